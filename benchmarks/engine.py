@@ -78,7 +78,7 @@ def stepping(engine: Engine, names: list[str | None]) -> Callable[[], None]:
     rows = [
         SequenceState(
             prompt=[int(token) for token in rng.integers(1, 60, CONTEXT)],
-            adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
+            adapter=None if name is None else engine.adapters.acquire(engine.adapters.pack(name)),
         )
         for name in names
     ]
@@ -102,7 +102,8 @@ def prefilling(engine: Engine, name: str | None, tokens: int) -> Callable[[], No
 
     def read() -> None:
         row = SequenceState(
-            prompt=prompt, adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name))
+            prompt=prompt,
+            adapter=None if name is None else engine.adapters.acquire(engine.adapters.pack(name)),
         )
         engine.rows.admit(row)
         engine.rows.prefill(tokens)

@@ -23,7 +23,7 @@ from adapterpack import adapt, save
 from adapterpack.adapter_methods import Method
 from adapterpack.demos import MINILM, fetch
 from adapterpack.tasks import text_classification
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.data import load as data
 
@@ -118,7 +118,7 @@ class Task:
         head learns at once.
         """
         if not self.cut:
-            return load_model(task_named("text-classification"), self.base, self.labels)
+            return load_model(get_task("text-classification"), self.base, self.labels)
         return MeanClassifier.from_pretrained(self.base, num_labels=len(self.labels))
 
     def batches(self, seed: int, size: int) -> Iterable[Batch]:

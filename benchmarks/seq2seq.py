@@ -31,7 +31,7 @@ from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.model_runner import SequenceState
 from adapterpack.runtime.sessions.decoder import EncoderDecoder
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import adapt
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.torch_adapters.save import save
@@ -88,7 +88,7 @@ def build_packs(base: Path, folder: Path, family: str, count: int, rank: int) ->
     targets = ("q", "v", "wo") if family == "t5" else ("q_proj", "v_proj", "fc1")
     packs = []
     for number in range(count):
-        model = load_model(task_named("text2text-generation"), base)
+        model = load_model(get_task("text2text-generation"), base)
         adapt(model, LoRA(r=rank, targets=targets), f"a{number}")
         torch.manual_seed(number)
         with torch.no_grad():
@@ -116,7 +116,7 @@ def engine_step(
         SequenceState(
             prompt=[0] * SO_FAR,
             source={"input_ids": np.array([ids])},
-            adapter=None if name is None else engine.adapters.taken(engine.adapters.pack(name)),
+            adapter=None if name is None else engine.adapters.acquire(engine.adapters.pack(name)),
         )
         for name, ids in zip(names, prompts, strict=True)
     ]
@@ -138,7 +138,7 @@ def searches(
     session: Session, base: Path, prompts: list[list[int]], beams: int, tokens: int
 ) -> dict[str, Callable[[], None]]:
     """Whole searches, of ours and of transformers'."""
-    model = load_model(task_named("text2text-generation"), base).eval()
+    model = load_model(get_task("text2text-generation"), base).eval()
     batch = torch.tensor(prompts)
 
     def theirs() -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from adapterpack.demos import MINILM, fetch
 from adapterpack.resources import resource
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
@@ -78,7 +78,7 @@ def accuracy(
                 **METHODS[method][1],
             }
         )
-        task, kind = task_named(config.task), TRAINERS[config.trainer]
+        task, kind = get_task(config.task), TRAINERS[config.trainer]
         reader = reader_of(task, kind, base)
         ready = prepare(config, task, base, reader)
         if method == HEAD:

@@ -13,19 +13,19 @@ from typing import Any
 from adapterpack.errors import ConfigError
 from adapterpack.tasks.data.rows import Row
 from adapterpack.tasks.data.scores import no_head
-from adapterpack.tasks.one_pass import NoOptions, OnePass, Prepared
-from adapterpack.tasks.session import Arrays, Head, RowInputs
+from adapterpack.tasks.one_pass import NoOptions, OnePass, PreparedRow
+from adapterpack.tasks.session import Arrays, RowHead, RowInputs
 from adapterpack.tasks.task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """The query and the document of a row, in one text."""
     inputs, _ = session.encode_pairs([pair(row)])
-    return Prepared(inputs)
+    return PreparedRow(inputs)
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """``score``, from 0 to 1."""
     return (

@@ -21,7 +21,7 @@ from invariants.bundles import Reference, check
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.slots.precision import DEFAULT
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import adapt
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.torch_adapters.save import save
@@ -30,7 +30,7 @@ from adapterpack.torch_adapters.save import save
 def make_base(architecture: Architecture, folder: Path) -> Path:
     """A random checkpoint in which nothing is zero or one: a lost bias or norm would not show."""
     torch.manual_seed(5)
-    auto_class = getattr(transformers, task_named(architecture.task).auto_class)
+    auto_class = getattr(transformers, get_task(architecture.task).auto_class)
     model = auto_class.from_config(architecture.config(transformers))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -41,7 +41,7 @@ def make_base(architecture: Architecture, folder: Path) -> Path:
 
 def make_pack(architecture: Architecture, base: Path, kind: Kind) -> Any:
     """A pack of one kind, moved by noise as training would."""
-    model = load_model(task_named(architecture.task), base)
+    model = load_model(get_task(architecture.task), base)
     heads = tuple(head for head in architecture.heads if hasattr(model, head))
     adapt(model, kind.config(architecture.targets, heads), kind.name)
     torch.manual_seed(len(kind.name))
@@ -68,7 +68,7 @@ def prove(
     Raises:
         AssertionError: a graph disagrees with transformers.
     """
-    task = task_named(architecture.task)
+    task = get_task(architecture.task)
     base = folder / "base"
     if not base.exists():
         make_base(architecture, base)

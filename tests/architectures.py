@@ -18,7 +18,7 @@ from adapterpack.adapter_methods.llama_adapter import LLaMAAdapter
 from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.adapter_methods.oft import OFT
 from adapterpack.adapter_methods.prefix_tuning import PrefixTuning
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 
 WORDS = 96
 _SIZES = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 1}
@@ -55,7 +55,7 @@ class Architecture(NamedTuple):
     @property
     def heads(self) -> tuple[str, ...]:
         """The modules that are trained whole beside the adapter."""
-        return task_named(self.task).heads
+        return get_task(self.task).heads
 
 
 def _decoder(name: str, config: Callable[[Any], Any], *targets: str, **lacks: str) -> Architecture:

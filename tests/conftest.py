@@ -300,11 +300,11 @@ def pack_of(
         import torch
 
         from adapterpack import LoRA, adapt, save
-        from adapterpack.tasks.task import task_named
+        from adapterpack.tasks.task import get_task
         from adapterpack.torch_adapters.models.load import load_model
 
         fields, labels = PACKS[kind][name]
-        model = load_model(task_named(TASK_OF[kind]), base_of(kind), labels)
+        model = load_model(get_task(TASK_OF[kind]), base_of(kind), labels)
         if labels is None:
             model.config._name_or_path = ""  # else a head that the base does not hold would be trained whole
         adapt(model, LoRA(**fields), name)
@@ -357,10 +357,10 @@ def dense_of(
         import torch
 
         from adapterpack import load
-        from adapterpack.tasks.task import task_named
+        from adapterpack.tasks.task import get_task
         from adapterpack.torch_adapters.models.load import load_model
 
-        model = load_model(task_named(TASK_OF[kind]), base_of(kind)).double().eval()
+        model = load_model(get_task(TASK_OF[kind]), base_of(kind)).double().eval()
         if name is not None:
             pack = load(pack_of(kind, name))
             fields, _ = PACKS[kind][name]

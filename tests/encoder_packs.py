@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from adapterpack import LoRA, adapt, save
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 LONG = 64
@@ -24,7 +24,7 @@ def packed(
     base: Path, folder: Path, task: str, name: str, labels: list[str] | None = None, **fields: Any
 ) -> Path:
     """A random LoRA on the base's model of a task."""
-    model = adapt(load_model(task_named(task), base, labels), LoRA(**fields), name)
+    model = adapt(load_model(get_task(task), base, labels), LoRA(**fields), name)
     generator = torch.Generator().manual_seed(len(name))
     with torch.no_grad():
         for parameter in model.parameters():

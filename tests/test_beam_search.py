@@ -23,7 +23,7 @@ from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 
 Make = Callable[..., Any]
 ENDS = (2, 9, 17, 33, 41, 58, 77)
@@ -58,8 +58,8 @@ def models(
             return placed, {name: dense_of("llama", name) for name in (None, "alpha", "beta")}
         base, bundle, _ = encoder_decoder_of(family)
         task, known = (
-            task_named("text2text-generation"),
-            {None: Reference(task_named("text2text-generation"), base)},
+            get_task("text2text-generation"),
+            {None: Reference(get_task("text2text-generation"), base)},
         )
         for name, pack in Session(bundle, "cpu").packs.items():
             known[name] = Reference(task, base, pack, tmp_path_factory.mktemp("folded") / name)

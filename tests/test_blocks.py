@@ -45,7 +45,7 @@ from adapterpack.graph_passes.emit import ACTIVATION_NODES
 from adapterpack.quantizing.packs import quantize_pack
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.blocks import FIELDS
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.block import AdaptedBlock
 from adapterpack.torch_adapters.layers.block_targets import select_blocks
 from adapterpack.torch_adapters.layers.layer import AdaptedLayer
@@ -162,7 +162,7 @@ def dense(model: Any, kind: str, packs: list[tuple[str, Pack]]) -> Any:
 @pytest.fixture(scope="module")
 def plain(base_of: Make) -> Callable[[str], Any]:
     """Base -> the transformers model as it came."""
-    return cache(lambda kind: load_model(task_named(TASKS[kind]), base_of(kind)).eval())
+    return cache(lambda kind: load_model(get_task(TASKS[kind]), base_of(kind)).eval())
 
 
 @pytest.fixture(scope="module")

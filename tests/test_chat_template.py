@@ -262,8 +262,8 @@ def test_what_is_long_may_be_rendered() -> None:
 
 def test_a_template_is_compiled_once() -> None:
     """However many prompts there are."""
-    rendering._compiled.cache_clear()
+    rendering._compile.cache_clear()
     for text in ("w1", "w2", "w3"):
         request = json.dumps([TEMPLATES["plain"], {"messages": [{"role": "user", "content": text}]}])
         assert text in rendering.render(request.encode()).decode()
-    assert rendering._compiled.cache_info().misses == 1
+    assert rendering._compile.cache_info().misses == 1

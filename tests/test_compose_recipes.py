@@ -33,7 +33,7 @@ from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Nothi
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate.validation import validate
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 fast = pytest.mark.fast
@@ -332,7 +332,7 @@ def test_a_joined_head_gives_each_heads_logits(tiny_bert: Path, tmp_path: Path) 
     """
     packs = []
     for number, labels in enumerate((("no", "yes"), ("x", "y", "z"))):
-        model = load_model(task_named("text-classification"), tiny_bert, list(labels), seed=number)
+        model = load_model(get_task("text-classification"), tiny_bert, list(labels), seed=number)
         model = adapterpack.adapt(
             model, LoRA(r=2, targets="all-linear", modules_to_save=("classifier",)), f"p{number}", seed=number
         )
@@ -347,7 +347,7 @@ def test_a_joined_head_gives_each_heads_logits(tiny_bert: Path, tmp_path: Path) 
     def logits(policy: str) -> np.ndarray:
         pack = compose(packs, weights=[0.7, 0.6], whole=policy)
         labels = list(pack.manifest.task.labels or ())
-        model = attach(load_model(task_named("text-classification"), tiny_bert, labels), pack).eval()
+        model = attach(load_model(get_task("text-classification"), tiny_bert, labels), pack).eval()
         with torch.no_grad():
             found: np.ndarray = model(ids).logits.numpy()
         return found
@@ -369,7 +369,7 @@ def test_moments_and_gradients_are_those_of_the_model(tiny_bert: Path, tmp_path:
     labels, sentences = ["no", "yes"], ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9", "w2 w9"]
     for number in range(2):
         model = adapterpack.adapt(
-            load_model(task_named("text-classification"), tiny_bert, labels),
+            load_model(get_task("text-classification"), tiny_bert, labels),
             LoRA(r=2, targets=["query", "value"], modules_to_save=("classifier",)),
             f"p{number}",
             seed=number,
@@ -399,7 +399,7 @@ def test_moments_and_gradients_are_those_of_the_model(tiny_bert: Path, tmp_path:
         )
         assert done.exit_code == 0, done.output
     pack = load(tmp_path / "p0")
-    model = attach(load_model(task_named("text-classification"), tiny_bert, labels), pack).eval()
+    model = attach(load_model(get_task("text-classification"), tiny_bert, labels), pack).eval()
     path = next(adapter.site.path for adapter in pack.adapters())
     layer, inputs = model.get_submodule(path), []
     layer.register_forward_hook(

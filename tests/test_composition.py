@@ -45,7 +45,7 @@ from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Unsup
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.slots.values import pack_values
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.loop.trainer import AdapterTrainer
 
@@ -390,7 +390,7 @@ TASK = {"bert": "feature-extraction", "llama": "text-generation"}
 
 
 def _random(kind: str, base: Path, name: str, config: Any, seed: int) -> Pack:
-    model = adapterpack.adapt(load_model(task_named(TASK[kind]), base), config, name)
+    model = adapterpack.adapt(load_model(get_task(TASK[kind]), base), config, name)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -441,7 +441,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
     batch = batch_of(kind, BATCHES["ragged"])
     key = "logits" if kind == "llama" else "last_hidden_state"
     wanted: dict[str | None, np.ndarray] = {}
-    model = load_model(task_named(TASK[kind]), base).double().eval()
+    model = load_model(get_task(TASK[kind]), base).double().eval()
     wanted[None] = outputs(model, batch)
     for pack in packs:
         attach(model, pack, check_base=False)
@@ -462,7 +462,7 @@ def test_torch_merge_and_onnx_agree(kind: str, base_of: Make, parts_of_base: Mak
     for pack in packs[1:]:
         if TREES[pack.name][0].startswith(("sum(0.7", "parallel")):
             merge(base, [pack], tmp_path / f"merged-{pack.name}")
-            merged = load_model(task_named(TASK[kind]), tmp_path / f"merged-{pack.name}").double().eval()
+            merged = load_model(get_task(TASK[kind]), tmp_path / f"merged-{pack.name}").double().eval()
             assert_close(outputs(merged, batch), wanted[pack.name], batch["attention_mask"])
         else:
             with pytest.raises(Unsupported, match=r"the node '(arrow|gate|fuse)' cannot be folded"):
@@ -500,7 +500,7 @@ def test_a_router_is_loaded_into_a_running_bank(base_of: Make, parts_of_base: Ma
     export(base, [three], tmp_path / "bundle", slots=3)
     session = Session(tmp_path / "bundle", "cpu")
     session.load(two)
-    model = load_model(task_named("text-generation"), base).double().eval()
+    model = load_model(get_task("text-generation"), base).double().eval()
     batch = batch_of("llama", (6, 3))
     for pack in (two, three):
         attach(model, pack, check_base=False)
@@ -789,7 +789,7 @@ def test_a_layer_behind_a_router_compiles(parts_of_base: Make, base_of: Make) ->
     """
     parts = parts_of_base("llama")
     pack = compose([parts["a"], parts["b"]], tree="gate(a, b, top_k=1)")
-    model = attach(load_model(task_named("text-generation"), base_of("llama")), pack)
+    model = attach(load_model(get_task("text-generation"), base_of("llama")), pack)
     layer, x = (
         model.model.layers[0].self_attn.q_proj,
         torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0)),
@@ -811,7 +811,7 @@ def test_a_sequence_that_is_divided_must_be_whole(parts_of_base: Make, base_of: 
     """split counts positions, so a cache is refused; without one tokens are generated."""
     parts = parts_of_base("llama")
     pack = compose([parts["a"], parts["b"]], tree="split(a, b, sizes=2:2)")
-    model = attach(load_model(task_named("text-generation"), base_of("llama")), pack).eval()
+    model = attach(load_model(get_task("text-generation"), base_of("llama")), pack).eval()
     ids = torch.tensor([[5, 6, 7, 8]])
     with pytest.raises(Unsupported, match="all tokens at once"):
         model.generate(ids, max_new_tokens=2, do_sample=False, use_cache=True)

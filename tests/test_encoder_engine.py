@@ -30,8 +30,8 @@ from adapterpack.errors import (
 from adapterpack.runtime.engine.encoder_batch import Bounds, EncoderRow, Padding, next_batch
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
 from adapterpack.runtime.engine.requests import Event
-from adapterpack.tasks.one_pass import Prepared
-from adapterpack.tasks.session import Head
+from adapterpack.tasks.one_pass import PreparedRow
+from adapterpack.tasks.session import RowHead
 
 Make = Callable[..., Any]
 
@@ -283,7 +283,7 @@ def test_batches_keep_to_their_bounds_and_to_the_oldest() -> None:
         array = np.ones((1, 400 if number == 9 else dice.randrange(1, 100)), np.int64)
         inputs = {"input_ids": array, **({"token_type_ids": array} if dice.random() < 0.3 else {})}
         waiting.append(
-            EncoderRow(number, Prepared(inputs), None, Head(False, None), None, dice.choice(adapters))
+            EncoderRow(number, PreparedRow(inputs), None, RowHead(False, None), None, dice.choice(adapters))
         )
     padding, sizes = Padding(), []
     while waiting:

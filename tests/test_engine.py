@@ -428,13 +428,13 @@ def test_the_table_gives_up_the_least_recently_used() -> None:
     a, b, c = (Named(name) for name in "abc")
     bundle: Any = SimpleNamespace(packs={name.id: name for name in (a, b, c)})
     table = AdapterTable(bundle, reader, lambda pack, adapter: None, budget=25)
-    held = table.taken(a)  # type: ignore[arg-type]
-    table.released(table.taken(b))  # type: ignore[arg-type]
-    table.released(table.taken(c))  # type: ignore[arg-type]
+    held = table.acquire(a)  # type: ignore[arg-type]
+    table.release(table.acquire(b))  # type: ignore[arg-type]
+    table.release(table.acquire(c))  # type: ignore[arg-type]
     assert table.digests == ["a", "c"]  # a row runs with the oldest
     table.pin("c")
-    table.released(held)
-    table.released(table.taken(b))  # type: ignore[arg-type]
+    table.release(held)
+    table.release(table.acquire(b))  # type: ignore[arg-type]
     assert table.digests == ["c", "b"]
     assert read == ["a", "b", "c", "b"]
     table.unload("c")

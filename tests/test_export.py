@@ -66,7 +66,7 @@ from adapterpack.pack.pack import build
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.extract_adapter import parts_of
 from adapterpack.torch_adapters.models.load import load_model
 
@@ -295,9 +295,7 @@ def test_a_head_of_several_layers(tmp_path: Path) -> None:
     names = {"narrow": 3, "broad": 14}
     models, packs = {}, []
     for name, labels in names.items():
-        model = load_model(
-            task_named("text-classification"), base, [f"l{number}" for number in range(labels)]
-        )
+        model = load_model(get_task("text-classification"), base, [f"l{number}" for number in range(labels)])
         adapt(model, LoRA(r=2, targets=("query",), modules_to_save=("classifier",)), name)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -325,7 +323,7 @@ def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) ->
     rows.
     """
     model = adapt(
-        load_model(task_named("feature-extraction"), tiny_bert),
+        load_model(get_task("feature-extraction"), tiny_bert),
         LoRA(r=4, targets=("pooler.dense", "key")),
         "one",
     )
@@ -335,7 +333,7 @@ def test_every_output_of_an_encoder_is_right(tiny_bert: Path, tmp_path: Path) ->
                 parameter.normal_(0, 0.3)
     export(tiny_bert, [save(model, None, base=tiny_bert, name="one")], tmp_path / "bundle", mode="bank")
     session = Session(tmp_path / "bundle", "cpu")
-    plain = load_model(task_named("feature-extraction"), tiny_bert).eval()
+    plain = load_model(get_task("feature-extraction"), tiny_bert).eval()
     for lengths in (BATCHES["ragged"], (4,) * 24):
         batch = batch_of("bert", lengths)
         inputs = {key: torch.from_numpy(value) for key, value in batch.items()}
@@ -661,7 +659,7 @@ def test_a_method_of_ones_own_in_a_real_model(
         build("lora", get("lora"), lora, task=task, base=base),
     ]
     export(tiny_llama, packs, tmp_path / "bundle", mode=mode)
-    model = load_model(task_named("text-generation"), tiny_llama).double().eval()
+    model = load_model(get_task("text-generation"), tiny_llama).double().eval()
     for site, (_, p) in adapters.items():
         layer = model.get_submodule(site.path)
         q = {name: torch.from_numpy(value).double() for name, value in p.items()}
@@ -910,7 +908,7 @@ def test_a_row_without_an_image_holds_no_token_of_one() -> None:
     them.
     """
     llava = next(one for one in ARCHITECTURES if one.name == "llava")
-    task, config = task_named(llava.task), llava.config(transformers)
+    task, config = get_task(llava.task), llava.config(transformers)
     model = getattr(transformers, task.auto_class).from_config(config).eval()
     plain = example(task, config, model=lambda: model, bare=parity.BARE)["input_ids"]
     for token in {int(token) for token in plain[parity.BARE[0]] if token}:
@@ -1013,7 +1011,7 @@ def test_adapters_folded_together(tiny_llama: Path, pack_of: Make, dense_of: Mak
         tiny_llama, [pack_of("llama", "alpha"), pack_of("llama", "beta")], tmp_path / "bundle", mode="folded"
     )
     session, batch = Session(tmp_path / "bundle", "cpu"), batch_of("llama", BATCHES["ragged"])
-    model = load_model(task_named("text-generation"), tiny_llama).double().eval()
+    model = load_model(get_task("text-generation"), tiny_llama).double().eval()
     alpha, beta = (dict(dense_of("llama", name).named_parameters()) for name in ("alpha", "beta"))
     with torch.no_grad():
         for name, value in model.named_parameters():
@@ -1046,7 +1044,7 @@ def test_slots_without_packs_are_where_training_puts_adapters(
     """Those of ``all-linear``: neither the output embedding, whose factors for every word would be gathered
     for each row and token, nor the heads, which are trained whole.
     """
-    base, task = base_of(kind), task_named({"llama": "text-generation", "bert": "text-classification"}[kind])
+    base, task = base_of(kind), get_task({"llama": "text-generation", "bert": "text-classification"}[kind])
     model = load_model(task, base)
     if kind == "llama":
         model.config.tie_word_embeddings = False

@@ -35,11 +35,11 @@ from adapterpack.exporting.bundle_writer import write_graphs
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.proof import reference as ref
 from adapterpack.slots.precision import precision
-from adapterpack.tasks.task import MAIN, task_named
+from adapterpack.tasks.task import MAIN, get_task
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.models.load import load_model
 
-TASK = task_named("text-generation")
+TASK = get_task("text-generation")
 _IDS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 LARGE = LlamaConfig(
     vocab_size=32000,

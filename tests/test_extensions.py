@@ -29,7 +29,7 @@ from adapterpack.errors import FormatError, Unsupported
 from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.manifest.manifest import Base, Task
 from adapterpack.pack.pack import build
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = {
@@ -276,7 +276,7 @@ def test_a_frontend_of_another_package_makes_the_graph(
     """A checkpoint that it supports is exported from its graph, and proved."""
     base = shutil.copytree(tiny_llama, tmp_path / "base")
     ir.save(
-        FRONTENDS["mobius"].build(ExportSource(base, task_named("text-generation"))).model,
+        FRONTENDS["mobius"].build(ExportSource(base, get_task("text-generation"))).model,
         base / "ready.onnx",
     )
     cli("export", base, pack_of("llama", "alpha"), "-o", tmp_path / "bundle")

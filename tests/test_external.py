@@ -25,7 +25,7 @@ from adapterpack.errors import ConfigError, FormatError, SiteNotFound, Unsupport
 from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.onnx_graph.confine import require_safe
 from adapterpack.onnx_graph.graph_file import GraphFile
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
@@ -60,7 +60,7 @@ def optimum_style(base_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """torch.onnx on the tiny Llama, unoptimized: a weight lies [out, in] and a node turns it; names as
     optimum gives them.
     """
-    model = load_model(task_named("text-generation"), base_of("llama")).eval()
+    model = load_model(get_task("text-generation"), base_of("llama")).eval()
     past = [torch.zeros(2, 2, 3, 8) for _ in range(4)]
     example = (
         torch.ones((2, 4), dtype=torch.int64),
@@ -131,7 +131,7 @@ def test_a_file_of_transformers_exporters(base_of: Make, tmp_path: Path) -> None
     """An encoder's file, folded and attached, against torch with the adapter in it; the proof is in the
     manifest.
     """
-    graph, task = tmp_path / "model.onnx", task_named("feature-extraction")
+    graph, task = tmp_path / "model.onnx", get_task("feature-extraction")
     model = adapt(
         load_model(task, base_of("bert")),
         LoRA(r=4, targets=("query", "key", "pooler.dense", "output.dense")),

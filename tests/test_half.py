@@ -23,7 +23,7 @@ from adapterpack.errors import ParityError, UnknownName, Unsupported
 from adapterpack.exporting.frontends import FRONTENDS, ExportSource, Frontend
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load
-from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balanced, converted
+from adapterpack.slots.precision import ABSENT, NONE_BELOW, PRECISIONS, balance, convert
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -153,7 +153,7 @@ def test_factors_of_any_scale(scale: float, tiny_llama: Path, pack_of: Make, tmp
 def test_balanced_factors_have_the_same_product() -> None:
     rng = np.random.default_rng(0)
     down, up = (rng.standard_normal(shape).astype(np.float32) for shape in ((7, 3), (3, 5)))
-    found = balanced(
+    found = balance(
         {
             "a.down": down * 1024,
             "a.up": up / 4096,
@@ -178,14 +178,14 @@ def test_numbers_in_another_type() -> None:
     """What is absent stays so; a number that does not fit is refused by name; what is no number was none
     before.
     """
-    found = converted(np.array([ABSENT, 1.5, -3.0], np.float32), "float16", "a.head_bias")
+    found = convert(np.array([ABSENT, 1.5, -3.0], np.float32), "float16", "a.head_bias")
     assert found.dtype == np.float16
     assert found.tolist() == [PRECISIONS["float16"].absent, 1.5, -3.0]
     assert found[0] < NONE_BELOW < found[2]
     with pytest.raises(Unsupported, match="too large for float16") as caught:
-        converted(np.array([7e4], np.float32), "float16", "a.up")
+        convert(np.array([7e4], np.float32), "float16", "a.up")
     assert "a.up" in str(caught.value)
-    assert converted(np.array([np.nan], np.float32), "float16", "a.up").dtype == np.float16
+    assert convert(np.array([np.nan], np.float32), "float16", "a.up").dtype == np.float16
 
 
 def test_a_pack_is_loaded_into_a_bank_of_halves(

@@ -81,9 +81,9 @@ def test_siblings_that_differ_stay_apart(tiny_llama: Path) -> None:
     """Nothing is packed across modules, or where one sibling's input is changed by an adapter."""
     from adapterpack.exporting.frontends import FRONTENDS, ExportSource
     from adapterpack.graph_passes.attach import AttachPlan
-    from adapterpack.tasks.task import task_named
+    from adapterpack.tasks.task import get_task
 
-    graph = FRONTENDS["mobius"].build(ExportSource(tiny_llama, task_named("text-generation")))
+    graph = FRONTENDS["mobius"].build(ExportSource(tiny_llama, get_task("text-generation")))
     every = find_sites(graph.model, graph.scope)
     import dataclasses
 

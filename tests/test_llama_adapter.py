@@ -33,7 +33,7 @@ from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.peft import layout
 from adapterpack.runtime.model_inputs import pad
-from adapterpack.slots.projections import projected
+from adapterpack.slots.projections import project
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]
 CLOSE = 2e-5
@@ -387,6 +387,6 @@ def test_a_graph_without_such_an_attention_says_so(qwen: Path, tmp_path: Path) -
     model = ir.load(tmp_path / "bundle" / "model.onnx")
     for wrong in ({"keys": "nothing"}, {"norm": ("nothing", "nothing")}, {"keys": "input_ids"}):
         with pytest.raises(FormatError, match="graph has no"):
-            projected(
+            project(
                 model, dataclasses.replace(site.heads, **wrong), np.zeros((2, 24), np.float32), site.dtype
             )

@@ -26,7 +26,7 @@ from adapterpack.base.thresholds import longrope_length
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.tasks.data.rows import RowError
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.data.pack_sequences import _join
 
@@ -82,7 +82,7 @@ def base(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pack(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Pack:
     model = adapt(
-        load_model(task_named("text-generation"), base), LoRA(r=4, targets=("o_proj", "down_proj")), "far"
+        load_model(get_task("text-generation"), base), LoRA(r=4, targets=("o_proj", "down_proj")), "far"
     )
     return save(_noisy(model), tmp_path_factory.mktemp("packs") / "far", base=base, name="far")
 
@@ -338,7 +338,7 @@ def test_a_classifier_in_memory_does_not_depend_on_padding_either(
     model.save_pretrained(tmp_path / "base")
     settings = json.loads((tmp_path / "base" / "config.json").read_text("utf-8"))
     (tmp_path / "base" / "config.json").write_text(json.dumps({**settings, "pad_token_id": padding}), "utf-8")
-    loaded = load_model(task_named("text-classification"), tmp_path / "base").eval()
+    loaded = load_model(get_task("text-classification"), tmp_path / "base").eval()
     with torch.no_grad():
         together = loaded(
             **{name: torch.from_numpy(array) for name, array in pad(rows, 7, left=False).items()}

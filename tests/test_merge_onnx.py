@@ -39,7 +39,7 @@ from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.onnx_graph.match import match
 from adapterpack.onnx_graph.nbits import dequantize, quantized_nodes
 from adapterpack.pack.pack import Pack, build
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.testing import cases
 from adapterpack.torch_adapters.models.load import load_model
 
@@ -64,7 +64,7 @@ def require_bit_equal(report: Any, out: Path, merged: Path) -> None:
 
 
 def torch_export(base: Path, out: Path) -> None:
-    model = load_model(task_named("feature-extraction"), base).eval()
+    model = load_model(get_task("feature-extraction"), base).eval()
     ids = torch.ones((2, 7), dtype=torch.int64)
     shapes = {
         name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -96,7 +96,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
         frontend, task = (
             ("mobius", "text-generation") if exporter == "mobius" else ("transformers", "feature-extraction")
         )
-        model = FRONTENDS[frontend].build(ExportSource(base, task_named(task))).model
+        model = FRONTENDS[frontend].build(ExportSource(base, get_task(task))).model
         ir.save(model, graph, external_data="weights/model.data" if exporter == "mobius" else None)
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")
@@ -116,7 +116,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
     }
     ours = session.run(None, {value.name: feeds[value.name] for value in session.get_inputs()})[0]
     model = load_model(
-        task_named("text-generation" if kind == "llama" else "feature-extraction"), tmp_path / "merged"
+        get_task("text-generation" if kind == "llama" else "feature-extraction"), tmp_path / "merged"
     ).eval()
     with torch.no_grad():
         theirs = model(input_ids=torch.from_numpy(ids), attention_mask=torch.ones((3, 6), dtype=torch.int64))[

@@ -179,7 +179,7 @@ def test_mixes_take_no_packs_place(engine: DecoderEngine, monkeypatch: pytest.Mo
     """
     packs = {engine.adapters.pack(name).id for name in ("alpha", "beta", "gamma")}
     for name in ("alpha", "beta", "gamma"):
-        engine.adapters.released(engine.adapters.taken(engine.adapters.pack(name)))
+        engine.adapters.release(engine.adapters.acquire(engine.adapters.pack(name)))
     size = sum(one.nbytes for one in engine.adapters._resident.values() if one.digest in packs)
     monkeypatch.setattr(engine.adapters, "budget", size)
     for number in range(12):
@@ -207,7 +207,7 @@ def test_mixes_live_as_long_as_their_adapters(kinds: DecoderEngine, tmp_path: Pa
     assert events[-1].finish_reason in ("length", "stop")
     assert digest not in kinds.adapters.digests
     for weight in (0.5, 0.25, 0.5):
-        kinds.adapters.released(kinds.adapters.taken(kinds.adapters.of_row({"lora": weight, "loha": 1.0})))  # type: ignore[arg-type]
+        kinds.adapters.release(kinds.adapters.acquire(kinds.adapters.of_row({"lora": weight, "loha": 1.0})))  # type: ignore[arg-type]
     assert sum("*" in one for one in kinds.adapters.digests) >= 2
     assert kinds.adapters.of_row({"lora": 1.0}) is kinds.adapters.pack("lora")
 

@@ -17,7 +17,7 @@ from architectures import ARCHITECTURES
 
 from adapterpack import OFT, DoRA, FourierFT, LoRA, Pack, Session, adapt, export, load, merge, save
 from adapterpack.errors import Unsupported
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -37,7 +37,7 @@ LLAMA: Mapping[str, Any] = {
 def _packs(base: Path, task: str, configs: Mapping[str, Any]) -> list[Pack]:
     packs = []
     for name, config in configs.items():
-        model = adapt(load_model(task_named(task), base), config, name)
+        model = adapt(load_model(get_task(task), base), config, name)
         torch.manual_seed(len(name))
         with torch.no_grad():
             for parameter in filter(lambda parameter: parameter.requires_grad, model.parameters()):
@@ -65,7 +65,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         if pack is not None:
             where = folder / f"merged-{pack.name}"
             merge(base, [pack], where)
-        model = getattr(transformers, task_named(task).auto_class).from_pretrained(where).eval()
+        model = getattr(transformers, get_task(task).auto_class).from_pretrained(where).eval()
         with torch.no_grad():
             expected[None if pack is None else pack.name] = model(
                 **{key: torch.from_numpy(value)}

@@ -32,7 +32,7 @@ from adapterpack.errors import AdapterpackError, ConfigError, FormatError, Missi
 from adapterpack.runtime.media.image_processing import MOST_BYTES, bytes_in, picture
 from adapterpack.runtime.media.inputs import image_of
 from adapterpack.runtime.media.processor_config import _KINDS, Preparation, preparation, section
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 SAME = 1e-6
@@ -353,7 +353,7 @@ def test_a_picture_in_any_form_gives_what_torch_makes_of_it(
     assert np.abs(session.pixels(given[:1]) - prepared).max() <= SAME
     with torch.no_grad():
         logits = (
-            load_model(task_named("image-classification"), base)
+            load_model(get_task("image-classification"), base)
             .eval()(pixel_values=torch.from_numpy(prepared))
             .logits.numpy()
         )

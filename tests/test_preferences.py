@@ -18,7 +18,7 @@ import adapterpack
 from adapterpack import LoRA, adapt, attach, load, save, train
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsupported
 from adapterpack.sandbox.sandbox import OutOfLimits
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model, load_tokenizer
 from adapterpack.training.config.config import read_config
 from adapterpack.training.loop.arguments import arguments_of
@@ -131,7 +131,7 @@ def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_pat
     assert adapterpack.validate(tmp_path / kind, tiny_llama).valid
     assert (pack.manifest.training["objective"], pack.manifest.training["steps"]) == (kind, 12)
     assert sorted(path.name for path in tmp_path.iterdir()) == [kind, f"{kind}.jsonl"]
-    task = task_named(pack.manifest.task.type)
+    task = get_task(pack.manifest.task.type)
     assert (task.name, pack.manifest.problem) == (
         ("text-classification", "regression") if kind == "reward" else (CAUSAL, "single_label_classification")
     )
@@ -182,7 +182,7 @@ def test_the_reference_is_what_the_adapter_began_as(
     started = None
     if begins == "a pack":
         torch.manual_seed(3)
-        first = adapt(load_model(task_named(CAUSAL), tiny_llama), LoRA(r=4), "sft")
+        first = adapt(load_model(get_task(CAUSAL), tiny_llama), LoRA(r=4), "sft")
         for parameter in first.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.2)
@@ -190,7 +190,7 @@ def test_the_reference_is_what_the_adapter_began_as(
         more = {"adapter_name_or_path": str(tmp_path / "sft")}
     (settings,), _ = read_config(config(tiny_llama, tmp_path, "dpo", **more))
     tokenizer = load_tokenizer(tiny_llama)
-    ready = prepare(settings, task_named(CAUSAL), tiny_llama, tokenizer)
+    ready = prepare(settings, get_task(CAUSAL), tiny_llama, tokenizer)
     trainer = trainer_for(settings, ready, arguments_of(settings, tmp_path / "runs"), tokenizer)
     assert sum(parameter.numel() for parameter in trainer.ref_model.parameters()) == 0
     batch = next(iter(trainer.get_train_dataloader()))

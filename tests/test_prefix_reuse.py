@@ -50,7 +50,7 @@ def answer(
     engine: Engine, prompt: list[int], name: str | None, steps: int = 2, salt: bytes = b""
 ) -> np.ndarray:
     """The logits after a prompt and a few steps."""
-    adapter = None if name is None else engine.adapters.taken(engine.adapters.pack(name))
+    adapter = None if name is None else engine.adapters.acquire(engine.adapters.pack(name))
     row = SequenceState(prompt=prompt, adapter=adapter, salt=salt)
     engine.rows.admit(row)
     engine.rows.next_to_read()

@@ -29,7 +29,7 @@ from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.ort.model import OrtModel
 from adapterpack.runtime.providers.device import Device
 from adapterpack.runtime.providers.resolved_device import resolve
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
@@ -290,7 +290,7 @@ def test_the_shared_table_is_the_heads(fast: Path, tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def embedded(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float bank with an adapter of the embedding, whose table the head shares."""
-    model = load_model(task_named("text-generation"), tiny_llama)
+    model = load_model(get_task("text-generation"), tiny_llama)
     adapt(model, LoRA(r=3, targets=("embed_tokens", "q_proj")), "words")
     torch.manual_seed(3)
     with torch.no_grad():

@@ -22,7 +22,7 @@ from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError
 from adapterpack.tasks import question_answering
 from adapterpack.tasks.question_answering import LONGEST, best_span
-from adapterpack.tasks.task import task_named, task_of
+from adapterpack.tasks.task import get_task, task_of
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.data import load as data
 
@@ -145,7 +145,7 @@ def test_answers_are_those_of_transformers(
     assert (
         list(bundle.parity["canary"]["replayed"]) == ["knows"] if mode == "folded" else ["knows", "guesses"]
     )
-    model = load_model(task_named("question-answering"), base).eval()
+    model = load_model(get_task("question-answering"), base).eval()
     attach(model, load(packs[0]))
     tokenizer = AutoTokenizer.from_pretrained(base)
     rows = [row for number, row in enumerate(rows_of(24, 2)) if number % 8 != 7]
@@ -232,7 +232,7 @@ def test_a_pack_says_what_it_is_to_peft(packs: tuple[Path, Path], base: Path) ->
     tokenizer = AutoTokenizer.from_pretrained(base)
     given = tokenizer("what colour is the lamp", "the lamp is red and the fan is blue", return_tensors="pt")
     theirs = PeftModel.from_pretrained(AutoModelForQuestionAnswering.from_pretrained(base), packs[0]).eval()
-    ours = attach(load_model(task_named("question-answering"), base).eval(), load(packs[0]))
+    ours = attach(load_model(get_task("question-answering"), base).eval(), load(packs[0]))
     with torch.no_grad():
         torch.testing.assert_close(
             theirs.base_model(**given).start_logits, ours(**given).start_logits, rtol=0, atol=1e-5

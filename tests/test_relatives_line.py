@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from adapterpack import Session, attach, export, load, merge, train
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
@@ -89,7 +89,7 @@ def test_merged_attached_and_served_agree(
     for row, (name, folder) in enumerate(packs.items()):
         pack = load(folder)
         assert pack.method.name == name
-        base = load_model(task_named("text-classification"), tiny_bert, ["no", "yes"])
+        base = load_model(get_task("text-classification"), tiny_bert, ["no", "yes"])
         before = logits(base)
         attached = logits(attach(base, pack))
         assert np.abs(attached - before).max() > 0.05, "eight steps changed something"

@@ -176,7 +176,7 @@ def test_penalties_are_those_of_transformers() -> None:
         ]
     )
     expected = processors(torch.tensor([PROMPT + output]), torch.from_numpy(logits)[None])[0].numpy()
-    np.testing.assert_allclose(sampler.adjusted(logits.copy()), expected, rtol=1e-6)
+    np.testing.assert_allclose(sampler.process_logits(logits.copy()), expected, rtol=1e-6)
     assert np.isneginf(expected[[2, 30]]).all()
 
 
@@ -219,7 +219,7 @@ def test_what_may_not_and_must_be_next_is_as_in_transformers() -> None:
         logits = noise(dice.randrange(99), size)
         expected = right(torch.tensor([[*prompt, *output]]), torch.from_numpy(logits.copy())[None])[0].numpy()
         np.testing.assert_allclose(
-            sampler.adjusted(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}"
+            sampler.process_logits(logits.copy()), expected, rtol=1e-6, err_msg=f"{prompt} {output} {fields}"
         )
 
 

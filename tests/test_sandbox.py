@@ -19,10 +19,10 @@ import pytest
 from processes import child
 
 from adapterpack.errors import FormatError, Unsupported
-from adapterpack.sandbox.limits import Limits
+from adapterpack.sandbox.limits import SandboxLimits
 from adapterpack.sandbox.sandbox import Sandbox
 
-LIMITS = Limits(memory=64 << 20, seconds=0.5, answer=1 << 20)
+LIMITS = SandboxLimits(memory=64 << 20, seconds=0.5, answer=1 << 20)
 
 
 # What runs inside.
@@ -65,12 +65,12 @@ def identity(_: bytes) -> bytes:
     return str(os.getpid()).encode()
 
 
-def here(function: str, limits: Limits = LIMITS, **options: int) -> Sandbox:
+def here(function: str, limits: SandboxLimits = LIMITS, **options: int) -> Sandbox:
     return Sandbox(f"{Path(__file__).stem}:{function}", limits, **options)
 
 
 def test_results_and_large_messages_come_back() -> None:
-    sandbox = here("double", Limits())
+    sandbox = here("double", SandboxLimits())
     for data in (b"", b"a", bytes(range(256)) * 40_000):
         assert sandbox.run(data, "it fails") == data + data
 
@@ -126,7 +126,7 @@ def test_a_system_without_such_processes_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_deadline_of_the_clock_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Limits, "deadline", property(lambda limits: limits.seconds))
+    monkeypatch.setattr(SandboxLimits, "deadline", property(lambda limits: limits.seconds))
     with pytest.raises(FormatError, match=r"more than 1\.5 s"):
         here("misbehave", LIMITS._replace(seconds=1.5)).run(b"sleeps", "it fails")
 

@@ -37,7 +37,7 @@ from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.embeddings import POOLING
-from adapterpack.tasks.task import MAIN, TASKS, Part, Task, task_named, task_of
+from adapterpack.tasks.task import MAIN, TASKS, Part, Task, get_task, task_of
 from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
@@ -104,7 +104,7 @@ def test_canaries_of_speech_and_of_images_beside_texts_are_replayed(
         report = adapterpack.validate(folder, full=True)
         assert [finding for finding in report.findings if finding.severity == "error"] == []
         assert not [text for text in report.not_checked if "canary" in text]
-    for part in task_named(BY_NAME[name].task).parts:  # each graph in turn is one that has other weights
+    for part in get_task(BY_NAME[name].task).parts:  # each graph in turn is one that has other weights
         spoiled = Path(shutil.copytree(bundle, tmp_path / f"spoiled-{part.name}"))
         path = spoiled / graph_file(part.name)
         graph = ir.load(path)
@@ -170,7 +170,7 @@ def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torc
     assert set(session.bundle.parity["canary"]["replayed"]) == {"low-rank"}
     prompts = [[5, 9, 31, 8, 2], [7, 2], [40, 41, 42]]
     found = session.generate(prompts, max_new_tokens=6)
-    model = load_model(task_named("text2text-generation"), base).eval()
+    model = load_model(get_task("text2text-generation"), base).eval()
     for prompt, answer in zip(prompts, found, strict=True):
         with torch.no_grad():
             expected = model.generate(
@@ -245,7 +245,7 @@ def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tm
     seen = str(tmp_path / "image.npy")
     # w3 is the image's token, 7
     rows = [{"prompt": "w5 w6", "image": seen}, {"prompt": "w1"}, {"prompt": "w5 w3 w6", "image": seen}]
-    model = load_model(task_named("image-text-to-text"), base).eval()
+    model = load_model(get_task("image-text-to-text"), base).eval()
     positions, asked = [7] * 9, ([9, 10], [5], [9, 10])
     places = ([*positions, 9, 10], [5], [9, *positions, 10])
     for row, ids, words in zip(run(bundle, rows, max_new_tokens=4), places, asked, strict=True):
@@ -309,7 +309,7 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
     """
     _, bundle = made(name)
     report = quantize(bundle, tmp_path / "int8", scheme="int8").quantization
-    parts = [part.name for part in task_named(BY_NAME[name].task).parts]
+    parts = [part.name for part in get_task(BY_NAME[name].task).parts]
     assert list(report["graphs"]) == sorted(parts)
     before, after = (Session(folder, "cpu") for folder in (bundle, tmp_path / "int8"))
     rows = inputs_of(before)
@@ -431,7 +431,7 @@ def test_a_task_is_whole() -> None:
         ), task.name
         compares_a_batch_with_itself = task.training is not None and "return_loss" in task.training.constants
         assert task.training is None or task.training.targets or compares_a_batch_with_itself, task.name
-        assert all(task_named(alias) is task for alias in task.aliases)
+        assert all(get_task(alias) is task for alias in task.aliases)
     assert part_class("adapterpack.exporting.tracing.torch_parts:Plain") is part_class("plain")
     assert Part("model", "plain", ("bbox",), {"bbox": ("batch", "sequence", None)}).axes_of("bbox") == (
         "batch",

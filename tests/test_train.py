@@ -44,7 +44,7 @@ from adapterpack.errors import (
 )
 from adapterpack.tasks import text_classification, text_generation
 from adapterpack.tasks.data.problems import labels_in
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import as_mapping, read_config
@@ -174,7 +174,7 @@ def test_a_classifier_learns(tiny_bert: Path, tmp_path: Path) -> None:
         "precision": "float32",
     }.items() <= manifest.training.items()
 
-    model = attach(load_model(task_named(TEXT), tiny_bert).eval(), again)
+    model = attach(load_model(get_task(TEXT), tiny_bert).eval(), again)
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     scores = []
     with torch.no_grad():
@@ -213,7 +213,7 @@ def test_the_seed_is_the_adapters(tiny_bert: Path, tmp_path: Path) -> None:
             }
         )
         fresh = adapt(
-            load_model(task_named(TEXT), tiny_bert, ["no", "yes"]),
+            load_model(get_task(TEXT), tiny_bert, ["no", "yes"]),
             LoRA(r=4, modules_to_save=("classifier",)),
             "f",
             seed,
@@ -365,7 +365,7 @@ def test_a_base_is_held_in_its_own_dtype(
     assert any("score" in name for name in trained)
     assert pack.manifest.training["final_loss"] < 0.9 * np.log(2)
     for dtype in ("float32", "bfloat16"):
-        attach(load_model(task_named(TEXT), base, ["no", "yes"], dtype=dtype), load(tmp_path / "pack"))
+        attach(load_model(get_task(TEXT), base, ["no", "yes"], dtype=dtype), load(tmp_path / "pack"))
 
 
 def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: Path) -> None:
@@ -381,7 +381,7 @@ def test_csv_and_parquet_and_json_are_the_same_rows(tiny_bert: Path, tmp_path: P
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for kind in ("jsonl", "json", "csv", "parquet"):
         loaded = data.load_rows(str(tmp_path / f"r.{kind}"))
-        assert data.labels_in(loaded, task_named(TEXT).training, kind).names == ("no", "yes")
+        assert data.labels_in(loaded, get_task(TEXT).training, kind).names == ("no", "yes")
         encoded = text_classification.encode(loaded, tokenizer, 32, kind, labels_in(["no", "yes"], "here"))
         assert [row["labels"] for row in encoded] == [0, 1]
         assert encoded[1]["input_ids"] == [48]
@@ -401,7 +401,7 @@ def test_labels_and_pairs(tiny_bert: Path) -> None:
     rows = Dataset.from_list(
         [{"sentence1": "w1", "sentence2": "w2 w3", "label": label} for label in (10, 2, 1)]
     )
-    labels = data.labels_in(rows, task_named(TEXT).training, "here")
+    labels = data.labels_in(rows, get_task(TEXT).training, "here")
     assert labels.names == ("1", "2", "10")
     encoded = text_classification.encode(rows, tokenizer, 2, "here", labels)
     assert [row["labels"] for row in encoded] == [2, 1, 0]
@@ -575,7 +575,7 @@ def test_labels_keep_their_names(tiny_bert: Path, tmp_path: Path, caplog: pytest
     columns = {"premise": ["w1", "w2"], "hypothesis": ["w3", "w4"], "label": [1, 0], "source": ["a", "b"]}
     Dataset.from_dict(columns, features).to_parquet(tmp_path / "r.parquet")
     rows = data.load_rows(str(tmp_path / "r.parquet"))
-    labels = data.labels_in(rows, task_named(TEXT).training, "here")
+    labels = data.labels_in(rows, get_task(TEXT).training, "here")
     assert labels.names == ("neg", "pos")
     with caplog.at_level(logging.WARNING):
         encoded = text_classification.encode(
@@ -866,7 +866,7 @@ def test_a_list_of_adapters(tiny_bert: Path, tmp_path: Path) -> None:
         ("b", tmp_path / "pack" / "b"),
     ]
     assert {adapter.config.rank for adapter in packs[1].adapters()} == {2}
-    model = load_model(task_named(TEXT), tiny_bert)
+    model = load_model(get_task(TEXT), tiny_bert)
     for pack in packs:
         assert verify_canary(attach(model, pack), pack) < 1e-5
 

@@ -20,7 +20,7 @@ from training_families import seeing
 from adapterpack import train
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, FormatError, StorageError, Unsupported
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 TEXT = "text-classification"
@@ -72,7 +72,7 @@ def test_which_layer_of_a_vision_tower_is_read_is_no_count_of_layers(
     torch.manual_seed(0)
     model = transformers.LlavaForConditionalGeneration(config).eval()
     model.save_pretrained(tmp_path / "base")
-    loaded = load_model(task_named("image-text-to-text"), tmp_path / "base").eval()
+    loaded = load_model(get_task("image-text-to-text"), tmp_path / "base").eval()
     batch = {key: value for key, value in seeing().items() if key != "labels"}
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
@@ -115,7 +115,7 @@ def test_a_damaged_base_is_named(
         train(classify(folder, tmp_path))
     if name == "config.json":
         with pytest.raises(error, match=text):
-            load_model(task_named(TEXT), folder)
+            load_model(get_task(TEXT), folder)
     assert not (tmp_path / "ran").exists()
 
 

@@ -28,7 +28,7 @@ from adapterpack.tasks import text_classification
 from adapterpack.tasks.data.problems import ONE, Labels
 from adapterpack.tasks.data.report import DataReport
 from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.sources import Source, sources_of
 from adapterpack.training.data import decompress as readable_files
@@ -85,7 +85,7 @@ def config(base: Path, folder: Path, **more: Any) -> dict[str, Any]:
 
 def rows_of(base: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
     (one,), _ = read_config({"model_name_or_path": str(base), "output_dir": "out", **settings})
-    task = task_named(one.task)
+    task = get_task(one.task)
     assert task.training is not None
     found = read(one, task, task.training, AutoTokenizer.from_pretrained(base))
     return found[0], found[1]
@@ -614,7 +614,7 @@ def test_axolotls_type_alpaca_is_alpacas_prompt(tiny_llama: Path, tmp_path: Path
     """
     tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
     tokenizer.chat_template = "{% for message in messages %}w9 {{ message['content'] }} {% endfor %}"
-    learned = task_named("text-generation").training
+    learned = get_task("text-generation").training
     assert learned is not None
     alone = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the "
@@ -662,7 +662,7 @@ def test_a_form_may_be_named_for_text_to_text_as_well(tiny_llama: Path) -> None:
     """
     rows = Dataset.from_list([{"prompt": "w1", "completion": "w2", "text": "w3"}])
     report = DataReport("here", wanted="prompt-completion")
-    encode = task_named("text2text-generation").training.encode  # type: ignore[union-attr]
+    encode = get_task("text2text-generation").training.encode  # type: ignore[union-attr]
     assert len(encode(rows, AutoTokenizer.from_pretrained(tiny_llama), 8, report, None)) == 1
     assert (report.form, report.wanted) == ("prompt-completion", None)
 

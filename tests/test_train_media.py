@@ -21,7 +21,7 @@ from architectures import ARCHITECTURES
 import adapterpack
 from adapterpack import attach, export, load, run, train
 from adapterpack.errors import AdapterpackError, ConfigError
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.active import wrappers_of
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.config.config import read_config
@@ -178,7 +178,7 @@ def loss_of(values: dict[str, Any], pack: Any = None) -> float:
     loaded anew.
     """
     (settings,), _ = read_config({**values, "output_dir": f"{values['output_dir']}-again"})
-    task = task_named(settings.task)
+    task = get_task(settings.task)
     reader = reader_of(task, TRAINERS[settings.trainer], Path(settings.model_name_or_path))
     ready = prepare(settings, task, Path(settings.model_name_or_path), reader)
     if pack is not None:
@@ -223,7 +223,7 @@ def test_a_vision_language_model_is_adapted_where_a_server_runs_it(
 
     def adapted(**more: Any) -> set[str]:
         (settings,), _ = read_config(config("llava", base_named("llava"), tmp_path, **more))
-        task, base = task_named(settings.task), Path(settings.model_name_or_path)
+        task, base = get_task(settings.task), Path(settings.model_name_or_path)
         model = prepare(settings, task, base, reader_of(task, TRAINERS["sft"], base)).model
         return {module._site.path.split(".")[1] for module in wrappers_of(model)}
 

@@ -20,7 +20,7 @@ from adapterpack import Pack, attach, compose, detach, export, load, merge, run,
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.tasks.data.problems import PROBLEMS, labels_in
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 TEXT = "text-classification"
@@ -132,7 +132,7 @@ def test_pipelines_show_the_labels_of_the_adapter_that_is_active(
     """Three heads in one model: the config has the labels and the problem of the active one, and its own
     again without any.
     """
-    model = load_model(task_named(TEXT), tiny_bert).eval()
+    model = load_model(get_task(TEXT), tiny_bert).eval()
     own = dict(model.config.id2label)
     for pack in heads.values():
         attach(model, pack)
@@ -170,7 +170,7 @@ def test_bundles_and_merged_models_read_each_head_as_pipelines_do(
     for problem, pack in heads.items():
         merge(tiny_bert, [pack], tmp_path / f"merged-{problem}")
         models = {
-            "attached": attach(load_model(task_named(TEXT), tiny_bert).eval(), pack),
+            "attached": attach(load_model(get_task(TEXT), tiny_bert).eval(), pack),
             "merged": AutoModelForSequenceClassification.from_pretrained(
                 tmp_path / f"merged-{problem}"
             ).eval(),
@@ -266,7 +266,7 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
     )
     assert pack.manifest.task.labels == ("A", "B", "O")
     assert next(metric["value"] for metric in pack.manifest.metrics if metric["name"] == "accuracy") > 0.95
-    model = attach(load_model(task_named("token-classification"), tiny_bert).eval(), pack)
+    model = attach(load_model(get_task("token-classification"), tiny_bert).eval(), pack)
     tag = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
     assert [one["entity"] for one in tag("w1 w75 w41")] == ["A", "B"]  # of O pipelines say nothing
     with pytest.raises(ConfigError, match=r"words and as many labels.*row 1"):

@@ -22,7 +22,7 @@ from test_train_resume import KILLED
 from adapterpack import Pack, train
 from adapterpack.errors import ConfigError, NonFinite
 from adapterpack.signals import Ended, raised
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.training.loop.shared_bases import SharedBases
 from adapterpack.training.loop.steps import Step
 
@@ -208,9 +208,7 @@ def test_the_base_is_in_memory_once(tiny_bert: Path) -> None:
     bases = SharedBases()
 
     def model(task: str, labels: tuple[str, ...], dtype: str = "float32") -> Any:
-        return bases.load(task_named(task), tiny_bert, labels, dtype=dtype, quantization=None, problem=None)[
-            0
-        ]
+        return bases.load(get_task(task), tiny_bert, labels, dtype=dtype, quantization=None, problem=None)[0]
 
     first, same = model(TEXT, ("a", "b")), model(TEXT, ("a", "b"))
     others = [model(TEXT, ("a", "b", "c")), model("token-classification", ("a", "b"))]

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
 from adapterpack import LoRA, Pack, Session, TrainableTokens, adapt, export, merge, save
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 ROWS = np.array([[5, 7, 3, 9, 11, 5], [1, 12, 3, 4, 6, 8], [40, 9, 9, 2, 5, 70]])
@@ -49,7 +49,7 @@ class Made:
         self.packs: dict[str, Pack] = {}
         self.expected: dict[str | None, np.ndarray] = {None: _logits(self.base)}
         for name, config_of_pack in CONFIGS.items():
-            model = adapt(load_model(task_named("text-generation"), self.base), config_of_pack, name)
+            model = adapt(load_model(get_task("text-generation"), self.base), config_of_pack, name)
             self.packs[name] = save(_moved(model), folder / name, base=self.base, name=name)
             merge(self.base, [self.packs[name]], folder / f"merged-{name}")
             self.expected[name] = _logits(folder / f"merged-{name}")

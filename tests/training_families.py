@@ -22,7 +22,7 @@ from architectures import ARCHITECTURES, WORDS
 from torch import nn
 
 from adapterpack import LoRA, adapt, attach, load, save, validate
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.training.config.config import read_config
 from adapterpack.training.pipeline import train_one
@@ -374,7 +374,7 @@ def by_configuration(family: Family, base: Path, folder: Path) -> float | None:
     (config,), _ = read_config(
         {
             "model_name_or_path": str(base),
-            "task": task_named(family.task).name,
+            "task": get_task(family.task).name,
             "train_file": str(data),
             "output_dir": str(folder / "set"),
             "learning_rate": 1e-2,

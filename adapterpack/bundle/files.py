@@ -28,7 +28,7 @@ hashed before; none are.
 """
 
 
-class Difference(NamedTuple):
+class FileDifference(NamedTuple):
     """A listed file that is not the one on disk; ``found`` is None where it is missing."""
 
     path: str
@@ -38,7 +38,7 @@ class Difference(NamedTuple):
 
 def differences(
     folder: Path, bundle: Bundle, *, again: bool = False, watch: Callable[[], None] | None = None
-) -> Iterator[Difference]:
+) -> Iterator[FileDifference]:
     """Every file that the manifest lists and that is missing, of another size, or has other bytes; see
     :func:`adapterpack.io.file_hashes.file_hashes` for ``again`` and ``watch``.
     """
@@ -48,11 +48,11 @@ def differences(
     hashes = file_hashes(whole, again=again, watch=watch)
     for entry in bundle.files:
         if entry.path not in there:
-            yield Difference(entry.path, f"{entry.size} bytes", None)
+            yield FileDifference(entry.path, f"{entry.size} bytes", None)
         elif entry.path not in whole:
-            yield Difference(entry.path, f"{entry.size} bytes", f"{sizes[entry.path]} bytes")
+            yield FileDifference(entry.path, f"{entry.size} bytes", f"{sizes[entry.path]} bytes")
         elif hashes[entry.path] != entry.sha256:
-            yield Difference(entry.path, f"sha256 {entry.sha256}", hashes[entry.path])
+            yield FileDifference(entry.path, f"sha256 {entry.sha256}", hashes[entry.path])
 
 
 def _is_regular(folder: Path, path: str) -> bool:
@@ -73,12 +73,12 @@ def irregular(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def unlisted(folder: Path, bundle: Bundle) -> list[str]:
+def find_unlisted(folder: Path, bundle: Bundle) -> list[str]:
     """Files in the bundle's folder that its manifest does not list, and that are no signature of it."""
     return sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE})
 
 
-def needed(bundle: Bundle) -> set[str]:
+def required_files(bundle: Bundle) -> set[str]:
     """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter
     files of ``inputs`` mode.
     """
@@ -102,7 +102,7 @@ def has_other_tokenizer(bundle: Bundle, pack: Manifest) -> bool:
     return None not in (trained, own) and trained not in (own, SAME)
 
 
-def require_listed(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:
+def require_in_list(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:
     """Checks of files that a graph reads its weights from that the manifest lists them.
 
     Raises:
@@ -145,7 +145,7 @@ def require_files(folder: Path, bundle: Bundle, verify: str) -> dict[Path, Ident
     listed = {entry.path for entry in bundle.files}
     files = {folder / name: identity(folder / name) for name in sorted(listed) if _is_regular(folder, name)}
     if strange := sorted(
-        (needed(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed
+        (required_files(bundle) | {name for name in CARRIED if os.path.lexists(folder / name)}) - listed
     ):
         raise _strange(folder / strange[0])
     for wrong in differences(folder, bundle, again=verify == "full"):

@@ -21,7 +21,7 @@ from ..manifest import limits
 from ..manifest.structs import Base, FileEntry
 from ..pack.pack import SIGNATURE
 from ..tasks.data.problems import ONE, PROBLEMS
-from ..tasks.task import MAIN, task_named
+from ..tasks.task import MAIN, get_task
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .reports import CanaryReport, DecoderReport, QuantizationReport
 from .signature import Signature
@@ -281,7 +281,7 @@ class Bundle:
         Raises:
             UnknownName: the task is none that this version knows.
         """
-        return tuple(part.name for part in task_named(self.task).parts)
+        return tuple(part.name for part in get_task(self.task).parts)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""

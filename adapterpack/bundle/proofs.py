@@ -18,36 +18,36 @@ from ..version import VERSION
 _KNOWN: set[str] = set()
 
 
-class Proofs:
+class VerificationCache:
     """What this version found of the bundle with these bytes as its manifest."""
 
     def __init__(self, manifest: bytes) -> None:
         self._manifest = hashlib.sha256(VERSION.encode() + b"\0" + manifest).hexdigest()
 
-    def proved(self) -> bool:
+    def is_valid(self) -> bool:
         """Whether manifest, graphs and packs fit each other."""
-        return self._known(self._manifest)
+        return self._is_remembered(self._manifest)
 
-    def keep_proved(self) -> None:
+    def remember_validity(self) -> None:
         """Remembers that they do."""
-        self._keep(self._manifest)
+        self._remember(self._manifest)
 
-    def opened(self, part: str) -> bool:
+    def was_openable(self, part: str) -> bool:
         """Whether ONNX Runtime opened the graph of a part before and the process lived on."""
-        return self._known(f"{self._manifest}-{part}")
+        return self._is_remembered(f"{self._manifest}-{part}")
 
-    def keep_opened(self, *parts: str) -> None:
+    def remember_opening(self, *parts: str) -> None:
         """Remembers that it did, of each of them."""
         for part in parts:
-            self._keep(f"{self._manifest}-{part}")
+            self._remember(f"{self._manifest}-{part}")
 
-    def _known(self, name: str) -> bool:
+    def _is_remembered(self, name: str) -> bool:
         if name not in _KNOWN and _record(name).is_file():
             _KNOWN.add(name)
         return name in _KNOWN
 
-    def _keep(self, name: str) -> None:
-        if not self._known(name):
+    def _remember(self, name: str) -> None:
+        if not self._is_remembered(name):
             _KNOWN.add(name)
             # a cache that cannot be written is no reason to fail
             with suppress(StorageError), output_file(_record(name)) as record:

@@ -29,14 +29,14 @@ def render(request: bytes) -> bytes:
     """
     source, values = json.loads(request)
     most = MOST + 2 * len(values["messages"])
-    text: str = _compiled(source).render(values, range=partial(_range, most))
+    text: str = _compile(source).render(values, range=partial(_range, most))
     if len(text) > MOST_TEXT + GROWTH * len(request):
         raise OverflowError(f"it writes {len(text)} characters for values of {len(request)}")
     return text.encode("utf-8", "surrogatepass")
 
 
 @lru_cache(maxsize=8)
-def _compiled(source: str) -> Any:
+def _compile(source: str) -> Any:
     return ChatEnvironment().from_string(source)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..sandbox.limits import Limits
+from ..sandbox.limits import SandboxLimits
 from ..sandbox.sandbox import Sandbox
 
 Message = Mapping[str, Any]
@@ -15,7 +15,7 @@ Message = Mapping[str, Any]
 MAX_SOURCE = 256 << 10
 _FAILS = "the chat template does not render"
 _REMEDY = "give a list of token ids, or use a tokenizer with another chat template"
-_SANDBOX = Sandbox("adapterpack.chat.rendering:render", Limits(memory=256 << 20, seconds=1), kept=2)
+_SANDBOX = Sandbox("adapterpack.chat.rendering:render", SandboxLimits(memory=256 << 20, seconds=1), kept=2)
 
 
 class ChatTemplate:

@@ -11,7 +11,7 @@ import numpy as np
 from ..base.thresholds import turns_by_length
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST
 from ..errors import ParityError
-from ..runtime.sessions.decoder import grown
+from ..runtime.sessions.decoder import next_cache
 from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
 from ..tasks.session import Arrays
@@ -43,7 +43,7 @@ def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 
         given = {ADAPTER_POSITIONS: acting[:, start:stop]} if ADAPTER_POSITIONS in session.inputs else {}
         mask = np.ones((1, stop), np.int64)
         outputs = session.run(
-            {"input_ids": ids[:, start:stop], "attention_mask": mask, **given, **grown(outputs)}, name
+            {"input_ids": ids[:, start:stop], "attention_mask": mask, **given, **next_cache(outputs)}, name
         )
         yield outputs
         start = stop

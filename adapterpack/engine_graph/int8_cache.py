@@ -130,7 +130,7 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
 def _enlarge(largest: dict[str, np.ndarray], batch: ModelRunner, rows: Sequence[SequenceState]) -> None:
     """Takes in what the first rows of a batch have in their caches."""
     for place, row in enumerate(rows):
-        for name, numbers in batch.cached(place, row.kv_len).items():
+        for name, numbers in batch.read_cache(place, row.kv_len).items():
             largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
 
 

@@ -33,7 +33,7 @@ from ..slots.precision import DEFAULT, precision
 from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import require_slots
 from ..tasks.embeddings import POOLING
-from ..tasks.task import NO_TASK, Task, require_encoder, task_named, task_of
+from ..tasks.task import NO_TASK, Task, get_task, require_encoder, task_of
 from .quantize_base import trained_form
 from .request import ExportRequest
 from .targets import TARGETS, Target
@@ -271,7 +271,7 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
             remedy="export one bundle a task",
         )
     architecture = base.architecture or ""
-    chosen = task_named(name or types.pop()) if name or types else task_of(architecture, base.config)
+    chosen = get_task(name or types.pop()) if name or types else task_of(architecture, base.config)
     require_encoder(chosen, architecture, base.config)
     for pack in packs:
         require_task(pack, chosen, accepted=types)  # who names the task has chosen it for these packs

@@ -24,7 +24,7 @@ from ..merging.checkpoint.tied_weights import tied_to_a_head
 from ..pack.on_base import places_on
 from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
-from ..slots.projections import heads_at, projected
+from ..slots.projections import heads_at, project
 from ..slots.prompt_kv import PROJECTION
 from ..slots.prompt_rows import virtual_tokens
 from ..slots.values import largest_ranks, pack_values
@@ -217,7 +217,7 @@ def _project(
     """What the graph's own projections make of a prompt at the attention of that path."""
     heads = heads_at(sites, path)
     site = sites[f"{path}.{PROJECTION}"]
-    return *projected(graph.parts[site.part], heads, prompt, site.dtype), heads
+    return *project(graph.parts[site.part], heads, prompt, site.dtype), heads
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:

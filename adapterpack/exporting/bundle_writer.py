@@ -22,7 +22,7 @@ from ..base.checkpoint import Checkpoint
 from ..base.thresholds import LongRows, said_in
 from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, adapter_file, graph_file, manifest_bytes
-from ..bundle.proofs import Proofs
+from ..bundle.proofs import VerificationCache
 from ..bundle.signature import signature_of
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder
@@ -39,7 +39,7 @@ from ..quantizing.graphs.quantize_bundle import quantize_in_place
 from ..readable import size
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
-from ..slots.values import grouped
+from ..slots.values import group_slots
 from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from ..torch_adapters.layers.sites import select
@@ -123,7 +123,7 @@ def write_bundle(
         quantize_in_place(folder, job.quantize)
     if job.target.finish is not None:
         job.target.finish(folder, job.request.split)
-    Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
+    VerificationCache(manifest_bytes(folder)).remember_opening(*graphs_of(bundle))
 
 
 def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:
@@ -246,7 +246,7 @@ def _write_adapters(folder: Path, plan: AttachPlan) -> None:
     if not plan.sites and plan.part != MAIN:
         return
     for pack, values in zip(plan.packs, plan.values, strict=True):
-        complete = grouped(values, plan.sites)
+        complete = group_slots(values, plan.sites)
         # what has a length must be whole: a part that the adapter has not is there with nothing in it
         for site in plan.sites.values():
             for field in site.fields:

@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..bundle.files import require_files, unlisted
+from ..bundle.files import find_unlisted, require_files
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import ConfigError, FormatError, Unsupported
 from ..graph_passes.attach import default_slot_name
 from ..io.atomic import output_folder
 from ..io.safe_open import copy_folder
 from ..pack.pack import SIGNATURE
-from ..tasks.task import task_named
+from ..tasks.task import get_task
 from .arguments import require_split
 from .request import ExportRequest
 from .targets import TARGETS
@@ -67,9 +67,9 @@ def retarget(request: ExportRequest) -> Bundle:
             expected=target.name,
             remedy=f"export the checkpoint with --target {target.name}",
         )
-    target.require(bundle.mode, task_named(bundle.task))
+    target.require(bundle.mode, get_task(bundle.task))
     require_files(place, bundle, "cached")
-    if extra := unlisted(place, bundle):
+    if extra := find_unlisted(place, bundle):
         raise FormatError(
             "a file in the bundle is not in its manifest",
             where=place / extra[0],

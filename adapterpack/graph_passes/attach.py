@@ -13,7 +13,7 @@ from ..bundle.manifest import MappedSite
 from ..errors import SiteNotFound, Unsupported
 from ..pack.pack import Pack
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
-from ..slots.values import Values, padded, stacked
+from ..slots.values import Values, pad_slots, stack_slots
 from ..tasks.task import MAIN
 from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
 
@@ -136,9 +136,9 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
             )
     emitter.ids = ids = ids_input(model, batch)
     base, *ready = (
-        padded(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
+        pad_slots(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
     )
-    filled = stacked([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
+    filled = stack_slots([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
     for site in plan.sites.values():
         values = {}
         for field in site.fields:

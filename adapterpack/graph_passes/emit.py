@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from ..adapter_methods.forms.blocks import EPSILON
 from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
 from ..slots.blocks import BRANCHES, Branch
-from ..slots.precision import ABSENT, converted
+from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
 from ..slots.routes import Branch as RouteBranch
 from ..tasks.task import AXES
@@ -475,7 +475,7 @@ class Emitter:
         if full not in self.values:
             array = np.asarray(numbers)
             if array.dtype == np.float32:
-                array = converted(array, site.dtype, full)
+                array = convert(array, site.dtype, full)
             self.values[full] = add_initializer(self.graph, ir.tensor(array, name=full))
         return self.values[full]
 

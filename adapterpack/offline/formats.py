@@ -14,7 +14,7 @@ from ..extras import needed_by
 from ..runtime.providers.device import Device
 from ..runtime.sessions.row_runner import BLOCK
 from ..runtime.sessions.run import row_runner
-from .job import Job
+from .job import OfflineJob
 from .lines import Line, is_request
 from .rows_job import RowsJob
 
@@ -50,10 +50,10 @@ class Format(NamedTuple):
 
     name: str
     recognizes: Callable[[object], bool]
-    open: Callable[[Setting], Job]
+    open: Callable[[Setting], OfflineJob]
 
 
-def _rows(setting: Setting) -> Job:
+def _rows(setting: Setting) -> OfflineJob:
     runner = row_runner(
         setting.bundle,
         adapters=setting.adapters,
@@ -67,7 +67,7 @@ def _rows(setting: Setting) -> Job:
     return RowsJob(runner, setting.where, setting.identity(runner.provider))
 
 
-def _requests(setting: Setting) -> Job:
+def _requests(setting: Setting) -> OfflineJob:
     others = [name for name in setting.sampling if name not in ("seed", "sampling")]
     given = [*(["--adapter"] if setting.adapters else []), *(["--raw"] if setting.raw else []), *others]
     if given:
@@ -97,7 +97,7 @@ FORMATS = (
 """The first of these that recognizes the first line."""
 
 
-def job_for(first: Line | None, setting: Setting) -> Job:
+def job_for(first: Line | None, setting: Setting) -> OfflineJob:
     """What answers a file that begins with this line.
 
     Raises:

@@ -27,7 +27,7 @@ _SHOWN = 40
 _LOG = logging.getLogger(__name__)
 
 
-class Done(msgspec.Struct, frozen=True):
+class OutputProgress(msgspec.Struct, frozen=True):
     """How far a job is that ``began`` at a time, in seconds.
 
     ``inputs`` are the rows that were read, up to the ``line`` and the byte ``end`` of their file; ``rows``
@@ -67,7 +67,7 @@ class GrowingFile:
         with storage_errors(self._out):
             _write(self._rows, data)
 
-    def keep(self, done: Done) -> None:
+    def keep(self, done: OutputProgress) -> None:
         """Keeps what was written until here, whatever happens from now on.
 
         Raises:
@@ -102,7 +102,7 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
         _mention_others(out, folder)
         lock = hold_folder(folder)
     try:
-        with keep_or_remove(folder, lambda error: _kept(folder).rows > 0):
+        with keep_or_remove(folder, lambda error: _read_progress(folder).rows > 0):
             with storage_errors(out):
                 file = GrowingFile(folder, out)
             with closing(file):
@@ -123,11 +123,11 @@ def _write(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def _kept(folder: Path) -> Done:
+def _read_progress(folder: Path) -> OutputProgress:
     """The last step that a folder keeps."""
     with suppress(OSError):
         return _last_step(folder / _STEPS, (folder / _ROWS).stat().st_size)
-    return Done(now())
+    return OutputProgress(now())
 
 
 def now() -> int:
@@ -137,12 +137,12 @@ def now() -> int:
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
-def _last_step(path: Path, size_of_rows: int) -> Done:
+def _last_step(path: Path, size_of_rows: int) -> OutputProgress:
     """The last step that is whole, with all of its bytes in the file."""
-    done = Done(now())
+    done = OutputProgress(now())
     for raw in path.read_bytes().splitlines():
         with suppress(msgspec.DecodeError, msgspec.ValidationError):
-            step = msgspec.json.decode(raw, type=Done)
+            step = msgspec.json.decode(raw, type=OutputProgress)
             done = step if step.size <= size_of_rows else done
     return done
 

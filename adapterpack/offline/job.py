@@ -17,7 +17,7 @@ from ..io.atomic import output_file
 from ..io.strict_json import digest, finite
 from ..readable import things
 from ..version import VERSION
-from .growing_file import Done, growing_file, now
+from .growing_file import OutputProgress, growing_file, now
 from .lines import Line, lines_of
 
 Progress = Callable[[int, int, int], None]
@@ -35,13 +35,13 @@ class Answered(NamedTuple):
     tokens: int
 
 
-class Job(Protocol):
+class OfflineJob(Protocol):
     """Answers lines in blocks. ``identity`` is what its answers depend on besides the lines."""
 
     block: int
     identity: Mapping[str, Any]
 
-    def answered(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
+    def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
         """The answers to a block of lines, in order. ``first`` is the number of its first line among those
         that are not empty, and the job was begun at the time ``began``, in seconds.
         """
@@ -50,7 +50,7 @@ class Job(Protocol):
         """Ends what it has opened."""
 
 
-OpenJob = Callable[[Line | None], Job]
+OpenJob = Callable[[Line | None], OfflineJob]
 """From the first line of a file, if it has one, to what answers its lines."""
 
 
@@ -60,15 +60,15 @@ class RowsFailed(AdapterpackError):
     code = "rows-failed"
 
 
-def answers(job: Job, lines: Iterator[Line], done: Done) -> Iterator[Iterator[Answered]]:
+def answers(job: OfflineJob, lines: Iterator[Line], done: OutputProgress) -> Iterator[Iterator[Answered]]:
     """The answers to all lines behind ``done``, block by block. Each block has to be taken to its end."""
     first = done.inputs + 1
     for line in lines:
-        yield job.answered(first, chain([line], islice(lines, job.block - 1)), done.began)
+        yield job.answer_block(first, chain([line], islice(lines, job.block - 1)), done.began)
         first += job.block
 
 
-def begun(open_job: OpenJob, lines: Iterator[Line]) -> tuple[Job, Iterator[Line]]:
+def begin(open_job: OpenJob, lines: Iterator[Line]) -> tuple[OfflineJob, Iterator[Line]]:
     """The job that the first line calls for, and all lines."""
     first = next(lines, None)
     return open_job(first), lines if first is None else chain([first], lines)
@@ -81,15 +81,17 @@ def write_stream(
     where: str | None,
     progress: Progress,
     keep_going: bool,
-) -> Done:
+) -> OutputProgress:
     """Writes the answers to lines that nobody can read again: the whole file or none of it."""
     with output_file(out) as path, path.open("wb") as file:
-        job, every = begun(open_job, lines)
+        job, every = begin(open_job, lines)
         with closing(job):
             return _write(job, every, _Plain(file), where, progress, keep_going)
 
 
-def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, keep_going: bool) -> Done:
+def write_file(
+    open_job: OpenJob, source: Path, out: Path, progress: Progress, keep_going: bool
+) -> OutputProgress:
     """Writes the answers to the lines of a file, from where an earlier run of the same job was stopped.
 
     Raises:
@@ -98,8 +100,8 @@ def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, k
     """
     before, where = hashing.identity(source), str(source)
     with ExitStack() as stack:
-        file = stack.enter_context(_opened(source))
-        job, _ = begun(open_job, lines_of(file, where))
+        file = stack.enter_context(_open_lines(source))
+        job, _ = begin(open_job, lines_of(file, where))
         stack.callback(job.close)
         content = hashing.digests({source: hashing.HashedSource.whole(source, before)})[source].hex()
         with growing_file(out, digest({"input": content, "version": VERSION, **job.identity})) as sink:
@@ -117,7 +119,7 @@ def write_file(open_job: OpenJob, source: Path, out: Path, progress: Progress, k
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[Any]:
+def _open_lines(source: Path) -> Iterator[Any]:
     with storage_errors(source):
         file = source.open("rb")
     with file:
@@ -128,22 +130,22 @@ class _Plain:
     """A file that is written from its beginning to its end."""
 
     def __init__(self, file: Any) -> None:
-        self.done, self.write = Done(now()), file.write
+        self.done, self.write = OutputProgress(now()), file.write
 
-    def keep(self, done: Done) -> None:
+    def keep(self, done: OutputProgress) -> None:
         """Notes how far it is."""
         self.done = done
 
 
 def _write(
-    job: Job,
+    job: OfflineJob,
     lines: Iterator[Line],
     sink: Any,
     where: str | None,
     progress: Progress,
     keep_going: bool,
     check: Callable[[], None] = lambda: None,
-) -> Done:
+) -> OutputProgress:
     tokens = 0
     for block in answers(job, lines, sink.done):
         done, number = sink.done, 0
@@ -156,11 +158,11 @@ def _write(
             rows, tokens = rows + 1, tokens + taken
             if error is not None:
                 failed, first = failed + 1, first or first_of(line, error)
-            sink.write(encoded(row))
+            sink.write(encode_row(row))
             progress(rows, tokens, line.end)
         check()
-        sink.keep(Done(done.began, inputs, line.number, line.end, rows, failed, first))
-    last: Done = sink.done
+        sink.keep(OutputProgress(done.began, inputs, line.number, line.end, rows, failed, first))
+    last: OutputProgress = sink.done
     if last.rows == 0:
         raise NothingToDo("there are no rows to run", where=where)
     return last
@@ -171,7 +173,7 @@ def first_of(line: Line, error: AdapterpackError) -> str:
     return f"line {line.number}: {error.what}{'' if error.found is None else f', {error.found}'}"
 
 
-def encoded(row: Mapping[str, Any]) -> bytes:
+def encode_row(row: Mapping[str, Any]) -> bytes:
     """A line of an output. Half of a surrogate pair has no UTF-8; ``backslashreplace`` writes exactly JSON's
     own escape for it.
     """
@@ -180,7 +182,7 @@ def encoded(row: Mapping[str, Any]) -> bytes:
     )
 
 
-def require_all(done: Done, out: Path | None) -> None:
+def require_all(done: OutputProgress, out: Path | None) -> None:
     """Checks that every row was run.
 
     Raises:

@@ -39,9 +39,9 @@ class RequestsJob:
         """Ends the server."""
         self._server.close()
 
-    def answered(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
+    def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
         """See :class:`~.job.Job`."""
-        requests = [(line, self._posted(number, line)) for number, line in enumerate(lines, first)]
+        requests = [(line, self._post(number, line)) for number, line in enumerate(lines, first)]
         replies = iter(self._server.block([posted for _, posted in requests if isinstance(posted, Posted)]))
         for line, posted in requests:
             custom = line.row.get("custom_id") if isinstance(line.row, dict) else None
@@ -63,12 +63,12 @@ class RequestsJob:
                 "response": {
                     "status_code": reply.status,
                     "request_id": posted.id,
-                    "body": _dated(body, posted.id, began),
+                    "body": _add_date(body, posted.id, began),
                 },
             }
             yield Answered(line, row, self._error(line, reply.status, body), _tokens(body))
 
-    def _posted(self, number: int, line: Line) -> Posted | AdapterpackError:
+    def _post(self, number: int, line: Line) -> Posted | AdapterpackError:
         """The request of a line, or what is wrong with it."""
         row, where = line.row, f"{self._where}, line {line.number}"
         if not isinstance(row, dict):
@@ -111,7 +111,7 @@ class RequestsJob:
         return ConfigError(said, where=f"{self._where}, line {line.number}")
 
 
-def _dated(body: Any, request: str, began: int) -> Any:
+def _add_date(body: Any, request: str, began: int) -> Any:
     """An answer whose id and time follow from the file and the time at which its first line was begun."""
     if "id" in body and "created" in body:
         return {

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import AdapterpackError
-from ..runtime.sessions.row_runner import Outcome, RowRunner
+from ..runtime.sessions.row_runner import RowOutcome, RowRunner
 from ..tasks.data.rows import Row, RowError
 from .job import Answered
 from .lines import Line
@@ -23,7 +23,7 @@ class RowsJob:
     def close(self) -> None:
         """There is nothing to end."""
 
-    def answered(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
+    def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
         """See :class:`~.job.Job`."""
         begun: dict[int, Line] = {}
 
@@ -34,7 +34,7 @@ class RowsJob:
 
         for outcome in self._runner.outcomes(rows()):
             line = begun[outcome.number]
-            error = self._placed(outcome, line)
+            error = self._place(outcome, line)
             row = (
                 _without_error(outcome.result or {})
                 if error is None
@@ -42,7 +42,7 @@ class RowsJob:
             )
             yield Answered(line, row, error, outcome.tokens)
 
-    def _placed(self, outcome: Outcome, line: Line) -> AdapterpackError | None:
+    def _place(self, outcome: RowOutcome, line: Line) -> AdapterpackError | None:
         """The error of a row, which names its line."""
         error = outcome.error
         if self._where is None or not isinstance(error, RowError):

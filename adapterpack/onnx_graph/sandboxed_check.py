@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..sandbox.limits import Limits
+from ..sandbox.limits import SandboxLimits
 from ..sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 384 << 20, 8
@@ -72,5 +72,5 @@ def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:
     return Sandbox(f"adapterpack.onnx_graph.sandbox_entry.{function}", limits, kept=0)
 
 
-def _limits(size: int, memory: int = _MEMORY) -> Limits:
-    return Limits(memory + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND)
+def _limits(size: int, memory: int = _MEMORY) -> SandboxLimits:
+    return SandboxLimits(memory + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND)

@@ -8,7 +8,7 @@ from typing import Any
 from ..adapter_methods import PROMPT
 from ..errors import SiteNotFound, UnknownName, Unsupported, nearest
 from ..manifest.view import Described
-from ..tasks.task import NO_TASK, Task, task_named
+from ..tasks.task import NO_TASK, Task, get_task
 
 
 def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:
@@ -30,7 +30,7 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
 def task_of(pack: Described) -> Task | None:
     """The task that a pack is for; None where it names none, or one that is not known here."""
     try:
-        return task_named(pack.manifest.task.type)
+        return get_task(pack.manifest.task.type)
     except UnknownName:
         return None
 

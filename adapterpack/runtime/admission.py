@@ -16,7 +16,7 @@ from ..pack.fits import require_task, task_of
 from ..pack.pack import Pack
 from ..pack.trust.signers import Signers
 from ..tasks.task import NO_TASK
-from .canary import Replay, allowed
+from .canary import Replay, widen_canary
 from .canary_reasons import NONE, foreign_inputs, of_graph
 from .open_bundle import OpenBundle
 
@@ -27,7 +27,7 @@ _STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever
 
 
 @contextmanager
-def admitted(
+def admit(
     bundle: OpenBundle,
     pack: Pack,
     held: Callable[[Pack], AbstractContextManager[T]],
@@ -63,10 +63,10 @@ def admitted(
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     with held(pack) as adapter:
-        reason = _not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
+        reason = _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
         if reason is None:
             recorded, without, with_adapter = replay(pack, adapter)
-            wide = allowed(bundle.bundle, recorded, by_engine=True)
+            wide = widen_canary(bundle.bundle, recorded, by_engine=True)
             canary.check(wide, without, with_adapter, where=pack.name)
         else:
             level = logging.INFO if reason == NONE else logging.WARNING
@@ -74,7 +74,7 @@ def admitted(
         yield adapter
 
 
-def _not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
+def _why_not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
     """Why the canary of a pack is not replayed on this bundle's graphs, though nothing is wrong with it, or
     None.
 

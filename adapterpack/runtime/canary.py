@@ -14,7 +14,7 @@ from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
-from ..slots.values import head_values, in_slots, padded, stacked
+from ..slots.values import head_values, in_slots, pad_slots, stack_slots
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .canary_reasons import not_replayable
@@ -59,13 +59,13 @@ def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str
     return {
         name: max(
             float(np.abs(one - two).max())
-            for one, two in zip(_compared(before[name]), _compared(after[name]), strict=True)
+            for one, two in zip(_compared_values(before[name]), _compared_values(after[name]), strict=True)
         )
         for name in after
     }
 
 
-def allowed(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: bool = False) -> Canary:
+def widen_canary(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: bool = False) -> Canary:
     """The canary for a replay on a bundle's graphs, which round as their float type does; ``by_engine``: on
     the engine's, whose caches may round more.
     """
@@ -95,7 +95,9 @@ def judge(
     }
     for name, (recorded, base, adapter) in replays.items():
         # Quantized products of the engine's graph round other activations than those that were measured.
-        wide = allowed(session.bundle, recorded, moved.get(name, 0.0) * (2 if by_engine else 1), by_engine)
+        wide = widen_canary(
+            session.bundle, recorded, moved.get(name, 0.0) * (2 if by_engine else 1), by_engine
+        )
         if session.bundle.quantization is not None and name not in moved:
             reasons[name] = "the graph was quantized, and it is not known by how much that moved its logits"
         elif wide.tolerance > canary.QUANTIZED * canary.size(recorded):
@@ -116,10 +118,10 @@ def verify(session: OpenBundle) -> dict[str, Any]:
     Raises:
         BaseMismatch, NothingToDo, ParityError: one fails.
     """
-    return judge(session, replay(session), measured(session.bundle))
+    return judge(session, replay(session), get_drift(session.bundle))
 
 
-def measured(bundle: Bundle) -> Mapping[str, float]:
+def get_drift(bundle: Bundle) -> Mapping[str, float]:
     """By how much quantization was measured to move what each canary compares; nothing of a float graph."""
     moved: Mapping[str, float] = bundle.parity.get("canary", {}).get("moved", {})
     return moved if bundle.quantization is not None else {}
@@ -168,10 +170,10 @@ def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
     if bundle.mode != "bank" or not values:
         return in_slots(values, bundle.sites)
     sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
-    return stacked([padded(values, sites, bundle.max_rank, {})] * bundle.slots)
+    return stack_slots([pad_slots(values, sites, bundle.max_rank, {})] * bundle.slots)
 
 
-def _compared(one: Replay) -> Rows:
+def _compared_values(one: Replay) -> Rows:
     """The components that were recorded; the last one of a row in place of one that it does not have, which
     ``canary.check`` refuses.
     """

@@ -8,7 +8,7 @@ from ..bundle.manifest import Bundle
 from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.pack import Pack
-from ..tasks.task import task_named
+from ..tasks.task import get_task
 
 NONE = "the pack carries none"
 
@@ -22,14 +22,14 @@ def not_replayable(bundle: Bundle, pack: Pack) -> str | None:
 def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
     architecture = pack.manifest.task.architecture
     yield from foreign_inputs(bundle, recorded)
-    if architecture is not None and not architecture.endswith(task_named(bundle.task).suffixes):
+    if architecture is not None and not architecture.endswith(get_task(bundle.task).suffixes):
         yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
     yield from of_graph(bundle, pack, recorded)
 
 
 def foreign_inputs(bundle: Bundle, recorded: Canary) -> Iterator[str]:
     """Inputs that no graph of the bundle's task takes."""
-    if not canary.input_names(recorded) <= set(task_named(bundle.task).inputs):
+    if not canary.input_names(recorded) <= set(get_task(bundle.task).inputs):
         yield f"it has inputs that a graph for {bundle.task} does not take"
 
 

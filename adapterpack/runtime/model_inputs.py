@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..slots.prompt_rows import virtual_room
 from ..tasks.session import Arrays
 from ..tasks.task import Part
-from .adapters.pinned import Pinned
+from .adapters.pinned import PinnedRows
 from .adapters.prompt_cache import PromptCache, cross_prompt_cache
 from .open_bundle import OpenBundle
 from .ort.model import OrtModel
@@ -46,7 +46,7 @@ def last_places(mask: np.ndarray) -> np.ndarray:
     return found
 
 
-def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: Pinned) -> Arrays:
+def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: PinnedRows) -> Arrays:
     """The feeds of one part for these rows, made of what the caller and earlier parts gave.
 
     Raises:
@@ -67,7 +67,7 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
     return {name: graph.fitting(name, array) for name, array in feeds.items() if name in taken}
 
 
-def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
+def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
     """Tokens with their mask, or whatever else a model reads at once."""
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
@@ -79,7 +79,7 @@ def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) ->
     return _acting(session, graph, given, rows)
 
 
-def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
+def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
     """Position ids and a cache, which begins with the prompts of the rows' adapters."""
     batch, length = given["input_ids"].shape
     if "image_features" in graph.inputs:  # rows may have images
@@ -101,7 +101,7 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) 
     return _acting(session, graph, given, rows, past, prefix)
 
 
-def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: Pinned) -> Arrays:
+def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
     """A decoder on an encoder's keys and values; the mask is that of the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
@@ -141,7 +141,7 @@ def _acting(
     session: OpenBundle,
     graph: OrtModel,
     given: Arrays,
-    rows: Pinned,
+    rows: PinnedRows,
     past: int = 0,
     prefix: PromptCache | None = None,
 ) -> Arrays:

@@ -18,21 +18,21 @@ import numpy as np
 
 from ..adapter_methods import PROMPT
 from ..bundle.decoder_graph import DECODER, graphs_of
-from ..bundle.files import require_files, require_listed, require_same
+from ..bundle.files import require_files, require_in_list, require_same
 from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
-from ..bundle.proofs import Proofs
+from ..bundle.proofs import VerificationCache
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
 from ..pack.pack import Pack
 from ..pack.validate.validation import load, load_proved
 from ..slots.prompt_rows import virtual_tokens
-from ..tasks.data.problems import PROBLEMS, numbered
-from ..tasks.session import Head
-from ..tasks.task import MAIN, task_named
+from ..tasks.data.problems import PROBLEMS, number_labels
+from ..tasks.session import RowHead
+from ..tasks.task import MAIN, get_task
 from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
-from .adapters.pinned import Adapters, Pinned
+from .adapters.pinned import Adapters, PinnedRows
 from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
@@ -40,7 +40,7 @@ from .ort.contract import require_contract
 from .ort.model import OrtModel
 from .ort.sandboxed_open import require_openable
 from .providers.device import Device
-from .providers.kernels import listed
+from .providers.kernels import list_unfit
 from .providers.placement import CpuNodesWarning
 from .providers.resolved_device import resolve
 from .text.context_length import most_characters
@@ -66,10 +66,10 @@ class OpenBundle:
         self.folder, self._verify = Path(bundle), verify
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
-        self._proofs = Proofs(manifest)
-        proved = verify != "off" and self._proofs.proved()
+        self._proofs = VerificationCache(manifest)
+        proved = verify != "off" and self._proofs.is_valid()
         self._resolved = resolve(Device.of(provider, threads))
-        self.task = task_named(self.bundle.task)
+        self.task = get_task(self.bundle.task)
         if self._resolved.captures and not self.bundle.decoder:
             raise Unsupported(
                 "only the engine's steps are captured, and the bundle has no graph for them",
@@ -88,7 +88,7 @@ class OpenBundle:
         for file in files.values():
             data = require_safe(file)
             if verify != "off":
-                require_listed(self.folder, self.bundle, data)
+                require_in_list(self.folder, self.bundle, data)
         self._stored = {part: file.stored for part, file in files.items()}
         main = DECODER if self.bundle.decoder else MAIN  # then the ordinary graph may never be needed
         self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
@@ -98,13 +98,13 @@ class OpenBundle:
         packs = _packs(self.folder, self.bundle, load_proved if proved else load)
         self._mode = ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
-        attached = self._mode.opened(None if proved or verify == "off" else packs)
+        attached = self._mode.open(None if proved or verify == "off" else packs)
         self._adapters = Adapters({name: pack.unloaded() for name, pack in packs.items()}, prompts, attached)
         self._changing = threading.Lock()
         """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
         require_same(compared)
         if verify != "off":
-            self._proofs.keep_proved()
+            self._proofs.remember_validity()
 
     def frozen(self) -> Self:
         """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile:
@@ -119,7 +119,7 @@ class OpenBundle:
         require_contract(self.bundle, part, graph)
         if graph.cpu_nodes:
             warnings.warn(
-                f"{len(graph.cpu_nodes)} nodes of {graph.path} run on the CPU: {listed(graph.cpu_nodes)}",
+                f"{len(graph.cpu_nodes)} nodes of {graph.path} run on the CPU: {list_unfit(graph.cpu_nodes)}",
                 CpuNodesWarning,
                 2,
             )
@@ -332,7 +332,7 @@ class OpenBundle:
         named = self.head(None if adapter is None else self.pack(adapter)).labels
         return self.bundle.base_labels if named is None else tuple(named)
 
-    def head(self, pack: Pack | Mix | None) -> Head:
+    def head(self, pack: Pack | Mix | None) -> RowHead:
         """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a
         mix, as no sum has a head.
         """
@@ -342,8 +342,8 @@ class OpenBundle:
         problem = self.bundle.base_problem if named is None or pack is None else pack.manifest.problem
         width = 0 if pack is None or named is not None else self._head_width(pack)
         if width and not (by_base and bases is not None and len(bases) == width):
-            named = numbered(width)
-        return Head(
+            named = number_labels(width)
+        return RowHead(
             by_base or (pack is not None and bool(pack.full())),
             named or (bases if by_base else None),
             PROBLEMS[problem],
@@ -402,7 +402,7 @@ class OpenBundle:
             self.require(name, self.packs)
         return names
 
-    def pin(self, names: Sequence[str | None]) -> Pinned:
+    def pin(self, names: Sequence[str | None]) -> PinnedRows:
         """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is
         loaded or unloaded meanwhile.
 
@@ -413,7 +413,7 @@ class OpenBundle:
         adapters = self._adapters  # read once: another thread may exchange it
         for name in names:
             self.require(name, adapters.packs)
-        return Pinned(names, adapters, self._mode.run(adapters, names))
+        return PinnedRows(names, adapters, self._mode.run(adapters, names))
 
     def acting(
         self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None

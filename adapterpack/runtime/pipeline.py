@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..tasks.session import Arrays
 from ..tasks.task import Part
 from .adapters.mix import Names
-from .adapters.pinned import Pinned
+from .adapters.pinned import PinnedRows
 from .media.image_rows import features_of_rows, rows_of_images
 from .model_inputs import complete
 from .open_bundle import OpenBundle
@@ -25,7 +25,7 @@ def run_parts(
     session: OpenBundle,
     inputs: Mapping[str, np.ndarray],
     adapters: Names = None,
-    pinned: Pinned | None = None,
+    pinned: PinnedRows | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Arrays:
     """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs
@@ -38,7 +38,7 @@ def run_parts(
         ConfigError: a missing or unknown input.
     """
     given = session.task.parts if parts is None else parts
-    arrays = _checked(session, inputs, given)
+    arrays = _check_inputs(session, inputs, given)
     running = [
         part
         for part in given
@@ -78,7 +78,7 @@ def wide(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype in (np.float16, BFLOAT16) else array
 
 
-def _checked(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
+def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
     """The inputs, if they are those of the parts, or of others, whose graphs are not opened for that."""
     values = {
         name: value

@@ -80,7 +80,7 @@ def start_ids(session: OpenBundle) -> list[int]:
         path = session.folder / name
         start = token_ids(config, "decoder_start_token_id", path)
         if start:
-            return [start[0], *_forced(config.get("forced_decoder_ids"), path)]
+            return [start[0], *_forced_ids(config.get("forced_decoder_ids"), path)]
     raise ConfigError(
         "the bundle names no token that its decoder starts with",
         where=session.folder,
@@ -89,7 +89,7 @@ def start_ids(session: OpenBundle) -> list[int]:
     )
 
 
-def _forced(pairs: Any, where: Path) -> list[int]:
+def _forced_ids(pairs: Any, where: Path) -> list[int]:
     """The tokens after the start, from ``[place, token]``; a place without a token is left to the model."""
     forced = pairs or []
     if not isinstance(forced, list) or not all(

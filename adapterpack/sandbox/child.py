@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..library_errors import reason
-from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, Limits
+from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, SandboxLimits
 
 try:
     import resource
@@ -43,7 +43,7 @@ def main(function: str, memory: str, seconds: str, answer: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes its end
     module, _, name = function.partition(":")
     run: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)
-    limits = Limits(int(memory), float(seconds), int(answer))
+    limits = SandboxLimits(int(memory), float(seconds), int(answer))
     _limit_memory(limits.memory)
     _send(DONE, b"")  # ready
     while head := _read(HEAD.size):

@@ -21,7 +21,7 @@ that.
 """
 
 
-class Limits(NamedTuple):
+class SandboxLimits(NamedTuple):
     """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of
     processor time.
     """

@@ -21,7 +21,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 
 from ..errors import FormatError, Unsupported
-from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, UNSENT, Limits
+from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, UNSENT, SandboxLimits
 
 PROCESSES = 4
 """The most processes of one sandbox; further threads wait for their turn."""
@@ -51,8 +51,8 @@ class Sandbox:
         b'YWJj'
     """
 
-    def __init__(self, function: str, limits: Limits | None = None, kept: int = 1) -> None:
-        self.function, self.limits, self._kept = function, limits or Limits(), kept
+    def __init__(self, function: str, limits: SandboxLimits | None = None, kept: int = 1) -> None:
+        self.function, self.limits, self._kept = function, limits or SandboxLimits(), kept
         self.forget()
         _ALL.add(self)
 
@@ -99,7 +99,7 @@ class Sandbox:
 class _Child:
     """A process that waits for calls, or works on one."""
 
-    def __init__(self, function: str, limits: Limits) -> None:
+    def __init__(self, function: str, limits: SandboxLimits) -> None:
         if not sys.executable:
             raise Unsupported("there is no Python to run a sandbox with", expected="sys.executable")
         if os.name != "posix":
@@ -133,7 +133,7 @@ class _Child:
                 env={name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
             )
         _CHILDREN.add(self)
-        kind, _ = self._received(time.monotonic() + limits.deadline)
+        kind, _ = self._receive(time.monotonic() + limits.deadline)
         if kind != DONE:
             self.close()
             raise Unsupported("a sandbox does not start", where=function, found=self.ended_by(kind))
@@ -151,7 +151,7 @@ class _Child:
             return LATE, b""
         except OSError:
             return UNSENT, b""
-        return self._received(until)
+        return self._receive(until)
 
     def close(self) -> None:
         """Ends the process, whatever it does."""
@@ -181,7 +181,7 @@ class _Child:
             f"{signal.Signals(-code).name if code < 0 else f'status {code}'}"
         )
 
-    def _received(self, until: float) -> tuple[bytes, bytes]:
+    def _receive(self, until: float) -> tuple[bytes, bytes]:
         try:
             kind, length = HEAD.unpack(self._read(HEAD.size, until))
             return (LARGE, b"") if length > self._limits.answer else (kind, self._read(length, until))

@@ -13,7 +13,7 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
 from ..http.http_error import HTTPError
 from ..pack.pack import Pack
-from ..runtime.adapters.mix import Mix, mixed
+from ..runtime.adapters.mix import Mix, combine
 from ..runtime.engine.base import Engine
 from .openai.answers import Provenance, Share
 from .openai.errors import as_http_error
@@ -42,7 +42,7 @@ class ServedModel(NamedTuple):
         return None if self.pack is None else self.pack.name
 
     @property
-    def mixed(self) -> bool:
+    def combine(self) -> bool:
         """Whether a request has made it of several adapters."""
         return isinstance(self.pack, Mix)
 
@@ -110,7 +110,7 @@ class Catalogue:
             )
         packs = [self._part(one.name, key) for one in adapters]
         try:
-            both = mixed((pack, one.weight) for pack, one in zip(packs, adapters, strict=True))
+            both = combine((pack, one.weight) for pack, one in zip(packs, adapters, strict=True))
         except AdapterpackError as error:
             raise as_http_error(error) from error
         return ServedModel(name, both, both.id)

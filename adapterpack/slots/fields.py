@@ -13,13 +13,13 @@ import numpy as np
 
 from ..bundle.manifest import MappedSite
 from . import blocks, prompt_kv, prompt_rows, routes
-from .precision import ABSENT, converted
+from .precision import ABSENT, convert
 
 RANK, TURN, LABELS = "rank", "turn", "labels"
 """The free axes of layers."""
 
 
-class Field(NamedTuple):
+class SlotField(NamedTuple):
     """``axes`` by name, and the value in the slot of an adapter that has no such part."""
 
     axes: tuple[str, ...]
@@ -35,46 +35,46 @@ FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
 """The axes that are the base's own widths."""
 
 
-def _of_blocks() -> dict[str, Field]:
+def _of_blocks() -> dict[str, SlotField]:
     return {
-        field: Field(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
+        field: SlotField(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
         for field, (branch, leaf) in blocks.FIELDS.items()
     }
 
 
-def _of_routes() -> dict[str, Field]:
+def _of_routes() -> dict[str, SlotField]:
     named = {
         field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf)
         for field, (route, leaf) in routes.FIELDS.items()
     }
     return {
-        field: Field(
+        field: SlotField(
             tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0
         )
         for field, (names, leaf) in named.items()
     }
 
 
-FIELDS: dict[str, Field] = {
-    "down": Field(("in", RANK)),
-    "up": Field((RANK, "out")),
-    "delta": Field(("in", "out")),
-    "pre": Field(("in",), 1.0),
-    "turn": Field(("in", "in")),
-    "turn_down": Field(("in", TURN)),
-    "turn_up": Field((TURN, "in")),
-    "scale": Field(("out",), 1.0),
-    "mix": Field(("out", "out")),
-    "shift": Field(("out",)),
-    "head": Field(("in", LABELS)),
-    "head_bias": Field((LABELS,), float(ABSENT)),
+FIELDS: dict[str, SlotField] = {
+    "down": SlotField(("in", RANK)),
+    "up": SlotField((RANK, "out")),
+    "delta": SlotField(("in", "out")),
+    "pre": SlotField(("in",), 1.0),
+    "turn": SlotField(("in", "in")),
+    "turn_down": SlotField(("in", TURN)),
+    "turn_up": SlotField((TURN, "in")),
+    "scale": SlotField(("out",), 1.0),
+    "mix": SlotField(("out", "out")),
+    "shift": SlotField(("out",)),
+    "head": SlotField(("in", LABELS)),
+    "head_bias": SlotField((LABELS,), float(ABSENT)),
     **_of_blocks(),
     **_of_routes(),
     **{
-        field: Field(axes, float(ABSENT) if field == "attended_absent" else 0.0)
+        field: SlotField(axes, float(ABSENT) if field == "attended_absent" else 0.0)
         for field, axes in prompt_kv.LEAVES.items()
     },
-    **{field: Field(axes) for field, axes in prompt_rows.LEAVES.items()},
+    **{field: SlotField(axes) for field, axes in prompt_rows.LEAVES.items()},
 }
 """Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
@@ -115,4 +115,4 @@ def nothing(field: str, site: MappedSite) -> np.ndarray:
 
 def neutral(field: str, dtype: str) -> np.ndarray:
     """The neutral value of a field, in the float type of the graph."""
-    return converted(np.array(FIELDS[field].neutral, np.float32), dtype, field)
+    return convert(np.array(FIELDS[field].neutral, np.float32), dtype, field)

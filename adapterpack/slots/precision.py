@@ -61,14 +61,14 @@ def precision(name: str) -> Precision:
     return PRECISIONS[name]
 
 
-def converted(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
+def convert(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     """Numbers in the float type of a graph; an absent score stays absent.
 
     Raises:
         Unsupported: a number is too large for the type.
 
     Example:
-        >>> converted(np.array([0.5, -1e9], np.float32), "float16", "head_bias").tolist()
+        >>> convert(np.array([0.5, -1e9], np.float32), "float16", "head_bias").tolist()
         [0.5, -30000.0]
     """
     if array.dtype == dtype:
@@ -86,7 +86,7 @@ def converted(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     return result
 
 
-def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
+def balance(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
     """Values with every pair of factors ``PATH.down`` and ``PATH.up`` brought to one size, by a power of two:
     the product is the same.
 
@@ -94,7 +94,7 @@ def balanced(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, 
     other too large.
 
     Example:
-        >>> factors = balanced({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")
+        >>> factors = balance({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")
         >>> [float(array.max()) for array in factors.values()]
         [0.015625, 0.015625]
     """

@@ -41,7 +41,7 @@ def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
     return site.heads
 
 
-def projected(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+def project(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
     """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n,
     width]``; ``dtype`` is the float type of the graph there, in which it may not say what it computes.
 

@@ -26,7 +26,7 @@ class NotASum(Unsupported):
     code = "not-a-sum"
 
 
-class Part(NamedTuple):
+class Summand(NamedTuple):
     """One adapter of a sum: its name, its values by slot, and its weight."""
 
     name: str
@@ -34,7 +34,7 @@ class Part(NamedTuple):
     weight: float
 
 
-class Rule(NamedTuple):
+class SumRule(NamedTuple):
     """How one field of several adapters becomes one: they ``lie`` one after another along the axis of that
     number, or are added (None). Only one of two factors of a product is ``weighted``.
     """
@@ -43,19 +43,24 @@ class Rule(NamedTuple):
     weighted: bool = True
 
 
-_FIRST, _SECOND = Rule(1, weighted=False), Rule(0)
-RULES: dict[str, Rule] = {
+_FIRST, _SECOND = SumRule(1, weighted=False), SumRule(0)
+RULES: dict[str, SumRule] = {
     "down": _FIRST,
     "up": _SECOND,
     "turn_down": _FIRST,
     "turn_up": _SECOND,
-    **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), Rule()),
+    **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), SumRule()),
     **{
         field: rule
         for field, (branch, leaf) in blocks.FIELDS.items()
         if not blocks.BRANCHES[branch].normed
         for rule in [
-            {"down": _FIRST, "down_bias": Rule(0, weighted=False), "up": _SECOND, "up_bias": Rule()}.get(leaf)
+            {
+                "down": _FIRST,
+                "down_bias": SumRule(0, weighted=False),
+                "up": _SECOND,
+                "up_bias": SumRule(),
+            }.get(leaf)
         ]
         if rule
     },
@@ -72,7 +77,7 @@ _AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
 """What multiplies the output of a layer, and what is added to that output before."""
 
 
-def summed(parts: Sequence[Part], sites: Mapping[str, MappedSite]) -> Values:
+def add_changes(parts: Sequence[Summand], sites: Mapping[str, MappedSite]) -> Values:
     """The values of the weighted sum of the changes, in the types of the sites' slots.
 
     Raises:
@@ -81,7 +86,7 @@ def summed(parts: Sequence[Part], sites: Mapping[str, MappedSite]) -> Values:
 
     Example:
         >>> one, two = ({"q.down": np.full((2, 1), number), "q.up": np.ones((1, 2))} for number in (1.0, 2.0))
-        >>> both = summed([Part("a", one, 0.5), Part("b", two, -1.0)], {})
+        >>> both = add_changes([Summand("a", one, 0.5), Summand("b", two, -1.0)], {})
         >>> (both["q.down"] @ both["q.up"]).tolist()
         [[-1.5, -1.5], [-1.5, -1.5]]
     """
@@ -104,7 +109,7 @@ def summed(parts: Sequence[Part], sites: Mapping[str, MappedSite]) -> Values:
     )
 
 
-def _require_sum(path: str, fields: set[str], parts: Sequence[Part]) -> None:
+def _require_sum(path: str, fields: set[str], parts: Sequence[Summand]) -> None:
     stages = [stage & fields for stage in _STAGES if stage & fields]
     unknown = sorted(field for field in fields if field not in RULES)
     if unknown or len(stages) > 1 or (fields & _AFTER and fields & _ADDED):

@@ -30,7 +30,7 @@ from ..io.safetensors import all_finite
 from ..pack.pack import Adapter, Pack
 from .blocks import block_arrays
 from .fields import FIELDS, FIXED, LABELS, extents, neutral
-from .precision import DEFAULT, balanced, converted
+from .precision import DEFAULT, balance, convert
 from .prompt_kv import Project, attended_arrays
 from .prompt_rows import virtual_arrays
 from .routes import route_arrays
@@ -225,8 +225,8 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
     }
     narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
     for down, up in _FACTORS:
-        narrow = balanced(narrow, down, up)
-    return {**values, **{name: converted(array, types[name], name) for name, array in narrow.items()}}
+        narrow = balance(narrow, down, up)
+    return {**values, **{name: convert(array, types[name], name) for name, array in narrow.items()}}
 
 
 _FACTORS = (("down", "up"), ("turn_down", "turn_up"))
@@ -260,7 +260,7 @@ def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
     return values
 
 
-def padded(
+def pad_slots(
     values: Mapping[str, np.ndarray],
     sites: Mapping[str, MappedSite],
     max_rank: int,
@@ -276,7 +276,7 @@ def padded(
         Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
     """
     shapes = slot_shapes(sites, max_rank)
-    values = grouped(values, sites, max_rank)
+    values = group_slots(values, sites, max_rank)
     for name in values:
         if name not in shapes:
             raise Unsupported(
@@ -294,11 +294,11 @@ def padded(
         result[name] = np.full(shape, neutral(field, dtype), dtype)
         if value is not None:
             _require_fit(name, value.shape, shape, FIELDS[field].free)
-            result[name][tuple(slice(0, extent) for extent in value.shape)] = converted(value, dtype, name)
+            result[name][tuple(slice(0, extent) for extent in value.shape)] = convert(value, dtype, name)
     return result
 
 
-def grouped(
+def group_slots(
     values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None
 ) -> Values:
     """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by
@@ -395,7 +395,7 @@ def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
     return ranks
 
 
-def stacked(slots: Iterable[Values]) -> Values:
+def stack_slots(slots: Iterable[Values]) -> Values:
     """A bank: every slot of one field stacked on a new first axis."""
     ready = list(slots)
     return {name: np.stack([slot[name] for slot in ready]) for name in ready[0]}

@@ -98,7 +98,7 @@ def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
     return {"embedding": [float(value) for value in vector]}
 
 
-def pooled(
+def pool(
     session: RowInputs, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the

@@ -5,23 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from .data.rows import Row
-from .embeddings import EmbeddingOptions, pooled, width_of
-from .one_pass import OnePass, Prepared, text_inputs
-from .session import Arrays, Head, RowInputs
+from .embeddings import EmbeddingOptions, pool, width_of
+from .one_pass import OnePass, PreparedRow, text_inputs
+from .session import Arrays, RowHead, RowInputs
 from .task import TASKS, Task
 
 
-def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
     """A text, a pair of texts, or token ids."""
     options.require_fit(width_of(session))
-    return Prepared(text_inputs(session, row))
+    return PreparedRow(text_inputs(session, row))
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``: the hidden states of the row, pooled as the bundle says."""
-    return pooled(session, next(iter(outputs.values())), row.inputs["attention_mask"], options)
+    return pool(session, next(iter(outputs.values())), row.inputs["attention_mask"], options)
 
 
 TASKS.register(

@@ -9,15 +9,15 @@ import numpy as np
 from ..errors import ConfigError
 from .data.rows import Row
 from .data.scores import probabilities
-from .one_pass import NoOptions, OnePass, Prepared, text_inputs
-from .session import Arrays, Head, RowInputs
+from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
+from .session import Arrays, RowHead, RowInputs
 from .task import TASKS, Task
 
 BEST = 5
 """How many words are given."""
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """A text with a mask, whose place is noted."""
     inputs, tokenizer = text_inputs(session, row), session.tokenizer
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
@@ -27,11 +27,11 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
             found=repr(row.get("text", row.get("prompt")))[:80],
             expected=tokenizer.mask_token or "a tokenizer with a mask token",
         )
-    return Prepared(inputs, int(places[0]))
+    return PreparedRow(inputs, int(places[0]))
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """``words``: text and probability of each, in the place of the first mask."""
     chances = probabilities(outputs["logits"][0, row.notes])

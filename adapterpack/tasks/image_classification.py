@@ -8,21 +8,21 @@ from typing import Any
 from .data.problems import LABEL_COLUMNS, Labels
 from .data.report import report_of
 from .data.rows import Row, file_of
-from .one_pass import NoOptions, OnePass, Prepared
-from .session import Arrays, Head, RowInputs
+from .one_pass import NoOptions, OnePass, PreparedRow
+from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, TASKS, Part, Task, TaskTraining
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """An image."""
-    return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
+    return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return head.scored(outputs["logits"][0])
+    return head.score(outputs["logits"][0])
 
 
 def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:

@@ -6,23 +6,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from .data.rows import Row, file_of
-from .embeddings import EmbeddingOptions, pooled, width_of
-from .one_pass import OnePass, Prepared
-from .session import Arrays, Head, RowInputs
+from .embeddings import EmbeddingOptions, pool, width_of
+from .one_pass import OnePass, PreparedRow
+from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, TASKS, Part, Task
 
 
-def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
     """An image."""
     options.require_fit(width_of(session))
-    return Prepared({"pixel_values": session.pixels([file_of(row, "image")])})
+    return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``: the hidden states of the image, pooled as the bundle says."""
-    return pooled(session, next(iter(outputs.values())), None, options)
+    return pool(session, next(iter(outputs.values())), None, options)
 
 
 def _recognizes(config: Mapping[str, Any]) -> bool:

@@ -14,10 +14,10 @@ import numpy as np
 
 from ..errors import ConfigError, nearest
 from .data.rows import Row, text_of
-from .session import Arrays, Head, RowInputs
+from .session import Arrays, RowHead, RowInputs
 
 
-class Prepared(NamedTuple):
+class PreparedRow(NamedTuple):
     """A row that can run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` that its
     result needs.
     """
@@ -49,8 +49,8 @@ class OnePass:
         options: the class of a request's options, which checks them.
     """
 
-    prepare: Callable[[RowInputs, Row, Any], Prepared]
-    result: Callable[[RowInputs, Prepared, Arrays, Head, Any], dict[str, Any]]
+    prepare: Callable[[RowInputs, Row, Any], PreparedRow]
+    result: Callable[[RowInputs, PreparedRow, Arrays, RowHead, Any], dict[str, Any]]
     options: type[Any] = NoOptions
 
     def options_of(self, given: Mapping[str, Any]) -> Any:

@@ -14,8 +14,8 @@ from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, types_of
 from .data.scores import no_head, probabilities
-from .one_pass import NoOptions, OnePass, Prepared
-from .session import Arrays, Head, RowInputs
+from .one_pass import NoOptions, OnePass, PreparedRow
+from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, TaskTraining
 
 log = logging.getLogger(__name__)
@@ -24,15 +24,15 @@ LONGEST = 30
 """Tokens that an answer has at most."""
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """A question and its context; of each token is noted where in the context its characters are."""
     question, context = _question(row)
     inputs, (spans,) = session.encode_pairs([(question, context)])
-    return Prepared(inputs, (context, spans))
+    return PreparedRow(inputs, (context, spans))
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """The likeliest span of the context, and where its characters are; an empty one where no answer is
     likelier.

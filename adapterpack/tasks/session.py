@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .data.problems import ONE, Problem
+from .data.problems import ONE, ProblemType
 from .data.rows import Picture
 from .data.scores import no_head
 
@@ -16,7 +16,7 @@ Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]
 
 
-class Head(NamedTuple):
+class RowHead(NamedTuple):
     """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits,
     in order; None where nobody trained it, or where the task has none. ``problem`` is what the logits are
     for.
@@ -24,13 +24,13 @@ class Head(NamedTuple):
 
     trained: bool
     labels: Sequence[str] | None
-    problem: Problem = ONE
+    problem: ProblemType = ONE
 
-    def scored(self, logits: np.ndarray) -> dict[str, Any]:
+    def score(self, logits: np.ndarray) -> dict[str, Any]:
         """What a result says of one row of logits ``[labels]``: those beyond the head's own labels are other
         adapters'.
         """
-        return no_head("label") if self.labels is None else self.problem.scored(logits, self.labels)
+        return no_head("label") if self.labels is None else self.problem.score(logits, self.labels)
 
 
 class RowInputs(Protocol):

@@ -217,14 +217,14 @@ def reads_types(model: Any) -> bool:
     )
 
 
-def task_named(name: str) -> Task:
+def get_task(name: str) -> Task:
     """The task of that name, or of that alias.
 
     Raises:
         UnknownName: there is none.
 
     Example:
-        >>> task_named("text-generation").auto_class, task_named("translation").name
+        >>> get_task("text-generation").auto_class, get_task("translation").name
         ('AutoModelForCausalLM', 'text2text-generation')
     """
     task = TASKS.find(name)

@@ -9,8 +9,8 @@ from ..errors import ConfigError
 from .data.problems import LABEL_COLUMNS, Labels
 from .data.report import OWN_COLUMNS, report_of
 from .data.rows import Row, types_of
-from .one_pass import NoOptions, OnePass, Prepared, text_inputs
-from .session import Arrays, Head, RowInputs
+from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
+from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,16 @@ COLUMNS = (
 """The columns of one text or two, as data sets call them; the first that are there count."""
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """A text, a pair of texts, or token ids."""
-    return Prepared(text_inputs(session, row))
+    return PreparedRow(text_inputs(session, row))
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """``label`` and ``scores``."""
-    return head.scored(outputs["logits"][0])
+    return head.score(outputs["logits"][0])
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
@@ -69,7 +69,7 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
             target, texts = labels.target(row[label], place), [row[column] for column in columns]
             if not all(isinstance(text, str) for text in texts):
                 raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-            tokens = report.tokenized(tokenizer, max_length, *texts)
+            tokens = report.tokenize(tokenizer, max_length, *texts)
             encoded.append({"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)})
     log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
     if report.cut:

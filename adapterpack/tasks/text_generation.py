@@ -31,12 +31,12 @@ def completions(
     """
     _ = session.tokenizer  # an answer is a text here: a bundle without one fails before anything runs
     return [
-        described(completion, session)
+        describe(completion, session)
         for completion in session.generate(prompts, adapters, given=inputs, **sampling)
     ]
 
 
-def described(completion: Any, session: TaskSession) -> dict[str, Any]:
+def describe(completion: Any, session: TaskSession) -> dict[str, Any]:
     """What a result says of an answer, which is a ``Generation``."""
     return {
         "completion": completion.text,

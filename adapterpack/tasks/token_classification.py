@@ -9,22 +9,22 @@ from .data.problems import IGNORED, Labels
 from .data.report import report_of
 from .data.rows import Row, text_of, types_of, words_of
 from .data.scores import no_head, scored
-from .one_pass import NoOptions, OnePass, Prepared
-from .session import Arrays, Head, RowInputs
+from .one_pass import NoOptions, OnePass, PreparedRow
+from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, TASKS, Task, TaskTraining
 
 LABEL_COLUMNS = ("labels", "ner_tags", "tags")
 """The columns of the labels of words, as data sets call them; the first that is there counts."""
 
 
-def prepare(session: RowInputs, row: Row, options: NoOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """A text."""
     text = text_of(row)
-    return Prepared(session.encode([text]), text)
+    return PreparedRow(session.encode([text]), text)
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: NoOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """``tokens``: of each the text, where its characters are, its label and that label's probability."""
     if head.labels is None:

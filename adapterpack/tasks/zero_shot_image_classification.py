@@ -10,12 +10,12 @@ from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import PROMPTS, Row, file_of
 from .embeddings import EmbeddingOptions, embedding, width_of
-from .one_pass import OnePass, Prepared, text_inputs
-from .session import Arrays, Head, RowInputs
+from .one_pass import OnePass, PreparedRow, text_inputs
+from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 
-def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared:
+def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
     """A text or an image."""
     if "image" in row and any(column in row for column in PROMPTS):
         raise ConfigError(
@@ -25,12 +25,12 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
         )
     options.require_fit(width_of(session))
     if "image" in row:
-        return Prepared({"pixel_values": session.pixels([file_of(row, "image")])}, "image_embeds")
-    return Prepared(text_inputs(session, row), "text_embeds")
+        return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])}, "image_embeds")
+    return PreparedRow(text_inputs(session, row), "text_embeds")
 
 
 def result(
-    session: RowInputs, row: Prepared, outputs: Arrays, head: Head, options: EmbeddingOptions
+    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
     """``embedding``, of a text or of an image."""
     return embedding(outputs[row.notes][0], options)
@@ -55,7 +55,7 @@ def encode(
                 raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
             encoded.append(
                 {
-                    "input_ids": report.tokenized(media.tokenizer, max_length, row[column])["input_ids"],
+                    "input_ids": report.tokenize(media.tokenizer, max_length, row[column])["input_ids"],
                     "pixel_values": partial(media.pixels, row["image"], place),
                 }
             )

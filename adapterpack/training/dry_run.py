@@ -16,7 +16,7 @@ from torch import nn
 from ..hub.resolve import folder_of
 from ..readable import size
 from ..tasks.data.problems import IGNORED
-from ..tasks.task import task_named
+from ..tasks.task import get_task
 from ..torch_adapters.layers.layer import Adapted
 from ..torch_adapters.layers.modules_to_save import SavedModule
 from ..torch_adapters.layers.wrapper import base_modules
@@ -57,7 +57,7 @@ def dry_run(
 
 def _report(config: TrainConfig) -> dict[str, Any]:
     base = folder_of(config.model_name_or_path)
-    task = task_named(config.task)
+    task = get_task(config.task)
     reader = reader_of(task, TRAINERS[config.trainer], base)
     ready = prepare(config, task, base, reader)
     adapted = [module for module in ready.model.modules() if isinstance(module, Adapted)]

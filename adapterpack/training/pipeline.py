@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
-from ..tasks.task import task_named
+from ..tasks.task import get_task
 from .config.config import read_config
 from .config.fields import TrainConfig
 from .config.sources import sources_of
@@ -103,7 +103,7 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
     Raises:
         ConfigError, Unsupported: it cannot.
     """
-    kind, task = TRAINERS[config.trainer], task_named(config.task)
+    kind, task = TRAINERS[config.trainer], get_task(config.task)
     require_task(kind, task)
     require_rewards(kind, rewards)
     if not kind.rows:

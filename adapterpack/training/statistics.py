@@ -16,7 +16,7 @@ from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..tasks.data.problems import ONE, PROBLEMS, Labels
-from ..tasks.task import NO_TASK, Task, task_named, task_of
+from ..tasks.task import NO_TASK, Task, get_task, task_of
 from ..torch_adapters.adapt import attach
 from ..torch_adapters.calibration import measure as measure_sites
 from ..torch_adapters.models.load import load_model, load_tokenizer
@@ -117,7 +117,7 @@ def measure(
 def _task(pack: Pack, folder: Path) -> Task:
     """The pack's task, or that of the base's class where it names none."""
     if pack.manifest.task.type != NO_TASK:
-        return task_named(pack.manifest.task.type)
+        return get_task(pack.manifest.task.type)
     base = Checkpoint(folder)
     return task_of(base.architecture or "", base.config)
 

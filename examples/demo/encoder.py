@@ -18,7 +18,7 @@ from adapterpack.quantizing.pipeline import quantize
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.runtime.text.tokenizer import Tokenizer
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.models.load import load_model
@@ -101,7 +101,7 @@ def run(base: Path, source: str, out: Path, say: Say) -> dict[str, Any]:
     runners: dict[str, Predict] = {
         "torch": lambda name, texts: torch_logits(models[name], tokenizer, texts),
         "merged": lambda name, texts: torch_logits(
-            load_model(task_named(TASK), out / "merged" / name), tokenizer, texts
+            load_model(get_task(TASK), out / "merged" / name), tokenizer, texts
         ),
         **{f"onnx_{kind}": _onnx(out / "bundles" / folder) for kind, folder in BUNDLES.items()},
     }
@@ -214,7 +214,7 @@ def _evaluate(
     """Held-out accuracy on every runner, and how far each is from torch."""
     rows, labels = rows_of(name, "test"), list(pack.manifest.task.labels or ())
     texts, truth = [row["text"] for row in rows], np.array([labels.index(row["label"]) for row in rows])
-    untrained = torch_logits(load_model(task_named(TASK), base, labels), tokenizer, texts)
+    untrained = torch_logits(load_model(get_task(TASK), base, labels), tokenizer, texts)
     accuracy = {
         "chance": round(float(np.bincount(truth).max() / len(truth)), 4),
         "base_untrained_head": _share(untrained, truth),
@@ -236,7 +236,7 @@ def _accuracy_of(base: Path, tokenizer: Tokenizer, packs: dict[str, Pack]) -> di
     """The held-out accuracy of packs for the tickets, one after another in one model."""
     labels, rows = list(packs["average"].manifest.task.labels or ()), rows_of("tickets", "test")
     texts, truth = [row["text"] for row in rows], np.array([labels.index(row["label"]) for row in rows])
-    model = load_model(task_named(TASK), base, labels)
+    model = load_model(get_task(TASK), base, labels)
     for name, pack in packs.items():
         attach(model, pack, name)
     return {name: _share(torch_logits(active(model, name), tokenizer, texts), truth) for name in packs}

@@ -139,7 +139,7 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
 
 
 def _read(name: str) -> None:
-    from adapterpack.tasks.task import task_named
+    from adapterpack.tasks.task import get_task
     from adapterpack.training.data.load import load_rows
 
     class Words:
@@ -150,7 +150,7 @@ def _read(name: str) -> None:
         def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
             return {"input_ids": [2] * len(text.encode().split())}
 
-    learned = task_named("text-generation").training
+    learned = get_task("text-generation").training
     assert learned is not None
     learned.encode(load_rows(name), Words(), 512, name, ())
 

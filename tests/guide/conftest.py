@@ -22,7 +22,7 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     import torch
 
     from adapterpack import LoRA, adapt, save
-    from adapterpack.tasks.task import task_named
+    from adapterpack.tasks.task import get_task
     from adapterpack.torch_adapters.models.load import load_model
 
     folder = tmp_path_factory.mktemp("guide-packs")
@@ -30,9 +30,7 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
         for seed, name in enumerate(names):
             base = base_of("bert" if model == ENCODER else "llama")
             labels = ["delivery", "billing"] if model == ENCODER else None
-            made = load_model(
-                task_named("text-classification" if labels else "text-generation"), base, labels
-            )
+            made = load_model(get_task("text-classification" if labels else "text-generation"), base, labels)
             if labels is None:
                 # else a head that the base does not hold would be trained whole
                 made.config._name_or_path = ""

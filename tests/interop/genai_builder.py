@@ -25,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import adapterpack
 from adapterpack import LoRA, adapt, save
 from adapterpack.onnx_graph.graph_file import GraphFile
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 LENGTH = int(os.environ.get("LENGTH", "7"))
@@ -177,7 +177,7 @@ def make_base(folder: Path) -> None:
 def make_pack(base: Path, out: Path) -> None:
     """A random LoRA on every linear layer."""
     model = adapt(
-        load_model(task_named("text-generation"), base), LoRA(r=4, alpha=6, targets="all-linear"), "random"
+        load_model(get_task("text-generation"), base), LoRA(r=4, alpha=6, targets="all-linear"), "random"
     )
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

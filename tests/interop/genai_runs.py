@@ -22,7 +22,7 @@ import torch
 
 from adapterpack import LoRA, Session, adapt, attach, detach, export, load, save
 from adapterpack.demos import SMOLLM2, fetch
-from adapterpack.tasks.task import task_named
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
 TOKENS = 12
@@ -53,7 +53,7 @@ def main(venv: Path | None) -> None:
         found = json.loads(run.stdout.splitlines()[-1])
         if found["prompt"] != Session(folder / "genai", "cpu").tokenizer.encode(PROMPT):
             raise SystemExit(f"the tokenizers differ: {found['prompt']}")
-        model = load_model(task_named("text-generation"), base).eval()
+        model = load_model(get_task("text-generation"), base).eval()
         expected = {"": generated(model, found["prompt"]), " again": generated(model, found["prompt"])}
         for name, pack in zip(NAMES, packs, strict=True):
             attach(model, load(pack), check_base=False)
@@ -102,9 +102,7 @@ def make_venv(folder: Path) -> Path:
 
 def make_pack(base: Path, out: Path, rank: int) -> Path:
     """A random LoRA on every linear layer, large enough to change what is said."""
-    model = adapt(
-        load_model(task_named("text-generation"), base), LoRA(r=rank, targets="all-linear"), out.name
-    )
+    model = adapt(load_model(get_task("text-generation"), base), LoRA(r=rank, targets="all-linear"), out.name)
     generator = torch.Generator().manual_seed(rank)
     with torch.no_grad():
         for parameter in model.parameters():

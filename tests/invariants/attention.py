@@ -70,13 +70,13 @@ def attended_onnx_agrees(case: Case) -> None:
     """
     from adapterpack.exporting.pipeline import export
     from adapterpack.runtime.sessions.session import Session
-    from adapterpack.tasks.task import task_named
+    from adapterpack.tasks.task import get_task
     from adapterpack.torch_adapters.save import save
 
     from .bundles import Reference, check
 
     task, mode = (
-        task_named("text-generation"),
+        get_task("text-generation"),
         "inputs" if case.config == case.method.examples[-1] else "bank",
     )
     with tempfile.TemporaryDirectory() as folder:

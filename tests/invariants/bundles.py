@@ -118,7 +118,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
     """The same tokens three, one and then all the others at a time, each piece on the cache of those
     before.
     """
-    from adapterpack.runtime.sessions.decoder import grown
+    from adapterpack.runtime.sessions.decoder import next_cache
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     length, carried = batch[ids].shape[1], Arrays()
@@ -133,7 +133,7 @@ def _in_pieces(session: Any, batch: Arrays, names: Sequence[str | None], whole: 
         found = session.run(piece, names)
         carried = {
             **{key: value for key, value in (carried | found).items() if key.startswith(ENCODED)},
-            **grown(found),
+            **next_cache(found),
         }
         for row, right in enumerate(whole):
             take = min(stop - start, len(right) - (length - stop))  # a row padded on the left may begin later

@@ -222,14 +222,14 @@ def test_a_full_disk_keeps_what_was_answered(tmp_path: Path) -> None:
     import resource
 
     from adapterpack.errors import StorageError
-    from adapterpack.offline.growing_file import Done, growing_file
+    from adapterpack.offline.growing_file import OutputProgress, growing_file
 
     out, before = tmp_path / "answers.jsonl", resource.getrlimit(resource.RLIMIT_FSIZE)
     for kept_rows in (0, 1):
         with pytest.raises(StorageError, match="ulimit -f") as caught, growing_file(out, "a" * 64) as file:
             file.write(b"one\n")
             if kept_rows:
-                file.keep(Done(0, 1, 1, 4, 1))
+                file.keep(OutputProgress(0, 1, 1, 4, 1))
             try:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (6, before[1]))
                 file.write(b"two\n")
@@ -374,12 +374,12 @@ def test_other_work_is_left_alone(bundle: Path, tmp_path: Path) -> None:
     kept, and that is said.
     """
     from adapterpack.errors import StorageError
-    from adapterpack.offline.growing_file import Done, growing_file
+    from adapterpack.offline.growing_file import OutputProgress, growing_file
 
     out = tmp_path / "answers.jsonl"
     with pytest.raises(RuntimeError, match="stop"), growing_file(out, "a" * 64) as file:
         file.write(b"one\n")
-        file.keep(Done(0, 1, 1, 4, 1))
+        file.keep(OutputProgress(0, 1, 1, 4, 1))
         file.write(b"half of tw")
         with pytest.raises(StorageError, match="another process"), growing_file(out, "a" * 64):
             pass
@@ -398,6 +398,6 @@ def test_other_work_is_left_alone(bundle: Path, tmp_path: Path) -> None:
     with growing_file(out, "a" * 64) as file:
         assert (file.done.rows, file.done.size) == (1, 4)
         file.write(b"two\n")
-        file.keep(Done(0, 2, 2, 8, 2))
+        file.keep(OutputProgress(0, 2, 2, 8, 2))
     assert out.read_bytes() == b"one\ntwo\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["answers.jsonl", "rows.jsonl"]

@@ -37,11 +37,11 @@ def write_packs(folder: Path, model: Path, names: tuple[str, ...] = NAMES) -> Pa
     import torch
 
     from adapterpack import LoRA, adapt, save
-    from adapterpack.tasks.task import task_named
+    from adapterpack.tasks.task import get_task
     from adapterpack.torch_adapters.models.load import load_model
 
     for rank, name in enumerate(names, 2):
-        adapted = adapt(load_model(task_named("text-generation"), model, None), LoRA(r=rank, alpha=8), name)
+        adapted = adapt(load_model(get_task("text-generation"), model, None), LoRA(r=rank, alpha=8), name)
         generator = torch.Generator().manual_seed(rank)
         with torch.no_grad():
             for parameter in adapted.parameters():

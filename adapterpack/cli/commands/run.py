@@ -14,8 +14,8 @@ import click
 from ...errors import ConfigError, NothingToDo, storage_errors
 from ...hub.resolve import folder_of
 from ...io.atomic import refuse_existing
-from ...offline.growing_file import Done, now
-from ...offline.job import Answered, OpenJob, answers, begun, first_of, require_all, write_file, write_stream
+from ...offline.growing_file import OutputProgress, now
+from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
 from ...readable import things
 from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
@@ -214,7 +214,7 @@ def _answer_all(
     out: str | None,
     as_json: bool,
     keep_going: bool,
-) -> Done:
+) -> OutputProgress:
     """Answers all lines, on stdout or in a file."""
     where = None if source is None else _name(source)
     if out is None:
@@ -228,7 +228,7 @@ def _answer_all(
 
 def _print_answers(
     open_job: OpenJob, lines: Iterator[Line], where: str | None, as_json: bool, keep_going: bool
-) -> Done:
+) -> OutputProgress:
     rows, failed, first = 0, 0, ""
     for number, row, error, _ in _answer_rows(open_job, lines):
         if error is not None and not keep_going:
@@ -242,14 +242,14 @@ def _print_answers(
             print_line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
     if rows == 0:
         raise NothingToDo("there are no rows to run", where=where)
-    return Done(now(), rows=rows, failed=failed, first=first)
+    return OutputProgress(now(), rows=rows, failed=failed, first=first)
 
 
 def _answer_rows(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
     """The answers, with what ONNX Runtime prints on the way kept out of stdout."""
     with divert_stdout():
-        job, every = begun(open_job, lines)
-    results = (answered for block in answers(job, every, Done(now())) for answered in block)
+        job, every = begin(open_job, lines)
+    results = (answered for block in answers(job, every, OutputProgress(now())) for answered in block)
     with closing(job):
         while True:
             with divert_stdout():

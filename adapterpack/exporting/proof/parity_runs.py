@@ -17,7 +17,7 @@ from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.adapters.mix import Names
 from ...runtime.model_inputs import positions
-from ...runtime.sessions.decoder import grown
+from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
@@ -56,7 +56,7 @@ def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> 
     acting = _acting(session, batch, token, names) if ids == "input_ids" else {}
     fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
     return ModelOutputs(
-        outputs, session.run({ids: token, **fed, **encoded, **acting, **grown(outputs)}, names)["logits"]
+        outputs, session.run({ids: token, **fed, **encoded, **acting, **next_cache(outputs)}, names)["logits"]
     )
 
 

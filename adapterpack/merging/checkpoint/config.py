@@ -7,7 +7,7 @@ from typing import Any
 
 from ...base.dtypes import TORCH
 from ...pack.pack import Pack
-from ...tasks.data.problems import MARKED, numbered
+from ...tasks.data.problems import MARKED, number_labels
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")
@@ -72,7 +72,7 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
             for name in names
             if name in full_modules.added and full_modules.added[name].ndim == 2
         ]
-        labels = numbered(len(heads[0])) if len(heads) == 1 else None
+        labels = number_labels(len(heads[0])) if len(heads) == 1 else None
     if not labels:
         return {}
     return {

@@ -17,9 +17,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ...bundle.decoder_graph import graphs_of
-from ...bundle.files import require_files, unlisted
+from ...bundle.files import find_unlisted, require_files
 from ...bundle.manifest import Bundle, MappedSite, graph_file, manifest_bytes, read_bundle
-from ...bundle.proofs import Proofs
+from ...bundle.proofs import VerificationCache
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder
 from ...errors import FormatError, NothingToDo, ParityError
@@ -63,8 +63,8 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
             "the bundle is quantized already", where=source, remedy="start from the float bundle"
         )
     require_files(source, bundle, "cached")  # new digests must not hide an old change
-    require_openable(Path(source), bundle, Proofs(manifest_bytes(source)), graphs_of(bundle))
-    if extra := unlisted(source, bundle):
+    require_openable(Path(source), bundle, VerificationCache(manifest_bytes(source)), graphs_of(bundle))
+    if extra := find_unlisted(source, bundle):
         raise FormatError(
             "a file in the bundle is not in its manifest",
             where=source / extra[0],
@@ -74,7 +74,7 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
         copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
         quantize_in_place(folder, wanted)
-        Proofs(manifest_bytes(folder)).keep_opened(*graphs_of(bundle))
+        VerificationCache(manifest_bytes(folder)).remember_opening(*graphs_of(bundle))
     return read_bundle(out)
 
 

@@ -41,7 +41,7 @@ class AdapterBank:
     def __init__(self, values: SlotValues, memory: Memory) -> None:
         self.bundle, self.folder, self.values, self.memory = values.bundle, values.folder, values, memory
 
-    def opened(self, packs: Mapping[str, Pack] | None) -> BankState:
+    def open(self, packs: Mapping[str, Pack] | None) -> BankState:
         """The bank as it was exported, whose slots are compared with these packs, and the base's with none;
         with None nothing is compared.
 
@@ -90,7 +90,9 @@ class AdapterBank:
         """
         arrays, known = state.arrays, in_place and bool(state.arrays)
         if not known:
-            arrays = {name: np.array(array) for name, array in (arrays or self.values.exported()).items()}
+            arrays = {
+                name: np.array(array) for name, array in (arrays or self.values.exported_bank()).items()
+            }
         for slot, written in values.items():
             for name, array in written.items():
                 arrays[name][slot] = array

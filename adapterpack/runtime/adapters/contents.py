@@ -12,7 +12,7 @@ import numpy as np
 from ...bundle.manifest import MappedSite
 from ...errors import FormatError
 from ...pack.pack import Pack
-from ...slots.values import PEFT_NAMES, Values, grouped, pack_values
+from ...slots.values import PEFT_NAMES, Values, group_slots, pack_values
 from .slot_values import SlotValues
 
 _NEAR = 5e-3
@@ -51,8 +51,8 @@ def require_base_slots(values: SlotValues) -> None:
     Raises:
         FormatError: it does.
     """
-    base = {name: array[0] for name, array in values.exported().items()}
-    require_contents(values.padded({}), base, values.folder, None)
+    base = {name: array[0] for name, array in values.exported_bank().items()}
+    require_contents(values.pad({}), base, values.folder, None)
 
 
 def require_pack_slots(values: SlotValues, pack: Pack) -> None:
@@ -61,8 +61,8 @@ def require_pack_slots(values: SlotValues, pack: Pack) -> None:
     Raises:
         FormatError: the slot holds something else.
     """
-    exported, slot = values.exported(), values.bundle.adapter(pack.name).slot or 0
-    wide = values.padded(values.of(pack))
+    exported, slot = values.exported_bank(), values.bundle.adapter(pack.name).slot or 0
+    wide = values.pad(values.of(pack))
     require_contents(wide, {name: array[slot] for name, array in exported.items()}, values.folder, pack.name)
 
 
@@ -82,7 +82,7 @@ def require_file_contents(
     for part, path in files.items():
         here = {name: site for name, site in sites.items() if site.part == part}
         own = {name: array for name, array in values.items() if name.rpartition(".")[0] in here}
-        require_contents(grouped(own, here), _own_names(arrays[part]), path, pack.name)
+        require_contents(group_slots(own, here), _own_names(arrays[part]), path, pack.name)
 
 
 def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -86,7 +86,7 @@ class Mix:
         return self.parts[0].pack.acts
 
 
-def mixed(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
+def combine(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
     """What these adapters with these weights are together: one alone with the weight 1 is itself.
 
     Raises:

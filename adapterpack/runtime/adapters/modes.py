@@ -18,8 +18,8 @@ from ..ort.values import Memory, array_of, value_of
 from .bank import AdapterBank, BankState
 from .contents import require_file_contents
 from .files import read_adapter_file
-from .pinned import Adapters, Run
-from .rows_apart import joined, owning
+from .pinned import Adapters, RunRows
+from .rows_apart import join_rows, owning
 from .slot_values import SlotValues, reads_weights
 
 
@@ -41,11 +41,11 @@ class AdapterMode(Protocol):
     loading and unloading make another one and leave the old one to the rows that have begun with it.
     """
 
-    def opened(self, packs: Mapping[str, Pack] | None) -> Any:
+    def open(self, packs: Mapping[str, Pack] | None) -> Any:
         """The value of the bundle's own adapters, which are compared with these packs, or with nothing."""
         ...
 
-    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """One run after another with these of the adapters, one a row."""
         ...
 
@@ -64,10 +64,10 @@ class FoldedMode:
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
-    def opened(self, packs: Mapping[str, Pack] | None) -> None:
+    def open(self, packs: Mapping[str, Pack] | None) -> None:
         """See :class:`AdapterMode`."""
 
-    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """See :class:`AdapterMode`."""
         packs = adapters.packs
         if len(packs) == 1 and None in names:
@@ -108,7 +108,7 @@ class InputsMode:
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
-    def opened(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
+    def open(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
         """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is
         in an answer.
         """
@@ -126,7 +126,7 @@ class InputsMode:
             }
         return attached
 
-    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """See :class:`AdapterMode`."""
         attached: Mapping[str, Slots] = adapters.attached
 
@@ -146,7 +146,7 @@ class InputsMode:
                 some = {key: value_of(array_of(value)[mine]) for key, value in feeds.items()}
                 for key, value in graph.call({**some, **slots(name, part)}).items():
                     parts.setdefault(key, []).append((mine, array_of(value)))
-            return {key: owning(joined(pieces)) for key, pieces in parts.items()}
+            return {key: owning(join_rows(pieces)) for key, pieces in parts.items()}
 
         return run
 
@@ -168,11 +168,11 @@ class BankMode:
         self.session = session
         self.bank = AdapterBank(session.slot_values, session.memory)
 
-    def opened(self, packs: Mapping[str, Pack] | None) -> BankState:
+    def open(self, packs: Mapping[str, Pack] | None) -> BankState:
         """See :class:`AdapterMode`."""
-        return self.bank.opened(packs)
+        return self.bank.open(packs)
 
-    def run(self, adapters: Adapters, names: Sequence[str | None]) -> Run:
+    def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """See :class:`AdapterMode`."""
         slots, overrides = adapters.attached.slots, adapters.attached.overrides
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)

@@ -14,7 +14,7 @@ from ...tasks.task import MAIN
 from ..ort.values import array_of
 from .positions import acting
 from .prompt_cache import PromptCache, Prompts, make_prompt_cache, prompt_lengths, split_by_length
-from .rows_apart import joined, owning
+from .rows_apart import join_rows, owning
 
 
 class Adapters(NamedTuple):
@@ -28,7 +28,7 @@ class Adapters(NamedTuple):
     attached: Any
 
 
-class Run(Protocol):
+class RunRows(Protocol):
     """Feeds to outputs, both by name and as ``OrtValue``."""
 
     def __call__(
@@ -40,12 +40,12 @@ class Run(Protocol):
         ...
 
 
-class Pinned(NamedTuple):
+class PinnedRows(NamedTuple):
     """Rows with these adapters, one name a row, None for the base; called, it runs one pass of them."""
 
     names: Sequence[str | None]
     adapters: Adapters
-    run: Run
+    run: RunRows
 
     def __call__(self, feeds: Mapping[str, Any], part: str = MAIN) -> dict[str, Any]:
         """The outputs of one pass of a part. A decoder behind an encoder has no mask for its own cache: rows
@@ -58,13 +58,13 @@ class Pinned(NamedTuple):
         for rows, some in split_by_length(feeds, lengths):
             for key, value in self.run(some, part, list(rows)).items():
                 pieces.setdefault(key, []).append((rows, array_of(value)))
-        return {key: owning(joined(parts)) for key, parts in pieces.items()}
+        return {key: owning(join_rows(parts)) for key, parts in pieces.items()}
 
     def in_cache(self) -> list[int]:
         """How much of a cache each row's prompt takes."""
         return prompt_lengths(self.adapters.prompts, self.names)
 
-    def of(self, places: Sequence[int]) -> Pinned:
+    def of(self, places: Sequence[int]) -> PinnedRows:
         """The rows at these places, in that order; one may be there several times."""
 
         def run(
@@ -72,7 +72,7 @@ class Pinned(NamedTuple):
         ) -> dict[str, Any]:
             return self.run(feeds, part, places if rows is None else [places[row] for row in rows])
 
-        return Pinned([self.names[place] for place in places], self.adapters, run)
+        return PinnedRows([self.names[place] for place in places], self.adapters, run)
 
     def prefix(self, inputs: Mapping[str, Any]) -> PromptCache:
         """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from ...slots.precision import ABSENT, converted
+from ...slots.precision import ABSENT, convert
 from ..ort.values import HOST, Memory, empty, fill
 
 
-def joined(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+def join_rows(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent
     label, and shorter keys and values ``[rows, heads, length, width]`` with zeros, which nobody reads.
     """
     first = pieces[0][1]
     shape = np.max([array.shape[1:] for _, array in pieces], axis=0, initial=0)
     total = sum(len(rows) for rows, _ in pieces)
-    absent = 0 if first.ndim == 4 else converted(np.array(ABSENT), first.dtype.name, "logits")
+    absent = 0 if first.ndim == 4 else convert(np.array(ABSENT), first.dtype.name, "logits")
     whole = np.full((total, *shape), absent, first.dtype)
     for rows, array in pieces:
         place: tuple[Any, ...] = (rows, *(slice(extent) for extent in array.shape[1:]))

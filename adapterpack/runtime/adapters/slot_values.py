@@ -15,8 +15,8 @@ from ...errors import Unsupported
 from ...onnx_graph.graph_file import StoredTensor, map_tensor
 from ...pack.pack import Adapter, Pack
 from ...slots.prompt_kv import PROJECTION
-from ...slots.sums import Part, summed
-from ...slots.values import Values, pack_values, padded
+from ...slots.sums import Summand, add_changes
+from ...slots.values import Values, pack_values, pad_slots
 from .mix import Mix, parts_of
 from .positions import require_positions
 
@@ -45,13 +45,13 @@ class SlotValues:
             NotASum: of a mix, if the changes of its packs cannot be added.
         """
         if isinstance(adapter, Mix):
-            parts = [Part(pack.name, self._of(pack), weight) for pack, weight in adapter.parts]
-            return summed(parts, self.bundle.sites)
+            parts = [Summand(pack.name, self._of(pack), weight) for pack, weight in adapter.parts]
+            return add_changes(parts, self.bundle.sites)
         return self._of(adapter)
 
     def _of(self, pack: Pack) -> Values:
         return pack_values(
-            pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._projected
+            pack, None if self.reads_lost_weights(pack) else self._weights, self.bundle.sites, self._project
         )
 
     def reads_lost_weights(self, pack: Pack) -> bool:
@@ -66,7 +66,7 @@ class SlotValues:
             if site.weight
         )
 
-    def exported(self) -> Values:
+    def exported_bank(self) -> Values:
         """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""
         return {
             name: map_tensor(self._stored(site.part)[name])
@@ -74,14 +74,14 @@ class SlotValues:
             for name in (f"{path}.{field}" for field in site.fields)
         }
 
-    def padded(self, values: Values) -> Values:
+    def pad(self, values: Values) -> Values:
         """Slot values as wide as a slot of the bank; where they have no head the base's is taken."""
         heads = {
             name: array[0]
-            for name, array in self.exported().items()
+            for name, array in self.exported_bank().items()
             if name.endswith((".head", ".head_bias"))
         }
-        return padded(values, self.bundle.sites, self.bundle.max_rank, heads)
+        return pad_slots(values, self.bundle.sites, self.bundle.max_rank, heads)
 
     def in_bank(self, adapter: Pack | Mix) -> Values:
         """What a slot of the bank holds of a pack or of a mix: what it was exported with, or :meth:`of`,
@@ -93,7 +93,7 @@ class SlotValues:
         """
         for pack, _ in parts_of(adapter):
             require_positions(pack, self.bundle.sites)
-        return self.exported_of(adapter) or self.padded(self.of(adapter))
+        return self.exported_of(adapter) or self.pad(self.of(adapter))
 
     def exported_of(self, adapter: Pack | Mix) -> Values | None:
         """The values that a pack has in the bank with which the graphs were exported, padded; None where it
@@ -101,7 +101,9 @@ class SlotValues:
         """
         slot = next((one.slot for one in self.bundle.adapters if one.pack == adapter.id), None)
         return (
-            None if slot is None else {name: np.array(array[slot]) for name, array in self.exported().items()}
+            None
+            if slot is None
+            else {name: np.array(array[slot]) for name, array in self.exported_bank().items()}
         )
 
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
@@ -123,14 +125,14 @@ class SlotValues:
         rows = slice(site.at, site.at + site.out_features)
         return (weight if site.layout == "out_in" else weight.T)[rows], bias
 
-    def _projected(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
+    def _project(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
         """What the graph's own projections make of a prompt."""
         # it loads sympy, and most packs need no graph
-        from ...slots.projections import heads_at, projected  # noqa: PLC0415
+        from ...slots.projections import heads_at, project  # noqa: PLC0415
 
         heads = heads_at(self.bundle.sites, path)
         site = self.bundle.sites[f"{path}.{PROJECTION}"]
-        return *projected(self._graph(site.part), heads, prompt, site.dtype), heads
+        return *project(self._graph(site.part), heads, prompt, site.dtype), heads
 
     def _graph(self, part: str) -> Any:
         """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped.

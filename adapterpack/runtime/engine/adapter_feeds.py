@@ -106,9 +106,9 @@ class AdapterFeeds:
         # run that follows.
         with one_thread_each() if products else nullcontext():
             if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
-                feeds = self._shared(distinct[0])
+                feeds = self._feed_shared(distinct[0])
             else:
-                feeds = self._mixed(adapters, distinct)
+                feeds = self._feed_mixed(adapters, distinct)
         if not any(slot.table for slot in self.layout.slots.values()):
             return feeds
         ids = np.array([distinct.index(adapter) for adapter in adapters], np.int64)
@@ -119,7 +119,7 @@ class AdapterFeeds:
         base = self.layout.base
         return ResidentAdapter("", "", base, self.layout.extents(base))
 
-    def _shared(self, adapter: ResidentAdapter | None) -> Feeds:
+    def _feed_shared(self, adapter: ResidentAdapter | None) -> Feeds:
         one = adapter or self._base
         if self._alone is not None and self._alone[0] is one:
             return dict(self._alone[1])
@@ -152,7 +152,7 @@ class AdapterFeeds:
         slot.fill(filled, own)
         return filled
 
-    def _mixed(
+    def _feed_mixed(
         self, adapters: Sequence[ResidentAdapter | None], distinct: Sequence[ResidentAdapter | None]
     ) -> Feeds:
         wanted = self.layout.widest(

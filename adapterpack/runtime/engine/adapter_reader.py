@@ -11,7 +11,7 @@ from ...bundle.manifest import PAST
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import map_tensor
 from ...pack.pack import Pack
-from ...slots.values import Values, padded
+from ...slots.values import Values, pad_slots
 from ...tasks.task import MAIN
 from ..adapters.mix import Mix, parts_of
 from ..adapters.positions import require_positions
@@ -52,7 +52,7 @@ class AdapterReader:
             require_positions(pack, self.bundle.bundle.sites)
         with self.bundle.compared():  # the base's own weights may be read
             lost = [pack for pack in packs if self._values.reads_lost_weights(pack)]
-            every = self._exported(lost, adapter) if lost else self._values.of(adapter)
+            every = self._read_exported(lost, adapter) if lost else self._values.of(adapter)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         dense = self.layout.own({name: array for name, array in every.items() if name not in source})
         values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
@@ -73,12 +73,12 @@ class AdapterReader:
         graph's inputs.
         """
         return [
-            self._as_cached(name, prompt[layer_and_side(name)])
+            self._to_cache(name, prompt[layer_and_side(name)])
             for name in self.bundle.graph(DECODER).inputs
             if name.startswith(PAST)
         ]
 
-    def _as_cached(self, name: str, numbers: np.ndarray) -> np.ndarray:
+    def _to_cache(self, name: str, numbers: np.ndarray) -> np.ndarray:
         """Keys or values ``[heads, n, head_dim]`` as their cache holds them."""
         scale = self.bundle.stored(DECODER).get(cache_scale(name))
         return (
@@ -91,7 +91,7 @@ class AdapterReader:
         """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row
         runs through it alone.
         """
-        filled = padded(
+        filled = pad_slots(
             values,
             {path: site for path, site in self._encoder.items() if site.fields or site.members},
             self.bundle.bundle.max_rank,
@@ -105,7 +105,7 @@ class AdapterReader:
             banks[name][0] = array
         return banks
 
-    def _exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
+    def _read_exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
         """The values that a pack has in the bank, where those of the base that they were made of are
         quantized away.
         """
@@ -124,6 +124,6 @@ class AdapterReader:
             return {}
         return {
             name: np.array(array[0])
-            for name, array in self._values.exported().items()
+            for name, array in self._values.exported_bank().items()
             if name.rpartition(".")[2] in heads
         }

@@ -18,8 +18,8 @@ from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
 from ...pack.trust.signers import Signers
 from ...pack.validate.validation import load
-from ..adapters.mix import Mix, mixed, parts_of
-from ..admission import admitted
+from ..adapters.mix import Mix, combine, parts_of
+from ..admission import admit
 from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
@@ -90,10 +90,10 @@ class AdapterTable:
         if isinstance(adapter, str):
             return self.pack(adapter)
         if isinstance(adapter, Mapping):
-            return mixed((self.pack(name), weight) for name, weight in adapter.items())
+            return combine((self.pack(name), weight) for name, weight in adapter.items())
         for pack, _ in parts_of(adapter):
             if pack.id not in self._admitted:
-                with admitted(self._bundle, pack, self._held, self._replay):
+                with admit(self._bundle, pack, self._hold, self._replay):
                     self._admitted.add(pack.id)
         return adapter
 
@@ -107,7 +107,7 @@ class AdapterTable:
         allow_structural: bool = False,
         signers: Signers | None = None,
     ) -> str:
-        """Admits a pack, as :func:`~adapterpack.runtime.admission.admitted` does, and gives it a name; its
+        """Admits a pack, as :func:`~adapterpack.runtime.admission.admit` does, and gives it a name; its
         digest.
 
         ``replace`` allows a name that another pack has, ``pin`` keeps the adapter in memory,
@@ -122,9 +122,9 @@ class AdapterTable:
 
         def held(pack: Pack) -> AbstractContextManager[ResidentAdapter]:
             self._require_free(pack, replace)
-            return self._held(pack)
+            return self._hold(pack)
 
-        with admitted(
+        with admit(
             self._bundle, loaded, held, self._replay, signers=signers, allow_structural=allow_structural
         ):
             loaded = loaded.kept_open()
@@ -210,8 +210,8 @@ class AdapterTable:
             for adapter in [one for one in self._resident.values() if digest in one.packs and not one.users]:
                 del self._resident[adapter.digest]
 
-    def taken(self, pack: Pack | Mix) -> ResidentAdapter:
-        """The adapter for one more row; it is in memory until :meth:`released`. It is read once, however
+    def acquire(self, pack: Pack | Mix) -> ResidentAdapter:
+        """The adapter for one more row; it is in memory until :meth:`release`. It is read once, however
         many rows ask for it meanwhile.
         """
         while True:
@@ -239,14 +239,14 @@ class AdapterTable:
             ours.set()
 
     @contextmanager
-    def _held(self, pack: Pack) -> Iterator[ResidentAdapter]:
-        adapter = self.taken(pack)
+    def _hold(self, pack: Pack) -> Iterator[ResidentAdapter]:
+        adapter = self.acquire(pack)
         try:
             yield adapter
         finally:
-            self.released(adapter)
+            self.release(adapter)
 
-    def released(self, adapter: ResidentAdapter) -> None:
+    def release(self, adapter: ResidentAdapter) -> None:
         """A row has ended."""
         with self._lock:
             adapter.users -= 1
@@ -258,10 +258,10 @@ class AdapterTable:
     def pin(self, name: str) -> None:
         """Reads an adapter, if it is not in memory, and keeps it there."""
         pack = self.pack(name)
-        adapter = self.taken(pack)
+        adapter = self.acquire(pack)
         with self._lock:
             self._pinned.add(pack.id)
-        self.released(adapter)
+        self.release(adapter)
 
     def unpin(self, name: str) -> None:
         """Lets an adapter be given up again."""

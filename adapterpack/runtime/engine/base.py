@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ...bundle.manifest import read_bundle
 from ...errors import ConfigError, Unsupported
 from ...registry import Registry
-from ...tasks.task import Task, task_named
+from ...tasks.task import Task, get_task
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
 from .adapter_feeds import ResidentAdapter
@@ -100,7 +100,7 @@ class Engine:
     def discard(self, row: EngineRow) -> None:
         """Gives up a row that the engine's ``row`` made and that was not submitted."""
         if row.adapter is not None:
-            self.adapters.released(row.adapter)
+            self.adapters.release(row.adapter)
 
     def cancel(self, request: int) -> None:
         """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread
@@ -151,7 +151,7 @@ ENGINES: Registry[EngineKind] = Registry(
 
 
 def _kind_for(bundle: str | os.PathLike[str] | OpenBundle) -> type[Engine]:
-    task = bundle.task if isinstance(bundle, OpenBundle) else task_named(read_bundle(bundle).task)
+    task = bundle.task if isinstance(bundle, OpenBundle) else get_task(read_bundle(bundle).task)
     kind = next((kind for kind in ENGINES.values() if kind.runs(task)), None)
     if kind is None:
         raise Unsupported("no engine runs this task", found=task.name, remedy="use adapterpack.Session")

@@ -18,7 +18,7 @@ from ...tasks.session import Arrays
 from ..adapters.bank import BankState
 from ..adapters.mix import Mix, parts_of
 from ..adapters.modes import BankMode
-from ..adapters.pinned import Adapters, Pinned
+from ..adapters.pinned import Adapters, PinnedRows
 from ..canary import Replay, replay_one
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
@@ -109,7 +109,7 @@ class BankedAdapters:
             self._place({adapter.digest: adapter for adapter in adapters if adapter is not None})
             attached = Adapters(named, {}, self._state)
             return run_parts(
-                self._bundle, inputs, pinned=Pinned(digests, attached, self._mode.run(attached, digests))
+                self._bundle, inputs, pinned=PinnedRows(digests, attached, self._mode.run(attached, digests))
             )
 
     def _place(self, wanted: Mapping[str, ResidentAdapter]) -> None:
@@ -150,7 +150,7 @@ class BankedAdapters:
             for path, params in pack.full().items()
             for name, array in head_values(path, params).items()
         }
-        values = self._mode.bank.values.padded(in_slots(trained, self._bundle.bundle.sites))
+        values = self._mode.bank.values.pad(in_slots(trained, self._bundle.bundle.sites))
         bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", values, {})
         base, adapted = (
             [canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)]

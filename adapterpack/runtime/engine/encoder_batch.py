@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from ...pack.pack import Pack
-from ...tasks.one_pass import Prepared
-from ...tasks.session import Arrays, Head
+from ...tasks.one_pass import PreparedRow
+from ...tasks.session import Arrays, RowHead
 from ...tasks.task import AXES
 from ..adapters.mix import Mix
 from .adapter_feeds import ResidentAdapter
@@ -28,9 +28,9 @@ class EncoderRow:
     """One request. What it needs is held here, and never looked up again by a name."""
 
     number: int
-    prepared: Prepared
+    prepared: PreparedRow
     options: Any
-    head: Head
+    head: RowHead
     pack: Pack | Mix | None
     adapter: ResidentAdapter | None
 
@@ -125,24 +125,24 @@ def next_batch(
     return batch
 
 
-def collated(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
+def collate(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
     """Inputs ``[1, ...]`` of rows of one form as one batch, padded on the right behind their tokens.
 
     Example:
         >>> short, long = ({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)),
         ...     int)} for ids in ([7], [8, 9]))
-        >>> {name: array.tolist() for name, array in collated([short, long], 0).items()}
+        >>> {name: array.tolist() for name, array in collate([short, long], 0).items()}
         {'input_ids': [[7, 0], [8, 9]], 'attention_mask': [[1, 0], [1, 1]]}
     """
     return {
-        name: _stacked([row[name] for row in rows], pad_id if name == "input_ids" else 0)
+        name: _stack([row[name] for row in rows], pad_id if name == "input_ids" else 0)
         if _along_tokens(name)
         else np.concatenate([row[name] for row in rows])
         for name in rows[0]
     }
 
 
-def _stacked(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
+def _stack(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
     stacked = np.full(
         (len(arrays), max(array.shape[1] for array in arrays), *arrays[0].shape[2:]), fill, arrays[0].dtype
     )

@@ -12,7 +12,7 @@ import numpy as np
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ...slots.prompt_rows import virtual_room
-from ...tasks.one_pass import OnePass, Prepared
+from ...tasks.one_pass import OnePass, PreparedRow
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
 from ..preparing_bundle import PreparingBundle
@@ -21,7 +21,7 @@ from ..text.context_length import context_of, require_context
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .encoder_adapters import BATCH_ADAPTERS
-from .encoder_batch import Bounds, EncoderRow, Padding, collated, next_batch
+from .encoder_batch import Bounds, EncoderRow, Padding, collate, next_batch
 from .requests import Event
 
 
@@ -133,7 +133,7 @@ class EncoderEngine(Engine):
 
     def prepared(
         self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any
-    ) -> tuple[Prepared, Any]:
+    ) -> tuple[PreparedRow, Any]:
         """A row's inputs and its options, for :meth:`bound`: the part of :meth:`row` that no adapter changes.
 
         Raises:
@@ -152,10 +152,10 @@ class EncoderEngine(Engine):
                 )
         return prepared, chosen
 
-    def bound(self, prepared: Prepared, options: Any, pack: Pack | Mix | None) -> EncoderRow:
+    def bound(self, prepared: PreparedRow, options: Any, pack: Pack | Mix | None) -> EncoderRow:
         """The request that a prepared row is with a pack, a mix, or the base (None); see :meth:`row`."""
         head = self.bundle.head(pack)
-        resident = None if pack is None else self.adapters.taken(pack)
+        resident = None if pack is None else self.adapters.acquire(pack)
         return EncoderRow(next(self._numbers), prepared, options, head, pack, resident)
 
     def _step(self) -> list[Event]:
@@ -177,18 +177,18 @@ class EncoderEngine(Engine):
                 continue
             for row in [row for row in self._waiting if row.number == what]:
                 self._waiting.remove(row)
-                events.append(self._ended(row, "cancelled"))
+                events.append(self._end(row, "cancelled"))
 
     def _run(self, rows: Sequence[EncoderRow], events: list[Event]) -> None:
         """One pass. Where it fails each row goes by itself: the one at fault ends with its error, and the
         others have their results.
         """
-        inputs = collated([row.prepared.inputs for row in rows], self.bundle.pad_id)
+        inputs = collate([row.prepared.inputs for row in rows], self.bundle.pad_id)
         try:
             outputs = self._batches.run(inputs, [row.adapter for row in rows], [row.pack for row in rows])
         except AdapterpackError as error:
             if len(rows) == 1:
-                events.append(self._ended(rows[0], "error", error=error))
+                events.append(self._end(rows[0], "error", error=error))
             else:
                 for row in rows:
                     self._run([row], events)
@@ -199,11 +199,11 @@ class EncoderEngine(Engine):
             try:
                 result = self._answer.result(self.bundle, row.prepared, own, row.head, row.options)
             except AdapterpackError as error:
-                events.append(self._ended(row, "error", error=error))
+                events.append(self._end(row, "error", error=error))
             else:
-                events.append(self._ended(row, "stop", result=result))
+                events.append(self._end(row, "stop", result=result))
 
-    def _ended(
+    def _end(
         self,
         row: EncoderRow,
         reason: str,
@@ -212,7 +212,7 @@ class EncoderEngine(Engine):
         error: AdapterpackError | None = None,
     ) -> Event:
         if row.adapter is not None:
-            self.adapters.released(row.adapter)
+            self.adapters.release(row.adapter)
         return Event(
             row.number,
             row.digest,

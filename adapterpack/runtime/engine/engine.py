@@ -22,7 +22,7 @@ from ...pack.pack import Pack
 from ..adapters.mix import Mix
 from ..generation.answer import AnswerRequest
 from ..generation.beam_search import begin_answer
-from ..generation.sampler import Choice, TokenMask
+from ..generation.sampler import SampledToken, TokenMask
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
@@ -154,7 +154,7 @@ class DecoderEngine(Engine):
         Raises:
             ConfigError: as :meth:`add`.
         """
-        adapter = None if pack is None else self.adapters.taken(pack)
+        adapter = None if pack is None else self.adapters.acquire(pack)
         try:
             source: Mapping[str, np.ndarray] = {}
             if self._start is not None:
@@ -173,7 +173,7 @@ class DecoderEngine(Engine):
             return Request(next(self._numbers), answer, [sequence])
         except BaseException:
             if adapter is not None:
-                self.adapters.released(adapter)
+                self.adapters.release(adapter)
             raise
 
     def _room(self, sequence: SequenceState, sampling: Sampling) -> int:
@@ -293,7 +293,7 @@ class DecoderEngine(Engine):
     ) -> None:
         """Gives a request the next token in each of its sequences, and ends it where that says so."""
         try:
-            taken = request.answer.advance([_given(one) for one in logits])
+            taken = request.answer.advance([_require_logits(one) for one in logits])
         except AdapterpackError as error:
             self._end(request, "error", events, error)
             return
@@ -312,7 +312,7 @@ class DecoderEngine(Engine):
         reason: str,
         events: list[Event],
         error: AdapterpackError | None = None,
-        choice: Choice | None = None,
+        choice: SampledToken | None = None,
     ) -> None:
         if request in self._waiting:
             self._waiting.remove(request)
@@ -344,7 +344,7 @@ def _any_ready(rows: Sequence[SequenceState]) -> bool:
     return len(pending) < len(rows) or bool(wait(pending, _MOMENT, FIRST_COMPLETED).done)
 
 
-def _given(answer: np.ndarray | AdapterpackError) -> np.ndarray:
+def _require_logits(answer: np.ndarray | AdapterpackError) -> np.ndarray:
     """The logits of a row, if it has some."""
     if isinstance(answer, AdapterpackError):
         raise answer

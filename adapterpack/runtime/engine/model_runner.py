@@ -117,7 +117,7 @@ class ModelRunner:
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
 
-    def cached(self, place: int, length: int) -> dict[str, np.ndarray]:
+    def read_cache(self, place: int, length: int) -> dict[str, np.ndarray]:
         """A copy of the first positions ``[heads, length, width]`` of a row's caches, by the graph's inputs
         for them.
         """
@@ -225,7 +225,7 @@ class ModelRunner:
 
     def decode(self) -> np.ndarray:
         """One token more in every running row: the logits ``[rows, vocabulary]`` after it."""
-        logits = self._decoded(self.running, 0).copy()
+        logits = self._decode(self.running, 0).copy()
         for row in self.running:
             _advance(row)
         return logits
@@ -233,7 +233,7 @@ class ModelRunner:
     def decode_alone(self, place: int) -> np.ndarray:
         """One token more in one running row by itself: its logits ``[vocabulary]``."""
         row = self.running[place]
-        logits: np.ndarray = self._decoded([row], place)[0].copy()
+        logits: np.ndarray = self._decode([row], place)[0].copy()
         _advance(row)
         return logits
 
@@ -299,7 +299,7 @@ class ModelRunner:
         self._pool.move(source, target, row.kv_len)
         self._sources.move(source, target, row.source_length)
 
-    def _decoded(self, rows: Sequence[SequenceState], first: int) -> np.ndarray:
+    def _decode(self, rows: Sequence[SequenceState], first: int) -> np.ndarray:
         for place, row in enumerate(rows, first):
             if row.kv_len == self._short:
                 self._reread(row, place)

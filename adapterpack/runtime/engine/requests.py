@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
-from ..generation.sampler import Choice
+from ..generation.sampler import SampledToken
 from .adapter_feeds import ResidentAdapter
 from .model_runner import SequenceState
 
@@ -37,7 +37,7 @@ class Event:
     request: int
     adapter: str | None
     token: int | None = None
-    choice: Choice | None = None
+    choice: SampledToken | None = None
     text: str = ""
     finish_reason: str | None = None
     error: AdapterpackError | None = None

@@ -20,7 +20,7 @@ from .slot_layout import SlotLayout
 
 
 @dataclass(eq=False)
-class Product:
+class FactoredValue:
     """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k,
     out]``, each times a core ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
     """
@@ -46,11 +46,11 @@ class Product:
         """
         last = None if self._made is None else self._made()
         if last is None:
-            last = self._multiplied()
+            last = self._multiply()
             self._made = ref(last)
         return last
 
-    def _multiplied(self) -> np.ndarray:
+    def _multiply(self) -> np.ndarray:
         made = np.zeros(self.shared.shape, self.shared.dtype)
         width = self.shared.shape[int(self.columns)] // len(self.cores)
         for number, core in enumerate(self.cores):
@@ -64,13 +64,13 @@ class Product:
         return made
 
 
-SlotValue = np.ndarray | Product
+SlotValue = np.ndarray | FactoredValue
 """The values of a slot, as they are or as a product."""
 
 
 def array_of(value: SlotValue) -> np.ndarray:
     """The numbers of a slot's values."""
-    return value.array() if isinstance(value, Product) else value
+    return value.array() if isinstance(value, FactoredValue) else value
 
 
 class SharedArrays:
@@ -114,7 +114,7 @@ class SharedArrays:
                     shared.add(name)
                 else:
                     own = cores if down or len(ups) == 1 else [factored.get(name.removesuffix(".up"))]
-                    result[name] = Product(arrays[name], own, columns=down)
+                    result[name] = FactoredValue(arrays[name], own, columns=down)
         return result, frozenset(shared)
 
     def _arrays(

@@ -17,7 +17,7 @@ from ...bundle.decoder_graph import part_ranks
 from ...bundle.manifest import Bundle, MappedSite
 from ...errors import BaseMismatch, Unsupported
 from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, neutral, widths
-from ...slots.values import Values, grouped
+from ...slots.values import Values, group_slots
 from ...tasks.task import MAIN
 
 
@@ -139,7 +139,7 @@ class SlotLayout:
             Unsupported: the graph has no slot for a part of the adapter.
             BaseMismatch: the adapter was made for a layer of another width.
         """
-        result = grouped(values, self.sites)
+        result = group_slots(values, self.sites)
         for path in self.joined:
             if f"{path}.down" in result:
                 result[f"{path}.up"] = self._blocks(path, result)

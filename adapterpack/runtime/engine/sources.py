@@ -96,7 +96,7 @@ class Sources:
         """Runs the encoder on a row and puts what it gives into its place, behind those of the rows so far;
         whether the memory of all rows is another one now.
         """
-        outputs = self._encoded(row)
+        outputs = self._encode(row)
         arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
         length = int(arrays[0].shape[1]) - virtual_room(self.bundle.bundle.sites) + _virtual(row)
         row.source_length, arrays = length, [array[:, :length] for array in arrays]
@@ -136,7 +136,7 @@ class Sources:
             new.write(place, old.read(place, 0, old.length))  # type: ignore[union-attr]
         self._pool = new
 
-    def _encoded(self, row: SourceRow) -> Arrays:
+    def _encode(self, row: SourceRow) -> Arrays:
         part = self.bundle.task.parts[0].name
         graph, feeds = self.bundle.graph(part), dict(row.source)
         ids = feeds.get("input_ids")

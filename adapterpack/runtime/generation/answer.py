@@ -10,7 +10,7 @@ import numpy as np
 
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import NoTokenizer, Tokenizer
-from .sampler import Choice, Sampler, TokenMask
+from .sampler import SampledToken, Sampler, TokenMask
 from .sampling import Sampling
 
 
@@ -21,7 +21,7 @@ class NextTokens(NamedTuple):
 
     parents: tuple[int, ...]
     tokens: tuple[int, ...]
-    choice: Choice | None = None
+    choice: SampledToken | None = None
 
 
 class Ending(NamedTuple):
@@ -75,7 +75,7 @@ class Answer:
     def __init__(self, request: AnswerRequest) -> None:
         self._ends, self._room, self._stream = request.end_ids, request.room, request.make_detokenizer()
         self.sampler = request.make_sampler()
-        self.choices: list[Choice] = []
+        self.choices: list[SampledToken] = []
         self.reason: str | None = None
 
     @property
@@ -89,7 +89,7 @@ class Answer:
         return tuple(self._stream.ids)
 
     @property
-    def logprobs(self) -> tuple[Choice, ...] | None:
+    def logprobs(self) -> tuple[SampledToken, ...] | None:
         """The choice of each of its tokens, if the row asks for log-probabilities."""
         return None if self.sampler.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
 
@@ -107,7 +107,7 @@ class Answer:
         choice = self.sampler.next(logits[0])
         return NextTokens((0,), (choice.token,), choice if self.take(choice) else None)
 
-    def take(self, choice: Choice) -> bool:
+    def take(self, choice: SampledToken) -> bool:
         """Adds the next token. False of an end token behind which no text was kept back: there is nothing to
         pass on.
         """

@@ -89,7 +89,7 @@ class BeamAnswer:
         if not np.isfinite(scores[0]):
             raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
         candidates = [
-            self._continued(int(parent), int(token), np.isfinite(score))
+            self._extend(int(parent), int(token), np.isfinite(score))
             for parent, token, score in zip(parents, tokens, scores, strict=True)
         ]
         reasons = [self._reason(beam) for beam in candidates]
@@ -98,12 +98,12 @@ class BeamAnswer:
         chosen = _largest(going, self.width)
         self._finish(scores, candidates, reasons)
         self._beams, self._scores = [candidates[place] for place in chosen], going[chosen]
-        self._end_if_done(len(candidates[0].ids), bool(ended.all()))
+        self._maybe_end(len(candidates[0].ids), bool(ended.all()))
         return NextTokens(
             tuple(int(parents[place]) for place in chosen), tuple(int(tokens[place]) for place in chosen)
         )
 
-    def _continued(self, parent: int, token: int, real: bool) -> _Beam:
+    def _extend(self, parent: int, token: int, real: bool) -> _Beam:
         """A beam with one more token; ``real`` if that may follow."""
         beam = self._beams[parent]
         sampler = beam.sampler.fork()
@@ -142,7 +142,7 @@ class BeamAnswer:
         ]
         self._finished = sorted([*self._finished, *ended], key=lambda one: -one.score)[: self.width]
 
-    def _end_if_done(self, length: int, all_ended: bool) -> None:
+    def _maybe_end(self, length: int, all_ended: bool) -> None:
         options, finished = self._sampling, all(one.done for one in self._finished)
         longest = self._room if options.early_stopping == "never" and options.length_penalty > 0 else length
         best = self._scores[0] / np.float32(longest**options.length_penalty)

@@ -27,7 +27,7 @@ def check(request: bytes) -> bytes:
     """
     threading.stack_size(_STACK)
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(_checked, *json.loads(request)).result().encode()
+        return thread.submit(_check_grammar, *json.loads(request)).result().encode()
 
 
 def limits() -> Any:
@@ -39,7 +39,7 @@ def limits() -> Any:
     return LLParserLimits(max_items_in_row=1000, max_lexer_states=20_000, verbose_errors=False)
 
 
-def _checked(kind: str, text: str) -> str:
+def _check_grammar(kind: str, text: str) -> str:
     from llguidance import LLMatcher, grammar_from  # noqa: PLC0415 - an extra
 
     if kind == "json_schema":  # a keyword that cannot be enforced is an error, whatever the schema says of it

@@ -177,7 +177,7 @@ def _no_end_before(count: int, row: RowStart) -> LogitsProcessor:
 
 
 @_register("forced_bos_token_id", None, _ONE)
-def _forced_first(token: int, row: RowStart) -> LogitsProcessor:
+def _force_first(token: int, row: RowStart) -> LogitsProcessor:
     """The token behind the only one that is there."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
@@ -188,7 +188,7 @@ def _forced_first(token: int, row: RowStart) -> LogitsProcessor:
 
 
 @_register("forced_eos_token_id", None, partial(_optional, _one_or_more))
-def _forced_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
+def _force_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """The last token that the row has room for."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
@@ -199,14 +199,14 @@ def _forced_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
 
 
 @_register("suppress_tokens", (), read_ids)
-def _suppressed(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
+def _suppress(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """Never these."""
     banned = np.array(ids, np.intp)
     return lambda logits, tokens: _ban(logits, banned)
 
 
 @_register("begin_suppress_tokens", (), read_ids)
-def _suppressed_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
+def _suppress_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
     """Not these in the first place that is not forced."""
     banned = np.array(ids, np.intp)
 

@@ -28,7 +28,7 @@ FEWER = f"give fewer of logit_bias, {', '.join(LOGITS_PROCESSORS)}, json_schema,
 """What to do where the parameters exclude all tokens."""
 
 
-class Choice(NamedTuple):
+class SampledToken(NamedTuple):
     """A row's next token; its log-probability and the likeliest tokens with theirs, likeliest first, if the
     row wants them. With an ``error`` the row has no next token.
     """
@@ -107,7 +107,7 @@ class Sampler:
         """What the next choice would wait for."""
         return None if self.mask is None else self.mask.pending
 
-    def next(self, logits: np.ndarray) -> Choice:
+    def next(self, logits: np.ndarray) -> SampledToken:
         """The row's next token from its logits ``[vocabulary]``. The next call is for the token behind it.
 
         Raises:
@@ -120,17 +120,17 @@ class Sampler:
             raise NonFinite("the model's logits are not finite", found=top)
         logprobs = None if self.options.logprobs is None else _log_total(logits, top)
         original = logits if logprobs is None else logits.copy()
-        token = self._chosen(self.adjusted(logits))
+        token = self._choose(self.process_logits(logits))
         self.accept(token)
         if logprobs is None:
-            return Choice(token)
-        return Choice(
+            return SampledToken(token)
+        return SampledToken(
             token,
             float(original[token]) - logprobs,
             _top_logprobs(original, self.options.logprobs or 0, logprobs),
         )
 
-    def adjusted(self, logits: np.ndarray) -> np.ndarray:
+    def process_logits(self, logits: np.ndarray) -> np.ndarray:
         """The logits ``[vocabulary]`` float32 with the row's bias, penalties and rules; in place.
 
         Raises:
@@ -158,7 +158,7 @@ class Sampler:
             process(logits, self._row)
         return logits
 
-    def _chosen(self, logits: np.ndarray) -> int:
+    def _choose(self, logits: np.ndarray) -> int:
         ids = None if self.mask is None else np.flatnonzero(self.mask.allowed(len(logits)))
         values = logits if ids is None else logits[ids]
         place = int(values.argmax()) if len(values) else 0
@@ -180,7 +180,7 @@ class Sampler:
         top = logits.max()
         if not np.isfinite(top):
             raise NonFinite("the model's logits are not finite", found=top)
-        scores = self.adjusted(logits - np.float32(_log_total(logits, top)))
+        scores = self.process_logits(logits - np.float32(_log_total(logits, top)))
         if self.mask is not None:
             scores[~self.mask.allowed(len(scores))] = _NONE
         return scores
@@ -211,7 +211,7 @@ class Sampler:
             self._counts[place] += 1
 
 
-def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[Choice]:
+def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[SampledToken]:
     """The next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row that has
     none is a choice with an error; the others have theirs.
     """
@@ -220,7 +220,7 @@ def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[Choice]:
         try:
             choices.append(sampler.next(row))
         except AdapterpackError as error:
-            choices.append(Choice(-1, error=error))
+            choices.append(SampledToken(-1, error=error))
     return choices
 
 

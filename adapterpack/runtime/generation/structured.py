@@ -24,7 +24,7 @@ import numpy as np
 from ...errors import ConfigError, FormatError
 from ...extras import needed_by
 from ...library_errors import library_errors
-from ...sandbox.limits import Limits
+from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 from ..text.tokenizer import NoTokenizer, Tokenizer
 from .grammar_check import limits
@@ -40,7 +40,9 @@ STEP = 0.25
 """Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a
 millisecond.
 """
-_SANDBOX = Sandbox("adapterpack.runtime.generation.grammar_check:check", Limits(memory=512 << 20, seconds=3))
+_SANDBOX = Sandbox(
+    "adapterpack.runtime.generation.grammar_check:check", SandboxLimits(memory=512 << 20, seconds=3)
+)
 
 
 class Beside:

@@ -66,12 +66,12 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
         )
     with library_errors("PIL", _UNDECODABLE, where=where):
         upright = transposed(image).convert("RGB")
-    height, width = how.resized(upright.height, upright.width)
+    height, width = how.resize(upright.height, upright.width)
     _require_pixels((width, height), where)
     pixels = np.asarray(
         upright if (width, height) == upright.size else upright.resize((width, height), how.resample)
     )
-    return _normalised(pixels if how.crop is None else _cropped(pixels, *how.crop), how)
+    return _normalise(pixels if how.crop is None else _crop(pixels, *how.crop), how)
 
 
 def bytes_of(path: Path) -> bytes:
@@ -130,7 +130,7 @@ def _require_pixels(size: tuple[int, int], where: object) -> None:
         )
 
 
-def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+def _crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """The middle of a picture ``[height, width, 3]``; where it is smaller, black around it."""
     extent = pixels.shape[:2]
     whole = np.zeros((max(height, extent[0]), max(width, extent[1]), 3), pixels.dtype)
@@ -140,7 +140,7 @@ def _cropped(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     return whole[top : top + height, left : left + width]
 
 
-def _normalised(pixels: np.ndarray, how: Preparation) -> np.ndarray:
+def _normalise(pixels: np.ndarray, how: Preparation) -> np.ndarray:
     """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of
     transformers round.
     """

@@ -39,7 +39,7 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
             f"{what} is read from .npy files", where=path, found=path.suffix or "no ending", remedy=_PREPARE
         )
     with (
-        _opened(path) as file,
+        _open_file(path) as file,
         library_errors("numpy", "the file holds no array", where=path, remedy=_PREPARE),
     ):
         array = np.load(file, allow_pickle=False)
@@ -135,7 +135,7 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
 def _samples(path: Path, rate: int) -> np.ndarray:
     """The samples of a wave file, in [-1, 1)."""
     with (
-        _opened(path) as file,
+        _open_file(path) as file,
         library_errors("wave", "the file is no wave file", where=path),
         wave.open(file, "rb") as sound,
     ):
@@ -156,7 +156,7 @@ def _samples(path: Path, rate: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[FileIO]:
+def _open_file(path: Path) -> Iterator[FileIO]:
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > _MOST:
             raise FormatError(

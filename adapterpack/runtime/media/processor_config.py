@@ -81,11 +81,11 @@ class Preparation(NamedTuple):
         """Height and width of what comes out, where they do not depend on the picture."""
         return self.crop or self.size
 
-    def resized(self, height: int, width: int) -> tuple[int, int]:
+    def resize(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing, before cropping; the longer edge is rounded down.
 
         Example:
-            >>> Preparation(4, None, 2, None, 1.0, None, None).resized(10, 7)
+            >>> Preparation(4, None, 2, None, 1.0, None, None).resize(10, 7)
             (5, 4)
         """
         if self.shortest is None:

@@ -13,7 +13,7 @@ from ...bundle.signature import Port, Signature
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
 from ...slots.values import PEFT_NAMES, slot_shapes
-from ...tasks.task import MAIN, task_named
+from ...tasks.task import MAIN, get_task
 from .model import TYPES, OrtModel
 
 
@@ -48,7 +48,7 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
     if own or bundle.mode != "bank":  # a bank of prompts alone may take ids that nothing reads
         yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
-    first = next(one for one in task_named(bundle.task).parts if one.name == part).inputs[0]
+    first = next(one for one in get_task(bundle.task).parts if one.name == part).inputs[0]
     if first not in graph.inputs:
         yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
     signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, Signature())

@@ -16,7 +16,7 @@ from ...library_errors import library_errors
 from ...onnx_graph.bfloat16 import computing_wide
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES
-from ..providers.placement import require_placed
+from ..providers.placement import check_placement
 from ..providers.resolved_device import ResolvedDevice
 from .values import BFLOAT16
 
@@ -70,7 +70,7 @@ class OrtModel:
                 self._form(options), options, providers=list(resolved.providers), enable_fallback=0
             )
         self.provider = resolved.require(self._ort)
-        self.cpu_nodes = require_placed(self._ort, resolved, self.path)
+        self.cpu_nodes = check_placement(self._ort, resolved, self.path)
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
         self.optional = {name: value for name, value in self.slots.items() if name in AXES}

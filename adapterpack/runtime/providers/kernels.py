@@ -60,7 +60,7 @@ class Unfit(NamedTuple):
     reason: str
 
 
-def listed(nodes: Sequence[Unfit]) -> str:
+def list_unfit(nodes: Sequence[Unfit]) -> str:
     """The nodes in words, one of each reason by its name."""
     by_reason: dict[str, list[str]] = {}
     for node, reason in nodes:

@@ -16,7 +16,7 @@ from ...errors import ProviderError
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.node_types import TypedNode, typed_nodes
 from ...readable import things
-from .kernels import Unfit, kernels_of, listed, remedy_of
+from .kernels import Unfit, kernels_of, list_unfit, remedy_of
 from .provider import CPU
 from .resolved_device import ResolvedDevice
 
@@ -43,7 +43,7 @@ def nodes_on_cpu(session: ort.InferenceSession, resolved: ResolvedDevice, path: 
     return list(_unfit(left, resolved, path)) if left else []
 
 
-def require_placed(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
+def check_placement(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
     """The nodes on the CPU, of a device that allows them.
 
     Raises:
@@ -57,7 +57,7 @@ def require_placed(session: ort.InferenceSession, resolved: ResolvedDevice, path
             f"{things(len(nodes), 'node')} of the graph would run on the CPU",
             where=path,
             expected=resolved.provider.runtime_name,
-            found=listed(nodes),
+            found=list_unfit(nodes),
             remedy=f"{remedy_of(nodes)}, or allow it with --allow-cpu-nodes",
         )
     return nodes

@@ -46,7 +46,7 @@ PROVIDERS: Registry[Provider] = Registry(
 )
 
 
-def require_known(name: str) -> Provider:
+def get_provider(name: str) -> Provider:
     """The provider of that name.
 
     Raises:

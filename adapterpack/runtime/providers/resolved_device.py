@@ -12,7 +12,7 @@ import onnxruntime as ort
 from ...errors import ConfigError, ProviderError
 from .builtin import has_device
 from .device import Device
-from .provider import CPU, PROVIDERS, Provider, require_known
+from .provider import CPU, PROVIDERS, Provider, get_provider
 
 _OURS = {"provider", "allow_cpu_nodes", "options", "threads", "spinning"}
 """Fields of a device that every provider has."""
@@ -91,7 +91,7 @@ def resolve(device: Device) -> ResolvedDevice:
     name = device.provider or (
         "cuda" if PROVIDERS["cuda"].runtime_name in available and has_device() else "cpu"
     )
-    provider = require_known(name)
+    provider = get_provider(name)
     if (absent := provider.absent()) is not None:
         raise ProviderError(
             absent, expected=provider.runtime_name, remedy="check its driver, or choose --provider cpu"

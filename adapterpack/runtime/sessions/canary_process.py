@@ -14,7 +14,7 @@ from ...bundle.decoder_graph import graphs_of
 from ...bundle.manifest import GRAPH
 from ...errors import AdapterpackError
 from ...library_errors import library_errors
-from ...sandbox.limits import Limits
+from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
@@ -37,7 +37,7 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
         OutOfLimits: it takes too much memory or time.
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    limits = Limits(
+    limits = SandboxLimits(
         _MEMORY + _COPIES * total if provider == "cpu" else _ADDRESSES, _SECONDS + total / _BYTES_A_SECOND
     )
     sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
@@ -54,7 +54,7 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
     return answer
 
 
-def replayed(request: bytes) -> bytes:
+def replay_bundle(request: bytes) -> bytes:
     """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in,
     the outcome as JSON out.
     """
@@ -71,7 +71,7 @@ def replayed(request: bytes) -> bytes:
             report = canary.verify(session)
             if session.bundle.decoder:
                 replays = replay_by_engine(session, [session.packs[name] for name in report["replayed"]])
-                canary.judge(session, replays, canary.measured(session.bundle), by_engine=True)
+                canary.judge(session, replays, canary.get_drift(session.bundle), by_engine=True)
     except AdapterpackError as error:
         return json.dumps({"kind": type(error).__name__, "error": error.to_json()}).encode()
     return json.dumps(report).encode()

@@ -21,7 +21,7 @@ from ..prompts import start_ids
 from ..text.context_length import context_of
 
 
-class Decoder(Protocol):
+class OrdinaryDecoder(Protocol):
     """A batch that text is generated for. ``prompts`` are the tokens that the decoder begins each row with;
     ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths`` ``[rows]`` are
     the positions that prefill takes; ``virtual`` of them are those of adapters' prompts.
@@ -60,7 +60,7 @@ class DecoderOnly:
         self.context, self.short = context_of(session), longrope_length(session.config)
 
     def prefill(self) -> dict[str, Any]:
-        """See :class:`Decoder`."""
+        """See :class:`OrdinaryDecoder`."""
         session = self.session
         self.mask = self.prefix.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
@@ -81,7 +81,7 @@ class DecoderOnly:
         return self.run(values(complete(session, session.task.main, inputs, self.run)))
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`Decoder`."""
+        """See :class:`OrdinaryDecoder`."""
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
         places = self._places(1)
@@ -106,7 +106,7 @@ class DecoderOnly:
             for name, array in {**step, ADAPTER_POSITIONS: acting}.items()
             if name in graph.inputs
         }
-        return self.run({**values(feeds), **grown(outputs)}, MAIN)
+        return self.run({**values(feeds), **next_cache(outputs)}, MAIN)
 
     def _places(self, tokens: int) -> np.ndarray:
         """The positions of the last tokens. Rows that have ended are fed, too, and need some."""
@@ -136,7 +136,7 @@ class EncoderDecoder:
         self.lengths = self.virtual + self.last + 1
 
     def prefill(self) -> dict[str, Any]:
-        """See :class:`Decoder`."""
+        """See :class:`OrdinaryDecoder`."""
         start = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
         encoded = run_parts(self.session, self.inputs, self.names, self.run)
         feeds = values(
@@ -150,9 +150,9 @@ class EncoderDecoder:
         return self.run(feeds, MAIN)
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`Decoder`."""
+        """See :class:`OrdinaryDecoder`."""
         return self.run(
-            {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **grown(outputs)}, MAIN
+            {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **next_cache(outputs)}, MAIN
         )
 
 
@@ -161,7 +161,7 @@ def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
     return EncoderDecoder if session.task.has_encoder else DecoderOnly
 
 
-def grown(outputs: Mapping[str, Any]) -> dict[str, Any]:
+def next_cache(outputs: Mapping[str, Any]) -> dict[str, Any]:
     """The cache among a pass's outputs, as the next pass takes it."""
     return {
         PAST + name.removeprefix(PRESENT): value

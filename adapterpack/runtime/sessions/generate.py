@@ -16,10 +16,10 @@ from ...pack.pack import Pack
 from ...tasks.data.rows import map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
-from ..adapters.mix import Mix, Mixes, mixed
+from ..adapters.mix import Mix, Mixes, combine
 from ..generation.answer import Answer, AnswerRequest, Ending
 from ..generation.beam_search import BeamAnswer
-from ..generation.sampler import Choice, sample
+from ..generation.sampler import SampledToken, sample
 from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
 from ..model_inputs import pad
@@ -50,7 +50,7 @@ class Generation:
     finish_reason: str
     adapter: str | None
     prompt_tokens: int
-    logprobs: tuple[Choice, ...] | None = None
+    logprobs: tuple[SampledToken, ...] | None = None
     sequences: tuple[Ending, ...] = ()
 
 
@@ -89,7 +89,7 @@ def generate(
     if not count:
         return []
     options = sampling or Sampling()
-    chosen, sums = _chosen(session, adapters, count)
+    chosen, sums = _choose_adapters(session, adapters, count)
     names = [
         None if adapter is None else adapter if isinstance(adapter, str) else adapter.name
         for adapter in chosen
@@ -153,7 +153,9 @@ def _generations(
     ]
 
 
-def _chosen(session: OpenBundle, adapters: Mixes, count: int) -> tuple[list[str | Pack | Mix | None], bool]:
+def _choose_adapters(
+    session: OpenBundle, adapters: Mixes, count: int
+) -> tuple[list[str | Pack | Mix | None], bool]:
     """The adapter of each row, by its name or as a sum; and whether there are sums."""
     rows = (
         [adapters] * count
@@ -166,7 +168,7 @@ def _chosen(session: OpenBundle, adapters: Mixes, count: int) -> tuple[list[str 
         return list(session.names(adapters, count)), False  # type: ignore[arg-type]
     names = session.names([None if isinstance(row, Mapping) else row for row in rows], count)
     return [
-        mixed((session.pack(part), weight) for part, weight in row.items())
+        combine((session.pack(part), weight) for part, weight in row.items())
         if isinstance(row, Mapping)
         else name
         for row, name in zip(rows, names, strict=True)

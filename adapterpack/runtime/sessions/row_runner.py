@@ -18,7 +18,7 @@ from ...errors import AdapterpackError, ConfigError
 from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ...tasks.one_pass import OnePass
 from ...tasks.task import Answer
-from ...tasks.text_generation import described
+from ...tasks.text_generation import describe
 from ..engine.encoder_engine import EncoderEngine
 from ..engine.engine import DecoderEngine
 from ..engine.requests import Event, Request
@@ -40,7 +40,7 @@ _PREFIXES = 256 << 20
 
 
 @dataclass
-class Outcome:
+class RowOutcome:
     """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens``
     are those that it took; ``pack`` is the id of the adapter that the row began with.
     """
@@ -63,7 +63,7 @@ class RowExecutor(Protocol):
     def begin(self) -> None:
         """Forgets what rows of an earlier block left behind."""
 
-    def add(self, outcome: Outcome) -> int | None:
+    def add(self, outcome: RowOutcome) -> int | None:
         """Begins a row; the number of its request, or None where those that run have to end first.
 
         Raises:
@@ -73,7 +73,7 @@ class RowExecutor(Protocol):
     def step(self) -> list[Event]:
         """One step of the rows that have begun."""
 
-    def take(self, outcome: Outcome, event: Event) -> None:
+    def take(self, outcome: RowOutcome, event: Event) -> None:
         """Writes down what the last event of a row says."""
 
 
@@ -129,23 +129,23 @@ class RowRunner:
             ),
         )
 
-    def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[Outcome]:
+    def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[RowOutcome]:
         """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of
         it.
         """
-        begun = (outcome for number, row in rows for outcome in self._expanded(number, row))
+        begun = (outcome for number, row in rows for outcome in self._expand(number, row))
         if self._executor is not None:
             yield from _in_order(self._executor, begun)
             return
         while batch := list(islice(begun, self._batch_size)):
-            yield from self._answered(batch)
+            yield from self._answer_batch(batch)
 
-    def _expanded(self, number: int, row: Row | AdapterpackError) -> Iterator[Outcome]:
+    def _expand(self, number: int, row: Row | AdapterpackError) -> Iterator[RowOutcome]:
         """A row with its adapter, or once with each of those of all rows."""
         if isinstance(row, AdapterpackError):
-            yield Outcome(number, {}, error=row)
+            yield RowOutcome(number, {}, error=row)
         elif not isinstance(row, Mapping):
-            yield Outcome(
+            yield RowOutcome(
                 number,
                 {},
                 error=RowError(
@@ -156,7 +156,7 @@ class RowRunner:
                 ),
             )
         elif not any(isinstance(row.get(column), kind) for column, kind in self._columns.items()):
-            yield Outcome(
+            yield RowOutcome(
                 number,
                 row,
                 error=RowError(
@@ -166,11 +166,11 @@ class RowRunner:
                 ),
             )
         elif "adapter" in row:
-            yield Outcome(number, row)
+            yield RowOutcome(number, row)
         else:
-            yield from (Outcome(number, {**row, "adapter": name}) for name in self._adapters)
+            yield from (RowOutcome(number, {**row, "adapter": name}) for name in self._adapters)
 
-    def _answered(self, batch: Sequence[Outcome]) -> Iterator[Outcome]:
+    def _answer_batch(self, batch: Sequence[RowOutcome]) -> Iterator[RowOutcome]:
         """Rows that run as one batch. Where one is at fault those before it and those behind it run without
         it.
         """
@@ -181,17 +181,17 @@ class RowRunner:
             place = error.row - 1 if isinstance(error, RowError) else 0
             if not isinstance(error, RowError) and len(rows) > 1:  # nobody knows which
                 for outcome in batch:
-                    yield from self._answered([outcome])
+                    yield from self._answer_batch([outcome])
                 return
             at = batch.index(rows[place])
-            yield from self._answered(batch[:at])
+            yield from self._answer_batch(batch[:at])
             rows[place].error = error.moved(rows[place].number) if isinstance(error, RowError) else error
             yield rows[place]
-            yield from self._answered(batch[at + 1 :])
+            yield from self._answer_batch(batch[at + 1 :])
             return
         yield from batch
 
-    def _answer(self, batch: Sequence[Outcome]) -> None:
+    def _answer(self, batch: Sequence[RowOutcome]) -> None:
         session = self._session.frozen()
         answer = session.task.answer
         if not batch or isinstance(answer, OnePass):
@@ -234,10 +234,10 @@ def _executor(
     return None
 
 
-def _in_order(executor: RowExecutor, rows: Iterator[Outcome]) -> Iterator[Outcome]:
+def _in_order(executor: RowExecutor, rows: Iterator[RowOutcome]) -> Iterator[RowOutcome]:
     """The rows, each once it and those before it have ended; no more are read than begin."""
     executor.begin()
-    queue, running, held, more = deque[Outcome](), dict[int, Outcome](), list[Outcome](), True
+    queue, running, held, more = deque[RowOutcome](), dict[int, RowOutcome](), list[RowOutcome](), True
     while more or queue:
         while more and len(running) < executor.ahead:
             row = held.pop() if held else next(rows, None)
@@ -284,7 +284,7 @@ class _OnePasses:
     def begin(self) -> None:
         """See :class:`RowExecutor`."""
 
-    def add(self, outcome: Outcome) -> int:
+    def add(self, outcome: RowOutcome) -> int:
         """See :class:`RowExecutor`. A row that names the base has it, or an error: a request without an
         adapter has what is folded in.
         """
@@ -297,7 +297,7 @@ class _OnePasses:
         """See :class:`RowExecutor`."""
         return self._engine.step()
 
-    def take(self, outcome: Outcome, event: Event) -> None:
+    def take(self, outcome: RowOutcome, event: Event) -> None:
         """See :class:`RowExecutor`."""
         outcome.result = {**outcome.row, "pack": event.adapter, **(event.result or {})}
         outcome.tokens = event.prompt_tokens or 0
@@ -326,7 +326,7 @@ class _Texts:
         if self._engines.engine is not None:
             self._engines.engine.forget()
 
-    def add(self, outcome: Outcome) -> int | None:
+    def add(self, outcome: RowOutcome) -> int | None:
         """See :class:`RowExecutor`."""
         # one adapter of that name, whatever is loaded meanwhile
         session, task = self._session.frozen(), self._session.task
@@ -354,7 +354,7 @@ class _Texts:
         """See :class:`RowExecutor`."""
         return [] if self._engines.engine is None else self._engines.engine.step()
 
-    def take(self, outcome: Outcome, event: Event) -> None:
+    def take(self, outcome: RowOutcome, event: Event) -> None:
         """See :class:`RowExecutor`."""
         session, request, name = self._session, outcome.request, outcome.row["adapter"]
         assert request is not None
@@ -372,6 +372,6 @@ class _Texts:
             **outcome.row,
             "adapter": name,
             "pack": outcome.pack,
-            **described(completion, session),
+            **describe(completion, session),
         }
         outcome.tokens, outcome.request = len(answer.ids), None

@@ -80,14 +80,14 @@ def run(
     runner = row_runner(
         bundle, adapters=adapters, provider=provider, batch_size=batch_size, raw=raw, **sampling
     )
-    for _, block in groupby(_numbered(rows), lambda pair: (pair[0] - 1) // runner.block):
+    for _, block in groupby(_number_rows(rows), lambda pair: (pair[0] - 1) // runner.block):
         for outcome in runner.outcomes(block):
             if outcome.error is not None:
                 raise outcome.error
             yield outcome.result or {}
 
 
-def _numbered(rows: Iterable[Row]) -> Iterator[tuple[int, Row | AdapterpackError]]:
+def _number_rows(rows: Iterable[Row]) -> Iterator[tuple[int, Row | AdapterpackError]]:
     """The rows with their numbers; what stops the reading of them is in the place of the next one, behind the
     results of those before.
     """

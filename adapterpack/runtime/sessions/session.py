@@ -15,7 +15,7 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import load
 from ...tasks.session import Arrays
 from ..adapters.mix import Mixes, Names
-from ..admission import admitted
+from ..admission import admit
 from ..canary import Replay, replay_one
 from ..engine.canary_replay import replay_by_engine
 from ..generation.sampling import sampling_of
@@ -87,7 +87,7 @@ class Session(PreparingBundle):
         def held(pack: Pack) -> AbstractContextManager[OpenBundle]:
             return nullcontext(self._with(pack))
 
-        gate = admitted(self, loaded, held, _replayed, allow_structural=allow_structural)
+        gate = admit(self, loaded, held, _replay, allow_structural=allow_structural)
         with self._changing, gate as changed:
             self._adapters = changed._adapters
         return loaded.name
@@ -120,7 +120,7 @@ class Session(PreparingBundle):
         return list(generate(self.frozen(), prompts, adapters, options, emit, dict(given or {})))
 
 
-def _replayed(pack: Pack, session: OpenBundle) -> Replay:
+def _replay(pack: Pack, session: OpenBundle) -> Replay:
     """The canary of a pack that a session holds, on the graph that it opened."""
     if session.bundle.decoder:
         return replay_by_engine(session, [pack])[pack.name]

@@ -16,7 +16,7 @@ from ...base.base_metadata import chat_template_in, chat_template_of
 from ...base.checkpoint import Checkpoint
 from ...base.compatibility import Verdict
 from ...bundle.decoder_graph import DECODER, graphs_of
-from ...bundle.files import adapter_files, differences, has_other_tokenizer, needed, require_listed
+from ...bundle.files import adapter_files, differences, has_other_tokenizer, require_in_list, required_files
 from ...bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
 from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest.manifest import Manifest
@@ -27,13 +27,13 @@ from ...pack.validate.checks.folder import entries
 from ...pack.validate.open_questions import NO_BASE
 from ...pack.validate.template_cost import cost_problem
 from ...pack.validate.validation import Finding, Report, examine
-from ...tasks.task import MAIN, task_named
+from ...tasks.task import MAIN, get_task
 from ..adapters.contents import require_base_slots, require_file_contents, require_pack_slots
 from ..adapters.slot_values import SlotValues, reads_weights
 from ..media.processor_config import FILES
 from ..providers.device import Device
-from ..providers.kernels import Kernels, kernels_of, listed, nodes_without_kernel, remedy_of
-from ..providers.provider import require_known
+from ..providers.kernels import Kernels, kernels_of, list_unfit, nodes_without_kernel, remedy_of
+from ..providers.provider import get_provider
 from ..text.context_length import context_length
 from ..text.model_files import read_object
 from .canary_process import replay_apart
@@ -89,7 +89,7 @@ def validate_bundle(
         left_open.extend(_not_here(provider))
     incomplete = bool(left_open) or (full and base is None)
     sound = not left_open and not any(finding.severity == "error" for finding in findings)
-    broken, about_graph = _replayed(folder, provider or "cpu") if full and sound else ([], (_NOT_RUN,))
+    broken, about_graph = _replay(folder, provider or "cpu") if full and sound else ([], (_NOT_RUN,))
     open_questions = (*left_open, *([] if base else [NO_BASE]), *notes, *about_graph, _signature(folder))
     return Report("bundle", str(folder), None, (*findings, *broken), open_questions, incomplete, verdict)
 
@@ -135,7 +135,7 @@ def _findings(
     readable = not wrong and not unsafe
     values = SlotValues(bundle, folder, cache(lambda part: GraphFile(folder / graph_file(part)).stored))
     if readable and bundle.mode == "bank":
-        yield from _refused("AB202", GRAPH, partial(require_base_slots, values))
+        yield from _find_refusal("AB202", GRAPH, partial(require_base_slots, values))
     for adapter in bundle.adapters:
         budget.require_time(f"the adapter {adapter.name}")
         report, pack = examine(folder / adapter.path, budget=budget)
@@ -175,12 +175,12 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
     if reads_weights(pack) and bundle.mode != "folded":
         yield Note(f"the slots of {adapter.name}, which are made with the base's weights: compared with full")
     elif bundle.mode == "bank":
-        yield from _refused("AB202", adapter.path, partial(require_pack_slots, values, pack))
+        yield from _find_refusal("AB202", adapter.path, partial(require_pack_slots, values, pack))
     elif bundle.mode == "inputs":
         from ..adapters.files import read_adapter_file  # noqa: PLC0415 - ONNX Runtime, whose own format it is
 
         files = adapter_files(values.folder, bundle, adapter)
-        yield from _refused(
+        yield from _find_refusal(
             "AB202",
             adapter.path,
             lambda: require_file_contents(
@@ -201,7 +201,7 @@ def other_tokenizer(bundle: Bundle, adapter: BundledAdapter, pack: Manifest) -> 
         )
 
 
-def _refused(
+def _find_refusal(
     rule: str, where: str, require: Callable[[], object], remedy: str = "export again"
 ) -> Iterator[Finding]:
     """A finding of what a session would refuse."""
@@ -213,8 +213,8 @@ def _refused(
 
 def about_texts(folder: Path, bundle: Bundle) -> Iterator[Finding]:
     """AB106: what a session reads besides graphs and packs, read as it reads it, and used once."""
-    refused = partial(_refused, "AB106", remedy="copy the file from the base again")
-    config, chats = folder / "config.json", task_named(bundle.task).pads_left
+    refused = partial(_find_refusal, "AB106", remedy="copy the file from the base again")
+    config, chats = folder / "config.json", get_task(bundle.task).pads_left
     yield from refused(config.name, lambda: context_length(read_object(config), config))
     for name in ("generation_config.json", *FILES):
         yield from refused(name, partial(read_object, folder / name))
@@ -351,7 +351,7 @@ def _other_weights(
 
 def _table(provider: str) -> Kernels | None:
     """What a provider implements; None for the CPU, for which every graph was proved."""
-    require_known(provider)
+    get_provider(provider)
     table = kernels_of(provider)
     if table is None and provider != "cpu":
         raise ProviderError(
@@ -384,13 +384,13 @@ def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
                 "error",
                 path.name,
                 f"nodes without a kernel in {table.provider} of ONNX Runtime {table.onnxruntime}: "
-                f"{listed(nodes)}",
+                f"{list_unfit(nodes)}",
                 remedy_of(nodes),
                 ProviderError,
             )
 
 
-def _replayed(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ...]]:
+def _replay(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ...]]:
     """AB401, and which canaries say nothing of this graph."""
     try:
         not_replayed = replay_apart(folder, provider=provider)["not_replayed"]
@@ -407,7 +407,7 @@ IRREGULAR = Finding("AB101", "error", "", "only regular files may lie in a bundl
 
 def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
     listed = {FILE_NAME, SIGNATURE, *(entry.path for entry in bundle.files)}
-    for name in sorted(needed(bundle) - listed):
+    for name in sorted(required_files(bundle) - listed):
         yield Finding(
             "AB102",
             "error",
@@ -436,7 +436,7 @@ def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
 
     for path in sorted(folder.glob("*.onnx")):
         try:
-            require_listed(folder, bundle, require_safe(GraphFile(path)))
+            require_in_list(folder, bundle, require_safe(GraphFile(path)))
         except AdapterpackError as error:
             yield Finding(
                 "AB105", "error", path.name, error.sentence, error.remedy or "do not use this bundle"

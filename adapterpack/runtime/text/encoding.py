@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer as Core
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and which of two
     texts each token is from.
     """
@@ -22,7 +22,7 @@ class Encoded(NamedTuple):
     sequence_ids: list[int | None]
 
     @classmethod
-    def parsed(cls, answer: bytes) -> Encoded:
+    def parse(cls, answer: bytes) -> EncodedText:
         """What :func:`encode` gives."""
         ids, types, offsets, sequences = json.loads(answer)
         return cls(ids, types, [(start, end) for start, end in offsets], sequences)
@@ -31,12 +31,12 @@ class Encoded(NamedTuple):
 def encode(request: bytes) -> bytes:
     """The row of ``[path, digest, texts, options]``, as JSON."""
     path, digest, texts, options = json.loads(request)
-    row = _loaded(path, digest).encode(*texts, **options)
-    return json.dumps(Encoded(row.ids, row.type_ids, row.offsets, row.sequence_ids)).encode()
+    row = _load(path, digest).encode(*texts, **options)
+    return json.dumps(EncodedText(row.ids, row.type_ids, row.offsets, row.sequence_ids)).encode()
 
 
 @lru_cache(maxsize=1)
-def _loaded(path: str, digest: str) -> Any:
+def _load(path: str, digest: str) -> Any:
     data = Path(path).read_bytes()
     if hashlib.sha256(data).hexdigest() != digest:
         raise ValueError("the file has changed since it was opened")

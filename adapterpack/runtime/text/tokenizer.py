@@ -20,9 +20,9 @@ from ...chat.template import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError, Unsupported
 from ...extras import needed_by
 from ...library_errors import library_errors
-from ...sandbox.limits import Limits
+from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
-from .encoding import Encoded
+from .encoding import EncodedText
 from .model_files import read_bytes, read_object, read_text, token_ids
 from .tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
 
@@ -31,7 +31,7 @@ MAX_CHARACTERS = 1 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """What a template knows besides the messages, as under transformers."""
 _FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
-_SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", Limits(memory=512 << 20, seconds=3))
+_SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", SandboxLimits(memory=512 << 20, seconds=3))
 """Where the few tokenizers work whose expressions may take any time. The first text of one waits until it is
 loaded, a second or so.
 """
@@ -130,7 +130,7 @@ class Tokenizer:
             ConfigError: the text has half of a surrogate pair, which is no character.
             FormatError: the tokenizer fails on it.
         """
-        ids: list[int] = self._encoded(text, add_special_tokens=special).ids
+        ids: list[int] = self._encode(text, add_special_tokens=special).ids
         return ids
 
     def row(self, text: str) -> list[int]:
@@ -146,20 +146,20 @@ class Tokenizer:
 
     def places(self, text: str) -> list[tuple[int, int]]:
         """Where each id of a text has its characters, the end excluded; a special token has none."""
-        places: list[tuple[int, int]] = self._encoded(text).offsets
+        places: list[tuple[int, int]] = self._encode(text).offsets
         return places
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
         """The ids of two texts in one row, their types, and of the ids of the second text where in it their
         characters are.
         """
-        row = self._encoded(first, second)
+        row = self._encode(first, second)
         places = [
             place if side == 1 else None for place, side in zip(row.offsets, row.sequence_ids, strict=True)
         ]
         return row.ids, row.type_ids, places
 
-    def _encoded(self, *texts: str, **options: Any) -> Any:
+    def _encode(self, *texts: str, **options: Any) -> Any:
         for text in texts:
             if len(text) > self.most:
                 raise ConfigError(
@@ -310,7 +310,7 @@ def eos_ids(folder: Path) -> frozenset[int]:
 
 def encoded_apart(
     path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path
-) -> Encoded:
+) -> EncodedText:
     """One text or two as a row, by a ``tokenizer.json`` with that sha256, in a process with limits.
 
     Raises:
@@ -318,4 +318,4 @@ def encoded_apart(
         FormatError: the tokenizer fails.
     """
     request = json.dumps([str(path.absolute()), digest, list(texts), dict(options)])
-    return Encoded.parsed(_SANDBOX.run(request.encode(), _FAILS, where, _REMEDY))
+    return EncodedText.parse(_SANDBOX.run(request.encode(), _FAILS, where, _REMEDY))

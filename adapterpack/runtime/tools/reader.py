@@ -17,7 +17,7 @@ _BETWEEN = f"{_SPACE},;"
 _NAME = r"(?P<name>[A-Za-z0-9_.-]{1,64})"
 
 
-class Piece(NamedTuple):
+class AnswerPiece(NamedTuple):
     """What an answer says next: ``text``; the ``name`` of a call that begins, pieces of its ``arguments``,
     and its ``end``.
     """
@@ -49,7 +49,7 @@ class CallReader:
         self._marks = [mark for mark in (family.marker, *family.others) if mark]
         self._head, self._closing = _head(family), family.closing.strip()
         self.text, self.calls = "", list[Call]()
-        self._pieces: list[Piece] = []
+        self._pieces: list[AnswerPiece] = []
         self._step: Callable[[str, bool], bool] = self._text
         self._at = 0  # so much of the answer has been read
         self._call_at = 0  # where the call stands that may begin
@@ -57,7 +57,7 @@ class CallReader:
         self._brackets = Brackets(0)
         self._left_out = False  # whether the call that is being read is one too many
 
-    def read(self, said: str, ended: bool) -> list[Piece]:
+    def read(self, said: str, ended: bool) -> list[AnswerPiece]:
         """What the answer so far adds to what was read of it; ``ended``: it is all of it."""
         self._pieces = []
         while self._step(said, ended):
@@ -178,22 +178,22 @@ class CallReader:
     def _say(self, text: str) -> None:
         if text:
             self.text += text
-            self._pieces.append(Piece("text", text))
+            self._pieces.append(AnswerPiece("text", text))
 
     def _open(self, name: str) -> None:
         self._left_out = self._most is not None and len(self.calls) >= self._most
         if not self._left_out:
             self.calls.append(Call(name, ""))
-            self._pieces.append(Piece("name", name))
+            self._pieces.append(AnswerPiece("name", name))
 
     def _argue(self, text: str) -> None:
         if text and not self._left_out:
             self.calls[-1] = Call(self.calls[-1].name, self.calls[-1].arguments + text)
-            self._pieces.append(Piece("arguments", text))
+            self._pieces.append(AnswerPiece("arguments", text))
 
     def _end(self) -> None:
         if not self._left_out:
-            self._pieces.append(Piece("end"))
+            self._pieces.append(AnswerPiece("end"))
 
 
 def _head(family: ToolFamily) -> re.Pattern[str]:

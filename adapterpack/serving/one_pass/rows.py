@@ -15,7 +15,7 @@ from ...http.http_error import HTTPError
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ...runtime.prompts import prompt_ids
-from ...tasks.one_pass import Prepared
+from ...tasks.one_pass import PreparedRow
 from ..answering import PendingResponse, running
 from ..catalogue import ServedModel
 from ..openai.errors import as_http_error
@@ -123,7 +123,7 @@ async def results(
 
 def _prepare(
     engine: EncoderEngine, rows: Sequence[Given], options: Mapping[str, Any], param: str
-) -> list[tuple[Prepared, Any]]:
+) -> list[tuple[PreparedRow, Any]]:
     prepared = []
     for number, row in enumerate(rows):
         try:

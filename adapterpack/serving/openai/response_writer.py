@@ -11,9 +11,9 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
-from ...runtime.generation.sampler import Choice
+from ...runtime.generation.sampler import SampledToken
 from ...runtime.tools.family import Call
-from ...runtime.tools.reader import CallReader, Piece
+from ...runtime.tools.reader import AnswerPiece, CallReader
 from ..scheduling.rows import SequenceOutput
 from . import sse
 from .answers import (
@@ -80,7 +80,12 @@ class ResponseWriter:
         raise NotImplementedError
 
     def write_piece(
-        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+        self,
+        place: int,
+        text: str,
+        choices: Sequence[SampledToken],
+        reason: str | None,
+        usage: UnsetType | None,
     ) -> list[Any]:
         """The chunks for the text that a row has produced since the last one, and for its end."""
         raise NotImplementedError
@@ -102,11 +107,11 @@ class MessageReader:
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
         self._reader, self._text = None if calls is None else calls(), ""
 
-    def read(self, text: str, ended: bool) -> list[Piece]:
+    def read(self, text: str, ended: bool) -> list[AnswerPiece]:
         """Reads further text, and says what it adds to the message."""
         self._text += text
         if self._reader is None:
-            return [Piece("text", text)] if text else []
+            return [AnswerPiece("text", text)] if text else []
         return self._reader.read(self._text, ended)
 
     @property
@@ -171,7 +176,12 @@ class ChatWriter(ResponseWriter):
         ]
 
     def write_piece(
-        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+        self,
+        place: int,
+        text: str,
+        choices: Sequence[SampledToken],
+        reason: str | None,
+        usage: UnsetType | None,
     ) -> list[Any]:
         """Chunks with further text; the reason of the end has a chunk of its own."""
         reader = self._readers.setdefault(place, MessageReader(self._calls))
@@ -194,7 +204,7 @@ class ChatWriter(ResponseWriter):
         """The chunk with the usage, which has no choices."""
         return ChatChunk(**self.head.fields(), choices=[], usage=usage)
 
-    def _logprobs(self, choices: Sequence[Choice]) -> ChatLogprobs | None:
+    def _logprobs(self, choices: Sequence[SampledToken]) -> ChatLogprobs | None:
         if not choices:
             return None
         return ChatLogprobs(
@@ -214,7 +224,7 @@ class ChatWriter(ResponseWriter):
         return {"token": text, "logprob": max(logprob, LEAST), "bytes": list(data)}
 
 
-def _delta(piece: Piece, number: int) -> list[Delta]:
+def _delta(piece: AnswerPiece, number: int) -> list[Delta]:
     """What a piece adds to a message, as a chunk has it; ``number`` is that of the call."""
     match piece.kind:
         case "text":
@@ -263,7 +273,12 @@ class CompletionWriter(ResponseWriter):
         ]
 
     def write_piece(
-        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+        self,
+        place: int,
+        text: str,
+        choices: Sequence[SampledToken],
+        reason: str | None,
+        usage: UnsetType | None,
     ) -> list[Any]:
         """A chunk with further text; the last one has the reason of the end, and says what answered."""
         if not text and not choices and reason is None:
@@ -285,7 +300,7 @@ class CompletionWriter(ResponseWriter):
     def _echo(self, place: int) -> str:
         return self._echoes[place] if self._echoes else ""
 
-    def _logprobs(self, place: int, choices: Sequence[Choice]) -> CompletionLogprobs | None:
+    def _logprobs(self, place: int, choices: Sequence[SampledToken]) -> CompletionLogprobs | None:
         if not choices:
             return None
         result = CompletionLogprobs([], [], [], [])

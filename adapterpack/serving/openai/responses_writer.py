@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import UnsetType
 
-from ...runtime.generation.sampler import Choice
+from ...runtime.generation.sampler import SampledToken
 from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import SequenceOutput
 from . import sse
@@ -70,7 +70,12 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def write_piece(
-        self, place: int, text: str, choices: Sequence[Choice], reason: str | None, usage: UnsetType | None
+        self,
+        place: int,
+        text: str,
+        choices: Sequence[SampledToken],
+        reason: str | None,
+        usage: UnsetType | None,
     ) -> list[Any]:
         """The events for further text: of messages, of calls, and of their ends."""
         self._reason = reason

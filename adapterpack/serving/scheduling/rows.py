@@ -13,7 +13,7 @@ from ...pack.pack import Pack
 from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
-from ...runtime.generation.sampler import Choice
+from ...runtime.generation.sampler import SampledToken
 
 
 class SequenceOutput:
@@ -22,7 +22,7 @@ class SequenceOutput:
     """
 
     def __init__(self) -> None:
-        self.text, self.tokens, self.choices = "", 0, list[Choice]()
+        self.text, self.tokens, self.choices = "", 0, list[SampledToken]()
         self.result: Mapping[str, Any] = {}
         self.reason: str | None = None
         self.error: AdapterpackError | None = None

@@ -5,19 +5,21 @@ and ``history``.
 from __future__ import annotations
 
 from ..data.rows import Row
-from .form import FORMS, Conversation, DataForm, said, text_of
+from .form import FORMS, Conversation, DataForm, make_message, text_of
 
 
 def read(row: Row) -> Conversation:
     """The history, pairs of question and answer, and then the instruction with its input."""
-    before = [said("system", row["system"])] if row.get("system") else []
+    before = [make_message("system", row["system"])] if row.get("system") else []
     history = [
-        said(role, text)
+        make_message(role, text)
         for pair in row.get("history") or ()
         for role, text in zip(("user", "assistant"), pair, strict=True)
     ]
     question = "\n\n".join([text_of(text) for text in (row["instruction"], row.get("input")) if text])
-    return Conversation([*before, *history, said("user", question), said("assistant", row["output"])])
+    return Conversation(
+        [*before, *history, make_message("user", question), make_message("assistant", row["output"])]
+    )
 
 
 FORMS.register(

@@ -5,7 +5,7 @@ there is: what axolotl makes of ``type: alpaca``.
 from __future__ import annotations
 
 from ..data.rows import Row
-from .form import FORMS, Conversation, DataForm, said, text_of
+from .form import FORMS, Conversation, DataForm, make_message, text_of
 
 _ANSWER = "Write a response that appropriately completes the request."
 _ALONE = f"Below is an instruction that describes a task. {_ANSWER}"
@@ -24,7 +24,9 @@ def read(row: Row) -> Conversation:
         *([f"### Input:\n{text_of(more)}"] if more else []),
         "### Response:\n",
     ]
-    return Conversation([said("user", "\n\n".join(parts)), said("assistant", row["output"])], verbatim=True)
+    return Conversation(
+        [make_message("user", "\n\n".join(parts)), make_message("assistant", row["output"])], verbatim=True
+    )
 
 
 FORMS.register(

@@ -120,7 +120,7 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     if before and tokenizer.chat_template and not conversation.verbatim:
         source = tokenizer.chat_template  # several by name, or one
         template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))
-        turns = _rendered(conversation, template, {**tokenizer.special_tokens_map, **conversation.values})
+        turns = _render_turns(conversation, template, {**tokenizer.special_tokens_map, **conversation.values})
         for position, (text, learned) in enumerate(turns):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
             ends = not learned or position < len(turns) - 1 or (bool(ids) and ids[-1] in _special(tokenizer))
@@ -133,7 +133,7 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     )
 
 
-def _rendered(
+def _render_turns(
     conversation: Conversation, template: ChatTemplate, values: dict[str, Any]
 ) -> list[tuple[str, bool]]:
     """The text of a conversation in parts, and whether each is learned. A turn is what follows the prompt

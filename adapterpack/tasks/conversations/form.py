@@ -69,7 +69,7 @@ def form_of(columns: Sequence[str], where: object, wanted: str | None = None) ->
         >>> form_of(["prompt", "completion", "id"], "here").name
         'prompt-completion'
     """
-    for form in FORMS.values() if wanted is None else [form_named(wanted)]:
+    for form in FORMS.values() if wanted is None else [get_form(wanted)]:
         if form.columns <= set(columns):
             return form
         if wanted is not None:
@@ -86,7 +86,7 @@ def form_of(columns: Sequence[str], where: object, wanted: str | None = None) ->
     )
 
 
-def form_named(name: str) -> DataForm:
+def get_form(name: str) -> DataForm:
     """The form of that name, or of that alias.
 
     Raises:
@@ -118,7 +118,7 @@ def tools_of(row: Row) -> dict[str, Any]:
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
 
 
-def answered(messages: Sequence[Message]) -> list[Message]:
+def require_answer(messages: Sequence[Message]) -> list[Message]:
     """The messages without their empty fields, as tables give every row all fields; an error if the last is
     not the assistant's.
     """
@@ -132,6 +132,6 @@ def answered(messages: Sequence[Message]) -> list[Message]:
     return filled
 
 
-def said(role: str, content: Any) -> Message:
+def make_message(role: str, content: Any) -> Message:
     """One message of text."""
     return {"role": role, "content": text_of(content)}

@@ -5,12 +5,12 @@ learned.
 from __future__ import annotations
 
 from ..data.rows import Row
-from .form import FORMS, Conversation, DataForm, answered, tools_of
+from .form import FORMS, Conversation, DataForm, require_answer, tools_of
 
 
 def read(row: Row) -> Conversation:
     """The messages as they are."""
-    return Conversation(answered(row["messages"]), values=tools_of(row))
+    return Conversation(require_answer(row["messages"]), values=tools_of(row))
 
 
 FORMS.register(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..data.rows import Row
-from .form import FORMS, Conversation, DataForm, answered, said, tools_of, turns_of
+from .form import FORMS, Conversation, DataForm, make_message, require_answer, tools_of, turns_of
 
 ROLES = {
     "human": "user",
@@ -21,13 +21,13 @@ ROLES = {
 
 def read(row: Row) -> Conversation:
     """The turns, after the column ``system`` if there is one."""
-    before = [said("system", row["system"])] if row.get("system") else []
+    before = [make_message("system", row["system"])] if row.get("system") else []
     turns = []
     for turn in turns_of(row["conversations"]):
         if turn["from"] not in ROLES:
             raise ValueError(f"{turn['from']!r} is none of the roles {', '.join(ROLES)}")
-        turns.append(said(ROLES[turn["from"]], turn["value"]))
-    return Conversation(answered([*before, *turns]), values=tools_of(row))
+        turns.append(make_message(ROLES[turn["from"]], turn["value"]))
+    return Conversation(require_answer([*before, *turns]), values=tools_of(row))
 
 
 FORMS.register(DataForm("sharegpt", frozenset({"conversations"}), read, frozenset({"system", "tools"})))

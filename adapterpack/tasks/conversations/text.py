@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from .form import FORMS, Conversation, DataForm, said
+from .form import FORMS, Conversation, DataForm, make_message
 
 FORMS.register(
     DataForm(
         "text",
         frozenset({"text"}),
-        lambda row: Conversation([said("assistant", row["text"])]),
+        lambda row: Conversation([make_message("assistant", row["text"])]),
         continuous=True,
         aliases=frozenset({"completion", "pretrain"}),
     )

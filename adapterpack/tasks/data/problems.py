@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ConfigError, UnknownName, nearest
-from .scores import any_of, scored, valued
+from .scores import any_of, score_labels, score_value
 
 IGNORED = -100
 """The label of a position that is not learned."""
@@ -23,7 +23,7 @@ _LIKELY = 0.5
 
 
 @dataclass(frozen=True)
-class Problem:
+class ProblemType:
     """How a head's labels are read, learned, scored and compared.
 
     Args:
@@ -39,7 +39,7 @@ class Problem:
     recognizes: Callable[[Sequence[Any]], bool]
     names: Callable[[Sequence[Any], object], list[str]]
     target: Callable[[Any, Sequence[str]], Any]
-    scored: Callable[[np.ndarray, Sequence[str]], dict[str, Any]]
+    score: Callable[[np.ndarray, Sequence[str]], dict[str, Any]]
     metrics: Callable[[np.ndarray, np.ndarray], Mapping[str, float]]
 
 
@@ -47,7 +47,7 @@ class Labels(NamedTuple):
     """The names of a head's logits, in order, and what these are for."""
 
     names: tuple[str, ...]
-    problem: Problem
+    problem: ProblemType
 
     def target(self, value: Any, where: object) -> Any:
         """What is learned of a row with this label.
@@ -67,11 +67,11 @@ class Labels(NamedTuple):
             ) from error
 
 
-def numbered(count: int) -> tuple[str, ...]:
+def number_labels(count: int) -> tuple[str, ...]:
     """Labels that nobody named, as transformers calls them.
 
     Example:
-        >>> numbered(2)
+        >>> number_labels(2)
         ('LABEL_0', 'LABEL_1')
     """
     return tuple(f"LABEL_{place}" for place in range(count))
@@ -102,14 +102,12 @@ def labels_in(values: Sequence[Any], where: object, problem: str | None = None) 
     for number, label in enumerate(values):
         require_label(label, f"{where}, row {number + 1}")
     kind = (
-        problem_named(problem)
-        if problem
-        else next(one for one in PROBLEMS.values() if one.recognizes(values))
+        get_problem(problem) if problem else next(one for one in PROBLEMS.values() if one.recognizes(values))
     )
     return Labels(tuple(kind.names(values, where)), kind)
 
 
-def problem_named(name: str) -> Problem:
+def get_problem(name: str) -> ProblemType:
     """The problem of that name.
 
     Raises:
@@ -131,7 +129,7 @@ def problem_in(config: Mapping[str, Any]) -> str:
     return name if isinstance(name, str) and name in PROBLEMS else ONE.name
 
 
-def _named(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
+def _label_names(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
     """The distinct labels as text: numbers in their own order, then texts."""
     distinct = set()
     for number, label in enumerate(values):
@@ -148,7 +146,7 @@ def _named(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
 
 
 def _several(values: Sequence[Any], where: object) -> list[str]:
-    labels = _named(values, lambda number: f"{where}, row {number + 1}")
+    labels = _label_names(values, lambda number: f"{where}, row {number + 1}")
     if len(labels) < 2:
         raise ConfigError(
             "there is nothing to tell apart",
@@ -167,7 +165,7 @@ def _sets(values: Sequence[Any], where: object) -> list[str]:
                 where=f"{where}, row {number + 1}",
                 found=repr(value)[:80],
             )
-    labels = _named((label for value in values for label in value), lambda _: str(where))
+    labels = _label_names((label for value in values for label in value), lambda _: str(where))
     if not labels:
         raise ConfigError(
             "there is nothing to tell apart", where=where, expected="a row with a label", found="empty lists"
@@ -230,7 +228,7 @@ def _kinds(values: Sequence[Any]) -> Iterator[type]:
     return map(type, values)
 
 
-ANY = Problem(
+ANY = ProblemType(
     "multi_label_classification",
     lambda values: any(kind in {list, tuple} for kind in _kinds(values)),
     _sets,
@@ -238,16 +236,18 @@ ANY = Problem(
     lambda logits, names: any_of(logits, names, _LIKELY),
     _agreement,
 )
-NUMBER = Problem(
+NUMBER = ProblemType(
     "regression",
     lambda values: set(_kinds(values)) == {float} and not all(map(float.is_integer, values)),
     _numbers,
     lambda value, _: float(value),
-    valued,
+    score_value,
     _distance,
 )
-ONE = Problem("single_label_classification", lambda values: True, _several, _index, scored, _accuracy)
-PROBLEMS: dict[str, Problem] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
+ONE = ProblemType(
+    "single_label_classification", lambda values: True, _several, _index, score_labels, _accuracy
+)
+PROBLEMS: dict[str, ProblemType] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
 """Name -> the problem. By labels the first that recognizes them is chosen."""
 MARKED = frozenset({ANY.name, NUMBER.name})
 """The problems that a pack lists in ``must_understand``, since readers that know one label of several would

@@ -107,7 +107,7 @@ class DataReport:
         self.read_as(f"{first} + {second}", columns, {first, second})
         return second
 
-    def tokenized(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
+    def tokenize(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
         """What a tokenizer makes of a text, or of a pair, with at most ``max_length`` ids; what is longer
         counts as cut.
         """

@@ -15,12 +15,12 @@ def probabilities(logits: np.ndarray) -> np.ndarray:
     return normalized
 
 
-def scored(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     """The likeliest label, and the probability of each. The one label of a head that ranks has the logistic
     of its logit, as transformers' pipelines give it: of one label alone the softmax is always 1.
 
     Example:
-        >>> scored(np.array([0.0, -1e9]), ["relevant"])
+        >>> score_labels(np.array([0.0, -1e9]), ["relevant"])
         {'label': 'relevant', 'scores': {'relevant': 0.5}}
     """
     own = logits[: len(labels)]
@@ -40,7 +40,7 @@ def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str
         ['new', 'urgent']
     """
     chances = [
-        scored(np.array([logit]), [label])["scores"][label]
+        score_labels(np.array([logit]), [label])["scores"][label]
         for logit, label in zip(logits, labels, strict=False)
     ]
     scores = dict(zip(labels, chances, strict=True))
@@ -51,11 +51,11 @@ def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str
     }
 
 
-def valued(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+def score_value(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
     """The number that a head gives.
 
     Example:
-        >>> valued(np.array([3.25]), ["score"])
+        >>> score_value(np.array([3.25]), ["score"])
         {'label': 'score', 'scores': {'score': 3.25}}
     """
     return {

@@ -12,7 +12,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...registry import Registry
-from ..conversations.form import Message, said
+from ..conversations.form import Message, make_message
 from ..data.report import DataReport
 from ..data.rows import Row
 
@@ -88,7 +88,7 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
 def answer(value: Any) -> list[Message]:
     """An answer as messages: a text, one message, or several."""
     if isinstance(value, str):
-        return [said("assistant", value)]
+        return [make_message("assistant", value)]
     if value is None:
         raise ValueError("an answer is missing")
     return [dict(value)] if isinstance(value, dict) else list(value)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..conversations.form import answered
+from ..conversations.form import require_answer
 from ..data.rows import Row
 from . import labelled_answers
 from .form import PREFERENCES, PreferenceForm
@@ -14,7 +14,7 @@ from .form import PREFERENCES, PreferenceForm
 
 def read(row: Row) -> dict[str, Any]:
     """The messages before the last answer, that answer, and the verdict."""
-    *prompt, last = answered(row["messages"])
+    *prompt, last = require_answer(row["messages"])
     return labelled_answers.read({"prompt": prompt, "completion": [last], "label": row["label"]})
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import ConfigError, nearest
-from ...tasks.conversations.form import form_named
+from ...tasks.conversations.form import get_form
 from ...tasks.preferences.form import PREFERENCES
 from .coerce import typed_value
 
@@ -102,5 +102,5 @@ def _source(entry: Any, where: object) -> Source:
         raise ConfigError("a source of data has no path", where=where, found=", ".join(map(str, named)))
     source = Source(**{key: typed_value(key, value, hints[key], where) for key, value in named.items()})
     if source.form is not None and source.form not in PREFERENCES:
-        form_named(source.form)
+        get_form(source.form)
     return source

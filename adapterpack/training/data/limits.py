@@ -15,7 +15,7 @@ import numpy as np
 
 from ...errors import ConfigError, FormatError, storage_errors
 from ...io.safe_open import open_regular, whole
-from ...sandbox.limits import Limits
+from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 
 MAX_ROW = 16 << 20
@@ -116,7 +116,7 @@ def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
     """
     sandbox = Sandbox(
         f"{__name__}:read_through",
-        Limits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND),
+        SandboxLimits(_MEMORY + _COPIES * size, _SECONDS + size / _BYTES_A_SECOND),
         kept=0,
     )
     try:

@@ -17,7 +17,7 @@ from ...io.atomic import refuse_existing
 from ...io.hashing import sha256_of
 from ...pack.pack import Pack
 from ...tasks.data.problems import NUMBER
-from ...tasks.task import task_named
+from ...tasks.task import get_task
 from ...torch_adapters.models.load import load_for_task
 from ...torch_adapters.save import save
 from ..config.config import as_mapping, claim
@@ -62,7 +62,7 @@ def train_adapter(
     same run on.
     """
     started = time.perf_counter()
-    kind, task = TRAINERS[config.trainer], task_named(config.task)
+    kind, task = TRAINERS[config.trainer], get_task(config.task)
     refuse_existing(Path(config.output_dir), "output_dir=...")
     base, datasets = (
         folder_of(config.model_name_or_path),

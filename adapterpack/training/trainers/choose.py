@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import ConfigError
-from ...tasks.task import Task, task_named
+from ...tasks.task import Task, get_task
 from .kind import TRAINERS, TrainerKind
 
 SUPERVISED = "sft"
@@ -25,7 +25,7 @@ def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
     """
     if (name := values.get("trainer")) is not None:
         return TRAINERS[str(name).lower()]
-    task = None if values.get("task") is None else task_named(str(values["task"]))
+    task = None if values.get("task") is None else get_task(str(values["task"]))
     only = (
         []
         if task is None or task.training is not None

@@ -74,7 +74,7 @@ def encode(
                         "a row without text", where=place, found=f"{column}: {row[column]!r:.80}"
                     )
                 else:
-                    made[f"{part}_input_ids"] = report.tokenized(tokenizer, max_length, row[column])[
+                    made[f"{part}_input_ids"] = report.tokenize(tokenizer, max_length, row[column])[
                         "input_ids"
                     ]
             encoded.append(made)
