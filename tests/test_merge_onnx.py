@@ -337,10 +337,10 @@ def test_every_method(method: Any, tmp_path: Path) -> None:
     """Each foldable method, weight and bias, into a transposed initializer: the bytes of the merged
     checkpoint.
     """
-    from adapterpack.testing import pack_of as packed
+    from adapterpack.testing import build_pack
 
     case = max(cases(method), key=lambda case: (case.bias is not None, min(case.weight.shape)))
-    pack = packed(case)
+    pack = build_pack(case)
     group = next(group for group in pack.manifest.groups if group.role == "adapter")
     name = group.path if group.kind in {"parameter", "experts", "turned_experts"} else f"{group.path}.weight"
     stored = (
