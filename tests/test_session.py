@@ -521,10 +521,10 @@ def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(
     not again.
     """
     tried: list[str] = []
-    real = sandboxed_open.require_survived
+    real = sandboxed_open.try_opening
     monkeypatch.setattr(
         sandboxed_open,
-        "require_survived",
+        "try_opening",
         lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more),
     )
     folder = copied("llama", "bank")

@@ -136,7 +136,7 @@ def test_images_of_another_shape_than_the_graphs_are_not_made(
     session = Session(made("vit")[1], "cpu")
     (pack,) = session.packs.values()
     assert pack.manifest.canary is not None
-    monkeypatch.setattr("adapterpack.pack.canary.made", lambda recipe, row: pytest.fail("it was made"))
+    monkeypatch.setattr("adapterpack.pack.canary.make_row", lambda recipe, row: pytest.fail("it was made"))
     free = dataclasses.replace(
         session.bundle.io,
         inputs=tuple(
