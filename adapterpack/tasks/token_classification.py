@@ -8,7 +8,7 @@ from ..errors import ConfigError
 from .data.problems import IGNORED, Labels
 from .data.report import report_of
 from .data.rows import Row, text_of, types_of, words_of
-from .data.scores import no_head, scored
+from .data.scores import no_head, score_labels
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, TASKS, Task, TaskTraining
@@ -32,7 +32,7 @@ def result(
     text, tokens = row.notes, []
     for place, (start, stop) in enumerate(session.tokenizer.places(text)):
         if stop > start:  # special tokens stand for no character
-            best = scored(outputs["logits"][0, place], head.labels)
+            best = score_labels(outputs["logits"][0, place], head.labels)
             tokens.append(
                 {
                     "text": text[start:stop],

@@ -31,7 +31,7 @@ class ProblemType:
         recognizes: tells by the labels of all rows whether they are of this kind.
         names: (the labels of all rows, where they are from) -> the names of the logits, in order.
         target: (a row's label, the names) -> what is learned; a KeyError for a label that is none of them.
-        scored: (logits of one row, the names) -> what a result says of it.
+        score: (logits of one row, the names) -> what a result says of it.
         metrics: (logits of all rows, their targets) -> metric -> value.
     """
 
