@@ -42,7 +42,7 @@ class ServedModel(NamedTuple):
         return None if self.pack is None else self.pack.name
 
     @property
-    def combine(self) -> bool:
+    def mixed(self) -> bool:
         """Whether a request has made it of several adapters."""
         return isinstance(self.pack, Mix)
 
