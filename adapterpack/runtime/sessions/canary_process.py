@@ -40,7 +40,7 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
     limits = SandboxLimits(
         _MEMORY + _COPIES * total if provider == "cpu" else _ADDRESSES, _SECONDS + total / _BYTES_A_SECOND
     )
-    sandbox = Sandbox(f"{__name__}:replayed", limits, kept=0)
+    sandbox = Sandbox(f"{__name__}:replay_bundle", limits, kept=0)
     request = json.dumps([str(folder.resolve()), verify, provider])
     answer: dict[str, Any] = json.loads(sandbox.run(request.encode(), "the graph cannot be run", where=GRAPH))
     if "error" in answer:
