@@ -1,4 +1,6 @@
-"""Adapter methods, one small file each, with the parts they are made of and the registry that lists them."""
+"""The adapter methods (LoRA, DoRA, IA3 ...), one file each, with the building blocks in ``core/`` and the
+registry that lists them.
+"""
 
 from .core.base import (
     Method,

@@ -1,4 +1,6 @@
-"""The methods by name: the catalogue, the command line, the schema and the test matrix read this."""
+"""The registry of adapter methods by name; the catalogue, the command line, the manifest's schema and the
+test matrix read it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from .core.base import Method
 METHODS: Registry[Method] = Registry(
     "adapter method", Method, "adapterpack.methods", "adapterpack.adapter_methods", UnknownMethod
 )
-"""Name -> the method; each file of this folder registers the one that it defines."""
+"""Method name -> :class:`Method`. Each file of this folder registers the method it defines."""
 
 
 def register(method: Method) -> Method:
@@ -37,28 +39,33 @@ def methods() -> dict[str, Method]:
 
 
 def broken_plugins() -> tuple[AdapterpackError, ...]:
-    """An error for each method of another package that cannot be used, which names its entry point."""
+    """Returns one error for each method of another package that cannot be loaded; each error names the entry
+    point.
+    """
     return METHODS.broken()
 
 
 def get(name: str) -> Method:
-    """The method of that name.
+    """Returns the method called ``name``.
 
     Raises:
-        UnknownMethod: there is none.
-        AdapterpackError: it is another package's, and cannot be used; names the entry point.
+        UnknownMethod: no method has that name.
+        AdapterpackError: the method belongs to another package and cannot be loaded; the error names the
+            entry point.
     """
     return METHODS[name]
 
 
 def method_of(config: Any) -> Method:
-    """The method whose config class ``config`` is an instance of; methods of other packages are imported only
-    if no other has it.
+    """Returns the method whose config class is exactly the class of ``config``.
+
+    Plugins of other packages are imported only if no method that is already loaded has this config class.
 
     Raises:
         UnknownMethod: no registered method has that class.
     """
     kind = type(config)
+    # Methods that are already loaded come first, because iterating `values()` imports every plugin.
     for method in chain(METHODS.known(), METHODS.values()):
         if method.config is kind:
             return method

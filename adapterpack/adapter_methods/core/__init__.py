@@ -1,1 +1,3 @@
-"""What every adapter method is made of: the Method value, the normal form, operators and layer layouts."""
+"""The building blocks of every adapter method: the :class:`~.base.Method` value, the normal form, structured
+matrices and the layouts of layers.
+"""

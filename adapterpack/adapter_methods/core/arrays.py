@@ -1,4 +1,4 @@
-"""Finds the array library (numpy or torch) that given arrays belong to."""
+"""Finds the array library (numpy or torch) that arrays belong to, so that one implementation serves both."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 
 
 def array_namespace(*arrays: Any) -> Any:
-    """The array API of the library that ``arrays`` are of.
+    """Returns the module that implements the Python array API for ``arrays``.
 
-    numpy's is numpy itself, which follows the standard since 2.1: array-api-compat's wrapper of it would
-    import all of numpy, with ``numpy.f2py`` and ``numpy.testing``, and take a tenth of a second of every
+    For numpy arrays that is numpy itself, which follows the standard since 2.1. array-api-compat's wrapper
+    would import all of numpy, with ``numpy.f2py`` and ``numpy.testing``, and add a tenth of a second to every
     command.
 
     Raises:
-        TypeError: they are of several libraries, or of none.
+        TypeError: the arrays belong to different libraries, or to none that is supported.
 
     Example:
         >>> array_namespace(np.ones(2)).__name__
@@ -23,6 +23,6 @@ def array_namespace(*arrays: Any) -> Any:
     """
     if arrays and all(isinstance(array, np.ndarray) for array in arrays):
         return np
-    import array_api_compat  # noqa: PLC0415 - only where there are others
+    import array_api_compat  # noqa: PLC0415 - not needed for numpy arrays, and slow to import
 
     return array_api_compat.array_namespace(*arrays)

@@ -1,12 +1,12 @@
-"""The Method value: pure functions, a frozen config class and declared traits, and the normal form that
-methods reduce to.
+"""Defines an adapter method as a value (:class:`Method`): pure functions, a frozen config class and declared
+traits.
 
-Every weight method reduces its trained tensors to one **normal form**::
+Every method that changes weights reduces its trained tensors to one **normal form**::
 
     y' = post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift
 
-so that training, merging, composing and exporting handle seven fields, not N methods. The mathematics is
-written once, against the Python array API: the same few lines run on torch tensors while training and on
+so that training, merging, composing and exporting handle seven fields instead of N methods. The mathematics
+is written once, against the Python array API: the same few lines run on torch tensors during training and on
 numpy arrays everywhere else.
 """
 
@@ -31,12 +31,12 @@ Forward = Callable[[Array], Array]
 
 
 class NormalForm(NamedTuple):
-    """The normal form of one adapter at one site; ``None`` means identity (``pre``, ``up``, ``post``), absent
-    (``down``), one, or zero.
+    """The normal form of one adapter at one site.
 
-    Shapes: ``pre`` ``[in, in]``, ``down`` ``[r, in]``, ``up`` ``[out, r]``, ``output_scale`` ``[out]`` or
-    ``[1]``, ``shift`` ``[out]``, ``post`` ``[out, out]``. A change that has no factors is a ``down`` of
-    ``[out, in]`` without an ``up``.
+    A field that is ``None`` has no effect: ``pre``, ``up`` and ``post`` are then the identity, ``down`` adds
+    nothing, ``output_scale`` is one and ``shift`` is zero. Shapes: ``pre`` ``[in, in]``, ``down`` ``[r,
+    in]``, ``up`` ``[out, r]``, ``output_scale`` ``[out]`` or ``[1]``, ``shift`` ``[out]``, ``post`` ``[out,
+    out]``. A change that is not factored is a ``down`` of shape ``[out, in]`` without an ``up``.
     """
 
     pre: Operator | None = None
@@ -49,7 +49,7 @@ class NormalForm(NamedTuple):
 
     @property
     def is_branch(self) -> bool:
-        """Whether a pair of factors is all that there is: a change of low rank, parallel to the layer."""
+        """Whether the form is only a pair of factors: a low-rank branch parallel to the layer, as in LoRA."""
         return (
             self.is_parallel
             and self.down is not None
@@ -60,57 +60,61 @@ class NormalForm(NamedTuple):
 
     @property
     def is_parallel(self) -> bool:
-        """Whether it leaves the input alone, mixes no outputs and has no router: a branch parallel to the
-        layer, a scale and a shift.
+        """Whether the form has no ``pre``, no ``post`` and no routes, only a branch parallel to the layer, an
+        output scale and a shift.
         """
         return self.pre is None and self.post is None and len(self.routes) == 0
 
 
 @dataclass(frozen=True)
 class Traits:
-    """What a method can do, declared as data; generic code looks at these and never at a name."""
+    """What a method can do, declared as data. Generic code reads these traits and never compares a method's
+    name.
+    """
 
     additive: bool
-    """The change is added to the weight: adapters sum, and a weight on the adapter is a weight on the
-    change.
+    """The change is added to the weight, so changes of several adapters can be summed, and a weight on the
+    adapter multiplies the change.
     """
     identity_at_init: bool
-    """A fresh adapter changes nothing, exactly."""
+    """A freshly initialised adapter leaves the model's outputs exactly as they are."""
     row_separable: bool
-    """A block of output rows can be folded without the others."""
+    """A block of output rows can be folded without reading the other rows."""
     low_rank: bool
-    """The change is ``up @ down`` of a small rank: composing in factor space is exact."""
+    """The change is ``up @ down`` with a small rank, so composing the factors is exact."""
     reads_weight: bool = False
     """``init`` and ``normal_form`` need the base weight."""
     quantizable: bool = True
-    """Its tensors may be stored as int8."""
+    """The tensors of an adapter may be stored as int8."""
     batchable: bool = True
     """Rows of one batch may carry different adapters of this method."""
     layers: tuple[str, ...] = WEIGHTS
-    """The kinds of site it supports."""
+    """The kinds of site that the method supports (keys of :data:`~.layouts.LAYOUTS`)."""
     min_features: tuple[int, int] = (1, 1)
-    """The smallest numbers of outputs and inputs of a layer that it can change: a single number cannot be
-    rotated.
+    """The smallest number of outputs and of inputs of a layer that the method can change: a rotation, for
+    instance, needs at least two.
     """
     frozen: tuple[str, ...] = ()
-    """Its parameters that are stored and not trained, besides those that are not of a floating type; ``v``
-    stands for ``v_...``, too.
+    """Names of parameters that are stored but not trained; parameters whose dtype is not floating are never
+    trained. ``v`` also covers every name that begins with ``v_``.
     """
     exclusive: bool = False
-    """At most one adapter of such a method is active at a time."""
+    """At most one adapter of this method can be active at a time."""
 
     @property
     def tied(self) -> bool:
-        """Whether what has an embedding's table for its weight, an output head or another embedding, is
-        changed with the embedding: a method that puts values of its own into a table puts them there, too.
+        """Whether the method, when it changes an embedding, also changes the modules tied to it (an output
+        head or another embedding that shares its table). A method that replaces values in the table must
+        replace them there, too.
         """
         return self.exclusive and "table" in self.layers
 
 
 class Shared(NamedTuple):
-    """Parameters that all sites of one adapter have in common, stored once; ``normal_form`` gets them among
-    its parameters, and an ``init`` that begins from them finds them at its site. With ``reads_weights`` they
-    themselves begin from the weights of all sites.
+    """Parameters that all sites of one adapter share and that a pack stores once.
+
+    ``normal_form`` receives them among the site's parameters, and ``init`` finds their initial values in
+    ``Site.shared``. With ``reads_weights`` their own ``init`` reads the weights of all sites.
     """
 
     shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
@@ -119,8 +123,8 @@ class Shared(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """The progress of a training: ``step`` of ``total`` optimizer steps are done; the first step is number
-    1.
+    """The progress of a training run: ``step`` of ``total`` optimizer steps are done; the first step is
+    number 1.
     """
 
     step: int
@@ -136,101 +140,107 @@ class TrainedSite(NamedTuple):
 
 
 class Training(NamedTuple):
-    """What a method adds to an ordinary training."""
+    """What a method adds to an ordinary training run."""
 
     needs: Callable[[Any], frozenset[str]] | None = None
-    """config -> what ``init`` reads of a site: of ``weight``, ``moment``, ``gradient``
-    (:class:`~.site.Calibration`).
+    """config -> the calibration data that ``init`` reads at a site: a subset of ``weight``, ``moment`` and
+    ``gradient`` (:class:`~.site.Calibration`).
     """
     allocate: Callable[[Any, Sequence[Site]], Any] | None = None
-    """The config, adapted to the calibration of all sites: ranks that are shared out among them, for
-    instance.
+    """(config, sites) -> the config, adapted to the calibration data of all sites: for instance, with a rank
+    budget distributed among them.
     """
     rates: Callable[[Any], Mapping[str, float]] | None = None
-    """config -> parameter name -> what multiplies its learning rate."""
+    """config -> parameter name -> factor on its learning rate."""
 
 
 class Storage(NamedTuple):
-    """What a pack holds of a method besides the parameters of each site, and what follows from it when the
-    pack is read.
+    """What a pack stores for a method besides the parameters of each site, and what the reader computes from
+    the stored values.
     """
 
     shared: Shared | None = None
     constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
-    """What follows from the config, the site and (by trait) its weight, and is neither trained nor stored:
-    random bases from a seed, ...
+    """(config, site) -> tensors that are neither trained nor stored, because they follow from the config, the
+    site and, with ``reads_weight``, its weight: random bases drawn from a seed, for instance.
     """
     expanded_size: Callable[[Any, Site], int] | None = None
-    """How many numbers ``constants`` and ``normal_form`` make at a site, within a small factor, where the
-    stored parameters and the site's weight have fewer. The config comes from the pack: what it may have its
-    reader make is limited by this (pack/expansion_limit.py).
+    """(config, site) -> how many numbers ``constants`` and ``normal_form`` compute at a site, within a small
+    factor; needed only where that exceeds the stored parameters and the site's weight. The config comes from
+    an untrusted pack: this bounds how much memory it can make its reader allocate (pack/expansion_limit.py).
     """
     resolve: Callable[[Sequence[Any], Sequence[Site]], Sequence[Any]] | None = None
-    """The configs of all sites -> the same with what follows from the sites together (their largest width, a
-    site's number), as a pack stores them. Resolving them again changes nothing, and what an unknown width
-    leaves open stays open.
+    """(configs, sites) -> the configs as a pack stores them, completed with values that depend on all sites
+    together (their largest width, a site's number). Resolving twice gives the same result. A value that
+    depends on an unknown width stays open.
     """
     to_stored: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
-    """The config and the parameters of a trained site in the form that a pack stores, where that differs.
-    Those of a stack come all at once, its matrices along their first axis.
+    """(config, parameters, site) -> the config and the parameters of a trained site as a pack stores them,
+    where that differs from the form in training. A stacked site passes all its matrices in one call, along
+    the first axis.
     """
     require: Callable[[Any, Params, Site], None] | None = None
-    """Raises ValueError unless the values of a site's parameters, which are strangers', are possible there:
-    places in its weight, ... A width that is not known is 0.
+    """Raises ValueError if the values of a site's parameters, which come from an untrusted pack, are
+    impossible at that site: an index outside of its weight, for instance. A width of 0 is unknown.
     """
 
 
 class Overrides(TypedDict, total=False):
-    """The stages that a method does in a way of its own: stage -> function. Few methods need one."""
+    """The stages that a method implements itself instead of through its normal form: stage -> function. Few
+    methods need one.
+    """
 
     forward: Callable[[Any, Params, Site, Forward, Array, Forward], Array]
-    """A forward pass, where that of the normal form is slower or holds less."""
+    """A forward pass, where evaluating the normal form would be slower or would keep more memory."""
     fold: Callable[[Any, Params, Site, Array, Array | None, slice], tuple[Array, Array | None]]
-    """A fold: weight and bias of a block of rows -> the adapted ones."""
+    """A fold: (config, parameters, site, weight, bias, rows) -> the adapted weight and bias of that block of
+    rows.
+    """
     refuse: Callable[[str], str]
-    """Why the method cannot do a stage, empty where it can: ``fold`` (no weight can hold it), ``graph`` (no
-    graph can), ``cache`` (the model must see all tokens of a row in one pass).
+    """stage -> why the method cannot do it, empty if it can. The stages are ``fold`` (no weight can hold the
+    change), ``graph`` (no ONNX graph can) and ``cache`` (the model must see all tokens of a row in one pass,
+    so a KV cache is impossible).
     """
     active_together: Callable[[Sequence[Any]], bool]
-    """Whether several adapters of an ``exclusive`` method, by their configs, change nothing in common, and
-    may be active at once.
+    """configs -> whether adapters with these configs may be active at once although the method is
+    ``exclusive``, because they change disjoint parts of the model.
     """
     first_pass: Callable[[Params, Array, int, int], dict[str, Array]]
-    """Further parameters of a layer from a pass of the model without the adapter: (the shared parameters, the
-    last hidden states, the number of the layer, the number of layers) -> parameters.
+    """Computes further parameters of a layer from a first pass of the model without the adapter: (shared
+    parameters, last hidden states, layer number, number of layers) -> parameters.
     """
     training_form: Callable[[Any, Params, Site], NormalForm]
-    """The normal form while a linear layer trains, where that draws random numbers."""
+    """The normal form during training of a linear layer, for methods that draw random numbers in it."""
     penalty: Callable[[Any, Params, int], Array]
-    """A term of one site that is added to the loss; the number of all sites is for those that are an
-    average.
+    """(config, parameters, number of sites) -> the term that one site adds to the loss. A penalty that is an
+    average over the sites divides by their number.
     """
     after_step: Callable[
         [Progress, Any, Mapping[str, TrainedSite]], tuple[Any, Mapping[str, Mapping[str, Array]]]
     ]
     """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
-    -> (state, path -> new values of some parameters). The state is the method's own, None at first.
+    -> (state, path -> new values of some parameters). The state is the method's own and None at first.
     """
     derive: Callable[[Any, Params, Site], dict[str, np.ndarray]]
-    """Constants, as in :class:`Storage`, that follow from parameters which are stored and not trained,
-    too.
+    """(config, parameters, site) -> further constants, as in :class:`Storage`, that also depend on parameters
+    that are stored but not trained.
     """
     append_rows: Callable[[Any, Params, int], np.ndarray | None]
-    """The rows that an adapter of a table of so many rows puts after the last of them (words added before
-    training), or None.
+    """(config, parameters, rows of the table) -> the rows that the adapter appends to an embedding table of
+    that length (tokens added before training), or None.
     """
     linear_combination: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]]
-    """The parameters of one adapter whose change is the weighted sum of those of several of the same config
-    at a site, exactly; numpy.
+    """[(parameters, weight), ...] of several adapters with the same config at a site -> the parameters
+    (numpy) of one adapter whose change is exactly the weighted sum of theirs.
     """
 
 
 class Method(NamedTuple):
-    """An adapter method: a core of plain functions and data, a group each for training, storage and PEFT's
-    files, and the stages that it overrides.
+    """An adapter method: plain functions and data, with one group each for training, storage and PEFT's
+    files, and the stages it overrides.
 
-    ``examples`` are the configs under which the test matrix proves it. The parameters that ``normal_form``,
-    ``forward`` and ``fold`` take are complete: the site's own, the shared ones, and the constants.
+    ``examples`` are the configs that the test matrix runs it with. The parameters passed to ``normal_form``,
+    ``forward`` and ``fold`` are complete: the site's own, the shared ones and the constants.
     """
 
     name: str
@@ -241,10 +251,12 @@ class Method(NamedTuple):
     shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
     init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
     normal_form: Callable[[Any, Params, Site], Any]
-    """The normal form of the method's kind: :class:`NormalForm`, a block's form, or a prompt's."""
+    """Returns the normal form for the method's ``kind``: a :class:`NormalForm`, a block's form or a prompt's
+    form.
+    """
     examples: tuple[Any, ...]
     formula: str = ""
-    """What it computes, in one line; ``W x + b`` is the layer."""
+    """What the method computes, in one line; ``W x + b`` is the layer."""
     kind: str = "weight"
     training: Training = Training()
     storage: Storage = Storage()
@@ -253,19 +265,21 @@ class Method(NamedTuple):
 
     @property
     def is_positional(self) -> bool:
-        """Whether the config may say which positions of a row the adapter acts on (``acts``): then no weight
-        can hold the change.
+        """Whether the config can limit the adapter to some positions of a row (``acts``); no weight can hold
+        such a change.
         """
         return self.config.acts is not SiteConfig.acts
 
     def reason_against(self, stage: str) -> str:
-        """Why the method cannot do a stage (:class:`Overrides`); empty where it can."""
+        """Returns why the method cannot do a stage (``refuse`` of :class:`Overrides`), or an empty string if
+        it can.
+        """
         refuse = self.overrides.get("refuse")
         return "" if refuse is None else refuse(stage)
 
 
 def describe_traits(method: Method) -> dict[str, Any]:
-    """The traits of a method by name, those that follow from others among them."""
+    """Returns all traits of a method by name, including the derived ones (``tied``, ``positional``)."""
     declared = {field.name: getattr(method.traits, field.name) for field in fields(method.traits)}
     return {**declared, "tied": method.traits.tied, "positional": method.is_positional}
 
@@ -273,22 +287,22 @@ def describe_traits(method: Method) -> dict[str, Any]:
 def zeros(
     shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]],
 ) -> Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]:
-    """The ``init`` of a method whose parameters all begin at zero."""
+    """Returns an ``init`` that starts every parameter at zero."""
     return lambda cfg, site, rng: {
         name: np.zeros(shape, np.float32) for name, shape in shapes(cfg, site).items()
     }
 
 
 def constant(value: Array) -> Array:
-    """The same array as something that no gradient flows through; numpy's has none."""
+    """Returns the same array detached from the autograd graph; numpy arrays are returned as they are."""
     return value.detach() if hasattr(value, "detach") else value
 
 
 def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = None) -> Array:
-    """``post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape ``[...,
-    in]``.
+    """Computes ``post(output_scale * (base(pre(x)) + up(down(x)) + routes(x))) + shift`` for ``x`` of shape
+    ``[..., in]``.
 
-    ``drop`` is the dropout on the branch's input while training.
+    ``drop`` is the dropout that training applies to the input of the branch.
     """
     y = base(x if form.pre is None else form.pre.apply(x))
     if form.down is not None:
@@ -304,13 +318,14 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
 
 
 def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
-    """:func:`evaluate` for a layer whose inputs are one-hot vectors, given as their numbers ``ids``:
-    ``[...]`` to ``[..., out]``.
+    """Does what :func:`evaluate` does for an embedding, whose inputs are token ids (one-hot vectors): ``ids``
+    of shape ``[...]`` give ``[..., out]``.
 
-    ``keep`` (``[...]``) multiplies the branch: dropout on a one-hot vector leaves all of it or nothing.
+    ``keep`` (``[...]``) multiplies the branch. It stands for dropout, which keeps or drops a one-hot vector
+    as a unit.
 
     Raises:
-        Unsupported: the form changes the input, which ids do not let it.
+        Unsupported: the form changes or reads the input, which an embedding does not have as a vector.
     """
     if form.pre is not None or len(form.routes) > 0:
         raise Unsupported(
@@ -327,12 +342,12 @@ def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = No
 
 
 def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) -> tuple[Array, Array | None]:
-    """The normal form folded into a block of rows: ``W' = post output_scale (W pre + up down)``, ``b' = post
+    """Folds a normal form into a block of rows: ``W' = post output_scale (W pre + up down)``, ``b' = post
     output_scale b + shift``.
 
-    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; both are left
-    as they are. A shift where there was no bias gives a bias. With a ``post``, which mixes rows, the block is
-    the whole.
+    ``weight`` is the block ``[len(rows), in]`` and ``bias`` its part ``[len(rows)]`` or None; neither is
+    modified. If the form has a shift and the layer no bias, the result has a bias. A ``post`` mixes rows, so
+    then the block must be the entire weight.
 
     Raises:
         Unsupported: the form has routes, whose weights depend on the input.
@@ -349,6 +364,7 @@ def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) 
         folded = folded * scale[:, None]
         bias = None if bias is None else bias * scale
     if form.post is not None:
+        # `apply` acts on the last axis, and `post` mixes outputs, which are the rows of the weight.
         folded, bias = form.post.apply(folded.T).T, None if bias is None else form.post.apply(bias)
     if form.shift is not None:
         shift = _block(form.shift, rows)
@@ -361,8 +377,8 @@ def _block(vector: Array, rows: slice) -> Array:
 
 
 def frozen(method: Method, cfg: Any, names: Iterable[str]) -> frozenset[str]:
-    """Those of the parameters that are stored and not trained under a config: the method's own, and those
-    that the config keeps.
+    """Returns the names of the parameters that are stored but not trained: those that the method freezes, and
+    those that this config freezes.
 
     Example:
         >>> from adapterpack import LoRA
@@ -376,7 +392,8 @@ def frozen(method: Method, cfg: Any, names: Iterable[str]) -> frozenset[str]:
 
 
 def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, Array]:
-    """The stored parameters of a site (numpy) with the method's constants, in the parameters' floating dtype.
+    """Returns the stored parameters of a site (numpy) together with the method's constants, cast to the
+    floating dtype of the parameters.
 
     Example:
         >>> from adapterpack import LoRA
@@ -400,8 +417,8 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
 
 
 def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.ndarray]:
-    """What is neither trained nor stored at a site (:class:`Storage`), as the method makes it of the stored
-    parameters.
+    """Computes the tensors of a site that are neither trained nor stored: ``Storage.constants`` and
+    ``Overrides.derive``.
     """
     made = {} if method.storage.constants is None else method.storage.constants(cfg, site)
     derive = method.overrides.get("derive")
@@ -409,9 +426,10 @@ def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[s
 
 
 def amount(method: Method, cfg: Any, site: Site) -> int:
-    """How many numbers an adapter computes at a site in addition to those that it stores.
+    """Returns how many numbers an adapter computes at a site in addition to the stored ones.
 
-    The two factors and the product of one with itself, or what ``expanded_size`` gives.
+    That is what the method's ``expanded_size`` returns, or for a low-rank method the size of both factors and
+    of the product of one factor with itself.
 
     Example:
         >>> from adapterpack import LoRA, VeRA
@@ -426,23 +444,26 @@ def amount(method: Method, cfg: Any, site: Site) -> int:
 
 
 def factors(cfg: Any, site: Site) -> int:
-    """The numbers of two factors of the config's rank, and of the product of one with itself."""
+    """Returns how many numbers two factors of the config's rank have, plus the ``rank x rank`` product of one
+    factor with itself.
+    """
     rank = cfg.rank or 0
     return rank * (site.in_features + site.out_features + rank)
 
 
 def resolve_configs(method: Method, configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """The configs of all ``sites`` of one adapter, each with what follows from the others
-    (:class:`Storage`).
+    """Returns the configs of all ``sites`` of one adapter, completed with the values that depend on the other
+    sites (``Storage.resolve``).
     """
     return list(configs if method.storage.resolve is None else method.storage.resolve(configs, sites))
 
 
 def require_widths(site: Site) -> None:
-    """Checks that both widths of a site are known, for a method whose numbers say nothing without them.
+    """Checks that both widths of a site are known, for a method whose stored numbers are useless without
+    them.
 
     Raises:
-        Unsupported: one is not; the pack came from a file that does not say it.
+        Unsupported: a width is unknown, because the pack came from a file that does not contain it.
     """
     if not site.in_features or not site.out_features:
         raise Unsupported(
@@ -458,8 +479,8 @@ def require_widths(site: Site) -> None:
 def run(
     method: Method, cfg: Any, params: Params, site: Site, base: Forward, x: Array, drop: Forward | None = None
 ) -> Array:
-    """The adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``): the method's own ``forward``,
-    or the normal form.
+    """Returns the adapted output ``[..., out]`` of ``base`` at ``x`` (``[..., in]``), by the method's own
+    ``forward`` or the normal form.
     """
     if forward := method.overrides.get("forward"):
         return forward(cfg, params, site, base, x, drop or (lambda value: value))
@@ -475,10 +496,11 @@ def fold(
     bias: Array | None,
     rows: slice | None = None,
 ) -> tuple[Array, Array | None]:
-    """Weight and bias with the adapter folded in: the method's own ``fold``, or the normal form's.
+    """Returns the weight and bias with the adapter folded in, by the method's own ``fold`` or the normal
+    form.
 
-    ``weight`` is ``[out, in]``, or the block of output rows named by ``rows``; ``bias`` likewise. Inputs are
-    not changed.
+    ``weight`` is ``[out, in]``, or only the output rows ``rows``; ``bias`` likewise. The arguments are not
+    modified.
 
     Example:
         >>> import numpy as np

@@ -1,4 +1,6 @@
-"""Looks up single columns of an operator: its outputs for one-hot inputs, as an embedding's ids are."""
+"""Looks up single columns of a structured matrix: its outputs for one-hot inputs, which is what an embedding
+needs for token ids.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +12,13 @@ from .operators import Array, Chain, Dense, Kronecker, Operator
 
 
 def columns(operator: Operator, ids: Array) -> Array:
-    """The columns ``M[:, ids]`` of a matrix ``[out, in]``, shape ``[*ids.shape, out]``: what it gives for
-    one-hot inputs.
+    """Returns the columns ``M[:, ids]`` of a matrix ``[out, in]`` with shape ``[*ids.shape, out]``, which are
+    its outputs for one-hot inputs.
 
     Only the columns asked for are computed.
 
     Raises:
-        Unsupported: the operator's columns cannot be had one by one.
+        Unsupported: the operator cannot compute single columns.
 
     Example:
         >>> import numpy as np
@@ -41,8 +43,8 @@ def _dense_columns(operator: Dense, ids: Array) -> Array:
 
 
 def _kronecker_columns(operator: Kronecker, ids: Array) -> Array:
-    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of the one and column ``d`` of
-    the other.
+    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of ``left`` and column ``d`` of
+    ``right``; ``d'`` is the number of columns of ``right``.
     """
     narrow = operator.right.shape[1]
     left, right = columns(Dense(operator.left), ids // narrow), columns(Dense(operator.right), ids % narrow)

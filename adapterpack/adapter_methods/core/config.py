@@ -1,4 +1,4 @@
-"""The base classes of all methods' configs, and the checks that they share."""
+"""The base classes of all method configs, and the checks of values that they share."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ if TYPE_CHECKING:
     from .token_positions import Acts
 
 WIDEST = 1 << 24
-"""The largest width of a layer and the largest vocabulary that there may be, as the manifest's schema has
-them.
-"""
+"""The largest width of a layer and the largest vocabulary; the manifest's schema has the same limit."""
 LARGEST_WHOLE = 1 << 53
-"""The largest whole number that all readers of JSON agree on: for seeds, and for steps that nothing counts
-through.
-"""
+"""The largest integer that every JSON reader represents exactly: the limit of seeds and of step counts."""
 MOST_SITES = 50_000
 """The most sites that a pack can have."""
 FOR_TRAINING = {"packed": False}
-"""Metadata of a field that says how an adapter is trained and not what it is: it stays out of the pack."""
+"""Metadata of a field that only training reads; a pack does not store it."""
 
 OPTIONAL = {"optional": True}
-"""Metadata of a field that a pack leaves out where it has its default at every site."""
+"""Metadata of a field that a pack omits if it has its default at every site."""
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
@@ -35,8 +31,8 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SiteConfig:
-    """Where an adapter goes. A method's config is a frozen dataclass on top of this; its fields are the
-    method's only schema.
+    """Where an adapter goes. A method's config is a frozen dataclass derived from this class; its fields are
+    the method's only schema.
 
     Example:
         >>> SiteConfig(targets=("q_proj", "v_proj")).at("layers.0.q_proj").scale
@@ -48,11 +44,13 @@ class SiteConfig:
     dropout: float = 0.0
 
     spec_version: ClassVar[int] = 1
-    """The version of what packs say of this config: one that is newer than a reader's is refused."""
+    """The version of this config's format in packs; a reader refuses a pack with a newer version than its
+    own.
+    """
     composition: ClassVar[Any] = None
-    """What a manifest says of a method that is made of the methods of several packs."""
+    """For a method composed of several packs' methods, what its manifest says about them; None for others."""
     task_field: ClassVar[str] = ""
-    """The field that says which task the adapter does, of several that one file holds."""
+    """The name of the field that selects a task, for methods whose file holds several tasks."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.targets, str):
@@ -64,28 +62,28 @@ class SiteConfig:
 
     @property
     def acts(self) -> Acts | None:
-        """Which positions of a row the adapter acts on, None for all; the same at every site."""
+        """Which positions of a row the adapter acts on, the same at every site; None means all positions."""
         return None
 
     @property
     def redundant(self) -> bool:
-        """Whether a pack stores more than is trained because another library wants it so."""
+        """Whether a pack stores more tensors than are trained because another library expects them."""
         return False
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The parameters that are not trained under this config, besides those that the method never
-        trains.
+        """The parameters that this config keeps from being trained, in addition to those that the method
+        never trains.
         """
         return frozenset()
 
     def at(self, path: str) -> Self:
-        """The config as it holds for one site, patterns resolved."""
+        """Returns the config for one site, with the patterns resolved."""
         return self
 
     @property
     def scale(self) -> float:
-        """The number that multiplies the branch; written to the manifest for every site."""
+        """The number that multiplies the branch; the manifest records it for every site."""
         return 1.0
 
     @property
@@ -127,9 +125,9 @@ class RanksConfig(RankConfig):
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
 
     def at(self, path: str) -> Self:
-        """The config at one site: patterns are looked up by the literal path or its last components.
+        """Returns the config for one site. A pattern's name matches the literal path or its last components.
 
-        The longest name that fits counts; one that begins with ``^`` fits that path alone.
+        The longest name that matches wins; a name that begins with ``^`` matches only the path after it.
         """
         return (
             replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
@@ -159,7 +157,9 @@ class AlphaConfig(RanksConfig):
         object.__setattr__(self, "alpha", float(alpha))
 
     def at(self, path: str) -> Self:
-        """The config at one site; see :meth:`RanksConfig.at`."""
+        """Returns the config for one site, with its rank and alpha; names match as in
+        :meth:`RanksConfig.at`.
+        """
         ranked = super().at(path)
         if not self.alpha_pattern:
             return ranked
@@ -173,8 +173,8 @@ class AlphaConfig(RanksConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NoBranch(SiteConfig):
-    """The config of a method without a branch parallel to the layer: there is nothing that dropout could act
-    on.
+    """The config of a method without a branch parallel to the layer, which therefore has no use for
+    dropout.
     """
 
     def __post_init__(self) -> None:
@@ -187,13 +187,13 @@ class NoBranch(SiteConfig):
 
 
 def is_number(value: Any) -> bool:
-    """Whether ``value`` is a finite number and not a truth value."""
+    """Whether ``value`` is a finite number and not a bool."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def require_whole(name: str, value: Any, least: int = 1, most: int = WIDEST) -> None:
-    """Raises ValueError unless ``value`` is a whole number of at least ``least`` and at most ``most``:
-    configs come from strangers.
+    """Raises ValueError unless ``value`` is an integer between ``least`` and ``most``: configs come from
+    untrusted files.
     """
     if type(value) is not int or not least <= value <= most:
         bounds = (
@@ -211,7 +211,7 @@ def require_flag(name: str, value: Any) -> None:
 
 
 def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    """Raises ValueError unless ``value`` is one of ``known``."""
+    """Raises ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r:.80}")
 
@@ -223,10 +223,10 @@ def require_number(name: str, value: Any) -> None:
 
 
 def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
-    """What a pattern says of a site: by the literal path or its last components; the longest name that fits
-    counts.
+    """Returns the value of a pattern for a site. A name matches the literal path or its last components; the
+    longest match wins.
 
-    A name that begins with ``^`` fits that path alone.
+    A name that begins with ``^`` matches only the path after it.
 
     Example:
         >>> by_suffix({"v_proj": 2, "1.v_proj": 4}, "layers.1.v_proj", 8)
@@ -240,7 +240,7 @@ def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:
 
 
 def ends(path: str) -> Iterator[str]:
-    """A path and its last components, the longest first.
+    """Yields a path and all its suffixes of components, the longest first.
 
     Example:
         >>> list(ends("layers.1.v_proj"))

@@ -1,8 +1,9 @@
-"""How each kind of layer stores its weight, and the matrix ``[out, in]`` that a method sees of it.
+"""How each kind of layer stores its weight, and how to turn that tensor into the matrix ``[out, in]`` that
+methods see.
 
-A site has a kind; methods only ever see matrices, and code that handles a layer's own form reads this table.
-It is written against the Python array API, so that the same lines turn numpy arrays in a merge and torch
-tensors in training.
+Every site has a kind, a key of :data:`LAYOUTS`. Methods only ever see matrices; code that handles the stored
+tensor reads this table. It is written against the Python array API, so that the same lines convert numpy
+arrays in a merge and torch tensors in training.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ from .operators import Array
 
 
 class Layout(NamedTuple):
-    """How a weight is stored that a method sees as a matrix ``[out, in]``.
+    """How a kind of layer stores the weight that a method sees as a matrix ``[out, in]``.
 
-    ``axes``: how many axes the stored tensor may have; those after the second belong to the matrix's columns.
-    ``turned``: it is stored ``[in, out]``. ``stacked``: its first axis counts matrices of which each is
-    adapted on its own. ``linear``: the layer is ``x W^T + b`` along the last axis of its input. ``ids``: its
-    inputs are the numbers of the matrix's columns. ``bare``: a site's path is that of the parameter, not of a
-    module that owns it as its ``weight``. ``spanning``: an adapter there reads the inputs of all groups of a
-    convolution, where the layer's own groups read their own alone, so that no weight can hold it.
+    ``axes``: how many axes the stored tensor may have; the axes after the second are flattened into the
+    matrix's columns. ``turned``: the tensor is ``[in, out]``. ``stacked``: the first axis counts matrices,
+    each adapted on its own. ``linear``: the layer computes ``x W^T + b`` along the last axis of its input.
+    ``ids``: the inputs are indices of the matrix's columns (token ids). ``bare``: a site's path names a
+    parameter, not a module that owns it as ``weight``. ``spanning``: the adapter reads the inputs of all
+    groups of a grouped convolution, while each group of the layer reads only its own, so no weight can hold
+    the change.
     """
 
     axes: tuple[int, ...]
@@ -50,32 +52,34 @@ LAYOUTS: dict[str, Layout] = {
     "experts": Layout((3,), stacked=True, bare=True),
     "turned_experts": Layout((3,), turned=True, stacked=True, bare=True),
 }
-"""Kind of a site -> its layout: ``nn.Linear``; GPT-2's ``Conv1D`` ``[in, out]``; an embedding ``[vocabulary,
-width]``, whose inputs are ids, and the same as a table, a row for every token; a norm's vector, which is a
-column; convolutions ``[out, in / groups, *kernel]``, without groups, with them, and with groups that the
-adapter does not have; a bare parameter ``[out, in]``; fused experts ``[experts, out, in]``, and ``[experts,
-in, out]``.
+"""Kind of a site -> its layout.
+
+``linear`` is ``nn.Linear``; ``transposed`` is GPT-2's ``Conv1D`` ``[in, out]``; ``embedding`` is
+``[vocabulary, width]`` with token ids as inputs, and ``table`` the same tensor seen as one row per token;
+``norm`` is a norm's vector, seen as one column; the convolutions are ``[out, in / groups, *kernel]``: without
+groups, with groups, and with groups that the adapter ignores; ``parameter`` is a bare parameter ``[out,
+in]``; ``experts`` are fused experts ``[experts, out, in]``, and ``turned_experts`` ``[experts, in, out]``.
 """
 
 LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
-"""The kinds of linear layers: which way round the weight is stored is no matter of a method's."""
+"""The kinds of linear layers; a method need not care whether the weight is stored transposed."""
 CONVOLUTIONS = tuple(
     kind for kind, layout in LAYOUTS.items() if layout.axes == _KERNELS and not layout.spanning
 )
-"""The kinds of convolutions: what a method does to a matrix it does to the unfolded kernel ``[out, in /
-groups * kernel]``.
+"""The kinds of convolutions, to whose unfolded kernel ``[out, in / groups * kernel]`` a method can be applied
+as to any matrix.
 """
 WEIGHTS = (*LINEAR, *CONVOLUTIONS)
-"""What a method takes that folds into any matrix."""
+"""The kinds supported by a method that can be folded into any matrix."""
 STACKS = tuple(kind for kind, layout in LAYOUTS.items() if layout.bare)
-"""Bare parameters, and stacks of them."""
+"""The kinds of bare parameters, single or stacked."""
 
 
 def layout_of(kind: str) -> Layout:
-    """The layout of a kind.
+    """Returns the layout of a kind.
 
     Raises:
-        Unsupported: no layer is of that kind.
+        Unsupported: no layout has that name.
     """
     if kind not in LAYOUTS:
         raise Unsupported(
@@ -88,20 +92,20 @@ def layout_of(kind: str) -> Layout:
 
 
 def is_stacked(kind: str) -> bool:
-    """Whether a site of that kind is a stack of matrices, each with parameters of its own; what is in no
-    table is not.
+    """Whether a site of that kind is a stack of matrices, each with its own parameters; False for unknown
+    kinds.
     """
     return kind in LAYOUTS and LAYOUTS[kind].stacked
 
 
 def is_bare(kind: str) -> bool:
-    """Whether a site of that kind is a parameter and not a module; what is in no table is not."""
+    """Whether a site of that kind is a parameter and not a module; False for unknown kinds."""
     return kind in LAYOUTS and LAYOUTS[kind].bare
 
 
 def unfoldable(kind: str) -> str:
-    """Why no weight of a layer of that kind can hold an adapter there; empty where it can, and for what is in
-    no table.
+    """Returns why no weight of a layer of that kind can hold an adapter, or an empty string if it can or the
+    kind is unknown.
     """
     spanning = kind in LAYOUTS and LAYOUTS[kind].spanning
     return (
@@ -113,13 +117,13 @@ def unfoldable(kind: str) -> str:
 
 
 def takes_ids(kind: str) -> bool:
-    """Whether the inputs at a site of that kind are ids; those of what is in no table are not."""
+    """Whether the inputs at a site of that kind are token ids; False for unknown kinds."""
     return kind in LAYOUTS and LAYOUTS[kind].ids
 
 
 def matrix_shape(kind: str, stored: Sequence[int]) -> tuple[int, int] | None:
-    """``(out, in)`` of a weight of the ``stored`` shape, of each matrix where it is a stack; None where the
-    kind has no such shape.
+    """Returns ``(out, in)`` of the matrix, or of each matrix of a stack, for a weight of the shape
+    ``stored``; None if the kind cannot have that shape.
 
     Example:
         >>> matrix_shape("conv", (8, 3, 5, 5)), matrix_shape("embedding", (100, 16)), matrix_shape("linear",
@@ -134,8 +138,7 @@ def matrix_shape(kind: str, stored: Sequence[int]) -> tuple[int, int] | None:
 
 
 def to_matrix(kind: str, stored: Array) -> Array:
-    """A stored weight as ``[out, in]`` (``[n, out, in]`` where it is a stack), without a copy where it can
-    be.
+    """Returns a stored weight as ``[out, in]`` (a stack as ``[n, out, in]``), without a copy where possible.
 
     Example:
         >>> import numpy as np
@@ -149,6 +152,6 @@ def to_matrix(kind: str, stored: Array) -> Array:
 
 
 def from_matrix(kind: str, matrix: Array, stored: Sequence[int]) -> Array:
-    """The reverse of :func:`to_matrix` for a weight of the ``stored`` shape."""
+    """Reverses :func:`to_matrix`: returns the matrix as a tensor of the shape ``stored``."""
     xp = array_namespace(matrix)
     return xp.matrix_transpose(matrix) if layout_of(kind).turned else xp.reshape(matrix, tuple(stored))

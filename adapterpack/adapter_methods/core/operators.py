@@ -1,7 +1,7 @@
-"""The structured matrices of the normal form: what ``pre``, ``down`` and ``up`` may be.
+"""The structured matrices that ``pre``, ``down``, ``up`` and ``post`` of a normal form may be.
 
-Each operator is a value over one array of any array-API library. Nothing wide is materialised unless
-``dense`` is called.
+Each operator holds arrays of any array-API library and applies its matrix without materialising it; only
+``dense`` (and ``rows``, where it needs ``dense``) builds the full matrix.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ class Operator(Protocol):
         ...
 
     def after(self, weight: Array) -> Array:
-        """``weight M``: what a dense weight ``[k, out]`` becomes when ``M`` acts on its input; shape ``[k,
-        in]``.
+        """``weight M``: the weight ``[k, in]`` that results if ``M`` acts on the input of a dense weight
+        ``[k, out]``.
         """
         ...
 
 
 class Dense(NamedTuple):
-    """A plain matrix ``factor * stored``, ``[out, in]``: multiplied only where the product is needed."""
+    """A plain matrix ``factor * stored`` of shape ``[out, in]``; the product is computed only when it is
+    needed.
+    """
 
     stored: Array
     factor: float = 1.0
@@ -64,8 +66,8 @@ class Dense(NamedTuple):
 
 
 class Scaled(NamedTuple):
-    """``diag(left) matrix diag(right)``: a matrix ``[out, in]`` that may be a constant, and vectors ``[out]``
-    and ``[in]``.
+    """``diag(left) matrix diag(right)`` of a matrix ``[out, in]``, which may be a constant, and vectors
+    ``[out]`` and ``[in]``.
     """
 
     matrix: Array
@@ -113,7 +115,7 @@ class Diagonal(NamedTuple):
 
 
 class BlockDiagonal(NamedTuple):
-    """Blocks ``[n, b_out, b_in]`` along the diagonal: shape ``[n b_out, n b_in]``."""
+    """A block-diagonal matrix of shape ``[n b_out, n b_in]`` with the blocks ``[n, b_out, b_in]``."""
 
     blocks: Array
 
@@ -145,24 +147,24 @@ class BlockDiagonal(NamedTuple):
 
 
 class BlockCirculant(NamedTuple):
-    """Blocks whose rows are one row turned on: ``kernel`` ``[m, n, b]`` is ``M[i b + t, j b + s] = kernel[i,
-    j, (s - t) mod b]``.
+    """A matrix of ``m x n`` circulant blocks: ``M[i b + t, j b + s] = kernel[i, j, (s - t) mod b]`` for a
+    ``kernel`` of shape ``[m, n, b]``.
     """
 
     kernel: Array
 
     def apply(self, x: Array) -> Array:
-        """``x M^T``; by the convolution theorem, in at least float32."""
+        """``x M^T`` by the convolution theorem, computed in at least float32."""
         xp = array_namespace(x, self.kernel)
         tall, wide, size = self.kernel.shape
-        if 0 in x.shape[:-1]:  # some libraries' transforms refuse to do nothing
+        if 0 in x.shape[:-1]:  # some libraries' FFTs reject empty inputs
             return xp.zeros((*x.shape[:-1], tall * size), dtype=x.dtype, device=x.device)
         exact = x.dtype if x.dtype == xp.float64 else xp.float32
         inputs = xp.fft.rfft(xp.astype(xp.reshape(x, (-1, wide, size)), exact, copy=False))
         kernel = xp.conj(xp.fft.rfft(xp.astype(self.kernel, exact, copy=False)))
         if wide == 1:
             outputs = inputs * kernel[:, 0, :]
-        else:  # one product for every frequency
+        else:  # one matrix product for each frequency
             outputs = xp.permute_dims(
                 xp.matmul(xp.permute_dims(inputs, (2, 0, 1)), xp.permute_dims(kernel, (2, 1, 0))), (1, 2, 0)
             )
@@ -174,8 +176,8 @@ class BlockCirculant(NamedTuple):
         """``M`` itself."""
         xp = array_namespace(self.kernel)
         tall, wide, size = self.kernel.shape
-        # A periodic sequence cut into rows that are one short of two periods: each row begins one place
-        # earlier than the one before.
+        # Cutting a periodic sequence into rows of two periods less one element shifts each row by one place,
+        # which makes the blocks circulant without index arithmetic.
         rows = xp.reshape(
             xp.broadcast_to(self.kernel[:, :, None, :], (tall, wide, 2 * size - 1, size)),
             (tall, wide, size, 2 * size - 1),
@@ -195,7 +197,7 @@ class BlockCirculant(NamedTuple):
 
 
 class Kronecker(NamedTuple):
-    """``left ⊗ right`` of ``[a, b]`` and ``[c, d]``: shape ``[a c, b d]``."""
+    """The Kronecker product ``left ⊗ right`` of ``[a, b]`` and ``[c, d]``, of shape ``[a c, b d]``."""
 
     left: Array
     right: Array
@@ -224,7 +226,7 @@ class Kronecker(NamedTuple):
 
 
 class Permutation(NamedTuple):
-    """``x -> x[order]``: row i of the matrix is one at ``order[i]``."""
+    """``x -> x[order]``: row i of the matrix has its 1 in column ``order[i]``."""
 
     order: Array
 
@@ -248,10 +250,10 @@ class Permutation(NamedTuple):
 
 
 class PairRotation(NamedTuple):
-    """Numbers turned in pairs: ``x cos + turned(x) sin``; in groups of ``2 half``, i and i + half are a pair
-    (a, b), turned to (-b, a).
+    """Rotates pairs of numbers: ``x cos + turned(x) sin``. In groups of ``2 half``, elements i and i + half
+    form a pair (a, b), and ``turned`` makes it (-b, a).
 
-    ``cos`` and ``sin`` are ``[n]``; of an odd ``width`` n - 1 the last number is paired with a zero.
+    ``cos`` and ``sin`` are ``[n]``. An odd ``width`` is n - 1; its last number is paired with a zero.
     """
 
     cos: Array
@@ -263,8 +265,8 @@ class PairRotation(NamedTuple):
         """``x M^T``."""
         xp = array_namespace(x, self.sin)
         x = self._even(x)
-        # Exchanging the two and changing the sign of a vector: less work, backward too, than putting (-b, a)
-        # together.
+        # Swapping the two halves and negating part of `sin` costs less, in the backward pass too, than
+        # assembling (-b, a).
         parts = xp.reshape(self.sin, (-1, 2, self.half))
         signed_sin = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
         exchanged = xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
@@ -298,7 +300,7 @@ class PairRotation(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """``second first``: what ``first`` gives goes through ``second``."""
+    """The product ``second first``: applies ``first``, then ``second`` to its result."""
 
     first: Any
     second: Any
@@ -321,7 +323,7 @@ class Chain(NamedTuple):
 
 
 class IdentityPlusLowRank(NamedTuple):
-    """``I + up down``: the identity and a change of low rank, ``down`` ``[r, n]`` and ``up`` ``[n, r]``."""
+    """``I + up down``: the identity plus a low-rank change with ``down`` ``[r, n]`` and ``up`` ``[n, r]``."""
 
     down: Array
     up: Array
@@ -349,8 +351,8 @@ class IdentityPlusLowRank(NamedTuple):
 
 
 class Repeat(NamedTuple):
-    """``width`` numbers repeated, or cut off, until they are ``length``: shape ``[length, width]``; ``like``
-    gives dtype and device.
+    """Repeats (or cuts off) a vector of ``width`` numbers until it has ``length``: shape ``[length, width]``.
+    ``like`` provides dtype and device.
     """
 
     width: int
@@ -380,10 +382,10 @@ class Repeat(NamedTuple):
 
 
 class BlockSums(NamedTuple):
-    """The blocks of ``length`` among ``width`` numbers added, the last one filled up with zeros: shape
+    """Sums the blocks of ``length`` in a vector of ``width`` numbers, the last block padded with zeros: shape
     ``[length, width]``.
 
-    The transpose of :class:`Repeat`.
+    This is the transpose of :class:`Repeat`.
     """
 
     width: int
@@ -414,7 +416,7 @@ class BlockSums(NamedTuple):
 
 
 def transpose(operator: BlockDiagonal | Kronecker) -> Any:
-    """``M^T`` as an operator of the same structure."""
+    """Returns ``M^T`` as an operator of the same structure."""
     if isinstance(operator, Kronecker):
         return Kronecker(operator.left.T, operator.right.T)
     return BlockDiagonal(array_namespace(operator.blocks).permute_dims(operator.blocks, (0, 2, 1)))

@@ -1,5 +1,5 @@
-"""Makes orthogonal matrices from free numbers by Cayley's map, and cuts a width into blocks: shared by the
-rotating methods.
+"""Builds orthogonal matrices from unconstrained numbers with the Cayley transform, and divides a width into
+blocks, for the methods that rotate (OFT, BOFT ...).
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from .arrays import array_namespace
 from .operators import Array
 
 MOST_TERMS = 64
-"""Terms of a series in place of an inverse, each a product of matrices; its users have five."""
+"""The most terms of the Neumann series that replaces an inverse. Each term is a matrix product; methods use
+five.
+"""
 
 
 @lru_cache(maxsize=64)
 def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where the entries of a skew-symmetric matrix ``[size, size]``, flat, lie in its upper triangle, row by
-    row, and with which sign.
+    """Returns, for each entry of a flattened skew-symmetric matrix ``[size, size]``, its index in the
+    row-by-row upper triangle and its sign.
 
     Example:
         >>> triangle(2)
@@ -34,16 +36,16 @@ def triangle(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def skew(values: Array, index: Array, sign: Array, size: int) -> Array:
-    """Skew-symmetric matrices ``[n, size, size]`` with the upper triangles ``values`` ``[n, ...]``; see
-    :func:`triangle`.
+    """Builds skew-symmetric matrices ``[n, size, size]`` from their upper triangles ``values`` ``[n, ...]``,
+    with ``index`` and ``sign`` from :func:`triangle`.
     """
     xp = array_namespace(values)
     return xp.reshape(xp.take(values, index, axis=1) * sign, (values.shape[0], size, size))
 
 
 def within(values: Array, bound: float) -> Array:
-    """Upper triangles ``[n, ...]``, scaled back where their skew-symmetric matrix has a Frobenius norm above
-    ``bound``.
+    """Scales upper triangles ``[n, ...]`` back to a Frobenius norm of ``bound`` where the norm of their
+    skew-symmetric matrix exceeds it.
     """
     xp = array_namespace(values)
     square = 2 * xp.sum(values * values, axis=1, keepdims=True)
@@ -52,12 +54,12 @@ def within(values: Array, bound: float) -> Array:
 
 
 def cayley(generator: Array, terms: int = 0) -> Array:
-    """The rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``; exactly
-    I where Q is zero.
+    """Returns the rotations ``(I - Q)^-1 (I + Q) = 2 (I - Q)^-1 - I`` of skew-symmetric ``Q`` ``[n, b, b]``;
+    exactly I where Q is zero.
 
-    With ``terms`` it is a Neumann series instead, which needs no inverse and is near a rotation if Q is
-    small: ``I + 2 Q`` for two terms, ``I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`` for more, the last power once
-    and at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
+    With ``terms`` it uses a Neumann series instead, which needs no inverse and is close to a rotation for
+    small Q: ``I + 2 Q`` for two terms, ``I + 2 Q + 2 Q^2 + ... + Q^(terms - 1)`` for more. The last power has
+    the coefficient 1 and is at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
     """
     xp = array_namespace(generator)
     eye = xp.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
@@ -65,6 +67,7 @@ def cayley(generator: Array, terms: int = 0) -> Array:
         if terms == 2:
             return eye + 2 * generator
         twice = 2 * eye
+        # Horner's scheme: one matrix product per power. The last coefficient is 1, not 2, as in PEFT.
         inner = twice + generator
         for _ in range(max(terms - 1, 3) - 2):
             inner = twice + xp.matmul(generator, inner)
@@ -73,8 +76,8 @@ def cayley(generator: Array, terms: int = 0) -> Array:
 
 
 def linear(function: Callable[..., Array], *matrices: Array) -> Array:
-    """``function(*matrices)``, computed in float32 where the dtype is a smaller one, which linear algebra
-    libraries do not take.
+    """Returns ``function(*matrices)``, computed in float32 if the dtype is smaller, because linear algebra
+    libraries do not support half precision.
     """
     xp, dtype = array_namespace(*matrices), matrices[0].dtype
     if dtype in (xp.float32, xp.float64):
@@ -84,11 +87,11 @@ def linear(function: Callable[..., Array], *matrices: Array) -> Array:
 
 @lru_cache(maxsize=256)
 def block_size(width: int, wanted: int, count: int = 0) -> int:
-    """The size of the blocks that ``width`` is cut into: ``wanted``, or what ``count`` blocks leave; the
-    nearest that divides.
+    """Returns the size of the blocks that divide ``width``: the divisor nearest to ``wanted``, or the size
+    that results from the number of blocks nearest to ``count``.
 
-    Of two that are as near, the smaller (a smaller number of blocks). A block of one number cannot turn:
-    where only such blocks would do, the whole width is one block.
+    Of two equally near divisors the smaller wins. A block of one number cannot rotate, so if only such blocks
+    are possible, the entire width is one block.
 
     Example:
         >>> block_size(768, 32), block_size(12, 5), block_size(7, 2), block_size(4, 32), block_size(12, 0,
@@ -102,8 +105,8 @@ def block_size(width: int, wanted: int, count: int = 0) -> int:
 
 @lru_cache(maxsize=256)
 def nearest_divisor(width: int, wanted: int) -> int:
-    """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two that are as near; 0 for no
-    width.
+    """Returns the divisor of ``width`` that is nearest to ``wanted``, the smaller one in a tie; 0 if
+    ``width`` is 0.
 
     Example:
         >>> nearest_divisor(12, 5), nearest_divisor(12, 40), nearest_divisor(7, 3)

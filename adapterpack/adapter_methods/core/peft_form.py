@@ -1,5 +1,5 @@
-"""How a method is stored in a folder that PEFT loads: its names, its config, and the kinds of layers that
-PEFT has it for.
+"""Describes how a method is stored in a folder that PEFT loads: tensor names, config keys, and the kinds of
+layers for which PEFT supports it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from ...errors import Unsupported
 from .site import Params, Site
 
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
-"""What to do where the base says what a file of PEFT's leaves open."""
+"""The remedy in errors about a PEFT folder that cannot be read without its base model."""
 
 
 class OfBase(NamedTuple):
-    """What a base says of what a folder of PEFT's leaves open: ``shape`` of a parameter by its path, None for
-    one that is not there, and ``modules``, the paths of its modules in the order in which its model has them.
+    """What a base model says about things that a PEFT folder leaves open: ``shape`` maps the path of a
+    parameter to its shape (None if there is none), and ``modules`` returns the paths of the modules in the
+    model's order.
     """
 
     shape: Callable[[str], tuple[int, ...] | None]
@@ -27,12 +28,12 @@ class OfBase(NamedTuple):
 
 
 class PeftContent(NamedTuple):
-    """What a folder that PEFT wrote holds: the config (for all sites), the tensors that all sites share, and
-    site path -> its tensors.
+    """The content of a folder that PEFT wrote: the config (for all sites), the shared tensors, and the
+    tensors of each site by path.
 
-    ``packed``: it is the folder of a pack, whose manifest says what these files leave open; they are taken as
-    they are. ``written`` is PEFT's own configuration; ``kinds`` are the kinds of sites that are not what
-    their tensors look like. ``base`` is what the base says of itself, where it is at hand.
+    ``packed``: the folder belongs to a pack, whose manifest settles what PEFT's files leave open, so they are
+    taken as they are. ``written`` is PEFT's config as written; ``kinds`` overrides the kind of a site where
+    the shapes of its tensors would suggest another one. ``base`` describes the base model, if available.
     """
 
     config: Any
@@ -45,21 +46,21 @@ class PeftContent(NamedTuple):
 
 
 Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
-"""What PEFT writes behind a site's path -> the shape of that tensor."""
+"""What PEFT appends to a site's path -> the shape of that tensor."""
 
 
 class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
-    ``suffixes`` are as in :class:`PeftForm`, and the method's own if it is None. What says that there are
-    such sites: the keys of PEFT's config in ``config``, or ``shapes_say_so`` by the shapes of a site's
-    tensors, which gives None where they leave it open. Where neither says it, the site is read as that of a
-    linear layer, and the model or the base tells its kind (:mod:`~adapterpack.pack.layer_kinds`).
+    ``suffixes`` works as in :class:`PeftForm`; None means the method's own. Two fields recognise such a site:
+    ``config``, the keys that PEFT's config must have, and ``shapes_say_so``, which decides by the shapes of
+    the site's tensors and returns None if they leave it open. If neither decides, the site is read as a
+    linear layer, and the model or the base determines its kind (:mod:`~adapterpack.pack.layer_kinds`).
 
-    ``stored`` turns a site's parameters into PEFT's shapes under its config, and ``loaded`` turns them back.
-    Without ``loaded`` all axes after the first become one. ``ambiguous_because`` gives the reason why PEFT's
-    tensors have no certain meaning at a site of that kind, by the config and the site with its kernel, which
-    is empty where it is not known; an empty text where they have.
+    ``stored`` converts a site's parameters to PEFT's shapes under its config, and ``loaded`` converts them
+    back; without ``loaded`` all axes after the first are flattened into one. ``ambiguous_because`` takes the
+    config and the site (its kernel is empty if unknown) and returns why PEFT's tensors have no certain
+    meaning there, or an empty string.
     """
 
     suffixes: Mapping[str, str] | None = None
@@ -71,24 +72,23 @@ class PeftLayer(NamedTuple):
 
     @property
     def is_silent(self) -> bool:
-        """Whether nothing in a file says that a site is of this kind."""
+        """Whether no file of PEFT's can tell that a site is of this kind."""
         return self.suffixes is None and not self.config and self.shapes_say_so is None
 
     def allows(self, shapes: Shapes) -> bool | None:
-        """Whether the shapes of a site's tensors say that it is of this kind; None where they leave it
-        open.
-        """
+        """Whether the shapes of a site's tensors say that it is of this kind; None if they leave it open."""
         return None if self.shapes_say_so is None else self.shapes_say_so(shapes)
 
     def is_of(self, config: Mapping[str, Any], shapes: Shapes) -> bool:
-        """Whether PEFT's config, or the shapes of a site's tensors, say that it is of this kind."""
+        """Whether PEFT's config and the shapes of a site's tensors say that it is of this kind."""
         if self.is_silent or any(config.get(key) != value for key, value in self.config.items()):
             return False
         return self.shapes_say_so is None or self.shapes_say_so(shapes) is True
 
 
 def has_axes(*counts: int) -> Callable[[Shapes], bool]:
-    """Tells by their shapes whether all matrices among a site's tensors have one of these numbers of axes.
+    """Returns a test of whether all tensors of a site with more than one axis have one of these numbers of
+    axes.
 
     Example:
         >>> has_axes(3, 4)({"A": (2, 3, 1), "scale": (2,)}), has_axes(3, 4)({"A": (2, 3)})
@@ -98,7 +98,7 @@ def has_axes(*counts: int) -> Callable[[Shapes], bool]:
 
 
 def as_matrices(params: Params) -> dict[str, np.ndarray]:
-    """A site's tensors with all axes after the first as one."""
+    """Returns a site's tensors with all axes after the first flattened into one."""
     return {
         name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value
         for name, value in params.items()
@@ -106,7 +106,7 @@ def as_matrices(params: Params) -> dict[str, np.ndarray]:
 
 
 def refuse_site(path: str, params: Params, reason: str) -> Unsupported:
-    """The error for the tensors of a site in a form of PEFT's that is not read."""
+    """Returns the error for a site whose PEFT tensors have a form that this package cannot read."""
     return Unsupported(
         reason,
         where=path,
@@ -116,8 +116,8 @@ def refuse_site(path: str, params: Params, reason: str) -> Unsupported:
 
 
 def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np.ndarray]]:
-    """The ``stored`` of two factors that PEFT has as convolutions: ``down`` with the layer's kernel, ``up``
-    with one of size 1.
+    """Returns a ``stored`` function for two factors that PEFT stores as convolutions: ``down`` with the
+    layer's kernel, ``up`` with a kernel of size 1.
 
     Example:
         >>> factors = {"A": np.zeros((2, 12)), "B": np.zeros((5, 2))}
@@ -134,16 +134,16 @@ def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np
 
 
 TRANSPOSED: Mapping[str, PeftLayer] = {"transposed": PeftLayer(config={"fan_in_fan_out": True})}
-"""For a method that PEFT also has for transposed linear layers, with the same tensors."""
+"""The ``layers`` of a method that PEFT also supports for transposed linear layers, with the same tensors."""
 
 
 class PeftSecondary(NamedTuple):
-    """How PEFT stores a method's tensors in a folder of another method, as trainable tokens in a folder of
-    LoRA.
+    """How PEFT stores a method's tensors inside the folder of another method, such as trainable tokens inside
+    a LoRA folder.
 
-    ``hosts`` are the types of PEFT whose config has the ``key`` for it; ``suffixes`` are as in
-    :class:`PeftForm`. ``to_config`` makes the key's value of site path -> config, ``from_config`` the config
-    at a path of the key's value.
+    ``hosts`` are the PEFT types whose config has the ``key`` for it; ``suffixes`` works as in
+    :class:`PeftForm`. ``to_config`` turns site path -> config into the key's value; ``from_config`` turns the
+    key's value into the config at a path.
     """
 
     hosts: tuple[str, ...]
@@ -154,8 +154,8 @@ class PeftSecondary(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """The first ``rank`` singular vectors alone, estimated from random numbers of ``seed`` in ``niter``
-    rounds of power iteration.
+    """A request for only the first ``rank`` singular vectors, estimated from random numbers of ``seed`` in
+    ``niter`` rounds of power iteration.
     """
 
     rank: int
@@ -164,8 +164,8 @@ class Estimate(NamedTuple):
 
 
 class Factorise(Protocol):
-    """A float32 weight [out, in] -> U, S and V^T, in the signs of another library; all of them, or an
-    estimate of the first.
+    """Decomposes a float32 weight ``[out, in]`` into U, S and V^T with the signs that another library's SVD
+    gives: all of them, or an estimate of the first ones.
     """
 
     def __call__(self, weight: np.ndarray, estimate: Estimate | None = None, /) -> tuple[np.ndarray, ...]:
@@ -175,16 +175,16 @@ class Factorise(Protocol):
 Completed: TypeAlias = (
     "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
 )
-"""A site's config and own parameters, the site with its weight, how PEFT decomposes it -> the config and
-parameters that replace them.
+"""(config of a site, its own parameters, the site with its weight, how PEFT decomposes a weight) -> the
+config and the parameters that replace them.
 """
 
 
 class BaseChange(NamedTuple):
-    """What PEFT did to the base when it made an adapter: ``completed`` takes it off the tensors again, and
-    ``note`` says what is left.
+    """How to undo a change that PEFT made to the base model when it created an adapter: ``completed`` removes
+    it from the tensors, and ``note`` says what remains.
 
-    ``why``: the sentence of the error where the base is not at hand.
+    ``why`` is the sentence of the error if the base is not available.
     """
 
     completed: Completed
@@ -193,7 +193,9 @@ class BaseChange(NamedTuple):
 
 
 def widths_of(down: str | None, up: str | None) -> Callable[[Params], tuple[int | None, int | None]]:
-    """The ``features`` of two factors ``[r, in]`` and ``[out, r]``, of which one may say nothing."""
+    """Returns a ``features`` function for two factors ``[r, in]`` and ``[out, r]``; pass None for a factor
+    that says nothing about a width.
+    """
     return lambda params: (
         None if down is None else params[down].shape[1],
         None if up is None else params[up].shape[0],
@@ -209,37 +211,39 @@ NOT_IN_LAYERS: Mapping[str, str] = {
     **LORA_ALONE,
     "transformers": "it refuses prompts and what else is not in the layers",
 }
-"""What other libraries make of some methods: see :attr:`PeftForm.refused_by`."""
+"""Reasons why other libraries refuse some methods, for :attr:`PeftForm.refused_by`."""
 
 
 class PeftOverrides(TypedDict, total=False):
-    """What PEFT stores in a way of its own for few methods: stage -> function or data."""
+    """What PEFT stores differently for a few methods: stage -> function or data."""
 
     features: Callable[[str, Params], tuple[int | None, int | None]]
-    """Kind of site, its parameters -> its input and output width, where the kind makes a difference."""
+    """(kind of site, its parameters) -> its input and output width, for methods where they depend on the
+    kind.
+    """
     indexed: tuple[str, ...]
-    """Lists of tensors, by what PEFT writes between the module path and their numbers: a site may have
-    ``NAME.0``, ``NAME.1``, ..., which are parameters of these names.
+    """Lists of tensors, each given by what PEFT writes between the module path and a tensor's number: a site
+    may have ``NAME.0``, ``NAME.1``, ..., which become parameters with these names.
     """
     shared_modules: Mapping[str, str]
-    """As :attr:`PeftForm.shared` for whole modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is
+    """Like :attr:`PeftForm.shared` for entire modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is
     ``x.a.b``.
     """
     secondary: PeftSecondary
     """How PEFT stores the method in another method's folder."""
     from_peft_with_base: Completed
-    """The reverse of :attr:`PeftForm.to_peft_with_base`, where PEFT's tensors mean nothing without their
-    base: such a pack's folder is never a folder of PEFT's.
+    """The reverse of :attr:`PeftForm.to_peft_with_base`, for methods whose PEFT tensors mean nothing without
+    their base. The folder of such a pack is never a PEFT folder.
     """
     reorder_for_peft: Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None]
-    """What PEFT's config has to say besides, and the parameters in the order in which PEFT means the same by
-    them, of a site's config and parameters and PEFT's name of the task, where ``equivalent`` says no; None
-    where PEFT has no such adapter. ``convert`` writes it, and a pack's folder never is.
+    """(config of a site, its parameters, PEFT's task name) -> further keys of PEFT's config and the
+    parameters in the order in which PEFT computes the same, where ``equivalent`` says that it does not; None
+    if PEFT has no such adapter. Only ``convert`` writes this form; a pack's folder never contains it.
     """
     bare_parameters: Callable[[Site, Params], dict[str, np.ndarray]]
-    """The parameters of a site that is a bare parameter of the base, or a stack of them, as PEFT stores them
-    where its config names such parameters (``target_parameters``). A pack's folder never does: its tensors
-    stay as they are, and ``convert`` makes PEFT's.
+    """(site, parameters) -> the parameters as PEFT stores them for a site that is a bare parameter of the
+    base, or a stack of them (``target_parameters`` in PEFT's config). Only ``convert`` writes this form; a
+    pack's tensors stay as they are.
     """
 
 
@@ -248,70 +252,70 @@ class PeftForm(NamedTuple):
 
     peft_type: str
     suffixes: Mapping[str, str]
-    """parameter name -> what follows the module path in PEFT's tensor name."""
+    """Parameter name -> what follows the module path in PEFT's tensor name."""
     to_config: Callable[[Mapping[str, Any]], dict[str, Any] | None]
-    """site path -> config at that site, to PEFT's own config keys; None where PEFT could not load the
-    tensors.
-    """
+    """(site path -> config at that site) -> PEFT's config keys; None if PEFT could not load the tensors."""
     from_config: Callable[[Mapping[str, Any]], Any]
-    """PEFT's config keys to ours."""
+    """PEFT's config keys -> this package's config."""
     features: Callable[[Params], tuple[int | None, int | None]] = lambda params: (None, None)
-    """parameters of a site -> its input and output width, None where they do not say it."""
+    """Parameters of a site -> its input and output width; None for a width that they do not determine."""
     shared: Mapping[str, str] = {}
-    """shared parameter name -> PEFT's whole tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
-    ``v_query`` ``x.query``.
+    """Shared parameter name -> PEFT's full tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
+    ``v_query`` is ``x.query``.
     """
     matches: Callable[[Mapping[str, Any]], bool] | None = None
-    """Whether a PEFT config is of this method; None: every one of its ``peft_type``. Needed where one type
-    stands for several methods.
+    """Whether a PEFT config describes this method; None means every config of its ``peft_type``. Needed where
+    several methods share one type.
     """
     aliases: Mapping[str, str] = {}
-    """what older versions of PEFT wrote after the module path -> parameter name."""
+    """What older versions of PEFT wrote after the module path -> parameter name."""
     site: str | None = None
-    """The one site of a method that acts on the model as a whole: PEFT names its tensors without a path, and
-    modules without ``model.``.
+    """The only site of a method that acts on the model as a unit: PEFT names its tensors without a path, and
+    its modules without ``model.``.
     """
     equivalent: Callable[[Mapping[str, Any], str | None], bool] = lambda sites, task: True
-    """Whether PEFT computes the same, by the configs of the sites and PEFT's name of the task; if not, its
-    config is not written.
+    """(configs of the sites, PEFT's task name) -> whether PEFT computes the same. If not, no PEFT config is
+    written.
     """
     peft_supports: Callable[[Any, Site], bool] = lambda cfg, site: True
-    """Whether PEFT itself loads and merges this at such a site; it refuses some of what its files can
-    hold.
+    """Whether PEFT itself loads and merges an adapter with this config at such a site; it refuses some
+    adapters that its files can hold.
     """
     from_peft_file: Callable[[PeftContent], PeftContent] | None = None
-    """A PEFT file's content -> the pack's: for a method whose tensors say more than the config, or that
-    stores less than PEFT.
+    """The content of a PEFT folder -> the content of the pack, for a method whose tensors say more than the
+    config, or whose packs store less than PEFT does.
     """
     known_keys: frozenset[str] = frozenset()
-    """Keys of PEFT's config that the reading accounts for, though none is written."""
+    """Keys of PEFT's config that reading takes into account although writing never produces them."""
     ignored_suffixes: tuple[str, ...] = ()
-    """What follows the module path in the names of tensors that PEFT stores for training alone, and that are
-    left out.
+    """What follows the module path in the names of tensors that PEFT stores only for training; reading skips
+    them.
     """
     to_peft_with_base: Completed | None = None
-    """Computes, from the base's weights, the config and tensors that PEFT's file needs and the pack does not
+    """Computes from the base's weights the config and tensors that PEFT's file needs and the pack does not
     store.
     """
     undo_base_change: Callable[[Mapping[str, Any]], BaseChange | None] = lambda config: None
-    """What PEFT did to the base by an initialisation that PEFT's config names; None where it left the base as
-    it was. It raises Unsupported where the base alone does not say it.
+    """PEFT's config -> how to undo what the initialisation it names did to the base; None if PEFT left the
+    base as it was. Raises Unsupported if the base alone does not determine the change.
     """
     layers: Mapping[str, PeftLayer] = {}
-    """Kind of site -> how PEFT has it there, for kinds other than the method's first. At a kind that is not
-    here PEFT has no such form.
+    """Kind of site -> how PEFT stores the method there, for kinds other than the method's first. PEFT does
+    not support the method at kinds that are missing here.
     """
     refused_by: Mapping[str, str] = LORA_ALONE
-    """Library (``transformers``, whose ``load_adapter`` has PEFT put the layers in and does without PEFT's
-    own model, or ``vLLM``) -> why it does not make of the folder what it means.
+    """Library -> why it cannot use the folder as intended. The libraries are ``transformers``, whose
+    ``load_adapter`` inserts PEFT's layers without PEFT's own model class, and ``vLLM``.
     """
     overrides: PeftOverrides = {}  # noqa: RUF012 - never changed
 
     def features_of(self, kind: str, params: Params) -> tuple[int | None, int | None]:
-        """What the parameters of a site of that kind say of its input and output width."""
+        """Returns the input and output width that the parameters of a site of that kind determine, None for a
+        width they do not.
+        """
         override = self.overrides.get("features")
         return self.features(params) if override is None else override(kind, params)
 
     def reads(self, config: Mapping[str, Any]) -> bool:
-        """Whether a PEFT config is of this method."""
+        """Whether a PEFT config describes this method."""
         return config.get("peft_type") == self.peft_type if self.matches is None else self.matches(config)

@@ -1,8 +1,8 @@
-"""A pair of frozen random matrices that all sites share: made from a seed, or stored where no seed reproduces
-it.
+"""A pair of frozen random matrices that all sites of an adapter share (VeRA and its relatives): drawn from a
+seed, or stored if no seed reproduces it.
 
-The pair is as wide as the widest site and as tall as the tallest; a site uses its upper left part, as PEFT
-has it. The numbers depend on those widths, so every config holds them.
+The pair is as wide as the widest site and as tall as the tallest; each site uses its upper left part, as in
+PEFT. The numbers depend on those widths, so every config holds them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .site import Site
 
 @dataclass(frozen=True, kw_only=True)
 class Projected(SiteConfig):
-    """A config whose ``projection_prng_key`` stands for a pair of matrices.
+    """A config whose ``projection_prng_key`` is the seed of the shared pair of matrices.
 
-    ``width`` and ``height`` are the largest input and output width among the adapter's sites; None is the
-    site's own. With ``save_projection`` the pair is stored all the same.
+    ``width`` and ``height`` are the largest input and output width among the adapter's sites; None means the
+    site's own. With ``save_projection`` the pack stores the pair although the seed determines it.
     """
 
     projection_prng_key: int = 0
@@ -43,15 +43,17 @@ class Projected(SiteConfig):
 
 
 def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """The configs with the largest widths, unless they have them already, or a site's is not known."""
+    """Returns the configs with the largest widths filled in, except widths they already have and widths that
+    some site does not know.
+    """
     wide, tall = [site.in_features for site in sites], [site.out_features for site in sites]
     width, height = (max(sizes) if all(sizes) else None for sizes in (wide, tall))
     return [replace(cfg, width=cfg.width or width, height=cfg.height or height) for cfg in configs]
 
 
 class Projection(NamedTuple):
-    """The pair of one method. ``shapes`` and ``make`` take a config that has the widths; ``sizes`` reads
-    those off a pair.
+    """The shared pair of one method. ``shapes`` and ``make`` take a config with both widths; ``sizes`` reads
+    the widths off a pair.
     """
 
     names: tuple[str, str]
@@ -60,14 +62,16 @@ class Projection(NamedTuple):
     sizes: Callable[[np.ndarray, np.ndarray], tuple[int, int]]
 
     def constants(self, cfg: Any, site: Site) -> dict[str, np.ndarray]:
-        """The pair, unless it is stored; the same arrays at every site of an adapter."""
+        """Returns the pair, or nothing if the pack stores it; every site of an adapter gets the same
+        arrays.
+        """
         if cfg.save_projection:
             return {}
         require_widths(site)
         return dict(zip(self.names, self.make(resolve([cfg], [site])[0]), strict=True))
 
     def expanded_size(self, cfg: Any, site: Site) -> int:
-        """How many numbers the pair has."""
+        """Returns how many numbers the pair has."""
         resolved = resolve([cfg], [site])[0]
         return sum(
             map(
@@ -78,7 +82,7 @@ class Projection(NamedTuple):
 
     @property
     def shared(self) -> Shared:
-        """The pair as parameters, where it is stored."""
+        """The pair as shared parameters, for configs that store it."""
 
         def stored(
             values: Callable[[Any], tuple[Any, ...]], cfg: Any, sites: Sequence[Site]
@@ -95,12 +99,12 @@ class Projection(NamedTuple):
         )
 
     def from_peft_file(self, content: PeftContent) -> PeftContent:
-        """A pair that PEFT stored: it is left out where the seed gives the same bits, and so are copies of it
-        at the sites.
+        """Drops a pair that PEFT stored if the seed gives the same bits, and drops the copies of it at the
+        sites.
 
         Raises:
-            ValueError: the pair is not there though the config says so, one is not of the other's shape, or a
-                copy differs.
+            ValueError: the config says that the pair is stored and it is missing, its shapes do not fit
+                together, or a copy differs.
         """
         cfg, shared = content.config, content.shared
         if not cfg.save_projection and not shared:

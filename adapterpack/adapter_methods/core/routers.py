@@ -1,9 +1,9 @@
-"""Branches weighted by a gate: what a router adds to a layer, as values over arrays.
+"""Mixtures of experts at a layer: branches whose weights a gate computes from the layer's input.
 
     route(x) = sum_e g_e(x) up_e (down_e x)
 
-The factors of all experts are stacked, so that any number of them is two products, and the gate multiplies
-the narrow value between.
+The factors of all experts are stacked, so that any number of experts costs two matrix products, and the gate
+multiplies the narrow value between them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from .arrays import array_namespace
 from .operators import Array
 
 MASKS = ("@tokens", "@encoder_tokens")
-"""What a layer of a method that looks at whole rows has among its parameters in a pass: which tokens of the
-model's input, and of its encoder's, are no padding, ``[rows, tokens]``."""
+"""Parameters that a layer receives during a pass if its method looks at entire rows: masks ``[rows, tokens]``
+of the tokens that are not padding, in the model's input and in its encoder's.
+"""
 
 
 def mask_of(masks: Sequence[Array], shape: tuple[int, ...], where: str) -> Array | None:
-    """The mask of the tokens that a layer sees, ``[rows, tokens]`` = ``shape``; None where it sees others.
+    """Returns the mask of shape ``[rows, tokens]`` for the tokens that a layer sees; None if no mask has that
+    shape.
 
     Raises:
-        Unsupported: there are two such masks, and they differ.
+        Unsupported: two different masks have that shape.
     """
     fitting = [mask for mask in masks if tuple(mask.shape) == shape]
     if len(fitting) > 1 and bool((fitting[0] != fitting[1]).any()):
@@ -39,15 +41,19 @@ def mask_of(masks: Sequence[Array], shape: tuple[int, ...], where: str) -> Array
 
 
 class Weights(Protocol):
-    """What gives each expert its weight."""
+    """A gate: computes the weight of each expert."""
 
     def weights(self, x: Array) -> Array:
-        """The weights of the experts at ``x`` ``[..., in]``: ``[..., experts]``, or what broadcasts to it."""
+        """Returns the weights of the experts at ``x`` ``[..., in]``: ``[..., experts]``, or an array that
+        broadcasts to it.
+        """
         ...
 
 
 def _softmax_of_largest(scores: Array, top_k: int) -> Array:
-    """The softmax over the ``top_k`` largest of ``[..., experts]``; the others get 0."""
+    """Returns the softmax over the ``top_k`` largest scores of ``[..., experts]``; the other experts get
+    0.
+    """
     xp, experts = array_namespace(scores), scores.shape[-1]
     if top_k < experts:
         least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
@@ -57,8 +63,8 @@ def _softmax_of_largest(scores: Array, top_k: int) -> Array:
 
 
 class SoftmaxGate(NamedTuple):
-    """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``; scores equal
-    to the k-th all count.
+    """A softmax over the ``top_k`` largest scores ``x keys^T + bias``, or ``|x keys^T| + bias``. Scores that
+    tie with the k-th all count.
 
     ``keys`` ``[experts, in]``, ``bias`` ``[experts]`` or None.
     """
@@ -78,12 +84,12 @@ class SoftmaxGate(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, of what each expert answers; scores
-    equal to the k-th all count.
+    """A softmax over the ``top_k`` largest scores ``q(x) . k(D_e x)``, where ``D_e x`` is the output of
+    expert e. Scores that tie with the k-th all count.
 
-    Query and key are linear and the experts narrow, so all of it is ``query`` ``[R, in]`` and their stacked
-    ``down`` ``[R, in]``: the score of expert e is the sum of ``(x query^T) (x down^T)`` over its
-    ``widths[e]`` of the R.
+    Query and key are linear and the experts are low-rank, so everything reduces to ``query`` ``[R, in]`` and
+    the stacked ``down`` ``[R, in]``: the score of expert e is the sum of ``(x query^T) (x down^T)`` over its
+    ``widths[e]`` of the R components.
     """
 
     query: Array
@@ -102,17 +108,17 @@ class Attention(NamedTuple):
 
 
 class Precomputed(NamedTuple):
-    """Weights that were computed elsewhere, ``[..., experts]``, for exactly the tokens that the layer
-    sees.
+    """Weights ``[..., experts]`` computed by an earlier pass, valid only for exactly the tokens that the
+    layer sees.
     """
 
     values: Array | None
 
     def weights(self, x: Array) -> Array:
-        """The weights of the experts at ``x``.
+        """Returns the weights of the experts at ``x``.
 
         Raises:
-            Unsupported: there are none, or the layer sees other tokens.
+            Unsupported: there was no earlier pass, or the layer sees other tokens than it did.
         """
         if self.values is None:
             raise Unsupported(
@@ -130,11 +136,11 @@ class Precomputed(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """One expert for each stretch of an axis of the input: ``sizes`` entries each, counted from the end of
-    the shape by ``axis``.
+    """Assigns one expert to each section of an axis of the input. Section i has ``sizes[i]`` entries along
+    ``axis`` and uses expert ``experts[i]`` of ``total``.
 
-    With ``whole`` the stretches must fill the axis; else the last one takes what is left. ``experts`` numbers
-    the expert of each stretch. Tokens that one of the ``masks`` leaves out are not counted.
+    With ``whole`` the sections must fill the axis; without it the last section takes the rest. Tokens that a
+    mask in ``masks`` marks as padding are not counted.
     """
 
     sizes: tuple[int, ...]
@@ -145,10 +151,10 @@ class Fixed(NamedTuple):
     masks: tuple[Array, ...] = ()
 
     def weights(self, x: Array) -> Array:
-        """The weights of the experts at ``x``.
+        """Returns the weights of the experts at ``x``.
 
         Raises:
-            Unsupported: the input has another number of rows than the sizes say, or no such axis.
+            Unsupported: the number of rows differs from the sum of the sizes, or the input has no such axis.
         """
         axis = self.axis if self.axis >= 0 else x.ndim + self.axis
         if not 0 <= axis < x.ndim - 1:
@@ -182,7 +188,9 @@ class Fixed(NamedTuple):
         return xp.concat(pieces, axis=axis)
 
     def _counted(self, places: Array, x: Array) -> Array:
-        """The weights of the ``places``-th tokens of their rows, ``[rows, tokens]``; of padding any."""
+        """Returns the weights for tokens ``[rows, tokens]`` numbered by ``places`` within their rows; padding
+        gets arbitrary weights.
+        """
         xp, ends = array_namespace(x), list(itertools.accumulate(self.sizes))
         stretch = sum(xp.astype(places >= end, xp.int64) for end in ends[:-1])
         chosen = [
@@ -193,8 +201,8 @@ class Fixed(NamedTuple):
 
 
 class Route(NamedTuple):
-    """Experts behind one gate: ``down`` ``[R, in]`` and ``up`` ``[out, R]`` stack their factors, expert e has
-    ``widths[e]`` of the R.
+    """Experts that share one gate. ``down`` ``[R, in]`` and ``up`` ``[out, R]`` stack their factors; expert e
+    owns ``widths[e]`` of the R rows.
     """
 
     gate: Weights
@@ -203,11 +211,13 @@ class Route(NamedTuple):
     widths: tuple[int, ...]
 
     def apply(self, x: Array) -> Array:
-        """What is added to the layer's output: ``[..., in]`` to ``[..., out]``."""
+        """Returns what the experts add to the layer's output: ``[..., in]`` to ``[..., out]``."""
         return self.mixed(x, x)
 
     def mixed(self, x: Array, branch: Array) -> Array:
-        """:meth:`apply` where dropout gave the branches another input than the gate."""
+        """Does what :meth:`apply` does with separate inputs for the gate (``x``) and the experts (``branch``,
+        after dropout).
+        """
         weights = self.gate.weights(x)
         xp = array_namespace(weights)
         spread = [

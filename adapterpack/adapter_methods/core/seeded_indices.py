@@ -1,4 +1,6 @@
-"""Draws the places in a weight that a seed stands for, as PEFT does by ``torch.randperm``."""
+"""Draws the positions in a weight that a seed determines, with the numbers of ``torch.randperm``, as PEFT
+does.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ from .torch_random import TorchGenerator
 
 @lru_cache(maxsize=64)
 def places(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
-    """``count`` different places in ``[rows, columns]``, as rows and columns: int64 ``[2, count]``, in the
-    order of the draw.
+    """Returns ``count`` different positions in ``[rows, columns]`` in the order of the draw, as int64 ``[2,
+    count]`` (row and column indices).
     """
     return np.stack(np.divmod(TorchGenerator(seed).permute(rows * columns, count), columns))

@@ -1,4 +1,6 @@
-"""Checks that the tensors of a site have the shapes that its method declares, and values that it can use."""
+"""Checks that the tensors of a site have the shapes that its method declares, and values that the method can
+use.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,19 @@ from ...errors import FormatError
 from .. import Method, PeftForm, Site, is_stacked
 
 _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
-"""Stand-ins for widths that are not known."""
+"""Stand-ins for unknown widths: two different values each, so that a shape that depends on the width differs
+between them.
+"""
 
 
 def features(
     form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where: str
 ) -> tuple[int | None, int | None]:
-    """What the parameters of a site of that kind say of its input and output width.
+    """Returns the input and output width that the parameters of a site of that kind determine, None for a
+    width they do not.
 
     Raises:
-        FormatError: one is missing, or has too few axes.
+        FormatError: a parameter is missing or has too few axes.
     """
     try:
         return form.features_of(kind, params)
@@ -35,12 +40,12 @@ def features(
 def check_shapes(
     method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object
 ) -> Site:
-    """The site, if every parameter has the shape that the method gives it there, as far as the site's known
-    widths say it, and its values.
+    """Checks the shape of every parameter of a site, as far as the site's known widths determine it, and the
+    values; returns the site.
 
     Raises:
-        FormatError: one has not; names the site, the parameter and both shapes, or what is wrong with the
-            values.
+        FormatError: a shape is wrong (the error names the site, the parameter and both shapes), or the values
+            do not fit the site.
     """
     widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
@@ -79,11 +84,10 @@ def check_shapes(
 
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:
-    """The shapes of a site's parameters; an axis that changes with a width that the site does not know is
-    None.
-    """
+    """Returns the shapes of a site's parameters, with None for each axis that depends on an unknown width."""
     if site.in_features and site.out_features:
         return dict(method.shapes(cfg, site))
+    # Computes the shapes for two different widths; an axis that differs depends on the unknown width.
     tries = [
         method.shapes(
             cfg,

@@ -12,14 +12,15 @@ from .operators import Array
 
 Params = Mapping[str, Array]
 PROMPT = "@prompt"
-"""The path of the one site that a prompt has: no module can have it."""
+"""The path of the only site of a prompt; no module can have this path."""
 
 
 class Calibration(NamedTuple):
-    """Statistics measured at a site while the base ran over sample data.
+    """Statistics measured at a site while the base model processed sample data.
 
-    ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss by
-    the weight, ``[out, in]``; ``fisher``: the mean over batches of that gradient's square, ``[out, in]``.
+    ``moment``: ``X^T X / rows`` of the inputs, ``[in, in]``; ``gradient``: the mean gradient of the loss with
+    respect to the weight, ``[out, in]``; ``fisher``: the mean over batches of that gradient's square, ``[out,
+    in]``.
     """
 
     moment: np.ndarray | None = None
@@ -31,16 +32,16 @@ class Calibration(NamedTuple):
 class Site:
     """One place in a model that an adapter changes.
 
-    ``path`` is the literal path of the module, or of the parameter itself where a bare one is adapted;
-    ``kind`` says how its weight is stored (:mod:`~.layouts`), which a method never sees: for it the weight is
-    ``[out, in]``. ``kernel`` is that of a convolution, whose ``in_features`` counts it, where PEFT's form of
-    the tensors needs it; ``stack`` counts the matrices of a parameter that holds several of them, and a
-    convolution's groups where its adapter has none.
+    ``path`` is the literal path of the module, or of the parameter if a bare parameter is adapted. ``kind``
+    says how the weight is stored (:mod:`~.layouts`); a method never sees that, for it the weight is always
+    ``[out, in]``. ``kernel`` is the kernel of a convolution, which ``in_features`` includes, given where
+    PEFT's form of the tensors needs it. ``stack`` is the number of matrices in a stacked parameter, or the
+    number of groups of a convolution whose adapter has none.
 
-    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods whose
-    trait ``reads_weight`` is set, and with ``calibration`` to an ``init`` that needs them; an ``init`` also
-    gets ``shared``, with which the parameters begin that all sites have in common. A width is 0 where it is
-    not known: a file of another library need not say both.
+    ``weight`` (``[out, in]``) and ``base_bias`` (``[out]``, or None) are given only to methods with the trait
+    ``reads_weight``, and together with ``calibration`` to an ``init`` that needs them. ``init`` also gets
+    ``shared``, the initial values of the parameters that all sites share. A width is 0 if it is unknown,
+    because a file of another library need not contain both.
     """
 
     path: str

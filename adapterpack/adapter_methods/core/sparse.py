@@ -1,4 +1,4 @@
-"""Sparse matrices: zero except at a few places."""
+"""Sparse matrices, which are zero except at a few positions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .operators import Array
 
 
 class Sparse(NamedTuple):
-    """A matrix of ``shape`` ``[out, in]`` that is zero but for ``values`` ``[n]`` at the different places
-    ``at`` ``[2, n]``.
+    """A matrix of ``shape`` ``[out, in]`` with ``values`` ``[n]`` at the distinct positions ``at`` ``[2, n]``
+    and zeros elsewhere.
     """
 
     values: Array
@@ -36,9 +36,11 @@ class Sparse(NamedTuple):
         return weight @ self.dense()
 
     def onto(self, weight: Array) -> Array:
-        """``weight + M`` for a weight of the same shape: one copy, and the values.
+        """Returns ``weight + M`` for a weight of the same shape, with one copy of the weight and no dense
+        ``M``.
 
-        The copy lies in memory as the weight does, so that what is computed with it is rounded alike.
+        The copy keeps the weight's memory layout, so that later computations round as they would with the
+        original.
         """
         xp = array_namespace(weight)
         result, wide = xp.asarray(weight, copy=True), xp.astype(self.at, xp.int64, copy=False)
@@ -48,21 +50,21 @@ class Sparse(NamedTuple):
 
 
 def scatter(xp: Any, values: Array, at: Array, shape: tuple[int, int]) -> Array:
-    """Zeros of ``shape`` with ``values`` ``[n]`` at the different places ``at`` ``[2, n]``."""
+    """Returns zeros of ``shape`` with ``values`` ``[n]`` at the distinct positions ``at`` ``[2, n]``."""
     dense = xp.zeros(shape[0] * shape[1], dtype=values.dtype, device=values.device)
     dense[_flat(xp, at, shape)] = values
     return xp.reshape(dense, shape)
 
 
 def _flat(xp: Any, at: Array, shape: tuple[int, int]) -> Array:
-    """Places ``[2, n]`` as numbers ``[n]``, counted row by row."""
+    """Returns positions ``[2, n]`` as flat row-major indices ``[n]``."""
     wide = xp.astype(at, xp.int64, copy=False)
     return wide[0] * shape[1] + wide[1]
 
 
 def require_places(at: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless ``at`` ``[axes, n]`` are different places in an array of ``shape``, whose axes
-    may be 0: not known.
+    """Raises ValueError unless ``at`` ``[axes, n]`` are distinct positions in an array of ``shape``, where a
+    size of 0 is unknown.
     """
     if at.dtype.kind not in "iu":
         raise ValueError(f"places are whole numbers, not {at.dtype}")
@@ -71,5 +73,6 @@ def require_places(at: np.ndarray, shape: tuple[int, ...]) -> None:
             raise ValueError(
                 f"a place lies outside of the weight: {axis.min()} to {axis.max()}, of {size or 'unknown'}"
             )
+    # Sorting puts equal positions next to each other, where their difference is zero on every axis.
     if at.shape[1] > 1 and np.any(np.all(np.diff(at[:, np.lexsort(at)]) == 0, axis=0)):
         raise ValueError("a place is named twice")

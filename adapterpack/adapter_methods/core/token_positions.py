@@ -1,9 +1,9 @@
-"""Computes the positions of a row that an adapter acts on, from token ids, padding and cache: after an
-invocation, or a prompt's ends.
+"""Computes the positions of a row that an adapter acts on, from token ids, padding and cache: everything
+after an invocation, or the ends of a prompt.
 
-A config names it by its property ``acts`` (:class:`~.config.SiteConfig`), None for every position. The rules
-are written once, against the Python array API: the same lines tell a model in torch and a session on numpy
-arrays.
+A config returns its rule as the property ``acts`` (:class:`~.config.SiteConfig`); None means every position.
+The rules are written once, against the Python array API, so that a torch model and a session on numpy arrays
+run the same lines.
 """
 
 from __future__ import annotations
@@ -16,35 +16,35 @@ from .arrays import array_namespace
 from .operators import Array
 
 _LONGEST = 1024
-"""The longest invocation: each of its tokens is a comparison with the whole batch."""
+"""The longest invocation, because each of its tokens is compared with the entire batch."""
 _ENDS = re.compile(r"(?:f([0-9]{1,6}))?(?:(?:^|(?<=[0-9])\+)l([0-9]{1,6}))?")
 
 
 class Acts(Protocol):
-    """A rule. ``ids``, ``real`` (not padding) and ``prompt`` (real, and not what is to be learnt) are
-    ``[batch, length]`` of one pass.
+    """A rule for positions. ``ids``, ``real`` (not padding) and ``prompt`` (real, and not part of the answer
+    to learn) are ``[batch, length]`` of one pass.
 
-    ``before`` ``[batch]`` says of a pass on a cache whether the adapter has acted in the rows so far; None
-    for a pass that begins rows.
+    ``before`` ``[batch]`` says, for a pass that continues a KV cache, in which rows the adapter has already
+    acted; it is None for a pass that begins rows.
     """
 
     @property
     def joins(self) -> bool:
-        """Whether it may begin on a cache that was filled without the adapter."""
+        """Whether the adapter may start on a KV cache that was filled without it."""
         ...
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
-        """Where the adapter acts, ``[batch, length]`` bool."""
+        """Returns where the adapter acts, ``[batch, length]`` bool."""
         ...
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
-        """A row of ids made such that the adapter acts in it, no shorter than it was."""
+        """Returns a row of ids, at least as long as ``row``, in which the adapter acts."""
         ...
 
 
 class Invoked(NamedTuple):
-    """From the first token of the last occurrence of ``tokens`` in a pass, and then at everything after it; a
-    row without it is the base's.
+    """Acts from the first token of the last occurrence of ``tokens`` in a pass to the end of the row; a row
+    without them gets the base model's output.
 
     Example:
         >>> import numpy as np
@@ -59,11 +59,13 @@ class Invoked(NamedTuple):
 
     @property
     def joins(self) -> bool:
-        """What the base has put into a cache is what this adapter would have, too."""
+        """True: before the invocation the adapter changes nothing, so the base's cache is the adapter's,
+        too.
+        """
         return True
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
-        """Where the adapter acts, ``[batch, length]`` bool."""
+        """Returns where the adapter acts, ``[batch, length]`` bool."""
         xp, length = array_namespace(ids), ids.shape[1]
         starts = length - len(self.tokens) + 1
         invoked = xp.zeros(ids.shape[:1], dtype=xp.bool, device=ids.device) if before is None else before
@@ -77,14 +79,14 @@ class Invoked(NamedTuple):
         return real & (invoked[:, None] | ((last >= 0)[:, None] & (places >= last[:, None])))
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
-        """The row with the tokens in its middle."""
+        """Returns the row with the invocation inserted in its middle."""
         half = len(row) // 2
         return (*row[:half], *self.tokens, *row[half:])
 
 
 class Ends(NamedTuple):
-    """The ``first`` and the ``last`` positions of a prompt; of a short one each position at most once. What
-    is generated is left alone.
+    """Acts on the ``first`` and the ``last`` positions of a prompt, on each position at most once if the
+    prompt is short, and never on generated tokens.
 
     Example:
         >>> import numpy as np
@@ -99,27 +101,29 @@ class Ends(NamedTuple):
 
     @property
     def joins(self) -> bool:
-        """The first positions of a prompt would be missing."""
+        """False: the first positions of the prompt are in the cache already."""
         return False
 
     def mask(self, ids: Array, real: Array, prompt: Array, before: Array | None) -> Array:
-        """Where the adapter acts, ``[batch, length]`` bool."""
+        """Returns where the adapter acts, ``[batch, length]`` bool."""
         if before is not None:
+            # A pass with a cache holds generated tokens only, and this rule leaves them alone.
             return real & False
         xp = array_namespace(prompt)
         order = xp.cumulative_sum(xp.astype(prompt, xp.int64), axis=1)
         return prompt & ((order <= self.first) | (order > order[:, -1:] - self.last))
 
     def woven(self, row: Sequence[int]) -> tuple[int, ...]:
-        """The row as it is."""
+        """Returns the row unchanged."""
         return tuple(row)
 
 
 def ends_of(text: str) -> Ends | None:
-    """``all`` (None), or how many of a prompt's first and last positions: ``f3``, ``l1``, ``f3+l1``.
+    """Parses how many of a prompt's first and last positions to act on: ``f3``, ``l1``, ``f3+l1``, or ``all``
+    (None).
 
     Raises:
-        ValueError: the text says neither.
+        ValueError: the text has none of these forms.
 
     Example:
         >>> ends_of("f3+l1"), ends_of("l2"), ends_of("all")
@@ -135,7 +139,7 @@ def ends_of(text: str) -> Ends | None:
 
 
 def require_invocation(name: str, tokens: Any) -> None:
-    """Raises ValueError unless ``tokens`` are ids: at least one, at most 1024."""
+    """Raises ValueError unless ``tokens`` are 1 to 1024 token ids."""
     ids = isinstance(tokens, tuple) and all(type(token) is int and token >= 0 for token in tokens)
     if not ids or not 0 < len(tokens) <= _LONGEST:
         raise ValueError(
@@ -145,8 +149,8 @@ def require_invocation(name: str, tokens: Any) -> None:
 
 
 def has_acted(mask: Array, before: Array | None) -> Array:
-    """Whether the adapter has acted in each row by the end of a pass with this ``mask`` ``[batch, length]``:
-    ``[batch]`` bool.
+    """Returns whether the adapter has acted in each row by the end of a pass with this ``mask`` ``[batch,
+    length]``: ``[batch]`` bool.
     """
     now = array_namespace(mask).any(mask, axis=1)
     return now if before is None else now | before

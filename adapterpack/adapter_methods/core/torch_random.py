@@ -1,9 +1,9 @@
-"""Reproduces the numbers of PyTorch's CPU generator without PyTorch: a seed then stands for a frozen tensor,
-which no file stores.
+"""Reproduces the numbers of PyTorch's CPU generator without PyTorch, so that a pack stores a seed instead of
+a frozen random tensor.
 
-The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed;
-``at::uniform_real_distribution`` and ``randperm_cpu`` say what becomes of its words. They are the same on
-every platform.
+The generator is the Mersenne Twister (MT19937), seeded with the lower 32 bits of the seed; PyTorch's
+``at::uniform_real_distribution`` and ``randperm_cpu`` define how its words become numbers. The result is the
+same on every platform.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from ...errors import Unsupported
 _MOST = 1 << 28
 _BLOCK = 1 << 18
 _NARROW = (1 << 32) // 20
-"""From this length on, ``torch.randperm`` draws in another way."""
+"""For this length and above ``torch.randperm`` uses another algorithm, which this module does not
+reproduce.
+"""
 
 
 class TorchGenerator:
-    """``torch.Generator().manual_seed(seed)``: each method gives what torch's function of that name would,
-    and moves on as far.
+    """Behaves like ``torch.Generator().manual_seed(seed)``: each method returns what torch's function of that
+    name would and advances the generator as far.
 
     Example:
         >>> TorchGenerator(0).uniform((3,), 0.0, 1.0).astype(float).round(4).tolist()  # torch.rand(3)
@@ -38,11 +40,11 @@ class TorchGenerator:
         self._words._legacy_seeding(seed & 0xFFFFFFFF)
 
     def uniform(self, shape: tuple[int, ...], low: float, high: float, dtype: Any = np.float32) -> np.ndarray:
-        """``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit; ``[low,
-        high)``.
+        """Returns ``torch.empty(shape, dtype).uniform_(low, high)`` for float32 or bfloat16, bit for bit, in
+        ``[low, high)``.
 
         Raises:
-            Unsupported: more than 2^28 numbers; widths and ranks come from files.
+            Unsupported: the shape has more than 2^28 elements; widths and ranks come from untrusted files.
         """
         if math.prod(shape) > _MOST:
             raise Unsupported(
@@ -55,13 +57,14 @@ class TorchGenerator:
         values = np.empty(math.prod(shape), dtype)
         for block in _blocks(values):
             part = (self._raw(block.size) & 0xFFFFFF) * 2.0**-24
-            # one fused multiply-add in torch
+            # torch uses one fused multiply-add here; float64 gives the same single rounding
             block[:] = (part * np.float64(end - start) + np.float64(start)).astype(np.float32)
             block[block == end.astype(dtype)] = start.astype(dtype)
         return values.reshape(shape)
 
     def permute(self, n: int, first: int) -> np.ndarray:
-        """``torch.randperm(n)[:first]``: int64 ``[min(first, n)]``, exact, without an array of length ``n``.
+        """Returns ``torch.randperm(n)[:first]``: int64 ``[min(first, n)]``, exact, without an array of length
+        ``n``.
 
         Raises:
             Unsupported: ``n`` is 214748364 or more.
@@ -74,8 +77,9 @@ class TorchGenerator:
                 remedy="leave this layer out of the targets",
             )
         first = min(first, n)
-        draws = min(first, n - 1)  # the last place has nothing left to change with
-        moved: dict[int, int] = {}  # where the permutation differs from the identity
+        # torch does not draw for the last place, which has nothing left to swap with
+        draws = min(first, n - 1)
+        moved: dict[int, int] = {}  # sparse Fisher-Yates: only the places that differ from the identity
         chosen = np.empty(first, np.int64)
         for i, step in enumerate((self._raw(draws) % (n - np.arange(draws, dtype=np.uint64))).tolist()):
             chosen[i] = moved.get(i + step, i + step)
@@ -85,16 +89,17 @@ class TorchGenerator:
         return chosen
 
     def normal(self, shape: tuple[int, ...], std: float) -> np.ndarray:
-        """``torch.normal(0, std, shape)``: float32, up to a rounding of 1e-6, because logarithm and sine
-        differ by library.
+        """Returns ``torch.normal(0, std, shape)`` as float32, within 1e-6, because libraries round logarithm
+        and sine differently.
         """
         count = math.prod(shape)
+        # torch draws fewer than 16 numbers one pair at a time in float64, and more in vectors of 16.
         if count < 16:
             return (std * self._scalar_normals(count)).astype(np.float32).reshape(shape)
         values = self.uniform((count,), 0.0, 1.0)
         for block in _blocks(values[: count - count % 16]):
             block[:] = std * _box_muller(block.astype(np.float64))
-        if count % 16:  # the last 16 are drawn again
+        if count % 16:  # torch draws the last 16 again, overlapping the block before
             values[-16:] = std * _box_muller(self.uniform((16,), 0.0, 1.0).astype(np.float64))
         return values.reshape(shape)
 
@@ -111,12 +116,12 @@ class TorchGenerator:
 def svd_lowrank(
     matrix: np.ndarray, start: np.ndarray, niter: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U ``[m, q]``, S ``[q]`` and V ``[n, q]`` in the type of ``start``, as torch's function of that name
+    """Returns U ``[m, q]``, S ``[q]`` and V ``[n, q]`` in the dtype of ``start``, as ``torch.svd_lowrank``
     estimates them.
 
-    ``start`` ``[min(m, n), q]`` are the random numbers that it draws, ``TorchGenerator(seed).normal(shape,
-    1.0)``; ``niter`` counts its rounds of power iteration (Halko et al. 2009, arXiv 0909.4061, algorithm
-    5.1). Signs are those of numpy's decomposition.
+    ``start`` ``[min(m, n), q]`` are the random numbers that torch draws, ``TorchGenerator(seed).normal(shape,
+    1.0)``; ``niter`` is the number of power iterations (Halko et al. 2009, arXiv 0909.4061, algorithm 5.1).
+    The signs are those of numpy's decomposition.
 
     Example:
         >>> matrix = np.diag([3.0, 2.0, 1.0])
@@ -134,12 +139,16 @@ def svd_lowrank(
 
 
 def _blocks(values: np.ndarray) -> Iterator[np.ndarray]:
-    """A flat array in parts of a multiple of 16, so that what is made on the way takes little memory."""
+    """Yields a flat array in parts whose length is a multiple of 16, so that intermediate values take little
+    memory.
+    """
     return (values[start : start + _BLOCK] for start in range(0, values.size, _BLOCK))
 
 
 def _box_muller(uniform: np.ndarray) -> np.ndarray:
-    """Normal numbers from uniform ones in groups of 16: the first eight are radii, the others angles."""
+    """Turns uniform numbers into normal ones in groups of 16, in torch's order: the first eight give the
+    radii, the others the angles.
+    """
     first, second = np.moveaxis(uniform.reshape(-1, 2, 8), 1, 0)
     radius, angle = np.sqrt(-2 * np.log(1 - first)), 2 * math.pi * second
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)

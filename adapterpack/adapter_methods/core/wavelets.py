@@ -1,6 +1,8 @@
-"""Daubechies' wavelets and symlets, and one step of the inverse transform along an axis (Daubechies 1988,
-"Orthonormal bases of compactly supported wavelets"; 1992, "Ten Lectures on Wavelets", section 8.1.1, for the
-least asymmetric ones).
+"""The filters of Daubechies wavelets and symlets, and one step of the inverse wavelet transform along an
+axis.
+
+The filters follow Daubechies 1988, "Orthonormal bases of compactly supported wavelets", and for the least
+asymmetric ones 1992, "Ten Lectures on Wavelets", section 8.1.1.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ from ...errors import Unsupported
 from .operators import Array
 
 _ORDERS = 10
-"""The orders that PEFT has."""
+"""The highest order that PEFT supports."""
 _EQUAL = 1e-6
-"""Roots are simple: those that are this close are one."""
+"""Two roots closer than this are the same root; the polynomials have only simple roots."""
 _OUTSIDE: dict[int, tuple[int, ...]] = {
     2: (),
     3: (),
@@ -29,14 +31,17 @@ _OUTSIDE: dict[int, tuple[int, ...]] = {
     9: (1, 2),
     10: (0, 2, 4),
 }
-"""Order of a symlet -> the roots that it takes outside of the unit circle, counted by their angle in the
-upper half-plane.
+"""Order of a symlet -> the roots outside of the unit circle that it uses, numbered by angle in the upper
+half-plane.
 """
 
 
 def _filters(order: int, outside: Sequence[int] = ()) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots; those inside the unit circle
-    make the filter, or of those that are named the ones outside of it, with their conjugates.
+    """Computes the low and high filter of one order by spectral factorisation.
+
+    The half-band polynomial ``sum_k C(N-1+k, k) y^k`` is split by its roots. The filter uses the root inside
+    the unit circle of each pair, or the outside one (with its conjugate) for the roots numbered in
+    ``outside``.
     """
     y = np.roots([comb(order - 1 + k, k) for k in range(order)][::-1]).astype(complex)
     middle, spread = 1 - 2 * y, np.sqrt((1 - 2 * y) ** 2 - 1)
@@ -54,15 +59,15 @@ def _filters(order: int, outside: Sequence[int] = ()) -> tuple[tuple[float, ...]
 
 _FILTERS = {f"db{order}": _filters(order) for order in range(1, _ORDERS + 1)}
 _FILTERS |= {f"sym{order}": _filters(order, outside) for order, outside in _OUTSIDE.items()}
-"""A table of numbers, which torch.compile takes as they are."""
+"""The filters as a table of plain numbers, which torch.compile treats as constants."""
 
 
 def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The low and the high reconstruction filter of a wavelet, ``2 N`` numbers each: ``db1`` to ``db10`` or
-    ``sym2`` to ``sym10``.
+    """Returns the low and the high reconstruction filter of a wavelet, ``2 N`` numbers each, for ``db1`` to
+    ``db10`` or ``sym2`` to ``sym10``.
 
     Raises:
-        Unsupported: another family or order.
+        Unsupported: the family or the order is another one.
 
     Example:
         >>> [round(value, 4) for value in filters("db1")[1]]
@@ -79,8 +84,8 @@ def filters(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def inverse(xp: Any, coefficients: Array, low: Sequence[float], high: Sequence[float]) -> Array:
-    """One step of the inverse transform along the first axis: ``h`` coarse and then ``h`` fine rows -> ``2 h
-    - 2 N + 2`` rows.
+    """Does one step of the inverse transform along the first axis: ``h`` coarse rows followed by ``h`` fine
+    rows give ``2 h - 2 N + 2`` rows.
     """
     count, taps = coefficients.shape[0] // 2, len(low) // 2
     length = count - taps + 1
