@@ -1,7 +1,8 @@
-"""Bundles under ONNX Runtime, without torch.
+"""Runs bundles under ONNX Runtime, without torch.
 
-``open_bundle`` is a bundle that ONNX Runtime has open. A pass goes through ``pipeline`` (the graphs of a
-task, in order), ``model_inputs`` (what a graph is fed besides a caller's inputs), ``adapters`` (a graph run
-with each row's adapter) and ``ort``. ``text``, ``media`` and ``preparing_bundle`` prepare what rows hold, and
-``generation`` chooses tokens. ``engine`` runs requests together, and ``sessions`` is what callers use.
+``OpenBundle`` (``open_bundle``) holds the ONNX Runtime sessions of a bundle. ``pipeline`` runs the graphs of
+a task in order, ``model_inputs`` adds the inputs that a graph needs besides those of the caller, ``adapters``
+runs a graph with the adapter of each row, and ``ort`` wraps ONNX Runtime itself. ``text``, ``media`` and
+``preparing_bundle`` turn texts and images into inputs, and ``generation`` chooses tokens. ``engine`` batches
+requests as they arrive; ``sessions`` holds the classes that callers use.
 """

@@ -1,4 +1,4 @@
-"""The gate: what every pack passes before rows of an open bundle run with it, whoever loads it."""
+"""Admission: the checks that a pack passes before an open bundle runs rows with it, whoever loads it."""
 
 from __future__ import annotations
 
@@ -36,17 +36,19 @@ def admit(
     signers: Signers | None = None,
     allow_structural: bool = False,
 ) -> Iterator[T]:
-    """A pack as what runs the bundle holds it (``held``), if it may run there: by its signature, its base,
-    its task, the slots that it fills, and its canary, which ``replay`` runs. The log says why a canary was
-    not replayed.
+    """Checks a pack and yields it as ``held`` returns it, for as long as the block runs.
+
+    The checks are its signature, its base, its task, the slots that it fills (``held`` raises if the graph
+    lacks them), and its canary, which ``replay`` runs. If the canary cannot be replayed for a harmless
+    reason, the log says why.
 
     Raises:
         TrustError: ``signers`` are named, and none of them signed it.
-        BaseMismatch: it belongs to another base, by its manifest or by its canary; ``allow_structural``
-            accepts one of the same names, dtypes and shapes.
-        Unsupported: it is for another task, or the graph has no slots for it.
+        BaseMismatch: the pack belongs to another base, by its manifest or by its canary; ``allow_structural``
+            accepts a base with the same names, dtypes and shapes.
+        Unsupported: the pack is for another task, or the graph has no slots for it.
         NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
-        FormatError: its canary can be replayed nowhere.
+        FormatError: the canary is malformed and cannot be replayed on any graph.
     """
     if signers is not None:
         signers.require(pack)
@@ -75,8 +77,7 @@ def admit(
 
 
 def _why_not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
-    """Why the canary of a pack is not replayed on this bundle's graphs, though nothing is wrong with it, or
-    None.
+    """Returns why the canary of a sound pack is not replayed on this bundle's graphs, or None if it is.
 
     Raises:
         FormatError, Unsupported: the canary itself cannot be replayed.

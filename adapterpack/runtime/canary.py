@@ -1,5 +1,7 @@
-"""Replays the canaries of a bundle's packs on its graphs: that they hold the right base and each adapter.
-Without torch.
+"""Replays the canaries of a bundle's packs on its graphs, without torch.
+
+A canary is a few input rows with the outputs that the trainer recorded, with the adapter and without. A
+replay shows that a graph holds the right base model and each adapter.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ Rows = list[np.ndarray]
 
 
 class Replay(NamedTuple):
-    """The rows of one canary on a session: ``base`` is None where the adapter cannot be taken out of the
-    weights.
+    """The outputs of one canary on a session. ``base`` is None if the adapter is folded in and the base
+    cannot run alone.
     """
 
     recorded: Canary
@@ -35,8 +37,8 @@ class Replay(NamedTuple):
 
 
 def replay(session: OpenBundle) -> dict[str, Replay]:
-    """The canaries of a session's packs run through its graph, by the pack's name; those that say nothing of
-    the graph are left out.
+    """Runs the canaries of a session's packs and returns their outputs by pack name. It skips canaries that
+    do not apply to the graph.
     """
     return {
         name: replay_one(session, pack, name)
@@ -46,8 +48,8 @@ def replay(session: OpenBundle) -> dict[str, Replay]:
 
 
 def replay_one(session: OpenBundle, pack: Pack, name: str) -> Replay:
-    """The canary of a pack that has one, run through the task's graphs; ``name`` is what the session calls
-    it.
+    """Runs the canary of a pack, which must have one, through the task's graphs; ``name`` is the pack's name
+    in the session.
     """
     recorded = pack.manifest.canary
     assert recorded is not None
@@ -55,7 +57,7 @@ def replay_one(session: OpenBundle, pack: Pack, name: str) -> Replay:
 
 
 def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str, float]:
-    """By how much two graphs differ, at most, in what each canary compares."""
+    """Returns the largest difference between two graphs in the values that each canary compares."""
     return {
         name: max(
             float(np.abs(one - two).max())
@@ -66,8 +68,8 @@ def drift(before: Mapping[str, Replay], after: Mapping[str, Replay]) -> dict[str
 
 
 def widen_canary(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine: bool = False) -> Canary:
-    """The canary for a replay on a bundle's graphs, which round as their float type does; ``by_engine``: on
-    the engine's, whose caches may round more.
+    """Returns the canary with a tolerance wide enough for the precision of a bundle's graphs; with
+    ``by_engine``, also for the rounding of the engine's KV cache.
     """
     coarse = PRECISIONS[bundle.dtype].tolerance if bundle.dtype != DEFAULT else 0.0
     cached = bundle.parity.get("decoder", {}).get("cache", {}).get("max_relative", 0.0) if by_engine else 0.0
@@ -77,12 +79,12 @@ def widen_canary(bundle: Bundle, recorded: Canary, moved: float = 0.0, by_engine
 def judge(
     session: OpenBundle, replays: Mapping[str, Replay], moved: Mapping[str, float], by_engine: bool = False
 ) -> dict[str, Any]:
-    """What the bundle's manifest says of the canaries: ``replayed`` with ``max_abs`` and ``tolerance``,
-    ``not_replayed`` with the reason.
+    """Compares replayed canaries with their records and returns the report for the bundle's manifest:
+    ``replayed`` with ``max_abs`` and ``tolerance``, ``not_replayed`` with the reason.
 
-    ``moved`` says by how much a quantized graph was measured to differ from the float graph on these rows;
-    the tolerance is wider by that, so that a graph passes whose float form passes. That an adapter has no
-    effect at all is seen at any tolerance.
+    ``moved`` is the measured difference between the quantized graph and the float graph on these rows. The
+    tolerance grows by that much, so that a quantized graph passes if its float form does. An adapter without
+    any effect fails at every tolerance.
 
     Raises:
         BaseMismatch, NothingToDo, ParityError: one fails; see :func:`adapterpack.pack.canary.check`.
@@ -112,8 +114,8 @@ def judge(
 
 
 def verify(session: OpenBundle) -> dict[str, Any]:
-    """Replays and judges every canary of a session; a quantized graph is allowed what was measured when it
-    was quantized.
+    """Replays and judges every canary of a session. A quantized graph may differ by as much as was measured
+    when it was quantized.
 
     Raises:
         BaseMismatch, NothingToDo, ParityError: one fails.
@@ -122,26 +124,30 @@ def verify(session: OpenBundle) -> dict[str, Any]:
 
 
 def get_drift(bundle: Bundle) -> Mapping[str, float]:
-    """By how much quantization was measured to move what each canary compares; nothing of a float graph."""
+    """Returns the differences that were measured when the bundle was quantized, by pack; nothing for a float
+    bundle.
+    """
     moved: Mapping[str, float] = bundle.parity.get("canary", {}).get("moved", {})
     return moved if bundle.quantization is not None else {}
 
 
 def rows(session: OpenBundle, recorded: Canary, name: str | None) -> Rows:
-    """The rows of a canary, one by one, with an adapter, or with what the session gives where none is
-    named.
-    """
+    """Runs the rows of a canary one by one with an adapter. Without a name the session's default applies."""
     return [canary.row_of(run_parts(session, inputs, name)) for inputs in _feeds(session, recorded)]
 
 
 def _feeds(session: OpenBundle, recorded: Canary) -> Iterator[Arrays]:
-    """The rows as the session takes them: an image's token as often as the image has positions."""
+    """Yields the rows as the session takes them; each image token is repeated for every position of the
+    image.
+    """
     with_text = recorded.pixels is not None and "image_features" in session.task.main.inputs
     return canary.feeds(recorded, (session.image_token, session.image_positions) if with_text else None)
 
 
 def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
-    """The rows with the pack's trained modules on and its adapters off: what its canary calls the base."""
+    """Runs the rows with the modules that the pack trained in full, but without its adapters: this is what a
+    canary records as the base.
+    """
     if session.bundle.mode == "folded":
         return None
     modules, sites = _trained_modules(session.bundle, pack), session.bundle.sites
@@ -159,8 +165,8 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
 
 
 def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
-    """The slots of the modules that the pack trained whole, filled with these; in a bank, slot 0 like every
-    other.
+    """Returns slot values that hold only the modules that the pack trained in full. In a bank every slot gets
+    them, slot 0 included.
     """
     values = {
         name: array
@@ -174,8 +180,8 @@ def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
 
 
 def _compared_values(one: Replay) -> Rows:
-    """The components that were recorded; the last one of a row in place of one that it does not have, which
-    ``canary.check`` refuses.
+    """Returns the components that were recorded. Where a row is too short the last component stands in;
+    ``canary.check`` then refuses the row.
     """
     pairs = [
         *zip(one.recorded.base, one.base or (), strict=False),

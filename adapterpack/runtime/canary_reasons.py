@@ -1,4 +1,4 @@
-"""Why the canary of a pack says nothing about a bundle's graph, if it does not."""
+"""Finds out whether the canary of a pack applies to a bundle's graph, and if not, why."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "the pack carries none"
 
 
 def not_replayable(bundle: Bundle, pack: Pack) -> str | None:
-    """Why the canary of ``pack`` says nothing about this graph, or None."""
+    """Returns why the canary of ``pack`` does not apply to this graph, or None if it does."""
     recorded = pack.manifest.canary
     return NONE if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
 
@@ -28,13 +28,13 @@ def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
 
 
 def foreign_inputs(bundle: Bundle, recorded: Canary) -> Iterator[str]:
-    """Inputs that no graph of the bundle's task takes."""
+    """Yields a reason if the canary has inputs that no graph of the bundle's task takes."""
     if not canary.input_names(recorded) <= set(get_task(bundle.task).inputs):
         yield f"it has inputs that a graph for {bundle.task} does not take"
 
 
 def of_graph(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
-    """What of the bundle's own graphs keeps the canary of a pack of the right task from being replayed."""
+    """Yields the reasons in the bundle's own graphs that prevent a replay, for a pack of the right task."""
     mine, other = pack.manifest.base.content, bundle.base.content
     if bundle.mode == "folded" and len(bundle.adapters) > 1:
         yield "it is folded together with others"
@@ -44,7 +44,9 @@ def of_graph(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
 
 
 def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
-    """Images or speech of another shape than the graphs take, before any of them are made."""
+    """Yields a reason if the canary's images or speech have another shape than the graphs take; checked
+    before any are generated.
+    """
     ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
     for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
         taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()

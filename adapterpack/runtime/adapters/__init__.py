@@ -1,1 +1,3 @@
-"""The adapters of a running session: in slots, in files, or as prompts, and the rows that hold them."""
+"""Runs graphs with the adapter of each row: adapters in bank slots, in files of slot values, or as prompts in
+the KV cache.
+"""

@@ -1,4 +1,8 @@
-"""The adapter bank of a running session: writes packs into the slots of its graphs."""
+"""The adapter bank of a running session: writes packs into the slots of its graphs.
+
+A bank stacks the values of several adapters along a first axis, one slot an adapter; the input
+``adapter_ids`` selects the slot of each row. Slot 0 belongs to the base model.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +20,12 @@ from .slot_values import SlotValues
 
 
 class BankState(NamedTuple):
-    """The bank at one moment: ``slots``, adapter -> number of its slot; ``arrays``, input of a graph ->
-    contents of all slots; ``overrides``, the same on the device, by part. Without arrays the graph's own
-    defaults are used. ``used`` are the slots that hold or held an adapter, which a run may still read: a run
-    keeps the state that it began with.
+    """A snapshot of the bank, which a run keeps while others load and unload adapters.
+
+    ``slots`` maps an adapter to its slot. ``arrays`` maps an input of a graph to the contents of all slots,
+    and ``overrides`` holds the same arrays on the device, by part of the bundle. While both are empty, the
+    graph uses the initializers with which it was exported. ``used`` are the slots that hold or once held an
+    adapter: a run that started earlier may still read them.
     """
 
     slots: Mapping[str, int]
@@ -28,22 +34,25 @@ class BankState(NamedTuple):
     used: frozenset[int] = frozenset()
 
     def without(self, name: str) -> BankState:
-        """The state in which an adapter's slot is free; its contents stay until the slot is filled again."""
+        """Returns the state in which the slot of an adapter is free. Its contents stay until another adapter
+        takes the slot.
+        """
         return self._replace(slots={other: slot for other, slot in self.slots.items() if other != name})
 
 
 class AdapterBank:
-    """The slots of one bundle, and the ``values`` that packs have in them.
+    """Loads packs into the slots of one bundle; ``values`` computes what each pack writes there.
 
-    Until a slot is filled the graph uses what it was exported with; from then on the whole bank is fed.
+    Until the first pack is loaded the graphs use their exported initializers; after that every run feeds the
+    whole bank.
     """
 
     def __init__(self, values: SlotValues, memory: Memory) -> None:
         self.bundle, self.folder, self.values, self.memory = values.bundle, values.folder, values, memory
 
     def open(self, packs: Mapping[str, Pack] | None) -> BankState:
-        """The bank as it was exported, whose slots are compared with these packs, and the base's with none;
-        with None nothing is compared.
+        """Returns the exported bank, after it has checked that each slot holds the pack of its name and that
+        slot 0 changes nothing. With None it checks nothing.
 
         Raises:
             FormatError: a slot holds another adapter, or that of the base changes it.
@@ -57,8 +66,8 @@ class AdapterBank:
         return BankState(slots, used=frozenset(slots.values()))
 
     def load(self, state: BankState, pack: Pack) -> BankState:
-        """The state with a pack of the bundle's base in a free slot. One without a head of its own has the
-        base's.
+        """Returns the state with a pack of the bundle's base in a free slot. A pack without a head of its own
+        uses the base model's head.
 
         Raises:
             BaseMismatch: the pack was made for layers of other widths.
@@ -80,13 +89,14 @@ class AdapterBank:
                 found=len(slots) + 1,
                 remedy="unload one, or export with more --slots",
             )
+        # Prefers a slot that was never used: it can be written in place, without a copy of the bank.
         slot = min(free, key=lambda slot: (slot in state.used, slot))
         changed = self.write(state, {slot: values}, in_place=slot not in state.used)
         return changed._replace(slots={**slots, pack.name: slot}, used=state.used | {slot})
 
     def write(self, state: BankState, values: Mapping[int, Values], *, in_place: bool) -> BankState:
-        """The state with these values in these slots. ``in_place``: no run reads the slots, so that the
-        others' arrays need not be copied.
+        """Returns the state with these values in these slots. ``in_place`` promises that no run reads the
+        slots, so the arrays of the others need not be copied.
         """
         arrays, known = state.arrays, in_place and bool(state.arrays)
         if not known:
@@ -96,7 +106,7 @@ class AdapterBank:
         for slot, written in values.items():
             for name, array in written.items():
                 arrays[name][slot] = array
-        if known and self.memory == HOST:  # where a value has the array's own memory
+        if known and self.memory == HOST:  # on the CPU the OrtValues share the memory of the arrays
             return state
         overrides: dict[str, dict[str, Any]] = {}
         for name, array in arrays.items():

@@ -1,5 +1,5 @@
-"""Compares what a bundle's slots are filled with, in its bank or its adapter files, with the packs that its
-manifest names.
+"""Checks that the slots of a bundle, in its bank or in its adapter files, hold the packs that the manifest
+names.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ...slots.values import PEFT_NAMES, Values, group_slots, pack_values
 from .slot_values import SlotValues
 
 _NEAR = 5e-3
-"""How far numbers may lie apart, as a share of the largest: other machines round products otherwise; other
-adapters are farther away.
+"""The largest accepted difference, relative to the largest value. Machines round products differently by less
+than this; different adapters differ by more.
 """
 
 
 def require_contents(
     expected: Values, found: Mapping[str, np.ndarray], where: Path, name: str | None
 ) -> None:
-    """Checks that slots are filled with an adapter's values; ``name`` is the adapter, or None for the base.
+    """Checks that slots hold the values of an adapter; ``name`` is that adapter, or None for the base model.
 
     Raises:
         FormatError: a slot holds something else.
@@ -46,7 +46,7 @@ def require_contents(
 
 
 def require_base_slots(values: SlotValues) -> None:
-    """Checks that a bank as it was exported changes nothing of the base where no adapter is named.
+    """Checks that slot 0 of an exported bank, the one for rows without an adapter, changes nothing.
 
     Raises:
         FormatError: it does.
@@ -56,7 +56,7 @@ def require_base_slots(values: SlotValues) -> None:
 
 
 def require_pack_slots(values: SlotValues, pack: Pack) -> None:
-    """Checks that a bank as it was exported holds a pack of the bundle in the slot of its name.
+    """Checks that the slot of a pack in an exported bank holds the values of that pack.
 
     Raises:
         FormatError: the slot holds something else.
@@ -72,8 +72,8 @@ def require_file_contents(
     files: Mapping[str, Path],
     arrays: Mapping[str, Mapping[str, np.ndarray]],
 ) -> None:
-    """Checks that the adapter files of a pack, by the part of the graph, hold its values; those are made
-    without the weights of the base.
+    """Checks that the adapter files of a pack, one for each part of the bundle, hold its values. The values
+    must not depend on the weights of the base model.
 
     Raises:
         FormatError: one holds something else.
@@ -86,7 +86,7 @@ def require_file_contents(
 
 
 def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Arrays by our names of slots, where another product's graph names them otherwise."""
+    """Renames arrays to this package's slot names, where the graph uses PEFT's."""
     ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
     named = {}
     for name, array in arrays.items():

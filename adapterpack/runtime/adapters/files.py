@@ -1,4 +1,4 @@
-"""Writes and reads ``.onnx_adapter`` files, ONNX Runtime's own format of values for a graph's optional
+"""Writes and reads ``.onnx_adapter`` files, ONNX Runtime's format for the values of a graph's optional
 inputs.
 """
 
@@ -16,7 +16,7 @@ from ..ort.values import array_of, value_of
 
 
 def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
-    """Writes the arrays under the names of the inputs that they are for.
+    """Writes arrays, keyed by the names of the graph inputs that they feed.
 
     Raises:
         StorageError: the disk is full, or the file system refuses.
@@ -27,7 +27,7 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
     adapter.set_parameters({name: value_of(value) for name, value in values.items()})
     try:
         adapter.export_adapter(str(path))
-    except RuntimeError as error:  # says in C++ that a byte was not taken, and not why
+    except RuntimeError as error:  # ONNX Runtime reports a failed write without its cause
         raise StorageError(
             "ONNX Runtime cannot write the adapter's file",
             where=path,
@@ -36,7 +36,7 @@ def write_adapter_file(path: Path, values: Mapping[str, np.ndarray]) -> None:
 
 
 def read_adapter_file(path: Path) -> dict[str, np.ndarray]:
-    """Copies of the arrays in a file, by the names of the inputs that they are for.
+    """Reads a file and returns copies of its arrays, by the names of the graph inputs that they feed.
 
     Raises:
         FormatError: there is no such file, or it is not of that format.

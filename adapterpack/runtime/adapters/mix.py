@@ -1,4 +1,4 @@
-"""Several adapters as one: a row has the sum of their changes, each times a weight."""
+"""Mixes of adapters: a row runs with the weighted sum of the changes of several adapters."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ...pack.pack import Pack
 from ...slots.sums import NotASum
 
 MOST = 8
-"""Adapters of one mix."""
+"""The most adapters in one mix."""
 LARGEST = 10.0
-"""The largest weight, in either direction."""
+"""The largest absolute value of a weight."""
 
 
 class Weighted(NamedTuple):
-    """One adapter of a mix."""
+    """One adapter of a mix and its weight."""
 
     pack: Pack
     weight: float
@@ -28,8 +28,10 @@ class Weighted(NamedTuple):
 
 @dataclass(frozen=True)
 class Mix:
-    """Adapters with their weights, in the order of their names. It has a name and a digest, as a pack does,
-    which say all of it.
+    """Adapters with their weights, sorted by name.
+
+    Like a pack, a mix has a ``name`` and a digest, ``id``; both are made of those of its parts and their
+    weights, so equal mixes have equal digests.
 
     Raises:
         ConfigError: there are none or too many, one is there twice, or a weight is out of range.
@@ -72,25 +74,25 @@ class Mix:
 
     @cached_property
     def name(self) -> str:
-        """The names and weights."""
+        """The names and weights of the parts, joined by ``+``."""
         return "+".join(f"{pack.name}*{weight!r}" for pack, weight in self.parts)
 
     @cached_property
     def id(self) -> str:
-        """The digests and weights."""
+        """The digests and weights of the parts, joined by ``+``."""
         return "+".join(f"{pack.id}*{weight!r}" for pack, weight in self.parts)
 
     @property
     def acts(self) -> Acts | None:
-        """At which positions of a row all of them act."""
+        """The rule for the positions at which the adapters act; all parts have the same."""
         return self.parts[0].pack.acts
 
 
 def combine(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
-    """What these adapters with these weights are together: one alone with the weight 1 is itself.
+    """Combines adapters and their weights into a mix; a single adapter with the weight 1 stays a plain pack.
 
     Raises:
-        ConfigError, NotASum: see :class:`Mix`.
+        ConfigError, NotASum: the adapters do not form a mix; see :class:`Mix`.
     """
     weighted = tuple(
         sorted((Weighted(pack, float(weight)) for pack, weight in parts), key=lambda part: part.pack.name)
@@ -101,11 +103,11 @@ def combine(parts: Iterable[tuple[Pack, float]]) -> Pack | Mix:
 
 
 Names = Sequence[str | None] | str | None
-"""The adapter of each row: a name, or None for the base; or one for all rows."""
+"""The adapter of each row, as a name or None for the base; or a single value for all rows."""
 Mixes = Names | Mapping[str, float] | Sequence[str | Mapping[str, float] | None]
-"""The adapter of each row as :data:`.Names`, or names with weights; or one of them for all rows."""
+"""The adapter of each row as in :data:`.Names`, or as names with weights; or a single value for all rows."""
 
 
 def parts_of(adapter: Pack | Mix) -> tuple[Weighted, ...]:
-    """The packs of a row's adapter with their weights."""
+    """Returns the packs of a row's adapter with their weights; a plain pack has the weight 1."""
     return adapter.parts if isinstance(adapter, Mix) else (Weighted(adapter, 1.0),)

@@ -1,4 +1,8 @@
-"""Runs a graph with adapters, one class a mode: in the weights, in slots that are fed, or from a bank."""
+"""Runs a graph with adapters, in one class for each mode of a bundle.
+
+``folded``: the adapters are merged into the weights. ``inputs``: each run feeds the values of one adapter.
+``bank``: the graph holds several adapters, and each row selects its own.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ from .slot_values import SlotValues, reads_weights
 
 
 class OpenGraphs(Protocol):
-    """What a mode needs of an open bundle."""
+    """The attributes of an open bundle that a mode uses."""
 
     folder: Path
     bundle: Bundle
@@ -32,43 +36,49 @@ class OpenGraphs(Protocol):
     slot_values: SlotValues
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part."""
+        """Returns the graph of a part of the bundle."""
         ...
 
 
 class AdapterMode(Protocol):
-    """How a session runs adapters. What the mode needs to run them is a value, :attr:`Adapters.attached`:
-    loading and unloading make another one and leave the old one to the rows that have begun with it.
+    """How a session runs adapters.
+
+    The state that a mode needs for that is an immutable value, :attr:`Adapters.attached`. Loading and
+    unloading return a new value, so rows that are running keep the adapters with which they started.
     """
 
     def open(self, packs: Mapping[str, Pack] | None) -> Any:
-        """The value of the bundle's own adapters, which are compared with these packs, or with nothing."""
+        """Returns the state for the bundle's own adapters, after comparing them with these packs; with None
+        it compares nothing.
+        """
         ...
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
-        """One run after another with these of the adapters, one a row."""
+        """Returns a function that runs passes of rows with these adapters, one name a row."""
         ...
 
     def load(self, attached: Any, pack: Pack) -> Any:
-        """The value with another pack of the bundle's base."""
+        """Returns the state with one more pack of the bundle's base."""
         ...
 
     def unload(self, attached: Any, name: str) -> Any:
-        """The value without one."""
+        """Returns the state without an adapter."""
         ...
 
 
 class FoldedMode:
-    """The adapters are folded into the weights: every row has them, and none can choose."""
+    """The adapters are folded into the weights: every row runs with all of them."""
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
     def open(self, packs: Mapping[str, Pack] | None) -> None:
-        """See :class:`AdapterMode`."""
+        """Returns None: the weights hold the adapters, so there is no state."""
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
-        """See :class:`AdapterMode`."""
+        """Runs the graph as it is, after refusing rows that ask for the base or for one adapter of
+        several.
+        """
         packs = adapters.packs
         if len(packs) == 1 and None in names:
             raise Unsupported(
@@ -86,31 +96,31 @@ class FoldedMode:
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
     def load(self, attached: None, pack: Pack) -> None:
-        """See :class:`AdapterMode`."""
+        """Refuses the pack: a folded graph has no slots."""
         raise Unsupported(
             "a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank"
         )
 
     def unload(self, attached: None, name: str) -> None:
-        """See :class:`AdapterMode`."""
+        """Refuses: the adapter cannot be taken out of the weights."""
         raise Unsupported(
             "the adapter is folded into the weights", found=name, remedy="export with --mode bank"
         )
 
 
 Slots = Mapping[str, Mapping[str, Any]]
-"""Part of a bundle -> input of its graph -> its value."""
+"""Part of a bundle -> input of its graph -> the value to feed."""
 
 
 class InputsMode:
-    """The slots of one adapter are fed in each run: a mixed batch runs once for each adapter in it."""
+    """Each run feeds the slots of one adapter; a batch with several adapters runs once for each."""
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
 
     def open(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
-        """See :class:`AdapterMode`. What the files hold is copied: nothing that is written into them later is
-        in an answer.
+        """Reads the adapter files of the bundle into memory, so that later changes of the files do not reach
+        any answer.
         """
         bundle, memory = self.session.bundle, self.session.memory
         attached: dict[str, Slots] = {}
@@ -127,7 +137,9 @@ class InputsMode:
         return attached
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
-        """See :class:`AdapterMode`."""
+        """Returns a function that splits a batch by adapter, runs each share with its slot values, and joins
+        the results.
+        """
         attached: Mapping[str, Slots] = adapters.attached
 
         def slots(name: str | None, part: str) -> Mapping[str, Any]:
@@ -151,29 +163,31 @@ class InputsMode:
         return run
 
     def load(self, attached: Any, pack: Pack) -> Any:
-        """See :class:`AdapterMode`."""
+        """Refuses the pack: the adapter files are written at export."""
         raise Unsupported(
             "this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank"
         )
 
     def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
-        """See :class:`AdapterMode`."""
+        """Returns the files without those of one adapter."""
         return {other: files for other, files in attached.items() if other != name}
 
 
 class BankMode:
-    """Stacked slots on the device; ``adapter_ids`` chooses one for each row."""
+    """The graph holds a bank of slots, and ``adapter_ids`` selects a slot for each row, so mixed batches take
+    one pass.
+    """
 
     def __init__(self, session: OpenGraphs) -> None:
         self.session = session
         self.bank = AdapterBank(session.slot_values, session.memory)
 
     def open(self, packs: Mapping[str, Pack] | None) -> BankState:
-        """See :class:`AdapterMode`."""
+        """Returns the state of the bank as it was exported."""
         return self.bank.open(packs)
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
-        """See :class:`AdapterMode`."""
+        """Returns a function that runs the graph with the slot number of each row."""
         slots, overrides = adapters.attached.slots, adapters.attached.overrides
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
@@ -189,11 +203,11 @@ class BankMode:
         return run
 
     def load(self, attached: BankState, pack: Pack) -> BankState:
-        """See :class:`AdapterMode`."""
+        """Returns the state with a pack in a free slot."""
         return self.bank.load(attached, pack)
 
     def unload(self, attached: BankState, name: str) -> BankState:
-        """See :class:`AdapterMode`."""
+        """Returns the state with the slot of an adapter free."""
         return attached.without(name)
 
 
@@ -202,4 +216,4 @@ ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {
     "inputs": InputsMode,
     "bank": BankMode,
 }
-"""Mode -> how a session runs adapters."""
+"""Mode of a bundle -> the class that runs its adapters."""

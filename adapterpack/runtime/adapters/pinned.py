@@ -1,4 +1,6 @@
-"""Rows of a batch with the adapters that they began with, whatever a session loads or unloads meanwhile."""
+"""Pins the adapters of a batch: rows run to their end with the adapters with which they began, whatever the
+session loads or unloads meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,9 @@ from .rows_apart import join_rows, owning
 
 
 class Adapters(NamedTuple):
-    """The adapters of a session at one moment: its packs and what their prompts put into a cache, by name,
-    and what the bundle's mode needs to run them. Never changed in place: a session that loads or unloads one
-    puts another value here.
+    """An immutable snapshot of the adapters of a session: its packs and the keys and values of their prompts,
+    by name, and the state of the bundle's mode. A session that loads or unloads an adapter replaces its
+    snapshot.
     """
 
     packs: Mapping[str, Pack]
@@ -29,27 +31,27 @@ class Adapters(NamedTuple):
 
 
 class RunRows(Protocol):
-    """Feeds to outputs, both by name and as ``OrtValue``."""
+    """Runs a graph on rows: maps feeds to outputs, both by name and as ``OrtValue``."""
 
     def __call__(
         self, feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
     ) -> dict[str, Any]:
-        """One pass of a part; ``rows`` are the places among the pinned names that its rows have, by default
-        all in order.
+        """Runs one pass of a part. ``rows`` are the indices of these rows among the pinned names; by default
+        the batch has all of them, in order.
         """
         ...
 
 
 class PinnedRows(NamedTuple):
-    """Rows with these adapters, one name a row, None for the base; called, it runs one pass of them."""
+    """The rows of a batch and their adapters, one name a row, None for the base. Calling it runs one pass."""
 
     names: Sequence[str | None]
     adapters: Adapters
     run: RunRows
 
     def __call__(self, feeds: Mapping[str, Any], part: str = MAIN) -> dict[str, Any]:
-        """The outputs of one pass of a part. A decoder behind an encoder has no mask for its own cache: rows
-        whose prompts in it are of different lengths run apart.
+        """Runs one pass of a part and returns its outputs. A decoder with cross-attention has no mask for its
+        own cache, so rows whose prompts have different lengths run in separate passes.
         """
         lengths = self.in_cache() if self.adapters.prompts else []
         if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
@@ -61,11 +63,11 @@ class PinnedRows(NamedTuple):
         return {key: owning(join_rows(parts)) for key, parts in pieces.items()}
 
     def in_cache(self) -> list[int]:
-        """How much of a cache each row's prompt takes."""
+        """Returns how many positions of the cache the prompt of each row takes."""
         return prompt_lengths(self.adapters.prompts, self.names)
 
     def of(self, places: Sequence[int]) -> PinnedRows:
-        """The rows at these places, in that order; one may be there several times."""
+        """Returns the rows at these indices, in this order; an index may occur several times."""
 
         def run(
             feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None
@@ -75,28 +77,28 @@ class PinnedRows(NamedTuple):
         return PinnedRows([self.names[place] for place in places], self.adapters, run)
 
     def prefix(self, inputs: Mapping[str, Any]) -> PromptCache:
-        """The cache that the rows begin with in a graph with these inputs: their prompts, or nothing; and the
-        mask that covers it.
+        """Returns the cache with which the rows begin in a graph with these inputs, and its mask: the keys
+        and values of their prompts, or none.
         """
         return make_prompt_cache(inputs, self.adapters.prompts, self.names)
 
     def virtual(self) -> np.ndarray:
-        """How many virtual tokens each row's prompt has, ``[rows]``."""
+        """Returns the number of virtual tokens of each row's prompt, ``[rows]``."""
         return np.array(
             [0 if name is None else virtual_tokens(self.adapters.packs[name]) for name in self.names],
             np.int64,
         )
 
     def acting(self, inputs: Mapping[str, np.ndarray], before: np.ndarray | None = None) -> np.ndarray:
-        """At which positions each row's adapter acts in a pass: ``[batch, tokens]`` bool, True everywhere for
-        most adapters.
+        """Returns the positions at which each row's adapter acts in a pass, ``[batch, tokens]`` bool. Most
+        adapters act everywhere.
 
-        ``inputs`` are the pass's ``input_ids`` and the ``attention_mask`` of these tokens; ``before``
-        ``[batch]`` says, of a pass on a cache, in which rows the adapter has acted so far.
+        ``inputs`` holds the ``input_ids`` of the pass and the ``attention_mask`` of these tokens. In a pass
+        on a cache, ``before`` ``[batch]`` says in which rows the adapter has acted already.
         """
         rules = {name: pack.acts for name, pack in self.adapters.packs.items()}
         return acting(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)
 
     def acts_in_parts(self) -> bool:
-        """Whether the adapter of a row acts at some of its positions only."""
+        """Returns whether the adapter of some row acts at part of its positions only."""
         return any(name is not None and self.adapters.packs[name].acts is not None for name in self.names)

@@ -1,5 +1,5 @@
-"""The positions at which the adapters of a batch act, as the input of a graph in which not every adapter acts
-everywhere.
+"""Computes at which positions of a batch the adapters act, for graphs that take this as an input (activated
+LoRA and its like).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ def acting(
     mask: np.ndarray,
     before: np.ndarray | None,
 ) -> np.ndarray:
-    """``[batch, tokens]`` bool for one pass: each row by the rule of its adapter, everywhere for one without;
-    see :class:`~.Acts`.
+    """Returns the positions of one pass at which each row's adapter acts, ``[batch, tokens]`` bool.
 
-    ``ids`` and ``mask`` are ``[batch, tokens]``, ``before`` ``[batch]`` bool, or None for a pass that begins
-    rows.
+    ``rules`` maps adapters to their :class:`~.Acts`; a row without an adapter or a rule is True everywhere.
+    ``ids`` and ``mask`` are ``[batch, tokens]``. ``before`` ``[batch]`` bool says in which rows the adapter
+    has acted in earlier passes; None for the first pass.
 
     Example:
         >>> from adapterpack.adapter_methods.core.token_positions import Invoked
@@ -44,10 +44,10 @@ def acting(
 
 
 def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:
-    """Checks that a graph can have the adapter act where it says.
+    """Checks that a graph can restrict an adapter to the positions at which it acts.
 
     Raises:
-        Unsupported: the adapter acts at some positions only, and a site of the graph does not ask where.
+        Unsupported: the adapter acts at some positions only, and a site of the graph has no input for them.
     """
     for group in pack.manifest.groups if pack.acts is not None else ():
         if group.role == "adapter" and not (group.path in sites and sites[group.path].positional):

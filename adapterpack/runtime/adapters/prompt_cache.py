@@ -1,8 +1,8 @@
-"""The keys and values that a row's cache begins with: those of its adapter's prompt.
+"""Builds the KV cache with which rows begin: the keys and values of their adapters' prompts.
 
-A graph needs nothing for them: they come in through the inputs of its cache. Rows with shorter prompts, or
-with none, are filled up on the left with positions that the attention mask hides and that position ids do not
-count.
+The graph needs no change for prompts: their keys and values enter through its ordinary cache inputs. Rows
+with shorter prompts, or without one, are padded on the left; the attention mask hides the padding, and
+position ids do not count it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Prompts = Mapping[str, np.ndarray]
 
 
 class PromptCache(NamedTuple):
-    """What a batch begins with: ``cache``, input name -> ``[rows, heads, width, head_dim]``, and ``mask``
-    ``[rows, width]`` int64.
+    """The initial cache of a batch: ``cache`` maps input names to ``[rows, heads, width, head_dim]``;
+    ``mask`` is ``[rows, width]`` int64.
     """
 
     cache: dict[str, np.ndarray]
@@ -35,7 +35,7 @@ class PromptCache(NamedTuple):
 
     @property
     def width(self) -> int:
-        """The positions that the longest prompt of the batch takes."""
+        """The number of positions of the longest prompt in the batch."""
         return int(self.mask.shape[1])
 
     @property
@@ -45,15 +45,15 @@ class PromptCache(NamedTuple):
         return counted
 
     def covering(self, mask: np.ndarray) -> np.ndarray:
-        """A mask of the rows' own tokens with that of the prompts before it."""
+        """Prepends the mask of the prompts to a mask of the rows' own tokens."""
         return np.concatenate([self.mask, mask], axis=1)
 
 
 def make_prompt_cache(
     inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
 ) -> PromptCache:
-    """The cache that rows with these adapters begin with, for a graph with these inputs; an empty one where
-    no row has a prompt.
+    """Builds the initial cache of rows with these adapters for a graph with these inputs. The cache has width
+    0 if no row has a prompt.
 
     Example:
         >>> from types import SimpleNamespace
@@ -84,8 +84,8 @@ def make_prompt_cache(
 def cross_prompt_cache(
     inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
 ) -> dict[str, np.ndarray]:
-    """The cache that rows with these adapters begin with in a decoder behind an encoder, which has no mask
-    for it: each row's prompt, and behind it what :func:`apart` leaves out.
+    """Builds the initial cache for a decoder with cross-attention, which has no mask for its own cache: each
+    row's prompt, padded on the right. :func:`split_by_length` removes the padding before the pass.
 
     Example:
         >>> from types import SimpleNamespace
@@ -107,15 +107,15 @@ def cross_prompt_cache(
 
 
 def prompt_lengths(prompts: Prompts, names: Sequence[str | None]) -> list[int]:
-    """How much of a cache each row's prompt takes."""
+    """Returns how many positions of the cache the prompt of each row takes."""
     return [prompts[name].shape[3] if name is not None and name in prompts else 0 for name in names]
 
 
 def split_by_length(
     feeds: Mapping[str, Any], lengths: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """The rows of a pass with prompts of one length, and their feeds, for one length after another: caches as
-    :func:`cross_prompt_cache` begins them, without what is behind the end of a row.
+    """Groups the rows of a pass by the length of their prompts and yields the indices and feeds of each
+    group. The feeds leave out the padding of :func:`cross_prompt_cache`.
     """
     for length in dict.fromkeys(lengths):
         rows = np.flatnonzero(np.array(lengths) == length)
@@ -135,10 +135,11 @@ def split_by_length(
 
 
 def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray | None:
-    """The keys and values of a pack's prompt for a bundle's graph with these inputs; None for a pack of
-    another kind.
+    """Returns the keys and values of a pack's prompt for a bundle's graph with these inputs, or None if the
+    pack is not a prompt.
 
-    Virtual embeddings are run through the graph once, as what stands before everything else.
+    Virtual embeddings run through the graph once, as the first tokens of a row, and their keys and values are
+    kept.
 
     Raises:
         BaseMismatch: the prompt was made for a model of other sizes.
@@ -151,7 +152,7 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         for name, value in inputs.items()
         if name.startswith(PAST)
     }
-    # which go before an encoder's tokens
+    # In an encoder-decoder, virtual tokens precede the encoder's tokens, which this graph does not see.
     if not sizes or ("input_ids" not in inputs and virtual_tokens(pack)):
         raise Unsupported(
             "the graph has neither a cache nor room for a prompt",
@@ -182,6 +183,6 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
 
 
 def layer_and_side(name: str) -> tuple[int, int]:
-    """The layer of a cache's input, and whether it holds keys (0) or values (1)."""
+    """Returns the layer of a cache input, and 0 if it holds keys or 1 if it holds values."""
     layer, side = name.removeprefix(PAST).split(".")
     return int(layer), ("key", "value").index(side)

@@ -1,4 +1,4 @@
-"""Puts the results of rows that ran apart back together."""
+"""Joins the results of rows of one batch that ran in several passes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..ort.values import HOST, Memory, empty, fill
 
 
 def join_rows(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Rows of several runs put back in their order; narrower logits are filled with the logit of an absent
-    label, and shorter keys and values ``[rows, heads, length, width]`` with zeros, which nobody reads.
+    """Puts the rows of several passes back into their order. Narrower logits are padded with the logit of an
+    absent label, and shorter keys and values ``[rows, heads, length, width]`` with zeros that the mask hides.
     """
     first = pieces[0][1]
     shape = np.max([array.shape[1:] for _, array in pieces], axis=0, initial=0)
@@ -26,8 +26,8 @@ def join_rows(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 
 
 def owning(array: np.ndarray, memory: Memory = HOST) -> Any:
-    """An ``OrtValue`` with memory of its own: one made from an array only borrows it, and so do the arrays
-    that are taken from it.
+    """Copies an array into an ``OrtValue`` that owns its memory. A value made directly from an array only
+    borrows the memory of that array.
     """
     value = empty(array.shape, array.dtype, memory)
     fill(value, array)

@@ -1,5 +1,5 @@
-"""Makes the values with which a pack fills the slots of a bundle's graphs, with the base's own weights where
-a method reads them.
+"""Computes the values that a pack writes into the slots of a bundle's graphs, from the base model's weights
+where a method needs them (DoRA, for example).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .positions import require_positions
 
 
 def reads_weights(pack: Pack) -> bool:
-    """Whether the values of a pack's slots are made with the base's own weights."""
+    """Returns whether the slot values of a pack depend on weights of the base model."""
     return any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods)
 
 
 class SlotValues:
-    """The slot values of packs for one bundle; ``stored`` says where a part's graph stores its
-    initializers.
+    """Computes the slot values of packs for one bundle; ``stored`` returns the initializers that a part's
+    graph stores.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class SlotValues:
         self._parsed: dict[str, Any] = {}
 
     def of(self, adapter: Pack | Mix) -> Values:
-        """Every slot value of a pack or of a mix, by slot name, unpadded: see
+        """Returns every slot value of a pack or a mix, by slot name, without padding; see
         :func:`adapterpack.slots.values.pack_values`.
 
         Raises:
@@ -55,8 +55,8 @@ class SlotValues:
         )
 
     def reads_lost_weights(self, pack: Pack) -> bool:
-        """Whether the values of a pack are made with the base's own weights, and a graph holds codes in place
-        of some of them.
+        """Returns whether the values of a pack depend on base weights of which this graph holds quantized
+        codes only.
         """
         if not reads_weights(pack):
             return False
@@ -67,7 +67,9 @@ class SlotValues:
         )
 
     def exported_bank(self) -> Values:
-        """The bank as the graphs were exported with it, mapped: ``[slots, ...]`` by slot name."""
+        """Returns the bank with which the graphs were exported, memory-mapped: ``[slots, ...]`` by
+        slot name.
+        """
         return {
             name: map_tensor(self._stored(site.part)[name])
             for path, site in self.bundle.sites.items()
@@ -75,7 +77,9 @@ class SlotValues:
         }
 
     def pad(self, values: Values) -> Values:
-        """Slot values as wide as a slot of the bank; where they have no head the base's is taken."""
+        """Pads slot values to the widths of the bank's slots; where they have no head, they get the base
+        model's.
+        """
         heads = {
             name: array[0]
             for name, array in self.exported_bank().items()
@@ -84,11 +88,12 @@ class SlotValues:
         return pad_slots(values, self.bundle.sites, self.bundle.max_rank, heads)
 
     def in_bank(self, adapter: Pack | Mix) -> Values:
-        """What a slot of the bank holds of a pack or of a mix: what it was exported with, or :meth:`of`,
-        padded.
+        """Returns the values that a pack or a mix has in a slot of the bank: the exported ones if it was
+        exported with the bundle, else those of :meth:`of`, padded.
 
         Raises:
-            Unsupported: it acts at positions that the graph does not ask for, or as :meth:`of`.
+            Unsupported: the adapter acts at some positions only and the graph has no input for them, or the
+                graph has no slot for a part of it.
             NotASum: of a mix, if the changes of its packs cannot be added.
         """
         for pack, _ in parts_of(adapter):
@@ -96,8 +101,8 @@ class SlotValues:
         return self.exported_of(adapter) or self.pad(self.of(adapter))
 
     def exported_of(self, adapter: Pack | Mix) -> Values | None:
-        """The values that a pack has in the bank with which the graphs were exported, padded; None where it
-        is not among them.
+        """Returns the padded values that a pack has in the exported bank, or None if the bundle was exported
+        without it.
         """
         slot = next((one.slot for one in self.bundle.adapters if one.pack == adapter.id), None)
         return (
@@ -107,7 +112,7 @@ class SlotValues:
         )
 
     def _weights(self, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
-        """The base's own weight and bias at a site, out of the graph."""
+        """Reads the base model's weight and bias at a site from the graph."""
         site = self.bundle.sites.get(adapter.site.path)
         if site is None:
             raise Unsupported(
@@ -126,7 +131,7 @@ class SlotValues:
         return (weight if site.layout == "out_in" else weight.T)[rows], bias
 
     def _project(self, prompt: np.ndarray, path: str) -> tuple[np.ndarray, np.ndarray, Heads]:
-        """What the graph's own projections make of a prompt."""
+        """Runs a prompt through the graph's key and value projections."""
         # it loads sympy, and most packs need no graph
         from ...slots.projections import heads_at, project  # noqa: PLC0415
 
@@ -135,8 +140,8 @@ class SlotValues:
         return *project(self._graph(site.part), heads, prompt, site.dtype), heads
 
     def _graph(self, part: str) -> Any:
-        """A graph of the bundle, parsed once: its nodes and small tensors in memory, its weights mapped.
-        Nothing here changes it.
+        """Loads a graph of the bundle once: nodes and small tensors in memory, weights mapped. Callers must
+        not change it.
         """
         if part not in self._parsed:
             import onnx_ir as ir  # noqa: PLC0415 - it loads sympy, and most packs need no graph

@@ -1,8 +1,8 @@
-"""Runs virtual embeddings through a decoder's graph, cut behind its embedding table, and keeps the keys and
-values.
+"""Computes the keys and values of virtual embeddings: runs them once through a decoder's graph, cut after its
+embedding table.
 
-What a causal model makes of its first tokens does not depend on those that follow, so the result can stand in
-the cache for good.
+In a causal model the first tokens do not depend on later ones, so their keys and values never change and can
+be kept in the cache.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from ..ort.model import TYPES
 
 _LOOKUPS = frozenset({"Gather", "GatherBlockQuantized"})
 _RESHAPED = frozenset({"Reshape", "Identity", "Cast"})
-"""What some models do to their tokens before they look them up."""
+"""Operators through which some models pass token ids before the lookup."""
 _EMBEDS = "adapterpack/virtual_embeddings"
 
 
 def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.ndarray:
-    """Keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``, by the base of
-    the graph in ``folder``, whose ``inputs`` these are.
+    """Returns the keys and values ``[layers, 2, heads, n, head_dim]`` of virtual embeddings ``[n, in]``,
+    computed by the base model in ``folder``; ``inputs`` are the inputs of its graph.
 
     Raises:
         BaseMismatch: the embeddings are of another width than the graph's.
@@ -70,7 +70,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
 
 
 def _cut(model: Any, width: int, where: Path) -> None:
-    """Replaces what the graph looks up for its tokens by an input."""
+    """Replaces the result of the token lookup by a new graph input for embeddings."""
     ids = next(value for value in model.graph.inputs if value.name == "input_ids")
     lookups = _lookups(ids)
     if len(lookups) != 1:
@@ -102,7 +102,7 @@ def _cut(model: Any, width: int, where: Path) -> None:
 
 
 def _lookups(ids: Any) -> list[Any]:
-    """The nodes that look tokens up."""
+    """Returns the nodes that look up token ids in an embedding table."""
     found = []
     for node, index in ids.uses():
         if node.op_type in _LOOKUPS and index == 1:

@@ -1,3 +1,3 @@
-"""Engines: rows of many requests run in one batch, each with its own adapter, and come and go between
-steps.
+"""Engines: run many requests in one batch, each with its own adapter, and add and remove rows
+between steps.
 """

@@ -1,5 +1,7 @@
-"""What the engine's graph is fed for the adapters of a batch: nothing for the base, one set for all rows, or
-one for each row.
+"""Builds the adapter inputs of a batch for the engine's graph.
+
+If every row has the same adapter, the graph gets one set of values and broadcasts it; a mixed batch gets one
+set for each row.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from .shared_values import SlotValue, array_of
 from .slot_layout import Axis, SlotLayout
 
 Feeds = dict[str, Any]
-"""Input of the graph -> ``OrtValue``."""
+"""Name of a graph input -> ``OrtValue``."""
 
 
 @dataclass(eq=False)
 class ResidentAdapter:
-    """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` is what its rows'
-    caches begin with.
+    """An adapter whose values are in memory. ``prompt`` ``[layers, 2, heads, n, head_dim]`` holds the keys
+    and values with which the caches of its rows begin.
     """
 
     name: str
@@ -37,16 +39,16 @@ class ResidentAdapter:
     acts: Acts | None = None
     prompt: np.ndarray | None = None
     users: int = 0
-    """Rows that run with it: it stays in memory as long."""
+    """The number of rows that run with it. It stays in memory while this is not 0."""
     feeds: Feeds | None = field(default=None, repr=False)
     source: Values = field(default_factory=dict, repr=False)
-    """What an encoder's graph has in its bank for this adapter, in the base's place, by slot ``[slots,
-    ...]``.
+    """For encoder-decoders: the bank of the encoder's graph, ``[slots, ...]`` by slot name, with this adapter
+    in slot 0.
     """
     shared: frozenset[str] = frozenset()
-    """The slots whose arrays other adapters have, too."""
+    """The slots whose arrays other resident adapters use as well."""
     packs: frozenset[str] = frozenset()
-    """The digests of the packs that it is made of, where these are several."""
+    """The digests of the packs of which it consists: several for a mix."""
     _source_feeds: Feeds | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -54,12 +56,12 @@ class ResidentAdapter:
 
     @property
     def mixed(self) -> bool:
-        """Whether it is several packs, or one with a weight, as a request has put them together."""
+        """Whether a request made it up of several packs, or of one pack with a weight."""
         return self.digest not in self.packs
 
     @cached_property
     def nbytes(self) -> int:
-        """The size of its own values in bytes, without those that it shares."""
+        """The bytes of its own values, without arrays that it shares."""
         prompt = [] if self.prompt is None else [self.prompt]
         first = (array[0] for array in self.source.values())  # the other slots are never written
         own = (value for name, value in self.values.items() if name not in self.shared)
@@ -67,27 +69,27 @@ class ResidentAdapter:
 
     @property
     def shared_nbytes(self) -> dict[int, int]:
-        """The size of each array that it shares, by the array's identity."""
+        """The bytes of each array that it shares, by the ``id`` of the array."""
         return {id(self.values[name]): int(self.values[name].nbytes) for name in self.shared}
 
     def source_feeds(self, memory: tuple[str, int]) -> Feeds:
-        """The same as feeds."""
+        """Returns ``source`` as feeds of the encoder's graph; the values are made once."""
         if self._source_feeds is None:
             self._source_feeds = {name: value_of(array, memory) for name, array in self.source.items()}
         return self._source_feeds
 
     @property
     def virtual(self) -> int:
-        """The positions that its prompt takes in a row's cache."""
+        """The number of positions that its prompt takes in a row's cache."""
         return 0 if self.prompt is None else int(self.prompt.shape[3])
 
 
 class AdapterFeeds:
-    """Makes the feeds of batches of up to ``rows`` rows.
+    """Builds the feeds of batches of up to ``rows`` rows.
 
-    Values of a mixed batch are copied into memory of their own, a row at a time and only where a row has
-    another adapter than before; that memory has room for the widest adapter that was in a mixed batch, until
-    :meth:`forget`. What all rows of a batch share is fed once.
+    For mixed batches it copies values into buffers of its own, and rewrites a row only when the row's adapter
+    has changed. The buffers fit the widest adapter of any mixed batch so far, until :meth:`forget`. Values
+    that all rows of a batch share are fed once.
     """
 
     def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
@@ -96,14 +98,14 @@ class AdapterFeeds:
         self._extents: dict[Axis, int] = {}
         self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
         self._alone: tuple[ResidentAdapter, Feeds] | None = None
-        """The last adapter whose products were made for all rows at once."""
+        """The last adapter of a fleet that all rows of a batch shared, with its multiplied values."""
 
     def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
-        """The feeds of rows with these adapters, None for the base."""
+        """Returns the feeds of rows with these adapters, None for the base."""
         distinct = list(dict.fromkeys(adapters))
         products = any(adapter is not None and adapter.shared for adapter in distinct)
-        # The BLAS's own threads wait busily for the next product, and would take their cores from the graph's
-        # run that follows.
+        # After a product the threads of the BLAS spin for a while, and would take cores from the run that
+        # follows.
         with one_thread_each() if products else nullcontext():
             if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
                 feeds = self._feed_shared(distinct[0])
@@ -131,14 +133,17 @@ class AdapterFeeds:
             if not slot.table
         }
         feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
-        if one.shared:  # its products take many times the memory that it has
+        # the multiplied values take many times the memory of the cores, so only one adapter's are kept
+        if one.shared:
             self._alone = one, feeds
         else:
             one.feeds = feeds
         return dict(feeds)
 
     def _slot(self, name: str, adapter: ResidentAdapter) -> np.ndarray:
-        """An adapter's values for one slot, of its own ranks: as they are where they fill it."""
+        """Returns an adapter's values for one slot at the adapter's own ranks; a copy only where they do not
+        fill the slot.
+        """
         slot, value = self.layout.slots[name], adapter.values.get(name)
         own = None if value is None else array_of(value)
         shape = slot.shape(adapter.extents, self.layout.least)
@@ -180,8 +185,8 @@ class AdapterFeeds:
 
     @staticmethod
     def _common(name: str, distinct: Sequence[ResidentAdapter | None]) -> np.ndarray | None:
-        """The array that all adapters have that fill a slot, if they share one. For rows without it the other
-        factor is zero.
+        """Returns the array of a slot if all adapters that fill it share that array, else None. Rows without
+        it need no array of their own, because their other factor is zero.
         """
         having = [adapter for adapter in distinct if adapter is not None and name in adapter.values]
         if not having or not all(name in adapter.shared for adapter in having):
@@ -195,14 +200,14 @@ class AdapterFeeds:
             return
         before = next((other for other, held in filled.items() if held is adapter), None)
         filled[row] = adapter
-        if before is not None:  # a row that has moved, or another one with its adapter
+        if before is not None:  # another row has the same adapter, or had it before the rows moved
             buffer[row] = buffer[before]
             return
         value = (adapter or self._base).values.get(name)
         self.layout.slots[name].fill(buffer[row], None if value is None else array_of(value))
 
     def forget(self) -> None:
-        """Gives back the memory of mixed batches, which the next one takes anew."""
+        """Frees the buffers of mixed batches; the next mixed batch allocates them again."""
         self._buffers, self._extents, self._filled, self._alone = {}, {}, {}, None
 
     def _tables(self, distinct: Sequence[ResidentAdapter | None]) -> Feeds:
@@ -218,5 +223,7 @@ class AdapterFeeds:
         return feeds
 
     def _value(self, array: np.ndarray) -> Any:
-        """An array as a feed: on the CPU the memory is the array's own, which the value keeps alive."""
+        """Wraps an array as a feed. On the CPU the ``OrtValue`` borrows the memory of the array and keeps it
+        alive.
+        """
         return value_of(array, self.memory)

@@ -1,4 +1,4 @@
-"""Reads a pack into memory as the engine's graph takes it."""
+"""Reads a pack into memory in the form that the engine's graph takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .slot_layout import SlotLayout
 
 
 class AdapterReader:
-    """The values of packs for the engine's graph of a bundle."""
+    """Computes the slot values of packs for the engine's graph of a bundle."""
 
     def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
         self.bundle, self._values = bundle, values
@@ -34,12 +34,13 @@ class AdapterReader:
             else {}
         )
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
-        """The digest of what the graph's weights hold."""
+        """The digest of the adapter that is folded into the graph's weights, if one is."""
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
         self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
-        """The values of a pack or of a mix, and what its rows' caches begin with.
+        """Returns a pack or a mix as a resident adapter: its slot values, and the keys and values of its
+        prompt.
 
         Raises:
             Unsupported: the graph has no slots for a part of the adapter.
@@ -69,8 +70,8 @@ class AdapterReader:
         )
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
-        """What a prompt ``[layers, 2, heads, n, head_dim]`` puts into a row's cache, in the order of the
-        graph's inputs.
+        """Splits a prompt ``[layers, 2, heads, n, head_dim]`` into one array for each cache input, in the
+        order of the graph's inputs.
         """
         return [
             self._to_cache(name, prompt[layer_and_side(name)])
@@ -79,7 +80,9 @@ class AdapterReader:
         ]
 
     def _to_cache(self, name: str, numbers: np.ndarray) -> np.ndarray:
-        """Keys or values ``[heads, n, head_dim]`` as their cache holds them."""
+        """Converts keys or values ``[heads, n, head_dim]`` to the dtype of the cache; an int8 cache quantizes
+        them by its scale.
+        """
         scale = self.bundle.stored(DECODER).get(cache_scale(name))
         return (
             numbers
@@ -88,8 +91,8 @@ class AdapterReader:
         )
 
     def _in_bank(self, values: Values) -> Values:
-        """The encoder's slots with an adapter in the base's place: its graph is the ordinary one, and a row
-        runs through it alone.
+        """Returns the encoder's bank with this adapter in slot 0. The encoder's graph is the ordinary one,
+        with a bank, and reads one row at a time, so a single slot is enough.
         """
         filled = pad_slots(
             values,
@@ -106,8 +109,8 @@ class AdapterReader:
         return banks
 
     def _read_exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
-        """The values that a pack has in the bank, where those of the base that they were made of are
-        quantized away.
+        """Returns the values from the exported bank, for methods that need base weights of which the graph
+        holds quantized codes only.
         """
         values = self._values.exported_of(adapter)
         if values is None:

@@ -1,8 +1,8 @@
-"""The adapters of an engine: packs by name, and by digest those whose values are in memory.
+"""The adapters of an engine: packs by name, and resident adapters by digest.
 
-A pack is read when a row first needs it, and given up when memory is short. Rows hold what they run with, so
-a name may be unloaded or given to another pack at any time: rows that run end as they began, and new ones
-have the new pack.
+The engine reads a pack when a row first needs it, and evicts it when memory is short. Rows hold a reference
+to the adapter with which they run, so a name can be unloaded or reassigned at any time: running rows finish
+with the old pack, and new rows get the new one.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
 
 Named = str | Pack | Mix | Mapping[str, float] | None
-"""How a row's adapter is named: see :meth:`AdapterTable.of_row`."""
+"""How a caller names the adapter of a row; :meth:`AdapterTable.of_row` resolves it."""
 
 
 class AdapterTable:
-    """Up to ``budget`` bytes of adapters that no row runs with, the least recently used given up first; those
-    of running rows, and pinned ones, always stay. Mixes, which every request can make up anew, take no pack's
-    place. Any thread may call it. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack
-    that has one.
+    """Keeps up to ``budget`` bytes of adapters that no row uses, and evicts the least recently used first.
+    Adapters of running rows and pinned ones always stay. Mixes never displace packs, since any request can
+    make up a new mix.
+
+    All methods are thread-safe. ``read`` makes a pack resident, and ``replay`` runs the canary of a pack.
     """
 
     def __init__(
@@ -45,26 +46,26 @@ class AdapterTable:
         self._bundle, self._read, self._replay, self.budget = bundle, read, replay, budget
         self._packs = dict(bundle.packs)
         self._names = Counter(pack.id for pack in self._packs.values())
-        """How many names a digest has."""
+        """Digest -> the number of its names."""
         self._admitted = set(self._names)
-        """The digests of packs that may run here."""
+        """The digests of the packs that have passed admission."""
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentAdapter] = OrderedDict()
         self._reading: dict[str, threading.Event] = {}
-        """Set when the adapter of a digest has been read, or could not be."""
+        """Digest -> an event that is set once the adapter has been read, or reading has failed."""
         self._pinned: set[str] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapterpack-load")
 
     @property
     def names(self) -> list[str]:
-        """The names that requests may name."""
+        """The names that requests may use, sorted."""
         return sorted(self._packs)
 
     def pack(self, name: str) -> Pack:
-        """The pack that has a name now.
+        """Returns the pack that has a name now.
 
         Raises:
-            UnknownAdapter: none has.
+            UnknownAdapter: no pack has the name.
         """
         pack = self._packs.get(name)
         if pack is None:
@@ -77,13 +78,14 @@ class AdapterTable:
         return pack
 
     def of_row(self, adapter: Named) -> Pack | Mix | None:
-        """What a row runs with: a pack by its name, or one that need have none here; several by their names
-        and weights, whose changes are added; or None, the base or what is folded into it.
+        """Resolves the adapter of a row. A name gives its pack; a mapping of names to weights gives a mix; a
+        pack without a name here is admitted first. None gives the base, or the adapter that is folded into
+        it.
 
         Raises:
             UnknownAdapter: there is none of that name.
-            AdapterpackError: the pack may not run here, as :meth:`load`.
-            ConfigError, NotASum: see :class:`.Mix`.
+            AdapterpackError: the pack may not run here; see :meth:`load`.
+            ConfigError, NotASum: the adapters do not form a mix; see :class:`.Mix`.
         """
         if adapter is None:
             return None if self._bundle.default is None else self._bundle.pack(self._bundle.default)
@@ -107,12 +109,12 @@ class AdapterTable:
         allow_structural: bool = False,
         signers: Signers | None = None,
     ) -> str:
-        """Admits a pack, as :func:`~adapterpack.runtime.admission.admit` does, and gives it a name; its
-        digest.
+        """Admits a pack, as :func:`~adapterpack.runtime.admission.admit` does, gives it a name, and returns
+        its digest.
 
-        ``replace`` allows a name that another pack has, ``pin`` keeps the adapter in memory,
-        ``allow_structural`` accepts a base of the same names, dtypes and shapes, and of the ``signers`` one
-        must have signed it.
+        ``replace`` permits a name that another pack has. ``pin`` keeps the adapter in memory.
+        ``allow_structural`` accepts a base with the same names, dtypes and shapes. If ``signers`` are given,
+        one of them must have signed the pack.
 
         Raises:
             AdapterpackError: the name is taken, or the pack may not run here.
@@ -139,12 +141,11 @@ class AdapterTable:
         return loaded.id
 
     def rename(self, name: str, other: str) -> None:
-        """Calls an adapter otherwise.
+        """Gives an adapter another name.
 
         Raises:
             UnknownAdapter: there is none of that name.
-            ConfigError: an adapter cannot be called that.
-            AdapterpackError: another one is.
+            ConfigError: the new name is not valid. AdapterpackError: another adapter has the new name.
         """
         with self._lock:
             pack = self.pack(name).called(other)
@@ -161,13 +162,13 @@ class AdapterTable:
         pin: bool = False,
         allow_structural: bool = False,
     ) -> Future[str]:
-        """:meth:`load` on another thread; the future has the digest, or the error."""
+        """Runs :meth:`load` on another thread; the future holds the digest or the error."""
         return self._loader.submit(
             self.load, pack, name, replace=replace, pin=pin, allow_structural=allow_structural
         )
 
     def unload(self, name: str) -> None:
-        """Takes a name away; the memory is free once no row runs with the adapter.
+        """Removes a name. The memory is freed once no row runs with the adapter.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -178,8 +179,8 @@ class AdapterTable:
         self._drop(pack.id)
 
     def _name(self, name: str, pack: Pack | None) -> Pack | None:
-        """Gives a name to a pack, or takes it away; the pack that had it. Who reads it meanwhile finds one
-        of the two.
+        """Assigns a name to a pack, or removes the name for None, and returns the pack that had it. A
+        concurrent reader sees either the old pack or the new one.
         """
         before = self._packs.get(name)
         if before is not None:
@@ -203,7 +204,7 @@ class AdapterTable:
 
     def _drop(self, digest: str) -> None:
         with self._lock:
-            if digest in self._names:  # another name may have it, too
+            if digest in self._names:  # another name still refers to it
                 return
             self._pinned.discard(digest)
             self._admitted.discard(digest)
@@ -211,8 +212,8 @@ class AdapterTable:
                 del self._resident[adapter.digest]
 
     def acquire(self, pack: Pack | Mix) -> ResidentAdapter:
-        """The adapter for one more row; it is in memory until :meth:`release`. It is read once, however
-        many rows ask for it meanwhile.
+        """Returns the adapter for one more row and keeps it in memory until :meth:`release`. If several rows
+        ask at once, one thread reads the pack and the others wait.
         """
         while True:
             with self._lock:
@@ -247,7 +248,7 @@ class AdapterTable:
             self.release(adapter)
 
     def release(self, adapter: ResidentAdapter) -> None:
-        """A row has ended."""
+        """Records that a row no longer uses the adapter."""
         with self._lock:
             adapter.users -= 1
             unnamed = not adapter.packs <= self._names.keys()
@@ -256,7 +257,7 @@ class AdapterTable:
             self._evict()
 
     def pin(self, name: str) -> None:
-        """Reads an adapter, if it is not in memory, and keeps it there."""
+        """Reads an adapter if it is not in memory, and keeps it there."""
         pack = self.pack(name)
         adapter = self.acquire(pack)
         with self._lock:
@@ -264,7 +265,7 @@ class AdapterTable:
         self.release(adapter)
 
     def unpin(self, name: str) -> None:
-        """Lets an adapter be given up again."""
+        """Permits the eviction of an adapter again."""
         pack = self.pack(name)
         with self._lock:
             self._pinned.discard(pack.id)
@@ -272,7 +273,7 @@ class AdapterTable:
 
     @property
     def nbytes(self) -> int:
-        """The size of all adapters in memory; what several share counts once."""
+        """The bytes of all resident adapters; arrays that several share count once."""
         with self._lock:
             return self._total()
 
@@ -284,7 +285,7 @@ class AdapterTable:
 
     @property
     def digests(self) -> list[str]:
-        """The adapters in memory, the least recently used first."""
+        """The digests of the resident adapters, the least recently used first."""
         with self._lock:
             return list(self._resident)
 
@@ -294,6 +295,8 @@ class AdapterTable:
             return
         idle = [one for one in self._resident.values() if not one.users and one.digest not in self._pinned]
         running_mixes = sum(one.nbytes for one in self._resident.values() if one.mixed and one.users)
+        # Idle mixes go first. A running mix does not count against packs: it would evict packs that other
+        # requests name.
         for adapter in sorted(idle, key=lambda one: not one.mixed):
             if total <= self.budget + (0 if adapter.mixed else running_mixes):
                 return

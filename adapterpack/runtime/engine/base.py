@@ -1,5 +1,5 @@
-"""What every engine is: requests come and go one by one, each with its own adapter, and steps work on them
-together.
+"""The interface of all engines: requests arrive one by one, each with its own adapter, and each step works on
+several together.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class EngineRow(Protocol):
 
     @property
     def adapter(self) -> ResidentAdapter | None:
-        """The adapter that it runs with."""
+        """The adapter with which it runs, None for the base."""
 
 
 class Engine:
@@ -55,27 +55,31 @@ class Engine:
 
     bundle: OpenBundle
     max_rows: int
-    """How many rows run at once, at most."""
+    """The most rows that run at once."""
     max_length: int | None
-    """How many tokens a row may have, an answer included; None where nothing bounds them."""
+    """The most tokens of a row, its answer included; None if nothing bounds them."""
     rows_a_turn: int
-    """How many rows take the engine as long as one answer does: one of a decoder, or all rows of one pass."""
+    """The number of rows that one turn of the engine finishes: 1 for a decoder, a full batch for an encoder.
+    Schedulers estimate waiting times with it.
+    """
     ahead: int
-    """How many rows besides are worth having ready, for who has an order of requests of its own."""
+    """How many more rows a caller with a queue of its own should submit ahead, so that the engine never
+    idles.
+    """
     adapters: AdapterTable
-    """The adapters that requests may name; they are loaded and unloaded here while rows run."""
+    """The adapters that requests may name. It loads and unloads them while rows run."""
 
     def __new__(
         cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, **options: Any
     ) -> Engine:
-        """An engine, of the kind that runs the bundle's task where none is named."""
+        """Makes an engine; ``Engine`` itself picks the kind that runs the bundle's task."""
         engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
         engine._numbers, engine._messages, engine._stepping = count(1), deque(), threading.Lock()
         return engine
 
     _numbers: count[int]
     _messages: deque[tuple[str, Any]]
-    """What other threads left for the next step: rows to add, and numbers of requests to cancel."""
+    """Messages of other threads to the next step: rows to add, and numbers of requests to cancel."""
     _stepping: threading.Lock
 
     @property
@@ -84,41 +88,41 @@ class Engine:
         raise NotImplementedError
 
     def add(self, prompt: Any, adapter: Named = None, **options: Any) -> int:
-        """Adds a request, and returns its number; any thread may. What is wrong with it is said here, before
-        its row begins.
+        """Adds a request and returns its number; any thread may call it. Raises here, before the row begins,
+        if the request is invalid.
 
-        The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+        The adapter is read here, and the row keeps it, whatever is loaded or unloaded meanwhile.
         """
         raise NotImplementedError
 
     def submit(self, row: EngineRow) -> None:
-        """Adds a row that the engine's ``row`` made: :meth:`add` in two steps, for those who have their own
-        order of requests.
+        """Adds a row that the engine's ``row`` made. Together they do what :meth:`add` does, in two steps,
+        for callers that order requests themselves.
         """
         self._messages.append(("add", row))
 
     def discard(self, row: EngineRow) -> None:
-        """Gives up a row that the engine's ``row`` made and that was not submitted."""
+        """Releases a row that the engine's ``row`` made and that was never submitted."""
         if row.adapter is not None:
             self.adapters.release(row.adapter)
 
     def cancel(self, request: int) -> None:
-        """Ends a request at the next step, wherever it is; one that has ended stays as it is. Any thread
-        may.
+        """Ends a request at the next step, whether it waits or runs; has no effect on a request that has
+        ended. Any thread may call it.
         """
         self._messages.append(("cancel", request))
 
     def forget(self) -> None:
-        """Gives up what rows that have ended left for later ones that begin as they do. Where no row runs,
-        what follows is then as it is on an engine that was just made.
+        """Drops what earlier rows left for later ones, such as cached prefixes. If no row runs, the engine
+        then behaves like a new one.
         """
 
     def step(self) -> list[Event]:
-        """Takes messages in and does one step's work; what happened to requests. An error of one row ends
-        that row alone, with an event of the reason ``error``.
+        """Takes in messages, does one step of work, and returns the events of its requests. An error of one
+        row ends that row alone, with an event whose ``finish_reason`` is ``error``.
 
         Raises:
-            ConfigError: another thread is in a step.
+            ConfigError: another thread is executing a step.
         """
         if not self._stepping.acquire(blocking=False):
             raise ConfigError(
@@ -131,13 +135,13 @@ class Engine:
             self._stepping.release()
 
     def _step(self) -> list[Event]:
-        """One step's work."""
+        """Does one step of work; :meth:`step` makes sure that one thread at a time calls it."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class EngineKind:
-    """One kind of engine: its ``engine`` takes the bundles of the tasks that it ``runs``."""
+    """A kind of engine: its class ``engine`` takes the bundles whose tasks it ``runs``."""
 
     name: str
     runs: Callable[[Task], bool]
@@ -147,7 +151,7 @@ class EngineKind:
 ENGINES: Registry[EngineKind] = Registry(
     "engine", EngineKind, "adapterpack.engines", "adapterpack.runtime.engine"
 )
-"""Name -> the kind. A module of this folder registers the one that it defines."""
+"""Name -> kind of engine. Each module of this folder that defines one registers it."""
 
 
 def _kind_for(bundle: str | os.PathLike[str] | OpenBundle) -> type[Engine]:

@@ -1,5 +1,8 @@
-"""One pass of the engine's graph on rows of the pool: bound once, then run again and again on the numbers
-that are written into it.
+"""One pass of the engine's graph on rows of the KV pool, with its inputs and outputs bound once and reused
+for many runs.
+
+Binding costs time in every step, so a decode loop binds once and writes token ids, positions and lengths into
+the bound arrays.
 """
 
 from __future__ import annotations
@@ -19,12 +22,13 @@ from .sources import Sources
 
 
 class BoundStep:
-    """Passes over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from ``first``, with
-    these adapters' ``feeds``.
+    """A pass over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from row ``first`` on,
+    with the adapters' ``feeds``.
 
-    ``kept`` logits are given of each row; ``sources`` are what an encoder made of the rows, and ``features``
-    other inputs of the graph. A pass that has a number, ``capture``, is recorded by the provider when it
-    first runs and replayed from then on: its memory is its own, and :meth:`feed` puts other values into it.
+    The graph returns ``kept`` logits of each row. ``sources`` holds the encoder's keys and values, and
+    ``features`` other inputs of the graph. With a number in ``capture``, the provider records the first run
+    (as a CUDA graph) and replays it afterwards; the pass then owns its memory, and :meth:`feed` changes its
+    values.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class BoundStep:
         for name, value in {**self._feeds, **given}.items():
             self._alive.append(value)
             self._binding.bind_ortvalue_input(name, value)
+        # Input and output caches are the same memory: the graph appends keys and values in place.
         for name, window in pool.windows(first, rows):
             place = (*pool.memory, element_type(pool.dtype(name)), window.shape, window.address)
             self._binding.bind_input(name, *place)
@@ -74,13 +79,13 @@ class BoundStep:
         self._binding.bind_ortvalue_output("logits", self._logits)
 
     def feed(self, feeds: Feeds) -> None:
-        """Puts other adapters' values, of the same shapes, into the memory of a captured pass."""
+        """Copies the values of other adapters, of the same shapes, into the memory of a captured pass."""
         for name, value in self._feeds.items():
             fill(value, array_of(feeds[name]))
 
     def run(self) -> np.ndarray:
-        """The logits ``[rows, kept, vocabulary]`` of the pass on what was written into its inputs; the next
-        run writes over them.
+        """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
+        kept, vocabulary]``. The next run overwrites them.
         """
         for array, value in self._inputs:
             fill(value, array)
@@ -88,13 +93,13 @@ class BoundStep:
         return array_of(self._logits) if self._near is None else self._near
 
     def _input(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
-        """The memory of an input, zeros at first; of one that the graph does not have, memory that nothing
-        reads.
+        """Binds an array of zeros to an input and returns the array. If the graph lacks the input, nothing
+        reads the array.
         """
         value = self.graph.inputs.get(name)
         array = np.zeros(shape, TYPES[value.type] if value is not None else np.int64)
         if value is not None:
-            # the longest row's length is read by the host
+            # kernels read this length on the host
             memory = HOST if name == LONGEST else self.graph.memory
             bound = value_of(array, memory)
             self._binding.bind_ortvalue_input(name, bound)

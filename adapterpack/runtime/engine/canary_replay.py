@@ -1,4 +1,4 @@
-"""Replays the canary of a pack on the engine's graph, in a batch of its own."""
+"""Replays the canaries of packs on the engine's graph, in a batch of its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from .model_runner import ModelRunner, SequenceState
 
 
 def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Replay]:
-    """The canaries of packs that have one run through a bundle's graph for the engine, by the pack's name."""
+    """Runs the canaries of packs, which must have one, through a bundle's graph for the engine and returns
+    their outputs by pack name.
+    """
     reader = AdapterReader(bundle, bundle.slot_values)
     return {pack.name: replay_resident(bundle, reader, pack, reader.read(pack)) for pack in packs}
 
@@ -26,7 +28,7 @@ def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Rep
 def replay_resident(
     bundle: OpenBundle, reader: AdapterReader, pack: Pack, adapter: ResidentAdapter
 ) -> Replay:
-    """The canary of a pack that has one, whose values the engine holds as ``adapter``."""
+    """Runs the canary of a pack whose values the engine holds as ``adapter``."""
     recorded = pack.manifest.canary
     assert recorded is not None
     images = recorded.pixels is not None and "image_features" in bundle.task.main.inputs
@@ -37,7 +39,8 @@ def replay_resident(
     def rows(one: ResidentAdapter | None) -> Rows:
         return [_logits(bundle, batch, feed, tokens, one) for feed in feeds]
 
-    # The canary's base has the modules that the pack trained whole; what is folded in cannot be taken out.
+    # A canary records the base with the modules that the pack trained in full, which a row without the
+    # adapter lacks here; a folded adapter cannot be taken out at all.
     has_base = not pack.full() and bundle.bundle.mode != "folded"
     return Replay(recorded, rows(None) if has_base else None, rows(adapter))
 

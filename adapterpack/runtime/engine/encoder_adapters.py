@@ -1,5 +1,5 @@
-"""How the rows of a batch of encoder requests get their adapters, one class a mode of bundles: from a bank,
-from files, in the weights.
+"""Runs batches of encoder requests with the adapters of their rows, in one class for each mode of a
+bundle.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from .adapter_feeds import ResidentAdapter
 from .shared_values import array_of
 
 Packs = Sequence[Pack | Mix | None]
-"""What each row's adapter was read from."""
+"""The pack or mix of each row, None for the base."""
 
 
 class BatchAdapters(Protocol):
     """How batches of a bundle run with the adapters of their rows."""
 
     def read(self, pack: Pack | Mix) -> ResidentAdapter:
-        """A pack as rows hold it.
+        """Reads a pack into memory and returns it as rows hold it.
 
         Raises:
             Unsupported: the bundle cannot run rows with it.
@@ -42,25 +42,29 @@ class BatchAdapters(Protocol):
         ...
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
-        """Whether one batch can have rows with all of these."""
+        """Returns whether rows with all of these adapters fit into one batch."""
         ...
 
     def run(
         self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
     ) -> Arrays:
-        """One pass of a batch that fits; an adapter and its pack a row, None for the base."""
+        """Runs one pass of a batch whose adapters fit. Each row has an adapter and its pack, or None for the
+        base.
+        """
         ...
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
-        """The canary of a pack that has one, and that was read as this adapter."""
+        """Runs the canary of a pack that was read as this adapter."""
         ...
 
 
 class BankedAdapters:
-    """Any number of adapters on a bank of a few slots: a batch has as many as there are slots, and those that
-    are not in one take the slots that rows have not used for the longest time. Only their own arrays are
-    written. Mixes, which every request can make up anew, give up their slots first, and a batch has them in
-    half of the slots at most: the others' adapters stay where they are.
+    """Runs any number of adapters on a bank with a few slots, as an LRU cache.
+
+    A batch can use as many adapters as the bank has slots. Adapters without a slot take those that rows have
+    not used for the longest time, and only their own arrays are written. Mixes give up their slots first and
+    may fill at most half of the slots of a batch, because any request can make up a new mix and would
+    otherwise displace the named packs.
     """
 
     def __init__(self, bundle: OpenBundle) -> None:
@@ -68,13 +72,13 @@ class BankedAdapters:
         self._slots = {adapter.pack: int(adapter.slot or 0) for adapter in bundle.bundle.adapters}
         """Digest -> slot, the least recently used first."""
         self._mixes = set[str]()
-        """The digests in slots that are mixes."""
+        """The digests of the mixes that have a slot."""
         self._state = BankState(self._slots)
         self._running = threading.Lock()
-        """Taken for every pass: slots are written in place between passes."""
+        """Held during every pass, because slots are written in place between passes."""
 
     def read(self, pack: Pack | Mix) -> ResidentAdapter:
-        """See :class:`BatchAdapters`. Values as wide as the bank's slots."""
+        """Computes the values of a pack, padded to the widths of the bank's slots."""
         if self._bundle.bundle.slots < 2:
             raise Unsupported(
                 "the bundle's bank has room for the base alone",
@@ -88,7 +92,9 @@ class BankedAdapters:
         return ResidentAdapter(pack.name, pack.id, values, {}, packs=packs)
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
-        """See :class:`BatchAdapters`. The base has a slot of its own."""
+        """Returns whether the bank has a slot for each adapter, and mixes stay within half of the slots. The
+        base has slot 0.
+        """
         distinct, slots = (
             {adapter for adapter in adapters if adapter is not None},
             self._bundle.bundle.slots - 1,
@@ -98,10 +104,10 @@ class BankedAdapters:
     def run(
         self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
     ) -> Arrays:
-        """See :class:`BatchAdapters`."""
+        """Puts the adapters into slots and runs one pass."""
         digests = [None if adapter is None else adapter.digest for adapter in adapters]
         named = {
-            digest: parts_of(pack)[0].pack  # which says where all parts act
+            digest: parts_of(pack)[0].pack  # all parts of a mix act at the same positions
             for digest, pack in zip(digests, packs, strict=True)
             if digest is not None and pack is not None
         }
@@ -113,7 +119,7 @@ class BankedAdapters:
             )
 
     def _place(self, wanted: Mapping[str, ResidentAdapter]) -> None:
-        """Puts every one of these into a slot."""
+        """Puts each of these adapters into a slot and marks it as recently used."""
         missing = [adapter for digest, adapter in wanted.items() if digest not in self._slots]
         for digest in wanted.keys() & self._slots.keys():
             self._slots[digest] = self._slots.pop(digest)
@@ -128,8 +134,8 @@ class BankedAdapters:
         self._state = self._mode.bank.write(self._state, written, in_place=True)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
-        """A slot that no row of the batch needs: an empty one, or the one that was not used for the longest
-        time, of mixes first.
+        """Returns a slot that no row of the batch needs: an empty one, else the least recently used one,
+        mixes first.
         """
         empty = min(set(range(1, self._bundle.bundle.slots)) - set(self._slots.values()), default=None)
         if empty is not None:
@@ -142,7 +148,9 @@ class BankedAdapters:
         return self._slots.pop(digest)
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
-        """See :class:`BatchAdapters`."""
+        """Runs the canary with the adapter, and as its base with a temporary adapter of the trained modules
+        alone.
+        """
         recorded = pack.manifest.canary
         assert recorded is not None
         trained = {
@@ -160,14 +168,16 @@ class BankedAdapters:
 
 
 class ExportedAdapters:
-    """The adapters with which the bundle was exported, and no others; they were proved then."""
+    """Runs the adapters with which the bundle was exported, and no others. Their canaries were replayed at
+    export.
+    """
 
     def __init__(self, bundle: OpenBundle) -> None:
         self._bundle = bundle.frozen()
         self._names = {pack.id: name for name, pack in bundle.packs.items()}
 
     def read(self, pack: Pack | Mix) -> ResidentAdapter:
-        """See :class:`BatchAdapters`."""
+        """Checks that the bundle was exported with the pack; its values are in the bundle already."""
         name = self._names.get(pack.id)
         if name is None:
             raise Unsupported(
@@ -177,19 +187,19 @@ class ExportedAdapters:
         return ResidentAdapter(name, pack.id, {}, {})
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
-        """See :class:`BatchAdapters`. A graph runs with one adapter at a time."""
+        """Returns whether the rows share one adapter: these graphs run with one at a time."""
         return len({*adapters}) == 1
 
     def run(
         self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
     ) -> Arrays:
-        """See :class:`BatchAdapters`."""
+        """Runs one pass with the adapter of the batch."""
         return run_parts(
             self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters]
         )
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
-        """See :class:`BatchAdapters`."""
+        """Runs the canary of a pack that the bundle was exported with."""
         return replay_one(self._bundle, pack, adapter.name)
 
 
@@ -198,4 +208,4 @@ BATCH_ADAPTERS: dict[str, Callable[[OpenBundle], BatchAdapters]] = {
     "inputs": ExportedAdapters,
     "folded": ExportedAdapters,
 }
-"""Mode of a bundle -> how batches run with adapters."""
+"""Mode of a bundle -> the class that runs its batches."""

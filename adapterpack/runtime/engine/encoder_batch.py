@@ -1,4 +1,4 @@
-"""Forms batches of encoder rows: rows of about one length go together, so that little of a pass is spent on
+"""Forms batches of encoder rows: combines rows of similar length, so that little of a pass is spent on
 padding.
 """
 
@@ -20,12 +20,14 @@ from ..adapters.mix import Mix
 from .adapter_feeds import ResidentAdapter
 
 LOOK_AHEAD = 1024
-"""How many of the rows that wait are looked at for one batch."""
+"""How many waiting rows are considered for one batch."""
 
 
 @dataclass(eq=False)
 class EncoderRow:
-    """One request. What it needs is held here, and never looked up again by a name."""
+    """One request of an encoder engine. It holds its pack and adapter itself, since their names may change
+    while it waits.
+    """
 
     number: int
     prepared: PreparedRow
@@ -36,18 +38,18 @@ class EncoderRow:
 
     @property
     def digest(self) -> str | None:
-        """The digest of its adapter."""
+        """The digest of its adapter, None for the base."""
         return None if self.adapter is None else self.adapter.digest
 
     @cached_property
     def length(self) -> int:
-        """How many positions it takes in a pass; an image counts as one."""
+        """The number of positions that it takes in a pass; an image counts as one."""
         return max(1, self.prepared.tokens)
 
     @cached_property
     def form(self) -> tuple[Any, ...]:
-        """What rows of one batch have in common: their inputs, and every extent of these but the number of
-        tokens.
+        """What rows of one batch must have in common: the names of their inputs and all extents other than
+        the number of tokens.
         """
         return tuple(
             (name, array.shape[2 if _along_tokens(name) else 1 :])
@@ -57,9 +59,7 @@ class EncoderRow:
 
 @dataclass
 class Padding:
-    """What the passes so far were spent on: ``tokens`` of rows, and positions of ``padding`` behind shorter
-    rows.
-    """
+    """Counts the positions of all passes so far: ``tokens`` of rows, and ``padding`` after shorter rows."""
 
     passes: int = 0
     rows: int = 0
@@ -67,7 +67,7 @@ class Padding:
     padding: int = 0
 
     def count(self, rows: Sequence[EncoderRow]) -> None:
-        """Counts one pass."""
+        """Adds one pass over these rows."""
         lengths = [row.length for row in rows]
         self.passes += 1
         self.rows += len(rows)
@@ -76,14 +76,14 @@ class Padding:
 
     @property
     def share(self) -> float:
-        """The share of all positions that was padding."""
+        """The share of padding among all positions."""
         return self.padding / max(1, self.tokens + self.padding)
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """What one batch has at most: ``rows``; ``tokens``, padding included; and the share ``padding`` of
-    these.
+    """The limits of one batch: at most ``rows`` rows and ``tokens`` positions with padding, of which at most
+    the share ``padding`` is padding.
     """
 
     rows: int
@@ -91,8 +91,8 @@ class Bounds:
     padding: float
 
     def allow(self, count: int, longest: int, tokens: int) -> bool:
-        """Whether so many rows with so many tokens of their own, padded to the longest, are within the
-        bounds.
+        """Returns whether ``count`` rows with ``tokens`` tokens in all, padded to the longest, keep within
+        the limits.
         """
         positions = count * longest
         return (
@@ -103,9 +103,10 @@ class Bounds:
 def next_batch(
     waiting: Iterable[EncoderRow], bounds: Bounds, fit: Callable[[Collection[ResidentAdapter | None]], bool]
 ) -> list[EncoderRow]:
-    """The row that has waited longest, and with it rows of about its length, the nearest first, whose
-    adapters ``fit`` together. No row waits for more than those before it; one that is longer than the bounds
-    runs by itself.
+    """Returns the row that has waited longest, with other rows of similar length whose adapters ``fit`` into
+    the batch, the most similar first. A row longer than the limits runs alone.
+
+    Every batch contains the oldest row, so no row can be overtaken for ever.
     """
     rows = list(islice(waiting, LOOK_AHEAD))
     oldest = rows[0]
@@ -126,7 +127,7 @@ def next_batch(
 
 
 def collate(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
-    """Inputs ``[1, ...]`` of rows of one form as one batch, padded on the right behind their tokens.
+    """Stacks the inputs ``[1, ...]`` of rows of one form into a batch, padded on the right.
 
     Example:
         >>> short, long = ({"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)),

@@ -1,4 +1,4 @@
-"""The engine of encoders: requests come one by one, and each step runs one batch of those that wait."""
+"""The engine of encoders: requests arrive one by one, and each step runs one batch of those that wait."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .requests import Event
 class EncoderEngine(Engine):
     """Runs a bundle whose rows take one pass each: classifiers, embeddings, answers in a text ...
 
-    A step runs one batch: the request that has waited longest, and others of about its length, with any
-    adapters. It has at most ``max_rows`` rows and ``max_tokens`` positions, of which at most the share
-    ``max_padding`` is padding; a longer row runs by itself. The defaults suit processors, whose caches larger
-    passes leave; a card runs more at once. ``max_length`` is the most tokens of a row, by default those of
-    the model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a
-    request. ``padding`` counts what passes were spent on.
+    A step runs one batch: the request that has waited longest, and others of similar length, with any
+    adapters. A batch has at most ``max_rows`` rows and ``max_tokens`` positions, of which at most the share
+    ``max_padding`` is padding; a longer row runs alone. The defaults suit CPUs, where larger passes no longer
+    fit the caches; on a GPU choose larger ones. ``max_length`` is the most tokens of a row, by default the
+    model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a request.
+    ``padding`` counts the positions that passes spent on padding.
 
     Raises:
         Unsupported: the rows of the bundle's task do not take one pass each.
@@ -86,7 +86,8 @@ class EncoderEngine(Engine):
         self.max_length = min(
             (length for length in (max_length, longest) if length is not None), default=None
         )
-        self.ahead = 3 * max_rows  # a row has one step, and batches are chosen among those that wait
+        # a row takes one step, and a larger choice of waiting rows makes better batches
+        self.ahead = 3 * max_rows
         self.max_rows = self.rows_a_turn = max_rows
         self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
@@ -102,12 +103,13 @@ class EncoderEngine(Engine):
     def add(
         self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
     ) -> int:
-        """Adds a request, and returns its number; any thread may.
+        """Adds a request and returns its number; any thread may call it.
 
         ``prompt`` is a text, token ids, or a row with the columns of the task: ``text`` and ``text_pair``,
-        ``question`` and ``context``, ``image`` ... ``options`` are the task's: ``normalize`` and
-        ``dimensions`` of an embedding. Without an adapter it is a row of the base, or of what is folded into
-        the bundle. The adapter is read here, and the row keeps it, whatever is loaded and unloaded meanwhile.
+        ``question`` and ``context``, ``image`` ... ``options`` are those of the task, such as ``normalize``
+        and ``dimensions`` of an embedding. Without an adapter the row runs on the base, or with the adapter
+        that is folded into the bundle. The adapter is read here, and the row keeps it, whatever is loaded or
+        unloaded meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -122,8 +124,8 @@ class EncoderEngine(Engine):
     def row(
         self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
     ) -> EncoderRow:
-        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now
-        on.
+        """Makes a request, which the caller then passes to :meth:`submit` or :meth:`discard`. Its adapter
+        stays in memory until then.
 
         Raises:
             UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
@@ -134,7 +136,8 @@ class EncoderEngine(Engine):
     def prepared(
         self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any
     ) -> tuple[PreparedRow, Any]:
-        """A row's inputs and its options, for :meth:`bound`: the part of :meth:`row` that no adapter changes.
+        """Returns the inputs and options of a row, for :meth:`bound`: the part of :meth:`row` that does not
+        depend on the adapter.
 
         Raises:
             ConfigError: as :meth:`add`.
@@ -153,13 +156,13 @@ class EncoderEngine(Engine):
         return prepared, chosen
 
     def bound(self, prepared: PreparedRow, options: Any, pack: Pack | Mix | None) -> EncoderRow:
-        """The request that a prepared row is with a pack, a mix, or the base (None); see :meth:`row`."""
+        """Makes a request of a prepared row with a pack, a mix, or the base (None)."""
         head = self.bundle.head(pack)
         resident = None if pack is None else self.adapters.acquire(pack)
         return EncoderRow(next(self._numbers), prepared, options, head, pack, resident)
 
     def _step(self) -> list[Event]:
-        """Takes messages in, and runs one batch."""
+        """Takes in messages and runs one batch."""
         events: list[Event] = []
         self._take_messages(events)
         if self._waiting:
@@ -180,8 +183,8 @@ class EncoderEngine(Engine):
                 events.append(self._end(row, "cancelled"))
 
     def _run(self, rows: Sequence[EncoderRow], events: list[Event]) -> None:
-        """One pass. Where it fails each row goes by itself: the one at fault ends with its error, and the
-        others have their results.
+        """Runs one pass. If it fails, each row runs again alone, so that only the row at fault ends with the
+        error.
         """
         inputs = collate([row.prepared.inputs for row in rows], self.bundle.pad_id)
         try:
@@ -229,7 +232,7 @@ def _session(
     threads: int | None,
     verify: str,
 ) -> PreparingBundle:
-    """A session, which tasks prepare rows with."""
+    """Returns a bundle that can also prepare rows, which tasks need for texts and images."""
     if isinstance(bundle, PreparingBundle):
         return bundle
     return PreparingBundle(

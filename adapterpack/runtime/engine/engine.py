@@ -1,6 +1,7 @@
-"""The engine of decoders: a decode loop in which rows with different adapters come and go.
+"""The engine of decoders: a decode loop with continuous batching, in which rows with different adapters join
+and leave between steps.
 
-Steps take turns: one makes a token for every row whose prompt has been read, the next one reads prompts, up
+Steps alternate: one decodes a token for every row whose prompt has been read, the next prefills prompts, up
 to a budget of tokens.
 """
 
@@ -38,23 +39,22 @@ from .requests import Event, Request
 from .sources import source_of
 
 SHORT = 32
-"""Prompts of fewer tokens are read together with the next one."""
+"""A step goes on to the next prompt until it has read this many tokens."""
 _MOMENT = 0.02
-"""Seconds that a step waits where all rows wait for their grammars."""
+"""Seconds that a step waits if every row still waits for its grammar."""
 LONGEST_POOL = 4096
-"""Positions of a row of the pool, where the model has more and nobody asks for them."""
+"""The default length of a row of the KV pool, for models with a longer context."""
 
 
 class DecoderEngine(Engine):
     """Runs a bundle that has the engine's graph: up to ``max_rows`` requests at a time, of up to
     ``max_length`` positions each.
 
-    ``prefill_budget`` is the most tokens of prompts that a step reads. A step reads one prompt, or several
-    short ones, so that no first token waits until other prompts have been read, too; with
-    ``prompts_together`` it reads as many as the budget allows, which takes a whole batch a little less time.
-    ``adapter_budget`` are the bytes of adapters that stay in memory without a running row, and
-    ``prefix_budget`` those of keys and values that are kept, in the host's memory, for prompts that begin as
-    one before.
+    ``prefill_budget`` is the most prompt tokens that a step reads. By default a step reads one prompt, or
+    several short ones, so that no first token waits for other prompts. With ``prompts_together`` it reads as
+    many as the budget allows, which finishes a full batch slightly sooner. ``adapter_budget`` is the most
+    bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
+    and values, in host memory, that are kept for prompts with the same beginning.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -62,7 +62,7 @@ class DecoderEngine(Engine):
 
     max_length: int
     rows_a_turn = 1
-    ahead = 2  # a row has many steps: these begin when the first ends
+    ahead = 2  # enough to refill rows that end in one step
 
     def __init__(
         self,
@@ -113,15 +113,15 @@ class DecoderEngine(Engine):
         cache_salt: str = "",
         **options: Any,
     ) -> int:
-        """Adds a request, and returns its number; any thread may. The row begins when one is free.
+        """Adds a request and returns its number; any thread may call it. The row begins when one of the
+        ``max_rows`` is free.
 
-        ``prompt`` is a text (of a decoder: one user message), a list of messages, or token ids; ``adapter`` a
-        name, a pack, or names with weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added for
-        this row. ``features`` are other inputs ``[1, ...]``: ``image_features``, or in place of a prompt
-        ``input_features`` of speech. What was read of a prompt is known to later rows with the same
-        ``cache_salt``. ``options`` are the fields of
-        :class:`.Sampling`. The adapter is read here, and the row keeps it, whatever is loaded and unloaded
-        meanwhile.
+        ``prompt`` is a text (for a decoder: one user message), a list of messages, or token ids. ``adapter``
+        is a name, a pack, or names with weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added
+        for this row. ``features`` are other inputs ``[1, ...]``: ``image_features``, or the
+        ``input_features`` of speech in place of a prompt. Rows share cached prefixes only with rows that have
+        the same ``cache_salt``. ``options`` are the fields of :class:`.Sampling`. The adapter is read here,
+        and the row keeps it, whatever is loaded or unloaded meanwhile.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -147,9 +147,11 @@ class DecoderEngine(Engine):
         mask: TokenMask | None = None,
         cache_salt: str = "",
     ) -> Request:
-        """A request that :meth:`submit` adds, or :meth:`discard` gives up. Its adapter is in memory from now
-        on. Rows of one seed draw different numbers at different places of a batch. ``mask`` is that of the
-        parameters' grammar, where it is compiled already.
+        """Makes a request, which the caller then passes to :meth:`submit` or :meth:`discard`. Its adapter
+        stays in memory until then.
+
+        Rows with one seed draw different numbers if they have a different ``place``. ``mask`` is the compiled
+        grammar of the sampling parameters, if the caller has it.
 
         Raises:
             ConfigError: as :meth:`add`.
@@ -177,10 +179,10 @@ class DecoderEngine(Engine):
             raise
 
     def _room(self, sequence: SequenceState, sampling: Sampling) -> int:
-        """How many tokens an answer to a prompt may have.
+        """Returns the most tokens that the answer to a prompt may have.
 
         Raises:
-            ConfigError: there is no room for the prompt, or for its beams.
+            ConfigError: the prompt is too long, or the engine has too few rows for its beams.
         """
         virtual = 0 if sequence.adapter is None else sequence.adapter.virtual
         total = virtual + len(sequence.prompt)
@@ -200,13 +202,14 @@ class DecoderEngine(Engine):
                 expected=f"at most {self.max_rows} in this engine",
                 remedy="open the engine with more max_rows",
             )
-        # the last token needs no position
+        # the last token is returned without being read, so it needs no position
         return min(sampling.room(len(sequence.prompt)), self.max_length - total + 1)
 
     def _step(self) -> list[Event]:
-        """Takes messages in, then either reads prompts or makes a token for every running row. With both to
-        do it alternates, so that a client whose answer has ended can ask again before the next prompts are
-        read.
+        """Takes in messages, then either reads prompts or decodes one token for every running row.
+
+        With both to do it alternates, so that a client whose answer has ended can send its next request
+        before more prompts are read.
         """
         events: list[Event] = []
         self._take_messages(events)
@@ -221,12 +224,14 @@ class DecoderEngine(Engine):
         return events
 
     def forget(self) -> None:
-        """See :class:`.Engine`."""
+        """Drops the cached prefixes."""
         self.rows.prefixes.clear()
 
     @property
     def _taken(self) -> int:
-        """The rows that are taken, those included that prompts need once they have been read."""
+        """The number of rows in use, including those that beam searches will need once their prompts have
+        been read.
+        """
         reading: int = sum(row.request.answer.width for row in self.rows.reading)
         return len(self.rows.running) + reading
 
@@ -241,9 +246,9 @@ class DecoderEngine(Engine):
                 self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
-        """One token for every running row, but for those whose grammars are not that far: these repeat the
-        step, and keep nobody waiting. Where the batch fails each row goes by itself: the one at fault ends,
-        and the others go on.
+        """Decodes one token for every running row. A row whose grammar is not ready takes the step back and
+        repeats it, so that the other rows need not wait. If the batch fails, each row runs again alone, so
+        that only the row at fault ends.
         """
         rows = list(self.rows.running)
         if not rows or not _any_ready(rows):
@@ -267,8 +272,8 @@ class DecoderEngine(Engine):
             return error
 
     def _read_prompts(self, events: list[Event]) -> None:
-        """Reads prompts in the order in which they came, a piece at a time where they are longer than the
-        budget.
+        """Reads prompts in the order of their arrival; a prompt longer than the budget takes
+        several steps.
         """
         enough = self.prefill_budget if self.prompts_together else min(SHORT, self.prefill_budget)
         read = 0
@@ -291,7 +296,9 @@ class DecoderEngine(Engine):
     def _take(
         self, request: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]
     ) -> None:
-        """Gives a request the next token in each of its sequences, and ends it where that says so."""
+        """Gives the logits to a request, which chooses the next token of each of its sequences, and ends the
+        request if its answer is complete.
+        """
         try:
             taken = request.answer.advance([_require_logits(one) for one in logits])
         except AdapterpackError as error:
@@ -337,15 +344,15 @@ class DecoderEngine(Engine):
 
 
 def _any_ready(rows: Sequence[SequenceState]) -> bool:
-    """Whether a row can have its next token; where all wait for their grammars, so does this, for a
-    moment.
+    """Returns whether some row can take its next token. If all rows wait for their grammars it waits a moment
+    first, so that the loop does not spin.
     """
     pending = [one for row in rows if (one := row.request.answer.pending) is not None]
     return len(pending) < len(rows) or bool(wait(pending, _MOMENT, FIRST_COMPLETED).done)
 
 
 def _require_logits(answer: np.ndarray | AdapterpackError) -> np.ndarray:
-    """The logits of a row, if it has some."""
+    """Returns the logits of a row, or raises the error that the row got instead."""
     if isinstance(answer, AdapterpackError):
         raise answer
     return answer

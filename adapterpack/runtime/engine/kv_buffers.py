@@ -1,5 +1,5 @@
-"""One buffer ``[rows, heads, length, width]`` of keys or values, in memory of the host or of a device, whose
-rows are read and written.
+"""Buffers ``[rows, heads, length, width]`` of keys or values, on the host or on a device, with access to
+single rows.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ Shape = tuple[int, ...]
 
 
 class Buffer(Protocol):
-    """Memory that a graph reads and writes where it is."""
+    """Memory that a graph reads and writes in place."""
 
     shape: Shape
     dtype: np.dtype[Any]
 
     @property
     def address(self) -> int:
-        """The address of the first number."""
+        """The address of its first number."""
         ...
 
     def write(self, row: int, array: np.ndarray, start: int) -> None:
-        """Puts ``[heads, positions, width]`` into a row from a position on."""
+        """Writes ``[heads, positions, width]`` into a row, from the position ``start`` on."""
         ...
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
-        """A copy of positions of a row, as :meth:`write` takes it."""
+        """Returns a copy of the positions ``start`` to ``stop`` of a row, ``[heads, positions, width]``."""
         ...
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies at least the first ``length`` positions of one row to another."""
+        """Copies at least the first ``length`` positions of a row to another row."""
         ...
 
 
 class HostBuffer:
-    """A buffer that takes memory a page at a time. numpy asks for huge pages, and a few positions of each row
-    would take all of them.
+    """A buffer in host memory, which the system allocates page by page on first write. numpy would ask for
+    huge pages, and a few positions in each row would then occupy the full buffer.
 
     Raises:
         ConfigError: there is no memory for it.
@@ -61,25 +61,25 @@ class HostBuffer:
 
     @property
     def address(self) -> int:
-        """See :class:`Buffer`."""
+        """The address of its first number."""
         return int(self._array.ctypes.data)
 
     def write(self, row: int, array: np.ndarray, start: int) -> None:
-        """See :class:`Buffer`."""
+        """Writes positions into a row by a copy in numpy."""
         self._array[row, :, start : start + array.shape[1]] = array
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
-        """See :class:`Buffer`."""
+        """Returns a copy of positions of a row."""
         return self._array[row, :, start:stop].copy()
 
     def move(self, source: int, target: int, length: int) -> None:
-        """See :class:`Buffer`."""
+        """Copies the first ``length`` positions of a row to another row."""
         self._array[target, :, :length] = self._array[source, :, :length]
 
 
 class DeviceBuffer:
-    """A buffer on a device. ONNX Runtime's Python interface copies whole values only, so rows go through
-    graphs of a few nodes there.
+    """A buffer on a device. ONNX Runtime's Python API can copy complete values only, so rows are copied by
+    graphs of a few nodes that run on the device.
 
     Raises:
         ConfigError: there is no memory for it.
@@ -95,11 +95,13 @@ class DeviceBuffer:
 
     @property
     def address(self) -> int:
-        """See :class:`Buffer`."""
+        """The address of its first number, on the device."""
         return int(self._value.data_ptr())
 
     def write(self, row: int, array: np.ndarray, start: int) -> None:
-        """See :class:`Buffer`. The graph gives the whole row anew, in its own place."""
+        """Writes positions into a row. The graph returns the complete row, with the block inserted, into the
+        row's own memory.
+        """
         stop = start + array.shape[1]
         binding = self._binding("put", row)
         block = value_of(np.ascontiguousarray(array.astype(self.dtype, copy=False)), self._resolved.memory)
@@ -107,17 +109,17 @@ class DeviceBuffer:
         self._run("put", binding, row, start=start, stop=stop)
 
     def read(self, row: int, start: int, stop: int) -> np.ndarray:
-        """See :class:`Buffer`."""
+        """Returns a copy of positions of a row, in host memory."""
         binding, found = (
             self._binding("take", row),
             empty((self.shape[1], stop - start, self.shape[3]), self.dtype),
         )
         binding.bind_ortvalue_output("to", found)
         self._run("take", binding, None, start=start, stop=stop)
-        return array_of(found).copy()  # whose memory is the value's
+        return array_of(found).copy()  # the array only borrows the memory of the value
 
     def move(self, source: int, target: int, length: int) -> None:
-        """See :class:`Buffer`."""
+        """Copies a complete row to another row."""
         self._run("copy", self._binding("copy", source), target)
 
     def _binding(self, kind: str, row: int) -> Any:
@@ -139,7 +141,7 @@ class DeviceBuffer:
 
 
 def buffer(shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> Buffer:
-    """A buffer of zeros where the device keeps what stays between runs."""
+    """Allocates a buffer of zeros in the memory where the device keeps values between runs."""
     return HostBuffer(shape, dtype) if resolved.memory == HOST else DeviceBuffer(shape, dtype, resolved)
 
 
@@ -153,8 +155,8 @@ def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
 
 @lru_cache(maxsize=16)
 def _copier(kind: str, dtype: Any, resolved: ResolvedDevice) -> ort.InferenceSession:
-    """A graph that copies a row (``copy``), takes positions out of it (``take``), or puts a block into it
-    (``put``).
+    """Returns a session with a graph that copies a row (``copy``), returns positions of it (``take``), or
+    inserts a block into it (``put``).
     """
     import onnx_ir as ir  # noqa: PLC0415 - no session on the CPU needs it
 

@@ -1,4 +1,4 @@
-"""The keys and values of all running rows in fixed memory; a row is an index."""
+"""The KV cache of all running rows, in fixed memory; a row is an index."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Window(NamedTuple):
 
 class KVPool:
     """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer,
-    allocated once. ``family`` is what the names of the graph's inputs for them begin with.
+    allocated once. ``family`` is the prefix of the graph inputs that they feed.
 
-    Rows lie at the beginning of their buffers, so the graph reads and writes any run of consecutive rows
-    where they are. Memory of the CPU is taken from the system when a position is first written.
+    Rows occupy the beginning of the buffers without gaps, so the graph can read and write any range of rows
+    in place. On the CPU the system provides memory when a position is first written.
 
     Raises:
-        ConfigError: there is no memory for so many rows of so many positions.
+        ConfigError: the memory is too small for so many rows of so many positions.
     """
 
     def __init__(self, graph: OrtModel, rows: int, length: int, family: str = PAST) -> None:
@@ -53,7 +53,7 @@ class KVPool:
         return self._buffers[name].dtype
 
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Window]]:
-        """The memory of ``rows`` rows from ``first``, by the graph's input."""
+        """Yields the memory of ``rows`` rows from ``first`` on, with the graph input that it feeds."""
         for name, one in self._buffers.items():
             yield (
                 name,
@@ -64,17 +64,17 @@ class KVPool:
             )
 
     def write(self, row: int, arrays: Sequence[np.ndarray], start: int = 0) -> None:
-        """Puts keys and values ``[heads, positions, head_dim]``, one array a buffer in their order, into a
-        row from a position on.
+        """Writes keys and values ``[heads, positions, head_dim]`` into a row from the position ``start`` on;
+        one array for each buffer, in their order.
         """
         for one, array in zip(self._buffers.values(), arrays, strict=True):
             one.write(row, array, start)
 
     def read(self, row: int, start: int, stop: int) -> list[np.ndarray]:
-        """A copy of positions of a row, as :meth:`write` takes it."""
+        """Returns copies of the positions ``start`` to ``stop`` of a row, one for each buffer."""
         return [one.read(row, start, stop) for one in self._buffers.values()]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first ``length`` positions of one row to another."""
+        """Copies the first ``length`` positions of a row to another row."""
         for one in self._buffers.values():
             one.move(source, target, length)

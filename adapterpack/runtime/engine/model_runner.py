@@ -1,5 +1,7 @@
-"""The rows that are in the pool, side by side: those that run first, and behind them those whose prompts are
-being read.
+"""Runs the passes of the decoder engine and keeps its rows packed in the KV pool: running rows first, then
+rows whose prompts are being read.
+
+A decode pass runs on a contiguous range of rows, so the runner moves rows when one leaves.
 """
 
 from __future__ import annotations
@@ -23,17 +25,20 @@ from .prefix_cache import PrefixCache
 from .sources import Sources
 
 MOST_CAPTURED = 64
-"""Shapes of steps that are captured: numbers of rows, and ranks of their adapters. Others run as they are."""
+"""The most step shapes (number of rows, ranks of their adapters) that are captured; further ones run
+uncaptured.
+"""
 
 
 @dataclass(eq=False, kw_only=True)
 class SequenceState:
-    """One sequence of tokens in the runner. What it needs is held here, and never looked up again by a name.
+    """One sequence of tokens in the runner. It holds its adapter itself, since names may change while it
+    runs.
 
-    ``prompt`` are its tokens, of which ``num_computed_tokens`` have been read; sequences with another
-    ``salt`` neither find nor tell what was read of it. ``features`` are other inputs of its pass, and
-    ``source`` those of the encoder's. ``kv_len`` counts the positions that it has in the cache, and
-    ``next_token`` is the one that comes next. ``request`` is whose it is.
+    ``prompt`` are its tokens, of which ``num_computed_tokens`` have been read. Sequences share cached
+    prefixes only with those of the same ``salt``. ``features`` are other inputs of its pass, and ``source``
+    the inputs of the encoder. ``kv_len`` is the number of its positions in the cache, and ``next_token`` the
+    token to read next. ``request`` is the request to which it belongs.
     """
 
     prompt: Sequence[int]
@@ -43,27 +48,27 @@ class SequenceState:
     salt: bytes = b""
     request: Any = None
     source_length: int = field(init=False, default=0)
-    """The positions that the encoder has given it, once it has read the source."""
+    """The length of the encoder's output for it; 0 until the encoder has run."""
     num_computed_tokens: int = 0
     kv_len: int = 0
     next_token: int = 0
     acting: np.ndarray | None = field(init=False, default=None)
-    """At which of the prompt's tokens its adapter acts; None where it acts everywhere."""
+    """The prompt tokens at which its adapter acts, ``[tokens]`` bool; None if it acts everywhere."""
     acted: bool = field(init=False, default=False)
-    """Whether it has acted so far."""
+    """Whether the adapter has acted at some token so far."""
     acted_before: bool = field(init=False, default=False)
-    """The same before the last step."""
+    """The value of ``acted`` before the last step, which :meth:`ModelRunner.retract` restores."""
     answered: list[int] = field(init=False, default_factory=list)
     """The tokens after the prompt that are in the cache."""
     begun: bool = field(init=False, default=False)
     """Whether its prompt is being read, or has been."""
 
     def fork(self) -> SequenceState:
-        """Another sequence of the same prompt and request, which has computed nothing yet."""
+        """Returns another sequence of the same prompt and request that has computed nothing yet."""
         return replace(self, num_computed_tokens=0, kv_len=0, next_token=0)
 
     def follow(self, other: SequenceState) -> None:
-        """Makes it a sequence that is as far as another one of the same prompt."""
+        """Takes over the progress of another sequence of the same prompt."""
         self.num_computed_tokens, self.kv_len = other.num_computed_tokens, other.kv_len
         self.source_length, self.acted = other.source_length, other.acted
         self.begun, self.answered = other.begun, list(other.answered)
@@ -76,16 +81,16 @@ class SequenceState:
 
     @property
     def tokens(self) -> list[int]:
-        """The tokens that are in its cache, those of the adapter's prompt aside."""
+        """The tokens in its cache, without the virtual tokens of the adapter's prompt."""
         return [*self.prompt[: self.num_computed_tokens], *self.answered]
 
 
 class ModelRunner:
-    """Up to ``max_rows`` rows of up to ``max_length`` positions; it runs their passes and knows nothing of
-    text or sampling.
+    """Runs passes on up to ``max_rows`` rows of up to ``max_length`` positions. It deals in token ids and
+    logits only; text and sampling are the caller's.
 
-    ``prefilled`` counts the tokens of prompts that were read, ``reused`` those that were known from rows
-    before; these are kept in up to ``prefix_budget`` bytes.
+    ``prefilled`` counts the prompt tokens that were read, ``reused`` those whose keys and values were cached
+    by earlier rows, in up to ``prefix_budget`` bytes.
     """
 
     def __init__(
@@ -109,30 +114,30 @@ class ModelRunner:
         self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
         self._pass: BoundStep | None = None
         self.fixed = self.graph.resolved.captures
-        """Whether steps of one shape have one memory for good, which a captured run needs."""
+        """Whether steps of one shape keep their memory, as a captured (CUDA graph) run requires."""
         self._captured: dict[object, BoundStep] = {}
         self._short = longrope_length(bundle.config) if LAST_POSITIONS in self.graph.inputs else None
-        """The most positions of a row whose numbers are those of short ones."""
+        """For models with LongRoPE: the longest row that uses the short position factors."""
 
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
 
     def read_cache(self, place: int, length: int) -> dict[str, np.ndarray]:
-        """A copy of the first positions ``[heads, length, width]`` of a row's caches, by the graph's inputs
-        for them.
+        """Returns copies of the first ``length`` positions ``[heads, length, width]`` of a row's caches, by
+        graph input.
         """
         return dict(zip(dict(self._pool.windows(place, 1)), self._pool.read(place, 0, length), strict=True))
 
     def admit(self, row: SequenceState) -> None:
-        """Puts a row behind the others, with what its adapter's prompt puts into its cache."""
+        """Adds a row after the others and writes its adapter's prompt into its cache."""
         if row.adapter is not None and row.adapter.prompt is not None:
             self._pool.write(len(self), self._reader.caches(row.adapter.prompt))
             row.kv_len = row.adapter.virtual
         self.reading.append(row)
 
     def next_to_read(self) -> SequenceState:
-        """The row whose prompt is read next. When its turn comes, what is known of the prompt is taken over,
-        also from rows that were admitted with it.
+        """Returns the row whose prompt is read next. Looks up cached prefixes only now, so that a row can use
+        those of rows that were admitted together with it.
         """
         row = self.reading[0]
         if self.prefixes.budget and not row.begun and not (row.features or row.source):
@@ -146,8 +151,8 @@ class ModelRunner:
         return row
 
     def prefill(self, tokens: int) -> np.ndarray:
-        """Reads the next tokens of the first prompt that is being read; the logits ``[vocabulary]`` after the
-        last of them. A row whose prompt has been read is one that runs.
+        """Reads the next ``tokens`` tokens of the first unread prompt and returns the logits ``[vocabulary]``
+        after the last of them. When the prompt is complete, the row becomes a running one.
         """
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
@@ -183,8 +188,8 @@ class ModelRunner:
         acting: np.ndarray | None,
         whole: int,
     ) -> np.ndarray:
-        """One pass over tokens of a row from the position ``start`` on; the row has ``whole`` positions in
-        the end.
+        """Runs one pass over tokens of a row, from the position ``start`` on. ``whole`` is the number of
+        positions that the row will have after its prompt.
         """
         once = BoundStep(
             self.graph,
@@ -206,8 +211,8 @@ class ModelRunner:
         return logits
 
     def _reread(self, row: SequenceState, place: int) -> None:
-        """Reads again what a row has in its cache, before the token with which it is no longer a short
-        one.
+        """Recomputes the cache of a row that is about to exceed the short length of LongRoPE: with the long
+        factors all its keys change.
         """
         tokens, acting = row.tokens, None
         if row.adapter is not None and row.adapter.acts is not None:
@@ -224,36 +229,40 @@ class ModelRunner:
             self.prefixes.keep(row, self._pool, place, self._is_long(row.kv_len))
 
     def decode(self) -> np.ndarray:
-        """One token more in every running row: the logits ``[rows, vocabulary]`` after it."""
+        """Reads one more token in every running row and returns the logits ``[rows, vocabulary]``
+        after it.
+        """
         logits = self._decode(self.running, 0).copy()
         for row in self.running:
             _advance(row)
         return logits
 
     def decode_alone(self, place: int) -> np.ndarray:
-        """One token more in one running row by itself: its logits ``[vocabulary]``."""
+        """Reads one more token in a single running row and returns its logits ``[vocabulary]``."""
         row = self.running[place]
         logits: np.ndarray = self._decode([row], place)[0].copy()
         _advance(row)
         return logits
 
     def retract(self, row: SequenceState) -> None:
-        """Takes back the last step of a running row: the next one is the same again."""
+        """Undoes the last step of a running row, so that the next step repeats it."""
         row.kv_len -= 1
         row.answered.pop()
         row.acted = row.acted_before
 
     def add_rows(self, rows: Sequence[SequenceState]) -> None:
-        """Makes room for rows behind the running ones, which go on from others: see :meth:`rearrange`."""
+        """Makes room for rows after the running ones; :meth:`rearrange` then fills their caches."""
         first = len(self.running)
         for place, row in reversed(list(enumerate(self.reading, first))):
             self._move(row, place, place + len(rows))
         self.running += rows
 
     def rearrange(self, rows: Sequence[SequenceState], parents: Sequence[int]) -> list[SequenceState]:
-        """These running rows of one prompt in another order: the one at each place goes on from the one that
-        was at the place that ``parents`` has there. A row stays where it is for the first that goes on from
-        it; others take the places of rows from which none does.
+        """Reorders the sequences of a beam search: the sequence at each place continues the one at the place
+        that ``parents`` names.
+
+        The first continuation of a row keeps its place in the pool. Further continuations are copied to the
+        places of rows that nothing continues.
         """
         free, kept = [row for place, row in enumerate(rows) if place not in parents], set[int]()
         result = []
@@ -263,7 +272,8 @@ class ModelRunner:
                 row = free.pop()
                 source, target = (self.running.index(one) for one in (rows[place], row))
                 self._pool.move(source, target, rows[place].kv_len)
-                if not row.source_length:  # otherwise it has the same source already
+                # sequences of one request have the same source, so one copy is enough
+                if not row.source_length:
                     self._sources.move(source, target, rows[place].source_length)
                 row.follow(rows[place])
             kept.add(place)
@@ -271,8 +281,8 @@ class ModelRunner:
         return result
 
     def remove(self, row: SequenceState, keep: bool = True) -> None:
-        """Takes a row out. The last running row takes the place of one that ran; prompts that are being read
-        keep their order. ``keep`` what it has read for others that begin as it did.
+        """Removes a row. The last running row moves into the gap; unread prompts keep their order. With
+        ``keep`` the prefix cache keeps what the row has read.
         """
         if row in self.running:
             place, last = self.running.index(row), len(self.running) - 1
@@ -295,7 +305,7 @@ class ModelRunner:
             self._pass = None
 
     def _move(self, row: SequenceState, source: int, target: int) -> None:
-        """Copies what a row has in its place to another place."""
+        """Copies the caches of a row to another place."""
         self._pool.move(source, target, row.kv_len)
         self._sources.move(source, target, row.source_length)
 
@@ -317,8 +327,10 @@ class ModelRunner:
         return logits
 
     def _bound(self, first: int, rows: int, feeds: Feeds) -> BoundStep:
-        """A step's pass, made anew, or the one of this shape. A host reads the longest row's length when a
-        run is recorded, so a captured pass has the pool's.
+        """Returns the bound pass of a step: a new one, or the captured pass of this shape.
+
+        Captured passes treat every row as long as the pool, since a recording fixes the longest length, which
+        the host reads.
         """
         if not self.fixed:
             return BoundStep(
@@ -356,7 +368,7 @@ def _advance(row: SequenceState) -> None:
 
 
 def _acts(row: SequenceState) -> bool:
-    """Whether a row's adapter acts at its next position."""
+    """Returns whether a row's adapter acts at its next token, and records that in the row."""
     if row.adapter is None or row.adapter.acts is None:
         return True
     row.acted_before = row.acted

@@ -1,11 +1,11 @@
-"""Keys and values of prompts that were read before: a row that begins with the same tokens takes them over
-instead of reading them.
+"""A prefix cache: rows whose prompts begin with the same tokens share their keys and values instead of
+reading them again.
 
-They are kept in blocks of tokens. The key of a block is a hash of everything that its values depend on: the
-tokens up to its end, and which adapter acted at which of them; and of the row's salt, since the time that a
-prompt takes tells whether others have sent its beginning. Tokens at which an adapter does not act have the
-base's key, so rows with different activated LoRAs (aLoRA, https://arxiv.org/abs/2504.12397) share one reading
-of a conversation up to their invocations.
+It keeps blocks of tokens. The key of a block hashes everything on which its values depend: the tokens up to
+its end, and which adapter acted at which of them. It also hashes the row's salt, because the time to the
+first token would otherwise reveal whether someone else has sent the same beginning. Tokens at which an
+adapter does not act have the key of the base, so rows with different activated LoRAs (aLoRA,
+https://arxiv.org/abs/2504.12397) share the conversation up to their invocations.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool
 
 BLOCK = 16
-"""Tokens of a block."""
+"""The number of tokens in a block."""
 
 
 class ReadRow(Protocol):
-    """What is needed of a row."""
+    """The attributes of a row that the cache uses."""
 
     adapter: ResidentAdapter | None
     acting: np.ndarray | None
@@ -34,26 +34,28 @@ class ReadRow(Protocol):
 
     @property
     def tokens(self) -> Sequence[int]:
-        """The tokens whose keys and values are in its cache, those of the adapter's prompt aside."""
+        """The tokens whose keys and values are in the row's cache, without those of the adapter's prompt."""
         ...
 
 
 class PrefixCache:
-    """Up to ``budget`` bytes of blocks; the least recently used are given up first."""
+    """Keeps up to ``budget`` bytes of blocks and evicts the least recently used first."""
 
     def __init__(self, budget: int) -> None:
         self.budget, self.nbytes = budget, 0
         self._blocks: OrderedDict[bytes, list[np.ndarray]] = OrderedDict()
 
     def clear(self) -> None:
-        """Gives up all of them."""
+        """Drops all blocks."""
         self.nbytes = 0
         self._blocks.clear()
 
     def restore(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> int:
-        """Writes what is known of a row's prompt into its place in the pool, behind its adapter's prompt; how
-        many tokens that are. The last token is never among them: its logits are wanted. Long rows have
-        numbers of their own where the model makes a difference.
+        """Writes the cached blocks of a row's prompt into its place in the pool, after the adapter's prompt,
+        and returns the number of tokens that they hold.
+
+        The last token is always read, because its logits are needed. With LongRoPE long rows (``is_long``)
+        have other values than short ones, hence other keys.
         """
         start, keys = _virtual(row), list[bytes]()
         for number, key in enumerate(_keys(row, row.prompt[:-1], is_long)):
@@ -62,12 +64,13 @@ class PrefixCache:
                 break
             pool.write(place, block, start + number * BLOCK)
             keys.append(key)
-        for key in reversed(keys):  # a block is of use only with those before it, which are given up last
+        # a block is useless without the blocks before it, so these are evicted last
+        for key in reversed(keys):
             self._blocks.move_to_end(key)
         return len(keys) * BLOCK
 
     def keep(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> None:
-        """Keeps the whole blocks of what a row has read."""
+        """Stores the complete blocks of what a row has read."""
         start, keys = _virtual(row), list(_keys(row, row.tokens, is_long))
         for number, key in enumerate(keys):
             if key not in self._blocks:
@@ -85,9 +88,9 @@ def _virtual(row: ReadRow) -> int:
 
 
 def _keys(row: ReadRow, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
-    """The keys of the whole blocks of a row."""
+    """Yields the keys of the complete blocks of a row; each is chained to the one before."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
-    # what follows an adapter's prompt depends on it
+    # every token attends to the adapter's prompt, so all values depend on it
     key = row.salt + b"long" * is_long + (digest if _virtual(row) else b"")
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]

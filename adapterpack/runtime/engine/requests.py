@@ -1,4 +1,4 @@
-"""The requests of an engine, and the events that its steps give of them."""
+"""The requests of an engine, and the events that its steps return."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ class Event:
     Attributes:
         request: the number that :meth:`~.base.Engine.add` gave.
         adapter: the digest of the pack that the row runs with, None for the base.
-        token: the id of the row's new token; None where it ended otherwise.
+        token: the id of the row's new token; None if the step ended the row without one.
         choice: how it was chosen, with its log-probability if the request asks for it.
-        text: the answer so far. It is final: the next one begins with it. A beam search has none before its
-            end.
-        finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it goes
-            on.
-        error: what went wrong, of a row that ended by ``error``.
-        result: what the row's one pass says, of a task that makes no text: the keys that ``adapterpack run``
+        text: the answer so far. Later events only extend it. A beam search has none before its end.
+        finish_reason: why the row ended: ``stop``, ``length``, ``cancelled`` or ``error``; None while it
+            runs.
+        error: the error of a row that ended by ``error``.
+        result: for a task that makes no text, the result of the row's pass: the keys that ``adapterpack run``
             adds to such a row.
-        prompt_tokens: how many tokens were read for that.
+        prompt_tokens: the number of tokens that were read for the result.
         sequences: the best sequences of a beam search that has ended, best first.
     """
 
@@ -48,8 +47,8 @@ class Event:
 
 @dataclass(eq=False)
 class Request:
-    """A request with its number, its answer so far, and the sequences that the engine runs for it, in the
-    order of the answer.
+    """A request: its number, its answer so far, and the sequences that the engine runs for it, in the order
+    of the answer.
     """
 
     number: int
@@ -61,7 +60,7 @@ class Request:
 
     @property
     def adapter(self) -> ResidentAdapter | None:
-        """The adapter that its sequences run with."""
+        """The adapter with which its sequences run."""
         return self.sequences[0].adapter
 
     @property

@@ -1,9 +1,9 @@
-"""The values of a pack of a fleet for the engine's graph: arrays that all such packs share, and small cores
-that are multiplied in when a row needs them.
+"""Slot values of fleet packs for the engine's graph: large arrays that all packs share, and a small core of
+each pack.
 
-A change is ``x down core up``, of which ``down`` and ``up`` are the fleet's. The core goes into the narrower
-of the two, row by row; the other is one array for all rows. So memory holds the two once, and of each pack
-its core.
+A change is ``x down core up``, where ``down`` and ``up`` belong to the fleet. A row's slots need two factors,
+so the core is multiplied into the smaller one when a row needs it, and the other stays a single array for all
+rows. Memory thus holds ``down`` and ``up`` once, and only the core of each pack.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from .slot_layout import SlotLayout
 
 @dataclass(eq=False)
 class FactoredValue:
-    """The values of a slot as a product: parts of the ``shared`` array ``[in, parts k]`` or ``[parts k,
-    out]``, each times a core ``[k, k]``, or zero where there is none. ``columns``: the parts are columns.
+    """The values of a slot as a product: the parts of the ``shared`` array ``[in, parts k]`` or ``[parts k,
+    out]``, each multiplied by its core ``[k, k]``, or zero for a part without a core. With ``columns`` the
+    parts are ranges of columns.
     """
 
     shared: np.ndarray
@@ -37,12 +38,12 @@ class FactoredValue:
 
     @property
     def nbytes(self) -> int:
-        """The bytes of the cores, which are all that this pack needs."""
+        """The bytes of the cores, the only memory that belongs to this pack alone."""
         return sum(one.codes.nbytes + one.scales.nbytes for one in self.cores if one is not None)
 
     def array(self) -> np.ndarray:
-        """The values: made anew, unless those that were made last are still in use, as they are while a row's
-        prompt is read.
+        """Returns the product. It reuses the last one while something still refers to it, as during the
+        prefill of a prompt.
         """
         last = None if self._made is None else self._made()
         if last is None:
@@ -65,17 +66,17 @@ class FactoredValue:
 
 
 SlotValue = np.ndarray | FactoredValue
-"""The values of a slot, as they are or as a product."""
+"""The values of a slot, as an array or as a product."""
 
 
 def array_of(value: SlotValue) -> np.ndarray:
-    """The numbers of a slot's values."""
+    """Returns the values of a slot as an array."""
     return value.array() if isinstance(value, FactoredValue) else value
 
 
 class SharedArrays:
-    """Makes the values of packs of fleets, and keeps the arrays that they share for as long as one of them
-    does.
+    """Computes the values of fleet packs, and shares the large arrays among them for as long as one of them
+    is in memory.
     """
 
     def __init__(self, layout: SlotLayout) -> None:
@@ -85,8 +86,8 @@ class SharedArrays:
     def of(
         self, factored: Mapping[str, SharedFactors], values: Values
     ) -> tuple[dict[str, SlotValue], frozenset[str]]:
-        """A pack's values, those of its ``factored`` sites in shared arrays and products; and which of them
-        are shared.
+        """Splits a pack's values at its ``factored`` sites into shared arrays and products. Returns the
+        values, and the names of the slots whose arrays are shared.
         """
         result: dict[str, SlotValue] = dict(values)
         shared = set()
@@ -104,7 +105,7 @@ class SharedArrays:
                 or not values[names[0]].size
                 or all(core is None for core in cores)
             ):
-                continue  # no site of these changes, or none of a fleet's
+                continue  # not a low-rank site, or not one of the fleet
             arrays = self._arrays(path, members, cores, names, values)
             narrow = values[names[0]].size <= sum(values[name].size for name in ups)
             for name in names:
@@ -125,7 +126,9 @@ class SharedArrays:
         names: Sequence[str],
         values: Values,
     ) -> Values:
-        """The slots of a path with the bases alone, as arrays that every pack of these bases gets."""
+        """Returns the fleet's ``down`` and ``up`` at a site in the layout of the slots, as arrays that all
+        packs of these bases share.
+        """
         key = tuple("" if core is None else core.bases for core in cores)
         found = {name: array for name in names if (array := self._known.get((name, *key))) is not None}
         if len(found) < len(names):

@@ -1,9 +1,9 @@
-"""The slots of the engine's graph: the shape of each for given ranks, and how an adapter's values are put
-into it.
+"""The slots of the engine's graph: their shapes for given ranks, and how an adapter's values are written into
+them.
 
-A free axis (a rank, a number of experts, of tokens, of labels) is as long as the widest adapter of a batch
-needs it. Slots that share an axis have one extent for it: ``down`` and ``up`` of a site, and those of several
-siblings whose products are one.
+A free axis (a rank, a number of experts, tokens or labels) is as long as the widest adapter of a batch needs.
+Slots that share an axis have one length for it: ``down`` and ``up`` of a site, and those of siblings such as
+q, k and v that share one product.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from ...tasks.task import MAIN
 
 
 class Axis(NamedTuple):
-    """A free axis: the path of the site, or of the group of sites, that has it, and its name."""
+    """A free axis: its name, and the path of the site or group of sites to which it belongs."""
 
     path: str
     name: str
 
 
 Extents = Mapping[Axis, int]
-"""How long free axes are; one that is not named is as short as it can be."""
+"""Free axis -> its length; an axis that is missing has its least length."""
 
 
 class Slot(NamedTuple):
-    """One input of the graph. ``axes`` are extents, or free axes; along the axis ``split``, ``parts`` of that
-    length follow each other.
+    """One input of the graph. ``axes`` are fixed lengths or free axes. Along the axis ``split``, ``parts``
+    blocks of that length follow each other, one for each member of a group.
     """
 
     name: str
@@ -44,10 +44,12 @@ class Slot(NamedTuple):
     dtype: str
     neutral: np.ndarray
     table: bool = False
-    """It is looked up by adapter and token, ``[adapters, ...]``; the others are ``[rows, ...]``."""
+    """Whether the graph looks it up by adapter and token: ``[adapters, ...]``. Other slots are ``[rows,
+    ...]``.
+    """
 
     def shape(self, extents: Extents, least: Extents) -> tuple[int, ...]:
-        """The shape of one adapter's values."""
+        """Returns the shape of one adapter's values for these lengths."""
         lengths = [
             axis if isinstance(axis, int) else extents.get(axis, least.get(axis, 0)) for axis in self.axes
         ]
@@ -55,8 +57,8 @@ class Slot(NamedTuple):
         return tuple(lengths)
 
     def fill(self, target: np.ndarray, array: np.ndarray | None) -> None:
-        """Puts an adapter's values into memory of this slot, or of more room, and what changes nothing around
-        them.
+        """Writes an adapter's values into memory of this slot's shape or a larger one, and neutral values,
+        which change nothing, around them.
         """
         target[...] = self.neutral
         if array is not None:
@@ -64,7 +66,7 @@ class Slot(NamedTuple):
             self._apart(target)[tuple(slice(0, length) for length in own.shape)] = own
 
     def _apart(self, array: np.ndarray) -> np.ndarray:
-        """An array with an axis for the parts."""
+        """Reshapes an array so that the parts have an axis of their own."""
         at = self.split
         return array.reshape(
             *array.shape[:at], self.parts, array.shape[at] // self.parts, *array.shape[at + 1 :]
@@ -72,8 +74,8 @@ class Slot(NamedTuple):
 
 
 class SlotLayout:
-    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base's own heads,
-    for adapters without one; ``base`` are the values of a row without an adapter.
+    """The slots of a bundle's decoder, whose graph has these ``inputs``. ``heads`` are the base model's
+    heads, for adapters without one; ``base`` are the values of a row without an adapter.
     """
 
     def __init__(self, bundle: Bundle, inputs: Mapping[str, Any], heads: Values) -> None:
@@ -87,8 +89,8 @@ class SlotLayout:
         self.joined = {
             path: int(inputs[name].shape[2]) for path in self.groups if (name := f"{path}.up") in inputs
         }
-        """The groups whose members' ``up`` factors are the blocks of one matrix, and how many columns it
-        has.
+        """Groups whose members' ``up`` factors form one block-diagonal matrix -> the number of its
+        columns.
         """
         self.least: dict[Axis, int] = {}
         self.slots: dict[str, Slot] = {}
@@ -108,8 +110,8 @@ class SlotLayout:
                 neutral("up", group.dtype),
             )
         self.shares = not any(site.flat and site.positional for site in self.sites.values())
-        """Whether rows of one adapter can share its values: positions are those of rows, where tokens do not
-        lie by row.
+        """Whether rows with one adapter can share its values. They cannot at a flat site (tokens without a
+        row axis, as in a mixture of experts) that masks positions by row.
         """
         self.base = self.own({})
 
@@ -133,7 +135,7 @@ class SlotLayout:
         )
 
     def own(self, values: Values) -> Values:
-        """One adapter's values by slot, without those that it leaves at what changes nothing.
+        """Groups one adapter's values by slot; slots that it leaves neutral are missing.
 
         Raises:
             Unsupported: the graph has no slot for a part of the adapter.
@@ -152,7 +154,9 @@ class SlotLayout:
         }
 
     def _blocks(self, path: str, values: Values) -> np.ndarray:
-        """The members' ``up`` factors in one block-diagonal matrix, taken out of ``values``."""
+        """Puts the members' ``up`` factors into one block-diagonal matrix and removes them from
+        ``values``.
+        """
         group = self.groups[path]
         ups = [values.pop(f"{member}.up") for member in group.members]
         rank = len(ups[0])
@@ -183,7 +187,7 @@ class SlotLayout:
             )
 
     def extents(self, values: Values) -> dict[Axis, int]:
-        """The lengths of the free axes that an adapter's values have."""
+        """Returns the lengths of the free axes in an adapter's values."""
         longest: dict[Axis, int] = {}
         for name, array in values.items():
             slot = self.slots[name]
@@ -194,7 +198,7 @@ class SlotLayout:
         return longest
 
     def widest(self, extents: Iterable[Extents]) -> dict[Axis, int]:
-        """The lengths that have room for all of these."""
+        """Returns, for each free axis, the largest of these lengths."""
         result = dict(self.least)
         for one in extents:
             for axis, length in one.items():
@@ -202,7 +206,7 @@ class SlotLayout:
         return result
 
     def ranks(self, extents: Extents) -> dict[str, np.ndarray]:
-        """The widths of the parts of each shared slot that the graph splits, by input of the graph."""
+        """Returns the widths at which the graph splits each shared slot, by graph input."""
         return {
             part_ranks(path): np.full(len(group.members), extents.get(Axis(path, RANK), 0), np.int64)
             for path, group in self.groups.items()

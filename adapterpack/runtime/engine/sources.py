@@ -1,5 +1,5 @@
-"""What an encoder made of the rows of the pool: the keys and values that their decoder looks at, computed
-once for each.
+"""The encoder's output for the rows of the pool: the keys and values for cross-attention, computed once for
+each row.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool, Window
 
 _STEP = 64
-"""Positions by which the memory of all rows grows: a decoder looks at as many for each row as the longest one
-has.
+"""The memory of all rows grows by this many positions. It stays small, because cross-attention covers the
+longest row's length in every row.
 """
 
 
 class SourceRow(Protocol):
-    """What is needed of a row."""
+    """The attributes of a row that this module uses."""
 
     adapter: ResidentAdapter | None
     source: Mapping[str, np.ndarray]
@@ -37,7 +37,7 @@ class SourceRow(Protocol):
 
 
 def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray]) -> Arrays:
-    """The inputs of one row of the bundle's encoder: token ids, or what is ``given`` in their place, such as
+    """Returns the encoder inputs of one row: token ids, or the arrays ``given`` in their place, such as
     ``input_features``.
 
     Raises:
@@ -75,16 +75,16 @@ def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray
 
 
 def _virtual(row: SourceRow) -> int:
-    """The virtual tokens before those of a row."""
+    """Returns the number of virtual tokens that the adapter puts before a row's encoder tokens."""
     here = None if row.adapter is None else row.adapter.source.get(f"{PROMPT}.virtual_here")
     return 0 if here is None else int(here[0].sum())
 
 
 class Sources:
-    """The encoder's keys and values of up to ``rows`` rows, side by side as those of the rows themselves;
-    nothing of a decoder alone.
+    """The encoder's keys and values of up to ``rows`` rows, at the same indices as the rows in the KV pool.
+    Empty for a bundle without an encoder.
 
-    The memory is as long as the longest row needs it, and given back when no row is left.
+    The memory is as long as the longest row, and is freed when no row is left.
     """
 
     def __init__(self, bundle: OpenBundle, decoder: OrtModel, rows: int) -> None:
@@ -93,8 +93,8 @@ class Sources:
         self._pool: KVPool | None = None
 
     def read(self, row: SourceRow, place: int) -> bool:
-        """Runs the encoder on a row and puts what it gives into its place, behind those of the rows so far;
-        whether the memory of all rows is another one now.
+        """Runs the encoder on a row and stores its keys and values at ``place``. Returns whether the memory
+        was reallocated, which invalidates bound passes.
         """
         outputs = self._encode(row)
         arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
@@ -114,19 +114,19 @@ class Sources:
         return moved
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies what belongs to one row to another."""
+        """Copies the keys and values of a row to another place."""
         if self._pool is not None and length:
             self._pool.move(source, target, length)
 
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Any, Window]]:
-        """The memory of ``rows`` rows from ``first`` by the graph's input, each with its float type."""
+        """Yields the memory of ``rows`` rows from ``first`` on: graph input, float type, window."""
         if self._pool is not None:
             yield from (
                 (name, self._pool.dtype(name), window) for name, window in self._pool.windows(first, rows)
             )
 
     def forget(self) -> None:
-        """Gives the memory back."""
+        """Frees the memory."""
         self._pool = None
 
     def _grow(self, length: int, rows: int) -> None:
