@@ -1,11 +1,11 @@
 """The normal form of the kind "attention": a prompt that a layer's own attention reads in addition to its
-tokens, through a gate.
+tokens, scaled by a gate.
 
     h_t' = h_t + W_o concat_i( g_i softmax(s q_t,i K_i^T) V_i ),   K = W_k P,   V = W_v P
 
-``q_t`` are the layer's queries as its own attention uses them, W_k, W_v and W_o its own frozen projections:
-what the prompt becomes there depends on nothing else. Neither a weight nor a cache can hold this; a layer
-without the adapter is untouched.
+``q_t`` are the layer's queries as its own attention uses them, and W_k, W_v and W_o its own frozen
+projections, so the prompt's keys and values depend only on the prompt and the layer. Neither a weight nor a
+KV cache can hold this change; a layer without the adapter is untouched.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ TRAITS = Traits(
     layers=("attention",),
     exclusive=True,
 )
-"""What the methods of this kind have in common."""
+"""The traits that all methods of this kind share."""
 
 
 class AttentionForm(NamedTuple):
-    """``prompt`` ``[n, width]``, and ``gate`` ``[1]`` or, one for each head of the queries, ``[heads]``."""
+    """``prompt`` ``[n, width]``, and ``gate`` of shape ``[1]``, or ``[heads]`` with one gate for each query
+    head.
+    """
 
     prompt: Array
     gate: Array
 
 
 def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scale: float) -> Array:
-    """What the heads add before the output projection: ``[batch, length, heads * head_dim]``.
+    """Returns what the heads add before the output projection: ``[batch, length, heads * head_dim]``.
 
-    ``queries`` ``[batch, heads, length, head_dim]``, ``keys`` and ``values`` ``[key heads, n, head_dim]``, of
-    which each serves as many heads of the queries as there are more of those.
+    ``queries`` are ``[batch, heads, length, head_dim]``, ``keys`` and ``values`` ``[key heads, n,
+    head_dim]``. With grouped-query attention each key head serves ``heads / key heads`` query heads.
 
     Example:
         >>> import numpy as np

@@ -1,10 +1,11 @@
-"""The normal form of methods that add to a block's output (kind "activation"), and the base of their configs.
+"""The normal form of methods that add a bottleneck's output to a block's output (kind "activation"), and the
+base class of their configs.
 
     h' = h + up(act(down(norm(z))))
 
-``h`` is the block's output ``[..., width]``; ``z`` is ``h``, or the input that a block was given (the
-parallel form, He et al. 2022, arXiv 2110.04366, section 3.2). A weight cannot hold this, so nothing here
-folds; everything else is done with these few fields.
+``h`` is the block's output ``[..., width]``; ``z`` is ``h``, or the block's input (the parallel form, He et
+al. 2022, arXiv 2110.04366, section 3.2). A weight cannot hold a nonlinear branch, so nothing here folds;
+training, exporting and serving all use these few fields.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ..core.operators import Array, Operator
 from ..core.site import Params, Site
 
 EPSILON = 1e-5
-"""What keeps the norm's division away from zero."""
+"""Keeps the norm's division away from zero."""
 
 TRAITS = Traits(
     additive=False,
@@ -33,19 +34,19 @@ TRAITS = Traits(
     quantizable=False,
     layers=("block",),
 )
-"""What the methods of this kind have in common: nothing of them is in a weight."""
+"""The traits that all methods of this kind share."""
 
 
 class Norm(NamedTuple):
-    """Layer normalization over the last axis: ``(z - mean) / sqrt(var + EPSILON) * weight + bias``, both
-    ``[width]``.
+    """Layer normalization over the last axis: ``(z - mean) / sqrt(var + EPSILON) * weight + bias``;
+    ``weight`` and ``bias`` are ``[width]``.
     """
 
     weight: Array
     bias: Array
 
     def apply(self, z: Array) -> Array:
-        """``[..., width]`` to the same."""
+        """Normalizes ``z`` of shape ``[..., width]``."""
         xp = array_namespace(z, self.weight)
         centred = z - xp.mean(z, axis=-1, keepdims=True)
         variance = xp.mean(centred * centred, axis=-1, keepdims=True)
@@ -56,8 +57,8 @@ class BlockForm(NamedTuple):
     """The normal form of one adapter at one block; ``None`` means absent.
 
     Shapes: ``down`` ``[r, width]``, ``down_bias`` ``[r]``, ``up`` ``[width, r]``, ``up_bias`` ``[width]``;
-    ``up`` and its bias already hold the scale. ``act`` is one of :data:`ACTIVATIONS`. ``reads_input``: the
-    branch reads the input, not the output.
+    ``up`` and its bias include the scale. ``act`` is a key of :data:`ACTIVATIONS`. ``reads_input``: the
+    branch reads the block's input instead of its output.
     """
 
     down: Operator
@@ -72,10 +73,10 @@ class BlockForm(NamedTuple):
 def evaluate_block(
     form: BlockForm, h: Array, x: Array | None = None, drop: Callable[[Array], Array] | None = None
 ) -> Array:
-    """``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` likewise where the form
-    reads the input.
+    """Computes ``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` of the same
+    shape if the form reads the input.
 
-    ``drop`` is the dropout on what is added, while training.
+    ``drop`` is the dropout that training applies to what is added.
 
     Example:
         >>> from adapterpack.adapter_methods import Dense
@@ -102,7 +103,7 @@ def run_block(
     x: Array | None = None,
     drop: Callable[[Array], Array] | None = None,
 ) -> Array:
-    """The adapted output of a block that gave ``h`` ``[..., width]`` for the input ``x``."""
+    """Returns the adapted output of a block that computed ``h`` ``[..., width]`` from the input ``x``."""
     return evaluate_block(method.normal_form(cfg, params, site), h, x, drop)
 
 
@@ -116,13 +117,13 @@ def _tanh(x: Array) -> Array:
 
 
 def _silu(x: Array) -> Array:
-    return 0.5 * x * (1 + _tanh(0.5 * x))  # x sigmoid(x), without an exponential that overflows
+    return 0.5 * x * (1 + _tanh(0.5 * x))  # x sigmoid(x), by a tanh that cannot overflow
 
 
 def _gelu(x: Array) -> Array:
     xp = array_namespace(x)
     inner = x * math.sqrt(0.5)
-    # numpy has none
+    # numpy has no erf
     erf = xp.erf(inner) if hasattr(xp, "erf") else np.vectorize(math.erf, otypes=[inner.dtype])(inner)
     return 0.5 * x * (1 + erf)
 
@@ -139,32 +140,32 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
 }
-"""Name -> what stands between ``down`` and ``up``; zero is mapped to zero by each, so that a branch can be
-padded.
+"""Name -> the activation between ``down`` and ``up``. Each maps zero to zero, so that a branch can be padded
+with zeros.
 """
 
 ALIASES = {"swish": "silu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "linear": "identity"}
-"""Other names of activations -> ours."""
+"""Other names of activations -> the names in :data:`ACTIVATIONS`."""
 
 ENTRIES = {
     "attention.output.dense": "attention.self.query",
     "output.dense": "intermediate.dense",
     "fc2": "fc1",
 }
-"""For a block that is no module of its own: the end of the path of the layer that gives its output -> of the
-one that takes its input.
+"""For a block that is not a module of its own: end of the path of the layer that computes its output -> end
+of the path of the layer that reads its input.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockConfig(SiteConfig):
-    """What bottlenecks have in common: where they go, how narrow they are, what they read.
+    """The settings that bottleneck methods share: where the branch goes, how narrow it is and what it reads.
 
     ``targets`` may also be ``all-layers`` (the output of every repeated layer, which is the residual stream),
-    ``all-ffn``, ``all-attention``, or ``all-blocks`` (attention and feed-forward): what a sub-layer gives
-    before the residual and the norm. ``source`` is ``output``, ``input``, or the module whose input is read:
-    a name that takes the place of the last components of the site's path. The bottleneck is ``width //
-    reduction`` wide, and at least one.
+    ``all-ffn``, ``all-attention``, or ``all-blocks`` (attention and feed-forward): the output of a sub-layer
+    before the residual and the norm. ``source`` is ``output``, ``input``, or the module whose input the
+    branch reads, as a name that replaces the last components of the site's path. The bottleneck is ``width //
+    reduction`` wide, and at least 1.
 
     Example:
         >>> BlockConfig(source="input").at("encoder.layer.0.output.dense").source
@@ -195,8 +196,8 @@ class BlockConfig(SiteConfig):
         object.__setattr__(self, "scaling", float(self.scaling))
 
     def at(self, path: str) -> Self:
-        """The config at one site: the reduction looked up, and the module whose input is read named in
-        full.
+        """Returns the config for one site, with its reduction and the full path of the module whose input is
+        read.
         """
         reduction = by_suffix(self.reduction_pattern, path, self.reduction)
         return replace(self, reduction=reduction, source=entry_of(self.source, path), reduction_pattern={})
@@ -208,17 +209,17 @@ class BlockConfig(SiteConfig):
 
     @property
     def reads_input(self) -> bool:
-        """Whether the branch is parallel to a block, and not behind it."""
+        """Whether the branch is parallel to the block instead of after it."""
         return self.source != "output"
 
     def width(self, site: Site) -> int:
-        """How wide the bottleneck is at a site."""
+        """Returns how wide the bottleneck is at a site."""
         return max(1, int(site.out_features // self.reduction))
 
 
 def entry_of(source: str, path: str) -> str:
-    """``output``, ``input`` (of the module at ``path`` itself), or the path of the module whose input is
-    read.
+    """Returns what a branch at ``path`` reads: ``output``, ``input`` (of the module at ``path`` itself), or
+    the path of the module whose input it reads.
 
     Example:
         >>> entry_of("input", "layers.0.mlp"), entry_of("up", "layers.0.mlp.down")

@@ -1,9 +1,10 @@
-"""The kind "prompt": virtual tokens before the first real one, as embeddings or as keys and values in the
-cache.
+"""The normal form of the kind "prompt": virtual tokens before the first real token, as embeddings or as keys
+and values in the KV cache.
 
-A prompt method reduces its trained tensors to a :class:`PromptForm`; whatever makes them (a network, a
-product, a projection) is gone once the adapter is packed. It acts on the model as a whole, so it has one
-site, which is no module: its path is :data:`~.base.PROMPT`.
+A prompt method reduces its trained tensors to a :class:`PromptForm`. Whatever computes the prompt during
+training (a network, a product, a projection) is dropped when the adapter is packed. A prompt acts on the
+model as a unit, so it has one site, which is not a module: its path is
+:data:`~adapterpack.adapter_methods.core.site.PROMPT`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from ..core.site import PROMPT, Params, Site
 from .prompt_config import CacheConfig, PromptSite
 
 STORED = "prompt_embeddings"
-"""The parameter that every prompt method stores, under PEFT's own name."""
+"""The parameter that every prompt method stores, under the name PEFT uses."""
 
 
 class PromptForm(NamedTuple):
-    """The normal form: ``embeds`` ``[n, in]`` or, one a task, ``[tasks, n, in]``; or ``cache`` ``[layers, 2,
-    heads, n, head_dim]``.
+    """The normal form of a prompt: ``embeds`` ``[n, in]``, or ``[tasks, n, in]`` with one prompt per task; or
+    ``cache`` ``[layers, 2, heads, n, head_dim]``.
 
-    ``task`` is the prompt that is used by default.
+    ``task`` is the index of the default prompt.
     """
 
     embeds: Array | None = None
@@ -45,7 +46,8 @@ class PromptForm(NamedTuple):
 
 
 def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:
-    """``[n, layers * 2 * heads * head_dim]``, as PEFT stores it, as ``[layers, 2, heads, n, head_dim]``.
+    """Reshapes PEFT's ``[n, layers * 2 * heads * head_dim]`` to ``[layers, 2, heads, n, head_dim]``;
+    ``sizes`` are layers, heads and head_dim.
 
     Example:
         >>> as_cache(np.arange(12.0).reshape(2, 6), (1, 1, 3))[0, 1, 0].tolist()
@@ -57,12 +59,14 @@ def as_cache(flat: Array, sizes: tuple[int, int, int]) -> Array:
 
 
 def as_flat(cache: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`as_cache`: ``[layers, 2, heads, n, head_dim]`` as ``[n, ...]``."""
+    """The inverse of :func:`as_cache`: reshapes ``[layers, 2, heads, n, head_dim]`` to ``[n, layers * 2 *
+    heads * head_dim]``.
+    """
     return np.ascontiguousarray(np.transpose(cache, (3, 0, 1, 2, 4))).reshape(cache.shape[3], -1)
 
 
 def repeat(ids: Sequence[int], count: int) -> list[int]:
-    """Ids cut or repeated to ``count`` of them.
+    """Cuts or repeats ids until there are ``count``.
 
     Example:
         >>> repeat([5, 6, 7], 5)
@@ -72,10 +76,10 @@ def repeat(ids: Sequence[int], count: int) -> list[int]:
 
 
 def embed(site: Site, ids: Sequence[int]) -> np.ndarray:
-    """The model's own embeddings of ids, ``[len(ids), in]`` float32.
+    """Returns the model's own embeddings of token ids, ``[len(ids), in]`` float32.
 
     Raises:
-        Unsupported: there is no model here to ask.
+        Unsupported: the site has no model to read them from.
     """
     if not isinstance(site, PromptSite) or site.embed is None:
         raise Unsupported(
@@ -87,12 +91,12 @@ def embed(site: Site, ids: Sequence[int]) -> np.ndarray:
 
 
 def prefill(cfg: CacheConfig, site: Site) -> np.ndarray:
-    """What the base's cache holds after the tokens that the config names, repeated where they are too few:
-    ``[n, width]`` float32.
+    """Returns the base model's KV cache for the config's ``token_ids``, repeated to the number of virtual
+    tokens: ``[n, width]`` float32.
 
     Raises:
-        ValueError: the config names no tokens.
-        Unsupported: there is no model here to ask.
+        ValueError: the config has no token ids.
+        Unsupported: the site has no model to run.
     """
     if not cfg.token_ids:
         raise ValueError("init: text needs a text, or token_ids")
@@ -106,15 +110,15 @@ def prefill(cfg: CacheConfig, site: Site) -> np.ndarray:
 
 
 def uniform(rng: np.random.Generator, fan_in: int, shape: tuple[int, ...]) -> np.ndarray:
-    """What torch draws for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in), 1/sqrt(fan_in))``,
-    float32.
+    """Draws initial values as torch does for a linear or recurrent layer: uniform in ``[-1/sqrt(fan_in),
+    1/sqrt(fan_in))``, float32.
     """
     bound = fan_in**-0.5
     return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def linear(x: Array, params: Params, name: str) -> Array:
-    """``x W^T + b`` with the parameters ``name_weight`` and ``name_bias``."""
+    """Computes ``x W^T + b`` with the parameters ``name_weight`` and ``name_bias``."""
     return x @ params[f"{name}_weight"].T + params[f"{name}_bias"]
 
 
@@ -125,7 +129,9 @@ def relu(x: Array) -> Array:
 
 
 def traits(frozen: tuple[str, ...] = ()) -> Traits:
-    """The traits of a prompt method: nothing of it is in weights, and one is active at a time."""
+    """Returns the traits of a prompt method: it changes no weight, and only one prompt is active at a
+    time.
+    """
     return Traits(
         additive=False,
         identity_at_init=False,
@@ -146,13 +152,13 @@ def peft_form(
     wide: bool = True,
     parts: bool = False,
 ) -> PeftForm:
-    """PEFT's form of a prompt method, made from its config at the one site; PEFT knows the tensors by bare
-    names.
+    """Builds the :class:`PeftForm` of a prompt method from functions that convert its config; PEFT stores the
+    tensors under their bare names.
 
-    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: models with an encoder and a
-    decoder can have it. PEFT then stores embeddings for both and uses those for the encoder. Keys and values
-    are the decoder's: PEFT gives layer i those of layer ``2 i`` modulo the number of layers, since it lays
-    them out once for each part and reads four tensors a layer.
+    ``wide``: the stored tensor is as wide as the model's embeddings. ``parts``: the method supports
+    encoder-decoder models. For embeddings PEFT then stores a prompt for both parts and uses the encoder's.
+    Keys and values belong to the decoder: PEFT gives layer i those of layer ``2 i`` modulo the number of
+    layers, because it stores them once for each part and reads four tensors per layer.
     """
 
     def written(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,16 +232,16 @@ def peft_form(
 
 
 def _take(flat: np.ndarray, layers: int) -> np.ndarray:
-    """``[n, layers * width]`` with the keys and values that PEFT takes at each layer of a decoder with an
-    encoder.
+    """Returns ``[n, layers * width]`` with the keys and values that PEFT reads at each layer of the decoder
+    of an encoder-decoder model.
     """
     by_layer = flat.reshape(len(flat), layers, -1)
     return np.ascontiguousarray(by_layer[:, 2 * np.arange(layers) % layers]).reshape(len(flat), -1)
 
 
 def _place(flat: np.ndarray, layers: int) -> np.ndarray | None:
-    """What :func:`_take` gives ``flat`` of, with zeros where PEFT takes nothing; None where it takes one for
-    two layers that differ.
+    """Returns the tensor from which :func:`_take` reads ``flat``, with zeros where PEFT reads nothing; None
+    if PEFT would read one entry for two layers that differ.
     """
     by_layer = flat.reshape(len(flat), layers, -1)
     placed = np.zeros_like(by_layer)
@@ -245,7 +251,7 @@ def _place(flat: np.ndarray, layers: int) -> np.ndarray | None:
 
 
 def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`EmbeddingConfig` out of PEFT's config."""
+    """Reads the fields of :class:`EmbeddingConfig` from PEFT's config."""
     return {
         "num_virtual_tokens": config.get("num_virtual_tokens", 20),
         "pooled": "prompt" if config.get("task_type") == "SEQ_CLS" else "input",
@@ -253,10 +259,11 @@ def embedding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def cache_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of :class:`CacheConfig` out of PEFT's config, whose ``token_dim`` is heads times width.
+    """Reads the fields of :class:`CacheConfig` from PEFT's config, whose ``token_dim`` is the number of heads
+    times ``head_dim``.
 
     Raises:
-        ValueError: the sizes are missing, or do not divide.
+        ValueError: a size is missing, or ``token_dim`` is not a multiple of the number of heads.
     """
     layers, heads, token_dim = (config.get(key) for key in ("num_layers", "num_attention_heads", "token_dim"))
     for name, value in (("num_layers", layers), ("num_attention_heads", heads), ("token_dim", token_dim)):

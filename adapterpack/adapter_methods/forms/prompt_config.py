@@ -1,5 +1,5 @@
-"""The base configs of prompt methods: of all, of those that store embeddings, and of those that store a
-cache.
+"""The base configs of prompt methods: for all prompts, for prompts stored as embeddings, and for prompts
+stored as a KV cache.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Rows = Callable[[Sequence[int]], np.ndarray]
 class PromptSite(Site):
     """The model as a prompt method sees it; ``in_features`` is the width of its embeddings.
 
-    ``embed`` gives the embeddings ``[n, in]`` of token ids, ``prefill`` their keys and values ``[layers, 2,
-    heads, n, head_dim]`` as the base makes them; both are there only where a model is. ``heads`` are those of
-    the keys.
+    ``embed`` returns the embeddings ``[n, in]`` of token ids, and ``prefill`` the keys and values ``[layers,
+    2, heads, n, head_dim]`` that the base computes for them; both are None without a model. ``heads`` counts
+    the key heads.
     """
 
     layers: int = 0
@@ -34,10 +34,9 @@ class PromptSite(Site):
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(SiteConfig):
-    """What the configs of all prompt methods share. A prompt has no targets and no branch whose input could
-    be dropped.
+    """The settings that all prompt methods share. A prompt has no targets, and no branch for dropout.
 
-    ``token_ids`` or ``text``: what an init reads; a text is turned into ids by the model's own tokenizer.
+    ``token_ids`` or ``text`` initialise the prompt; the model's own tokenizer turns a text into ids.
     """
 
     num_virtual_tokens: int = 20
@@ -55,15 +54,17 @@ class PromptConfig(SiteConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingConfig(PromptConfig):
-    """A prompt of embeddings. ``pooled``: an encoder's pooled output is that of its own first token
-    (``input``), or, as PEFT has it, that of the first virtual one (``prompt``).
+    """A prompt of embeddings. ``pooled`` selects which position an encoder pools: its first real token
+    (``input``), or the first virtual token (``prompt``), as PEFT does.
     """
 
     pooled: str = "input"
 
     @property
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
-        """What training is to predict of the prompt itself: (place in it, token id, weight in the loss)."""
+        """The virtual tokens that training must predict: (position in the prompt, token id, weight in the
+        loss).
+        """
         return ()
 
     def __post_init__(self) -> None:
@@ -73,7 +74,7 @@ class EmbeddingConfig(PromptConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig(PromptConfig):
-    """A prompt of keys and values; the model's sizes (0: not known yet) are written into the pack."""
+    """A prompt of keys and values. The pack stores the model's sizes; 0 means not known yet."""
 
     num_layers: int = 0
     num_heads: int = 0
@@ -85,13 +86,15 @@ class CacheConfig(PromptConfig):
             require_whole(name, getattr(self, name), 0)
 
     def sizes(self, site: Site) -> tuple[int, int, int]:
-        """Layers, heads of the keys, and their width; as the config says them, or the model."""
+        """Returns the number of layers, the number of key heads and ``head_dim``, from the config or else
+        from the model.
+        """
         sizes = (self.num_layers, self.num_heads, self.head_dim)
         return (
             (site.layers, site.heads, site.head_dim) if 0 in sizes and isinstance(site, PromptSite) else sizes
         )
 
     def width(self, site: Site) -> int:
-        """How many numbers one virtual token has: ``layers * 2 * heads * head_dim``."""
+        """Returns how many numbers one virtual token has: ``layers * 2 * heads * head_dim``."""
         layers, heads, head_dim = self.sizes(site)
         return layers * 2 * heads * head_dim

@@ -1,4 +1,6 @@
-"""The Init value: how the two factors of a low-rank branch begin, and what that needs to know of a site."""
+"""Defines :class:`Init`: how the two factors of a low-rank branch start, and which data about a site that
+requires.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,13 @@ Factors = tuple[np.ndarray, np.ndarray]
 
 
 class Init(NamedTuple):
-    """``make(r, scale, site, options, rng)`` gives float32 A ``[r, in]`` and B ``[out, r]``; ``scale``
-    multiplies ``B A`` in the layer.
+    """An initialisation. ``make(r, scale, site, options, rng)`` returns float32 A ``[r, in]`` and B ``[out,
+    r]``; the layer multiplies ``B A`` by ``scale``.
 
-    ``needs`` names what must be known: ``weight``, ``moment``, ``gradient``. ``cancels``: ``B A`` is not
-    zero, so the start is taken off again. ``frozen`` names the factor that stays as it begins. ``ranks`` may
-    share the ranks out among the sites anew. ``options`` are the settings that it knows, with their defaults.
+    ``needs`` names the data that ``make`` reads: ``weight``, ``moment``, ``gradient``. ``cancels``: ``B A``
+    is not zero at the start, so the branch subtracts its start. ``frozen`` names the factor that is not
+    trained. ``ranks`` may redistribute the ranks among the sites. ``options`` are the settings of the init
+    with their defaults.
     """
 
     name: str
@@ -36,20 +39,20 @@ class Init(NamedTuple):
 INITS: Registry[Init] = Registry(
     "initialisation", Init, "adapterpack.inits", "adapterpack.adapter_methods.inits"
 )
-"""Name -> init: what a config's ``init`` may be."""
+"""Name -> init: the values that a config's ``init`` may have."""
 
 
 def split(u: np.ndarray, values: np.ndarray, vt: np.ndarray, scale: float) -> Factors:
-    """``A, B`` with ``scale * B A = u diag(values) vt``, the singular values split evenly."""
+    """Returns ``A, B`` with ``scale * B A = u diag(values) vt``, the singular values divided evenly between
+    them.
+    """
     half = np.sqrt(values / abs(scale))
     sign = 1.0 if scale > 0 else -1.0
     return (half[:, None] * vt).astype(np.float32), (sign * half * u).astype(np.float32)
 
 
 def pad(factors: Factors, r: int) -> Factors:
-    """Factors of a smaller rank with rows and columns of zeros up to ``r``: a layer may be narrower than the
-    rank.
-    """
+    """Pads the factors with zeros to rank ``r``, because a layer may be narrower than the rank."""
     A, B = factors
     lacking = r - len(A)
     return (np.pad(A, ((0, lacking), (0, 0))), np.pad(B, ((0, 0), (0, lacking)))) if lacking else factors

@@ -1,5 +1,5 @@
-"""EVA: begin at the principal directions of a layer's inputs, more rank where they say more (Paischer et al.
-2024, arXiv 2410.07170).
+"""EVA: starts from the principal directions of a layer's inputs, with more rank where they explain more
+variance (Paischer et al. 2024, arXiv 2410.07170).
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from .base import INITS, Factors, Init, pad
 
 
 def _directions(site: Site) -> tuple[np.ndarray, np.ndarray]:
-    """Variances, falling, and directions ``[in, in]`` row by row, of the inputs of a site."""
+    """Returns the variances of a site's inputs, in descending order, and their directions as the rows of
+    ``[in, in]``.
+    """
     assert site.calibration is not None
     values, vectors = np.linalg.eigh(np.asarray(site.calibration.moment, np.float64))
     return np.maximum(values[::-1], 0), vectors[:, ::-1].T
@@ -26,8 +28,8 @@ def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.
 
 
 def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str, Any]) -> Mapping[str, int]:
-    """The same sum of ranks, given to the components that explain most of their layer's variance; one at
-    least, ``rho`` times at most.
+    """Redistributes the ranks, with the same sum, to the components that explain most of their layer's
+    variance; each site gets at least 1 and at most ``rho`` times its rank.
     """
     if options["rho"] <= 1:
         return ranks
@@ -36,7 +38,9 @@ def _ranks(ranks: Mapping[str, int], sites: Sequence[Site], options: Mapping[str
         variances = _directions(site)[0]
         room = min(int(ranks[site.path] * options["rho"]), len(variances), site.out_features)
         shares += [
-            (float(v / variances.sum()) if variances.sum() else 0.0, site.path) for v in variances[1:room]
+            # Each site already has its first component.
+            (float(v / variances.sum()) if variances.sum() else 0.0, site.path)
+            for v in variances[1:room]
         ]
     assigned = {site.path: 1 for site in sites}
     for _, path in sorted(shares, key=lambda share: -share[0])[: max(0, sum(ranks.values()) - len(sites))]:

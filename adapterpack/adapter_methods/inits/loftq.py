@@ -1,9 +1,8 @@
-"""LoftQ: begin at what 4-bit quantization of the weight would lose (Li et al. 2023, arXiv 2310.08659,
-algorithm 1).
+"""LoftQ: starts from the low-rank part of what 4-bit quantization of the weight would lose (Li et al. 2023,
+arXiv 2310.08659, algorithm 1).
 
-The base stays what it is, also where it is quantized: the factors are the low-rank part of the loss, and they
-are taken off again at the start as with every init. What they give is directions, not a correction of a base
-that was quantized already.
+The base is not changed, even if it is quantized: the start is subtracted again, as with every init. LoftQ
+therefore contributes directions here, not a correction of a base that is already quantized.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ _BLOCK = 64
 
 
 def nf4(matrix: np.ndarray) -> np.ndarray:
-    """A matrix rounded to NormalFloat4 in blocks of 64 values, each with its largest magnitude as its scale;
-    float64 of the same shape.
+    """Rounds a matrix to NormalFloat4 in blocks of 64 values, each scaled by its largest magnitude; float64
+    of the same shape.
 
     Example:
         >>> nf4(np.array([[2.0, 0.1, -2.0]])).round(3).tolist()
@@ -62,6 +61,7 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
     weight = np.asarray(site.weight, np.float64)
+    # Alternates between quantizing the rest and factoring the quantization error, as in algorithm 1.
     change = np.zeros_like(weight)
     for _ in range(max(1, options["iterations"])):
         u, s, vt = top(weight - nf4(weight - change), r, 0, rng)

@@ -1,7 +1,7 @@
-"""LoRA-GA: begin so that the first step follows full fine-tuning's gradient (Wang et al. 2024, arXiv
+"""LoRA-GA: starts so that the first step follows the gradient of full fine-tuning (Wang et al. 2024, arXiv
 2407.05000, algorithm 1).
 
-G = U S V^T;   B = k U[:, :r],  A = k V^T[r:2r],   k = out^(1/4) / sqrt(gamma)
+    G = U S V^T;   B = k U[:, :r],  A = k V^T[r:2r],   k = out^(1/4) / sqrt(gamma)
 """
 
 from __future__ import annotations

@@ -1,6 +1,4 @@
-"""MiCA: train A against the weight's smallest left singular directions, which stay fixed (arXiv
-2604.01694).
-"""
+"""MiCA: fixes B at the weight's smallest left singular directions and trains A only (arXiv 2604.01694)."""
 
 from __future__ import annotations
 

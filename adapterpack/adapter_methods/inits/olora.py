@@ -1,4 +1,4 @@
-"""OLoRA: begin at the first r columns of Q and rows of R in W = Q R (Büyükakyüz 2024, arXiv 2406.01775,
+"""OLoRA: starts from the first r columns of Q and rows of R in W = Q R (Büyükakyüz 2024, arXiv 2406.01775,
 section 3).
 """
 

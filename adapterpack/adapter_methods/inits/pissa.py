@@ -1,4 +1,4 @@
-"""PiSSA: begin at the principal singular directions of the weight (Meng et al. 2024, arXiv 2404.02948,
+"""PiSSA: starts from the largest singular directions of the weight (Meng et al. 2024, arXiv 2404.02948,
 section 3).
 """
 

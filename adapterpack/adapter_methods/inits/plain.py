@@ -1,4 +1,4 @@
-"""Inits that look at nothing: default, gaussian, zeros, orthogonal."""
+"""The inits that need no data about a site: default, gaussian, zeros, orthogonal."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from .base import INITS, Factors, Init
 def _default(
     r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
 ) -> Factors:
-    # of a one-hot input a row of A keeps one entry, and one of size 1 / sqrt(vocabulary) is next to nothing
+    # for a one-hot input a row of A yields one entry, and 1 / sqrt(vocabulary) is too small to learn from
     if takes_ids(site.kind):
         return _zeros(r, scale, site, options, rng)
-    # Kaiming uniform with a = sqrt(5), as the reference implementation has it
+    # Kaiming uniform with a = sqrt(5), as in the reference implementation
     bound = 1 / math.sqrt(site.in_features)
     return rng.uniform(-bound, bound, (r, site.in_features)).astype(np.float32), np.zeros(
         (site.out_features, r), np.float32
@@ -29,7 +29,7 @@ def _default(
 def _gaussian(
     r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
 ) -> Factors:
-    A = rng.normal(0, 1 / r, (r, site.in_features))  # the deviation that PEFT and diffusers use
+    A = rng.normal(0, 1 / r, (r, site.in_features))  # the standard deviation in PEFT and diffusers
     return A.astype(np.float32), np.zeros((site.out_features, r), np.float32)
 
 
@@ -45,6 +45,7 @@ def _orthogonal(
 ) -> Factors:
     if r % 2:
         raise ValueError(f"the orthogonal init needs an even rank, not {r}")
+    # A and B use disjoint rows of one orthogonal matrix, so that B A is zero.
     Q = np.linalg.qr(rng.normal(size=(r, r)))[0]
     A = Q[0::2].T @ rng.normal(size=(r // 2, site.in_features)) / 10
     B = rng.normal(size=(site.out_features, r // 2)) @ Q[1::2] / 10

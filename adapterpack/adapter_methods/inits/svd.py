@@ -1,4 +1,4 @@
-"""The largest singular values of a matrix: exactly, or by random projection."""
+"""The largest singular values and vectors of a matrix, exactly or by random projection."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 def top(
     matrix: np.ndarray, r: int, iterations: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """``U`` ``[m, k]``, ``S`` ``[k]``, ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest singular values
-    of ``[m, n]``, in float64.
+    """Returns ``U`` ``[m, k]``, ``S`` ``[k]`` and ``V^T`` ``[k, n]`` of the ``k = min(r, m, n)`` largest
+    singular values of ``[m, n]``, in float64.
 
-    ``iterations`` 0 is exact; more is the randomized range finder with that many power iterations (Halko,
+    ``iterations`` 0 is exact. More uses the randomized range finder with that many power iterations (Halko,
     Martinsson and Tropp 2011, algorithms 4.4 and 5.1), oversampled by ``r``.
 
     Example:

@@ -1,4 +1,6 @@
-"""The kinds of nodes in trees of composition: one small file each, registered in a table."""
+"""The kinds of nodes in composition trees (sum, stack, gate, arrow ...), one small file each, registered in a
+table.
+"""
 
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES

@@ -1,12 +1,12 @@
-"""Arrow: experts chosen token by token, by vectors that follow from the experts themselves.
+"""Arrow: routes each token to experts by vectors computed from the experts themselves, without training.
 
 Source: Ostapenko et al. 2024, arXiv 2405.11157, section 3.2.
 
     v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x)
     = base(x) + sum_i g_i D_i x
 
-Nothing is trained. The direction ``v_i`` is the one in which expert i changes the most. GenKnowSub (arXiv
-2505.10939) takes general knowledge off each expert first, ``D_i - mean_j G_j``, which is a sum below the
+The direction ``v_i`` is the input direction in which expert i changes the output most. GenKnowSub (arXiv
+2505.10939) first subtracts general knowledge from each expert, ``D_i - mean_j G_j``, which is a sum below the
 router: ``arrow(sum(a, -0.5*g, -0.5*h), ...)``.
 """
 
@@ -30,7 +30,9 @@ KEYS = "keys"
 
 @dataclass(frozen=True)
 class Arrow:
-    """How many experts a token has (all of them where there are fewer), and how evenly they share it."""
+    """``top_k`` is the number of experts per token (all, if there are fewer); a higher ``temperature``
+    weights them more evenly.
+    """
 
     top_k: int = 3
     temperature: float = 1.0
@@ -39,7 +41,7 @@ class Arrow:
         object.__setattr__(self, "temperature", as_float(self.temperature))
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless both can be used."""
+        """Raises ValueError unless both settings are valid."""
         require_whole("top_k", self.top_k)
         require_number("temperature", self.temperature)
         if self.temperature <= 0:
@@ -47,21 +49,21 @@ class Arrow:
 
 
 def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
-    """The top right singular vector of ``up down``, ``[in]``, from the factors ``[r, in]`` and ``[out, r]``;
-    zeros for no change.
+    """Returns the top right singular vector of ``up down``, ``[in]``, from the factors ``[r, in]`` and
+    ``[out, r]``; zeros if the change is zero.
 
-    Thin QR of both sides and the SVD of an r x r core, in float64: the dense change is never formed. The
-    entry of largest magnitude is positive, since the sign of a singular vector is free.
+    It computes a thin QR of both factors and the SVD of the r x r core in float64, and never forms the dense
+    change. The sign of a singular vector is arbitrary, so the entry of largest magnitude is made positive.
 
     Raises:
-        NonFinite: a factor, or their product, is not finite.
+        NonFinite: a factor or their product is not finite.
 
     Example:
         >>> prototype(np.array([[0.0, 2.0], [1.0, 0.0]]), np.eye(2))
         array([0., 1.])
     """
     right, right_core = np.linalg.qr(down.astype(np.float64).T)
-    with np.errstate(all="ignore"):  # checked below
+    with np.errstate(all="ignore"):  # overflow is reported below
         core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T
     if not np.isfinite(core).all():
         raise NonFinite(

@@ -1,5 +1,5 @@
-"""Trees of composition: leaves that name members, nodes of a registered kind, and the part that a subtree
-adds to a layer.
+"""The values of composition trees: leaves that name members, nodes of a registered kind, and the part that a
+subtree adds to a layer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..core.routers import Route
 from ..core.site import Site
 
 Transform = Callable[[Forward], Forward]
-"""A layer's function -> the function of the changed layer."""
+"""Forward function of a layer -> forward function of the changed layer."""
 Folded = tuple[Array, "Array | None"]
 Folding = Callable[[Folded], Folded]
 """Weight and bias, or a block of their rows -> the same with a change folded in."""
@@ -27,14 +27,14 @@ Folding = Callable[[Folded], Folded]
 
 @dataclass(frozen=True)
 class Leaf:
-    """A member, by its name."""
+    """A leaf: a member adapter, by its name."""
 
     member: str
 
 
 @dataclass(frozen=True)
 class Node:
-    """A combination of subtrees; ``settings`` is of the class that the node's kind names."""
+    """A combination of subtrees; ``settings`` is an instance of the settings class of its kind."""
 
     kind: str
     children: tuple[Tree, ...]
@@ -45,10 +45,10 @@ Tree = Leaf | Node
 
 
 class NodePart(NamedTuple):
-    """What a subtree of additive members adds to a layer: the sum of what is there.
+    """The sum that a subtree of additive members adds to a layer; fields that are None add nothing.
 
-    ``down`` ``[R, in]`` and ``up`` ``[out, R]``; ``delta`` ``[out, in]``, a change without factors; ``shift``
-    ``[out]``; and the routes.
+    ``down`` ``[R, in]`` and ``up`` ``[out, R]`` are factors; ``delta`` ``[out, in]`` is a change without
+    factors; ``shift`` is ``[out]``; ``routes`` are mixtures of experts.
     """
 
     down: Array | None = None
@@ -59,16 +59,17 @@ class NodePart(NamedTuple):
 
 
 class NodeKind(NamedTuple):
-    """One kind of node.
+    """One kind of node: how it combines its children, and which tensors of its own it needs.
 
-    ``join`` combines what the children add at a site (None: nothing there), with the node's own tensors by
-    name. ``evaluate`` and ``fold`` combine children of any method, from functions; a router has neither, and
-    says in ``unfoldable`` why no weight can hold it. ``shares`` are the weights of the children in an average
-    of modules that were trained whole. ``torch_only``: why no graph can hold it; ``one_pass``: a sequence
-    must be seen whole. ``tensors`` are the shapes of a node's own tensors at a site of so many present
-    experts; ``made`` their values when the tree is made, with a generator that is the site's own; ``trained``
-    says that they are parameters. ``shared`` and ``made_shared`` are the same of what all sites have in
-    common; ``weigh`` makes of the model's last hidden states, in a first pass, the weights at layer
+    ``join`` combines the parts of the children at a site (None for a child that changes nothing there), with
+    the node's own tensors by name. ``evaluate`` and ``fold`` combine children of any method, given as
+    functions; a router has neither, and ``unfoldable`` says why no weight can hold it. ``shares`` returns the
+    children's weights for averaging modules that were trained in full. ``torch_only`` says why no ONNX graph
+    can hold the node; ``one_pass`` means that the model must see a sequence in a single pass. ``tensors``
+    returns the shapes of the node's own tensors at a site with that many present experts, ``made`` computes
+    their values when the tree is composed, with a generator seeded for the site, and ``trained`` says that
+    they are trainable parameters. ``shared`` and ``made_shared`` do the same for tensors that all sites
+    share; ``weigh`` computes from the last hidden states of a first pass the experts' weights at layer
     ``layer``.
     """
 
@@ -87,30 +88,30 @@ class NodeKind(NamedTuple):
     tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
     made: Callable[[Any, Sequence[NodePart], np.random.Generator], dict[str, np.ndarray]] | None = None
     derived: bool = False
-    """Whether its tensors at the sites follow from the members."""
+    """Whether the node's tensors at the sites are computed from the members."""
     trained: bool = False
     shared: Callable[[Any, int, int], dict[str, tuple[int, ...]]] | None = None
     made_shared: Callable[[Any, int, int, np.random.Generator], dict[str, np.ndarray]] | None = None
     weigh: Callable[[Any, Mapping[str, Array], Array, int, int], Array] | None = None
     examples: tuple[str, ...] = ()
-    """Trees over members ``a``, ``b``, ``c`` as text, under which the tests prove it."""
+    """Trees over members ``a``, ``b``, ``c`` as text, with which the tests check the kind."""
 
     @property
     def routes(self) -> bool:
-        """Whether its weights depend on the input."""
+        """Whether the node's weights depend on the input."""
         return self.fold is None
 
 
 def as_float(value: Any) -> Any:
-    """A number as a float; anything else as it is, for a check to refuse."""
+    """Returns a number as a float, and anything else unchanged, for a check to reject."""
     return float(value) if is_number(value) else value
 
 
 def part_of(form: NormalForm, where: str) -> NodePart:
-    """The part that one member adds.
+    """Returns the part that one member adds.
 
     Raises:
-        Unsupported: it does more than add.
+        Unsupported: the member does more than add to the output.
     """
     if form.pre is not None or form.post is not None or form.output_scale is not None:
         raise Unsupported(
@@ -126,7 +127,7 @@ def part_of(form: NormalForm, where: str) -> NodePart:
 
 
 def scale_part(part: NodePart, weight: float) -> NodePart:
-    """The part times a number."""
+    """Returns the part multiplied by a number."""
     if weight == 1:
         return part
     up, delta, shift = (
@@ -138,7 +139,7 @@ def scale_part(part: NodePart, weight: float) -> NodePart:
 
 
 def add_parts(parts: Sequence[NodePart | None]) -> NodePart | None:
-    """The sum of parts; factors are stacked."""
+    """Returns the sum of parts; their factors are stacked."""
     present = [part for part in parts if part is not None]
     if len(present) < 2:
         return present[0] if present else None
@@ -164,7 +165,7 @@ def _total(values: Sequence[Array | None]) -> Array | None:
 
 
 def as_form(part: NodePart | None) -> NormalForm:
-    """The normal form of a part."""
+    """Returns the normal form of a part."""
     if part is None:
         return NormalForm()
     down = None if part.down is None else Dense(part.down)
@@ -176,11 +177,11 @@ def as_form(part: NodePart | None) -> NormalForm:
 
 
 def experts(parts: Sequence[NodePart | None], absent: bool = False) -> tuple[list[NodePart], tuple[int, ...]]:
-    """The experts of a router that are there at a site, or all of them with nothing for the ``absent``, and
-    their ranks.
+    """Returns the experts of a router that are present at a site, and their ranks. With ``absent``, absent
+    experts are included with rank 0.
 
     Raises:
-        Unsupported: one has no factors, a bias, or a router inside.
+        Unsupported: an expert has no factors, has a bias, or contains a router.
     """
     present = [NodePart() if part is None else part for part in parts if part is not None or absent]
     for part in present:
@@ -194,7 +195,7 @@ def experts(parts: Sequence[NodePart | None], absent: bool = False) -> tuple[lis
 
 
 def route_parts(gate: Any, parts: Sequence[NodePart]) -> NodePart | None:
-    """The part of a router over experts."""
+    """Returns the part of a router with that gate over these experts."""
     pairs = [(part.down, part.up) for part in parts if part.down is not None and part.up is not None]
     if not pairs:
         return None

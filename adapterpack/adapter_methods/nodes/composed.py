@@ -1,7 +1,8 @@
-"""The method of a composed pack: several adapters under a tree that says how they combine.
+"""The method of a composed pack: several member adapters under a tree that says how to combine them.
 
-The value has the functions of every method, so that nothing else needs to know of trees. A member's
-parameters carry its name in front (``a/lora_A``), a node's own the node's number (``@0/keys``).
+:func:`compose_method` returns an ordinary :class:`Method`, so that no other code needs to know about trees. A
+member's parameters carry its name as a prefix (``a/lora_A``), a node's own tensors the node's number
+(``@0/keys``).
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as
 from .registry import NODES
 
 NAME = "composed"
-"""What the manifest of a composed pack calls its method."""
+"""The name of this method in the manifest of a composed pack."""
 _LINEAR, _ROUTED = (*LINEAR, "embedding"), LINEAR
 _WIDE = 720720
-"""A width that all block sizes divide: parameters are named before any width is known."""
+"""A width that all block sizes divide, for naming parameters before any width is known."""
 
 
 class Spot(NamedTuple):
-    """A node, or a leaf (``member``), at its place in a tree: ``prefix`` begins the names of its own
+    """A node or a leaf (``member``) at its position in a tree; ``prefix`` begins the names of the node's own
     tensors.
     """
 
@@ -55,11 +56,11 @@ class Spot(NamedTuple):
     members: frozenset[str]
 
     def present(self, names: Mapping[str, Any]) -> int:
-        """How many children have a member among ``names`` below them."""
+        """Returns how many children have a member among ``names`` in their subtree."""
         return sum(not child.members.isdisjoint(names) for child in self.children)
 
     def every(self) -> list[Spot]:
-        """All nodes of the subtree, each before its children."""
+        """Returns all nodes of the subtree, each before its children."""
         return (
             [] if self.kind is None else [self, *(spot for child in self.children for spot in child.every())]
         )
@@ -67,8 +68,8 @@ class Spot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(SiteConfig):
-    """The hyper-parameters of the members at one site, by name: those that change it. Each composition has a
-    subclass of its own.
+    """The configs of the members that change one site, by member name. Each composition has its own
+    subclass.
     """
 
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -87,7 +88,7 @@ class Composed(SiteConfig):
 
     @cached_property
     def configs(self) -> dict[str, Any]:
-        """The members' own configs."""
+        """The members' configs as instances of their methods' config classes."""
         return {
             name: self.methods[name].config(
                 **{key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
@@ -97,7 +98,9 @@ class Composed(SiteConfig):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """Under a router the members stay as they are; else what the members themselves do not train."""
+        """The parameters that are not trained: under a router all parameters of the members, otherwise those
+        that the members themselves freeze.
+        """
         routed, site = (
             any(spot.kind is not None and spot.kind.routes for spot in self.spots),
             Site("", _WIDE, _WIDE),
@@ -116,12 +119,12 @@ class Composed(SiteConfig):
 
 
 def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any = None) -> Method:
-    """The method of a tree over members, each of the method that ``methods`` names; ``composition`` is what a
-    manifest says of it.
+    """Builds the method of a tree over members. ``methods`` maps each member to its method; ``composition``
+    is what a manifest says about the tree.
 
     Raises:
-        Unsupported: a member cannot be part of a tree, or not under its router; names it, the node and the
-            way out.
+        Unsupported: a member cannot be part of a tree, or not under its router; the error names the member,
+            the node and a remedy.
     """
     spot = _number(tree, [0])
     spots = tuple(spot.every())
@@ -173,7 +176,7 @@ def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any =
 
 
 def _refuse(routers: Sequence[Spot], stage: str) -> str:
-    """Why the routers of a tree cannot do a stage (:class:`Overrides`)."""
+    """Returns why the routers of a tree cannot do a stage (``refuse`` of :class:`Overrides`)."""
     reasons = []
     for kind in (router.kind for router in routers if router.kind is not None):
         if stage == "fold":
@@ -186,14 +189,14 @@ def _refuse(routers: Sequence[Spot], stage: str) -> str:
 
 
 def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
-    """What the nodes have of their own at a site when a tree is made, from the members' parameters there.
+    """Computes the nodes' own tensors at a site from the members' parameters there, when a tree is composed.
 
-    What is drawn depends on ``seed`` and the site's path alone, and not on the sites before it.
+    Random numbers depend only on ``seed`` and the site's path, not on the sites before it.
     """
     spots, methods = method.config.spots, method.config.methods
     rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
-    for spot in reversed(spots):  # children first: they are not routers, and need nothing of their own
+    for spot in reversed(spots):  # children before their parents
         child_parts = (
             []
             if spot.kind.made is None
@@ -208,12 +211,12 @@ def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0
 
 
 def is_random(method: Method) -> bool:
-    """Whether a node begins with random numbers, or may: it is trained."""
+    """Whether a node's tensors may start from random numbers, because they are trained."""
     return bool(method.storage.shared) or any(spot.kind.trained for spot in method.config.spots)
 
 
 def derived_prefixes(method: Method) -> frozenset[str]:
-    """What the names of those tensors begin with that follow from the members."""
+    """Returns the name prefixes of the node tensors that are computed from the members."""
     return frozenset(spot.prefix for spot in method.config.spots if spot.kind.derived)
 
 
@@ -250,7 +253,9 @@ def _require_outermost(routers: Sequence[Spot]) -> None:
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
-    """Whether all members are added to their layers, so that the tree is one normal form."""
+    """Checks that every member can be part of the tree; returns whether all are purely additive, so that the
+    tree has one normal form.
+    """
     for name, method in methods.items():
         if method.kind != "weight":
             raise Unsupported(
@@ -316,7 +321,7 @@ def _shapes(
 def _part(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
 ) -> NodePart | None:
-    """What a subtree adds at a site, or None where none of its members is there."""
+    """Returns what a subtree adds at a site, or None if none of its members changes the site."""
     if spot.members.isdisjoint(cfg.configs):
         return None
     if spot.member is not None or spot.kind is None:
@@ -337,7 +342,9 @@ def _as_form(
 def _densely(
     spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
 ) -> NormalForm:
-    """Members that are not additive have no normal form together: their folded change has."""
+    """Returns a dense normal form: members that are not additive have none together, but their folded change
+    does.
+    """
     weight, bias = site.weight, site.base_bias
     folded, moved = _fold(spot, methods, cfg, params, site, weight, bias, slice(0, site.out_features))
     shift = None if moved is bias or moved is None else moved if bias is None else moved - bias
@@ -407,7 +414,7 @@ def _expanded_size(methods: Mapping[str, Method], cfg: Composed, site: Site) -> 
 def _resolve(
     methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]
 ) -> list[Composed]:
-    """Each member's configs, resolved over the sites that it changes."""
+    """Resolves each member's configs over the sites that it changes."""
     members_by_site: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
     for name, method in methods.items():
         if method.storage.resolve is not None:
@@ -423,7 +430,7 @@ def _resolve(
 
 
 def pack_config(cfg: Any) -> dict[str, Any]:
-    """What a manifest says of a member's config."""
+    """Returns a member's config as the manifest stores it."""
     return {
         key: value
         for key, value in vars(cfg).items()
@@ -447,7 +454,7 @@ def _shared_shapes(
 def _first_pass(
     sharing: Sequence[Spot], shared: Params, hidden: Array, layer: int, layers: int
 ) -> dict[str, Array]:
-    """The weights of the experts at one of the adapted layers, as further parameters of that layer."""
+    """Computes the experts' weights at one of the adapted layers, as further parameters of that layer."""
     weights: dict[str, Array] = {}
     for spot in sharing:
         weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None

@@ -1,7 +1,7 @@
-"""Nodes that divide a batch by rows or positions (AdapterHub's batch_split and split, Poth et al. 2023, arXiv
-2311.11077).
+"""Nodes that give different rows or positions of a batch to different members (AdapterHub's batch_split and
+split, Poth et al. 2023, arXiv 2311.11077).
 
-f(x)[i] = f_e(x)[i]  for the child e whose stretch holds row, or position, i
+    f(x)[i] = f_e(x)[i]  for the child e whose section contains row, or position, i
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class Stretches:
-    """How many rows, or positions, each child has; by position the last child has all that follow, too."""
+    """The number of rows or positions of each child; by position, the last child also gets all that
+    follow.
+    """
 
     sizes: tuple[int, ...] = ()
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless every child has a stretch."""
+        """Raises ValueError unless every child has a size."""
         if len(self.sizes) != children:
             raise ValueError(
                 f"sizes must be {children} whole numbers, one for each child, not {self.sizes!r}"

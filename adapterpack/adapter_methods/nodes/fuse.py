@@ -1,11 +1,10 @@
-"""AdapterFusion: attention of every token over what the experts answer (Pfeiffer et al. 2021, arXiv
-2005.00247, section 3.2).
+"""AdapterFusion: mixes the experts' outputs by a trained attention of every token (Pfeiffer et al. 2021,
+arXiv 2005.00247, section 3.2).
 
     g = softmax over the k largest of (Q x) . (K D_i x),   f(x) = base(x) + sum_i g_i D_i x
 
-Query and key are trained at every layer, the experts are frozen; what is mixed are the answers themselves, as
-in AdapterHub's static fusion, which has no value matrix. K is zero at first: all experts have an equal part,
-and K is what moves first.
+Query and key are trained at every layer, the experts are frozen. There is no value matrix, as in AdapterHub's
+static fusion. K starts at zero, so that all experts have equal weights, and K receives the first gradient.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _WIDEST = 1 << 14
 
 @dataclass(frozen=True)
 class Fuse:
-    """How wide query and key are, and how many experts a token has; 0: all."""
+    """``size`` is the width of query and key, ``top_k`` the number of experts per token (0: all)."""
 
     size: int = 32
     top_k: int = 0
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless both are whole numbers that can be used."""
+        """Raises ValueError unless both settings are valid integers."""
         require_whole("size", self.size, 1, _WIDEST)
         require_whole("top_k", self.top_k, 0)
 

@@ -1,9 +1,9 @@
-"""A trained gate at every layer (mixture of LoRA experts; LoRA-Flow, Wang et al. 2024, arXiv 2402.11455,
-section 3, has one a block).
+"""A gate trained at every layer: a mixture of LoRA experts (LoRA-Flow, Wang et al. 2024, arXiv 2402.11455,
+section 3, has one per block).
 
     g = softmax over the k largest of G x + c,   f(x) = base(x) + sum_i g_i D_i x
 
-G and c are zero at first: all experts have an equal part. The experts are frozen.
+G and c start at zero, so that all experts have equal weights. The experts are frozen.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class GateSettings:
-    """How many experts a token has; 0: all."""
+    """``top_k`` is the number of experts per token (0: all)."""
 
     top_k: int = 0
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless it is a whole number."""
+        """Raises ValueError unless ``top_k`` is an integer of at least 0."""
         require_whole("top_k", self.top_k, 0)
 
 

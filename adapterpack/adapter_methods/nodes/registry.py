@@ -1,4 +1,4 @@
-"""The kinds of nodes by name: the parser of trees, the catalogue and the tests read this."""
+"""The registry of node kinds by name; the parser of trees, the catalogue and the tests read it."""
 
 from __future__ import annotations
 
@@ -8,4 +8,4 @@ from .base import NodeKind
 NODES: Registry[NodeKind] = Registry(
     "kind of node", NodeKind, "adapterpack.nodes", "adapterpack.adapter_methods.nodes"
 )
-"""Name -> the kind of node; a file of this folder registers those that it defines."""
+"""Name -> kind of node. Each file of this folder registers the kinds that it defines."""

@@ -1,9 +1,9 @@
-"""A node that applies its members in turn, each on the last (AdapterHub's stack, Pfeiffer et al. 2020, arXiv
-2007.07779).
+"""A node that applies its members in sequence, each to the layer that the previous ones changed (AdapterHub's
+stack, Pfeiffer et al. 2020, arXiv 2007.07779).
 
     f = f_n( ... f_2(f_1(base)))
 
-Where changes are added to the weight the order does not matter, and the stack is their sum.
+For members that only add to the weight the order does not matter, and the stack is their sum.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class StackSettings:
-    """Nothing to set."""
+    """A stack has no settings."""
 
     def check(self, children: int) -> None:
-        """Any number of children will do."""
+        """Accepts any number of children."""
 
 
 def _evaluate(settings: StackSettings, children: Sequence[Transform], base: Forward) -> Forward:

@@ -1,7 +1,7 @@
-"""Sums of changes: with weights (task arithmetic, Ilharco et al. 2022, arXiv 2212.04089), and the average of
-the adapted outputs.
+"""Nodes that sum changes: ``sum`` with weights (task arithmetic, Ilharco et al. 2022, arXiv 2212.04089), and
+``parallel``, the average of the adapted outputs.
 
-f(x) = base(x) + sum_i w_i (f_i(x) - base(x))          parallel: w_i = 1 / n
+    f(x) = base(x) + sum_i w_i (f_i(x) - base(x))          parallel: w_i = 1 / n
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class SumSettings:
-    """One weight a child, of any sign; none: one each."""
+    """One weight per child, of any sign; an empty tuple means a weight of 1 for each."""
 
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        # 1 and 1.0 are one tree, and must be the same bytes
+        # 1 and 1.0 mean the same tree, which must be written as the same bytes
         object.__setattr__(self, "weights", tuple(map(as_float, self.weights)))
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless there is a finite weight for every child."""
+        """Raises ValueError unless every child has a finite weight."""
         if self.weights and len(self.weights) != children:
             raise ValueError(
                 f"there must be one weight for each of the {children} children, not {len(self.weights)}"
@@ -38,10 +38,10 @@ class SumSettings:
 
 @dataclass(frozen=True)
 class Parallel:
-    """Nothing to set."""
+    """The average has no settings."""
 
     def check(self, children: int) -> None:
-        """Any number of children will do."""
+        """Accepts any number of children."""
 
 
 def _sum_weights(settings: SumSettings, children: int) -> list[float]:

@@ -1,4 +1,5 @@
-"""Reads and writes trees of composition as JSON values, checked and within limits.
+"""Reads and writes composition trees as JSON values, with checks and limits, because they come from untrusted
+manifests.
 
 A leaf is ``{"member": "a"}``, a node ``{"kind": "sum", "of": [...], "weights": [...]}`` with the settings of
 its kind.
@@ -17,16 +18,16 @@ from .registry import NODES
 
 MAX_DEPTH = 6
 MAX_LEAVES = 64
-"""As many as a lineage can name parents; a member may stand at several leaves."""
+"""As many as a lineage can have parents. A member may occur at several leaves."""
 MEMBER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-"""The names that a member may have: without dots, since they are a part of the names of tensors."""
+"""Valid member names; they have no dots because they are part of tensor names."""
 
 
 def decode(value: Any) -> Tree:
-    """The tree that a JSON value says.
+    """Parses a JSON value as a tree.
 
     Raises:
-        FormatError: it is malformed, too deep or too large; ``where`` is the JSON pointer inside of
+        FormatError: the value is malformed, too deep or too large; ``where`` is the JSON pointer inside
             ``value``.
 
     Example:
@@ -86,10 +87,10 @@ def _decode(value: Any, where: str, depth: int) -> Tree:
 
 
 def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], where: str) -> Node:
-    """A node of a kind with settings by name; lists stand for tuples.
+    """Builds a node of a kind from settings by name; lists become tuples.
 
     Raises:
-        FormatError: the kind has no such setting, or cannot use the value.
+        FormatError: the kind has no such setting, or rejects its value.
     """
     names = [field.name for field in dataclasses.fields(kind.settings)]
     for name in settings:
@@ -112,10 +113,10 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
 
 
 def get_kind(name: Any, where: str) -> NodeKind:
-    """The kind of node of that name.
+    """Returns the kind of node called ``name``.
 
     Raises:
-        FormatError: there is none.
+        FormatError: no kind has that name.
     """
     if not isinstance(name, str) or name not in NODES:
         raise FormatError(
@@ -129,7 +130,7 @@ def get_kind(name: Any, where: str) -> NodeKind:
 
 
 def encode(tree: Tree) -> dict[str, Any]:
-    """The JSON value of a tree, every setting written out.
+    """Returns the JSON value of a tree, with every setting.
 
     Example:
         >>> encode(Leaf("a"))
@@ -143,7 +144,7 @@ def encode(tree: Tree) -> dict[str, Any]:
 
 
 def as_text(tree: Tree) -> str:
-    """A tree as it is typed; settings that are the default are left out.
+    """Returns a tree as a user would type it, without settings that have their default.
 
     Example:
         >>> as_text(decode({"kind": "sum", "of": [{"member": "a"}, {"member": "b"}], "weights": [0.5, 1]}))
@@ -170,7 +171,7 @@ def _value(value: Any) -> str:
 
 
 def leaves(tree: Tree) -> Iterator[str]:
-    """The members that the leaves name, from left to right; one may come several times."""
+    """Yields the members at the leaves from left to right, repeated if they occur several times."""
     if isinstance(tree, Leaf):
         yield tree.member
     else:
@@ -179,7 +180,7 @@ def leaves(tree: Tree) -> Iterator[str]:
 
 
 def nodes(tree: Tree) -> Iterator[Node]:
-    """The nodes of a tree, each before its children."""
+    """Yields the nodes of a tree, each before its children."""
     if isinstance(tree, Node):
         yield tree
         for child in tree.children:
@@ -187,8 +188,8 @@ def nodes(tree: Tree) -> Iterator[Node]:
 
 
 def shares(tree: Tree) -> dict[str, float]:
-    """How much of each member there is: the products of the weights on the way down, of a router equal
-    parts.
+    """Returns the total weight of each member: the product of the weights on the path from the root, summed
+    over its leaves. A router counts as equal weights.
     """
     if isinstance(tree, Leaf):
         return {tree.member: 1.0}
@@ -202,7 +203,7 @@ def shares(tree: Tree) -> dict[str, float]:
 
 
 def traits(kind: NodeKind) -> dict[str, bool]:
-    """What a kind of node can do, for the catalogue."""
+    """Returns the properties of a kind of node that the catalogue shows."""
     return {
         "folds": not kind.routes,
         "in_graphs": not kind.torch_only,

@@ -1,11 +1,12 @@
-"""X-LoRA: experts weighted by a classifier of the hidden states of a first pass (Buehler and Buehler 2024,
+"""X-LoRA: weights the experts by a classifier of the hidden states of a first pass (Buehler and Buehler 2024,
 arXiv 2402.07148, section 2).
 
     h = last hidden states of the base alone,   g = softmax(classifier(h) / T),   f(x) = base(x) + s * sum_i
     g_i D_i x
 
-The classifier is one for the whole model, linear or with ReLU between; ``layerwise`` gives every adapted
-layer weights of its own. The experts and the base are frozen, and no gradient flows through the first pass.
+The model has one classifier, linear or with ReLU between its layers; ``layerwise`` makes it compute separate
+weights for every adapted layer. The experts and the base are frozen, and no gradient flows through the first
+pass.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from .registry import NODES
 
 @dataclass(frozen=True)
 class XLoRA:
-    """The classifier: ``depth`` linear layers, ``size`` wide between, on hidden states of width ``hidden``
+    """The classifier: ``depth`` linear layers with inner width ``size``, on hidden states of width ``hidden``
     (0: the base's own).
 
-    ``scale`` multiplies all weights. With ``top_k`` the largest weights count and the others are zero;
-    ``softmax_topk`` then makes them sum to one.
+    ``scale`` multiplies all weights. With ``top_k`` only the largest weights count and the others become
+    zero; ``softmax_topk`` then normalises them to a sum of one.
     """
 
     hidden: int = 0
@@ -49,7 +50,7 @@ class XLoRA:
             object.__setattr__(self, name, as_float(getattr(self, name)))
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless all can be used."""
+        """Raises ValueError unless all settings are valid."""
         for name, least, most in (
             ("hidden", 0, 1 << 20),
             ("depth", 1, 32),
@@ -75,7 +76,7 @@ def _shared_shapes(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[
 
 
 def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Uniform within ``1 / sqrt(width)``, as torch's linear layers begin."""
+    """Draws uniformly within ``1 / sqrt(width)``, as torch initialises linear layers."""
     shapes = _shared_shapes(settings, count, layers)
     bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}
     return {
@@ -85,8 +86,8 @@ def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Genera
 
 
 def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
-    """The weights at one layer, ``[batch, positions, experts]``, from the last hidden states ``[batch,
-    positions, hidden]``.
+    """Computes the weights at one layer, ``[batch, positions, experts]``, from the last hidden states
+    ``[batch, positions, hidden]``.
     """
     xp = array_namespace(hidden)
     value = hidden

@@ -1,1 +1,3 @@
-"""PEFT's form of a method: its names, its configuration, and what its files say otherwise than a pack."""
+"""How PEFT stores a method: tensor names, config keys, and the conversions where its files differ from a
+pack.
+"""

@@ -1,8 +1,9 @@
-"""PEFT's adapters of ``torch.nn.MultiheadAttention``: which of its parameters they change, and by how much.
+"""Reads PEFT's adapters of ``torch.nn.MultiheadAttention``: which of its parameters they change, and by how
+much.
 
-PEFT stores the factors for ``in_proj_weight`` behind the attention's own path, and those for ``out_proj`` in
-a layer that is wrapped once more. PEFT up to 0.21.2 adds the change of ``out_proj`` twice, in every forward
-pass and in a merge: an adapter that was trained there means twice that change.
+PEFT stores the factors for ``in_proj_weight`` under the attention's own path, and those for ``out_proj``
+under a second wrapper (:data:`OUT`). PEFT up to 0.21.2 adds the change of ``out_proj`` twice, in every
+forward pass and in a merge, so an adapter trained there means twice that change.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import Any
 from ..core.peft_form import PeftContent
 
 OUT = ".base_layer.out_proj"
-"""What PEFT writes behind the path of an attention for its ``out_proj``."""
+"""What PEFT appends to the path of an attention module for its ``out_proj``."""
 _TWICE = (0, 21, 2)
-"""The last version of PEFT that counts it twice."""
+"""The last version of PEFT that adds the change twice."""
 
 
 def attention_parameters(content: PeftContent) -> PeftContent:
-    """The content with the sites of attention as the two parameters that they change; anything else is as it
-    was.
+    """Replaces each attention site by sites for the two parameters that it changes; returns everything else
+    unchanged.
     """
     owners = [path.removesuffix(OUT) for path in content.sites if path.endswith(OUT)]
     owners = [owner for owner in owners if owner in content.sites]
@@ -47,7 +48,8 @@ def attention_parameters(content: PeftContent) -> PeftContent:
 
 
 def _counted_twice(version: Any) -> bool:
-    """Whether the PEFT of that version counts ``out_proj`` twice; a folder without a version is older.
+    """Whether that version of PEFT adds the change of ``out_proj`` twice; a folder without a version is older
+    and does.
 
     Example:
         >>> _counted_twice("0.21.2"), _counted_twice("0.22.0"), _counted_twice(None)

@@ -1,15 +1,14 @@
-"""PEFT's initialisations that move a part of the base's weight into the adapter, and what such an adapter is
-on the base itself.
+"""Undoes PEFT's initialisations that move a part of the base's weight into the adapter (PiSSA, OLoRA).
 
-PEFT puts ``W - s B0 A0`` in the place of ``W`` when it makes the adapter, and again when it loads it. On the
-untouched base its tensors mean
+PEFT replaces ``W`` by ``W - s B0 A0`` when it creates the adapter, and again when it loads it. On the
+unmodified base its tensors therefore mean
 
     W + s (B A - B0 A0) = W + s [B, -B0] [A; A0]
 
-a LoRA of rank 2 r. ``B0 A0`` follows from the weight for PiSSA (Meng et al. 2024, arXiv 2404.02948, section
-3: the part of the r largest singular values) and for OLoRA (Büyükakyüz 2024, arXiv 2406.01775, section 3: the
-first r columns of Q times the first r rows of R), whatever signs a library gives the factors. Data, or a
-random projection, decide about the others.
+which is a LoRA of rank 2 r. ``B0 A0`` follows from the weight for PiSSA (Meng et al. 2024, arXiv 2404.02948,
+section 3: the part of the r largest singular values) and for OLoRA (Büyükakyüz 2024, arXiv 2406.01775,
+section 3: the first r columns of Q times the first r rows of R), whatever signs a library gives the factors.
+The other initialisations depend on data or on a random projection, and cannot be undone.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ from ..core.peft_form import BaseChange, Completed, Factorise, PeftContent
 from ..core.site import Site
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-"""PEFT's initialisations that leave the base's weight alone."""
+"""PEFT's initialisations that leave the base's weight unchanged."""
 _CERTAIN = 1e-3
-"""How far a part of the weight may turn with the roundings of another library; float32 rounds to 6e-8 of the
-largest singular value.
+"""How far a part of the weight may rotate because another library rounds differently; float32 rounds to 6e-8
+of the largest singular value.
 """
 _ROUNDING = float(np.finfo(np.float32).eps) / 2
 _WHY = "this adapter belongs to a base whose weights its initialisation rewrote"
@@ -40,12 +39,12 @@ _NOTE = (
     "what it is. PEFT also rounds what it leaves of a base in half precision, which is not repeated"
 )
 _WIDEST = 4096
-"""The largest rank that zeros are put in for."""
+"""The largest rank that factors are padded to."""
 _ANEW = "convert it to plain LoRA in PEFT: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 
 
 def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
-    """``B0`` and ``A0`` without the scale."""
+    """Returns ``B0`` and ``A0`` of PiSSA without the scale."""
     u, s, vt = factorise(weight)
     if r < len(s) and s[0] * _ROUNDING > _CERTAIN * (s[r - 1] - s[r]):
         raise _uncertain(site, "two singular values of this weight are so near to each other")
@@ -54,7 +53,7 @@ def _pissa(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tupl
 
 
 def _olora(weight: np.ndarray, r: int, site: Site, factorise: Factorise) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`_pissa`; of the weight as the layer stores it."""
+    """Returns ``B0`` and ``A0`` of OLoRA, which decomposes the weight as the layer stores it."""
     turned = layout_of(site.kind).turned
     q, upper = np.linalg.qr((weight.T if turned else weight).astype(np.float64))
     ends = np.abs(np.diagonal(upper)[:r])
@@ -73,17 +72,17 @@ _FOLLOW: Mapping[str, Callable[[np.ndarray, int, Site, Factorise], tuple[np.ndar
     "pissa": _pissa,
     "olora": _olora,
 }
-"""PEFT's initialisations whose start follows from the weight -> B0 and A0 of the weight ``[out, in]``.
-OLoRA's comes with its scale.
+"""PEFT's initialisation -> function that computes B0 and A0 from the weight ``[out, in]``, for those that
+follow from the weight. OLoRA's result includes the scale.
 """
 
 
 def undo_base_change(config: Mapping[str, Any]) -> BaseChange | None:
-    """What PEFT did to the base by the initialisation that its config names; None where it left the base as
-    it was.
+    """Returns how to undo what the initialisation named in PEFT's config did to the base; None if it left the
+    base unchanged.
 
     Raises:
-        Unsupported: the base alone does not say what it did.
+        Unsupported: the base alone does not determine the change.
 
     Example:
         >>> (undo_base_change({"init_lora_weights": "gaussian"}) is None,
@@ -100,8 +99,8 @@ def undo_base_change(config: Mapping[str, Any]) -> BaseChange | None:
 
 
 def widen(content: PeftContent) -> PeftContent:
-    """The content with factors of the config's rank: at a layer that is narrower PEFT begins with fewer rows,
-    and zeros change nothing.
+    """Pads all factors to the config's rank: at a narrower layer PEFT starts with fewer rows, and zeros
+    change nothing.
     """
     init = content.written.get("init_lora_weights")
     if not isinstance(init, str) or init.lower() not in _FOLLOW:
@@ -131,7 +130,7 @@ def _widen(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]
 
 
 def require_kept_base(config: Mapping[str, Any]) -> None:
-    """As :func:`undo_base_change`, for a method that cannot take it back.
+    """Checks that PEFT's initialisation left the base unchanged, for a method that cannot undo a change.
 
     Raises:
         Unsupported: the initialisation rewrote the base.
@@ -148,14 +147,14 @@ def _unknown(init: Any) -> Unsupported:
 
 
 def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bool) -> Completed:
-    """How an adapter of that ``start`` becomes one of twice the rank; ``divided``: PEFT divides the start by
-    the scale.
+    """Returns the function that turns an adapter with that ``start`` into one of twice the rank; ``divided``:
+    PEFT divides the start by the scale.
     """
 
     def completed(
         cfg: Any, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
     ) -> tuple[Any, dict[str, np.ndarray]]:
-        if site.kind not in LINEAR:  # PEFT begins an embedding as ever
+        if site.kind not in LINEAR:  # PEFT initialises an embedding as usual
             return cfg, dict(params)
         A, B = params["lora_A"], params["lora_B"]
         if divided and cfg.scale <= 0:

@@ -1,5 +1,5 @@
-"""Translates a method's config to PEFT's keys and back, with PEFT's patterns for values that differ by
-site.
+"""Translates a method's config to PEFT's keys and back, including PEFT's patterns for values that differ
+between sites.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from ..core.peft_form import PeftForm
 
 
 def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any, dict[str, Any]]:
-    """Site path -> value, as PEFT reads it: a value for all, and names for the sites that have another.
+    """Splits site path -> value into what PEFT reads: a default, and a pattern with the names of the sites
+    that differ from it.
 
-    PEFT takes a name for the end of a path. Where it understands an anchor (``anchored``), a name that other
-    paths end in has one; where it does not, such a site has the value for all, because a path that is named
-    whole is found all the same.
+    PEFT matches a name with the end of a path. Where PEFT understands an anchor (``anchored``), a name that
+    also ends other paths gets one. Where it does not, the default must be the value of such a site, because
+    PEFT always matches full paths.
 
     Example:
         >>> default_and_pattern({"a.fc": 1, "fc": 2, "b.fc": 1}, anchored=True)
@@ -40,12 +41,12 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
 
 
 class PeftKeys(NamedTuple):
-    """A config's fields under PEFT's names, in both directions.
+    """The fields of a config under PEFT's names, in both directions.
 
-    ``fields``: each field that PEFT has too -> what PEFT means where its config lacks it; ``renamed``: those
-    that PEFT calls otherwise; ``constants``: further keys that PEFT wants, always the same. The field
-    ``by_site`` may differ by site: PEFT, too, has a pattern named after it (see :func:`default_and_pattern`
-    for ``anchored``).
+    ``fields``: each field that PEFT also has -> the value that a missing key means in PEFT; ``renamed``:
+    field -> PEFT's name, where it differs; ``constants``: further keys with a fixed value that PEFT requires.
+    The field ``by_site`` may differ between sites and has a pattern in PEFT named after it
+    (:func:`default_and_pattern` explains ``anchored``).
     """
 
     config: type[Any]
@@ -56,13 +57,15 @@ class PeftKeys(NamedTuple):
     anchored: bool = True
 
     def form(self, peft_type: str, suffixes: Mapping[str, str] | Sequence[str], **fields: Any) -> PeftForm:
-        """PEFT's form of a method with these keys; ``suffixes`` may be names that PEFT has, too."""
+        """Builds the :class:`PeftForm` of a method with these keys; ``suffixes`` may be a list if PEFT uses
+        the same parameter names.
+        """
         names = suffixes if isinstance(suffixes, Mapping) else {name: name for name in suffixes}
         keys = {"to_config": self.to_config, "from_config": self.from_config}
         return PeftForm(peft_type, names, **{**keys, **fields})
 
     def to_config(self, sites: Mapping[str, Any]) -> dict[str, Any]:
-        """Site path -> config, to PEFT's keys."""
+        """Converts site path -> config to PEFT's keys."""
         first, keys = next(iter(sites.values())), dict(self.constants)
         if self.by_site:
             values = {path: getattr(cfg, self.by_site) for path, cfg in sites.items()}
@@ -70,7 +73,7 @@ class PeftKeys(NamedTuple):
         return {**{self.renamed.get(name, name): getattr(first, name) for name in self.fields}, **keys}
 
     def from_config(self, config: Mapping[str, Any]) -> Any:
-        """PEFT's keys to a config."""
+        """Converts PEFT's keys to a config."""
         pattern = f"{self.by_site}_pattern"
         differing = {pattern: literal(config.get(pattern), pattern)} if self.by_site else {}
         values = {
@@ -80,7 +83,8 @@ class PeftKeys(NamedTuple):
 
 
 def by_site(name: str, values: Mapping[str, Any], pattern: str, anchored: bool = True) -> dict[str, Any]:
-    """``name``: the value of the first site, ``pattern``: those of the sites that have another.
+    """Returns two keys of PEFT's config: ``name`` with the default value, and ``pattern`` with the values of
+    the sites that differ.
 
     Example:
         >>> by_site("r", {"q": 2, "inner.q": 3, "v": 2}, "rank_pattern")
@@ -91,20 +95,20 @@ def by_site(name: str, values: Mapping[str, Any], pattern: str, anchored: bool =
 
 
 def plain(value: float) -> float:
-    """A number as PEFT writes it: whole where it is."""
+    """Returns a number as PEFT writes it: as an int if it is integral."""
     return int(value) if float(value).is_integer() else value
 
 
 def literal(pattern: Any, where: str) -> dict[str, Any]:
-    """PEFT's pattern as names: PEFT takes the first key that fits the end of a path, we take the longest, so
-    hidden keys are left out.
+    """Converts PEFT's pattern to names. PEFT uses the first key that matches the end of a path and this
+    package the longest, so keys hidden by an earlier one are dropped.
 
-    Its keys are regular expressions; those that are more than names were expanded when the folder was read
+    Keys are regular expressions in PEFT; reading the folder already expanded those that are more than names
     (pack/patterns.py).
 
     Raises:
-        Unsupported: a key is more than a name.
-        ValueError: this is no map of names to numbers.
+        Unsupported: a key is a regular expression.
+        ValueError: the pattern does not map names to numbers.
 
     Example:
         >>> literal({"v_proj": 2, "1.v_proj": 4}, "rank_pattern")

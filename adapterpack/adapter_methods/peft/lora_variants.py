@@ -1,11 +1,9 @@
-"""Reads what PEFT trains as a LoRA of another form, and what is a plain LoRA once it is trained.
+"""Reads PEFT's variants of LoRA that are plain LoRA once they are trained.
 
-- BD-LoRA (``use_bdlora``): A or B is block-diagonal, and stored as its blocks one below the other. Here it is
-  the whole matrix.
-- QALoRA (``use_qalora``, arXiv 2309.14717): A sees means of groups of inputs, times their number, at layers
-  of GPTQ.
-- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ in training: what
-  they store for it is dropped.
+- BD-LoRA (``use_bdlora``): A or B is block-diagonal, stored as its blocks one below the other; here it
+becomes the full matrix. - QALoRA (``use_qalora``, arXiv 2309.14717): A reads means of groups of inputs, times
+the number of groups, at GPTQ layers. - MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``,
+arXiv 2405.17991) differ only in training; what they store for it is dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from ..core.config import require_whole
 from ..core.peft_form import WITH_BASE, PeftContent
 
 READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
-"""The keys of PEFT's config that this accounts for."""
+"""The keys of PEFT's config that this module handles."""
 FOR_TRAINING_ALONE = (
     *(
         f"lora_monteclora_sampler.{name}"
@@ -28,20 +26,22 @@ FOR_TRAINING_ALONE = (
     ),
     "lora_velora_embed",
 )
-"""What MonteCLoRA and VeLoRA store of a site besides the factors."""
+"""The tensors that MonteCLoRA and VeLoRA store at a site besides the factors."""
 _MOST_BLOCKS, _LARGEST_GROUP = 64, 1024
-"""Shards of a server, and groups of a quantized weight."""
+"""Limits on the number of BD-LoRA's blocks (shards of a server) and on the size of QALoRA's groups (groups of
+a quantized weight).
+"""
 _FACTOR, _FREE = 16, 1 << 24
-"""How many numbers may be made for each that a stranger's file stores, and whatever it stores; one of the two
-factors is always whole.
+"""Limits on the expanded size of an untrusted file: so many numbers for each stored number, plus a fixed
+allowance. One of the two factors is always stored in full.
 """
 
 
 def as_lora(content: PeftContent) -> PeftContent:
-    """The content with plain factors.
+    """Returns the content with plain LoRA factors.
 
     Raises:
-        ValueError: the factors are not of the blocks or groups that the config says.
+        ValueError: the factors do not have the blocks or groups that the config declares.
     """
     blocks, sites = content.written.get("use_bdlora"), content.sites
     if content.packed or not (blocks or content.written.get("use_qalora")):
@@ -67,8 +67,8 @@ def as_lora(content: PeftContent) -> PeftContent:
 
 
 def _require_size(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
-    """Raises ValueError if the factor, so many times as large at every site, is far more than all that is
-    stored.
+    """Raises ValueError if a factor that grows ``times`` as large at every site would be far larger than
+    everything stored.
     """
     stored = sum(value.size for params in sites.values() for value in params.values())
     made = times * sum(params[factor].size for params in sites.values() if factor in params)
@@ -77,8 +77,8 @@ def _require_size(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, ti
 
 
 def _sees_means(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
-    """Whether A sees means of inputs, as PEFT has it at layers of GPTQ alone: the base says how many inputs
-    there are.
+    """Whether A reads means of inputs. PEFT does that only at GPTQ layers; the base's weight shows it by its
+    number of inputs.
     """
     if "lora_A" not in params:
         return False
@@ -99,14 +99,16 @@ def _sees_means(path: str, params: Mapping[str, np.ndarray], content: PeftConten
 
 
 def _ungroup(A: np.ndarray, group: int) -> np.ndarray:
-    """A of the inputs, of A of the means of ``group`` of them each: ``[r, groups]`` to ``[r, groups *
-    group]``.
+    """Expands A from means of groups of ``group`` inputs to the inputs themselves: ``[r, groups]`` to ``[r,
+    groups * group]``.
     """
     return np.repeat(A * A.dtype.type(A.shape[1] / group), group, axis=1)
 
 
 def _whole(path: str, params: Mapping[str, np.ndarray], blocks: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The factors of a site; PEFT looks for each of the config's names anywhere in the module's own."""
+    """Returns the full factors of a site. PEFT applies a name of its config if it occurs anywhere in the
+    module's own name.
+    """
     leaf, whole = path.rpartition(".")[2], dict(params)
     for factor, key in (("lora_A", "target_modules_bd_a"), ("lora_B", "target_modules_bd_b")):
         names = blocks.get(key) or []
@@ -118,7 +120,7 @@ def _whole(path: str, params: Mapping[str, np.ndarray], blocks: Mapping[str, Any
 
 
 def _diagonal(stacked: np.ndarray, count: int) -> np.ndarray:
-    """The block-diagonal matrix of blocks that are stored one below the other."""
+    """Builds the block-diagonal matrix from blocks stored one below the other."""
     if stacked.ndim != 2 or len(stacked) % count:
         raise ValueError(f"a factor of shape {stacked.shape} is not {count} blocks one below the other")
     tall, wide = len(stacked) // count, stacked.shape[1]

@@ -1,12 +1,12 @@
-"""PEFT's LoRA of bare parameters (``target_parameters``): which parameters its tensors change, and how it
-stores a stack's factors.
+"""Reads and writes PEFT's LoRA of bare parameters (``target_parameters``): which parameter a tensor changes,
+and how a stack's factors are stored.
 
-PEFT wraps the module that owns a parameter, once for each of its parameters that are changed, one around the
-other in the order in which the module registered them. Its tensors are named by the wrappers,
-``experts.lora_A`` for the outermost and ``experts.base_layer.lora_A`` for the one inside: the parameters' own
-names stand in the configuration alone, and which wrapper is whose follows from the shapes that the base has.
-The factors of a stack of n matrices are stored side by side: A is ``[n r, in]`` with an expert's rows
-together, B is ``[out, r n]`` with the experts' columns in turn.
+PEFT wraps the module that owns the parameters once for each parameter that the adapter changes, in the order
+in which the module registered them. It names its tensors by the wrappers: ``experts.lora_A`` for the
+outermost and ``experts.base_layer.lora_A`` for the next inner one. The names of the parameters occur only in
+the config, so the shapes of the base's parameters must tell which wrapper belongs to which parameter. The
+factors of a stack of n matrices are stored side by side: A is ``[n r, in]`` with the rows of one expert
+together, B is ``[out, r n]`` with the columns of the experts interleaved.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ from ..core.site import Params, Site
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
 _MOST, _LONGEST = 1024, 1024
-"""Names in a configuration, and characters in one."""
+"""Limits on the number of names in a config and on the length of a name."""
 _MOST_OF_A_MODULE = 6
-"""Parameters of one module whose order is looked for: there are few orders of few."""
+"""The most parameters of one module whose order is searched for, because the search tries every
+permutation.
+"""
 
 
 def targeted_parameters(content: PeftContent) -> PeftContent:
-    """The content with the sites that are parameters under the parameters' own paths; modules are as they
-    were.
+    """Moves the sites that are parameters to the parameters' own paths; module sites stay as they are.
 
     Raises:
-        Unsupported: the file leaves open which parameter a tensor changes, and the base is not at hand or
-            does not tell either.
-        ValueError: the names are none, or the tensors are not those of stacks.
+        Unsupported: the file leaves open which parameter a tensor changes, and the base is missing or does
+            not decide it either.
+        ValueError: the names are malformed, or the tensors are not those of stacks.
     """
     names = names_in(content.written)
     if content.packed or not names:
         return content
     levels: dict[str, list[str]] = {}
-    # the innermost first, which the module registered first
+    # innermost wrapper first: it belongs to the parameter that the module registered first
     for path in sorted(content.sites, key=len, reverse=True):
         levels.setdefault(unwrap(path), []).append(path)
     sites, kinds = dict(content.sites), dict(content.kinds)
@@ -65,10 +66,10 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
 
 
 def names_in(config: Mapping[str, Any]) -> list[str]:
-    """The parameters that a configuration names, in the order of their names: PEFT writes a set.
+    """Returns the parameter names in a config, sorted, because PEFT writes them as a set.
 
     Raises:
-        ValueError: they are no list of names, or too many.
+        ValueError: the value is not a list of names, or the list is too long.
     """
     names = config.get(KEY) or []
     if (
@@ -81,7 +82,7 @@ def names_in(config: Mapping[str, Any]) -> list[str]:
 
 
 def unwrap(path: str) -> str:
-    """The module inside of PEFT's wrappers.
+    """Removes PEFT's wrappers from a module path.
 
     Example:
         >>> unwrap("layers.0.experts.base_layer.base_layer")
@@ -93,8 +94,8 @@ def unwrap(path: str) -> str:
 
 
 def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
-    """The paths of the parameters that a module may own by these names; none where the configuration names
-    the module itself.
+    """Returns the paths of the parameters that these names may mean in the module ``owner``; none if the
+    config targets the module itself.
 
     Example:
         >>> named_at("layers.0.experts", ["experts.up", "0.experts.down", "gate.weight"],
@@ -112,7 +113,9 @@ def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> lis
 def _in_order(
     owner: str, candidates: Sequence[str], factors: Sequence[Mapping[str, np.ndarray]], content: PeftContent
 ) -> Sequence[str]:
-    """The parameter of each pair of factors."""
+    """Returns the parameter that each pair of factors belongs to: the only order of the candidates whose
+    shapes fit.
+    """
     if content.base is None:
         if len(candidates) == len(factors) == 1:
             return candidates
@@ -175,7 +178,7 @@ def _in_order(
 
 
 def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the factors are those of a parameter of that ``shape``, whichever way round it is stored."""
+    """Whether the factors fit a parameter of that ``shape``, stored as it is or transposed."""
     A, B = factors["lora_A"], factors["lora_B"]
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
         return False
@@ -188,8 +191,8 @@ def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) 
 def _site(
     name: str, params: Mapping[str, np.ndarray], rank: int, shape: tuple[int, ...] | None
 ) -> tuple[str, dict[str, np.ndarray]]:
-    """The kind of a parameter and its factors, of each matrix where it is a stack; ``shape``: the base's, if
-    that is at hand.
+    """Returns the kind of a parameter and its factors, separated for each matrix of a stack; ``shape`` is the
+    shape in the base, if available.
     """
     A, B = params["lora_A"], params["lora_B"]
     if A.ndim != 2 or B.ndim != 2 or not rank or len(A) != B.shape[1] or len(A) % rank or not len(A):
@@ -208,7 +211,7 @@ def _site(
 
 
 def to_peft_factors(site: Site, params: Params) -> dict[str, np.ndarray]:
-    """The factors of a parameter as PEFT stores them.
+    """Returns the factors of a parameter as PEFT stores them.
 
     Example:
         >>> factors = {"lora_A": np.zeros((3, 2, 5)), "lora_B": np.zeros((3, 7, 2))}
@@ -226,8 +229,8 @@ def to_peft_factors(site: Site, params: Params) -> dict[str, np.ndarray]:
 
 
 def wrappers_of(paths: Iterable[str]) -> dict[str, str]:
-    """Path of a parameter -> that of PEFT's wrapper, for all parameters that an adapter changes, those of a
-    module in its own order.
+    """Maps the path of each parameter that an adapter changes to the path of PEFT's wrapper; ``paths`` are in
+    the order in which the modules registered them.
 
     Example:
         >>> wrappers_of(["experts.up", "experts.down", "gate.weight"])
