@@ -1,3 +1,3 @@
-"""Adapters in torch models: the sites that they change, the modules that hold them, how they get in, are
-saved and come out again.
+"""Holds adapters in torch models: finds the sites that they change, wraps the modules there, and attaches,
+saves and detaches adapters.
 """

@@ -1,4 +1,8 @@
-"""Puts adapters into a model and takes them out again; the model's class stays what it was."""
+"""Attaches adapters to a model in place and detaches them again, without changing the model's class.
+
+Both ways in build the same wrappers (:mod:`.wrap`): :func:`adapt` starts a fresh adapter from a method's
+config, :func:`attach` loads a trained pack. If either fails, the model is left as it was before the call.
+"""
 
 from __future__ import annotations
 
@@ -66,14 +70,16 @@ def adapt(
     ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of
     different methods at different sites, the one that the adapter is named by first: ``[LoRA(),
     TrainableTokens(token_indices=(5,))]``. ``data``, batches of the model's keyword arguments, is for
-    initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules that the model's
-    checkpoint does not hold, such as a classifier's new head, are trained whole, as those of
-    ``modules_to_save`` are: an adapter of weights that no file holds would be lost. Returns the same model.
+    initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules missing from the model's
+    checkpoint, such as a classifier's new head, are trained in full, like ``modules_to_save``: their initial
+    weights are random and in no file, so an adapter on top of them could not be used again. Returns the same
+    model.
 
-    Layers that the model does not use are left out, and a warning names them: those that it never calls, as
-    it reads their weight itself, and those on whose output nothing depends. A pass over an example finds
-    them; of a model that can be given none, its own first pass finds those that are not called, and
-    :func:`save` leaves them out. ``allow_unused`` adapts them all the same.
+    Layers that do not affect the model's output get no adapter, and a warning names them: layers that the
+    model never calls, because it reads their weight directly, and layers whose output nothing depends on. A
+    forward pass over an example finds them. Where no example can be made, the model's first real forward pass
+    finds the layers that it does not call, and :func:`save` leaves them out. ``allow_unused`` adapts these
+    layers as well.
 
     Raises:
         ConfigError: the initialisation wants data, and there are none.
@@ -103,8 +109,9 @@ def adapt(
 
 @contextmanager
 def _prepare(model: nn.Module) -> Iterator[None]:
-    """Keeps the codes of a quantized model in order while an adapter is put in; after an error the model is
-    as it was.
+    """Fixes the row order of a quantized model's codes while an adapter is attached.
+
+    If attaching fails and leaves no other adapter, allows them to be reordered again.
     """
     warn_of_misread_rows(model)
     keep_in_order(model)
@@ -124,9 +131,10 @@ def _adapt(
     samples: Any,
     allow_unused: bool,
 ) -> nn.Module:
-    """As :func:`adapt`, in a prepared model."""
+    """Does the work of :func:`adapt` on a model that :func:`_prepare` has prepared."""
     whole = [_module_path(model, path) for site_config in chosen for path in site_config.modules_to_save]
     whole += _draw(model, chosen, whole)
+    # Plan and check every config before touching the model, so that most mistakes cost no changes to it.
     plans = [_plan(model, name, site_config, whole, samples, allow_unused) for site_config in chosen]
     _require_apart(name, plans)
     with wrapping(model, name) as work:
@@ -150,6 +158,7 @@ def _adapt(
         module._trainable(name)
     if unknown := [path for plan in plans for path in plan.unknown]:
         watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
+    # Such a method must see whole sequences: ``lead`` makes the model refuse a KV cache with it.
     if any(plan.method.reason_against("cache") for plan in plans):
         lead(model, name)
     follow(model)
@@ -158,8 +167,11 @@ def _adapt(
 
 
 def _draw(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str]) -> list[str]:
-    """The modules that no file holds and no config names, for ``targets`` that say which kinds of layers are
-    adapted.
+    """Returns the paths of modules that the checkpoint does not hold and that no config names, for training
+    in full.
+
+    ``whole`` are the paths that ``modules_to_save`` names; modules that a target names explicitly are left to
+    their method.
     """
     named = {
         target
@@ -178,10 +190,10 @@ def _draw(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str])
 
 
 class _Plan(NamedTuple):
-    """What one config makes of a model: its method, the sites with their configs, and their calibration.
+    """How one config applies to a model: its method, its sites with their configs, and their calibration.
 
-    ``unknown`` are the layers of which no example tells whether the model uses them, ``named`` the layers
-    that each target names.
+    ``unknown`` lists the layers for which no example could show whether the model uses them; ``named`` maps
+    each target to the layers that it names.
     """
 
     method: Method
@@ -196,6 +208,9 @@ class _Plan(NamedTuple):
 def _plan(
     model: nn.Module, name: str, config: SiteConfig, whole: list[str], data: Any, allow_unused: bool
 ) -> _Plan:
+    """Resolves ``config`` against ``model``: selects the sites, drops unused layers, calibrates and allocates
+    ranks.
+    """
     method = method_of(config)
     kind = KINDS[method.kind]
     config = kind.ready(model, config)
@@ -221,6 +236,7 @@ def _plan(
     needs = method.training.needs(config) if method.training.needs is not None else frozenset()
     measured = measure(model, sites, needs, data)
     if method.training.allocate is not None:
+        # Allocating ranks compares the sites, so it needs the calibration of all of them at once.
         config = method.training.allocate(
             config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites]
         )
@@ -229,7 +245,9 @@ def _plan(
 
 
 def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
-    """What the sites of a plan share as it begins."""
+    """Returns the initial values of the parameters that all sites of a plan share; empty if the method has
+    none.
+    """
     shared, sites = plan.method.storage.shared, plan.sites
     if shared is None:
         return {}
@@ -241,7 +259,7 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[s
 
 
 def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
-    """Says what of a model with experts the word ``all-linear`` leaves as it is."""
+    """Logs which layers of a mixture-of-experts model ``all-linear`` leaves unadapted."""
     if "all-linear" not in ([targets] if isinstance(targets, str) else targets):
         return
     left = left_out(model, sites)
@@ -254,7 +272,7 @@ def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Seque
 
 
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
-    """Checks that several methods of one adapter can be packed together, before one of them is trained."""
+    """Raises before training if the methods of one adapter cannot be combined in one pack."""
     first, *rest = (
         MethodSites(
             plan.method, {site: (cfg, {}) for site, cfg in zip(plan.sites, plan.configs, strict=True)}
@@ -272,13 +290,14 @@ def attach(
 ) -> nn.Module:
     """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
 
-    The model's own parameters are frozen; the pack's may be trained on. The labels of its head stand in the
-    model's config while it is active, so that pipelines show them. ``check_base=False`` leaves out the
-    comparison of the model with the base that the pack was made for, and the replay of the pack's canary:
-    four forward passes over a few tokens, made where the model is of the class that the canary was recorded
-    on. ``check_canary=False`` leaves out the replay alone. After an error the model is as it was. A base that
-    is quantized otherwise than in training is let pass with a ``UserWarning``, which says how far its logits
-    are off.
+    The model's own parameters are frozen; the pack's can be trained further. While the adapter is active, the
+    model's config holds the labels of its head, so that pipelines show them.
+
+    By default ``attach`` compares the model with the base that the pack was made for and replays the pack's
+    canary: four forward passes over a few tokens, if the model has the class that the canary was recorded on.
+    ``check_base=False`` skips both, ``check_canary=False`` only the replay. If an error is raised, the model
+    is unchanged. A base that is quantized differently than in training only causes a ``UserWarning``, which
+    says how far its logits are off.
 
     Raises:
         BaseMismatch: the model is not the pack's base.
@@ -293,7 +312,7 @@ def attach(
 
 
 def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_canary: bool) -> nn.Module:
-    """As :func:`attach`, in a prepared model."""
+    """Does the work of :func:`attach` on a model that :func:`_prepare` has prepared."""
     sites = attachable_sites(model)
     pack = rename_sites(model, pack, sites)
     require_sites(pack, sites, type(model).__name__)
@@ -303,6 +322,8 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
         work.share(pack.method, shared)
         for adapter in pack.adapters(lambda group: work.shape_of(group, pack.method_of(group))):
             secondary = adapter.method.name != pack.method.name
+            # The shared parameters belong to the pack's main method alone; ``work.share`` has set them
+            # already.
             site_params = {
                 key: value for key, value in adapter.params.items() if secondary or key not in shared
             }
@@ -347,7 +368,7 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
     if pack.method.reason_against("cache"):
         lead(model, name)
     if check_base:
-        # whose other bytes give other logits
+        # A variant of the base has different weights and so different logits: its canary would always fail.
         replayed = check_canary and (verdict is None or verdict.name != "variant")
         _require_behaviour(model, pack, name, replayed)
     for _, module in base_modules(model):
@@ -359,8 +380,9 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
 
 
 def _require_behaviour(model: nn.Module, pack: Pack, name: str, replayed: bool) -> None:
-    """Replays the canary, if it is to be, and warns of a base that is quantized otherwise; a pack that fails
-    is taken out again.
+    """Replays the canary if ``replayed``, and warns if the base is quantized differently than in training.
+
+    If the replay fails, detaches the pack and raises; the error blames the quantization if that differs.
     """
     try:
         error = verify_attached(model, pack, name) if replayed else None
@@ -414,7 +436,9 @@ def _fresh(
     shared: Mapping[str, np.ndarray],
     site: Site,
 ) -> Mapping[str, np.ndarray]:
-    """What a site begins with; at a stack of matrices, what each of them begins with."""
+    """Returns the initial parameters of a site; for a stack of matrices, initialises each matrix and stacks
+    the results.
+    """
     if not is_stacked(site.kind):
         return method.init(cfg, dataclasses.replace(site, calibration=calibration, shared=shared), rng)
     weights = [None] * site.stack if site.weight is None else site.weight
@@ -423,6 +447,9 @@ def _fresh(
 
 
 def _module_path(model: nn.Module, name: str) -> str:
+    """Returns the path of the only module that ``name``, a full path or the end of one, matches; raises if it
+    matches none or several.
+    """
     paths = [path for path, _ in base_modules(model) if path]
     matches = [path for path in paths if path == name] or [
         path for path in paths if path.endswith(f".{name}")
@@ -439,6 +466,9 @@ def _module_path(model: nn.Module, name: str) -> str:
 
 
 def _refuse_taken(model: nn.Module, name: str) -> None:
+    """Raises if ``name`` is not a valid name for a new adapter, is in use, or the model has adapters merged
+    into its weights.
+    """
     require_unmerged(model)
     if not isinstance(name, str) or not name:
         raise AdapterpackError("an adapter needs a name", found=repr(name), expected="a text")

@@ -1,6 +1,4 @@
-"""What a trainer writes of an adapted model while it trains: the adapters, and nothing of the base, which is
-frozen.
-"""
+"""Makes a Hugging Face trainer's checkpoints hold only the adapters of a model, not its frozen base."""
 
 from __future__ import annotations
 
@@ -21,16 +19,19 @@ from .layers.wrapper import Wrapper
 from .save import save
 
 FILE = "model.safetensors"
-"""Where trainers of transformers look for weights to go on from; those that are not in it stay as they
-are.
+"""The file from which transformers trainers load weights on resuming; parameters missing from it keep their
+values.
 """
 _FIXED = frozenset({"base", "fixed"})
-"""Parts of a wrapper that training does not change: the base's module, and what follows from a config."""
+"""Children of a wrapper that training does not change: the base module, and constants derived from the
+config.
+"""
 
 
 def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
-    """What training changes, by its names in the model's state dict; parameters that several sites share
-    once.
+    """Returns the tensors that training changes, keyed as in the model's state dict, on the CPU.
+
+    A parameter that several sites share appears once, under the first of its names.
     """
     state = model.state_dict() if state is None else state
     owned = tuple(
@@ -50,8 +51,11 @@ def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) ->
 def _save_pretrained(
     model: nn.Module, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
 ) -> None:
-    """What ``save_pretrained`` of an adapted model writes: its pack, which is PEFT's folder, too, or a pack
-    of each adapter in a folder of its name. Trainers, which say ``state_dict``, get a file to go on from.
+    """Replaces ``save_pretrained`` of an adapted model.
+
+    Called by a user, it writes the adapter as a pack (which is a PEFT folder too), or one pack per adapter,
+    each in a subfolder of its name. Called by a trainer, which passes ``state_dict``, it writes the file to
+    resume from.
 
     Raises:
         OutputExists: a user's folder is there already.
@@ -67,6 +71,9 @@ def _save_pretrained(
 
 
 def _write_packs(model: nn.Module, folder: Path, is_main_process: bool, options: Mapping[str, Any]) -> None:
+    """Writes a pack of each adapter; other processes than the main one only take part in gathering the
+    tensors.
+    """
     if options.get("push_to_hub"):
         raise Unsupported(
             "the adapter of a model is not pushed while it is saved",
@@ -81,18 +88,18 @@ def _write_packs(model: nn.Module, folder: Path, is_main_process: bool, options:
 
 
 def follow(model: nn.Module) -> None:
-    """Lets trainers see whether the model holds adapters: their checkpoints hold these alone, and a quantized
-    base may be trained on.
+    """Updates what trainers see of a model after its adapters have changed: checkpoints hold the adapters
+    alone, and a quantized base may be trained.
 
-    A model of transformers has both as attributes of the object; without adapters it has those of its class
-    again.
+    On an adapted transformers model both are instance attributes; once its last adapter is gone, they are
+    deleted and those of the class apply again.
     """
     if not hasattr(type(model), "save_pretrained"):
         return
     adapted: Any = model
     if adapter_names(model):
         adapted.save_pretrained = partial(_save_pretrained, model)
-        # trainers refuse those without adapters, and look for PEFT's alone
+        # Trainers refuse to train a quantized model without adapters, and recognise only PEFT's by this flag.
         if getattr(model, "is_quantized", False):
             adapted._hf_peft_config_loaded = True
     else:

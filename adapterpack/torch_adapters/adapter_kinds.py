@@ -1,4 +1,6 @@
-"""The kinds of adapter in a model: the sites that each may take, and the module that holds it there."""
+"""Registers the kinds of adapters (weight, activation, attention, prompt): how each selects its sites and
+which module holds it there.
+"""
 
 from __future__ import annotations
 
@@ -35,18 +37,16 @@ LAYERS: dict[str, type[Adapted]] = {
     "experts": AdaptedParameter,
     "turned_experts": AdaptedParameter,
 }
-"""Kind of a site -> what holds the adapters of weight methods there."""
+"""Maps the kind of a site to the wrapper that holds weight adapters there."""
 
 
 class Kind(NamedTuple):
     """How a model takes adapters of methods of the kind ``name``.
 
-    ``select`` finds the sites that a config's targets name; ``at`` gives what stands in the model at a
-    site's path.
-
-    ``holder`` is the class that holds adapters of the kind. ``wrap`` makes one, from the model, the module
-    there, the path, and the method's traits; around what already wraps the module if it is ``outermost``,
-    else inside of that. ``ready`` completes a config by what only the model knows.
+    ``select`` returns the sites that a config's targets name. ``at`` returns the module or parameter at a
+    site's path. ``holder`` is the wrapper class for adapters of this kind, and ``wrap`` creates one from the
+    model, the module, its path and the method's traits: around all wrappers that the module already has if
+    ``outermost``, else inside them. ``ready`` completes a config with values that only the model knows.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Kind(NamedTuple):
 
 
 def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Adapted:
+    """Wraps a layer for weight adapters, by the kind of its site."""
     site = site_at(
         path, innermost(module), traits.layers, is_parameter=isinstance(module_at(model, path), nn.Parameter)
     )
@@ -70,13 +71,14 @@ def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Ad
 
 
 def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedBlock:
+    """Wraps a transformer block for activation adapters."""
     return AdaptedBlock(module, block_at(model, path, module), model)
 
 
 KINDS: Registry[Kind] = Registry(
     "kind of adapter", Kind, "adapterpack.adapter_kinds", "adapterpack.torch_adapters.layers"
 )
-"""Kind of a method -> how a model takes it."""
+"""Maps the kind of a method to how a model takes its adapters."""
 
 KINDS.register(Kind("weight", select, (AdaptedLayer, AdaptedParameter), _layer, holder_at))
 KINDS.register(Kind("activation", select_blocks, AdaptedBlock, _block, outermost=True))

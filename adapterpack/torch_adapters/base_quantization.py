@@ -1,5 +1,5 @@
-"""Tells how a model holds its base's weights, and how that differs from the base that a pack was trained
-on.
+"""Describes how a model's base is quantized, and how that differs from the quantization in a pack's
+training.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .layers.wrapper import base_modules
 
 
 def quantization_of(model: nn.Module) -> BaseQuantization | None:
-    """The quantization of most of the model's quantized layers, else the one that its configuration names;
-    None for plain floats.
+    """Returns the quantization that most of the model's quantized layers use, else the one that its config
+    names; None if the weights are plain floats.
     """
     forms: Counter[bytes] = Counter()
     by_key = {}
@@ -43,10 +43,10 @@ def quantization_of(model: nn.Module) -> BaseQuantization | None:
 
 
 def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
-    """What a user has to know where ``model`` holds the base otherwise than in the pack's training; None
-    where it does not.
+    """Returns a warning if ``model`` holds its base in another format than in the pack's training, else None.
 
-    ``error`` is how far its logits are from those that the pack's canary recorded.
+    ``error`` is the largest difference between the model's logits and those in the pack's canary, or None if
+    the canary was not replayed.
     """
     trained, here = pack.manifest.base_quantization, quantization_of(model)
     if _same(trained, here):
@@ -65,7 +65,7 @@ def difference(model: nn.Module, pack: Pack, error: float | None) -> str | None:
 
 
 def _same(one: BaseQuantization | None, other: BaseQuantization | None) -> bool:
-    """Whether two forms are the same, by what both record of them."""
+    """Whether two quantizations agree in their scheme and in every setting that both record."""
     if one is None or other is None:
         return one is other
     return one.scheme == other.scheme and all(
@@ -74,6 +74,7 @@ def _same(one: BaseQuantization | None, other: BaseQuantization | None) -> bool:
 
 
 def _describe(form: BaseQuantization | None) -> str:
+    """Describes a quantization in words, for the warning."""
     if form is None:
         return "as plain floats"
     library: Any = form.params.get("library")

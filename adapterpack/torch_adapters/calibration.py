@@ -1,5 +1,5 @@
-"""Measures, on sample data, the inputs of each site and the loss's gradient by its weight: what data-driven
-inits start from.
+"""Measures the inputs of each site and the gradient of the loss by its weight on sample data, for data-driven
+initialisations.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ _BACKWARD = frozenset({"gradient", "fisher"})
 def measure(
     model: nn.Module, sites: Sequence[Site], needs: frozenset[str], data: Iterable[Mapping[str, Any]] | None
 ) -> dict[str, Calibration]:
-    """Runs ``model`` over ``data``, batches of keyword arguments, and gives the calibration of each site by
-    path; empty without a need.
+    """Runs ``model`` over ``data``, batches of keyword arguments, and returns the calibration of each site by
+    path; empty if ``needs`` asks for none.
 
-    The Fisher information is empirical: the square of each batch's gradient, so that batches of one row give
-    that of the rows. The moment counts the positions that ``attention_mask`` keeps, where a batch has one.
-    The gradient is that of the model's own loss, so the batches must hold labels; it is summed in hooks, and
-    no weight requires one. Sums are float64. The model is as it was afterwards.
+    The Fisher information is empirical: the mean square of the batches' gradients, so batches of a single row
+    give the usual per-example estimate. The second moment of the inputs counts only positions that
+    ``attention_mask`` keeps, if a batch has a mask. The gradient is that of the model's own loss, so the
+    batches must hold labels; hooks sum it, and no weight has to require gradients. Sums are float64. The
+    model keeps its parameters and its training mode.
 
     Raises:
         ConfigError: there is a need and no data, or no loss to take a gradient of.
@@ -79,12 +80,13 @@ def measure(
 
 
 def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) -> None:
+    """Runs one batch, forward and, if ``backward``, backward from the model's loss."""
     if not backward:
         model(**batch)
         return
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    # Frozen parameters build no graph: an output that requires a gradient starts one, whatever the weights
-    # say.
+    # With all parameters frozen, autograd would build no graph. Requiring a gradient of the embeddings'
+    # output makes it build one through every layer after them.
     hook = (
         embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
         if embeddings is not None
@@ -144,13 +146,14 @@ class _Sums:
         def add(gradient: torch.Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
             product = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
-            # a layer may be run more than once
             self.batch = product if self.batch is None else self.batch + product
 
         return add
 
     def end(self) -> None:
-        """A batch is over."""
+        """Adds the gradient of the batch that has just ended to the sums."""
+        # Squared per batch, not per call: a layer that runs several times has one gradient, the sum of its
+        # calls.
         if self.batch is not None:
             self.gradient = self.gradient + self.batch
             if "fisher" in self.wanted:
@@ -158,7 +161,7 @@ class _Sums:
         self.batch = None
 
     def means(self, path: str, batches: int) -> Calibration:
-        """The means over what was run."""
+        """Returns the means over all batches; raises if one that is needed was never measured."""
         moment = self.moment / self.rows if self.rows else None
         gradient, fisher = (
             total / batches if isinstance(total, torch.Tensor) else None

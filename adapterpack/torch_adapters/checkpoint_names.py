@@ -1,5 +1,9 @@
-"""Finds the checkpoint's names of weights that transformers renames while it loads them, and the weights that
-it does not hold.
+"""Maps the names of a model's parameters to those in its checkpoint, and finds parameters that the checkpoint
+lacks.
+
+transformers renames, fuses and splits weights while it loads some architectures, so that a parameter's path
+in memory is not its name on disk. A pack records both: the path in the model and the weight's name in the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -25,10 +29,11 @@ from .layers.wrapper import base_modules
 
 
 def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
-    """Name of a parameter in ``model`` -> name in the checkpoint whose tensor names are ``stored``, of those
-    that are only renamed.
+    """Maps each parameter of ``model`` that loading only renames to its name among ``stored``, the
+    checkpoint's tensor names.
 
-    What is put together from several tensors, or taken apart, is left out: no one tensor holds it.
+    Parameters that loading fuses from several tensors, or splits off one, are left out: no single tensor
+    holds them.
     """
     if not isinstance(model, PreTrainedModel):
         return {}
@@ -53,8 +58,10 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
 
 
 def rename_sites(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
-    """The pack with the paths that its modules have in ``model``, where it calls them as a checkpoint does,
-    or as another version of transformers; ``sites`` are those of the model.
+    """Returns the pack with its paths renamed to those in ``model``, where the pack uses the checkpoint's
+    names or those of another version of transformers.
+
+    ``sites`` are the paths of the model's sites; paths among them stay.
     """
     names = {path: name for path, name in weight_names(pack).items() if path not in sites}
     if not names or not isinstance(model, PreTrainedModel):
@@ -68,8 +75,8 @@ def rename_sites(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:
 
 
 def _steps(model: PreTrainedModel) -> Sequence[Step]:
-    """What transformers renames when it loads such a model: as the version that runs says, else as the one
-    that the table is of.
+    """Returns the renamings that transformers applies when it loads such a model: those of the installed
+    version if it exposes them, else this package's own table.
     """
     transforms = _transforms(model)
     if transforms is None:
@@ -78,13 +85,14 @@ def _steps(model: PreTrainedModel) -> Sequence[Step]:
 
 
 def _rename(renaming: Any, name: str) -> str:
+    """Applies one of transformers' renamings to a name."""
     renamed_name: str = renaming.rename_source_key(name)[0]
     return renamed_name
 
 
 def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | None:
-    """What only renames a tensor, and what puts tensors together or takes them apart; None where transformers
-    does not say.
+    """Returns transformers' renamings and its converters, which fuse or split tensors, for this model; None
+    if the installed version does not expose them.
     """
     try:
         # not public, though PEFT uses it, too
@@ -97,8 +105,8 @@ def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | N
 
 
 def _stored_tensors(model: nn.Module) -> Mapping[str, Any]:
-    """The tensors of the checkpoint that a model says it came from, by name, as far as it is on this
-    machine.
+    """Returns the tensors of the checkpoint that the model says it was loaded from, by name; empty if it is
+    not on this machine.
     """
     config = getattr(model, "config", None)
     source = getattr(config, "_name_or_path", None)
@@ -110,8 +118,8 @@ def _stored_tensors(model: nn.Module) -> Mapping[str, Any]:
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
-    """The embeddings and the output head of a model that says which they are; models of several parts do
-    not.
+    """Returns the input embeddings and the output head, as far as the model declares them; models of several
+    parts do not.
     """
     found = []
     for getter in (model.get_input_embeddings, model.get_output_embeddings):
@@ -121,12 +129,12 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Module]:
 
 
 def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> list[str]:
-    """The paths of modules with weights that the checkpoint of the model does not hold, or in another shape:
-    every load draws them anew.
+    """Returns the paths of modules with parameters that the checkpoint lacks or has in another shape: every
+    load initialises them randomly.
 
-    ``checkpoint`` is the one that the model came from, if that is known better than by the model. Empty where
-    it is not at hand, holds less than half of the model, or transformers does not say what it renames;
-    resized embeddings are left out.
+    ``checkpoint`` is the one that the model was loaded from, where the caller knows it better than the model.
+    The result is empty if no checkpoint is on this machine, if it holds less than half of the model, or if
+    transformers does not expose its renamings. Resized embeddings are left out.
     """
     transforms = _transforms(model) if isinstance(model, PreTrainedModel) else None
     stored = _stored_tensors(model) if checkpoint is None else checkpoint.tensors
@@ -155,6 +163,7 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
                 held.add(id(parameter))
             paths.setdefault(id(parameter), path)
     drawn = sizes.keys() - held
+    # If most of the model seems missing, the names were not understood: better to claim nothing.
     if 2 * sum(sizes[key] for key in drawn) > sum(sizes.values()):
         return []
     return list(dict.fromkeys(path for key, path in paths.items() if key in drawn and path))

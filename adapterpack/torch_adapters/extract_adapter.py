@@ -1,4 +1,4 @@
-"""Takes one adapter out of a model, as the parts that a pack is made of."""
+"""Extracts one adapter from a model as the parts that a pack is built from."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from .unused import unused_of
 
 
 class Parts(NamedTuple):
-    """One adapter out of a model, as a pack stores it: its method, site -> (config, parameters) in their
-    final form, the same of secondary methods, the parameters that all sites share, and path -> parameters of
-    modules that were trained whole.
+    """One adapter, as a pack stores it.
+
+    ``adapters`` maps each site to its config and its parameters in stored form; ``secondary`` holds the sites
+    of further methods; ``shared`` the parameters that all sites share; ``full`` maps the path of each module
+    that was trained in full to its parameters.
     """
 
     method: Method
@@ -32,7 +34,7 @@ class Parts(NamedTuple):
 
 
 def parts_of(model: nn.Module, name: str) -> Parts:
-    """The adapter of that name, without layers that the model does not use.
+    """Returns the parts of the adapter ``name``, without layers that the model does not use.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.

@@ -1,4 +1,4 @@
-"""Saves a trained adapter from a model as a pack, with fingerprint, canary and tensors."""
+"""Saves a trained adapter of a model as a pack: its tensors, the fingerprint of its base, and a canary."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from .layers.wrapper import base_modules
 
 log = logging.getLogger(__name__)
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
-"""numpy's and torch's name of a dtype -> that of safetensors."""
+"""Maps numpy's and torch's names of dtypes to those of safetensors."""
 
 _MAX_NAME = 128
 
@@ -61,10 +61,11 @@ def save(
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
-    ``adapter`` defaults to the only one; ``base`` to where the model was loaded from; ``name`` to the
-    folder's; ``training`` is what is to be claimed of the training, besides the versions of the libraries;
-    ``parents`` are packs that it went on from. The pack carries the fingerprint of the base and how that was
-    quantized, the digests of its tokenizer, and a canary for models that take token ids, images or speech.
+    ``adapter`` defaults to the model's only adapter, ``base`` to where the model was loaded from, and
+    ``name`` to the folder's name. ``training`` is recorded as a claim about the training, next to the
+    versions of the libraries. ``parents`` are the packs from which the training continued. The pack holds the
+    fingerprint of the base and its quantization, the digests of its tokenizer, and a canary if the model
+    takes token ids, images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -125,7 +126,9 @@ def save(
 
 
 def _require_held(pack: Pack, drawn: list[str]) -> None:
-    """Checks that no adapter is one of weights that no file holds: the pack could be attached nowhere."""
+    """Raises if the adapter changes a module that the base's checkpoint does not hold: no one could attach
+    the pack.
+    """
     for group in pack.manifest.groups:
         if group.role == "adapter" and any(
             group.path == path or group.path.startswith(f"{path}.") for path in drawn
@@ -140,8 +143,8 @@ def _require_held(pack: Pack, drawn: list[str]) -> None:
 
 
 def _task(model: nn.Module) -> str:
-    """The task that the model's class was made for: none of a plain module, nor of one that gives features of
-    something else than texts and pictures.
+    """Returns the task of the model's class; none for a plain module, and none for a feature extractor whose
+    inputs are not token ids or images.
     """
     config = getattr(model, "config", None)
     if config is None:
@@ -151,7 +154,9 @@ def _task(model: nn.Module) -> str:
 
 
 def _own_labels(model: nn.Module, task: str, head: bool) -> HeadLabels | None:
-    """The labels of the model's config for a ``head`` that was trained with it."""
+    """Returns the labels in the model's config if a ``head`` was trained with the adapter and the task has
+    labels.
+    """
     if not head or task not in TASKS or not TASKS[task].labelled:
         return None
     names, problem = own_outputs(model)
@@ -159,10 +164,10 @@ def _own_labels(model: nn.Module, task: str, head: bool) -> HeadLabels | None:
 
 
 def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
-    """Checks that ``model`` holds the base that ``pack`` was made for: by the checkpoint it came from, else
-    by its own tensors.
+    """Raises if ``model`` does not hold the base that ``pack`` was made for.
 
-    Returns what is known of it, or None where the pack says nothing of its base.
+    Compares the checkpoint that the model was loaded from, or the model's own tensors if it has none. Returns
+    how they compare, or None if the pack records nothing about its base.
 
     Raises:
         BaseMismatch: it does not.
@@ -176,12 +181,17 @@ def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
 
 
 def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
+    """Returns the checkpoint in ``base``, by default the one that the model was loaded from; None if there is
+    none.
+    """
     source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
     return Checkpoint(folder_of(source)) if source else None
 
 
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
-    """Path -> the name of its weight in the checkpoint, or in the model where there is none."""
+    """Maps each path that the pack changes to the name of its weight in the checkpoint, or in the model if it
+    has no checkpoint.
+    """
     sites = [
         site
         for adapters in (parts.adapters, *(guest.adapters for guest in parts.secondary))
@@ -203,6 +213,7 @@ def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> d
 
 
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
+    """Describes the base for the manifest: its name, commit, fingerprint, architecture and sizes."""
     config = getattr(model, "config", None)
     fingerprint = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
     name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
@@ -220,15 +231,15 @@ def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
 
 
 def _architecture(checkpoint: Checkpoint) -> str | None:
-    """The class that a base was saved from, as its configuration says."""
+    """Returns the class that the base was saved from, as its config names it; None for a name that a manifest
+    may not hold.
+    """
     name = checkpoint.architecture
     return name if name is not None and name.isascii() and len(name) <= _MAX_NAME else None
 
 
 def _dims(config: Any) -> Dims | None:
-    """The sizes in the model's configuration, under the names that transformers has for every
-    architecture.
-    """
+    """Returns the sizes in the model's config, under the names that transformers gives every architecture."""
     names = {
         "hidden": "hidden_size",
         "layers": "num_hidden_layers",
@@ -241,8 +252,8 @@ def _dims(config: Any) -> Dims | None:
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
-    """The fingerprint of a model that came from no checkpoint: that of the checkpoint which it would give,
-    tied weights once.
+    """Computes the fingerprint of a model without a checkpoint as that of the checkpoint that saving it would
+    write; tied weights count once.
     """
     tensors, taken = [], set()
     for path, module in base_modules(model):

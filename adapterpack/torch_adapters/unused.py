@@ -1,5 +1,10 @@
-"""Finds the layers that a model does not use: an adapter there would be trained and packed, and do
-nothing."""
+"""Finds layers whose output does not matter to a model: an adapter there would be trained and packed without
+any effect.
+
+Some models read a layer's weight instead of calling it, or drop its output. With an example input, one
+forward pass answers this before training (:func:`unused_layers`); without one, :class:`Watch` observes the
+model's first real pass.
+"""
 
 from __future__ import annotations
 
@@ -23,19 +28,19 @@ from .layers.wrapper import innermost, module_at
 log = logging.getLogger(__name__)
 
 _WATCHES = "_adapterpack_watches"
-"""The attribute of a model that holds the :class:`Watch` of each adapter that has one."""
+"""The attribute of a model that maps the names of adapters to their :class:`Watch`."""
 _SHOWN = 5
 
 
 def unused_layers(
     model: nn.Module, paths: Sequence[str], samples: Sequence[Mapping[str, Any]] = ()
 ) -> list[str] | None:
-    """Those of the modules at ``paths`` that change nothing in what the model gives for an example.
+    """Returns which of the modules at ``paths`` have no effect on the model's output for an example.
 
-    Such a module is not called though its owner is, or its output reaches none of the model's. Those of which
-    the example says nothing count as used: parts that it does not run, and experts. The example is the
-    canary's, or the first of ``samples``; None where the model runs on neither. The model and the random
-    state stay as they are, and no activation is kept.
+    Such a module is not called although its owner is, or its output reaches none of the model's outputs. A
+    module counts as used if the example cannot tell: parts of the model that do not run, and experts. The
+    example is the canary's input, else the first of ``samples``; the result is None if the model runs on
+    neither. The model and the random state stay unchanged, and no activations are kept.
     """
     if not paths or not is_loaded(model):
         return None
@@ -58,6 +63,12 @@ def _find(
     owners: Mapping[str, nn.Module | None],
     example: Mapping[str, Any],
 ) -> list[str] | None:
+    """Runs the example and returns the paths of modules that it shows to be unused; None if the outputs do
+    not depend on any of them.
+
+    Each module's output gets a zero added that requires a gradient. A module reaches an output if the
+    autograd graph of the outputs contains its zero.
+    """
     called: set[nn.Module | None] = set()
     marks: dict[nn.Module, torch.Tensor] = {}
 
@@ -75,6 +86,7 @@ def _find(
         for owner in dict.fromkeys(owners.values())
         if owner is not None
     ]
+    # Only the edges of the graph matter, so autograd need not store a single tensor for a backward pass.
     forget = torch.autograd.graph.saved_tensors_hooks(lambda value: None, lambda nothing: nothing)
     try:
         with torch.enable_grad(), forget:  # only which tensor came from which is wanted
@@ -86,6 +98,8 @@ def _find(
     if not reached:
         return None
     silent = {module for module, value in marks.items() if value not in reached}
+    # The graph alone may be wrong where the model computes with an operation that has no gradient. So the
+    # suspects must also leave the outputs unchanged when their own outputs change.
     if silent and not _are_silent(model, silent, example, outputs):
         silent = set()  # the model computes with something that passes no gradient on
     return [
@@ -99,7 +113,9 @@ def _find(
 def _are_silent(
     model: nn.Module, modules: set[nn.Module], example: Mapping[str, Any], outputs: list[torch.Tensor]
 ) -> bool:
-    """Whether the outputs stay what they are, to the bit, when these modules give something else."""
+    """Whether the outputs stay equal, bit for bit, when random noise is added to the outputs of
+    ``modules``.
+    """
     hooks = [
         module.register_forward_hook(lambda module, args, output: _with(output, _noisy)) for module in modules
     ]
@@ -115,20 +131,25 @@ def _are_silent(
 
 
 def _noisy(value: torch.Tensor) -> torch.Tensor:
+    """Adds random noise to a tensor."""
     return value + torch.rand_like(value, dtype=torch.float32).to(value.dtype)
 
 
 def _owner(model: nn.Module, path: str) -> nn.Module | None:
-    """What has the module and may call it; None for one of a list, of which any may be chosen."""
+    """Returns the module that contains the module at ``path`` and would call it; None for a list or dict,
+    whose elements the model may choose from.
+    """
     owner = innermost(module_at(model, path.rpartition(".")[0]))
     return None if isinstance(owner, nn.ModuleList | nn.ModuleDict) else owner
 
 
 def _canary(model: nn.Module) -> Mapping[str, Any] | None:
+    """Returns the first row of inputs that a canary would have, or None."""
     return next(examples_of(model), None)
 
 
 def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """Returns the first of the samples on the model's device, or None."""
     device, first = device_of(model, type(model).__name__), next(iter(samples), None)
     return first and {
         key: value.to(device) if hasattr(value, "to") else value for key, value in first.items()
@@ -137,15 +158,15 @@ def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[s
 
 @contextmanager
 def _aside(model: nn.Module) -> Iterator[None]:
-    """Leaves the random state as it is, where the model draws numbers."""
+    """Restores the random state afterwards, for models that draw random numbers."""
     device = device_of(model, type(model).__name__)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 
 
 def _with(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A module's output, changed if it is a tensor of floats or a tuple that begins with one; else as it
-    is.
+    """Applies ``change`` to a module's output if that is a float tensor, or to its first element if it is a
+    tuple that begins with one; returns other outputs unchanged.
     """
     if type(output) is tuple and output and isinstance(output[0], torch.Tensor):
         return (_with(output[0], change), *output[1:]) if output[0].is_floating_point() else output
@@ -153,8 +174,9 @@ def _with(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
 
 
 def _tensors(output: Any) -> Iterator[torch.Tensor]:
-    """The tensors that a model gives, without what it passes on of the outputs of its parts, such as a
-    tower's own."""
+    """Yields the tensors in a model's output, without nested outputs of its parts (a tower's, say), which the
+    model only passes on.
+    """
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Mapping | tuple | list):
@@ -164,7 +186,7 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
 
 
 def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:
-    """The tensors of which these were computed, as far as gradients reach."""
+    """Returns the leaf tensors in the autograd graph of these outputs."""
     nodes: list[Any] = [value.grad_fn for value in outputs]
     seen: set[Any] = {None}
     while nodes:
@@ -175,9 +197,11 @@ def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:
 
 
 class Watch:
-    """Notes which layers of a new adapter are called, in a model that can be given no example.
+    """Observes which layers of a new adapter a model calls in its first pass, for models that no example can
+    be made for.
 
-    ``names`` are layers by the target that named them: where the first pass calls none of those, it raises.
+    ``names`` maps each target to the layers that it names; if the pass calls none of the layers of a target,
+    :meth:`_end` raises.
     """
 
     def __init__(
@@ -194,10 +218,12 @@ class Watch:
         self._first = model.register_forward_hook(self._end)
 
     def _call(self, path: str, module: nn.Module, args: Any) -> None:
+        """Removes the hook of a module that has been called: it is used."""
         if not torch.compiler.is_compiling():
             self._uncalled.pop(path).remove()
 
     def _end(self, model: nn.Module, args: Any, output: Any) -> None:
+        """Reports after the first pass which layers were not called."""
         if torch.compiler.is_compiling():
             return
         self._first.remove()
@@ -206,7 +232,7 @@ class Watch:
 
     @property
     def unused(self) -> list[str]:
-        """The layers that were never called, though their owners were."""
+        """The layers that were never called although their owners were."""
         return [
             path
             for path, owner in self._owners.items()
@@ -214,16 +240,16 @@ class Watch:
         ]
 
     def close(self) -> None:
-        """Takes all hooks out of the model."""
+        """Removes all hooks from the model."""
         for hook in (*self._uncalled.values(), self._first):
             hook.remove()
 
 
 def report(adapter: str, unused: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
-    """Says which layers do nothing; ``names`` are layers by the target that named them.
+    """Warns of layers that have no effect; ``names`` maps each target to the layers that it names.
 
     Raises:
-        NothingToDo: all that one of the names stands for are among them.
+        NothingToDo: all layers that a target names are among them.
     """
     left = set(unused)
     for name, paths in names.items():
@@ -239,16 +265,17 @@ def report(adapter: str, unused: Sequence[str], names: Mapping[str, Sequence[str
 
 
 def _list(paths: Sequence[str]) -> str:
+    """Lists the first paths in words."""
     return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
 
 
 def watch(model: nn.Module, adapter: str, paths: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
-    """Notes from now on which layers of an adapter the model calls."""
+    """Starts observing which layers of an adapter the model calls."""
     model.__dict__.setdefault(_WATCHES, {})[adapter] = Watch(model, adapter, paths, names)
 
 
 def unwatch(model: nn.Module, adapters: Iterable[str]) -> None:
-    """Ends what :func:`watch` began."""
+    """Stops what :func:`watch` started, for these adapters."""
     watches: dict[str, Watch] = model.__dict__.get(_WATCHES, {})
     for adapter in adapters:
         if adapter in watches:
@@ -256,6 +283,8 @@ def unwatch(model: nn.Module, adapters: Iterable[str]) -> None:
 
 
 def unused_of(model: nn.Module, adapter: str) -> frozenset[str]:
-    """The paths of an adapter's layers that the model has not used in any pass so far."""
+    """Returns the paths of an adapter's layers that the model has not called so far although it called their
+    owners.
+    """
     watches: dict[str, Watch] = model.__dict__.get(_WATCHES, {})
     return frozenset(watches[adapter].unused) if adapter in watches else frozenset()

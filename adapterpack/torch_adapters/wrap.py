@@ -1,4 +1,8 @@
-"""Makes the wrappers of one new adapter outside the model, and puts them into it all at once."""
+"""Builds the wrappers of a new adapter outside the model, and puts all of them into it at once.
+
+An adapter may have hundreds of sites, and any of them may turn out to be impossible. Only when all wrappers
+exist does :func:`swap` change the model, so that a failure leaves it untouched.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,11 @@ from .layers.wrapper import Wrapper, innermost, module_at
 
 
 class Work:
-    """Wrappers for one adapter, made outside the model; :func:`wrapping` puts them into it."""
+    """Collects the wrappers of one adapter; :func:`wrapping` puts them into the model.
+
+    ``swaps`` maps each module to the wrapper that replaces it, ``touched`` lists all wrappers that hold the
+    new adapter, existing ones included.
+    """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
@@ -38,7 +46,9 @@ class Work:
         self._constants: dict[int, tuple[np.ndarray, nn.Parameter]] = {}
 
     def share(self, method: Method, shared: Mapping[str, np.ndarray]) -> None:
-        """Says what the sites of a method have in common; before the first of them."""
+        """Sets the parameters that all sites of a method share; call it before the method's first
+        :meth:`adapter`.
+        """
         device = device_of(self.model, type(self.model).__name__) if shared else torch.device("cpu")
         self._begun[method.name] = shared
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
@@ -53,11 +63,11 @@ class Work:
         secondary: bool = False,
         kind: str = "",
     ) -> Adapted:
-        """The wrapper at a site with the new adapter in it; ``params`` maps the site, with its ``weight`` if
-        wanted, to the parameters.
+        """Adds the new adapter to the wrapper at a site, and returns that.
 
-        ``secondary``: the method is not the one that the adapter is named by. ``kind`` is that of the site in
-        the adapter's pack.
+        ``params`` returns the parameters for a site, which includes the base's weight if ``weight`` or if the
+        method reads it. ``secondary`` means that ``method`` is not the adapter's main method. ``kind`` is the
+        kind of the site in the adapter's pack.
         """
         wrapper = self._wrapper(path, method, kind)
         self.touched.append(wrapper)
@@ -73,25 +83,28 @@ class Work:
         return wrapper
 
     def site_with_weight(self, path: str, method: Method) -> Site:
-        """A site with its weight and bias, float32."""
+        """Returns a site with its weight and bias in float32."""
         return _with_weight(self._wrapper(path, method))
 
     def shape_of(self, group: Group, method: Method) -> tuple[int, ...]:
-        """The shape of the weight at a group's site, with its kernel; a width that the pack says stays, to be
-        compared with the layer's.
+        """Returns the shape of the weight at a group's site, with its kernel; a width that the pack states
+        stays, so that it can be compared with the layer's.
         """
         site = self._wrapper(group.path, method, group.kind)._site
         return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
-        """A constant as a tensor; the same array at another site is the same tensor."""
+        """Returns a constant as a parameter; sites that pass the same array share one."""
         if id(value) not in self._constants:
             self._constants[id(value)] = value, as_parameter(value, device)
         return self._constants[id(value)][1]
 
     def _wrapper(self, path: str, method: Method, site_kind: str = "") -> Adapted:
-        """What holds adapters of the method there. A layer is of a kind that a weight can hold, unless a pack
-        says another.
+        """Returns the wrapper for adapters of the method at ``path``: an existing one that fits, else a new
+        one.
+
+        A layer is taken as a kind whose weight can hold the change, unless a pack says otherwise by
+        ``site_kind``.
         """
         kind, wanted = KINDS[method.kind], (site_kind,) if unfoldable(site_kind) else ()
         traits = dataclasses.replace(
@@ -104,10 +117,13 @@ class Work:
                 where=path,
                 remedy="put the model into a container, such as nn.Sequential",
             )
-        # a layer that another adapter has trained whole
+        # From the outermost wrapper in to the module itself. Where another adapter trained the module in
+        # full, that copy's wrapper stays outermost.
         chain = [outer._base if isinstance(outer, SavedModule) else outer]
         while isinstance(chain[-1], Wrapper):
             chain.append(chain[-1]._base)
+        # Follow the replacements that are planned but not yet made, so that a second wrapper goes around the
+        # first.
         module = chain[0 if kind.outermost else -1]
         while module in self.swaps:
             module = self.swaps[module]
@@ -142,7 +158,7 @@ class Work:
         return wrapper
 
     def saved_module(self, path: str) -> SavedModule:
-        """The module with whole copies at one of the model's own paths."""
+        """Returns the wrapper that holds copies of the module at ``path``, for training it in full."""
         module = module_at(self.model, path)
         if not isinstance(module, SavedModule):
             saved = SavedModule(module, path)
@@ -154,8 +170,8 @@ class Work:
 
 @contextmanager
 def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
-    """Puts the wrappers made inside into the model when the block ends well; when it does not, the model is
-    as it was.
+    """Yields a :class:`Work` and puts its wrappers into the model when the block ends; after an error the
+    model is unchanged.
     """
     work = Work(model, name)
     try:
@@ -175,8 +191,8 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
 
 
 def _require_one_of_tied(model: nn.Module, work: Work) -> None:
-    """Checks that no head has an adapter of its own that changes what is tied, where it follows an embedding
-    that has one, too.
+    """Raises if an adapter changes both an embedding that the output head follows and that head itself, by a
+    change of the tied weight.
     """
     for table in (
         module for module in work.touched if isinstance(module, AdaptedTable) and work.name in module._names
@@ -196,7 +212,7 @@ def _require_one_of_tied(model: nn.Module, work: Work) -> None:
 
 
 def _modules_tied_to(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
-    """The output head and the other embeddings that have the table for their weight."""
+    """Returns the output head and other embeddings whose weight is this table."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head = head._base if isinstance(head, Adapted) else head
     embeddings = [
@@ -208,8 +224,8 @@ def _modules_tied_to(model: nn.Module, table: AdaptedTable) -> list[nn.Module]:
 
 
 def _is_tied(module: nn.Module, table: nn.Module) -> bool:
-    """Whether two modules have one weight. Accelerate unties what it offloads: there their numbers are
-    compared.
+    """Whether two modules share one weight. Offloading by accelerate gives each its own copy, so there the
+    values are compared.
     """
     weight, table_weight = getattr(module, "weight", None), table.weight
     if (
@@ -225,9 +241,7 @@ def _is_tied(module: nn.Module, table: nn.Module) -> bool:
 
 
 def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
-    """Puts one module in another's place wherever it stands: a layer that is used at two places stays one
-    layer.
-    """
+    """Replaces modules wherever they occur in the model: a layer used in two places is replaced in both."""
     for parent in list(model.modules()):
         for leaf, child in list(parent._modules.items()):
             new = child
@@ -240,21 +254,23 @@ def swap(model: nn.Module, swaps: Mapping[nn.Module, nn.Module]) -> None:
 
 
 def _mark_called(*_: Any) -> None:
-    """A hook that does nothing: where there is one, torch's fused encoder calls its layers instead of reading
-    their weights.
+    """Does nothing as a hook, but makes torch's fused encoder call its layers: without hooks it reads their
+    weights directly and bypasses adapters.
     """
 
 
 def is_linear(site: Site) -> bool:
-    """Whether a site is a linear layer: whichever way it stores its weight, an adapter of it is the same."""
+    """Whether a site is a linear layer, in whatever layout it stores its weight; an adapter fits all of these
+    layouts.
+    """
     return site.kind in LAYOUTS and LAYOUTS[site.kind].linear
 
 
 def derive_constants(
     wrapper: Adapted, name: str, params: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What follows from the stored parameters of an adapter at a site, if these are ``params``, for a method
-    that has such a thing.
+    """Returns the constants that the adapter's method derives from stored parameters, for the values
+    ``params``.
     """
     method, cfg = wrapper._methods[name]
     assert "derive" in method.overrides
@@ -265,7 +281,7 @@ def derive_constants(
 
 
 def _with_weight(wrapper: Adapted) -> Site:
-    """The site with its weight and bias, float32."""
+    """Returns the wrapper's site with its weight and bias in float32."""
     stored, bias = wrapper._stored
     weight = to_matrix(wrapper._site.kind, as_numpy(stored))
     return dataclasses.replace(

@@ -1,3 +1,1 @@
-"""What is done with the adapters in a model: weighed, folded into its weights and taken out again, listed,
-read and exchanged.
-"""
+"""Works on adapters that are already attached to a model: merges, unmerges, weighs, lists and swaps them."""

@@ -1,6 +1,4 @@
-"""Puts the values of a pack into an adapter that a model holds already, without anything being compiled
-again.
-"""
+"""Replaces the values of an attached adapter with those of another pack, without recompiling the model."""
 
 from __future__ import annotations
 
@@ -26,22 +24,23 @@ from ..save import require_model_base
 from .state import load_adapter_state_dict
 
 _IN_TRAINING = {"dropout"}
-"""Hyper-parameters that act in training alone: the adapter keeps its own."""
+"""Hyper-parameters that act only in training, so the packs may differ in them; the adapter keeps its own."""
 
 
 def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) -> nn.Module:
     """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and
     compiled code stay.
 
-    The pack must be of the same methods, at the same sites, with tensors of the same shapes and the same
-    hyper-parameters: nothing that ``torch.compile`` has looked at changes then. One that differs is attached
-    as another adapter. After an error nothing has changed.
+    The pack must have the same methods at the same sites, with the same hyper-parameters and tensor shapes,
+    so that nothing changes that ``torch.compile`` has specialised on. Attach a pack that differs as another
+    adapter. If an error is raised, nothing has changed.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
         BaseMismatch: the model is not the pack's base.
-        Unsupported: the pack has other methods, sites or hyper-parameters, which are named.
-        SiteNotFound, FormatError: it has other tensors, see :func:`~adapterpack.load_adapter_state_dict`.
+        Unsupported: the pack has other methods, sites or hyper-parameters; the error names them.
+        SiteNotFound, FormatError: the pack has other tensors, see
+            :func:`~adapterpack.load_adapter_state_dict`.
 
     Example:
         >>> model = attach(base, load("packs/tickets"))  # doctest: +SKIP
@@ -91,12 +90,13 @@ def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) ->
 
 
 def _tensor(value: np.ndarray) -> torch.Tensor:
+    """Returns a numpy array as a tensor on the CPU."""
     return as_tensor(value, torch.device("cpu"))
 
 
 def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
-    """The shape of the weight at a group's site; what the adapter does not change is refused later, by
-    name.
+    """Returns the shape of the weight at a group's site, (0, 0) if the adapter has no such site: the caller
+    refuses that later, with its name.
     """
     site = sites.get(group.path)
     known = (0, 0) if site is None else (site.out_features, site.in_features)
@@ -104,6 +104,7 @@ def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
 
 
 def _require_equal(own: Any, other: Any, where: str) -> None:
+    """Raises if two configs differ in hyper-parameters that matter outside of training."""
     mine, theirs = pack_config(own), pack_config(other)
     differing = sorted(
         key for key in (mine.keys() | theirs.keys()) - _IN_TRAINING if mine.get(key) != theirs.get(key)

@@ -32,15 +32,16 @@ def load_for(
 ) -> Any:
     """The model that a pack was made for, in evaluation mode, with the pack attached and active.
 
-    ``pack`` is one, its folder, or ``hf://org/name``; PEFT's folders are packs, too. ``base`` is a folder or
-    a hub's model; by default the one that the pack names on the hub, at the commit that it names. The model
-    is of the pack's task, with the labels of its head, as ``AutoModelFor...`` loads it: never code of the
-    base's or the pack's own. ``dtype`` is the base's stored one by default; the adapter stays float32.
-    ``name`` is what to call the adapter. That the base is the right one is checked as
-    :func:`~adapterpack.attach` does.
+    ``pack`` is a :class:`~adapterpack.Pack`, its folder, or ``hf://org/name``; PEFT folders are packs, too.
+    ``base`` is a folder or a model on a hub; by default the base that the pack names, at the commit that it
+    names. The model has the class for the pack's task and the labels of its head, as ``AutoModelFor...``
+    loads it; code in the base's or the pack's repository is never run. ``dtype`` defaults to the one in which
+    the base is stored; the adapter stays float32. ``name`` is the adapter's name in the model. The base is
+    checked as by :func:`~adapterpack.attach`.
 
     Raises:
-        ConfigError: the pack names no base on a hub, and none is given; or the dtype is none.
+        ConfigError: the pack names no base on a hub and ``base`` is missing, or ``dtype`` is not a float
+            type.
         BaseMismatch, ParityError, SiteNotFound: see :func:`~adapterpack.attach`.
         Unsupported: the base names code of its own, or has no model for the pack's task.
         StorageError, HubError: the base is not where it is looked for.
@@ -68,7 +69,9 @@ def load_for(
 
 
 def _named_base(pack: Pack) -> str:
-    """The hub's address of the base that a pack names; never a path, which strangers could choose."""
+    """Returns the hub address of the base that a pack names; raises for a local path, which a stranger could
+    have chosen.
+    """
     name, commit = pack.manifest.base.name, pack.manifest.base.commit
     if name is None or not (names.is_repo(name) or commit):
         raise ConfigError(
@@ -81,7 +84,7 @@ def _named_base(pack: Pack) -> str:
 
 
 def _task(pack: Pack, folder: Path) -> Task:
-    """The pack's task, or where it names none, that of the class that the base was saved from."""
+    """Returns the pack's task, or, if the pack names none, that of the class that the base was saved from."""
     own = TASKS.find(pack.manifest.task.type)
     checkpoint = Checkpoint(folder)
     return own or task_of(pack.manifest.task.architecture or checkpoint.architecture or "", checkpoint.config)

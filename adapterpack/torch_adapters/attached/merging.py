@@ -1,4 +1,8 @@
-"""Folds adapters into the weights of a model in memory, and takes them out again."""
+"""Merges adapters into the weights of a model in memory, and unmerges them again.
+
+Unmerging is exact: :func:`merge_into` keeps the original parameters, rather than subtracting the change,
+which rounding would make inexact.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +40,14 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     """Folds adapters into the weights of ``model``, in place: what it computes stays, and its layers cost
     what the base's cost.
 
-    ``names`` are the adapters, in order; those that are active by default. Each weight is folded in float32,
-    or finer, and rounded once to its own precision; weights of :func:`~adapterpack.set_weight` count. Until
-    :func:`unmerge_from` no other adapter is active.
+    ``names`` are the adapters, in order; by default the active ones, with the weights of
+    :func:`~adapterpack.set_weight`. Each parameter is computed in float32 or finer and rounded once to its
+    own precision. Until :func:`unmerge_from`, no other adapter can be active.
 
-    With ``keep`` the base's own parameters are kept as well, so that :func:`unmerge_from` gives back the very
-    bits: that is the memory of the changed weights once more. Without, all adapters are taken out, and the
-    base is gone: the model is an ordinary one, to be saved with ``save_pretrained``; the memory is needed
-    until all are folded. After an error the model is as it was.
+    With ``keep``, the base's parameters stay in memory next to the merged ones, so that :func:`unmerge_from`
+    restores them bit for bit. Without, all adapters are detached and the base's parameters are dropped: the
+    model is an ordinary one, which ``save_pretrained`` saves; it needs the additional memory only until the
+    merge is done. If an error is raised, the model is unchanged.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -73,7 +77,8 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         for module in list(wrappers_of(model)):
             if not isinstance(module, Adapted):
                 continue
-            # A fold into a weight that the model reads itself would change what the adapter does not.
+            # Where the model does not call a layer but reads its weight directly, the adapter has no effect,
+            # and merging it would have one.
             path, names = module._site.path, module._active
             module._active = tuple(name for name in names if path not in unused[name])
             if module._active:
@@ -139,7 +144,7 @@ def unmerge_from(model: nn.Module) -> nn.Module:
 
 
 def _choose(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
-    """The adapters to fold, in order."""
+    """Returns the adapters to merge, in order."""
     if names is None:
         wrappers = list(wrappers_of(model))
         if any(module._rows is not None for module in wrappers):
@@ -161,6 +166,7 @@ def _choose(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
 
 
 def _require_fold(model: nn.Module, name: str) -> None:
+    """Raises if the adapter ``name`` cannot be merged into the weights that it changes."""
     for module in wrappers_of(model):
         if not isinstance(module, Adapted) or name not in module._names:
             continue
@@ -187,6 +193,7 @@ def _require_fold(model: nn.Module, name: str) -> None:
 
 
 def _require_plain(owner: nn.Module, leaf: str, path: str, name: str) -> None:
+    """Raises unless a parameter is an ordinary floating-point one of at least 16 bits, in memory."""
     value = owner._parameters.get(leaf)
     if (
         type(value) is not nn.Parameter
@@ -206,7 +213,9 @@ def _require_plain(owner: nn.Module, leaf: str, path: str, name: str) -> None:
 
 
 def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
-    """Puts folded parameters into a layer, and the same ones into what is tied to it."""
+    """Puts the merged parameters into a layer and into every module tied to it; returns what it replaced. If
+    one is not finite, restores the originals and raises.
+    """
     kept: list[Kept] = []
     try:
         for (owner, leaf), value in module._merge_weights().items():
@@ -228,7 +237,9 @@ def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
 
 
 def _require_apart(model: nn.Module, kept: Sequence[Kept]) -> None:
-    """Checks that a weight that was tied is not two now, which ``save_pretrained`` would not see."""
+    """Raises if merging has untied weights that the config declares tied: ``save_pretrained`` would write
+    only one of them.
+    """
     if not getattr(getattr(model, "config", None), "tie_word_embeddings", False):
         return
     originals = {id(one.original) for one in kept}
@@ -243,7 +254,9 @@ def _require_apart(model: nn.Module, kept: Sequence[Kept]) -> None:
 
 
 def _final(module: SavedModule) -> nn.Module:
-    """The last active copy of a module that was trained whole, in the original's precision."""
+    """Returns the copy of the last active adapter of a module that was trained in full, in the original's
+    precision.
+    """
     twin = module._part(module._active[-1])
     first = next((value for value in module._base.parameters() if value.is_floating_point()), None)
     return twin.requires_grad_(False) if first is None else twin.requires_grad_(False).to(first.dtype)

@@ -1,6 +1,4 @@
-"""Reads the tensors of one adapter out of a model, and puts others of the same names and shapes in their
-place.
-"""
+"""Reads the tensors of one attached adapter, and replaces them with others of the same names and shapes."""
 
 from __future__ import annotations
 
@@ -20,8 +18,9 @@ from ..wrap import derive_constants
 def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """The tensors of an adapter by the path of their site and their own name: ``layers.0.q_proj.lora_A``.
 
-    What all sites share stands under ``@shared``, a prompt under ``@prompt``, and a module that was trained
-    whole under its path. The tensors are the model's own, without gradients: copy them to keep them.
+    Parameters that all sites share are under ``@shared``, a prompt is under ``@prompt``, and a module that
+    was trained in full under its path. The tensors are the model's own, without gradients: copy them to keep
+    them.
     :func:`load_adapter_state_dict` takes them back, and
     :func:`~adapterpack.save` writes a pack.
 
@@ -54,9 +53,9 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
     """Copies tensors into an adapter of a model, in place: what has been compiled or captured with it sees
     the new values.
 
-    ``state`` must have the names and shapes of :func:`adapter_state_dict`, all of them and no others, floats
-    for floats; nothing is copied unless everything fits. They are copied to the adapter's own devices and
-    precision.
+    ``state`` must have exactly the names and shapes of :func:`adapter_state_dict`, with floating-point
+    tensors where the adapter has them; nothing is copied unless everything fits. The adapter keeps its
+    devices and its precision.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -98,8 +97,9 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
 def _derive(
     model: nn.Module, name: str, state: Mapping[str, torch.Tensor]
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The constants of an adapter that follow from its stored tensors, each with what it is for those of
-    ``state``.
+    """Computes the constants that the adapter derives from its stored tensors anew, for those in ``state``.
+
+    Returns pairs of a constant in the model and its new value, so that the caller can copy them all at once.
     """
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for module in wrappers_of(model):

@@ -1,4 +1,6 @@
-"""Lists the adapters in a model: what is active, what would be trained, and where everything lies."""
+"""Lists the adapters in a model: which are active or merged, what is trainable, and on which devices they
+are.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,10 @@ from .weighing import weight_of_adapter
 class AdapterStatus:
     """One adapter of a model.
 
-    ``methods`` are those of its sites, the one that it is named by first. ``sites`` counts the places that it
-    changes, ``whole_modules`` what it has trained whole; ``parameters`` and ``trainable`` count numbers, what
-    several sites share once. ``active`` says that it takes part in a pass, in some rows at least, and
-    ``merged`` that it is folded into the weights.
+    ``methods`` lists the methods at its sites, the main one first. ``sites`` counts the places that it
+    changes, ``whole_modules`` the modules that it trains in full. ``parameters`` and ``trainable`` count
+    scalar values, each shared one once. ``active`` means that it takes part in a forward pass, for some rows
+    at least; ``merged`` that it is merged into the weights.
     """
 
     name: str
@@ -45,10 +47,10 @@ class AdapterStatus:
 class Status:
     """A model and its adapters; as text a table, and as JSON by :meth:`to_json`.
 
-    ``parameters`` counts all numbers of the model, those of its adapters included, and ``trainable`` those
-    that a training would change, ``trainable_share`` of all. ``base_dtypes`` and ``base_devices`` are those
-    of the model's own parameters. ``rows`` are the adapters of the rows of a batch inside of
-    ``using(adapters=...)``. ``kept_bytes`` is what a merge keeps to restore the base.
+    ``parameters`` counts all scalar values of the model including its adapters, ``trainable`` those that
+    training would change, and ``trainable_share`` their share. ``base_dtypes`` and ``base_devices`` are those
+    of the model's own parameters. ``rows`` lists the adapter of each row of a batch inside
+    ``using(adapters=...)``. ``kept_bytes`` is the memory that a merge keeps in order to restore the base.
     """
 
     model: str
@@ -64,7 +66,7 @@ class Status:
     kept_bytes: int
 
     def to_json(self) -> dict[str, Any]:
-        """The same as JSON values: numbers, texts, lists and dicts."""
+        """Returns the status as JSON values: numbers, strings, lists and dicts."""
         return {
             key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
         } | {
@@ -165,6 +167,7 @@ def status(model: nn.Module) -> Status:
 
 
 def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> AdapterStatus:
+    """Returns the status of one adapter."""
     wrappers = [module for module in wrappers_of(model) if name in module._names]
     layers = [module for module in wrappers if isinstance(module, Adapted)]
     layers.sort(key=lambda module: name in module._secondary)
@@ -185,6 +188,7 @@ def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> Adapter
 
 
 def _parameters(wrappers: Iterable[Adapted | SavedModule], name: str) -> Iterator[nn.Parameter]:
+    """Yields all parameters of an adapter, shared ones once per site."""
     for module in wrappers:
         yield from module._part(name).parameters()
         if isinstance(module, Adapted):

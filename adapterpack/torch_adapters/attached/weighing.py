@@ -1,4 +1,4 @@
-"""Sets the weight of an adapter in a model: how much of its change takes part."""
+"""Sets the weight of an attached adapter: the factor by which its change is multiplied."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
     """Multiplies what an adapter changes by ``weight``, from now on and wherever it is active: ``y + weight *
     (adapted(y) - y)``.
 
-    Active adapters that are added to their layers are a weighted sum, as ``compose`` packs with the tree
-    ``sum(0.7*a, -0.3*b)``; of others, such as (IA)^3, each changes what the one before it has left. A weight
-    of 0 switches an adapter off, 1 is the adapter as it was trained. Modules that were trained whole, such as
-    a classifier's head, are not scaled. The weight is a setting of the model: a pack that is saved holds the
-    adapter as it is with 1.
+    Active adapters that add to the outputs of their layers form a weighted sum, as ``compose`` packs with the
+    tree ``sum(0.7*a, -0.3*b)``. Others, such as (IA)^3, apply one after the other, each to the result of the
+    one before. A weight of 0 switches an adapter off; 1 is the adapter as it was trained. Modules that were
+    trained in full, such as a classifier's head, are not scaled. The weight is a setting of the model: a
+    saved pack holds the adapter with weight 1.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
@@ -69,7 +69,7 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
 
 
 def weight_of_adapter(model: nn.Module, name: str) -> float:
-    """The weight of an adapter in a model, 1 if none was set."""
+    """Returns the weight of an adapter in a model; 1 unless :func:`set_weight` has set another."""
     return next(
         (
             module._weights.get(name, 1.0)

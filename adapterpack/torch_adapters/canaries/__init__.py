@@ -1,1 +1,3 @@
-"""Canaries of adapters in torch models: recorded when a pack is made, replayed when it is attached."""
+"""Records canaries (a few inputs with their logits) of adapters in torch models, and replays them to check
+that an attached pack behaves as when it was made.
+"""

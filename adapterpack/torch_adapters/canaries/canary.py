@@ -22,11 +22,11 @@ from .inputs import image_of, inputs_of, misfit, texts_alone
 log = logging.getLogger(__name__)
 
 _ROUNDINGS = 8
-"""How many roundings of its precision a model's logits are allowed."""
+"""How many rounding errors of its precision a model's logits may be off."""
 
 _MATMUL = {"highest": 0.0, "high": 2.0**-10, "medium": 2.0**-7}
-"""``torch.set_float32_matmul_precision`` -> what it may round away: nothing of float32, down to
-TensorFloat32, down to bfloat16.
+"""Maps the setting of ``torch.set_float32_matmul_precision`` to the relative error that it permits: none,
+TensorFloat32's, or bfloat16's.
 """
 
 Rows = list[np.ndarray]
@@ -34,11 +34,11 @@ Outputs = list[dict[str, np.ndarray]]
 
 
 def make_canary(model: nn.Module, name: str) -> Canary | None:
-    """A canary of one adapter, or None for a model that takes neither token ids nor images nor speech, or
-    that gives other outputs every time.
+    """Records a canary of one adapter; returns None for a model that takes neither token ids, images nor
+    speech, or whose outputs differ from run to run.
 
-    What a model needs besides images or speech its config does not say: one that refuses these alone has no
-    canary, and the log says why.
+    Some models need further inputs that their config does not describe. If such a model refuses images or
+    speech alone, it gets no canary, and the log says why.
     """
     holders = (
         module for module in model.modules() if isinstance(module, Adapted) and name in module._methods
@@ -73,12 +73,12 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
 
 
 def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:
-    """Replays the canary of ``pack`` on a model that it is attached to, without and with the adapter; the
-    largest error.
+    """Replays the canary of ``pack`` on a model that it is attached to, without and with the adapter, and
+    returns the largest error.
 
-    ``name`` is what the adapter is called in the model, the pack's name by default. The model is afterwards
-    as it was. In half precision the tolerance grows by what that precision rounds away, on a quantized base
-    to half of the largest logit; an adapter that changes nothing at all is still seen.
+    ``name`` is the adapter's name in the model, by default the pack's. Leaves the model as it was. The
+    tolerance grows with what half precision rounds away, and on a quantized base up to half of the largest
+    logit; an adapter without any effect is detected all the same.
 
     Raises:
         UnknownAdapter: the pack is not attached under its name.
@@ -109,8 +109,8 @@ def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> floa
 
 
 def verify_attached(model: nn.Module, pack: Pack, name: str) -> float | None:
-    """As :func:`verify_canary` where the canary can be replayed on this model; where it cannot, None, and the
-    log says why.
+    """Replays the canary like :func:`verify_canary` if this model can replay it; otherwise logs why not and
+    returns None.
 
     Raises:
         NothingToDo, BaseMismatch, ParityError: see :func:`verify_canary`.
@@ -123,8 +123,8 @@ def verify_attached(model: nn.Module, pack: Pack, name: str) -> float | None:
 
 
 def coarse(model: nn.Module) -> float:
-    """The share of the largest logit that the model's own arithmetic may round away: a few roundings, or more
-    for a quantized base.
+    """Returns which share of the largest logit the model's own arithmetic may round away: a few rounding
+    errors, or more on a quantized base.
     """
     if (
         getattr(getattr(model, "config", None), "quantization_config", None)
@@ -139,7 +139,7 @@ def coarse(model: nn.Module) -> float:
 
 
 def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
-    """Why the canary of ``pack`` says nothing about this model, or None."""
+    """Returns why this model cannot replay the canary of ``pack``, or None if it can."""
     recorded, architecture = pack.manifest.canary, pack.manifest.task.architecture
     if recorded is None:
         return "the pack carries none"
@@ -151,8 +151,8 @@ def _not_replayable(model: nn.Module, pack: Pack) -> str | None:
 
 
 def _coarsest(model: nn.Module) -> torch.dtype:
-    """The dtype of the model's own parameters that holds least: integers, as quantized weights are, before
-    any float.
+    """Returns the least precise dtype of the base's parameters; an integer dtype, as of quantized weights,
+    counts as less precise than any float.
     """
     dtypes = {
         parameter.dtype for _, module in base_modules(model) for parameter in module.parameters(recurse=False)
@@ -162,7 +162,9 @@ def _coarsest(model: nn.Module) -> torch.dtype:
 
 
 def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outputs]:
-    """The outputs without and with the adapter; its trained head is on in both."""
+    """Returns the model's outputs without and with the adapter; modules that it trained in full, such as a
+    head, are active in both.
+    """
     with evaluating(model, name):
         adapted = _run(model, inputs)
         for module in model.modules():
@@ -172,21 +174,23 @@ def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outp
 
 
 def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> bool:
-    """Whether the model draws numbers even in evaluation mode, as one does that hides parts of an image from
-    itself.
+    """Whether the model is random even in evaluation mode, as one that masks random patches of an image
+    is.
     """
     with evaluating(model, name):
         return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
 
 
 def examples_of(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """What a model can be called with, row by row; nothing for one of inputs that no canary has."""
+    """Yields inputs that a model can be called with, one row each; none for a model whose inputs no canary
+    covers.
+    """
     inputs = inputs_of(model)
     return iter(()) if inputs is None else _tensors(model, inputs)
 
 
 def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, torch.Tensor]]:
-    """The inputs row by row, where the model computes and in its precision."""
+    """Yields the inputs row by row, on the model's device and in its precision."""
     dtype = next(
         (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32
     )
@@ -197,7 +201,7 @@ def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, torch.Tenso
 
 
 def _run(model: nn.Module, inputs: Canary) -> Outputs:
-    """The model's outputs by name for each row of the inputs, run one by one, as float32."""
+    """Runs the rows one at a time and returns the model's outputs by name, as float32."""
     outputs = []
     for tensors in _tensors(model, inputs):
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Counts the positions that an image takes in a model that reads text and images."""
+"""Counts the positions that an image occupies in the token sequence of a model that reads text and images."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import torch
 
 
 def features_of(output: Any) -> torch.Tensor:
-    """The tensor in what ``get_image_features`` gives, which newer versions of transformers wrap."""
+    """Returns the tensor in the result of ``get_image_features``, which newer versions of transformers wrap
+    in an output object.
+    """
     while not isinstance(output, torch.Tensor):
         output = output.pooler_output if hasattr(output, "pooler_output") else torch.stack(list(output))
     return output
 
 
 def positions_of(model: Any, shape: tuple[int, ...]) -> int:
-    """How many positions one image ``[channels, height, width]`` takes: the model alone knows, so it looks at
-    one.
+    """Returns how many positions an image ``[channels, height, width]`` occupies. No config says so for every
+    architecture, so the model encodes a blank image.
     """
     weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
     with torch.no_grad():

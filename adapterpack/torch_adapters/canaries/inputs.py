@@ -1,5 +1,5 @@
-"""Makes the inputs of a torch model's canary: token ids, also for a decoder, images, speech, or ids together
-with images.
+"""Chooses the inputs of a model's canary: token ids (for an encoder-decoder, on both sides), images, speech,
+or ids with images.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ R = TypeVar("R", bound=Recipe)
 
 
 def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
-    """The inputs of a canary, with no outputs yet; None for a model of other inputs, or whose config does not
-    say how large they are.
+    """Returns a canary with inputs and no outputs yet; None for a model with other inputs, or whose config
+    does not give their sizes.
 
-    Of an adapter that acts at some positions only (``acts``), the first row of ids is one that it acts in.
+    If an adapter acts at some positions only (``acts``), the first row of ids contains such positions.
     """
     pixels, features, vocabulary, decoder = _image(model), _speech(model), _vocabulary(model), _decoder(model)
     if (pixels is None and features is None and not vocabulary) or decoder == 0:
@@ -38,7 +38,8 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
         ids = tuple(
             (token, *(replacement if token_id == token else token_id for token_id in row)) for row in ids
         )
-    # at which some heads look, and which ends whatever such a model reads
+    # End each row with the end-of-sequence token: some heads pool at it, and these models expect it at the
+    # end.
     end = _token(model, "eos_token_id")
     if end is not None and (decoder is not None or (pixels is not None and token is None)):
         ids = tuple((*row[:-1], end) for row in ids)
@@ -49,13 +50,14 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
 
 
 def misfit(model: nn.Module, recorded: Canary) -> str | None:
-    """Why a model cannot be given the inputs of ``recorded``, or None. Nothing is made of them before that is
-    known.
+    """Returns why a model cannot take the inputs of ``recorded``, or None. Checks only the recipes, before
+    any input is allocated: a pack is from a stranger.
     """
     return canary.flaw(recorded) or next(_misfits(model, recorded), None)
 
 
 def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
+    """Yields each reason for which the model cannot take the recorded inputs."""
     pixels, features, vocabulary, decoder = _image(model), _speech(model), _vocabulary(model), _decoder(model)
     token = image_token(model)
     for what, expected, recorded_recipe in (
@@ -86,8 +88,8 @@ def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
 
 
 def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
-    """The token that stands for an image in the rows of ``inputs``, and how many positions the model has for
-    one; None without either.
+    """Returns the id that marks an image in the rows of ``inputs`` and how many positions the model replaces
+    it by; None if the inputs have no image or no ids.
     """
     token = image_token(model)
     if token is None or inputs.pixels is None or not inputs.input_ids:
@@ -96,12 +98,12 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
 
 
 def texts_alone(model: nn.Module) -> bool:
-    """Whether a model has no input but ids, so that none can be missing."""
+    """Whether a model takes no images and no speech, so that token ids are all it needs."""
     return not set(signature(model.forward).parameters) & {"pixel_values", "input_features"}
 
 
 def image_token(model: nn.Module) -> int | None:
-    """The id that stands for an image among those of a text, or None."""
+    """Returns the token id that marks an image in a text, or None."""
     return _whole(model, "image_token_id")
 
 
@@ -110,25 +112,30 @@ def _main(model: nn.Module) -> str:
 
 
 def _takes(model: nn.Module, *names: str) -> bool:
+    """Whether the model's ``forward`` has all of these parameters."""
     return set(names) <= set(signature(model.forward).parameters)
 
 
 def _part(model: nn.Module, name: str) -> Any:
-    """The configuration of a part of a model, where it has one of its own, or of the model."""
+    """Returns the config of one part of a model (``text_config`` and the like), or the whole config if the
+    part has none.
+    """
     config = getattr(model, "config", None)
     part = getattr(config, name, None)
     return part if hasattr(part, "to_dict") else config
 
 
 def _reads_text_and_images(model: nn.Module) -> bool:
-    """Whether a model reads a text and an image, in two towers or in one stream."""
+    """Whether a model takes a text and an image, in two towers or in one sequence."""
     config = getattr(model, "config", None)
     parts = all(hasattr(getattr(config, name, None), "to_dict") for name in ("text_config", "vision_config"))
     return parts and _main(model) == "input_ids" and _takes(model, "input_ids", "pixel_values")
 
 
 def _vocabulary(model: nn.Module) -> int:
-    """The size of the vocabulary of a model that reads token ids, in its encoder if it has one; else 0."""
+    """Returns the vocabulary size of a model that reads token ids (in its encoder, if it has one); 0 for
+    others.
+    """
     size = getattr(
         _part(model, "text_config" if _reads_text_and_images(model) else "encoder"), "vocab_size", None
     )
@@ -136,8 +143,8 @@ def _vocabulary(model: nn.Module) -> int:
 
 
 def _decoder(model: nn.Module) -> int | None:
-    """The size of the decoder's vocabulary (0: it has none), or None for a model that is not an encoder and a
-    decoder.
+    """Returns the size of the decoder's vocabulary (0 if its config has none); None if the model is not an
+    encoder-decoder.
     """
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return None
@@ -146,8 +153,8 @@ def _decoder(model: nn.Module) -> int | None:
 
 
 def _image(model: nn.Module) -> Pixels | None:
-    """The recipe of a model's images; None where it does not read them, or needs more than images and token
-    ids.
+    """Returns the recipe for a model's images; None if it reads no images, or the config does not give their
+    size.
     """
     config = _part(model, "vision_config" if _reads_text_and_images(model) else "encoder")
     size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
@@ -158,8 +165,8 @@ def _image(model: nn.Module) -> Pixels | None:
 
 
 def _speech(model: nn.Module) -> Features | None:
-    """The recipe of the features of speech that the encoder of a model reads: two frames for each of its
-    positions.
+    """Returns the recipe for the speech features that a model's encoder reads: two frames per encoder
+    position.
     """
     config = getattr(model, "config", None)
     shape = [getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")]
@@ -171,7 +178,9 @@ def _speech(model: nn.Module) -> Features | None:
 
 
 def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
-    """The recipe of rows of a shape, or None for one that cannot be, or that no manifest may hold."""
+    """Returns the recipe for rows of this shape; None if the shape is invalid or larger than a manifest may
+    hold.
+    """
     possible = (
         all(type(number) is int and 0 < number <= largest for number in shape)
         and math.prod(shape) <= canary.MOST
@@ -180,11 +189,12 @@ def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
 
 
 def _token(model: nn.Module, name: str) -> int | None:
+    """Returns a special token's id from the config of the part that reads text."""
     return _whole(model, name) if not _reads_text_and_images(model) else _whole(model, name, "text_config")
 
 
 def _whole(model: nn.Module, name: str, part: str = "") -> int | None:
-    """A number of a model's config that is an id."""
+    """Returns a token id from the config, the first one if it lists several; None if it has none."""
     value = getattr(_part(model, part), name, None)
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int and value >= 0 else None

@@ -1,4 +1,8 @@
-"""Lists a model's adapters and chooses which of them take part in its forward pass."""
+"""Lists a model's adapters and chooses which of them take part in its forward pass.
+
+Every wrapper knows which of its adapters are active (``_active``), and, inside ``using(adapters=...)``, which
+adapter each row of the batch has (``_rows``). The functions here set these on all wrappers of a model.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +27,8 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: several of a method of which only one can be active, such as prompts; or adapters are
-            merged into the weights.
+        Unsupported: several adapters of a method that allows one active adapter only, such as prompts; or
+            adapters are merged into the weights.
     """
     wanted = as_list(names)
     require_unmerged(model)
@@ -51,14 +55,14 @@ def using(
     """The model with other adapters active inside the block: one, several (applied in order), or one for each
     row of its batches.
 
-    ``adapters`` names one adapter for each row, None for the base: every call inside the block has that many
-    rows, or a multiple, as beam search makes of them. Afterwards, after an error too, the model is as it was;
-    blocks may be nested. The choice is the model's own, so that all threads that call it meanwhile see it.
+    ``adapters`` names one adapter for each row, or None for the base alone. Every call inside the block must
+    have that many rows, or a multiple, as in beam search. After the block, even after an error, the earlier
+    adapters are active again; blocks may be nested. The choice belongs to the model, so it affects all
+    threads that call it.
 
     Raises:
         UnknownAdapter: the model has no adapter of that name.
-        Unsupported: see :func:`active`; an adapter cannot differ from row to row, which names it and says
-            why.
+        Unsupported: as in :func:`active`; or an adapter cannot differ from row to row, with the reason.
 
     Example:
         >>> from adapterpack import LoRA, adapt
@@ -88,16 +92,16 @@ def using(
 
 
 Choice = dict[nn.Module, tuple[tuple[str, ...], Rows | None]]
-"""What is active in each layer of a model."""
+"""The active adapters of each wrapper in a model."""
 
 
 def get_active(model: nn.Module) -> Choice:
-    """What is active in a model, for :func:`restore_active`."""
+    """Returns what is active in each wrapper of a model, for :func:`restore_active`."""
     return {module: (module._active, module._rows) for module in wrappers_of(model)}
 
 
 def restore_active(model: nn.Module, choice: Choice) -> None:
-    """Makes active what was, as far as the model still holds it."""
+    """Restores a choice of :func:`get_active`, without adapters that the model no longer has."""
     for module in wrappers_of(model):
         names, module._rows = choice.get(module, ((), None))
         module._active = tuple(name for name in names if name in module._names)
@@ -119,7 +123,7 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
 
 
 def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
-    """Lets each row of a batch have the adapter that is named for it."""
+    """Gives each row of a batch its own adapter."""
     wanted = list(dict.fromkeys(name for name in adapters if name is not None))
     if isinstance(adapters, str) or not adapters:
         raise ConfigError(
@@ -145,22 +149,25 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
 
 
 def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
+    """Returns why an adapter at this module cannot differ by row, if the module is in experts; else an empty
+    string.
+    """
     path = module._site.path if isinstance(module, Adapted) else module._path
     return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
 
 
 def as_list(names: object) -> list[Any]:
-    """One name, several, or None as a list."""
+    """Returns one name, several names or None as a list."""
     if names is None:
         return []
     return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
 def require_names(model: nn.Module, names: Sequence[str]) -> None:
-    """Checks that the model has adapters of these names.
+    """Raises unless the model has adapters of all these names.
 
     Raises:
-        UnknownAdapter: one it has not.
+        UnknownAdapter: it lacks one of them.
     """
     known = adapter_names(model)
     for name in names:
@@ -171,14 +178,14 @@ def require_names(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def adapter_names(model: nn.Module) -> list[str]:
-    """The names of the adapters in a model, sorted."""
+    """Returns the names of the adapters in a model, sorted."""
     return sorted({name for module in wrappers_of(model) for name in module._names})
 
 
 @contextmanager
 def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
-    """The model in evaluation mode with one adapter (or none) active, of weight 1; as it was before
-    afterwards.
+    """Inside the block, the model is in evaluation mode with only the adapter ``name`` active (None: none),
+    at weight 1.
     """
     modes = {module: module.training for module in model.modules()}
     weights = {module: module._weights for module in modes if isinstance(module, Adapted)}
@@ -196,5 +203,5 @@ def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
 
 
 def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:
-    """The modules of a model that hold adapters."""
+    """Yields the modules of a model that hold adapters."""
     return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))

@@ -1,5 +1,8 @@
-"""The module around a layer's attention that holds its prompts, which use the attention's own queries and
-projections.
+"""Wraps an attention module to add prompts to it (LLaMA-Adapter): virtual keys and values that its queries
+attend to.
+
+The prompt's attention is computed next to the base's own and added to its output, so the base's attention
+kernel and its KV cache are unaffected.
 """
 
 from __future__ import annotations
@@ -23,9 +26,11 @@ from .wrapper import innermost, module_at
 
 
 class Projections(NamedTuple):
-    """How an attention makes queries, keys and values: by the layers ``parts``, of which the first gives all
-    three in this order where ``joined``. What the heads give of a prompt goes ``out`` through that layer, or
-    as it is where there is none.
+    """How an attention module computes queries, keys and values.
+
+    ``parts`` names its linear layers. If ``joined``, the first gives queries, keys and values side by side.
+    ``out`` names the output projection that the heads' result for a prompt passes through, None to add it as
+    it is.
     """
 
     parts: tuple[str, ...]
@@ -33,8 +38,8 @@ class Projections(NamedTuple):
     out: str | None
 
     def queries(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-        """The queries of the input, ``[batch, length, heads * head_dim]``, with whatever is active in the
-        attention.
+        """Returns the queries ``[batch, length, heads * head_dim]`` of the input, with the adapters that are
+        active inside the attention.
         """
         made: torch.Tensor = getattr(attention, self.parts[0])(hidden)
         return made.chunk(3, dim=-1)[0] if self.joined else made
@@ -42,7 +47,9 @@ class Projections(NamedTuple):
     def keys_and_values(
         self, attention: nn.Module, prompt: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of a prompt ``[n, width]`` by the base's own layers, ``[1, n, heads * head_dim]`` each."""
+        """Returns a prompt's keys and values ``[1, n, heads * head_dim]`` by the base's own layers, for a
+        prompt ``[n, width]``.
+        """
         if self.joined:
             _, keys, values = innermost(module_at(attention, self.parts[0]))(prompt[None]).chunk(3, dim=-1)
         else:
@@ -50,8 +57,8 @@ class Projections(NamedTuple):
         return keys, values
 
     def widths(self, attention: nn.Module) -> tuple[int, int, int] | None:
-        """The widths of the attention's input, its queries and its keys; None where it has not these layers,
-        or others besides.
+        """Returns the widths of the attention's input, queries and keys; None if it does not have exactly
+        these layers.
         """
         layers = [
             innermost(getattr(attention, leaf))
@@ -81,22 +88,25 @@ _PROJECTIONS = (
     Projections(("q_proj", "k_proj", "v_proj", "o_proj"), False, "o_proj"),
     Projections(("c_attn", "c_proj"), True, None),
 )
-"""Llama's and its relatives'; GPT-2's, where PEFT leaves out the output projection, and so do we."""
+"""Llama and its relatives, then GPT-2. PEFT skips GPT-2's output projection for prompts, so this does,
+too.
+"""
 
 
 def _projections(attention: nn.Module) -> Projections | None:
+    """Returns how this attention module projects, or None if that is unknown."""
     return next((one for one in _PROJECTIONS if one.widths(attention) is not None), None)
 
 
 class AdaptedAttention(Adapted):
-    """An attention module with any number of named prompts, of which one is active at a time.
+    """An attention module with named prompts, one of which can be active.
 
-    Its queries are those that it has with whatever else is active; a prompt's keys and values, and its way
-    out, are by the base's own projections, so that a prompt means the same in any company.
+    Queries include the effect of other active adapters. A prompt's keys, values and output pass through the
+    base's projections alone, so that the prompt means the same whichever other adapters are active.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The attention's output with the active prompt attended to."""
+        """Returns the attention's output with the active prompt's part added."""
         output = self._base(*args, **kwargs)
         if not self._active:
             return output
@@ -109,14 +119,15 @@ class AdaptedAttention(Adapted):
     def _changed(
         self, name: str, places: Any, hidden: torch.Tensor, h: torch.Tensor, index: torch.Tensor | None
     ) -> torch.Tensor:
-        """The output ``h`` with a prompt attended to; ``index`` are the rows of the batch that ``hidden`` and
-        ``h`` hold.
+        """Adds the prompt's part to the output ``h``; ``index`` are the batch rows that ``hidden`` and ``h``
+        hold (None: all).
         """
         if index is not None and places is not None:  # one for all rows, or one for each
             places = tuple(place if len(place) == 1 else place[index] for place in places)
         return h + self._weights.get(name, 1.0) * self._added(name, hidden, places).to(h.dtype)
 
     def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
+        """Computes what attending to the prompt adds to the output, for the input ``hidden``."""
         method, cfg = self._methods[name]
         attention = innermost(self)
         projections = _projections(attention)
@@ -140,8 +151,8 @@ class AdaptedAttention(Adapted):
 
 
 def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Tensor:
-    """The queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``, turned by
-    positions in the model's own way.
+    """Returns the queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``:
+    normalised and rotated by position as the model does it.
     """
     made = made.unflatten(-1, (-1, attention.head_dim))  # type: ignore[arg-type]
     queries = _normalize(attention, "q_norm", made).transpose(1, 2)
@@ -152,12 +163,15 @@ def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Ten
 
 
 def _normalize(attention: nn.Module, leaf: str, heads: torch.Tensor) -> torch.Tensor:
+    """Applies the attention's norm ``leaf`` to its heads, if it has one."""
     norm: Any = getattr(attention, leaf, None)
     return heads if norm is None else norm(heads)
 
 
 def _rotation(attention: nn.Module) -> Callable[..., Any]:
-    """The function by which the module that defines this attention turns queries and keys."""
+    """Returns the model's own ``apply_rotary_pos_emb``, from the Python module that defines this attention
+    class.
+    """
     function = getattr(inspect.getmodule(type(attention)), "apply_rotary_pos_emb", None)
     if function is None:
         raise Unsupported(
@@ -170,17 +184,17 @@ def _rotation(attention: nn.Module) -> Callable[..., Any]:
 def select_attention(
     model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
-    """The attention modules that ``targets`` names, in the model's order.
+    """Returns the sites of the attention modules that ``targets`` names, in the model's order.
 
     Raises:
         SiteNotFound: a name matches nothing.
-        Unsupported: a module is no attention of queries, keys and values by linear layers of its own.
+        Unsupported: a module is not an attention with linear layers of its own for queries, keys and values.
     """
     return [_site(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
 
 
 def _site(model: nn.Module, path: str) -> Site:
-    """The site of an attention module, as wide as what its projections read."""
+    """Returns the site of an attention module; its width is that of the input of the projections."""
     attention = innermost(module_at(model, path))
     projections = _projections(attention)
     width, queries, keys = (projections and projections.widths(attention)) or (0, 0, 0)
@@ -204,12 +218,13 @@ def _site(model: nn.Module, path: str) -> Site:
 
 
 def around_attention(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedAttention:
-    """The holder of an attention's prompts."""
+    """Returns the wrapper that holds an attention's prompts."""
     return AdaptedAttention(module, _site(model, path))
 
 
 def last_layers(model: nn.Module, config: Any) -> Any:
-    """The config with its targets named: the attentions of the model's last layers.
+    """Returns the config with the attention modules of the model's last ``adapter_layers`` layers as its
+    targets.
 
     Raises:
         Unsupported: the model has fewer layers than the config names.

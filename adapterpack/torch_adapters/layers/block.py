@@ -1,4 +1,4 @@
-"""The module around a block that holds adapters of its output (bottlenecks and their kind)."""
+"""Wraps a block (attention, feed-forward or a layer) to adapt its output, as bottleneck adapters do."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from .wrapper import innermost, input_of, module_at
 
 
 class AdaptedBlock(Adapted):
-    """A frozen block with any number of named adapters on its output: a tensor, or a tuple that begins with
-    one.
+    """A frozen block with named adapters on its output, which is a tensor or a tuple that begins with one.
 
-    Several active adapters apply one after the other, in order. The block's input is its first argument; the
-    input of another module of the model is taken up on its way there, in the same pass. What a model itself
-    records on the way (``output_hidden_states``) is the output of its own layers, before an adapter behind a
-    whole layer; the layers after it, and the result, have the adapter.
+    Several active adapters apply one after the other. An adapter may also read an input: the block's, which
+    is its first argument, or that of another module (``source``), which a hook captures in the same pass.
+    With ``output_hidden_states`` the model records the outputs of its own layers, before the adapter of a
+    layer changes them; the following layers and the result include the change.
     """
 
     def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
@@ -33,7 +32,7 @@ class AdaptedBlock(Adapted):
         self._hooks: dict[str, Any] = {}
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
-        """Add an adapter; one that reads the input of another module watches that module from now on."""
+        """Adds an adapter; if it reads the input of another module, hooks that module."""
         super()._add(name, adapter)
         source = getattr(adapter.config, "source", "output")
         if source not in {"output", "input"}:
@@ -52,7 +51,7 @@ class AdaptedBlock(Adapted):
             self._hooks.pop(name).remove()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The block's output with the active adapters applied."""
+        """Returns the block's output with the active adapters applied."""
         output = self._base(*args, **kwargs)
         if not self._active:
             return output
@@ -66,8 +65,8 @@ class AdaptedBlock(Adapted):
     def _changed(
         self, name: str, source: Any, h: torch.Tensor, _: torch.Tensor, index: torch.Tensor | None
     ) -> torch.Tensor:
-        """The output ``h`` with an adapter applied, where it acts; ``index`` are the rows of the batch that
-        ``h`` holds.
+        """Applies an adapter to the output ``h`` at the positions where it acts; ``index`` are the batch rows
+        that ``h`` holds (None: all).
         """
         if index is not None and isinstance(source, torch.Tensor):
             source = source[index]
@@ -76,9 +75,10 @@ class AdaptedBlock(Adapted):
         return changed if mask is None else place(mask, changed, h, self._site)
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
+        """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
         method, cfg = self._methods[name]
         own_dtype = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
-        # As in AdaptedLayer: in the adapter's precision, or the block's where that is finer.
+        # As in AdaptedLayer, compute in the adapter's precision, or in the block's if that is finer.
         dtype = torch.promote_types(h.dtype, own_dtype)
         drop = (
             (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
@@ -99,6 +99,6 @@ class AdaptedBlock(Adapted):
         return changed.to(h.dtype)
 
     def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Keeps the input of a watched module until the block is through."""
+        """Keeps the input of a hooked module until the block reads it."""
         if name in self._active:
             self._watched_inputs[name] = input_of(module, args, kwargs)

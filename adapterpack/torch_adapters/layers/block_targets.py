@@ -1,4 +1,4 @@
-"""Selects the blocks of a model whose output an adapter changes."""
+"""Selects the blocks of a model (attention, feed-forward or layers) whose output an adapter changes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .wrapper import base_modules, innermost
 
 
 class BlockLayout(NamedTuple):
-    """What the repeated layers of a family call the modules that give the output of attention and of the
-    feed-forward.
+    """The names, inside a layer of a model family, of the modules that output attention and the feed-forward
+    network.
     """
 
     attention: str
@@ -35,7 +35,9 @@ LAYOUTS = (
     BlockLayout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder
     BlockLayout("layer.0.SelfAttention", "layer.2.DenseReluDense"),  # T5's decoder
 )
-"""A layer has the first of these layouts whose two modules it has, whatever the model is called."""
+"""Known layouts, in order; a layer uses the first of which it has both modules, whatever the model is
+called.
+"""
 
 WORDS: dict[str, tuple[str, ...]] = {
     "all-layers": ("layer",),
@@ -43,18 +45,19 @@ WORDS: dict[str, tuple[str, ...]] = {
     "all-ffn": ("ffn",),
     "all-blocks": ("attention", "ffn"),
 }
-"""What ``targets`` may say instead of names."""
+"""Words that ``targets`` accepts instead of module names, with the parts of each layer that they select."""
 
 
 def select_blocks(
     model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
-    """The blocks that ``targets`` names, in the model's order: one of :data:`WORDS`, or module paths or the
-    ends of them.
+    """Returns the sites of the blocks that ``targets`` names, in the model's order.
+
+    ``targets`` is one of :data:`WORDS`, or names: module paths or their ends.
 
     Raises:
         SiteNotFound: a name matches nothing, or the model's layers are of no known layout.
-        Unsupported: the module is trained whole, or its output has no width that is known.
+        Unsupported: the module is trained in full, or the width of its output is unknown.
     """
     modules = dict(base_modules(model))
     paths = (
@@ -73,11 +76,11 @@ def select_blocks(
 
 
 def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
-    """The site of a block: both its features are the width of what it gives, a linear layer's own or the
-    model's hidden size.
+    """Returns the site of a block. Both its widths are that of the block's output: a linear layer's own, else
+    the model's hidden size.
 
     Raises:
-        Unsupported: neither is known, or the module is never called.
+        Unsupported: both are unknown, or the module is never called.
     """
     inner = innermost(module)
     if isinstance(inner, BYPASSED) or next(inner.parameters(), None) is None:
@@ -107,6 +110,7 @@ def block_at(model: nn.Module, path: str, module: nn.Module) -> Site:
 
 
 def _find_word(modules: Mapping[str, Any], word: str) -> set[str]:
+    """Returns the paths of the blocks that a word in :data:`WORDS` selects."""
     chosen = set()
     for path in modules:
         layout = next((paths for paths in LAYOUTS if all(f"{path}.{end}" in modules for end in paths)), None)
@@ -124,6 +128,7 @@ def _find_word(modules: Mapping[str, Any], word: str) -> set[str]:
 
 
 def _find_names(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[str]:
+    """Returns the paths of the modules that names select."""
     chosen = set()
     for name in (targets,) if isinstance(targets, str) else targets:
         matches = {path for path in modules if path and (path == name or path.endswith(f".{name}"))}

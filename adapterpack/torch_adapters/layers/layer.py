@@ -1,4 +1,8 @@
-"""The modules that hold adapters of weight methods around a layer."""
+"""Wraps layers to hold adapters of weight methods (LoRA and its relatives), and runs layer and adapters.
+
+:class:`Adapted` is the base class of all wrappers whose adapters belong to a method; :class:`AdaptedLayer` is
+the wrapper of linear layers, and :class:`_Pass` one adapter in one of its calls.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +31,11 @@ Tensors = Mapping[str, nn.Parameter]
 
 
 def _describe(method: Method, cfg: Any) -> tuple[Any, Any]:
-    """A method and its config as what can be written: :func:`_rebuild` takes it."""
+    """Returns a method and its config in a form that can be pickled; :func:`_rebuild` reverses it.
+
+    A registered method becomes its name, a composed one the composition it is made from: method objects hold
+    functions, which pickle cannot write.
+    """
     if method.config.composition is not None:
         fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
         return method.config.composition, fields
@@ -35,6 +43,7 @@ def _describe(method: Method, cfg: Any) -> tuple[Any, Any]:
 
 
 def _rebuild(method: Any, cfg: Any) -> tuple[Method, Any]:
+    """Returns the method and config that :func:`_describe` described."""
     if isinstance(method, Composition):
         composed = method_of_composition(method)
         return composed, composed.config(**cfg)
@@ -42,8 +51,9 @@ def _rebuild(method: Any, cfg: Any) -> tuple[Method, Any]:
 
 
 class NewAdapter(NamedTuple):
-    """What an adapter has at a site: its own ``params``; ``constants`` and ``shared`` may be of other sites,
-    too.
+    """The parts of a new adapter at a site.
+
+    ``params`` are its own parameters; ``constants`` and ``shared`` may be shared with other sites.
     """
 
     method: Method
@@ -54,16 +64,16 @@ class NewAdapter(NamedTuple):
 
 
 class Adapted(Wrapper):
-    """A wrapper whose adapters are those of a method at a site: their own parameters, the shared ones, and
-    the constants.
+    """A wrapper whose adapters each belong to a method: it holds their own parameters, the shared ones and
+    the constants at one site.
     """
 
     _whole_batch = ""
-    """Why a wrapper of this class cannot have other adapters from row to row of a batch; empty where it
+    """The reason why wrappers of this class cannot give the rows of a batch different adapters; empty if they
     can.
     """
     _several = False
-    """Whether a module may stand in several wrappers of this class, one for each of its sites."""
+    """Whether wrappers of this class may be nested around one module, one for each of its sites."""
     _adapters: nn.ModuleDict = child("adapters")
     _common: nn.ModuleDict = child("common")
     _fixed: nn.ModuleDict = child("fixed")
@@ -73,14 +83,14 @@ class Adapted(Wrapper):
         self._site = site
         self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
         self._methods: dict[str, tuple[Method, Any]] = {}
-        # the adapters whose method here is not the one that they are named by
+        # Adapters of several methods whose main method is not the one at this site.
         self._secondary: set[str] = set()
         self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
         self._where: dict[str, Callable[[], torch.Tensor]] = {}
         self._weights: dict[str, float] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and files: a method stands there by its name, or by the composition that makes it."""
+        """Describes methods by name or composition, so that copies and pickles need no functions."""
         methods = {name: _describe(*made) for name, made in self._methods.items()}
         return {**self.__dict__, "_methods": methods}
 
@@ -89,8 +99,8 @@ class Adapted(Wrapper):
         super().__setstate__({**state, "_methods": made})
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
-        """Adds an adapter; its own parameters are trained as float32, on the base's device, unless the method
-        says that they are frozen.
+        """Adds an adapter on the base's device; its parameters are float32 and trainable, unless the method
+        freezes them.
         """
         device = device_of(self._base, self._site.path)
         self._adapters[key_of(name)] = nn.ParameterDict(
@@ -102,7 +112,9 @@ class Adapted(Wrapper):
         self._trainable(name)
 
     def _trainable(self, name: str, yes: bool = True) -> None:
-        """Lets the adapter's parameters be trained, or not."""
+        """Makes the adapter's parameters require gradients, or stop requiring them; those that its method
+        freezes never do.
+        """
         parts = (self._adapters[key_of(name)], self._common[key_of(name)])
         kept = frozen(*self._methods[name], [key for part in parts for key in part])
         for part in parts:
@@ -111,15 +123,15 @@ class Adapted(Wrapper):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """The names of the adapters, in the order in which they came."""
+        """The names of the adapters, in the order in which they were added."""
         return tuple(self._methods)
 
     def _part(self, name: str) -> nn.Module:
-        """What holds the adapter's own parameters."""
+        """Returns the module that holds the adapter's own parameters."""
         return self._adapters[key_of(name)]
 
     def _shared(self, name: str) -> dict[str, nn.Parameter]:
-        """The parameters that the adapter has in common at all its sites."""
+        """Returns the parameters that the adapter shares between all its sites."""
         return dict(self._common[key_of(name)].items())
 
     def _remove(self, name: str) -> None:
@@ -138,8 +150,8 @@ class Adapted(Wrapper):
             self._active = tuple(active for active in self._active if active != name)
 
     def _excluding(self, names: Sequence[str]) -> list[str]:
-        """Those among the names of adapters of which only one can be active at a time; none where there are
-        no two.
+        """Returns those of the adapters ``names`` that exclude each other from being active; empty if all can
+        be active together.
         """
         alone = [name for name in names if name in self._methods and self._methods[name][0].traits.exclusive]
         methods = {self._methods[name][0].name: self._methods[name][0] for name in alone}
@@ -151,6 +163,7 @@ class Adapted(Wrapper):
         return [] if fitting else alone
 
     def _same_for_all_rows(self, name: str) -> str:
+        """Returns why the adapter cannot act on some rows of a batch only; empty if it can."""
         method = self._methods[name][0]
         return self._whole_batch or (
             "it looks at more than the tokens of a row"
@@ -159,15 +172,17 @@ class Adapted(Wrapper):
         )
 
     def _weigh(self, name: str, plain: Any, changed: Any) -> Any:
-        """``plain`` and the weight's share of what the adapter has changed in it."""
+        """Scales the change from ``plain`` to ``changed`` by the adapter's weight."""
         weight = self._weights.get(name, 1.0)
         return changed if weight == 1 else plain + weight * (changed - plain)
 
     def _by_row(
         self, name: str, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]
     ) -> torch.Tensor:
-        """``y``, the output without the adapter, with ``run(x, y, index)`` in the rows ``index`` that have
-        it: all, or some of a batch.
+        """Returns ``y``, the output without the adapter, with ``run(x, y, index)`` in the rows that have the
+        adapter.
+
+        Without per-row adapters these are all rows, and ``index`` is None.
         """
         if self._rows is None:
             return run(x, y, None)
@@ -175,11 +190,11 @@ class Adapted(Wrapper):
         return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
 
     def _mask(self, name: str, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
-        """Where the adapter acts in the rows ``index`` (None: all) that ``x`` holds, ``[rows, length]``;
-        None: everywhere.
+        """Returns where the adapter acts, ``[rows, length]``, in the batch rows ``index`` (None: all) that
+        ``x`` holds; None if it acts everywhere.
 
         Raises:
-            Unsupported: some of the rows are meant, and the layer does not see them apart.
+            Unsupported: ``index`` selects rows, and the layer's input does not keep rows apart.
         """
         if name not in self._where:
             return None
@@ -195,40 +210,40 @@ class Adapted(Wrapper):
         return mask if index is None else mask[index]
 
     def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
-        """The modules, and the names of their parameters, into which adapters here are folded."""
+        """Returns the parameters, as module and name, that merging the adapters here would change."""
         return []
 
     def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
-        """These parameters, and a bias that the folds give, with the active adapters folded in; in their own
-        shapes and precision.
+        """Returns these parameters (and a bias, if merging adds one) with the active adapters merged in, in
+        their own shapes and precision.
 
         Raises:
-            Unsupported: a fold gives a bias, and the layer can have none.
+            Unsupported: merging adds a bias, and the layer cannot have one.
         """
         raise NotImplementedError
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
-        """The modules that have the same parameter under the same name and follow this one's adapters."""
+        """Returns the modules that share the parameter ``leaf`` and follow the adapters here."""
         return []
 
     @property
     def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The frozen weight in the shape in which the module stores it, and its bias; as floats, see
+        """The frozen weight as floats, in the shape in which the module stores it, and the bias; see
         :func:`~.weights.weight_of`.
         """
         module = innermost(self)
         return weight_of(module, "weight", self._site), tensor_of(module, "bias", self._site.path)
 
     def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """As :meth:`_every`, floats in ``dtype``."""
+        """Returns the tensors of :meth:`_every`, with floats cast to ``dtype``."""
         return {
             leaf: value.to(dtype) if value.is_floating_point() else value
             for leaf, value in self._every(name).items()
         }
 
     def _every(self, name: str) -> dict[str, torch.Tensor]:
-        """Everything that the method's functions want of the adapter: its own parameters, the shared ones,
-        the constants, and what a first pass of the model gave for this one.
+        """Returns all tensors that the method's functions need: the adapter's own parameters, the shared
+        ones, the constants, and results of the model's first pass for this call.
         """
         key = key_of(name)
         tensors = {
@@ -246,10 +261,11 @@ class Adapted(Wrapper):
         return {**tensors, **self._first_pass_params[name]} if name in self._first_pass_params else tensors
 
     def _all_params(self, name: str) -> Iterator[torch.Tensor]:
+        """Yields the adapter's own and shared parameters."""
         return iter((*self._part(name).parameters(), *self._shared(name).values()))
 
     def _with_weight(self, dtype: torch.dtype) -> Site:
-        """The site with the frozen weight and bias, which pass no gradient on."""
+        """Returns the site with the frozen weight and bias in ``dtype``, detached from the graph."""
         weight_as_stored, bias = self._stored
         weight = to_matrix(self._site.kind, weight_as_stored.detach()).to(dtype)
         return dataclasses.replace(
@@ -258,10 +274,12 @@ class Adapted(Wrapper):
 
 
 class _Pass:
-    """One adapter in one call of its layer: what it computes with, in which precision, on top of what.
+    """One adapter in one call of its layer: its tensors, precision and normal form, and the function below
+    it.
 
-    The branch is computed in the adapter's precision, or the input's where that is finer: nothing of the base
-    is rounded away. Under autocast each operation chooses its own.
+    ``below`` is the layer, or the layer with the adapters that come before this one. The adapter computes in
+    its own precision, or in the input's if that is finer, so that nothing of the base is rounded away. Under
+    autocast each operation chooses its own precision.
     """
 
     def __init__(
@@ -281,11 +299,12 @@ class _Pass:
         self._autocast = torch.is_autocast_enabled(x.device.type)
         self.weight = layer._weights.get(name, 1.0)
         self.form = self._normal_form(layer.training)
+        # For a low-rank branch, the weight is just another factor of ``up``, so the fast kernels still apply.
         if self.weight != 1 and self.is_branch and isinstance(self.form.up, Dense):
             up = self.form.up._replace(factor=self.form.up.factor * self.weight)
             self.form, self.weight = self.form._replace(up=up), 1.0
-        # Autocast rules do not reach the backward of a custom function, so the kernels stay out of its way. A
-        # compiler makes dropout again by itself, and cannot look at a seed.
+        # Autocast does not apply inside the backward pass of a custom autograd function, so kernels are not
+        # used under it. A compiler recomputes dropout itself, and cannot trace the seeded one.
         self.has_kernels = (
             self.form is not None
             and not self._autocast
@@ -295,24 +314,27 @@ class _Pass:
 
     @property
     def is_branch(self) -> bool:
-        """Whether the adapter adds to the layer's output, and nothing where it is given nothing."""
+        """Whether the adapter adds to the layer's output, and adds nothing for an input of zero."""
         return self.form is not None and self.form.is_branch
 
     def below(self, value: torch.Tensor) -> torch.Tensor:
-        """What the adapter is on top of, at ``value``."""
+        """Runs what the adapter builds on at ``value``: the layer, with the adapters before this one."""
         output = self._below(value.to(self._input_dtype))
-        # under autocast it is not that of the input, and the layer's neighbours count on it
+        # Under autocast the output's dtype differs from the input's, and the layers around expect the
+        # output's.
         self.output_dtype = output.dtype
         return output
 
     def read(self, value: torch.Tensor) -> torch.Tensor:
-        """``value`` as the branch reads it."""
+        """Returns ``value`` in the precision in which the adapter computes."""
         return value if self._autocast else value.to(self.dtype)
 
     def output(
         self, ask: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, inner: torch.Tensor
     ) -> torch.Tensor:
-        """The adapter's output at ``x``, which it reads as ``inner``, on top of ``ask``."""
+        """Returns the adapter's output at ``x`` on top of ``ask``; ``inner`` is ``x`` in the adapter's
+        precision.
+        """
         if self.has_kernels and low_rank.is_low_rank(self.form):
             return low_rank.add_low_rank(self.form, ask(x), x, self._seeded_dropout())
         drop = functools.partial(functional.dropout, p=self._dropout) if self._dropout else None
@@ -321,13 +343,15 @@ class _Pass:
         return evaluate(self.form, ask, inner, drop)
 
     def fuse(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
-        """Layer and adapter by one kernel; None where there is none for its form."""
+        """Computes the layer and the adapter by one kernel; None if there is none for the adapter's form."""
         return low_rank.fuse(self.form, layer, x, self._seeded_dropout())
 
     def _seeded_dropout(self) -> Dropout | None:
+        """Draws the dropout of this call, or None without dropout."""
         return Dropout.draw(self._dropout) if self._dropout else None
 
     def _normal_form(self, training: bool) -> Any:
+        """Returns the adapter's normal form; None for a method with a forward function of its own."""
         overrides = self._method.overrides
         if "forward" in overrides:
             return None
@@ -338,26 +362,30 @@ class _Pass:
 class AdaptedLayer(Adapted):
     """A frozen layer with any number of named adapters of weight methods.
 
-    Input and output are those of the wrapped layer. Several active adapters apply one after the other, in
+    Takes and returns what the wrapped layer does. Several active adapters apply one after the other, in
     order.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The layer's output with the active adapters applied."""
+        """Returns the layer's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, result = self._enter(args, kwargs)
         if self._rows is not None:
             return self._row_by_row(x, result)
+        # Each adapter wraps the function of those before it; nothing runs until the last is called. Only the
+        # first sits directly on the layer and can be fused with it, if the layer has no further arguments.
         for position, name in enumerate(self._active):
             first = position == 0 and len(args) + len(kwargs) == 1
             result = functools.partial(self._with_adapter, name, result, first, None)
         return result(x)  # type: ignore[no-any-return]
 
     def _row_by_row(self, x: torch.Tensor, base: Any) -> torch.Tensor:
-        """The output of a batch whose rows have one adapter each, or none."""
+        """Returns the output of a batch whose rows have one adapter each, or none."""
         y: torch.Tensor = base(x)
 
+        # The base has run for the whole batch already; an adapter that asks for its output at the same input
+        # gets that, instead of a second run.
         def apply(own: torch.Tensor, plain: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
             return self._with_adapter(
                 name, lambda value: plain if value is own else base(value), False, index, own
@@ -375,14 +403,18 @@ class AdaptedLayer(Adapted):
         index: torch.Tensor | None,
         x: torch.Tensor,
     ) -> torch.Tensor:
-        """The output at ``x`` of the adapter on top of ``below``, which is the wrapped layer itself if the
-        adapter comes ``first``; ``x`` holds the rows ``index`` of the batch, or all.
+        """Returns the output at ``x`` of the adapter on top of ``below``.
+
+        ``first`` means that ``below`` is the wrapped layer itself. ``x`` holds the batch rows ``index``, or
+        all rows if that is None.
         """
         step, mask = _Pass(self, name, below, x), self._mask(name, x, index)
         if mask is None and step.weight == 1:
             y = self._fuse(step, x) if first else None
             return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
         plain = step.below(x)
+        # A branch adds nothing for zeros, so zeroing the input where the adapter must not act is enough, and
+        # cheaper than computing both outputs and choosing.
         if mask is not None and step.weight == 1 and step.is_branch:
             visible = place(mask, x, torch.zeros_like(x), self._site)
             return step.output(lambda _: plain, visible, step.read(visible)).to(step.output_dtype)
@@ -396,7 +428,9 @@ class AdaptedLayer(Adapted):
         return changed if mask is None else place(mask, changed, plain, self._site)
 
     def _fuse(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
-        """Layer and adapter in one operation, where the layer is a plain one and the adapter has a kernel."""
+        """Computes the layer and the adapter by one kernel, if the layer is a plain one and the adapter's
+        form has a kernel; else returns None.
+        """
         layer = self._bare(step.dtype) if step.has_kernels and x.dtype == step.dtype else None
         return None if layer is None else step.fuse(layer, x)
 
@@ -439,7 +473,7 @@ class AdaptedLayer(Adapted):
     def _fold(
         self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The weight ``[out, in]`` and the bias with the adapter folded in, all of ``dtype``."""
+        """Returns the weight ``[out, in]`` and the bias with the adapter merged in, all in ``dtype``."""
         method, cfg = self._methods[name]
         site = self._with_weight(dtype) if method.traits.reads_weight else self._site
         folded, moved = fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
@@ -448,11 +482,11 @@ class AdaptedLayer(Adapted):
         return self._weigh(name, weight, folded), None if moved is None else self._weigh(name, bias, moved)
 
     def _bare(self, dtype: torch.dtype) -> low_rank.Frozen | None:
-        """The wrapped layer's weight and bias, if they are frozen and of ``dtype`` and calling the layer
-        comes to nothing else.
+        """Returns the wrapped layer's weight and bias if a kernel may use them instead of calling the layer;
+        else None.
 
-        It does not where something hooks into the call or took its place (offloading, sharding), or the
-        weight is of a class of its own.
+        They must be frozen plain tensors of ``dtype``, and the call must do nothing else: no hooks, no
+        replaced ``forward`` (as offloading and sharding install), no tensor subclass.
         """
         base: Any = self._base
         hooked = (
@@ -473,17 +507,17 @@ class AdaptedLayer(Adapted):
 
 _PLAIN = (nn.Parameter, torch.Tensor)
 _PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytorch_utils.Conv1D"})
-"""Classes whose call is ``x W^T + b``, of a library that need not be there by name."""
+"""Classes whose forward is ``x W^T + b``, by name because transformers need not be installed."""
 
 
 def place(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
-    """``changed`` where ``mask`` ``[batch, length]`` says so, else ``plain``; both ``[batch, length, ...]``
-    or ``[batch * length, ...]``.
+    """Returns ``changed`` where ``mask`` ``[batch, length]`` is true, else ``plain``; both are ``[batch,
+    length, ...]`` or ``[batch * length, ...]``.
 
-    Virtual tokens, which stand before a row's own, are left alone.
+    Virtual tokens before a row's own are outside the mask and keep ``plain``.
 
     Raises:
-        Unsupported: the layer does not see the rows as they are.
+        Unsupported: the layer's tensors do not have one vector per token.
     """
     if changed.ndim > 2 and len(changed) == len(mask) and changed.shape[1] > mask.shape[1]:
         mask = functional.pad(mask, (changed.shape[1] - mask.shape[1], 0))
