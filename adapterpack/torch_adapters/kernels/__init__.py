@@ -1,1 +1,3 @@
-"""Forward and backward passes for common structures of the normal form."""
+"""Forward and backward passes in fewer steps and less memory, for common structures of an adapter's normal
+form.
+"""

@@ -1,5 +1,7 @@
-"""Computes chains of matrices and fixed maps: values added in place to an output, and gradients added in
-place to an input's.
+"""Multiplies by chains of matrices and fixed linear maps, and accumulates the results in place.
+
+A low-rank branch ``up(down(x))`` is such a chain. The kernels of :mod:`.low_rank` add its values to a layer's
+output, and its gradients to the input's gradient, without a temporary tensor of either size.
 """
 
 from __future__ import annotations
@@ -13,19 +15,21 @@ from torch.nn import functional
 from ...adapter_methods import BlockSums, Chain, Dense, NormalForm, Repeat
 
 Fixed = tuple[bool, int, int]
-"""A map without numbers of its own: whether it sums (:class:`BlockSums`) or repeats (:class:`Repeat`), from
-which width, to which.
+"""A linear map without parameters: whether it sums (:class:`BlockSums`) or repeats (:class:`Repeat`), its
+input width, and its output width.
 """
 Steps = tuple[Fixed | None, ...]
-"""A chain, as constants that a compiler can look at; None is a matrix ``[out, in]``, which :data:`Matrices`
-holds.
+"""The structure of a chain, in constants that a compiler can trace; None is a matrix ``[out, in]``, which
+:data:`Matrices` holds.
 """
 Matrices = Sequence[torch.Tensor | None]
-"""What belongs to each step: None for a fixed one."""
+"""The matrix of each step, None for a fixed map."""
 
 
 def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
-    """``up down`` as a chain and its matrices; None where it is none, or the form does more than that."""
+    """Returns the branch of a form as a chain and its matrices; None if the form is not only a branch, or the
+    branch has other parts.
+    """
     if not form.is_parallel:
         return None
     steps: list[Fixed | None] = []
@@ -46,13 +50,13 @@ def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
 
 
 def by_step(steps: Steps, matrices: Sequence[torch.Tensor]) -> Matrices:
-    """The matrices at their steps."""
+    """Aligns the matrices with the steps that they belong to, with None at fixed maps."""
     left = iter(matrices)
     return [next(left) if step is None else None for step in steps]
 
 
 def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Tensor]:
-    """What enters each step where ``x`` ``[rows, in]`` enters the first."""
+    """Returns the input of each step, for an input ``x`` ``[rows, in]`` of the chain."""
     values = [x]
     for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
         last: Any = values[-1]
@@ -61,7 +65,7 @@ def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Te
 
 
 def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value: torch.Tensor) -> None:
-    """``y += step(value)``: ``[rows, out]`` and ``[rows, in]``, in place."""
+    """Computes ``y += step(value)`` in place, for ``y`` ``[rows, out]`` and ``value`` ``[rows, in]``."""
     if step is None:
         y.addmm_(value, matrix.T)  # type: ignore[union-attr]
     else:
@@ -71,7 +75,9 @@ def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value:
 def add_back(
     y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
 ) -> None:
-    """``y += gradient step``: ``[rows, in]`` and ``[rows, out]``, in place."""
+    """Computes ``y += gradient step`` in place, for ``y`` ``[rows, in]`` and ``gradient`` ``[rows, out]``:
+    the backward pass of a step.
+    """
     if step is None:
         y.addmm_(gradient, matrix)
     else:
@@ -80,7 +86,7 @@ def add_back(
 
 
 def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor) -> torch.Tensor:
-    """``gradient step``: ``[rows, out]`` to ``[rows, in]``."""
+    """Returns ``gradient step``: from ``[rows, out]`` to ``[rows, in]``."""
     if step is None:
         return through(gradient, matrix)  # type: ignore[arg-type]
     sums, width, length = step
@@ -88,10 +94,10 @@ def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
 
 
 def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """``gradient matrix``: ``[rows, out]`` and ``[out, in]``.
+    """Returns ``gradient matrix``, for ``[rows, out]`` and ``[out, in]``.
 
-    A matrix of a few columns is laid out column by column first: CPU libraries take two to three times as
-    long along short rows.
+    A matrix of few columns is first copied to column-major order: CPU libraries take two to three times as
+    long on short rows.
     """
     return (
         functional.linear(gradient, matrix.T.contiguous()) if matrix.shape[1] <= _FEW else gradient @ matrix
@@ -99,8 +105,8 @@ def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """``gradient^T value``, a matrix's gradient: ``[rows, out]`` and ``[rows, in]`` to ``[out, in]``; few
-    columns as in :func:`through`.
+    """Returns ``gradient^T value``, the gradient of a matrix ``[out, in]``, for ``[rows, out]`` and ``[rows,
+    in]``; few columns are treated as in :func:`through`.
     """
     return (value.T @ gradient).T.contiguous() if value.shape[1] <= _FEW else gradient.T @ value
 
@@ -109,13 +115,16 @@ _FEW = 32
 
 
 def _map(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
+    """Applies a fixed map."""
     operator = BlockSums(width, length, value) if sums else Repeat(width, length, value)
     result: torch.Tensor = operator.apply(value)
     return result
 
 
 def _add_mapped(y: torch.Tensor, sums: bool, width: int, length: int, value: torch.Tensor) -> None:
-    """Repeating is broadcast into the sum: what is repeated is never a tensor."""
+    """Adds the result of a fixed map to ``y`` in place; repeating broadcasts into the sum, so that the
+    repeated tensor never exists.
+    """
     if sums or length < width:
         y += _map(sums, width, length, value)
         return

@@ -1,5 +1,6 @@
-"""Dropout that keeps a seed instead of a mask: what is dropped is drawn again where the backward pass needs
-it.
+"""Dropout that stores a seed instead of a mask, and draws the mask again in the backward pass.
+
+A stored mask costs as much memory as the layer's input, at every adapted layer.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from typing import NamedTuple
 import torch
 
 _STEPS = 1 << 16
-"""A share that is dropped is a multiple of one by so many."""
+"""The dropout rate is rounded to a multiple of 1 / 65536, the resolution of a 16-bit random number."""
 _EACH = 4
-"""Numbers of two bytes that one random number of eight bytes is made of: on a CPU these are drawn one after
-the other.
+"""How many 16-bit numbers are cut from one 64-bit random number: CPUs draw these one after the other, so
+fewer draws are faster.
 """
 
 
 class Dropout(NamedTuple):
-    """One draw, the same for all tensors of a size: ``dropped / 65536`` of the numbers become zero, and the
-    others make up for them.
+    """One draw of dropout, with the same mask for all tensors of one size.
+
+    Sets ``dropped / 65536`` of the values to zero and scales the others up to keep the expected value.
     """
 
     seed: int
@@ -26,18 +28,18 @@ class Dropout(NamedTuple):
 
     @classmethod
     def draw(cls, rate: float) -> Dropout:
-        """A draw from torch's own random numbers, which checkpoints of a training and of activations
-        restore.
+        """Draws a seed from torch's own generator, whose state training checkpoints and activation
+        checkpointing restore.
         """
         return cls(int(torch.randint(1 << 62, ())), min(round(rate * _STEPS), _STEPS - 1))
 
     def of(self, x: torch.Tensor) -> torch.Tensor:
-        """``x`` with the dropped numbers zero."""
+        """Returns ``x`` with dropout applied."""
         return x * self.factors(x)
 
     def factors(self, x: torch.Tensor) -> torch.Tensor:
-        """What each number of ``x``, or of another tensor of its size, is multiplied by: zero, or a little
-        more than one.
+        """Returns the factor of each value in ``x`` or a tensor of its size: zero, or slightly more than
+        one.
         """
         generator = torch.Generator(x.device).manual_seed(self.seed)
         drawn = torch.empty(-(-x.numel() // _EACH), dtype=torch.int64, device=x.device).random_(

@@ -1,13 +1,13 @@
-"""Fast forward and backward for common structures of the normal form; chosen by structure and sizes, never by
-method name.
+"""Runs a frozen linear layer and its adapter faster, or in less memory, than evaluating the adapter's normal
+form; chosen by structure and sizes, never by method name.
 
-Four ways beat evaluating the form as it stands. **Parallel**: where ``up down`` is a chain of dense matrices
-and fixed maps, the frozen layer and the branch are one step, which adds the branch into the layer's output,
-and its gradient into the input's, with no tensor between. **After**: a scale, or pairs of outputs turned, and
-the layer are one step (:mod:`~.output_transform`). **Within**: a change that is as wide as the weight, or of
-a rank so high that it may as well be, is added to the weight, and one product does for both. **Again**: a
-structure whose values inside are as wide as its input, or wider, is computed once more in the backward pass
-instead of being kept.
+There are four ways. **Parallel**: if the branch ``up down`` is a chain of dense matrices and fixed maps,
+layer and branch are one autograd function, which adds the branch into the layer's output, and its gradient
+into the input's, without temporaries. **After**: a scale or a rotation of pairs of outputs is computed
+together with the layer (:mod:`~.output_transform`). **Within**: a change as wide as the weight, or of a rank
+so high that two products cost more, is added to the weight, and one product computes both. **Again**: a
+structure whose intermediate values are at least as wide as its input is recomputed in the backward pass
+instead of stored.
 """
 
 from __future__ import annotations
@@ -26,26 +26,23 @@ from .output_transform import after, turn_of
 
 
 class Frozen(NamedTuple):
-    """A linear layer that nothing but an adapter looks at: weight ``[out, in]`` and bias ``[out]`` or None,
-    neither trained.
-    """
+    """A frozen linear layer that only an adapter uses: weight ``[out, in]`` and bias ``[out]`` or None."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
 
 
 def is_low_rank(form: NormalForm) -> bool:
-    """Whether a form has a dense low-rank branch and nothing more than a scale and a shift after it."""
+    """Whether a form is a dense low-rank branch, with at most a scale and a shift after it."""
     return form.is_parallel and isinstance(form.down, Dense) and isinstance(form.up, Dense)
 
 
 def belongs_within(form: NormalForm, rows: int) -> bool:
-    """Whether it costs less to add the change to the weight than to compute it as a branch for ``rows``
-    inputs.
+    """Whether adding the change to the weight costs less than computing it as a branch for ``rows`` inputs.
 
-    Counted are multiplications, forward and backward: as a branch two products of the rank for each input and
-    direction, and one for each factor that is trained; within it one product for the weight's gradient, and
-    one of the two factors for each of those.
+    Compares multiplications, forward and backward. A branch takes two products of the rank per input and
+    direction, and one for each factor that is trained. Adding to the weight takes one product for the
+    weight's gradient, one to form the change, and one for the gradient of each trained factor.
     """
     if not form.is_parallel:
         return False
@@ -71,10 +68,8 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
 def fuse(
     form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None
 ) -> torch.Tensor | None:
-    """``scale * (layer(x) + up(down(dropout(x)))) + shift``, all of one precision; None where there is no
-    better way than to evaluate it.
-
-    ``x`` is ``[..., in]``.
+    """Returns ``scale * (layer(x) + up(down(dropout(x)))) + shift`` for ``x`` ``[..., in]``, all in one
+    precision; None if evaluating the form is as good.
     """
     if dropout is None and belongs_within(form, x.shape[:-1].numel()):
         bias, rest = _bias(form, layer)
@@ -101,12 +96,12 @@ def fuse(
 
 
 _WIDE_INSIDE = (BlockCirculant, Kronecker)
-"""Operators that would keep spectra, or products with one of two factors, for the backward pass."""
+"""Operators that would store spectra, or products with one of two factors, for the backward pass."""
 
 
 def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
-    """``operator.apply(x)``, of which ``x`` and the operator's own tensors are kept; nothing in it is
-    drawn.
+    """Returns ``operator.apply(x)``, keeping only ``x`` and the operator's tensors; the backward pass
+    recomputes the rest. No random numbers are drawn inside, so their state is not kept.
     """
     result: torch.Tensor = checkpoint(
         lambda value, *tensors: type(operator)(*tensors).apply(value),
@@ -119,7 +114,7 @@ def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 def _change(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
-    """``weight + up down``."""
+    """Returns ``weight + up down``."""
     down: Any = form.down
     result: torch.Tensor = (
         weight + down.after(form.up.dense())
@@ -132,10 +127,10 @@ def _change(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
 def add_low_rank(
     form: NormalForm, y: torch.Tensor, x: torch.Tensor, dropout: Dropout | None = None
 ) -> torch.Tensor:
-    """``scale * (y + up(down(dropout(x)))) + shift`` for a form of which :func:`is_low_rank` holds; ``x``
-    ``[..., in]``, ``y`` ``[..., out]``.
+    """Returns ``scale * (y + up(down(dropout(x)))) + shift`` for a form that :func:`is_low_rank` accepts;
+    ``x`` is ``[..., in]``, ``y`` ``[..., out]``.
 
-    The result is of the wider precision of ``y`` and the form.
+    The result has the wider precision of ``y`` and the form.
     """
     down, up = form.down.matrix, form.up.matrix  # type: ignore[union-attr]
     flat = _LowRank.apply(_flat(y), _flat(x), down, up, dropout)
@@ -143,27 +138,28 @@ def add_low_rank(
 
 
 def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
-    """The bias with the shift, where no scale comes between them, and the form without what that did."""
+    """Returns the layer's bias with the form's shift added, and the form without it; unchanged if a scale
+    comes between them.
+    """
     if form.shift is None or form.output_scale is not None:
         return layer.bias, form
     return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
 
 
 def _finish(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
-    """``scale * y + shift``."""
+    """Returns ``scale * y + shift``."""
     if form.output_scale is None:
         return y if form.shift is None else y + form.shift
     return y * form.output_scale if form.shift is None else torch.addcmul(form.shift, y, form.output_scale)
 
 
 class _Parallel(torch.autograd.Function):
-    """``x W^T + b + chain(dropout(x))`` of a frozen weight.
+    """Computes ``x W^T + b + chain(dropout(x))`` for a frozen weight.
 
-    Kept for the backward pass are the matrices and what entered those that are trained; for what dropout
-    leaves of ``x``, ``x`` itself, of which it is made again. Values inside of the chain, which are narrow,
-    are results too: that way a gradient of the gradient finds where they came from. Inputs and results are
-    matrices: torch lets nobody change a view that a function made, and models change the outputs of their
-    layers in place.
+    The backward pass keeps the matrices and the inputs of those that are trained; instead of ``dropout(x)``
+    it keeps ``x`` and draws the mask again. The narrow values inside the chain are outputs too, so that
+    second derivatives reach what they came from. Inputs and outputs are matrices: torch forbids changing a
+    view that a custom function returned, and models change the outputs of their layers in place.
     """
 
     @staticmethod
@@ -176,8 +172,8 @@ class _Parallel(torch.autograd.Function):
         steps: Steps,
         *matrices: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        """``x`` ``[rows, in]``, ``weight`` ``[out, in]``, ``bias`` ``[out]`` or None -> ``[rows, out]``, and
-        the values.
+        """Maps ``x`` ``[rows, in]``, with ``weight`` ``[out, in]`` and ``bias`` ``[out]`` or None, to
+        ``[rows, out]`` and the values inside the chain that trained matrices read.
         """
         at, trained = by_step(steps, matrices), by_step(steps, ctx.needs_input_grad[5:])
         y = functional.linear(x, weight, bias)
@@ -194,7 +190,7 @@ class _Parallel(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, the bias, and the matrices."""
+        """Returns the gradients of ``x``, the bias and the matrices."""
         steps: Steps = ctx.steps
         dropout: Dropout | None = ctx.dropout
         of_x, _, _, of_bias, _, *of_matrices = ctx.needs_input_grad
@@ -203,6 +199,8 @@ class _Parallel(torch.autograd.Function):
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
         for_matrices: list[torch.Tensor | None] = []
         for_x, going, factors = gradient @ weight if of_x and gradient is not None else None, gradient, None
+        # ``going`` is the gradient on its way back through the chain. ``extra`` is the gradient that a value
+        # inside the chain receives as an output of its own, in second derivatives.
         for position in reversed(range(len(steps))):
             extra = None
             if trained[position]:
@@ -213,6 +211,8 @@ class _Parallel(torch.autograd.Function):
                 for_matrices.append(None if going is None else of_matrix(going, value))
             elif steps[position] is None:
                 for_matrices.append(None)
+            # The first step's result is added into the gradient of ``x`` directly, unless dropout has to
+            # scale it first.
             if going is not None and (position or dropout is not None or for_x is None):
                 going = back(steps[position], at[position], going)
             elif going is not None:
@@ -234,11 +234,11 @@ class _Parallel(torch.autograd.Function):
 
 
 class _LowRank(torch.autograd.Function):
-    """``y + (dropout(x) A^T) B^T`` for a layer's output that is there already.
+    """Computes ``y + (dropout(x) A^T) B^T`` for a layer's output ``y`` that exists already.
 
-    Only ``x``, ``A`` and ``B`` are kept for the backward pass: ``x A^T`` is computed again, which costs
-    rank/width of a layer. ``x`` and ``y`` may be of a lower precision than ``A`` and ``B``: ``x`` is kept as
-    it came, and every product is taken in theirs.
+    The backward pass keeps ``x``, ``A`` and ``B`` only; recomputing ``x A^T`` costs rank / width of a layer.
+    ``x`` and ``y`` may have a lower precision than ``A`` and ``B``: ``x`` is kept as it came, and every
+    product is computed in theirs.
     """
 
     @staticmethod
@@ -250,20 +250,20 @@ class _LowRank(torch.autograd.Function):
         B: torch.Tensor,
         dropout: Dropout | None = None,
     ) -> torch.Tensor:
-        """``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]``, ``B`` ``[out, r]`` -> ``[rows,
-        out]``.
+        """Maps ``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` to
+        ``[rows, out]``.
         """
         ctx.save_for_backward(x, A, B)
         ctx.dtype, ctx.dropout = y.dtype, dropout
         wide = x.to(A.dtype)
         inner = (wide if dropout is None else dropout.of(wide)) @ A.T
-        # One pass over the output where the dtypes allow it: neither the branch nor the sum is a tensor of
-        # its own.
+        # With equal dtypes, ``addmm`` adds the branch in one pass over the output, without a tensor for the
+        # branch.
         return torch.addmm(y, inner, B.T) if y.dtype == B.dtype else y + inner @ B.T
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``y``, ``x``, ``A`` and ``B``."""
+        """Returns the gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
         wide, inner = x.to(A.dtype), through(gradient, B)
@@ -279,5 +279,5 @@ class _LowRank(torch.autograd.Function):
 
 
 def _flat(value: torch.Tensor) -> torch.Tensor:
-    """``[..., width]`` as ``[rows, width]``."""
+    """Reshapes ``[..., width]`` to ``[rows, width]``."""
     return value.reshape(value.shape[:-1].numel(), value.shape[-1])

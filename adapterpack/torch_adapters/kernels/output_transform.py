@@ -2,9 +2,10 @@
 
     y' = cos * y + sin * turned(y),   y = W x + b
 
-As in :class:`~..adapter_methods.PairRotation`: ``cos`` and ``sin`` hold the magnitudes, too; a scale alone
-has no ``sin``. Backward, the gradient of the input is ``g (R W)`` where there are more rows than layer
-inputs: turning the weight costs less than turning the gradient, and no gradient of ``y`` is ever a tensor.
+As in :class:`~..adapter_methods.PairRotation`, ``cos`` and ``sin`` include the magnitudes; a scale has no
+``sin``. If there are more rows than layer inputs, the backward pass computes the input's gradient as ``g (R
+W)``: rotating the weight then costs less than rotating the gradient, and the gradient of ``y`` is never
+stored.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from ...adapter_methods import NormalForm, PairRotation
 
 
 class Turn(NamedTuple):
-    """``cos`` and ``sin`` are ``[out]``, pairs lie ``half`` apart."""
+    """A transform of outputs: ``cos`` and ``sin`` (None: a scale) are ``[out]``, and the members of a pair
+    are ``half`` apart.
+    """
 
     cos: torch.Tensor
     sin: torch.Tensor | None
@@ -26,8 +29,8 @@ class Turn(NamedTuple):
 
 
 def turn_of(form: NormalForm, width: int) -> Turn | None:
-    """What a form does to ``width`` outputs if that is all it does, but for a shift; None where it does
-    something else.
+    """Returns the transform that a form applies to ``width`` outputs; None if it does anything else, apart
+    from a shift.
     """
     if form.pre is not None or form.down is not None or form.routes:
         return None
@@ -43,14 +46,19 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
 
 
 def after(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turn: Turn) -> torch.Tensor:
-    """``cos * y + sin * turned(y)`` of ``x`` ``[..., in]`` and a frozen layer: ``[..., out]``."""
+    """Returns ``cos * y + sin * turned(y)``, ``[..., out]``, where ``y`` is a frozen layer's output for ``x``
+    ``[..., in]``.
+    """
     y: torch.Tensor = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
 class _After(torch.autograd.Function):
-    """``y`` is a result, too: second derivatives go through it. Inputs and results are matrices: torch lets
-    nobody change a view that a function made, and models change the outputs of their layers in place.
+    """The layer with the transform, as an autograd function.
+
+    ``y`` is an output too, so that second derivatives pass through it. Inputs and outputs are matrices: torch
+    forbids changing a view that a custom function returned, and models change the outputs of their layers in
+    place.
     """
 
     @staticmethod
@@ -63,7 +71,7 @@ class _After(torch.autograd.Function):
         sin: torch.Tensor | None,
         half: int,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The layer's output turned, and as it is."""
+        """Returns the layer's output with and without the transform."""
         y = functional.linear(x, weight, bias)
         ctx.save_for_backward(weight, cos, sin, y)
         ctx.half = half
@@ -74,7 +82,7 @@ class _After(torch.autograd.Function):
     def backward(
         ctx: Any, gradient: torch.Tensor | None, of_y: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        """Gradients of ``x``, ``cos`` and ``sin``."""
+        """Returns the gradients of ``x``, ``cos`` and ``sin``."""
         weight, cos, sin, y = ctx.saved_tensors
         half, (of_x, _, _, of_cos, of_sin, _) = ctx.half, ctx.needs_input_grad
         for_x = for_cos = for_sin = None
@@ -97,7 +105,9 @@ class _After(torch.autograd.Function):
 def _turn(
     y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor | None, half: int, axis: int = 1, back: bool = False
 ) -> torch.Tensor:
-    """Numbers along an axis of ``y`` (two of them) turned, or turned ``back``: by the transpose."""
+    """Rotates the values along one of the two axes of ``y``; with ``back`` by the transpose, which is the
+    rotation's backward pass.
+    """
     tail = (1,) * (1 - axis)
     result = y * cos.reshape(-1, *tail)
     if sin is None:

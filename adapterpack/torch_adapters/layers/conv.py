@@ -1,4 +1,4 @@
-"""Holds adapters of convolutions."""
+"""Wraps convolutions to hold adapters of weight methods."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution by its weight as it is: some classes normalise it, or pad in their
-    own way.
+    """Whether a module is a convolution that uses its weight unchanged; some subclasses normalise it, or pad
+    in their own way.
     """
     return isinstance(module, CONVOLUTIONS) and any(
         type(module).forward is kind.forward for kind in CONVOLUTIONS
@@ -30,11 +30,11 @@ _CONVOLVE: tuple[Callable[..., torch.Tensor], ...] = (
     nn.functional.conv2d,
     nn.functional.conv3d,
 )
-"""By the number of the kernel's axes, less one."""
+"""The convolution function for 1, 2 and 3 spatial axes."""
 
 
 def _is_thin(method: Method) -> bool:
-    """Whether all that a method does is a change of low rank, which the base has no part in."""
+    """Whether a method is nothing but a low-rank change that does not depend on the base's weight."""
     traits = method.traits
     return (
         traits.additive
@@ -46,12 +46,12 @@ def _is_thin(method: Method) -> bool:
 
 
 class AdaptedConv(AdaptedLayer):
-    """A frozen convolution with adapters: for a method a layer ``[out, in / groups * kernel]``; groups stay
-    groups.
+    """A frozen convolution with adapters; methods see it as a linear layer ``[out, in / groups * kernel]``.
 
-    A change of low rank is two narrow convolutions parallel to the base's. Any other is folded, and the
-    layer's own convolution runs on the folded weight; where that would cost the change its precision, in half
-    precision, or dropout is to act on the change alone, an additive change is a convolution of its own.
+    A low-rank change runs as two narrow convolutions next to the base's. Any other change is merged into the
+    weight for the call, and the layer's own convolution runs on the result. In half precision, where that
+    would round the change away, and with dropout, which must act on the change alone, an additive change runs
+    as a convolution of its own.
     """
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
@@ -66,7 +66,7 @@ class AdaptedConv(AdaptedLayer):
         super()._add(name, adapter)
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The convolution's output with the active adapters applied."""
+        """Returns the convolution's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, base = self._enter(args, kwargs)
@@ -79,7 +79,7 @@ class AdaptedConv(AdaptedLayer):
         return y
 
     def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
-        """The convolution's output with these adapters applied."""
+        """Returns the convolution's output with the adapters ``names`` applied."""
         owned = (
             value.dtype for name in names for value in self._all_params(name) if value.is_floating_point()
         )
@@ -96,7 +96,7 @@ class AdaptedConv(AdaptedLayer):
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
     def _added(self, names: tuple[str, ...], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The base's output and the changes' own."""
+        """Returns the base's output plus the output of each change."""
         y: torch.Tensor = self._base(x)
         result = y
         for name in names:
@@ -116,8 +116,8 @@ class AdaptedConv(AdaptedLayer):
         return result.to(y.dtype)
 
     def _narrow(self, x: torch.Tensor, form: Any) -> torch.Tensor:
-        """A change of low rank: the inputs of each group to the rank with the layer's own kernel, and from
-        there to its outputs.
+        """Computes a low-rank change by two convolutions: to the rank with the layer's own kernel, per group,
+        then to the outputs with a 1x1 kernel.
         """
         down, up, kernel = form.down.matrix, form.up.matrix, self.weight.shape[2:]
         groups: int = self._base.groups  # type: ignore[assignment]
@@ -125,20 +125,22 @@ class AdaptedConv(AdaptedLayer):
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
 
     def _whole(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """Any other change: its fold of a weight of zeros, or what its fold of the weight added to it."""
+        """Computes any other change by a convolution with the merged weight minus the original one."""
         weight, bias = self._wide(dtype)
         if not self._methods[name][0].traits.reads_weight:
+            # The change does not depend on the weight, so merging it into zeros gives exactly the change,
+            # without rounding.
             weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         folded, moved = self._fold(name, weight, bias, dtype)
         return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
 
     def _wide(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The frozen weight as a matrix, and the bias."""
+        """Returns the frozen weight as a matrix, and the bias, in ``dtype``."""
         site = self._with_weight(dtype)
         return site.weight, site.base_bias
 
     def _convolve(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """The layer's own convolution with another weight ``[any number of outputs, in / groups *
+        """Runs the layer's own convolution with another weight, ``[any number of outputs, in / groups *
         kernel]``.
         """
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
@@ -147,12 +149,14 @@ class AdaptedConv(AdaptedLayer):
 
 
 class SpanningConv(AdaptedConv):
-    """A frozen convolution of groups with adapters that have none: what reads the inputs of all groups, and
-    gives each its own outputs.
+    """A frozen grouped convolution with adapters that ignore groups on the input side: the change of each
+    group's outputs reads all inputs.
     """
 
     def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
-        """The base's output and the changes' own: no weight of the layer can hold them."""
+        """Returns the base's output plus the output of each change: no weight of a grouped convolution can
+        hold these changes.
+        """
         y: torch.Tensor = self._base(x)
         result = y
         for name in names:
@@ -164,8 +168,8 @@ class SpanningConv(AdaptedConv):
         return result.to(y.dtype)
 
     def _across(self, x: torch.Tensor, form: Any) -> torch.Tensor:
-        """All inputs to the rank with the layer's own kernel, stride and padding, and from each group's share
-        of it to its outputs.
+        """Computes a change: from all inputs to the rank with the layer's own kernel, stride and padding,
+        then from each group's share of the rank to its outputs.
         """
         base: Any = self._base
         kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding

@@ -1,4 +1,4 @@
-"""Holds adapters of embeddings."""
+"""Wraps embeddings to hold adapters of weight methods."""
 
 from __future__ import annotations
 
@@ -15,24 +15,23 @@ LookUp = Callable[[torch.Tensor], torch.Tensor]
 
 
 def is_plain_embedding(module: nn.Embedding) -> bool:
-    """Whether a module looks its weight up, and at most multiplies by ``embed_scale``, and leaves the weight
-    as it is.
+    """Whether a module only looks up its weight, at most scaled by ``embed_scale``, and never modifies the
+    weight (``max_norm``).
     """
     plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
     return plain and module.max_norm is None
 
 
 class AdaptedEmbedding(AdaptedLayer):
-    """A frozen embedding with adapters: for a method a layer ``[width, vocabulary]`` whose inputs are
-    one-hot.
+    """A frozen embedding with adapters; methods see it as a linear layer ``[width, vocabulary]`` with one-hot
+    inputs.
 
-    A step computes the columns of the ids in the batch and nothing of the size of the table. An output head
-    that is tied to the embedding keeps reading the base's weight, without the adapter. Dropout leaves the
-    change of a position whole or takes it away.
+    A call computes only the rows of the ids in the batch, never the whole table. An output head tied to the
+    embedding keeps the base's weight. Dropout drops the change of a whole position.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The embeddings ``[..., width]`` of the ids with the active adapters applied."""
+        """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._enter(args, kwargs)
@@ -40,7 +39,7 @@ class AdaptedEmbedding(AdaptedLayer):
         result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
         for name in self._active:
             result = self._looked_up(name, result)
-        # which also scales what an adapter adds to the weight
+        # Scale last: the adapter changes the weight, so its change is scaled with it.
         y, scale = result(x), getattr(self._base, "embed_scale", None)
         if scale is None:
             return y
@@ -48,6 +47,7 @@ class AdaptedEmbedding(AdaptedLayer):
         return scaled
 
     def _looked_up(self, name: str, before: LookUp) -> LookUp:
+        """Returns a look-up that applies the adapter on top of the look-up ``before``."""
         method, cfg = self._methods[name]
 
         def result(ids: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,6 @@
-"""Holds adapters of an embedding's rows, which heads and embeddings tied to it follow."""
+"""Wraps embeddings to hold adapters that change single rows of the table, which tied heads and embeddings
+follow.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ from .wrapper import input_of
 
 
 class AdaptedTable(AdaptedLayer):
-    """A frozen embedding with adapters of methods that fold row by row: only the rows that are looked up are
-    folded.
+    """A frozen embedding with adapters of methods that change it row by row; a call changes only the rows
+    that it looks up.
 
-    For a method its table is a layer ``[vocabulary, width]``. What is tied to the table, a head or the
-    embeddings of an encoder and a decoder, is changed with it (:meth:`_follow`) by the methods that say so.
+    Methods see the table as a linear layer ``[vocabulary, width]``. Modules tied to the table, such as the
+    output head or the other embedding of an encoder-decoder, follow its adapters (:meth:`_follow`) if the
+    method says so.
     """
 
     def __init__(self, base: nn.Module, site: Site) -> None:
@@ -28,7 +31,7 @@ class AdaptedTable(AdaptedLayer):
         self._ties: dict[nn.Module, Any] = {}
 
     def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """The rows of the token ids ``[...]``, with the active adapters applied: ``[..., width]``."""
+        """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._enter(args, kwargs)
@@ -36,10 +39,13 @@ class AdaptedTable(AdaptedLayer):
 
     @property
     def _followed(self) -> tuple[str, ...]:
-        """The active adapters that change what is tied to the table."""
+        """The active adapters that also change modules tied to the table."""
         return tuple(name for name in self._active if self._methods[name][0].traits.tied)
 
     def _looked_up(self, x: torch.Tensor, owner: nn.Module, names: tuple[str, ...]) -> torch.Tensor:
+        """Looks up rows with the adapters ``names`` applied, scaled as ``owner``, the embedding that was
+        called, scales them.
+        """
         stored = self._stored[0].detach()
         rows: torch.Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         for name in names:
@@ -54,7 +60,7 @@ class AdaptedTable(AdaptedLayer):
     def _replaced(
         self, name: str, x: torch.Tensor, rows: torch.Tensor, _: torch.Tensor | None
     ) -> torch.Tensor:
-        """The rows of the token ids ``[...]`` with an adapter folded in: ``[..., width]``."""
+        """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
         method, cfg = self._methods[name]
         flat = rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
@@ -75,8 +81,7 @@ class AdaptedTable(AdaptedLayer):
         return list(self._ties)
 
     def _follow(self, tied: nn.Module) -> None:
-        """Changes the outputs of ``tied``, a head or an embedding with the table for its weight, by the
-        active adapters; until
+        """Makes ``tied``, a head or an embedding with the same weight, apply the active adapters too, until
         :meth:`_release`.
         """
         if tied not in self._ties:
@@ -84,7 +89,7 @@ class AdaptedTable(AdaptedLayer):
             self._ties[tied] = tied.register_forward_hook(hook, with_kwargs=True)
 
     def _release(self) -> None:
-        """Leaves what is tied alone again."""
+        """Makes tied modules stop following the adapters."""
         for hook in self._ties.values():
             hook.remove()
         self._ties.clear()
@@ -92,11 +97,13 @@ class AdaptedTable(AdaptedLayer):
     def _twin(
         self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor
     ) -> torch.Tensor:
+        """As a hook on a tied embedding, looks up the adapted rows instead."""
         return self._looked_up(input_of(twin, args, kwargs), twin, self._followed) if self._followed else y
 
     def _head(
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor
     ) -> torch.Tensor:
+        """As a hook on a tied head, adds what the adapters change in the logits."""
         x = input_of(head, args, kwargs)
         for name in self._followed:
             method, cfg = self._methods[name]

@@ -1,5 +1,5 @@
-"""Puts prompts into a model with an encoder and a decoder, as PEFT does: embeddings before the encoder's
-tokens, so that the decoder sees the states above them, and keys and values before the decoder's own.
+"""Adds prompts to encoder-decoder models, as PEFT does: embeddings before the encoder's tokens, whose states
+the decoder also attends to, or keys and values before the decoder's own tokens.
 
     h = encoder([P; E(x)]),   y = decoder(y_<t, h)      prefixes:  K' = [P_K; K], V' = [P_V; V] in the
     decoder's attention to itself
@@ -26,14 +26,14 @@ from .prompts import CACHES, OWNER, Prompts, of_transformers
 
 
 def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
-    """The holder of a model's prompts, by whether it has an encoder and a decoder."""
+    """Returns the wrapper that holds a model's prompts, for an encoder-decoder or another model."""
     found = of_transformers(model)
     return EncoderDecoderPrompts(module, found) if found.config.is_encoder_decoder else Prompts(module, found)
 
 
 class EncoderDecoderPrompts(Prompts):
-    """The input embedding, with prompts for the encoder and the decoder above it. A mask covers the model's
-    own tokens only.
+    """The input embedding, with prompts for the encoder and decoder above it. Callers' masks cover the
+    model's own tokens only.
     """
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
@@ -64,7 +64,7 @@ class EncoderDecoderPrompts(Prompts):
         return self._decoder_in_tuple[0]
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
-        """Add a prompt; the first one leads the decoder through here, too."""
+        """Adds a prompt; the first one also redirects the decoder's ``forward`` to this wrapper."""
         first = not self._redirected
         super()._add(name, adapter)
         if first:
@@ -72,6 +72,7 @@ class EncoderDecoderPrompts(Prompts):
             self._decoder.forward = self._around_decoder
 
     def _remove(self, name: str) -> None:
+        """Removes a prompt; the last one restores the decoder's ``forward``."""
         super()._remove(name)
         if not self._names and self._decoder.__dict__.get("forward") == self._around_decoder:
             del self._decoder.forward
@@ -79,17 +80,17 @@ class EncoderDecoderPrompts(Prompts):
                 self._decoder.forward = self._decode
 
     def _around(self, *args: Any, **kwargs: Any) -> Any:
-        """The encoder's output, with the states above the active prompt's embeddings before the others."""
+        """Runs the encoder; its output begins with the states of the active prompt's embeddings."""
         if not self._active or self._form(self._active[-1]).embeds is None:
             return self._inner(*args, **kwargs)
         return super()._around(*args, **kwargs)
 
     def _length_cut(self, form: PromptForm, name: str) -> int:
-        """None: the decoder sees the prompt's states."""
+        """Returns 0: the decoder attends to the prompt's states, so none are cut off."""
         return 0
 
     def _around_decoder(self, *args: Any, **kwargs: Any) -> Any:
-        """The decoder's output, with its masks counting the active prompt."""
+        """Runs the decoder with masks that include the active prompt."""
         if not self._active:
             return self._decode(*args, **kwargs)
         name = self._active[-1]
@@ -110,6 +111,7 @@ class EncoderDecoderPrompts(Prompts):
         return self._decode(**inputs)
 
     def _with_prefix(self, inputs: dict[str, Any], form: PromptForm, name: str) -> Any:
+        """Runs the decoder with the prompt's keys and values at the start of its self-attention cache."""
         given = [inputs.pop(name) for name in CACHES if name in inputs]
         cache = next((each for each in given if each is not None), None)
         if cache is None:
@@ -137,6 +139,7 @@ class EncoderDecoderPrompts(Prompts):
         return self._decode(**{**inputs, self._decoder_cache: cache})
 
     def _fill(self, own: Any, form: PromptForm, inputs: dict[str, Any]) -> None:
+        """Puts the prompt's keys and values into an empty cache, for each row of the batch."""
         ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         weight, prompt = self._base.weight, form.cache
         assert prompt is not None
@@ -155,4 +158,5 @@ class EncoderDecoderPrompts(Prompts):
 
 
 def _longer(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Extends a mask on the left by ``count`` visible positions."""
     return torch.cat([mask.new_ones(len(mask), count), mask], dim=1)

@@ -1,6 +1,4 @@
-"""Says in a model's config what its outputs mean: the labels of the head that is active, which pipelines
-show.
-"""
+"""Writes the labels of the active adapter's head into the model's config, where pipelines look for them."""
 
 from __future__ import annotations
 
@@ -12,17 +10,19 @@ from ...tasks.data.problems import MARKED
 from .modules_to_save import HeadLabels, SavedModule
 
 _KEPT = "_own_outputs"
-"""The attribute of a model that keeps what its config said before an adapter's labels stood there."""
+"""The attribute of a model that keeps the labels and problem of its config while an adapter's replace
+them.
+"""
 
 
 def labels_of(model: nn.Module, name: str) -> HeadLabels | None:
-    """The labels that came with an attached adapter's head, or None."""
+    """Returns the labels that came with an attached adapter's head, or None."""
     heads = (module for module in model.modules() if isinstance(module, SavedModule))
     return next((head._labels[name] for head in heads if head._labels.get(name) is not None), None)
 
 
 def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
-    """The labels and the problem in a model's own config, whichever adapter is active."""
+    """Returns the labels and the problem type of the model itself, whichever adapter is active."""
     config = model.config
     own: tuple[dict[int, str], str | None] = model.__dict__.get(_KEPT) or (
         config.id2label,
@@ -32,15 +32,15 @@ def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
 
 
 def keep_outputs(model: Any) -> None:
-    """Lets the labels that stand in the model's config be its own from now on, for a head that has become the
+    """Makes the labels that are now in the config the model's own, after an adapter's head has become the
     model's.
     """
     model.__dict__.pop(_KEPT, None)
 
 
 def name_outputs(model: Any) -> None:
-    """Writes the labels of the last active head that has some into the model's config; where none has, those
-    of the config itself.
+    """Writes the labels of the last active head that has labels into the model's config; without one,
+    restores the model's own.
     """
     if not hasattr(getattr(model, "config", None), "id2label"):
         return

@@ -1,4 +1,4 @@
-"""What is folded into a model's weights at the moment, and what stood there before."""
+"""Records which adapters are merged into a model's weights, and the parameters that they replaced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import nn
 from ...errors import Unsupported
 
 _ATTRIBUTE = "_adapterpack_merged"
-"""The attribute of a model that holds its :class:`Merged`."""
+"""The attribute of a model that holds its :class:`Merged` record."""
 
 
 class Kept(NamedTuple):
-    """A parameter that was folded: ``module`` had ``original`` (None: nothing) under ``leaf``, and has
-    ``merged`` now.
+    """A parameter replaced by a merge: ``module`` had ``original`` (None: nothing) as its parameter ``leaf``
+    and now has ``merged``.
     """
 
     module: nn.Module
@@ -25,25 +25,25 @@ class Kept(NamedTuple):
 
 
 class Merged(NamedTuple):
-    """The adapters that are folded into the weights, in order, and the parameters that stood there before."""
+    """The adapters that are merged into the weights, in order, and the parameters that they replaced."""
 
     names: tuple[str, ...]
     kept: list[Kept]
 
     @property
     def nbytes(self) -> int:
-        """The bytes that are kept, so that the base can be restored."""
+        """The bytes of original parameters that are kept to restore the base."""
         return sum(kept.original.nbytes for kept in self.kept if kept.original is not None)
 
 
 def merged_in(model: nn.Module) -> Merged | None:
-    """What is folded into a model, or None."""
+    """Returns what is merged into a model, or None."""
     merged: Merged | None = model.__dict__.get(_ATTRIBUTE)
     return merged
 
 
 def remember(model: nn.Module, merged: Merged | None) -> None:
-    """Notes what is folded into a model; None: nothing any more."""
+    """Records what is merged into a model; None deletes the record."""
     if merged is None:
         model.__dict__.pop(_ATTRIBUTE, None)
     else:
@@ -51,10 +51,11 @@ def remember(model: nn.Module, merged: Merged | None) -> None:
 
 
 def require_unmerged(model: nn.Module) -> None:
-    """Checks that nothing is folded into a model's weights, for what looks at the base or at single adapters.
+    """Raises if adapters are merged into a model's weights, for callers that need the base or single
+    adapters.
 
     Raises:
-        Unsupported: something is.
+        Unsupported: adapters are merged.
     """
     merged = merged_in(model)
     if merged is not None:
@@ -66,8 +67,8 @@ def require_unmerged(model: nn.Module) -> None:
 
 
 def restore(kept: list[Kept]) -> None:
-    """Puts the parameters of before back, the very objects; where the model was moved or cast meanwhile, they
-    follow.
+    """Puts the original parameter objects back; they move to the device and dtype that the model was moved to
+    meanwhile.
     """
     for module, leaf, original, _ in reversed(kept):
         if original is not None:

@@ -1,4 +1,6 @@
-"""Holds whole trained copies of a module, next to the original."""
+"""Wraps modules that adapters train in full, such as a new head, to hold a copy for each adapter next to the
+original.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +20,17 @@ from .wrapper import Wrapper, bare, child, key_of
 
 
 class HeadLabels(NamedTuple):
-    """What the outputs of a head mean: the names of its logits, and what these are for."""
+    """The meaning of a head's outputs: the names of its logits, and the problem type that they are for."""
 
     names: tuple[str, ...]
     problem: str
 
 
 class SavedModule(Wrapper):
-    """A module with whole trained copies by name; with none active it is the original. ``labels`` says what a
-    copy's outputs mean.
+    """A module with trained copies, named by adapter; with none active it behaves as the original.
 
-    A copy is all that a state dict holds of the module: its parameters, and its buffers, such as the running
-    statistics of a BatchNorm.
+    A copy has everything that the module's state dict has: parameters, and buffers such as the running
+    statistics of a BatchNorm. ``_labels`` holds the meaning of each copy's outputs.
     """
 
     _copies: nn.ModuleDict = child("copies")
@@ -42,14 +43,14 @@ class SavedModule(Wrapper):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """The names of the copies, in the order in which they came."""
+        """The names of the copies, in the order in which they were added."""
         return tuple(self._labels)
 
     def _add(
         self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: HeadLabels | None = None
     ) -> None:
-        """Adds a trainable float32 copy; ``params`` replaces its tensors, in shape too (a head with other
-        labels).
+        """Adds a trainable float32 copy; ``params`` replaces its tensors, also by tensors of other shapes (a
+        head with other labels).
         """
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)
@@ -72,11 +73,11 @@ class SavedModule(Wrapper):
         self._labels[name] = labels
 
     def _part(self, name: str) -> nn.Module:
-        """The copy of that name."""
+        """Returns the copy ``name``."""
         return self._copies[key_of(name)]
 
     def _params(self, name: str) -> dict[str, np.ndarray]:
-        """The copy's parameters and buffers as numpy arrays: floats as float32, the rest as it is."""
+        """Returns the copy's parameters and buffers as numpy arrays: floats as float32, others unchanged."""
         return {
             key: as_numpy(value)
             for key, value in self._part(name).state_dict().items()
@@ -84,7 +85,7 @@ class SavedModule(Wrapper):
         }
 
     def _trainable(self, name: str, yes: bool = True) -> None:
-        """Lets the copy be trained, or not."""
+        """Makes the copy's parameters require gradients, or stop requiring them."""
         self._part(name).requires_grad_(yes)
 
     def _remove(self, name: str) -> None:
@@ -94,7 +95,7 @@ class SavedModule(Wrapper):
             self._active = tuple(active for active in self._active if active != name)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The output of the last active copy, or of the original; in the original's precision."""
+        """Returns the output of the last active copy, or of the original; in the original's precision."""
         if not self._active:
             return self._base(*args, **kwargs)
         if self._rows is None:
@@ -118,21 +119,23 @@ class SavedModule(Wrapper):
         return y
 
     def _same_for_all_rows(self, name: str) -> str:
-        """Empty: whether the outputs of the copies fit together is seen when they are there."""
+        """Returns an empty string: whether the outputs of several copies fit into one batch shows only when
+        they exist.
+        """
         return ""
 
     def _copied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The output of a copy, in the original's precision."""
+        """Returns the output of a copy, in the original's precision."""
         twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
         x, _ = self._enter(args, kwargs)
         if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
             return output
         first_parameter = next(self._base.parameters(), x)
-        # an embedding takes ids
+        # An embedding's input is integer ids, so its output takes the dtype of the original's parameters.
         return output.to(x.dtype if x.is_floating_point() else first_parameter.dtype)
 
 
 def _wide(value: Any) -> Any:
-    """A tensor of floats in float32, as a copy's parameters are; anything else as it is."""
+    """Returns a float tensor as float32, the precision of the copies; other values unchanged."""
     return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value

@@ -1,4 +1,4 @@
-"""Holds adapters of normalisation layers."""
+"""Wraps normalisation layers to hold adapters that change their weight and bias."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .wrapper import innermost
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether a module scales normalised inputs by a vector: all norms do, and have no class in common.
+    """Whether a module normalises its input and scales it by a vector. Norms have no base class in common.
 
-    That is a module named so, without modules or running statistics inside, with a vector ``weight`` and
-    perhaps a ``bias`` like it.
+    Such a module has "norm" in its class name, no child modules or buffers (running statistics), and as
+    parameters a vector ``weight`` and possibly a ``bias`` of its shape.
     """
     parameters = dict(module.named_parameters())
     plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
@@ -34,11 +34,11 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class AdaptedNorm(AdaptedLayer):
-    """A frozen normalisation layer with adapters: the layer itself, called with the weight and the bias that
-    their folds give.
+    """A frozen normalisation layer with adapters: calls the layer with the weight and bias into which they
+    are merged.
 
-    For a method its weight is a column ``[n, 1]``. What is folded is rounded to the base's precision, as a
-    merge would.
+    Methods see its weight as a column ``[n, 1]``. The merged values are rounded to the base's precision, as
+    merging the adapter would.
     """
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
@@ -46,7 +46,7 @@ class AdaptedNorm(AdaptedLayer):
         super()._add(name, adapter)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The layer's output with the active adapters applied."""
+        """Returns the layer's output with the active adapters applied."""
         if not self._active:
             return self._base(*args, **kwargs)
         if self._rows is None:
@@ -67,7 +67,7 @@ class AdaptedNorm(AdaptedLayer):
         return y
 
     def _with(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The layer's output with these adapters applied."""
+        """Returns the layer's output with the adapters ``names`` applied."""
         stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
         weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()
         for name in names:

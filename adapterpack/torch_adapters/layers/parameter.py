@@ -1,6 +1,4 @@
-"""Holds adapters of bare parameters: of attention, fused experts, and any module that multiplies by a
-parameter of its own.
-"""
+"""Wraps modules that own bare parameters, such as attention or fused experts, to adapt those parameters."""
 
 from __future__ import annotations
 
@@ -19,12 +17,12 @@ from .wrapper import innermost
 
 
 class AdaptedParameter(Adapted):
-    """A module that is called with another value of one of its frozen parameters, which keeps its name and
-    its place.
+    """A module that is called with an adapted value of one of its frozen parameters; the parameter itself
+    stays in place.
 
-    A module with several adapted parameters stands in several of these, one in the other; the outermost makes
-    the call. What is folded is rounded to the parameter's precision, as a merge would. Each matrix of a stack
-    has parameters of its own.
+    A module with several adapted parameters has one wrapper for each, nested; the outermost makes the call
+    with all values. Values are rounded to the parameter's precision, as merging the adapter would. In a stack
+    of matrices, each has adapter parameters of its own.
     """
 
     _several = True
@@ -36,7 +34,7 @@ class AdaptedParameter(Adapted):
 
     @property
     def _stored(self) -> tuple[torch.Tensor, None]:
-        """The frozen parameter; what may be its bias is no part of it."""
+        """The frozen parameter, and no bias: what may act as its bias is not part of the site."""
         owner, _, leaf = self._leaf.rpartition(".")
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
@@ -61,7 +59,7 @@ class AdaptedParameter(Adapted):
             return {place: self._changed(self._active).contiguous()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The module's output with the active adapters in its parameters."""
+        """Returns the module's output with the active adapters applied to its parameters."""
         changed: dict[str, torch.Tensor] = {}
         module: nn.Module = self
         while isinstance(module, AdaptedParameter):
@@ -71,7 +69,7 @@ class AdaptedParameter(Adapted):
         return functional_call(module, changed, args, kwargs) if changed else module(*args, **kwargs)
 
     def _changed(self, names: tuple[str, ...]) -> torch.Tensor:
-        """The parameter with these adapters folded in."""
+        """Returns the parameter with the adapters ``names`` applied."""
         parameter, _ = self._stored
         weight = to_matrix(self._site.kind, parameter.detach())
         for name in names:
@@ -79,6 +77,7 @@ class AdaptedParameter(Adapted):
         return from_matrix(self._site.kind, weight, parameter.shape).to(parameter.dtype)
 
     def _fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+        """Applies one adapter to the parameter, matrix by matrix in a stack."""
         method, cfg = self._methods[name]
         dtype = torch.promote_types(
             weight.dtype,
@@ -107,8 +106,8 @@ class AdaptedParameter(Adapted):
 
 
 def leaf_of(module: nn.Module, path: str) -> str:
-    """The part of a parameter's ``path`` in the model that is its name in ``module``, which the path leads
-    through.
+    """Returns the name of a parameter inside ``module``: the end of the parameter's ``path`` in the model,
+    which leads through the module.
 
     Example:
         >>> leaf_of(nn.MultiheadAttention(4, 1), "layers.0.attention.out_proj.weight")

@@ -1,7 +1,7 @@
-"""Says which adapter each row of a batch has, to layers that are called with such a batch.
+"""Tells adapted layers which adapter each row of the current batch has.
 
-A pass may have several rows for each that was named, as beam search makes of them; they lie next to each
-other.
+The model may be called with several rows for each adapter named, as beam search does; the rows of one adapter
+name must be next to each other.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _INPUTS = (
     "input_features",
     "input_values",
 )
-"""What models call the inputs that have an entry for each row."""
+"""The names of model inputs whose first axis is the batch."""
 
 
 class Rows:
-    """The adapters of the rows, None for those of the base, and the number of rows of the pass that is
-    running.
+    """The adapter of each row (None: the base), and the number of rows in the current call.
 
-    ``trusted`` says that the model's layers are known to have the rows along their first axis: those of
-    transformers whose attention is one of the library's functions have.
+    Layers cannot see which axis of their input is the batch, so :meth:`index` derives it from the sizes, and
+    refuses what it cannot tell. ``trusted`` means that the batch is known to be the first axis of the model's
+    layers, as in transformers models that support scaled-dot-product attention.
     """
 
     def __init__(self, model: nn.Module, adapters: Sequence[str | None]) -> None:
@@ -46,15 +46,15 @@ class Rows:
         ]
 
     def close(self) -> None:
-        """Stops watching the model's calls."""
+        """Removes the hooks from the model."""
         for handle in self._handles:
             handle.remove()
 
     def index(self, name: str, x: torch.Tensor, site: Site) -> torch.Tensor:
-        """Where along the first axis of a layer's input the rows of an adapter lie.
+        """Returns the indices along the first axis of a layer's input that belong to the rows of an adapter.
 
         Raises:
-            Unsupported: the layer does not see the rows as they are.
+            Unsupported: the batch is not the first axis of the layer's input.
         """
         each = self._entries_of_a_row(x, site)
         key = (name, each, x.device)
@@ -69,7 +69,7 @@ class Rows:
         return self._places[key]
 
     def _entries_of_a_row(self, x: torch.Tensor, site: Site) -> int:
-        """How many entries along the first axis each of the named rows has."""
+        """Returns how many entries along the first axis of a layer's input belong to each named row."""
         batch, length = self._batch, len(x) if x.ndim else 0
         axes = x.ndim - x.is_floating_point()  # without that of the width, which ids have not
         flat = axes == 1 and batch and length % batch == 0  # [batch * length, width]
@@ -83,7 +83,8 @@ class Rows:
                 found=tuple(x.shape),
                 remedy="use one adapter for all rows",
             )
-        # [length, batch, width] looks the same where there are as many of each
+        # With as many tokens as rows, ``[length, batch, width]`` has the same shape as ``[batch, length,
+        # width]``. Trust only layers that an earlier call has shown to have the batch first.
         if plain and axes == 2 and batch > 1 and not self.trusted:
             if x.shape[1] != batch:
                 self._first.add(site.path)
@@ -97,6 +98,7 @@ class Rows:
         return length // len(self.adapters)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Reads the number of rows from the inputs of the model's call, as a hook."""
         takes = tuple(inspect.signature(type(module).forward).parameters)[1:]
         inputs = {**dict(zip(takes, args, strict=False)), **kwargs}
         values = [inputs.get(name) for name in _INPUTS] + list(inputs.values())
@@ -114,8 +116,8 @@ class Rows:
 
 
 def _entries(model: nn.Module) -> list[nn.Module]:
-    """What callers call: the model, and the encoder by itself where there is one, which generation runs
-    alone.
+    """Returns the modules that callers call: the model, and the encoder of an encoder-decoder, which
+    generation calls directly.
     """
     both = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False)) and hasattr(
         model, "get_encoder"

@@ -1,8 +1,9 @@
-"""Tracks the token positions that adapters act on: hooks on the model's trunk read token ids, mask, labels
-and cache of each pass.
+"""Tells adapters that act at some token positions only where these are in the current forward pass.
 
-The layers ask (:meth:`Acting.mask`) and know nothing of tokens. What was decided is kept with the cache, row
-by row, for the passes that continue it; and for the backward pass where layers are computed twice.
+Layers see hidden states, not tokens. So hooks on the model's trunk read the token ids, mask, labels and cache
+of each pass, and layers ask :meth:`Acting.mask`. Which rows an adapter has already acted in is stored on the
+KV cache, for the passes that continue it; with gradient checkpointing, the pass is kept for the backward
+pass, in which layers run again.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from ...errors import Unsupported
 from .layer import Adapted
 
 _ATTRIBUTE = "_adapterpack_acting"
-"""The attribute of a trunk that holds its :class:`Acting`, and of a cache that says in which rows which
-adapters have acted.
+"""The attribute of a trunk that holds its :class:`Acting`, and the attribute of a cache that records in which
+rows each adapter has acted.
 """
 _CACHES = ("cache", "past_key_values")
 _IGNORED = -100
 
 
 class Pass:
-    """One pass of the trunk. ``masks`` are filled as layers ask."""
+    """One forward pass of the trunk; ``masks`` is filled as layers ask."""
 
     def __init__(self, inputs: Mapping[str, Any], labels: Any) -> None:
         self.ids: torch.Tensor | None = inputs.get("input_ids")
@@ -42,7 +43,7 @@ class Pass:
         self.before: dict[str, torch.Tensor | None] = {}
 
     def mask(self, name: str, acts: Acts) -> torch.Tensor:
-        """Where the adapter acts, ``[batch, length]`` bool."""
+        """Returns where the adapter acts, ``[batch, length]`` bool."""
         if name not in self.masks:
             if self.ids is None:
                 raise Unsupported(
@@ -56,6 +57,9 @@ class Pass:
         return self.masks[name]
 
     def _before(self, name: str, acts: Acts) -> torch.Tensor | None:
+        """Returns in which rows the adapter has acted in earlier passes with this cache, ``[batch]`` bool;
+        None without a cache.
+        """
         if not self.past:
             return None
         earlier: torch.Tensor | None = getattr(self.cache, _ATTRIBUTE, {}).get(name)
@@ -81,6 +85,7 @@ class Pass:
         )
 
     def _real(self, name: str) -> torch.Tensor:
+        """Returns which of the pass's tokens are not padding, ``[batch, length]`` bool."""
         assert self.ids is not None
         if self.padding is None:
             return torch.ones_like(self.ids, dtype=torch.bool)
@@ -100,8 +105,8 @@ class Pass:
         return self.padding[:, -self.ids.shape[1] :].bool()
 
     def _unlearnt(self) -> torch.Tensor:
-        """The beginning of each row up to its first label: the prompt of a row in training; without labels
-        the whole row.
+        """Returns which tokens come before the first label of their row, the prompt in training; all of them
+        without labels.
         """
         assert self.ids is not None
         if not isinstance(self.labels, torch.Tensor) or self.labels.shape != self.ids.shape:
@@ -110,7 +115,7 @@ class Pass:
 
 
 class Acting:
-    """The rules of a model's adapters by name, and the pass that is running."""
+    """The positions at which a model's adapters act, by adapter name, and the pass that is running."""
 
     def __init__(self, model: nn.Module) -> None:
         trunk = trunk_of(model)
@@ -126,10 +131,10 @@ class Acting:
             self.handles.append(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
 
     def mask(self, name: str) -> torch.Tensor:
-        """Where the adapter acts in the pass that is running, ``[batch, length]`` bool.
+        """Returns where the adapter acts in the current pass, ``[batch, length]`` bool.
 
         Raises:
-            Unsupported: no pass of the model is running, or it has no token ids.
+            Unsupported: the model is not running, or the pass has no token ids.
         """
         if self.run is None:
             raise Unsupported(
@@ -140,13 +145,16 @@ class Acting:
         return self.run.mask(name, self.rules[name])
 
     def _see_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keeps the labels of a call of the whole model: the trunk does not get them."""
         self.labels = kwargs.get("labels")
 
     def _enter(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Begins a pass."""
         self.run = Pass({**dict(zip(self.takes, args, strict=False)), **kwargs}, self.labels)
         self.labels = None
 
     def _leave(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Ends a pass: records on its cache where adapters have acted."""
         run = self.run
         if run is None or output is None:  # the pass failed
             self.run = None
@@ -164,20 +172,22 @@ class Acting:
         again = any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
         self.run = run if again else None
         first = next((part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad), None)
-        # layers that are computed anew must find the pass that they belong to
+        # Gradient checkpointing runs layers again in the backward pass, by which time another pass may have
+        # begun. Restore this pass when the gradient of its output arrives.
         if again and first is not None:
             first.register_hook(partial(self._resume, run))
 
     def _resume(self, run: Pass, gradient: torch.Tensor) -> None:
+        """Makes ``run`` the current pass again."""
         self.run = run
 
 
 def trunk_of(model: nn.Module) -> nn.Module:
-    """The part of a model that is given the token ids: a transformers model without its heads, or the model
-    itself.
+    """Returns the part of a model that takes the token ids: a transformers model without its heads, or the
+    model itself.
 
     Raises:
-        Unsupported: it takes none, or has two parts that do.
+        Unsupported: the model takes no token ids, or two of its parts do.
     """
     trunk = model
     if isinstance(model, PreTrainedModel):
@@ -186,7 +196,7 @@ def trunk_of(model: nn.Module) -> nn.Module:
                 "an adapter that acts at some positions only has no rule for an encoder and a decoder",
                 found=type(model).__name__,
             )
-        # which some heads (OPT's) call past the model around it
+        # OPT's heads call this decoder directly and bypass the base model's forward, where hooks would be.
         inner = getattr(model.base_model, "decoder", None)
         trunk = inner if isinstance(inner, PreTrainedModel) else model.base_model
     if "input_ids" not in inspect.signature(type(trunk).forward).parameters:
@@ -199,11 +209,11 @@ def trunk_of(model: nn.Module) -> nn.Module:
 
 
 def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
-    """Lets the wrappers of an adapter know where it acts, if its config says that it does not act everywhere.
+    """Connects the wrappers of an adapter to the positions where it acts, if its config restricts them.
 
     Raises:
-        Unsupported: the model takes no token ids, its sites are no layers or blocks with positions, or they
-            do not agree.
+        Unsupported: the model takes no token ids, a site has no token positions, or the sites' positions
+            differ.
     """
     adapted = [wrapper for wrapper in wrappers if name in wrapper._methods]
     rules = {wrapper._methods[name][1].acts for wrapper in adapted}
@@ -233,7 +243,7 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
 
 
 def forget(model: nn.Module, names: Iterable[str]) -> None:
-    """Forgets adapters that are gone; without any left the model has no hooks of this kind."""
+    """Drops adapters that were removed, and the hooks when none is left."""
     for module in list(model.modules()):
         acting: Acting | None = module.__dict__.get(_ATTRIBUTE)
         if acting is None:

@@ -1,9 +1,9 @@
-"""Puts prompts into a model: virtual tokens that only its trunk sees.
+"""Adds prompts to a model: virtual tokens, as embeddings or as keys and values, that only its trunk sees.
 
-The adapters live in a wrapper around the input embedding; the trunk's ``forward`` is led through
-:meth:`Prompts._around` as long as there is one. Callers count the model's own tokens only: masks, position
-ids, labels and outputs are as long as they are without a prompt. A cache holds the virtual tokens from the
-first pass on, and remembers whose they are.
+The adapters are held by a wrapper around the input embedding. While there is one, the trunk's ``forward`` is
+replaced by :meth:`Prompts._around`. Callers count the model's own tokens only: masks, position ids, labels
+and outputs have the lengths that they have without a prompt. A KV cache contains the virtual tokens from the
+first pass on, and records which adapter they belong to.
 """
 
 from __future__ import annotations
@@ -30,15 +30,13 @@ from .weights import device_of
 from .wrapper import base_modules
 
 CACHES = ("cache", "past_key_values")
-"""What a trunk calls its cache, in newer and older versions of transformers."""
+"""The names of a trunk's cache argument in newer and older versions of transformers."""
 OWNER = "_adapterpack_prompt"
-"""The attribute of a cache that says whose virtual tokens are in it."""
+"""The attribute of a cache that names the adapter whose virtual tokens are in it."""
 
 
 class Prompts(Adapted):
-    """The input embedding, with any number of named prompts for the trunk above it, of which one is active at
-    a time.
-    """
+    """The input embedding, with named prompts for the trunk above it, one of which can be active."""
 
     _whole_batch = "a prompt is tokens of its own, of which all rows of a batch have as many"
 
@@ -80,11 +78,11 @@ class Prompts(Adapted):
         return is_encoder(self._trunk)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The embeddings of the model's own tokens."""
+        """Returns the embeddings of the model's own tokens."""
         return self._base(*args, **kwargs)
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
-        """Add a prompt; the first one leads the trunk through here."""
+        """Adds a prompt; the first one redirects the trunk's ``forward`` to this wrapper."""
         super()._add(name, adapter)
         self._require_fit(name)
         if not self._redirected:
@@ -92,7 +90,7 @@ class Prompts(Adapted):
             self._trunk.forward = self._around
 
     def _remove(self, name: str) -> None:
-        """Remove a prompt; after the last one the trunk is as it was."""
+        """Removes a prompt; the last one restores the trunk's ``forward``."""
         super()._remove(name)
         if self._redirected and not self._names and self._trunk.forward == self._around:
             self._redirected = False
@@ -101,12 +99,13 @@ class Prompts(Adapted):
                 self._trunk.forward = self._inner
 
     def _form(self, name: str) -> PromptForm:
-        """The normal form of a prompt, in float32 and with gradients."""
+        """Returns the normal form of a prompt, in float32 and with gradients."""
         method, cfg = self._methods[name]
         form: PromptForm = method.normal_form(cfg, self._tensors(name, torch.float32), self._site)
         return form
 
     def _require_fit(self, name: str) -> None:
+        """Raises if a prompt's keys and values do not have the sizes of this model's."""
         cache, site = self._form(name).cache, self._site
         assert isinstance(site, PromptSite)
         wanted = (site.layers, 2, site.heads, site.head_dim)
@@ -121,7 +120,9 @@ class Prompts(Adapted):
             )
 
     def _around(self, *args: Any, **kwargs: Any) -> Any:
-        """The trunk's output at its own tokens, with the active prompt before them."""
+        """Runs the trunk with the active prompt before its tokens, and returns the output at its own
+        tokens.
+        """
         if not self._active:
             return self._inner(*args, **kwargs)
         name = self._active[-1]
@@ -142,7 +143,7 @@ class Prompts(Adapted):
             )
         output = self._inner(**inputs, return_dict=True)
         cut = self._length_cut(form, name) if form.embeds is not None and not past else 0
-        # for the loss on the prompt itself (hooks.context)
+        # Kept for the loss on the prompt's own tokens (``hooks.context`` in training).
         if self.training and cut and getattr(self._methods[name][1], "learnt", ()):
             self._prompt_states = output.last_hidden_state[:, :cut]
         output = self._without_prompt(output, cut, wants_cache, name)
@@ -150,8 +151,8 @@ class Prompts(Adapted):
         return output.to_tuple() if plain else output
 
     def _length_cut(self, form: PromptForm, name: str) -> int:
-        """How many states at the beginning of the trunk's output are left out: those of the prompt, unless
-        they are pooled.
+        """Returns how many states to cut off the start of the trunk's output: the prompt's, unless they are
+        to be pooled.
         """
         return (
             0
@@ -160,8 +161,9 @@ class Prompts(Adapted):
         )
 
     def _count(self, inputs: dict[str, Any], extra: int, past: int, shown: bool) -> None:
-        """Lets mask, positions and token types count ``extra`` virtual tokens; ``shown``: they are among this
-        pass's inputs.
+        """Extends mask, positions and token types by ``extra`` virtual tokens.
+
+        ``shown`` means that the virtual tokens are among this pass's inputs; otherwise they are in the cache.
         """
         ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
         batch, length = ids.shape[:2]  # type: ignore[union-attr]
@@ -185,7 +187,8 @@ class Prompts(Adapted):
         if places is not None:
             first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
             inputs["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
-        # else padding on the left would come between the prompt and the text
+        # Without explicit positions, the model would count left padding, and leave a gap between the prompt
+        # and the text.
         elif mask is not None and not self._is_encoder:
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[
                 :, -(length + (extra if shown else 0)) :
@@ -194,6 +197,7 @@ class Prompts(Adapted):
             inputs["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
 
     def _with_embeds(self, inputs: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
+        """Returns the inputs with the prompt's embeddings before those of the tokens."""
         embeds = inputs.get("inputs_embeds")
         if embeds is None:
             embeds = self._trunk.get_input_embeddings()(inputs["input_ids"])
@@ -205,6 +209,7 @@ class Prompts(Adapted):
         return {**inputs, "input_ids": None, "inputs_embeds": torch.cat([before, embeds], dim=1)}
 
     def _with_cache(self, inputs: dict[str, Any], form: PromptForm) -> dict[str, Any]:
+        """Returns the inputs with a cache that contains the prompt's keys and values."""
         if not self._cache_name:
             raise Unsupported(
                 "this model takes no cache, so keys and values cannot go before its tokens",
@@ -236,8 +241,8 @@ class Prompts(Adapted):
         return {**inputs, self._cache_name: cache}
 
     def _without_prompt(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
-        """The output at the model's own tokens; an encoder's pooled output is made again from its own first
-        token.
+        """Returns the output at the model's own tokens; an encoder's pooled output is computed again from its
+        own first token.
         """
         parts = dict(output.items())
         if (cache := parts.get(self._cache_name)) is not None:
@@ -253,15 +258,15 @@ class Prompts(Adapted):
         return type(output)(**parts)
 
     def _embed(self, ids: Sequence[int]) -> np.ndarray:
-        """The embeddings of ids by the model itself, ``[n, width]``."""
+        """Returns the model's embeddings of token ids, ``[n, width]``."""
         with torch.no_grad():
             return as_numpy(
                 self._trunk.get_input_embeddings()(torch.tensor(ids, device=device_of(self._base, PROMPT)))
             )
 
     def _prefill(self, ids: Sequence[int]) -> np.ndarray:
-        """What the base, without any adapter, puts into its cache for ids: ``[layers, 2, heads, n,
-        head_dim]``.
+        """Returns the keys and values that the base, without adapters, caches for token ids: ``[layers, 2,
+        heads, n, head_dim]``.
         """
         if not self._cache_name:
             raise Unsupported(
@@ -279,14 +284,14 @@ class Prompts(Adapted):
 
 
 def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The part of a model, of one that has no encoder and decoder, before whose tokens a prompt goes."""
-    # which some heads (OPT's) call past the model around it
+    """Returns the part of a model that prompts go in front of; for models other than encoder-decoders."""
+    # OPT's heads call this decoder directly and bypass the base model's forward.
     inner = getattr(model.base_model, "decoder", None)
     return inner if isinstance(inner, PreTrainedModel) else model.base_model
 
 
 def is_encoder(trunk: nn.Module) -> bool:
-    """Whether a trunk numbers positions in an embedding module of its own, where they may begin anywhere."""
+    """Whether a trunk computes positions in an embedding module of its own, where they may start anywhere."""
     return (
         hasattr(trunk, "embeddings")
         or "position_ids" not in inspect.signature(type(trunk).forward).parameters
@@ -294,7 +299,7 @@ def is_encoder(trunk: nn.Module) -> bool:
 
 
 def _length(cache: Any, name: str) -> int:
-    """How much a cache holds, if the prompt can be in it."""
+    """Returns how many tokens a cache holds; raises if it holds tokens but not the prompt ``name``."""
     if cache is None:
         return 0
     if not isinstance(cache, DynamicCache):
@@ -318,10 +323,10 @@ def _length(cache: Any, name: str) -> int:
 def select(
     model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
-    """The one site of a prompt.
+    """Returns the only site of a prompt.
 
     Raises:
-        Unsupported: the model is none of transformers, or is to train its input embedding whole.
+        Unsupported: the model is not from transformers, or its input embedding is to be trained in full.
     """
     embedding_modules = {module for _, module in base_modules(of_transformers(model).get_input_embeddings())}
     inside = [path for path, module in base_modules(model) if module in embedding_modules]
@@ -336,15 +341,15 @@ def select(
 
 
 def embedding(model: nn.Module, path: str) -> nn.Module:
-    """What stands in the place of the model's input embedding."""
+    """Returns the model's input embedding, or the wrapper around it."""
     return of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
 
 
 def of_transformers(model: nn.Module) -> PreTrainedModel:
-    """The model itself, if it is one of transformers.
+    """Returns the model itself if it is from transformers.
 
     Raises:
-        Unsupported: it is not.
+        Unsupported: it is not from transformers.
     """
     if not isinstance(model, PreTrainedModel):
         raise Unsupported("a prompt needs a model of transformers", where=PROMPT, found=type(model).__name__)
@@ -352,10 +357,10 @@ def of_transformers(model: nn.Module) -> PreTrainedModel:
 
 
 def ready(model: nn.Module, config: Any) -> Any:
-    """The config with the ids of its text, by the tokenizer that came with the model.
+    """Returns the config with the token ids of its initial text, by the tokenizer in the model's folder.
 
     Raises:
-        Unsupported: the model came from no folder that could hold one.
+        Unsupported: the model was not loaded from a folder.
     """
     if config.text is None or config.token_ids:
         return config

@@ -1,4 +1,8 @@
-"""Selects the modules of a model that an adapter changes."""
+"""Selects the modules and parameters of a model that weight adapters change.
+
+A :class:`Site` describes such a place to a method: its path, kind and widths. A class counts as a layer of a
+kind only if it computes what the kind stands for; subclasses that compute something else are refused.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +27,17 @@ from .wrapper import base_modules, innermost, module_at
 
 
 def _linear(path: str, module: Any) -> Site | None:
+    """Returns the site of a linear layer."""
     if not is_plain_linear(module):
         return None
     return Site(path, module.in_features, module.out_features, "linear", module.bias is not None)
 
 
 def is_plain_linear(module: nn.Linear) -> bool:
-    """Whether what a linear layer is called with and what it gives are of its own widths.
+    """Whether a linear layer's input and output have its declared widths.
 
-    Those of some subclasses are not: products by groups, routers that give several tensors. One that computes
-    in a way of its own is tried, without data. Layers of quantized weights are plain.
+    Some subclasses differ: grouped products, or routers that return several tensors. A subclass with a
+    forward of its own is run on the meta device, without data. Layers with quantized weights count as plain.
     """
     weight = module._parameters.get("weight")
     quantized = weight is None or not is_plain(weight) or format_of(module) is not None
@@ -52,6 +57,7 @@ def is_plain_linear(module: nn.Linear) -> bool:
 
 
 def _conv(path: str, module: Any) -> Site | None:
+    """Returns the site of a convolution; its input width includes the kernel."""
     if not is_plain_convolution(module):
         return None
     width = module.in_channels // module.groups * math.prod(module.kernel_size)
@@ -60,7 +66,7 @@ def _conv(path: str, module: Any) -> Site | None:
 
 
 def _spanning(path: str, module: Any) -> Site | None:
-    """The site of a convolution of groups whose adapter reads the inputs of all of them."""
+    """Returns the site of a grouped convolution whose adapter reads the inputs of all groups."""
     site = _conv(path, module)
     if site is None or site.kind != "grouped_conv":
         return None
@@ -70,6 +76,7 @@ def _spanning(path: str, module: Any) -> Site | None:
 
 
 def _embedding(path: str, module: Any) -> Site | None:
+    """Returns the site of an embedding as a linear layer of one-hot inputs."""
     return (
         Site(path, module.num_embeddings, module.embedding_dim, "embedding")
         if is_plain_embedding(module)
@@ -78,6 +85,7 @@ def _embedding(path: str, module: Any) -> Site | None:
 
 
 def _table(path: str, module: Any) -> Site | None:
+    """Returns the site of an embedding for methods that change its rows."""
     return (
         Site(path, module.embedding_dim, module.num_embeddings, "table")
         if is_plain_embedding(module)
@@ -86,6 +94,7 @@ def _table(path: str, module: Any) -> Site | None:
 
 
 def _norm(path: str, module: Any) -> Site | None:
+    """Returns the site of a normalisation layer."""
     if not is_norm(module):
         return None
     parameters = dict(module.named_parameters())
@@ -101,24 +110,26 @@ LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
     nn.Embedding: (_embedding, _table),
     **dict.fromkeys(CONVOLUTIONS, (_conv, _spanning)),
 }
-"""Layer class -> the sites that it can be, each None where it does more than such a layer; a class of a
-library that need not be there by its name. A method takes the first of a kind that it supports. Norms have no
-class in common (:func:`~.norms.is_norm`); a class that is neither cannot be adapted but in its bare
-parameters.
+"""Maps layer classes to functions that return the sites such a layer can be, or None if it computes something
+else.
+
+Classes of libraries that may not be installed are listed by name. A method takes the first site of a kind
+that it supports. Norms have no common class (:func:`~.norms.is_norm`); of all other classes only bare
+parameters can be adapted.
 """
 
 
 BYPASSED: tuple[type[nn.Module], ...] = (nn.modules.linear.NonDynamicallyQuantizableLinear,)
-"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``): an
-adapter there would do nothing, so it goes to the owner, around the parameter.
+"""Classes whose owners read the weight and never call the layer (``nn.MultiheadAttention.out_proj``). A
+wrapper there would have no effect, so the owner is wrapped instead, and the parameter is adapted.
 """
 
 _NEVER_CALLED = (nn.ParameterList, nn.ParameterDict)
 
 
 def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | None:
-    """The site of a layer, of one of the kinds ``layers`` if it can be, or None if it is no layer that can be
-    adapted.
+    """Returns the site of a layer, of one of the kinds ``layers`` if possible; None if it is not a layer that
+    can be adapted.
     """
     if isinstance(module, BYPASSED):
         return None
@@ -130,10 +141,9 @@ def _layer(path: str, module: nn.Module, layers: Sequence[str] = ()) -> Site | N
 
 
 def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
-    """The parameters that a module, no layer of the table, owns and multiplies by: matrices, and stacks of
-    them.
+    """Yields the sites of bare parameters that a module owns and multiplies by: matrices, and stacks of them.
 
-    A stack is ``[n, out, in]``, or ``[n, in, out]`` where the module says that it ``is_transposed``, as fused
+    A stack is ``[n, out, in]``, or ``[n, in, out]`` if the module declares ``is_transposed``, as fused
     experts do.
     """
     if isinstance(module, (*BYPASSED, *_NEVER_CALLED)):
@@ -160,14 +170,16 @@ _EXPERTS, _ROUTERS = "experts", ("gate", "router")
 
 
 class Every(NamedTuple):
-    """Which sites ``targets`` takes by one word: those of these kinds whose paths begin so."""
+    """What a word in ``targets`` selects: the sites of these kinds whose paths begin with one of the prefixes
+    that ``inside`` returns.
+    """
 
     kinds: tuple[str, ...]
     inside: Callable[[nn.Module], tuple[str, ...]] = lambda model: ("",)
 
 
 def _experts(model: nn.Module) -> tuple[str, ...]:
-    """The beginnings of paths in experts, which their owner or their class calls so."""
+    """Returns the path prefixes of experts, which their name or their class name identifies."""
     return tuple(
         f"{path}."
         for path, module in base_modules(model)
@@ -176,7 +188,9 @@ def _experts(model: nn.Module) -> tuple[str, ...]:
 
 
 def language_part(model: nn.Module) -> tuple[str, ...]:
-    """The beginnings of paths in the language model of a model that has other parts, such as a tower."""
+    """Returns the path prefix of the language model in a model that has other parts, such as a vision
+    tower.
+    """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     path = next((path for path, module in base_modules(model) if module is innermost(decoder)), "")
     whole = bool(getattr(getattr(model, "config", None), "is_encoder_decoder", False))
@@ -189,14 +203,14 @@ ALL = {
     "all-experts": Every((*_STACKED, *_LINEAR), _experts),
     "all-language": Every(_LINEAR, language_part),
 }
-"""What ``targets`` may say for every layer of a kind."""
+"""The words that ``targets`` accepts for all layers of a kind."""
 
 
 def site_at(
     path: str, module: nn.Module, layers: Sequence[str] = (), is_parameter: bool = False
 ) -> Site | None:
-    """The site of that path, which is the module's or, if the module is no layer or ``is_parameter``, that of
-    a parameter in it; None where there is none.
+    """Returns the site at a path: the module's, or a parameter's if ``is_parameter`` or if the module is not
+    a layer; None if there is none.
     """
     layer = None if is_parameter else _layer(path, module, layers)
     if layer is not None:
@@ -207,8 +221,8 @@ def site_at(
 
 
 def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, list[Site]]:
-    """Every path that may be named in a model, modules and bare parameters, and its sites, of ``layers``
-    where they can be.
+    """Returns every path that targets can name in a model, modules and bare parameters, with its sites; of
+    the kinds ``layers`` where possible.
     """
     sites: dict[str, list[Site]] = {}
     for path, module in base_modules(model):
@@ -227,8 +241,8 @@ def targetable_sites(model: nn.Module, layers: Sequence[str] = ()) -> dict[str, 
 
 
 def attachable_sites(model: nn.Module) -> dict[str, list[Site]]:
-    """As :func:`targetable_sites`, and the matrices of layers under the parameters' own paths: PEFT adapts
-    these, too.
+    """Returns the paths of :func:`targetable_sites` and, as PEFT adapts these too, the weight matrices of
+    layers under their parameters' own paths.
     """
     layers = {
         site.path: [site]
@@ -240,10 +254,10 @@ def attachable_sites(model: nn.Module) -> dict[str, list[Site]]:
 
 
 def holder_at(model: nn.Module, path: str) -> nn.Module:
-    """What stands at a path of the model; for a parameter's, at the module that is called with it.
+    """Returns the module at a path; for a parameter, the module that is called with it.
 
     Raises:
-        AttributeError: there is no such path.
+        AttributeError: the model has no such path.
     """
     holder = module_at(model, path)
     while path and (not isinstance(holder, nn.Module) or isinstance(innermost(holder), BYPASSED)):
@@ -253,11 +267,12 @@ def holder_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def _wide_enough(site: Site, traits: Traits) -> bool:
+    """Whether a site has at least the widths that the method needs."""
     return site.out_features >= traits.min_features[0] and site.in_features >= traits.min_features[1]
 
 
 def _input_embedding(model: nn.Module) -> str:
-    """The path of the model's input embedding."""
+    """Returns the path of the model's input embedding."""
     try:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     except NotImplementedError:  # models of several parts
@@ -274,9 +289,7 @@ def _input_embedding(model: nn.Module) -> str:
 
 
 def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
-    """The paths that no word for all layers takes: of the output embedding, and of what chooses among
-    experts.
-    """
+    """Returns the paths that words for all layers skip: those of the output embedding and of routers."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     head_modules = {module for _, module in base_modules(head)} if head is not None else set()
     aside = {path for path, module in base_modules(model) if module in head_modules}
@@ -290,13 +303,13 @@ def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
 
 
 def in_experts(model: nn.Module, path: str) -> bool:
-    """Whether a path lies in experts, which are called with tokens in an order of their own."""
+    """Whether a path is inside experts, whose inputs are tokens in an order of the router's."""
     return path.startswith(_experts(model))
 
 
 def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
-    """How many matrices of a model are none of these sites, by the ends of their paths, without norms and
-    tables of embeddings.
+    """Counts the matrices of a model that are not among these sites, by the last two names of their paths;
+    norms and embeddings are not counted.
     """
     taken, left = {site.path for site in sites}, Counter[str]()
     for path, kinds in targetable_sites(model).items():
@@ -310,16 +323,16 @@ def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:
 def select(
     model: nn.Module, targets: str | tuple[str, ...], traits: Traits, exclude: tuple[str, ...] = ()
 ) -> list[Site]:
-    """The sites that ``targets`` names, in the model's order.
+    """Returns the sites that ``targets`` names, in the model's order.
 
-    ``targets`` is ``"all-linear"``, ``"all-norm"``, ``"all-experts"`` or, in the language model alone,
-    ``"all-language"`` (every layer of that kind except the output embedding, what chooses among experts, and
-    the modules at or below the paths ``exclude``), ``"input-embedding"``, or names, these words among them: a
-    literal module path or the end of one, matched whole components at a time; never a pattern. A parameter
-    that no layer owns is named by its own path, and attention stands for its projections.
+    ``targets`` is ``"input-embedding"``, one word or name, or several. The words are ``"all-linear"``,
+    ``"all-norm"``, ``"all-experts"`` and, for the language model alone, ``"all-language"``: every layer of
+    that kind except the output embedding, routers, and modules at or below the paths ``exclude``. A name is a
+    module's path or the end of it, compared by whole components; never a pattern. A parameter that no layer
+    owns has its own path as its name, and an attention module stands for its projections.
 
     Raises:
-        SiteNotFound: a name matches nothing; the nearest module name is given.
+        SiteNotFound: a name matches nothing; the error suggests the nearest module name.
         Unsupported: a named module is of a kind that the method does not support, or is among ``exclude``.
     """
     if _layer("", model) is not None:

@@ -1,4 +1,4 @@
-"""Converts torch tensors to numpy arrays, and back."""
+"""Converts torch tensors to numpy arrays and back, and gathers sharded ones."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ...io.safetensors import FLOATS, dtype_name
 
 
 def as_numpy(value: torch.Tensor) -> np.ndarray:
-    """A tensor as a numpy array: floats as float32, the rest as it is.
+    """Returns a tensor as a numpy array: floats as float32, others in their own dtype.
 
     Raises:
-        Unsupported: it has no data.
+        Unsupported: the tensor is on the meta device, without data.
     """
     if value.is_meta:
         raise Unsupported(
@@ -32,8 +32,8 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
 
 
 def gather(value: torch.Tensor) -> torch.Tensor:
-    """A whole tensor of one that is sharded over processes, all of which have to call this; any other as it
-    is.
+    """Returns the full tensor of one that is sharded across processes, all of which must call this; other
+    tensors unchanged.
     """
     if isinstance(value, DTensor):
         return value.full_tensor()
@@ -46,19 +46,19 @@ def gather(value: torch.Tensor) -> torch.Tensor:
 
 
 def whole_shape(value: torch.Tensor) -> tuple[int, ...]:
-    """The shape of a tensor, that of the whole one where ZeRO-3 partitions it."""
+    """Returns the shape of the full tensor where ZeRO-3 partitions it, else of the tensor itself."""
     return tuple(getattr(value, "ds_shape", value.shape))
 
 
 def as_tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy of a numpy array as a tensor: floats as float32, the rest as it is."""
+    """Returns a copy of a numpy array as a tensor: floats as float32, others in their own dtype."""
     return torch.from_numpy(
         np.array(value, np.float32 if dtype_name(value.dtype) in FLOATS else value.dtype)
     ).to(device)
 
 
 def as_parameter(value: np.ndarray, device: torch.device) -> nn.Parameter:
-    """A copy of a numpy array as a parameter that is not trained yet: floats as float32, the rest as it
-    is.
+    """Returns a copy of a numpy array as a parameter that requires no gradient: floats as float32, others in
+    their own dtype.
     """
     return nn.Parameter(as_tensor(value, device), requires_grad=False)

@@ -1,5 +1,5 @@
-"""Runs adapters that need whole sequences: refuses a cache, and makes the first pass of the base that weights
-their layers.
+"""Runs adapters that must see whole sequences: refuses a KV cache, passes on padding masks, and, where the
+method needs it, runs the base once before each call.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .wrapper import Wrapper, module_at, path_order
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
 _ATTRIBUTE = "_adapterpack_first_passes"
-"""The attribute of a model that holds the :class:`Lead` of each such adapter."""
+"""The attribute of a model that maps the names of such adapters to their :class:`Lead`."""
 
 
 class Lead:
-    """The hooks of an adapter that must see whole rows, on the model and the parts that are given a mask."""
+    """The hooks of an adapter that must see whole rows, on the model and on its parts that take a mask."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
@@ -47,6 +47,9 @@ class Lead:
         ]
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Refuses a cache before each call; if the method has a first pass, runs the base and gives each
+        layer what the method makes of its hidden states.
+        """
         if not any(self.name in layer._active for layer in self.layers):
             return
         _refuse_cache(kwargs, self.name)
@@ -63,7 +66,7 @@ class Lead:
     def _mask(
         self, layers: list[Adapted], part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
-        """Tells the layers of a part which of their tokens are padding."""
+        """Passes the padding masks that a part of the model takes on to the adapter's layers inside it."""
         if not any(self.name in layer._active for layer in layers):
             return
         given = {**dict(zip(_parameters(type(part).forward), args, strict=False)), **kwargs}
@@ -81,30 +84,31 @@ class Lead:
             }
 
     def _after(self, module: nn.Module, *_: Any) -> None:
+        """Drops what the first pass gave the layers; not in training, where activation checkpointing runs
+        layers again after the call.
+        """
         if not module.training:  # activation checkpointing computes layers again when the pass is over
             for layer in self.layers:
                 layer._first_pass_params.pop(self.name, None)
 
 
 def lead(model: nn.Module, name: str) -> None:
-    """Lets every call of ``model`` with the adapter active refuse a cache, tell the adapter's layers which
-    tokens are padding, and begin with a pass of the base alone, without gradients.
-
-    There is such a pass where the method has a ``first_pass``.
+    """Makes every call of ``model`` with the adapter active refuse a cache, pass padding masks to the
+    adapter's layers, and, if its method has a ``first_pass``, run the base alone first, without gradients.
     """
     leads = model.__dict__.get(_ATTRIBUTE, {})
     model.__dict__[_ATTRIBUTE] = {**leads, name: Lead(model, name)}
 
 
 def release(model: nn.Module, name: str) -> None:
-    """Takes the hooks of an adapter away again; of one that has none, nothing."""
+    """Removes the hooks of an adapter, if it has any."""
     if name in (leads := model.__dict__.get(_ATTRIBUTE, {})):
         for handle in leads.pop(name).handles:
             handle.remove()
 
 
 def _part_of(model: nn.Module, path: str) -> nn.Module:
-    """The innermost part of a model that is a model itself and has the layer at ``path``, such as a tower."""
+    """Returns the innermost transformers model that contains the layer at ``path``, such as one tower."""
     owners = (path.split(".")[:end] for end in range(path.count("."), 0, -1))
     parts = (module_at(model, ".".join(owner)) for owner in owners)
     return next((part for part in parts if isinstance(part, PreTrainedModel)), model)
@@ -112,10 +116,12 @@ def _part_of(model: nn.Module, path: str) -> nn.Module:
 
 @lru_cache(maxsize=256)
 def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    """Returns the parameter names of a ``forward``, without ``self``."""
     return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
+    """Raises if a call passes a cache that already holds tokens."""
     for cache in _CACHES:
         passed = kwargs.get(cache)
         if passed is not None and not (hasattr(passed, "get_seq_length") and passed.get_seq_length() == 0):
@@ -128,7 +134,7 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
 
 
 def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
-    """The last hidden states ``[batch, positions, width]`` of the base."""
+    """Returns the base's last hidden states ``[batch, positions, width]`` for the inputs of a call."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), _bare(model):
         output = model.forward(
@@ -146,12 +152,13 @@ def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
 
 
 def _no_cache(model: nn.Module) -> dict[str, bool]:
+    """Returns the argument that switches the cache off, if the model knows it."""
     return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
 
 
 @contextmanager
 def _bare(model: nn.Module) -> Iterator[None]:
-    """Switches all adapters off inside the block."""
+    """Deactivates all adapters inside the block."""
     wrappers = [module for module in model.modules() if isinstance(module, Wrapper)]
     before = [wrapper._active for wrapper in wrappers]
     try:

@@ -1,5 +1,5 @@
-"""The weight of a layer as floats: as it is, as its library dequantizes it, or as accelerate loads it for a
-call.
+"""Reads the weight of a layer as floats: directly, dequantized by its library, or loaded by accelerate where
+it is offloaded.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class Quantized(NamedTuple):
-    """How a library's layers hold a weight that is no plain tensor of floats.
+    """How a library's layers hold a quantized weight.
 
-    ``holds`` recognizes it by what a layer and its weight have; ``read`` gives the floats that it stands for,
-    by a public function of the library. ``name`` is what the form is called, and ``settings`` are those that
-    its numbers depend on.
+    ``holds`` recognises such a layer and weight; ``read`` returns the dequantized floats, by a public
+    function of the library. ``name`` returns the name of the format, and ``settings`` the parameters that its
+    values depend on.
     """
 
     library: str
@@ -35,6 +35,7 @@ class Quantized(NamedTuple):
 
 
 def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
+    """Dequantizes a 4-bit weight of bitsandbytes."""
     from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
 
     floats: torch.Tensor = dequantize_4bit(*_codes_4bit(weight))
@@ -42,15 +43,17 @@ def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
 
 
 def _is_reordered(weight: Any) -> bool:
+    """Whether bitsandbytes has reordered the codes of a weight for its CPU kernel."""
     return bool(getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False))
 
 
 def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
-    """The codes of a 4-bit weight in their own order, and its state; the weight stays as it is.
+    """Returns the codes of a 4-bit weight in their original order, and its quantization state, without
+    changing the weight.
 
-    On processors with AVX512-BF16 bitsandbytes reorders them for its kernel when a layer is first called in
-    evaluation, and transposes the scales and rounds them to bfloat16. Its own inverse gives the order of the
-    codes back, but not that of the scales.
+    On CPUs with AVX512-BF16, bitsandbytes reorders the codes for its kernel when a layer is first called in
+    evaluation mode, transposes the scales and rounds them to bfloat16. Its own inverse restores the order of
+    the codes, but not that of the scales.
     """
     if not _is_reordered(weight):
         return weight.data, weight.quant_state
@@ -64,7 +67,7 @@ def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
 
 
 def _settings_4bit(state: Any) -> dict[str, Any]:
-    """What a 4-bit weight was quantized with, also when its codes are reordered."""
+    """Returns the parameters of a 4-bit quantization, from a reordered state too."""
     dtype = getattr(state, "original_dtype", state.dtype)
     return {
         "block_size": state.blocksize,
@@ -74,13 +77,14 @@ def _settings_4bit(state: Any) -> dict[str, Any]:
 
 
 _KEPT = "_adapterpack_kept_in_order"
-"""The attribute of a model that holds the layers whose codes are kept in their order."""
+"""The attribute of a model that lists the layers whose codes are kept in order."""
 
 
 def keep_in_order(model: nn.Module) -> None:
-    """Keeps bitsandbytes from reordering the codes of the model's 4-bit layers, and undoes it where it has.
+    """Stops bitsandbytes from reordering the codes of the model's 4-bit layers, and undoes reordering that
+    has happened.
 
-    A reordered layer passes no gradient on, rounds its inputs to bfloat16, and gives a wrong state dict.
+    A reordered layer passes on no gradient, rounds its inputs to bfloat16, and has a wrong state dict.
     """
     kept: list[Any] = model.__dict__.setdefault(_KEPT, [])
     for module in model.modules():
@@ -102,7 +106,7 @@ def let_reorder(model: nn.Module) -> None:
 
 
 def warn_of_misread_rows(model: nn.Module) -> None:
-    """Warns where bitsandbytes itself gets the model's 4-bit layers wrong on this processor."""
+    """Warns if bitsandbytes computes the model's 4-bit layers wrongly on this CPU."""
     states = [
         module.weight.quant_state
         for module in model.modules()
@@ -121,8 +125,8 @@ def warn_of_misread_rows(model: nn.Module) -> None:
 
 @cache
 def _misreads(width: int, block: int, kind: str) -> bool:
-    """Whether rows of this width come back as other numbers: with AVX512 those do that are no multiple of a
-    block.
+    """Whether rows of this width change when they are quantized and dequantized; with AVX512 those do whose
+    width is not a multiple of the block size.
     """
     # only where there is such a layer
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415
@@ -134,18 +138,21 @@ def _misreads(width: int, block: int, kind: str) -> bool:
 
 
 _WIDEST_GAP = 0.2
-"""More than half the distance between two values of NF4 or FP4, as a share of the largest number of a
-block.
+"""More than half the largest distance between neighbouring values of NF4 or FP4, relative to the largest
+number of a block.
 """
 
 
 def _scales_8bit(module: nn.Module, weight: Any) -> Any:
-    """One number for each row: the weight's own until the layer is first called, its state's from then on."""
+    """Returns the scale of each row: on the weight until the layer is first called, then on the layer's
+    state.
+    """
     scales = getattr(weight, "SCB", None)
     return getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
 
 
 def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
+    """Dequantizes an 8-bit weight of bitsandbytes."""
     # only where there is such a layer
     from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415
 
@@ -174,21 +181,23 @@ FORMATS = (
         lambda weight: type(weight).__name__.lower(),
     ),
 )
-"""The formats that are read; whatever else is neither floats nor of the layer's shape is refused."""
+"""The quantized formats that can be read; any other weight that is not of floats or not of the layer's shape
+is refused.
+"""
 
 
 def format_of(module: nn.Module) -> Quantized | None:
-    """The format of a layer's weight; None where it is not quantized, or in a form that is not known."""
+    """Returns the format of a layer's weight; None if it is not quantized, or its format is unknown."""
     weight = module._parameters.get("weight")
     return None if weight is None else next((fmt for fmt in FORMATS if fmt.holds(module, weight)), None)
 
 
 def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
-    """The parameter ``leaf`` of ``module``, the weight of ``site``, as floats of the shape that the site's
-    kind stores.
+    """Returns the parameter ``leaf`` of ``module`` as floats, in the shape in which the kind of ``site``
+    stores it.
 
     Raises:
-        Unsupported: it is stored in a form that is not known, or it is not in memory.
+        Unsupported: its format is unknown, or it is not in memory.
     """
     if (offloaded := _read_offloaded(module, leaf, site.path)) is not None:
         with offloaded:
@@ -197,8 +206,8 @@ def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
 
 
 def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
-    """A parameter or a buffer of ``module`` in memory, None where it has none; such as a bias, which is never
-    quantized.
+    """Returns a parameter or buffer of ``module`` that is never quantized, such as a bias; None if the module
+    has none.
 
     Raises:
         Unsupported: it is not in memory.
@@ -210,8 +219,8 @@ def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
 
 
 def device_of(module: nn.Module, where: str) -> torch.device:
-    """Where a module computes: the device of its first parameter, or the one to which accelerate loads it for
-    a call.
+    """Returns the device that a module computes on: that of its first parameter, or the one to which
+    accelerate loads it for a call.
 
     Raises:
         Unsupported: the parameter is not in memory, and nothing loads it.
@@ -226,7 +235,7 @@ def device_of(module: nn.Module, where: str) -> torch.device:
 
 
 def is_loaded(model: nn.Module) -> bool:
-    """Whether each tensor of a model is in memory, or loaded by accelerate when its module is called."""
+    """Whether each tensor of a model is in memory, or accelerate loads it when its module is called."""
     owners = {
         owner for owner in model.modules() if any(value.is_meta for value in owner.parameters(recurse=False))
     }
@@ -234,8 +243,8 @@ def is_loaded(model: nn.Module) -> bool:
 
 
 def require_in_memory(module: nn.Module, where: str) -> None:
-    """Checks that no parameter of a module is offloaded or without data, for what copies them or calls the
-    module with others.
+    """Raises if a parameter of a module is offloaded or has no data, for callers that copy parameters or
+    replace them in a call.
 
     Raises:
         Unsupported: one is.
@@ -251,7 +260,7 @@ def require_in_memory(module: nn.Module, where: str) -> None:
 
 
 def require_floats(module: nn.Module, where: str) -> None:
-    """Checks that no parameter of a module is quantized, for what trains copies of them.
+    """Raises if a parameter of a module is quantized, for callers that train copies of it.
 
     Raises:
         Unsupported: one is.
@@ -268,13 +277,13 @@ def require_floats(module: nn.Module, where: str) -> None:
 
 
 def is_plain(value: torch.Tensor) -> bool:
-    """Whether a tensor is one of floats of 16 bits or more."""
+    """Whether a tensor holds floats of at least 16 bits."""
     return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
 
 
 def _read_offloaded(module: nn.Module, leaf: str, where: str) -> Any:
-    """The context in which accelerate loads the tensors of a module that it offloads; None where the tensor
-    is in memory, or missing.
+    """Returns the context in which accelerate loads the tensors of a module that it offloads; None if the
+    tensor is in memory or missing.
     """
     value = getattr(module, leaf, None)
     if value is None or not value.is_meta:
@@ -286,12 +295,14 @@ def _read_offloaded(module: nn.Module, leaf: str, where: str) -> Any:
 
 
 def _is_offloaded(module: nn.Module) -> bool:
+    """Whether accelerate loads the module's tensors when it is called."""
     from accelerate.utils import has_offloaded_params  # noqa: PLC0415 - only where a tensor has no data
 
     return bool(has_offloaded_params(module))
 
 
 def _require_loaded(module: nn.Module, where: str) -> None:
+    """Raises unless accelerate loads the module's tensors when it is called."""
     if not _is_offloaded(module):
         raise Unsupported(
             "the base's weights are not in memory",
@@ -303,6 +314,9 @@ def _require_loaded(module: nn.Module, where: str) -> None:
 
 
 def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
+    """Returns the weight as floats, dequantized if necessary; raises if its format or its shape is
+    unknown.
+    """
     stored = getattr(module, leaf, None)
     form = None if stored is None else next((fmt for fmt in FORMATS if fmt.holds(module, stored)), None)
     weight = stored if form is None else form.read(module, stored)

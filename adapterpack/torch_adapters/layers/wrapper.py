@@ -1,5 +1,5 @@
-"""The wrapper that takes a module's place and holds its adapters, and access to a model's own modules through
-it.
+"""The wrapper that replaces a module to hold its adapters, and functions that see a model's own modules
+through wrappers.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from .tensors import as_numpy
 
 
 def child(key: str) -> Any:
-    """A wrapper's own submodule: named ``key`` in a state dict, read by the attribute's own name."""
+    """Makes an attribute of a wrapper that reads its submodule ``key``; the submodule is named ``key`` in
+    state dicts.
+    """
     return property(lambda self: self._modules[key])
 
 
 class Wrapper(nn.Module):
-    """What stands in a module's place and holds named adapters for it; with none active it is the module
-    itself, exactly.
+    """A module that replaces another and holds named adapters for it; with none active it behaves exactly as
+    the wrapped module.
 
-    A public name that torch's modules do not have is the wrapped module's, to read and to write: a model
-    looks at ``layer.in_features`` or sets ``block.scale`` as if nothing stood there. So that none of them is
-    hidden, a wrapper's own names begin with an underscore, as those of a named tuple do.
+    All public names that :class:`nn.Module` does not define are the wrapped module's, for reading and
+    writing: a model may read ``layer.in_features`` or set ``block.scale`` as if there were no wrapper. So
+    that it hides none of these, the wrapper's own names begin with an underscore, although other modules of
+    this package use them.
     """
 
     _active: tuple[str, ...]
     _rows: Rows | None
-    """Which of the active adapters each row of a batch has; None: all rows have all of them."""
+    """Which active adapter each row of the batch has; None: every row has all of them."""
     _base: nn.Module = child("base")
 
     def __init__(self, base: nn.Module) -> None:
@@ -44,11 +47,11 @@ class Wrapper(nn.Module):
 
     @property
     def _names(self) -> tuple[str, ...]:
-        """The names of the adapters, in the order in which they came."""
+        """The names of the adapters, in the order in which they were added."""
         raise NotImplementedError
 
     def _part(self, name: str) -> nn.Module:
-        """What holds the adapter's parameters."""
+        """Returns the module that holds the adapter's parameters."""
         raise NotImplementedError
 
     def _remove(self, name: str) -> None:
@@ -56,16 +59,16 @@ class Wrapper(nn.Module):
         raise NotImplementedError
 
     def _params(self, name: str) -> dict[str, np.ndarray]:
-        """The adapter's own parameters as numpy arrays: floats as float32, the rest as it is."""
+        """Returns the adapter's own parameters as numpy arrays: floats as float32, others unchanged."""
         return {key: as_numpy(value) for key, value in self._part(name).named_parameters()}
 
     def _same_for_all_rows(self, name: str) -> str:
-        """Why the adapter cannot be that of some rows of a batch alone; empty where it can."""
+        """Returns why the adapter cannot act on some rows of a batch only; empty if it can."""
         raise NotImplementedError
 
     def _enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
-        """The input among the arguments of a call, and the wrapped module as a function of the input
-        alone.
+        """Returns the input among the arguments of a call, and the wrapped module as a function of that
+        input.
         """
         key, base = input_key(self._entry, args, kwargs), self._base
         if isinstance(key, str):
@@ -91,8 +94,8 @@ class Wrapper(nn.Module):
 
 @lru_cache(maxsize=1024)
 def first_parameter(forward: Callable[..., Any]) -> str | None:
-    """What the ``forward`` of a class of modules calls its input, its first parameter; None where it takes
-    any number of them.
+    """Returns the name of the input, the first parameter of a module's ``forward``; None if the forward takes
+    ``*args``.
     """
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = list(inspect.signature(forward).parameters.values())[1:]
@@ -100,7 +103,8 @@ def first_parameter(forward: Callable[..., Any]) -> str | None:
 
 
 def input_key(parameter: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
-    """Where the input of a call is: its first argument, 0; else the keyword ``entry``, or the first one.
+    """Returns where the input of a call is: 0 for its first positional argument, else the keyword
+    ``parameter`` or the first keyword.
 
     Raises:
         TypeError: the call has no arguments.
@@ -113,13 +117,13 @@ def input_key(parameter: str | None, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """The input of a module that is called with these arguments, by place or by name."""
+    """Returns the input of a module that is called with these arguments."""
     key = input_key(first_parameter(type(innermost(module)).forward), args, kwargs)
     return kwargs[key] if isinstance(key, str) else args[key]
 
 
 def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The model's own modules under their own paths, as if no adapter had been put into it; a shared module
+    """Yields the model's own modules under their own paths, as if it had no adapters; a shared module
     once.
     """
     visited: set[nn.Module] = set()
@@ -138,7 +142,7 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def path_order(model: nn.Module) -> dict[str, int]:
-    """The place of each module and parameter in the model's order, by its path."""
+    """Maps the path of each module and parameter to its place in the model's order."""
     paths = [
         name
         for path, module in base_modules(model)
@@ -148,10 +152,10 @@ def path_order(model: nn.Module) -> dict[str, int]:
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module:
-    """What stands at one of the model's own paths: the module itself, or what wraps it.
+    """Returns the module at one of the model's own paths, or the wrapper around it.
 
     Raises:
-        AttributeError: there is no such path.
+        AttributeError: the model has no such path.
     """
     module = model
     for leaf in filter(None, path.split(".")):
@@ -160,14 +164,14 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
 
 
 def innermost(module: nn.Module) -> nn.Module:
-    """The model's own module under whatever wraps it."""
+    """Returns the model's own module inside any wrappers."""
     while isinstance(module, Wrapper):
         module = module._base
     return module
 
 
 def bare(module: nn.Module) -> nn.Module:
-    """The module without anything that was put into it or around it."""
+    """Returns the module with all wrappers removed from it and from inside it."""
     module = innermost(module)
     for leaf, child in list(module.named_children()):
         if (inner := bare(child)) is not child:
@@ -177,7 +181,7 @@ def bare(module: nn.Module) -> nn.Module:
 
 @lru_cache(maxsize=1024)
 def key_of(name: str) -> str:
-    """A name as the key of a ModuleDict, which may hold no dots and none of the dict's own words (``keys``,
-    ``train``).
+    """Escapes an adapter's name as a key of a ModuleDict, which cannot contain dots or be one of the dict's
+    own attributes (``keys``, ``train``).
     """
     return "adapter:" + name.replace("%", "%25").replace(".", "%2e")

@@ -1,1 +1,3 @@
-"""Models of transformers without adapters: loaded, sized, and what of theirs takes strange inputs."""
+"""Loads transformers models without adapters, within limits that protect from hostile configurations and
+tokenizers.
+"""

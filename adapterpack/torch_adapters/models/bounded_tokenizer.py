@@ -1,5 +1,6 @@
-"""Keeps a base's tokenizer from taking any time for a text: what its rules cost is bounded when it is loaded,
-or each time it is called.
+"""Bounds the time that a base's tokenizer takes for a text: checks its rules when it is loaded, or each call.
+
+A tokenizer comes from a stranger, and its regular expressions may take exponential time.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth
 
 
 def bound_tokenizer(tokenizer: Any, folder: Path) -> Any:
-    """A tokenizer of transformers; if the expressions of its rules may take any time, one that tries each
-    text in the sandbox first.
+    """Returns the tokenizer; if its regular expressions may be slow, wrapped so that each text is first tried
+    in the sandbox.
 
     Raises:
-        FormatError: its rules could make a text very much longer.
+        FormatError: its rules could lengthen a text beyond the limit.
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
     if core is None:  # written in Python, with expressions of transformers' own
@@ -31,25 +32,25 @@ def bound_tokenizer(tokenizer: Any, folder: Path) -> Any:
 
 
 class _SlowTokenizer:
-    """A tokenizer whose expressions are not known to be quick; everything but the call is the wrapped
-    one's.
+    """A tokenizer whose expressions may be slow: tries each call in the sandbox first, and passes everything
+    else to the wrapped tokenizer.
     """
 
     def __init__(self, tokenizer: Any, core: Any, folder: Path) -> None:
         self._tokenizer, self._folder = tokenizer, folder
         data = core.to_str().encode()
         with storage_errors("TMPDIR"):
-            # as long as this object
+            # The file exists as long as this object does.
             self._file = tempfile.NamedTemporaryFile(prefix="adapterpack-tokenizer-")  # noqa: SIM115
             self._file.write(data)
             self._file.flush()
         self._digest = hashlib.sha256(data).hexdigest()
 
     def __call__(self, *texts: str, add_special_tokens: bool = True, **options: Any) -> Any:
-        """What the wrapped tokenizer gives.
+        """Returns what the wrapped tokenizer returns.
 
         Raises:
-            OutOfLimits: it takes too long for these texts.
+            OutOfLimits: the tokenizer takes too long for these texts.
         """
         encoded_apart(
             Path(self._file.name),

@@ -1,4 +1,6 @@
-"""Loads a task's model and tokenizer from a base, for training, tracing and comparing."""
+"""Loads a task's model and tokenizer from a base, for training, tracing and comparing, without running code
+of the base's own.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,8 @@ _HELD = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of most numbers of a base that are float32, float16 or bfloat16, by torch's name; float32
-    where there are none.
+    """Returns the dtype, by torch's name, in which a base stores most of its float32, float16 or bfloat16
+    values; float32 if it has none.
     """
     counts: Counter[str] = Counter()
     for info in Checkpoint(folder).stored.values():
@@ -43,7 +45,7 @@ def stored_dtype(folder: Path) -> str:
 def load_model(
     task: Task, folder: Path, labels: Sequence[str] | None = None, seed: int = 0, dtype: str = "float32"
 ) -> Any:
-    """The task's model on a base, in ``dtype``; a new head, where there is one, is drawn from ``seed``."""
+    """Returns the task's model on a base in ``dtype``; ``seed`` initialises a head that the base lacks."""
     return load_for_task(task, folder, labels, seed, dtype)[0]
 
 
@@ -56,8 +58,9 @@ def load_for_task(
     quantization: Any = None,
     problem: str | None = None,
 ) -> tuple[Any, list[str]]:
-    """The model, and the paths of the modules whose parameters the checkpoint does not hold; ``quantization``
-    is transformers' config, ``problem`` what a head's logits are for.
+    """Returns the task's model, and the paths of the modules whose parameters the checkpoint lacks.
+
+    ``quantization`` is a config of transformers, ``problem`` the problem type of a head.
     """
     settings: dict[str, Any] = {}
     if labels:
@@ -69,12 +72,12 @@ def load_for_task(
         }
     config = load_config(folder, task, **settings)
     require_class(task, config, folder)
-    # a base that came with a head for other labels gets a new one
+    # A base with a head for other labels gets a new head.
     options: dict[str, Any] = {"ignore_mismatched_sizes": True} if task.heads else {}
     if quantization is not None:
         options["quantization_config"] = quantization
     torch.manual_seed(seed)
-    # that a head is new is the point, not news
+    # Silenced, because transformers warns of a new head, which is intended here.
     with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder):
         model, report = _auto_class(task).from_pretrained(
             folder,
@@ -103,15 +106,15 @@ def load_for_task(
 
 
 def _tells_padding_by_id(model: Any) -> bool:
-    """Whether a model finds a row's last token by the id of padding, as decoders that classify do, and not by
-    its mask.
+    """Whether a model finds the last token of a row by the padding id instead of the mask, as decoders that
+    classify do.
     """
     return "pad_token_id" in inspect.unwrap(type(model).forward).__code__.co_names
 
 
 def _name_padding(config: Any, folder: Path) -> None:
-    """Names padding where a configuration names none, or an id that no token has: as the tokenizer does, or
-    by the token of the end.
+    """Sets the config's padding id if it has none or one outside of the vocabulary: to the tokenizer's
+    padding or end token, else the config's end token.
     """
     if type(config.pad_token_id) is int and 0 <= config.pad_token_id < config.vocab_size:
         return
@@ -127,8 +130,8 @@ def _name_padding(config: Any, folder: Path) -> None:
 def _fill_padding(
     model: Any, args: tuple[Any, ...], inputs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Makes padding what the model takes for it, whatever rows were filled up with: a row has the result that
-    it has alone.
+    """Replaces masked ids by the model's padding id, as a pre-forward hook, so that a row gives the same
+    result as alone.
     """
     ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
     padding = model.config.get_text_config().pad_token_id
@@ -138,8 +141,7 @@ def _fill_padding(
 
 
 def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
-    """What transformers makes of a base's configuration, with a task's settings in it. Nothing of the base
-    runs.
+    """Returns transformers' config of a base, with a task's settings in it, without running code of the base.
 
     Raises:
         FormatError: the configuration is damaged, or describes another model than the checkpoint's.
@@ -160,7 +162,7 @@ def load_config(folder: Path, task: Task | None = None, **settings: Any) -> Any:
 
 
 def empty_model(folder: Path, task: Task) -> Any:
-    """The task's model on a base without its weights.
+    """Returns the task's model on a base without weights, on the meta device.
 
     Raises:
         FormatError: the configuration is damaged, or describes another model than the checkpoint's.
@@ -172,10 +174,10 @@ def empty_model(folder: Path, task: Task) -> Any:
 
 
 def require_class(task: Task, config: Any, folder: Path) -> None:
-    """Checks that transformers has a class of the task for a configuration.
+    """Raises unless transformers has a class for the task and this config.
 
     Raises:
-        Unsupported: it has none; the task that the base's own class is made for is named.
+        Unsupported: it has none; the error names the task of the base's own class.
     """
     if type(config) not in _auto_class(task)._model_mapping:
         names = getattr(config, "architectures", None) or [None]
@@ -191,17 +193,17 @@ def require_class(task: Task, config: Any, folder: Path) -> None:
 
 
 def _auto_class(task: Task) -> Any:
-    """The class of transformers that makes a task's models."""
+    """Returns the ``AutoModelFor...`` class of a task."""
     return getattr(transformers, task.auto_class)
 
 
 def load_tokenizer(source: str | Path) -> Any:
-    """The tokenizer of a base: of a folder, or of a name that transformers knows.
+    """Returns the tokenizer of a base, in a folder or under a name that transformers knows.
 
     Raises:
         StorageError: the base has none.
-        FormatError: its files are damaged, or made to be slow.
-        Unsupported: it is code of the base's own.
+        FormatError: its files are damaged, or could take too long to load.
+        Unsupported: the tokenizer is code in the base's folder.
     """
     folder = Path(source)
     if folder.is_dir():
@@ -213,7 +215,7 @@ def load_tokenizer(source: str | Path) -> Any:
         require_bounded_load(read_bytes(path, MAX_TOKENIZER), path)
     with _loading_errors("tokenizer", folder):
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    # without any of them some classes make a tokenizer that knows no word
+    # Without any of its files, some classes make a tokenizer with an empty vocabulary.
     files = tokenizer.vocab_files_names.values()
     if folder.is_dir() and files and not any((folder / name).is_file() for name in files):
         raise _no_tokenizer(folder)
@@ -225,6 +227,7 @@ _TOKENIZER_FILES = ("tokenizer*", "vocab*", "*.model", "*.tiktoken", "*.bpe")
 
 
 def _no_tokenizer(folder: Path) -> StorageError:
+    """Returns the error for a base without a tokenizer."""
     return StorageError(
         "the base has no tokenizer",
         where=folder,
@@ -235,7 +238,7 @@ def _no_tokenizer(folder: Path) -> StorageError:
 
 @contextlib.contextmanager
 def _loading_errors(what: str, folder: Path) -> Iterator[None]:
-    """What transformers says of files that it cannot use."""
+    """Turns errors that transformers raises for unusable files into a :class:`FormatError`."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError, AdapterpackError):
@@ -251,7 +254,7 @@ def _loading_errors(what: str, folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Neither notes nor progress bars of transformers inside; as it was afterwards."""
+    """Silences transformers' messages and progress bars inside the block."""
     level, bars = transformers.logging.get_verbosity(), transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -1,9 +1,8 @@
-"""Gives each row of a batch the rotary frequencies of its own length, where a model takes those of the
-longest row (LongRoPE).
+"""Gives each row of a batch the rotary frequencies for its own length, in models with LongRoPE.
 
 LongRoPE (https://arxiv.org/abs/2402.13753) has one set of frequencies for rows of up to
-``original_max_position_embeddings`` tokens and another for longer ones. transformers chooses between them
-once for a whole batch.
+``original_max_position_embeddings`` tokens and another for longer ones. transformers chooses one set for a
+whole batch, by its longest row, so that a row's result would depend on the others.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ _KIND = "longrope"
 
 
 class RowFrequencies(nn.Module):
-    """A rotary embedding of transformers with both sets: ``short`` is the module itself, ``long`` a copy of
-    it for longer rows.
+    """A rotary embedding with both sets of frequencies: ``short`` is the original module, ``long`` a copy for
+    longer rows.
     """
 
     def __init__(self, rotary: nn.Module) -> None:
@@ -42,8 +41,8 @@ class RowFrequencies(nn.Module):
     def forward(
         self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines of positions ``[batch, sequence]``, as the wrapped module gives them for each row
-        alone.
+        """Returns cosines and sines for positions ``[batch, sequence]``, each row with the set that it would
+        have alone.
         """
         plain: Any = type(self.short).forward.__wrapped__  # without the choice for all rows
         kind = {} if layer_type is None else {"layer_type": layer_type}
@@ -57,9 +56,7 @@ class RowFrequencies(nn.Module):
 
 
 def separate_rows(model: nn.Module) -> None:
-    """Makes the rows of a batch independent of each other's lengths, in place; other models stay as they
-    are.
-    """
+    """Makes the rows of a batch independent of each other's lengths, in place; other models are unchanged."""
     for owner, leaf, rotary in _find(model):
         if not isinstance(rotary, RowFrequencies):
             owner._modules[leaf] = RowFrequencies(rotary)
@@ -77,8 +74,9 @@ def rejoin_rows(model: nn.Module) -> None:
 
 
 def hold_frequencies(model: nn.Module) -> None:
-    """Makes dynamic NTK scaling keep the frequencies that it has within the model's context, in place: beyond
-    it they would change with the longest row, and sessions refuse such rows.
+    """Makes dynamic NTK scaling keep its frequencies within the model's context, in place.
+
+    Beyond the context they would change with the longest row, and sessions refuse such rows.
     """
     for module in model.modules():
         kinds = getattr(module, "rope_type", ())
@@ -92,8 +90,8 @@ def hold_frequencies(model: nn.Module) -> None:
 
 
 def _find(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """The rotary embeddings that choose, or chose, by the longest row: the module that has each, and its name
-    there.
+    """Yields the rotary embeddings with LongRoPE, wrapped or not: the module that contains each, its name
+    there, and the embedding.
     """
     for owner in list(model.modules()):
         if not isinstance(owner, RowFrequencies):
@@ -103,7 +101,7 @@ def _find(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def _settings(rotary: nn.Module) -> list[tuple[str | None, Mapping[str, Any]]]:
-    """The parameters of a LongRoPE module, by the kind of layers that it serves where it serves several."""
+    """Returns the parameters of a LongRoPE module, by the kind of layers if it serves several kinds."""
     kinds, config = getattr(rotary, "rope_type", None), getattr(rotary, "config", None)
     parameters = getattr(config, "rope_parameters", None)
     if not isinstance(parameters, Mapping) or not hasattr(type(rotary).forward, "__wrapped__"):
@@ -114,8 +112,8 @@ def _settings(rotary: nn.Module) -> list[tuple[str | None, Mapping[str, Any]]]:
 
 
 def _last_positions(position_ids: torch.Tensor) -> torch.Tensor:
-    """The last position of the row that each token belongs to; of packed rows, each of which counts from 0,
-    the last of its own.
+    """Returns the last position of the row that each token belongs to; packed rows restart at 0, so each has
+    its own last position.
     """
     if torch.compiler.is_exporting():  # graphs have no packed rows
         return position_ids.amax(-1, keepdim=True)
@@ -129,7 +127,9 @@ def _last_positions(position_ids: torch.Tensor) -> torch.Tensor:
 def _count_positions(
     module: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Positions by each row's own mask where the caller gives none: the model would count padding, too."""
+    """Computes position ids from each row's own mask if the caller gives none, as a pre-forward hook: the
+    model would count padding.
+    """
     mask = inputs.get("attention_mask")
     if inputs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
         return None

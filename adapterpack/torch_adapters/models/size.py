@@ -1,8 +1,8 @@
-"""Bounds what a base's configuration can make a library build: a model is hardly larger than the checkpoint
-that it is for.
+"""Limits the size of the model that a base's config can make transformers build, by the size of its
+checkpoint.
 
-Numbers of a configuration cost nothing to write: a million layers, or a width of 10^9, would take all memory
-before a weight is read.
+A number in a config costs nothing to write: a million layers or a width of 10^9 would exhaust memory before
+any weight is read.
 """
 
 from __future__ import annotations
@@ -24,33 +24,33 @@ from ...base.quantization import read_quantization
 from ...errors import FormatError
 
 _COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|labels)$")
-"""Keys that say how many parts a model has: classes of transformers make lists of that length. One that ends
-in ``layer`` says which.
+"""Config keys that count parts of a model, for which classes build lists of that length. A key that ends in
+``layer`` needs one of these prefixes, because others number a single layer.
 """
 _MOST = {"labels": 100_000}
-"""Of what there may be so many; of all else, :data:`_MOST_PARTS`."""
+"""The largest count for these parts; for all others it is :data:`_MOST_PARTS`."""
 _MOST_PARTS = 1000
 _POSITIONS = re.compile(r"(position_embeddings|positions|sequence_length|seq_length|seq_len)$")
-"""Keys that say how long a text may be: tables are computed of that length, which no weight shows where
-positions are rotated.
+"""Config keys for the length of a text. Models compute tables of that length, which appear in no checkpoint
+if positions are rotary.
 """
 _LEAST_POSITIONS = 1 << 20
 _SMALL = 32 << 20
-"""Numbers that a model may have whatever its checkpoint holds: tables of positions, masks, new heads."""
+"""Values that a model may have beyond its checkpoint: tables of positions, masks, new heads."""
 _TIMES = 4
-"""How many times as many as its checkpoint it may have beyond that: loading registers each twice, and half of
-them may be new.
+"""How many times the values of its checkpoint a model may register beyond that: loading registers each twice,
+and half of the model may be new.
 """
 _PACKED = 8
-"""Numbers of a model that a stored byte of a quantized weight may stand for."""
+"""How many values of a model one stored byte of a quantized weight may stand for."""
 _MODULES = 50_000
 
 
 def require_fitting(folder: Path) -> None:
-    """Refuses a configuration that counts more layers, experts or labels than any model has.
+    """Raises if a config counts more layers, experts or labels than any real model has.
 
     Raises:
-        FormatError: names the key.
+        FormatError: a count is too large; the error names its key.
     """
     path = folder / CONFIG
     for key, value in named_values(read_json(path)) if path.is_file() else ():
@@ -65,10 +65,11 @@ def require_fitting(folder: Path) -> None:
 
 @contextmanager
 def bounded_build(folder: Path) -> Iterator[None]:
-    """Within the block this thread builds no model that is far larger than the checkpoint in ``folder``.
+    """Inside the block, this thread cannot build a model that is far larger than the checkpoint in
+    ``folder``.
 
     Raises:
-        FormatError: it began to.
+        FormatError: a model that is being built exceeds the limit.
     """
     base, thread = Checkpoint(folder), threading.get_ident()
     packed = read_quantization(base.config) is not None
@@ -81,6 +82,8 @@ def bounded_build(folder: Path) -> Iterator[None]:
 
     def count(module: nn.Module, name: str, value: Any) -> None:
         nonlocal numbers, parts
+        # torch's registration hooks are global to the process, so they also see models that other threads
+        # build.
         if threading.get_ident() != thread or value is None:
             return
         if isinstance(value, nn.Module):
@@ -105,10 +108,12 @@ def bounded_build(folder: Path) -> Iterator[None]:
 
 
 def _short(number: int) -> str:
+    """Formats a number, also one with too many digits for a float."""
     return f"{number:.3g}" if abs(number) < 1 << 1000 else "a number of hundreds of digits"
 
 
 def _too_large(where: object, expected: str, value: str) -> FormatError:
+    """Returns the error for a config that describes too large a model."""
     return FormatError(
         "the configuration describes a model far larger than the checkpoint",
         where=where,
