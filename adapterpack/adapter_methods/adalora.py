@@ -1,14 +1,15 @@
-"""AdaLoRA: singular values between the factors, and a budget of rank that goes to the sites that need it
-(Zhang et al. 2023, arXiv 2303.10512).
+"""AdaLoRA: LoRA with trained singular values between the factors, and a rank budget that moves to the sites
+that need it (Zhang et al. 2023, arXiv 2303.10512).
 
     y' = base(x) + s B diag(E) A x,   s = alpha / (init_r + 1e-5), as PEFT has it
 
-A ``[r, in]``, E ``[r, 1]``, B ``[out, r]``. While training, the values E of the least important triplets of
-all sites are set to zero (section 3.3): each entry p with gradient g has sensitivity ``|p g|``, smoothed by
-beta1, and uncertainty, its deviation smoothed by beta2; their product is its score, and a triplet's is that
-of its E plus the means over its row of A and its column of B. The rank of all sites together falls from
-init_r to target_r each, cubically, between the steps tinit and total - tfinal, every deltaT steps; what is
-zero then stays so, and a pack does not hold it. The penalty keeps A and B near to orthogonal.
+A ``[r, in]``, E ``[r, 1]``, B ``[out, r]``. A triplet is one value of E with its row of A and its column of
+B. During training the values E of the least important triplets of all sites are set to zero (section 3.3): an
+entry p with gradient g has the sensitivity ``|p g|``, smoothed by beta1, and an uncertainty, its deviation
+from that, smoothed by beta2. Their product is the entry's score; the score of a triplet is that of its E plus
+the means over its row of A and its column of B. Between the steps tinit and total - tfinal the total rank
+falls from init_r to target_r per site on a cubic schedule, every deltaT steps. Values that are zero
+afterwards stay zero, and a pack does not store them. A penalty keeps A and B close to orthogonal.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from .registry import METHODS
 class AdaLoRA(SiteConfig):
     """The hyper-parameters of AdaLoRA, named as PEFT has them; ``alpha`` defaults to ``2 init_r``.
 
-    ``total_step=None`` is the length of the training. ``r`` is what a site has left: ``init_r`` until a pack
-    is written.
+    ``total_step=None`` means the length of the training run. ``r`` is a site's remaining rank: ``init_r``
+    until a pack is written.
 
     Example:
         >>> AdaLoRA(init_r=12, target_r=8).rank
@@ -74,7 +75,7 @@ class AdaLoRA(SiteConfig):
         require_whole("r", self.r)
 
     def at(self, path: str) -> Self:
-        """The config at one site, with the rank that it has left."""
+        """Returns the config for one site, with its remaining rank."""
         return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
 
     @property
@@ -104,8 +105,8 @@ def _normal_form(cfg: AdaLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
-    """``orth_reg_weight`` times the mean over all A and B of ``||G - I||_F``, where G is ``A A^T`` or ``B^T
-    B``; this site's part.
+    """Returns this site's share of the penalty: ``orth_reg_weight`` times the mean over all A and B of ``||G
+    - I||_F``, where G is ``A A^T`` or ``B^T B``.
     """
     A, B = params["lora_A"], params["lora_B"]
     xp = array_namespace(A, B)
@@ -113,8 +114,8 @@ def _penalty(cfg: AdaLoRA, params: Params, sites: int) -> Array:
 
 
 class _State(NamedTuple):
-    """Smoothed sensitivity and uncertainty, site -> parameter -> array of its shape; and what is zero for
-    good, site -> ``[r, 1]``.
+    """The state between optimizer steps: smoothed sensitivity and uncertainty (site -> parameter -> array of
+    its shape), and the triplets that stay zero (site -> ``[r, 1]`` mask).
     """
 
     sensitivity: Mapping[str, Params]
@@ -125,8 +126,8 @@ class _State(NamedTuple):
 def _after_step(
     progress: Progress, state: _State | None, sites: Mapping[str, TrainedSite]
 ) -> tuple[_State, dict[str, dict[str, Array]]]:
-    """The importance of all triplets after one step, and the values E with those of the least important ones
-    set to zero.
+    """Updates the importance of all triplets after an optimizer step and sets the E values of the least
+    important triplets to zero.
     """
     cfg: AdaLoRA = next(iter(sites.values())).config
     last = (cfg.total_step or progress.total) - cfg.tfinal
@@ -150,7 +151,7 @@ def _after_step(
 
 
 def _observe(cfg: AdaLoRA, state: _State, sites: Mapping[str, TrainedSite]) -> _State:
-    """Equations 9 to 11."""
+    """Smooths sensitivity and uncertainty by equations 9 to 11."""
     sensitivity: dict[str, Params] = {}
     uncertainty: dict[str, Params] = {}
     for path, site in sites.items():
@@ -172,8 +173,8 @@ def _smooth(beta: float, before: Params | None, now: Params) -> dict[str, Array]
 
 
 def _least(state: _State, count: int) -> dict[str, Array]:
-    """Which ``count`` triplets have the lowest scores, ties included: site -> ``[r, 1]`` of ones and
-    zeros.
+    """Returns the ``count`` triplets with the lowest scores, including ties: site -> ``[r, 1]`` mask of ones
+    and zeros.
     """
     scores = {}
     for path in state.sensitivity:
@@ -191,14 +192,14 @@ def _least(state: _State, count: int) -> dict[str, Array]:
 
 
 def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
-    """Without the triplets whose value is zero; one stays in any case, since a site has a rank.
+    """Removes the triplets whose value is zero, except one if all are, because a site needs a rank.
 
-    A stack has one rank: as many as its matrix with the most has left. A matrix with fewer has some of its
-    zeros for the rest.
+    A stacked site has one rank: that of the matrix with the most remaining triplets. The other matrices keep
+    some of their zeros.
     """
     zero = np.asarray(params["lora_E"])[..., 0] == 0
     r = max(1, int((~zero).sum(axis=-1).max()))
-    kept = np.argsort(zero, axis=-1, kind="stable")[..., :r]  # those that are not zero first, in their order
+    kept = np.argsort(zero, axis=-1, kind="stable")[..., :r]  # nonzero values first, in their order
     rows, columns = kept[..., :, None], kept[..., None, :]
     return replace(cfg, r=r, total_step=_total(cfg)), {
         "lora_A": np.take_along_axis(params["lora_A"], rows, axis=-2),
@@ -208,7 +209,7 @@ def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[st
 
 
 def _total(cfg: AdaLoRA) -> int:
-    """PEFT wants a number here, even where nothing is trained any more."""
+    """Returns the total number of steps; PEFT requires a number even if nothing will be trained."""
     return cfg.total_step or cfg.tinit + cfg.tfinal + 1
 
 
@@ -224,7 +225,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
         **{name: getattr(first, name) for name in same},
         "total_step": _total(first),
         "rank_pattern": pattern or None,
-        "r": 8,  # PEFT does not use it, and warns of any other value
+        "r": 8,  # PEFT ignores this value but warns if it is not 8
         "lora_alpha": plain(first.alpha or 0.0),
         "lora_dropout": first.dropout,
         "bias": "none",

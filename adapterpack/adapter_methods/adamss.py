@@ -1,20 +1,21 @@
-"""AdaMSS: the rows of a weight in groups, each with a small change of its own within the weight's first
-singular vectors.
+"""AdaMSS: divides the rows of a weight into groups, each with its own small change within the span of the
+weight's first singular vectors.
 
     W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p          (Zheng et al. 2025, NeurIPS, "Adaptive
     Multi-Subspace")
 
-[W, b] is estimated as U S [P, p] of rank r; k-means puts the rows of U into ``num_subspaces`` groups, and W_k
-are the rows of group k. A_k ``[subspace_rank, r]`` begins as the first directions of U's rows in the group,
-B_k ``[rows, subspace_rank]`` as zero. Without a bias there is no p. The group of each row is stored, and so
-are P and p.
+[W, b] is approximated by U S [P, p] of rank r; k-means divides the rows of U into ``num_subspaces`` groups,
+and W_k are the rows of group k. A_k ``[subspace_rank, r]`` starts as the first directions of U's rows in the
+group, B_k ``[rows, subspace_rank]`` as zero. Without a bias there is no p. A pack stores the group of each
+row, and P and p.
 
-PEFT stores no groups: its file holds a B_k for each, and whenever PEFT loads it, it decomposes and groups the
-weight anew. So the file is read and written with the base at hand, by the same steps: torch's random start,
-two rounds of subspace iteration, scikit-learn's k-means. Where PEFT did that on a GPU, whose random start is
-another, the file's own P says what it found there (float32 alone is exact enough). Rounding may put a row
-that lies between two groups into either. The computation is therefore repeated within what rounding does to
-it, and the groups count only if those of the sizes that the file's B_k have are always the same.
+PEFT stores no groups: its file has a B_k for each group, and PEFT decomposes and groups the weight again
+whenever it loads the file. This module therefore needs the base to read and write PEFT's file, and repeats
+the same steps: torch's random start, two rounds of subspace iteration, scikit-learn's k-means. If PEFT ran on
+a GPU, whose random start differs, the file's own P implies the result (only in float32 is it exact enough).
+Rounding may put a row that lies between two groups into either, so the computation is repeated with
+perturbations as large as rounding errors, and the groups are accepted only if all runs that match the sizes
+of the file's B_k agree.
 """
 
 from __future__ import annotations
@@ -56,10 +57,11 @@ class AdaMSS(SiteConfig):
     """The hyper-parameters of AdaMSS, under PEFT's names. ``random_seed`` begins the estimate of the singular
     vectors.
 
-    With ``use_dynamic_rank`` a group begins with as many directions as have singular values (of U U^T in the
-    group) above ``svd_threshold`` times the first. ``length`` is that of a layer's singular vectors: its
-    inputs, and one for its bias; it follows from the layer, and ``lengths`` has that of each site of a file.
-    ``parts`` is set where the tensors are in PEFT's form: the number of rows and the rank of each group.
+    With ``use_dynamic_rank`` a group starts with as many directions as it has singular values (of U U^T
+    within the group) above ``svd_threshold`` times the first. ``length`` is the length of a layer's singular
+    vectors, its inputs plus one for a bias; it follows from the layer, and ``lengths`` holds it for each site
+    of a PEFT file. ``parts`` is set if the tensors are in PEFT's form: the number of rows and the rank of
+    each group.
 
     Example:
         >>> AdaMSS(r=64, num_subspaces=4).subspace_rank
@@ -91,23 +93,23 @@ class AdaMSS(SiteConfig):
 
     @property
     def rank(self) -> int:
-        """The most directions of all groups together."""
+        """The largest total number of directions of all groups."""
         return self.num_subspaces * self.subspace_rank
 
     @property
     def redundant(self) -> bool:
-        """The singular vectors and the groups are stored: estimated again, on another machine, they would be
-        others.
+        """True: the singular vectors and groups are stored, because another machine would estimate different
+        ones.
         """
         return True
 
     def at(self, path: str) -> Self:
-        """The config at one site."""
+        """Returns the config for one site."""
         return replace(self, length=self.lengths[path], lengths={}) if path in self.lengths else self
 
 
 def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:
-    """The number of groups, the number of singular vectors, and the length of each."""
+    """Returns the number of groups, the number of singular vectors and the length of each vector."""
     length = cfg.length or (site.in_features + site.bias if site.in_features else 0)
     vectors = min([cfg.r, *(width for width in (length, site.out_features) if width)])
     return min(cfg.num_subspaces, site.out_features or cfg.num_subspaces), vectors, length
@@ -131,24 +133,26 @@ def _shapes(cfg: AdaMSS, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _augment(weight: Any, bias: Any) -> np.ndarray:
-    """``[W, b]`` in float32, or W alone."""
+    """Returns ``[W, b]`` in float32, or W if there is no bias."""
     matrix = np.asarray(weight, np.float32)
     return matrix if bias is None else np.concatenate([matrix, np.asarray(bias, np.float32)[:, None]], axis=1)
 
 
 def _start(cfg: AdaMSS, matrix: np.ndarray, r: int) -> np.ndarray:
-    """The random matrix with which torch's ``svd_lowrank`` begins, on the CPU."""
+    """Returns the random matrix from which torch's ``svd_lowrank`` starts on the CPU."""
     return TorchGenerator(cfg.random_seed).normal((min(matrix.shape), r), 1.0)
 
 
 def _estimate(matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """U ``[out, r]`` and V ``[in, r]`` in the type of ``start``, as ``svd_lowrank`` estimates them."""
+    """Returns U ``[out, r]`` and V ``[in, r]`` in the dtype of ``start``, as ``svd_lowrank`` estimates
+    them.
+    """
     U, _, V = svd_lowrank(matrix, start, 2)
     return U, V
 
 
 def _group(points: np.ndarray, count: int) -> np.ndarray:
-    """The group of each of the ``points`` ``[n, r]``, by k-means as PEFT calls it, in float64.
+    """Returns the group of each of the ``points`` ``[n, r]`` by k-means in float64, with PEFT's settings.
 
     Raises:
         MissingExtra: scikit-learn is not installed.
@@ -167,12 +171,13 @@ _TRIES = 6
 def _candidates(
     cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """The groups of the rows, computed again and again within what rounding does to the singular vectors.
+    """Yields the groups of the rows several times, computed from singular vectors perturbed as much as
+    rounding may change them.
 
-    ``stored``: P and p of a file, ``[r, in]``, which have to be those of this weight.
+    ``stored``: P and p of a PEFT file, ``[r, in]``, which must belong to this weight.
 
     Raises:
-        Unsupported: they are not.
+        Unsupported: the stored vectors do not belong to this weight.
     """
     groups, r, _ = _sizes(cfg, site)
     start = _start(cfg, matrix, r)
@@ -201,18 +206,20 @@ def _candidates(
 
 
 _MOST_NOISE = 1e-3
-"""Of a left vector's length. Above it many rows lie within the noise of the middle between two groups."""
+"""The largest accepted noise, relative to the length of a left vector. With more, many rows could belong to
+either of two groups.
+"""
 
 
 def _imply(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
-    """U ``[out, r]`` of V of a file alone, ``[r, in]``, and how far U is from orthonormal columns, which it
-    has if V is of this weight.
+    """Computes U ``[out, r]`` from the V of a file, ``[r, in]``, alone; returns U and how far its columns are
+    from orthonormal, which they are if V belongs to this weight.
 
-    A GPU begins its estimate with other random numbers than a CPU, and ends with others for the last vectors.
-    But whatever it began with, ``W V = U S`` holds for a wide weight and ``W^T U = V S`` for a tall one, with
-    U in the span of W's columns; S are the lengths. What U has there of directions with singular values below
-    a 16th of the r-th is less than 16^-5 of it, since the iteration multiplies it by their fifth power, and
-    is left out: rounding would speak louder.
+    A GPU starts its estimate from other random numbers than a CPU and ends with other values for the last
+    vectors. But for any start ``W V = U S`` holds for a wide weight, and ``W^T U = V S`` for a tall one, with
+    U in the span of W's columns; S are the lengths. For a tall weight, the directions with singular values
+    below a 16th of the r-th are dropped: they contribute less than 16^-5 to U, because the iteration
+    multiplies them by the fifth power, and rounding errors would dominate.
     """
     W, V = matrix.astype(np.float64), stored.T.astype(np.float64)
     lost = 0.0
@@ -228,8 +235,8 @@ def _imply(matrix: np.ndarray, stored: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _outside(rows: np.ndarray, V: np.ndarray) -> float:
-    """Which part of the ``rows`` ``[r, in]`` lies outside of the span of V ``[in, r]``, relative to their
-    size.
+    """Returns the part of the ``rows`` ``[r, in]`` outside of the span of V ``[in, r]``, relative to their
+    norm.
     """
     wide = rows.astype(np.float64)
     return float(np.linalg.norm(wide - wide @ V @ V.T)) / max(float(np.linalg.norm(wide)), 1e-30)
@@ -243,7 +250,7 @@ def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.nda
     for k in range(count):
         values, directions = np.linalg.svd(U[groups == k], full_matrices=False)[1:]
         kept = min(cfg.subspace_rank, len(values))
-        if cfg.use_dynamic_rank:  # of U U^T, whose singular values are the squares
+        if cfg.use_dynamic_rank:  # the threshold applies to U U^T, whose singular values are the squares
             kept = max(1, min(kept, int((values**2 > cfg.svd_threshold * values[0] ** 2).sum())))
         A[k, :kept] = directions[:kept]
     return {
@@ -294,7 +301,7 @@ _ASA = (
     "asa_uncertainty_beta",
     "asa_schedule_exponent",
 )
-"""PEFT's keys for which groups are trained when: they say nothing of the trained adapter."""
+"""PEFT's keys for its schedule of which groups to train; they do not affect a trained adapter."""
 _KEYS = PeftKeys(
     AdaMSS,
     {
@@ -310,7 +317,9 @@ _KEYS = PeftKeys(
 
 
 def _gather(content: PeftContent) -> PeftContent:
-    """A file's factors of each group as one array, its rows group by group, as the file has them."""
+    """Joins a file's factors of all groups into one array each, with the rows group by group, as in the
+    file.
+    """
     sites = {path: _one_array(content.config, params) for path, params in content.sites.items()}
     lengths = {path: params["adamss_newB"].shape[1] for path, params in sites.items()}
     return content._replace(config=replace(content.config, lengths=lengths), sites=sites)
@@ -349,8 +358,8 @@ def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def _precision(stored: np.ndarray) -> Any:
-    """The type of PEFT's model, in which its file has the singular vectors: the narrowest that holds their
-    values.
+    """Returns the dtype of PEFT's model when it computed the singular vectors: the narrowest dtype that holds
+    their values.
     """
     return next(
         (
@@ -363,7 +372,7 @@ def _precision(stored: np.ndarray) -> Any:
 
 
 def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
-    """``[W, b]`` as PEFT decomposes it: float32, once rounded to the type of its model."""
+    """Returns ``[W, b]`` as PEFT decomposes it: float32, after rounding to the dtype of PEFT's model."""
     dtype = _precision(stored)
     return _augment(
         *(
@@ -376,7 +385,7 @@ def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
 def _place(
     cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[AdaMSS, dict[str, np.ndarray]]:
-    """A file's parameters with its rows at their places in the weight."""
+    """Moves the rows of a file's parameters to their places in the weight."""
     stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
     if stored.shape[1] != matrix.shape[1]:
         raise Unsupported(
@@ -413,7 +422,9 @@ def _place(
 def _in_parts(
     cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[AdaMSS, dict[str, np.ndarray]]:
-    """The parameters as PEFT's file has them, for the groups that PEFT makes of this weight."""
+    """Returns the parameters as PEFT's file stores them, for the groups that PEFT computes for this
+    weight.
+    """
     A, B, mine = params["adamss_A"], params["adamss_B"], params["adamss_groups"]
     found = {
         tuple(groups)

@@ -1,11 +1,11 @@
-"""Activated LoRA: a LoRA that acts from its invocation on (Greenewald et al. 2025, arXiv 2504.12397, section
-3).
+"""Activated LoRA: a LoRA that acts only from its invocation tokens on (Greenewald et al. 2025, arXiv
+2504.12397, section 3).
 
     y'_t = base(x_t) + s * B (A x_t)  for t >= t0,   y'_t = base(x_t)  for t < t0
 
-t0 is the first token of the last occurrence of the invocation tokens in the row; a row without them is the
-base's. So whatever stands before the invocation has the base's keys and values, and a cache that the base
-filled can be gone on with.
+t0 is the first token of the last occurrence of the invocation tokens in the row; a row without them gets the
+base model's output. All tokens before the invocation therefore have the base's keys and values, and the
+adapter can continue a KV cache that the base filled.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ class ALoRA(LoRA):
 
     @property
     def acts(self) -> Invoked:
-        """From the invocation on."""
+        """Acts on all positions from the invocation on."""
         return Invoked(self.alora_invocation_tokens)
 
 
 def _forms(plain: PeftForm) -> PeftForm:
-    """LoRA's form with the invocation tokens, which are the same at all sites."""
+    """Returns LoRA's PEFT form extended by the invocation tokens, which are the same at all sites."""
 
     def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
         written, (tokens, *other_tokens) = (

@@ -1,11 +1,11 @@
-"""Bat: the variant of MiSS (Bone) in which each block of the weight is turned by a trained one (Kang et al.
+"""Bat: the variant of MiSS (Bone) that multiplies each block of the weight by a trained matrix (Kang et al.
 2024, arXiv 2409.15371).
 
     W'[i, j] = W[i, j] + W[i, j] M[i] + M[i]
 
-W is cut into r x r blocks, i of outputs and j of inputs; M is ``[out/r, r, r]``. Columns that r does not
-divide are filled up with zeros and cut off again; where r does not divide the outputs, its largest divisor
-that does takes its place (PEFT refuses both).
+W is divided into r x r blocks, i of outputs and j of inputs; M is ``[out/r, r, r]``. If r does not divide the
+number of columns, they are padded with zeros and cut off again. If r does not divide the number of outputs,
+the largest divisor of r that does replaces it (PEFT refuses both cases).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
         weight = xp.concat(
             [weight, xp.zeros((out, wide * r - width), dtype=weight.dtype, device=weight.device)], axis=1
         )
-    blocks = xp.reshape(weight, (count, r * wide, r))  # the rows of all blocks of one i below each other
+    blocks = xp.reshape(weight, (count, r * wide, r))  # all blocks of one i, one below the other
     turned = xp.reshape(xp.matmul(blocks, M), (count, r, wide, r)) + M[:, :, None, :]
     return NormalForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))
 

@@ -2,8 +2,8 @@
 
     y' = base(x) + beta
 
-``beft_bias`` ``[1, out]`` is the change of the bias, so that one adapter can be taken off again. A layer
-without a bias gets one; merging such an adapter is refused, because the base's files have no place for it.
+``beft_bias`` ``[1, out]`` is the change of the bias, so that an adapter can be removed again. A layer without
+a bias gets one; merging such an adapter is refused, because the base's files have no place for it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ beft = METHODS.register(
         normal_form=_normal_form,
         examples=(BEFT(), BEFT(targets=("proj",))),
         peft=PeftForm(
-            # it loads one for a layer without a bias, and cannot merge it
+            # PEFT loads such an adapter at a layer without a bias but cannot merge it
             peft_supports=lambda cfg, site: site.bias,
             peft_type="BEFT",
             suffixes={"beft_bias": "beft_bias"},

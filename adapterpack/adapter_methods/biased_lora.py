@@ -1,9 +1,9 @@
-"""LoRA that trains the layer's own bias as well (PEFT's ``bias="lora_only"``).
+"""LoRA that also trains the layer's own bias (PEFT's ``bias="lora_only"``).
 
     y' = base(x) + s * B (A x) + (b' - b)
 
-A, B and s are LoRA's; b' ``[out]`` is the new bias itself, as in PEFT, and begins as b. A layer without a
-bias has A and B alone.
+A, B and s are LoRA's; b' ``[out]`` is the new bias itself, as in PEFT, and starts as b. A layer without a
+bias has only A and B.
 """
 
 from __future__ import annotations

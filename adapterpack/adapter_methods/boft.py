@@ -1,16 +1,16 @@
-"""BOFT: a layer's inputs are turned by a butterfly of small rotations, its outputs scaled (Liu et al. 2024,
+"""BOFT: rotates a layer's inputs by a butterfly of small rotations and scales its outputs (Liu et al. 2024,
 arXiv 2311.06243, section 4).
 
     y' = s * (W R x) + b,   R = B_1 ... B_m,   B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1
     (I + S_ij)
 
-``boft_R`` ``[m, blocks, b, b]`` holds matrices A whose skew-symmetric halves ``S = (A - A^T) / 2`` are what
-counts; ``boft_s``, s, is ``[out, 1]``. P_i brings inputs that lie 2^(i-2) blocks apart into one block, so
-that m factors of small blocks mix 2^(m-1) blocks.
+``boft_R`` ``[m, blocks, b, b]`` holds matrices A, of which only the skew-symmetric part ``S = (A - A^T) / 2``
+counts; ``boft_s``, s, is ``[out, 1]``. The permutation P_i brings inputs that are 2^(i-2) blocks apart into
+one block, so that m factors of small blocks mix 2^(m-1) blocks.
 
-PEFT builds more than one factor only where its CUDA extension can be compiled; elsewhere it trains one, and
-its config file still names the number that was asked for. So it is read as one factor where the tensors have
-one.
+PEFT builds more than one factor only where it can compile its CUDA extension. Elsewhere it trains one factor,
+while its config still contains the number that was asked for. Such a file is read as one factor if the
+tensors have one.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from .registry import METHODS
 class BOFT(NoBranch):
     """The hyper-parameters of BOFT: ``block_size``, or the number of blocks ``block_num`` in its place.
 
-    A size that does not divide the width of a layer's input gives way to the nearest that does, and a layer
-    has as many factors as fit: they need an even block size and a number of blocks that is a multiple of
+    If the size does not divide the width of a layer's input, the nearest divisor replaces it. A layer has as
+    many factors as fit: they require an even block size and a number of blocks that is a multiple of
     2^(factors - 1).
 
     Example:
@@ -82,10 +82,10 @@ def _init(cfg: BOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 @lru_cache(maxsize=64)
 def _orders(layout: _Layout) -> np.ndarray:
-    """The order in which each factor takes what the one before it gave, the last factor first: ``[factors,
-    width]``.
+    """Returns, for each factor, the order in which it reads the output of the previous one, the last factor
+    first: ``[factors, width]``.
 
-    The first factor's blocks lie as they are, so that after it nothing has to be put back.
+    The blocks of the first factor are contiguous, so that no permutation is needed after it.
     """
     inputs = np.arange(layout.blocks * layout.size)
     gathered = []
@@ -93,6 +93,7 @@ def _orders(layout: _Layout) -> np.ndarray:
         halves = inputs.reshape(-1, 2 ** (factor + 1), layout.size // 2)
         gathered.append(np.concatenate([halves[:, 0::2], halves[:, 1::2]], axis=1).reshape(-1))
     orders, before = [], inputs
+    # Combines undoing one factor's permutation with applying the next one's into a single gather.
     for order in reversed(gathered):
         orders.append(before[np.argsort(order)])
         before = order
@@ -113,7 +114,9 @@ def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
     steps: list[Operator] = [BlockDiagonal(turned[factor, ...]) for factor in reversed(range(factors))]
     if factors > 1:
         steps = [Chain(Permutation(params["orders"][number, :]), step) for number, step in enumerate(steps)]
-    shift = None if site.base_bias is None else site.base_bias * (1 - scale)  # the bias is not scaled
+    shift = (
+        None if site.base_bias is None else site.base_bias * (1 - scale)
+    )  # only the weight's output is scaled, not the bias
     return NormalForm(pre=reduce(Chain, steps), output_scale=scale, shift=shift)
 
 
@@ -139,7 +142,7 @@ def _from_peft(config: Mapping[str, Any]) -> BOFT:
 
 
 def _count_factors(content: PeftContent) -> PeftContent:
-    """With the number of factors that the tensors have, where PEFT trained fewer than its config says."""
+    """Corrects the number of factors to that of the tensors, if PEFT trained fewer than its config says."""
     counts = {tensors["boft_R"].shape[0] for tensors in content.sites.values() if "boft_R" in tensors}
     if content.packed or counts != {1}:
         return content
@@ -147,7 +150,7 @@ def _count_factors(content: PeftContent) -> PeftContent:
 
 
 def _as_row(cfg: BOFT, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """PEFT has the factors of a convolution's outputs as a row."""
+    """PEFT stores the scales of a convolution's outputs as a row."""
     return {**params, "boft_s": params["boft_s"].reshape(1, -1)}
 
 

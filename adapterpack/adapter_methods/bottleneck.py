@@ -1,10 +1,10 @@
-"""Bottleneck adapters: a narrow layer with an activation after a block, or parallel to it.
+"""Bottleneck adapters: a narrow layer with an activation, after a block or parallel to it.
 
     h' = h + s (W_up act(W_down norm(z) + b_down) + b_up),   z = h, or the block's input
 
 Houlsby et al. 2019 (arXiv 1902.00751, section 2.1), Pfeiffer et al. 2020 (arXiv 2005.00052, section 3.1), and
 in parallel, He et al. 2021 (arXiv 2110.04366, table 1). W_down ``[r, width]`` is Kaiming uniform; W_up
-``[width, r]`` and the biases are zero, so that a fresh adapter changes nothing.
+``[width, r]`` and the biases start at zero, so that a fresh adapter changes nothing.
 """
 
 from __future__ import annotations
@@ -43,19 +43,23 @@ class Bottleneck(BlockConfig):
 
     @classmethod
     def houlsby(cls, **changes: Any) -> Self:
-        """After attention and after the feed-forward, before the residual and the norm; swish, reduction
-        16.
+        """Returns Houlsby's config: after attention and after the feed-forward, before the residual and the
+        norm; swish, reduction 16.
         """
         return cls(**{"targets": "all-blocks", "act": "silu", "reduction": 16, **changes})
 
     @classmethod
     def pfeiffer(cls, **changes: Any) -> Self:
-        """Once a layer, on the stream after the feed-forward; relu, reduction 16."""
+        """Returns Pfeiffer's config: once per layer, on the residual stream after the feed-forward; relu,
+        reduction 16.
+        """
         return cls(**{"targets": "all-layers", "act": "relu", "reduction": 16, **changes})
 
     @classmethod
     def parallel(cls, **changes: Any) -> Self:
-        """Beside the feed-forward, from its input to its output; relu, reduction 2, scale 4."""
+        """Returns the parallel config: next to the feed-forward, from its input to its output; relu,
+        reduction 2, scale 4.
+        """
         return cls(
             **{
                 "targets": "all-ffn",

@@ -1,10 +1,10 @@
 """C3A: a change made of circulant blocks (Chen et al. 2024, arXiv 2407.19342, section 3).
 
-    W' = W + C / in,   C [out, in] of blocks [b, b] whose rows are one trained row of b numbers, turned on by
-    one place each
+    W' = W + C / in,   C [out, in] of blocks [b, b]; each row of a block is the row above shifted by one place
 
-The rows start at zero, so that a fresh adapter changes nothing; PEFT's default draws them, so that it does.
-PEFT feeds a second active adapter with the output of the first (peft#3164); ours are independent.
+One row of b numbers is trained per block. The rows start at zero, so that a fresh adapter changes nothing;
+PEFT's default starts them at random. PEFT feeds a second active adapter with the output of the first
+(peft#3164); here adapters are independent.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class C3A(SiteConfig):
         require_whole("block_size", self.block_size)
 
     def at(self, path: str) -> C3A:
-        """The config at one site: ``block_size`` looked up by the literal path or its last components."""
+        """Returns the config for one site, with the ``block_size`` for its literal path or its last
+        components.
+        """
         return replace(
             self, block_size=by_suffix(self.block_size_pattern, path, self.block_size), block_size_pattern={}
         )
@@ -52,7 +54,7 @@ def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """PEFT refuses a size that does not divide a layer: its config says the size that does."""
+    """Stores the block size actually used, because PEFT refuses a size that does not divide a layer."""
     return [
         replace(cfg, block_size=math.gcd(cfg.block_size, site.in_features, site.out_features))
         for cfg, site in zip(configs, sites, strict=True)

@@ -1,10 +1,10 @@
-"""Cartridges: the cache of a corpus, trained; its first tokens stay frozen (Eyuboglu et al. 2025, arXiv
+"""Cartridges: the trained KV cache of a corpus, whose first tokens stay frozen (Eyuboglu et al. 2025, arXiv
 2506.06266, section 3).
 
     K_l' = [S_l,0; P_l,0; K_l],   V_l' = [S_l,1; P_l,1; V_l]
 
-S, what models use as an attention sink, is ``num_frozen_tokens`` long and is never trained, P is the rest of
-the ``n`` virtual tokens.
+S, which models use as an attention sink, has ``num_frozen_tokens`` tokens and is never trained; P is the rest
+of the ``n`` virtual tokens.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Cartridge(CacheConfig):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """The first tokens' keys and values: no seed gives them again, so a pack holds them."""
+        """The keys and values of the first tokens. No seed reproduces them, so a pack stores them."""
         return frozenset({_SINK})
 
 
@@ -86,7 +86,7 @@ def _normal_form(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
 
 
 def _still(value: Array) -> Array:
-    """The value without its gradient, in torch; numpy has none."""
+    """Returns the value detached from the autograd graph; numpy arrays are returned as they are."""
     return value.detach() if hasattr(value, "detach") else value
 
 

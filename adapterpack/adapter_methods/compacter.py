@@ -4,11 +4,11 @@
     h' = h + s (U act(D h + b_down) + b_up),   D = sum_i A_i (x) (s_i t_i),   U likewise with factors of its
     own
 
-The rules A_i ``[n, n]`` may belong to all sites and both matrices (one tensor in the pack), and may be
-products ``[n, k] [k, n]``; s_i t_i are of rank ``k`` always. Widths that n does not divide are rounded up and
-cut; the bottleneck is rounded up to a multiple of n. The left factors of U and the biases start at zero, so
-that a fresh adapter changes nothing; the rules are normal with variance 1/n, where smaller ones let hardly a
-gradient through.
+The rules A_i ``[n, n]`` may be shared by all sites and both matrices (one tensor in the pack), and may be
+products ``[n, k] [k, n]``; s_i t_i always have rank ``k``. Widths that n does not divide are rounded up and
+the result is cut; the bottleneck is rounded up to a multiple of n. The left factors of U and the biases start
+at zero, so that a fresh adapter changes nothing. The rules start normal with variance 1/n, because smaller
+values would let hardly any gradient through.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Compacter(BlockConfig):
         require_flag("factorized_rule", self.factorized_rule)
 
     def width(self, site: Site) -> int:
-        """How wide the bottleneck is at a site: a multiple of ``phm_dim``."""
+        """Returns how wide the bottleneck is at a site: a multiple of ``phm_dim``."""
         return self.phm_dim * math.ceil(super().width(site) / self.phm_dim)
 
 
@@ -65,7 +65,7 @@ def _rule_shapes(cfg: Compacter) -> dict[str, tuple[int, ...]]:
 
 
 def _rules(cfg: Compacter, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Random rules; a product of two factors gets the variance that a whole one has."""
+    """Draws random rules; a product of two factors gets the same variance as a single rule."""
     inner = cfg.phm_rank if cfg.factorized_rule else 1
     std = (1 / cfg.phm_dim / inner) ** (0.25 if cfg.factorized_rule else 0.5)
     return {name: rng.normal(0, std, shape).astype(np.float32) for name, shape in _rule_shapes(cfg).items()}
@@ -89,7 +89,7 @@ def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> dict[str, np.
     made = {} if cfg.shared_rule else _rules(cfg, rng)
     for name, shape in _shapes(cfg, site).items():
         if name in {"down_left", "down_right", "up_right"}:
-            bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot uniform, as the paper has it
+            bound = math.sqrt(6 / (shape[1] + shape[2]))  # Glorot uniform, as in the paper
             made[name] = rng.uniform(-bound, bound, shape).astype(np.float32)
         elif name not in made:
             made[name] = np.zeros(shape, np.float32)
@@ -105,8 +105,8 @@ def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator
 
 
 def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Array:
-    """``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows, columns]``: one
-    product of matrices.
+    """Computes ``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows,
+    columns]``, with one matrix product.
 
     Example:
         >>> kronecker_sum(np.ones((1, 1, 2)), np.array([[[3.0], [4.0]]]), 2, 2)
@@ -138,7 +138,7 @@ def _normal_form(cfg: Compacter, params: Params, site: Site) -> BlockForm:
 
 
 def _makes(cfg: Compacter, site: Site) -> int:
-    """Both matrices before they are cut, and the rules."""
+    """Returns the size of both matrices before they are cut, plus the rules."""
     n = cfg.phm_dim
     return 2 * (cfg.width(site) + n) * (site.out_features + n) + n**3
 

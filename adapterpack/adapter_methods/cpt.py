@@ -1,4 +1,4 @@
-"""Context-aware prompt tuning: examples as a prompt whose embeddings may move a little (Blau et al. 2024,
+"""Context-aware prompt tuning: a prompt of examples whose embeddings may move a little (Blau et al. 2024,
 arXiv 2410.17222, section 3).
 
     P_i = E(x_i) + D_i min(1, e_i / |D_i|),   e_i = epsilon sqrt(in / 2048)
@@ -6,8 +6,8 @@ arXiv 2410.17222, section 3).
 Each token of the context has a type: ``type % 4`` is 1 or 3 for the templates around an input and an answer
 (``format_epsilon``), 2 for an input (``input_epsilon``), and 0 for a label, which does not move. The paper
 projects D after every step; here the projection is part of the formula, which reaches the same prompts. The
-loss (section 3.3) is the mean over the row's own labels, of weight 1, and the labels in the context: of
-weight 1, too, or, with ``decay``, f for the last group of them, f^2 for the one before it, and so on.
+loss (section 3.3) is the mean over the row's own labels, with weight 1, and the labels in the context, also
+with weight 1 or, with ``decay``, f for the last group of labels, f^2 for the one before it, and so on.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class CPT(EmbeddingConfig):
 
     @property
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
-        """The labels in the context, each with its weight; the first token of all has nothing before it."""
+        """The labels in the context with their weights in the loss. The first token of the context is never
+        predicted, because nothing precedes it.
+        """
         factor = self.opt_loss_decay_factor if self.opt_weighted_loss_type == "decay" else 1.0
         kinds = sorted({kind for kind in self.token_types if kind > 0 and kind % 4 == 0}, reverse=True)
         place = {kind: number for number, kind in enumerate(kinds, 1)}
@@ -78,7 +80,7 @@ class CPT(EmbeddingConfig):
 
 
 def _radii(cfg: CPT, site: Site) -> np.ndarray:
-    """``e`` of every token, ``[n, 1]`` float32; 0 for those that do not move."""
+    """Returns ``e`` of every token, ``[n, 1]`` float32; 0 for tokens that do not move."""
     kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
     by_kind = (
         np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon])
@@ -112,7 +114,7 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     xp = array_namespace(delta)
     square = xp.sum(delta * delta, axis=1, keepdims=True)
     inside = square <= radii * radii
-    # never the root of zero, whose slope is infinite
+    # avoids the root of zero, whose gradient is infinite
     norm = xp.sqrt(xp.where(inside, xp.ones_like(square), square))
     return PromptForm(
         embeds=context + delta * xp.where(inside, xp.astype(radii > 0, delta.dtype), radii / norm)

@@ -1,12 +1,12 @@
-"""DEFT: a subspace of the outputs is taken out of the weight, and something trained put there (as PEFT has
-it; see its documentation).
+"""DEFT: removes a subspace of the outputs from the weight and puts a trained change in its place (as in PEFT;
+its documentation describes the method).
 
     W' = W - Q Z^T W + s Q R
 
-P ``[out, r]`` and R ``[r, in]`` are trained. ``relu``: Q is P and Z its positive part; ``qr``: both are the
-orthonormal columns of P, so that ``Q Z^T`` is a projection. R begins as ``Z^T W / s``: a fresh adapter
-changes nothing but by rounding. Without R it is PaRa. Where a layer has fewer outputs than r, their number
-takes its place.
+P ``[out, r]`` and R ``[r, in]`` are trained. With ``relu``, Q is P and Z its positive part; with ``qr``, both
+are the orthonormal columns of P, so that ``Q Z^T`` is a projection. R starts as ``Z^T W / s``, so that a
+fresh adapter changes nothing except by rounding. Without R this is PaRa. If a layer has fewer outputs than r,
+their number replaces r.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .peft.keys import plain
 from .registry import METHODS
 
 METHODS_OF_P = ("relu", "qr")
-"""How Q and Z are made of P."""
+"""The ways to compute Q and Z from P."""
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,11 @@ def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def sides(method: str, P: Array) -> tuple[Array, Array]:
-    """Q and Z ``[out, r]`` of P, by one of :data:`METHODS_OF_P`."""
+    """Returns Q and Z ``[out, r]`` computed from P by one of :data:`METHODS_OF_P`."""
     xp = array_namespace(P)
     if method == "relu":
         return P, xp.clip(P, 0, None)
-    # half precision has no such decomposition
+    # QR is not implemented for half precision
     wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)
     Q = xp.astype(xp.linalg.qr(wide)[0], P.dtype)
     return Q, Q

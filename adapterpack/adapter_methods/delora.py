@@ -1,11 +1,11 @@
-"""DeLoRA: a low-rank change whose size is bounded apart from its direction (Bini et al. 2025, arXiv
+"""DeLoRA: a low-rank change whose size is bounded separately from its direction (Bini et al. 2025, arXiv
 2503.18225, section 3).
 
     W' = W + B diag(lambda / (r ||A_i|| ||B_i||)) A diag(||W||_column)
 
-A is ``[r, in]``, B ``[out, r]``, lambda one trained number. The column lengths ``[in]`` are those of the base
-weight when the adapter was made; they are stored, as PEFT does, so that the adapter can be used without the
-base at hand.
+A is ``[r, in]``, B ``[out, r]``, lambda one trained number. The column norms ``[in]`` are those of the base
+weight when the adapter was created. They are stored, as in PEFT, so that the adapter can be used without the
+base.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .peft.keys import by_site, literal, plain
 from .registry import METHODS
 
 _LEAST = 1e-4
-"""Rows of A and columns of B that are shorter count as that long, as in PEFT."""
+"""Norms of A's rows and B's columns are at least this, as in PEFT."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class DeLoRA(RanksConfig):
         object.__setattr__(self, "bound", float(self.bound))
 
     def at(self, path: str) -> Self:
-        """The config at one site; see :meth:`RanksConfig.at`."""
+        """Returns the config for one site, with its rank and bound; names match as in
+        :meth:`RanksConfig.at`.
+        """
         return replace(
             super().at(path), bound=by_suffix(self.bound_pattern, path, self.bound), bound_pattern={}
         )
@@ -82,8 +84,8 @@ def _normal_form(cfg: DeLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _length(matrix: Array, axis: int) -> Array:
-    """The lengths of rows or columns, none below 1e-4: nor is their gradient there, where the root has
-    none.
+    """Returns the norms of rows or columns, at least 1e-4. The clip also removes the gradient there, where
+    the root has none.
     """
     xp = array_namespace(matrix)
     return xp.sqrt(xp.clip(xp.sum(matrix * matrix, axis=axis), _LEAST**2, None))

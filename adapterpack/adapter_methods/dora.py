@@ -1,11 +1,11 @@
-"""DoRA: LoRA on the direction of a weight, and a trained length for each of its rows (Liu et al. 2024, arXiv
+"""DoRA: LoRA on the direction of a weight, with a trained norm for each row (Liu et al. 2024, arXiv
 2402.09353, section 4).
 
     y' = c * (W x + s B A x) + b,   c = m / ||W + s B A||_row
 
-A ``[r, in]``, B ``[out, r]``, m ``[out]``. The bias is not scaled. The norm is a constant to the gradient
-(section 4.3, as in PEFT); what the exact gradient would have in addition is small, and costs a second pass
-over the weight. ``B A`` is never formed, since
+A ``[r, in]``, B ``[out, r]``, m ``[out]``. The bias is not scaled. The norm is a constant for the gradient
+(section 4.3, as in PEFT): the exact gradient adds little and costs a second pass over the weight. ``B A`` is
+never formed, because
 
     ||W + s B A||^2 = ||W||^2 + 2 s rowsum((W A^T) * B) + s^2 rowsum((B (A A^T)) * B)
 """
@@ -41,7 +41,7 @@ from .peft.base_change import undo_base_change
 from .registry import METHODS
 
 _LEAST = 1e-12
-"""Rows shorter than this count as that long, so that a row of zeros is no division by zero."""
+"""Row norms are at least this, so that a row of zeros does not cause a division by zero."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _lengths(site: Site) -> np.ndarray:
-    """``||W||_row``, rounded to float32: a fresh magnitude and the norm that it is divided by are the same
-    numbers.
+    """Returns ``||W||_row`` rounded to float32, so that a fresh magnitude and the norm that divides it are
+    the same numbers.
     """
     weight = np.asarray(site.weight)
     lengths: np.ndarray = np.maximum(
@@ -81,7 +81,9 @@ def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
-    """``||W + B A||_row`` as a multiple of ``||W||_row``, so that it is exactly that where B is zero."""
+    """Returns ``||W + B A||_row``, computed as a multiple of ``||W||_row`` so that it is exactly that if B is
+    zero.
+    """
     xp = array_namespace(lengths, weight, A, B)
     cross, square = (
         xp.sum(xp.matmul(weight, A.T) * B, axis=1),
@@ -105,7 +107,7 @@ _FACTORS = as_kernels("lora_A", "lora_B")
 
 
 def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """The factors as in LoRA, and the lengths along the axis of the outputs."""
+    """Returns the factors as for LoRA, and the norms along the axis of the outputs."""
     ones = (1,) * len(site.kernel)
     return {
         **_FACTORS(cfg, site, params),
@@ -119,10 +121,10 @@ def _from_kernels(cfg: DoRA, params: Params) -> dict[str, np.ndarray]:
 
 
 def _require_plain_rows(content: PeftContent) -> PeftContent:
-    """The content as it is.
+    """Returns the content unchanged.
 
     Raises:
-        Unsupported: a site is a convolution of groups.
+        Unsupported: a site is a grouped convolution.
     """
     for path, params in content.sites.items():
         if spans_groups({f"{name}.weight": value.shape for name, value in params.items()}):

@@ -2,8 +2,7 @@
 
     W' = W + s * Re(ifft2(S)),   S [out, in] zero but for n trained coefficients at seeded places
 
-The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's default starts them at random,
-so that it does.
+The coefficients start at zero, so that a fresh adapter changes nothing; PEFT's default starts them at random.
 """
 
 from __future__ import annotations
@@ -50,7 +49,9 @@ class FourierFT(SiteConfig):
         object.__setattr__(self, "scaling", float(self.scaling))
 
     def at(self, path: str) -> FourierFT:
-        """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
+        """Returns the config for one site, with the ``n_frequency`` for its literal path or its last
+        components.
+        """
         return replace(
             self,
             n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency),
@@ -68,7 +69,7 @@ def _count(cfg: FourierFT, site: Site) -> int:
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """PEFT refuses more coefficients than weights: a small layer's config says its own number."""
+    """Limits a small layer's number of coefficients to its number of weights, because PEFT refuses more."""
     return [
         replace(cfg, n_frequency=_count(cfg, site)) if site.in_features and site.out_features else cfg
         for cfg, site in zip(configs, sites, strict=True)
@@ -77,11 +78,12 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 @lru_cache(maxsize=64)
 def _half_spectrum(seed: int, rows: int, columns: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The left half of the spectrum whose transform is real: its places int64 ``[2, n]``, and the two
-    coefficients that meet at each.
+    """Returns the left half of the spectrum whose transform is real: its positions, int64 ``[2, n]``, and the
+    indices of the two coefficients that add up at each, ``[2, n]``.
 
     ``Re(ifft2(S))`` is the transform of ``(S(p, q) + S(-p, -q)) / 2``, whose right half follows from the
-    left. Where there is one coefficient only, the other is number ``count``.
+    left. If only one coefficient contributes to a position, the other index is ``count``, which is padded
+    with zero.
     """
     drawn = places(seed, rows, columns, count)
     flat, mirrored = (
@@ -112,7 +114,7 @@ def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
         (site.out_features, site.in_features),
     )
     xp = array_namespace(values)
-    # none of half precision
+    # FFTs are not implemented for half precision
     exact, pairs = (xp.float64, xp.complex128) if values.dtype == xp.float64 else (xp.float32, xp.complex64)
     padded = xp.concat(
         [

@@ -1,19 +1,19 @@
-"""FRoD: all layers of one role are decomposed over one basis, and adapted between its two sides (doi
-10.1609/aaai.v40i31.39813).
+"""FRoD: decomposes all layers of one role over a shared basis, and adapts them between the two sides of the
+decomposition (doi 10.1609/aaai.v40i31.39813).
 
     W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T,   V [in, in] shared by the layers of a role, U [out, in]
     with columns of length 1
 
-l ``[in]`` begins as l_0, S ``[in, in]`` is zero but for ``sparse_rate`` of its places off the diagonal, which
-the layers of a role share. V comes of the weights of all these layers (a generalized singular value
-decomposition of higher order) and is stored; U and l_0 come of V and the layer's weight, in float64, and are
-rounded to float32. A fresh adapter is the layer but for that rounding.
+l ``[in]`` starts as l_0. S ``[in, in]`` is zero except at a share ``sparse_rate`` of the places off the
+diagonal, which the layers of a role share. V is computed from the weights of all these layers (a higher-order
+generalized singular value decomposition) and is stored. U and l_0 are computed from V and the layer's weight
+in float64 and rounded to float32, so a fresh adapter equals the layer except for that rounding.
 
-Where the layers of a role have fewer rows together than inputs, some directions of V are in none of their
-weights. There U is zero. PEFT takes what rounding leaves of them, made as long as 1, for U's columns, so that
-what its file means depends on the machine: it is refused. And PEFT reads V from its file, but computes U of a
-V that it makes anew, with the signs of its own library: it can load only packs that came from it
-(``own_basis`` is false).
+If the layers of a role have fewer rows together than inputs, some directions of V occur in none of their
+weights, and U is zero there. PEFT normalises the rounding errors that are left in these directions and uses
+them as columns of U, so that its file means something else on every machine; such a file is refused. PEFT
+also reads V from its file but computes U from a V that it recomputes with the signs of its own library, so it
+can load only packs that came from PEFT (``own_basis`` is false).
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ class FRoD(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """V is stored, since it comes of the weights of several layers, and an adapter is read layer by
-        layer.
+        """True: V is stored, because it depends on the weights of several layers while an adapter is read
+        layer by layer.
         """
         return True
 
 
 def role(path: str) -> str:
-    """The role of a layer, by the end of its path, as PEFT names it.
+    """Returns the role of a layer, from the end of its path, as PEFT names it.
 
     Example:
         >>> (role("layers.0.self_attn.q_proj"), role("h.1.q"), role("layer.0.attention.output.dense"),
@@ -90,7 +90,7 @@ def role(path: str) -> str:
 
 
 def _count(cfg: FRoD, width: int) -> int:
-    """How many places of S are not zero."""
+    """Returns how many places of S are not zero."""
     return max(1, min(int(width * width * cfg.sparse_rate), width * width - width))
 
 
@@ -140,15 +140,15 @@ def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> 
 
 
 def _round(weight: Any) -> np.ndarray:
-    """A weight in float32, as float64: every direction is as good for a role of one layer, and rounding would
-    choose among them.
+    """Returns a weight rounded to float32, as float64. For a role with a single layer all directions are
+    equally good, and rounding differences would otherwise choose among them.
     """
     return np.asarray(weight, np.float32).astype(np.float64)
 
 
 def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
-    """V of several weights ``[out, in]``: what they have in common is an eigenvector of the mean of the
-    inverses of their parts.
+    """Computes V for several weights ``[out, in]``: its columns come from the eigenvectors of the mean of the
+    inverse Gram matrices of their parts.
     """
     stacked = np.concatenate(weights)
     width = stacked.shape[1]
@@ -162,7 +162,7 @@ def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
 
 
 def _sides(V: np.ndarray, weight: Any) -> tuple[np.ndarray, np.ndarray]:
-    """U without its lengths made 1, and these lengths; float64."""
+    """Returns U before its columns are normalised, and their norms; float64."""
     wide, target = np.asarray(V, np.float64), np.asarray(weight, np.float64)
     try:
         outer = np.linalg.solve(wide, target.T).T
@@ -172,7 +172,9 @@ def _sides(V: np.ndarray, weight: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 _NOISE = 1e-6
-"""Of the largest column of U diag(l_0): below it there is only what float32's rounding of V left."""
+"""Relative to the largest column of U diag(l_0): a smaller column contains only rounding errors of V in
+float32.
+"""
 
 
 def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -185,7 +187,7 @@ def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _derive(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
-    """U, of parameters that come from a file."""
+    """Computes U from parameters that come from a file."""
     try:
         require_places(
             np.asarray(params[f"frod_indices_{role(site.path)}"]), (site.in_features, site.in_features)
@@ -252,7 +254,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The content as it is, with a basis of full precision."""
+    """Returns the content unchanged, after checking that the basis is not stored in half precision."""
     short = [
         name
         for name, value in content.shared.items()

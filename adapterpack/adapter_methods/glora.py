@@ -1,11 +1,11 @@
-"""GLoRA: a weight that is scaled and moved, and a bias that is scaled, moved and fed by the weight (Chavan et
-al. 2023, arXiv 2306.07967).
+"""GLoRA: scales and shifts the weight, and scales, shifts and adds a product of the weight to the bias
+(Chavan et al. 2023, arXiv 2306.07967).
 
     W' = W + W * A + B,   b' = b + b * D + E + W C        (section 3.1, equation 10)
 
-A and B are of low rank (``Xd Xu``, ``[out, r] [r, in]``), a column ``[out, 1]`` or one number; C is ``[in,
-1]``, of low rank or as it is; D and E are ``[out]`` or one number. C, D and E are there only where the layer
-has a bias, as PEFT has it.
+A and B are low-rank (``Xd Xu``, ``[out, r] [r, in]``), a column ``[out, 1]`` or one number; C is ``[in, 1]``,
+low-rank or full; D and E are ``[out]`` or one number. C, D and E exist only where the layer has a bias, as in
+PEFT.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}
-"""Path -> the field that says its form."""
+"""Path (a term of the formula) -> the config field that selects its form."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +35,8 @@ class GLoRA(NoBranch):
     """The rank, and the form of each path, under PEFT's names: ``lora``, ``vector``, ``constant`` or
     ``none``.
 
-    ``biased`` says whether a site has a bias; it follows from the layer. ``unbiased`` names the sites that
-    have none, of those that a file of PEFT's tells apart by their tensors alone.
+    ``biased`` says whether a site has a bias; it follows from the layer. ``unbiased`` lists the sites without
+    one in a PEFT file, which only the tensors show.
 
     Example:
         >>> GLoRA(r=4, config_C="vector").config_A_B
@@ -58,7 +58,7 @@ class GLoRA(NoBranch):
         require_choice("config_D_E", self.config_D_E, ("vector", "constant", "none"))
 
     def at(self, path: str) -> Self:
-        """The config at one site."""
+        """Returns the config for one site."""
         return (
             self if self.unbiased is None else replace(self, biased=path not in self.unbiased, unbiased=None)
         )
@@ -82,7 +82,7 @@ def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Zeros, and for ``Xu`` Kaiming's uniform rule with ``a = sqrt(5)``."""
+    """Starts everything at zero except ``Xu``, which is Kaiming uniform with ``a = sqrt(5)``."""
     shapes = _shapes(cfg, site)
     return {
         name: rng.uniform(-1, 1, shape).astype(np.float32) * np.float32(shape[1] ** -0.5)
@@ -93,7 +93,7 @@ def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndar
 
 
 def _path(params: Params, path: str) -> Array | None:
-    """One path as a matrix, or what broadcasts to it; None where it is not there."""
+    """Returns one path as a matrix or an array that broadcasts to it; None if the site does not have it."""
     if f"glora_{path}_Xd" in params:
         return params[f"glora_{path}_Xd"] @ params[f"glora_{path}_Xu"]
     return params.get(f"glora_{path}_X")
@@ -129,8 +129,8 @@ _KEYS = PeftKeys(
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """Without the zeros that PEFT stores for what is not there; sites without a bias have nothing else of C,
-    D and E.
+    """Drops the zeros that PEFT stores for missing paths; a site that then has nothing of C, D and E has no
+    bias.
     """
     sites = {
         path: {name: value for name, value in params.items() if not name.startswith("zeros_")}

@@ -1,15 +1,15 @@
-"""GraLoRA: the weight cut into k x k blocks, a low-rank change of its own in each (Jung et al. 2025, arXiv
+"""GraLoRA: divides the weight into k x k blocks with a low-rank change in each (Jung et al. 2025, arXiv
 2505.20355, section 3).
 
     W'[i, j] = W[i, j] + s B[i, j] A[j, i],   s = alpha / (r + hybrid_r)
 
 i and j count blocks of outputs and of inputs; each pair has rank r / k. ``hybrid_r`` adds a plain LoRA of
-that rank, under the same s. At a site where k does not divide both widths, the largest divisor of k that does
-takes its place (PEFT refuses such sites).
+that rank with the same s. If k does not divide both widths of a site, the largest divisor of k that does
+replaces it (PEFT refuses such sites).
 
-Stored are A ``[k, in/k, r]``, whose blocks are j and whose last axis is (i, rank), and B ``[k, r, out/k]``: i
-and (j, rank). The whole is one change of rank k r, with a block-diagonal A, and a B that gives each pair its
-own part of the rank.
+A is stored as ``[k, in/k, r]``: block j, and (i, rank) along the last axis; B as ``[k, r, out/k]``: block i,
+and (j, rank). Together they form one change of rank k r, with a block-diagonal A and a B that gives each pair
+its own part of the rank.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GraLoRA(RankConfig):
 
     @property
     def rank(self) -> int:
-        """The largest rank of the whole change: ``k r + hybrid_r``."""
+        """The largest rank of the entire change: ``k r + hybrid_r``."""
         return self.k * self.r + self.hybrid_r
 
 
@@ -103,8 +103,8 @@ def _normal_form(cfg: GraLoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _as_matrix(B: Array) -> Array:
-    """B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i' is not
-    i.
+    """Returns B ``[i, (j, rank), out/k]`` as a matrix ``[(i, out/k), (j, i', rank)]`` that is zero where i'
+    differs from i.
     """
     xp = array_namespace(B)
     k, rank, wide = B.shape

@@ -1,10 +1,10 @@
-"""HiRA: a low-rank matrix that multiplies the weight elementwise, so that the change is of full rank (Huang
-et al. 2025, ICLR, HiRA).
+"""HiRA: multiplies the weight elementwise by a low-rank matrix, so that the change has full rank (Huang et
+al. 2025, ICLR, HiRA).
 
     W' = W + W * (B A)
 
-``*`` is elementwise; A is ``[r, in]``, B ``[out, r]``, without a scale. One rank for all sites: PEFT has a
-``rank_pattern`` for it that its layers do not look at.
+``*`` is elementwise; A is ``[r, in]``, B ``[out, r]``, and there is no scale. All sites have the same rank:
+PEFT has a ``rank_pattern``, but its layers ignore it.
 """
 
 from __future__ import annotations

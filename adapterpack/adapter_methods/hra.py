@@ -1,13 +1,13 @@
-"""HRA: the inputs of a layer are mirrored by a product of Householder reflections (Yuan et al. 2024, arXiv
+"""HRA: reflects the inputs of a layer by a product of Householder reflections (Yuan et al. 2024, arXiv
 2405.17484, section 3).
 
     y' = W (H_1 ... H_r x) + b,   H_i = I - 2 u_i u_i^T / |u_i|^2
 
-``hra_u`` ``[in, r]`` holds the u_i. Two reflections are one step ``I + P Q^T`` of rank 2, written so that it
-is exactly the identity where their vectors are equal, and the steps are one change of rank r:  I + P (I -
-N)^-1 Q^T,  N the part of Q^T P above its block diagonal (the compact WY form; Schreiber and Van Loan 1989,
-section 2). A fresh adapter has equal vectors in pairs and changes nothing. No odd number of reflections can
-do that, and with ``apply_gs``, where the vectors are made orthogonal, none at all.
+``hra_u`` ``[in, r]`` holds the u_i. Each pair of reflections is one step ``I + P Q^T`` of rank 2, written so
+that it is exactly the identity if the two vectors are equal. All steps together are one change of rank r: I +
+P (I - N)^-1 Q^T, where N is the part of Q^T P above its block diagonal (the compact WY form; Schreiber and
+Van Loan 1989, section 2). A fresh adapter has pairs of equal vectors and changes nothing. That is impossible
+for an odd number of reflections, and for any number with ``apply_gs``, which makes the vectors orthogonal.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _shapes(cfg: HRA, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    # Kaiming uniform with a = sqrt(5), as PEFT has it: the second axis is its fan
+    # Kaiming uniform with a = sqrt(5), as in PEFT: the second axis is the fan-in
     bound = 1 / math.sqrt(cfg.r)
     vectors = rng.uniform(-bound, bound, (site.in_features, cfg.r)).astype(np.float32)
     if not cfg.apply_gs:
@@ -62,7 +62,7 @@ def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarra
 
 @lru_cache(maxsize=64)
 def _later(r: int) -> np.ndarray:
-    """1 where a column's pair comes after the row's: ``[r, r]``."""
+    """Returns a matrix ``[r, r]`` that is 1 where the column's pair comes after the row's pair."""
     pair = np.arange(r) // 2
     return (pair[:, None] < pair[None, :]).astype(np.float32)
 
@@ -86,8 +86,8 @@ def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
 
 
 def _steps(unit: Array) -> tuple[Array, Array]:
-    """``P`` ``[n, r]`` and ``Q^T`` ``[r, n]`` of the steps ``I + P_k Q_k^T``, each a pair of reflections; of
-    an odd r the last is single.
+    """Returns ``P`` ``[n, r]`` and ``Q^T`` ``[r, n]`` of the steps ``I + P_k Q_k^T``, each a pair of
+    reflections; for odd r the last step is a single reflection.
 
     With unit vectors a, b and d = b - a:  H_a H_b = I + 2 a (d - |d|^2 b)^T - 2 d b^T.
     """
@@ -126,7 +126,7 @@ hra = METHODS.register(
             peft_type="HRA",
             suffixes=("hra_u",),
             layers={"conv": PeftLayer()},
-            # no others than square kernels
+            # PEFT supports only square kernels
             peft_supports=lambda cfg, site: len(site.kernel) in (0, 2) and len(set(site.kernel)) < 2,
             features=lambda params: (params["hra_u"].shape[0], None),
         ),

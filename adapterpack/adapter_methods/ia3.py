@@ -1,10 +1,10 @@
-"""(IA)^3: learned factors on the outputs of a layer, or the inputs of a feedforward one (Liu et al. 2022,
-arXiv 2205.05638, section 3.3).
+"""(IA)^3: trained factors on the outputs of a layer, or on the inputs of a feedforward layer (Liu et al.
+2022, arXiv 2205.05638, section 3.3).
 
     y' = l * (W x + b)        at a feedforward layer:  y' = W (l * x) + b
 
-The factors l have shape [out, 1], at a feedforward layer [1, in]; PEFT has one for each channel of a
-convolution's input there, for all points of its kernel.
+The factors l have shape [out, 1], or [1, in] at a feedforward layer. At a feedforward convolution PEFT has
+one factor for each input channel, for all points of the kernel.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class IA3(NoBranch):
             require_whole("channels", count, 0)
 
     def at(self, path: str) -> IA3:
-        """The config at one site: whether it is a feedforward site, by its literal path or its last
-        components.
+        """Returns the config for one site: ``feedforward`` becomes a bool, decided by the literal path or its
+        last components.
         """
         if isinstance(self.feedforward, bool) and not isinstance(self.channels, Mapping):
             return self
@@ -88,7 +88,7 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
 
 
 def _combine(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
-    """``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on
+    """Computes ``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on
     outputs.
     """
     total = 1 + sum(weight * (np.asarray(params["ia3_l"], np.float64) - 1) for params, weight in terms)
@@ -97,10 +97,10 @@ def _combine(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
-    # PEFT takes a name in this list for the end of a path, even in the middle of a word; a text it matches
-    # whole, as a pattern.
+    # PEFT matches a name in this list with the end of a path, even in the middle of a word, but matches a
+    # string as a regular expression against the full path.
     backwards = sorted(path[::-1] for path, cfg in sites.items() if not cfg.feedforward)
-    # the first that could begin so
+    # the first reversed path that could begin with this one
     first = ((path[::-1], bisect_left(backwards, path[::-1])) for path in inner)
     clash = any(at < len(backwards) and backwards[at].startswith(path) for path, at in first)
     return {
@@ -134,8 +134,8 @@ def _features(params: Params) -> tuple[int | None, int | None]:
 
 
 def _as_kernel(cfg: IA3, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """PEFT has the factors along the second axis of a convolution's output, or of its input; the number of
-    axes tells its kernel's.
+    """PEFT stores the factors along the second axis of a convolution's output or input; the number of axes
+    shows the dimensions of the kernel.
     """
     factors = params["ia3_l"]
     return {"ia3_l": factors.reshape(1, -1, *(1,) * len(site.kernel))}
@@ -153,7 +153,7 @@ def _uncertain(cfg: IA3, site: Site) -> str:
 
 
 def _channels(content: PeftContent) -> PeftContent:
-    """The number of channels at feedforward convolutions, which only their tensors say."""
+    """Reads the number of channels at feedforward convolutions, which only the tensors show."""
     count = {
         f"^{path}": tensors["ia3_l"].shape[1]
         for path, tensors in content.sites.items()

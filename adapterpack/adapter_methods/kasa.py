@@ -1,15 +1,15 @@
-"""KaSA: the smallest singular values of the weight give way to a trained change (Wang et al. 2024, arXiv
-2412.06071, section 4).
+"""KaSA: removes the smallest singular values of the weight and adds a trained low-rank change with singular
+values (Wang et al. 2024, arXiv 2412.06071, section 4).
 
     W' = W - U_r S_r V_r^T + s B diag(d) A
 
-U_r, S_r, V_r belong to the r smallest singular values of W (or to all but one, where r is not less than their
-number). PEFT writes the cut into the base; here it is a part of the change, found again from W, so that a
-model without the adapter is always the base. A fresh adapter is that cut. A is ``[r, in]``, B ``[out, r]``, d
-``[r]``.
+U_r, S_r, V_r belong to the r smallest singular values of W (to all but one, if r is not smaller than their
+number). PEFT writes the cut into the base; here it is a part of the change, recomputed from W, so that a
+model without the adapter is always the base. A fresh adapter consists of that cut. A is ``[r, in]``, B
+``[out, r]``, d ``[r]``.
 
-The penalty, added to the loss, keeps d small and A and B near to orthogonal (equations 9 to 11):
-beta ||d||^2 + gamma (||B^T B - I||_F + ||A A^T - I||_F).
+A penalty in the loss keeps d small and A and B close to orthogonal (equations 9 to 11): beta ||d||^2 + gamma
+(||B^T B - I||_F + ||A A^T - I||_F).
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ def _init(cfg: KaSA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _cut(cfg: KaSA, site: Site) -> dict[str, np.ndarray]:
-    """The part of W that gives way, as factors: ``cut_up`` ``[out, k]`` and ``cut_down`` ``[k, in]``."""
+    """Returns the part of W that is removed, as factors: ``cut_up`` ``[out, k]`` and ``cut_down`` ``[k,
+    in]``.
+    """
     u, values, vt = np.linalg.svd(np.asarray(site.weight), full_matrices=False)
     kept = max(1, len(values) - cfg.r)
     return {"cut_up": -u[:, kept:] * values[kept:], "cut_down": vt[kept:]}
@@ -83,7 +85,7 @@ def _penalty(cfg: KaSA, params: Params, sites: int) -> Array:
 
 
 def departure(gram: Array) -> Array:
-    """``||G - I||_F`` of a Gram matrix ``[r, r]``."""
+    """Returns ``||G - I||_F`` of a Gram matrix ``[r, r]``."""
     xp = array_namespace(gram)
     difference = gram - xp.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
     return xp.sqrt(xp.sum(difference * difference))

@@ -1,13 +1,13 @@
-"""Lily: layers share their low-rank factors, and a router mixes those on the way up (Zhong et al. 2024, arXiv
-2407.09946, section 3).
+"""Lily: layers share their low-rank factors, and a router at each layer mixes several up-projections (Zhong
+et al. 2024, arXiv 2407.09946, section 3).
 
     y_t = base(x_t) + s sum_e p_e B_e^T A x_t,   p = mean over the tokens t of softmax(R A x_t)
 
-A ``[r, in]`` is shared by ``stride`` consecutive layers of one name and shape, and the ``num_experts`` B_e
-``[r, out]`` by all of them; R ``[num_experts, r]`` is each layer's own. The mean is over the tokens of a row,
-here, without its padding. PEFT takes it over all tokens of a batch, and its padding, so that what it makes of
-a row depends on the other rows; with one row to a batch both are the same. The tokens in a cache no longer
-pass the layer, so an adapter of Lily refuses one.
+A ``[r, in]`` is shared by ``stride`` consecutive layers with the same name and shape, and the ``num_experts``
+B_e ``[r, out]`` by all of them; R ``[num_experts, r]`` belongs to one layer. The mean is over the tokens of a
+row without its padding. PEFT takes it over all tokens of a batch including padding, so that its result for a
+row depends on the other rows; with one row per batch both agree. Tokens in a KV cache no longer pass through
+the layer, so a Lily adapter refuses to use a cache.
 """
 
 from __future__ import annotations
@@ -73,18 +73,20 @@ class Lily(RankConfig):
 
     @property
     def redundant(self) -> bool:
-        """PEFT reads copies at every site."""
+        """Whether every site stores its own copies, as PEFT expects."""
         return self.spread
 
 
 class _Mean(NamedTuple):
-    """The weights of a gate, averaged over the tokens of each row that are no padding."""
+    """Averages the weights of a gate over the tokens of each row that are not padding."""
 
     gate: SoftmaxGate
     masks: tuple[Array, ...]
 
     def weights(self, x: Array) -> Array:
-        """``[rows, tokens, in]`` to ``[rows, 1, experts]``; a row without an axis of tokens is one token."""
+        """``[rows, tokens, in]`` to ``[rows, 1, experts]``; an input without a token axis counts as one
+        token.
+        """
         weights = self.gate.weights(x)
         xp, tokens = array_namespace(weights), tuple(range(1, weights.ndim - 1))
         mask = mask_of(self.masks, tuple(weights.shape[:-1]), "lily")
@@ -97,12 +99,14 @@ class _Mean(NamedTuple):
 
 
 def _group(site: Site) -> str:
-    """What the sites that share have in common, in the names of what they share."""
+    """Returns the key of the sites that share factors (name and shape), as it occurs in the names of the
+    shared parameters.
+    """
     return f"{site.path.rpartition('.')[2]}_{site.out_features}x{site.in_features}"
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """Blocks are counted in the order of the model's modules."""
+    """Numbers the blocks in the order of the model's modules."""
     if any(cfg.block is not None or cfg.spread for cfg in configs):
         return list(configs)
     seen: dict[str, int] = {}
@@ -123,7 +127,7 @@ def _shapes(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def _names(cfg: Lily, site: Site) -> dict[str, str]:
-    """``lily_A`` and ``lily_B`` -> what the site's are called."""
+    """Maps ``lily_A`` and ``lily_B`` to the names of the site's parameters."""
     if cfg.spread:
         return {name: name for name in ("lily_A", "lily_B")}
     return {"lily_A": f"lily_A_{_group(site)}_{cfg.block or 0}", "lily_B": f"lily_B_{_group(site)}"}
@@ -183,7 +187,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
 def _copy_to_site(
     cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[Lily, dict[str, np.ndarray]]:
-    """With A and B at the site."""
+    """Copies the shared A and B to the site, as PEFT stores them."""
     return replace(cfg, spread=True, block=None), {
         **params,
         **{name: site.shared[own] for name, own in _names(cfg, site).items() if not cfg.spread},

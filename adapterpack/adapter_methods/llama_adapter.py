@@ -1,12 +1,12 @@
-"""LLaMA-Adapter: prompts that the last layers attend to through gates that begin at zero (Zhang et al. 2023,
+"""LLaMA-Adapter: prompts that the last layers attend to, through gates that start at zero (Zhang et al. 2023,
 arXiv 2303.16199, section 3).
 
     h_t' = h_t + W_o concat_i( g softmax(q_t,i K_i^T / sqrt(d)) V_i ),   K = W_k P,   V = W_v P
 
-The prompt P ``[1, n, width]`` and the gate g ``[1]`` are a layer's own; K has no positions. The softmax over
-the prompt is apart from that over the tokens, so that a gate of zero is the base, exactly. g is used as it
-is, as PEFT has it. Where the output projection has a bias PEFT adds it a second time, even at a gate of zero;
-here it is added once. In GPT-2 PEFT leaves W_o out, and so does this.
+Each layer has its own prompt P ``[1, n, width]`` and gate g ``[1]``; K has no positional encoding. The
+softmax over the prompt is separate from that over the tokens, so that a gate of zero gives exactly the base.
+g is used without a tanh, as in PEFT. If the output projection has a bias, PEFT adds it a second time, even at
+a gate of zero; here it is added once. In GPT-2 PEFT leaves W_o out, and so does this method.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LLaMAAdapter(NoBranch):
     """``adapter_len`` is the length of each prompt; ``adapter_layers`` counts the model's last layers that
     have one, 0 means all.
 
-    ``targets`` may name attention modules instead: then ``adapter_layers`` says nothing.
+    ``targets`` may name attention modules instead; then ``adapter_layers`` is ignored.
 
     Example:
         >>> LLaMAAdapter(adapter_len=10, adapter_layers=30).scale
@@ -63,7 +63,9 @@ def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-    """PEFT counts the layers from the last one: its config can name only a model's last layers."""
+    """Returns PEFT's config, or None: PEFT counts layers from the end, so its config can name only a model's
+    last layers.
+    """
     (cfg, *other_configs), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
     if sites.keys() != {""} and (
         cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in other_configs)

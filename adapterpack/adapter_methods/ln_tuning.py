@@ -1,12 +1,12 @@
-"""LN tuning: the normalisation layers are trained, weight and bias (Zhao et al. 2023, arXiv 2312.11420,
+"""LN tuning: trains the weights and biases of the normalisation layers (Zhao et al. 2023, arXiv 2312.11420,
 section 3).
 
     y' = w' * n(x) + b'   in place of   y = w * n(x) + b
 
-n is what the layer does before its weight, which for a method makes it a linear layer of one input n(x) for
-every output: its weight is a column [n, 1]. ``weight`` [n] and ``bias`` [n], where there is one, are the new
-values themselves, as in PEFT; they begin as the base's. As in PEFT a linear layer that the targets name is
-trained so, too: its ``weight`` is [out, in].
+n is what the layer computes before it applies its weight. For a method the layer is therefore linear with one
+input n(x) for every output, and its weight is a column [n, 1]. ``weight`` [n] and ``bias`` [n] (if there is
+one) are the new values themselves, as in PEFT, and start as the base's. As in PEFT, a linear layer among the
+targets is trained in the same way; its ``weight`` is [out, in].
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _fold(
 
 
 def _matrix(weight: Array) -> Array:
-    """The weight as the method's matrix: a norm's vector is a column."""
+    """Returns the weight as the method's matrix; a norm's vector becomes a column."""
     return weight[:, None] if len(weight.shape) == 1 else weight
 
 

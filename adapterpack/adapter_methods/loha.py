@@ -3,9 +3,9 @@ LyCORIS, arXiv 2309.14859).
 
     W' = W + s (w1_a w1_b) * (w2_a w2_b),   s = alpha / r
 
-``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank r^2 at
-most, and factors of that rank (the Khatri-Rao products of the rows and of the columns), which are used where
-r^2 is less than both widths: nothing ``[out, in]`` is made.
+``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank at most
+r^2, and factors of that rank (the Khatri-Rao products of the rows and of the columns). They are used if r^2
+is smaller than both widths, so that no ``[out, in]`` matrix is formed.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Kaiming uniform with a = sqrt(5), as the reference implementations have it: bound ``1 /
+    """Draws Kaiming uniform with a = sqrt(5), as the reference implementations do: the bound is ``1 /
     sqrt(columns)``.
     """
     bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
@@ -72,26 +72,28 @@ def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
 
 
 def _products(left: Array, right: Array) -> Array:
-    """Row by row all products of ``[n, r]`` and ``[n, r]``: ``[n, r^2]``."""
+    """Returns, row by row, all products of an entry of ``[n, r]`` with an entry of ``[n, r]``: ``[n,
+    r^2]``.
+    """
     xp = array_namespace(left, right)
     return xp.reshape(left[:, :, None] * right[:, None, :], (left.shape[0], left.shape[1] * right.shape[1]))
 
 
 _MOST = 1 << 24
-"""How many numbers a factor may have that is made of two smaller ones, whatever these are; more where they
-have as many themselves.
+"""The most numbers of a factor that is computed from two smaller ones; more are allowed only in proportion to
+their sizes.
 """
 
 
 def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """``[r, channels * kernel]`` of a factor ``[r, channels]`` and its core ``[r, r, *kernel]``: the sum over
-    the core's second axis.
+    """Returns ``[r, channels * kernel]`` from a factor ``[r, channels]`` and its core ``[r, r, *kernel]``:
+    the sum over the core's second axis.
 
-    PEFT keeps a convolution's factors apart from its kernel with ``use_effective_conv2d`` (FedPara's Tucker
-    form, arXiv 2108.06098, proposition 3); as one factor they are the same change.
+    With ``use_effective_conv2d`` PEFT stores a convolution's factors separately from its kernel (FedPara's
+    Tucker form, arXiv 2108.06098, proposition 3); joined into one factor they are the same change.
 
     Raises:
-        ValueError: they do not go together, or the factor would be far larger than they are.
+        ValueError: the shapes do not fit together, or the factor would be far larger than its parts.
 
     Example:
         >>> with_kernel(np.ones((2, 2, 3, 3)), np.ones((2, 5))).shape
@@ -109,7 +111,7 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def _join(content: PeftContent) -> PeftContent:
-    """The sites with their kernels in the factors of the inputs."""
+    """Returns the sites with their kernels multiplied into the input factors."""
     return content._replace(
         sites={
             path: _whole(tensors) if "hada_t1" in tensors else tensors
@@ -126,7 +128,7 @@ def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that PEFT's LoHa and LoKr have in common."""
+    """Returns the keys that the PEFT configs of LoHa and LoKr share."""
     return {
         **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
         **by_site("alpha", {path: plain(cfg.alpha) for path, cfg in sites.items()}, "alpha_pattern"),
@@ -138,7 +140,9 @@ def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Those keys as ours; dropout of ranks or modules and the initialisation are of the training alone."""
+    """Reads those keys from a PEFT config. Dropout of ranks or modules and the initialisation only matter in
+    training and are ignored.
+    """
     return {
         "r": config.get("r", 8),
         "alpha": config.get("alpha", 8),

@@ -3,10 +3,10 @@
 
     W' = W + s kron(w1, w2),   s = alpha / r
 
-w1 is ``[a, b]`` and w2 ``[out / a, in / b]``; a and b divide the widths and are about ``decompose_factor``,
-or about the widths' roots where it is -1. A factor that rank r makes smaller is stored as two, ``w_a w_b``:
-w2, and w1 where ``decompose_both`` is set. PEFT divides the channels of a convolution's input, and w2 has the
-kernel whole.
+w1 is ``[a, b]`` and w2 ``[out / a, in / b]``; a and b divide the widths and are close to
+``decompose_factor``, or to the square roots of the widths if it is -1. A factor that becomes smaller that way
+is stored as a product ``w_a w_b`` of rank r: w2, and w1 with ``decompose_both``. At a convolution PEFT
+divides only the input channels, and w2 contains the entire kernel.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from .registry import METHODS
 class LoKr(AlphaConfig):
     """The hyper-parameters of LoKr; ``alpha`` defaults to ``2 r``.
 
-    ``kernel`` counts the points of a convolution's kernel that w2 has whole, and may differ by site; 0: a row
-    of the unfolded kernel is divided like that of any matrix.
+    ``kernel`` is the number of points of a convolution's kernel, all of which w2 contains, and may differ by
+    site; with 0 the unfolded kernel is divided like any matrix.
 
     Example:
         >>> LoKr(r=4, alpha=4).scale
@@ -54,7 +54,9 @@ class LoKr(AlphaConfig):
         require_whole("kernel", self.kernel, 0)
 
     def at(self, path: str) -> LoKr:
-        """The config at one site; see :meth:`RanksConfig.at`."""
+        """Returns the config for one site, with its rank, alpha and kernel; names match as in
+        :meth:`RanksConfig.at`.
+        """
         here = super().at(path)
         return (
             replace(here, kernel=by_suffix(self.kernel_pattern, path, self.kernel), kernel_pattern={})
@@ -64,8 +66,8 @@ class LoKr(AlphaConfig):
 
 
 def split_width(width: int, factor: int) -> tuple[int, int]:
-    """``width`` as a product of two numbers, the smaller first (unless it is ``factor`` itself): as near as
-    its divisors allow to ``factor``, from below, or to the root, where ``factor`` is -1.
+    """Splits ``width`` into a product of two numbers, the smaller first (unless it is ``factor`` itself): the
+    largest divisor up to ``factor``, or up to the square root if ``factor`` is -1.
 
     Example:
         >>> split_width(128, -1), split_width(128, 4), split_width(128, 64), split_width(127, -1)
@@ -111,8 +113,8 @@ def _normal_form(cfg: LoKr, params: Params, site: Site) -> NormalForm:
 
 
 def _kernels(content: PeftContent) -> PeftContent:
-    """The sites with their kernels in w2 or its second factor, and how many points these have: the tensors
-    say it, or leave some choice that makes no difference.
+    """Multiplies the kernels into w2 or its second factor, and reads the number of kernel points from the
+    tensors; where they leave a choice, it makes no difference.
     """
     sites, points = {}, {}
     for path, tensors in content.sites.items():
@@ -146,7 +148,7 @@ def _join(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, np.ndarray]) -> int:
-    """How many points of a kernel the second factor has; 0 where the tensors are those of a matrix."""
+    """Returns how many kernel points the second factor contains; 0 if the tensors are those of a matrix."""
     shown = tensors.get("lokr_w2", tensors.get("lokr_t2"))
     if shown is not None:
         return math.prod(shown.shape[2:]) if shown.ndim > 2 else 0
@@ -162,7 +164,7 @@ def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, n
 
 
 _LARGEST = 1024
-"""The most points of a kernel that is looked for where only the product of channels and points is known."""
+"""The most kernel points that are tried if only the product of channels and points is known."""
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +178,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _sides(params: Params, name: str) -> tuple[int, int]:
-    """The shape of a factor, whole or as two."""
+    """Returns the shape of a factor, stored as one matrix or as two."""
     whole = params.get(name)
     shape = (params[f"{name}_a"].shape[0], params[f"{name}_b"].shape[1]) if whole is None else whole.shape
     return shape[0], shape[1]
@@ -188,7 +190,7 @@ def _features(params: Params) -> tuple[int, int]:
 
 
 def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """PEFT has a whole w2 with the kernel's axes."""
+    """PEFT stores an undivided w2 with the kernel's axes."""
     w2 = params.get("lokr_w2")
     return (
         dict(params)
@@ -198,8 +200,8 @@ def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
 
 
 def _is_mixed_up(tensors: Params) -> bool:
-    """Whether PEFT mixes up the axes of a site's product: w2 has a kernel of one axis, and neither factor is
-    trivial.
+    """Whether PEFT multiplies a site's factors with their axes in the wrong order: w2 has a one-dimensional
+    kernel, and neither factor is trivial.
     """
     shapes = {name: value.shape for name, value in tensors.items()}
     w2 = shapes.get("lokr_w2", ())

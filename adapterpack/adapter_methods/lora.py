@@ -78,7 +78,7 @@ class LoRA(AlphaConfig):
 
     @property
     def frozen(self) -> frozenset[str]:
-        """What the init keeps as it began."""
+        """The factor that the init freezes, and the start that is subtracted."""
         return INITS[self.init].frozen | _START
 
 
@@ -86,12 +86,14 @@ Kind = TypeVar("Kind", bound=LoRA)
 
 
 def derive_config(kind: type[Kind], plain: LoRA, **more: Any) -> Kind:
-    """The config of a method that is made of LoRA, with the hyper-parameters of ``plain`` and its own."""
+    """Returns the config of a method derived from LoRA, with the hyper-parameters of ``plain`` and the
+    further ones in ``more``.
+    """
     return kind(**{field.name: getattr(plain, field.name) for field in fields(LoRA)}, **more)
 
 
 _START = frozenset({"start_A", "start_B"})
-"""A0 and B0, kept while training and gone from the pack."""
+"""A0 and B0, which exist only during training; a pack does not store them."""
 
 
 def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
@@ -111,7 +113,7 @@ def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _factors(params: Params) -> tuple[Array, Array]:
-    """``down`` and ``up`` without the scale."""
+    """Returns ``down`` and ``up`` without the scale, including the subtracted start."""
     A, B = params["lora_A"], params["lora_B"]
     if "start_A" not in params:
         return A, B
@@ -121,7 +123,7 @@ def _factors(params: Params) -> tuple[Array, Array]:
 
 def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     down, up = _factors(params)
-    # each group of the outputs reads its own share of the rank
+    # at a grouped convolution each group of outputs reads its own share of the rank
     if (shares := down.shape[-2] // max(1, up.shape[-1])) > 1:
         blocks = array_namespace(up).reshape(up, (shares, up.shape[0] // shares, up.shape[1]))
         return NormalForm(down=Dense(down), up=BlockDiagonal(cfg.scale * blocks))
@@ -129,7 +131,7 @@ def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
 
 
 def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
-    """A plain LoRA: of rank 2 r where a start is taken off, with the alpha that keeps the scale. Other
+    """Returns a plain LoRA: of rank 2 r if a start is subtracted, with an alpha that keeps the scale. Other
     parameters stay as they are.
     """
     A, B = _factors(params)
@@ -145,7 +147,9 @@ def _needs(cfg: LoRA) -> frozenset[str]:
 
 
 def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
-    """The ranks that the init shares out, with the scale of each site kept."""
+    """Returns the config with the ranks that the init distributes, and with alphas that keep the scale of
+    each site.
+    """
     init = INITS[cfg.init]
     if init.ranks is None:
         return cfg
@@ -163,8 +167,8 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
 
 
 def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether these are PEFT's factors at a convolution of groups: B has a share of the rank for each group,
-    and A reads all inputs.
+    """Whether these are the shapes of PEFT's factors at a grouped convolution: B has a share of the rank for
+    each group, and A reads all inputs.
     """
     down, up = shapes.get("lora_A.weight", ()), shapes.get("lora_B.weight", ())
     shared = len(down) > 2 and len(up) == len(down) and 0 < up[1] < down[0] and down[0] % up[1] == 0
@@ -172,16 +176,16 @@ def spans_groups(shapes: Mapping[str, tuple[int, ...]]) -> bool:
 
 
 SPANNING = PeftLayer(shapes_say_so=spans_groups, stored=as_kernels("lora_A", "lora_B"))
-"""PEFT's factors at a convolution of groups, which their shapes tell apart; before those of other
+"""PEFT's factors at a grouped convolution, recognised by their shapes; it must be tried before other
 convolutions.
 """
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
-"""The keys of PEFT's config that mark other methods of the same type."""
+"""The keys of PEFT's config that mark other methods of the type ``LORA``."""
 _SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
-"""What PEFT calls the factors at an embedding."""
+"""PEFT's names of the factors at an embedding."""
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,7 +208,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
         "use_rslora": first.use_rslora,
         "use_dora": False,
         "bias": "none",
-        "fan_in_fan_out": False,  # its layers say where it is true
+        "fan_in_fan_out": False,  # the `layers` below set it where it is true
         "init_lora_weights": True,
     }
 
