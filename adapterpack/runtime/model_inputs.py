@@ -1,5 +1,5 @@
-"""Completes the inputs of a graph: masks, positions, empty caches and the prompts of adapters, where a caller
-does not give them.
+"""Completes the inputs of a graph: adds masks, position ids, empty caches and the prompts of adapters where
+the caller does not pass them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .text.context_length import require_context
 
 
 def positions(mask: np.ndarray) -> np.ndarray:
-    """Position ids of a mask ``[batch, length]``: counted from the first real token, whatever the padding
-    side.
+    """Returns the position ids of a mask ``[batch, length]``, counted from the first real token, on either
+    padding side.
     """
     counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
     return counted
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
-    """Ragged ids as ``input_ids`` and ``attention_mask`` [batch, longest], int64."""
+    """Pads lists of ids to ``input_ids`` and ``attention_mask`` ``[batch, longest]``, int64."""
     width = max(map(len, rows), default=0)
     ids = np.full((len(rows), width), pad_id, np.int64)
     mask = np.zeros((len(rows), width), np.int64)
@@ -41,16 +41,17 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
 
 
 def last_places(mask: np.ndarray) -> np.ndarray:
-    """Where each row's last real token is, ``[rows]``, whatever the padding side."""
+    """Returns the index of each row's last real token, ``[rows]``, on either padding side."""
     found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
     return found
 
 
 def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: PinnedRows) -> Arrays:
-    """The feeds of one part for these rows, made of what the caller and earlier parts gave.
+    """Returns the feeds of one part for these rows, from the inputs of the caller and the outputs of earlier
+    parts.
 
     Raises:
-        ConfigError: something is missing, or a mask does not fit.
+        ConfigError: an input is missing, or a mask has the wrong shape.
     """
     graph = session.graphs[part.name]
     wanted = set(graph.inputs) - {ADAPTER_IDS}
@@ -68,7 +69,7 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
 
 
 def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
-    """Tokens with their mask, or whatever else a model reads at once."""
+    """Completes the inputs of a graph without a cache: adds a mask and token types."""
     if "attention_mask" in graph.inputs:
         shape = given["input_ids"].shape
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
@@ -80,7 +81,9 @@ def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows
 
 
 def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
-    """Position ids and a cache, which begins with the prompts of the rows' adapters."""
+    """Completes the inputs of a decoder: adds a mask, position ids and a cache that begins with the prompts
+    of the rows' adapters.
+    """
     batch, length = given["input_ids"].shape
     if "image_features" in graph.inputs:  # rows may have images
         given.setdefault(
@@ -102,7 +105,7 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
 
 
 def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
-    """A decoder on an encoder's keys and values; the mask is that of the encoder's tokens."""
+    """Completes the inputs of a decoder with cross-attention. Its mask covers the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
     prompts = np.array(rows.in_cache(), np.int64)
@@ -124,8 +127,8 @@ def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows
 
 
 def _behind(virtual: np.ndarray, own: np.ndarray, room: int) -> np.ndarray:
-    """The mask of each row's virtual tokens, its own, and the padding for which the room of longer prompts
-    is.
+    """Returns the mask of each row's virtual tokens, its own tokens, and then the padding that longer prompts
+    of other rows require.
 
     Example:
         >>> _behind(np.array([2, 0]), np.array([[1, 1], [1, 0]]), 2).tolist()
@@ -145,7 +148,7 @@ def _acting(
     past: int = 0,
     prefix: PromptCache | None = None,
 ) -> Arrays:
-    """Where adapters act, if the graph asks for it."""
+    """Adds the positions at which adapters act, if the graph has an input for them."""
     if ADAPTER_POSITIONS not in graph.inputs:
         return given
     if ADAPTER_POSITIONS in given:
@@ -163,8 +166,8 @@ def _acting(
 
 
 def _require_window(session: OpenBundle, covered: np.ndarray, prefix: PromptCache) -> None:
-    """Padding between a prompt and its row counts in a sliding window, which would leave the prompt sooner
-    than without padding.
+    """Checks that a sliding window covers prompt and tokens. Padding between them counts as positions, so the
+    prompt would leave the window earlier than without padding.
     """
     window, used = session.config.get("sliding_window"), session.config.get("use_sliding_window", True)
     if prefix.width and used and isinstance(window, int) and covered.shape[1] > window and not covered.all():

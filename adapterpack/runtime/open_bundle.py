@@ -1,4 +1,4 @@
-"""Opens a bundle under ONNX Runtime: its graphs, and its adapters, which are loaded and unloaded while rows
+"""Opens a bundle under ONNX Runtime: its graphs and its adapters, which can be loaded and unloaded while rows
 run.
 """
 
@@ -49,10 +49,10 @@ from .text.tokenizer import NoTokenizer, Tokenizer
 
 
 class OpenBundle:
-    """A bundle that ONNX Runtime has open: its graphs, its adapters at this moment, its configuration and
-    tokenizer.
+    """An open bundle: the sessions of its graphs, its current adapters, its configuration and tokenizer.
 
-    See :class:`~.session.Session` for the arguments and errors.
+    Arguments and errors are those of :class:`~.session.Session`. Graphs that a call may never need, and the
+    tokenizer, are opened on first use.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class OpenBundle:
         compared = require_files(self.folder, self.bundle, verify)
         self._run_time = partial(OrtModel, self.folder, dtype=self.bundle.dtype, mapped=mapped)
         self._opened: dict[str, Any] = {}
-        """What is opened when it is first used, by name."""
+        """Graphs, configurations and the tokenizer that have been opened so far, by name."""
         self._opening = threading.RLock()
         files = {
             part: GraphFile(self.folder / graph_file(part))
@@ -90,7 +90,8 @@ class OpenBundle:
             if verify != "off":
                 require_in_list(self.folder, self.bundle, data)
         self._stored = {part: file.stored for part, file in files.items()}
-        main = DECODER if self.bundle.decoder else MAIN  # then the ordinary graph may never be needed
+        # with the engine's graph, the ordinary one may never be needed
+        main = DECODER if self.bundle.decoder else MAIN
         self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
         first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
@@ -101,14 +102,14 @@ class OpenBundle:
         attached = self._mode.open(None if proved or verify == "off" else packs)
         self._adapters = Adapters({name: pack.unloaded() for name, pack in packs.items()}, prompts, attached)
         self._changing = threading.Lock()
-        """Taken to put another value in the place of ``_adapters``; to read it takes no lock."""
+        """Held to replace ``_adapters``; reading it needs no lock, since its value is immutable."""
         require_same(compared)
         if verify != "off":
             self._proofs.remember_validity()
 
     def frozen(self) -> Self:
-        """The session with the adapters that it has at this moment, whatever is loaded or unloaded meanwhile:
-        a row finds its adapter, prompt and labels by one name, and must not meet two adapters of that name.
+        """Returns a copy that keeps the current adapters, whatever is loaded or unloaded later. A row looks
+        up its adapter, prompt and labels by name, and must not see two adapters of one name.
         """
         return copy.copy(self)
 
@@ -126,20 +127,24 @@ class OpenBundle:
         return graph
 
     def stored(self, part: str) -> Mapping[str, StoredTensor]:
-        """Where a graph of the bundle stores its initializers."""
+        """Returns the initializers that a graph of the bundle stores, by name."""
         if part not in self._stored:
             self._stored[part] = GraphFile(self.folder / graph_file(part)).stored
         return self._stored[part]
 
     @contextmanager
     def compared(self) -> Iterator[None]:
-        """What the block reads by the names of files are the files that the manifest lists."""
+        """Guards a block that reads files by name: checks before and after it that they are the files that
+        the manifest lists.
+        """
         compared = require_files(self.folder, self.bundle, "off" if self._verify == "off" else "cached")
         yield
         require_same(compared)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What ``make`` gives of the bundle's files when it is first needed."""
+        """Returns ``make()`` of the first call for that name; later calls return the same object.
+        Thread-safe.
+        """
         if name not in self._opened:
             with self._opening:
                 if name not in self._opened:
@@ -150,52 +155,53 @@ class OpenBundle:
 
     @property
     def pads_left(self) -> bool:
-        """Whether shorter rows of a batch are filled up on the left."""
+        """Whether shorter rows of a batch are padded on the left."""
         return self.task.pads_left and self.bundle.padding == "left"
 
     @property
     def packs(self) -> Mapping[str, Pack]:
-        """The packs at this moment, by the names that rows name them by."""
+        """The current packs, by the names that rows use."""
         return self._adapters.packs
 
     @property
     def adapters(self) -> list[str]:
-        """The names of the adapters that rows may name."""
+        """The names that rows may use."""
         packs = self.packs
         return [] if self.bundle.mode == "folded" and len(packs) > 1 else list(packs)
 
     @property
     def default(self) -> str | None:
-        """What rows have when no adapter is named at all: the base, or the one adapter that is folded into
+        """The adapter of rows that name none: None for the base, or the single adapter that is folded into
         the weights.
         """
         return self.adapters[0] if self.bundle.mode == "folded" and self.adapters else None
 
     def graph(self, part: str) -> OrtModel:
-        """The graph of that part. A bundle with a graph for the engine opens that one first, and the ordinary
-        one when it is first used: most calls need one of them, and each has the weights in memory.
+        """Returns the graph of a part, opened on first use. A bundle with a graph for the engine opens that
+        graph at once and the ordinary one later: most calls need only one of them, and each holds the weights
+        in memory.
         """
         graph: OrtModel = self.once(part, lambda: self._open(part))
         return graph
 
     @property
     def graphs(self) -> Mapping[str, OrtModel]:
-        """The graphs of the task's parts, each opened when it is first used."""
+        """The graphs of the task's parts, each opened on first use."""
         return _Graphs(self)
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        """The inputs of the graph that gives the answer."""
+        """The inputs of the task's last graph, which gives the answer."""
         return self.graph(MAIN).inputs
 
     @property
     def outputs(self) -> list[str]:
-        """Its outputs."""
+        """The outputs of the task's last graph."""
         return self.graph(MAIN).outputs
 
     @property
     def pad_id(self) -> int:
-        """The id that fills up short rows; masked, so any would do where there is no tokenizer."""
+        """The id that pads short rows; without a tokenizer 0, since padding is masked."""
         return self.tokenizer.pad_id if self.has_tokenizer else 0
 
     @property
@@ -205,7 +211,7 @@ class OpenBundle:
 
     @property
     def generation_config(self) -> dict[str, Any]:
-        """The model's ``generation_config.json``, or nothing."""
+        """The model's ``generation_config.json``, empty if it has none."""
         return self._config("generation_config.json")
 
     def _config(self, name: str) -> dict[str, Any]:
@@ -214,10 +220,10 @@ class OpenBundle:
 
     @property
     def image_token(self) -> int:
-        """The id that stands for one position of an image.
+        """The token id that marks one position of an image.
 
         Raises:
-            ConfigError: the config names none.
+            ConfigError: the config names no such token.
         """
         for key in ("image_token_id", "image_token_index"):
             if type(self.config.get(key)) is int:
@@ -230,10 +236,10 @@ class OpenBundle:
 
     @property
     def image_positions(self) -> int:
-        """How many positions one image takes in a decoder, which the graph that looks at images says.
+        """The number of decoder positions of one image, as the graph of the image encoder declares it.
 
         Raises:
-            Unsupported: it does not.
+            Unsupported: the graph leaves the number open.
         """
         positions = next(
             graph.shapes["image_features"][1]
@@ -256,21 +262,24 @@ class OpenBundle:
 
     @property
     def has_tokenizer(self) -> bool:
-        """Whether the bundle can make tokens of texts; without, it answers token ids with token ids."""
+        """Whether the bundle can tokenize text. Without a tokenizer it takes token ids and returns
+        token ids.
+        """
         return (self.folder / "tokenizer.json").is_file()
 
     def tokenizer_of(self, sampling: Sampling) -> Tokenizer | NoTokenizer:
-        """The tokenizer of answers with these parameters, which need none where they ask for no text.
+        """Returns the tokenizer for answers with these parameters, or a stand-in if the bundle has none and
+        they do not depend on text.
 
         Raises:
-            StorageError: there is none, and they have a stop text or a form.
+            StorageError: the bundle has no tokenizer, and the parameters have a stop text or a grammar.
         """
         if self.has_tokenizer or sampling.reads_text:
             return self.tokenizer
         return self.once("no tokenizer", lambda: NoTokenizer(self.folder))  # type: ignore[no-any-return]
 
     def _with(self, pack: Pack) -> Self:
-        """As :meth:`frozen`, with one more adapter."""
+        """Returns a copy, as :meth:`frozen` does, with one more adapter."""
         one, before = self.frozen(), self._adapters
         with self.compared():  # the base's own weights may be read
             attached, prompt = self._mode.load(before.attached, pack), self._prompt(pack)
@@ -279,7 +288,7 @@ class OpenBundle:
         return one
 
     def unload(self, name: str) -> None:
-        """Frees the slot of an adapter; rows that are running keep what they started with.
+        """Removes an adapter and frees its slot; running rows keep the adapters with which they started.
 
         Raises:
             UnknownAdapter: there is none of that name.
@@ -294,7 +303,7 @@ class OpenBundle:
             )
 
     def pack(self, name: str) -> Pack:
-        """The pack of that name.
+        """Returns the pack of that name.
 
         Raises:
             UnknownAdapter: there is none.
@@ -304,7 +313,7 @@ class OpenBundle:
         return packs[name]
 
     def require_adapter(self, name: str) -> None:
-        """Checks that there is an adapter of that name.
+        """Checks that an adapter has that name.
 
         Raises:
             UnknownAdapter: there is none.
@@ -315,7 +324,7 @@ class OpenBundle:
         """Checks that a row's adapter is the base (None) or among ``known``.
 
         Raises:
-            UnknownAdapter: it is not; the nearest name is given.
+            UnknownAdapter: it is not; the error suggests the nearest name.
         """
         if name is not None and name not in known:
             raise UnknownAdapter(
@@ -326,15 +335,15 @@ class OpenBundle:
             )
 
     def labels(self, adapter: str | None) -> tuple[str, ...] | None:
-        """The labels of a row's logits, in order, or None for a task without labels; an adapter without a
-        head has the base's.
+        """Returns the labels of a row's logits, in order, or None for a task without labels. An adapter
+        without a head has the base's labels.
         """
         named = self.head(None if adapter is None else self.pack(adapter)).labels
         return self.bundle.base_labels if named is None else tuple(named)
 
     def head(self, pack: Pack | Mix | None) -> RowHead:
-        """The head of rows with a pack, None for the base: a pack without one has the base's, and so has a
-        mix, as no sum has a head.
+        """Returns the head of rows with a pack, None for the base. A pack without a head uses the base's, and
+        so does a mix, since heads cannot be added.
         """
         pack = None if isinstance(pack, Mix) else pack
         named = None if pack is None else pack.manifest.task.labels
@@ -350,8 +359,8 @@ class OpenBundle:
         )
 
     def _head_width(self, pack: Pack) -> int:
-        """How many labels the head of a pack has, which need not name them: PEFT's files never do. 0 where it
-        has none.
+        """Returns how many labels the head of a pack has, 0 without a head. The pack need not name its
+        labels: PEFT's files never do.
         """
         paths = (
             [path for path, site in self.bundle.sites.items() if site.labels and site.output == "logits"]
@@ -369,16 +378,16 @@ class OpenBundle:
         )
 
     def head_trained(self, adapter: str | None) -> bool:
-        """Whether a row's head was trained, by its adapter or with the base."""
+        """Returns whether a row's head was trained, in its adapter or in the base."""
         return self.head(None if adapter is None else self.pack(adapter)).trained
 
     def trained_labels(self, adapter: str | None) -> Sequence[str] | None:
-        """The labels of a row's logits, in order; None where nobody trained its head."""
+        """Returns the labels of a row's logits, in order, or None if its head was never trained."""
         return self.head(None if adapter is None else self.pack(adapter)).labels
 
     def shape(self, name: str) -> list[Any]:
-        """The shape of one row of an input, whichever graph has it; an extent that is not fixed has a
-        name.
+        """Returns the shape of one row of an input, from the graph that has it; variable extents
+        are names.
         """
         return list(
             next(
@@ -389,7 +398,7 @@ class OpenBundle:
         )
 
     def names(self, adapters: Names, rows: int) -> list[str | None]:
-        """One name a row, each known to the bundle."""
+        """Returns one adapter name for each row and checks that the bundle has them all."""
         chosen = self.default if adapters is None else adapters
         names: list[str | None] = (
             [chosen] * rows if chosen is None or isinstance(chosen, str) else list(chosen)
@@ -403,14 +412,14 @@ class OpenBundle:
         return names
 
     def pin(self, names: Sequence[str | None]) -> PinnedRows:
-        """Rows with these adapters, as they are now: one run after another on ``OrtValue`` feeds, whatever is
+        """Pins rows to their current adapters. The result runs passes on ``OrtValue`` feeds, whatever is
         loaded or unloaded meanwhile.
 
         Raises:
-            UnknownAdapter: one was unloaded.
-            Unsupported: the rows of a folded bundle cannot choose.
+            UnknownAdapter: an adapter was unloaded. Unsupported: the bundle is folded, so rows cannot choose
+                an adapter.
         """
-        adapters = self._adapters  # read once: another thread may exchange it
+        adapters = self._adapters  # read once: another thread may replace it
         for name in names:
             self.require(name, adapters.packs)
         return PinnedRows(names, adapters, self._mode.run(adapters, names))
@@ -418,12 +427,14 @@ class OpenBundle:
     def acting(
         self, inputs: Mapping[str, np.ndarray], names: Sequence[str | None], before: np.ndarray | None = None
     ) -> np.ndarray:
-        """At which positions the adapter of each row acts in a pass: see :meth:`.Pinned.acting`."""
+        """Returns the positions at which the adapter of each row acts in a pass; see
+        :meth:`.PinnedRows.acting`.
+        """
         return self.pin(names).acting(inputs, before)
 
     def prompt(self, pack: Pack | Mix) -> np.ndarray | None:
-        """What the caches of rows with a pack begin with, ``[layers, 2, heads, n, head_dim]``; None without a
-        prompt, as of a mix.
+        """Returns the keys and values of a pack's prompt, ``[layers, 2, heads, n, head_dim]``, or None for a
+        mix or a pack without one.
         """
         if isinstance(pack, Mix):
             return None

@@ -1,6 +1,4 @@
-"""Runs the graphs of a task one after another: each reads inputs of the caller and outputs of those before
-it.
-"""
+"""Runs the graphs of a task in order; each reads inputs of the caller and outputs of earlier graphs."""
 
 from __future__ import annotations
 
@@ -28,14 +26,14 @@ def run_parts(
     pinned: PinnedRows | None = None,
     parts: Sequence[Part] | None = None,
 ) -> Arrays:
-    """Every output of the parts that ran, in order; a part runs if its first input is there and its outputs
-    are not.
+    """Runs the parts of a task and returns all of their outputs. A part runs if its first input is present
+    and its outputs are not.
 
-    ``pinned`` are rows that have begun, in place of ``adapters``; ``parts`` takes the place of all of the
-    task's.
+    ``pinned`` are rows that have begun already, in place of ``adapters``; ``parts`` restricts the run to some
+    of the task's parts.
 
     Raises:
-        ConfigError: a missing or unknown input.
+        ConfigError: an input is missing or unknown.
     """
     given = session.task.parts if parts is None else parts
     arrays = _check_inputs(session, inputs, given)
@@ -69,17 +67,19 @@ def run_parts(
 
 
 def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Arrays as feeds."""
+    """Converts arrays to feeds."""
     return {name: value_of(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
 def wide(array: np.ndarray) -> np.ndarray:
-    """What a graph gives in 16 bits, in float32: the same numbers, with room for what is computed of them."""
+    """Converts 16-bit outputs to float32: the same values, with more precision for later computations."""
     return array.astype(np.float32) if array.dtype in (np.float16, BFLOAT16) else array
 
 
 def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: Sequence[Part]) -> Arrays:
-    """The inputs, if they are those of the parts, or of others, whose graphs are not opened for that."""
+    """Checks that the caller's inputs belong to these parts or to other parts of the task, without opening
+    the graphs of the latter.
+    """
     values = {
         name: value
         for part in parts
@@ -115,14 +115,12 @@ def _has_images_of_texts(session: OpenBundle, part: Part, arrays: Mapping[str, n
 
 
 def _rows(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> int:
-    """How many rows of the batch a part has; images of texts have the rows of the texts."""
+    """Returns the number of batch rows of a part. Images within texts have the rows of the texts."""
     return len(arrays["input_ids" if _has_images_of_texts(session, part, arrays) else part.inputs[0]])
 
 
 def _places(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> list[int]:
-    """Which of the batch's rows each row of a part is: images are those of the rows that have their
-    tokens.
-    """
+    """Returns the batch row of each row of a part. An image belongs to the row that contains its tokens."""
     rows = arrays[part.inputs[0]].shape[0]
     if _has_images_of_texts(session, part, arrays):
         return rows_of_images(arrays["input_ids"], session.image_token, rows)

@@ -1,4 +1,6 @@
-"""Makes the inputs of a bundle's graphs of what rows hold: texts, pairs of texts, images, speech."""
+"""Prepares the inputs of a bundle's graphs from the contents of rows: texts, pairs of texts,
+images, speech.
+"""
 
 from __future__ import annotations
 
@@ -18,21 +20,22 @@ from .open_bundle import OpenBundle
 
 
 class PreparingBundle(OpenBundle):
-    """An open bundle that prepares rows as its task asks."""
+    """An open bundle with methods that turn texts, images and speech into the inputs of its task."""
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """Texts as a padded batch: ``input_ids`` and ``attention_mask`` [batch, longest], int64, padded on
-        the right.
+        """Tokenizes texts into a padded batch: ``input_ids`` and ``attention_mask`` ``[batch, longest]``,
+        int64, padded on the right.
 
         Raises:
-            ConfigError: a text without a token.
+            ConfigError: a text has no tokens.
         """
         return pad(map_rows(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
-        """Images as ``pixel_values`` ``[images, channels, height, width]`` float32: paths or bytes of PNG and
-        JPEG pictures, prepared as the base's own processor prepares them, or ``.npy`` files and arrays that
-        are prepared already. Pictures need the extra ``vision``.
+        """Returns images as ``pixel_values`` ``[images, channels, height, width]`` float32.
+
+        An image is the path or the bytes of a PNG or JPEG, prepared as the base model's processor does, or a
+        ``.npy`` file or an array that is prepared already. PNG and JPEG need the extra ``vision``.
 
         Raises:
             ConfigError, FormatError, StorageError, Unsupported: see
@@ -50,8 +53,9 @@ class PreparingBundle(OpenBundle):
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]]
     ) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
-        """Pairs of texts as a padded batch, as :meth:`encode`, with ``token_type_ids`` where the graph reads
-        them; and of each token of a row where in the second text its characters are.
+        """Tokenizes pairs of texts into a padded batch, with ``token_type_ids`` where the graph reads them.
+        Also returns, for each token of a row, the character range in the second text, or None for other
+        tokens.
         """
         rows = map_rows(pairs, lambda pair: self.tokenizer.pair(*pair))
         inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
@@ -60,8 +64,8 @@ class PreparingBundle(OpenBundle):
         return inputs, [spans for _, _, spans in rows]
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
-        """Files of speech as ``input_features`` ``[files, mel, frames]``: see
-        :func:`adapterpack.runtime.media.inputs.speech_of`.
+        """Returns speech files as ``input_features`` ``[files, mel, frames]``;
+        :func:`adapterpack.runtime.media.inputs.speech_of` describes them.
         """
         config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
         shape = self.shape("input_features")

@@ -1,4 +1,6 @@
-"""Prompts as tokens: a text, messages under the chat template, or ids; and what a decoder starts with."""
+"""Tokenizes prompts (a text, chat messages or token ids), and finds the tokens with which a decoder
+starts.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,18 @@ from .text.context_length import text_part
 from .text.model_files import MAX_ID, token_ids
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
-"""A text (of a decoder: one user message), a list of messages, or a list of token ids."""
+"""A text (for a decoder: one user message), a list of messages, or a list of token ids."""
 
 
 def prompt_ids(
     session: OpenBundle, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool = False
 ) -> list[int]:
-    """The tokens of a prompt; ``tools`` are those that a chat template shows. A ``raw`` text is read as it
-    is, without the template.
+    """Returns the token ids of a prompt. ``tools`` are passed to the chat template; with ``raw`` a text is
+    tokenized without the template.
 
     Raises:
-        ConfigError: it is none, has no token, or one that the model does not have; or it is ``raw`` and
-            consists of messages.
+        ConfigError: the prompt is of no known form, has no tokens or a token that the model lacks, or is
+            ``raw`` and consists of messages.
     """
     items = [prompt] if isinstance(prompt, str) else list(prompt)
     if items and all(type(item) is int for item in items):
@@ -41,7 +43,7 @@ def prompt_ids(
             found=repr(prompt)[:80],
             remedy="give a text as prompt, or leave --raw (raw=True) out",
         )
-    # an encoder always reads the text as it is
+    # encoder-decoders take no chat template
     if isinstance(prompt, str) and (raw or not session.task.pads_left):
         ids = session.tokenizer.encode(prompt)
     else:
@@ -52,7 +54,7 @@ def prompt_ids(
 
 
 def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
-    """Ids of a caller, if the model has them."""
+    """Checks that the model has the ids of a caller, and returns them."""
     vocabulary = text_part(session.config, "vocab_size").get("vocab_size")
     most = vocabulary - 1 if type(vocabulary) is int else MAX_ID
     wrong = next((token for token in ids if not 0 <= token <= most), None)
@@ -66,12 +68,12 @@ def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:
 
 
 def start_ids(session: OpenBundle) -> list[int]:
-    """The tokens that a decoder's rows begin with: the start token, and those that the generation config
-    forces after it.
+    """Returns the tokens with which a decoder's rows begin: the start token, and those that the generation
+    config forces after it.
 
     Raises:
         ConfigError: no file of the bundle names a start token.
-        FormatError: one names something else there.
+        FormatError: a file has something else in that place.
     """
     for name, config in (
         ("generation_config.json", session.generation_config),
@@ -90,7 +92,9 @@ def start_ids(session: OpenBundle) -> list[int]:
 
 
 def _forced_ids(pairs: Any, where: Path) -> list[int]:
-    """The tokens after the start, from ``[place, token]``; a place without a token is left to the model."""
+    """Returns the forced tokens after the start token, from pairs ``[place, token]``; the model chooses at a
+    place without a token.
+    """
     forced = pairs or []
     if not isinstance(forced, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int for pair in forced

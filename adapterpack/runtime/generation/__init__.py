@@ -1,1 +1,3 @@
-"""Text generation: the loop, how a decoder goes on, sampling, caches."""
+"""Chooses the tokens of an answer: sampling, beam search, logits processors and grammars, and the answer's
+text.
+"""

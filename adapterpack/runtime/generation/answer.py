@@ -1,4 +1,4 @@
-"""The answer of one row, token by token: its text, how its tokens were chosen, and why it ended."""
+"""The answer of one row, token by token: its text, the choice of each token, and why it ended."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from .sampling import Sampling
 
 
 class NextTokens(NamedTuple):
-    """What an answer takes in a step: for each of its sequences from then on the one that it continues, and
-    its token; and the choice that is passed on to the caller, if one is.
+    """The tokens that an answer takes in one step. For each of its sequences after the step, ``parents`` has
+    the index of the sequence that it continues and ``tokens`` its new token. ``choice`` is passed on to the
+    caller; None if nothing is.
     """
 
     parents: tuple[int, ...]
@@ -25,8 +26,8 @@ class NextTokens(NamedTuple):
 
 
 class Ending(NamedTuple):
-    """One of the best sequences of a beam search: its tokens without the one at which it ended, its text, its
-    score, and why it ended.
+    """One of the best sequences of a beam search: its tokens without the end token, its text, its score, and
+    why it ended.
     """
 
     ids: tuple[int, ...]
@@ -36,8 +37,8 @@ class Ending(NamedTuple):
 
 
 class AnswerRequest(NamedTuple):
-    """What a row is asked: an answer to the tokens ``prompt`` in at most ``room`` tokens. Rows of one seed
-    draw different numbers at different places.
+    """The parameters of an answer: it continues the tokens ``prompt`` with at most ``room`` tokens. Rows with
+    one seed draw different numbers if their ``place`` differs.
     """
 
     tokenizer: Tokenizer | NoTokenizer
@@ -53,20 +54,20 @@ class AnswerRequest(NamedTuple):
         return self.sampling.end_ids(self.tokenizer.eos_ids)
 
     def make_sampler(self) -> Sampler:
-        """What chooses the answer's tokens."""
+        """Makes the sampler that chooses the answer's tokens."""
         return Sampler(self.sampling, self.prompt, self.end_ids, self.mask, self.place, self.room)
 
     def make_detokenizer(self) -> Detokenizer:
-        """What makes text of the answer's tokens."""
+        """Makes the detokenizer that turns the answer's tokens into text."""
         return Detokenizer(self.tokenizer, self.sampling.stop, self.sampling.skip_special_tokens)
 
 
 class Answer:
-    """The answer of a row, of one sequence.
+    """An answer of one sequence, as sampling and greedy decoding make it.
 
-    ``sampler`` chooses its next token, ``choices`` are those so far, and ``reason`` says why it ended; None
-    while it goes on. ``width`` is how many sequences the engine runs for it, and ``sequences`` are the best
-    ones of a beam search.
+    ``sampler`` chooses the next token, ``choices`` are those so far, and ``reason`` says why the answer
+    ended, None until then. ``width`` is the number of sequences that the engine runs for it; ``sequences``
+    are the best ones of a beam search.
     """
 
     width = 1
@@ -80,36 +81,38 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The text so far, which is final: later tokens only add to it."""
+        """The text so far. It is final: later tokens only extend it."""
         return self._stream.text
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The tokens so far, without the one at which it ended."""
+        """The tokens so far, without the end token."""
         return tuple(self._stream.ids)
 
     @property
     def logprobs(self) -> tuple[SampledToken, ...] | None:
-        """The choice of each of its tokens, if the row asks for log-probabilities."""
+        """The choice of each token with its log-probability, if the row asks for them."""
         return None if self.sampler.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
 
     @property
     def pending(self) -> Future[Any] | None:
-        """What the next token waits for besides its logits: until then the row repeats its step."""
+        """The computation for which the next token waits besides its logits; until it is done, the engine
+        repeats the row's step.
+        """
         return self.sampler.pending
 
     def advance(self, logits: Sequence[np.ndarray]) -> NextTokens:
-        """Chooses the next token from the logits ``[vocabulary]`` of its rows.
+        """Chooses the next token from the logits ``[vocabulary]`` of each of its sequences.
 
         Raises:
-            AdapterpackError: there is none.
+            AdapterpackError: no token may follow, or the logits are not finite.
         """
         choice = self.sampler.next(logits[0])
         return NextTokens((0,), (choice.token,), choice if self.take(choice) else None)
 
     def take(self, choice: SampledToken) -> bool:
-        """Adds the next token. False of an end token behind which no text was kept back: there is nothing to
-        pass on.
+        """Adds the next token, and returns whether there is something to pass on to the caller: not for an
+        end token, unless it releases text that was held back.
         """
         before, at_end = self.text, choice.token in self._ends
         self.choices.append(choice)

@@ -1,8 +1,8 @@
-"""Beam search as transformers does it: of all continuations of a row's beams the likeliest go on, and the
-best that end are its answers.
+"""Beam search as transformers does it: of all continuations of a row's beams the most likely are kept, and
+the best finished sequences are its answers.
 
-Scores are sums of log-probabilities, divided by ``length ** length_penalty`` once a sequence has ended.
-Source: ``GenerationMixin._beam_search`` of transformers 5.
+The score of a sequence is the sum of its log-probabilities, divided by ``length ** length_penalty`` once it
+has ended. Source: ``GenerationMixin._beam_search`` of transformers 5.
 """
 
 from __future__ import annotations
@@ -17,22 +17,21 @@ from .answer import Answer, AnswerRequest, Ending, NextTokens
 from .sampler import FEWER, Sampler
 
 _NEVER = np.float32(-1e9)
-"""The score of what does not count: below that of any real sequence."""
+"""The score of a placeholder, below that of any real sequence."""
 _DEAD = np.float32(-1e8)
-"""A beam with a lower score is one of those that fill up the number of beams where there are not enough real
-ones.
+"""A beam with a lower score is a placeholder: there are fewer real beams than ``num_beams``.
 """
 
 
 class _Beam(NamedTuple):
-    """A sequence that goes on: its tokens so far, and how its next ones are chosen."""
+    """An unfinished sequence: its tokens so far, and the sampler that scores its next token."""
 
     ids: tuple[int, ...]
     sampler: Sampler
 
 
 class _Finished(NamedTuple):
-    """A sequence that has ended, or with ``done`` False a place for one."""
+    """A finished sequence, or with ``done`` False a placeholder for one."""
 
     score: np.float32 = _NEVER
     ids: tuple[int, ...] = ()
@@ -41,8 +40,8 @@ class _Finished(NamedTuple):
 
 
 class BeamAnswer:
-    """The answers of a row by ``num_beams`` beams, each of which is a sequence. The best are there once all
-    have ended; see :class:`.Answer` for the rest.
+    """The answer of a row by ``num_beams`` beams; it has the interface of :class:`.Answer`. ``sequences``
+    holds the best ones once the search has ended.
     """
 
     logprobs = None
@@ -61,21 +60,21 @@ class BeamAnswer:
 
     @property
     def text(self) -> str:
-        """The best text; none before the end."""
+        """The text of the best sequence; empty before the end."""
         return self.sequences[0].text if self.sequences else ""
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """Its tokens, without the one at which it ended."""
+        """The tokens of the best sequence, without the end token."""
         return self.sequences[0].ids if self.sequences else ()
 
     def advance(self, logits: Sequence[np.ndarray]) -> NextTokens:
-        """Takes one more token in every beam, from their logits ``[vocabulary]``, which are all the prompt's
-        at first.
+        """Extends every beam by one token, from the logits ``[vocabulary]`` of each. In the first step all
+        have the logits of the prompt.
 
         Raises:
             NonFinite: the logits of a beam are not finite.
-            ConfigError: no token may follow in any beam.
+            ConfigError: the parameters leave no token to any beam.
         """
         dead = self._scores < _DEAD
         totals = np.stack(
@@ -84,6 +83,7 @@ class BeamAnswer:
                 for row, beam, score, out in zip(logits, self._beams, self._scores, dead, strict=True)
             ]
         )
+        # Enough candidates that num_beams of them remain even if every end token is among them.
         places = _largest(totals.ravel(), max(2, 1 + len(self._ends)) * self.width)
         scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
         if not np.isfinite(scores[0]):
@@ -104,7 +104,9 @@ class BeamAnswer:
         )
 
     def _extend(self, parent: int, token: int, real: bool) -> _Beam:
-        """A beam with one more token; ``real`` if that may follow."""
+        """Returns a beam with one more token. Its sampler takes the token only if it is ``real``, that is,
+        may follow.
+        """
         beam = self._beams[parent]
         sampler = beam.sampler.fork()
         if real:
@@ -112,7 +114,7 @@ class BeamAnswer:
         return _Beam((*beam.ids, token), sampler)
 
     def _reason(self, beam: _Beam) -> str | None:
-        """Why a sequence ends here, if it does."""
+        """Returns why a sequence ends here, or None."""
         options = self._sampling
         text = (
             self._request.tokenizer.decode(list(beam.ids), options.skip_special_tokens)
@@ -127,8 +129,8 @@ class BeamAnswer:
         return "stop" if stops else "length" if len(beam.ids) == self._room else None
 
     def _finish(self, scores: np.ndarray, candidates: Sequence[_Beam], reasons: Sequence[str | None]) -> None:
-        """Puts those among the best candidates that have ended among the best sequences, as many as there are
-        beams.
+        """Merges candidates that have ended into the best finished sequences, of which it keeps
+        ``num_beams``.
         """
         ended = [
             _Finished(score, beam.ids, reason, True)
@@ -165,12 +167,12 @@ class BeamAnswer:
 
 
 def begin_answer(request: AnswerRequest) -> Answer | BeamAnswer:
-    """The answer that the request asks for, without a token."""
+    """Makes the answer that the request asks for: by beam search if it has several beams."""
     return Answer(request) if request.sampling.num_beams == 1 else BeamAnswer(request)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """The places of the ``count`` largest values, the largest first."""
+    """Returns the indices of the ``count`` largest values, the largest first."""
     count = min(count, len(values))
     places = np.argpartition(values, len(values) - count)[len(values) - count :]
     order: np.ndarray = places[np.lexsort((places, -values[places]))]

@@ -1,4 +1,4 @@
-"""What parameters of sampling may be: numbers within bounds, and lists of token ids."""
+"""Checks the values of sampling parameters: numbers within bounds, and lists of token ids."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from ..text.model_files import MAX_ID
 
 MAX_TOKENS = (1 << 31) - 1
 MAX_ENTRIES = 1024
-"""The most entries of a list: tokens of ``logit_bias`` and of ``stop_token_ids``, words of
-``bad_words_ids``.
+"""The most entries of ``logit_bias``, ``stop_token_ids`` and ``bad_words_ids``.
 """
 
 
 class Range(NamedTuple):
-    """What a number may be; ``above``: the least itself is not allowed."""
+    """The range of a number; with ``above`` it excludes ``least``."""
 
     kind: type[int] | type[float]
     least: float
@@ -25,10 +24,10 @@ class Range(NamedTuple):
     above: bool = False
 
     def read(self, name: str, value: Any) -> int | float:
-        """The parameter's value.
+        """Checks a parameter and returns its value as ``kind``.
 
         Raises:
-            ConfigError: it is no such number.
+            ConfigError: the value is no number of that kind, or out of range.
         """
         right = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
         if not right or not self.least <= value <= self.most or (self.above and value == self.least):
@@ -46,10 +45,10 @@ TOKEN_ID = Range(int, 0, MAX_ID)
 
 
 def read_ids(name: str, ids: Any) -> tuple[int, ...]:
-    """A parameter that is a list of token ids.
+    """Checks a parameter that is a list of token ids, and returns it as a tuple.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the value is no list of token ids.
     """
     if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
         raise ConfigError(
@@ -62,10 +61,10 @@ def read_ids(name: str, ids: Any) -> tuple[int, ...]:
 
 
 def require_in_vocabulary(name: str, largest: int, size: int) -> None:
-    """Checks that the model has the tokens that a parameter names.
+    """Checks that a parameter names only tokens that the model has.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: ``largest`` is outside of the vocabulary.
     """
     if largest >= size:
         raise ConfigError(

@@ -1,5 +1,5 @@
-"""Compiles a grammar of a stranger where it can do no harm: the function that a sandbox calls. It imports
-llguidance and little else.
+"""Compiles the grammar of an untrusted request. A sandbox process calls it, so the module imports llguidance
+and little else.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _STACK = 1 << 20
-"""A fraction of what any thread of the caller has: a grammar that compiles on this stack does not break a
-larger one.
+"""A fraction of the stack of any thread of the caller: a grammar that compiles within it cannot overflow
+theirs.
 """
 _DEFAULTS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-"""JSON is written on one line, with a space after commas and colons or without: free white space can go on
-for ever. The schema's own ``x-guidance`` may say otherwise.
+"""JSON on one line, with or without a space after commas and colons: with free white space a model can emit
+spaces for ever. The ``x-guidance`` of a schema overrides this.
 """
 
 
 def check(request: bytes) -> bytes:
-    """The grammar of ``[kind, text]`` in llguidance's form. ``kind`` is the name of a sampling parameter.
+    """Compiles the grammar of ``[kind, text]``, as JSON, to llguidance's form. ``kind`` is the name of a
+    sampling parameter.
 
     Raises:
-        ValueError: it is none, needs what cannot be enforced, or is too large.
+        ValueError: the text is no such grammar, uses a feature that cannot be enforced, or is too large.
     """
     threading.stack_size(_STACK)
     with ThreadPoolExecutor(1) as thread:
@@ -31,8 +32,8 @@ def check(request: bytes) -> bytes:
 
 
 def limits() -> Any:
-    """What compiling a grammar and one step of it may take: lower than llguidance's own limits, and above
-    what real grammars need.
+    """Returns the limits for compiling a grammar and for one step of it: lower than llguidance's defaults,
+    and above the needs of real grammars.
     """
     from llguidance import LLParserLimits  # noqa: PLC0415 - an extra
 
@@ -42,7 +43,7 @@ def limits() -> Any:
 def _check_grammar(kind: str, text: str) -> str:
     from llguidance import LLMatcher, grammar_from  # noqa: PLC0415 - an extra
 
-    if kind == "json_schema":  # a keyword that cannot be enforced is an error, whatever the schema says of it
+    if kind == "json_schema":  # an unenforceable keyword is an error, even if the schema asks for leniency
         grammar: str = LLMatcher.grammar_from_json_schema(text, _DEFAULTS, {"lenient": False})
     else:
         grammar = grammar_from("regex" if kind == "regex" else "grammar", text)

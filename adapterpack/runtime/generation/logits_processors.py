@@ -1,8 +1,7 @@
-"""Parameters that say which tokens may not be next, or which one must: one small value each, which registers
-itself.
+"""Logits processors: parameters that exclude tokens, or force one. Each registers itself under its name.
 
-They are transformers' (``generation_config.json`` of summarization and speech models has them) and act in the
-order of its processors: ``GenerationMixin._get_logits_processor``.
+They are those of transformers (the ``generation_config.json`` of summarization and speech models uses them)
+and apply in the order of ``GenerationMixin._get_logits_processor``.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from ...errors import ConfigError
 from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids, require_in_vocabulary
 
 LONGEST_WORD = 64
-"""The most tokens of a word of ``bad_words_ids``."""
+"""The most tokens in one word of ``bad_words_ids``."""
 
 
 class RowStart(NamedTuple):
-    """What a rule knows of a row: how long its ``prompt`` is, how many tokens may follow (``room``), its end
-    tokens, and how many of its first tokens are ``forced``.
+    """What a processor knows about a row: the length of its ``prompt``, how many tokens may follow
+    (``room``), its end tokens, and how many of its first tokens are ``forced``.
     """
 
     prompt: int
@@ -33,18 +32,18 @@ class RowStart(NamedTuple):
 
 
 LogitsProcessor = Callable[[np.ndarray, np.ndarray], None]
-"""Changes the logits ``[vocabulary]`` of a row in place, by its tokens so far, those of the prompt
-included.
+"""Changes the logits ``[vocabulary]`` of a row in place; the second argument holds all tokens of the row, its
+prompt included.
 """
 
 MakeProcessor = Callable[[Any, RowStart], LogitsProcessor]
-"""Makes it of a parameter's value and of a row."""
+"""Makes the processor for a value of the parameter and a row."""
 
 
 @dataclass(frozen=True)
 class ProcessorKind:
-    """One parameter of :class:`.Sampling`: ``read(name, value)`` checks what it is, ``unset`` says that there
-    is no rule, and ``rule(value, row)`` is what it does to a row.
+    """One parameter of :class:`.Sampling`: ``read(name, value)`` checks its value, ``unset`` is the value
+    that means no processor, and ``rule(value, row)`` makes the processor for a row.
     """
 
     name: str
@@ -54,11 +53,11 @@ class ProcessorKind:
 
 
 LOGITS_PROCESSORS: dict[str, ProcessorKind] = {}
-"""Parameter -> the rule, in the order in which rules act."""
+"""Parameter -> its kind, in the order in which the processors apply."""
 
 
 def make_processors(options: Any, row: RowStart) -> list[LogitsProcessor]:
-    """What the parameters do to a row."""
+    """Makes the processors of a row, for the parameters that are set."""
     values = ((rule, getattr(options, rule.name)) for rule in LOGITS_PROCESSORS.values())
     return [rule.rule(value, row) for rule, value in values if value != rule.unset]
 
@@ -88,7 +87,7 @@ def _optional(read: Callable[[str, Any], Any], name: str, value: Any) -> Any:
 
 
 def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
-    """One id or a list of them, which is not empty."""
+    """Reads one token id, or a list of them that is not empty."""
     ids = read_ids(name, value if isinstance(value, Collection) else [value])
     if not ids:
         raise ConfigError(
@@ -122,7 +121,7 @@ _COUNT, _ONE = Range(int, 0, MAX_TOKENS).read, partial(_optional, TOKEN_ID.read)
 
 @_register("no_repeat_ngram_size", 0, _COUNT)
 def _no_repeats(size: int, row: RowStart) -> LogitsProcessor:
-    """No tokens that would end a sequence of so many that the row has already."""
+    """Excludes tokens that would complete an n-gram of ``size`` tokens which the row contains already."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) >= size:
@@ -134,7 +133,9 @@ def _no_repeats(size: int, row: RowStart) -> LogitsProcessor:
 
 @_register("bad_words_ids", (), _words)
 def _no_words(words: Sequence[tuple[int, ...]], row: RowStart) -> LogitsProcessor:
-    """No last token of a word whose others are there; an end token alone is no word."""
+    """Excludes the last token of each word whose other tokens precede it. An end token alone is not treated
+    as a word.
+    """
     ends = set(row.ends.tolist())
     by_length = _by_length(word for word in words if len(word) > 1 or word[0] not in ends)
     largest = max(map(max, words))
@@ -150,7 +151,7 @@ def _no_words(words: Sequence[tuple[int, ...]], row: RowStart) -> LogitsProcesso
 
 
 def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
-    """The words as arrays, those of one length together."""
+    """Groups words by length, as one array for each length."""
     groups: dict[int, list[tuple[int, ...]]] = {}
     for word in words:
         groups.setdefault(len(word), []).append(word)
@@ -159,8 +160,8 @@ def _by_length(words: Iterable[tuple[int, ...]]) -> list[np.ndarray]:
 
 @_register("min_length", 0, _COUNT)
 def _no_end_below(length: int, row: RowStart) -> LogitsProcessor:
-    """No end while prompt and answer are shorter; of an encoder and decoder the prompt are the decoder's
-    first tokens.
+    """Excludes end tokens while prompt and answer together are shorter. In an encoder-decoder the prompt is
+    the decoder's first tokens.
     """
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
@@ -172,13 +173,13 @@ def _no_end_below(length: int, row: RowStart) -> LogitsProcessor:
 
 @_register("min_new_tokens", 0, _COUNT)
 def _no_end_before(count: int, row: RowStart) -> LogitsProcessor:
-    """No end while the answer is shorter."""
+    """Excludes end tokens while the answer is shorter."""
     return _no_end_below(row.prompt + count, row)
 
 
 @_register("forced_bos_token_id", None, _ONE)
 def _force_first(token: int, row: RowStart) -> LogitsProcessor:
-    """The token behind the only one that is there."""
+    """Forces the token after a single first token."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) == 1:
@@ -189,7 +190,7 @@ def _force_first(token: int, row: RowStart) -> LogitsProcessor:
 
 @_register("forced_eos_token_id", None, partial(_optional, _one_or_more))
 def _force_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
-    """The last token that the row has room for."""
+    """Forces the last token for which the row has room."""
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if row.room is not None and len(tokens) == row.prompt + row.room - 1:
@@ -200,14 +201,14 @@ def _force_last(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
 
 @_register("suppress_tokens", (), read_ids)
 def _suppress(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
-    """Never these."""
+    """Excludes these tokens everywhere."""
     banned = np.array(ids, np.intp)
     return lambda logits, tokens: _ban(logits, banned)
 
 
 @_register("begin_suppress_tokens", (), read_ids)
 def _suppress_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
-    """Not these in the first place that is not forced."""
+    """Excludes these tokens at the first position that is not forced."""
     banned = np.array(ids, np.intp)
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:

@@ -1,8 +1,8 @@
-"""Chooses the next token of each row of a batch from its logits. A row's result depends on the row alone, bit
-for bit.
+"""Samples the next token of each row of a batch from its logits. The result depends on the row alone, bit for
+bit.
 
-Each row is worked on by itself, with operations over its whole vocabulary: a row of 128k logits stays in the
-processor's cache, and sums come out the same in any batch. The vocabulary is never sorted.
+Each row is processed by itself, with operations over its full vocabulary: 128k logits fit the CPU's cache,
+and sums are the same in any batch. The vocabulary is never sorted; partitions find the largest logits faster.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from .sampling import Sampling
 Logprobs = tuple[tuple[int, float], ...]
 _NONE = np.float32(-np.inf)
 _COLDEST = 1e-30
-"""A temperature that is a normal number in float32."""
+"""The least temperature to divide by; still a normal number in float32."""
 _BLOCK = 512
 FEWER = f"give fewer of logit_bias, {', '.join(LOGITS_PROCESSORS)}, json_schema, regex and grammar"
-"""What to do where the parameters exclude all tokens."""
+"""The remedy in errors about parameters that exclude every token."""
 
 
 class SampledToken(NamedTuple):
-    """A row's next token; its log-probability and the likeliest tokens with theirs, likeliest first, if the
-    row wants them. With an ``error`` the row has no next token.
+    """The next token of a row. If the row asks for them, it has the token's log-probability, and the most
+    likely tokens with theirs, in descending order. With an ``error`` the row has no next token.
     """
 
     token: int
@@ -40,33 +40,32 @@ class SampledToken(NamedTuple):
 
 
 class TokenMask(Protocol):
-    """Which tokens may be next in a row, by a grammar."""
+    """The tokens that a grammar permits next in a row."""
 
     @property
     def finished(self) -> bool:
-        """Whether nothing may follow but an end token."""
+        """Whether only an end token may follow."""
 
     @property
     def pending(self) -> Future[Any] | None:
-        """What still computes beside the engine's steps which tokens may be next: :meth:`allowed` waits for
-        it.
-        """
+        """The computation of the next mask, if it runs on another thread; :meth:`allowed` waits for it."""
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """Whether each token may be next, ``[vocabulary]`` bool."""
+        """Returns whether each token may be next, ``[vocabulary]`` bool."""
 
     def accept(self, token: int) -> None:
-        """Takes the row's next token."""
+        """Advances the grammar by the token that was chosen."""
 
     def copy(self) -> Self:
-        """The mask of another row that is as far as this one."""
+        """Returns an independent mask in the same state, for another row."""
 
 
 class Sampler:
-    """How one row's tokens are chosen, and what its choices so far mean for the next one.
+    """Chooses the tokens of one row, and keeps the state that its penalties, processors and random draws
+    need.
 
-    ``prompt`` are the row's tokens at the beginning; ``ends`` those at which it ends. ``stream`` tells apart
-    rows of one seed. ``room`` says how many tokens the row may have.
+    ``prompt`` are the first tokens of the row, ``ends`` its end tokens. ``stream`` gives rows with one seed
+    different draws. ``room`` is the most tokens that the row may take.
     """
 
     def __init__(
@@ -88,27 +87,27 @@ class Sampler:
         forced = int(len(prompt) <= 1 and options.forced_bos_token_id is not None)
         self._processors = make_processors(options, RowStart(len(prompt), room, self._ends, forced))
         self._row = np.array(prompt if self._processors else (), np.intp)
-        """Prompt and answer, where a rule reads them."""
+        """The tokens of prompt and answer, kept only for processors that read them."""
         self._penalized = (
             options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
         )
         self._tokens = np.unique(np.array(prompt if self._penalized else (), np.intp))
-        """The tokens of prompt and answer, each once, and below how often they are in the answer."""
+        """The distinct tokens of prompt and answer; ``_counts`` has how often each occurs in the answer."""
         self._counts = np.zeros(len(self._tokens), np.float32)
         self._places = {token: place for place, token in enumerate(self._tokens.tolist())}
 
     @property
     def finished(self) -> bool:
-        """Whether the grammar lets nothing follow."""
+        """Whether the grammar permits nothing but an end token."""
         return self.mask is not None and self.mask.finished
 
     @property
     def pending(self) -> Future[Any] | None:
-        """What the next choice would wait for."""
+        """The computation for which the next choice would wait."""
         return None if self.mask is None else self.mask.pending
 
     def next(self, logits: np.ndarray) -> SampledToken:
-        """The row's next token from its logits ``[vocabulary]``. The next call is for the token behind it.
+        """Chooses the next token of the row from its logits ``[vocabulary]``, and advances the state by it.
 
         Raises:
             NonFinite: the logits have NaN or +infinity, or are all -infinity.
@@ -116,7 +115,7 @@ class Sampler:
         """
         logits = logits.astype(np.float32)  # a copy
         top = logits.max()
-        if not np.isfinite(top):  # NaN is the largest of its array
+        if not np.isfinite(top):  # max returns NaN if any logit is NaN
             raise NonFinite("the model's logits are not finite", found=top)
         logprobs = None if self.options.logprobs is None else _log_total(logits, top)
         original = logits if logprobs is None else logits.copy()
@@ -131,7 +130,8 @@ class Sampler:
         )
 
     def process_logits(self, logits: np.ndarray) -> np.ndarray:
-        """The logits ``[vocabulary]`` float32 with the row's bias, penalties and rules; in place.
+        """Applies the row's bias, penalties and processors to logits ``[vocabulary]`` float32, in place, and
+        returns them.
 
         Raises:
             ConfigError: a parameter names a token that the model does not have.
@@ -142,7 +142,8 @@ class Sampler:
         ids, bias = self._bias
         logits[ids] += bias
         if self._penalized:
-            known = self._tokens < size  # a prompt may have tokens that stand for images, and have no logits
+            # a prompt may contain image tokens beyond the vocabulary, which have no logits
+            known = self._tokens < size
             tokens, counts = self._tokens[known], self._counts[known]
             values = logits[tokens]
             values = np.where(
@@ -170,11 +171,11 @@ class Sampler:
         return place if ids is None else int(ids[place])
 
     def log_probs(self, logits: np.ndarray) -> np.ndarray:
-        """The log-probabilities of the row's next token ``[vocabulary]`` float32, with bias and penalties on
-        them, as transformers has them in a beam search; -infinity of tokens that may not follow.
+        """Returns the log-probabilities of the next token ``[vocabulary]`` float32, to which bias and
+        penalties are then applied, as in transformers' beam search; -infinity for excluded tokens.
 
         Raises:
-            NonFinite, ConfigError: as :meth:`next`.
+            NonFinite, ConfigError: see :meth:`next`.
         """
         logits = logits.astype(np.float32)
         top = logits.max()
@@ -186,7 +187,7 @@ class Sampler:
         return scores
 
     def fork(self) -> Sampler:
-        """The sampler of another row that is as far as this one."""
+        """Returns an independent sampler in the same state, for another beam."""
         other = copy.copy(self)
         other.mask, other._counts, other._places = (
             self.mask and self.mask.copy(),
@@ -196,11 +197,11 @@ class Sampler:
         return other
 
     def accept(self, token: int) -> None:
-        """Takes the row's next token."""
+        """Advances the state by the token that was chosen."""
         if self.mask is not None and token not in self._ends:
             self.mask.accept(token)
         if self._processors:
-            self._row = np.append(self._row, token)  # another array: that of a fork stays as it is
+            self._row = np.append(self._row, token)  # a new array, so that forks keep theirs
         if self._penalized:
             place = self._places.setdefault(token, len(self._places))
             if place == len(self._tokens):
@@ -212,8 +213,8 @@ class Sampler:
 
 
 def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[SampledToken]:
-    """The next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row that has
-    none is a choice with an error; the others have theirs.
+    """Chooses the next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row
+    that fails gets a choice with its error, and the others are unaffected.
     """
     choices = []
     for row, sampler in zip(logits, rows, strict=True):
@@ -225,15 +226,15 @@ def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[SampledToken]:
 
 
 def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens to draw from, in order, by float32 logits; and weights in proportion to their
-    probabilities.
+    """Returns the indices of the tokens to draw from, in ascending order, and weights proportional to their
+    probabilities, from float32 logits.
     """
     places, top = np.arange(len(logits)), logits.max()
     if 0 < options.top_k < len(logits):
         places = np.flatnonzero(logits >= _largest(logits, options.top_k))
         logits = logits[places]
     weights = logits - top
-    with np.errstate(over="ignore"):  # what is too unlikely becomes 0
+    with np.errstate(over="ignore"):  # very unlikely tokens underflow to 0
         weights /= np.float32(max(options.temperature, _COLDEST))
     np.exp(weights, out=weights)
     if options.top_p < 1 or options.min_p:
@@ -243,20 +244,20 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
 
 
 def _largest(values: np.ndarray, count: int) -> np.float32:
-    """The least of the ``count`` largest values."""
+    """Returns the smallest of the ``count`` largest values."""
     value: np.float32 = np.partition(values, -count)[-count]
     return value
 
 
 def _heavy(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
-    """The places of the fewest weights that make up ``top_p`` of the whole, without those below ``min_p``.
-    The largest weight is 1.
+    """Returns the indices of the fewest weights that make up ``top_p`` of the total, without weights below
+    ``min_p``. The largest weight is 1.
     """
     if top_p == 1:
         return np.flatnonzero(weights >= min_p)
     total = float(weights.sum(dtype=np.float64))
     spare = (1 - top_p) * total
-    # all others together are not more than what is spared
+    # All smaller weights together are at most what top_p leaves out, so they can go first.
     places = np.flatnonzero(weights >= spare / len(weights))
     heavy = weights[places]
     return places[
@@ -265,7 +266,7 @@ def _heavy(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
 
 
 def _first_above(values: np.ndarray, share: float) -> np.float32:
-    """The least value that makes the sum of those from the smallest up to it larger than ``share``."""
+    """Returns the smallest value such that the sum of all values up to it exceeds ``share``."""
     while len(values) > _BLOCK:
         half = len(values) // 2
         values = np.partition(values, half)
@@ -279,12 +280,12 @@ def _first_above(values: np.ndarray, share: float) -> np.float32:
 
 
 def _at(weights: np.ndarray, share: float) -> int:
-    """The first place up to which the weights make up more than this share of the whole."""
+    """Returns the first index at which the running sum of the weights exceeds this share of the total."""
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
     point = share * blocks[-1]
     block = int(np.searchsorted(blocks, point, side="right"))
     inside = np.cumsum(weights[block * _BLOCK : (block + 1) * _BLOCK].astype(np.float64))
-    # both sums are rounded
+    # The two running sums round differently; the clamp keeps the index inside of the block.
     point = min(point - (blocks[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))
     return block * _BLOCK + int(np.searchsorted(inside, point, side="right"))
 

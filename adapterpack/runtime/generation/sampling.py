@@ -1,5 +1,5 @@
-"""How a row's next tokens are chosen, as a caller or the model's ``generation_config.json`` says it: names,
-defaults, bounds.
+"""Sampling parameters: their names, defaults and bounds, as a caller or the model's
+``generation_config.json`` sets them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
 from .logits_processors import LOGITS_PROCESSORS
 
 GRAMMARS = ("json_schema", "regex", "grammar")
-"""The parameters that say which texts an answer may be; a row has one of them at most."""
+"""The parameters that constrain the text of an answer; a row has at most one of them."""
 
 
 _RANGES = {
@@ -35,7 +35,7 @@ _RANGES = {
     "num_return_sequences": Range(int, 1, 1024),
 }
 _OPTIONAL = ("max_length", "logprobs")
-"""Numbers that may be left out."""
+"""Numbers that may be None."""
 _BIAS = Range(float, -100, 100)
 _AGAINST_GRAMMARS = (
     "min_new_tokens",
@@ -44,13 +44,13 @@ _AGAINST_GRAMMARS = (
     "forced_bos_token_id",
     "forced_eos_token_id",
 )
-"""Parameters that a form of the answer would contradict."""
+"""Parameters that conflict with a grammar, which decides itself where an answer ends."""
 _BEAM_KEYS = ("length_penalty", "early_stopping", "num_return_sequences")
-"""Parameters that say something of a search with several beams only."""
+"""Parameters that apply only to a beam search."""
 _DRAW_KEYS = ("temperature", "top_k", "top_p", "min_p")
-"""Parameters of a model that draws its tokens."""
+"""Parameters that apply only if tokens are drawn (``do_sample``)."""
 _SAMPLED = {"temperature": 1.0, "top_k": 50}
-"""What transformers takes where a ``generation_config.json`` samples and does not say it."""
+"""The defaults of transformers for a ``generation_config.json`` with ``do_sample``."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Sampling:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        # else each of its characters would be a stop text
+        # iterating over a str would make each of its characters a stop text
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
             raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
@@ -204,10 +204,10 @@ class Sampling:
             )
 
     def room(self, prompt: int) -> int:
-        """How many tokens may follow a prompt of so many.
+        """Returns how many tokens may follow a prompt of so many.
 
         Raises:
-            ConfigError: none may.
+            ConfigError: ``max_length`` leaves no room after the prompt.
         """
         room = (
             self.max_new_tokens
@@ -226,21 +226,20 @@ class Sampling:
 
     @property
     def reads_text(self) -> bool:
-        """Whether the answer's text decides how it goes on."""
+        """Whether generation depends on the answer's text, so that a tokenizer is needed."""
         return bool(self.stop) or any(getattr(self, name) is not None for name in GRAMMARS)
 
     def end_ids(self, eos: Collection[int]) -> frozenset[int]:
-        """The tokens at which a row ends, of a model with these end tokens."""
+        """Returns the tokens at which a row ends, for a model with these end tokens."""
         return frozenset(self.stop_token_ids) | (frozenset() if self.ignore_eos else frozenset(eos))
 
 
 def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any], folder: Path) -> Sampling:
-    """The parameters of a call, and what is left out: greedy, or with ``sampling="model"`` what the model's
-    ``generation_config.json`` says, as transformers reads it.
+    """Makes the parameters of a call. Those that it leaves out are greedy defaults, or with
+    ``sampling="model"`` those of the model's ``generation_config.json``, as transformers reads it.
 
     Raises:
-        ConfigError: an unknown parameter, or one that cannot be.
-        FormatError: the file has one that cannot be.
+        ConfigError: a parameter is unknown or invalid. FormatError: the file has an invalid parameter.
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in options:
@@ -261,8 +260,8 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
 
 
 def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any]) -> Sampling:
-    """The parameters of a ``generation_config.json`` where a call says nothing; without ``do_sample`` what
-    draws does not count.
+    """Merges the parameters of a call into those of a ``generation_config.json``. Without ``do_sample`` the
+    file's drawing parameters are ignored.
     """
     draws = config.get("do_sample") is True
     names = (
@@ -284,7 +283,7 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
         said = {name: value for name, value in said.items() if name not in _AGAINST_GRAMMARS}
     most = {**said, **given}.get("max_new_tokens", Sampling.max_new_tokens)
     if isinstance(said.get("min_new_tokens"), int) and isinstance(most, int):
-        said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a caller who wants less gets it
+        said["min_new_tokens"] = min(said["min_new_tokens"], most)  # a caller's smaller max_new_tokens wins
     left_out = {name: value for name, value in said.items() if name not in given}
     try:
         return Sampling(**{**left_out, **given})
@@ -301,8 +300,8 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
 
 
 def _longest(config: Mapping[str, Any]) -> dict[str, Any]:
-    """How long an answer is by a ``generation_config.json``: its own tokens, or where it does not say these,
-    with those of the prompt.
+    """Returns the longest answer that a ``generation_config.json`` permits: ``max_new_tokens``, or else
+    ``max_length``, which counts the prompt too.
     """
     own, whole = config.get("max_new_tokens"), config.get("max_length")
     return (
@@ -315,7 +314,7 @@ def _longest(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bias(bias: Any) -> dict[int, float]:
-    """``logit_bias``; keys may be texts, as JSON has no other ones."""
+    """Reads ``logit_bias``; keys may be strings, as JSON requires."""
     if not isinstance(bias, Mapping) or len(bias) > MAX_ENTRIES:
         raise ConfigError(
             "this is no bias of tokens",

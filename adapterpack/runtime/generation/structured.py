@@ -1,8 +1,8 @@
-"""Answers of a given form: a JSON schema, a regular expression or a grammar becomes a mask of the tokens that
+"""Structured output: compiles a JSON schema, a regular expression or a grammar to a mask of the tokens that
 may be next.
 
-llguidance (the extra ``structured``) makes the masks. A grammar is a stranger's text: it is compiled in a
-sandbox first, with limits of memory and time, and each step of it has a limit of its own.
+llguidance (the extra ``structured``) computes the masks. Grammars are untrusted input: each is compiled in a
+sandbox first, with limits of memory and time, and every step of it has a time limit.
 """
 
 from __future__ import annotations
@@ -31,14 +31,12 @@ from .grammar_check import limits
 from .sampling import GRAMMARS, Sampling
 
 MAX_CHARACTERS = 1 << 17
-"""Of a schema, an expression or a grammar."""
+"""The most characters of a schema, an expression or a grammar."""
 SLOW = 0.002
-"""Seconds of processor time of a step of a grammar after which its masks are computed beside the engine's
-steps.
+"""Seconds of CPU time. After a step that takes longer, the masks of a grammar are computed on other threads.
 """
 STEP = 0.25
-"""Seconds of processor time that a mask or a token may take; with ordinary grammars it is a tenth of a
-millisecond.
+"""The most seconds of CPU time for one mask or token; ordinary grammars take a tenth of a millisecond.
 """
 _SANDBOX = Sandbox(
     "adapterpack.runtime.generation.grammar_check:check", SandboxLimits(memory=512 << 20, seconds=3)
@@ -46,8 +44,8 @@ _SANDBOX = Sandbox(
 
 
 class Beside:
-    """Where the masks of one tenant are computed that take long: on a few threads beside the engine's, one
-    at a time, by turns with those of others.
+    """Computes the slow masks of one tenant on a few shared threads, one at a time, in turn with those of
+    other tenants. The engine's thread meanwhile serves other rows.
     """
 
     def __init__(self) -> None:
@@ -55,7 +53,7 @@ class Beside:
         self._tasks = deque[tuple[Future[bytes], Callable[[], bytes]]]()
 
     def submit(self, compute: Callable[[], bytes]) -> Future[bytes]:
-        """The result of a function, when its turn has come."""
+        """Queues a function and returns the future of its result."""
         future: Future[bytes] = Future()
         with self._lock:
             self._tasks.append((future, compute))
@@ -79,10 +77,10 @@ class Beside:
 
 @cache
 def _threads() -> ThreadPoolExecutor:
-    """The threads for masks, which leave the processor to the engine where the system lets them."""
+    """Returns the threads for masks; on Linux they run at a lower priority than the engine's."""
 
     def yield_to_others() -> None:
-        if sys.platform == "linux":  # where a thread has a priority of its own
+        if sys.platform == "linux":  # only Linux has a priority for each thread
             with suppress(OSError):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
@@ -90,8 +88,8 @@ def _threads() -> ThreadPoolExecutor:
 
 
 class _Pace:
-    """Whether a grammar has been slow, in any of its rows: then its masks are computed ``beside`` the
-    steps.
+    """Whether a grammar has been slow in any of its rows; its further masks are then computed ``beside`` the
+    engine's steps.
     """
 
     def __init__(self, beside: Beside | None) -> None:
@@ -99,28 +97,28 @@ class _Pace:
 
 
 class GrammarMask:
-    """Which tokens may be next in one row; see :class:`~.token_chooser.TokenMask`."""
+    """The mask of one row by a grammar of llguidance; implements :class:`~.sampler.TokenMask`."""
 
     def __init__(
         self, matcher: Any, parameter: str, pace: _Pace, bits: bytes | None = None, finished: bool = False
     ) -> None:
         self._matcher, self._parameter, self._pace, self._bits = matcher, parameter, pace, bits
         self.finished = finished
-        """Whether nothing may follow but an end token."""
+        """Whether only an end token may follow."""
         self._next: Future[bytes] | None = None
 
     def copy(self) -> Self:
-        """The mask of another row that is as far as this one."""
+        """Returns an independent mask in the same state, for another row."""
         self._settle()
         return type(self)(self._matcher.deep_copy(), self._parameter, self._pace, self._bits, self.finished)
 
     @property
     def pending(self) -> Future[bytes] | None:
-        """What still computes beside the engine's steps which tokens may be next."""
+        """The computation of the next mask, if it still runs on another thread."""
         return None if self._next is None or self._next.done() else self._next
 
     def _settle(self) -> None:
-        """Waits for what is computed beside: a matcher does one thing at a time."""
+        """Waits for the mask that another thread computes, since a matcher is not thread-safe."""
         if self._next is not None:
             pending, self._next = self._next, None
             self._bits = pending.result()
@@ -130,7 +128,8 @@ class GrammarMask:
         return bits
 
     def allowed(self, vocabulary: int) -> np.ndarray:
-        """Whether each token may be next, ``[vocabulary]`` bool; an end token only where the answer may end.
+        """Returns whether each token may be next, ``[vocabulary]`` bool. End tokens are allowed only where
+        the answer may end.
 
         Raises:
             ConfigError: the grammar has become too large, or takes too long.
@@ -140,15 +139,16 @@ class GrammarMask:
             self._bits = self._mask()
         bits = np.frombuffer(self._bits, np.uint8)
         allowed = np.zeros(vocabulary, bool)
-        count = min(vocabulary, 8 * len(bits))  # models may have more logits than their tokenizer has tokens
+        # padded vocabularies have more logits than the tokenizer has tokens
+        count = min(vocabulary, 8 * len(bits))
         allowed[:count] = np.unpackbits(bits, count=count, bitorder="little")
         return allowed
 
     def accept(self, token: int) -> None:
-        """Takes the row's next token.
+        """Advances the grammar by the token that was chosen.
 
         Raises:
-            ConfigError: see :meth:`allowed`.
+            ConfigError: the grammar does not permit the token, or the step takes too long.
         """
         self._settle()
         self._bits = None
@@ -182,15 +182,15 @@ def grammar_mask(
     where: str | None = None,
     beside: Beside | None = None,
 ) -> GrammarMask | None:
-    """The mask at the beginning of a row, if the options say a form; ``where`` is what errors call that, by
-    default the parameter. Masks that take long are computed ``beside`` the engine's steps, where that is
-    given.
+    """Returns the mask at the beginning of a row, or None if the options have no grammar. Errors call the
+    grammar ``where``, by default the parameter's name. Slow masks are computed ``beside`` the engine's steps,
+    if it is given.
 
     Raises:
         MissingExtra: llguidance is not installed.
         Unsupported: the tokenizer's tokens cannot be used.
-        ConfigError: the schema, expression or grammar is none, asks for what cannot be enforced, or is too
-            large or too slow to compile.
+        ConfigError: the schema, expression or grammar is invalid, cannot be enforced, or is too large or too
+            slow to compile.
     """
     parameter = next((name for name in GRAMMARS if getattr(options, name) is not None), None)
     if parameter is None:
@@ -199,7 +199,7 @@ def grammar_mask(
     with needed_by(parameter):
         from llguidance import LLMatcher  # noqa: PLC0415 - an extra
 
-    assert isinstance(tokenizer, Tokenizer)  # a form is one of texts
+    assert isinstance(tokenizer, Tokenizer)  # tokenizer_of returns one for options with a grammar
     text = _text(parameter, getattr(options, parameter), where)
     tokens = tokenizer.for_grammars
     try:
@@ -210,7 +210,7 @@ def grammar_mask(
         raise ConfigError(error.what, where=error.where) from error
     with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
         mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Pace(beside))
-    mask.allowed(1)  # what cannot begin is an error now, not when the row runs
+    mask.allowed(1)  # a grammar that permits no first token fails here, not while the row runs
     return mask
 
 

@@ -1,1 +1,1 @@
-"""Images and audio of requests, prepared as the arrays that a graph takes."""
+"""Prepares the images and audio of requests as the arrays that a graph takes."""

@@ -1,5 +1,5 @@
-"""Pictures from PNG and JPEG bytes, within limits that hold before anything is decoded, as the arrays that a
-model's processor makes.
+"""Decodes PNG and JPEG images, within limits that are checked before decoding, and prepares them as the
+model's image processor does.
 """
 
 from __future__ import annotations
@@ -18,31 +18,28 @@ from ...library_errors import library_errors
 from .processor_config import Preparation
 
 MOST_BYTES = 32 << 20
-"""The most bytes that a picture may have, before it is decoded."""
+"""The most bytes of an encoded image."""
 MOST_PIXELS = 1 << 25
-"""The most pixels that a picture may have, and what it is resized to: a file of a few kilobytes can hold
-billions.
+"""The most pixels of an image, decoded and resized: a file of a few kilobytes can decode to billions.
 """
 DATA = "data:image/"
-"""What a picture in a text begins with (RFC 2397)."""
+"""The prefix of an image in a data URL (RFC 2397)."""
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG"}
 _UNDECODABLE = "the picture cannot be decoded"
 _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"})
-"""Pillow's names of what has no more than eight bits a channel, so that nothing is cut off on the way to
-RGB.
+"""Pillow's modes with at most eight bits a channel, which convert to RGB without loss of precision.
 """
 
 
 def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.ndarray:
-    """The pixels ``[3, height, width]`` float32 of a PNG or JPEG in ``data``, prepared as ``how`` says.
+    """Decodes a PNG or JPEG and returns its pixels ``[3, height, width]`` float32, prepared as ``how`` says.
 
-    What the camera turned is turned back, and transparency is left out, as transformers does when it loads a
-    picture.
+    Applies the EXIF orientation and drops transparency, as transformers does when it loads an image.
 
     Raises:
         MissingExtra: Pillow is not installed.
         Unsupported: another kind of file, or more than eight bits a channel.
-        FormatError: too large, or it cannot be decoded.
+        FormatError: the image is too large, or cannot be decoded.
 
     Example:
         >>> how = Preparation(None, (2, 2), 2, None, 1 / 255, None, None)
@@ -75,7 +72,7 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
 
 
 def bytes_of(path: Path) -> bytes:
-    """The bytes of a file that may be a picture.
+    """Reads a file that may be an image, if it is not too large.
 
     Raises:
         FormatError: it is too large.
@@ -86,7 +83,7 @@ def bytes_of(path: Path) -> bytes:
 
 
 def bytes_in(text: str) -> bytes:
-    """The bytes of a picture in a text, ``data:image/png;base64,...``.
+    """Returns the bytes of an image in a data URL, ``data:image/png;base64,...``.
 
     Raises:
         FormatError: it is too large, or not in base 64.
@@ -131,7 +128,7 @@ def _require_pixels(size: tuple[int, int], where: object) -> None:
 
 
 def _crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of a picture ``[height, width, 3]``; where it is smaller, black around it."""
+    """Returns the center of an image ``[height, width, 3]``, padded with black where the image is smaller."""
     extent = pixels.shape[:2]
     whole = np.zeros((max(height, extent[0]), max(width, extent[1]), 3), pixels.dtype)
     before = [-((edge - full) // 2) for edge, full in zip(extent, whole.shape[:2], strict=True)]  # rounded up
@@ -141,8 +138,8 @@ def _crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _normalise(pixels: np.ndarray, how: Preparation) -> np.ndarray:
-    """Bytes ``[height, width, 3]`` as numbers ``[3, height, width]``, rounded where the processors of
-    transformers round.
+    """Converts bytes ``[height, width, 3]`` to floats ``[3, height, width]``, and rounds at the same steps as
+    transformers' processors.
     """
     scaled: np.ndarray = (pixels.astype(np.float64) * how.factor).astype(np.float32)
     if how.mean is not None and how.std is not None:

@@ -1,4 +1,4 @@
-"""Sorts the images of a batch into its rows, by their image tokens."""
+"""Assigns the images of a batch to its rows, by their image tokens."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from ...errors import ConfigError
 
 
 def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
-    """The row of each image, in order: rows have image tokens, and every image is as many of them as any
-    other.
+    """Returns the row of each image, in order. Every image takes the same number of image tokens.
 
     Raises:
-        ConfigError: the tokens cannot be shared among the images.
+        ConfigError: the tokens cannot be divided among the images.
 
     Example:
         >>> rows_of_images(np.array([[9, 9, 1], [1, 2, 3], [9, 9, 9]]), 9, 5)
@@ -34,8 +33,8 @@ def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
 
 
 def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
-    """``[images, positions, hidden]`` as ``[batch, longest, hidden]``: each row's images one after another,
-    filled up with zeros.
+    """Rearranges ``[images, positions, hidden]`` to ``[batch, longest, hidden]``: the images of each row one
+    after another, padded with zeros.
 
     Example:
         >>> features_of_rows(np.arange(6.0).reshape(3, 2, 1), [0, 2, 2], 3)[..., 0].tolist()

@@ -1,6 +1,4 @@
-"""Makes the arrays that graphs take of images and speech: pictures (PNG, JPEG), ``.wav`` files, and prepared
-arrays (``.npy``).
-"""
+"""Makes the input arrays of graphs for images and speech, from PNG, JPEG, ``.wav`` and ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -27,12 +25,12 @@ _PREPARE = "save what the model's processor gives for it as a .npy file"
 
 
 def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
-    """The float32 array in a ``.npy`` file, of a graph's own ``shape`` for one row; names in the shape fit
-    every extent.
+    """Reads the float32 array of a ``.npy`` file. It must have the ``shape`` of one row of the graph's input,
+    in which named extents match any length.
 
     Raises:
         Unsupported: the file is of another kind.
-        FormatError: it holds no such array, or more bytes than are read.
+        FormatError: the file holds no such array, or is too large.
     """
     if path.suffix != ".npy":
         raise Unsupported(
@@ -47,13 +45,13 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
 
 
 def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Preparation]) -> np.ndarray:
-    """The pixels of one image, of a graph's own ``shape`` for one row; ``prepared`` says how pictures are
-    prepared, and arrays are already.
+    """Returns the pixels of one image in the ``shape`` of one row of the graph's input. Encoded images are
+    prepared as ``prepared()`` says; arrays must be prepared already.
 
     Raises:
-        ConfigError: Pillow is not installed, or the processor's configuration has a number that cannot be.
-        Unsupported: a kind of picture, or a processor, that is not known.
-        FormatError: it is too large, cannot be decoded, or is of another form than the graph takes.
+        ConfigError: Pillow is not installed, or the processor's configuration is invalid. Unsupported: the
+            kind of image, or the processor, is not known. FormatError: the image is too large, cannot be
+            decoded, or has another shape than the graph takes.
         StorageError: the file cannot be read.
     """
     if isinstance(given, np.ndarray):
@@ -115,8 +113,8 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
 
 
 def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
-    """Triangles over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of area 1, on Slaney's
-    scale: linear below 1 kHz.
+    """Returns triangular mel filters over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of
+    area 1, on Slaney's scale: linear below 1 kHz.
 
     Example:
         >>> mel_bands(80, 400, 16000).shape
@@ -133,7 +131,7 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
 
 
 def _samples(path: Path, rate: int) -> np.ndarray:
-    """The samples of a wave file, in [-1, 1)."""
+    """Reads the samples of a wave file, in [-1, 1)."""
     with (
         _open_file(path) as file,
         library_errors("wave", "the file is no wave file", where=path),

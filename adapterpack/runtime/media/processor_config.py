@@ -1,6 +1,4 @@
-"""Reads how the base's own processor prepares images from its configuration files; no library of processors
-is needed.
-"""
+"""Reads from the base model's configuration files how its processor prepares images, without transformers."""
 
 from __future__ import annotations
 
@@ -13,14 +11,14 @@ from ...errors import ConfigError, Unsupported
 from ..text.model_files import read_object
 
 FILES = ("processor_config.json", "preprocessor_config.json")
-"""Newer processors write one file with a section for each kind of input, older ones a file for one; the newer
-one goes first.
+"""Newer processors write one file with a section for each kind of input, older ones a file for a single kind.
+The newer file takes precedence.
 """
 
 _LARGEST = 1 << 13
-"""The longest edge that a configuration may ask for."""
+"""The longest edge that a configuration may set, in pixels."""
 _FILTERS = range(6)
-"""Pillow's numbers of resampling filters, which configurations hold."""
+"""Pillow's numbers of resampling filters, which configurations use."""
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _SHORTEST = {"shortest_edge": 224}
@@ -56,16 +54,16 @@ _KINDS: dict[str, dict[str, Any]] = {
     "SiglipImageProcessor": _kind(3, _HALF, _SQUARE, square=False),
     "BlipImageProcessor": _kind(3, _CLIP, {"height": 384, "width": 384}),
 }
-"""The processors that resize, crop, scale and normalise and do nothing else, with what each does where its
-file is silent.
+"""Processors that only resize, crop, rescale and normalize, with the defaults of each for keys that its file
+leaves out.
 
-``square``: a size that is one number is that of both edges, and not of the shorter one.
+``square``: a size that is a single number is the length of both edges, not of the shorter edge.
 """
 
 
 class Preparation(NamedTuple):
-    """What happens to a picture: its shorter edge or both get a size, its middle is cut out, and its bytes
-    become ``(x * factor - mean) / std``. Steps that are left out are None.
+    """The steps that prepare an image: resize its shorter edge or both, crop its center, and map its bytes to
+    ``(x * factor - mean) / std``. None leaves a step out.
     """
 
     shortest: int | None
@@ -78,11 +76,11 @@ class Preparation(NamedTuple):
 
     @property
     def extent(self) -> tuple[int, int] | None:
-        """Height and width of what comes out, where they do not depend on the picture."""
+        """Height and width of the result, or None if they depend on the image."""
         return self.crop or self.size
 
     def resize(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width after resizing, before cropping; the longer edge is rounded down.
+        """Returns height and width after resizing and before cropping; the longer edge is rounded down.
 
         Example:
             >>> Preparation(4, None, 2, None, 1.0, None, None).resize(10, 7)
@@ -96,11 +94,11 @@ class Preparation(NamedTuple):
 
 
 def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
-    """The configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file; an
-    empty one where there is none.
+    """Returns the configuration of an ``image_processor`` or ``feature_extractor`` in a folder, and its file.
+    The configuration is empty if no file has it.
 
     Raises:
-        FormatError: one is no JSON object.
+        FormatError: a file holds no JSON object.
     """
     newer, older = (read_object(folder / file) for file in FILES)
     part = newer.get(name)
@@ -108,11 +106,11 @@ def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
 
 
 def preparation(folder: Path) -> Preparation:
-    """How pictures are prepared for the model in ``folder``.
+    """Returns how images are prepared for the model in ``folder``.
 
     Raises:
-        Unsupported: nothing says so, or the model's processor does more than is known here.
-        ConfigError: a number that cannot be.
+        Unsupported: no file says so, or the model's processor does more than this module supports.
+            ConfigError: a number in the configuration is invalid.
 
     Example:
         >>> preparation(Path("bundle")).crop  # doctest: +SKIP
@@ -150,13 +148,13 @@ def preparation(folder: Path) -> Preparation:
 
 
 class _Reader:
-    """The values of a configuration that a stranger may have written."""
+    """Reads and checks the values of an untrusted configuration."""
 
     def __init__(self, config: Mapping[str, Any], where: Path) -> None:
         self.config, self.where = config, where
 
     def size(self, key: str) -> dict[str, int]:
-        """``height`` and ``width``, or ``shortest_edge``."""
+        """Reads a size: ``height`` and ``width``, or ``shortest_edge``."""
         size = self.config[key]
         if type(size) is int:
             both = self.config["square"] or key == "crop_size"
@@ -170,27 +168,27 @@ class _Reader:
         return dict(size)
 
     def moments(self, key: str) -> tuple[float, ...]:
-        """One number for each channel."""
+        """Reads one number for each channel."""
         channels = self.config[key]
         if not isinstance(channels, list | tuple) or len(channels) != 3 or not all(map(_finite, channels)):
             raise self.wrong(key, "3 numbers")
         return tuple(map(float, channels))
 
     def number(self, key: str) -> float:
-        """A number."""
+        """Reads a finite number."""
         if not _finite(self.config[key]):
             raise self.wrong(key, "a number")
         return float(self.config[key])
 
     def filter(self) -> int:
-        """The number of a filter."""
+        """Reads the number of a resampling filter."""
         number = self.config["resample"]
         if type(number) is not int or number not in _FILTERS:
             raise self.wrong("resample", f"{_FILTERS.start} to {_FILTERS.stop - 1}")
         return number
 
     def wrong(self, key: str, expected: str) -> ConfigError:
-        """The error."""
+        """Makes the error for an invalid value."""
         return ConfigError(
             "a number of the processor's configuration cannot be",
             where=self.where,

@@ -1,1 +1,1 @@
-"""Graphs under ONNX Runtime: opened, run, and the values that go in and out."""
+"""Wraps ONNX Runtime: opens and runs graphs, and converts their values."""

@@ -1,6 +1,4 @@
-"""Compares the graphs that ONNX Runtime has open with what the manifest says of them: inputs, outputs, and
-the shapes of all slots.
-"""
+"""Checks open graphs against the manifest: their inputs, outputs, and the shapes of all slots."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ def require_contract(bundle: Bundle, part: str, graph: OrtModel) -> None:
     """Checks that a graph is the one that the manifest describes.
 
     Raises:
-        FormatError: it lacks an input, an output or a slot, or has one of another type or shape.
+        FormatError: an input, an output or a slot is missing or has another type or shape.
     """
     for what, expected, found in _differences(bundle, part, graph):
         raise FormatError(
@@ -45,7 +43,7 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
     if part == DECODER:
         yield from _decoder_differences(bundle, own, graph)
         return
-    if own or bundle.mode != "bank":  # a bank of prompts alone may take ids that nothing reads
+    if own or bundle.mode != "bank":  # a bank that holds only prompts may declare ids that no node reads
         yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
     first = next(one for one in get_task(bundle.task).parts if one.name == part).inputs[0]
@@ -68,7 +66,9 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
 def _decoder_differences(
     bundle: Bundle, sites: Mapping[str, MappedSite], graph: OrtModel
 ) -> Iterator[Difference]:
-    """The engine's graph: lengths of rows for a mask, and an input for every slot."""
+    """Yields differences of the engine's graph, which takes cache lengths in place of a mask and every slot
+    as an input.
+    """
     for name in ("input_ids", CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS):
         yield from _switch(graph, name, True)
     yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in sites.values()))
@@ -120,7 +120,7 @@ def _slot(graph: OrtModel, name: str, dtype: str, shape: tuple[int | None, ...])
 
 def _ports(kind: str, ports: Iterable[Port], found: Iterable[Any]) -> Iterator[Difference]:
     expected: Mapping[str, Port] = {port.name: port for port in ports}
-    if not expected:  # of an older bundle nothing is known
+    if not expected:  # older bundles do not record their signature
         return
     values = {value.name: value for value in found}
     if expected.keys() != values.keys():
@@ -136,9 +136,7 @@ def _ports(kind: str, ports: Iterable[Port], found: Iterable[Any]) -> Iterator[D
 
 
 def _fits(dtype: str, shape: tuple[int | str | None, ...], found: Any) -> bool:
-    """Whether a value of ONNX Runtime has this type and shape, as far as extents are numbers on both
-    sides.
-    """
+    """Returns whether a value of ONNX Runtime has this type and shape; variable extents match anything."""
     return (
         TYPES.get(found.type, found.type) == dtype
         and len(shape) == len(found.shape)

@@ -33,17 +33,17 @@ TYPES = {
     "tensor(int8)": "int8",
     "tensor(bool)": "bool",
 }
-"""ONNX Runtime's name of a type -> numpy's."""
+"""ONNX Runtime's type name -> numpy's."""
 
 
 class OrtModel:
-    """A running graph of a bundle that computes in ``dtype``. ``inputs`` must be fed; ``slots`` have
-    defaults, and ``optional`` are those that a caller may feed; ``results`` are the outputs. All are by name.
-    What the graph may do is checked before: see
-    :func:`adapterpack.onnx_graph.confine.require_safe`.
+    """An ONNX Runtime session of one graph, which computes in ``dtype``.
 
-    ``mapped`` leaves weights in the mapped file, which costs neither time nor memory to open, but makes each
-    run slower: a float product a little, one on quantized weights 20 to 80 times.
+    By name: ``inputs`` must be fed; ``slots`` are inputs with defaults, of which callers may feed the
+    ``optional`` ones; ``results`` are the outputs. The caller checks the graph beforehand with
+    :func:`adapterpack.onnx_graph.confine.require_safe`. ``mapped`` leaves weights in the mapped file. Opening
+    then costs neither time nor memory, but each run is slower: slightly for float products, 20 to 80 times
+    for quantized weights.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
@@ -63,7 +63,7 @@ class OrtModel:
         options = resolved.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            # between a few runs others need the cores
+            # with few runs, spinning threads would only take cores from others
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with self._opening(resolved):
             self._ort = ort.InferenceSession(
@@ -84,7 +84,9 @@ class OrtModel:
         }
 
     def _opening(self, resolved: ResolvedDevice) -> AbstractContextManager[None]:
-        """A graph that the CPU cannot open is none; of another provider it may be more than it can."""
+        """Translates errors: a graph that the CPU cannot open is invalid; on another provider it may just be
+        unsupported.
+        """
         name = resolved.provider.name
         if name == "cpu":
             return library_errors(
@@ -102,7 +104,7 @@ class OrtModel:
         )
 
     def _form(self, options: ort.SessionOptions) -> Path | bytes:
-        """The graph's file; of one in bfloat16, on a provider that cannot compute in it, the same graph with
+        """Returns the graph's file, or for bfloat16 on a CPU, which cannot compute in it, the same graph with
         casts.
         """
         if self.dtype != BFLOAT16.name or self.resolved.provider.name != "cpu":
@@ -113,15 +115,15 @@ class OrtModel:
         return computing_wide(self.path)
 
     def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
-        """An array in the type of the input of that name."""
+        """Casts an array to the dtype of the input of that name."""
         return array.astype(self._types.get(name, array.dtype), copy=False)
 
     def call(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """One run on ``OrtValue`` feeds. On CUDA a cache stays on the device.
+        """Runs the graph on ``OrtValue`` feeds and returns its outputs by name. On a GPU the KV cache stays
+        on the device.
 
         Raises:
-            AdapterpackError: ONNX Runtime refuses, for instance because of a shape or an id that the graph
-                cannot take.
+            AdapterpackError: ONNX Runtime fails, for example on a shape or an id that the graph cannot take.
         """
         with self._errors():
             values = (
@@ -141,17 +143,15 @@ class OrtModel:
         return list(binding.get_outputs())
 
     def binding(self) -> Any:
-        """An ``IOBinding`` of the graph, for passes on the same memory one after another: see
-        :meth:`run_bound`.
-        """
+        """Returns a new ``IOBinding`` of the graph, for :meth:`run_bound`."""
         return self._ort.io_binding()
 
     def run_bound(self, binding: Any, capture: int | None = None) -> None:
-        """One run on what is bound. On a device that captures, the run of a number is recorded once and then
-        replayed, on the same memory; one without a number is run as it is.
+        """Runs the graph on a binding. On a device that captures, the first run with a ``capture`` number is
+        recorded and later ones replay it on the same memory; a run without a number is not captured.
 
         Raises:
-            AdapterpackError: as :meth:`call`.
+            AdapterpackError: see :meth:`call`.
         """
         with self._errors():
             self._ort.run_with_iobinding(binding, self._options(capture))

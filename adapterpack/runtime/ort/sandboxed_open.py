@@ -1,5 +1,5 @@
-"""Graphs that this version of adapterpack neither made nor ever opened are opened in a sandbox first: a crash
-there ends nothing here.
+"""Opens graphs of unknown origin in a sandbox process first, so that a crash of ONNX Runtime does not end
+this process.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from .values import BFLOAT16
 def require_openable(
     folder: Path, bundle: Bundle, proofs: VerificationCache, parts: Iterable[str], provider: str = "cpu"
 ) -> None:
-    """Checks that ONNX Runtime lives through opening the graphs of these parts, as a session on ``provider``
-    opens them, and remembers it.
+    """Checks that ONNX Runtime survives opening the graphs of these parts, as a session on ``provider`` would
+    open them, and remembers the result for the next time.
 
     Raises:
-        OutOfLimits: a graph takes too much memory or time.
-        FormatError: the process ended.
+        OutOfLimits: a graph takes too much memory or time. FormatError: the sandbox process crashed.
     """
     for part in parts:
         if not proofs.was_openable(part) and not is_inside():

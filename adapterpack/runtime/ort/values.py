@@ -1,5 +1,5 @@
-"""Arrays and ONNX Runtime's values, also in bfloat16, which numpy does not have, and in the memory of a
-device.
+"""Converts between numpy arrays and ``OrtValue``, also in bfloat16, which numpy lacks, and in
+device memory.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ import numpy as np
 import onnxruntime as ort
 
 Memory = tuple[str, int]
-"""The name and the number of a memory, as ``OrtValue`` takes them."""
+"""The device name and number of a memory, as ``OrtValue`` takes them."""
 HOST: Memory = ("cpu", 0)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _ONNX_BFLOAT16 = 16
 
 
 def element_type(dtype: np.dtype[Any]) -> Any:
-    """A type as a binding takes it: numpy's own, or the number that ONNX has for it."""
+    """Returns a dtype as an ``IOBinding`` takes it: numpy's dtype, or ONNX's number for bfloat16."""
     return _ONNX_BFLOAT16 if dtype == BFLOAT16 else dtype
 
 
 def value_of(array: np.ndarray, memory: Memory = HOST) -> Any:
-    """An array as a value: on the host the memory is the array's own, which the value keeps alive; on a
+    """Wraps an array as an ``OrtValue``. On the host it borrows the array's memory and keeps it alive; on a
     device it is a copy.
     """
     array = np.ascontiguousarray(array) if array.ndim else array
@@ -40,18 +40,18 @@ def value_of(array: np.ndarray, memory: Memory = HOST) -> Any:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any], memory: Memory = HOST) -> Any:
-    """A value with memory of its own, whose numbers are not set."""
+    """Allocates an ``OrtValue`` with uninitialized memory of its own."""
     return ort.OrtValue.ortvalue_from_shape_and_type(shape, element_type(np.dtype(dtype)), *memory)
 
 
 def fill(value: Any, array: np.ndarray) -> None:
-    """Writes an array of the same shape and type over a value, where it is."""
+    """Overwrites a value in place with an array of the same shape and dtype."""
     value.update_inplace(array.view(np.uint16) if array.dtype == BFLOAT16 else array)
 
 
 def array_of(value: Any) -> np.ndarray:
-    """The numbers of a value: of a device a copy, on the host its own memory, which is there only as long as
-    the value.
+    """Returns the contents of a value: a copy from a device; on the host a view that is valid only while the
+    value exists.
     """
     if value.element_type() != _ONNX_BFLOAT16:
         array: np.ndarray = value.numpy()
@@ -60,12 +60,14 @@ def array_of(value: Any) -> np.ndarray:
         value = _on_host(value)
     shape = tuple(value.shape())
     numbers = (ctypes.c_uint16 * math.prod(shape)).from_address(value.data_ptr())
-    numbers._value = value  # type: ignore[attr-defined]  # which lives as long as the array
+    numbers._value = value  # type: ignore[attr-defined]  # keeps the value alive as long as the array
     return np.frombuffer(numbers, BFLOAT16).reshape(shape)
 
 
 def _on_host(value: Any) -> Any:
-    """A copy of a bfloat16 value of a card on the host, which numpy's own way does not give."""
+    """Copies a bfloat16 value from a GPU to the host through a graph, since ``OrtValue.numpy`` does not
+    support the type.
+    """
     copy = empty(tuple(value.shape()), BFLOAT16)
     binding = _identity(value.device_name()).io_binding()
     binding.bind_ortvalue_input("from", value)
