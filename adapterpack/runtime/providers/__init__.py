@@ -1,7 +1,7 @@
-"""Execution providers of ONNX Runtime: chosen by name, opened with settings of one typed value, and checked
-after a session opens.
+"""Execution providers of ONNX Runtime: chosen by name, configured by one typed value, and checked after a
+session opens.
 
-``provider`` is what a provider is, and ``builtin`` are those that have a wheel. ``device`` is the value that
-a caller gives, and ``starting`` makes ONNX Runtime's options of it. ``placement`` looks where every node
-runs, with ``kernels``, the table of what a provider implements, which needs no card.
+``provider`` defines a provider, and ``builtin`` lists those that have a wheel. ``device`` is the value that a
+caller passes, and ``resolved_device`` turns it into ONNX Runtime's options. ``placement`` finds the nodes
+that run on the CPU, with the table of supported kernels in ``kernels``, which needs no GPU.
 """

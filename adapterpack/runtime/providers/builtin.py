@@ -1,7 +1,7 @@
-"""The providers that have a wheel of ONNX Runtime, and how to get it.
+"""The providers that have a wheel of ONNX Runtime, and where to get it.
 
-Options: https://onnxruntime.ai/docs/execution-providers/, and for what the installed build knows
-``InferenceSession.get_provider_options``.
+Their options: https://onnxruntime.ai/docs/execution-providers/, and ``InferenceSession.get_provider_options``
+for those of the installed build.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from .provider import CPU, PROVIDERS, Provider
 
 
 def has_device() -> bool:
-    """Whether the CUDA driver is here and has a device: ONNX Runtime itself lists what it was built with."""
+    """Returns whether the CUDA driver is installed and finds a device. ONNX Runtime only lists the providers
+    with which it was built.
+    """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
@@ -30,7 +32,7 @@ def _no_cuda() -> str | None:
 
 
 def _option(name: str) -> Callable[[Any], Mapping[str, str]]:
-    """A setting that is an option of that name; a switch is 0 or 1."""
+    """Returns a converter of a setting to the provider option of that name; booleans become 0 or 1."""
     return lambda value: {name: str(int(value))}
 
 
@@ -51,7 +53,7 @@ PROVIDERS.register(
             "arena": lambda how: {"arena_extend_strategy": ARENAS[how]},
             "capture": _option("enable_cuda_graph"),
         },
-        options={"use_tf32": "0"},  # products of float32 with ten bits would be neither float32 nor said
+        options={"use_tf32": "0"},  # TF32 would silently reduce float32 products to ten bits
         absent=_no_cuda,
     )
 )

@@ -1,5 +1,5 @@
-"""Where and how a bundle's graphs run: one typed value. What it stands for in ONNX Runtime:
-:mod:`.starting`.
+"""The device on which a bundle's graphs run, as one typed value; :mod:`.resolved_device` turns it into ONNX
+Runtime's options.
 """
 
 from __future__ import annotations
@@ -11,24 +11,23 @@ from typing import Literal
 from ...errors import ConfigError, nearest
 
 ARENAS = {"doubling": "kNextPowerOfTwo", "exact": "kSameAsRequested"}
-"""How the memory of a card grows: to the next power of two, or by what is needed; and ONNX Runtime's name for
-it.
+"""How GPU memory grows, to the next power of two or by the exact need -> ONNX Runtime's name of the strategy.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """A provider with its settings. What is None is as the provider has it.
+    """A provider with its settings; None leaves a setting at the provider's default.
 
-    ``provider`` is its name, by default ``cuda`` where there is a card and ``cpu`` elsewhere. ``device_id``
-    is the number of the card, ``memory_limit`` the most bytes of its memory, and ``arena`` says whether that
-    memory grows by ``doubling`` or by ``exact`` amounts. ``tf32`` allows products of float32 to round their
-    factors to ten bits, which no provider does without it. ``capture`` records each kind of the engine's
-    steps as a CUDA graph and replays it. ``threads`` are those of each graph's operators on the CPU;
-    ``spinning`` says whether they wait busily for the next operator, which is fast where a session has its
-    cores for itself. ``options`` are the provider's own, by its own names.
+    ``provider`` is a name, by default ``cuda`` if there is a GPU and ``cpu`` otherwise. ``device_id`` is the
+    number of the GPU, ``memory_limit`` the most bytes of its memory, and ``arena`` whether that memory grows
+    by ``doubling`` or by ``exact`` amounts. ``tf32`` permits float32 products to round their factors to ten
+    bits; by default no provider does. ``capture`` records each shape of the engine's steps as a CUDA graph
+    and replays it. ``threads`` is the number of threads of each operator on the CPU; with ``spinning`` they
+    busy-wait for the next operator, which is fast if the session has its cores to itself. ``options`` are
+    passed to the provider under its own names.
 
-    A node that runs on the CPU in place of the provider is an error, or with ``allow_cpu_nodes`` a warning.
+    A node that runs on the CPU instead of the provider is an error, or with ``allow_cpu_nodes`` a warning.
 
     Example:
         >>> Device(provider="cuda", memory_limit=8 << 30).tf32 is None
@@ -61,6 +60,8 @@ class Device:
 
     @classmethod
     def of(cls, provider: str | Device | None, threads: int | None = None) -> Device:
-        """A device, or the one of that provider; ``threads`` wins where it is given."""
+        """Returns a device as it is, or the device of a provider name. ``threads`` overrides its threads if
+        it is given.
+        """
         device = provider if isinstance(provider, Device) else cls(provider=provider)
         return device if threads is None else replace(device, threads=threads)

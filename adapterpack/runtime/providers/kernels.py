@@ -1,8 +1,8 @@
-"""What a provider implements: its kernels by operator, version and types, read off a build of ONNX Runtime
-and shipped as data.
+"""The kernels that a provider implements, by operator, version and types: extracted from a build of ONNX
+Runtime and shipped as data.
 
-So a graph is checked on a machine without the device. ``benchmarks/kernels.py`` writes the table again for
-another build.
+With this table a graph can be checked on a machine without the device. ``benchmarks/kernels.py`` regenerates
+the table for another build.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ...onnx_graph.node_types import TypedNode, typed_nodes
 _SHOWN = 5
 """How many reasons an error lists."""
 Kernel = tuple[int, int | None, Mapping[str, Sequence[str]]]
-"""The first version of an operator that a kernel implements, the last unless it is open, and the types that
-its parameters may have.
+"""The first operator version that a kernel implements, the last one or None, and the types that it supports
+for each type parameter.
 """
 
 
 class Kernels(NamedTuple):
-    """The kernels of a provider by operator (``GroupQueryAttention`` of ``com.microsoft``:
-    ``com.microsoft.GroupQueryAttention``).
+    """The kernels of a provider by operator; operators of other domains carry theirs
+    (``com.microsoft.GroupQueryAttention``).
     """
 
     provider: str
@@ -33,9 +33,9 @@ class Kernels(NamedTuple):
     kernels: Mapping[str, Sequence[Kernel]]
 
     def missing(self, node: TypedNode) -> str | None:
-        """Why the provider has no kernel for a node; None where it has one.
+        """Returns why the provider has no kernel for a node, or None if it has one.
 
-        Types that are not known, and operators whose version is not, are taken to fit.
+        Unknown types and unknown operator versions count as supported.
         """
         kernels = self.kernels.get(node.of, ())
         if not kernels:
@@ -54,14 +54,14 @@ class Kernels(NamedTuple):
 
 
 class Unfit(NamedTuple):
-    """A node that a provider does not run, and why."""
+    """A node that a provider does not run, and the reason."""
 
     node: TypedNode
     reason: str
 
 
 def list_unfit(nodes: Sequence[Unfit]) -> str:
-    """The nodes in words, one of each reason by its name."""
+    """Describes the nodes in words: each reason once, with the name of one node."""
     by_reason: dict[str, list[str]] = {}
     for node, reason in nodes:
         by_reason.setdefault(reason, []).append(node.name or node.of)
@@ -75,7 +75,7 @@ def list_unfit(nodes: Sequence[Unfit]) -> str:
 
 
 def remedy_of(nodes: Sequence[Unfit]) -> str:
-    """What to do so that the provider runs them."""
+    """Returns advice on how to make the provider run these nodes."""
     attention = any(
         node.operator == "GroupQueryAttention" and node.types.get("T") == "tensor(float)" for node, _ in nodes
     )
@@ -88,7 +88,7 @@ def remedy_of(nodes: Sequence[Unfit]) -> str:
 
 @cache
 def kernels_of(provider: str) -> Kernels | None:
-    """The table of a provider, or None where there is none."""
+    """Returns the table of a provider, or None if none is shipped."""
     file = files(__package__) / f"{provider}_kernels.json"
     if not file.is_file():
         return None
@@ -104,7 +104,7 @@ def kernels_of(provider: str) -> Kernels | None:
 
 
 def nodes_without_kernel(model: Any, table: Kernels) -> Iterator[Unfit]:
-    """The nodes of a model's proto that a provider has no kernel for."""
+    """Yields the nodes of a model proto for which a provider has no kernel."""
     for node in typed_nodes(model):
         reason = table.missing(node)
         if reason is not None:
@@ -112,15 +112,15 @@ def nodes_without_kernel(model: Any, table: Kernels) -> Iterator[Unfit]:
 
 
 def _of_version(kernel: Kernel, since: int) -> bool:
-    """As ONNX Runtime compares: a kernel without a last version is for the operator's version in which it
-    began alone.
+    """Compares versions as ONNX Runtime does: a kernel without a last version matches only operators that
+    have not changed since its first.
     """
     first, last, _ = kernel
     return first == since or (last is not None and first < since <= last)
 
 
 def _wrong(kernel: Kernel, node: TypedNode) -> list[str]:
-    """The parameters whose types a kernel does not take."""
+    """Returns the type parameters of a node that a kernel does not support."""
     return [
         name
         for name, kinds in kernel[2].items()

@@ -1,8 +1,7 @@
-"""Where the nodes of an open session run: what a provider leaves to the CPU is named, with the reason.
+"""Finds the nodes of an open session that run on the CPU instead of the chosen provider, and why.
 
-ONNX Runtime gives nodes for which a provider has no kernel to the CPU without an error, with copies to and
-fro. It also puts nodes there on purpose that compute shapes of what is on the CPU already; those are right
-there.
+ONNX Runtime silently assigns nodes without a kernel to the CPU and copies their inputs and outputs. It also
+puts nodes there on purpose that compute shapes from values on the CPU; those are no problem.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from .resolved_device import ResolvedDevice
 
 
 class CpuNodesWarning(UserWarning):
-    """Nodes run on the CPU in place of the provider that was chosen."""
+    """Nodes run on the CPU instead of the chosen provider."""
 
 
 def nodes_by_provider(session: ort.InferenceSession) -> dict[str, list[tuple[str, str, str]]]:
-    """The name, domain and operator of each node, by the provider that runs it."""
+    """Returns the name, domain and operator of each node, grouped by the provider that runs it."""
     placed: dict[str, list[tuple[str, str, str]]] = {}
     for part in session.get_provider_graph_assignment_info():
         placed.setdefault(part.ep_name, []).extend(
@@ -36,18 +35,18 @@ def nodes_by_provider(session: ort.InferenceSession) -> dict[str, list[tuple[str
 
 
 def nodes_on_cpu(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
-    """The nodes of the graph at ``path`` that a session runs on the CPU because its provider cannot; not
-    those of shapes.
+    """Returns the nodes of the graph at ``path`` that a session runs on the CPU because its provider cannot,
+    without those that compute shapes.
     """
     left = nodes_by_provider(session).get(CPU, [])
     return list(_unfit(left, resolved, path)) if left else []
 
 
 def check_placement(session: ort.InferenceSession, resolved: ResolvedDevice, path: Path) -> list[Unfit]:
-    """The nodes on the CPU, of a device that allows them.
+    """Returns the nodes on the CPU, if the device permits them.
 
     Raises:
-        ProviderError: there are some, and the device does not.
+        ProviderError: nodes run on the CPU, and the device does not permit it.
     """
     if resolved.provider.runtime_name == CPU:
         return []
@@ -71,7 +70,7 @@ def _unfit(left: list[tuple[str, str, str]], resolved: ResolvedDevice, path: Pat
     for name, domain, operator in left:
         domain = "" if domain == "ai.onnx" else domain  # noqa: PLW2901
         node = known.get(name)
-        # ONNX Runtime made it of others: of what types is not said
+        # a node that ONNX Runtime fused or inserted; its types are unknown
         if node is None or node.operator != operator:
             node = TypedNode(name, domain, operator, None, {})
         if table is not None:
@@ -85,8 +84,8 @@ def _unfit(left: list[tuple[str, str, str]], resolved: ResolvedDevice, path: Pat
 
 
 def _of_shapes(node: TypedNode) -> bool:
-    """Whether a node gives numbers that count or choose, as shapes are; where there is no table to say
-    more.
+    """Returns whether a node yields no floats, as nodes that compute shapes do. This decides if there is no
+    table of kernels.
     """
     return all(
         not kind.startswith(("tensor(float", "tensor(bfloat", "tensor(double"))

@@ -1,5 +1,5 @@
-"""What an execution provider of ONNX Runtime is: its names, where it comes from, and how settings of ours
-become options of its own.
+"""Defines an execution provider of ONNX Runtime: its names, its origin, and the conversion of our settings to
+its options.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ...errors import ProviderError, nearest
 from ...registry import Registry
 
 CPU = "CPUExecutionProvider"
-"""ONNX Runtime's name of the provider that takes every node that no other has taken."""
+"""ONNX Runtime's name of the provider that runs every node which no other provider takes."""
 
 
 def _present() -> None:
@@ -21,13 +21,13 @@ def _present() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """An execution provider: ``name`` is ours, ``runtime_name`` ONNX Runtime's, and ``source`` says which
-    wheel has it.
+    """An execution provider: ``name`` is ours, ``runtime_name`` is ONNX Runtime's, and ``source`` names the
+    wheel that contains it.
 
-    ``settings`` makes the provider's options of the settings of a :class:`.Device` that it has; ``options``
-    are given always, and ``session`` are attributes of the session's options. ``behind`` are providers that
-    may take what this one leaves. Arrays stay in ``memory`` between runs, by the name that ``OrtValue`` has
-    for it. ``absent`` says what is missing on this machine, or nothing.
+    ``settings`` converts each supported setting of a :class:`.Device` to options of the provider; ``options``
+    are always set, and ``session`` holds attributes for the session's options. ``behind`` are providers that
+    may run the nodes which this one leaves. Arrays stay in ``memory`` between runs, under ``OrtValue``'s name
+    for it. ``absent`` returns what is missing on this machine, or None.
     """
 
     name: str
@@ -47,7 +47,7 @@ PROVIDERS: Registry[Provider] = Registry(
 
 
 def get_provider(name: str) -> Provider:
-    """The provider of that name.
+    """Returns the provider of that name.
 
     Raises:
         ProviderError: there is none.

@@ -1,5 +1,5 @@
-"""ONNX Runtime's providers and session options that a device stands for, and whether the provider is
-there.
+"""Resolves a device to ONNX Runtime's providers and session options, and checks that the provider is
+available.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from .device import Device
 from .provider import CPU, PROVIDERS, Provider, get_provider
 
 _OURS = {"provider", "allow_cpu_nodes", "options", "threads", "spinning"}
-"""Fields of a device that every provider has."""
+"""Fields of a device that every provider supports."""
 _SETTINGS = tuple(one.name for one in fields(Device) if one.name not in _OURS)
 
 
 @dataclass(frozen=True, eq=False)
 class ResolvedDevice:
-    """A device whose provider is there: ``providers`` are ONNX Runtime's, in the order in which they take
-    nodes, with their options.
+    """A device whose provider is available. ``providers`` are ONNX Runtime's names with their options, in the
+    order in which they take nodes.
     """
 
     device: Device
@@ -31,22 +31,22 @@ class ResolvedDevice:
 
     @property
     def memory(self) -> tuple[str, int]:
-        """Where arrays stay between runs: the name and the number of a memory, as ``OrtValue`` takes them."""
+        """Where arrays stay between runs: device name and number, as ``OrtValue`` takes them."""
         return self.provider.memory, (self.device.device_id or 0) if self.provider.memory != "cpu" else 0
 
     @property
     def captures(self) -> bool:
-        """Whether the steps of the engine are captured."""
+        """Whether the engine's steps are captured as CUDA graphs."""
         return bool(self.device.capture)
 
     def without_capture(self) -> ResolvedDevice:
-        """The same for graphs whose runs differ in shape from one to the next."""
+        """Returns the device without capture, for graphs whose runs vary in shape."""
         return resolve(replace(self.device, capture=None)) if self.captures else self
 
     def session_options(self) -> ort.SessionOptions:
-        """Options of a session on this device."""
+        """Makes the options of a session on this device."""
         options = ort.SessionOptions()
-        # what it says of errors is raised, too; its log shows names of strangers as they are
+        # Its errors are raised anyway, and its log would print untrusted names unescaped.
         options.log_severity_level = 4
         options.intra_op_num_threads = self.device.threads or 0
         for name, value in self.provider.session.items():
@@ -60,10 +60,11 @@ class ResolvedDevice:
         return options
 
     def require(self, session: ort.InferenceSession) -> str:
-        """The provider that runs; ONNX Runtime falls back to the CPU without an error, so this looks.
+        """Returns the provider that runs a session, after checking that it is the requested one: ONNX Runtime
+        falls back to the CPU without an error.
 
         Raises:
-            ProviderError: another one runs.
+            ProviderError: another provider runs the session.
         """
         running, wanted = str(session.get_providers()[0]), self.provider.runtime_name
         if running != wanted:
@@ -77,10 +78,10 @@ class ResolvedDevice:
 
 
 def resolve(device: Device) -> ResolvedDevice:
-    """A device with its provider; without a name that is CUDA where there is a card, and the CPU elsewhere.
+    """Resolves a device; without a provider name that is CUDA if there is a GPU, and otherwise the CPU.
 
     Raises:
-        ProviderError: an unknown name, no card, or a provider that this build of ONNX Runtime does not have.
+        ProviderError: the name is unknown, there is no GPU, or this build of ONNX Runtime lacks the provider.
         ConfigError: the provider has no such setting.
 
     Example:

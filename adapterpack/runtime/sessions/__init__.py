@@ -1,1 +1,3 @@
-"""Sessions of bundles: batches of rows, one pass or answers token by token; rows in files, and checks."""
+"""Sessions on bundles: single passes and generation for batches, rows of files, and the validation of
+bundles.
+"""

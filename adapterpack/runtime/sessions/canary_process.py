@@ -1,5 +1,5 @@
-"""Replays the canaries of a stranger's bundle in a process of its own: ONNX Runtime reads and runs its graphs
-there, and may take what it takes, or die, without this process.
+"""Replays the canaries of an untrusted bundle in a sandbox process, where ONNX Runtime may exhaust its limits
+or crash without harm to this process.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 4 << 30, 4
-"""Bytes of address space that every replay may take, and how many times the size of the bundle's files it may
-take beyond that.
+"""Bytes of address space of every replay, and how many times the size of the bundle's files are added to
+that.
 """
 _ADDRESSES = 1 << 46
-"""The same on a card, whose driver maps the addresses of all memory that there is, and takes none of it."""
+"""The bytes of address space on a GPU, whose driver reserves addresses for all memory without using it."""
 _SECONDS, _BYTES_A_SECOND = 120.0, 10 << 20
-"""Processor time that every replay may take, and how many bytes of the bundle's files add another second."""
+"""Seconds of CPU time of every replay, and how many bytes of the bundle's files add another second."""
 
 
 def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") -> dict[str, Any]:
-    """What :func:`.canary.verify` says of a bundle on a provider; every graph can be opened, and all canaries
-    that were replayed passed, on the engine's graph, too. ``verify`` is that of a session.
+    """Replays the canaries of a bundle on a provider in a sandbox process, on the engine's graph too, and
+    returns the report of :func:`.canary.verify`. It also opens every graph. ``verify`` is that of a session.
 
     Raises:
-        AdapterpackError: the bundle cannot be opened or run, or a canary fails; the same error as in this
-            process.
-        OutOfLimits: it takes too much memory or time.
+        AdapterpackError: the bundle cannot be opened or run, or a canary fails; the error has the type that
+            it has in the sandbox. OutOfLimits: the replay takes too much memory or time.
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = SandboxLimits(
@@ -55,8 +54,8 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
 
 
 def replay_bundle(request: bytes) -> bytes:
-    """What :func:`replay_apart` has done in the other process: a folder and a way to verify it as JSON in,
-    the outcome as JSON out.
+    """Runs in the sandbox process for :func:`replay_apart`: takes folder, verification and provider as JSON
+    and returns the outcome as JSON.
     """
     from .. import canary  # noqa: PLC0415 - ONNX Runtime: what asks for a replay needs none
     from ..engine.canary_replay import replay_by_engine  # noqa: PLC0415

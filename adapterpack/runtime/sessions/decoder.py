@@ -1,5 +1,5 @@
-"""The passes of a decoder over a batch: prefill over the prompts, then one step for each new token; one class
-a kind of model.
+"""Runs a decoder over a batch without the engine: a prefill pass over the prompts, then one step for each new
+token. There is one class for each kind of model.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from ..text.context_length import context_of
 
 
 class OrdinaryDecoder(Protocol):
-    """A batch that text is generated for. ``prompts`` are the tokens that the decoder begins each row with;
-    ``last`` ``[rows]`` says where prefill has the logits of each row's next token; ``lengths`` ``[rows]`` are
-    the positions that prefill takes; ``virtual`` of them are those of adapters' prompts.
+    """A batch for which text is generated.
+
+    ``prompts`` are the tokens with which the decoder begins each row. ``last`` ``[rows]`` is the index of
+    each row's next-token logits after prefill. ``lengths`` ``[rows]`` are the positions that prefill takes,
+    of which ``virtual`` belong to adapters' prompts.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -33,17 +35,19 @@ class OrdinaryDecoder(Protocol):
     virtual: np.ndarray | int
 
     def prefill(self) -> dict[str, Any]:
-        """The pass over the prompts; its outputs."""
+        """Runs the pass over the prompts and returns its outputs."""
         ...
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """The pass over one new token for each row, ``[rows]``, after the one that gave these outputs."""
+        """Runs the pass over one new token for each row, ``[rows]``. ``outputs`` are those of the previous
+        pass, which hold the cache.
+        """
         ...
 
 
 class DecoderOnly:
-    """A causal language model on a cache that each pass gives anew, with images where its graph takes
-    some.
+    """A causal language model, with images if its graph takes them. Each pass returns the complete cache as
+    new arrays.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class DecoderOnly:
         self.context, self.short = context_of(session), longrope_length(session.config)
 
     def prefill(self) -> dict[str, Any]:
-        """See :class:`OrdinaryDecoder`."""
+        """Encodes the images, if any, and runs the decoder over the prompts."""
         session = self.session
         self.mask = self.prefix.covering(self.batch["attention_mask"])
         acting = self.run.acting(self.batch)
@@ -81,7 +85,9 @@ class DecoderOnly:
         return self.run(values(complete(session, session.task.main, inputs, self.run)))
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`OrdinaryDecoder`."""
+        """Runs one token for each row on the previous cache. When a row outgrows the short length of LongRoPE
+        it runs prefill again, because the long factors change all keys.
+        """
         ones = np.ones((len(self.names), 1), np.int64)
         self.mask = np.concatenate([self.mask, ones], axis=1)
         places = self._places(1)
@@ -90,9 +96,7 @@ class DecoderOnly:
             self.batch = {
                 name: np.concatenate([array, new[name]], axis=1) for name, array in self.batch.items()
             }
-            if (
-                places == self.short
-            ).any():  # a row is no longer a short one, and all of its numbers are others
+            if (places == self.short).any():  # the long position factors change every key of the row
                 return self.prefill()
         step: Arrays = {"input_ids": tokens[:, None], "attention_mask": self.mask, "position_ids": places}
         acting = self.run.acting({"input_ids": tokens[:, None], "attention_mask": ones}, self.acted)
@@ -109,14 +113,16 @@ class DecoderOnly:
         return self.run({**values(feeds), **next_cache(outputs)}, MAIN)
 
     def _places(self, tokens: int) -> np.ndarray:
-        """The positions of the last tokens. Rows that have ended are fed, too, and need some."""
+        """Returns the position ids of the last tokens. Rows that have ended still run along, so their
+        positions are clipped to the context.
+        """
         places = positions(self.mask)[:, -tokens:]
         return places if self.context is None else np.minimum(places, self.context - 1)
 
 
 class EncoderDecoder:
-    """A decoder on the keys and values of an encoder, which reads each row once. ``start`` are the tokens
-    that its rows begin with.
+    """A decoder with cross-attention to an encoder, which reads each row once. ``start`` are the tokens with
+    which its rows begin.
     """
 
     def __init__(
@@ -136,7 +142,7 @@ class EncoderDecoder:
         self.lengths = self.virtual + self.last + 1
 
     def prefill(self) -> dict[str, Any]:
-        """See :class:`OrdinaryDecoder`."""
+        """Runs the encoder, then the decoder over the start tokens."""
         start = {"decoder_input_ids": np.tile(np.array(self.start, np.int64), (len(self.names), 1))}
         encoded = run_parts(self.session, self.inputs, self.names, self.run)
         feeds = values(
@@ -150,19 +156,19 @@ class EncoderDecoder:
         return self.run(feeds, MAIN)
 
     def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """See :class:`OrdinaryDecoder`."""
+        """Runs one token for each row on the previous cache and the encoder's keys and values."""
         return self.run(
             {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **next_cache(outputs)}, MAIN
         )
 
 
 def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
-    """The class of a bundle's decoder."""
+    """Returns the class for a bundle's decoder."""
     return EncoderDecoder if session.task.has_encoder else DecoderOnly
 
 
 def next_cache(outputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The cache among a pass's outputs, as the next pass takes it."""
+    """Returns the cache among a pass's outputs under the input names of the next pass."""
     return {
         PAST + name.removeprefix(PRESENT): value
         for name, value in outputs.items()

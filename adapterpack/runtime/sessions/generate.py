@@ -1,5 +1,5 @@
-"""Generates text: one pass over the prompts of a batch, then one step a token, each row with its own
-adapter.
+"""Generates text for a batch, each row with its own adapter: on the engine if the bundle has its graph,
+otherwise by prefill and one step for each token.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .decoder import decoder_of
 from .session_engine import SessionEngine
 
 Emit = Callable[[int, int, str], None]
-"""Called with (row, token id, text so far) for every new token. The text is final: the next one begins with
-it, and the last one is the answer's. The end token of a row is passed on, too, if there is text that was kept
-back until then.
+"""A callback for streaming: called with (row, token id, text so far) for every new token. Later calls only
+extend the text, and the last text is that of the answer. It is called for the end token only if that releases
+text that was held back.
 """
 
 
 @dataclass(frozen=True)
 class Generation:
-    """One row's answer: its text, its new token ids, why it ended (``stop`` or ``length``), and which adapter
-    made it; ``logprobs`` has the choice of each id with its log-probabilities, if the call asks for them. Of
-    a beam search ``sequences`` are the best ones, as many as the call asks for; the first is the answer.
+    """The answer of one row: its text, its new token ids, why it ended (``stop`` or ``length``), and its
+    adapter. ``logprobs`` has the choice of each token if the call asks for log-probabilities. ``sequences``
+    are the best sequences of a beam search; the first is the answer.
     """
 
     text: str
@@ -62,19 +62,19 @@ def generate(
     emit: Emit | None = None,
     given: Arrays | None = None,
 ) -> list[Generation]:
-    """Answers to ``prompts``, all in one batch, each row with its own adapter, or with the sum of several
-    times their weights.
+    """Generates answers to ``prompts`` in one batch, each row with its own adapter, or with a weighted sum of
+    several.
 
-    A prompt is a text (of a decoder: one user message), a list of messages, or a list of token ids. ``given``
-    are other inputs: ``pixel_values`` of the rows' images, or in place of prompts ``input_features`` of
-    speech.
+    A prompt is a text (for a decoder: one user message), a list of messages, or a list of token ids.
+    ``given`` are other inputs: the ``pixel_values`` of the rows' images, or the ``input_features`` of speech
+    in place of prompts.
 
     Raises:
         Unsupported: the bundle does not generate, or has no graph for a beam search or for sums of adapters.
         NotASum: the changes of several adapters cannot be added.
         UnknownAdapter: a name that the bundle does not hold.
-        ConfigError: a prompt without a token, or for which the model has no positions; the error names the
-            row. Or a row for which no token may follow.
+        ConfigError: a prompt has no tokens or is longer than the context (the error names the row), or the
+            parameters leave no token to a row.
         NonFinite: the model gives NaN or infinity for a row.
     """
     if not session.task.generates:
@@ -156,7 +156,7 @@ def _generations(
 def _choose_adapters(
     session: OpenBundle, adapters: Mixes, count: int
 ) -> tuple[list[str | Pack | Mix | None], bool]:
-    """The adapter of each row, by its name or as a sum; and whether there are sums."""
+    """Returns the adapter of each row, as a name or a mix, and whether any row has a mix."""
     rows = (
         [adapters] * count
         if isinstance(adapters, Mapping)
@@ -206,18 +206,18 @@ def _by_engine(
 
 
 def _room(session: OpenBundle, length: int, most: int) -> int:
-    """How many tokens may follow a row: as many as it has positions for, and one, whose position nobody
-    needs.
+    """Returns how many tokens may follow a row: its remaining positions and one more, since the last token is
+    never read.
     """
     context = context_of(session)
     return most if context is None else min(most, context - length + 1)
 
 
 def _sample_step(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
-    """Chooses one new token for every row that has not ended, from ``logits`` ``[rows, vocabulary]``;
-    ``[rows]``.
+    """Chooses one token for every unfinished row from ``logits`` ``[rows, vocabulary]``, and returns the
+    tokens of all rows, ``[rows]``.
     """
-    tokens = np.zeros(len(answers), np.int64)  # a row that has ended is fed, too, and needs some token
+    tokens = np.zeros(len(answers), np.int64)  # finished rows run along, and get the token 0
     going = [row for row, answer in enumerate(answers) if not answer.reason]
     for row, choice in zip(
         going, sample(logits[going], [answers[row].sampler for row in going]), strict=True

@@ -1,4 +1,4 @@
-"""The texts on which changes of a bundle's graphs are measured, as tokens."""
+"""Returns the token rows on which the error of changed graphs (quantization, for example) is measured."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .session import Session
 
 
 def texts(session: Session) -> list[tuple[int, ...]]:
-    """The canary's rows of tokens, beginning as the model's texts do."""
+    """Returns the canary's token rows, with the model's first token in front."""
     rows = [*canary.inputs(vocabulary(session.folder))]
     if isinstance(begin := read_json(session.folder / "config.json").get("bos_token_id"), int):
-        # activations behind another first token can be unlike those of any text
+        # after an unusual first token, activations can differ from those of any real text
         rows = [(begin, *row[1:]) for row in rows]
     if "image_features" not in session.task.main.inputs:
         return rows
@@ -27,10 +27,10 @@ def texts(session: Session) -> list[tuple[int, ...]]:
 
 
 def vocabulary(folder: Path) -> int:
-    """How many tokens the model of a bundle's folder has.
+    """Returns the vocabulary size of the model in a bundle's folder.
 
     Raises:
-        AdapterpackError: its config does not say.
+        AdapterpackError: the config has no vocabulary size.
     """
     size = text_part(read_json(folder / "config.json"), "vocab_size").get("vocab_size")
     if not isinstance(size, int):

@@ -1,8 +1,8 @@
-"""Runs many rows through a bundle: the next one begins where one ends, and results come in the order of the
-rows.
+"""Runs many rows through a bundle, with each new row starting as soon as another ends, and yields results in
+the order of the rows.
 
-Rows run in blocks: one ends before the next begins. The last digits of a result depend on the other rows of
-its batch, so a run that stops and goes on behind a block gives the same bytes as one that never stopped.
+Rows run in blocks that never overlap. The last digits of a result depend on the other rows of its batch, so a
+job that is stopped after a block and continued later gives the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from .session import Session
 from .session_engine import GrowingEngine, room_for, virtual_tokens
 
 BLOCK = 16
-"""Batches in a block: at its end rows run in less than a full batch."""
+"""Batches in a block. At the end of a block batches run partly empty, so short blocks waste time."""
 _AHEAD = 8
-"""How many batches of rows are read ahead, where rows of about one length run together."""
+"""How many batches of rows are read ahead, so that rows of similar length can run together."""
 _LENGTH = 512
-"""Positions of the engine's rows, unless one needs more."""
+"""The initial length of the engine's rows, in positions."""
 _PREFIXES = 256 << 20
-"""Bytes of what rows of a block know of prompts that begin like one before."""
+"""The bytes of the prefix cache, which the rows of a block share."""
 
 
 @dataclass
 class RowOutcome:
-    """What became of a row: its ``result``, or its ``error``. ``number`` counts the rows from 1; ``tokens``
-    are those that it took; ``pack`` is the id of the adapter that the row began with.
+    """The outcome of a row: its ``result`` or its ``error``. ``number`` counts rows from 1; ``tokens`` is the
+    number of tokens that it took; ``pack`` is the id of the adapter with which it began.
     """
 
     number: int
@@ -56,34 +56,38 @@ class RowOutcome:
 
 
 class RowExecutor(Protocol):
-    """How rows of one kind of bundle run. ``ahead`` are those that may have begun and not ended."""
+    """Runs the rows of one kind of bundle. ``ahead`` is the most rows that may have begun without having
+    ended.
+    """
 
     ahead: int
 
     def begin(self) -> None:
-        """Forgets what rows of an earlier block left behind."""
+        """Drops state of an earlier block, such as cached prefixes, so that blocks do not depend on each
+        other.
+        """
 
     def add(self, outcome: RowOutcome) -> int | None:
-        """Begins a row; the number of its request, or None where those that run have to end first.
+        """Begins a row and returns the number of its request, or None if the running rows must end first.
 
         Raises:
             AdapterpackError: the row cannot be run.
         """
 
     def step(self) -> list[Event]:
-        """One step of the rows that have begun."""
+        """Runs one step of the rows that have begun and returns its events."""
 
     def take(self, outcome: RowOutcome, event: Event) -> None:
-        """Writes down what the last event of a row says."""
+        """Records the last event of a row in its outcome."""
 
 
 class RowRunner:
-    """Runs blocks of rows through a bundle, each row with its own adapter; ``adapters`` are those of rows
-    that name none. With ``raw`` texts are read without the chat template.
+    """Runs blocks of rows through a bundle, each row with its own adapter. A row that names no adapter runs
+    with each of ``adapters``. With ``raw`` texts are read without the chat template.
 
     Raises:
-        ConfigError: sampling parameters that do not exist or that this task does not have.
-        UnknownAdapter: a name that the bundle does not hold.
+        ConfigError: a sampling parameter does not exist, or not for this task. UnknownAdapter: the bundle has
+            no adapter of a name.
     """
 
     def __init__(
@@ -107,10 +111,10 @@ class RowRunner:
         self._executor = _executor(session, batch_size, sampling, raw)
 
     def require_answers(self) -> None:
-        """Checks that rows that name no adapter have an answer.
+        """Checks that rows which name no adapter can be answered.
 
         Raises:
-            ConfigError: there is no ``adapters`` for them, and nobody trained the base's head for the task.
+            ConfigError: neither the base nor one of ``adapters`` has a trained head for the task.
         """
         task, names = self._session.task, self._session.adapters
         heads = [
@@ -130,8 +134,8 @@ class RowRunner:
         )
 
     def outcomes(self, rows: Iterable[tuple[int, Row | AdapterpackError]]) -> Iterator[RowOutcome]:
-        """What becomes of the rows of a block, in order. An error in the place of a row is what becomes of
-        it.
+        """Yields the outcomes of the rows of a block, in order. An error in place of a row becomes its
+        outcome.
         """
         begun = (outcome for number, row in rows for outcome in self._expand(number, row))
         if self._executor is not None:
@@ -141,7 +145,7 @@ class RowRunner:
             yield from self._answer_batch(batch)
 
     def _expand(self, number: int, row: Row | AdapterpackError) -> Iterator[RowOutcome]:
-        """A row with its adapter, or once with each of those of all rows."""
+        """Yields a row with its own adapter, or once for each of the runner's adapters."""
         if isinstance(row, AdapterpackError):
             yield RowOutcome(number, {}, error=row)
         elif not isinstance(row, Mapping):
@@ -171,15 +175,14 @@ class RowRunner:
             yield from (RowOutcome(number, {**row, "adapter": name}) for name in self._adapters)
 
     def _answer_batch(self, batch: Sequence[RowOutcome]) -> Iterator[RowOutcome]:
-        """Rows that run as one batch. Where one is at fault those before it and those behind it run without
-        it.
-        """
+        """Runs rows as one batch. If a row is at fault, the rows before and after it run without it."""
         rows = [outcome for outcome in batch if outcome.error is None]
         try:
             self._answer(rows)
         except AdapterpackError as error:
             place = error.row - 1 if isinstance(error, RowError) else 0
-            if not isinstance(error, RowError) and len(rows) > 1:  # nobody knows which
+            # the error does not say which row is at fault
+            if not isinstance(error, RowError) and len(rows) > 1:
                 for outcome in batch:
                     yield from self._answer_batch([outcome])
                 return
@@ -216,7 +219,7 @@ class RowRunner:
 
 
 def _raw_ids(session: Session, row: Row) -> list[int]:
-    """The tokens of a row's prompt without the chat template."""
+    """Returns the tokens of a row's prompt without the chat template."""
     assert session.task.prompt is not None
     return prompt_ids(session, session.task.prompt(row), raw=True)
 
@@ -224,7 +227,7 @@ def _raw_ids(session: Session, row: Row) -> list[int]:
 def _executor(
     session: Session, batch_size: int, sampling: Mapping[str, Any], raw: bool
 ) -> RowExecutor | None:
-    """How a bundle's rows run one by one; None where they run as batches."""
+    """Returns the executor for a bundle's rows, or None for tasks that only run in batches."""
     if isinstance(session.task.answer, OnePass):
         return _OnePasses(session, batch_size)
     if session.bundle.decoder and session.task.prompt is not None:
@@ -235,7 +238,9 @@ def _executor(
 
 
 def _in_order(executor: RowExecutor, rows: Iterator[RowOutcome]) -> Iterator[RowOutcome]:
-    """The rows, each once it and those before it have ended; no more are read than begin."""
+    """Yields the rows in order, each as soon as it and all earlier ones have ended. It reads no more rows
+    than it can begin.
+    """
     executor.begin()
     queue, running, held, more = deque[RowOutcome](), dict[int, RowOutcome](), list[RowOutcome](), True
     while more or queue:
@@ -273,8 +278,8 @@ def _in_order(executor: RowExecutor, rows: Iterator[RowOutcome]) -> Iterator[Row
 
 
 class _OnePasses:
-    """Rows that take one pass each: so many are read ahead that those of about one length can run
-    together.
+    """Executes rows of one pass each on the encoder engine. It reads enough rows ahead to combine those of
+    similar length.
     """
 
     def __init__(self, session: Session, batch_size: int) -> None:
@@ -282,11 +287,11 @@ class _OnePasses:
         self.ahead = 1 + _AHEAD * (batch_size - 1)
 
     def begin(self) -> None:
-        """See :class:`RowExecutor`."""
+        """Does nothing: encoders keep no state between rows."""
 
     def add(self, outcome: RowOutcome) -> int:
-        """See :class:`RowExecutor`. A row that names the base has it, or an error: a request without an
-        adapter has what is folded in.
+        """Adds the row to the engine. A row that names the base raises here if the bundle is folded, since
+        the engine would give it the folded adapter.
         """
         engine = self._engine
         (name,) = engine.bundle.names([outcome.row["adapter"]], 1)
@@ -294,18 +299,18 @@ class _OnePasses:
         return engine.add(outcome.row, name)
 
     def step(self) -> list[Event]:
-        """See :class:`RowExecutor`."""
+        """Runs one batch of waiting rows."""
         return self._engine.step()
 
     def take(self, outcome: RowOutcome, event: Event) -> None:
-        """See :class:`RowExecutor`."""
+        """Stores the result of the row's pass."""
         outcome.result = {**outcome.row, "pack": event.adapter, **(event.result or {})}
         outcome.tokens = event.prompt_tokens or 0
 
 
 class _Texts:
-    """Rows whose answers are made token by token, on the engine. It is as long as its rows need: one that
-    needs more than those before begins when they have ended.
+    """Executes rows with generated answers on the decoder engine. The engine is as long as its rows need; a
+    longer row waits until the running rows have ended and then gets a larger engine.
     """
 
     def __init__(self, session: Session, batch_size: int, sampling: Sampling, raw: bool) -> None:
@@ -321,14 +326,14 @@ class _Texts:
         self.begin()
 
     def begin(self) -> None:
-        """See :class:`RowExecutor`."""
+        """Resets the length of rows and drops cached prefixes."""
         self._length = room_for(self._session, 0, 0, _LENGTH)
         if self._engines.engine is not None:
             self._engines.engine.forget()
 
     def add(self, outcome: RowOutcome) -> int | None:
-        """See :class:`RowExecutor`."""
-        # one adapter of that name, whatever is loaded meanwhile
+        """Submits the row, unless it needs a longer engine while others run."""
+        # name and pack stay consistent, whatever is loaded meanwhile
         session, task = self._session.frozen(), self._session.task
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
@@ -351,11 +356,11 @@ class _Texts:
         return request.number
 
     def step(self) -> list[Event]:
-        """See :class:`RowExecutor`."""
+        """Runs one step of the engine."""
         return [] if self._engines.engine is None else self._engines.engine.step()
 
     def take(self, outcome: RowOutcome, event: Event) -> None:
-        """See :class:`RowExecutor`."""
+        """Stores the answer of the row."""
         session, request, name = self._session, outcome.request, outcome.row["adapter"]
         assert request is not None
         answer, prompt = request.answer, outcome.prompt_tokens

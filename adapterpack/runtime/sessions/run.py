@@ -23,10 +23,10 @@ def row_runner(
     raw: bool = False,
     **sampling: Any,
 ) -> RowRunner:
-    """What :func:`run` runs rows with, for those who keep what was answered before.
+    """Makes the runner of :func:`run`, for callers that keep earlier results themselves.
 
     Raises:
-        ConfigError, UnknownAdapter: as :func:`run`.
+        ConfigError, UnknownAdapter: see :func:`run`.
     """
     if batch_size < 1:
         raise ConfigError("batch_size must be at least 1", found=batch_size)
@@ -88,8 +88,8 @@ def run(
 
 
 def _number_rows(rows: Iterable[Row]) -> Iterator[tuple[int, Row | AdapterpackError]]:
-    """The rows with their numbers; what stops the reading of them is in the place of the next one, behind the
-    results of those before.
+    """Yields the rows with their numbers. If reading them fails, yields the error as the next row, so that
+    earlier results still come out.
     """
     number = 0
     try:

@@ -49,36 +49,34 @@ class Session(PreparingBundle):
     """
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Names = None) -> Arrays:
-        """One pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row, None for the base; one
-        name holds for all rows.
+        """Runs one pass. ``inputs`` are numpy arrays; ``adapters`` names one for each row (None for the
+        base), or a single one for all rows.
 
-        Masks, position ids and a cache are supplied where the graph wants them and they are not given. Masks
-        and position ids count the rows' own tokens; the virtual tokens of a prompt are added to them. Of a
-        task of several graphs those run that have what they read: an encoder whose keys and values are given
-        is left out.
+        Adds masks, position ids and a cache if the graph takes them and they are missing. Masks and position
+        ids cover the rows' own tokens; the virtual tokens of a prompt are added to them. In a task of several
+        graphs, those run whose inputs are present: an encoder is skipped if its keys and values are passed.
 
         Returns:
             Output name -> array, rows in the order of the inputs. Logits of labels that a row's adapter does
             not have are -1e9.
 
         Raises:
-            UnknownAdapter: a name that the bundle does not hold.
-            ConfigError: a missing or unknown input.
+            UnknownAdapter: the bundle has no adapter of a name. ConfigError: an input is missing or unknown.
         """
         return run_parts(self.frozen(), inputs, adapters)
 
     def load(
         self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False
     ) -> str:
-        """Puts another pack into a free slot of a running bank, and returns its name. Any thread may, while
-        others run.
+        """Loads another pack into a free slot of a running bank, and returns its name. Any thread may call it
+        while others run rows.
 
-        ``allow_structural`` accepts a bundle of a base that has the names, dtypes and shapes of the pack's,
+        ``allow_structural`` accepts a bundle whose base has the names, dtypes and shapes of the pack's base,
         whatever its weights.
 
         Raises:
             BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
-            Unsupported: it is for another task, no slot is free, or it does not fit the graph's slots.
+            Unsupported: the pack is for another task, no slot is free, or it does not fit the graph's slots.
             NothingToDo, ParityError: its canary fails.
         """
         loaded = pack if isinstance(pack, Pack) else load(pack)
@@ -100,14 +98,12 @@ class Session(PreparingBundle):
         given: Mapping[str, np.ndarray] | None = None,
         **sampling: Any,
     ) -> list[Any]:
-        """Answers to ``prompts``, one batch, each row with its own adapter; ``sampling`` are ``emit`` and the
-        fields of ``Sampling``, which are greedy by default; with ``sampling="model"`` the base's
-        ``generation_config.json`` has what is left out.
+        """Generates answers to ``prompts`` in one batch, each row with its own adapter. ``sampling`` are
+        ``emit`` and the fields of ``Sampling``; parameters that it leaves out are greedy defaults, or with
+        ``sampling="model"`` those of the base's ``generation_config.json``.
 
         An adapter is a name, or names with weights, whose changes are added for that row: ``{"orders": 0.7,
-        "formal": 0.3}``.
-
-        ``given`` are inputs besides prompts, or in their place: ``pixel_values`` of images,
+        "formal": 0.3}``. ``given`` are inputs besides prompts or in their place: ``pixel_values`` of images,
         ``input_features`` of speech.
 
         Example:
@@ -121,7 +117,7 @@ class Session(PreparingBundle):
 
 
 def _replay(pack: Pack, session: OpenBundle) -> Replay:
-    """The canary of a pack that a session holds, on the graph that it opened."""
+    """Replays the canary of a pack on the graph that the session has open."""
     if session.bundle.decoder:
         return replay_by_engine(session, [pack])[pack.name]
     return replay_one(session, pack, pack.name)

@@ -1,4 +1,4 @@
-"""Answers to a batch of prompts by an engine that the session keeps from one call to the next."""
+"""Answers a batch of prompts with an engine that the session keeps for its next call."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from ..prompts import start_ids
 from ..text.context_length import context_of
 
 _MOST_ROWS = 64
-"""Rows of a batch that run at once; the others wait."""
+"""The most rows of a batch that run at once; the others wait."""
 _UNBOUNDED = 1 << 14
-"""Positions of a row where the model has no end of them."""
+"""The most positions of a row, for models with an unbounded context."""
 _STEP = 256
-"""Rows of the pool are so many positions longer from one size to the next."""
+"""The length of the pool's rows is a multiple of this many positions, so that the engine is rarely
+replaced.
+"""
 
 
 class GrowingEngine:
-    """An engine of a session: made when it is first needed, and made anew where more rows are needed, or
-    longer ones.
+    """The engine of a session: made on first use, and replaced by a larger one when a call needs more or
+    longer rows.
     """
 
     def __init__(self, prefix_budget: int = 0) -> None:
@@ -38,10 +40,10 @@ class GrowingEngine:
         self.engine: DecoderEngine | None = None
 
     def of(self, session: OpenBundle, rows: int, length: int) -> DecoderEngine:
-        """One with at least so many rows of so many positions; none of its rows may be running."""
+        """Returns an engine with at least so many rows of so many positions. No row may be running."""
         engine = self.engine
         if engine is None or engine.max_rows < rows or engine.max_length < length:
-            self.engine = None  # its memory goes first
+            self.engine = None  # frees its memory before the new pool is allocated
             if engine is not None:
                 rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
             engine = self.engine = DecoderEngine(
@@ -55,20 +57,20 @@ class GrowingEngine:
 
 
 def room_for(session: OpenBundle, positions: int, virtual: int, new: int) -> int:
-    """The positions that a row of the pool needs for a prompt behind an adapter's and ``new`` tokens, as far
-    as the model has them.
+    """Returns the positions that a row of the pool needs for an adapter's prompt, a prompt and ``new``
+    tokens, within the model's context.
     """
     length = -(-(positions + virtual + new) // _STEP) * _STEP
     return min(length, context_of(session) or max(_UNBOUNDED, positions + virtual))
 
 
 def virtual_tokens(session: OpenBundle, pack: Pack | Mix | None) -> int:
-    """How many positions a pack's prompt takes in a row's cache."""
+    """Returns how many positions a pack's prompt takes in a row's cache."""
     return 0 if pack is None or (prompt := session.prompt(pack)) is None else int(prompt.shape[3])
 
 
 class SessionEngine:
-    """The engine of a session's calls."""
+    """Runs the calls of a session on its engine, one at a time."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -84,12 +86,12 @@ class SessionEngine:
         emit: Callable[[int, int, str], None] | None,
         features: Sequence[Mapping[str, np.ndarray]],
     ) -> list[Request]:
-        """The rows of the prompts once all have ended; ``features`` are what each has besides its prompt. One
-        call at a time; a call out of ``emit`` has an engine of its own.
+        """Runs the prompts and returns their requests once all have ended. ``features`` are the other inputs
+        of each row. A call from within ``emit`` gets an engine of its own.
 
         Raises:
             RowError: the model has no positions for a prompt.
-            AdapterpackError: a row failed on the way.
+            AdapterpackError: a row failed while it ran.
         """
         with self._lock:
             if self._running:
@@ -159,7 +161,7 @@ class SessionEngine:
 
     @staticmethod
     def _empty(engine: DecoderEngine, rows: Sequence[Request]) -> None:
-        """Ends what is left of a batch that was broken off."""
+        """Cancels the remaining rows of a batch that an error ended."""
         if engine.busy:
             for row in rows:
                 engine.cancel(row.number)

@@ -1,4 +1,4 @@
-"""Signs bundles and verifies their signatures, by the statements and envelopes of packs."""
+"""Signs bundles and verifies their signatures, in the format of pack signatures."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def sign_bundle(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Writes ``adapterpack.sig.json`` into a bundle, over its manifest and every file that it lists; see
-    :func:`adapterpack.sign`.
+    """Validates a bundle and writes ``adapterpack.sig.json`` into it, which covers its manifest and every
+    file that the manifest lists. The arguments are those of :func:`adapterpack.sign`.
 
     Raises:
         FormatError: the bundle is not valid.
@@ -57,8 +57,8 @@ def sign_bundle(
 def verify_bundle(
     folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
-    """The signature of a bundle, if the holder of the key signed exactly the files that lie there; see
-    :func:`adapterpack.verify`.
+    """Returns the signature of a bundle if the holder of the key signed exactly the files in the folder. The
+    arguments are those of :func:`adapterpack.verify`.
     """
     return unseal(_signable(folder), public_key(key), identity, at)
 

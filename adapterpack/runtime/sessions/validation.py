@@ -1,5 +1,5 @@
-"""Validates a bundle: what a session would refuse is not valid. Files, packs, slots, what texts are read
-with, the base, and with ``full`` the graphs and the canaries on them.
+"""Validates a bundle: reports whatever a session would refuse in its files, packs, slots, tokenizer and base,
+and with ``full`` also runs the canaries on its graphs.
 """
 
 from __future__ import annotations
@@ -95,11 +95,13 @@ def validate_bundle(
 
 
 class Note(str):
-    """What was not checked since this bundle, or this request, leaves nothing to compare."""
+    """A check that was skipped because there is nothing to compare with; it does not make the report
+    incomplete.
+    """
 
 
 def _signature(folder: Path) -> str:
-    """What no check of a bundle's bytes can show."""
+    """Returns the question that no check of a bundle's bytes can answer."""
     named = "its signature was not verified" if (folder / SIGNATURE).is_file() else "it is not signed"
     return (
         f"who made the graphs, and that they compute nothing else than the base and its adapters: {named} "
@@ -115,8 +117,8 @@ def _findings(
     full: bool,
     table: Kernels | None,
 ) -> Iterator[Finding | Verdict | str]:
-    """Findings, the verdict on the base, and as texts what the budget was too small for, or what cannot be
-    compared.
+    """Yields findings, the verdict on the base, and as strings the checks that were skipped, for lack of
+    budget or of anything to compare.
     """
     bundle = read_bundle(folder)
     irregular = False
@@ -169,7 +171,7 @@ def _findings(
 
 
 def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[Finding | Note]:
-    """AB202: slots that hold something else than the pack; AB203 as :func:`other_tokenizer`."""
+    """AB202: slots that do not hold the values of the pack; also yields AB203."""
     bundle = values.bundle
     yield from other_tokenizer(bundle, adapter, pack.manifest)
     if reads_weights(pack) and bundle.mode != "folded":
@@ -190,7 +192,7 @@ def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[
 
 
 def other_tokenizer(bundle: Bundle, adapter: BundledAdapter, pack: Manifest) -> Iterator[Finding]:
-    """AB203: a tokenizer that the pack was not trained with."""
+    """AB203: the pack was trained with another tokenizer."""
     if has_other_tokenizer(bundle, pack):
         yield Finding(
             "AB203",
@@ -204,7 +206,7 @@ def other_tokenizer(bundle: Bundle, adapter: BundledAdapter, pack: Manifest) -> 
 def _find_refusal(
     rule: str, where: str, require: Callable[[], object], remedy: str = "export again"
 ) -> Iterator[Finding]:
-    """A finding of what a session would refuse."""
+    """Calls a check and yields its error as a finding."""
     try:
         require()
     except AdapterpackError as error:
@@ -212,7 +214,7 @@ def _find_refusal(
 
 
 def about_texts(folder: Path, bundle: Bundle) -> Iterator[Finding]:
-    """AB106: what a session reads besides graphs and packs, read as it reads it, and used once."""
+    """AB106: tokenizer, chat template and configuration, each read as a session reads it and used once."""
     refused = partial(_find_refusal, "AB106", remedy="copy the file from the base again")
     config, chats = folder / "config.json", get_task(bundle.task).pads_left
     yield from refused(config.name, lambda: context_length(read_object(config), config))
@@ -223,11 +225,12 @@ def about_texts(folder: Path, bundle: Bundle) -> Iterator[Finding]:
 
 
 def _use(folder: Path, chats: bool) -> None:
-    """Makes ids of a text, and text of them; where a prompt is a chat, renders the first form of one that the
-    template takes.
+    """Encodes and decodes a text. For a chat model, renders messages in the first form that the template
+    accepts.
 
     Raises:
-        FormatError: it fails, or the template takes no form, or more time or memory than a template needs.
+        FormatError: tokenizing fails, or the template accepts no form of messages or takes too much time or
+            memory.
     """
     from ..text.tokenizer import Tokenizer  # noqa: PLC0415 - tokenizers
 
@@ -255,11 +258,11 @@ _MESSAGES: tuple[list[Mapping[str, Any]], ...] = (
     [{**_USER, "content": [{"type": "text", "text": "a"}]}],
     [{"role": "system", "content": "a"}, _USER],
 )
-"""What a prompt may be: some templates want a list of parts, or a system message."""
+"""Forms of a prompt: some templates require a list of parts, or a system message."""
 
 
 def texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Iterator[Finding]:
-    """AB303: a tokenizer or a chat template that is not the base's."""
+    """AB303: a tokenizer or a chat template that differs from the base's."""
     for entry in (entry for entry in bundle.files if entry.path in ("tokenizer.json", "added_tokens.json")):
         if checkpoint.has_file(entry.path, entry.sha256) is False:
             yield Finding("AB303", "error", entry.path, "it is not the base's", "export again")
@@ -271,7 +274,9 @@ def texts_of_base(folder: Path, bundle: Bundle, checkpoint: Checkpoint) -> Itera
 def about_base(
     bundle: Bundle, checkpoint: Checkpoint, budget: Budget, allow_structural: bool
 ) -> Iterator[Finding | Verdict]:
-    """AB301, and the verdict on the base; of one whose weights are elsewhere, what its headers say."""
+    """AB301: the bundle belongs to another base. Also yields the verdict on the base, by its headers only if
+    its weights are elsewhere.
+    """
     remedy = "name the base that it was exported from"
     with checkpoint.watched(lambda: budget.require_time("the bytes of the base")):
         fingerprint = compatibility.deciding_fingerprint(checkpoint, bundle.base)
@@ -298,8 +303,8 @@ def about_base(
 def _weights(
     folder: Path, bundle: Bundle, checkpoint: Checkpoint, allow_structural: bool
 ) -> Iterator[Finding | Note]:
-    """AB302: a matrix of the base for which graphs that answer together have another; the ordinary ones do,
-    and those with the engine's.
+    """AB302: matrices of the base that the graphs do not contain. Checks the ordinary graphs together, then
+    those with the engine's graph.
     """
     reasons = {
         "the graphs were quantized": bundle.quantization is not None,
@@ -350,7 +355,7 @@ def _other_weights(
 
 
 def _table(provider: str) -> Kernels | None:
-    """What a provider implements; None for the CPU, for which every graph was proved."""
+    """Returns the kernels of a provider; None for the CPU, on which every graph was tested."""
     get_provider(provider)
     table = kernels_of(provider)
     if table is None and provider != "cpu":
@@ -364,7 +369,7 @@ def _table(provider: str) -> Kernels | None:
 
 
 def _not_here(provider: str) -> Iterator[str]:
-    """Why no canary can be replayed on a provider on this machine."""
+    """Yields why no canary can be replayed on a provider on this machine."""
     # ONNX Runtime, which a look at files does not need
     from ..providers.resolved_device import resolve  # noqa: PLC0415
 
@@ -391,7 +396,7 @@ def _kernels(folder: Path, table: Kernels) -> Iterator[Finding]:
 
 
 def _replay(folder: Path, provider: str) -> tuple[list[Finding], tuple[str, ...]]:
-    """AB401, and which canaries say nothing of this graph."""
+    """AB401: a canary fails. Also returns the canaries that do not apply to these graphs."""
     try:
         not_replayed = replay_apart(folder, provider=provider)["not_replayed"]
     except AdapterpackError as error:
@@ -431,7 +436,7 @@ def _file_list(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding
 
 
 def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
-    """AB105."""
+    """AB105: a graph with an operator or a file reference that is not safe."""
     from ...onnx_graph.confine import require_safe  # noqa: PLC0415 - onnx, and packs have no graph
 
     for path in sorted(folder.glob("*.onnx")):
@@ -444,7 +449,9 @@ def _safe(folder: Path, bundle: Bundle) -> Iterator[Finding]:
 
 
 def _digests(folder: Path, bundle: Bundle, budget: Budget) -> Iterator[Finding]:
-    """AB103-AB104. Every file is hashed, whatever was found before."""
+    """AB103 and AB104: files that are missing or altered. Hashes every file again, regardless of cached
+    digests.
+    """
     for wrong in differences(
         folder, bundle, again=True, watch=lambda: budget.require_time("the digests of the files")
     ):

@@ -1,1 +1,1 @@
-"""Text of requests: tokenizers, chat templates, and what a generated row may say so far."""
+"""Text of requests: tokenizers, chat templates, context lengths, and streaming detokenization."""

@@ -1,4 +1,4 @@
-"""Checks that rows fit a model's context, whose length its configuration says."""
+"""Checks that rows fit the context of a model, as its configuration states it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import FormatError
 from ...tasks.data.rows import RowError
 
 _KEYS = ("max_target_positions", "max_position_embeddings", "n_positions", "max_seq_len")
-"""What families call it; of an encoder and decoder with two numbers that of the decoder counts."""
+"""The configuration keys for the context length, the decoder's first."""
 _SHORTEST, _CHARACTERS, _UNBOUNDED = 1 << 16, 16, 1 << 16
 """The least that the most characters are; the most of one token, on average over a text; the tokens of a
 model without a bound.
@@ -33,8 +33,8 @@ _AFTER_PADDING = frozenset(
         "xmod",
     }
 )
-"""Families whose tables of positions have rows for the padding and for what is before it: the first token has
-the one behind them.
+"""Families that number positions from ``pad_token_id + 1``, so the first rows of their position table are
+unused.
 """
 
 
@@ -49,13 +49,12 @@ class Configured(Protocol):
 
 
 def context_length(config: Mapping[str, Any], where: object = None) -> int | None:
-    """The most positions of a row, or None where nothing bounds them, as with relative positions.
+    """Returns the most positions of a row, or None if nothing bounds them, as with relative positions.
 
-    Positions that could be computed for longer rows (rotary ones) end where the configuration says that the
-    model was made for.
+    Rotary positions could be computed for longer rows, but the length for which the model was trained counts.
 
     Raises:
-        FormatError: the configuration says what cannot be.
+        FormatError: the configuration has an invalid length.
 
     Example:
         >>> context_length({"max_position_embeddings": 514, "model_type": "roberta", "pad_token_id": 1})
@@ -65,7 +64,7 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
     if known.get("relative_attention_num_buckets") or (
         known.get("relative_attention") and not known.get("position_biased_input", True)
     ):
-        return None  # distances between tokens, however long the row is
+        return None  # relative positions work at any length
     key = next((key for key in _KEYS if known.get(key) is not None), None)
     if key is None:
         return None
@@ -84,7 +83,9 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
 
 
 def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The part of a configuration that has one of these keys: itself, or the one of its language model."""
+    """Returns the part of a configuration that has one of these keys: the configuration itself, or that of
+    its language model.
+    """
     inner = next(
         (part for name in ("text_config", "decoder") if isinstance(part := config.get(name), Mapping)), None
     )
@@ -92,23 +93,23 @@ def text_part(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def context_of(session: Configured) -> int | None:
-    """:func:`context_length` of a session's model."""
+    """Returns the :func:`context_length` of a session's model."""
     return context_length(session.config, session.folder / "config.json")
 
 
 def most_characters(session: Configured) -> int:
-    """The most characters of a text that may fit the model's context: beyond it a row is refused before it is
-    made tokens, which takes memory and time many times its length.
+    """Returns the most characters of a text that could fit the context. A longer text is refused before it is
+    tokenized, which takes many times its length in memory and time.
     """
     return max(_SHORTEST, _CHARACTERS * (context_of(session) or _UNBOUNDED))
 
 
 def require_context(session: Configured, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
-    """Checks that the model has positions for rows of these ``lengths`` ``[rows]``, of which ``virtual`` are
-    those of an adapter's prompt.
+    """Checks that rows of these ``lengths`` ``[rows]`` fit the context; ``virtual`` of the positions belong
+    to an adapter's prompt.
 
     Raises:
-        RowError: the first that is too long.
+        RowError: a row is too long; names the first.
     """
     most = context_of(session)
     if most is None or not len(lengths) or lengths.max() <= most:

@@ -1,4 +1,4 @@
-"""Turns a row's tokens into text; what was given out is never taken back."""
+"""Turns the tokens of a row into text as they arrive; text that was emitted is never taken back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from .tokenizer import NoTokenizer, Tokenizer
 
 
 class Detokenizer:
-    """The text of one row, token by token. ``text`` is final: later tokens only add to it. ``ids`` are the
+    """The text of one row, token by token. ``text`` is final: later tokens only extend it. ``ids`` are the
     tokens so far.
 
-    Bytes of an unfinished character and a possible beginning of a stop text are kept back until it is clear
-    what they become. A stop text ends the row (``stopped``) and is cut off; of several the one that begins
-    first counts. Special tokens have no text unless ``skip_special_tokens`` is off.
+    It holds back the bytes of an unfinished character and a possible beginning of a stop text until they are
+    decided. A stop text ends the row (``stopped``) and is cut off; of several the earliest counts. Special
+    tokens have no text unless ``skip_special_tokens`` is off.
     """
 
     def __init__(
@@ -24,16 +24,16 @@ class Detokenizer:
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
         self._skips = skip_special_tokens
         self._step = tokenizer.stepper(skip_special_tokens)
-        self._decoded = 0  # so many of the ids have their text; that of those after them is not complete
+        self._decoded = 0  # the number of ids whose text is complete
         self._kept = ""  # text that may be the beginning of a stop text
 
     def push(self, token: int) -> None:
-        """Takes the row's next token."""
+        """Takes the next token of the row."""
         self.ids.append(token)
         try:
             piece = self._step(token)
-        # with this token those before it read differently, but their text was given out: only the rest is
-        # read anew
+        # The token changes the text of earlier ones, but that was emitted already: decodes only the rest
+        # again.
         except Exception:
             piece = self._tokenizer.decode(self.ids[self._decoded :], self._skips)
             self._step = self._tokenizer.stepper(self._skips)
@@ -43,12 +43,12 @@ class Detokenizer:
             self._add(piece)
 
     def finish(self) -> None:
-        """Releases what was kept back: no token follows."""
+        """Releases text that was held back, since no token follows."""
         if not self.stopped:
             self._add(self._incomplete(), last=True)
 
     def _incomplete(self) -> str:
-        """The text of the last ids, which never became complete."""
+        """Returns the text of the last ids, which never formed complete characters."""
         if self._decoded == len(self.ids):
             return ""
         whole, given = self._tokenizer.decode(self.ids, self._skips), self.text + self._kept
@@ -74,7 +74,7 @@ class Detokenizer:
 
 
 def overlap(text: str, stop: str) -> int:
-    """How many of the last characters of ``text`` are a beginning of ``stop``, without being all of it.
+    """Returns how many of the last characters of ``text`` form a proper prefix of ``stop``.
 
     Example:
         >>> overlap("one <sto", "<stop>"), overlap("one", "<stop>")

@@ -1,4 +1,4 @@
-"""Encodes texts by a tokenizer whose time is bounded by nothing but the sandbox in which this is called."""
+"""Encodes texts with a tokenizer that may take any time. A sandbox process runs this module and bounds it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tokenizers import Tokenizer as Core
 
 
 class EncodedText(NamedTuple):
-    """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and which of two
-    texts each token is from.
+    """An encoded row in the terms of ``tokenizers``: token ids, type ids, character offsets, and for each
+    token the index of its text.
     """
 
     ids: list[int]
@@ -23,13 +23,13 @@ class EncodedText(NamedTuple):
 
     @classmethod
     def parse(cls, answer: bytes) -> EncodedText:
-        """What :func:`encode` gives."""
+        """Parses the result of :func:`encode`."""
         ids, types, offsets, sequences = json.loads(answer)
         return cls(ids, types, [(start, end) for start, end in offsets], sequences)
 
 
 def encode(request: bytes) -> bytes:
-    """The row of ``[path, digest, texts, options]``, as JSON."""
+    """Encodes the texts of ``[path, digest, texts, options]``, from JSON to JSON."""
     path, digest, texts, options = json.loads(request)
     row = _load(path, digest).encode(*texts, **options)
     return json.dumps(EncodedText(row.ids, row.type_ids, row.offsets, row.sequence_ids)).encode()

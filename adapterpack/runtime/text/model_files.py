@@ -1,5 +1,5 @@
-"""Reads the files in which a model describes itself, as strangers write them: bounded, strict, and of the
-types that are needed.
+"""Reads the small files that describe a model, as untrusted input: with limits of size, strict syntax, and
+checked types.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ MAX_ID = (1 << 32) - 1
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """A JSON file with one object, or nothing where there is no such file.
+    """Reads a JSON file with one object; returns an empty one if there is no such file.
 
     Raises:
-        FormatError: it is too large, no strict JSON, or no object.
+        FormatError: the file is too large, no strict JSON, or no object.
     """
     if not path.exists():
         return {}
@@ -35,10 +35,10 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a file, at most ``most`` of them.
+    """Reads a file of at most ``most`` bytes.
 
     Raises:
-        FormatError: there are more.
+        FormatError: the file has more.
     """
     data = read_file(path, most + 1)
     if len(data) > most:
@@ -47,10 +47,10 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A small text in UTF-8.
+    """Reads a small text in UTF-8.
 
     Raises:
-        FormatError: it is too large, or no UTF-8.
+        FormatError: the file is too large, or no UTF-8.
     """
     try:
         return read_bytes(path, MAX_TEXT).decode("utf-8")
@@ -59,10 +59,10 @@ def read_text(path: Path) -> str:
 
 
 def token_ids(config: Mapping[str, Any], key: str, where: Path) -> tuple[int, ...]:
-    """The token ids that a configuration has under a key: one, several or none.
+    """Returns the token ids under a key of a configuration, which may be one id, a list or missing.
 
     Raises:
-        FormatError: it has something else there.
+        FormatError: the value is none of these.
 
     Example:
         >>> token_ids({"eos_token_id": [2, 5]}, "eos_token_id", Path("config.json"))

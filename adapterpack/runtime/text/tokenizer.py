@@ -1,5 +1,5 @@
-"""Text to ids and back, from a bundle's own files: ``tokenizers`` for the ids, the chat template for
-messages.
+"""Tokenizes and decodes text with a bundle's own files: the ``tokenizers`` library for ids, the chat template
+for messages.
 """
 
 from __future__ import annotations
@@ -29,23 +29,22 @@ from .tokenizer_limits import is_quick, require_bounded_growth, require_bounded_
 MAX_TOKENIZER = 64 << 20
 MAX_CHARACTERS = 1 << 20
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""What a template knows besides the messages, as under transformers."""
+"""The special tokens that a chat template can use, as in transformers."""
 _FAILS, _REMEDY = "the tokenizer fails on a text", "fetch tokenizer.json again from where it came"
 _SANDBOX = Sandbox("adapterpack.runtime.text.encoding:encode", SandboxLimits(memory=512 << 20, seconds=3))
-"""Where the few tokenizers work whose expressions may take any time. The first text of one waits until it is
-loaded, a second or so.
+"""Runs the few tokenizers whose regular expressions may take any time. Their first text waits about a second,
+until the sandbox has loaded the file.
 """
 _HALF = re.compile("[\ud800-\udfff]")
 
 
 class Tokenizer:
-    """The tokenizer in a folder, for texts of at most ``most`` characters. What else the folder says of texts
-    is read when it is first needed, each time inside of ``reading``, which may look that the files are still
-    the same.
+    """The tokenizer in a folder, for texts of at most ``most`` characters. It reads other text files of the
+    folder on first use, inside of the context ``reading``, which may check that they are unchanged.
 
     Raises:
         StorageError: the folder has no ``tokenizer.json``.
-        FormatError: it is damaged, too large, or made to be slow.
+        FormatError: the file is damaged, too large, or built to be slow.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Tokenizer:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """``tokenizer_config.json``."""
+        """The contents of ``tokenizer_config.json``."""
         with self._reading():
             return read_object(self._config)
 
@@ -89,14 +88,14 @@ class Tokenizer:
 
     @cached_property
     def pad_id(self) -> int:
-        """The id that fills up short rows; masked, so any id would do."""
+        """The id that pads short rows; 0 without a padding token, since padding is masked."""
         token = self._token("pad_token")
         known = self.core.token_to_id(token) if token else None
         return int(known) if known is not None else 0
 
     @cached_property
     def template(self) -> str | None:
-        """The chat template, or None."""
+        """The chat template, or None if the folder has none."""
         path = self.folder / "chat_template.jinja"
         if path.is_file():
             with self._reading():
@@ -124,20 +123,20 @@ class Tokenizer:
         return ChatTemplate(self.template or "", self.folder)
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """The ids of a text, with the tokenizer's own special tokens around it unless ``special`` is off.
+        """Returns the ids of a text, with the tokenizer's special tokens around it unless ``special`` is off.
 
         Raises:
             ConfigError: the text has half of a surrogate pair, which is no character.
-            FormatError: the tokenizer fails on it.
+            FormatError: the tokenizer fails on the text.
         """
         ids: list[int] = self._encode(text, add_special_tokens=special).ids
         return ids
 
     def row(self, text: str) -> list[int]:
-        """The ids of a text that is a row for itself.
+        """Returns the ids of a text that forms a row by itself.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: the text has no tokens.
         """
         ids = self.encode(text)
         if not ids:
@@ -145,13 +144,15 @@ class Tokenizer:
         return ids
 
     def places(self, text: str) -> list[tuple[int, int]]:
-        """Where each id of a text has its characters, the end excluded; a special token has none."""
+        """Returns the character range of each id of a text, end exclusive; a special token has an
+        empty one.
+        """
         places: list[tuple[int, int]] = self._encode(text).offsets
         return places
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
-        """The ids of two texts in one row, their types, and of the ids of the second text where in it their
-        characters are.
+        """Tokenizes two texts into one row. Returns its ids, their type ids, and for each id of the second
+        text its character range there.
         """
         row = self._encode(first, second)
         places = [
@@ -181,12 +182,12 @@ class Tokenizer:
 
     @cached_property
     def for_grammars(self) -> Any:
-        """The tokens as llguidance reads them, for grammars of answers; that takes a second or so, once.
+        """The tokenizer in llguidance's form, for grammars; building it takes about a second, once.
 
         Raises:
             MissingExtra: llguidance is not installed.
-            Unsupported: it cannot tell the bytes of the tokens, or the tokenizer may take any time for a
-                text.
+            Unsupported: llguidance cannot derive the bytes of the tokens, or the tokenizer may take any time
+                for a text.
         """
         with needed_by("a grammar of answers"):
             from llguidance import LLTokenizer  # noqa: PLC0415 - an extra
@@ -206,11 +207,11 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, str]:
-        """The special tokens that a chat template knows, by their names."""
+        """The special tokens that a chat template can use, by name."""
         return {name: self._token(name) for name in _SPECIAL if self._token(name)}
 
     def special_id(self, token: str) -> int | None:
-        """The id of a special token, for which no text stands; None of any other."""
+        """Returns the id of a special token, or None for any other token."""
         return self._special_ids.get(token)
 
     @cached_property
@@ -223,21 +224,21 @@ class Tokenizer:
 
     @property
     def mask_token(self) -> str:
-        """The token in whose place a word is to be guessed, or nothing."""
+        """The token that masks a word to be predicted, or an empty string."""
         return self._token("mask_token")
 
     @property
     def mask_id(self) -> int | None:
-        """Its id."""
+        """The id of the mask token."""
         found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
         return found
 
     def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
-        """The ids of a prompt: a text becomes one user message, and the chat template (if any) renders the
-        messages, with ``tools`` that the model may call.
+        """Returns the ids of a prompt. A text becomes one user message, and the chat template, if there is
+        one, renders the messages with the ``tools`` that the model may call.
 
         Raises:
-            ConfigError: without a chat template, messages whose content is no text.
+            ConfigError: there is no chat template, and a message has content other than text.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.template is not None:
@@ -251,7 +252,8 @@ class Tokenizer:
         return self.encode("\n".join(contents))
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """The messages in the template's form, with the tools that the model may call, ready for its answer.
+        """Renders messages with the chat template, and the tools that the model may call, up to the point
+        where the answer begins.
 
         Raises:
             FormatError: the template does not render.
@@ -261,13 +263,15 @@ class Tokenizer:
         )
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """The text of ids; special tokens have none, unless that is off."""
+        """Returns the text of ids. Special tokens have no text unless ``skip_special_tokens`` is off."""
         with self._errors("the tokenizer fails on its own ids"):
             text: str = self.core.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
     def stepper(self, skip_special_tokens: bool = True) -> Callable[[int], str | None]:
-        """A function of the next id of a row, which gives the text that is complete with it."""
+        """Returns a function that takes the ids of a row one by one and returns the text that each
+        completes.
+        """
         stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         return lambda token: stream.step(self.core, token)
 
@@ -285,23 +289,24 @@ class Tokenizer:
 
 
 class NoTokenizer:
-    """Stands for the tokenizer where a folder has none: answers are ids, and have no text."""
+    """Replaces the tokenizer if a folder has none: answers then have ids but no text."""
 
     def __init__(self, folder: Path) -> None:
         self.eos_ids = eos_ids(folder)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """No text."""
+        """Returns an empty text."""
         return ""
 
     def stepper(self, skip_special_tokens: bool = True) -> Callable[[int], str | None]:
-        """A function that gives no text."""
+        """Returns a function that yields no text."""
         return lambda token: ""
 
 
 def eos_ids(folder: Path) -> frozenset[int]:
-    """The ids at which generation ends, as the model's files say."""
-    for name in ("generation_config.json", "config.json"):  # the first that says it, as in transformers
+    """Returns the end-of-text ids that the model's files name."""
+    # the first file with an entry counts, as in transformers
+    for name in ("generation_config.json", "config.json"):
         ids = token_ids(read_object(folder / name), "eos_token_id", folder / name)
         if ids:
             return frozenset(ids)
@@ -311,10 +316,10 @@ def eos_ids(folder: Path) -> frozenset[int]:
 def encoded_apart(
     path: Path, digest: str, texts: Sequence[str], options: Mapping[str, Any], where: Path
 ) -> EncodedText:
-    """One text or two as a row, by a ``tokenizer.json`` with that sha256, in a process with limits.
+    """Tokenizes one or two texts in a sandbox process, with the ``tokenizer.json`` of that SHA-256.
 
     Raises:
-        OutOfLimits: it takes too long, or too much memory.
+        OutOfLimits: tokenizing takes too long, or too much memory.
         FormatError: the tokenizer fails.
     """
     request = json.dumps([str(path.absolute()), digest, list(texts), dict(options)])

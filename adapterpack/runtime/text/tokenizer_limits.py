@@ -1,5 +1,5 @@
-"""Checks what a tokenizer costs: to load, by its parts; to use, by how much longer its rules make a text, and
-by its expressions.
+"""Bounds the cost of an untrusted tokenizer: of loading it, by its parts; of using it, by how much its rules
+lengthen a text, and by its regular expressions.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ import msgspec
 from ...errors import FormatError
 
 MOST = 4096
-"""The most characters that one character may become; with the rules of real tokenizers it is up to a few
-hundred.
+"""The most characters that one character may become. The rules of real tokenizers reach a few hundred.
 """
 _LONGEST_PREFIX = 1024
-_UNICODE = 18  # what one character becomes in the normal forms of Unicode, at most
+_UNICODE = 18  # the most characters that Unicode normalization makes of one
 _PARTS = ("normalizers", "pretokenizers", "processors", "decoders")
 _REMEDY = "fetch the tokenizer from a source that you trust"
 MEMORY = 400 << 20
-"""What loading may take, by the bytes that ``tokenizers`` was measured to need for a merge, a token, and a
-character of an added token.
+"""The most bytes for loading, estimated from the measured bytes for each merge, token and character of an
+added token.
 
 The largest published vocabularies (a million tokens, or 600,000 merges) need three quarters of it.
 """
@@ -51,11 +50,10 @@ class _File(msgspec.Struct):
 
 
 def require_bounded_load(data: bytes, where: Path) -> None:
-    """Checks the numbers of parts of a ``tokenizer.json``.
+    """Checks that a ``tokenizer.json`` can be loaded within bounds, from the number of its parts.
 
     Raises:
-        FormatError: loading it would take more than :data:`MEMORY`, or any time; or it is not of the form of
-            such a file.
+        FormatError: loading would take more than :data:`MEMORY`, or unbounded time; or the file is malformed.
     """
     try:
         file = msgspec.json.decode(data, type=_File)
@@ -79,7 +77,8 @@ def require_bounded_load(data: bytes, where: Path) -> None:
             found=f"{size >> 20} MiB",
             remedy=_REMEDY,
         )
-    normalized = any(token.normalized for token in file.added_tokens)  # which happens when they are loaded
+    # normalized added tokens run these expressions during loading
+    normalized = any(token.normalized for token in file.added_tokens)
     for expression in (*(_expressions(file.normalizer) if normalized else ()), *_expressions(file.decoder)):
         if not _is_linear(expression):
             raise FormatError(
@@ -91,7 +90,7 @@ def require_bounded_load(data: bytes, where: Path) -> None:
 
 
 def require_bounded_growth(core: Any, where: Path) -> None:
-    """Checks the rules before and after the model of a tokenizer.
+    """Checks how much the rules before and after the model of a tokenizer can lengthen a text.
 
     Raises:
         FormatError: a text could become more than :data:`MOST` times as long.
@@ -102,7 +101,7 @@ def require_bounded_growth(core: Any, where: Path) -> None:
         ]
         growth = prod(map(_growth, steps))
         if any(step["type"] in ("NFD", "NFKD", "NFC", "NFKC") for step in steps):
-            growth *= _UNICODE  # once: a text in a normal form stays as it is
+            growth *= _UNICODE  # once: normalizing twice changes nothing more
         if growth > MOST or any(len(step.get("prepend", "")) > _LONGEST_PREFIX for step in steps):
             raise FormatError(
                 "the tokenizer's rules can make a text very much longer",
@@ -125,11 +124,11 @@ def _growth(step: dict[str, Any]) -> float:
     if kind == "Replace":
         literal = step["pattern"].get("String")
         size = len(step["content"])
-        # an expression may match nothing at all
+        # an expression may match an empty string, between any two characters
         return max(1.0, size / max(len(literal), 1) if literal is not None else size + 1)
     if kind == "Precompiled":
         data = base64.b64decode(step["precompiled_charsmap"] or "")
-        # behind the size of a trie, and the trie
+        # the strings follow the trie and its size
         texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
         return max(1, *(len(text.decode("utf-8", "replace")) for text in texts))
     if kind == "ByteLevel":
@@ -148,8 +147,8 @@ _CHARACTER = (
 )
 _PIECES = rf"(?:{_CHARACTER}(?:\?|\{{\d(?:,\d)?\}})?)*(?:{_CHARACTER}[*+]|{_CHARACTER}\{{\d,\}})?"
 _LINEAR = re.compile(rf"{_PIECES}(?:\|{_PIECES})*")
-"""Alternatives of single characters and classes, where only the last one may repeat without end. A match that
-has begun there cannot fail late and be tried again, so the time is linear.
+"""Alternatives of characters and classes, of which only the last may repeat without bound. Such an expression
+never backtracks over a long match, so its time is linear.
 """
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _ENDS = r"\s+(?!\S)|\s+"
@@ -171,12 +170,12 @@ _KNOWN = frozenset(
         + _ENDS,  # o200k
     }
 )
-"""Expressions of models that many use, whose time was looked at: they are linear, too."""
+"""Expressions of widely used models, which were reviewed by hand: they take linear time, too."""
 _LONGEST_WORD = 1000
 
 
 def is_quick(core: Any) -> bool:
-    """Whether the time that a tokenizer takes for a text is bounded by its form, whatever the text is."""
+    """Returns whether the form of a tokenizer bounds its time for any text."""
     rules = [
         json.loads(rule.__getstate__()) for rule in (core.normalizer, core.pre_tokenizer) if rule is not None
     ]
@@ -186,7 +185,7 @@ def is_quick(core: Any) -> bool:
 
 
 def _expressions(rules: Any) -> Iterator[Any]:
-    """The expressions anywhere in rules as JSON has them."""
+    """Yields all regular expressions in rules in JSON form."""
     if isinstance(rules, dict):
         if "Regex" in rules:
             yield rules["Regex"]

@@ -1,3 +1,3 @@
-"""Tools that a model may call: how families of models write calls, how these are read, and how answers are
-held to them.
+"""Tool calls: how families of models write them, how answers are parsed, and how a grammar constrains answers
+to them.
 """

@@ -1,4 +1,4 @@
-"""Where a JSON object or list ends that is still being written."""
+"""Finds where a JSON object or list ends while it is still being generated."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ _MARKS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 
 
 class Brackets:
-    """Finds where JSON's brackets close in a text that grows, of which ``depth`` are open at first; no
-    character is read twice.
+    """Finds where the brackets of JSON close in a growing text, ``depth`` of which are open at first. It
+    reads each character once.
 
     Example:
         >>> brackets = Brackets(0)
@@ -21,10 +21,12 @@ class Brackets:
         self._at, self._depth, self._quoted = at, depth, False
 
     def end(self, said: str) -> int | None:
-        """The place behind the bracket that closes the last one that was open; None while it is not there."""
+        """Returns the index after the bracket that closes the outermost open one, or None if it has not come
+        yet.
+        """
         for match in _MARKS.finditer(said, self._at):
             mark = match[0]
-            if mark == "\\":  # what it stands before has not come yet
+            if mark == "\\":  # the escaped character has not come yet
                 self._at = match.start()
                 return None
             if mark == '"':

@@ -1,4 +1,4 @@
-"""A family of models by how they write calls of tools, which the chat template shows."""
+"""Describes how a family of models writes tool calls, and recognizes it by the chat template."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ...registry import Registry
 
 
 class Tool(NamedTuple):
-    """A function that a model may call: its name, and the JSON schema of its arguments; ``strict``: no call
-    may have others.
+    """A function that a model may call: its name, and the JSON schema of its arguments. If ``strict``, calls
+    must match the schema.
     """
 
     name: str
@@ -20,7 +20,7 @@ class Tool(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A call of a tool; ``arguments`` is JSON."""
+    """A call of a tool; ``arguments`` is a JSON text."""
 
     name: str
     arguments: str
@@ -32,14 +32,14 @@ class ToolFamily:
     ``closing``.
 
     Attributes:
-        recognises: whether a chat template is one of this family.
-        marker: what stands before a call; empty where an answer that begins with a brace is one.
-        others: what may stand there besides.
-        opening, closing: what stands between the marker and a call, and behind a call.
-        between: what stands between calls.
-        listed: one marker stands before a JSON list of all calls.
+        recognises: returns whether a chat template belongs to this family.
+        marker: the text before a call; empty if any answer that begins with a brace is a call.
+        others: further texts that may precede a call.
+        opening, closing: the text between the marker and a call, and after a call.
+        between: the text between calls.
+        listed: a single marker precedes a JSON list of all calls.
         arguments: the key of the arguments.
-        named: what stands between a name and the arguments, where these are no keys of an object.
+        named: the text between name and arguments, for families that do not write them as keys of one object.
     """
 
     name: str
@@ -57,11 +57,11 @@ class ToolFamily:
 FAMILIES: Registry[ToolFamily] = Registry(
     "family of tool calls", ToolFamily, "adapterpack.tool_families", "adapterpack.runtime.tools.families"
 )
-"""Name -> the family."""
+"""Name -> family."""
 
 
 def family_of(template: str | None) -> ToolFamily | None:
-    """The family whose calls a chat template writes, if one is known.
+    """Returns the family whose notation a chat template uses, or None if it is unknown.
 
     Example:
         >>> family_of("{{ '<tool_call>' + call | tojson + '</tool_call>' }}").name

@@ -1,4 +1,6 @@
-"""Holds an answer to the calls that a family of models writes: a grammar in llguidance's form of Lark."""
+"""Constrains an answer to tool calls in the notation of a family: builds a grammar in llguidance's dialect of
+Lark.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,13 @@ def grammar_of(
     token: Callable[[str], int | None],
     form: Mapping[str, Any] | None = None,
 ) -> str:
-    """The grammar of answers that call one of these tools, or with ``several`` any number of them, with
-    arguments that fit their schemas.
+    """Returns the grammar of answers that call one of these tools, or with ``several`` any number of them,
+    with arguments that match their schemas.
 
-    ``free``: an answer may be text without a call, or with a ``form`` JSON that fits this schema; then only
-    ``strict`` tools have a say in their arguments. Only families with a marker can have a form: it tells
-    calls from that JSON. ``token`` is the id of a special token, which no text stands for, or None.
+    With ``free`` an answer may also be text without a call, or with a ``form`` JSON that matches this schema;
+    then only ``strict`` tools constrain their arguments. Only families with a marker can have a form, since
+    the marker tells calls from that JSON. ``token`` returns the id of a special token, which has no text, or
+    None.
     """
 
     def text(written: str) -> str:
@@ -65,8 +68,8 @@ def grammar_of(
 
 
 def _held_to(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A schema with how its JSON is written: what it says of that goes first, but what cannot be enforced is
-    always an error.
+    """Returns a schema with our JSON notation as default; the schema may override it, but an unenforceable
+    keyword is always an error.
     """
     guidance = schema.get("x-guidance")
     return {

@@ -1,1 +1,1 @@
-"""How models write calls, one module a family, which registers it."""
+"""The notations of tool calls; each module registers one family of models."""

@@ -1,4 +1,4 @@
-"""Calls of Granite 3 and Phi 4 mini: ``<|tool_call|>`` and a list."""
+"""Tool calls of Granite 3 and Phi 4 mini: ``<|tool_call|>`` and a list."""
 
 from __future__ import annotations
 

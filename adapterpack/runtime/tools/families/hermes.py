@@ -1,5 +1,5 @@
-"""Calls of Hermes, Qwen and many others: ``<tool_call>{"name": ..., "arguments": ...}</tool_call>``, once for
-each.
+"""Tool calls of Hermes, Qwen and many others: ``<tool_call>{"name": ..., "arguments": ...}</tool_call>`` for
+each call.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 from ..family import FAMILIES, ToolFamily
 
 _OTHERS = ("<function=", "<arg_key>", "<|tool_call")
-"""Templates with these write something else between the same marks."""
+"""Templates with these use the same tags around another notation."""
 
 FAMILIES.register(
     ToolFamily(

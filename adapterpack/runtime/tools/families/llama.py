@@ -1,5 +1,5 @@
-"""Calls of Llama 3.1 and later: the whole answer is ``{"name": ..., "parameters": ...}``, or several of them
-behind semicolons.
+"""Tool calls of Llama 3.1 and later: the answer is ``{"name": ..., "parameters": ...}``, or several of them
+separated by semicolons.
 """
 
 from __future__ import annotations

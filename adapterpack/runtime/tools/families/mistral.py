@@ -1,5 +1,5 @@
-"""Calls of Mistral: ``[TOOL_CALLS]`` and a list, and of its later models ``[TOOL_CALLS]name[ARGS]{...}`` for
-each.
+"""Tool calls of Mistral: ``[TOOL_CALLS]`` and a list; later models write ``[TOOL_CALLS]name[ARGS]{...}`` for
+each call.
 """
 
 from __future__ import annotations
