@@ -1,1 +1,3 @@
-"""Audits packs before they are combined: what they do to the base and to each other, with a verdict."""
+"""Audits packs before they are combined: measures how they affect the base and each other, and gives a
+verdict.
+"""

@@ -1,4 +1,4 @@
-"""Measures what packs do to the base and to each other, site by site and in total, and gives a verdict."""
+"""Measures how packs affect the base and each other, site by site and in total, and gives a verdict."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 
 class _Part(NamedTuple):
-    """One pack's group at a site, and what all its sites have in common."""
+    """One pack's group at a site, with the parameters that all sites of the group share."""
 
     pack: Pack
     group: m.Group
@@ -65,11 +65,11 @@ def audit(
     Args:
         packs: the packs, or their folders; all of one base, of any methods that change weights.
         weights: one number a pack, of any sign, under which the sum is judged; equal and of sum 1 by default.
-        base: the checkpoint behind the packs: for the size of a change relative to its weight, for the loss
+        base: the checkpoint of the base model: for the size of a change relative to its weight, for the loss
             of a fold, and for methods whose change depends on the weight (DoRA, OFT, ...).
-        ranks: for which the loss of a truncation of the weighted sum is reported.
-        dtypes: in which the weighted sum is folded into the base, to see what rounding leaves of it; needs
-            ``base``.
+        ranks: the ranks for which to report the loss of truncating the weighted sum.
+        dtypes: the dtypes in which the weighted sum is folded into the base, to measure the loss by rounding;
+            needs ``base``.
         exact: looks at all entries for conflicts of sign and for the loss of a fold; else at about a million
             at a site, drawn by its path.
         progress: called with (bytes done, bytes in all).
@@ -130,7 +130,7 @@ def audit(
 
 
 def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
-    """Every path that a pack adapts, with the groups of the packs there; in the order in which they first
+    """Maps every path that a pack adapts to the packs' groups there, in the order in which the paths first
     appear.
     """
     by_path: dict[str, list[_Part | None]] = {}
@@ -143,7 +143,7 @@ def _union(packs: Sequence[Pack]) -> dict[str, list[_Part | None]]:
 
 
 def _bytes(parts: Sequence[_Part | None], base: Checkpoint | None) -> int:
-    """About what a site costs: the bytes of its tensors and of its base weight."""
+    """Estimates the cost of a site: the bytes of its tensors and of its base weight."""
     tensors = sum(
         value.nbytes
         for part in parts
@@ -203,7 +203,7 @@ def _site(
 
 
 def _adapter(part: _Part) -> Adapter:
-    """One site of a pack with its parameters, the shared ones among them."""
+    """Returns one site of a pack with its parameters, including the shared ones."""
     pack, group, shared = part
     common = shared if group.method is None else {}
     return Adapter(
@@ -218,8 +218,8 @@ def _adapter(part: _Part) -> Adapter:
 def _weight(
     base: Checkpoint, path: str, weight_name: str | None, site: Site, shape: tuple[int, int]
 ) -> np.ndarray | None:
-    """The base weight as ``[out, in]``, a view of the mapped file; None where it is not in numbers of this
-    shape.
+    """Returns the base weight as ``[out, in]``, a view of the mapped file; None if it is not a numeric tensor
+    of this shape.
     """
     name = base.weight_name(path, weight_name)
     if name is None or base.tensors[name].dtype not in FLOATS or base.tensors[name].dtype not in DTYPES:
@@ -229,7 +229,7 @@ def _weight(
 
 
 def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
-    """The modules trained whole, and what compose would do with each."""
+    """Yields the fully trained modules, with what compose would do to each."""
     modules = [(pack, pack.full()) for pack in packs]
     paths = list(dict.fromkeys(path for _, module in modules for path in module))
     if not paths:
@@ -249,7 +249,9 @@ def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
 def _refusals(
     packs: Sequence[Pack], rules: Sequence[str], base: str | os.PathLike[str] | None
 ) -> Iterator[tuple[str, str]]:
-    """Of these rules those by which compose would refuse the packs with no other option, and why."""
+    """Returns those of ``rules`` by which compose would refuse the packs without further options, with the
+    reasons.
+    """
     for rule in rules:
         try:
             plan(packs, rule=rule, base=base)
@@ -258,7 +260,7 @@ def _refusals(
 
 
 def _obstacles(packs: Sequence[Pack]) -> Iterator[str]:
-    """Why compose would refuse these packs, whatever the figures say."""
+    """Yields the reasons why compose would refuse these packs under any rule."""
     for check in (common_task, comparable):
         try:
             check(packs)

@@ -1,5 +1,5 @@
-"""The result of an audit, and the object that ``--json`` prints of it: matrices as lists of rows, null for
-what does not exist.
+"""The result of an audit, and the object that ``--json`` prints: matrices as lists of rows, null for
+undefined values.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _DIGITS = 6
 
 
 class AuditVerdict(NamedTuple):
-    """``kind`` for scripts, one sentence, the registered rules that fit, best first, reasons and hints in the
-    order to read them, and the weights that it speaks for, None where data must tell.
+    """The verdict: ``kind`` for scripts, a one-sentence summary, the registered rules that fit (best first),
+    the reasons, hints in reading order, and the recommended weights, or None where they need data.
     """
 
     kind: str
@@ -45,8 +45,8 @@ class Skipped(NamedTuple):
 
 
 class AuditedModule(NamedTuple):
-    """A module that packs hold whole, how many numbers it has, and why compose would refuse it; None: it is
-    averaged.
+    """A fully trained module in the packs: how many numbers it has, and why compose would refuse it, or None
+    if compose averages it.
     """
 
     path: str
@@ -56,7 +56,7 @@ class AuditedModule(NamedTuple):
 
     @property
     def treatment(self) -> str:
-        """What compose does with it, in words."""
+        """What compose does with the module, in words."""
         return (
             "averaged under the weights brought to sum 1"
             if self.refusal is None
@@ -66,9 +66,9 @@ class AuditedModule(NamedTuple):
 
 @dataclass(frozen=True)
 class AuditedSite:
-    """One site: ``rows`` of its ``shape[0]`` were looked at entry by entry; ``spectra`` are the singular
-    values of each pack's change; ``approximation`` is the relative error of taking changes without a low rank
-    as factors.
+    """The figures of one site: ``rows`` of its ``shape[0]`` rows were scanned entry by entry; ``spectra`` are
+    the singular values of each pack's change; ``approximation`` is the relative error of writing changes
+    without a low rank as factors.
     """
 
     path: str
@@ -80,19 +80,21 @@ class AuditedSite:
 
     @property
     def layer(self) -> int | None:
-        """The number of the layer that the path names, or None."""
+        """The layer number in the path, or None."""
         match = _LAYER.search(self.path)
         return int(match[1]) if match else None
 
     @property
     def module(self) -> str:
-        """The path below the layer."""
+        """The part of the path below the layer."""
         match = _LAYER.search(self.path)
         return self.path[match.end() :] if match else self.path
 
     @property
     def concern(self) -> float:
-        """How much attention the site needs: interference relative to the norm; of a lone pack its energy."""
+        """How much attention the site needs: its interference relative to the norm, or for a lone pack its
+        energy.
+        """
         if len(self.spectra) > 1:
             return self.measures.relative_interference
         relative = float(self.measures.relative[0])
@@ -101,9 +103,9 @@ class AuditedSite:
 
 @dataclass(frozen=True)
 class Audit:
-    """All figures of an audit. ``ranks`` and ``dtypes`` are those for which losses are reported;
-    ``obstacles`` are the reasons for which compose would refuse the packs whatever the figures say,
-    ``refused`` those for which it would by a rule, of the rules that were tried.
+    """All figures of an audit. ``ranks`` and ``dtypes`` are those with reported losses; ``obstacles`` are the
+    reasons why compose would refuse the packs under any rule, and ``refused`` maps single rules to the
+    reasons why compose would refuse the packs under them.
     """
 
     packs: tuple[Pack, ...]
@@ -124,11 +126,11 @@ class Audit:
         return pool([site.measures for site in self.sites]) if self.sites else None
 
     def worst(self, count: int = 10) -> list[AuditedSite]:
-        """The sites of the greatest concern, first."""
+        """Returns the ``count`` sites of greatest concern, worst first."""
         return sorted(self.sites, key=lambda site: (-site.concern, site.path))[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """The audit as the command prints it."""
+        """Returns the audit as the command prints it."""
         return {
             "packs": [
                 {
@@ -231,5 +233,5 @@ def _list(values: Sequence[Any] | np.ndarray) -> list[Any]:
 
 
 def _number(value: float) -> float | None:
-    """To six digits, which is more than any of the figures means; None for what is not a number."""
+    """Rounds to six digits, more than any figure's precision; returns None for NaN."""
     return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None

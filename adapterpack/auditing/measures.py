@@ -1,20 +1,16 @@
 """Measures what several changes do to each other at one site, and over all sites, by sums that add up.
 
-========================
-============================================================================================================
-cosine                    ``<D_i, D_j> / (|D_i| |D_j|)`` retained                  ``<sum_j w_j D_j, D_i> /
-|D_i|^2``: the part of pack i that the weighted sum holds; below 0 it is reversed overlap
-the mean squared cosine of the principal angles between outputs, and inputs (Björck and Golub 1973)
-interference              ``|(U^T U - I) S (V^T V - I)|_1`` of the stacked singular vectors (singular task
-interference, arXiv 2412.00081,
-                          section 3.2); relative to ``sum S``
-cross                     the norm of what ``(sum sqrt(w_i) B_i) (sum sqrt(w_i) A_i)``, an average factor by
-factor, adds to the weighted
-                          sum, relative to that sum; it depends on how the changes are written as factors,
-                          which is what is wrong with it
-truncation                ``sqrt(sum_{j>k} S_j^2 / sum S^2)`` of the weighted sum at rank k (Eckart and Young
-1936) ========================
-============================================================================================================
+- cosine: ``<D_i, D_j> / (|D_i| |D_j|)``.
+- retained: ``<sum_j w_j D_j, D_i> / |D_i|^2``, the part of pack i that the weighted sum keeps; below 0 the
+  sum reverses it.
+- overlap: the mean squared cosine of the principal angles between outputs, and between inputs (Björck and
+  Golub 1973).
+- interference: ``|(U^T U - I) S (V^T V - I)|_1`` of the stacked singular vectors (singular task interference,
+  arXiv 2412.00081, section 3.2), relative to ``sum S``.
+- cross: the norm of the cross terms that averaging factor by factor, ``(sum sqrt(w_i) B_i) (sum sqrt(w_i)
+  A_i)``, adds to the weighted sum, relative to that sum. It depends on how the changes are written as
+  factors, which is why such an average is wrong.
+- truncation: ``sqrt(sum_{j>k} S_j^2 / sum S^2)`` of the weighted sum at rank k (Eckart and Young 1936).
 """
 
 from __future__ import annotations
@@ -37,13 +33,14 @@ from .scan import Entries
 
 @dataclass(frozen=True)
 class Measures:
-    """Sums over a site or over several; those of parts add up (``one + two``).
+    """Sums over one site or several; adding two objects (``one + two``) gives the sums over both.
 
     ``gram`` ``[T, T]`` of the changes without weights; ``shared`` ``[2, T, T]`` the squared cosines of the
-    principal angles of outputs and of inputs, ``angles`` ``[T, T]`` how many there are; ``interference`` and
-    the ``nuclear`` norm it is measured by; ``tails`` the squared norms that the weighted sum loses at each of
-    the given ranks; ``cross`` a squared norm, None where factors do not go together; ``base`` the squared
-    norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the weighted sum.
+    principal angles of outputs and of inputs, ``angles`` ``[T, T]`` the number of angles; ``interference``
+    and the ``nuclear`` norm that it is divided by; ``tails`` the squared norms that the weighted sum loses at
+    each rank; ``cross`` the squared norm of the cross terms, None where the ranks differ; ``base`` the
+    squared norm of the base weights, None where unknown; ``folds`` what rounding to a dtype does to the
+    weighted sum.
     """
 
     weights: np.ndarray
@@ -114,12 +111,12 @@ class Measures:
 
     @property
     def relative_interference(self) -> float:
-        """The interference by the nuclear norm: 0 for changes that share no outputs or no inputs."""
+        """The interference divided by the nuclear norm: 0 for changes that share no outputs or no inputs."""
         return self.interference / self.nuclear if self.nuclear else 0.0
 
     @property
     def relative_cross(self) -> float:
-        """The norm of the cross terms by that of the weighted sum; NaN where it is unknown."""
+        """The norm of the cross terms divided by that of the weighted sum; NaN if unknown."""
         return (
             math.sqrt(max(0.0, self.cross)) / self.combined
             if self.cross is not None and self.combined
@@ -128,7 +125,7 @@ class Measures:
 
     @property
     def truncation(self) -> list[float]:
-        """One number a rank."""
+        """The relative truncation error at each rank."""
         whole = self.combined**2
         return [min(1.0, math.sqrt(tail / whole)) if whole else 0.0 for tail in self.tails]
 
@@ -136,7 +133,7 @@ class Measures:
 def measure(
     terms: Sequence[Term], entries: Entries, ranks: Sequence[int] = ()
 ) -> tuple[Measures, list[Spectrum]]:
-    """The measures of one site that need factors alone, and the spectrum of every change without its
+    """Computes the measures of one site that need only factors, and the spectrum of every change without its
     weight.
     """
     decompositions = spectra([term.change for term in terms])
@@ -159,7 +156,7 @@ def measure(
 
 
 def pool(parts: Sequence[Measures]) -> Measures:
-    """The measures of several sites together."""
+    """Adds up the measures of several sites."""
     return reduce(add, parts)
 
 
@@ -190,7 +187,7 @@ def _both(first: float | None, second: float | None) -> float | None:
 
 
 def _angles(decompositions: Sequence[Spectrum]) -> tuple[np.ndarray, np.ndarray]:
-    """The squared cosines of the principal angles, added up: those between subspaces are ``|Q_i^T
+    """Returns the sum of the squared cosines of the principal angles, which between two subspaces is ``|Q_i^T
     Q_j|_F^2``.
     """
     count = len(decompositions)
@@ -217,15 +214,15 @@ def _interference(decompositions: Sequence[Spectrum]) -> tuple[float, float]:
         wide = np.concatenate(vectors, axis=1).astype(np.float64)
         products = wide.T @ wide
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            # a change's own vectors are orthonormal: what is left there is rounding
+            # a change's own vectors are orthonormal: the rest of this block is rounding
             products[start:end, start:end] = 0
         overlaps.append(products)
     return float(np.abs((overlaps[0] * S) @ overlaps[1]).sum()), float(S.sum())
 
 
 def _cross(terms: Sequence[Term], total: Factors) -> float | None:
-    """The squared norm of what averaging factor by factor adds; None where the ranks differ, so that factors
-    cannot be added.
+    """Returns the squared norm of the terms that averaging factor by factor adds; None if the ranks differ,
+    so that the factors cannot be added.
     """
     present = [term for term in terms if len(term.A) and term.weight]
     if not present:

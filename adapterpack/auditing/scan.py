@@ -1,8 +1,7 @@
-"""Scans the entries of dense changes, by blocks of rows, for signs that conflict and for what rounding leaves
-of a change.
+"""Scans the entries of dense changes, by blocks of rows, for conflicting signs and for the loss by rounding.
 
-All rows are scanned where that is cheap or wanted, else rows drawn by a generator that is a function of the
-site's path (Philox4x64, Salmon et al., SC 2011): the same rows in every run and on every machine.
+Scans all rows where that is cheap or requested, else a sample of rows from a generator that the site's path
+seeds (Philox4x64, Salmon et al., SC 2011): the same rows in every run and on every machine.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Entries:
-    """Sums over entries of changes, each with the sign of its weight; those of a sample are brought to the
-    size of the whole.
+    """Sums over entries of changes, each with the sign of its weight; sums over a sample are scaled up to all
+    rows.
 
-    ``mixed`` of ``counted`` entries have both signs; so have ``large_mixed`` of the ``large`` ones, at which
-    two changes or more pass their own root mean square. ``absolute`` ``[T, T]`` is ``sum |D_i D_j|`` and
-    ``signed`` the same without the bars. ``left`` is ``sum |sum_i w_i D_i|`` and ``whole`` is ``sum sum_i
-    |w_i D_i|``.
+    ``mixed`` of ``counted`` entries have both signs. Of the ``large`` entries, at which at least two changes
+    exceed their own root mean square, ``large_mixed`` have both signs. ``absolute`` ``[T, T]`` is ``sum |D_i
+    D_j|`` and ``signed`` the same without the bars. ``left`` is ``sum |sum_i w_i D_i|`` and ``whole`` is
+    ``sum sum_i |w_i D_i|``.
     """
 
     counted: float
@@ -50,7 +49,7 @@ class Entries:
         return Entries(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def scaled(self, factor: float) -> Entries:
-        """Every sum times a factor."""
+        """Returns every sum times a factor."""
         return Entries(*(factor * value for value in vars(self).values()))
 
     @property
@@ -67,15 +66,16 @@ class Entries:
 
     @property
     def cancelled(self) -> float:
-        """``1 - sum |sum w D| / sum sum |w D|``: what of all absolute values cancels; about ``1 - 1 /
-        sqrt(T)`` for unrelated changes.
+        """``1 - sum |sum w D| / sum sum |w D|``: the share of all absolute values that cancels; about ``1 - 1
+        / sqrt(T)`` for unrelated changes.
         """
         return 1 - self.left / self.whole if self.whole else 0.0
 
     @property
     def pairs(self) -> np.ndarray:
-        """``[T, T]``: the share of ``sum |D_i D_j|`` that lies where the signs differ: 0 is one direction, 1
-        the opposite, about a half unrelated; NaN where two changes never meet.
+        """``[T, T]``: the share of ``sum |D_i D_j|`` at entries where the signs differ: 0 for the same
+        direction, 1 for opposite ones, about a half for unrelated changes; NaN where the two changes have no
+        common entry.
         """
         with np.errstate(invalid="ignore", divide="ignore"):
             shares: np.ndarray = np.clip((1 - self.signed / self.absolute) / 2, 0, 1)
@@ -83,8 +83,8 @@ class Entries:
 
 
 def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarray:
-    """The rows of a site ``[m, n]`` to look at, in order: all where they hold at most ``entries``, or where
-    that is None.
+    """Returns the sorted rows of a site ``[m, n]`` to scan: all rows if they hold at most ``entries`` or if
+    that is None, else a sample.
 
     Example:
         >>> rows_of("layer", 4, 3), len(rows_of("layer", 4000, 3000)), (rows_of("a", 9, 9, 18) == rows_of("a",
@@ -99,7 +99,7 @@ def rows_of(path: str, m: int, n: int, entries: int | None = SAMPLE) -> np.ndarr
 
 
 def scan(terms: Sequence[Term], rows: np.ndarray) -> Entries:
-    """The sums over the entries of these rows, brought to the size of all rows."""
+    """Sums over the entries of these rows, scaled up to all rows."""
     changes = [term.change for term in terms]
     (m, n), count = changes[0].shape, len(terms)
     signs = np.array([math.copysign(1.0, term.weight) for term in terms])
@@ -125,7 +125,7 @@ def scan(terms: Sequence[Term], rows: np.ndarray) -> Entries:
 
 
 def norm_of(weight: np.ndarray) -> float:
-    """``|W|_F^2`` in float64, by blocks of rows."""
+    """Returns ``|W|_F^2`` in float64, computed by blocks of rows."""
     total = 0.0
     for block in row_blocks(len(weight), weight.shape[1], _BLOCK):
         wide = weight[block].astype(np.float64)
@@ -136,8 +136,8 @@ def norm_of(weight: np.ndarray) -> float:
 def fold_losses(
     terms: Sequence[Term], weight: np.ndarray, rows: np.ndarray, dtypes: Sequence[str]
 ) -> Mapping[str, LossSums]:
-    """What storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) does to the change, brought to
-    the size of all rows.
+    """Measures how storing ``W + sum w_i D_i`` in each dtype (by its safetensors name) alters the change,
+    scaled up to all rows.
     """
     losses = {dtype: LossSums() for dtype in dtypes}
     kind, changes = (

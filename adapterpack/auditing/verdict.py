@@ -1,8 +1,8 @@
-"""Words the verdict of an audit: what the packs are to each other, which rule that speaks for, and why.
+"""Writes the verdict of an audit: how the packs relate to each other, which rule fits them, and why.
 
-The thresholds are judgements, written down here once. Unrelated changes of rank ``r`` in ``n`` dimensions
-overlap by about ``r / n`` and differ in sign at a half of their common energy, so these are what overlap and
-conflict are measured against.
+The thresholds are judgements; all of them are here. Unrelated changes of rank ``r`` in ``n`` dimensions
+overlap by about ``r / n`` and differ in sign at a half of their common energy, so overlap and conflict are
+compared with these values.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ COMPRESSIBLE = 0.02
 
 
 class _Kind(NamedTuple):
-    """A way in which packs can stand to each other: when, in words, which rules it speaks for, and the size
-    of the weights.
+    """A relation between packs: its condition, its wording, the rules that it recommends, and the size of the
+    weights.
     """
 
     name: str
@@ -50,8 +50,8 @@ class _Kind(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """The figures of the pairs that a verdict looks at, with the signs of the weights: the extreme pair of
-    each, by their names.
+    """The figures of the pairs that a verdict uses, with the signs of the weights: the extreme value of each,
+    with the names of that pair.
     """
 
     lowest: tuple[float, str]
@@ -133,7 +133,7 @@ _KINDS = (
 
 
 def of(audit: Audit) -> AuditVerdict:
-    """The verdict on the figures of an audit."""
+    """Returns the verdict on the figures of an audit."""
     total = audit.total
     if total is None:
         return AuditVerdict(

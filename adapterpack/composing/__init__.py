@@ -1,1 +1,1 @@
-"""Packs combined into one pack, exactly, in factor space; without torch."""
+"""Composes several packs into one pack, exactly and in factor space, without torch."""

@@ -1,4 +1,4 @@
-"""Checks the arguments of a composition: weights, a name, the base."""
+"""Checks the arguments of a composition: the weights, the new pack's name and the base model."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit: bool = False) -> list[float]:
-    """One finite weight a pack; by default equal and of sum 1, or 1 each (``unit``).
+    """Returns one finite weight for each pack: by default equal weights of sum 1, or 1 each with ``unit``.
 
     Raises:
-        NothingToDo, Unsupported: no packs, or too many.
-        ConfigError: as many weights as packs are wanted, all finite.
+        NothingToDo, Unsupported: there are no packs, or too many.
+        ConfigError: the number of weights is not that of the packs, or a weight is not finite.
     """
     if not packs:
         raise NothingToDo("there are no packs to compose", remedy="name at least one pack")
@@ -59,10 +59,11 @@ def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit:
 def chosen_name(
     name: str | None, out: str | os.PathLike[str] | None, rule: str, parents: Sequence[Pack]
 ) -> str:
-    """The name that was given, or that of the folder, or one of the rule and the packs.
+    """Returns ``name`` if it is set, else the name of the folder ``out``, else a name made of the rule and
+    the packs.
 
     Raises:
-        ConfigError: a pack cannot be called that.
+        ConfigError: the name is not valid for a pack.
     """
     chosen = name or (
         Path(out).name if out is not None else "-".join([rule, *(parent.name for parent in parents)])[:128]
@@ -81,8 +82,8 @@ def chosen_name(
 def opened_base(
     base: str | os.PathLike[str] | None, packs: Sequence[Pack]
 ) -> tuple[Checkpoint | None, list[Pack]]:
-    """The checkpoint, shown to be the base of all packs by names, shapes and samples, and the packs with
-    their layers as it stores them.
+    """Opens the base checkpoint and checks by names, shapes and samples that all packs were made for it.
+    Returns the checkpoint, and the packs with their layers under the names that the checkpoint uses.
 
     Raises:
         BaseMismatch, SiteNotFound: a pack was made for another base.

@@ -1,13 +1,13 @@
 """Writes the change of any adapter at one site as two factors: exactly where its form has a low rank, else
 approximately, with the loss.
 
-What decides is the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its
-traits, never its name:
+The code looks at the form that the method attaches (:class:`~adapterpack.adapter_methods.NormalForm`) and its
+traits, never at its name:
 
 - two factors and nothing else: they are the change;
 - a Kronecker product: its factors are the products of those of its two parts;
-- any other change is what the fold makes of the weight, less the weight, and is approximated. Where the fold
-  scales or turns the weight (DoRA, OFT, IA3), that needs the base.
+- for any other change the weight before the fold is subtracted from the weight after it, and the difference
+  is approximated. Where the fold scales or turns the weight (DoRA, OFT, IA3), that needs the base.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ KEEP_APART = "merge this pack into the base, or serve the packs side by side in 
 
 
 class FactoredChange(NamedTuple):
-    """A change ``factor up A``, ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and what it leaves out: nothing
-    (``tail`` 0) where it is exact.
+    """A change ``factor up A`` with ``A`` ``[r, n]`` and ``up`` ``[m, r]``, and the error (``tail``) of
+    writing it so, which is 0 where the factors are exact.
     """
 
     A: np.ndarray
@@ -58,18 +58,18 @@ class FactoredChange(NamedTuple):
 
     @property
     def factors(self) -> Factors:
-        """The change, with ``B = factor up``."""
+        """Returns the change as factors, with ``B = factor up``."""
         return Factors(self.A, times(self.up, self.factor))
 
     @property
     def exact(self) -> bool:
-        """Whether the factors are the change, but for the rounding of float32."""
+        """Whether the factors equal the change up to the rounding of float32."""
         return not self.loss.tail
 
 
 def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | None = None) -> FactoredChange:
-    """The change that an adapter makes to the weight of its site, as factors with its own scale inside;
-    float32 or wider.
+    """Returns the change that an adapter makes to the weight of its site as factors that include the
+    adapter's scale; float32 or wider.
 
     Args:
         adapter: one site with its method and parameters.
@@ -114,7 +114,8 @@ def represent(adapter: Adapter, *, base: Checkpoint | None = None, cut: Cut | No
 
 
 def require_representable(adapter: Adapter, based: bool) -> None:
-    """Goes on only if factors can hold the change at all; ``based`` says that the base is at hand.
+    """Checks that factors can represent the adapter's change at all; ``based`` says whether the base is
+    available.
 
     Raises:
         Unsupported: the method does not act on weights, or at some positions only, or needs the base; the
@@ -152,8 +153,8 @@ def require_representable(adapter: Adapter, based: bool) -> None:
 
 
 def with_widths(adapter: Adapter, base: Checkpoint | None) -> Site:
-    """The site of an adapter, with the widths of the base's weight where there is a base and the pack does
-    not say them.
+    """Returns the site of an adapter. Takes the widths from the base's weight where there is a base and the
+    pack does not state them.
     """
     site = adapter.site
     if base is None or (site.in_features and site.out_features):
@@ -166,10 +167,10 @@ def with_widths(adapter: Adapter, base: Checkpoint | None) -> Site:
 
 
 def require_cut(adapter: Adapter, cut: Cut | None) -> Cut:
-    """Returns ``cut`` if it says how well factors are to approximate a change that has no low rank.
+    """Returns ``cut`` if it limits the rank, which approximating a change without a low rank needs.
 
     Raises:
-        Unsupported: it does not.
+        Unsupported: it sets no limit.
     """
     if cut is None or not cut.settings:
         raise Unsupported(
@@ -185,7 +186,7 @@ def require_cut(adapter: Adapter, cut: Cut | None) -> Cut:
 def _change(
     adapter: Adapter, params: Params, site: Site, weight: np.ndarray, bias: np.ndarray | None
 ) -> np.ndarray:
-    """What the fold makes of a weight, less the weight: ``[out, in]``."""
+    """Folds the adapter into the weight and returns the difference to the weight before: ``[out, in]``."""
     before = np.zeros(len(weight), weight.dtype) if bias is None else bias
     folded, moved = fold(adapter.method, adapter.config, params, site, weight, before)
     if moved is not None and not np.allclose(moved, before, rtol=1e-4, atol=1e-6):
@@ -198,7 +199,9 @@ def _change(
 
 
 def exact_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:
-    """The factors that a method's form has itself, if they are narrow or the method says that they are."""
+    """Returns the factors that the method's own form has, if their rank is low or the method declares it low;
+    else None.
+    """
     return _exact(method.normal_form(cfg, params, site), method.traits.low_rank)
 
 
@@ -215,7 +218,7 @@ def _exact(form: NormalForm, low_rank: bool) -> FactoredChange | None:
 
 
 def _split(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A small matrix as two factors of its numerical rank."""
+    """Returns two factors of a small matrix, of its numerical rank."""
     u, values, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     kept = max(1, int(np.count_nonzero(values > 4 * np.finfo(matrix.dtype).eps * values[0])))
     halves = np.sqrt(values[:kept])

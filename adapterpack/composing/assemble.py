@@ -1,6 +1,4 @@
-"""Builds a pack that holds several packs whole, and a tree that says how they are combined when the model
-runs.
-"""
+"""Assembles several packs, unchanged, into one pack with a tree that says how the runtime combines them."""
 
 from __future__ import annotations
 
@@ -36,7 +34,8 @@ def assemble(
     seed: int = 0,
     shared: Mapping[str, np.ndarray] | None = None,
 ) -> Pack:
-    """A pack that holds ``parents`` whole, by their names, and computes what ``tree`` says of them.
+    """Returns a pack that contains ``parents`` unchanged, each under its name, and combines them as ``tree``
+    says. ``shared`` holds trained values for the parameters that a node has once for all sites.
 
     ``shared``: the parameters that nodes have once for all sites, where they are trained already.
 
@@ -103,7 +102,7 @@ def assemble(
 
 
 def read_tree(tree: TreeLike) -> Tree:
-    """A tree from what a user gave.
+    """Reads a tree from text, from the JSON value of a tree, or returns a tree as it is.
 
     Raises:
         ConfigError, FormatError: it cannot be read.
@@ -114,7 +113,7 @@ def read_tree(tree: TreeLike) -> Tree:
 
 
 def _with_base_width(tree: Tree, base: m.Base) -> Tree:
-    """The tree with the settings that follow from the base: how wide its hidden states are."""
+    """Fills in the settings of the tree that follow from the base: the width of its hidden states."""
     if isinstance(tree, Leaf):
         return tree
     settings = tree.settings
@@ -191,7 +190,7 @@ def _members(parents: Sequence[Pack], tree: Tree) -> dict[str, Pack]:
 
 
 def _site(method: Method, parts: Mapping[str, tuple[m.Group, Adapter]]) -> Site:
-    """The site that all members at it describe, if they describe one."""
+    """Returns the site if all members at it describe the same one."""
     sites = [adapter.site for _, adapter in parts.values()]
     first, names = sites[0], list(parts)
     for name, site in zip(names, sites, strict=True):
@@ -219,7 +218,7 @@ def _adapter(
     params = {
         f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()
     }
-    # members may then want the base's weight, which is not here
+    # such members may need the base's weight, which is not loaded here
     if not any(spot.kind.made is not None for spot in method.config.spots):
         return cfg, params
     return cfg, {**params, **make_own(method, cfg, complete(method, cfg, params, site), site, seed)}
@@ -228,7 +227,7 @@ def _adapter(
 def _take_trained_values(
     method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]
 ) -> Mapping[str, np.ndarray]:
-    """The ``shared`` parameters themselves, which have the shapes that the tree gives them."""
+    """Returns the ``shared`` parameters after checking that they have the shapes that the tree gives them."""
     cfg, _ = next(iter(adapters.values()))
     wanted = {} if method.storage.shared is None else method.storage.shared.shapes(cfg, list(adapters))
     found = {param: value.shape for param, value in shared.items()}
@@ -243,7 +242,7 @@ def _take_trained_values(
 
 
 def _init_shared_parameters(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
-    """The parameters that nodes have once for all sites, as they are before training."""
+    """Returns the initial values of the parameters that a node has once for all sites."""
     rng = np.random.default_rng(seed)
     values: dict[str, np.ndarray] = {}
     for spot in method.config.spots:

@@ -1,4 +1,4 @@
-"""Checks a budget of parameters, and shares it out as ranks over all sites."""
+"""Checks a budget of parameters and distributes it over all sites as ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ FULL_RANK = 256
 
 def check_budget(budget: float | None, cut: Cut) -> None:
     """Raises:
-    ConfigError: the budget is out of range, or another criterion says how much is kept.
+    Raises:
+    ConfigError: the budget is out of range, or the call also sets another criterion, such as a rank.
     """
     if budget is not None and cut.criteria:
         raise ConfigError(
@@ -35,17 +36,18 @@ def check_budget(budget: float | None, cut: Cut) -> None:
 
 
 def parameters(budget: float, present: int) -> int:
-    """The number of parameters that a budget allows, where there are ``present`` now."""
+    """Returns the number of parameters that a budget allows; a budget below 1 is a share of ``present``."""
     return int(budget * present) if budget < 1 else int(budget)
 
 
 def ranks_within(
     limit: int, spectra: Sequence[np.ndarray], costs: Sequence[int], cap: int | None
 ) -> list[int]:
-    """The rank of every site for the least total error (:func:`~adapterpack.lowrank.truncation.shared_out`).
+    """Returns the rank of every site that gives the least total error within the budget
+    (:func:`~adapterpack.lowrank.truncation.shared_out`).
 
     Raises:
-        NothingToDo: there is no room for one rank at one site.
+        NothingToDo: the budget has no room for rank 1 at any site.
     """
     ranks = shared_out(spectra, costs, limit, cap)
     if any(map(len, spectra)) and not any(ranks):

@@ -1,4 +1,4 @@
-"""Checks that packs can be combined: one base, one task, and outputs of the same meaning."""
+"""Checks that packs can be combined: they share one base and one task, and their outputs mean the same."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a ba
 
 
 def common_base(packs: Sequence[Pack]) -> m.Base:
-    """The base that all packs are of, or that declares the others as variants; with the variants that any of
-    them declares of it.
+    """Returns the base that all packs share, or the base that declares the bases of the others as its
+    variants; it lists every variant that any pack declares.
 
     Raises:
-        BaseMismatch: there is none, or two packs name other types of model; two that disagree are named.
+        BaseMismatch: the packs share no base, or two packs name different model types; the message names two
+            packs that disagree.
     """
     bases = [pack.manifest.base for pack in packs]
     fitting = [base for base in bases if all(compatibility.agrees(base, other) for other in bases)]
@@ -92,10 +93,10 @@ def require_same_site(first: tuple[str, Site], second: tuple[str, Site], what_fo
 
 
 def common_task(packs: Sequence[Pack]) -> m.Task:
-    """The task of all packs, with its labels.
+    """Returns the task of all packs, with its labels.
 
-    Packs that hold a module trained whole, such as a head, must have the very same labels; others may leave
-    them unsaid.
+    Packs that contain a fully trained module, such as a head, must all have the same labels; other packs may
+    leave the labels out.
 
     Raises:
         Unsupported: the tasks or the labels differ.
@@ -121,10 +122,10 @@ def common_task(packs: Sequence[Pack]) -> m.Task:
 
 
 def common_problem(packs: Sequence[Pack]) -> str:
-    """What the logits of the packs' heads are for.
+    """Returns the problem type that the packs' heads solve with their logits.
 
     Raises:
-        Unsupported: it differs.
+        Unsupported: the packs differ in it.
     """
     problems = {pack.manifest.problem: pack.name for pack in packs if pack.manifest.task.labels is not None}
     if len(problems) > 1:
@@ -138,7 +139,7 @@ def common_problem(packs: Sequence[Pack]) -> str:
 
 
 def common_type(packs: Sequence[Pack]) -> m.Task:
-    """The task of all packs that name one, whatever their labels.
+    """Returns the task of all packs that name one; labels may differ.
 
     Raises:
         Unsupported: the tasks differ.
@@ -159,7 +160,7 @@ def common_type(packs: Sequence[Pack]) -> m.Task:
 
 
 def list_labels(labels: tuple[str, ...] | None) -> str:
-    """Labels as an error says them."""
+    """Formats labels for an error message."""
     return (
         "no labels"
         if labels is None

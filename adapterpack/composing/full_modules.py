@@ -1,4 +1,4 @@
-"""Combines the modules that packs carry whole, such as a classification head, an embedding or a norm, by a
+"""Combines the fully trained modules of packs, such as a classification head, an embedding or a norm, by a
 named policy.
 """
 
@@ -20,8 +20,8 @@ Modules = dict[str, dict[str, np.ndarray]]
 
 
 class CombinedModules(NamedTuple):
-    """The task of the new pack, with its labels, the modules that it carries whole, and what the logits of
-    its head are for.
+    """The fully trained modules of the new pack, its task with the labels, and the problem type of its
+    head.
     """
 
     task: m.Task
@@ -30,8 +30,8 @@ class CombinedModules(NamedTuple):
 
 
 class Policy(NamedTuple):
-    """What becomes of the modules: ``decide`` takes the packs, their weights, and what the user named behind
-    a colon.
+    """A way to combine fully trained modules: ``decide`` takes the packs, their weights, and the text after
+    the colon in the policy's name.
     """
 
     summary: str
@@ -40,8 +40,8 @@ class Policy(NamedTuple):
 
 
 def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
-    """What a policy, ``average``, ``union`` or ``pick:NAME``, makes of the packs' tasks and of the modules
-    that they trained whole.
+    """Combines the packs' tasks and fully trained modules by a policy: ``average``, ``union`` or
+    ``pick:NAME``.
 
     Raises:
         ConfigError: there is no such policy, or no pack of that name.
@@ -67,7 +67,7 @@ def _average(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combin
 
 
 def _pick(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
-    """The modules of the pack named ``of``, with its labels."""
+    """Returns the modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
         raise ConfigError(
@@ -125,8 +125,8 @@ def _unite(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combined
 def _join(
     path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]
 ) -> dict[str, np.ndarray]:
-    """One module for all label sets: tensors with a row per label are concatenated, all others must be
-    equal.
+    """Joins one module over all label sets: concatenates tensors with a row for each label, and requires all
+    other tensors to be equal.
     """
     present = [part for part in parts if part is not None]
     for name, part in zip(names, parts, strict=True):
@@ -171,11 +171,10 @@ POLICIES = {
 
 
 def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
-    """The modules trained whole, each the average of the packs' under the weights normalised to sum 1;
-    float32.
+    """Averages the fully trained modules of the packs, with the weights normalised to sum 1; float32.
 
-    A module is a weight and no change, so only an average of modules is a module of the same size. The sum is
-    made in float64.
+    A module is a weight, not a change to one, so weights that do not sum to 1 would change its scale. The sum
+    is computed in float64.
 
     Raises:
         Unsupported: a pack lacks a module or a tensor that another has, shapes differ, or the weights sum to
@@ -205,7 +204,8 @@ def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
 
 
 def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
-    """The modules that each pack trained whole, shown to be the same ones with the same tensors in all.
+    """Returns the fully trained modules of each pack after checking that all packs have the same modules and
+    tensors.
 
     Raises:
         Unsupported: a pack lacks a module or a tensor that another has, or shapes differ.

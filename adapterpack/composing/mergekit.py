@@ -1,8 +1,8 @@
-"""Writes compositions as configurations of mergekit, where its formula is the same; where it is not, says
-why.
+"""Writes compositions as mergekit configurations where mergekit's formula is the same, and otherwise says why
+not.
 
-mergekit merges whole models: ``base+adapter`` less ``base`` is the change, and the result a full checkpoint
-without a cut.
+mergekit merges full models: it takes ``base+adapter`` minus ``base`` as the change, and writes a full
+checkpoint without truncating anything.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .recipe import CompositionRecipe
 
 
 class MergekitMethod(NamedTuple):
-    """A method of mergekit that computes what a rule does, with the parameters of one model (by its weight)
-    and those common to all models.
+    """A mergekit method that computes the same as a rule, with the parameters of one model (by its weight)
+    and the parameters common to all models.
 
-    ``mismatch`` says why these weights and parameters of the rule give another result in mergekit; "" where
-    they give the same.
+    ``mismatch`` returns the reason why the given weights and parameters would give a different result in
+    mergekit, or "" if the results agree.
     """
 
     method: str
@@ -119,8 +119,8 @@ REASONS: Mapping[str, str] = {
 
 
 def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> dict[str, Any]:
-    """The configuration of the same merge for mergekit: ``base`` and ``models`` are paths or names, the
-    models in the recipe's order.
+    """Returns the mergekit configuration of the same merge. ``base`` and ``models`` are paths or names;
+    ``models`` follow the recipe's order.
 
     Raises:
         Unsupported: mergekit has no such rule, or one with another formula.
@@ -164,8 +164,8 @@ def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> 
 
 
 def write(recipe: CompositionRecipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
-    """Writes :func:`to_mergekit` as YAML, and in a comment what adapterpack cut off, which mergekit does
-    not.
+    """Writes the configuration of :func:`to_mergekit` as YAML, with a comment on the truncation that
+    adapterpack did and mergekit does not do.
     """
     import yaml  # noqa: PLC0415 - most compositions write none
 

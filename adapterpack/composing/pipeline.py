@@ -58,8 +58,8 @@ def compose(
 
     Args:
         packs: the packs, or their folders; all of one base and one task. A pack that does not change a site
-            adds nothing there. Their order decides nothing but which weight is whose: the tensors are the
-            same to the bit.
+            adds nothing there. Their order only assigns the weights: any order gives the same tensors to the
+            bit.
         rule: how the changes are combined; ``linear`` is the weighted sum of the changes ``s_i B_i A_i``.
         weights: one number a pack, of any sign; by default equal, of sum 1 or, for rules of sums such as
             ``task_arithmetic``, 1 each.
@@ -72,22 +72,22 @@ def compose(
         budget: the numbers that all factors together may have, or below 1 that share of those of all packs.
             Ranks are shared out over all sites so that the total error is least; a site that gets none is
             left out, and listed.
-        whole: what becomes of modules trained whole, such as heads: ``average``; ``union``, which puts heads
+        whole: how to combine fully trained modules, such as heads: ``average``; ``union``, which puts heads
             of different labels side by side as one head of all labels; or ``pick:NAME``, those of one pack.
         statistics: for rules that look at data, what :func:`adapterpack.measure` wrote of each pack, in their
             order.
         score: for ``lorahub``, how good a pack is: the weights are searched for that make the best.
-        base: the checkpoint behind the packs, for methods whose change depends on the weight (DoRA, OFT,
+        base: the checkpoint of the base model, for methods whose change depends on the weight (DoRA, OFT,
             ...); others need none.
         name: the new pack's name; the name of ``out``, or of the rule and the packs, by default.
         out: a new folder to write the pack to.
         tree: instead of a rule, how the packs work together, by their names: ``"sum(0.7*a, stack(b, c))"``,
             ``"arrow(a, b, c, top_k=2)"``, the same as JSON values, or nodes of
             :mod:`~adapterpack.adapter_methods.nodes`. ``docs/methods.md`` lists the kinds of nodes.
-        seed: of what a node that is trained begins with, and of a rule's random choices.
-        recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack: the
-            same pack is made again, byte for byte, from the same packs, which are known by their digests and
-            may come in any order.
+        seed: the seed for the initial values of trainable nodes and for a rule's random choices.
+        recipe: instead of all these, a recipe (:mod:`adapterpack.composing.recipe`), or a composed pack:
+            rebuilds that pack, byte for byte, from the same packs. Digests identify the packs, so they may
+            come in any order.
         progress: called with (bytes of factors combined, bytes in all) while a rule works; in a search, for
             the result alone.
 
@@ -179,7 +179,9 @@ def request_of(
     whole: str,
     seed: int,
 ) -> CompositionRequest:
-    """The request of :func:`compose`'s arguments; a rule that draws has its seed among its parameters."""
+    """Builds the request from the arguments of :func:`compose`; puts the seed among the parameters of a rule
+    that draws random numbers.
+    """
     values = dict(params or {})
     if "seed" in RULES[rule].parameters:
         values = {"seed": seed, **values}
@@ -189,13 +191,13 @@ def request_of(
 
 
 def load_all(packs: Packs) -> list[Pack]:
-    """The packs, read from disk where they are folders."""
+    """Returns the packs, reading those from disk that are given as folders."""
     return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
 
 
 def _search_weights(work: CompositionWork, score: Score | None, name: str) -> CompositionWork:
-    """The work under the weights that score best; or under those that were given, which is what a recipe
-    does.
+    """Returns the work with the weights that score best; with the weights that the caller set, if it set
+    them, as a recipe does.
     """
     if score is None:
         if work.request.weights is None:

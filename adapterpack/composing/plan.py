@@ -1,9 +1,9 @@
-"""Says what a composition would do, without doing it: the path of each group of sites, why, at what cost, and
-whether it is exact.
+"""Plans a composition without running it: for each group of sites the algorithm, the reason for it, its cost,
+and whether the result is exact.
 
-Sites of one shape and the same ranks take one path. Costs are floating-point operations, and bytes in memory
-while a site is worked on; the bound on memory adds up what all steps need at the most, without the packs as
-they were read.
+Sites of one shape and the same ranks use the same algorithm (a path). A cost is a number of floating-point
+operations and the bytes in memory while one site is combined. The memory bound adds up the maximum of all
+steps; it leaves out the packs themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ itself: an upper bound.
 
 
 class Sized(NamedTuple):
-    """One site as numbers: ``[m, n]``, the ranks of the packs there, and ``k``, what may come out."""
+    """The sizes of one site: ``[m, n]``, the ranks of the packs there, and ``k``, the largest rank of the
+    result.
+    """
 
     m: int
     n: int
@@ -43,7 +45,7 @@ class Sized(NamedTuple):
 
     @property
     def total(self) -> int:
-        """The ranks together."""
+        """The sum of the ranks."""
         return sum(self.ranks)
 
     @property
@@ -53,7 +55,7 @@ class Sized(NamedTuple):
 
 
 class Path(NamedTuple):
-    """A way to compute a site: what it is, why it is taken, its operations and the bytes that it needs."""
+    """An algorithm for a site: its name, why the plan chooses it, its operations and its bytes."""
 
     name: str
     why: str
@@ -121,8 +123,8 @@ packs' method has sums.
 
 @dataclass(frozen=True)
 class SiteGroup:
-    """Sites that take one path: how many, one of them, ``[m, n]``, the ranks of the packs; the largest rank
-    that may come out.
+    """Sites that take one path: their number, one of their names, ``[m, n]``, the ranks of the packs, and the
+    largest rank of the result.
     """
 
     sites: int
@@ -140,8 +142,8 @@ class SiteGroup:
 
 @dataclass(frozen=True)
 class CompositionPlan:
-    """All groups, and in total: operations, the bound on memory, the threads, and what becomes of modules
-    trained whole.
+    """The plan of all groups with the totals: operations, memory bound, threads, and the treatment of fully
+    trained modules.
     """
 
     rule: str
@@ -154,7 +156,7 @@ class CompositionPlan:
     groups: tuple[SiteGroup, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The plan as a JSON value."""
+        """Returns the plan as a JSON value."""
         return dataclasses.asdict(self)
 
 
@@ -171,7 +173,7 @@ def plan(
     base: str | os.PathLike[str] | None = None,
     seed: int = 0,
 ) -> CompositionPlan:
-    """What :func:`adapterpack.compose` would do with the same arguments, without doing it.
+    """Predicts what :func:`adapterpack.compose` would do with the same arguments, without doing it.
 
     Raises:
         AdapterpackError: what compose would raise before it begins to combine.
@@ -227,11 +229,12 @@ def plan(
 
 
 def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bool) -> tuple[int, bool]:
-    """The rank of an adapter's own factors, and whether it has any; else that of the approximation.
+    """Returns the rank of an adapter's own factors and True; or the rank of its approximation and False if it
+    has no factors.
 
     Raises:
-        Unsupported: there are none, and nothing says how to approximate them; not ``within`` the packs' own
-            method, which needs none.
+        Unsupported: the adapter has no factors and the request sets no limit for the approximation. Does not
+            apply ``within`` the packs' own method, which needs no factors.
     """
     method, site = adapter.method, adapter.site
     if not within:
@@ -319,8 +322,8 @@ def _group(
 def _bound(
     groups: Sequence[SiteGroup], modules: Sequence[str], parents: Sequence[Pack], request: CompositionRequest
 ) -> int:
-    """Bytes at the most: all factors widened and scaled, all results twice, the batch that is worked on, and
-    what each thread needs.
+    """Returns an upper bound on memory in bytes: all factors widened and scaled, all results twice, the
+    current batch, and the buffers of each thread.
     """
 
     def numbers(rank: int, group: SiteGroup) -> int:

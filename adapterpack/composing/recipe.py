@@ -1,8 +1,8 @@
-"""Reads and writes recipes, which say how a pack was composed, and repeats them: the same packs give the same
-bytes.
+"""Reads, writes and repeats recipes: a recipe says how a pack was composed, and the same packs always give
+the same bytes.
 
-A recipe is read off the lineage of a composed pack, which holds all of it. It names packs by digest and files
-of statistics by sha256, and no path, so it can be published with the pack.
+A recipe comes from the lineage of a composed pack, which records everything. It names packs by digest and
+statistics files by sha256 and contains no paths, so it can be published with the pack.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ _MOST_PARENTS = 10_000
 
 @dataclass(frozen=True)
 class CompositionRecipe:
-    """How a pack called ``name`` is made of ``parents``: by a rule and its parameters, or by a ``tree``;
-    ``options`` are rank, energy, budget and whole. ``statistics`` are the digests of their files, ``result``
-    the digest of the pack.
+    """Says how to compose the pack ``name`` from ``parents``: by a rule with its parameters, or by a
+    ``tree``; ``options`` are rank, energy, budget and whole. ``statistics`` are the digests of their files,
+    ``result`` the digest of the pack.
 
     Example:
         >>> parents = (Parent("sha256:" + "0" * 64, "a", 0.5),)
@@ -61,7 +61,7 @@ class CompositionRecipe:
     result: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as a JSON value."""
+        """Returns the recipe as a JSON value."""
         return {
             "format": FORMAT,
             "name": self.name,
@@ -76,16 +76,17 @@ class CompositionRecipe:
         }
 
     def write(self, out: str | os.PathLike[str]) -> None:
-        """Writes the recipe, whole or not at all."""
+        """Writes the recipe atomically."""
         with output_file(out, renews=FORMAT.encode()) as file:
             file.write_bytes(canonical(self.to_json()))
 
 
 def recipe_of(pack: Pack) -> CompositionRecipe:
-    """The recipe of a composed pack.
+    """Returns the recipe of a composed pack.
 
     Raises:
-        ConfigError: it was not composed, or of statistics that are in no file.
+        ConfigError: the pack was not composed, or was composed from statistics that were never saved to a
+            file.
     """
     lineage = pack.manifest.lineage
     if lineage is None or (lineage.operation not in RULES and pack.manifest.composition is None):
@@ -126,10 +127,10 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
 
 
 def read(source: str | os.PathLike[str]) -> CompositionRecipe:
-    """The recipe in a file, or that of a composed pack by its folder.
+    """Reads a recipe from its file, or from the folder of a composed pack.
 
     Raises:
-        FormatError: it is no recipe.
+        FormatError: the file is not a recipe.
         StorageError: it cannot be read.
         ConfigError: the pack was not composed.
     """
@@ -155,7 +156,7 @@ def read(source: str | os.PathLike[str]) -> CompositionRecipe:
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
-    """A recipe as its file has it."""
+    """The fields of a recipe's file."""
 
     format: str
     name: PackName
@@ -200,13 +201,13 @@ def repeat(
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Pack:
-    """The pack of a recipe, made again from its parents, and shown to be the same by its digest.
+    """Composes the pack of a recipe again from its parents, and checks by its digest that it is the same.
 
-    A pack of another ``name`` is another pack, so it is compared under the name that the recipe gives.
+    The name is part of the digest, so the comparison uses the name in the recipe even if ``name`` differs.
 
     Raises:
-        FormatError: a parent is missing, a pack is none of the parents, statistics are others; or the pack
-            that comes out is another one.
+        FormatError: a parent is missing, a pack is not among the parents, the statistics differ, or the
+            resulting pack has another digest.
     """
     recipe = recipe if isinstance(recipe, CompositionRecipe) else read(recipe)
     parents = _match_packs(recipe, packs)
@@ -233,7 +234,7 @@ def repeat(
 
 
 def _match_packs(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]:
-    """The packs in the order of the recipe, under the names that they had."""
+    """Returns the packs in the order of the recipe, under the names that the recipe gives them."""
     by_digest = {pack.id: pack for pack in packs}
     wanted = {parent.digest: parent for parent in recipe.parents}
     for digest, parent in wanted.items():
@@ -260,7 +261,7 @@ def _match_packs(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]
 def _match_statistics(
     recipe: CompositionRecipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
 ) -> list[Statistics] | None:
-    """The statistics in the order of the recipe, known by their digests."""
+    """Returns the statistics in the order of the recipe; their digests identify them."""
     loaded = [item if isinstance(item, Statistics) else read_statistics(item) for item in statistics or ()]
     by_digest = {item.digest: item for item in loaded}
     for digest in recipe.statistics:

@@ -1,5 +1,5 @@
-"""Reduces the rank of a pack: the best approximation of its change, site by site or under one budget for
-all.
+"""Reduces the rank of a pack: finds the best approximation of its change, for each site alone or under one
+budget for all sites.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def resize(
     exact singular values.
 
     Args:
-        pack: a pack or its folder. Any method whose change can be held by factors; what has no low rank is
-            approximated, and says so.
+        pack: a pack or its folder. Any method whose change can be held by factors; a change without a low
+            rank is approximated, and the lineage says so.
         rank: the most that any site keeps, with any of the criteria or alone.
         energy: the fewest singular values S that hold this share of sum S^2; the relative error is then at
             most sqrt(1 - energy).
@@ -58,7 +58,8 @@ def resize(
         budget: the numbers that all factors together may have, or if it is below 1 that share of what they
             are now. Ranks are shared out over all sites so that the total error is least; a site that gets
             none is left out of the pack, and listed.
-        base: the checkpoint behind the pack, for methods whose change depends on the weight (DoRA, OFT, ...).
+        base: the checkpoint of the base model, for methods whose change depends on the weight (DoRA, OFT,
+            ...).
         name: the new pack's name; by default that of ``out``, or the old one with ``-resized``.
         out: a new folder to write the pack to.
 
@@ -152,8 +153,8 @@ def _ranks(
     cut: Cut,
     budget: float | None,
 ) -> list[int]:
-    """What every site keeps; without a budget at least 1, since a pack should change the sites that it
-    changed.
+    """Returns the rank that each site keeps. Without a budget it is at least 1, so that the pack still
+    changes every site that it changed.
     """
     if budget is None:
         return [
@@ -166,7 +167,7 @@ def _ranks(
 
 
 def _dtype(pack: Pack) -> np.dtype[Any]:
-    """The dtype that all of the adapters' floating tensors have, or float32 where they differ or are
+    """Returns the floating dtype that all tensors of the adapters share, or float32 if they differ or are
     integers.
     """
     groups = {group.path for group in pack.manifest.groups if group.role == "adapter"}
@@ -183,8 +184,8 @@ def _dtype(pack: Pack) -> np.dtype[Any]:
 def _losses(
     kept: Sequence[tuple[JointSite, Spectrum, int]], changes: Sequence[Factors], dtype: np.dtype[Any]
 ) -> list[tuple[str, Loss]]:
-    """What is lost at every site: the singular values beyond the cut, or where the dtype is narrow, all that
-    the stored factors miss.
+    """Returns the loss at every site: the singular values beyond the cut, or for a narrow dtype the full
+    error of the stored factors.
     """
     if dtype_name(dtype) in {"F32", "F64"}:
         tails = [energy_of(spectrum.S[rank:]) for _, spectrum, rank in kept]

@@ -1,4 +1,4 @@
-"""Turns a combined change into a LoRA of scale 1, with the base tensors behind it and what a cut left out."""
+"""Turns a combined change into a LoRA of scale 1, and records its base tensors and the truncation error."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..pack.pack import Pack
 
 
 def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
-    """A change as a LoRA of its rank and of scale 1, and at least of rank 1."""
+    """Returns the change as a LoRA of the same rank (at least 1) and of scale 1."""
     m, n = change.shape
     A, B = change if change.rank else (np.zeros((1, n)), np.zeros((m, 1)))
     return _of_rank(len(A)), {
@@ -26,12 +26,14 @@ def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, n
 
 @lru_cache
 def _of_rank(rank: int) -> LoRA:
-    """One config for all sites of a rank: what looks at them all looks at each config once."""
+    """Returns a config that all sites of a rank share, so that code that checks every config checks it only
+    once.
+    """
     return LoRA(r=rank, alpha=float(rank))
 
 
 def whole_tensors(parents: Sequence[Pack]) -> dict[str, str | None]:
-    """The base tensor behind every module that a parent has trained whole."""
+    """Maps each fully trained module of the parents to its tensor in the base."""
     return {
         group.path: group.weight
         for parent in parents
@@ -41,6 +43,6 @@ def whole_tensors(parents: Sequence[Pack]) -> dict[str, str | None]:
 
 
 def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
-    """The relative errors of all sites together and of each, as a manifest has them."""
+    """Returns the relative errors, of all sites together and of each, in the form that a manifest stores."""
     pooled = Loss(sum(loss.tail for loss in losses.values()), sum(loss.total for loss in losses.values()))
     return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}

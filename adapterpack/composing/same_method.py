@@ -1,5 +1,5 @@
-"""Combines packs of one method within that method, where its changes add up to one of its own: (IA)^3 packs
-give an (IA)^3 pack.
+"""Combines packs of one method within that method, where a sum of its changes is again a change of the
+method: (IA)^3 packs give an (IA)^3 pack.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .steps import CompositionRequest, describe
 
 
 def within_method(parents: Sequence[Pack], request: CompositionRequest, name: str) -> Pack | None:
-    """The weighted sum of the packs' changes as a pack of their own method, exactly; None where that method
-    has no such sums, or the request is for a LoRA.
+    """Returns the weighted sum of the packs' changes as a pack of their own method, exactly; None where that
+    method has no such sums, or the request asks for a LoRA.
 
-    There is one where the rule's coefficients follow from the weights alone, nothing is cut, all packs are of
-    one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Overrides`), and of one
-    config at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same numbers where
-    their sum is 1; here a weight is one on the change, as everywhere.
+    This works if the rule's coefficients follow from the weights alone, nothing is truncated, all packs are
+    of one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Overrides`), and they
+    share one config at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same
+    numbers where their sum is 1; here a weight multiplies the change, as in every rule.
 
     Raises:
         BaseMismatch, ConfigError, UnknownName, Unsupported: as for
@@ -88,7 +88,9 @@ def within_method(parents: Sequence[Pack], request: CompositionRequest, name: st
 
 
 def common_sums(parents: Sequence[Pack], request: CompositionRequest) -> Method | None:
-    """The method that all packs have, if the request is for a sum which that method can hold; or None."""
+    """Returns the method that all packs share if the request is for a sum that this method can represent;
+    else None.
+    """
     methods = {method.name: method for parent in parents for method in parent.methods}
     method = next(iter(methods.values())) if len(methods) == 1 else None
     if (
@@ -107,7 +109,7 @@ def common_sums(parents: Sequence[Pack], request: CompositionRequest) -> Method 
 
 
 def _sites(packs: Sequence[Pack]) -> dict[str, list[tuple[int, Adapter]]]:
-    """Path -> the adapters there, each with the number of its pack."""
+    """Maps each path to the adapters there, each with the index of its pack."""
     sites: dict[str, list[tuple[int, Adapter]]] = {}
     for index, pack in enumerate(packs):
         for adapter in pack.adapters():

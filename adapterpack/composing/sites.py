@@ -1,4 +1,4 @@
-"""Collects the sites that several packs change, with one term a pack at each."""
+"""Collects the sites that several packs change, with one term for each pack."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ from .statistics import Statistics
 
 
 class JointSite(NamedTuple):
-    """A site that one pack or more changes: the site, the base tensor behind it, and the terms in the order
-    of the packs.
+    """A site that at least one pack changes: the site, its base tensor, and the terms in the order of the
+    packs.
 
-    ``ranks`` are the terms' ranks. ``loss`` is what the factors of the terms leave out of the changes that
-    have no low rank, weighted and added up; nothing where all are exact. The terms of packs that are too
-    large for the memory are read at each use.
+    ``ranks`` are the terms' ranks. ``loss`` is the weighted sum of the errors of approximating changes
+    without a low rank by factors; 0 where all are exact. Terms that stay on disk are read at each use.
     """
 
     site: Site
@@ -47,12 +46,12 @@ class JointSite(NamedTuple):
 
     @property
     def numbers(self) -> int:
-        """The numbers of all factors together."""
+        """The number of entries of all factors together."""
         return sum(self.ranks) * sum(self.shape)
 
 
 class _LazyTerms(Sequence[Term]):
-    """Terms that are read at each use."""
+    """A sequence of terms that reads each term from disk at each use."""
 
     def __init__(self, makers: Sequence[Callable[[], Term]]) -> None:
         self._makers = makers
@@ -72,10 +71,10 @@ def gather(
     cut: Cut | None = None,
     statistics: Sequence[Statistics] | None = None,
 ) -> list[JointSite]:
-    """The union of the packs' sites, in the order in which they first appear.
+    """Returns the union of the packs' sites, in the order in which they first appear.
 
-    ``base`` is for methods whose change depends on the weight that it changes, ``cut`` for changes that
-    factors only approximate, ``statistics`` what was measured of each pack on data.
+    ``base`` serves methods whose change depends on the weight, ``cut`` limits the factors that approximate a
+    change without a low rank, and ``statistics`` holds the measurements of each pack on data.
 
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
@@ -167,7 +166,7 @@ def _joint_site(
 
 def _on_disk(adapter: Adapter) -> bool:
     """Whether an adapter stays on disk until it is used: its tensors are not in memory, and its factors are
-    what it stores.
+    stored as they are.
     """
     method = adapter.method
     plain = (

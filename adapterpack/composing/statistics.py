@@ -1,6 +1,6 @@
-"""Reads and writes statistics of an adapter on data: a matrix for every site, for the rules that need data.
+"""Reads and writes statistics of an adapter on data: one matrix for each site, for the rules that need data.
 
-The file is safetensors, one float32 tensor for each site under its path; the metadata says what it is:
+The file is safetensors, one float32 tensor for each site under its path; the metadata states the kind:
 
 - ``moment`` ``[in, in]``: ``X^T X / rows`` of the inputs X of the site, with the adapter active;
 - ``fisher`` ``[out, in]``: the mean over examples of the squared gradient of the loss by the weight of the
@@ -33,10 +33,10 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Statistics:
-    """What was measured of one pack. ``matrices`` are by site path; of a file, views of it that are read at
-    each use.
+    """The statistics of one pack. ``matrices`` maps site paths to matrices; those of a file are views that
+    read the file at each use.
 
-    ``digest`` is that of the file, by which a recipe knows it again.
+    ``digest`` is the digest of the file; recipes identify statistics by it.
     """
 
     kind: str
@@ -46,11 +46,11 @@ class Statistics:
     digest: str | None = None
 
     def at(self, path: str) -> np.ndarray | None:
-        """The matrix at a site, or None where nothing was measured."""
+        """Returns the matrix at a site, or None if the site was not measured."""
         return self.matrices.get(path)
 
     def write(self, out: str | os.PathLike[str]) -> None:
-        """Writes the file, whole or not at all.
+        """Writes the file atomically.
 
         Raises:
             NonFinite: a matrix holds NaN or infinity.
@@ -71,10 +71,10 @@ class Statistics:
 
 
 def read(path: str | os.PathLike[str]) -> Statistics:
-    """The statistics in a file; the matrices stay in the file until they are used.
+    """Opens a file of statistics; the matrices stay in the file until they are used.
 
     Raises:
-        FormatError, StorageError: it is no such file.
+        FormatError, StorageError: the file is not one of statistics, or cannot be read.
 
     Example:
         >>> import tempfile; path = Path(tempfile.mkdtemp()) / "moments.safetensors"
@@ -121,11 +121,12 @@ def of_packs(
     wanted: str,
     rule: str,
 ) -> list[Statistics] | None:
-    """The statistics of all packs in their order, for a rule that wants some (``wanted``, "" for none).
+    """Returns the statistics of all packs in their order, for a rule that needs the kind ``wanted`` ("" for
+    none).
 
     Raises:
-        ConfigError: there are none, or too many, or for a rule that has no use for them; or of another kind.
-        FormatError: a file is none of statistics, or was measured of another pack.
+        ConfigError: statistics are missing, too many or of another kind, or the rule does not use any.
+        FormatError: a file does not contain statistics, or was measured on another pack.
     """
     if not wanted:
         if statistics:

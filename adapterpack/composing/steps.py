@@ -1,4 +1,4 @@
-"""The three steps of a composition: read and check the packs, combine every site, build a pack of the
+"""The three steps of a composition: read and check the packs, combine every site, build a pack from the
 results.
 """
 
@@ -46,8 +46,8 @@ share the size, would.
 
 
 class RankChosen(UserWarning):
-    """Says which rank was taken where a rule's result has no low rank and none was given, and what that
-    leaves out.
+    """Warns which rank compose took because the rule's result has no low rank and the caller set none, and
+    how much energy that loses.
     """
 
     def __init__(self, rule: str, rank: int, energy_lost: float) -> None:
@@ -60,9 +60,7 @@ class RankChosen(UserWarning):
 
 
 class SiteOutcome(NamedTuple):
-    """The change at every site, and what was cut off there; a site that got no rank under a budget has
-    None.
-    """
+    """The change at every site and its truncation loss; None for a site that got no rank under a budget."""
 
     changes: list[Factors | None]
     losses: dict[str, Loss]
@@ -70,9 +68,7 @@ class SiteOutcome(NamedTuple):
 
 @dataclass(frozen=True)
 class CompositionRequest:
-    """How packs are to be combined, as :func:`~adapterpack.composing.pipeline.compose` takes it: everything
-    that a recipe repeats.
-    """
+    """The options of :func:`~adapterpack.composing.pipeline.compose`: everything that a recipe repeats."""
 
     rule: str = "linear"
     weights: tuple[float, ...] | None = None
@@ -88,17 +84,17 @@ class CompositionRequest:
 
     @property
     def cut(self) -> Cut:
-        """How much of every site is kept, but for a budget."""
+        """The truncation limits of every site, apart from a budget."""
         return Cut(self.rank, self.energy)
 
     @property
     def cuts(self) -> bool:
-        """Whether anything says how much is kept."""
+        """Whether any option limits the rank."""
         return bool(self.cut.settings) or self.budget is not None
 
     def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> CompositionRequest:
-        """The request with the largest rank of the packs, if its rule makes changes of no low rank and
-        nothing says how much is kept.
+        """Returns the request with the largest rank of the packs if its rule gives changes without a low rank
+        and no option limits the rank.
 
         Raises:
             UnknownName: there is no such rule.
@@ -120,8 +116,8 @@ class CompositionRequest:
 
 
 class CompositionWork(NamedTuple):
-    """A composition that is read and checked. ``order`` is that in which the packs are combined: by name,
-    whatever the given order.
+    """A composition after reading and checking. ``order`` is the order in which the packs are combined: by
+    name, whatever order the caller gave.
     """
 
     request: CompositionRequest
@@ -135,7 +131,7 @@ class CompositionWork(NamedTuple):
     statistics: tuple[Statistics, ...]
 
     def weighing(self, weights: Sequence[float]) -> CompositionWork:
-        """The same under other weights, one a pack in the order in which they were given."""
+        """Returns the same work under other weights, one for each pack in the caller's order."""
         ordered = [float(weights[index]) for index in self.order]
         sites = tuple(
             joint._replace(
@@ -154,7 +150,7 @@ def prepare(
     base: str | os.PathLike[str] | None = None,
     statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
 ) -> CompositionWork:
-    """Reads and checks everything; nothing is combined yet.
+    """Reads and checks everything, without combining anything yet.
 
     Raises:
         NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see
@@ -191,7 +187,7 @@ def prepare(
 
 
 def combine_sites(work: CompositionWork, progress: Progress | None = None) -> SiteOutcome:
-    """Combines every site, and cuts it to what the request keeps.
+    """Combines every site, and truncates it to the rank that the request allows.
 
     Raises:
         NonFinite: a change is too large for float32.
@@ -201,7 +197,7 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
     losses: dict[str, Loss] = {}
     spectra: dict[int, LeadingSpectrum] = {}
     done, total = 0, sum(map(_bytes, work.sites))
-    # reported by _require_fitting, with the site
+    # numpy would only warn of an overflow; _require_fitting raises with the site's name
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
 
@@ -251,15 +247,15 @@ def _bytes(joint: JointSite) -> int:
 
 
 def _budget(work: CompositionWork) -> int:
-    """The numbers that the budget allows all factors together."""
+    """Returns the number of parameters that the budget allows for all factors together."""
     return parameters(work.request.budget or 0.0, sum(joint.numbers for joint in work.sites))
 
 
 def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
-    """The pack of the combined changes, with its lineage.
+    """Builds the pack of the combined changes, with its lineage.
 
     Warns:
-        RankChosen: the rank is the packs' largest, because none was given.
+        RankChosen: the rank is the packs' largest, because the caller set none.
 
     Raises:
         NothingToDo: nothing is left.
@@ -313,8 +309,8 @@ def describe(
     weights: Mapping[str, str | None],
     lineage: m.Lineage,
 ) -> Pack:
-    """A pack of combined changes, with what its parents have in common; ``weights`` are the base tensors
-    behind its sites.
+    """Builds a pack from combined changes and the fields that its parents share; ``weights`` are the base
+    tensors of its sites.
     """
     licenses = {parent.manifest.license for parent in parents}
     return build(
@@ -332,7 +328,9 @@ def describe(
 
 
 def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, Any]:
-    """What the lineage holds besides parents and weights: the whole request, and the measured loss."""
+    """Returns the lineage's params besides parents and weights: all options of the request, and the measured
+    loss.
+    """
     request = work.request
     details: dict[str, Any] = {**work.arguments, **request.cut.settings}
     if request.budget is not None:
@@ -353,7 +351,7 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
 
 
 def _largest_rank(work: CompositionWork, joint: JointSite) -> int:
-    """The largest rank that a site can get under the budget."""
+    """Returns the largest rank that a site can get under the budget."""
     m, n = joint.shape
     return max(
         1,
@@ -368,8 +366,8 @@ def _largest_rank(work: CompositionWork, joint: JointSite) -> int:
 
 
 def approximation(request: CompositionRequest) -> Cut:
-    """How changes without a low rank are approximated before they are combined: finer than the result, which
-    is what is cut last.
+    """Returns the truncation limits for approximating changes without a low rank before combining: finer than
+    those of the result, which is truncated last.
     """
     if request.budget is not None and request.rank is None:
         return Cut(FULL_RANK)
@@ -380,10 +378,11 @@ def approximation(request: CompositionRequest) -> Cut:
 
 
 def _batches(sites: Sequence[JointSite]) -> list[list[int]]:
-    """The indices of the sites, in lists of one shape and about :data:`BATCH` numbers: what a thread works on
-    at a time.
+    """Splits the sites into batches of one shape and about :data:`BATCH` numbers; returns lists of site
+    indices. A thread combines one batch at a time.
 
-    Where sites fill several lists every thread gets as many, so that none waits for another at the end.
+    Where the sites fill several batches, all threads get the same number, so that no thread waits for another
+    at the end.
     """
     alike: dict[tuple[object, ...], list[int]] = {}
     for index, joint in enumerate(sites):

@@ -33,7 +33,7 @@ class _Token(NamedTuple):
 
 
 def parse(text: str) -> Tree:
-    """The tree that ``text`` says.
+    """Parses the text of a tree.
 
     Raises:
         ConfigError: it is malformed, too long, too deep or too large; names the place.
@@ -115,7 +115,7 @@ class _Reader:
         )
 
     def tree(self, depth: int) -> tuple[float | None, Tree]:
-        """A subtree and the number in front of it."""
+        """Reads a subtree and the weight in front of it."""
         weight = None
         if self.token.what == "number" and self.ahead("*"):
             weight = _number(self.take("number"))

@@ -1,4 +1,4 @@
-"""Brings the results of a rule to factors of the wanted rank, and measures what that leaves out."""
+"""Turns the results of a rule into factors of the requested rank, and measures the truncation error."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MAX_IN_MEMORY = 1 << 26
 
 
 def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tuple[Factors, Loss | None]]:
-    """Every change as factors, and its loss; None where it was left as it stands: neither cut nor brought to
-    its rank (``reduce``).
+    """Returns every change as factors with its loss; the loss is None for a change that was neither truncated
+    nor reduced to its rank (``reduce``).
     """
     narrow = {
         index: change for index, change in enumerate(combined) if isinstance(change, Factors | FactorSum)
@@ -41,8 +41,8 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
 
 
 def decompose_all(combined: Sequence[Combination], most: Sequence[int]) -> list[LeadingSpectrum]:
-    """The singular values and vectors of every change, over which a budget is shared out; of a dense one the
-    ``most`` largest.
+    """Returns the singular values and vectors of every change, for sharing out a budget; of a dense change
+    the ``most`` largest.
     """
     results = [
         LeadingSpectrum(spectrum, energy_of(spectrum.S), True)
@@ -61,7 +61,9 @@ def finite(change: Factors) -> bool:
 
 
 def _of_dense(combined: Sequence[Combination], work: Callable[[int, RowSource], T]) -> list[tuple[int, T]]:
-    """(index, result) of ``work`` on each dense change; each thread keeps one at a time in memory."""
+    """Runs ``work`` on each dense change and returns (index, result) pairs; each thread holds one change in
+    memory at a time.
+    """
     dense = [
         (index, change)
         for index, change in enumerate(combined)
@@ -71,8 +73,8 @@ def _of_dense(combined: Sequence[Combination], work: Callable[[int, RowSource], 
 
 
 def _in_memory(change: RowSource) -> RowSource:
-    """A dense change in memory, unless it is too large: else every pass of the range finder would make it
-    anew.
+    """Computes a dense change and holds it in memory unless it is too large: otherwise every pass of the
+    range finder would recompute it.
     """
     m, n = change.shape
     if not 0 < m * n <= MAX_IN_MEMORY:

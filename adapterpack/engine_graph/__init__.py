@@ -1,3 +1,3 @@
-"""Writes the engine's graph into a bundle and proves that it agrees with the ordinary decoder; export, merge
-and quantize call it.
+"""Writes the engine's graph into a bundle and proves that it agrees with the ordinary decoder, for export,
+merge and quantize.
 """

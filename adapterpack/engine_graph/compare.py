@@ -1,5 +1,5 @@
-"""Compares outputs of graphs: how far they may be apart, and how a long row is read piece by piece, of which
-the scores of a whole one are too many.
+"""Compares outputs of graphs within a tolerance, and runs a long row piece by piece, so that its attention
+scores fit into memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from ..slots.precision import DEFAULT
 from ..tasks.session import Arrays
 
 _MOST = 1 << 28
-"""Scores of one attention that may be in memory at once: 1 GB in float32."""
+"""The most scores of one attention to have in memory at once: 1 GB in float32."""
 _PIECE = 512
 
 
 def takes_much(session: Session, rows: int, longest: int) -> bool:
-    """Whether one pass over so many rows has more scores than memory should hold."""
+    """Whether one pass over ``rows`` rows of ``longest`` tokens has more scores than fit into memory."""
     queries = session.config.get("num_attention_heads")
     heads = max(
         (value.shape[1] for name, value in session.inputs.items() if name.startswith(PAST)), default=1
@@ -31,8 +31,9 @@ def takes_much(session: Session, rows: int, longest: int) -> bool:
 
 
 def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 0) -> Iterator[Arrays]:
-    """The outputs of each piece of a row ``[1, tokens]``, with the cache of all before it; the last ``steps``
-    tokens are pieces each. A row whose rotations depend on its length is one piece.
+    """Yields the outputs of each piece of a row ``[1, tokens]``, run on the cache of all pieces before it;
+    each of the last ``steps`` tokens is its own piece. A row whose rotations depend on its length is one
+    piece.
     """
     tokens = ids.shape[1]
     piece = tokens if turns_by_length(session.config) else _PIECE
@@ -50,9 +51,9 @@ def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 
 
 
 def largest_difference(found: np.ndarray, expected: np.ndarray, dtype: str) -> float:
-    """The largest difference of rows; of types that round each number more than float32 the largest of a
-    position, by root mean square: the more positions a row has, the further out is one of their numbers, and
-    no graph is wrong for that.
+    """Returns the largest difference between rows. For types that round more than float32, returns the
+    largest root mean square difference of a position: the more positions a row has, the further its worst
+    number deviates by chance, without the graph being wrong.
 
     Example:
         >>> largest_difference(np.ones((2, 4)), np.array([[1.0] * 4, [1.0, 1.0, 1.0, 2.0]]), "float16")
@@ -67,13 +68,13 @@ def largest_difference(found: np.ndarray, expected: np.ndarray, dtype: str) -> f
 def require_close(
     what: str, error: float, largest: float, tolerance: float, where: str, remedy: str | None = None
 ) -> float:
-    """Returns an error as a share of the ``largest`` output, or as it is where that is below one.
+    """Returns the error as a share of the ``largest`` output, or the error itself if that output is below 1.
 
     Raises:
-        ParityError: ``what``, since the share is more than the tolerance.
+        ParityError: the share exceeds the tolerance; the message begins with ``what``.
     """
     size = max(1.0, largest)
-    if not error <= tolerance * size:  # NaN is no agreement either
+    if not error <= tolerance * size:  # "not <=" also rejects NaN
         raise ParityError(
             what, where=where, expected=f"at most {tolerance * size:.2g}", found=f"{error:.2g}", remedy=remedy
         )

@@ -1,9 +1,9 @@
-"""Keys and values of the engine's graph in eight bits: a scale for each channel of each head, by what the
-model's own answers hold.
+"""Quantizes keys and values of the engine's graph to int8: one scale for each channel of each head, measured
+on the model's own answers.
 
 ``GroupQueryAttention`` writes ``round(x / scale)`` into the cache and multiplies by the scale when it reads.
-The scales are constants of the graph, measured on the base and on every adapter of the bundle; a number that
-is larger than its channel's scale allows is cut off.
+The scales are constants of the graph, measured on the base and on every adapter of the bundle; a number
+beyond the range of its channel's scale saturates.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from ..runtime.sessions.session import Session
 from ..runtime.text.context_length import context_of
 
 _TOLERANCE = 0.1
-"""By which share of the largest the logits may move: as of weights in eight bits."""
+"""How far the logits may move, as a share of the largest; the same as for int8 weights."""
 _MARGIN, _LEAST = 1.25, 1e-6
-"""How much larger than what was measured the largest number of a channel may be, and the least scale."""
+"""The headroom of a channel's range above the largest measured number, and the smallest scale."""
 _STEPS, _ROOM = 24, 32
-"""Tokens behind each prompt, and positions for the prompts of adapters."""
+"""Tokens generated after each prompt, and positions reserved for the prompts of adapters."""
 _MIXED, _LENGTH = 4, 64
-"""Rows of random tokens that scales are measured on, too, and their length: answers repeat themselves."""
+"""Number and length of rows of random tokens that are measured too, since answers repeat themselves."""
 
 
 class _Run(NamedTuple):
-    """Logits ``[adapters, rows, 1 + steps, vocabulary]``, the tokens of the steps, and by cache the largest
-    number of each channel.
+    """The results of one run: logits ``[adapters, rows, 1 + steps, vocabulary]``, the tokens of the steps,
+    and for each cache the largest magnitude of each channel.
     """
 
     logits: np.ndarray
@@ -48,11 +48,11 @@ class _Run(NamedTuple):
 
 
 def quantize_cache(folder: Path) -> dict[str, Any]:
-    """Makes the caches of the engine's graph int8, and measures by how much that moves its logits; what the
-    manifest says of it.
+    """Makes the caches of the engine's graph int8, measures how much that moves its logits, and returns the
+    manifest's entry.
 
     Raises:
-        ParityError: they move too far.
+        ParityError: the logits move too far.
     """
     mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
@@ -88,9 +88,8 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
 
 
 def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
-    """What the base and every adapter make of the rows that quantization is measured on: once with the
-    likeliest tokens behind them, and once with random ones, on which scales are not measured; or with the
-    tokens given.
+    """Runs the base and every adapter on the measuring rows: once followed by their likeliest tokens, and
+    once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=mapped)
     reader, prompts = (
@@ -128,7 +127,7 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
 
 
 def _enlarge(largest: dict[str, np.ndarray], batch: ModelRunner, rows: Sequence[SequenceState]) -> None:
-    """Takes in what the first rows of a batch have in their caches."""
+    """Raises the largest magnitudes to those in the caches of the batch's first rows."""
     for place, row in enumerate(rows):
         for name, numbers in batch.read_cache(place, row.kv_len).items():
             largest[name] = np.maximum(largest.get(name, 0), np.abs(numbers).max(axis=1).astype(np.float32))
@@ -141,8 +140,8 @@ def _answer(
     rng: np.random.Generator,
     tokens: Sequence[np.ndarray | None],
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """After the prompts and each step the logits ``[rows, vocabulary]``, and the tokens that led to them (of
-    the prompts none).
+    """Yields after the prompts and after each step the logits ``[rows, vocabulary]`` and the tokens that were
+    fed (none for the prompts).
     """
     for row in rows:
         batch.admit(row)

@@ -1,5 +1,5 @@
-"""Compares the engine's graph with the ordinary one: the same rows, adapters and tokens, prompts in pieces
-and steps.
+"""Compares the engine's graph with the ordinary one on the same rows, adapters and tokens, with prompts in
+pieces and single steps.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from .compare import in_pieces, largest_difference, require_close, takes_much
 _LENGTHS = (11, 4, 7)
 _STEPS = 20
 _PIECE = 3
-"""Tokens of a prompt that are read at a time, so that the longer ones go on from what is in their caches."""
+"""Tokens of a prompt in one pass, so that longer prompts continue from their caches."""
 _PIECES = 16
-"""Pieces of the longest of the long prompts."""
+"""Number of pieces of the longest of the long prompts."""
 _LONGEST, _MOST_ROWS = 1 << 14, 16
-"""Of rows that a manifest names."""
+"""Limits on the rows that a manifest may request: their length and their number."""
 _ROOM = 32
-"""Positions for the prompts of adapters."""
+"""Positions reserved for the prompts of adapters."""
 _IDS = 64
-"""Ids that rows are made of, if the model has as many."""
+"""Number of ids to draw row tokens from, if the model has as many."""
 
 
 def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes the engine's graph into an unpublished bundle's folder, and proves it on short rows and on the
-    long ones on which the ordinary graph was; what the parity report says of it. Quantized products are exact
-    meanwhile, since rounded activations differ by more than float noise.
+    """Writes the engine's graph into an unpublished bundle's folder, proves it on short rows and on the long
+    rows that proved the ordinary graph, and returns the parity report's entry. Quantized products are
+    computed exactly in the proof, since rounded activations would differ by more than float noise.
 
     Raises:
-        Unsupported: an attention of the graph is of no known build.
+        Unsupported: an attention of the graph has an unknown form.
         ParityError: the two graphs disagree.
     """
     ordinary, fast = folder / graph_file(MAIN), is_fast(folder / graph_file(MAIN))
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder)
-    # quantized products need packing
+    # quantized products need prepacked weights, so only a graph without them maps its weights
     report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
@@ -68,7 +68,7 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     rng, most = np.random.default_rng(11), _most_ids(session)
     rows = [_ids(session, rng, most, length) for length in _LENGTHS]
     start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
-    # A decoder behind an encoder reads as many tokens of each row: the ordinary graph knows no other way.
+    # The ordinary graph of a decoder with an encoder takes prompts of one length only.
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
@@ -96,7 +96,7 @@ def _most_ids(session: Session) -> int:
 
 
 def _ids(session: Session, rng: np.random.Generator, most: int, length: int) -> list[int]:
-    """Random tokens, none of which stands for an image."""
+    """Draws random tokens, none of which is an image placeholder."""
     image = session.image_token if "image_features" in session.task.main.inputs else None
     return [int(token) if token != image else 1 + (image == 1) for token in rng.integers(1, most, length)]
 
@@ -104,10 +104,10 @@ def _ids(session: Session, rng: np.random.Generator, most: int, length: int) -> 
 def _require_agreement(
     session: Session, folder: Path, ordinary: np.ndarray, engine: np.ndarray, where: str, long: bool = False
 ) -> float:
-    """The largest difference as a share of the largest output.
+    """Returns the largest difference as a share of the largest output.
 
     Raises:
-        ParityError: it is more than the type of the graph accounts for.
+        ParityError: the share exceeds the tolerance for the graph's dtype.
     """
     return require_close(
         f"the graph for the engine disagrees with the ordinary one {where}",
@@ -120,8 +120,8 @@ def _require_agreement(
 
 
 def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list[list[int]]:
-    """Rows whose steps cross the lengths on which the ordinary graph was proved, as far as the context has
-    room for them.
+    """Returns rows whose steps cross the lengths at which the ordinary graph was proved, as far as the
+    context allows.
     """
     report = session.bundle.parity.get("long_rows")
     proved = report.get("rows") if isinstance(report, dict) and not session.task.has_encoder else None
@@ -136,7 +136,9 @@ def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list
 def _prove_long(
     session: Session, folder: Path, reader: AdapterReader, prompts: list[list[int]], tokens: np.ndarray
 ) -> float:
-    """Compares rows side by side in the engine with the ordinary graph, which reads each alone, in pieces."""
+    """Compares rows that the engine runs as one batch with the ordinary graph, which runs each row alone, in
+    pieces.
+    """
     choices: list[str | None] = (
         [session.default, *session.adapters] if session.bundle.mode == "bank" else [session.default]
     )
@@ -162,7 +164,9 @@ def _prove_long(
 
 
 def _alone(session: Session, ids: Sequence[int], name: str | None, tokens: np.ndarray) -> np.ndarray:
-    """The ordinary graph's logits after a row's prompt and after each step ``[1 + steps, vocabulary]``."""
+    """Returns the ordinary graph's logits after a row's prompt and after each step ``[1 + steps,
+    vocabulary]``.
+    """
     if turns_by_length(session.config) or not takes_much(session, 1, len(ids)):
         return _ordinary(session, [ids], None, [name], tokens[:, None])[:, 0]
     whole = np.array([[*ids, *tokens]], np.int64)
@@ -171,7 +175,9 @@ def _alone(session: Session, ids: Sequence[int], name: str | None, tokens: np.nd
 
 
 def _names(session: Session) -> list[list[str | None]]:
-    """The base, and every adapter among others where rows of a batch can have their own, else by itself."""
+    """Returns the adapters for each run: the base and every adapter in one batch if rows can choose, else
+    each in its own run.
+    """
     choices: list[str | None] = [session.default, *session.adapters]
     count = len(_LENGTHS)
     if session.bundle.mode == "bank":
@@ -183,7 +189,7 @@ def _names(session: Session) -> list[list[str | None]]:
 
 
 def _sources(session: Session, rows: Sequence[Sequence[int]], rng: np.random.Generator) -> list[Arrays]:
-    """What an encoder reads of each row: the row, if it reads tokens."""
+    """Returns the encoder inputs of each row: the row itself if the encoder reads tokens."""
     if "input_ids" in session.task.inputs:
         return [{"input_ids": np.array([ids], np.int64)} for ids in rows]
     (name,) = session.task.parts[0].inputs
@@ -197,7 +203,9 @@ def _ordinary(
     names: list[str | None],
     tokens: np.ndarray,
 ) -> np.ndarray:
-    """The logits after each prompt and each step ``[1 + steps, rows, vocabulary]``."""
+    """Returns the ordinary graph's logits after each prompt and each step ``[1 + steps, rows,
+    vocabulary]``.
+    """
     going: DecoderOnly | EncoderDecoder
     if sources is None:
         going = DecoderOnly(session, rows, names, {})
@@ -231,7 +239,7 @@ def _by_engine(
     tokens: np.ndarray,
     piece: int,
 ) -> np.ndarray:
-    """The same by the engine's graph, which reads so many tokens of a prompt at a time."""
+    """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
     rows, first = (
         [
             SequenceState(prompt=ids, adapter=adapter, source=source)

@@ -1,4 +1,4 @@
-"""Makes the engine's graph of a bundle whose ordinary graph has changed since its own was made."""
+"""Derives the engine's graph of a bundle again after its ordinary graph has changed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from .parity import with_decoder
 
 
 def rederive(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
-    """The manifest of an unpublished ``bundle`` with the engine's graph of what is in ``folder``, whose
-    caches are as they were ``before``.
+    """Derives the engine's graph from the ordinary graph in ``folder`` and returns the manifest of the
+    unpublished ``bundle`` with it. The caches keep the dtype that they had ``before``.
 
     Raises:
         OutOfLimits, FormatError: ONNX Runtime cannot open what is in ``folder``.
-        ParityError: it disagrees with the ordinary graph, or caches in eight bits move the logits too far.
+        ParityError: the engine's graph disagrees with the ordinary one, or int8 caches move the logits too
+            far.
     """
     try_opening(folder / GRAPH, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
     rows = {key: before.parity[key] for key in ("long_rows",) if key in before.parity}

@@ -1,1 +1,3 @@
-"""Base + packs -> bundle: frontends, site map, emitter, parity."""
+"""Exports a base and packs to a bundle: builds the graph, attaches the adapters, and proves the result
+against torch.
+"""

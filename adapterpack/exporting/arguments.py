@@ -1,4 +1,4 @@
-"""Checks what an export is asked for, before anything is built."""
+"""Checks the arguments of an export before anything is built."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ from .targets import TARGETS, Target
 
 
 class ExportJob(NamedTuple):
-    """A checked :class:`.ExportRequest` with what it names opened. ``file`` is the ONNX file that is exported
-    from, if any. ``static_cache`` None: the engine's graph is made if the family's attention allows it. The
-    weights are those of ``decoded``, where they are stored as codes; ``trained`` is the form that the base is
-    to be quantized in first.
+    """A checked :class:`.ExportRequest` with its inputs opened. ``file`` is the ONNX file to export from, if
+    any. ``static_cache`` None: the engine's graph is built if the family's attention allows it. ``decoded``
+    holds the weights where they are stored as codes; ``trained`` is the form in which to quantize the base
+    first.
     """
 
     request: ExportRequest
@@ -66,7 +66,7 @@ class ExportJob(NamedTuple):
 
 
 def prepare(request: ExportRequest) -> ExportJob:
-    """Opens what a request names, if its parts fit together.
+    """Checks that the parts of a request fit together, and opens the base and the packs.
 
     Raises:
         BaseMismatch: a pack belongs to another base.
@@ -128,11 +128,11 @@ def prepare(request: ExportRequest) -> ExportJob:
 
 
 def _require_room(pack: Pack, task: Task) -> None:
-    """Checks that a graph of this task has a place for a prompt: a decoder's cache, or before the tokens that
-    are read at once.
+    """Checks that a graph of this task has a place for a prompt: a decoder's cache, or the space before
+    tokens that are all read at once.
 
     Raises:
-        Unsupported: it has none.
+        Unsupported: the graph has no such place.
     """
     virtual = virtual_tokens(pack)
     if task.main.form == "decoder" or (task.reads_at_once and (virtual or task.generates)):
@@ -162,8 +162,8 @@ def _require_room(pack: Pack, task: Task) -> None:
 def _codes_source(
     model: Checkpoint, gguf: Path | None, packs: Sequence[Pack], allow_structural: bool
 ) -> DequantizedCheckpoint | None:
-    """What the weights are read from where they are stored as codes: the base, or a GGUF file that was made
-    of it; None for plain numbers.
+    """Returns the source of weights that are stored as codes: the base, or a GGUF file made from it; None for
+    float weights.
 
     Raises:
         BaseMismatch: the file's numbers are not those of the packs' base, within its grid.
@@ -177,10 +177,10 @@ def _codes_source(
 
 
 def require_split(target: Target, split: int | None) -> None:
-    """Checks that a target has data files of a chosen size.
+    """Checks that a target writes data files of a configurable size.
 
     Raises:
-        ConfigError: it has one file, or no file can be so small.
+        ConfigError: the target writes one file, or the size is too small.
     """
     if split is not None and target.finish is None:
         raise ConfigError(
@@ -195,12 +195,12 @@ def require_split(target: Target, split: int | None) -> None:
 def _quantization(
     request: ExportRequest, decoded: DequantizedCheckpoint | None, floats: str
 ) -> GraphQuantization | None:
-    """What becomes of the graph's weights: those of a quantized base stay as they are stored, unless
-    something else is said.
+    """Decides how the graph stores its weights: those of a quantized base keep their stored form unless the
+    request says otherwise.
 
     Raises:
-        UnknownName, ConfigError: an option has no such value, or says nothing with the others.
-        Unsupported: no graph is written in this scheme.
+        UnknownName, ConfigError: an option has no such value, or has no effect together with the others.
+        Unsupported: no graph can be written in this scheme.
     """
     scheme, options, dequantize = request.quantize, request.graph_options, request.dequantize
     if scheme is None and decoded is not None and not dequantize and floats == DEFAULT:
@@ -224,7 +224,7 @@ def _quantization(
 
 
 def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | None:
-    """Whether the engine's graph is insisted on, which has caches of this type.
+    """Returns whether the request requires the engine's graph, which has caches of this type.
 
     Raises:
         UnknownName, ConfigError, Unsupported: there is no such type, or the graph would not have it.
@@ -250,7 +250,7 @@ def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | No
 
 
 def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:
-    """The ONNX file that is to be exported from, if it is one."""
+    """Returns the ONNX file to export from, if ``base`` is one."""
     file = Path(base) if is_graph(base) else None
     if (file is None) != (checkpoint is None):
         raise ConfigError(
@@ -274,12 +274,14 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     chosen = get_task(name or types.pop()) if name or types else task_of(architecture, base.config)
     require_encoder(chosen, architecture, base.config)
     for pack in packs:
-        require_task(pack, chosen, accepted=types)  # who names the task has chosen it for these packs
+        require_task(
+            pack, chosen, accepted=types
+        )  # a caller who names the task has chosen it for these packs
     return chosen
 
 
 def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> list[Pack]:
-    """The packs as they are on this base; each has a name of its own."""
+    """Returns the packs bound to this base, each under a unique name."""
     names = [pack.name for pack in packs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
@@ -292,7 +294,9 @@ def _on_base(packs: list[Pack], base: Checkpoint, allow_structural: bool) -> lis
 
 
 def _slots(request: ExportRequest, needed: int) -> int:
-    """How many slots a graph has, of which it needs so many, the base's included."""
+    """Returns the number of slots of the graph; it must hold at least ``needed``, including the base's
+    slot.
+    """
     if request.mode != "bank" and (request.slots is not None or request.max_rank is not None):
         raise ConfigError(
             "only a bank has slots and a largest rank",

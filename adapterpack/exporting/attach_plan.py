@@ -1,4 +1,4 @@
-"""Plans which slots each graph gets and what fills them: matches the sites of the packs with those of the
+"""Plans which slots each graph gets and their values: matches the sites of the packs with the sites of the
 graphs.
 """
 
@@ -31,10 +31,10 @@ from ..slots.values import largest_ranks, pack_values
 from .frontends import BaseGraph
 
 DEFAULT_RANK = 16
-"""The largest rank of a bank that is exported without adapters."""
+"""The largest rank of a bank that is exported without packs."""
 
 _KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches", "prompt": "prompt"}
-"""Kind of a layer in a pack -> that of its site in a graph, where it is not linear."""
+"""Layer kind in a pack -> kind of its site in a graph, for layers that are not linear."""
 
 
 def plans_of(
@@ -45,8 +45,8 @@ def plans_of(
     capacity: tuple[int, int | None],
     default: Collection[str] | None = None,
 ) -> dict[str, AttachPlan]:
-    """What goes into each graph, by the name of its part; without packs, slots at the sites ``default``, or
-    at all that are linear.
+    """Returns the attach plan of each graph, by the name of its part. Without packs, plans slots at the sites
+    ``default``, or at all linear sites.
 
     Raises:
         SiteNotFound, Unsupported: a pack changes what the graphs have no site for.
@@ -64,7 +64,7 @@ def plans_of(
     ]
     wanted = {name.rpartition(".")[0] for tensors in values for name in tensors}
     inputs = {value.name for value in graph.model.graph.inputs}
-    # no cache that a prompt could be in
+    # a graph without a cache has no place for a prompt
     if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):
         wanted |= {PROMPT for pack in packs if virtual_tokens(pack)}
     kinds = {
@@ -118,7 +118,7 @@ def plans_of(
 def _with_tied_heads(
     base: Checkpoint, packs: list[Pack], sites: dict[str, MappedSite]
 ) -> dict[str, MappedSite]:
-    """The sites, of which an embedding knows the output head that a pack changes with it.
+    """Returns the sites, where an embedding refers to the output head that a pack changes together with it.
 
     Raises:
         SiteNotFound: the graph has no site for that head.
@@ -152,7 +152,7 @@ def _with_tied_heads(
 
 
 def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list[str]) -> NoReturn:
-    """Says why packs change modules at which the graph has no site."""
+    """Raises an error that explains why packs change modules at which the graph has no site."""
     if PROMPT in missing:
         raise SiteNotFound(
             "this graph was made without room for a prompt before a row's tokens",
@@ -192,10 +192,10 @@ def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list
 
 
 def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
-    """Every linear module, and the blocks that packs change, in the order of the graphs: one may give what
-    the next reads.
+    """Returns every linear module, and the blocks that packs change, in the order of the graphs, since one
+    graph may compute the input of the next.
 
-    A module that is in two graphs is left out, as one is that is used twice in one graph.
+    Leaves out a module that appears in two graphs, or twice in one: a slot could not tell its uses apart.
     """
     wanted, in_graphs = wanted_blocks(packs), list[MappedSite]()
     for part, model in graph.parts.items():
@@ -214,14 +214,14 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
 def _project(
     graph: BaseGraph, sites: Mapping[str, MappedSite], prompt: np.ndarray, path: str
 ) -> tuple[np.ndarray, np.ndarray, Heads]:
-    """What the graph's own projections make of a prompt at the attention of that path."""
+    """Applies the graph's own projections to a prompt at the attention of that path."""
     heads = heads_at(sites, path)
     site = sites[f"{path}.{PROJECTION}"]
     return *project(graph.parts[site.part], heads, prompt, site.dtype), heads
 
 
 def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray | None]:
-    """The base's own weight and bias at a site, out of its checkpoint."""
+    """Reads the base's weight and bias at a site from its checkpoint."""
     require_plain(base)
     name = base.require_weight(adapter.site.path, adapter.weight)
     bias = f"{name.removesuffix('.weight')}.bias"

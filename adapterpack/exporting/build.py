@@ -1,5 +1,5 @@
-"""Builds the bundle of an export: the frontends are tried in turn until one makes a graph that agrees with
-the model in torch.
+"""Builds the bundle of an export: tries the frontends in turn until one builds a graph that agrees with the
+model in torch.
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ from .tracing.example_inputs import config_of
 from .tracing.scratch_checkpoint import write_floats
 
 _LONGEST = 500
-"""Characters of a builder's warning."""
+"""The most characters of a builder's warning that are recorded."""
 
 
 def build_bundle(job: ExportJob) -> Bundle:
-    """The bundle of a checked export, written to its folder.
+    """Builds the bundle of a checked export in its folder.
 
     Raises:
-        ParityError: no frontend made a graph that agrees with the model.
+        ParityError: no frontend built a graph that agrees with the model.
         SiteNotFound, Unsupported: no graph has what a pack changes.
     """
     say = job.request.progress or (lambda text: None)
@@ -65,7 +65,7 @@ def build_bundle(job: ExportJob) -> Bundle:
             _require_buildable(source)
         plan = plan_long_rows(source)
         for field, why in plan.left_out.items():
-            # that a proof ends before a long context does is no news
+            # nearly every proof stops short of the longest context, so that is not worth a message
             if field.rpartition(".")[2] not in ENDS:
                 say(f"no row of the proof reaches past {field}: {why}")
         for candidate in candidates:
@@ -81,17 +81,18 @@ def build_bundle(job: ExportJob) -> Bundle:
                 return read_bundle(bundle_in(job.request.out))
             except _WHATEVER_THE_GRAPH:
                 raise
-            except Exception as error:  # another frontend's graph may be right, or have what this one lacks
+            except Exception as error:  # another frontend's graph may agree, or have the missing site
                 if source.file is not None:
                     raise
-                job.base.require_unchanged()  # else no frontend is right, and each would take its time
+                # If the base changed meanwhile, every frontend would fail, each after a long build.
+                job.base.require_unchanged()
                 failed[candidate.name] = error
                 say(f"{candidate.name} is left out: {_sentence(error)}")
     raise _explain(failed, job.base.folder)
 
 
 _WHATEVER_THE_GRAPH = (BaseMismatch, ConfigError, NothingToDo, OutputExists, StorageError)
-"""What is wrong whichever frontend made the graph."""
+"""Errors that would occur with any frontend."""
 
 
 def _sentence(error: Exception) -> str:
@@ -103,8 +104,8 @@ def _sentence(error: Exception) -> str:
 
 
 def _explain(failed: Mapping[str, Exception], base: Path) -> Exception:
-    """One error with the reasons of all frontends: the last that says what the graphs lack, or that none
-    agrees with the model.
+    """Combines the errors of all frontends into one: the last error about a missing site, or the error that
+    no graph agrees with the model.
     """
     refused = [name for name, error in failed.items() if isinstance(error, SiteNotFound | Unsupported)]
     bugs = [name for name, error in failed.items() if not isinstance(error, AdapterpackError)]
@@ -123,9 +124,8 @@ def _explain(failed: Mapping[str, Exception], base: Path) -> Exception:
 
 @contextlib.contextmanager
 def _open_source(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, ExportSource]]:
-    """What the graph is made from: the checkpoint, or a temporary one of plain numbers, with the packs merged
-    into it that are folded, and the ONNX file likewise; and the job with the codes that the graph is to
-    hold.
+    """Yields the source of the graph: the checkpoint, or a temporary one of floats with the folded packs
+    merged in, likewise for the ONNX file; and the job with the codes that the graph is to store.
     """
     source = ExportSource(job.base.folder, job.task, job.dtype, job.file, job.attached)
     folds = job.request.mode == "folded" and bool(job.packs)
@@ -173,9 +173,7 @@ def _open_source(job: ExportJob, say: Progress) -> Iterator[tuple[ExportJob, Exp
 
 
 def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
-    """The frontends that may make the graph, in the order in which they are tried: the one of that name, or
-    all.
-    """
+    """Returns the frontends to try, in order: the named one, or all."""
     frontends = [FRONTENDS[name]] if name is not None else FRONTENDS.values()
     candidates = sorted(
         (frontend for frontend in frontends if frontend.supports(source)), key=lambda frontend: frontend.rank
@@ -192,8 +190,8 @@ def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
 
 
 def _require_buildable(source: ExportSource) -> None:
-    """Makes the model without its weights: a configuration must fit the checkpoint before a frontend builds
-    as much as it says.
+    """Builds the model without its weights: checks that the configuration fits the checkpoint before a
+    frontend allocates the sizes that it states.
     """
     empty_model(source.folder, source.task)
 
@@ -201,8 +199,8 @@ def _require_buildable(source: ExportSource) -> None:
 def _prove_few_layers(
     frontend: Frontend, job: ExportJob, source: ExportSource, plan: LongRows, say: Progress
 ) -> None:
-    """Proves the rows that would take the whole model too long on a copy of few layers, built by the same
-    frontend.
+    """Proves the rows that would take too long on the full model with a copy of a few layers, built by the
+    same frontend.
 
     Raises:
         ParityError: a graph disagrees with torch, or the engine's with the ordinary one.
@@ -233,7 +231,9 @@ def _prove_few_layers(
 
 
 def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
-    """The frontend's graph; that it cannot make one is as good a reason to try the next as a wrong graph."""
+    """Builds the frontend's graph. Reports any failure as an error on which the caller tries the next
+    frontend.
+    """
     try:
         with needed_by("adapterpack.export", "export"), _collect_warnings() as warnings:
             graph = frontend.build(source)
@@ -243,7 +243,7 @@ def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
         SiteNotFound,
         StorageError,
         Unsupported,
-    ):  # of a file that was named there is no other
+    ):  # there is no other frontend for an ONNX file that the user named
         raise
     except Exception as error:
         raise ParityError(
@@ -253,7 +253,7 @@ def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
 
 @contextlib.contextmanager
 def _collect_warnings() -> Iterator[list[str]]:
-    """What libraries log as warnings inside, in place of the lines that Python would print."""
+    """Collects the warnings that libraries log in the block, and keeps Python from printing them."""
     heard: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: heard.append(_one_line(record))  # type: ignore[method-assign]

@@ -1,5 +1,5 @@
-"""Writes a bundle's folder: slots into the graphs, the graphs, the packs and the base's small files, and the
-proof against torch.
+"""Writes a bundle's folder: attaches slots to the graphs, writes graphs, packs and the base's small files,
+and proves the result against torch.
 """
 
 from __future__ import annotations
@@ -54,23 +54,24 @@ from .targets import Target
 from .tracing.example_inputs import config_of
 
 _SECONDS = 2.0
-"""Between two words of progress."""
+"""Seconds between two progress messages."""
 _IN_FLIGHT = 256 << 20
-"""Bytes of weights that are in memory at a time while they are written, unless one weight alone is larger."""
+"""Bytes of weights in memory at a time while weights are written; a larger weight is in memory alone."""
 
 _BAND = 64
-"""Columns of a transposed matrix that are copied at a time, so that what is read of it stays in the cache."""
+"""Columns of a transposed matrix to copy at a time, so that the rows that they touch stay in the cache."""
 
 
 def write_bundle(
     root: Path, job: ExportJob, source: ExportSource, graph: BaseGraph, plan: LongRows, say: Progress
 ) -> None:
-    """Fills the folder ``root``, in which the target says where the bundle lies; ``plan`` are rows of the
-    proof beside the short ones.
+    """Fills the folder ``root``, in which the target places the bundle; ``plan`` lists the long rows of the
+    proof.
 
     Raises:
         ParityError: the graph disagrees with the model.
-        SiteNotFound, Unsupported: it has no site for what a pack changes, or cannot be read.
+        SiteNotFound, Unsupported: the graph has no site for a module that a pack changes, or ONNX Runtime
+            cannot read it.
         StorageError: the disk has no room for it.
     """
     say("attach")
@@ -127,8 +128,8 @@ def write_bundle(
 
 
 def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:
-    """Writes into the bundle's configuration what only its class of transformers knows: the engine's graph is
-    made without that.
+    """Writes attention windows that only the transformers class knows into the bundle's configuration, from
+    which the engine's graph is built without transformers.
     """
     written = read_json(path)
     said = said_in(written, config_of(source.folder).to_dict())
@@ -137,12 +138,12 @@ def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:
 
 
 def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -> Bundle:
-    """The manifest of a bundle that has the engine's graph, too; or of one whose family has none, which says
-    why.
+    """Adds the engine's graph and returns the manifest; for a family without such a graph, returns a manifest
+    that states the reason.
 
     Raises:
-        Unsupported: the family has none, and the request insists on it.
-        ParityError: it disagrees with the ordinary graph.
+        Unsupported: the family has no such graph, and the request requires it.
+        ParityError: the engine's graph disagrees with the ordinary one.
     """
     made = dataclasses.replace(bundle, decoder=True)
     made.write(folder, draft=True)
@@ -165,8 +166,8 @@ def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Progress) -> None:
-    """Writes the graph of each part, and its weights to a data file of their own, a few of them in memory at
-    a time.
+    """Writes the graph of each part, with its weights in a separate data file, holding only a few weights in
+    memory at a time.
 
     Raises:
         StorageError: the disk has no room for them.
@@ -202,8 +203,8 @@ def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Progress) ->
 
 
 def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
-    """The tensor with its numbers in the order of the file once it is read; numpy writes those of a
-    transposed matrix one by one.
+    """Returns a tensor that is copied to file order when it is read; numpy would write a transposed matrix
+    number by number.
     """
     if len(tensor.shape) != 2 or tensor.dtype.itemsize < 1 or isinstance(tensor, ir.ExternalTensor):
         return tensor
@@ -222,7 +223,7 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
 def _attach(
     model: ir.Model, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: AttachPlan, task: Task
 ) -> AttachPlan:
-    """Packs siblings of one graph, and puts its part of the packs into it; returns what was attached."""
+    """Packs siblings of one graph and attaches the graph's part of the packs; returns what it attached."""
     plan, slots = plan._replace(slot_name=target.slot_name), slot_names(model)
     plan = pack_siblings(
         model,
@@ -240,14 +241,14 @@ def _attach(
 
 
 def _write_adapters(folder: Path, plan: AttachPlan) -> None:
-    """``adapters/NAME.onnx_adapter`` for every pack, in ONNX Runtime's own file format; of a graph without
-    slots only the main one.
+    """Writes ``adapters/NAME.onnx_adapter`` for every pack in ONNX Runtime's own file format. A graph without
+    slots gets no files, unless it is the main graph.
     """
     if not plan.sites and plan.part != MAIN:
         return
     for pack, values in zip(plan.packs, plan.values, strict=True):
         complete = group_slots(values, plan.sites)
-        # what has a length must be whole: a part that the adapter has not is there with nothing in it
+        # ONNX Runtime wants every input of variable length: write fields that the adapter lacks with length 0
         for site in plan.sites.values():
             for field in site.fields:
                 if set(FIELDS[field].axes) - FIXED - {LABELS}:
@@ -257,8 +258,8 @@ def _write_adapters(folder: Path, plan: AttachPlan) -> None:
 
 
 def _default_sites(job: ExportJob, source: ExportSource) -> frozenset[str] | None:
-    """Where the graph has slots when no pack says so: at the layers that ``targets="all-linear"`` names,
-    without the output embedding and the task's heads. The model is built without its weights.
+    """Returns the sites that get slots when there are no packs: the layers that ``targets="all-linear"``
+    selects, without the output embedding and the task's heads. Builds the model without its weights.
     """
     if job.request.mode == "folded" or job.packs:
         return None
@@ -270,8 +271,8 @@ def _default_sites(job: ExportJob, source: ExportSource) -> frozenset[str] | Non
 def _manifest(
     job: ExportJob, source: ExportSource, graph: BaseGraph, plan: AttachPlan, sites: dict[str, MappedSite]
 ) -> Bundle:
-    """The manifest without what is known later: the side of padding, the proof, and the digests of the
-    files.
+    """Returns the manifest without the fields that are known later: the padding side, the proof, and the
+    digests of the files.
     """
     base, task, is_bank = job.base, job.task, job.request.mode == "bank"
     return Bundle(
@@ -314,7 +315,7 @@ def _manifest(
 
 
 def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:
-    """The labels of the base's own head, as transformers would name them."""
+    """Returns the labels of the base's own head, named as transformers names them."""
     if not task.labelled:
         return None
     table = Checkpoint(folder).config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}

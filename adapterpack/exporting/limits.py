@@ -1,4 +1,4 @@
-"""Asks the installed ONNX Runtime what it can read, before anything large is written."""
+"""Checks that the installed ONNX Runtime can read a graph, before anything large is written."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import onnxruntime as ort
 from ..errors import Unsupported
 
 _LARGEST = 2**31 - 1
-"""Bytes of one protobuf message."""
+"""The largest size of a protobuf message in bytes."""
 _INLINE = 1024
-"""Initializers up to this size stay in the message."""
+"""Initializers up to this many bytes are stored in the message."""
 
 
 def require_readable(model: ir.Model) -> None:
-    """Opens a model of one node with the same IR version and operator sets, and adds up what the message will
-    hold.
+    """Opens a one-node model with the same IR version and operator sets, and adds up the size of the protobuf
+    message.
 
     Raises:
         Unsupported: the installed ONNX Runtime does not know these versions, or the message would be too
-            large to be written.
+            large to write.
     """
     reason = _refusal(model.ir_version, dict(model.opset_imports))
     if reason is not None:
@@ -57,7 +57,7 @@ def require_readable(model: ir.Model) -> None:
 
 
 def _refusal(version: int, imports: dict[str, int]) -> str | None:
-    """Why ONNX Runtime does not open an empty model of these versions, or None."""
+    """Returns why ONNX Runtime does not open an empty model of these versions, or None."""
     x = ir.Value(name="x", shape=ir.Shape([1]), type=ir.TensorType(ir.DataType.FLOAT))
     node = ir.node("Identity", [x])
     y = node.outputs[0]
@@ -71,6 +71,6 @@ def _refusal(version: int, imports: dict[str, int]) -> str | None:
         ort.InferenceSession(
             ir.to_proto(probe).SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # ONNX Runtime's own classes
+    except Exception as error:  # ONNX Runtime raises its own exception classes
         return str(error).partition("\n")[0]
     return None

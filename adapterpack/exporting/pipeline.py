@@ -1,4 +1,4 @@
-"""Exports a base and packs to a bundle, or gives a finished bundle to another target."""
+"""Exports a base and packs to a bundle, or adds another target's files to a finished bundle."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _Call = ParamSpec("_Call")
 def _takes_fields(
     kind: Callable[_Call, ExportRequest],
 ) -> Callable[[Callable[[ExportRequest], Bundle]], Callable[_Call, Bundle]]:
-    """Lets a function of a request be called with the request's fields, as its signature says, too."""
+    """Lets callers pass a request's fields as keyword arguments instead of a request; the signature shows
+    them.
+    """
 
     def decorate(function: Callable[[ExportRequest], Bundle]) -> Callable[_Call, Bundle]:
         @functools.wraps(function)
@@ -56,7 +58,7 @@ def export(request: ExportRequest) -> Bundle:
     and values in eight bits, and records by how much that moves its logits. ``target`` says who serves it:
     ``ort``, ``ort-genai`` (the folder that onnxruntime-genai loads), ``triton`` (a model repository, which
     holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes).
-    ``base`` may be a finished bundle, which is given to a target as it is, or an ONNX or GGUF file that
+    ``base`` may be a finished bundle, whose graphs the target takes as they are, or an ONNX or GGUF file that
     another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
     makes the graph, by default the first whose graph agrees with the model. ``pooling`` (``mean``, ``cls`` or
     ``last``) is recorded for tasks that give hidden states; by default what the base says.

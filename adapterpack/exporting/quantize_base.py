@@ -1,6 +1,4 @@
-"""Quantizes a base as the packs say that it was quantized while they were trained on it, with the library
-that did it then.
-"""
+"""Quantizes a base in the form in which the packs were trained on it, with the library that training used."""
 
 from __future__ import annotations
 
@@ -18,15 +16,15 @@ from ..tasks.task import Task
 
 _SCHEMES = ("nf4", "fp4", "int8")
 _BLOCK = 64
-"""The block size that transformers lets bitsandbytes have."""
+"""The block size that transformers sets for bitsandbytes."""
 
 
 def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
-    """How the base was held while all of the packs were trained.
+    """Returns the quantization of the base on which all of the packs were trained.
 
     Raises:
-        Unsupported: the packs do not say it, or say several things; it is no form of bitsandbytes; or the
-            base is quantized already.
+        Unsupported: the packs do not record it, or disagree; it is not a bitsandbytes format; or the base is
+            quantized already.
         MissingExtra: bitsandbytes is not installed.
     """
     forms = [pack.manifest.base_quantization for pack in packs]
@@ -66,9 +64,9 @@ def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
 def quantize_base(
     form: BaseQuantization, task: Task, base: Path, folder: Path
 ) -> tuple[DequantizedCheckpoint, list[str]]:
-    """Writes the base quantized in that form into the new ``folder``, by the code that a training loads it
-    with, and opens it; with the paths of the modules that the base does not hold, such as a head, which are
-    drawn anew there.
+    """Quantizes the base in that form with the code that training uses, writes it to the new ``folder``, and
+    opens it. Also returns the paths of modules that the base lacks, such as a head, which are initialized at
+    random there.
     """
     import torch  # noqa: PLC0415 - heavy, and only this scheme needs it here
     from transformers import BitsAndBytesConfig  # noqa: PLC0415

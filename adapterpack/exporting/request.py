@@ -1,4 +1,4 @@
-"""Holds what an export is called with: one value from which the library call and the command follow."""
+"""The arguments of an export as one value, shared by the library call and the command."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ Progress = Callable[[str], None]
 
 @dataclass(frozen=True)
 class ExportRequest:
-    """The arguments of one export: :func:`adapterpack.export` takes these fields and says more of each.
+    """The arguments of one export; :func:`adapterpack.export` takes these fields and documents them.
 
-    ``base`` is a checkpoint, or an ONNX or GGUF file that was made of the ``checkpoint``, or a finished
-    bundle.
+    ``base`` is a checkpoint, an ONNX or GGUF file made from the ``checkpoint``, or a finished bundle.
     """
 
     base: str | os.PathLike[str]
@@ -31,35 +30,39 @@ class ExportRequest:
     task: str | None = None
     """A Hugging Face pipeline name; by default that of the packs, or of the base's architecture."""
     slots: int | None = None
-    """How many slots a bank has, slot 0 for the base included."""
+    """The number of slots of a bank, including slot 0 for the base."""
     max_rank: int | None = None
-    """The largest rank that a slot of a bank takes."""
+    """The largest rank that a slot of a bank can hold."""
     quantize: str | None = None
     """The scheme of the graph's weights."""
     dequantize: bool = False
-    """Whether a graph of a quantized base holds floats."""
+    """Whether to store the weights of a quantized base as floats."""
     dtype: str = DEFAULT
     """The float type of graph and slots."""
     in_place: bool | None = None
-    """Whether the engine's graph, whose cache is static, must be made (True) or left out (False)."""
+    """Whether the engine's graph, which has a static cache, is required (True), left out (False), or built
+    where possible (None).
+    """
     cache: str = CACHES[0]
     """The type of keys and values in the engine's graph."""
     frontend: str | None = None
-    """What builds the graph; by default the first whose graph agrees with torch."""
+    """The frontend that builds the graph; by default the first whose graph agrees with torch."""
     target: str = "ort"
     """The product that runs the bundle."""
     pooling: str | None = None
-    """How hidden states become one vector, for tasks that give them."""
+    """How to pool hidden states into one vector, for tasks that return them."""
     checkpoint: str | os.PathLike[str] | None = None
-    """The checkpoint that an ONNX or GGUF ``base`` was made of."""
+    """The checkpoint from which an ONNX or GGUF ``base`` was made."""
     allow_structural: bool = False
-    """Whether a base with the names, dtypes and shapes of the packs' is enough."""
+    """Whether to accept a base that only matches the packs' base in names, dtypes and shapes."""
     split: int | None = None
-    """Bytes of the largest data file of a web site."""
+    """Size limit in bytes for the data files of a web site."""
     progress: Progress | None = None
-    """Is called with each step."""
+    """A function that receives a message at each step."""
     accuracy: str | None = None
-    """This and the fields below say how graphs are quantized: see :func:`adapterpack.quantize`."""
+    """This field and the following ones control how graphs are quantized; :func:`adapterpack.quantize`
+    documents them.
+    """
     head: str | None = None
     block_size: int | None = None
     symmetric: bool | None = None

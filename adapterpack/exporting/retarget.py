@@ -1,5 +1,5 @@
-"""Gives a finished bundle to another product: its graphs stay as they are, quantized or not, and the
-product's own files are added.
+"""Adapts a finished bundle to another product: keeps its graphs as they are, quantized or not, and adds the
+product's own files.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ ORDINARY = "ort"
 
 
 _TAKEN = frozenset({"base", "out", "target", "split", "progress"})
-"""Fields of a request that a finished bundle takes."""
+"""The fields of a request that apply to a finished bundle."""
 _OPTIONS = {"in_place": "static_cache", "checkpoint": "base"}
-"""Fields whose option has another name."""
+"""Fields whose command-line option has another name."""
 
 
 def retarget(request: ExportRequest) -> Bundle:
-    """Writes the finished bundle that is a request's ``base`` for another target.
+    """Writes the finished bundle that a request names as ``base`` for another target.
 
     Raises:
-        ConfigError: something else than the target was asked for.
+        ConfigError: the request sets fields other than the target's.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
-        Unsupported: the target cannot run it.
+        Unsupported: the target cannot run the bundle.
     """
     source, target = request.base, TARGETS[request.target]
     require_split(target, request.split)
@@ -78,7 +78,7 @@ def retarget(request: ExportRequest) -> Bundle:
     with output_folder(request.out) as root:
         folder = root / target.place(bundle)
         copy_folder(place, folder)
-        (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
+        (folder / SIGNATURE).unlink(missing_ok=True)  # the signature covers the old bytes
         target.write(folder, bundle)
         dataclasses.replace(bundle, target=target.name).write(folder)
         if target.finish is not None:

@@ -1,6 +1,7 @@
-"""Changes ONNX graphs in memory: finds sites, attaches adapters, packs siblings, and makes the engine's
-decoder.
+"""Passes that change ONNX graphs in memory: they find sites, attach adapters, pack sibling projections, and
+build the engine's decoder.
 
-A pass is a function of an ``onnx_ir`` model, which it changes in place. Its docstring says what it requires
-of a graph and what it ensures; a graph that it cannot change is left as it is, or refused with the reason.
+A pass is a function that changes an ``onnx_ir`` model in place. Its docstring states what it requires of a
+graph and what it ensures. A pass leaves a graph that it cannot change as it is, or refuses it with the
+reason.
 """

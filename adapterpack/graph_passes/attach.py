@@ -1,4 +1,4 @@
-"""Puts adapters into a graph: folded into weights, as inputs, or as a bank; one function for each mode."""
+"""Attaches adapters to a graph: folded into weights, as inputs, or as a bank; one function for each mode."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
 
 
 def default_slot_name(path: str, field: str) -> str:
-    """A slot's name in our own graphs."""
+    """Returns a slot's name in graphs that adapterpack exports."""
     return f"{path}.{field}"
 
 
 class AttachPlan(NamedTuple):
-    """What is attached to one graph: the packs, their slot values, the sites that get slots, and the
-    capacity.
+    """The plan of what to attach to one graph: the packs, their slot values, the sites that get slots, and
+    the capacity.
     """
 
     packs: list[Pack]
@@ -39,7 +39,7 @@ class AttachPlan(NamedTuple):
 
 
 def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:
-    """Attaches nothing: the weights themselves were changed before the graph was made.
+    """Attaches nothing: in the folded mode the weights changed before the graph was exported.
 
     Ensures: no site has a slot.
     """
@@ -49,7 +49,7 @@ def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
 
 def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
-    """Attaches adapters by ONNX Runtime's own scheme.
+    """Attaches adapters by ONNX Runtime's own scheme for LoRA: each slot is an optional graph input.
 
     Requires: where an adapter acts at some tokens only, the site sees one vector for each token.
     Ensures: every slot is an optional input whose default has rank 0, or is the base's head.
@@ -72,7 +72,7 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
 
 def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
-    """The input that says where adapters act, if a site asks for it."""
+    """Returns the input that says at which tokens adapters act, if a site needs it."""
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
         return None
@@ -98,7 +98,7 @@ def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
 
 
 def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
-    """Attaches stacked slots, of which ``adapter_ids`` [batch] chooses one for every row; slot 0 is the base.
+    """Attaches stacked slots, from which ``adapter_ids`` [batch] picks one for every row; slot 0 is the base.
 
     Requires: the batch is a named axis, and the first axis of each site's input.
     Ensures: every slot is an input ``[slots, ...]`` whose default holds the packs.
@@ -144,7 +144,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         for field in site.fields:
             name = f"{site.path}.{field}"
             slot = slot_input(model, name, filled[name], list(filled[name].shape))
-            # a row of it for each token, and not the whole of it for each row
+            # look up one row for each token: gathering would copy the full table for each batch row
             looked_up = site.kind == "lookup" and field == "down"
             values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
         emitter.site(site, values)
@@ -153,7 +153,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
 
 def _is_flat(shape: ir.Shape, batch: str) -> bool:
-    """Whether a site's input has the tokens of one row after those of another: ``[batch*sequence, in]``."""
+    """Whether a site's input concatenates the tokens of all rows: ``[batch*sequence, in]``."""
     if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
         return False
     factors = [factor.strip() for factor in str(shape[0].value).split("*")]
@@ -178,12 +178,12 @@ _FIELDS = {
 def with_fields(
     sites: Mapping[str, MappedSite], values: list[Values], default: Collection[str] | None = None
 ) -> dict[str, MappedSite]:
-    """The sites that the packs change, each with the union of the fields that they need; without packs, the
-    linear sites among ``default``, or all of them, each with a low-rank slot.
+    """Returns the sites that the packs change, each with the union of the fields that they need. Without
+    packs, returns the linear sites among ``default``, or all of them, each with a low-rank slot.
 
     Raises:
         SiteNotFound: the graph has none of the ``default`` sites.
-        Unsupported: a module that one pack replaces whole is adapted by another.
+        Unsupported: one pack replaces a module that another pack adapts.
     """
     if not values:
         linear = {
@@ -238,8 +238,8 @@ def with_fields(
 def with_ranks(
     sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int
 ) -> dict[str, MappedSite]:
-    """The sites with the lengths of their slots' own axes: what the packs need of each; a wide one is no
-    reason to pad the others.
+    """Returns the sites with the sizes of their slots' own axes, as the packs need them at each site, so that
+    one wide site does not pad the others.
     """
     return {
         path: dataclasses.replace(
@@ -254,14 +254,14 @@ def with_ranks(
 
 
 def _slot_axes(site: MappedSite) -> set[str]:
-    """The free axes of a site's fields, without those that all sites have of one length, or by another
-    rule.
+    """Returns the free axes of a site's fields, except those that have one size at all sites or follow
+    another rule.
     """
     return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
 
 
 def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:
-    """The graph's own weights of the modules that the packs replace, as slot values."""
+    """Returns the graph's own weights of the modules that the packs replace, as slot values."""
     values: Values = {}
     for path, site in sites.items():
         if site.role == "full":
@@ -278,8 +278,8 @@ def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:
 
 
 def _free_labels(model: ir.Model, plan: AttachPlan, width: int | None = None) -> None:
-    """The width of the logits is the slots', not the base head's: ``width``, or that of the adapter that
-    runs.
+    """Makes the width of the logits follow the slots instead of the base's head: ``width``, or the width of
+    the active adapter.
     """
     if any(site.role == "full" for site in plan.sites.values()):
         for value in model.graph.outputs:

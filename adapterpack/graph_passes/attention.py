@@ -1,8 +1,8 @@
-"""An attention in a graph: the queries and keys that its scores are products of, its heads and its scale, and
-what is added to the scores.
+"""Recognizes attention in a graph: finds the queries and keys behind the scores, the heads, the scale, and
+the masks and biases added to the scores.
 
-One operator holds it (``Attention``), or a softmax over a product of queries and keys does, with factors, a
-cap and a mask on the way.
+Attention is either one operator (``Attention``), or a softmax over a product of queries and keys with scale
+factors, a cap and a mask in between.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .blocks import entering, leaving
 from .sites import Scope
 
 _THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
-"""What may be between a product of queries and keys and its softmax, besides factors."""
+"""Operators that may come between a product of queries and keys and its softmax, besides scale factors."""
 
 
 class AttentionInputs(NamedTuple):
@@ -36,8 +36,8 @@ class AttentionInputs(NamedTuple):
 
 
 def attention_inputs(node: ir.Node) -> AttentionInputs | None:
-    """The inputs of the attention that a node is, as one operator or as the softmax over its products; None
-    of another node.
+    """Returns the inputs of the attention that a node computes, as one operator or as the softmax over the
+    scores; None for any other node.
     """
     return (
         _of_operator(node)
@@ -62,8 +62,8 @@ def _of_operator(node: ir.Node) -> AttentionInputs | None:
 
 
 def _of_softmax(node: ir.Node) -> AttentionInputs | None:
-    """Back from a softmax to the product that it is over; the factors on the way multiply to the scale, a
-    cap's cancel out.
+    """Walks back from a softmax to the product of queries and keys. The factors on the way multiply to the
+    scale; those of a cap cancel out.
     """
     product, scale = next(_products(node.inputs[0]), (None, 1.0))
     if product is None:
@@ -77,10 +77,10 @@ def _of_softmax(node: ir.Node) -> AttentionInputs | None:
 
 
 def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
-    """What is added to the products that a softmax is over: masks, biases."""
+    """Returns the values that are added to the scores before a softmax: masks and biases."""
     added, node = [], softmax.inputs[0].producer()
     while node is not None and node.op_type in {"Add", "Where"}:
-        if node.op_type == "Where":  # a mask is put over the scores, and what is added to them lies under it
+        if node.op_type == "Where":  # the mask replaces scores; biases were added to its other input
             scores = next(
                 (value for value in node.inputs[1:] if next(_products(value), None) is not None), None
             )
@@ -98,7 +98,7 @@ def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
 
 
 def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:
-    """The products that a value is made of, each with the factors on the way to it."""
+    """Yields the products that a value is computed from, each with the factors on the way."""
     node = value.producer()
     if node is None:
         return
@@ -113,7 +113,7 @@ def _products(value: ir.Value) -> Iterator[tuple[ir.Node, float]]:
 
 
 def _strip_factors(value: ir.Value) -> tuple[ir.Value, float]:
-    """What a value is without the factors that it was multiplied by, and those."""
+    """Returns the value before it was multiplied by constants, and the product of these constants."""
     scaled = None if value.producer() is None else _split_factor(value.producer())
     if scaled is None:
         return value, 1.0
@@ -122,7 +122,9 @@ def _strip_factors(value: ir.Value) -> tuple[ir.Value, float]:
 
 
 def _split_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
-    """What a node multiplies or divides by a number, and the factor; or None."""
+    """Returns the input that a node multiplies or divides by a number, with the factor; None for any other
+    node.
+    """
     if node.op_type not in {"Mul", "Div"}:
         return None
     for place in (1, 0) if node.op_type == "Mul" else (1,):
@@ -136,10 +138,10 @@ def _split_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
 def find_heads(
     model: ir.Model, scope: Scope, packs: Iterable[Pack], sites: Mapping[str, MappedSite]
 ) -> dict[str, MappedSite]:
-    """The sites, where packs have prompts with the attention before each output projection.
+    """Returns the sites, where packs have prompts with the attention before each output projection added.
 
-    A projection behind an attention that is not recognized stays as it is; an error follows only where a pack
-    needs it.
+    A projection whose attention is not recognized stays as it is; it causes an error only where a pack needs
+    it.
     """
     wanted = {
         adapter.site.path for pack in packs if pack.method.kind == "attention" for adapter in pack.adapters()

@@ -1,5 +1,5 @@
-"""Finds the values by which a block of the model is entered and left in a graph, by the scopes that exporters
-leave on nodes.
+"""Finds the values that enter and leave a block of the model in a graph, by the scopes that exporters record
+on nodes.
 """
 
 from __future__ import annotations
@@ -23,14 +23,16 @@ _FUSED = {
 
 
 class Wanted(NamedTuple):
-    """A block that packs change: how wide its output is, and the module whose input they read, if they do."""
+    """A block that packs change: the width of its output, and the module whose input the packs read, if
+    any.
+    """
 
     width: int
     entry: str | None = None
 
 
 def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
-    """Path -> what packs want of it.
+    """Maps the path of each block that packs change to what they need from it.
 
     Raises:
         Unsupported: two packs read the inputs of different modules at one block.
@@ -56,9 +58,10 @@ def wanted_blocks(packs: Iterable[Pack]) -> dict[str, Wanted]:
 def find_blocks(
     model: ir.Model, scope: Scope, wanted: Mapping[str, Wanted], linear: Mapping[str, MappedSite]
 ) -> dict[str, MappedSite]:
-    """Each wanted block, if exactly one value ``[..., width]`` leaves its scope, and one enters its entry's.
+    """Returns each wanted block for which exactly one value ``[..., width]`` leaves its scope, and exactly
+    one enters its entry module's scope.
 
-    A block that is a linear module stays the site that it is in ``linear``, with its entry.
+    A block that is a linear module keeps its site from ``linear`` and gets the entry.
     """
     nodes = [(node, scope(node) or "") for node in model.graph]
     blocks = {}
@@ -86,13 +89,13 @@ def find_blocks(
 
 
 def split_fused_norms(model: ir.Model, scope: Scope) -> Scope:
-    """Takes residual sums out of the norms that a frontend has fused them into, in place, and returns the
-    scope that knows them.
+    """Splits residual sums out of the norms that a frontend fused them into, in place, and returns a scope
+    function that knows the new nodes.
 
-    A layer's output is such a sum: it belongs to the layer of what it adds.
+    Such a sum is a layer's output, so it belongs to the layer that computes the summand.
     """
     path_by_node: dict[ir.Node, str | None] = {}
-    # a fifth is a bias of the sum
+    # a fifth input would be a bias inside the sum
     for node in [node for node in model.graph if node.op_type in _FUSED and len(node.inputs) <= 4]:
         residual, added, *affine = node.inputs
         total = ir.node("Add", [residual, added], name=f"{node.name}/sum")
@@ -117,7 +120,7 @@ def split_fused_norms(model: ir.Model, scope: Scope) -> Scope:
 
 
 def _layer_of(path: str | None) -> str | None:
-    """The path up to its last number."""
+    """Returns the path up to its last number, or None."""
     parts = (path or "").split(".")
     last = max((place for place, part in enumerate(parts) if part.isdigit()), default=None)
     return None if last is None else ".".join(parts[: last + 1])
@@ -128,7 +131,7 @@ def _within(nodes: Sequence[tuple[ir.Node, str]], path: str) -> set[ir.Node]:
 
 
 def leaving(members: set[ir.Node]) -> Iterator[ir.Value]:
-    """The values that nodes outside of these read, or that are outputs of the graph."""
+    """Yields the values of these nodes that other nodes read or that are graph outputs."""
     return (
         value
         for node in members
@@ -138,7 +141,7 @@ def leaving(members: set[ir.Node]) -> Iterator[ir.Value]:
 
 
 def entering(members: set[ir.Node]) -> Iterator[ir.Value]:
-    """The values that come from outside of these nodes and are no constants."""
+    """Yields the values that these nodes read from outside, except constants."""
     return (
         value
         for node in members
@@ -148,8 +151,8 @@ def entering(members: set[ir.Node]) -> Iterator[ir.Value]:
 
 
 def _single(values: Iterator[ir.Value], width: int) -> ir.Value | None:
-    """The only value ``[batch, width]`` or ``[batch, positions, width]``, or None; also None if one of
-    unknown shape might be another.
+    """Returns the only value ``[batch, width]`` or ``[batch, positions, width]``; None if there is none or
+    several, or if a value of unknown shape could be another.
     """
     fitting = {
         value.name: value

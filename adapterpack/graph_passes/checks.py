@@ -1,4 +1,4 @@
-"""Checks that whatever changes a graph leaves its slots and its sites in place."""
+"""Checks that a pass or a tool that changed a graph kept its slots and sites."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import ParityError
 
 
 def slot_names(model: ir.Model) -> set[str]:
-    """The names of a graph's slots."""
+    """Returns the names of a graph's slots."""
     return {port.name for port in signature_of(model).slots}
 
 
@@ -21,7 +21,7 @@ def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], k
     values, weight, widths.
 
     Raises:
-        ParityError: one is not, which optimizers and quantizers do without a word.
+        ParityError: one is missing: optimizers and quantizers remove such things silently.
     """
     lost = sorted(set(kept) - slot_names(model))
     if lost:

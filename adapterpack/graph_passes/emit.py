@@ -20,9 +20,9 @@ from ..tasks.task import AXES
 from .constants import add_initializer
 
 _BEFORE = frozenset({"pre", "turn", "turn_down"})
-"""Fields of a layer that change what goes into it."""
+"""Fields of a layer that change its input."""
 _OUTPUTS = {"TopK": 2}
-"""Operators with more outputs than the one that is used."""
+"""The number of outputs of operators that have more than the one that is used."""
 
 Op = Callable[..., ir.Value]
 """``op(name, *inputs)`` adds a node and returns its output; an input may be a number."""
@@ -55,10 +55,10 @@ ACTIVATION_NODES: dict[str, Callable[[Op, ir.Value], ir.Value]] = {
 
 
 class Emitter:
-    """Adds nodes to one graph, right after the nodes that they need.
+    """Adds nodes to one graph, each right after the nodes that it reads.
 
-    ``batched``: slots carry the batch in front (a bank); else they are one adapter's own. ``positions``
-    ``[batch, tokens]`` says where adapters act at sites that ask for it.
+    ``batched``: the first axis of a slot is the batch (a bank); otherwise a slot holds the values of one
+    adapter. ``positions`` ``[batch, tokens]`` says at which tokens adapters act, for sites that need it.
     """
 
     def __init__(self, model: ir.Model, batched: bool, positions: ir.Value | None = None) -> None:
@@ -78,9 +78,7 @@ class Emitter:
         self._inner: dict[str, ir.Value] = {}
 
     def site(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
-        """Puts the branches of one site into the graph: ``slots`` maps each field to the value that holds
-        it.
-        """
+        """Adds the branches of one site to the graph: ``slots`` maps each field to the value of its slot."""
         y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
         x = base.inputs[1] if site.kind == "lookup" else base.inputs[0]
@@ -133,8 +131,8 @@ class Emitter:
         self._replace(y, self._join_rows(site, "y", self._place(site, "placed", result, plain), flat))
 
     def _feed_prompt(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
-        """The slots in place of the inputs with which the graph was made, for every row the same where rows
-        cannot choose.
+        """Replaces the prompt inputs with which the graph was exported by the slots; expands them over the
+        rows where rows cannot choose an adapter.
         """
         inputs = {value.name: value for value in self.graph.inputs}
         self._after = None
@@ -161,7 +159,7 @@ class Emitter:
     def _change(
         self, site: MappedSite, x: ir.Value, result: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
-        """A layer's output with what weight methods add to it and how they scale, mix and shift it."""
+        """Returns a layer's output after the adapter's additive change, scaling, mixing and shift."""
         if "up" in slots:
             inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
             result = self._op("Add", site, "sum", result, self._product(site, "up", *inner, slots["up"]))
@@ -183,8 +181,8 @@ class Emitter:
         return result
 
     def _look_up(self, site: MappedSite, tokens: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
-        """``down[token] up`` for every token; in a bank the rows of ``[slots, entries, r]`` by adapter and
-        token together.
+        """Computes ``down[token] up`` for every token; in a bank indexes ``[slots, entries, r]`` by adapter
+        and token at once.
         """
         if not self.batched:
             rows = self._op("Gather", site, "down/rows", slots["down"], tokens, attributes={"axis": 0})
@@ -205,8 +203,8 @@ class Emitter:
     def _of_patches(
         self, site: MappedSite, x: ir.Value, y: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
-        """``patch down up + patch delta`` for every patch of an image, in the form of the convolution's
-        output.
+        """Computes ``patch down up + patch delta`` for every patch of an image, in the shape of the
+        convolution's output.
         """
         (_, channels, *sizes), (_, out, *grid) = x.shape, y.shape
         kernel = [size // count for size, count in zip(sizes, grid, strict=True)]
@@ -224,8 +222,8 @@ class Emitter:
         return self._reshape(site, "image", added, [0, out, *grid])
 
     def _over_places(self, site: MappedSite, vector: ir.Value, y: ir.Value) -> ir.Value:
-        """A vector of the outputs, one for each row in a bank, that broadcasts over the tokens or patches of
-        ``y``.
+        """Reshapes a vector of the outputs, one for each row in a bank, to broadcast over the tokens or
+        patches of ``y``.
         """
         axes = list(range(1, len(y.shape) - 1)) if site.kind == "lookup" else list(range(2, len(y.shape)))
         axes = axes if self.batched else [] if site.kind == "lookup" else [axis - 1 for axis in axes]
@@ -251,8 +249,8 @@ class Emitter:
     def _by_row(
         self, site: MappedSite, what: str, value: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
-        """The tokens of a flat site ``[batch * tokens, n]`` as ``[batch, tokens, n]``, where every row has
-        slots of its own.
+        """Reshapes the tokens of a flat site from ``[batch * tokens, n]`` to ``[batch, tokens, n]`` where
+        every row has its own slots.
         """
         if not (site.flat and self.batched):
             return value
@@ -272,7 +270,7 @@ class Emitter:
         return self._op("Reshape", site, f"{what}/by_row", value, shape)
 
     def _join_rows(self, site: MappedSite, what: str, value: ir.Value, flat: bool) -> ir.Value:
-        """The rows of a flat site one after another again."""
+        """Flattens the rows of a flat site again."""
         if not flat:
             return value
         last = self._op("Shape", site, f"{what}/out_width", value, attributes={"start": -1})
@@ -287,15 +285,15 @@ class Emitter:
         return self._op("Reshape", site, f"{what}/joined", value, shape)
 
     def gather(self, site: MappedSite, field: str, bank: ir.Value, ids: ir.Value) -> ir.Value:
-        """The rows of a bank that the batch asks for: ``[slots, ...]`` and ids ``[batch]`` to ``[batch,
+        """Selects the rows of a bank for the batch: ``[slots, ...]`` and ids ``[batch]`` give ``[batch,
         ...]``.
         """
         self._after = None
         return self._op("Gather", site, f"{field}/rows", bank, ids, attributes={"axis": 0})
 
     def _siblings(self, site: MappedSite, x: ir.Value, y: ir.Value, slots: Mapping[str, ir.Value]) -> None:
-        """What several sites have together: their branch on their packed product, or ``x`` times their
-        ``down`` factors, one a site.
+        """Adds the nodes that sibling sites share: one branch on their packed product, or ``x`` times all
+        their ``down`` factors side by side, split by site.
         """
         self._after = y.producer()
         if "up" in slots:
@@ -312,7 +310,9 @@ class Emitter:
         self._inner |= dict(zip(site.members, parts, strict=True))
 
     def _place(self, site: MappedSite, what: str, changed: ir.Value, plain: ir.Value) -> ir.Value:
-        """The changed value at the positions where a row's adapter acts, and the plain one at the others."""
+        """Selects the changed value at the positions where a row's adapter acts, and the plain value
+        elsewhere.
+        """
         if not site.positional:
             return changed
         lift = self._op(
@@ -321,7 +321,7 @@ class Emitter:
         return self._op("Where", site, what, lift, changed, plain)
 
     def _turn(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
-        """The input of the base as the adapter changes it."""
+        """Returns the base layer's input as the adapter transforms it."""
         if "pre" in slots:
             x = self._op("Mul", site, "pre", x, self._lift(site, slots["pre"]))
         changes = [
@@ -334,7 +334,7 @@ class Emitter:
         return x
 
     def _attend(self, site: MappedSite, x: ir.Value, slots: Mapping[str, ir.Value]) -> ir.Value:
-        """What goes into an output projection, and what the heads before it get of a prompt: ``gate softmax(q
+        """Returns the input of an output projection plus the heads' attention to a prompt: ``gate softmax(q
         keys + absent) values``.
         """
         assert site.heads is not None
@@ -367,7 +367,7 @@ class Emitter:
     def _branch(
         self, site: MappedSite, branch: Branch, z: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
-        """``act(norm(z) down + down_bias) up + up_bias``, the fields by the branch's name."""
+        """Computes ``act(norm(z) down + down_bias) up + up_bias``; the branch's name prefixes the fields."""
 
         def op(name: str, *inputs: ir.Value, attributes: Mapping[str, object] | None = None) -> ir.Value:
             what = f"{branch.name}/{name}_{len(self.graph)}"
@@ -396,7 +396,9 @@ class Emitter:
     def _route(
         self, site: MappedSite, route: RouteBranch, x: ir.Value, slots: Mapping[str, ir.Value]
     ) -> ir.Value:
-        """``((x down) (g spread)) up``, with g the softmax of the scores that reach the k-th largest."""
+        """Computes ``((x down) (g spread)) up``, where g is the softmax over the scores that reach the k-th
+        largest.
+        """
 
         def op(name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
             return self._op(
@@ -435,7 +437,7 @@ class Emitter:
         return product(op("Mul", narrow, weights), "up")
 
     def _product(self, site: MappedSite, what: str, x: ir.Value, *matrices: ir.Value) -> ir.Value:
-        """``x`` times one matrix after the other."""
+        """Multiplies ``x`` by one matrix after the other."""
         value = (
             self._op("Unsqueeze", site, f"{what}/wide", x, self._constant(site, "axis", [1]))
             if self._flat(site)
@@ -458,13 +460,13 @@ class Emitter:
         )
 
     def _flat(self, site: MappedSite) -> bool:
-        """A batched weight against an input ``[batch, in]`` needs an axis between: MatMul would broadcast
-        wrongly without an error.
+        """Whether the site's input is ``[batch, in]``. A batched weight then needs an extra axis: MatMul
+        would broadcast wrongly without an error.
         """
         return self.batched and site.rank == 2
 
     def _lift(self, site: MappedSite, vector: ir.Value) -> ir.Value:
-        """A per-row vector ``[batch, n]`` made to broadcast over ``[batch, positions, n]``."""
+        """Reshapes a per-row vector ``[batch, n]`` to broadcast over ``[batch, positions, n]``."""
         if not self.batched or site.rank == 2:
             return vector
         axes = self._constant(site, f"{vector.name}.axes", list(range(1, site.rank - 1)))
@@ -510,24 +512,26 @@ class Emitter:
         return node.outputs
 
     def _before(self, node: ir.Node) -> None:
-        """The next nodes go in front of ``node``."""
+        """Inserts the next nodes before ``node``."""
         position = self.graph.index(node)
         self._after = self.graph[position - 1] if position else None
 
     def _latest(self, value: ir.Value) -> ir.Value:
-        """What stands for a value now: a block and the layer that it ends in may both be adapted."""
+        """Returns the value that has replaced ``value`` so far: a block and the layer that ends it may both
+        be adapted.
+        """
         while value in self._newest:
             value = self._newest[value]
         return value
 
     def _replace(self, old: ir.Value, new: ir.Value) -> None:
-        """Every use of ``old`` outside the new nodes becomes a use of ``new``; a graph output keeps its
-        name.
-        """
-        if new is old:  # only what goes into the base changes here
+        """Replaces every use of ``old`` outside the new nodes by ``new``; a graph output keeps its name."""
+        if new is old:  # the adapter changes only the input of the base layer
             return
         self._newest[old] = new
-        if new.shape is None and old.shape is not None:  # a head may be of another width
+        if (
+            new.shape is None and old.shape is not None
+        ):  # the new value may have another last axis: a head may have another width
             new.shape, new.type = ir.Shape([*list(old.shape)[:-1], None]), old.type
         emitted = {node for node in self.graph if node.name and node.name.startswith(ADDED)}
         for node, index in list(old.uses()):
@@ -543,20 +547,20 @@ class Emitter:
 
 
 def ids_input(model: ir.Model, batch: ir.SymbolicDim | int) -> ir.Value:
-    """The graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
+    """Adds the graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
     value = ir.val(ADAPTER_IDS, ir.DataType.INT64, [batch])
     model.graph.inputs.append(value)
     return value
 
 
 def rows_of(model: ir.Model) -> ir.SymbolicDim | int:
-    """The batch's axis: the first of the first input that a model reads."""
+    """Returns the batch axis: the first axis of the model's first input."""
     inputs = model.graph.inputs
     return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
 
 
 def positions_input(model: ir.Model) -> ir.Value:
-    """The graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
+    """Adds the graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
     ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
     value = ir.val(ADAPTER_POSITIONS, ir.DataType.BOOL, list(ids.shape)[:2])
     model.graph.inputs.append(value)
@@ -564,8 +568,8 @@ def positions_input(model: ir.Model) -> ir.Value:
 
 
 def give_zeros(model: ir.Model, names: Collection[str]) -> None:
-    """Makes inputs along tokens optional: who does not feed one feeds zeros. The default is one zero, and is
-    repeated for all tokens.
+    """Makes inputs along tokens optional with zeros as the default: one zero is stored and expanded over all
+    tokens.
     """
     graph = model.graph
     for place, whole in enumerate(graph.inputs):
@@ -590,8 +594,8 @@ def give_zeros(model: ir.Model, names: Collection[str]) -> None:
 
 
 def slot_input(model: ir.Model, name: str, default: np.ndarray, symbols: list[int | str]) -> ir.Value:
-    """A graph input with a default: ONNX Runtime calls it an overridable initializer. ``symbols`` is its
-    declared shape.
+    """Adds a graph input with a default, which ONNX Runtime calls an overridable initializer. ``symbols`` is
+    its declared shape.
     """
     tensor = ir.tensor(default, name=name)
     value = ir.Value(name=name, shape=ir.Shape(symbols), type=ir.TensorType(tensor.dtype), const_value=tensor)

@@ -1,8 +1,8 @@
-"""Gives each expert of a fused stack a matrix of its own, so that its product is quantized like any other.
+"""Gives each expert of a fused stack its own matrix, so that quantizers treat its product like any other.
 
-A graph that torch traced keeps the experts of a layer in one constant ``[experts, in, out]`` and cuts it with
-``Split`` and ``Squeeze`` at run time; the products read what that gives, which is no constant. The matrices
-are places in the bytes of the stack: nothing is copied until the graph is saved.
+A graph that torch exported keeps the experts of a layer in one constant ``[experts, in, out]`` and splits it
+with ``Split`` and ``Squeeze`` at run time, so the products do not read constants. The new matrices are views
+of the stack's bytes: nothing is copied until the graph is saved.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .constants import add_initializer
 
 
 def unstack_experts(path: Path) -> int:
-    """Rewrites the graph at ``path``, and its data, where it has such stacks; returns how many."""
+    """Rewrites the graph at ``path`` and its data if it has such stacks; returns the number of stacks."""
     model = ir.load(path)
     stacks = [node for node in model.graph if _cuts_a_stack(node)]
     for node in stacks:
@@ -33,7 +33,7 @@ def unstack_experts(path: Path) -> int:
 
 
 def _cuts_a_stack(node: ir.Node) -> bool:
-    """Whether a node splits a constant stack into single matrices that nothing but products reads."""
+    """Whether a node splits a constant stack into single matrices that only products read."""
     if node.op_type != "Split" or node.domain or node.attributes.get_int("axis", 0) != 0:
         return False
     stack = node.inputs[0]
@@ -73,7 +73,7 @@ def _unstack(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _matrices(stack: ir.TensorProtocol) -> Iterator[ir.TensorProtocol]:
-    """The matrices of a stack, in order."""
+    """Yields the matrices of a stack, in order."""
     count, *extents = stack.shape.numpy()
     for number in range(count):
         name, shape = f"{stack.name}/{number}", ir.Shape(extents)

@@ -1,11 +1,10 @@
-"""Writes a quantized graph a second time for WebAssembly: the same codes, made floats once when the graph is
-opened.
+"""Writes a second graph for WebAssembly from a quantized one: it reads the same codes, but dequantizes them
+once when the session opens.
 
-ONNX Runtime's WebAssembly has no fast product of codes (MatMulNBits): it makes floats of them anew in each
-pass, which takes ten times as long as the product. ``DequantizeLinear`` on a constant is folded when a
-session begins, so what is downloaded is as small and each pass as fast as a float graph's. Formulas:
-https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and
-:mod:`adapterpack.onnx_graph.nbits`.
+ONNX Runtime's WebAssembly has no fast product of codes (MatMulNBits): it dequantizes them in every pass,
+which takes ten times as long as the product. ONNX Runtime folds ``DequantizeLinear`` on a constant when it
+creates a session, so the download stays small and a pass is as fast as with a float graph. Formulas:
+https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and :mod:`adapterpack.onnx_graph.nbits`.
 """
 
 from __future__ import annotations
@@ -20,22 +19,21 @@ import onnx_ir as ir
 from .constants import add_initializer
 
 MOST = 2 << 30
-"""Bytes of floats that a browser's memory may hold besides the rest."""
+"""Bytes of dequantized floats that fit into a browser's memory besides everything else."""
 _CODES: dict[int, tuple[Any, Any]] = {
     4: (ir.DataType.UINT4, ml_dtypes.uint4),
     8: (ir.DataType.UINT8, np.uint8),
 }
 _OPSET = 21
-"""The first one whose ``DequantizeLinear`` has blocks."""
+"""The first opset whose ``DequantizeLinear`` has blocks."""
 
 
 def write_float_products(source: Path, target: Path) -> bool:
-    """Writes the graph at ``source`` to ``target`` on the same data files, with floats in place of products
-    of codes.
+    """Writes the graph at ``source`` to ``target``, on the same data files, with float products instead of
+    products of codes.
 
     Returns:
-        Whether there is anything to gain: a graph without codes, or one whose floats are too large, is not
-            written.
+        Whether it wrote the graph: it skips a graph without codes and one whose floats would be too large.
     """
     model = ir.load(source)
     nodes = [node for node in model.graph if node.op_type == "MatMulNBits" and _readable(node)]
@@ -58,8 +56,8 @@ def _number(node: ir.Node, name: str) -> int:
 
 
 def _readable(node: ir.Node) -> bool:
-    """Whether the codes are constants in rows of whole blocks, in the order of the columns, and zero points
-    lie as the codes do.
+    """Whether the codes are constants in rows of full blocks, in column order, with the zero points packed
+    like the codes.
     """
     bits, block, columns = (_number(node, name) for name in ("bits", "block_size", "K"))
     tensors = [value if value is None else value.const_value for value in node.inputs[1:]]
@@ -72,7 +70,7 @@ def _readable(node: ir.Node) -> bool:
         or tensors[1] is None
     ):
         return False
-    # reordered, or with a bias
+    # inputs from the fifth on reorder the columns or add a bias
     if any(value is not None for value in node.inputs[4:]) or _number(node, "weight_prepacked"):
         return False
     if len(node.inputs) < 4 or node.inputs[3] is None:
@@ -85,7 +83,7 @@ def _readable(node: ir.Node) -> bool:
 
 
 def _replace(graph: ir.Graph, node: ir.Node, made: dict[str, ir.Value]) -> None:
-    """``MatMul`` in the place of a product of codes; products on the same codes share their floats."""
+    """Replaces a product of codes by ``MatMul``; products on the same codes share their floats."""
     weight = node.inputs[1]
     if weight.name not in made:
         made[weight.name] = _floats(graph, node)
@@ -94,7 +92,7 @@ def _replace(graph: ir.Graph, node: ir.Node, made: dict[str, ir.Value]) -> None:
 
 
 def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    """The value ``[K, N]`` in floats of a node's codes."""
+    """Returns the dequantized weights ``[K, N]`` of a node's codes."""
     weight, scales = node.inputs[1], node.inputs[2]
     bits, block, rows, columns = (_number(node, name) for name in ("bits", "block_size", "N", "K"))
     dtype, numpy_type = _CODES[bits]
@@ -118,8 +116,8 @@ def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
 
 
 def _initializer(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
-    """The bytes of an initializer as another type and shape: codes are packed alike in both, from the low
-    bits up.
+    """Reinterprets the bytes of an initializer as another type and shape: both pack codes from the low bits
+    up.
     """
     tensor, name = value.const_value, f"{value.name}/{'x'.join(map(str, shape))}"
     if name in graph.initializers:
@@ -142,7 +140,7 @@ def _initializer(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: tu
 def _unpack(
     tensor: ir.TensorProtocol, dtype: ir.DataType, shape: tuple[int, ...], name: str
 ) -> ir.TensorProtocol:
-    """A small tensor that lies in the graph itself."""
+    """Reinterprets a small tensor that is stored inside the graph file."""
     packed = tensor.numpy().reshape(-1)
     if dtype == ir.DataType.UINT4 and tensor.dtype == ir.DataType.UINT8:
         packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1).astype(ml_dtypes.uint4)

@@ -1,10 +1,10 @@
-"""Sibling projections in one: MatMuls that read the same value (q, k and v; gate and up) become one MatMul
-and a Split.
+"""Packs sibling projections: MatMuls that read the same value (q, k and v; gate and up) become one MatMul and
+a Split.
 
-In a bank, the ``down`` factors of siblings that are adapted lie side by side in one slot: ``x [D_1 ... D_k]``
-is one MatMul, and an even Split gives each sibling its part. The ``up`` factors stay apart: a block-diagonal
-one is mostly zeros, which a bank would gather for every row. One adapter's own inputs are not shared: see
-decision 34.
+In a bank, one slot holds the ``down`` factors of adapted siblings side by side: ``x [D_1 ... D_k]`` is one
+MatMul, and an even Split gives each sibling its part. The ``up`` factors stay separate: a block-diagonal
+matrix is mostly zeros, which a bank would gather for every row. The mode that takes one adapter as inputs
+shares nothing (decision 34).
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ from .attach import AttachPlan
 from .constants import add_initializer
 
 SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
-"""Mode -> the fields that siblings have in one slot."""
+"""Mode -> the fields that siblings share in one slot."""
 _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
-"""Fields of a site whose base product has an input, or weights, that its siblings have not."""
+"""Fields that give a site's base product its own input or weights, so that siblings cannot share the product.
+"""
 
 
 def pack_siblings(
     model: ir.Model, every: Mapping[str, MappedSite], plan: AttachPlan, shared: tuple[str, ...]
 ) -> AttachPlan:
-    """The plan after siblings of ``every`` linear site were packed in ``model``, in place; ``shared`` are the
-    fields of :data:`SHARED`, or none.
+    """Packs the siblings among ``every`` linear site of ``model``, in place, and returns the updated plan;
+    ``shared`` are the fields of :data:`SHARED`, or none.
 
     What the graph computes stays the same, each output keeps its name, and a packed weight is the siblings'
     weights side by side.
@@ -50,7 +51,7 @@ def pack_siblings(
         if "up" in shared and (
             len(members) < len(siblings) or any(sites[member].positional for member in members)
         ):
-            continue  # the branch goes to all of the product, and to every position of it
+            continue  # the group's own site adds its branch to the full product, at every position
         if shared and len(members) > 1:
             sites = _share(sites, path, members, shared, packed.outputs[0].name)
     return plan._replace(sites=sites)
@@ -59,7 +60,7 @@ def pack_siblings(
 def _groups(
     nodes: Mapping[str, ir.Node], every: Mapping[str, MappedSite], planned: Mapping[str, MappedSite]
 ) -> Iterator[list[MappedSite]]:
-    """Sites of one parent module that read one value, in the order of the graph."""
+    """Returns the groups of sites that have one parent module and read one value, in graph order."""
     groups: dict[tuple[str, str], list[MappedSite]] = {}
     for site in every.values():
         slot_fields = planned[site.path].fields if site.path in planned else ()
@@ -85,7 +86,7 @@ def _packable(node: ir.Node, site: MappedSite) -> bool:
 
 
 def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
-    """Puts one MatMul and a Split in the place of several MatMuls, and returns the MatMul."""
+    """Replaces several MatMuls by one MatMul and a Split, and returns the MatMul."""
     x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
     tensors = [weight.const_value for weight in weights]
@@ -119,8 +120,8 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
 def _share(
     sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
 ) -> dict[str, MappedSite]:
-    """The sites with the group's site before its members; it takes over the slots of the ``shared``
-    fields.
+    """Returns the sites with the group's site before its members; the group takes over the slots of the
+    ``shared`` fields.
     """
     first = sites[members[0]]
     group = dataclasses.replace(

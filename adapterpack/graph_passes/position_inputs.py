@@ -1,8 +1,8 @@
 """Replaces positions that a graph counts by the length of its cache with each row's own ``position_ids``.
 
 Graphs use positions in two places: as indexes into tables of positions, and in biases of attention scores by
-distance (T5's buckets). Both depend on positions alone, so these parts of a graph are run by themselves to
-find out what they compute.
+distance (T5's buckets). Both depend on positions alone, so this module runs these parts of the graph
+separately to find out what they compute.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ..onnx_graph.float32_form import in_float32
 from .constants import PREFIX, constant, named_node
 
 _FARTHEST = 4096
-"""Distances that are looked at; from some distance on a bias must stay as it is."""
+"""The largest distance to test; a bias must be constant from some smaller distance on."""
 _TRIALS = ((3, 5), (2, 0), (1, 9))
-"""Tokens, and those in the cache before them."""
+"""Pairs of (tokens in the pass, tokens in the cache before them) for which parts of the graph are run."""
 _TOKEN = 5
-"""The first of tokens that are no padding."""
+"""The first id of test tokens; none of them is padding."""
 _MASKED = -1e4
-"""Scores below hide a token; half precision has them at -65504."""
+"""A score below this hides a token; half precision uses -65504."""
 
 _SHAPING = frozenset({"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
 _OF_EACH = frozenset(
@@ -33,7 +33,7 @@ _OF_EACH = frozenset(
 
 
 class PositionInputs:
-    """Rewires one graph, in place; ``past`` are its caches, ``ids`` its tokens ``[batch, sequence]``."""
+    """Rewires one graph in place; ``past`` are its cache inputs, ``ids`` its tokens ``[batch, sequence]``."""
 
     def __init__(
         self, model: ir.Model, ids: ir.Value, past: Sequence[ir.Value], total: ir.Value | None
@@ -42,12 +42,12 @@ class PositionInputs:
         self._biases: dict[str, list[ir.Value]] = {}
 
     def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
-        """What is ``added`` to the scores of an ``attention`` (its last node), as one value ``[batch, heads,
-        sequence, total]`` of rows of different lengths; nothing where it only hides later tokens. What
-        depends on the tokens that a row has is a mask, and left out.
+        """Returns the values ``added`` to the scores of an ``attention`` (its last node) as one bias
+        ``[batch, heads, sequence, total]`` for rows of different lengths. Returns nothing if they only hide
+        later tokens. Leaves out values that depend on the tokens of a row, which are masks.
 
         Raises:
-            Unsupported: it depends on more than how far tokens are apart.
+            Unsupported: the bias depends on more than the distance between tokens.
         """
         terms = [value for value in added if self._positional(value)]
         name = "+".join(value.name for value in terms)
@@ -62,8 +62,8 @@ class PositionInputs:
     def within_chunks(
         self, size: int, bias: Sequence[ir.Value], queries: ir.Value, attention: ir.Node
     ) -> list[ir.Value]:
-        """A ``bias`` that hides the tokens of other chunks of so many, too, ``[batch, 1, sequence, total]``
-        of the type of ``queries``.
+        """Extends a ``bias`` so that tokens see only their own chunk of ``size`` tokens: ``[batch, 1,
+        sequence, total]`` of the type of ``queries``.
         """
         dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
         if name not in self._biases:
@@ -105,10 +105,10 @@ class PositionInputs:
         return [self._add(attention, "Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
 
     def index_tables(self) -> None:
-        """Makes tables of positions be read at ``position_ids``.
+        """Makes position tables read ``position_ids`` as their index.
 
         Raises:
-            Unsupported: a table is read at other places than the positions of the tokens.
+            Unsupported: a table is indexed by anything but the positions of the tokens.
         """
         for node in list(self.model.graph):
             if (
@@ -132,9 +132,9 @@ class PositionInputs:
                 node.outputs[0].shape = None
 
     def follow_rows(self) -> None:
-        """Makes factors that have one number for each position, ``[1, sequence, 1, 1]``, those of each row's
-        own positions: Llama 4 scales its queries by how far they are from the first token, and counts the
-        padding, too.
+        """Computes factors of shape ``[1, sequence, 1, 1]``, one number for each position, from each row's
+        own positions. Llama 4 scales its queries by their distance from the first token, and the original
+        graph counts the padding.
         """
         for node in [node for node in self.model.graph if node.op_type == "Mul"]:
             for place, value in enumerate(node.inputs):
@@ -155,8 +155,8 @@ class PositionInputs:
                     )
 
     def _of_rows(self, value: ir.Value, before: ir.Node) -> ir.Value | None:
-        """What is computed of each position, one by one, as ``[batch, sequence]``; None where it is more than
-        that.
+        """Returns a value that is computed elementwise from positions as ``[batch, sequence]``; None if the
+        computation is not elementwise.
         """
         node = value.producer()
         if node is None or not self._positional(value):
@@ -177,8 +177,8 @@ class PositionInputs:
         return copied
 
     def _positional(self, value: ir.Value) -> bool:
-        """Whether a value depends on the length of the cache, and on nothing else but the pass's own tokens:
-        some count those that are no padding, of which a row of the engine has none.
+        """Whether a value depends only on the cache's length and the pass's own tokens. Some graphs count the
+        tokens that are not padding; rows of the engine have no padding.
         """
         todo, reached, counts = [value], set[ir.Value](), False
         while todo:
@@ -198,7 +198,7 @@ class PositionInputs:
         return counts
 
     def _offset(self, index: ir.Value) -> int:
-        """By how much the places in a table are above the positions of the tokens."""
+        """Returns the constant that a graph adds to token positions to index a table."""
         offsets = {
             int(offset)
             for tokens, before in _TRIALS
@@ -213,8 +213,8 @@ class PositionInputs:
         return offsets.pop()
 
     def _by_distance(self, value: ir.Value) -> np.ndarray | None:
-        """What is added for each distance ``[distances, heads]``, up to the one from which on it stays as it
-        is.
+        """Returns the bias for each distance ``[distances, heads]``, up to the distance from which on it is
+        constant.
         """
         scores = self._run(value, 1, _FARTHEST - 1)
         if scores.ndim != 4 or scores.shape[-1] != _FARTHEST:
@@ -267,7 +267,7 @@ class PositionInputs:
         return self._add(node, "Transpose", name, found, perm=[0, 3, 1, 2])
 
     def _run(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
-        """A value for one row of so many tokens behind so many others."""
+        """Computes a value for one row of ``tokens`` tokens after ``before`` cached ones."""
         # a graph is run only where positions are counted by the cache
         import onnxruntime as ort  # noqa: PLC0415
 
@@ -288,7 +288,7 @@ class PositionInputs:
 
     @property
     def _position_ids(self) -> ir.Value:
-        """The input that has the position of each token ``[batch, sequence]``."""
+        """Returns the input with the position of each token ``[batch, sequence]``."""
         known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
         if known is None:
             known = ir.val("position_ids", ir.DataType.INT64, self._ids.shape)

@@ -1,8 +1,8 @@
-"""Leaves to GroupQueryAttention what it can do itself: rotate queries and keys by their positions, and take
-both and the values packed.
+"""Moves work into GroupQueryAttention: the operator rotates queries and keys by their positions itself, and
+takes queries, keys and values packed.
 
-It counts the positions of a row from the beginning of its buffer, as the engine does. Fewer operators are a
-shorter step.
+It counts the positions of a row from the beginning of its buffer, as the engine does. Fewer operators make a
+step faster.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import onnx_ir as ir
 
 _MULTIPLE = 8
-"""Of what the operator wants the width of its tables to be a multiple."""
+"""The operator requires the width of its tables to be a multiple of this."""
 _TURNED = frozenset({"Reshape", "Transpose"})
-"""What may be between a rotation and its attention."""
+"""Operators that may come between a rotation and its attention."""
 
 
 def rotate_in_attention(model: ir.Model) -> None:
-    """Changes the attentions of a decoder's graph, in place, where rotations by a table of positions or a
-    packed product come before them.
+    """Rewrites the attentions of a decoder's graph, in place, that follow a rotation by a table of positions
+    or a packed product.
 
-    Nodes without a use must have been removed, and what gave the rotations their tables is left without one.
+    Remove unused nodes before the call, since every use counts; and after it, since nothing reads the nodes
+    that looked up the tables any more.
     """
     positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
     for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
@@ -42,7 +43,7 @@ def _rotate(node: ir.Node, positions: ir.Value | None) -> None:
 
 
 def _rotation(value: ir.Value | None) -> ir.Node | None:
-    """The RotaryEmbedding that gives a value to nothing but its attention."""
+    """Returns the RotaryEmbedding that computes a value, if only its attention reads the value."""
     while value is not None and len(list(value.uses())) == 1 and (node := value.producer()) is not None:
         if node.op_type == "RotaryEmbedding":
             return node
@@ -51,8 +52,8 @@ def _rotation(value: ir.Value | None) -> ir.Node | None:
 
 
 def _tables(rotation: ir.Node | None, positions: ir.Value | None) -> tuple[ir.Value, ir.Value] | None:
-    """The cosines and sines ``[positions, width / 2]`` that a rotation of halves has picked by position, if
-    the attention takes them.
+    """Returns the tables of cosines and sines ``[positions, width / 2]`` from which a rotation of halves
+    reads by position, if the operator accepts them.
     """
     if (
         rotation is None
@@ -83,7 +84,7 @@ def _tables(rotation: ir.Node | None, positions: ir.Value | None) -> tuple[ir.Va
 
 
 def _pack(node: ir.Node) -> None:
-    """Gives an attention the product whose parts are its queries, keys and values."""
+    """Feeds an attention the packed product from which its queries, keys and values were split."""
     split = node.inputs[0].producer()
     if split is None or split.op_type != "Split" or list(split.outputs) != list(node.inputs[:3]):
         return

@@ -1,4 +1,4 @@
-"""Maps module paths to nodes of the graph before anything is fused, by the scopes that exporters leave on
+"""Maps module paths to nodes of the graph, before any fusion, by the scopes that exporters record on
 nodes.
 """
 
@@ -19,24 +19,26 @@ Scope = Callable[[ir.Node], str | None]
 
 
 def torch_scope(node: ir.Node) -> str | None:
-    """The module path that torch.onnx notes on a node: the last scope before the node's own name."""
+    """Returns the module path that torch.onnx records on a node: the last scope before the node's own
+    name.
+    """
     noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
     scopes = ast.literal_eval(noted) if noted else []
     return scopes[-2] if len(scopes) >= 2 else None
 
 
 def onnxscript_scope(node: ir.Node) -> str | None:
-    """The module path that onnxscript's module builder notes on a node: its scopes, joined."""
+    """Returns the module path that onnxscript's module builder records on a node: its scopes, joined."""
     noted = node.metadata_props.get("pkg.onnxscript.name_scopes")
     return ".".join(part for part in ast.literal_eval(noted) if part) if noted else None
 
 
 def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
-    """Every module of the graph that can have slots: a MatMul (with or without an Add for its bias) or a
-    plain Gemm on a constant weight, a lookup in a constant table, and a convolution that cuts an image into
-    patches.
+    """Returns every module of the graph that can have slots: a MatMul (with or without an Add for its bias)
+    or a plain Gemm on a constant weight, a lookup in a constant table, and a convolution that splits an image
+    into patches.
 
-    A module that appears more than once (a shared layer) is left out: a slot could not tell its uses apart.
+    Leaves out a module that appears more than once (a shared layer): a slot could not tell its uses apart.
     """
     every = uses_of_modules(model, scope)
     times = Counter(site.path for site in every)
@@ -44,7 +46,7 @@ def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
 
 
 def uses_of_modules(model: ir.Model, scope: Scope) -> list[MappedSite]:
-    """Every use of such a module, in the order of the graph."""
+    """Returns every use of such a module, in graph order."""
     paths = ((node, scope(node)) for node in model.graph if node.op_type in _SITES)
     uses = [_SITES[node.op_type](path, node) for node, path in paths if path]
     return [site for site in uses if site is not None]
@@ -61,7 +63,7 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
         or attributes.get_float("alpha", 1.0) != 1
         or attributes.get_float("beta", 1.0) != 1
     ):
-        return None  # a Gemm that is not x W + b
+        return None  # only a Gemm that computes x W + b is a linear layer
     out_in = attributes.get_int("transB", 0) == 1
     wide = tuple(int(extent) for extent in constant.shape)
     in_features, out_features = (wide[1], wide[0]) if out_in else wide
@@ -87,8 +89,8 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
 
 
 def with_bias(product: ir.Value, out_features: int) -> tuple[ir.Value, ir.Value | None]:
-    """The value after the Add of a bias and that bias, if adding it is all that happens to a product; else
-    the product and None.
+    """Returns the value after the Add of a bias, and that bias, if the Add is the only reader of the product;
+    else the product and None.
     """
     uses = list(product.uses())
     if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
@@ -103,8 +105,8 @@ def with_bias(product: ir.Value, out_features: int) -> tuple[ir.Value, ir.Value 
 
 
 def _lookup(path: str, node: ir.Node) -> MappedSite | None:
-    """A table that ids ``[batch, tokens]`` are looked up in: for an adapter a layer whose inputs are
-    one-hot.
+    """Returns the site of a table lookup by ids ``[batch, tokens]``, which an adapter treats as a linear
+    layer with one-hot inputs.
     """
     table, ids = node.inputs
     constant = ir.convenience.get_const_tensor(table)
@@ -136,8 +138,8 @@ def _lookup(path: str, node: ir.Node) -> MappedSite | None:
 
 
 def _patches(path: str, node: ir.Node) -> MappedSite | None:
-    """A convolution of images whose kernels lie side by side: a linear layer on every patch ``[channels *
-    height * width]``.
+    """Returns the site of a convolution whose kernels do not overlap: a linear layer on every patch
+    ``[channels * height * width]``.
     """
     x, weight = node.inputs[:2]
     constant, attributes = ir.convenience.get_const_tensor(weight), node.attributes
@@ -175,8 +177,8 @@ def _patches(path: str, node: ir.Node) -> MappedSite | None:
 
 
 def prompt_site(model: ir.Model) -> dict[str, MappedSite]:
-    """Where virtual tokens go before the rows of a graph that was made with room for them; nothing of another
-    graph.
+    """Returns the site of the virtual tokens before the rows of a graph that was exported with room for them;
+    nothing for other graphs.
     """
     embeds = next((value for value in model.graph.inputs if value.name == "virtual"), None)
     if embeds is None:
@@ -205,7 +207,7 @@ def prompt_site(model: ir.Model) -> dict[str, MappedSite]:
 
 
 def float_type(value: ir.Value) -> str:
-    """What a value of the graph is made of; float32 where the exporter does not say."""
+    """Returns the dtype of a value of the graph; float32 where the exporter records none."""
     return DEFAULT if value.dtype is None else str(value.dtype.numpy().name)
 
 

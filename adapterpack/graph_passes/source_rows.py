@@ -1,5 +1,5 @@
-"""Rewrites cross-attention for a pool of encoder rows: each row's length in place of a mask, and keys stored
-as the pool holds them.
+"""Rewrites cross-attention for a pool of encoder rows: takes each row's length instead of a mask, and keys in
+the layout of the pool.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from ..bundle.manifest import ENCODED
 from .constants import PREFIX, constant, named_node
 
 _TURNED = ("Reshape", "Transpose", "Reshape")
-"""How an exporter turns keys of heads, from the product back."""
+"""The nodes by which an exporter transposes the keys of heads, from the product backwards."""
 
 
 def read_sources(model: ir.Model) -> None:
-    """Changes what a decoder behind an encoder reads of it, in place; nothing of another decoder."""
+    """Rewrites how a decoder reads the encoder's output, in place; leaves a decoder without an encoder as it
+    is.
+    """
     inputs = {value.name: value for value in model.graph.inputs}
     keys = [value for name, value in inputs.items() if name.startswith(ENCODED) and name.endswith(".key")]
     if keys and "attention_mask" in inputs:
@@ -26,7 +28,7 @@ def read_sources(model: ir.Model) -> None:
 
 
 def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
-    """Puts the input ``source_lengths`` ``[batch]`` in the place of the mask ``[batch, source]``."""
+    """Replaces the mask ``[batch, source]`` by the input ``source_lengths`` ``[batch]``."""
     graph, nodes = model.graph, list[ir.Node]()
     lengths = ir.val(SOURCE_LENGTHS, ir.DataType.INT64, [mask.shape[0]])
 
@@ -50,8 +52,8 @@ def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
 
 
 def _turn(model: ir.Model, keys: ir.Value) -> None:
-    """Turns keys in one step, which ONNX Runtime makes part of the product; an exporter's three copy them in
-    every pass.
+    """Transposes keys in one node, which ONNX Runtime fuses into the product; an exporter's three nodes copy
+    the keys in every pass.
     """
     for node in [use.node for use in keys.uses() if use.idx == 0]:
         turned = _end_of_turn(node)
@@ -62,7 +64,7 @@ def _turn(model: ir.Model, keys: ir.Value) -> None:
 
 
 def _end_of_turn(node: ir.Node) -> ir.Value | None:
-    """The value at the end of the steps that turn keys, of which ``node`` is the first; or None."""
+    """Returns the value after the nodes that transpose keys, if ``node`` is the first of them; else None."""
     for op in _TURNED:
         if node.op_type != op:
             return None

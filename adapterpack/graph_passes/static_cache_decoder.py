@@ -1,18 +1,18 @@
-"""The decoder's graph that the engine runs: one graph for prompts and for steps, on caches that stay where
-they are.
+"""Builds the decoder's graph that the engine runs: one graph for prompts and for steps, on caches that are
+written in place.
 
-It is made from the ordinary graph and reads the same weights. Three things differ:
+It is derived from the ordinary graph and reads the same weights. Three things differ:
 
 - Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads.
-  Rows lie at the beginning of their buffers, without padding; ``seqlens_k`` and ``total_sequence_length`` say
-  how long they are.
-- The slots of a bank are inputs ``[rows, ...]`` in the place of ``Gather(bank, adapter_ids)``: one set of
-  values for each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs
-  next to nothing.
-- Logits are those of the positions ``logits_positions`` ``[batch, n]`` alone.
+  Rows start at the beginning of their buffers, without padding; ``seqlens_k`` and ``total_sequence_length``
+  give their lengths.
+- Slots of a bank are inputs ``[rows, ...]`` instead of ``Gather(bank, adapter_ids)``: one set of values for
+  each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to
+  nothing.
+- The graph computes logits only at the positions ``logits_positions`` ``[batch, n]``.
 
-A decoder behind an encoder has ``source_lengths`` for a mask, too, and ``position_ids`` where it counted
-positions by its cache.
+A decoder with an encoder also takes ``source_lengths`` instead of a mask, and ``position_ids`` where the
+ordinary graph counts positions by its cache.
 
 Operator:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
@@ -51,17 +51,19 @@ from .rotation import rotate_in_attention
 from .source_rows import read_sources
 
 _MULTIPLE = 8
-"""Of what the operator wants the width of heads to be a multiple."""
+"""The operator requires the width of heads to be a multiple of this."""
 _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cast"})
-"""What may be between a cache and the product with it: heads are repeated, keys are turned and scaled."""
+"""Operators that may come between a cache and the product with it: the graph repeats heads, transposes keys
+and scales them.
+"""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
-"""What may be between the last product and the logits."""
+"""Operators that may come between the last product and the logits."""
 _SCALES = 12
-"""The place of the scales of caches in eight bits among the inputs of GroupQueryAttention."""
+"""The index of the scales of int8 caches among the inputs of GroupQueryAttention."""
 
 
 class _Attention(NamedTuple):
-    """One attention of the graph: what goes in, the node that gives ``output``, and how it scores; ``added``
+    """One attention of the graph: its inputs, the node that computes ``output``, and its scoring; ``added``
     are masks and biases.
     """
 
@@ -77,11 +79,11 @@ class _Attention(NamedTuple):
 
 
 def write_decoder(folder: Path) -> None:
-    """Derives the engine's graph from the ordinary one, into the same folder of the bundle; both have the
-    same file of weights.
+    """Derives the engine's graph from the ordinary graph and writes it to the same folder of the bundle; both
+    share the file of weights.
 
     Raises:
-        Unsupported: an attention of the graph is of no known build.
+        Unsupported: an attention of the graph has an unknown form.
     """
     model = ir.load(folder / graph_file(MAIN))
     make_decoder(model, read_json(folder / "config.json"), read_bundle(folder))
@@ -89,11 +91,11 @@ def write_decoder(folder: Path) -> None:
 
 
 def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> None:
-    """Changes a decoder's graph, in place; ``config`` is the model's.
+    """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config.
 
     Raises:
-        Unsupported: an attention of the graph is of no known build, or its heads have a width that the
-            operator does not take.
+        Unsupported: an attention of the graph has an unknown form, or its heads have a width that the
+            operator does not accept.
     """
     graph = model.graph
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
@@ -165,7 +167,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
 
 
 def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
-    """Changes the engine's graph, in place: its caches are int8, by these scales ``[heads, width]`` of each
+    """Makes the caches of the engine's graph int8, in place, with the scales ``[heads, width]`` of each
     cache.
     """
     for value in [*model.graph.inputs, *model.graph.outputs]:
@@ -194,11 +196,11 @@ def _find_input(graph: ir.Graph, name: str) -> ir.Value | None:
 
 
 def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
-    """Makes the last position of each row an input where the graph computes it: in a pass over a piece of a
-    row it is not there.
+    """Replaces the last position of each row, where the graph computes it, by an input: a pass over a piece
+    of a row does not contain that position.
 
     Raises:
-        Unsupported: it is the last position of the longest row.
+        Unsupported: the graph uses the last position of the longest row instead.
     """
     ends = [
         node
@@ -224,8 +226,8 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
 
 
 def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int) -> None:
-    """Cuts the graph's last product down to the positions whose logits are wanted: before it, or behind it
-    where an adapter acts on it at some positions only.
+    """Makes the graph's last product compute only the requested positions: selects them before the product,
+    or after it where an adapter acts on the product at some positions only.
     """
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
@@ -255,8 +257,8 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
 
 
 def last_product(value: ir.Value) -> ir.Node | None:
-    """The product with a constant that a value is made of, through what changes its numbers alone: a cap, a
-    factor, an adapter's sum.
+    """Returns the product with a constant from which a value is computed through elementwise nodes alone: a
+    cap, a factor, an adapter's sum.
     """
     node = value.producer()
     while node is not None and node.op_type in _ELEMENTWISE:
@@ -272,7 +274,9 @@ def last_product(value: ir.Value) -> ir.Node | None:
 
 
 def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> None:
-    """Makes every slot an input that has the values of the batch's rows, or one set for all."""
+    """Makes every slot an input that holds one set of values for each row of the batch, or one set for all
+    rows.
+    """
     graph = model.graph
     numbers = {path: number for number, path in enumerate(sites)}
     slots = {f"{path}.{field}" for path, site in sites.items() for field in site.fields}
@@ -293,7 +297,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
     nodes = {node.name: node for node in graph}
     for path, site in sites.items():
         parts = nodes.get(f"{ADDED}{path}/parts")
-        # ONNX Runtime refuses to split nothing evenly
+        # ONNX Runtime cannot split an axis of length 0 (rank 0) evenly
         if parts is not None and not _join_products(graph, site, nodes, parts):
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
@@ -304,8 +308,9 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
 
 
 def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.Node], parts: ir.Node) -> bool:
-    """Makes one product of the ``up`` products of siblings, added to all of their packed product at once,
-    where they stand on it directly: its matrix is block-diagonal. Fewer operators cost less than the zeros.
+    """Joins the ``up`` products of siblings into one, whose matrix is block-diagonal, and adds it to their
+    packed product, where the siblings' sums read that product directly. The extra zeros cost less than the
+    operators that this saves.
     """
     split = nodes.get(f"{group.path}/Split")
     ups = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/up/0")) is not None]
@@ -342,8 +347,8 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
 
 
 def _knows_rows(node: ir.Node) -> bool:
-    """Whether a reader of a cache is its attention, or reads only its batch size: its length says nothing
-    about the rows any more.
+    """Whether a reader of a cache is its attention or reads only the batch size. The length of a static cache
+    no longer says how long the rows are.
     """
     of_rows = node.op_type == "Shape" and (
         node.attributes.get_int("start", 0),
@@ -353,7 +358,7 @@ def _knows_rows(node: ir.Node) -> bool:
 
 
 def _attentions(model: ir.Model) -> Iterator[_Attention]:
-    """Every attention on a cache, in whatever build."""
+    """Yields every attention on a cache, in all known forms."""
     layers = {
         value.name: int(value.name.removeprefix(PRESENT).partition(".")[0])
         for value in model.graph.outputs
@@ -401,8 +406,8 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
 
 
 def _after_mask(value: ir.Value) -> ir.Value:
-    """An attention's output, after the Where that zeroes tokens which attend to nothing: in a step every
-    token attends to itself.
+    """Returns an attention's output after the Where that zeroes tokens which attend to nothing; the engine
+    needs no such Where, since every token attends to itself.
     """
     uses = list(value.uses())
     node = uses[0].node if len(uses) == 1 else None
@@ -414,7 +419,7 @@ def _after_mask(value: ir.Value) -> ir.Value:
 
 
 def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | None:
-    """The cache that a value is a form of, as its Concat with the past gives it; or None."""
+    """Returns the cache from which a value derives, as the Concat with the past computes it; or None."""
     while value is not None and value.name not in layers:
         node = value.producer()
         value = node.inputs[0] if node is not None and node.op_type in _THROUGH else None
@@ -423,7 +428,7 @@ def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | N
 
 
 def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: ir.Value, window: int) -> None:
-    """Puts a GroupQueryAttention in the place of an attention and of the cache that it gave."""
+    """Replaces an attention, and the cache that it outputs, by GroupQueryAttention."""
     graph = model.graph
     caches = [
         next(value for value in graph.inputs if value.name == f"{PAST}{attention.layer}.{side}")
@@ -446,7 +451,7 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         if value.shape is None or len(value.shape) == 3:
             flat.append(value)
             continue
-        # it is [batch, heads, tokens, width]
+        # GroupQueryAttention takes [batch, tokens, heads, width]; the graph has [batch, heads, tokens, width]
         by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
         shape = constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
         flat.append(add("Reshape", name, by_token, shape))
@@ -458,7 +463,7 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         "do_rotary": 0,
         "softcap": attention.softcap,
     }
-    # behind tables and positions of rotations
+    # the bias comes after three optional inputs for rotation: two tables and the positions
     bias = (None, None, None, *attention.added) if attention.added else ()
     node = ir.node(
         "GroupQueryAttention",

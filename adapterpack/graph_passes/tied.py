@@ -1,8 +1,9 @@
-"""One quantized table for an embedding and for the product with its transpose that gives the logits.
+"""Shares one quantized table between an embedding and the product with its transpose that computes the
+logits.
 
 GatherBlockQuantized reads codes ``[entries, width]`` where MatMulNBits reads them ``[entries, blocks, bytes
 of a block]``: the same bytes in the same order, with the same scales and zero points. Two initializers of
-these shapes stand for one place in the data file.
+these shapes refer to the same bytes of the data file.
 
 Operator:
 com.microsoft.GatherBlockQuantized in ONNX Runtime's docs/ContribOperators.md.
@@ -18,16 +19,15 @@ import onnx_ir as ir
 from .constants import add_initializer
 
 _TABLE = "/table"
-"""What is put behind the name of codes for their other shape."""
+"""The suffix for the name of codes in their other shape."""
 
 
 def look_up_codes(table: ir.Value, product: ir.Node) -> None:
-    """Lets the lookups in a float ``table`` read the codes of the product on it, if each of its readers is
-    one; their names stay.
+    """Makes the lookups in a float ``table`` read the codes of the product on it, if lookups are its only
+    readers; the lookups keep their names.
 
-    Until :func:`share_bytes` has seen the file, the other shape of the codes is made by a ``Reshape``. A
-    table whose width is no multiple of the block stays float, since the codes of its rows are longer than the
-    rows.
+    Until :func:`share_bytes` rewrites the file, a ``Reshape`` gives the codes their other shape. A table
+    whose width is not a multiple of the block stays float, since its rows of codes are padded.
     """
     readers = [use.node for use in table.uses()]
     width, block = (product.attributes.get_int(name) for name in ("K", "block_size"))
@@ -59,7 +59,7 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
 
 
 def share_bytes(path: Path) -> None:
-    """Replaces, in the graph at ``path``, the other shape of shared codes by an initializer on the same bytes
+    """Replaces, in the graph at ``path``, the reshaped codes by an initializer that refers to the same bytes
     of the data file.
     """
     model = ir.load(path)
@@ -85,7 +85,7 @@ def _looks_up(node: ir.Node, table: ir.Value) -> bool:
 
 
 def _reshape(stored: ir.TensorProtocol, shape: ir.Shape, name: str) -> ir.TensorProtocol:
-    if not isinstance(stored, ir.ExternalTensor):  # small tensors stand in the graph
+    if not isinstance(stored, ir.ExternalTensor):  # small tensors are stored in the graph file itself
         return ir.tensor(stored.numpy().reshape(shape.numpy()), name=name)
     return ir.ExternalTensor(
         stored.location,

@@ -1,1 +1,1 @@
-"""Rules of composition: what each computes and the arithmetic that they share."""
+"""Rules of composition: the formula of each rule and the arithmetic that the rules share."""

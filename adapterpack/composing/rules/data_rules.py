@@ -34,7 +34,7 @@ def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -
 
     Raises:
         ConfigError: alpha or the ridge is out of its range.
-        FormatError: what was measured does not fit the site.
+        FormatError: the statistics do not have the shape of the site.
     """
     if not 0 <= alpha <= 1:
         raise ConfigError(
@@ -70,7 +70,9 @@ def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -
 
 
 def _regular(moment: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
-    """The moments in float64, symmetric, less correlated and never singular."""
+    """Returns the moments in float64, symmetric, with off-diagonal entries damped by ``alpha`` and the ridge
+    added, so that the matrix is invertible.
+    """
     G: np.ndarray = (moment.astype(np.float64) + moment.T) / 2
     diagonal = np.diag(G).copy()
     G *= alpha
@@ -79,7 +81,7 @@ def _regular(moment: np.ndarray, alpha: float, ridge: float) -> np.ndarray:
 
 
 def fisher_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
-    """``[T]``: the mean of the squared gradients of each adapter."""
+    """Returns ``[T]``: the mean squared gradient of each adapter."""
     sums = np.zeros(1)
     count = 0
     for block in blocks():
@@ -122,7 +124,9 @@ def fisher(
 
 
 def _gradients(block: EntryBlock) -> np.ndarray:
-    """``[T, b, n]``: the squared gradients; zeros for an adapter that does not change the site."""
+    """Returns the squared gradients ``[T, b, n]``, with zeros for an adapter that does not change the
+    site.
+    """
     shape = block.values.shape[1:]
     return np.stack(
         [np.zeros(shape, np.float32) if gradient is None else gradient for gradient in block.measured]

@@ -1,10 +1,10 @@
-"""Entrywise rules (class D) in any coordinates: of the dense change by blocks of rows, or of the small joint
-bases, where they are exact.
+"""Applies entrywise rules (class D) to the dense changes by blocks of rows, or to the small joint bases where
+the result is exact.
 
 An entrywise rule looks at ``[T, rows, columns]``, the entries of all changes in some coordinates. In the
-coordinates of the weight the result has no low rank and is made in blocks of rows; in the coordinates of the
-changes' joint bases it is an adapter as it stands. The coordinates depend on the changes alone, up to signs,
-and every rule here treats ``x`` and ``-x`` alike.
+coordinates of the weight the result has no low rank and is computed in blocks of rows; in the coordinates of
+the changes' joint bases the result has low rank and is an adapter already. The coordinates depend on the
+changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _EVERY = (3, 5)
 
 
 class EntryBlock(NamedTuple):
-    """Some rows of all changes: ``values`` ``[T, b, n]``, and what tells them apart: weights ``[T]``, keys,
-    and which ``rows`` they are.
+    """Some rows of all changes: ``values`` ``[T, b, n]``, the weights ``[T]`` and keys of the changes, and
+    the indices ``rows``.
 
-    ``measured`` are the same rows of what was measured of each change, where something was.
+    ``measured`` holds the same rows of each change's statistics, if there are any.
     """
 
     values: np.ndarray
@@ -43,23 +43,23 @@ class EntryBlock(NamedTuple):
 
     @property
     def weighted(self) -> np.ndarray:
-        """``w_t x_t``."""
+        """Returns ``w_t x_t``."""
         return weigh(self.weights, self.values)
 
 
 def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """``[T, b, n]``: the values times one number for each ``t``."""
+    """Multiplies the values ``[T, b, n]`` by one number for each ``t``."""
     product: np.ndarray = values * weights[:, None, None].astype(values.dtype)
     return product
 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """The changes of one site in some coordinates: ``take`` gives rows ``[T, b, n]``, ``back`` brings a
-    merged matrix to the weight.
+    """The changes of one site in some coordinates: ``take`` returns rows ``[T, b, n]``, and ``back`` maps a
+    merged matrix back to the coordinates of the weight.
 
-    ``sample`` gives some entries ``[T, ...]``, of rows and columns from all over, where that is much less
-    work than all of them.
+    ``sample`` returns some entries ``[T, ...]`` from evenly spread rows and columns; it is set where that is
+    much cheaper than computing all of them.
     """
 
     terms: tuple[Term, ...]
@@ -69,7 +69,7 @@ class Coordinates:
     sample: Callable[[], np.ndarray] | None = None
 
     def blocks(self) -> Iterator[EntryBlock]:
-        """All rows once, in blocks that depend on the shape alone."""
+        """Yields all rows once, in blocks whose size depends on the shape alone."""
         weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
             measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
@@ -78,17 +78,17 @@ class Coordinates:
 
 @dataclass(frozen=True)
 class EntryBlocks:
-    """The blocks of one site or of all, as often as they are needed."""
+    """The blocks of one site or of all sites; a rule may iterate over them several times."""
 
     views: Callable[[], Iterator[Coordinates]]
 
     def __call__(self) -> Iterator[EntryBlock]:
-        """All of them, once."""
+        """Yields all blocks once."""
         for view in self.views():
             yield from view.blocks()
 
     def sample(self) -> np.ndarray | None:
-        """``[T, S]``: entries from all over, if they are to be had for little."""
+        """Returns sampled entries ``[T, S]``, or None where sampling would not be cheap."""
         parts = [
             view.sample().reshape(len(view.terms), -1) for view in self.views() if view.sample is not None
         ]
@@ -97,7 +97,9 @@ class EntryBlocks:
 
 @dataclass(frozen=True)
 class MergedEntries:
-    """A dense change that is made at each use, as :class:`~adapterpack.lowrank.range_finder.RowSource`."""
+    """A dense change that is recomputed at each use, as
+    :class:`~adapterpack.lowrank.range_finder.RowSource`.
+    """
 
     view: Coordinates
     fuse: Callable[[EntryBlock], np.ndarray]
@@ -109,7 +111,9 @@ class MergedEntries:
 
     @property
     def guess(self) -> np.ndarray | None:
-        """The rows of the factors, as long as what each brings into the sum of the changes."""
+        """Returns the rows of the factors, scaled by the norm that each contributes to the sum of the
+        changes.
+        """
         rows = [term.A.T * (abs(term.weight) * np.linalg.norm(term.B, axis=0)) for term in self.view.terms]
         return np.concatenate(rows, axis=1).astype(np.float32)
 
@@ -120,7 +124,7 @@ class MergedEntries:
 
 
 def dense(terms: Sequence[Term]) -> Coordinates:
-    """The coordinates of the weight."""
+    """Returns the coordinates of the weight itself."""
     changes = [term.change for term in terms]
     dtype, (m, n) = np.result_type(*(part.dtype for change in changes for part in change)), changes[0].shape
     packed = [lowrank.panels(change.B, change.A) if dtype == np.float32 else None for change in changes]
@@ -169,8 +173,8 @@ def core_space(terms: Sequence[Term]) -> Coordinates:
 
 
 def _directions(parts: np.ndarray) -> np.ndarray:
-    """``[K, k]``: the left singular vectors of ``[T, K, L]`` side by side, but for those that are
-    rounding.
+    """Returns ``[K, k]``: the left singular vectors of the ``[T, K, L]`` matrices side by side, without those
+    that are only rounding.
     """
     u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
     directions: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
@@ -186,12 +190,12 @@ def entry_rule(
     scope: str | None = None,
     **fields: Any,
 ) -> Callable[[Function], Function]:
-    """Registers a rule that merges entries, in the coordinates ``over``: ``survey(blocks, *, ...)`` sees all
-    entries first, if there is one, then the decorated ``fuse(block, surveyed, *, ...)`` merges them. ``fuse``
+    """Registers a rule that merges entries, in the coordinates ``over``: ``survey(blocks, *, ...)`` if there
+    is one, sees all entries first, then the decorated ``fuse(block, surveyed, *, ...)`` merges them. ``fuse``
     names the parameters; the survey gets the same.
 
-    In the coordinates of the weight the result has no low rank (class D); in others it is an adapter as it
-    stands (class C).
+    In the coordinates of the weight the result has no low rank (class D); in others the result has low rank
+    and is an adapter already (class C).
     """
     classified: dict[str, Any] = (
         {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C", "exact": True}

@@ -21,12 +21,12 @@ _TILE = 1 << 14
 def elect(
     values: np.ndarray, weights: np.ndarray, normalize: bool, least: np.ndarray | None = None
 ) -> np.ndarray:
-    """TIES: at each entry the sign of ``sum w_t x_t`` is elected, and the ``w_t x_t`` of that sign are added
-    up.
+    """TIES: elects at each entry the sign of ``sum w_t x_t``, and adds up the ``w_t x_t`` that have that
+    sign.
 
-    ``values`` are ``[T, ...]``; with ``least`` ``[T]`` they are :func:`~.trim.trim` first. Where the votes
-    are even nothing is elected. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean
-    that is never larger than its largest part.
+    ``values`` are ``[T, ...]``; with ``least`` ``[T]``, :func:`~.trim.trim` trims them first. A tie elects no
+    sign and gives 0. ``normalize`` divides by the sum of the ``|w_t|`` that were added: a mean that is never
+    larger than its largest part.
 
     Example:
         >>> values = np.array([[3.0, 1.0, -1.0], [1.0, -1.0, -0.5]], np.float32)
@@ -46,23 +46,24 @@ def elect(
 
 
 def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarray:
-    """:func:`elect` for ``[T, n]`` entries times their weights."""
+    """Does the work of :func:`elect` for ``[T, n]`` entries that are already times their weights."""
     lead, positive = votes.sum(axis=0), np.maximum(votes, 0).sum(axis=0)
-    won, negative = lead > 0, lead - positive  # in the order of the sums: exactly 0 where none is below 0
+    # Both sums run in the same order, so that the difference is exactly 0 where no entry is negative.
+    won, negative = lead > 0, lead - positive
     merged = np.where(won, positive, negative)
     if normalize:
         agree, total = (votes > 0) == won, np.zeros_like(lead)
         agree &= votes != 0
         for size in np.unique(np.abs(weights)):
             total += size * agree[np.abs(weights) == size].sum(axis=0, dtype=np.uint8)
-        merged /= np.maximum(total, np.finfo(total.dtype).tiny)  # where nobody voted 0 is divided
+        merged /= np.maximum(total, np.finfo(total.dtype).tiny)  # no votes: 0 divided by tiny
     decided = np.abs(lead) > lead.dtype.type(_TIE) * (positive - negative)
     result: np.ndarray = np.where(decided, merged, lead.dtype.type(0))
     return result
 
 
 def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
-    """``lam`` times the change; no pass where it is 1."""
+    """Returns ``lam`` times the change, without a pass over the data if ``lam`` is 1."""
     return merged if lam == 1 else np.asarray(lam * merged)
 
 
@@ -112,7 +113,9 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.
 def ties(
     block: EntryBlock, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
 ) -> np.ndarray:
-    """``lam`` times the disjoint mean of the trimmed changes under the elected sign."""
+    """Returns ``lam`` times the disjoint mean of the trimmed changes: the mean of the entries that have the
+    elected sign.
+    """
     return _scale(lam, elect(block.values, block.weights, normalize, least))
 
 
@@ -164,7 +167,7 @@ def dare_ties(
     normalize: bool = True,
     seed: Seed = 0,
 ) -> np.ndarray:
-    """TIES' election over changes that were thinned out at random."""
+    """Applies TIES' election to changes whose entries were dropped at random."""
     return _scale(lam, elect(drop(block, density, seed), block.weights, normalize))
 
 
@@ -186,8 +189,8 @@ def della(
     normalize: bool = True,
     seed: Seed = 0,
 ) -> np.ndarray:
-    """TIES' election over changes whose larger entries are kept with a higher probability, each divided by
-    its own.
+    """Applies TIES' election to changes that keep larger entries with a higher probability and divide each
+    entry by its probability.
     """
     return _scale(lam, elect(dropped_by_rank(block, density, epsilon, seed), block.weights, normalize))
 
@@ -203,8 +206,8 @@ def della(
 def della_linear(
     block: EntryBlock, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0
 ) -> np.ndarray:
-    """The weighted sum of changes whose larger entries are kept with a higher probability, each divided by
-    its own.
+    """Sums, by weight, changes that keep larger entries with a higher probability and divide each entry by
+    its probability.
     """
     return np.asarray(weigh(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
@@ -243,7 +246,7 @@ def breadcrumbs_ties(
     lam: float = 1.0,
     normalize: bool = True,
 ) -> np.ndarray:
-    """TIES' election over the bands."""
+    """Applies TIES' election to the bands."""
     return _scale(lam, elect(band(block, levels), block.weights, normalize))
 
 
@@ -255,7 +258,9 @@ def breadcrumbs_ties(
     unit=True,
 )
 def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
-    """``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where two of the largest are opposite."""
+    """Returns ``alpha`` times the entry ``w_t x_t`` of largest magnitude; 0 where the two largest are
+    opposite.
+    """
     parts = block.weighted
     high, low = parts.max(axis=0), parts.min(axis=0)
     return alpha * np.where(high > -low, high, np.where(high < -low, low, 0))
@@ -268,8 +273,8 @@ def _variance(block: EntryBlock) -> np.ndarray:
 
 
 class Selected(NamedTuple):
-    """SCE's survey: the least variance that is selected ``[1]``, and the mean square of each change there
-    ``[T]``.
+    """SCE's survey: the lowest variance that is selected ``[1]``, and the mean square of each change at the
+    selected positions ``[T]``.
     """
 
     least: np.ndarray
@@ -277,7 +282,7 @@ class Selected(NamedTuple):
 
 
 def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
-    """The positions where the changes differ most, and how much of each change lies there."""
+    """Finds the positions where the changes differ most, and the energy of each change there."""
     share("density", density)
     least = level(lambda: (_variance(block) for block in blocks()), density)
     energy = sum(
@@ -298,8 +303,8 @@ def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     laws=MEAN,
 )
 def sce(block: EntryBlock, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
-    """Selected positions of high variance, weights by energy there, minority signs erased; a mean over what
-    stays.
+    """Keeps positions of high variance, weights the changes by their energy there, drops minority signs, and
+    averages the rest.
     """
     shares = np.abs(block.weights) * selected.energy
     if not shares.any():
@@ -310,8 +315,8 @@ def sce(block: EntryBlock, selected: Selected, *, density: float = 0.5, lam: flo
 
 
 class Balance(NamedTuple):
-    """PCB's survey ``[T]``: the magnitudes between which entries are clamped, and of the scores the ones that
-    count as 0 and as 1.
+    """PCB's survey ``[T]``: the lower and upper magnitude at which entries are clamped, and the scores that
+    map to 0 and to 1.
     """
 
     lower: np.ndarray
@@ -321,8 +326,8 @@ class Balance(NamedTuple):
 
 
 def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
-    """``exp(T norm(|x|)^2) tanh(x_t sum x)``, where positive: competition inside a change, and between the
-    changes.
+    """Returns ``exp(T norm(|x|)^2) tanh(x_t sum x)`` where positive: the first factor compares entries within
+    a change, the second between the changes.
     """
     x = weigh(np.sign(block.weights), block.values).astype(np.float64)
     a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
@@ -331,7 +336,7 @@ def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
 
 
 def pcb_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Balance:
-    """The quantiles of magnitudes and scores; see :class:`Balance`."""
+    """Computes the quantiles of magnitudes and scores that :class:`Balance` lists."""
     share("density", density)
     sizes = lambda: (magnitudes(block.values) for block in blocks())  # noqa: E731
     lower, upper = level(sizes, 0.9999), level(sizes, 0.0001)
@@ -372,7 +377,9 @@ def pcb(block: EntryBlock, balance: Balance, *, density: float = 0.1, lam: float
 
 
 def _unify(block: EntryBlock) -> np.ndarray:
-    """EMR: the elected sign at every entry, with the largest magnitude that has it."""
+    """EMR: combines the elected sign at every entry with the largest magnitude among the entries of that
+    sign.
+    """
     x = weigh(np.sign(block.weights), block.values)
     sign = np.sign(block.weighted.sum(axis=0))
     return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
@@ -389,7 +396,7 @@ def _size(values: np.ndarray) -> np.ndarray:
 
 
 def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
-    """``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
+    """Returns ``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
     sums = np.sum([[_size(block.values), _size(_mask(block))] for block in blocks()], axis=0)
     return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
 
@@ -403,11 +410,11 @@ def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     laws=MEAN,
 )
 def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
-    """The unified change; with ``task``, a pack's name, that pack's mask and scale on it, by which it is
-    served.
+    """Returns the unified change; with ``task``, a pack's name, applies that pack's mask and scale, as
+    serving does.
 
     Raises:
-        ConfigError: no pack of a weight other than 0 is called that.
+        ConfigError: no pack with a nonzero weight has that name.
     """
     if not task:
         return _unify(block)

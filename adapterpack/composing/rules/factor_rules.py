@@ -1,10 +1,10 @@
-"""Rules that combine the factors one by one (class F): LoRA-LEGO and RobustMerge in canonical units, and
-PEFT's modes under its names.
+"""Rules that combine the factors themselves (class F): LoRA-LEGO and RobustMerge in canonical units, and
+PEFT's modes under PEFT's names.
 
-A unit is one row of ``A`` with one column of ``B``. Which units an adapter has is an accident of its
-training: ``B M^-1`` and ``M A`` are the same adapter. LoRA-LEGO and RobustMerge get the canonical units here,
-the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's elementwise modes are kept under their own
-names, for the same numbers, with a warning.
+A unit is one row of ``A`` with one column of ``B``. The units of an adapter are an accident of its training:
+``B M^-1`` and ``M A`` are the same adapter. LoRA-LEGO and RobustMerge therefore work on canonical units here,
+the singular triplets ``u_j sqrt(S_j)``, ``sqrt(S_j) v_j``. PEFT's elementwise modes keep the factors as
+stored, to reproduce PEFT's numbers, and warn about it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _ROUNDS = 100
 
 
 def canonical(terms: Sequence[Term]) -> list[Factors]:
-    """Each change times its weight in balanced singular units, strongest first; the sign of the weight lies
-    in ``B``.
+    """Returns each change times its weight in balanced singular units, strongest first; ``B`` takes the sign
+    of the weight.
     """
     decompositions = spectra([term.change for term in terms])
     halves = [
@@ -48,11 +48,11 @@ def canonical(terms: Sequence[Term]) -> list[Factors]:
     unit=True,
 )
 def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
-    """Units of all adapters in ``clusters`` groups (the largest rank by default), each replaced by its
-    centroid at the mean length.
+    """Clusters the units of all adapters into ``clusters`` groups (by default as many as the largest rank),
+    and replaces each group by its centroid at the mean length.
 
-    k-means from the longest unit and, each time, the unit that is farthest from those chosen: no random
-    start.
+    k-means starts from the longest unit and then repeatedly adds the unit farthest from those already chosen,
+    so the start is not random.
     """
     changes = canonical(terms)
     units = np.concatenate([np.concatenate([change.A, change.B.T], axis=1) for change in changes], axis=0)
@@ -87,7 +87,7 @@ def _cluster(units: np.ndarray, k: int) -> np.ndarray:
     member = np.full(len(units), -1)
     for _ in range(_ROUNDS):
         now = np.argmin(squares[:, None] - 2 * units @ centres.T + np.sum(centres**2, axis=1), axis=1)
-        for cluster in range(k):  # none stays empty
+        for cluster in range(k):  # an empty cluster takes a unit from another
             if not (now == cluster).any():
                 now[int(np.argmax(np.sum((units - centres[now]) ** 2, axis=1)))] = cluster
         if (now == member).all():
@@ -110,8 +110,8 @@ def _cluster(units: np.ndarray, k: int) -> np.ndarray:
 def robust_merge(
     terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0
 ) -> Factors:
-    """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trimmed units, those that lost most of ``A``
-    weighted up.
+    """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trims the units, and weights up those that
+    lost most of ``A``.
 
     ``S_t`` is ``sum |A| / sum |A^|`` of each unit, and at least the ``quantile`` of the adapter's units.
     """
@@ -174,7 +174,7 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     laws=Laws(gauge=False, mixed_ranks=False),
 )
 def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "total") -> Factors:
-    """PEFT's ``ties``: trim, election and mean on the two factors, each for itself; the weights come after
+    """PEFT's ``ties``: trims, elects and averages each of the two factors separately; the weights apply after
     the vote.
 
     Raises:
@@ -195,14 +195,16 @@ def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "t
 
 
 def _stack_factors(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
-    """``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
+    """Returns ``A`` and ``B`` as PEFT stores them, without the scale: ``[T, r, n]`` and ``[T, m, r]``."""
     return np.stack([term.A for term in terms]), np.stack(
         [term.B / term.B.dtype.type(term.branch_scale) for term in terms]
     )
 
 
 def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
-    """The terms that change the site, with a warning of what is made of them."""
+    """Returns the terms that change the site, and warns that combining the factors elementwise adds cross
+    terms.
+    """
     present = [term for term in terms if len(term.A)]
     if len({len(term.A) for term in present}) > 1:
         raise Unsupported(
@@ -220,7 +222,7 @@ def _of_one_rank(terms: Sequence[Term], name: str) -> list[Term]:
 
 
 def _weigh(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
-    """The stored factors times PEFT's roots of weight and scale."""
+    """Returns the stored factors times PEFT's square roots of weight and scale."""
     A, B = _stack_factors(terms)
     weights = np.array([term.weight * term.branch_scale for term in terms])
     roots = np.sqrt(np.abs(weights))[:, None, None]
@@ -228,7 +230,7 @@ def _weigh(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _trim(matrix: np.ndarray, density: float, round_down: bool = False) -> np.ndarray:
-    """The ``density`` largest entries, all others 0."""
+    """Keeps the ``density`` largest entries and sets all others to 0."""
     kept = int(density * matrix.size) if round_down else density * matrix.size
     if round_down and not kept:
         return np.zeros_like(matrix)

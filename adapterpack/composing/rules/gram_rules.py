@@ -1,5 +1,5 @@
-"""Rules such as SLERP and Model Stock (class G): ``sum c_i D_i``, with coefficients from the inner products
-of the changes alone.
+"""Rules such as SLERP and Model Stock (class G): they return ``sum c_i D_i``, with coefficients computed from
+the inner products of the changes alone.
 
 A change is a vector of the inner-product space of matrices. ``x_i = sgn(w_i) D_i`` with the share ``a_i =
 |w_i|`` is what the rules of spherical geometry interpolate, so a negative weight is the opposite direction. A
@@ -36,7 +36,7 @@ def _times(weights: Sequence[float], *, lam: float) -> list[float]:
 
 
 def _shares(weights: Sequence[float]) -> list[float]:
-    """``w_i / sum_i |w_i|``: the divisor is never near 0."""
+    """Returns ``w_i / sum_i |w_i|``; the divisor is never near 0."""
     return [weight / sum(map(abs, weights)) for weight in weights]
 
 
@@ -96,7 +96,7 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     coefficients=_times,
 )
 def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> FactorSum:
-    """``lam sum_i w_i D_i``, with the scale that eight tasks want."""
+    """Returns ``lam sum_i w_i D_i``, with the default ``lam`` that suits eight tasks."""
     return total(terms, lam=lam)
 
 
@@ -133,13 +133,13 @@ def average(terms: Sequence[Term]) -> FactorSum:
 
 
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
-    """``[T, T]``: the inner products of the changes, summed over the sites."""
+    """Returns ``[T, T]``: the inner products of the changes, summed over the sites."""
     return np.asarray(np.sum([gram(terms) for terms in sites], axis=0))
 
 
 def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
-    """Registers a rule whose result is a weighted sum: the decorated ``coefficients(G, a, *, ...)`` gives the
-    weights of the ``x_i`` of length > 0, whose inner products are ``G``.
+    """Registers a rule whose result is a weighted sum. The decorated ``coefficients(G, a, *, ...)`` returns
+    the weights of those ``x_i`` that are not zero, whose inner products are ``G``.
     """
 
     def register(coefficients: Function) -> Function:
@@ -199,7 +199,7 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     laws=MEAN,
 )
 def nuslerp(terms: Sequence[Term], *, per: str = "row") -> Factors:
-    """:func:`slerp` of every row, or every column, of two changes for itself."""
+    """Applies :func:`slerp` to every row, or every column, of two changes separately."""
     choice("rule nuslerp", "per", per, "row", "column")
     signs, a = _signed(terms)
     if len(terms) > 2:
@@ -235,8 +235,8 @@ def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
     laws=MEAN,
 )
 def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """The unit vectors' mean direction, moved by the mean of their tangents there, at the length ``sum a_i
-    |x_i| / sum a_i``.
+    """Moves the mean direction of the unit vectors by the mean of their tangents there, and scales it to the
+    length ``sum a_i |x_i| / sum a_i``.
     """
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
     C = G / np.outer(lengths, lengths)
@@ -255,8 +255,8 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     laws=MEAN,
 )
 def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: float = 1e-12) -> np.ndarray:
-    """The Karcher mean of the directions: ``u <- exp_u(sum a_i log_u(u_i))`` until it stands, at the length
-    ``sum a_i |x_i| / sum a_i``.
+    """Returns the Karcher mean of the directions, ``u <- exp_u(sum a_i log_u(u_i))`` iterated to convergence,
+    at the length ``sum a_i |x_i| / sum a_i``.
     """
     lengths, shares = np.sqrt(np.diag(G)), a / a.sum()
     C = G / np.outer(lengths, lengths)
@@ -298,7 +298,9 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     laws=MEAN,
 )
 def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | FactorSum:
-    """``t mean_i D_i`` with ``t`` of the angle between the changes, one for the site or for every row."""
+    """Returns ``t mean_i D_i`` with ``t`` from the angle between the changes, one ``t`` for the site or for
+    every row.
+    """
     choice("rule model_stock", "per", per, "tensor", "row")
     signs, a = _signed(terms)
     mean = signs * a / a.sum()
@@ -314,7 +316,7 @@ def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | Fact
 
 
 def _slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """``[lines, 2]`` of ``G`` ``[lines, 2, 2]``."""
+    """Returns the coefficients ``[lines, 2]`` of ``G`` ``[lines, 2, 2]``."""
     t = a[1] / a.sum()
     sizes = np.sqrt(G[:, 0, 0] * G[:, 1, 1])
     cosine = np.divide(G[:, 0, 1], sizes, out=np.ones(len(G)), where=sizes > 0).clip(-1, 1)
@@ -325,7 +327,7 @@ def _slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def _unit(C: np.ndarray, c: np.ndarray) -> np.ndarray:
-    """``c`` at length 1; 0 where the vectors cancel."""
+    """Scales ``c`` to length 1; returns 0 where the vectors cancel."""
     length = np.sqrt(max(0.0, float(c @ C @ c)))
     return c / length if length > 1e-7 else np.zeros_like(c)
 

@@ -42,7 +42,7 @@ def lorahub(
     penalty: float = 0.05,
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
 ) -> FactorSum:
-    """``sum_i w_i D_i``: what the search's weights make; the parameters are those of
+    """Returns ``sum_i w_i D_i`` under the weights of the search; the parameters are those of
     :func:`search_weights`.
     """
     return weighted_sum(terms)
@@ -57,12 +57,12 @@ def search_weights(
     penalty: float = 0.05,
     seed: int = 0,
 ) -> list[float]:
-    """The weights, each within ``bound`` of 0, of the best ``score(w) - penalty mean |w_i|`` that was seen in
-    so many evaluations.
+    """Returns the weights, each within ``bound`` of 0, with the best ``score(w) - penalty mean |w_i|`` among
+    ``evaluations`` evaluations.
 
-    The first is that of equal weights of sum 1. Then CMA-ES: a normal distribution moves to the better half
-    of what it drew, and takes their shape. What leaves the bounds is drawn back to them. Source: Hansen 2016,
-    The CMA evolution strategy: a tutorial, arXiv 1604.00772, algorithm in appendix A.
+    The first evaluation uses equal weights of sum 1. Then CMA-ES runs: a normal distribution moves to the
+    better half of its samples and adapts to their shape. Samples outside the bounds are clipped. Source:
+    Hansen 2016, The CMA evolution strategy: a tutorial, arXiv 1604.00772, algorithm in appendix A.
 
     Raises:
         ConfigError: a parameter is out of its range.
@@ -111,7 +111,9 @@ def search_weights(
 
 
 class _Distribution:
-    """CMA-ES: mean, step and covariance ``C``, with the paths that tell how far it went lately."""
+    """CMA-ES: mean, step and covariance ``C``, with the evolution paths, which record the recent moves of the
+    mean.
+    """
 
     def __init__(self, mean: np.ndarray, step: float, seed: int) -> None:
         n = len(mean)
@@ -120,7 +122,7 @@ class _Distribution:
         self.length = math.sqrt(n) * (1 - 1 / (4 * n) + 1 / (21 * n**2))
 
     def drawn(self, count: int, bound: float) -> np.ndarray:
-        """So many points, within the bounds."""
+        """Draws ``count`` points, clipped to the bounds."""
         values, axes = np.linalg.eigh(self.C)
         normal = self.rng.standard_normal((count, len(self.mean)))
         points: np.ndarray = np.clip(
@@ -129,7 +131,7 @@ class _Distribution:
         return points
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
-        """Mean, paths, covariance and step after these points had these values."""
+        """Updates mean, paths, covariance and step from the values at the points."""
         n, half = len(self.mean), max(1, len(points) // 2)
         shares = math.log(half + 0.5) - np.log(np.arange(1, half + 1))
         shares /= shares.sum()

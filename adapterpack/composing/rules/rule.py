@@ -1,5 +1,5 @@
-"""Defines and registers a rule of combination: what it computes, from what, with which parameters, and which
-laws it keeps.
+"""Defines and registers rules of composition: what a rule computes, from which inputs, with which parameters,
+and which laws it obeys.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
 
 
 class Laws(NamedTuple):
-    """Which laws a rule keeps; each is tested for every rule, and shown to be broken where it is False.
+    """The laws that a rule obeys. Tests check each law for every rule, and check that a law set to False is
+    really broken.
 
-    That a weight of 0 is the same as being absent, and that the same packs give the same bytes, hold for all.
+    Two laws hold for all rules: a weight of 0 equals leaving the pack out, and the same packs give the same
+    bytes.
     """
 
     identity: bool = True
@@ -60,19 +62,19 @@ THINNED = {"density": 1.0}
 
 
 class Rule(NamedTuple):
-    """How the terms of one site become one change.
+    """Combines the terms of one site into one change.
 
     ``needs`` says what the rule looks at: ``G`` inner products of the changes, ``C`` the joint column and row
     spaces, ``S`` scalings of one side, ``D`` every entry of the dense change, ``F`` the factors one by one.
     ``exact``: the result is what the formula says, without truncation. ``function`` takes the site's terms,
-    then what ``survey`` found if there is one, and the rule's parameters by keyword. ``survey`` sees many
+    then the result of ``survey`` if there is one, and the rule's parameters by keyword. ``survey`` sees many
     sites first: all of them where the parameter ``scope`` is ``adapter``, else at each one alone. ``reduce``:
-    the result is brought to its numerical rank. ``cut``: the rule wants a rank or an energy. ``unit``:
+    the result is reduced to its numerical rank. ``cut``: the rule needs a rank or an energy. ``unit``:
     without weights every pack counts 1, not 1/T. ``neutral``: parameters under which the rule changes a lone
-    pack least. ``statistics``: which kind of them the rule needs of every pack. ``search``: the weights are
-    searched for, by a score of what they make; the function has the search's parameters too. ``coefficients``
-    are those of a rule that is a sum of the changes with numbers that follow from the weights alone: it takes
-    these, and the rule's parameters by keyword.
+    pack least. ``statistics``: the kind of statistics that the rule needs for every pack. ``search``: compose
+    searches for the weights by the score of their result; the function has the search's parameters too.
+    ``coefficients`` is set for a rule that is a sum of the changes with factors that follow from the weights
+    alone: it takes the weights, and the rule's parameters by keyword.
     """
 
     name: str
@@ -94,8 +96,8 @@ class Rule(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
-        """The rule's parameters by name, read off its function: whatever is taken by keyword only. An
-        annotation such as :data:`Steps` says the bounds of a whole number.
+        """The rule's parameters by name: the keyword-only parameters of its function. An annotation such as
+        :data:`Steps` declares the bounds of an integer.
         """
         parameters = _signature(self.function).parameters
         return {
@@ -105,7 +107,8 @@ class Rule(NamedTuple):
         }
 
     def arguments(self, params: Mapping[str, Any] | None) -> dict[str, Any]:
-        """Every parameter with its given or default value; a whole number is taken where a fraction is meant.
+        """Returns every parameter with its given or default value; accepts an integer where the parameter is
+        a float.
 
         Raises:
             ConfigError: a parameter that the rule does not have, one of another type, or one that it needs is
@@ -139,7 +142,9 @@ class Rule(NamedTuple):
     def prepared(
         self, sites: Sequence[Sequence[Term]], arguments: Mapping[str, Any]
     ) -> Callable[[Sequence[Term]], Combination]:
-        """The rule for these sites: what combines the terms of one of them. A term of weight 0 is absent."""
+        """Runs the survey on these sites and returns a function that combines the terms of one of them.
+        Leaves out terms of weight 0.
+        """
         whole = None
         if self.survey is not None and arguments["scope"] == "adapter":
             whole = self.survey(
@@ -191,7 +196,7 @@ def rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Functio
 
 
 def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
-    """The keywords of a function and ``scope``, as the signature of a rule that is made of it."""
+    """Returns the signature of a rule built on ``function``: its keywords and ``scope``."""
     parameters = _signature(function).parameters.values()
     keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
     scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
@@ -200,7 +205,8 @@ def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
 
 def choice(where: str, name: str, value: object, *choices: str) -> None:
     """Raises:
-    ConfigError: the value is none of the known ones.
+    Raises:
+    ConfigError: the value is not among the choices.
     """
     if value not in choices:
         raise ConfigError(
@@ -233,13 +239,15 @@ def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except NameError:  # of another package's rule: names that only a type checker knows
+    except (
+        NameError
+    ):  # another package's rule may annotate with names that it imports only under TYPE_CHECKING
         return inspect.signature(function)
 
 
 def _typed(where: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """The value, if it is of the default's type and within the declared bounds; any value where there is no
-    default.
+    """Returns the value if it has the default's type and is within the declared bounds. Without a default any
+    value passes.
     """
     default = parameter.default
     if default is None or default is inspect.Parameter.empty or type(value) is type(default):

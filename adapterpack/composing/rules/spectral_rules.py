@@ -1,8 +1,8 @@
-"""Spectral rules such as TSV-M, Iso-C and WUDI (class C), computed in the joint bases of the changes; the
-result is an adapter itself.
+"""Spectral rules such as TSV-M, Iso-C and WUDI (class C), which work in the joint bases of the changes, so
+that the result has low rank.
 
-All directions that have no singular value are left out: giving them weight, as dense code does with the null
-space of a sum of low-rank changes, is giving weight to rounding.
+The rules leave out all directions without a singular value. Dense code gives weight to the null space of a
+sum of low-rank changes, and so amplifies rounding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class SpectralParts(NamedTuple):
     V: np.ndarray
 
     def first(self, k: int) -> SpectralParts:
-        """The ``k`` largest."""
+        """Returns the ``k`` largest."""
         return SpectralParts(self.U[:, :k], self.S[:k], self.V[:, :k])
 
     @property
@@ -39,14 +39,14 @@ class SpectralParts(NamedTuple):
 
 
 def decompose(matrix: np.ndarray, least: float = 0.0) -> SpectralParts:
-    """The singular values above rounding, and above ``least``, with their vectors; float64."""
+    """Returns the singular values above rounding and above ``least``, with their vectors; float64."""
     u, s, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = int(np.count_nonzero(s > max(least, _NULL * s[0]))) if len(s) and s[0] > 0 else 0
     return SpectralParts(u[:, :kept], s[:kept], vt[:kept].T)
 
 
 def join_parts(parts: Sequence[SpectralParts]) -> SpectralParts:
-    """Directions and values side by side."""
+    """Puts directions and values side by side."""
     return SpectralParts(*(np.concatenate(field, axis=-1) for field in zip(*parts, strict=True)))
 
 
@@ -70,8 +70,8 @@ def polar(X: np.ndarray) -> np.ndarray:
     unit=True,
 )
 def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -> Factors:
-    """``lam U^ S V^T^``: singular triplets of all changes side by side, ``U`` and ``V`` made orthogonal by
-    their polar factors.
+    """``lam U^ S V^T^``: puts the singular triplets of all changes side by side, and replaces ``U`` and ``V``
+    by their orthogonal polar factors.
     """
     share("share_kept", share_kept)
     space, changes = _weigh(terms)
@@ -119,8 +119,8 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
 def iso_cts(
     terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support"
 ) -> Factors:
-    """Iso-C of the ``common`` share of the sum's directions, and of the first further directions of each
-    change.
+    """Applies Iso-C to the ``common`` share of the sum's directions together with the leading remaining
+    directions of each change.
     """
     share("common", common)
     choice("rule iso_cts", "mean", mean, "support", "site")
@@ -153,8 +153,8 @@ def iso_cts(
     laws=MEAN,
 )
 def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -> Factors:
-    """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: of each change's way from the mean the
-    ``share_kept`` of ``min(m, n)``.
+    """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: keeps of each change's difference from the mean
+    the rank ``share_kept`` of ``min(m, n)``.
     """
     share("share_kept", share_kept)
     space, changes = _weigh(terms)
@@ -204,18 +204,20 @@ def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
 
 
 def _weigh(terms: Sequence[Term]) -> tuple[JointCore, np.ndarray]:
-    """The joint bases, and the cores times their weights."""
+    """Returns the joint bases, and the cores times their weights."""
     space = core(terms)
     return space, space.cores * np.array([term.weight for term in terms])[:, None, None]
 
 
 def _least(changes: np.ndarray) -> float:
-    """The singular value below which there is only rounding, for changes of this size."""
+    """Returns the singular value below which there is only rounding, for changes of this size."""
     return _NULL * float(np.linalg.norm(changes, axis=(1, 2)).max())
 
 
 def _flat(parts: SpectralParts, S: np.ndarray, terms: Sequence[Term], mean: str) -> SpectralParts:
-    """One value for all directions: the mean of ``S``, over them or over all that the site has room for."""
+    """Replaces all singular values by one: the mean of ``S`` over the directions, or over all directions that
+    the site has room for.
+    """
     size = S.sum() / (len(S) if mean == "support" else min(terms[0].change.shape))
     return parts._replace(S=np.full(len(S), size))
 

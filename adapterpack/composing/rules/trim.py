@@ -1,4 +1,4 @@
-"""Thins out single changes before they are merged: by size, at random, or both."""
+"""Drops entries of single changes before they are merged: by size, at random, or both."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .rule import share
 
 
 def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarray:
-    """``[T]``: the magnitude from which on the ``density`` largest entries of each change lie."""
+    """Returns ``[T]``: the magnitude of the smallest of the ``density`` largest entries of each change."""
     share("density", density)
     return level(lambda: (block.values for block in blocks()), density, blocks.sample)
 
@@ -22,11 +22,11 @@ def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarra
 def band_levels(
     blocks: EntryBlocks, *, density: float, gamma: float, **_: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``[T]`` twice: between these magnitudes lie ``density`` of the entries, under the ``gamma`` largest
-    ones; both ends belong to it.
+    """Returns ``[T]`` twice: the lower and upper magnitude (inclusive) of the band that holds ``density`` of
+    the entries, just below the ``gamma`` largest.
 
     Raises:
-        ConfigError: the two shares do not fit into one.
+        ConfigError: the two shares add up to more than 1.
     """
     share("density", density)
     if not 0 <= gamma < 1 or density + gamma > 1 + 1e-12:
@@ -44,20 +44,24 @@ def band_levels(
 
 
 def trim(values: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """``[T, ...]``: the entries whose magnitude, in float32, reaches ``least`` ``[T]``; all others 0."""
+    """Returns ``[T, ...]``: the entries whose magnitude, in float32, reaches ``least`` ``[T]``; all others
+    are 0.
+    """
     return np.where(
         magnitudes(values) < least.reshape(-1, *[1] * (values.ndim - 1)), values.dtype.type(0), values
     )
 
 
 def band(block: EntryBlock, levels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """The entries in the band, all others 0: those that reach its upper end are outliers."""
+    """Keeps the entries in the band and sets all others to 0; entries above its upper end are outliers."""
     sizes = magnitudes(block.values)
     return np.where((sizes >= levels[0][:, None, None]) & (sizes < levels[1][:, None, None]), block.values, 0)
 
 
 def drop(block: EntryBlock, density: float, seed: int) -> np.ndarray:
-    """Each entry kept with probability ``density`` and divided by it: its expectation stays."""
+    """Keeps each entry with probability ``density`` and divides it by that, which preserves the
+    expectation.
+    """
     share("density", density)
     if density == 1:
         return block.values
@@ -65,11 +69,11 @@ def drop(block: EntryBlock, density: float, seed: int) -> np.ndarray:
 
 
 def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int) -> np.ndarray:
-    """Each entry kept with a probability that rises with its rank in its row, from ``density - e`` to
-    ``density + e``, and divided by it.
+    """Keeps each entry with a probability that rises with its rank in its row from ``density - e`` to
+    ``density + e``, and divides it by that probability.
 
-    ``e`` is ``epsilon``, or ``1 - density`` where that is less. Entries of one size have one rank, their
-    mean: a row of equal entries is thinned out like DARE's.
+    ``e`` is ``epsilon``, or ``1 - density`` where that is less. Entries of equal size share their mean rank,
+    so a row of equal entries is dropped as in DARE.
 
     Raises:
         ConfigError: the window reaches 0.
@@ -96,7 +100,7 @@ def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int
 
 
 def _ranks(sizes: np.ndarray) -> np.ndarray:
-    """The rank of every entry in its row, from 0; of equal entries the mean."""
+    """Returns the rank of every entry in its row, from 0; equal entries get their mean rank."""
     order = np.argsort(sizes, axis=-1)
     ordered = np.take_along_axis(sizes, order, axis=-1)
     places = np.broadcast_to(np.arange(sizes.shape[-1]), sizes.shape)

@@ -44,10 +44,10 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rat
         sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,   X = sum_i x_i
         diag(m_i),   x_i = w_i D_i
 
-    The published loss keeps each adapter's outputs on images of its own; here its inputs are taken to lie as
-    its own rows ``x_i`` do, as WUDI takes them, so no image and no model is needed. All of it happens in the
-    factors, ``O(T^2 r^2 n)`` a step. The sizes are relative, so ``lam`` means the same whatever the adapters'
-    scale. Source: Shah et al. 2023, arXiv 2311.13600, equations 3 and 4.
+    The published loss keeps each adapter's outputs on images of its own; this version assumes, like WUDI,
+    that the inputs are distributed like the adapter's own rows ``x_i``, so it needs no images and no model.
+    It works on the factors alone, ``O(T^2 r^2 n)`` a step. The sizes are relative, so ``lam`` means the same
+    whatever the adapters' scale. Source: Shah et al. 2023, arXiv 2311.13600, equations 3 and 4.
 
     Raises:
         ConfigError: a parameter is out of its range.
@@ -72,7 +72,7 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rat
 
 
 def _descend(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarray:
-    """``[T, n]``: the columns' numbers."""
+    """Returns ``[T, n]``: one multiplier for each column of each adapter."""
     m: np.ndarray = np.ones((len(over.A), over.A[0].shape[1]))
     first, second = np.zeros_like(m), np.zeros_like(m)
     for step in range(1, steps + 1):

@@ -1,4 +1,4 @@
-"""Makes the base graph: one small file a frontend, which registers it."""
+"""Frontends, which build the base graph; each module here registers one."""
 
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 

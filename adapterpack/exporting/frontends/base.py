@@ -1,4 +1,6 @@
-"""Defines a frontend: a checkpoint and a task in, float graphs and the scopes of their nodes out."""
+"""Defines a frontend: it takes a checkpoint and a task, and returns float graphs with the scopes of their
+nodes.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,10 @@ from ...tasks.task import MAIN, Task
 
 
 class ExportSource(NamedTuple):
-    """What a graph is made from: the checkpoint in ``folder``, for a task, in a float type.
+    """The input of a frontend: the checkpoint in ``folder``, for a task, in a float type.
 
-    ``file`` is the ONNX file that somebody made from the checkpoint, if the user named one. ``packs`` are
-    those that the graph gets slots for; packs that are folded are in the checkpoint's numbers already.
+    ``file`` is an ONNX file of the checkpoint, if the user named one. ``packs`` get slots in the graph;
+    folded packs are already merged into the checkpoint.
     """
 
     folder: Path
@@ -31,12 +33,12 @@ class ExportSource(NamedTuple):
 
 
 class BaseGraph(NamedTuple):
-    """Float graphs with the inputs of the task's parts: ``model`` gives the answer, ``before`` are those that
-    run before it, by name.
+    """Float graphs with the inputs of the task's parts: ``model`` computes the answer, ``before`` maps names
+    to the graphs that run before it.
 
     ``scope`` maps a node to the path of the module that it computes. ``paddings``: the sides on which a
-    decoder's shorter rows may be padded; the proof decides which of them. ``warnings``: what the builder
-    warned of.
+    decoder's shorter rows may be padded; the proof decides between them. ``warnings``: the builder's
+    warnings.
     """
 
     model: ir.Model
@@ -48,14 +50,14 @@ class BaseGraph(NamedTuple):
 
     @property
     def parts(self) -> dict[str, ir.Model]:
-        """Every graph by the name of its part, in the order in which they run."""
+        """Every graph by the name of its part, in running order."""
         return {**self.before, MAIN: self.model}
 
 
 class Frontend(NamedTuple):
-    """Makes graphs: ``build`` makes those of a source, and is tried only where ``supports`` says so.
+    """A graph builder: ``build`` builds the graphs of a source, and is called only if ``supports`` allows it.
 
-    Frontends of a lower ``rank`` are tried first, until one makes a graph that agrees with the model.
+    Frontends of a lower ``rank`` are tried first, until one builds a graph that agrees with the model.
     """
 
     name: str

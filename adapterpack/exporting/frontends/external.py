@@ -1,9 +1,9 @@
-"""ONNX files that people already have: the linear modules of a checkpoint, found by the bytes of their
+"""Reads ONNX files that users already have: finds the linear modules of a checkpoint by the bytes of their
 weights.
 
-What an exporter did to a weight is undone around its node, so that the rest of export sees one MatMul a
-module: weights that were packed are taken apart, and those that a node turns first are turned once. Packing
-puts siblings together again, with their adapters.
+Reverses an exporter's rewrites around each node, so that the rest of export sees one MatMul for each module:
+it splits packed weights, and transposes once and for all the weights that a node would transpose at run time.
+A later pass packs siblings again, with their adapters.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from ...tasks.task import AXES
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 _OPSET = 17
-"""The first that has every operator of an adapter's branches."""
+"""The first opset that has every operator of an adapter's branches."""
 
 
 class _Part(NamedTuple):
-    """The output features ``at`` and on of a weight, which are those of a module."""
+    """The output features from ``at`` on that belong to one module of a packed weight."""
 
     at: int
     width: int
@@ -44,7 +44,7 @@ class _Part(NamedTuple):
 
 
 def _build(source: ExportSource) -> BaseGraph:
-    """The graph of the source's file with a node of its own for each module that the packs change."""
+    """Returns the graph of the source's file, with a separate node for each module that the packs change."""
     path, base = source.file, Checkpoint(source.folder)
     assert path is not None, "the frontend supports sources with a file only"
     graph = GraphFile(path)
@@ -70,7 +70,7 @@ def _build(source: ExportSource) -> BaseGraph:
 
 
 def _find_weights(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[str, str]]:
-    """Weight -> the kind and the path of its site, for every module of the packs."""
+    """Maps the weight of every module of the packs to the kind and the path of its site."""
     wanted = {}
     for group in (group for pack in packs if pack.method.kind != "prompt" for group in pack.groups):
         kind = group.kind if group.role == "adapter" else "linear"
@@ -86,7 +86,9 @@ def _find_weights(base: Checkpoint, packs: Iterable[Pack]) -> dict[str, tuple[st
 
 
 def _piece(model: ir.Model, place: TensorPlace, where: Path) -> WeightPiece:
-    """The one piece that a linear node reads; a tied weight may lie elsewhere, too."""
+    """Returns the one piece of an initializer that a linear node reads; a tied weight may have other places
+    too.
+    """
     whole = max(piece.stop for piece in place.pieces[0])
     fitting = [
         piece
@@ -108,7 +110,9 @@ def _piece(model: ir.Model, place: TensorPlace, where: Path) -> WeightPiece:
 
 
 def _nodes(model: ir.Model, piece: WeightPiece) -> list[tuple[ir.Node, bool]]:
-    """The nodes that multiply by an initializer, and whether its output features are its rows."""
+    """Returns the nodes that multiply by an initializer, each with whether the initializer's rows are its
+    output features.
+    """
     value = model.graph.initializers[piece.initializer]
     readers = []
     for node, index in value.uses():
@@ -126,7 +130,7 @@ def _nodes(model: ir.Model, piece: WeightPiece) -> list[tuple[ir.Node, bool]]:
 def _separate_modules(
     model: ir.Model, name: str, modules: Sequence[_Part], where: Path
 ) -> list[tuple[ir.Node, str]]:
-    """Gives each module a MatMul of its own, in place, and returns the nodes with their paths."""
+    """Replaces one MatMul by a MatMul for each module, in place, and returns the nodes with their paths."""
     value = model.graph.initializers[name]
     (turned,) = {
         rows for rows in (True, False) if _nodes(model, WeightPiece(name, 0, 1, 0, 0, not rows))
@@ -173,7 +177,7 @@ def _separate_modules(
 
 
 def _fill_gaps(modules: Sequence[_Part], total: int, name: str) -> list[_Part]:
-    """The parts, with the rest of the weight between them as parts that no pack changes."""
+    """Returns the parts, with the remaining output features as parts that no pack changes."""
     parts, at = [], 0
     for part in (*modules, _Part(total, 0, "")):
         if part.at > at:
@@ -191,8 +195,8 @@ def _linear(
     columns: Callable[[slice], Callable[[], np.ndarray]],
     bias: ir.TensorProtocol | None,
 ) -> tuple[ir.Node, ir.Value]:
-    """A MatMul, with an Add where there is a bias, for one part of a packed weight: the node, and the value
-    at the end.
+    """Adds a MatMul, and an Add if there is a bias, for one part of a packed weight; returns the node and the
+    final value.
     """
     features, x = slice(part.at, part.at + part.width), old.inputs[0]
     weight = _initializer(model, f"{part.path}.weight_t", columns(features), (x.shape[-1], part.width))
@@ -213,7 +217,9 @@ def _linear(
 
 
 def _slice(tensor: ir.TensorProtocol, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
-    """Output features of a weight as ``[in, out]``, read when they are written."""
+    """Returns a function that reads output features of a weight as ``[in, out]``, so that weights are read
+    only when written.
+    """
     return lambda features: (
         lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
     )
@@ -227,7 +233,7 @@ def _initializer(
 
 
 def _require_float(model: ir.Model, path: Path, dtype: str) -> None:
-    """Checks that slots can be put next to what the graph computes with."""
+    """Checks that the graph computes in a float type that slots can have."""
     halves = sorted(
         {value.dtype.name for value in model.graph.initializers.values() if value.dtype in _HALVES}
     )
@@ -262,8 +268,8 @@ _HALVES = frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16})
 
 
 def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
-    """Inputs that old exporters list with their weights are taken out, and a cache gets the extents that the
-    model's config knows.
+    """Removes weights from the inputs, where old exporters list them, and sets the cache's extents from the
+    model's config.
     """
     model.graph.inputs[:] = [
         value
@@ -286,7 +292,7 @@ def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
     if ids.shape is None or any(
         value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"
     ):
-        from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs tell their shapes
+        from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs declare their shapes
 
         ShapeInferencePass()(model)
 

@@ -1,4 +1,6 @@
-"""mobius-onnx: decoder language models in seconds; weights keep their names and lie ready for MatMul."""
+"""mobius-onnx: builds decoder language models in seconds; weights keep their names and have the layout of
+MatMul.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ def _build(source: ExportSource) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
-    with contextlib.redirect_stderr(io.StringIO()):  # its progress bars
+    with contextlib.redirect_stderr(io.StringIO()):  # silences its progress bars
         package = builder.build(
             str(source.folder),
             task=source.task.name,
@@ -34,7 +36,7 @@ def _build(source: ExportSource) -> BaseGraph:
             dtype=_DTYPES[source.dtype],
         )
     model = package["model"]
-    model.graph.name = source.folder.name  # and not its path, which may be that of a scratch folder
+    model.graph.name = source.folder.name  # not the path, which may be a scratch folder's
     if source.dtype == DEFAULT:
         _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
     _separate_rows(model.graph)
@@ -43,13 +45,13 @@ def _build(source: ExportSource) -> BaseGraph:
 
 
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-"""Float type -> what the builder calls it."""
+"""Float type -> the builder's name for it."""
 _Number = int | list[int] | np.generic | np.ndarray
 
 
 def _exact_scale(graph: ir.Graph, hidden: object) -> None:
-    """The factor sqrt(hidden) behind Gemma's embeddings, which the builder rounds to float16: up to 5e-4 of
-    every output, else.
+    """Restores the exact factor sqrt(hidden) after Gemma's embeddings. The builder rounds it to float16, an
+    error of up to 5e-4 in every output.
     """
     if not isinstance(hidden, int):
         return
@@ -67,8 +69,8 @@ def _exact_scale(graph: ir.Graph, hidden: object) -> None:
 
 
 def _separate_rows(graph: ir.Graph) -> None:
-    """Takes the last position of each row where the builder takes that of the longest one: LongRoPE's tables
-    depend on it.
+    """Uses the last position of each row where the builder uses that of the longest row: the choice of
+    LongRoPE's tables depends on it.
     """
     for node in [
         node for node in graph if node.op_type == "ReduceMax" and node.inputs[0].name == "position_ids"
@@ -79,7 +81,8 @@ def _separate_rows(graph: ir.Graph) -> None:
         node.attributes["keepdims"] = ir.AttrInt64("keepdims", 1)
         batch = node.inputs[0].shape[0]
         todo = [node.outputs[0]]
-        while todo:  # a number for the batch is now one for each row, up to where it meets the positions
+        # Values that were one number for the batch are now one for each row: follow them up to the positions.
+        while todo:
             one = todo.pop()
             if one.shape is not None and not len(one.shape):
                 one.shape = ir.Shape([batch, 1])
@@ -87,8 +90,8 @@ def _separate_rows(graph: ir.Graph) -> None:
 
 
 def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
-    """Gives every attention the mask of its layer where some look back over a window: the builder leaves
-    windows out, or has them at other layers than transformers.
+    """Gives every attention the mask of its layer in models with sliding windows: the builder omits windows,
+    or puts them at other layers than transformers does.
     """
     attentions = [node for node in graph if node.op_type == "Attention" and len(node.outputs) > 1]
     reaches = reaches_of(config, len(attentions))
@@ -113,12 +116,14 @@ def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
         add("Cast", add("Unsqueeze", mask, [1]), to=ir.DataType.BOOL),
     )
     biases: dict[int | None, ir.Value] = {}
-    for node, reach in zip(attentions, reaches, strict=True):  # the builder makes them in the order of layers
+    for node, reach in zip(attentions, reaches, strict=True):  # the builder creates attentions in layer order
         if reach.window not in biases:
             near = seen if reach.window is None else add("And", seen, add("Less", back, reach.window))
             dtype = node.inputs[4].dtype
             least = -65504.0 if dtype == ir.DataType.FLOAT16 else np.finfo(np.float32).min
-            lowest = np.array(least, np.float32)  # and not -inf: padding sees nothing
+            lowest = np.array(
+                least, np.float32
+            )  # not -inf: a padding token attends to nothing, and its softmax would be NaN
             biases[reach.window] = add(
                 "Cast", add("Unsqueeze", add("Where", near, np.float32(0), lowest), [1]), to=dtype
             )

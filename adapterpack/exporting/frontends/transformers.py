@@ -1,4 +1,4 @@
-"""transformers.exporters (torch.export): every task, and any architecture that torch can trace."""
+"""transformers.exporters (torch.export): exports every task, and any architecture that torch can trace."""
 
 from __future__ import annotations
 

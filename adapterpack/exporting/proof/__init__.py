@@ -1,1 +1,1 @@
-"""Proof that a graph computes what the model does: parity runs against torch."""
+"""Proves that a graph computes the same as the model, by running both on the same inputs."""

@@ -1,4 +1,6 @@
-"""Writes a copy of a base that has its first layers only, at full width: one of each kind."""
+"""Writes a copy of a base that has only its first layers, at full width, with at least one layer of each
+kind.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,16 @@ from ...base.checkpoint import Checkpoint
 from ..tracing.scratch_checkpoint import write_checkpoint
 
 _BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.([0-9]{1,5})\.")
-"""A tensor of a block: its stack and its number."""
+"""Matches a tensor of a block: its stack and its number."""
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _PARTS = ("", "text_config", "decoder", "language_config", "llm_config")
 _ALIKE = 4
-"""Different values that a setting for each layer may have and still say what kinds of layers there are."""
+"""A per-layer setting distinguishes kinds of layers only if it has at most this many different values."""
 
 
 class LayerStack(NamedTuple):
-    """The one stack of a decoder: its ``layers``, of which the first ``kept`` have one of each kind; ``part``
-    is the name of its part of the configuration, whose ``field`` is the number of layers.
+    """The only stack of a decoder: its ``layers``, of which the first ``kept`` include each kind; ``part``
+    names its section of the configuration, in which ``field`` is the number of layers.
     """
 
     layers: int
@@ -31,8 +33,8 @@ class LayerStack(NamedTuple):
 
 
 def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
-    """The stack that a configuration (of transformers) describes, or None where it is not known which tensors
-    are its.
+    """Returns the stack that a transformers configuration describes, or None if the code cannot tell which
+    tensors belong to it.
     """
     for part in _PARTS:
         settings = config.get(part) if part else config
@@ -47,8 +49,8 @@ def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
 
 
 def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerStack, folder: Path) -> Path:
-    """Writes the first layers of a base, everything outside of its stack, and the configuration of that, into
-    the new ``folder``.
+    """Writes the base's first layers, all tensors outside its stack, and a matching configuration to the new
+    ``folder``.
 
     Raises:
         StorageError: the disk has no room for it.
@@ -69,7 +71,7 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
 
 
 def _stacks(base: Checkpoint) -> dict[str, int]:
-    """The number of blocks of each stack."""
+    """Returns the number of blocks of each stack."""
     found: dict[str, int] = {}
     for name in base.tensors:
         if block := _BLOCK.match(name):
@@ -78,14 +80,14 @@ def _stacks(base: Checkpoint) -> dict[str, int]:
 
 
 def _by_layer(settings: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
-    """The settings that have a value for each layer."""
+    """Returns the settings that have one value for each layer."""
     return {
         key: value for key, value in settings.items() if isinstance(value, list) and len(value) == layers > 1
     }
 
 
 def _count_kinds(settings: Mapping[str, Any], layers: int) -> int:
-    """How many layers from the first on have one of each kind."""
+    """Returns how many of the first layers include each kind."""
     by_field = [list(map(str, values)) for values in _by_layer(settings, layers).values()]
     kinds = list(zip(*(values for values in by_field if len(set(values)) <= _ALIKE), strict=True))
     return max((kinds.index(kind) for kind in set(kinds)), default=0) + 1

@@ -1,4 +1,4 @@
-"""Proves rows on both sides of the lengths at which a model computes something else, each against torch."""
+"""Proves rows on both sides of the lengths at which a model computes differently, each against torch."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _SHORT = 7
-"""Tokens of one row beside the longer ones."""
+"""Tokens of the short row that runs with the long ones."""
 _KEPT = 64
-"""Positions of a long row that are compared where all of their logits would take too much memory."""
+"""Positions of a long row to compare if all of its logits would take too much memory."""
 
 
 def plan_long_rows(source: ExportSource) -> LongRows:
-    """The rows that the proof of this source's graph has beside the short ones."""
+    """Plans the long rows for the proof of this source's graph."""
     if "input_ids" not in source.task.inputs:
         return LongRows()
     config, checkpoint = config_of(source.folder).to_dict(), Checkpoint(source.folder)
@@ -51,10 +51,10 @@ def prove_long_rows(
     tolerance: float,
     left: bool,
 ) -> dict[str, Any]:
-    """The largest difference of rows of these ``lengths`` from torch on each row alone, as a share of the
-    largest output, and how long they were: ragged, beside a short one, every adapter in turn, and one token
-    further on their caches where the model generates. Rows that would take much memory together run one after
-    the other, in pieces.
+    """Runs rows of these ``lengths`` as one ragged batch with a short row, with every adapter in turn, and
+    one more token on their caches where the model generates. Returns the largest difference from torch on
+    each row alone, as a share of the largest output, and the lengths. Rows that would take too much memory
+    together run one after the other, in pieces.
 
     Raises:
         ParityError: a row differs.
@@ -85,7 +85,7 @@ def prove_long_rows(
         **answered,
     )
     if "image_features" in task.main.inputs:
-        batch.pop("pixel_values", None)  # no row has an image
+        batch.pop("pixel_values", None)  # long rows contain no images
     names = [list(packs)[row % len(packs)] for row in range(len(lengths))]
     rows = [row_of(batch, row) for row in range(len(lengths))]
     much = task.pads_left and takes_much(session, len(rows), lengths[-1])
@@ -105,8 +105,8 @@ def prove_long_rows(
 def _by_graph(
     session: Session, batch: Arrays, rows: Sequence[Arrays], names: Sequence[str | None], much: bool
 ) -> list[ModelOutputs]:
-    """What the graph gives for each row: of one batch, or where that takes too much or rows cannot choose, of
-    itself alone.
+    """Returns the graph's outputs for each row, from one batch; from separate runs if the batch takes too
+    much memory or rows cannot choose adapters.
     """
     if much:
         return [
@@ -115,17 +115,17 @@ def _by_graph(
         ]
     prompted = any(
         virtual_tokens(session, pack) for pack in session.packs.values()
-    )  # a window does not let padding come behind a prompt
+    )  # with a sliding window, padding must not follow a prompt
     if not any(names) or (session.bundle.mode == "bank" and not prompted):
         together = run_graph(
             session, batch, names if any(names) else None
-        )  # a folded bundle has no base to name
+        )  # a folded bundle has no adapter name for its base
         return [_of_row(together, batch, row) for row in range(len(rows))]
     return [run_graph(session, row, name) for row, name in zip(rows, names, strict=True)]
 
 
 def _of_row(outputs: ModelOutputs, batch: Arrays, row: int) -> ModelOutputs:
-    """The outputs of one row, without its padding."""
+    """Returns the outputs of one row, without its padding."""
     by_name = {}
     for key, array in outputs.by_name.items():
         if not key.startswith(PRESENT):
@@ -141,7 +141,7 @@ def _arrays(outputs: ModelOutputs) -> Arrays:
 def _error(
     found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], tail: bool, dtype: str
 ) -> float:
-    """The largest difference; of ``tail`` the last positions alone count that both have."""
+    """Returns the largest difference; with ``tail``, compares only the last positions that both have."""
     errors = [0.0]
     for key in found.keys() & expected.keys():
         one, other = found[key][..., : expected[key].shape[-1]], expected[key]
@@ -153,7 +153,7 @@ def _error(
 
 
 def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) -> str:
-    """A row, and the last threshold that it or its next token is beyond."""
+    """Describes a row's length and the last threshold that it or its next token exceeds."""
     passed = [
         threshold
         for threshold in thresholds_of(config).known
@@ -164,8 +164,8 @@ def _describe(config: Mapping[str, Any], length: int, lengths: Sequence[int]) ->
 
 
 def report_of(source: ExportSource, plan: LongRows, proved: Mapping[str, Any]) -> dict[str, Any]:
-    """What the parity report says of lengths: the rows that were ``proved``, those of few layers, and what
-    was left out.
+    """Returns the parity report's entry on lengths: the rows that were ``proved``, those proved on few
+    layers, and those left out.
     """
     unjudged = thresholds_of(config_of(source.folder).to_dict()).unjudged
     few = {"few_layers": {"layers": plan.kept, "rows": list(plan.few)}} if plan.few else {}

@@ -1,5 +1,5 @@
-"""Compares the exported session with torch, base and every adapter, on a ragged padded batch; a graph that
-differs is not published.
+"""Compares the exported session with torch, for the base and each adapter, on a ragged padded batch; a graph
+that differs is not published.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 
 class Errors(NamedTuple):
-    """How a graph compares with torch: the largest error, the largest size, and the share of real positions
-    with the same argmax.
+    """The difference between a graph and torch: the largest error, the largest output, and the share of real
+    positions with the same argmax.
     """
 
     error: float
@@ -40,18 +40,18 @@ class Errors(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The error as a share of the size, or as it is where that is below one."""
+        """The error divided by the largest output, or the error itself if that output is below 1."""
         return self.error / max(1.0, self.scale)
 
 
 def prove_bundle(
     bundle: Bundle, folder: Path, source: ExportSource, paddings: Sequence[str], plan: LongRows
 ) -> Bundle:
-    """The bundle in ``folder`` with its proof, on the first of these sides of padding on which its graph is
-    right; ``plan`` are rows of the proof beside the short ones.
+    """Proves the bundle in ``folder`` on each of these padding sides in turn, and returns it with the proof
+    for the first side on which the graph is right; ``plan`` lists the long rows.
 
     Raises:
-        ParityError: it is right on none, or does not take what the task gives.
+        ParityError: the graph is right on neither side, or does not take the task's inputs.
     """
     model = reference(source.task, source.folder)
     try:
@@ -59,7 +59,7 @@ def prove_bundle(
     except (ParityError, RuntimeError):
         if not model.light:
             raise
-    # a model that looks at its weights itself may want them in float32
+    # some models use their weights directly and need them in float32
     whole = reference(source.task, source.folder, whole=True)
     return _on_some_side(bundle, folder, source, paddings, plan, whole.model)
 
@@ -80,7 +80,7 @@ def _on_some_side(
         except ParityError:
             if padding == paddings[-1]:
                 raise
-        # a graph that does not take what the task gives is as wrong as one that computes something else
+        # a graph that does not take the task's inputs is as wrong as one that computes something else
         except ConfigError as error:
             raise ParityError(f"the graph cannot run the task: {error.sentence}") from error
     raise AssertionError("a graph has a side of padding")
@@ -89,15 +89,15 @@ def _on_some_side(
 def prove(
     folder: Path, source: ExportSource, model: PreTrainedModel, plan: LongRows = SHORT
 ) -> dict[str, Any]:
-    """What the parity report says of the bundle in ``folder`` against the source's ``model`` in torch: for
-    the base and each adapter the largest error, absolute and relative, and the agreement of argmax.
+    """Compares the bundle in ``folder`` with the source's ``model`` in torch and returns the parity report:
+    for the base and each adapter the largest absolute and relative error, and the agreement of argmax.
 
     Models that generate also take one step on their cache. The rows of ``plan`` are on both sides of the
     lengths at which the configuration changes the computation. ``mixed`` is the largest difference between
     rows that each use another adapter and the same rows of a batch with one; ``alone`` that between rows of a
-    batch and the same rows by themselves, without padding. The canaries that the packs bring are replayed as
-    well, on the graph alone: they know the base and the adapter from when the pack was made, which the torch
-    model of this machine does not.
+    batch and the same rows by themselves, without padding. It also replays the packs' canaries on the graph
+    alone: they record the outputs from when the pack was made, which the torch model on this machine cannot
+    show.
 
     Raises:
         ParityError: a difference is over the tolerance, or a canary fails.
@@ -154,12 +154,12 @@ def prove(
 
 
 def _base_name(session: Session) -> str:
-    """The name of what rows without an adapter run: the base, or the packs that were folded into it."""
+    """Returns the name for rows without an adapter: the base, or the packs that were folded into it."""
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
 def _compare(graph: ModelOutputs, torch: ModelOutputs, batch: Arrays, folder: Path) -> Errors:
-    """The first pass, and the next one of a model that generates."""
+    """Compares the first pass, and the next step of a model that generates."""
     pairs = [(key, graph.by_name[key], torch.by_name[key]) for key in graph.by_name if key in torch.by_name]
     if not pairs:
         raise ParityError(
@@ -177,14 +177,14 @@ def _compare(graph: ModelOutputs, torch: ModelOutputs, batch: Arrays, folder: Pa
 
 
 def _worst(errors: Sequence[Errors]) -> Errors:
-    """The largest errors and the smallest agreement; NaN stays NaN, which ``max`` would lose."""
+    """Returns the largest errors and the smallest agreement; keeps NaN, which ``max`` would lose."""
     error, scale, _ = np.max(errors, axis=0)
     return Errors(float(error), float(scale), min(error.agreement for error in errors))
 
 
 def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | None) -> Errors:
-    """The errors at positions that are no padding; infinite for another shape, or for an extra label that is
-    not switched off.
+    """Returns the errors at positions without padding; infinite if shapes differ or an extra label is not
+    masked out.
     """
     wide = reference.shape[-1]
     if (
@@ -194,7 +194,7 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
     ):
         return Errors(float("inf"), 0.0, 0.0)
     output = output[..., :wide]
-    # one number a position: the best of each row is one choice
+    # with one number for each position, argmax picks one position of a row
     if real is not None and real.ndim == output.ndim:
         agreement = float(
             np.mean(
@@ -214,15 +214,17 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
 
 
 def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
-    """Rows that each use another adapter, against the same rows of the single runs; None where rows cannot
-    choose.
+    """Compares a batch in which each row uses another adapter with the runs of single adapters; None where
+    rows cannot choose.
     """
     if session.bundle.mode == "folded" or len(single) < 2:
         return None
     names: list[str | None] = [*single]
     count = len(LENGTHS)
     errors = []
-    for start in range(0, len(names), count):  # every adapter takes part, even where there are more than rows
+    for start in range(
+        0, len(names), count
+    ):  # covers every adapter, even if there are more adapters than rows
         chosen = [names[(start + row) % len(names)] for row in range(count)]
         mixed = session.run(batch, chosen)
         for row, name in enumerate(chosen):
@@ -234,8 +236,8 @@ def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays])
 
 
 def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float:
-    """Rows by themselves, without padding, against the same rows of the batch; every row and every adapter
-    takes part.
+    """Compares rows that run by themselves, without padding, with the same rows of the batch; covers every
+    row and every adapter.
     """
     names: list[str | None] = [*single]
     errors = []

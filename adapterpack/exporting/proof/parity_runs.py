@@ -1,5 +1,5 @@
-"""Runs a graph and its model in torch on the same batch, and on one more token with the cache that came
-out.
+"""Runs a graph and its torch model on the same batch, and then on one more token with the cache from that
+run.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _STEP = 5
-"""The token of a step on a cache."""
+"""The id of the token to step with."""
 BARE = (1,)
-"""The rows of the batch that have no image, where images go with text."""
+"""The rows of the batch without an image, where images come with text."""
 
 
 class ModelOutputs(NamedTuple):
-    """Outputs by name, and of a model that generates the logits ``[rows, 1, vocabulary]`` of one more
+    """The outputs by name, and for a model that generates the logits ``[rows, 1, vocabulary]`` of one more
     token.
     """
 
@@ -43,12 +43,12 @@ class ModelOutputs(NamedTuple):
 
 
 def run_graph(session: Session, batch: Arrays, names: Names) -> ModelOutputs:
-    """The graph's outputs for the batch with one adapter, one for each row, or none."""
+    """Runs the graph on the batch with one adapter, one for each row, or none."""
     return run_step(session, batch, session.run(batch, names), names)
 
 
 def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> ModelOutputs:
-    """These outputs of a batch, and those of one more token of its rows."""
+    """Runs one more token of each row on the caches in ``outputs``, and returns both."""
     if not session.task.generates:
         return ModelOutputs(outputs)
     ids, token, step_inputs = _next(batch)
@@ -63,7 +63,7 @@ def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> 
 def run_torch(
     task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
 ) -> Iterator[tuple[str | None, ModelOutputs]]:
-    """The model's outputs for the batch, without an adapter and then with each of ``packs``."""
+    """Runs the torch model on the batch, without an adapter and then with each of ``packs``."""
     yield None, _run_model(task, model, batch)
     for pack in packs:
         attach(model, pack, check_base=False)
@@ -74,8 +74,8 @@ def run_torch(
 def run_alone(
     task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
 ) -> list[ModelOutputs]:
-    """The model's outputs for each row by itself, with its pack; logits of the last ``kept`` positions, or of
-    all.
+    """Runs the torch model on each row by itself, with its pack; returns logits of the last ``kept``
+    positions, or of all.
     """
     found: dict[int, ModelOutputs] = {}
     for pack in {id(pack): pack for pack in packs}.values():
@@ -102,7 +102,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     if not task.generates:
         return ModelOutputs(outputs)
     ids, token, step_inputs = _next(batch)
-    # its name in newer and older versions of transformers
+    # the name depends on the version of transformers
     cache = "cache" if "cache" in result else "past_key_values"
     more: dict[str, Any] = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
@@ -117,7 +117,7 @@ def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any)
 
 
 def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
-    """The name of the ids input of a step, the step's token, and its other inputs."""
+    """Returns the name of the step's ids input, the step's token, and its other inputs."""
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
     token = np.full((batch[ids].shape[0], 1), _STEP, np.int64)
     if ids != "input_ids":
@@ -127,7 +127,7 @@ def _next(batch: Arrays) -> tuple[str, np.ndarray, Arrays]:
 
 
 def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) -> Arrays:
-    """Where the adapters act in a step after the batch, if the graph has an input for it."""
+    """Returns the adapter positions of a step after the batch, if the graph has that input."""
     if ADAPTER_POSITIONS not in session.inputs:
         return {}
     by_row = [names] * len(token) if names is None or isinstance(names, str) else list(names)
@@ -140,7 +140,7 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) ->
 
 
 def row_of(batch: Arrays, row: int) -> Arrays:
-    """One row of a batch with what belongs to it, without its padding.
+    """Returns one row of a batch with all of its inputs, without its padding.
 
     Example:
         >>> mask = np.array([[1, 1], [0, 1]])
@@ -156,7 +156,9 @@ def row_of(batch: Arrays, row: int) -> Arrays:
             if array.shape[1] == len(real) and key != "decoder_input_ids"
         }
     if "pixel_values" in batch:
-        fewer = len(batch["pixel_values"]) < len(LENGTHS)  # rows without an image come with text
+        fewer = len(batch["pixel_values"]) < len(
+            LENGTHS
+        )  # fewer images than rows: the other rows are text only
         place = row - sum(bare < row for bare in BARE) if fewer else row
         if not (fewer and row in BARE):
             single["pixel_values"] = batch["pixel_values"][place : place + 1]
@@ -164,8 +166,8 @@ def row_of(batch: Arrays, row: int) -> Arrays:
 
 
 def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | None:
-    """Which positions of an output are no padding, ``[rows, positions]``; None where each row has one
-    vector.
+    """Returns which positions of an output are not padding, ``[rows, positions]``; None where each row has
+    one vector.
     """
     mask = batch.get("attention_mask")
     if key in SPANS and mask is not None:

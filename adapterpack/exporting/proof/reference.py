@@ -1,9 +1,9 @@
-"""The model that a graph is compared with, in torch: its weights stay in the checkpoint's mapped files, and
-it computes in float32.
+"""Loads the torch model that a graph is compared with: it computes in float32 while its weights stay in the
+checkpoint's mapped files.
 
-transformers maps weights that need no other type. Where a checkpoint is in halves, a float32 model would be a
-copy of it twice its size. So its linear layers and tables keep their halves, and widen them while they
-compute, a few rows at a time.
+transformers maps weights that it need not convert. For a checkpoint in half precision, a float32 model would
+be a copy of twice the size. So linear layers and embeddings keep half precision, and widen a few rows at a
+time while they compute.
 """
 
 from __future__ import annotations
@@ -19,39 +19,41 @@ from torch.nn import functional
 from ...base.checkpoint import Checkpoint
 from ...tasks.task import Task
 
-# adapters need it next: it is loaded with the model, while the weights are written
+# the proof needs this next; importing it here overlaps with writing the weights
 from ...torch_adapters import adapt  # noqa: F401
 from ...torch_adapters.models.load import load_model
 
 _LARGE = 64 << 20
-"""Numbers up to which a whole model in float32 is no burden: 256 MB."""
+"""Models up to this many parameters are loaded in float32 (256 MB)."""
 _BLOCK = 1 << 20
-"""Numbers of a weight that are widened at a time."""
+"""Numbers of a weight to widen at a time."""
 _HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 class ReferenceModel(NamedTuple):
-    """A model that computes in float32; ``light`` where its weights do not lie there in float32."""
+    """A model that computes in float32; ``light`` if its weights are not stored in float32."""
 
     model: Any
     light: bool
 
 
 def reference(task: Task, base: Path, whole: bool = False) -> ReferenceModel:
-    """The task's model on a base, with its weights mapped where that can be; ``whole`` has them in memory, in
-    float32.
+    """Loads the task's model on a base, with its weights mapped where possible; ``whole`` loads them into
+    memory in float32.
     """
     half = None if whole else _half(base)
     if half is not None:
         model = load_model(task, base, dtype=half).eval()
-        # rounded numbers stay so
+        # buffers in half precision would stay rounded
         if all(buffer.dtype == torch.float32 or not buffer.is_floating_point() for buffer in model.buffers()):
             return ReferenceModel(widen(model), True)
     return ReferenceModel(load_model(task, base).eval(), False)
 
 
 def _half(base: Path) -> str | None:
-    """The one float type of a large checkpoint, if that is a half and all its numbers are plain."""
+    """Returns the dtype of a large checkpoint if all its weights are unquantized and in one half-precision
+    type; else None.
+    """
     checkpoint = Checkpoint(base)
     dtypes = {info.dtype for info in checkpoint.tensors.values()}
     numbers = sum(info.nbytes // 2 for info in checkpoint.tensors.values())
@@ -62,8 +64,8 @@ def _half(base: Path) -> str | None:
 
 
 def widen(model: nn.Module) -> nn.Module:
-    """``model``, whose parameters are halves, computing in float32: layers and tables do so block by block,
-    all else is widened in place.
+    """Makes ``model``, whose parameters are in half precision, compute in float32: layers and embeddings
+    widen block by block, everything else is widened in place.
 
     Example:
         >>> layer = widen(nn.Linear(4, 3).bfloat16())

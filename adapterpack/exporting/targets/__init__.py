@@ -1,4 +1,4 @@
-"""Who serves a bundle: one small file a product, which registers it."""
+"""Targets, the products that run a bundle; each module here registers one."""
 
 from .base import TARGETS, Target
 

@@ -1,4 +1,4 @@
-"""The target protocol: the files that a finished bundle needs so that another product serves it."""
+"""Defines a target: the files that it adds to a finished bundle so that another product can run it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from ...tasks.task import Task
 
 
 class Target(NamedTuple):
-    """One product that reads what export writes.
+    """One product that runs what export writes.
 
-    ``modes`` are those that it can run, ``remedy`` says what to do about the others. ``slot_name(path,
-    field)`` names slots as it does; ``groups`` says whether several modules may share one, ``engine`` whether
-    adapterpack's own engine may run the bundle. ``place(bundle)`` is where in the output folder the bundle
-    lies, ``""`` where it is the folder itself. ``write(folder, bundle)`` adds the product's own files to a
-    bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the finished bundle,
-    whose manifest it writes again; ``split`` are the bytes of the largest data file, where somebody chose
-    them. ``next_step`` says what to do with ``{out}``.
+    ``modes`` lists the modes that it can run, ``remedy`` says what to do about the others. ``slot_name(path,
+    field)`` returns the product's name for a slot; ``groups`` says whether several modules may share one,
+    ``engine`` whether adapterpack's own engine may run the bundle. ``place(bundle)`` returns the bundle's
+    path within the output folder, ``""`` for the folder itself. ``write(folder, bundle)`` adds the product's
+    own files to a bundle's ``folder``, and whatever else it needs. ``finish(folder, split)`` changes the
+    finished bundle, whose manifest it writes again; ``split`` is the size limit of data files in bytes, if
+    the user set one. ``next_step`` says what to do with ``{out}``.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Target(NamedTuple):
         """Checks that the product can run the mode and the task.
 
         Raises:
-            Unsupported: it cannot.
+            Unsupported: the product cannot.
         """
         if mode not in self.modes:
             raise Unsupported(

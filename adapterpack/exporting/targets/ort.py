@@ -1,4 +1,4 @@
-"""Serves a bundle by ONNX Runtime itself and our own runtime: the bundle as it is."""
+"""ONNX Runtime and adapterpack's own runtime: they run the bundle as it is."""
 
 from __future__ import annotations
 

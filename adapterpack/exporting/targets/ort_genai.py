@@ -1,9 +1,8 @@
-"""onnxruntime-genai: ``genai_config.json`` next to the graph, and slots under the names that its adapter
-files have.
+"""onnxruntime-genai: adds ``genai_config.json`` next to the graph, and names slots as its adapter files do.
 
 Its config: https://onnxruntime.ai/docs/genai/reference/config.html. Adapter files for it come from ``olive
 convert-adapters``, which calls the factors ``MODULE.lora_A.weight`` [in, r] and ``MODULE.lora_B.weight`` [r,
-out] with the scale in B: a file of either side fits.
+out] with the scale in B, so adapter files of both tools are interchangeable.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ _TYPES = frozenset(
 )
 """Model types that it knows by name; it treats every other decoder alike, as ``decoder``."""
 _FED = ("input_ids", "attention_mask", "position_ids")
-"""The inputs that it feeds, besides the cache."""
+"""The inputs that onnxruntime-genai feeds, besides the cache."""
 _SEARCH: dict[str, Any] = {
     "do_sample": False,
     "temperature": 1.0,
@@ -59,11 +58,11 @@ def _write(folder: Path, bundle: Bundle) -> None:
 
 
 def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
-    """The config of the bundle in ``folder``; sizes of the cache are read off the graph, the others off the
-    model's own config.
+    """Returns the config for the bundle in ``folder``: cache sizes come from the graph, the other values from
+    the model's own config.
 
     Raises:
-        Unsupported: the graph takes what the product does not feed.
+        Unsupported: the graph has an input that the product does not feed.
     """
     config = read_json(folder / "config.json")
     generation = (
@@ -126,7 +125,7 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
 
 
 def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
-    """The heads and their width, the same in every layer."""
+    """Returns the number of heads and their width, which must be the same in every layer."""
     sizes = {(port.shape[1], port.shape[3]) for port in cache}
     if len(sizes) != 1:
         raise Unsupported(

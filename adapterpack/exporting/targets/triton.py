@@ -18,7 +18,7 @@ from .base import TARGETS, Target
 
 CONFIG = "config.pbtxt"
 BATCH = 64
-"""The largest batch that the server makes."""
+"""The largest batch that the server forms."""
 _TYPES = {
     "float32": "TYPE_FP32",
     "float16": "TYPE_FP16",
@@ -32,7 +32,7 @@ _TYPES = {
 
 
 def model_name(bundle: Bundle) -> str:
-    """The model's name on the server: that of the base.
+    """Returns the model's name on the server: that of the base.
 
     Example:
         >>> re.sub(r"[^A-Za-z0-9._-]+", "-", "org/My model")
@@ -50,8 +50,8 @@ def _write(folder: Path, bundle: Bundle) -> None:
 
 
 def config(bundle: Bundle, labels: str | None = None) -> str:
-    """The text of ``config.pbtxt``. Its parameters say which id each adapter has, which pack it is, and which
-    labels.
+    """Returns the text of ``config.pbtxt``. Its parameters record the id, the pack and the labels of each
+    adapter.
     """
     lines = [
         f"name: {_text(model_name(bundle))}",
@@ -70,8 +70,8 @@ def config(bundle: Bundle, labels: str | None = None) -> str:
 
 
 def _block(kind: str, port: Port, labels: str | None = None) -> list[str]:
-    """One input or output without its batch axis; a value that has no other is declared as one that the
-    server reshapes.
+    """Returns one input or output without its batch axis; a value without other axes is declared for the
+    server to reshape.
     """
     dims = ", ".join(str(extent if isinstance(extent, int) else -1) for extent in port.shape[1:])
     shape = [f"  dims: [ {dims} ]"] if dims else ["  dims: [ 1 ]", "  reshape { shape: [ ] }"]
@@ -99,7 +99,7 @@ def _parameters(bundle: Bundle) -> Iterator[tuple[str, str]]:
 
 
 def _shared_labels(bundle: Bundle) -> tuple[str, ...] | None:
-    """The labels, if every adapter that a row can name has the same: the server knows one list for an
+    """Returns the labels if all adapters that a row can name share them: the server knows one list for each
     output.
     """
     lists = {adapter.labels or bundle.base_labels for adapter in bundle.adapters}
@@ -109,8 +109,8 @@ def _shared_labels(bundle: Bundle) -> tuple[str, ...] | None:
 
 
 def _text(value: str) -> str:
-    """A string of protobuf's text format; JSON's escapes are a part of its own, apart from those of two
-    halves, which are not made.
+    """Quotes a string for protobuf's text format. JSON's escapes are a subset of its escapes, except
+    surrogate pairs, which are therefore not escaped.
     """
     return json.dumps(value, ensure_ascii=False)
 

@@ -1,1 +1,1 @@
-"""What a model is traced and proved with: its parts as torch modules, and example inputs."""
+"""Inputs of tracing and proof: a model's parts as torch modules, and example inputs."""

@@ -1,4 +1,4 @@
-"""Makes random inputs of a task's model, ragged and padded, on which a graph is traced and proved."""
+"""Creates random inputs of a task's model, ragged and padded, to trace and prove a graph on."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ LENGTHS = (11, 4, 7)
 
 
 def config_of(base: Path) -> Any:
-    """What transformers knows of a base before its model is there."""
-    # only where a graph is made or proved
+    """Returns the transformers config of a base, without loading the model."""
+    # only building and proving a graph need torch
     from ...torch_adapters.models.load import load_config  # noqa: PLC0415
 
     return load_config(base)
@@ -40,13 +40,12 @@ def example(
     left: bool | None = None,
     answer: int = 5,
 ) -> Arrays:
-    """What a caller gives for rows of these lengths, by the names of transformers: ids with their mask,
-    images, audio features.
+    """Returns inputs for rows of these lengths, under transformers' names: ids with their mask, images, audio
+    features.
 
-    In the first and the last row every adapter of ``acts`` acts. Rows in ``bare`` have no image, where images
-    go with text. ``model`` is called only there: it alone knows how many places an image takes. ``left`` says
-    on which side shorter rows are filled up, by default on that of the task. A decoder behind an encoder gets
-    ``answer`` tokens.
+    Every adapter of ``acts`` acts in the first and the last row. Rows in ``bare`` have no image, where images
+    come with text; only there ``model`` is called, to learn how many tokens an image takes. ``left`` sets the
+    side of padding, by default the task's. A decoder with an encoder gets ``answer`` tokens.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
@@ -81,7 +80,7 @@ def example(
 
 
 def _text_alone(row: np.ndarray, config: PretrainedConfig) -> list[int]:
-    """A row of random tokens with none that stands for an image, a video or a sound."""
+    """Returns a row of random tokens without placeholders for images, videos or sounds."""
     taken = {getattr(config, name, None) for name in ("image_token_id", "video_token_id", "audio_token_id")}
     plain = min({1, 2, 3, 4} - taken)
     return [plain if token in taken else int(token) for token in row]
@@ -90,7 +89,7 @@ def _text_alone(row: np.ndarray, config: PretrainedConfig) -> list[int]:
 def _seeing(
     row: list[int], config: PretrainedConfig, pixels: np.ndarray, model: PreTrainedModel
 ) -> list[int]:
-    """A row with an image behind its first token."""
+    """Inserts an image after the first token of a row."""
     from ...torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]

@@ -1,5 +1,5 @@
-"""Writes checkpoints into scratch folders, from which frontends build graphs and torch loads the model: a
-quantized base as plain floats, or some tensors of a base.
+"""Writes temporary checkpoints, from which frontends build graphs and torch loads the model: a quantized base
+as floats, or some tensors of a base.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...merging.checkpoint.config import plain_config
 from ...merging.checkpoint.staging import require_space
 
 _BLOCK = 1 << 20
-"""Numbers of a weight that are decoded at a time."""
+"""Numbers of a weight to decode at a time."""
 
 
 def write_floats(
@@ -31,12 +31,11 @@ def write_floats(
     described: Checkpoint | None = None,
     without: Collection[str] = (),
 ) -> None:
-    """Writes the weights of ``base`` decoded, in float32, and all its other tensors as they are, into the new
-    ``folder``.
+    """Writes the weights of ``base`` dequantized to float32, and all its other tensors as they are, to the
+    new ``folder``.
 
-    The small files are those of ``described``, by default of ``base``, as are the tensors of it that ``base``
-    has under no name of the model. Modules ``without`` are left out. No more than a few rows of a weight are
-    in memory.
+    The small files come from ``described``, by default ``base``; so do tensors that ``base`` does not have
+    under a name of the model. Skips the modules ``without``. Holds only a few rows of a weight in memory.
 
     Raises:
         StorageError: the disk has no room for it.
@@ -70,8 +69,8 @@ def write_checkpoint(
     source: Path,
     config: Mapping[str, Any],
 ) -> None:
-    """Writes a checkpoint of one file into the new ``folder``: the tensors ``entries`` (name, dtype, shape),
-    whose numbers ``read`` gives in parts, this ``config``, and the small files of ``source``.
+    """Writes a single-file checkpoint to the new ``folder``: the tensors ``entries`` (name, dtype, shape),
+    whose numbers ``read`` yields in parts, this ``config``, and the small files of ``source``.
 
     Raises:
         StorageError: the disk has no room for it.

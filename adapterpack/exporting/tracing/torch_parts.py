@@ -1,7 +1,8 @@
-"""The parts of a model that become graphs, as torch modules with flat named tensors in and out.
+"""Wraps the parts of a model that become graphs as torch modules with flat named tensors as inputs and
+outputs.
 
-Each wraps the task's whole model, so every adapter, every head and every patch of an architecture is in it;
-what a part does not need, the exporter leaves out of its graph. Caches go in as lists of pairs ``[batch,
+Each wraps the task's whole model, so it includes every adapter, every head and every patch of an
+architecture; the exporter drops what a part does not use. Caches are passed as lists of pairs ``[batch,
 heads, past, head_dim]``.
 """
 
@@ -23,14 +24,14 @@ from ...torch_adapters.canaries.images import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 
 PREFIX = "inner."
-"""What the paths of the model's modules begin with inside a part."""
+"""The prefix of the paths of the model's modules inside a part."""
 
 Pairs = Sequence[Sequence[torch.Tensor]]
 Named = dict[str, torch.Tensor]
 
 
 class TorchPart(nn.Module):
-    """A part of a model; ``inner`` is the whole of it."""
+    """A part of a model; ``inner`` is the full model."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class TorchPart(nn.Module):
 
 
 class Plain(TorchPart):
-    """The whole model, and its outputs that are tensors."""
+    """The full model; returns those of its outputs that are tensors."""
 
     def forward(self, **inputs: torch.Tensor) -> Named:
         """Output name -> tensor."""
@@ -63,15 +64,17 @@ class CausalDecoder(TorchPart):
         position_ids: torch.Tensor,
         past_key_values: Pairs,
     ) -> Named:
-        """Logits, and the cache with these tokens in it."""
+        """Returns the logits, and the cache extended by these tokens."""
         return self.run(attention_mask, position_ids, past_key_values, input_ids=input_ids)
 
     def run(
         self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor
     ) -> Named:
-        """Logits and the cache for tokens that are ids or embeddings."""
+        """Returns logits and cache for tokens given as ids or embeddings."""
         cache = DynamicCache([(pair[0], pair[1]) for pair in past])
-        counted = {"position_ids": position_ids} if self.counts else {}  # some count by the mask
+        counted = (
+            {"position_ids": position_ids} if self.counts else {}
+        )  # some models compute positions from the mask
         output = self.inner(
             attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
         )
@@ -79,12 +82,12 @@ class CausalDecoder(TorchPart):
 
 
 class Encoder(TorchPart):
-    """An encoder, up to the keys and values that the layers of a decoder look at: they do not depend on the
+    """An encoder up to the keys and values for the decoder's cross-attention, which do not depend on the
     decoder's tokens.
     """
 
     def forward(self, **inputs: torch.Tensor) -> Named:
-        """Keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
+        """Returns the keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
         rows, slots = next(iter(inputs.values())).shape[0], _slots(inputs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
         start = torch.zeros((rows, 1), dtype=torch.int64)
@@ -97,7 +100,7 @@ class Encoder(TorchPart):
 
 
 class CrossDecoder(TorchPart):
-    """A decoder on its own cache and on an encoder's keys and values."""
+    """A decoder that reads its own cache and an encoder's keys and values."""
 
     def forward(
         self,
@@ -106,7 +109,7 @@ class CrossDecoder(TorchPart):
         encoder: Pairs,
         attention_mask: torch.Tensor | None = None,
     ) -> Named:
-        """Logits, and the cache with these tokens in it; ``attention_mask`` is that of the encoder's
+        """Returns the logits, and the cache extended by these tokens; ``attention_mask`` masks the encoder's
         tokens.
         """
         cache = EncoderDecoderCache(
@@ -115,7 +118,7 @@ class CrossDecoder(TorchPart):
         key = encoder[0][0]
         masked = {} if attention_mask is None else {"attention_mask": attention_mask}
         width = (getattr(self.config, "encoder", None) or self.config).hidden_size
-        hidden = key.new_zeros((key.shape[0], key.shape[2], width))  # only its shape is read
+        hidden = key.new_zeros((key.shape[0], key.shape[2], width))  # the model reads only its shape
         output = self.inner(
             encoder_outputs=BaseModelOutput(hidden),
             decoder_input_ids=decoder_input_ids,
@@ -127,10 +130,10 @@ class CrossDecoder(TorchPart):
 
 
 class Vision(TorchPart):
-    """What a vision-language model makes of its images."""
+    """The vision tower and projector of a vision-language model."""
 
     def forward(self, pixel_values: torch.Tensor) -> Named:
-        """``image_features`` ``[images, positions, hidden]``."""
+        """Returns ``image_features`` ``[images, positions, hidden]``."""
         projector = next(
             (module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS),
             None,
@@ -155,7 +158,9 @@ class Vision(TorchPart):
 
 
 class SeeingDecoder(CausalDecoder):
-    """A causal language model whose image tokens, in order, are what a row's images were made into."""
+    """A causal language model whose image tokens are replaced, in order, by the features of the row's
+    images.
+    """
 
     def forward(  # type: ignore[override]
         self,
@@ -165,8 +170,8 @@ class SeeingDecoder(CausalDecoder):
         past_key_values: Pairs,
         image_features: torch.Tensor,
     ) -> Named:
-        """``image_features`` ``[batch, image_positions, hidden]``, as many of them for each row as it has
-        image tokens, or more.
+        """Takes ``image_features`` ``[batch, image_positions, hidden]``, at least as many for each row as it
+        has image tokens.
         """
         is_image = input_ids == self.config.image_token_id
         embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
@@ -184,10 +189,10 @@ class SeeingDecoder(CausalDecoder):
 
 
 class TextTower(TorchPart):
-    """The text side of a model with two towers."""
+    """The text encoder of a model with two towers."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Named:
-        """``text_embeds`` ``[batch, width]`` of length 1."""
+        """Returns ``text_embeds`` ``[batch, width]`` of length 1."""
         return {
             "text_embeds": _unit(
                 self.inner.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
@@ -196,10 +201,10 @@ class TextTower(TorchPart):
 
 
 class ImageTower(TorchPart):
-    """The image side of a model with two towers."""
+    """The image encoder of a model with two towers."""
 
     def forward(self, pixel_values: torch.Tensor) -> Named:
-        """``image_embeds`` ``[batch, width]`` of length 1."""
+        """Returns ``image_embeds`` ``[batch, width]`` of length 1."""
         return {"image_embeds": _unit(self.inner.get_image_features(pixel_values=pixel_values))}
 
 
@@ -217,24 +222,27 @@ PARTS: dict[str, type[TorchPart]] = {
 
 
 def part_class(form: str) -> type[TorchPart]:
-    """The module of a part's ``form``: one of :data:`PARTS`, or another package's as ``module:class``."""
+    """Returns the module class of a part's ``form``: one of :data:`PARTS`, or another package's as
+    ``module:class``.
+    """
     module, _, name = form.partition(":")
     part: type[TorchPart] = getattr(importlib.import_module(module), name) if name else PARTS[form]
     return part
 
 
 def _slots(inputs: Named) -> Named:
-    """The virtual tokens among the inputs, taken out of them."""
+    """Removes the virtual tokens from the inputs and returns them."""
     return {name: inputs.pop(name) for name in LEAVES if name in inputs}
 
 
 @contextlib.contextmanager
 def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) -> Iterator[None]:
-    """Leads a trunk through virtual tokens, see :mod:`adapterpack.slots.prompt_rows`; without any it stays as
-    it is. Its output is that of its own tokens, or with ``whole`` of all.
+    """Makes a trunk run with virtual tokens before its own inside the block, as
+    :mod:`adapterpack.slots.prompt_rows` describes; does nothing without virtual tokens. The trunk outputs its
+    own tokens, or with ``whole`` all of them.
 
-    A row is its prompt, its own tokens and as much padding as its prompt is shorter than the longest:
-    positions are those of the row alone.
+    A row is its prompt, its own tokens, and padding up to the longest prompt, so that its positions are the
+    same as when the row runs alone.
     """
     if not slots:
         yield
@@ -277,7 +285,7 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
 
 
 def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """Places ``[batch, n]`` with the further axis of what is gathered by them, if it has one."""
+    """Adds the last axis of the gathered tensor, if it has one, to places ``[batch, n]``."""
     return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
 
 
@@ -290,7 +298,7 @@ def _pairs(name: str, cache: DynamicCache) -> Named:
 
 
 _PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
-"""What transformers calls the module between a vision tower and a language model."""
+"""transformers' names for the module between a vision tower and a language model."""
 
 
 def _unit(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Traces the parts of a task's model with transformers.exporters (torch.export), each into a graph."""
+"""Traces the parts of a task's model with transformers.exporters (torch.export), one graph for each part."""
 
 from __future__ import annotations
 
@@ -32,16 +32,18 @@ from .example_inputs import example
 from .torch_parts import PREFIX, part_class
 
 _SPECIALIZED = frozenset({"source"})
-"""Axes that a model may have of one length only, as Whisper's encoder has."""
+"""Axes that may have a fixed length in a model, as in Whisper's encoder."""
 _LENGTHS = (7, 5, 4)
-"""Rows of the example; as many as no axis of a model has by accident."""
+"""Lengths of the example rows; unlike any fixed axis of a model, so that the exporter does not confuse the
+two.
+"""
 _VIRTUAL = 6
 """Virtual tokens of the example."""
 _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
 def trace_model(task: Task, folder: Path, dtype: str, prompted: bool) -> dict[str, ir.Model]:
-    """The graph of every part of a task's model, which is loaded in this float type; ``prompted`` ones have
+    """Loads a task's model in this float type and returns the graph of every part; ``prompted`` graphs have
     room for virtual tokens.
     """
     model = _with_linear_layers(load_model(task, folder, dtype=dtype).eval())
@@ -50,14 +52,14 @@ def trace_model(task: Task, folder: Path, dtype: str, prompted: bool) -> dict[st
 
 
 def module_path(node: ir.Node) -> str | None:
-    """The path of the module of the model that made a node."""
+    """Returns the path of the model's module that a node comes from."""
     path = torch_scope(node)
     return None if path is None else path.removeprefix(PREFIX)
 
 
 def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str, ir.Model]:
-    """The graph of every part; what one gives, the next is traced with. ``prompted`` ones have room for
-    virtual tokens.
+    """Returns the graph of every part; the outputs of one part are the example inputs of the next.
+    ``prompted`` graphs have room for virtual tokens.
     """
     batch = example(task, model.config, _LENGTHS, model=lambda: model)
     tensors: dict[str, Any] = {name: torch.from_numpy(array) for name, array in batch.items()}
@@ -81,14 +83,14 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
         with torch.no_grad():
             outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
         tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
-        # what reads its output sees the virtual tokens, too
+        # later parts also see the virtual tokens in its output
         if prompted and "attention_mask" in tensors and part is task.parts[0]:
             tensors["attention_mask"] = torch.nn.functional.pad(
                 tensors["attention_mask"], (_VIRTUAL, 0), value=1
             )
         if "past_key_values" in part.inputs:
             inputs["past_key_values"] = tensors["present"]
-        if "position_ids" in part.inputs:  # the tokens follow as many others
+        if "position_ids" in part.inputs:  # the tokens follow that many cached ones
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
             inputs["position_ids"] = torch.from_numpy(positions(inputs["attention_mask"].numpy()))[
                 :, -inputs["position_ids"].shape[1] :
@@ -100,7 +102,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
 
 
 def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
-    """``present.0.key`` and its like as a list of pairs by layer."""
+    """Groups ``present.0.key`` and the like into a list of pairs by layer."""
     pairs_by_family: dict[str, list[list[Any]]] = {}
     for name, value in named.items():
         family, _, rest = name.partition(".")
@@ -136,8 +138,8 @@ def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
 
 @functools.cache
 def _know_complex_axes() -> None:
-    """Tells torch's exporter, which holds complex numbers as pairs, how they get one more axis: it knows that
-    of real ones alone.
+    """Teaches torch's exporter, which holds complex numbers as pairs, how to unsqueeze them: it only handles
+    real tensors.
 
     Rotations that multiply complex numbers (Llama 4) need it.
     """
@@ -149,8 +151,8 @@ def _know_complex_axes() -> None:
 
 
 def _axes(part: Part, name: str) -> tuple[str | None, ...]:
-    """The names of an input's axes: a mask covers what a decoder has in its cache, or what an encoder has
-    read.
+    """Returns the names of an input's axes: a mask covers the tokens in a decoder's cache, or those of the
+    encoder.
     """
     if name == "attention_mask" and "past_key_values" in part.inputs:
         return ("batch", "total" if "position_ids" in part.inputs else "source")
@@ -169,8 +171,8 @@ def _dynamic(part: Part, name: str, value: torch.Tensor | list[Any]) -> Any:
 
 
 def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
-    """GPT-2's ``Conv1D`` as the linear layers that they are: their own forward flattens the batch, which a
-    bank may not.
+    """Replaces GPT-2's ``Conv1D`` by equivalent linear layers: the forward of ``Conv1D`` flattens the batch,
+    which a bank needs to keep.
     """
     for parent in list(model.modules()):
         for leaf, child in list(parent.named_children()):
@@ -182,13 +184,13 @@ def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _name_axes(model: ir.Model, part: Part) -> None:
-    """The exporter's symbols (``s43``), of which each input may have its own, become the names of the axes,
-    everywhere.
+    """Replaces the exporter's symbols (``s43``), which may differ between inputs, by the names of the axes
+    throughout.
     """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
         for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
-            # no sum of others
+            # skips sums of other symbols
             if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():
                 names.setdefault(str(dim.value), name)
     symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")

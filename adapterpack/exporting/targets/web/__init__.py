@@ -1,5 +1,5 @@
-"""Browsers: a folder for any server of files, with a bundle that ``adapterpack.js`` runs in ONNX Runtime Web,
-and a page.
+"""Browsers: writes a folder for any static file server, with a page and a bundle that ``adapterpack.js`` runs
+in ONNX Runtime Web.
 
 ``OUT/index.html`` and ``OUT/bundle``. What a browser downloads is in files of a bounded size, and a quantized
 graph has a second form for WebAssembly on the same data.
@@ -23,7 +23,7 @@ from .facts import FACTS, facts, require_fed
 from .page import write_page
 
 SPLIT = 64 << 20
-"""Bytes of the largest data file, unless one tensor alone is larger."""
+"""Size limit of data files in bytes; a single larger tensor gets its own file."""
 WASM_GRAPH = "wasm.onnx"
 TASKS = frozenset({"text-classification", "feature-extraction", "text-generation"})
 
@@ -32,7 +32,7 @@ def _finish(folder: Path, most: int | None) -> None:
     bundle = read_bundle(folder)
     require_fed(folder, bundle)
     old = data_files(folder / GRAPH)
-    (folder / graph_file(DECODER)).unlink(missing_ok=True)  # the engine's, which no browser runs
+    (folder / graph_file(DECODER)).unlink(missing_ok=True)  # browsers do not run the engine's graph
     slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields}
     io = _require_inputs(bundle.io, slots)
     places = split(
@@ -43,7 +43,7 @@ def _finish(folder: Path, most: int | None) -> None:
     )
     for name in old - data_files(folder / GRAPH):
         (folder / name).unlink()
-    # JavaScript fills those of floats
+    # JavaScript can only fill float32 slots
     slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places
     wasm = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
     (folder / FACTS).write_bytes(
@@ -54,7 +54,7 @@ def _finish(folder: Path, most: int | None) -> None:
 
 
 def _require_inputs(io: Signature, slots: Collection[str]) -> Signature:
-    """The signature of a graph in which nothing but slots may be left out."""
+    """Returns the signature of a graph in which only slots are optional."""
     kept = tuple(port for port in io.slots if port.name in slots)
     return dataclasses.replace(
         io, inputs=(*io.inputs, *(port for port in io.slots if port.name not in slots)), slots=kept

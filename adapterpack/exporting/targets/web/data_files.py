@@ -1,5 +1,5 @@
-"""Lays a graph's weights out in files that a browser downloads, keeps and resumes one by one, the bank's
-slots apart from the base.
+"""Splits a graph's weights into files that a browser downloads, caches and resumes one by one, with the
+bank's slots apart from the base.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
 _ALIGNMENT = 4096
-"""Every tensor begins at a multiple of so many bytes."""
+"""Every tensor begins at a multiple of this many bytes."""
 
 
 class SlotPlace(NamedTuple):
-    """Where a slot's numbers are, those of all adapters: ``shape`` ``[slots, ...]`` in float32 or the slot's
-    own type.
+    """The place of a slot's values in a data file, for all adapters: ``shape`` ``[slots, ...]`` in float32 or
+    the slot's own type.
     """
 
     file: str
@@ -26,9 +26,9 @@ class SlotPlace(NamedTuple):
 
 
 def split(graph: Path, slots: Collection[str], required: Collection[str], most: int) -> dict[str, SlotPlace]:
-    """Moves a graph's large tensors to files of at most ``most`` bytes next to it, a larger tensor alone in
-    one, and the ``slots`` to files of their own; the file in which the weights lay is left as it is. The
-    ``required`` inputs lose their defaults: ONNX Runtime Web feeds no input that has one.
+    """Moves a graph's large tensors to files of at most ``most`` bytes next to it (a larger tensor gets its
+    own file), and the ``slots`` to separate files; leaves the old data file as it is. The ``required`` inputs
+    lose their defaults: ONNX Runtime Web feeds no input that has a default.
 
     Returns:
         Where each slot is; a slot without a number has no place.
@@ -76,16 +76,14 @@ def split(graph: Path, slots: Collection[str], required: Collection[str], most: 
 
 
 def data_files(graph: Path) -> set[str]:
-    """The names of the files that a graph reads its weights from."""
+    """Returns the names of the files from which a graph reads its weights."""
     model = ir.load(graph)
     tensors = (value.const_value for inner in model.graphs() for value in inner.initializers.values())
     return {Path(tensor.location).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
 
 
 def _at(tensor: ir.TensorProtocol, place: ir.ExternalTensor, folder: Path) -> Any:
-    """A tensor with its numbers where ``place`` has them: several may share the same bytes, as tied
-    embeddings do.
-    """
+    """Returns a tensor whose numbers are at ``place``; tensors may share bytes, as tied embeddings do."""
     return ir.ExternalTensor(
         place.location,
         place.offset,
@@ -98,7 +96,7 @@ def _at(tensor: ir.TensorProtocol, place: ir.ExternalTensor, folder: Path) -> An
 
 
 def _parts(groups: Iterable[list[Any]], most: int) -> Iterator[list[list[Any]]]:
-    """The groups of values on the same bytes in order, as many together as fit."""
+    """Yields batches of groups, in order, that fit together; a group holds the values on the same bytes."""
     part: list[list[Any]] = []
     used = 0
     for same in groups:

@@ -1,5 +1,5 @@
-"""What a browser needs to know of a bundle besides its manifest: where slots are, which tokens end an answer,
-how long a row may be.
+"""Collects the facts that a browser needs besides the manifest: the places of slots, the tokens that end an
+answer, the maximum row length.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from .data_files import SlotPlace
 
 FACTS = "web.json"
 _TOKENIZERS = frozenset({"BPE", "Unigram", "WordPiece"})
-"""The models of tokenizers that the package @huggingface/tokenizers has."""
+"""The tokenizer models that the package @huggingface/tokenizers supports."""
 _TYPES = frozenset({"float32", "int64"})
 _FED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", ADAPTER_IDS})
 """The inputs that ``adapterpack.js`` feeds, besides the cache."""
 
 
 def require_fed(folder: Path, bundle: Bundle) -> None:
-    """Checks that a browser can feed the graph and begin the rows of each adapter.
+    """Checks that a browser can feed the graph and start the rows of each adapter.
 
     Raises:
-        Unsupported: it takes another input, is of another float type, has another kind of tokenizer, or an
+        Unsupported: the graph has another input or float type, the tokenizer is of another kind, or an
             adapter is a prompt.
     """
     if unknown := [
@@ -68,7 +68,9 @@ def require_fed(folder: Path, bundle: Bundle) -> None:
 def facts(
     folder: Path, bundle: Bundle, slots: Mapping[str, SlotPlace], wasm_graph: str | None
 ) -> dict[str, Any]:
-    """The facts as plain JSON values; tokenizer, template and lengths are read as the runtime reads them."""
+    """Returns the facts as plain JSON values; reads tokenizer, template and lengths the way the runtime
+    does.
+    """
     tokenizer = Tokenizer(folder)
     problems = {
         adapter.name: load(folder / adapter.path).manifest.problem

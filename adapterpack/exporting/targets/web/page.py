@@ -1,4 +1,4 @@
-"""Copies the page, its script and what says where the packages of others come from."""
+"""Copies the page, its script, and the list of third-party package sources."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from ....resources import resource
 
 PAGE, SCRIPT, PACKAGE = "web/page", "web/dist/adapterpack.js", "web/site-package.json"
 HEAD = "web/site-head.html"
-"""What the page needs where no server sends headers: its policy, the bundle, and where modules lie."""
+"""The page's head for servers that send no headers: the security policy, the bundle, and the places of
+modules.
+"""
 README = """# A site of adapterpack
 
 Fetch the three packages that run it, once: `npm install --ignore-scripts` in this folder.
@@ -20,8 +22,8 @@ _START = '<meta charset="utf-8">\n'
 
 
 def write_page(site: Path) -> None:
-    """Fills the folder of a site around its bundle: the page of ``serve``, with the bundle in place of the
-    server.
+    """Fills a site's folder around its bundle: the page of ``serve``, which runs the bundle instead of
+    calling a server.
     """
     shutil.copytree(resource(PAGE), site / "page")
     html = (site / "page" / "index.html").read_text("utf-8")
