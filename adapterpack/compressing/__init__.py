@@ -1,1 +1,1 @@
-"""Brings many packs of one base into a fleet."""
+"""Compresses many packs of one base into a fleet, which shares bases between them."""

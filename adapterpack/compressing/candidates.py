@@ -1,4 +1,4 @@
-"""Reads the packs that are to become members of a fleet: their changes as factors, and the sites of all."""
+"""Reads the packs that become members of a fleet: their changes as factors, and the union of their sites."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..pack.pack import Pack
 
 
 class Candidate(NamedTuple):
-    """A pack, its sites by path with the base tensor behind each, its change there, and the change's squared
-    norm.
+    """A pack, its sites by path with their base tensors, its change at each site, and the squared norm of the
+    full change.
     """
 
     pack: Pack
@@ -25,26 +25,26 @@ class Candidate(NamedTuple):
 
     @property
     def weight(self) -> float:
-        """What makes its whole change one of norm 1."""
+        """The factor that scales its full change to norm 1."""
         total = sum(self.energy.values())
         return total**-0.5 if total else 0.0
 
     @property
     def whole(self) -> int:
-        """The bytes of the modules that it trained whole."""
+        """The bytes of its fully trained modules."""
         return sum(value.nbytes for params in self.pack.full().values() for value in params.values())
 
     @property
     def bytes(self) -> int:
-        """The bytes of all of its tensors."""
+        """The bytes of all its tensors."""
         return sum(value.nbytes for value in self.pack.tensors.values())
 
 
 def candidates(packs: Sequence[Pack]) -> list[Candidate]:
-    """The packs with their changes.
+    """Returns the packs with their changes as factors.
 
     Raises:
-        Unsupported: a change that no factors hold, or a site that two packs describe differently.
+        Unsupported: factors cannot represent a change, or a site that two packs describe differently.
     """
     found = []
     known: dict[str, tuple[str, Site]] = {}
@@ -62,7 +62,7 @@ def candidates(packs: Sequence[Pack]) -> list[Candidate]:
 
 
 def joint_sites(found: Sequence[Candidate]) -> dict[str, Site]:
-    """The union of their sites by path, in the order in which they first appear."""
+    """Returns the union of their sites by path, in the order in which they first appear."""
     sites: dict[str, Site] = {}
     for one in found:
         for path, (site, _) in one.sites.items():
@@ -71,5 +71,5 @@ def joint_sites(found: Sequence[Candidate]) -> dict[str, Site]:
 
 
 def weights_of(found: Sequence[Candidate]) -> dict[str, str | None]:
-    """The base tensor behind each site."""
+    """Maps each site to its base tensor."""
     return {path: weight for one in found for path, (_, weight) in one.sites.items()}

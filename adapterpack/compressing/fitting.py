@@ -1,4 +1,4 @@
-"""Fits bases to candidates, cluster by cluster, and says how far each change then is from itself."""
+"""Fits bases to candidates, cluster by cluster, and measures the error of each change in its bases."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from .candidates import Candidate
 from .joint_bases import Bases, group, joint_bases
 
 REFINEMENTS = 2
-"""How often packs move to the cluster whose bases hold them best, and bases are fitted anew."""
+"""How often packs move to the cluster whose bases represent them best, after which the bases are fitted
+again.
+"""
 
 
 class StoredCore(NamedTuple):
-    """A core as it is stored: int8 ``[k, k]`` under one scale for each row ``[k, 1]``."""
+    """A core in its stored form: int8 ``[k, k]`` with one scale for each row ``[k, 1]``."""
 
     codes: np.ndarray
     scales: np.ndarray
 
     @classmethod
     def of(cls, exact: np.ndarray) -> StoredCore:
-        """The nearest to a float64 core: every number within half its row's scale."""
+        """Rounds a float64 core: every number is within half of its row's scale."""
         scales = np.maximum(np.abs(exact).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny).astype(
             np.float32
         )
@@ -32,16 +34,16 @@ class StoredCore(NamedTuple):
 
     @property
     def values(self) -> np.ndarray:
-        """The numbers, float64."""
+        """Returns the dequantized numbers, float64."""
         made: np.ndarray = self.codes.astype(np.float64) * self.scales
         return made
 
 
 class Draft(NamedTuple):
-    """A member to be: its cores by site, the relative error over all sites and at the worst, and the
-    candidate that it was made from.
+    """A future member: its cores by site, the relative error over all sites and at the worst site, and its
+    candidate.
 
-    ``alone``: it keeps the factors of the candidate, and no cores.
+    ``alone``: it keeps the candidate's factors instead of cores.
     """
 
     cluster: int
@@ -52,30 +54,30 @@ class Draft(NamedTuple):
     alone: bool = False
 
     def within(self, error_budget: float | None) -> Draft:
-        """Itself, alone where its error is above the budget."""
+        """Returns the draft, turned to ``alone`` if its error exceeds the budget."""
         return self._replace(alone=error_budget is not None and self.error > error_budget)
 
 
 class Fit(NamedTuple):
-    """Bases of one rank by cluster and site, and the members in their order."""
+    """Bases of one rank by cluster and site, and the members in order."""
 
     rank: int
     bases: Sequence[Mapping[str, Bases]]
     members: tuple[Draft, ...]
 
     def with_members(self, found: Sequence[Candidate], error_budget: float | None) -> Fit:
-        """More members, on the same bases, or alone where these hold them with more error than that."""
+        """Adds members on the same bases; a member whose error exceeds the budget is alone."""
         return self._replace(
             members=(*self.members, *(_best(one, self.bases).within(error_budget) for one in found))
         )
 
     def within(self, error_budget: float | None) -> Fit:
-        """The same with members alone that have more error."""
+        """Returns the fit with all members alone whose error exceeds the budget."""
         return self._replace(members=tuple(draft.within(error_budget) for draft in self.members))
 
 
 def fit_bases(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
-    """Bases of a rank, or the width of a site where that is less, fitted to candidates of equal weight."""
+    """Fits bases of ``rank`` (at most the width of a site) to candidates of equal weight."""
     count = min(clusters, len(found))
     assigned = np.zeros(len(found), int) if count == 1 else group(_similarity(found), count)
     bases = _bases(found, assigned, rank, count)
@@ -89,7 +91,7 @@ def fit_bases(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
 
 
 def _similarity(found: Sequence[Candidate]) -> np.ndarray:
-    """The inner products ``[T, T]`` of whole changes of norm 1."""
+    """Returns the inner products ``[T, T]`` of the full changes, each scaled to norm 1."""
     total = np.zeros((len(found), len(found)))
     for path in dict.fromkeys(path for one in found for path in one.changes):
         there = [number for number, one in enumerate(found) if path in one.changes]
@@ -114,7 +116,7 @@ def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: i
                 made[cluster][path] = joint_bases(
                     [one.changes[path] for one in inside], [one.weight for one in inside], k
                 )
-            else:  # nobody in this cluster changes the site
+            else:  # no member of this cluster changes the site
                 made[cluster][path] = Bases(np.eye(shape[0], k), np.eye(k, shape[1]))
     return [
         {path: Bases(one.up.astype(np.float32), one.down.astype(np.float32)) for path, one in cluster.items()}
@@ -123,7 +125,7 @@ def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: i
 
 
 def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
-    """A candidate in the cluster that holds it with the least error."""
+    """Returns a candidate's draft in the cluster with the least error."""
     return min(
         (_in_cluster(one, cluster, sites) for cluster, sites in enumerate(bases)),
         key=lambda draft: draft.error,
@@ -131,8 +133,8 @@ def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
 
 
 def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Draft:
-    """``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the stored core ``C'`` and
-    the bases as they are stored, which float32 keeps from being orthonormal to the last digit.
+    """Computes the error with ``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the
+    stored core ``C'`` and the stored bases, which in float32 are not exactly orthonormal.
     """
     cores, tails = {}, {}
     for path, change in one.changes.items():

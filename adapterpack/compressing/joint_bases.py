@@ -1,5 +1,5 @@
-"""Finds bases that many changes of one site share: joint diagonalization, alternately for inputs and outputs,
-in float64.
+"""Finds bases that many changes of one site share: joint diagonalization that alternates between inputs and
+outputs, in float64.
 
 For changes ``D_i = B_i A_i`` the orthonormal ``U`` ``[m, k]`` and ``V`` ``[n, k]`` under which ``sum_i w_i^2
 |D_i - U C_i V^T|^2`` is least, with ``C_i = U^T D_i V``. Each of the two follows from the other as leading
@@ -18,11 +18,11 @@ from ..lowrank.factors import Factors
 from ..lowrank.seeded_random import uniform
 
 ROUNDS = 2
-"""Of alternation: more change the fifth digit of the error."""
+"""Alternations: more of them change only the fifth digit of the error."""
 STEPS = 3
-"""Of subspace iteration, for the first bases."""
+"""Steps of subspace iteration for the first bases."""
 SPARE = 8
-"""Vectors more than are wanted, by which the iteration finds those sooner."""
+"""Vectors beyond the requested rank, with which the iteration converges faster."""
 
 
 class Bases(NamedTuple):
@@ -32,13 +32,13 @@ class Bases(NamedTuple):
     down: np.ndarray
 
     def core(self, change: Factors) -> np.ndarray:
-        """The core ``[k, k]`` of a change: the nearest that these bases hold."""
+        """Returns the core ``[k, k]`` of a change: its best approximation in these bases."""
         made: np.ndarray = (self.up.T @ change.B) @ (change.A @ self.down.T)
         return made
 
 
 def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int) -> Bases:
-    """The bases of ``rank`` in which the changes have the least error, each times its weight.
+    """Returns the bases of ``rank`` that represent the changes, each times its weight, with the least error.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -51,7 +51,7 @@ def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int)
         Factors(change.A.astype(np.float64), weight * change.B.astype(np.float64))
         for change, weight in zip(changes, weights, strict=True)
     ]
-    # whose columns have the Gram matrix D D^T
+    # replaces each change D by a narrow matrix of the same Gram matrix D D^T
     lefts = [change.B @ np.linalg.qr(change.A.T)[1].T for change in wide]
     rights = [change.A.T @ np.linalg.qr(change.B)[1].T for change in wide]
     up, down = leading(lefts, rank), leading(rights, rank)
@@ -63,11 +63,11 @@ def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int)
 
 
 def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = None) -> np.ndarray:
-    """The leading left singular vectors ``[m, rank]`` of matrices ``[m, r_i]`` side by side, as a basis;
-    others where there are fewer.
+    """Returns the leading left singular vectors ``[m, rank]`` of matrices ``[m, r_i]`` side by side as an
+    orthonormal basis, filled up with other vectors if there are fewer.
 
-    Where there are many more, by subspace iteration: from ``near``, or from a sum of the columns with random
-    weights. Source: Halko, Martinsson and Tropp 2011, algorithm 4.4.
+    Uses subspace iteration where there are many more columns: from ``near``, or from a sum of the columns
+    with random weights. Source: Halko, Martinsson and Tropp 2011, algorithm 4.4.
     """
     columns = np.concatenate(parts, axis=1)
     m, count = columns.shape
@@ -91,8 +91,8 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
 
 
 def group(similarity: np.ndarray, count: int) -> np.ndarray:
-    """The cluster of each of ``T`` changes, by their inner products ``[T, T]`` at norm 1: kernel k-means from
-    far apart beginnings.
+    """Assigns each of ``T`` changes to a cluster by their inner products ``[T, T]`` at norm 1: kernel k-means
+    from starting points far apart.
 
     Example:
         >>> group(np.kron(np.eye(2), np.ones((2, 2))), 2).tolist()

@@ -1,4 +1,4 @@
-"""Makes a fleet of a fit, and a fit of a fleet."""
+"""Converts a fit to a fleet and a fleet back to a fit."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .joint_bases import Bases
 
 
 def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites: Mapping[str, Site]) -> Fleet:
-    """The fleet of a fit. ``error_budget`` is what it says of itself."""
+    """Builds the fleet of a fit. The fleet records ``error_budget``."""
     numbers = {path: number for number, path in enumerate(sites)}
     weights = weights_of([draft.candidate for draft in fit.members])
     tensors: dict[str, np.ndarray] = {}
@@ -91,8 +91,8 @@ def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites:
 
 
 def _source(one: Candidate) -> str:
-    """The id of the pack that a member was made from: of one that is out of a fleet already, that of its
-    parent.
+    """Returns the id of the pack that a member comes from; if the candidate was itself taken from a fleet,
+    the id of its parent.
     """
     lineage = one.pack.manifest.lineage
     return (
@@ -101,7 +101,7 @@ def _source(one: Candidate) -> str:
 
 
 def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
-    """The sites of a fleet, and the fit that it was made of: assembled again it is the same fleet."""
+    """Returns the sites of a fleet and its fit; assembling the fit again gives the same fleet."""
     manifest = fleet.manifest
     sites = {
         site.path: Site(site.path, site.in_features, site.out_features, site.kind, site.bias)

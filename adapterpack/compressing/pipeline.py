@@ -1,4 +1,4 @@
-"""Compresses packs of one base into a fleet, and adds packs to one."""
+"""Compresses packs of one base into a fleet, and adds packs to an existing fleet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .fitting import Fit, fit_bases
 from .members import assemble, drafts_of
 
 RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)
-"""Those that are tried where an error or a size says how large the bases are to be."""
+"""The ranks to try when a budget for error or size determines the rank."""
 
 
 def compress(
@@ -138,7 +138,7 @@ def _choose_fit(
     error_budget: float | None,
     size_budget: float | None,
 ) -> Fit:
-    """The fit of the rank that was given, or of the one that the budgets leave."""
+    """Returns the fit of the given rank, or of the rank that the budgets allow."""
     if basis is not None:
         return fit_bases(found, basis, clusters)
     most = max(max(change.shape) for one in found for change in one.changes.values())
@@ -167,7 +167,7 @@ def _choose_fit(
 
 
 def _bytes(found: Sequence[Candidate], rank: int, clusters: int) -> int:
-    """The bytes of a fleet of bases of that rank in which no pack has its own factors."""
+    """Returns the size of a fleet with bases of that rank if no pack keeps its own factors."""
     total = sum(one.whole for one in found)
     for site in joint_sites(found).values():
         k = min(rank, site.in_features, site.out_features)
@@ -199,7 +199,7 @@ def _add(
     *,
     replaced: bool,
 ) -> Fleet:
-    """The fleet with these packs as well, each in the cluster whose bases hold it best."""
+    """Returns the fleet with more packs, each in the cluster whose bases represent it best."""
     if size_budget is not None and size_budget < 1:
         raise ConfigError(
             "a share of the packs' bytes is no size of a fleet that holds others, too",
@@ -226,7 +226,7 @@ def _add(
 
 
 def _in_place_of(fleet: Fleet, out: Path) -> Fleet:
-    """Writes a fleet in the place of an older one, which is there until the new one is whole."""
+    """Replaces an older fleet, which stays in place until the new one is complete."""
     with exchanged_folder(out) as new:
         fleet.write(new)
     return Fleet(fleet.manifest, fleet.tensors, out)

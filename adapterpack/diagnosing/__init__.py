@@ -1,4 +1,5 @@
-"""What ``adapterpack doctor`` looks at: the installation, the machine, and what adapterpack keeps on it.
+"""The checks of ``adapterpack doctor``: of the installation, the machine, and adapterpack's caches.
 
-A file a topic: ``packages``, ``machine``, ``onnxruntime``, ``caches``, ``hub``; ``doctor`` runs their checks.
+One module for each topic: ``packages``, ``machine``, ``onnxruntime``, ``caches``, ``hub``; ``doctor`` runs
+their checks.
 """

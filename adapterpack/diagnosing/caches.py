@@ -1,8 +1,7 @@
-"""What adapterpack keeps in the cache folder: which folders are its own, how large they are, and how they are
-emptied.
+"""Finds, measures and empties adapterpack's own folders in the user's cache folder.
 
-A folder is adapterpack's by its name, and what lies in it by the form of its name: anything else was put
-there by somebody else, and stays.
+A folder's name shows that it is adapterpack's, and so does the form of an entry's name. Anything else belongs
+to other programs and is never removed.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from ..readable import size
 from .finding import CheckResult
 
 _AT_WORK = 600.0
-"""Seconds for which something that arrives may pause: what was changed since then may still be arriving."""
+"""Seconds after its last change for which an entry may still be in the middle of a download or a build."""
 _SHA256 = "[0-9a-f]{64}"
 
 
@@ -36,17 +35,17 @@ def _remove(path: Path) -> None:
 
 
 def _empty(store: Path) -> None:
-    """Removes the store's packs, under its lock: another process may be adding one."""
+    """Removes the store's packs, under its lock, since another process may be adding a pack."""
     Store(store.parent).gc(keep=(), dry_run=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheKind:
-    """A folder of the cache: its name, or a pattern of names; what it holds, in words; and how the names of
-    its own entries are made.
+    """A folder of the cache: its name or a pattern of names, a description of its contents, and a pattern for
+    the names of its own entries.
 
-    Where there is a ``mark``, a folder without a file of that name is somebody else's. What ``arrives`` in it
-    is left for a while after its last change. ``remove`` removes one entry.
+    If ``mark`` is set, a folder without a file of that name belongs to another program. Entries that match
+    ``arrives`` are kept for a while after their last change. ``remove`` removes one entry.
     """
 
     name: str
@@ -91,7 +90,7 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Cache:
-    """A folder of the cache with the entries in it that are adapterpack's."""
+    """A folder of the cache with those of its entries that are adapterpack's."""
 
     kind: CacheKind
     path: Path
@@ -104,7 +103,7 @@ class Cache:
 
     @property
     def files(self) -> int:
-        """How many files there are."""
+        """The number of files."""
         return len({(stat.st_dev, stat.st_ino) for stat in self._stats()})
 
     def _stats(self) -> Iterator[os.stat_result]:
@@ -120,7 +119,7 @@ class Cache:
 
 
 def find_caches() -> tuple[tuple[Cache, ...], tuple[Path, ...]]:
-    """Finds the caches that are there, and what else lies in the cache folder.
+    """Finds the existing caches, and the other entries of the cache folder.
 
     Raises:
         StorageError: the folder cannot be read.
@@ -142,8 +141,8 @@ def find_caches() -> tuple[tuple[Cache, ...], tuple[Path, ...]]:
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What was removed: the folders that were emptied, and the bytes; and what was left, since it may still
-    be arriving.
+    """The result of cleaning: the emptied folders, the freed bytes, and the entries that were kept because
+    they may still be in use.
     """
 
     folders: tuple[Path, ...]
@@ -152,7 +151,7 @@ class Cleaned:
 
 
 def clean(caches: Iterable[Cache]) -> Cleaned:
-    """Removes the entries of these caches, and each folder that is empty then.
+    """Removes the entries of these caches, and each folder that is then empty.
 
     Raises:
         StorageError: something cannot be removed.
@@ -168,7 +167,7 @@ def clean(caches: Iterable[Cache]) -> Cleaned:
                 one.kind.remove(entry)
         freed += before - one.bytes
         folders.append(one.path)
-        with suppress(OSError):  # something of somebody else lies in it, or just came
+        with suppress(OSError):  # it has entries of another program, or new ones
             one.path.rmdir()
     return Cleaned(tuple(folders), freed, tuple(left))
 
@@ -184,7 +183,7 @@ def _at_work(entry: Path) -> bool:
 
 
 def check_caches() -> CheckResult:
-    """Tells what adapterpack keeps in the user's cache folder, and how large it is."""
+    """Reports what adapterpack keeps in the user's cache folder, and its size."""
     kept, strange = find_caches()
     rows = [
         {

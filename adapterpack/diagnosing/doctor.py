@@ -1,5 +1,5 @@
-"""``adapterpack.doctor``: every check, one after the other; one that fails itself is a finding and not the
-end.
+"""``adapterpack.doctor``: runs every check; a check that raises becomes a finding instead of ending the
+run.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ CHECKS: Mapping[str, tuple[str, Callable[[], CheckResult]]] = {
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the checks found, by their names and in their order; ``titles`` are the names in words."""
+    """The results of the checks by name, in their order; ``titles`` maps the names to titles."""
 
     found: Mapping[str, CheckResult]
     titles: Mapping[str, str]
 
     @property
     def usable(self) -> bool:
-        """Whether nothing is broken."""
+        """Whether no check found a broken part."""
         return all(finding.state != "broken" for finding in self.found.values())
 
     def to_json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def doctor(*, hub: bool = False, progress: Callable[[str], None] | None = None) 
 def _run(check: Callable[[], CheckResult]) -> CheckResult:
     try:
         return check()
-    # an installation may be broken in ways that nobody thought of, and this is the command that must not be
+    # doctor has to work in installations that are broken in unforeseen ways
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}").replace("\n", " ")
         problem = CheckProblem(

@@ -1,4 +1,4 @@
-"""What a check of the installation says: the facts, and what is wrong with them."""
+"""The result of a check of the installation: facts and problems."""
 
 from __future__ import annotations
 
@@ -9,9 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CheckProblem:
-    """Something that is not as it could be, and what to do. ``broken`` says that a part of adapterpack does
-    not work with it.
-    """
+    """A problem and its remedy. ``broken`` says that a part of adapterpack does not work because of it."""
 
     what: str
     remedy: str
@@ -20,14 +18,14 @@ class CheckProblem:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What a check tells: ``facts`` are JSON values by name, which people read as they are."""
+    """The result of a check: ``facts`` are readable JSON values by name."""
 
     facts: Mapping[str, Any] = field(default_factory=dict)
     problems: tuple[CheckProblem, ...] = ()
 
     @property
     def state(self) -> str:
-        """``good``, ``note`` where something could be better, or ``broken``.
+        """``good``, ``note`` if something could be better, or ``broken``.
 
         Example:
             >>> CheckResult(problems=(CheckProblem("the disk is nearly full", "free some space"),)).state

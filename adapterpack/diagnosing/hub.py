@@ -1,4 +1,4 @@
-"""The hub that packs are pulled from and pushed to."""
+"""Checks the connection to the hub from which packs are pulled and to which they are pushed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..hub.transport.client import endpoint, offline, redacted
 from .finding import CheckProblem, CheckResult
 
 SECONDS = 5.0
-"""How long the hub may take to answer, the search for its address included."""
+"""Seconds that the hub may take to answer, including name resolution."""
 
 
 def check_hub() -> CheckResult:
@@ -38,7 +38,7 @@ def check_hub() -> CheckResult:
             ),
         )
     said: list[str | CheckProblem] = []
-    # a name server that is silent has no time limit of its own
+    # name resolution has no timeout, so it runs in a thread that can be abandoned
     asking = Thread(target=lambda: said.append(_answer(address)), daemon=True)
     started = monotonic()
     asking.start()
@@ -59,7 +59,7 @@ def _answer(address: str) -> str | CheckProblem:
     try:
         with urlopen(Request(address, method="HEAD"), timeout=SECONDS) as response:
             return f"status {response.status}"
-    except HTTPError as error:  # it speaks HTTP, which is what was asked
+    except HTTPError as error:  # an HTTP error still shows that the hub answers
         return f"status {error.code}"
     except (OSError, HTTPException, ValueError) as error:
         reason = redacted(str(getattr(error, "reason", error)))

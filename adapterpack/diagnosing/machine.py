@@ -1,4 +1,4 @@
-"""The machine: cards, processors, compiled kernels, disks."""
+"""Checks the machine: GPUs, processors, compiled kernels, disks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from .finding import CheckProblem, CheckResult
 from .packages import providers_of
 
 _LISTED = 64
-"""Cards that are looked at."""
+"""The most GPUs to list."""
 
 
 def check_cuda() -> CheckResult:
-    """Tells which NVIDIA cards and CUDA libraries are here."""
+    """Reports the NVIDIA GPUs and CUDA libraries of this machine."""
     wheels = sorted(
         {
             f"{one.name} {one.version}"
@@ -76,7 +76,7 @@ _VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def check_threads() -> CheckResult:
-    """Tells how many threads a computation gets, and how much of the processors this process may use."""
+    """Reports the threads of a computation, and the share of the processors that this process may use."""
     usable, quota = cores(), _quota()
     facts = {
         "processors": os.cpu_count(),
@@ -100,8 +100,8 @@ def check_threads() -> CheckResult:
 
 
 def _quota() -> float | None:
-    """The processors' time in a second that the container may use; None without a limit, or where none can be
-    read.
+    """Returns the processor seconds per second that the container may use; None without a limit, or if it
+    cannot be read.
     """
     with suppress(OSError, ValueError):
         allowed, period = _QUOTA.read_text("ascii").split()
@@ -113,14 +113,14 @@ _AGAIN = "install adapterpack again where there is a C compiler; numpy does the 
 
 
 def check_kernels() -> CheckResult:
-    """Tells whether the compiled kernels are used, or numpy does their work."""
+    """Reports whether the compiled kernels are in use, or numpy replaces them."""
     facts, problems = {}, []
     for module in build.MODULES:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             used = load(module) is not None
         facts[module.removeprefix("_")] = "compiled" if used else "numpy"
-        if said:  # it is there, and of other sources or for another machine
+        if said:  # a kernel file exists, but was built from other sources or for another machine
             what, _, remedy = str(said[0].message).partition(" To fix it: ")
             problems.append(CheckProblem(what.rstrip("."), remedy or _AGAIN))
         elif not used:
@@ -135,18 +135,18 @@ def check_kernels() -> CheckResult:
 
 
 _LITTLE = 1 << 30
-"""Bytes: a small model does not fit into less."""
+"""Bytes of free space below which not even a small model fits."""
 
 
 def check_disk() -> CheckResult:
-    """Tells how much room there is where adapterpack writes, and whether it may write there."""
+    """Reports the free space where adapterpack writes, and whether it may write there."""
     rows, problems = [], []
     for use, wanted in (
         ("caches", cache_folder()),
         ("temporary files", Path(tempfile.gettempdir())),
         ("this folder", Path.cwd()),
     ):
-        # it is made when it is needed
+        # the folder is created when it is needed: check its nearest existing parent
         there = next(path for path in (wanted, *wanted.absolute().parents) if path.exists())
         free, writable = shutil.disk_usage(there).free, os.access(there, os.W_OK | os.X_OK)
         rows.append(

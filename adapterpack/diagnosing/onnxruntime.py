@@ -1,4 +1,4 @@
-"""ONNX Runtime: which build it is, and which of its providers start."""
+"""Checks ONNX Runtime: its build, and which of its providers start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGE = "onnxruntime"
 
 
 def check_onnxruntime() -> CheckResult:
-    """Tells which build of ONNX Runtime this is, which providers it lists, and whether each starts."""
+    """Reports the build of ONNX Runtime, the providers that it lists, and whether each starts."""
     packages = providers_of(_PACKAGE)
     facts: dict[str, Any] = {"packages": [f"{name} {version}" for name, version in packages.items()]}
     problems = [_explain_overlap(packages)] if len(packages) > 1 else []
@@ -37,7 +37,9 @@ def check_onnxruntime() -> CheckResult:
 
 
 def _explain_overlap(packages: Mapping[str, str]) -> CheckProblem:
-    """They hold files of the same names: what was installed last has overwritten the others in part."""
+    """Explains that several builds of ONNX Runtime share file names, so that the last installed has
+    overwritten parts of the others.
+    """
     keep = _choose(packages)
     return CheckProblem(
         f"{' and '.join(packages)} are installed over each other: both have the module {_PACKAGE}, and what "
@@ -48,7 +50,7 @@ def _explain_overlap(packages: Mapping[str, str]) -> CheckProblem:
 
 
 def _choose(packages: Mapping[str, str]) -> str:
-    """The package to keep: the one that adapterpack asks for here, or what was put in its place."""
+    """Returns the package to keep: the one that adapterpack requires here, or its installed replacement."""
     asked_for = next((one.name for one in list_requirements() if one.name.startswith(_PACKAGE)), _PACKAGE)
     return asked_for if asked_for in packages or not packages else next(iter(packages))
 
@@ -66,7 +68,7 @@ def _start(provider: Provider) -> tuple[str, CheckProblem | None]:
         if needed
         else f"it comes with {provider.source}; --provider cpu does without it"
     )
-    # A build for cards lists TensorRT without its libraries: only what this machine would choose by itself is
+    # A GPU build lists TensorRT even without its libraries: only a provider that this machine would choose is
     # broken.
     return f"does not start: {failure}", CheckProblem(
         f"{provider.runtime_name} does not start: {failure}", remedy, broken=needed or provider.name == "cuda"

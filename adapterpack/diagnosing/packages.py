@@ -1,4 +1,4 @@
-"""The installed packages: Python itself, what adapterpack requires, its extras, and plugins."""
+"""Checks the installed packages: Python itself, adapterpack's requirements, its extras, and plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .finding import CheckProblem, CheckResult
 
 
 def list_requirements(extra: str = "") -> tuple[Requirement, ...]:
-    """Lists what adapterpack requires on this system, or what one of its extras adds.
+    """Lists adapterpack's requirements on this system, or those that one of its extras adds.
 
     Raises:
         PackageNotFoundError: adapterpack is not installed, but imported from a folder.
@@ -30,8 +30,8 @@ def list_requirements(extra: str = "") -> tuple[Requirement, ...]:
 
 
 def _list_extra_requirements(name: str, extra: str) -> Iterator[Requirement]:
-    """What a distribution requires by an extra alone, and what the extras of those ask for in turn; without
-    one what it always requires.
+    """Yields the requirements that an extra of a distribution adds, including those of nested extras; without
+    an extra, those that always apply.
     """
     for one in map(Requirement, requires(name) or ()):
         if _is_asked_for(one, extra) and not (extra and _is_asked_for(one, "")):
@@ -53,15 +53,14 @@ def find_version(name: str) -> str | None:
 
 
 def fits(requirement: Requirement) -> bool:
-    """Tells whether what a requirement names is installed in a version that it takes."""
+    """Returns whether a requirement's distribution is installed in an accepted version."""
     found = find_version(requirement.name)
     return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
 @cache
 def providers_of(module: str) -> dict[str, str]:
-    """Returns name -> version of every installed distribution whose list of files has the package
-    ``module``.
+    """Returns name -> version of every installed distribution that contains the package ``module``.
 
     Example:
         >>> list(providers_of("packaging"))
@@ -76,7 +75,7 @@ def providers_of(module: str) -> dict[str, str]:
 
 
 def check_python() -> CheckResult:
-    """Tells which Python and which system this is."""
+    """Reports the version of Python and the system."""
     libc = " ".join(filter(None, platform.libc_ver()))
     return CheckResult(
         {
@@ -93,7 +92,7 @@ def check_python() -> CheckResult:
 
 
 def check_dependencies() -> CheckResult:
-    """Checks that the libraries of every installation are there, in versions that fit."""
+    """Checks that the required libraries are installed in fitting versions."""
     rows, problems = [], []
     for requirement in list_requirements():
         found = find_version(requirement.name)
@@ -113,7 +112,7 @@ def check_dependencies() -> CheckResult:
 
 
 def check_extras() -> CheckResult:
-    """Tells which extras are installed, what a missing one would bring, and the command that installs it."""
+    """Reports which extras are installed, what a missing one would add, and the command that installs it."""
     rows, problems = [], []
     for extra, brings in EXTRAS.items():
         wanted = list_requirements(extra)
@@ -142,7 +141,7 @@ def check_extras() -> CheckResult:
 
 
 def check_plugins() -> CheckResult:
-    """Checks that what other packages add to adapterpack can be imported."""
+    """Checks that the plugins of other packages can be imported."""
     rows, problems = [], []
     for package, point in ((str(one.name), point) for one in distributions() for point in one.entry_points):
         if not point.group.startswith("adapterpack."):
@@ -152,7 +151,7 @@ def check_plugins() -> CheckResult:
         )
         try:
             point.load()
-        except (Exception, SystemExit) as error:  # whatever the module of another package does
+        except (Exception, SystemExit) as error:  # another package's module may raise anything
             problems.append(
                 CheckProblem(
                     f"{point.name} = {point.value} of {package} cannot be imported: "

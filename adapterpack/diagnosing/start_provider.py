@@ -1,5 +1,5 @@
-"""Asks ONNX Runtime in a process of its own what it is, and whether a provider runs a graph: a broken build
-may end the process.
+"""Queries ONNX Runtime in a separate process, its build or whether a provider runs a graph, since a broken
+build may crash the process.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 _SECONDS = 120.0
-"""How long a provider may take to start: that of a card compiles, the first time."""
+"""Seconds that a provider may take to start: a GPU's provider compiles kernels the first time."""
 _SHOWN = 300
 _GRAPH = (
     '<ir_version: 10, opset_import: ["" : 21]> doctor (float[8,8] x) => (float[8,8] y) { y = MatMul(x, x) }'
@@ -19,15 +19,15 @@ _GRAPH = (
 
 
 def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None, str]:
-    """Asks about the build, or about the provider of that name; returns the answer, or None and why there is
-    none.
+    """Queries the build, or starts the provider of that name; returns the answer, or None and the reason for
+    the failure.
 
     Example:
         >>> ask_onnxruntime("cpu")[0]
         {'started': 'CPUExecutionProvider'}
     """
     command = [sys.executable, "-P", "-m", __name__, *([provider] if provider else [])]
-    # what this process imports
+    # the child imports from the same places as this process
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
@@ -50,7 +50,9 @@ def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None,
             f"exit code {done.returncode}",
         )
         return None, last.strip()[-_SHOWN:]
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])  # libraries may have printed before it
+    answer: dict[str, Any] = json.loads(
+        done.stdout.splitlines()[-1]
+    )  # libraries may have printed lines before it
     return answer, ""
 
 
@@ -84,7 +86,7 @@ def _start(name: str) -> dict[str, Any]:
     running = started.require(session)
     x = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
     [y] = session.run(None, {"x": x})
-    # some providers multiply in half floats; what is broken is farther off
+    # some providers multiply in half precision; a broken one deviates much more
     if not np.allclose(y, x @ x, rtol=0, atol=1e-2):
         sys.exit(f"{running} runs, and computes a wrong product")
     return {"started": running}

@@ -1,5 +1,5 @@
-"""Decides by name, shape and configuration which tensors of a fine-tuned checkpoint can become factors, and
-which are kept whole.
+"""Classifies the tensors of a fine-tuned checkpoint by name, shape and configuration: which become factors,
+and which are kept as full tensors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"}
 
 
 class NamedMatrix(NamedTuple):
-    """A matrix that can become factors: its module path, the kind of the layer, its name, and its name in the
-    base.
+    """A matrix that can become factors: its module path, the kind of the layer, its tensor name, and its name
+    in the base.
     """
 
     path: str
@@ -29,8 +29,8 @@ class NamedMatrix(NamedTuple):
 
 class ClassifiedTensors(NamedTuple):
     """The tensors of a fine-tuned checkpoint: ``matrices`` can become factors; ``whole`` (tuned name -> base
-    name or None) are kept whole if they changed; ``absent`` are tensors of the base that the tuned checkpoint
-    lacks.
+    name or None) are stored in full if they changed; ``absent`` are tensors of the base that the tuned
+    checkpoint lacks.
     """
 
     matrices: tuple[NamedMatrix, ...]
@@ -43,11 +43,11 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
     or less.
 
     Matrices of linear layers become factors, if ``modules`` (the last parts of their paths) is None or names
-    them; embeddings and heads only if they are named. All other tensors, and those whose shape changed, are
-    kept whole or left out.
+    them; embeddings and heads only if they are named. All other tensors, and tensors whose shape changed, are
+    stored in full or left out.
 
     Raises:
-        SiteNotFound: ``modules`` names nothing.
+        SiteNotFound: no layer matches ``modules``.
     """
     matrices: list[NamedMatrix] = []
     whole: dict[str, str | None] = {}
@@ -83,8 +83,8 @@ def classify(tuned: Checkpoint, base: Checkpoint, modules: Sequence[str] | None 
 
 
 def _kind(tuned: Checkpoint, name: str) -> str | None:
-    """The kind of a tensor's layer, or None where it cannot be changed by factors, or nothing shows which way
-    round it lies.
+    """Returns the kind of a tensor's layer; None if factors cannot change it, or if its orientation is
+    unknown.
     """
     info = tuned.tensors[name]
     if len(info.shape) != 2 or not name.endswith(".weight"):
@@ -96,5 +96,7 @@ def _kind(tuned: Checkpoint, name: str) -> str | None:
 
 
 def is_head(tuned: Checkpoint, path: str, shape: tuple[int, ...]) -> bool:
-    """Whether a module is an output head: by its name, or by having a row for each word."""
+    """Whether a module is an output head: by its name, or because it has one row for each word of the
+    vocabulary.
+    """
     return path.rpartition(".")[2] in _HEADS or shape[0] == tuned.config.get("vocab_size")

@@ -18,13 +18,13 @@ from ..io.byte_ranges import open_descriptor, read_into
 from ..io.safetensors import DTYPES
 
 _BLOCK = 1 << 20
-"""Numbers of a block: 4 MB in float32."""
+"""The size of a block: 4 MB in float32."""
 _MAX_CACHED = 64 << 20
 """A difference of at most this many numbers (256 MB) is kept in memory rather than read again for every
 pass.
 """
 _BITS = {"F64": 52, "F32": 23, "F16": 10, "BF16": 7, "F8_E4M3": 3, "F8_E5M2": 2}
-"""Stored bits of the significand."""
+"""Stored bits of the significand of each dtype."""
 _ARITHMETIC = 2e-7
 """The error of subtraction and products in float32, relative to the norm of the difference."""
 
@@ -39,11 +39,11 @@ class TensorPair(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tuned tensor."""
+        """The bytes of the tuned tensor."""
         return self.tuned.tensors[self.name].nbytes
 
     def same(self) -> bool:
-        """Whether both have the same bytes; reads blocks up to the first that differs."""
+        """Whether both have the same bytes; reads blocks up to the first difference."""
         tuned, base = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
         if (tuned.dtype, tuned.shape) != (base.dtype, base.shape):
             return False
@@ -75,7 +75,7 @@ def _read(
 
 
 class WeightDifference:
-    """``tuned - base`` of a matrix as it is stored, for the range finder: float32, or float64 where both are.
+    """``tuned - base`` of a stored matrix, as input of the range finder: float32, or float64 if both are.
 
     ``noise`` is the part of ``||D||_F^2`` that is expected of rounding the tuned matrix to its dtype: the sum
     of ``ulp^2 / 12`` over all entries, and the error of float32 arithmetic. ``unevenness`` is how much larger
@@ -112,10 +112,10 @@ class WeightDifference:
 
     @property
     def guess(self) -> None:
-        """No subspace is known in advance."""
+        """Returns None: no subspace is known in advance."""
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """The rows of the difference, some at a time, each with its place."""
+        """Yields the rows of the difference in blocks, each with its row slice."""
         if self._cached is not None:
             for rows in row_blocks(*self.shape, _BLOCK):
                 yield rows, self._cached[rows]
@@ -129,7 +129,7 @@ class WeightDifference:
             yield rows, wide - base.astype(self.dtype), wide
 
     def _powers(self, tuned: np.ndarray) -> np.ndarray:
-        """The power of two of every number, 0 for 0: its exponent bits alone."""
+        """Returns the power of two of every number (the exponent bits alone), and 0 for 0."""
         if self.dtype == np.float64:
             return (tuned.view(np.uint64) & np.uint64(0x7FF << 52)).view(self.dtype)
         return (tuned.view(np.uint32) & np.uint32(0xFF << 23)).view(self.dtype)

@@ -19,16 +19,16 @@ _EDGE = 1.15
 have quite the same size everywhere.
 """
 _EXPLAINED = 1.5
-"""A remainder is rounding if its energy is at most this multiple of the expected one."""
+"""The remainder counts as rounding if its energy is at most this multiple of the expected energy."""
 _SINGLE = 1e-6
 """Relative to the largest singular value, or to a sum of squares: smaller values are zero to float32."""
 _TRIES = 4
 ENERGY = 0.99
-"""The share of the energy that is kept of a change of full rank."""
+"""The share of the energy to keep of a change of full rank."""
 
 
 class Extracted(NamedTuple):
-    """The factors of a change as they are stored, and the error that they leave (measured entry by entry).
+    """The stored factors of a change, and their error (measured entry by entry).
 
     ``detected`` is the rank after which only rounding remains, or None if there is none; ``noise`` is the
     expected energy of that rounding.
@@ -49,8 +49,8 @@ def extract_matrix(
     energy: float | None = None,
     unevenness: float = 1.0,
 ) -> Extracted:
-    """The factors of ``D``, of its rank above rounding if ``rank`` and ``energy`` allow it; None if all of it
-    is rounding.
+    """Returns the factors of ``D``, with the rank above rounding if ``rank`` and ``energy`` allow it; None if
+    all of it is rounding.
 
     ``noise`` and ``unevenness`` are those of :class:`~.difference.Difference`. Without an ``energy``, a
     change that does not end in rounding keeps :data:`ENERGY`.
@@ -76,10 +76,10 @@ def extract_matrix(
 def _spectrum_above_noise(
     D: RowSource, total: float, noise: float, cut: Cut, unevenness: float
 ) -> tuple[LeadingSpectrum, int | None]:
-    """The spectrum down to where it is rounding, and the rank above that.
+    """Returns the spectrum down to the level of rounding, and the rank above it.
 
-    A change that is small compared with the rounding has less of it than expected, so its spectrum is
-    followed further down.
+    A change that is small compared with the rounding contains less rounding than expected, so the search
+    follows its spectrum further down.
     """
     allowed = min(noise, 0.9 * total)
     for _ in range(_TRIES):
@@ -94,8 +94,8 @@ def _spectrum_above_noise(
 def rank_above(
     approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float = 1.0
 ) -> int | None:
-    """The smallest rank after which the remainder has the size and the flat spectrum of rounding; None where
-    there is none.
+    """Returns the smallest rank after which the remainder has the size and the flat spectrum of rounding;
+    None if there is no such rank.
 
     Ranks above half of the narrower side are not considered: such a change is not low-rank.
 
@@ -105,7 +105,7 @@ def rank_above(
     """
     (m, n), S = shape, approximation.spectrum.S
     remaining = approximation.total - np.concatenate([[0.0], np.cumsum(S**2)])
-    # the remainder is a difference of sums of float32 products
+    # the remainder is a small difference of large sums of float32 products
     uncertainty = 0.0 if approximation.whole else _SINGLE * approximation.total
     for j in range(1 + min(len(S) - (not approximation.whole), min(m, n) // 2)):
         size = max(0.0, float(remaining[j]))

@@ -170,7 +170,7 @@ def _matrices(
     energy: float | None,
     ticker: Ticker,
 ) -> list[SiteChange]:
-    """The changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
+    """Yields the changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
 
     def change_of(matrix: NamedMatrix) -> SiteChange | None:
         if ticker.stopped:
@@ -210,7 +210,7 @@ def _matrices(
 
 
 def _differs(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:
-    """Whether a tensor is new or holds other values; one of another dtype is compared by value."""
+    """Whether a tensor is new or has other values; compares tensors of different dtypes by value."""
     same = base_name is not None and (
         TensorPair(new, old, name, base_name).same() or _equal(new.read(name), old.read(base_name))
     )
@@ -219,7 +219,7 @@ def _differs(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None,
 
 
 def _equal(new: np.ndarray, old: np.ndarray) -> bool:
-    """Whether two tensors are equal once rounded to the narrower of their dtypes: a cast alone is no
+    """Whether two tensors are equal after rounding to the narrower of their dtypes: a cast alone is not a
     change.
     """
     if new.shape != old.shape:
@@ -234,9 +234,9 @@ def _equal(new: np.ndarray, old: np.ndarray) -> bool:
 def _other_tensors(
     new: Checkpoint, plan: ClassifiedTensors, changed: Sequence[str], rest: str
 ) -> tuple[dict[str, str | None], list[str]]:
-    """The tensors that are kept whole (tuned name -> base name), and those that are left as in the base.
+    """Returns the tensors to store in full (tuned name -> base name), and those to leave as in the base.
 
-    A module is kept with all of its tensors, so a layer whose bias changed is kept whole and is not a site.
+    A pack stores all tensors of a module, so a layer whose bias changed is stored in full and is not a site.
     """
     if not changed or rest == "leave":
         return {}, list(changed)
@@ -285,7 +285,7 @@ def _site(new: Checkpoint, change: SiteChange) -> Site:
 
 
 def _layer_factors(change: SiteChange) -> Factors:
-    """The factors of the layer's matrix ``[out, in]``; they were computed for the stored one, which may be
+    """Returns the factors of the layer's matrix ``[out, in]``, computed from the stored matrix, which may be
     its transpose.
     """
     assert change.factors is not None

@@ -1,1 +1,1 @@
-"""What people read: tables, plots, one self-contained HTML file."""
+"""Renders results for people: tables, plots, and self-contained HTML pages."""

@@ -1,4 +1,4 @@
-"""The page of ``adapterpack audit --html``, and the table of sites that its terminal shows too."""
+"""Renders the page of ``adapterpack audit --html``, and the table of sites that the terminal shows too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .chart import Chart, line_charts
 from .page import Card, render
 
 _LISTED = 100
-"""Sites of the page's table at most."""
+"""The most sites in the page's table."""
 Result = Mapping[str, Any]
 Matrix = Sequence[Sequence[float | None]]
 Table = tuple[list[str], list[list[str]]]
@@ -93,7 +93,7 @@ def worst_sites(result: Result, most: int) -> Table:
 
 
 def _concern(site: Result) -> float:
-    """What the sites are sorted by: interference, or for a lone pack the size of the change."""
+    """Returns the sort key of the sites: interference, or for a lone pack the size of the change."""
     if len(site["norms"]) > 1:
         return number(site["interference"]["relative"]) or 0.0
     return number(site["relative_norms"][0]) or number(site["norms"][0]) or 0.0
@@ -114,7 +114,7 @@ def _pair_figures(figures: Result) -> list[str]:
 
 
 def _extreme(matrix: Matrix, least: float = 0.0) -> float | None:
-    """Of the values off the diagonal the one that lies farthest from ``least``."""
+    """Returns the off-diagonal value farthest from ``least``."""
     values = [
         value for i, row in enumerate(matrix) for j, value in enumerate(row) if i < j and value is not None
     ]
@@ -122,26 +122,26 @@ def _extreme(matrix: Matrix, least: float = 0.0) -> float | None:
 
 
 def _effective_rank(result: Result, index: int) -> float | None:
-    """One pack's effective rank over its sites, each weighted by its energy."""
+    """Returns one pack's effective rank: the mean over its sites, weighted by energy."""
     spectra = [site["spectra"][index] for site in result["sites"]]
     energy = math.fsum(one["energy"] for one in spectra)
     return math.fsum(one["energy"] * one["effective_rank"] for one in spectra) / energy if energy else None
 
 
 def decimal(value: object, digits: int = 2) -> str:
-    """Writes a number with a few decimals, or that it is missing."""
+    """Formats a number with ``digits`` decimals, or states that it is missing."""
     figure = number(value)
     return MISSING if figure is None else f"{figure:z.{digits}f}"
 
 
 def short(value: object) -> str:
-    """Writes a number in three digits, or that it is missing."""
+    """Formats a number with three digits, or states that it is missing."""
     figure = number(value)
     return MISSING if figure is None else f"{figure:.3g}"
 
 
 def share(value: object) -> str:
-    """Writes a share that may be far below one percent."""
+    """Formats a share that may be far below one percent."""
     figure = number(value)
     return MISSING if figure is None else f"{100 * figure:.2g} %" if figure < 0.1 else percent(figure)
 
@@ -177,7 +177,9 @@ def _cards(result: Result) -> list[Card]:
 
 
 def _changes(result: Result) -> Table:
-    """A row a pack; what only a sum, or only a base, gives is left out without one."""
+    """Builds a table with one row for each pack; omits columns that need a sum or a base where there is
+    none.
+    """
     total, many, based = result["total"], len(result["packs"]) > 1, result["base"] is not None
     columns = {
         "pack": _names(result),
@@ -193,7 +195,7 @@ def _changes(result: Result) -> Table:
 
 
 def _pairs(result: Result) -> list[tuple[str, Table]]:
-    """A table a figure, with its caption: a row and a column for each pack."""
+    """Builds a table for each figure, with its caption: one row and one column for each pack."""
     names, total = _names(result), result["total"]
     columns = ["pack", *(str(index + 1) for index in range(len(names)))]
     tables = [
@@ -230,7 +232,9 @@ def _pairs(result: Result) -> list[tuple[str, Table]]:
 
 
 def _spectra(result: Result) -> list[Chart]:
-    """The singular values of each pack, relative to the largest of their site: medians over the sites."""
+    """Charts the singular values of each pack, relative to the largest of their site: medians over the
+    sites.
+    """
     lines: dict[str, list[tuple[int, float]]] = {}
     for index, name in enumerate(_names(result)):
         spectra = [site["spectra"][index]["values"] for site in result["sites"]]

@@ -1,4 +1,4 @@
-"""The one kind of chart: lines over numbered steps, drawn by ``parts.html.jinja`` as SVG."""
+"""Draws the only kind of chart: lines over numbered steps, which ``parts.html.jinja`` renders as SVG."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 Points = Sequence[tuple[int, float]]
-"""Steps by number, and a value at each."""
+"""The number of each step, and its value."""
 TONES = ("c1", "c2", "c3")
-"""The tones of the palette that tell lines apart: a chart has three lines at most."""
+"""The palette tones that distinguish lines: a chart has at most three lines."""
 _POINTS = 200
-"""Points of a line at most: more cannot be seen apart."""
+"""The most points of a line: more are indistinguishable."""
 _DECADES = 4
-"""Of a logarithmic scale, from 1 downwards."""
+"""Decades of a logarithmic scale, from 1 downwards."""
 
 
 class Chart(NamedTuple):

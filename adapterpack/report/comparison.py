@@ -1,4 +1,4 @@
-"""The page and the table of ``adapterpack quantize --compare``."""
+"""Renders the page and the table of ``adapterpack quantize --compare``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _RIGHT = {"text-generation": "exact match"}
 
 
 def comparison_table(result: Result) -> tuple[list[str], list[list[str]]]:
-    """Makes columns and rows, a form each; columns that no form has are left out.
+    """Returns column names and rows, one row for each form; omits columns that no form fills.
 
     Example:
         >>> form = {"scheme": "int4", "way": "attached", "bytes": 1000, "perplexity": 2.5, "right": None,
@@ -101,7 +101,7 @@ def _speed(form: Result) -> float:
 
 
 def _plain(value: object, form: str, digits: int = 0) -> str:
-    """A number, with trailing zeros where so many digits are wanted."""
+    """Formats a number, with trailing zeros up to ``digits`` decimals."""
     figure = number(value)
     if figure is None:
         return MISSING

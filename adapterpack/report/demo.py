@@ -1,5 +1,5 @@
-"""The page and the tables of ``adapterpack demo``: what each part of ``templates/demo.html.jinja`` shows of a
-run. Whatever the result lacks is left out, so that a partial run can be reported too.
+"""The page and the tables of ``adapterpack demo``: prepares the data of each part of
+``templates/demo.html.jinja``. Omits whatever the result lacks, so that it can report a partial run.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def demo_tables(result: Result) -> dict[str, Table]:
 
 
 def _part(result: Result, *keys: str) -> Result:
-    """The mapping under ``keys``, empty where there is none."""
+    """Returns the mapping under ``keys``, or an empty one."""
     value: Any = result
     for key in keys:
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -158,13 +158,13 @@ def _part(result: Result, *keys: str) -> Result:
 
 
 def _rows(result: Result, key: str) -> list[Result]:
-    """The mappings in the list under ``key``."""
+    """Returns the mappings in the list under ``key``."""
     value = result.get(key)
     return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
 
 
 def _numbers(values: Result) -> dict[str, float]:
-    """The entries that are numbers, in order."""
+    """Returns the numeric entries, in order."""
     return {str(key): figure for key, value in values.items() if (figure := number(value)) is not None}
 
 
@@ -173,7 +173,7 @@ def _spoken(key: str) -> str:
 
 
 def _pick(rows: Sequence[Result], fields: Fields) -> Table:
-    """The fields that any row has, as columns; a row without an adapter ran on the base alone."""
+    """Builds a table of the fields that any row has; a row without an adapter ran on the base alone."""
     keys = [key for key in fields if any(key in row for row in rows)]
     absent = {"adapter": "none (base)"}
     return [fields[key][0] for key in keys], [
@@ -183,7 +183,9 @@ def _pick(rows: Sequence[Result], fields: Fields) -> Table:
 
 
 def _training(result: Result) -> Table:
-    """A row an adapter; the result may hold the figures of one alone."""
+    """Builds a table with one row for each adapter; the result may hold the figures of a single adapter
+    directly.
+    """
     entries = _part(result, "training")
     named = {"": entries} if _numbers(entries) else entries
     return _pick(
@@ -201,7 +203,7 @@ def _quality(result: Result) -> Table:
 
 
 def _accuracies(result: Result) -> dict[str, dict[str, float]]:
-    """Adapter -> form -> accuracy, for adapters with at least one figure."""
+    """Returns adapter -> form -> accuracy, for adapters with at least one figure."""
     entries = ((str(name), _part(result, "accuracy", name)) for name in _part(result, "accuracy"))
     return {name: values for name, entry in entries if (values := _numbers(entry))}
 
@@ -215,7 +217,7 @@ def _accuracy(result: Result) -> Table:
 
 
 def _drop(result: Result) -> tuple[float, str, str] | None:
-    """The largest loss of accuracy from PyTorch to another form, and that form and the adapter."""
+    """Returns the largest loss of accuracy from PyTorch to another form, with the form and the adapter."""
     return max(
         (
             (values["torch"] - value, _spoken(form), name)
@@ -236,7 +238,9 @@ def _composition(result: Result) -> Table:
 
 
 def _parity(result: Result) -> Table:
-    """A row a form; the result may be nested by adapter or hold the forms directly."""
+    """Builds a table with one row for each form; the result may be nested by adapter or hold the forms
+    directly.
+    """
 
     def rows(values: Result, path: tuple[str, ...]) -> Iterator[Result]:
         if any(number(values.get(key)) is not None for key in _PARITY):
@@ -275,7 +279,7 @@ def _times(result: Result) -> Table:
 
 
 def _cards(result: Result) -> Iterator[Card]:
-    """The key figures: quality, agreement, speed, size, time."""
+    """Yields the key figures: quality, agreement, speed, size, time."""
     for name, values in _accuracies(result).items():
         if "torch" in values:
             chance = f"chance {percent(values['chance'])}" if "chance" in values else ""
@@ -314,7 +318,7 @@ def _cards(result: Result) -> Iterator[Card]:
 
 
 def _adapters(result: Result) -> list[str]:
-    """The names of the adapters, wherever the result mentions them first."""
+    """Returns the names of the adapters from the first part of the result that has them."""
     for key in ("training", "accuracy", "parity"):
         entries = _part(result, key)
         names = [str(name) for name in entries if isinstance(entries[name], Mapping) and name not in _FORMS]
@@ -324,7 +328,7 @@ def _adapters(result: Result) -> list[str]:
 
 
 def _steps(result: Result) -> str:
-    """What the run did, as the rest of a sentence."""
+    """Describes what the run did, as the rest of a sentence."""
     names = _adapters(result)
     what = (
         f"{len(names)} adapters ({', '.join(names)})"
@@ -353,8 +357,8 @@ def _model(result: Result) -> str:
 
 
 def _commands(result: Result) -> list[str]:
-    """The commands that come next; ``paths`` of the result says where things lie, else the usual places under
-    ``output``.
+    """Returns suggested next commands; their paths come from ``paths`` of the result, or default to the usual
+    places under ``output``.
     """
     output, names = result.get("output"), _adapters(result)
     if not output or not names:

@@ -1,6 +1,4 @@
-"""The page of ``adapterpack inspect --html``: all that an artifact says of itself, as figures, facts and
-tables.
-"""
+"""Renders the page of ``adapterpack inspect --html``: an artifact's summary as figures, facts and tables."""
 
 from __future__ import annotations
 
@@ -31,11 +29,11 @@ _TITLES = {
 }
 """Headings of parts whose keys do not say enough."""
 _LISTED = 500
-"""Rows of a table at most: a page stays readable."""
+"""The most rows of a table, so that a page stays readable."""
 
 
 def inspect_report(summary: Mapping[str, Any]) -> str:
-    """Writes what ``adapterpack.inspect`` gives as one self-contained HTML page.
+    """Renders the result of ``adapterpack.inspect`` as one self-contained HTML page.
 
     Example:
         >>> "1.30 MB" in inspect_report({"kind": "pack", "path": "packs/a", "name": "a", "bytes": 1_300_000,
@@ -70,7 +68,7 @@ def inspect_report(summary: Mapping[str, Any]) -> str:
 
 
 def list_facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Lists names and values as people read them; what lies deeper has a name of its parts.
+    """Lists names and values in readable form; the name of a nested value joins the names of its levels.
 
     Example:
         >>> list_facts({"graph_bytes": 2000, "parity": {"mixed": 0.5, "alone": None}})

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 PAGE = b"default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What every page has near its beginning: the policy by which it loads nothing."""
+"""The Content-Security-Policy that every page has near its beginning: the page loads nothing."""
 _FIGURE = re.compile(
     rf"{MISSING}|–|[-<]? ?[\d.,]+(e[-+]?\d+)?( ?(%|[kMGT]?B|m?s|min \d+ s|times|million|billion))?"
 )
@@ -26,7 +26,7 @@ _SHARE = re.compile(r"([\d.]+) %")
 
 
 class Card(NamedTuple):
-    """A key figure: its name, its value, and half a sentence about it."""
+    """A key figure: its name, its value, and a short remark."""
 
     label: str
     value: str

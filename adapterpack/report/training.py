@@ -1,4 +1,4 @@
-"""The page of ``adapterpack train --html``: the losses of a training, and what each adapter became."""
+"""Renders the page of ``adapterpack train --html``: the losses of a training, and the resulting adapters."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
 
 
 def _evaluations(packs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
-    """Metric -> adapter -> its value at each step, of adapters that were evaluated more than once."""
+    """Returns metric -> adapter -> values by step, for adapters that were evaluated more than once."""
     metrics: dict[str, dict[str, Points]] = {}
     for pack in packs:
         every = pack["training"].get("evaluations", ())
