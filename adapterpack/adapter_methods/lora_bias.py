@@ -2,8 +2,8 @@
 
     y' = base(x) + s * (B (A x) + c)
 
-A, B and s are LoRA's; c ``[out]`` begins at zero. Where a layer has no bias it gets one, and a merge, whose
-files have no place for it, refuses the adapter, as PEFT does.
+A, B and s are LoRA's; c ``[out]`` starts at zero. A layer without a bias gets one; merging such an adapter is
+refused, as in PEFT, because the base's files have no place for it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
 
 
 def _as_kernels(cfg: LoRABias, site: Site, params: Params) -> dict[str, np.ndarray]:
-    """The factors as convolutions, and the bias as it is."""
+    """Returns the factors as convolutions, and the bias unchanged."""
     return {**params, **as_kernels("lora_A", "lora_B")(cfg, site, params)}
 
 

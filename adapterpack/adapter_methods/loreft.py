@@ -1,15 +1,16 @@
-"""LoReFT: a change of the hidden state within a subspace of few dimensions (Wu et al. 2024, arXiv 2404.03592,
+"""LoReFT: changes the hidden state within a subspace of few dimensions (Wu et al. 2024, arXiv 2404.03592,
 equation 2).
 
     h' = h + R^T (W h + b - R h),   R [r, width] with orthonormal rows
 
-W is stored as its difference to R, ``source`` = W - R, which starts at zero: a fresh adapter changes nothing,
-exactly, and every W can be reached. R comes from a free matrix V by ``R = L^-1 V`` with the Cholesky factor
-``L L^T = V V^T``: the Gram-Schmidt rows of V, unique, so that every library gives the same.
-``orthogonal=False`` leaves V as it is: DiReFT (section 3.2), and NoReFT, which are one form here.
+W is stored as its difference from R, ``source`` = W - R, which starts at zero: a fresh adapter changes
+nothing, exactly, and training can reach every W. R is computed from a free matrix V by ``R = L^-1 V`` with
+the Cholesky factor ``L L^T = V V^T``. These are the Gram-Schmidt rows of V, which are unique, so every
+library computes the same R. ``orthogonal=False`` uses V itself: DiReFT (section 3.2) and NoReFT, which have
+the same form here.
 
-``positions`` chooses a prompt's first and last positions (section 4), by :mod:`~.acting`: padding is not
-counted, of a training row the prompt is what stands before the first label, and what is generated is left
+``positions`` selects a prompt's first and last positions (section 4, :mod:`~.core.token_positions`). Padding
+does not count; in a training row the prompt is everything before the first label; generated tokens are left
 alone.
 """
 
@@ -55,12 +56,12 @@ class LoReFT(SiteConfig):
 
     @property
     def acts(self) -> Ends | None:
-        """The first and last positions of a prompt, or all."""
+        """Acts on the first and last positions of a prompt, or on all positions (None)."""
         return ends_of(self.positions)
 
     @property
     def rank(self) -> int:
-        """The dimensions of the subspace."""
+        """The number of dimensions of the subspace."""
         return self.r
 
 
@@ -82,7 +83,7 @@ def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> dict[str, np.nda
 
 
 def orthonormal(V: Array) -> Array:
-    """The Gram-Schmidt rows of ``V`` ``[r, n]``, r at most n; computed in at least float32.
+    """Returns the Gram-Schmidt rows of ``V`` ``[r, n]``, with r at most n; computed in at least float32.
 
     Example:
         >>> R = orthonormal(np.array([[2.0, 0.0], [1.0, 3.0]]))

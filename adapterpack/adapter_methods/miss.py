@@ -1,11 +1,11 @@
-"""MiSS, which was Bone: one trained block of rows, shared by all blocks of the input (Kang et al. 2024, arXiv
+"""MiSS, formerly Bone: one trained block of rows that all blocks of the input share (Kang et al. 2024, arXiv
 2409.15371).
 
     y' = base(x) + sum_blocks(x) M
 
-x is cut into blocks of r (the last one filled up with zeros) and the blocks are added; M is ``[r, out]``. See
-:mod:`.miss_mini` for a smaller M, and :mod:`.bat` for the variant that reads the weight: to PEFT they are one
-type.
+x is divided into blocks of r (the last one padded with zeros), and the blocks are summed; M is ``[r, out]``.
+:mod:`.miss_mini` has a smaller M, and :mod:`.bat` is the variant that reads the weight; PEFT has one type for
+all three.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
 
 
 def with_known_widths(site: Site) -> Site:
-    """The site, if its widths are known: the tensors of these methods do not say them.
+    """Returns the site after checking that its widths are known, because the tensors of these methods do not
+    determine them.
 
     Raises:
-        Unsupported: they are not.
+        Unsupported: a width is unknown.
     """
     if not (site.in_features and site.out_features):
         raise Unsupported(
@@ -58,19 +59,19 @@ def with_known_widths(site: Site) -> Site:
 
 
 def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """PEFT's keys for the methods of this family; it has one rank for all sites."""
+    """Returns PEFT's keys for the methods of this family; PEFT has one rank for all sites."""
     first = next(iter(sites.values()))
     return {"r": first.r, "miss_dropout": first.dropout, "mini_r": 1, "init_weights": True, "bias": "none"}
 
 
 def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
-    """PEFT's keys as ours."""
+    """Reads this package's fields from PEFT's keys."""
     return {"r": config.get("r", 64), "dropout": config.get("miss_dropout", 0.0)}
 
 
 def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
-    """Whether a PEFT config is of MiSS, or of Bone as it was called, in a variant; other values of
-    ``init_weights`` say how M began.
+    """Whether a PEFT config is MiSS (or Bone, its former name) in that variant; other values of
+    ``init_weights`` only say how M started.
     """
     init = config.get("init_weights")
     return (

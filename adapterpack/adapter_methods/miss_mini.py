@@ -3,8 +3,8 @@
 
     y' = base(x) + repeat(sum_blocks(x) M)
 
-M is ``[r, mini_r]``; what it gives is repeated until all outputs have something (cut off where mini_r does
-not divide them, which PEFT refuses).
+M is ``[r, mini_r]``; its result is repeated over all outputs (and cut off if mini_r does not divide their
+number, which PEFT refuses).
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 
     y' = base(x) + widen(M narrow(x))
 
-M is ``[n, n]`` with about as many numbers as a LoRA of rank r: ``n = round(sqrt(r (in + out)))``. What goes
-in is repeated until n divides its length, and cut into blocks of n. ``sharing`` adds the blocks (equation 6);
-``rope`` turns block number b by b times the angles of rotary embeddings and sends each through M, one behind
-the other (equation 9; n is even there). What comes out is repeated, or cut off, until it is as long as the
-output. No scale.
+M is ``[n, n]`` with about as many numbers as a LoRA of rank r: ``n = round(sqrt(r (in + out)))``. The input
+is repeated until n divides its length, and divided into blocks of n. ``sharing`` sums the blocks (equation
+6); ``rope`` rotates block b by b times the angles of rotary embeddings and passes each block through M, with
+concatenated results (equation 9; n must be even). The result is repeated or cut off to the length of the
+output. There is no scale.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ def _constants(cfg: MoRA, site: Site) -> dict[str, np.ndarray]:
 
 @lru_cache(maxsize=64)
 def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines ``[blocks, n]`` of the rotary angles, those of the first half again in the second."""
+    """Returns cosines and sines ``[blocks, n]`` of the rotary angles; the second half repeats the first."""
     angles = np.tile(np.outer(np.arange(blocks), 10000.0 ** (-np.arange(0, n, 2) / n)), (1, 2))
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
 def _makes(cfg: MoRA, site: Site) -> int:
-    """One turned matrix for each block of the input."""
+    """Returns the size of one rotated matrix per block of the input."""
     n = max(_side(cfg, site), 1)
     return -(-site.in_features // n) * n * n
 
@@ -81,12 +81,15 @@ def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
         return NormalForm(down=Chain(Chain(blocks, BlockSums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))
+    # Rotating M's columns instead of every input folds the rotation into a constant matrix.
     turned = BlockDiagonal(_rotate(M, params["cos"], params["sin"]))
     return NormalForm(down=Chain(blocks, turned), up=Repeat(wide, out, M))
 
 
 def _rotate(M: Array, cos: Array, sin: Array) -> Array:
-    """``M R_b`` for every block b: ``[blocks, n, n]``, where ``R_b x = cos_b x + sin_b (-x[h:], x[:h])``."""
+    """Returns ``M R_b`` for every block b: ``[blocks, n, n]``, where ``R_b x = cos_b x + sin_b (-x[h:],
+    x[:h])``.
+    """
     xp, half = array_namespace(M, cos, sin), M.shape[1] // 2
     crossed = xp.concat([M[:, half:], -M[:, :half]], axis=1)
     return M[None] * cos[:, None, :] + crossed[None] * sin[:, None, :]

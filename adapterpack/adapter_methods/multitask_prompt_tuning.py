@@ -1,7 +1,7 @@
-"""Multitask prompt tuning: one prompt that tasks share, times a low-rank matrix of each (Wang et al. 2023,
-arXiv 2303.02861, section 3.2).
+"""Multitask prompt tuning: a prompt that all tasks share, multiplied by a low-rank matrix of each task (Wang
+et al. 2023, arXiv 2303.02861, section 3.2).
 
-P_t = P * (u_t v_t),   P [n, in],   u [tasks, n, r],   v [tasks, r, in]
+    P_t = P * (u_t v_t),   P [n, in],   u [tasks, n, r],   v [tasks, r, in]
 """
 
 from __future__ import annotations

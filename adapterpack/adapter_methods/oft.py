@@ -1,12 +1,12 @@
-"""OFT: the inputs of a layer are turned, block by block (Qiu et al. 2023, arXiv 2306.07280, section 3; Liu et
-al. 2025, arXiv 2506.19847).
+"""OFT: rotates the inputs of a layer block by block (Qiu et al. 2023, arXiv 2306.07280, section 3; Liu et al.
+2025, arXiv 2506.19847).
 
     y' = W (R x) + b,   R = diag(R_1, ..., R_r),   R_i = (I - Q_i)^-1 (I + Q_i)
 
-Q_i is skew-symmetric; its upper triangle, row by row, is a row of ``oft_R`` ``[r, b (b - 1) / 2]``, of ``[1,
-...]`` where all blocks share one. With ``use_cayley_neumann`` the inverse is a short series, and R is a
-rotation only nearly. PEFT defines the series for -Q; so do we. With ``coft`` every Q_i is scaled back to a
-Frobenius norm of at most ``eps / sqrt(r)``.
+Q_i is skew-symmetric; its upper triangle, row by row, is a row of ``oft_R`` ``[r, b (b - 1) / 2]``, or of
+``[1, ...]`` if all blocks share it. ``use_cayley_neumann`` replaces the inverse by a short series, and R is
+then only approximately a rotation. PEFT defines the series for -Q, and so does this method. With ``coft``
+every Q_i is scaled back to a Frobenius norm of at most ``eps / sqrt(r)``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .registry import METHODS
 class OFT(NoBranch):
     """The hyper-parameters of OFT: ``block_size``, or the number of blocks ``r`` in its place.
 
-    A size that does not divide the width of a layer's input gives way to the nearest that does.
+    If the size does not divide the width of a layer's input, the nearest divisor replaces it.
 
     Example:
         >>> OFT(block_size=8, block_share=True).rank is None
@@ -73,7 +73,9 @@ def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _makes(cfg: OFT, site: Site) -> int:
-    """All blocks, also where they are one, and where in a block each number goes."""
+    """Returns the size of all blocks, even if they share one, and of the index of each number within a
+    block.
+    """
     size = block_size(site.in_features, cfg.block_size, cfg.r)
     return site.in_features * size + size * size
 
@@ -120,12 +122,12 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 def _features(params: Params) -> tuple[int | None, int | None]:
     count, numbers = params["oft_R"].shape
     size = (1 + math.isqrt(1 + 8 * numbers)) // 2
-    return (count * size if count > 1 else None), None  # one row: one block, or all blocks
+    return (count * size if count > 1 else None), None  # a single row may be the only block, or shared by all
 
 
 def _patches(cfg: OFT, site: Site) -> str:
-    """PEFT turns the patches of the input and adds up what overlaps: with one larger than a point that is no
-    change of the weight.
+    """Returns why PEFT's OFT has no equivalent at this convolution: PEFT rotates the patches of the input and
+    sums what overlaps, which for a kernel of more than one point is not a change of the weight.
     """
     if site.kernel and set(site.kernel) == {1}:
         return ""
@@ -144,8 +146,8 @@ _EMBEDDING = PeftLayer(
     stored=lambda cfg, site, params: _back(params),
     loaded=lambda cfg, params: _back(params),
 )
-"""PEFT turns what an embedding gives as it turns what a linear layer takes: for the table's rows that is the
-turn back, of -Q.
+"""PEFT rotates the output of an embedding as it rotates the input of a linear layer. For the rows of the
+table that is the inverse rotation, of -Q.
 """
 
 oft = METHODS.register(

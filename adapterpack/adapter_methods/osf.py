@@ -1,13 +1,13 @@
-"""OSF: the smallest singular directions of a weight are trained, within the space that the largest leave
-(arXiv 2504.07097, section 3).
+"""OSF: trains the smallest singular directions of a weight, kept orthogonal to the largest (arXiv 2504.07097,
+section 3).
 
     W' = W - U_0 S_0 V_0 + U S V,   W = U_high S_high V_high + U_0 S_0 V_0
 
-U ``[out, k]``, S ``[k]`` and V ``[k, in]`` begin as U_0, S_0 and V_0, the directions of the k smallest
-singular values; ``effective_rank`` is how many are kept, as a number or a share of the smaller width, half of
-it by default. Gradients of U and V are projected off U_high and V_high, as in PEFT. U_0 S_0 V_0 is computed
-anew from the weight wherever the adapter goes, in float32: as a product it does not depend on the signs that
-a library chooses, only on a gap between the singular values on both sides of the cut.
+U ``[out, k]``, S ``[k]`` and V ``[k, in]`` start as U_0, S_0 and V_0, the directions of the k smallest
+singular values. ``effective_rank`` is the number of directions that stay fixed, absolute or as a share of the
+smaller width; the default is half. Gradients of U and V are projected off U_high and V_high, as in PEFT. U_0
+S_0 V_0 is recomputed from the weight in float32 wherever the adapter is used: as a product it does not depend
+on the signs that a library chooses, only on a gap between the singular values at the cut.
 """
 
 from __future__ import annotations
@@ -51,13 +51,17 @@ class OSF(SiteConfig):
         )
 
     def at(self, path: str) -> OSF:
-        """The config at one site: patterns are looked up by the literal path or its last components."""
+        """Returns the config for one site; a pattern's name matches the literal path or its last
+        components.
+        """
         found = by_suffix(self.rank_pattern, path, self.effective_rank)
         return replace(self, effective_rank=found, rank_pattern={}) if self.rank_pattern else self
 
 
 def _share_or_number(value: Any) -> Any:
-    """A share below 1 as it is, anything else as a whole number; a YAML file's 8 comes as 8.0."""
+    """Returns a share below 1 as it is and anything else as an integer, because a YAML file may contain 8.0
+    for 8.
+    """
     if value is None or (isinstance(value, float) and 0 < value < 1):
         return value
     number = int(value) if isinstance(value, float) and value.is_integer() else value
@@ -66,7 +70,7 @@ def _share_or_number(value: Any) -> Any:
 
 
 def _count_kept(cfg: OSF, site: Site) -> int:
-    """How many directions are kept; at least one is trained."""
+    """Returns how many directions stay fixed, such that at least one is trained."""
     most, wanted = min(site.out_features, site.in_features), cfg.effective_rank
     kept = most // 2 if wanted is None else int(most * wanted) if isinstance(wanted, float) else wanted
     return min(kept, most - 1)
@@ -92,7 +96,7 @@ def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
     U, V = _apart(params["osf_U"], params["U_high"]), _apart(params["osf_V"].T, params["V_high"].T).T
     xp = array_namespace(U, V)
     scaled, start = U * params["osf_S"], params["U_0"] * params["S_0"]
-    # (U S) V - (U_0 S_0) V_0, in two differences: nothing is left of them at the start, not even a rounding.
+    # (U S) V - (U_0 S_0) V_0 as two differences, which are exactly zero at the start, without rounding errors
     return NormalForm(
         down=Dense(xp.concat([V, V - params["V_0"]], axis=0)),
         up=Dense(xp.concat([scaled - start, start], axis=1)),
@@ -100,7 +104,9 @@ def _normal_form(cfg: OSF, params: Params, site: Site) -> NormalForm:
 
 
 def _apart(trained: Array, kept: Array) -> Array:
-    """``trained`` ``[n, k]`` itself, whose gradient is projected off the orthonormal columns of ``kept``."""
+    """Returns ``trained`` ``[n, k]`` unchanged in value, with its gradient projected off the orthonormal
+    columns of ``kept``.
+    """
     value = constant(trained)
     if value is trained:
         return trained
@@ -112,7 +118,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     default, others = default_and_pattern(
         {path: cfg.effective_rank for path, cfg in sites.items()}, anchored=True
     )
-    # PEFT searches for it anywhere
+    # PEFT searches for a pattern anywhere in a path
     pattern = {f"^{re.escape(path.removeprefix('^'))}$": value for path, value in others.items()}
     return {
         "effective_rank": default,
@@ -123,7 +129,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The ranks by the tensors: PEFT's pattern may fit a path anywhere."""
+    """Reads the ranks from the tensors, because PEFT's patterns may match anywhere in a path."""
     found = {}
     for path, params in content.sites.items():
         U, V = (params.get(name, np.empty(0)) for name in ("osf_U", "osf_V"))

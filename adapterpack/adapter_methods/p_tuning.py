@@ -1,10 +1,10 @@
-"""P-tuning: embeddings before the first token, made by a small network (Liu et al. 2021, arXiv 2103.10385,
-section 3.2).
+"""P-tuning: embeddings before the first token, computed by a small network (Liu et al. 2021, arXiv
+2103.10385, section 3.2).
 
     P = f(E),   E [n, in];   f: three linear layers with ReLU between, or a bidirectional LSTM and two linear
     layers
 
-Only the product is packed: the network has done its work when training ends.
+Only the result P is packed: the network is needed only for training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .forms.prompt_config import EmbeddingConfig
 from .registry import METHODS
 
 _MOST_LAYERS = 64
-"""A file may say anything, and each layer is work."""
+"""The most LSTM layers: configs come from untrusted files, and each layer costs computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +54,7 @@ class PTuning(EmbeddingConfig):
 
 
 def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
-    """Parameter of the network -> its shape and what torch calls its fan-in."""
+    """Returns parameter of the network -> its shape and its fan-in as torch defines it."""
     width, hidden = site.in_features, cfg.encoder_hidden or site.in_features
     layers: dict[str, tuple[tuple[int, ...], int]] = {}
     if cfg.encoder == "lstm":
@@ -102,8 +102,8 @@ def _normal_form(cfg: PTuning, params: Params, site: Site) -> PromptForm:
 
 
 def _both_ways(x: Array, params: Params, layer: str) -> Array:
-    """One bidirectional LSTM layer, both directions at once, gates in torch's order i, f, g, o: ``[n, in]``
-    to ``[n, 2 hidden]``.
+    """Computes one bidirectional LSTM layer, both directions at once, with gates in torch's order i, f, g, o:
+    ``[n, in]`` to ``[n, 2 hidden]``.
     """
     xp = array_namespace(x)
 

@@ -1,10 +1,10 @@
-"""PaRa: a subspace of the outputs is taken out of the weight, and nothing put there (Chen et al. 2024, arXiv
-2406.05641; DEFT's P alone).
+"""PaRa: removes a subspace of the outputs from the weight (Chen et al. 2024, arXiv 2406.05641; DEFT with P
+alone).
 
     W' = W - Q Z^T W
 
-P ``[out, r]`` is trained; Q and Z are made of it as in DEFT. A fresh adapter already takes something away. In
-PEFT it is DEFT's ``para``.
+P ``[out, r]`` is trained; Q and Z are computed from it as in DEFT. A fresh adapter already removes something.
+In PEFT this is DEFT's option ``para``.
 """
 
 from __future__ import annotations

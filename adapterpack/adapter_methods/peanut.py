@@ -1,12 +1,12 @@
-"""PEANuT: a small network that makes the change of a weight out of the weight itself (Zhong et al. 2024,
-arXiv 2410.01870, section 3).
+"""PEANuT: a small network computes the change of a weight from the weight itself (Zhong et al. 2024, arXiv
+2410.01870, section 3).
 
     W' = W + s B h^T,   h = f(W^T A^T), then f(h E_i^T) for each encoder, then f(h D_i^T) + (h before encoder
     depth - i) for each decoder
 
 A is [r, out], B is [out, r], the ``depth`` encoders E and decoders D are [r, r]. h ``[in, r]`` is a function
-of the frozen weight, so the change has rank r, and an adapter is its network: on another weight it makes
-another change.
+of the frozen weight, so the change has rank r. The adapter is the network: applied to another weight, it
+gives another change.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from .peft.keys import PeftKeys
 from .registry import METHODS
 
 _DEEPEST = 16
-"""Encoders, and decoders; the paper has up to three."""
+"""The most encoders and decoders; the paper uses up to three."""
 _THEIRS = {"identity": "linear", "gelu_tanh": "gelu_new"}
-"""Our names of activations -> those of transformers."""
+"""This package's names of activations -> the names in transformers."""
 
 
 @dataclass(frozen=True)

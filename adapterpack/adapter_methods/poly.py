@@ -1,18 +1,18 @@
-"""Polytropon: an inventory of low-rank skills, which every task mixes in its own way (Ponti et al. 2022,
+"""Polytropon: an inventory of low-rank skills that every task mixes with its own weights (Ponti et al. 2022,
 arXiv 2202.13914, section 3).
 
     y' = base(x) + B_t A_t x / r,   A_t = sum_s w_ts A_s,   B_t = sum_s w_ts B_s,   w_t = sigmoid(Z_t) / sum_s
     sigmoid(Z_ts)
 
-With ``n_splits`` above 1 inputs and outputs are cut into so many parts, each of which mixes the skills with
-weights of its own (Multi-Head Routing, Caccia et al. 2022, arXiv 2211.03831). Where a layer's widths are no
-multiples of it, the largest divisor that does divide them takes its place; PEFT refuses such layers. Z begins
-near zero, A as in LoRA and B at zero.
+With ``n_splits`` above 1, inputs and outputs are divided into that many parts, each of which mixes the skills
+with its own weights (Multi-Head Routing, Caccia et al. 2022, arXiv 2211.03831). If ``n_splits`` does not
+divide a layer's widths, its largest divisor that does replaces it; PEFT refuses such layers. Z starts near
+zero, A as in LoRA and B at zero.
 
-A pack holds the skills and the weights of all tasks, and does one of them, ``default_task``: packs of several
-tasks are several adapters, and may serve the rows of one batch. PEFT takes the tasks with every call, and
-draws the weights at random while it trains; here the task that trains is ``default_task``, with the weights
-as they are.
+A pack holds the skills and the weights of all tasks, and performs one of them, ``default_task``: packs of
+several tasks are several adapters, and may serve different rows of one batch. PEFT takes the tasks with every
+call and draws the weights at random during training; here ``default_task`` is trained, with the weights
+themselves.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
 
 
 def _weights(cfg: Poly, params: Params) -> Array:
-    """The shares of the skills in the task, ``[splits, skills, 1, 1]``."""
+    """Returns the weights of the skills in the task, ``[splits, skills, 1, 1]``."""
     xp = array_namespace(params["poly_router"])
     shares = 1 / (
         1 + xp.exp(-xp.reshape(params["poly_router"][cfg.default_task, :], params["poly_lora_A"].shape[:2]))
@@ -150,7 +150,7 @@ poly = METHODS.register(
                 params["poly_lora_A"].shape[0] * params["poly_lora_A"].shape[2],
                 params["poly_lora_B"].shape[0] * params["poly_lora_B"].shape[3],
             ),
-            peft_supports=lambda cfg, site: False,  # it runs with a task in every call only, and merges none
+            peft_supports=lambda cfg, site: False,  # PEFT needs a task in every call, and cannot merge
             refused_by={**LORA_ALONE, "transformers": "it gives no task, which every call needs"},
         ),
     )

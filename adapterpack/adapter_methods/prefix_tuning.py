@@ -3,8 +3,8 @@ arXiv 2101.00190, section 4).
 
     K_l' = [P_l,0; K_l],   V_l' = [P_l,1; V_l],   P [layers, 2, heads, n, head_dim]
 
-With ``projection`` P is made by a small network, ``W2 tanh(W1 E + b1) + b2`` (section 4.3), which is gone
-once the adapter is packed.
+With ``projection`` a small network computes P, ``W2 tanh(W1 E + b1) + b2`` (section 4.3); a pack stores only
+its result.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PrefixTuning(CacheConfig):
 
     @property
     def projects(self) -> bool:
-        """Whether the network is there."""
+        """Whether the config still has the network."""
         return self.projection and not self.baked
 
 
@@ -119,14 +119,14 @@ def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTunin
 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:
-    """Says that there is no projection: else PEFT would run the stored keys and values through a fresh
-    one.
+    """Declares that there is no projection; otherwise PEFT would pass the stored keys and values through a
+    fresh one.
     """
     return {"prefix_projection": False, "encoder_hidden_size": None, "init_weights": None}
 
 
 def _from_peft(config: Mapping[str, Any]) -> PrefixTuning:
-    """PEFT stores keys and values, whatever made them."""
+    """PEFT stores the resulting keys and values, with or without a projection."""
     return PrefixTuning(**cache_fields(config), baked=True)
 
 

@@ -44,10 +44,10 @@ def _shapes(cfg: PromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
 
 
 def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
-    """Embeddings ``[n, in]`` as ``cfg.init`` wants them.
+    """Returns initial embeddings ``[n, in]`` according to ``cfg.init``.
 
     Raises:
-        ValueError: a text is wanted, and there is none.
+        ValueError: ``init`` is ``text`` and the config has no text.
     """
     count = cfg.num_virtual_tokens
     if cfg.init == "random":
@@ -78,7 +78,7 @@ _PEFT_INIT = {
     "tokenizer_name_or_path": None,
     "tokenizer_kwargs": None,
 }
-"""PEFT's keys of the init, which it must not run again: it would want a tokenizer by name."""
+"""PEFT's keys of the init, set so that PEFT does not run it again: it would need a tokenizer by name."""
 
 prompt_tuning = METHODS.register(
     Method(

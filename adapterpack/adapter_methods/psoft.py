@@ -3,21 +3,21 @@
 
     y' = base(x) + B (R - I) A x,   W = U S V^T,   B A = the r largest terms of it
 
-R = diag(b) Q diag(a) with a rotation Q of Cayley's map (as in OFT), or a free [r, r] matrix. A = V_r^T and B
-= U_r S_r; with ``pissa_init`` both have the square root of S_r. What PEFT calls ``psoft_alpha`` is divided
-out of A and B again, so that it changes nothing.
+R = diag(b) Q diag(a) with a rotation Q from the Cayley transform (as in OFT), or a free [r, r] matrix. A =
+V_r^T and B = U_r S_r; with ``pissa_init`` both contain the square root of S_r. PEFT's ``psoft_alpha`` cancels
+out of A and B, so it has no effect.
 
 With ``svd="lowrank"`` U_r, S_r and V_r are the estimate of Halko et al. (arXiv 0909.4061, algorithm 5.1) that
-``torch.svd_lowrank`` makes of ``random_seed`` in ``svd_lowrank_niter`` rounds; torch's generator on a CPU
+``torch.svd_lowrank`` computes from ``random_seed`` in ``svd_lowrank_niter`` rounds; torch's CPU generator
 gives the same numbers on every machine.
 
-A and B are computed anew from the weight wherever the adapter goes, in float32. The sign of a pair of
-singular vectors is free, and R means something else with every choice: here each left vector points along a
-fixed random direction. PEFT takes the signs that its linear algebra library happens to give, which differ
-between CPU and GPU and from library to library (about one pair in six between those of numpy and torch), so
-what a PSOFT file of PEFT means depends on the machine. With the base at hand it is read and written for this
-one: with s the signs of PEFT's vectors in ours, R in its frame is diag(s) R diag(s), and so is the generator
-of a rotation.
+A and B are recomputed from the weight in float32 wherever the adapter is used. The sign of a pair of singular
+vectors is arbitrary, and R means something else for every choice, so here each left vector points along a
+fixed random direction. PEFT uses the signs that its linear algebra library happens to return. They differ
+between CPU and GPU and between libraries (about one pair in six between numpy and torch), so the meaning of
+PEFT's PSOFT file depends on the machine. With the base at hand, this module reads and writes such files for
+the current machine: if s are the signs of PEFT's vectors relative to ours, R in PEFT's frame is diag(s) R
+diag(s), and so is the generator of a rotation.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
 
 
 def _principal(cfg: PSOFT, site: Site, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """U, S and V^T of the weight in float32, at least the first ``r`` vectors, with the signs of numpy's
-    decomposition.
+    """Returns U, S and V^T of the weight in float32, at least the first ``r`` vectors, with the signs of
+    numpy's decomposition.
     """
     weight = np.asarray(site.weight, np.float32)
     if cfg.svd == "full":
@@ -165,15 +165,15 @@ def _rotation(cfg: PSOFT, params: Params) -> Array:
 
 
 _SAME = 1e-4
-"""How far apart two libraries' singular vectors may be: float32 rounds them to about 1e-7 of the first value
-over the gap to the next.
+"""How far the singular vectors of two libraries may differ: float32 rounds them to about 1e-7 of the first
+value divided by the gap to the next one.
 """
 
 
 def _change_frame(
     cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[PSOFT, dict[str, np.ndarray]]:
-    """The parameters in PEFT's frame, of those in ours; or in ours, of those in PEFT's."""
+    """Converts parameters between this package's frame and PEFT's; the conversion is its own inverse."""
     r = _rank(cfg, site)
     if r < cfg.r:
         raise Unsupported(
@@ -237,7 +237,7 @@ def _to_peft(sites: Mapping[str, PSOFT]) -> dict[str, Any]:
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     alpha = config.get("psoft_alpha", 32)
-    # the root of a negative one is NaN; any other is divided out again
+    # the root of a negative alpha is NaN; a positive alpha cancels out
     if not is_number(alpha) or alpha <= 0:
         raise ValueError(f"psoft_alpha must be positive, not {alpha!r}")
     if config.get("psoft_svd") == "lowrank" and config.get("random_seed") is None:

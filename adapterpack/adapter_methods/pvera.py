@@ -1,11 +1,11 @@
-"""PVeRA: VeRA whose inner numbers are drawn from a learned normal distribution while it trains (arXiv
+"""PVeRA: VeRA whose inner values are drawn from a learned normal distribution during training (arXiv
 2512.07703, section 3).
 
     y' = base(x) + b * (B z),   z ~ N(mu, diag(exp(v))),   [mu; v] = d * (A x)
 
-A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``. Trained, z is its mean mu, so
-that an adapter is a VeRA with the upper half of A and d; the lower half, the logarithms of the variances,
-matters to training alone. A and B are drawn as in VeRA, with the numbers that PEFT draws.
+A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``. After training z is its mean
+mu, so an adapter is a VeRA with the upper half of A and d; the lower half, the logarithms of the variances,
+only matters in training. A and B are drawn as in VeRA, with the numbers that PEFT draws.
 """
 
 from __future__ import annotations
@@ -56,13 +56,15 @@ _PROJECTION = Projection(
 
 
 class _Drawn(NamedTuple):
-    """``mean x`` with normal noise of the variances ``exp(variance x)``; under torch alone, which trains."""
+    """``mean x`` plus normal noise with the variances ``exp(variance x)``; only for torch, because only
+    training uses it.
+    """
 
     mean: Array
     variance: Array
 
     def apply(self, x: Array) -> Array:
-        """z, other at every call: ``[..., in]`` to ``[..., r]``."""
+        """Draws a new z at every call: ``[..., in]`` to ``[..., r]``."""
         xp = array_namespace(x)
         deviation = xp.exp(0.5 * (x @ self.variance.T))
         return x @ self.mean.T + deviation * deviation.new_empty(deviation.shape).normal_()
@@ -87,7 +89,7 @@ def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
 
 
 def _sample(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
-    """The normal form with z drawn, which is how it trains."""
+    """Returns the normal form for training, in which z is drawn."""
     if not cfg.sample:
         return _normal_form(cfg, params, site)
     A, d = params["pvera_A"][:, : site.in_features], params["pvera_lambda_d"][:, None]

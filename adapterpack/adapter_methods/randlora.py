@@ -1,12 +1,12 @@
-"""RandLoRA: a change of full rank, a trained sum of frozen random low-rank ones (Albert et al. 2025, arXiv
-2502.00987, section 4).
+"""RandLoRA: a change of full rank, as a trained sum of frozen random low-rank matrices (Albert et al. 2025,
+arXiv 2502.00987, section 4).
 
     y' = base(x) + s * B (A' x),   A'[k, i] = lambda[k, i] A[k] * gamma[i],   s = alpha / r
 
-for in <= out; otherwise the two factors change places. A [r, m] with m the smaller width and B [M, n, r] with
-M the larger one are drawn from ``projection_prng_key`` as PEFT draws them; n = ceil(m / r). A' is read as [r
+for in <= out; otherwise the two factors swap roles. A [r, m], with m the smaller width, and B [M, n, r], with
+M the larger one, are drawn from ``projection_prng_key`` as PEFT draws them; n = ceil(m / r). A' is read as [r
 n, m] and B as [M, n r], so that, as in PEFT, column i r + k of B does not meet the row of base i and rank k.
-All bases are random: no order is better than another.
+All bases are random, so no order is better than another.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class RandLoRA(Projected):
 
 
 def _sizes(cfg: RandLoRA, wide: int, tall: int) -> tuple[int, int, int]:
-    """The smaller width, the larger one, and the number of bases."""
+    """Returns the smaller width, the larger width and the number of bases."""
     narrow = min(wide, tall)
     return narrow, max(wide, tall), -(-narrow // cfg.r)
 
@@ -75,7 +75,7 @@ def _pair_shapes(cfg: Any) -> tuple[tuple[int, ...], ...]:
 
 @lru_cache(maxsize=4)
 def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kaiming's uniform rule in bfloat16, each of deviation one."""
+    """Draws both matrices Kaiming uniform in bfloat16 and divides each by its standard deviation."""
     numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
 
     def kaiming(shape: tuple[int, ...]) -> np.ndarray:
@@ -91,7 +91,9 @@ def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[
 def _sparse_pair(
     seed: int, r: int, narrow: int, wide: int, bases: int, sparsity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """-1, 0 and 1, of which a part of ``1 - 1 / sparsity`` is 0; each of deviation one."""
+    """Draws both matrices from -1, 0 and 1, with a share ``1 - 1 / sparsity`` of zeros, and divides each by
+    its standard deviation.
+    """
     numbers = TorchGenerator(seed)
 
     def ternary(shape: tuple[int, ...]) -> np.ndarray:
@@ -105,7 +107,7 @@ def _sparse_pair(
 
 
 def _normalise(values: np.ndarray) -> np.ndarray:
-    """The values over their deviation, computed in their own precision."""
+    """Returns the values divided by their standard deviation, computed in their own precision."""
     deviation = (
         values.astype(np.float64).std(ddof=1).astype(values.dtype)
         if values.size > 1

@@ -1,11 +1,11 @@
-"""RoAd: the outputs of a layer are turned and scaled in pairs (Liao and Monz 2024, arXiv 2409.00119, section
+"""RoAd: rotates and scales the outputs of a layer in pairs (Liao and Monz 2024, arXiv 2409.00119, section
 3.2).
 
     y' = c * y + s * turned(y),   y = W x + b,   c = alpha cos theta,   s = alpha sin theta
 
-In a group of g outputs, i and i + g/2 are a pair (y_i, y_j), and turned gives (-y_j, y_i). ``road_theta`` and
-``road_alpha`` hold a number for every pair (``road_1``), for every output (``road_2``), or for every output
-one for c and one for s (``road_4``).
+In a group of g outputs, i and i + g/2 form a pair (y_i, y_j), and turned gives (-y_j, y_i). ``road_theta``
+and ``road_alpha`` hold one number for each pair (``road_1``), one for each output (``road_2``), or two for
+each output, one for c and one for s (``road_4``).
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from .registry import METHODS
 
 
 class _Variant(NamedTuple):
-    """``numbers`` of each parameter for a pair of outputs; ``spread`` gives every output its own, for c (0)
-    or for s (1): ``[out]``.
+    """``numbers``: how many values of each parameter a pair of outputs has. ``spread`` expands a parameter to
+    one value for each output, ``[out]``, for c (side 0) or for s (side 1).
     """
 
     numbers: int
@@ -57,8 +57,8 @@ VARIANTS = {
 class RoAd(NoBranch):
     """The hyper-parameters of RoAd.
 
-    A group size that does not divide a layer's outputs gives way to the nearest even one that does; the last
-    of an odd number of outputs is paired with a zero, so that it is only scaled.
+    If the group size does not divide a layer's outputs, the nearest even divisor replaces it. The last of an
+    odd number of outputs is paired with a zero, so that it is only scaled.
 
     Example:
         >>> RoAd(variant="road_2", group_size=32).scale

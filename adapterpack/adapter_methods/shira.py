@@ -3,8 +3,8 @@
 
     W' = W + S,   S [out, in] zero but for r (in + out) trained values, as many as LoRA of rank r has
 
-The places are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored with the values,
-in int32.
+The positions are drawn from ``random_seed``, as PEFT draws them. Without a seed they are stored with the
+values, in int32.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class SHiRA(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """Without a seed the places are stored."""
+        """Whether the positions are stored, because there is no seed."""
         return self.random_seed is None
 
 
@@ -54,7 +54,9 @@ def _count(cfg: SHiRA, site: Site) -> int:
 
 @lru_cache(maxsize=64)
 def _mask(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
-    """The places of a mask, row by row: PEFT draws the mask, and reads its places off it."""
+    """Returns the positions of a mask row by row: PEFT draws the mask as a matrix and reads the positions off
+    it.
+    """
     drawn = places(seed, rows, columns, count)
     return drawn[:, np.lexsort((drawn[1], drawn[0]))]
 
@@ -98,7 +100,7 @@ _KEYS = PeftKeys(
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """PEFT stores the places even where it has a seed for them."""
+    """Drops the seed if the file stores the positions: PEFT stores them even if it has a seed."""
     stored = any("shira_indices" in params for params in content.sites.values())
     return content._replace(config=replace(content.config, random_seed=None)) if stored else content
 

@@ -1,12 +1,12 @@
-"""Super-Tuning: trained changes of the largest, or smallest, weights (arXiv 2607.09287); with a rank, a LoRA
-as well ("Supra").
+"""Super-Tuning: trained changes of the largest (or smallest) weights (arXiv 2607.09287); with a rank, plus a
+LoRA ("Supra").
 
     W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s =
     alpha / r
 
-The places are chosen once, when the adapter is made, and stored with the values in int32, counted row by row:
-chosen anew they would be others wherever two weights are as large, as most are in 16 bits. Dropout acts on
-the whole change, in PEFT on ``B A`` alone.
+The positions are chosen once, when the adapter is created, and stored with the values as row-major int32
+indices. Choosing them again could give others wherever two weights have the same magnitude, which is common
+in 16 bits. Dropout acts on the entire change; in PEFT it acts on ``B A`` alone.
 """
 
 from __future__ import annotations
@@ -67,12 +67,12 @@ class SuperTuning(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """The places are stored: the weight alone does not say them for certain."""
+        """True: the positions are stored, because the weight alone does not determine them."""
         return True
 
 
 def _count(cfg: SuperTuning, site: Site) -> int:
-    """How many weights are changed, as PEFT counts them, but at least one."""
+    """Returns how many weights are changed, as PEFT counts them, but at least one."""
     return max(1, int(site.out_features * site.in_features * (1 - cfg.sparsity)))
 
 

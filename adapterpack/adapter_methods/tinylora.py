@@ -3,10 +3,10 @@ arXiv 2602.04118).
 
     y' = base(x) + B R A x,   R = sum_i v_i P_i,   A = sqrt(S_r) V_r^T,   B = U_r sqrt(S_r)   of   W = U S V^T
 
-v has u numbers and may be tied over layers; P ``[u, r, r]`` is drawn from the seed and the layer's number by
-N(0, 1/r), up to a rounding as PEFT draws it. Singular vectors come with either sign, by library: here the
-largest entry of a row of A is positive. So PEFT, which takes its own library's signs, can load only a pack
-that stores A and B (``save_factors``), as PEFT itself stores them; ``convert --base`` adds them.
+v has u numbers and may be shared by several layers; P ``[u, r, r]`` is drawn from N(0, 1/r) with the seed and
+the layer's number, as PEFT draws it up to rounding. The signs of singular vectors differ between libraries;
+here the largest entry of each row of A is positive. PEFT uses its own library's signs, so it can load only a
+pack that stores A and B (``save_factors``), as PEFT itself does; ``convert --base`` adds them.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class TinyLoRA(SiteConfig):
     """The hyper-parameters of TinyLoRA. ``weight_tying`` goes from 0, a vector for each layer, to 1, one for
     all.
 
-    ``index`` is a site's number among the adapter's ``count`` sites, ``indices`` says it by path; None is a
-    site that is alone.
+    ``index`` is a site's number among the adapter's ``count`` sites, and ``indices`` holds it by path; None
+    means that the site is the only one.
 
     Example:
         >>> TinyLoRA(r=2, u=13, weight_tying=1.0).rank
@@ -68,7 +68,7 @@ class TinyLoRA(SiteConfig):
             require_whole("count", self.count, 1, MOST_SITES)
 
     def at(self, path: str) -> TinyLoRA:
-        """The config at one site: its number looked up by the literal path."""
+        """Returns the config for one site, with the number for its literal path."""
         return replace(self, index=self.indices.get(path, self.index), indices={})
 
     @property
@@ -78,7 +78,7 @@ class TinyLoRA(SiteConfig):
 
     @property
     def redundant(self) -> bool:
-        """PEFT reads stored factors only."""
+        """Whether the factors are stored, because PEFT reads only stored factors."""
         return self.save_factors
 
 
@@ -91,7 +91,7 @@ def _groups(cfg: TinyLoRA, count: int) -> int:
 
 
 def _vector(cfg: TinyLoRA) -> str:
-    """The name of a site's vector."""
+    """Returns the name of the vector that a site uses."""
     count = cfg.count or 1
     return (
         f"tinylora_v_{min((cfg.index or 0) // max(1, count // _groups(cfg, count)), _groups(cfg, count) - 1)}"
@@ -99,7 +99,7 @@ def _vector(cfg: TinyLoRA) -> str:
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """Sites are numbered in the order of the model's modules."""
+    """Numbers the sites in the order of the model's modules."""
     if any(cfg.count is not None for cfg in configs):
         return list(configs)
     return [replace(cfg, index=index, count=len(sites)) for index, cfg in enumerate(configs)]
@@ -119,7 +119,7 @@ def _vectors(cfg: TinyLoRA, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]
 
 
 def _factors(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
-    """A and B of the site's weight, with signs that do not depend on the library."""
+    """Computes A and B from the site's weight, with signs that do not depend on the library."""
     rank = _rank(cfg, site)
     left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
     left, roots, right = left[:, :rank], np.sqrt(values[:rank]), right[:rank]
@@ -168,8 +168,8 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
 def _add_factors(
     cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
 ) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
-    """With A and B, which PEFT takes from its file where they are in it, whatever signs it would have given
-    them.
+    """Adds A and B to the parameters: PEFT uses the factors of its file whatever signs it would have
+    computed.
     """
     return replace(cfg, save_factors=True), {**_factors(cfg, site), **params}
 
@@ -179,7 +179,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites' numbers, found by the P that PEFT's file stores for them."""
+    """Determines the sites' numbers from the P that PEFT's file stores for each."""
     cfg, count = content.config, len(content.sites)
     if (count == 1 or content.packed) and all(
         "tinylora_P" not in params for params in content.sites.values()

@@ -1,10 +1,11 @@
-"""Trainable tokens: chosen rows of an embedding are trained, the others stay (PEFT's method of that name).
+"""Trainable tokens: trains chosen rows of an embedding and leaves the others as they are (PEFT's method of
+that name).
 
     E'[i] = D[k] where i is the k-th chosen token, else E[i]
 
-``trainable_tokens_delta``, D ``[k, width]``, holds the new rows themselves, as in PEFT; they begin as the
+``trainable_tokens_delta``, D ``[k, width]``, holds the new rows themselves, as in PEFT; they start as the
 base's. The table is a layer ``[vocabulary, width]``: an embedding looks its rows up, and an output head that
-is tied to it multiplies by them, y' = x E'^T, with the same D. A head with a weight of its own keeps it.
+is tied to it multiplies by them, y' = x E'^T, with the same D. A head with its own weight is not changed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _require_rows(cfg: TrainableTokens, site: Site) -> None:
 
 
 def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
-    """The chosen ids, and for every token its place among them, counted from 1, or 0."""
+    """Returns the chosen ids, and for every token its position among them counted from 1, or 0."""
     _require_rows(cfg, site)
     ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
     place[ids] = 1 + np.arange(len(ids))
@@ -81,7 +82,7 @@ def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
 
 
 def _change(params: Params, site: Site) -> Array:
-    """What the chosen rows gain: ``[k, width]``."""
+    """Returns the difference between the new and the old chosen rows: ``[k, width]``."""
     rows, weight = params["trainable_tokens_delta"], site.weight
     xp: Any = array_namespace(rows)
     return rows - xp.astype(xp.take(weight, params["ids"], axis=0), rows.dtype)
@@ -97,8 +98,8 @@ def _normal_form(cfg: TrainableTokens, params: Params, site: Site) -> NormalForm
 def _forward(
     cfg: TrainableTokens, params: Params, site: Site, base: Forward, x: Array, drop: Forward
 ) -> Array:
-    """A tied head: what the chosen rows gain is added to the outputs of these tokens, and a zero to the
-    others.
+    """Computes a tied head: adds the change of the chosen rows to the outputs of their tokens, and zero to
+    all others.
     """
     xp, y = array_namespace(x), base(x)
     gained = xp.matmul(x, _change(params, site).T)
@@ -109,14 +110,17 @@ def _forward(
 def _fold(
     cfg: TrainableTokens, params: Params, site: Site, weight: Array, bias: Array | None, rows: Any
 ) -> tuple[Array, Array | None]:
-    """``rows`` may also be an array of token ids, whose rows ``weight`` then holds."""
+    """Replaces the chosen rows. ``rows`` may also be an array of token ids, whose rows ``weight`` then
+    holds.
+    """
     xp, count, place = array_namespace(weight), weight.shape[0], params["place"][rows]
+    # Gathers from [weight; delta]: unchanged rows come from the first part, chosen ones from the second.
     source = xp.where(place == 0, xp.arange(count, device=weight.device), place + (count - 1))
     return xp.take(xp.concat([weight, params["trainable_tokens_delta"]], axis=0), source, axis=0), bias
 
 
 def _reason_of_bias(cfg: TrainableTokens, site: Site) -> str:
-    """Why PEFT's rows of a head mean nothing certain there; empty where they do."""
+    """Returns why PEFT's trained rows of a head have no certain meaning there; empty if they have."""
     return (
         "PEFT leaves out the bias of a head whose rows it trains"
         if site.kind == "linear" and site.bias
@@ -125,14 +129,14 @@ def _reason_of_bias(cfg: TrainableTokens, site: Site) -> str:
 
 
 def _active_together(configs: Sequence[TrainableTokens]) -> bool:
-    """Whether no token is trained twice."""
+    """Whether the adapters train disjoint sets of tokens."""
     ids = [index for cfg in configs for index in cfg.token_indices]
     return len(set(ids)) == len(ids)
 
 
 def _append_rows(cfg: TrainableTokens, params: Params, rows: int) -> np.ndarray | None:
-    """Raises ValueError where a word between the last row and the last trained one is not trained itself, so
-    that its row is not known.
+    """Returns the rows that extend a table of ``rows`` rows, or None. Raises ValueError if a token between
+    the last row and the last trained one is not trained itself, so that its row is unknown.
     """
     new = range(rows, max(cfg.token_indices, default=-1) + 1)
     place = {index: number for number, index in enumerate(cfg.token_indices)}
@@ -150,8 +154,8 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_secondary(value: Any, path: str) -> TrainableTokens:
-    """The tokens of one embedding in the config of another method: a list for the only one, or a map of the
-    ends of paths to lists.
+    """Returns the tokens of one embedding from the config of another method: a list for the only embedding,
+    or a map from the ends of paths to lists.
     """
     if isinstance(value, Mapping):
         value = by_suffix(value, path, None)
@@ -161,8 +165,8 @@ def _from_secondary(value: Any, path: str) -> TrainableTokens:
 
 
 def _untie(content: PeftContent) -> PeftContent:
-    """The content without the heads that are tied to a table, whose rows PEFT writes a second time: of
-    modules with the same tensors, those that the config does not name.
+    """Drops the heads that are tied to a table, whose rows PEFT writes a second time: of modules with equal
+    tensors, those that the config does not name.
     """
     targets, sites = content.written.get("target_modules"), content.sites
     names = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []

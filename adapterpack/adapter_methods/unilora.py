@@ -1,11 +1,11 @@
-"""Uni-LoRA: LoRA's factors at every layer taken from one trained vector (Li et al. 2025, arXiv 2506.00799,
+"""Uni-LoRA: takes LoRA's factors at every layer from one trained vector (Li et al. 2025, arXiv 2506.00799,
 section 3).
 
     y' = base(x) + B (A x),   A = theta[i_A] / sqrt(n[i_A]),   B = theta[i_B] / sqrt(n[i_B])
 
-with indices into ``theta`` ``[d]`` that a seed deals out over all layers, and n[i] the number of places that
-have index i. One pack holds d numbers. A fresh adapter changes the output a little, as in PEFT and the paper:
-theta makes A and B alike, and zero could not be trained.
+A seed assigns indices into ``theta`` ``[d]`` to all entries of all layers' factors; n[i] is the number of
+entries with index i. A pack holds d numbers. A fresh adapter changes the output a little, as in PEFT and the
+paper: theta provides both A and B, and could not be trained from zero.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from .registry import METHODS
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
-"""Places in all factors of one adapter, which are dealt out in one go."""
+"""The most entries in all factors of one adapter, whose indices are computed at once."""
 
 
 @dataclass(frozen=True)
 class UniLoRA(SiteConfig):
     """The hyper-parameters of Uni-LoRA.
 
-    ``start`` and ``total`` are a site's first place among all places of the adapter and their number; None is
-    a site that is alone. ``starts`` says it by path.
+    ``start`` is the number of a site's first entry among the ``total`` entries of the adapter, and ``starts``
+    holds it by path; None means that the site is the only one.
 
     Example:
         >>> UniLoRA(r=4, theta_d_length=256).rank
@@ -65,7 +65,7 @@ class UniLoRA(SiteConfig):
             require_whole("total", self.total, 1, _MOST)
 
     def at(self, path: str) -> UniLoRA:
-        """The config at one site: its start looked up by the literal path."""
+        """Returns the config for one site, with the start for its literal path."""
         return replace(self, start=self.starts.get(path, self.start), starts={})
 
     @property
@@ -76,8 +76,8 @@ class UniLoRA(SiteConfig):
 
 @lru_cache(maxsize=2)
 def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The index of every place, int32 ``[total]``, and ``1 / sqrt(n)`` float32 ``[length]``: indices are
-    dealt out evenly and shuffled.
+    """Returns the index of every entry, int32 ``[total]``, and ``1 / sqrt(n)``, float32 ``[length]``: indices
+    are assigned evenly and shuffled.
     """
     if max(total, length) > _MOST:
         raise Unsupported(
@@ -100,7 +100,7 @@ def _places(cfg: UniLoRA, site: Site) -> int:
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """Places are numbered site by site, in the order of the model's modules."""
+    """Numbers the entries site by site, in the order of the model's modules."""
     if any(cfg.total is not None for cfg in configs) or not all(
         site.in_features and site.out_features for site in sites
     ):
@@ -155,7 +155,9 @@ _KEYS = PeftKeys(
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
     targets = config.get("target_modules")
-    if isinstance(targets, str) and re.fullmatch(r"[A-Za-z0-9_.-]+", targets):  # an expression that is a name
+    if isinstance(targets, str) and re.fullmatch(
+        r"[A-Za-z0-9_.-]+", targets
+    ):  # a regular expression that is just a name
         targets = [targets]
     return replace(
         _KEYS.from_config(config), targets=tuple(map(str, targets)) if isinstance(targets, list) else ()
@@ -163,8 +165,8 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """The sites and their places: by PEFT's stored indices, or by the one target that a file without them may
-    have.
+    """Determines the sites and their entries: by the indices that PEFT stored, or for a file without indices
+    by its only target.
     """
     cfg = replace(content.config, targets="all-linear")
     if not content.sites and content.base is not None and not content.packed:
@@ -173,7 +175,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         whole = len(content.config.targets) == 1 and (
             "." in content.config.targets[0] or not content.written.get("task_type")
         )
-        # the model of a task has no layer at its root: a name is the end of several paths
+        # a model for a task has no layer at its root, so a name without dots may match several paths
         if not whole and not content.packed:
             raise Unsupported(
                 "this file does not say in which order its layers come, on which their indices depend",
@@ -198,6 +200,8 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     total = sum(map(len, parts.values()))
     indices, start = _dealt(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
     starts: dict[str, int] = {}
+    # Sites follow each other in the shuffled indices, so each start identifies the next site by its first
+    # indices.
     while start < total:
         path = next(
             (path for path, part in parts.items() if path not in starts and _begins(indices[start:], part)),
@@ -215,7 +219,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
 
 
 def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
-    """The sites that PEFT finds in the base by the ends of their paths, in the model's order."""
+    """Returns the sites whose paths end in PEFT's targets, in the order of the base model."""
     for option in ("exclude_modules", "layers_to_transform"):
         if content.written.get(option):
             raise Unsupported(
@@ -240,7 +244,9 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
 
 
 def _begins(indices: np.ndarray, part: np.ndarray) -> bool:
-    """Whether ``part`` is the beginning of ``indices``; a few numbers tell most that are not."""
+    """Whether ``indices`` begin with ``part``; comparing a few numbers first rejects most mismatches
+    cheaply.
+    """
     return np.array_equal(indices[: len(part[:16])], part[:16]) and np.array_equal(indices[: len(part)], part)
 
 

@@ -1,12 +1,12 @@
-"""VB-LoRA: LoRA's factors put together from a bank of vectors that all layers share (Li et al. 2024, arXiv
+"""VB-LoRA: builds LoRA's factors from a bank of vectors that all layers share (Li et al. 2024, arXiv
 2405.15179, section 3).
 
     y' = base(x) + B (A x),   every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k
     logits)_k bank[k]
 
-The bank has shape [h, b]; a site has a logit for every piece and every vector. Where b does not divide a
+The bank has shape [h, b]; a site has one logit for every piece and every vector. If b does not divide a
 width, the last piece is cut; PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and
-the paper: no part of it can start at zero and be trained.
+the paper, because no part of it could be trained from zero.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .registry import METHODS
 class VBLoRA(SiteConfig):
     """The hyper-parameters of VB-LoRA.
 
-    ``save_only_topk_weights`` says that a file holds the weights of the best ``topk`` vectors in place of all
-    logits: it is small, and cannot be trained further.
+    With ``save_only_topk_weights`` a file holds only the weights of the best ``topk`` vectors instead of all
+    logits: it is small, but cannot be trained further.
 
     Example:
         >>> VBLoRA(r=4, num_vectors=256, vector_length=64).rank
@@ -68,7 +68,7 @@ _SIDES = ("vblora_logits_A", "vblora_logits_B")
 
 
 def _pieces(cfg: VBLoRA, site: Site) -> tuple[int, int]:
-    """How many vectors make up a row of A, and a column of B."""
+    """Returns how many vectors make up a row of A and a column of B."""
     return -(-site.in_features // cfg.vector_length), -(-site.out_features // cfg.vector_length)
 
 
@@ -107,7 +107,7 @@ def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[
 
 
 def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
-    """The numbers of the ``count`` largest logits of the last axis, and the softmax of those."""
+    """Returns the indices of the ``count`` largest logits along the last axis, and their softmax."""
     if hasattr(xp, "topk"):  # torch's one call; the standard has no such function yet
         top, best = xp.topk(logits, count, dim=-1)
     else:
@@ -118,7 +118,7 @@ def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
 
 
 def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
-    """The pieces of both sides, one after the other, as rows."""
+    """Returns the pieces of both factors, one after the other, as rows."""
     both = [params[f"{side}{leaf}"] for side in _SIDES]
     return xp.concat([xp.reshape(part, (-1, part.shape[2])) for part in both], axis=0)
 

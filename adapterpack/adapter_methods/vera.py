@@ -53,8 +53,8 @@ class VeRA(Projected):
 
 @lru_cache(maxsize=4)
 def pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """A ``[r, width]`` and B ``[height, rank]``, float32: ``torch.nn.init.kaiming_uniform_`` on one
-    generator.
+    """Draws A ``[r, width]`` and B ``[height, rank]`` in float32, as ``torch.nn.init.kaiming_uniform_`` with
+    one generator.
     """
     numbers = TorchGenerator(seed)
 

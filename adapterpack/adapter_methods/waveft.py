@@ -3,7 +3,7 @@
     W' = W + s * IDWT2(S),   S zero but for n trained coefficients at seeded places;   W' = W + s S without
     ``use_idwt``
 
-The coefficients lie in four quarters: coarse rows and columns top left, fine rows top right, fine columns
+The coefficients form four quarters: coarse rows and columns top left, fine rows top right, fine columns
 bottom left, both fine bottom right. They start at zero, so that a fresh adapter changes nothing.
 """
 
@@ -61,7 +61,9 @@ class WaveFT(SiteConfig):
         object.__setattr__(self, "scaling", float(self.scaling))
 
     def at(self, path: str) -> WaveFT:
-        """The config at one site: ``n_frequency`` looked up by the literal path or its last components."""
+        """Returns the config for one site, with the ``n_frequency`` for its literal path or its last
+        components.
+        """
         return replace(
             self,
             n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency),
@@ -79,7 +81,9 @@ def _count(cfg: WaveFT, site: Site) -> int:
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
-    """The number of coefficients at each site: its part of all, and no more than the layer has weights."""
+    """Sets the number of coefficients at each site: its share of the total, limited to the number of weights
+    of the layer.
+    """
     sizes = [site.in_features * site.out_features for site in sites]
     if not all(sizes):
         return list(configs)
@@ -98,12 +102,12 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 @lru_cache(maxsize=64)
 def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.ndarray:
-    """The places of the coefficients in quarters that are large enough for the transform to give ``[rows,
+    """Returns the positions of the coefficients in quarters large enough for the transform to give ``[rows,
     columns]``.
 
-    A draw is a place in the middle of ``[rows, columns]`` with a margin. PEFT's top right quarter holds the
-    fine rows, its bottom left one the fine columns; here the two change places, so that rows and columns can
-    be transformed one after the other.
+    A draw is a position in ``[rows, columns]``, centred within a margin. PEFT's top right quarter holds the
+    fine rows and its bottom left quarter the fine columns; they are swapped here, so that rows and columns
+    can be transformed one after the other.
     """
     sizes = np.array([[-(-(width + taps - 2) // 2) * 2] for width in (rows, columns)])
     at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
@@ -154,7 +158,7 @@ _KEYS = PeftKeys(
 
 
 def _from_peft_file(content: PeftContent) -> PeftContent:
-    """What was dealt out by size is read off the tensors."""
+    """Reads the number of coefficients from the tensors, if PEFT distributed them by size."""
     if not content.config.proportional_parameters:
         return content
     counts = {
