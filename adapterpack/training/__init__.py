@@ -1,1 +1,3 @@
-"""Training runs: configuration, data, the kinds of training, and the glue to ``transformers.Trainer``."""
+"""Trains adapters: reads the configuration and the data, prepares the model, and runs
+``transformers.Trainer`` or one of its relatives.
+"""

@@ -1,5 +1,5 @@
-"""Says what a training would do, without doing it: what is adapted, how much is trained, in how much memory,
-and what is learned.
+"""Reports what a training would do without doing it: which layers it adapts, how many parameters it trains,
+the memory it needs, and which tokens it learns.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from .pipeline import checked_configs
 from .trainers.kind import TRAINERS
 
 _SHOWN = 4
-"""Rows of the first batch that are shown."""
+"""How many rows of the first batch are shown."""
 _OPTIMIZER = 4
-"""Numbers that AdamW keeps for a trained one, with itself: its gradient, and the means of that and of its
-square.
+"""Values in memory for each trained parameter with AdamW: the parameter, its gradient, and the running means
+of the gradient and of its square.
 """
 _ACTIVATIONS = 34
-"""Bytes at two a number that a transformer layer keeps for each token and unit of width (Korthikanti et al.
-2022, https://arxiv.org/abs/2205.05198, equation 1, without the scores of attention).
+"""Bytes, at two per value, that a transformer layer keeps for each token and unit of width (Korthikanti et
+al. 2022, https://arxiv.org/abs/2205.05198, equation 1, without the attention scores).
 """
 
 
@@ -45,17 +45,19 @@ def dry_run(
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
 ) -> list[dict[str, Any]]:
-    """A report for each adapter, after the data were read, the model was loaded and the adapter put into it.
+    """Returns a report for each adapter, after reading the data, loading the model and attaching the fresh
+    adapter.
 
-    An output that is there already is no error, as nothing is written.
+    An existing output is not an error, because nothing is written.
 
     Raises:
-        ConfigError, StorageError: as of :func:`adapterpack.train`.
+        ConfigError, StorageError: as for :func:`adapterpack.train`.
     """
     return [_report(one) for one in checked_configs(config, overrides, rewards)]
 
 
 def _report(config: TrainConfig) -> dict[str, Any]:
+    """Returns the report of one adapter."""
     base = folder_of(config.model_name_or_path)
     task = get_task(config.task)
     reader = reader_of(task, TRAINERS[config.trainer], base)
@@ -101,13 +103,14 @@ def _report(config: TrainConfig) -> dict[str, Any]:
 def _memory(
     config: TrainConfig, ready: PreparedRun, trained: int, owned: Sequence[nn.Parameter], longest: int
 ) -> dict[str, int]:
-    """Bytes of the parts of a step, as far as sizes tell; a batch of the longest rows."""
+    """Estimates the bytes that each part of a training step takes, for a batch of the longest rows."""
     text = ready.model.config.get_text_config()
     tokens, wide = (
         config.per_device_train_batch_size * longest,
         2 if config.bf16 else max(map(_wide, owned), default=4),
     )
     width, layers = getattr(text, "hidden_size", 0) or 0, getattr(text, "num_hidden_layers", 0) or 0
+    # With gradient checkpointing, one layer at a time has its activations; the others keep only their input.
     kept = 1 if config.gradient_checkpointing else layers
     activations = _ACTIVATIONS * wide // 2 * tokens * width * kept + wide * tokens * width * (layers - kept)
     logits = (
@@ -125,13 +128,13 @@ def _memory(
 
 
 def _wide(value: nn.Parameter) -> int:
-    """Bytes of one of its numbers, where they are floats."""
+    """Returns the bytes of one value of a parameter; 2 for a quantized one, whose activations are 16-bit."""
     return value.element_size() if value.is_floating_point() else 2
 
 
 def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
-    """About how many tokens the trainer makes of a row that it reads itself: those of its texts, as far as
-    they are not cut.
+    """Estimates the tokens of a row that the trainer encodes itself, by those of its texts, cut to
+    ``max_length``.
     """
     texts = (str(part["text"]) for part in _parts(row))
     return min(
@@ -140,7 +143,7 @@ def _length(row: Mapping[str, Any], tokenizer: Any, config: TrainConfig) -> int:
 
 
 def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row of something else than one text, column by column."""
+    """Returns a row that is not a single text, column by column."""
     return [
         {"text": f"{key}: {'...' if callable(value) else value} ", "learned": key == "labels"}
         for key, value in row.items()
@@ -149,8 +152,8 @@ def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _decode(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
-    """A row as text in parts, each learned or not; the label of a whole row, or the answer to it, follows
-    it.
+    """Returns an encoded row as parts of text, each marked as learned or not; a label or answer for the row
+    comes last.
     """
     tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
     ids, labels = row["input_ids"], row.get("labels")

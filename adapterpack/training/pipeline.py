@@ -1,4 +1,6 @@
-"""Config + data -> packs: ``transformers.Trainer`` is the loop, the model stays the Hugging Face class."""
+"""Runs trainings: from a configuration and data to packs, with ``transformers.Trainer`` as the loop and the
+model's own class.
+"""
 
 from __future__ import annotations
 
@@ -39,24 +41,23 @@ def train(
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
-    Several adapters of one base are trained one after the other over one base in memory, each to the pack
-    that it would be alone, and packed when all are trained. While a run lasts its checkpoints are in
-    ``OUTPUT_DIR.checkpoints``; the same call goes on from the last one after an interrupt or a crash, to the
-    same pack. Under ``torchrun`` or ``accelerate launch`` the first process writes; the packs of the others
-    are in memory alone.
+    Several adapters of one base are trained one after the other over a single copy of the base in memory, and
+    written when all are trained; each becomes the pack that it would be if trained alone. During a run, its
+    checkpoints are in ``OUTPUT_DIR.checkpoints``. After an interrupt or a crash, the same call resumes from
+    the last checkpoint and ends with the same pack. Under ``torchrun`` or ``accelerate launch``, only the
+    first process writes packs; the others return theirs from memory.
 
     Args:
         config: a YAML file, a mapping or a :class:`TrainConfig`.
-        overrides: ``key=value`` texts.
-        progress: called after each step with how far the training is.
-        rewards: functions that score answers, for ``trainer: grpo``: of ``completions``, ``prompts`` and the
-            rows' other columns.
+        overrides: ``key=value`` strings, which take precedence.
+        progress: called after each step with a :class:`~adapterpack.training.loop.steps.Step`.
+        rewards: functions that score answers, for ``trainer: grpo``; they take ``completions``, ``prompts``
+            and the rows' other columns.
 
     Raises:
-        ConfigError: an unknown key, a wrong value, or data of no known form.
-        OutputExists: an output folder is taken, or checkpoints of another run lie beside it; found before
-            anything is trained.
-        StorageError: a data file or the base is missing; found before anything is trained.
+        ConfigError: a key is unknown, a value is wrong, or the data has no known form.
+        OutputExists: an output folder is taken, or its checkpoints are another run's; raised before training.
+        StorageError: a data file or the base is missing; raised before training.
         NonFinite: training diverged.
         NothingToDo: the adapter would act in no row.
 
@@ -78,7 +79,7 @@ def checked_configs(
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
 ) -> list[TrainConfig]:
-    """The configurations of a run's adapters, after all that can be checked before a model is loaded.
+    """Reads the configurations of a run's adapters and makes all checks that need no model.
 
     Raises:
         ConfigError, StorageError: see :func:`train`.
@@ -98,7 +99,7 @@ def checked_configs(
 
 
 def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
-    """Checks that the task can be trained, and in the way that the configuration names.
+    """Raises unless the task can be trained by the trainer that the configuration names.
 
     Raises:
         ConfigError, Unsupported: it cannot.
@@ -119,9 +120,7 @@ def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:
 def train_one(
     config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()
 ) -> tuple[Pack, Any]:
-    """Trains one adapter and writes its pack; returns the pack and the model with the adapter active in
-    it.
-    """
+    """Trains one adapter and writes its pack; returns the pack and the model with the adapter active."""
     done = train_adapter(config, progress, rewards)
     return write_pack(done), done.ready.model
 
@@ -129,10 +128,10 @@ def train_one(
 def _train_several(
     configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]
 ) -> list[Pack]:
-    """Train adapters one after the other over a base that is in memory once; pack them when all are trained.
+    """Trains adapters one after the other over one copy of their base in memory, then writes all packs.
 
-    Each has its own model, whose modules hold the base's parameters with those of the others, its own
-    optimizer, data, and random numbers: it gets the bytes that it would get alone.
+    Each adapter has its own model, whose modules hold the same base parameters as the others', and its own
+    optimizer, data and random numbers, so the result is bit for bit that of training it alone.
     """
     bases, done = SharedBases() if len(configs) > 1 else None, list[TrainedAdapter]()
     try:
@@ -152,8 +151,8 @@ def _train_several(
 
 
 def _groups(configs: Sequence[TrainConfig]) -> list[list[TrainConfig]]:
-    """The configurations that are trained together: those of one base, held in one way; each by itself where
-    processes share a model.
+    """Groups the configurations that can share a base: those of the same base in the same precision. Under
+    several processes, each is a group of its own.
     """
     launched = any(
         os.environ.get(f"ACCELERATE_USE_{engine}", "false").lower() == "true"

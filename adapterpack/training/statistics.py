@@ -1,5 +1,5 @@
-"""Measures the inputs of an adapter's layers and the loss's gradients on data: the statistics that some rules
-of composition need.
+"""Measures the inputs of an adapter's layers and the gradients of the loss on data, for composition rules
+that need these statistics.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ def measure(
         pack: a pack or its folder.
         source: a data file (json, jsonl, csv, parquet) in the form in which adapters are trained; ``moment``
             needs no labels.
-        kind: ``moment``, ``X^T X / rows`` of the inputs, for RegMean; ``fisher``, the mean over rows of the
-            squared gradient of the loss by the weight, with the labels of the data (the empirical Fisher
+        kind: ``moment`` is ``X^T X / rows`` of the inputs, for RegMean; ``fisher`` is the mean over rows of
+            the squared gradient of the loss by the weight, with the labels of the data (the empirical Fisher
             information), for Fisher averaging.
-        out: the file; ``[in, in]`` or ``[out, in]`` numbers in float32 a site. A file that is there is
+        out: the file, with a float32 matrix ``[in, in]`` or ``[out, in]`` for each site; an existing file is
             replaced.
-        rows: the first so many rows are used.
-        max_length: tokens of a row.
+        rows: how many rows to use, from the first.
+        max_length: the tokens to which each row is cut.
         progress: called with (rows done, rows in all).
 
     Returns:
         The statistics, as :func:`adapterpack.compose` takes them.
 
     Raises:
-        ConfigError: data of another form, or a kind that is not known.
-        Unsupported: the pack's task has no such data here.
+        ConfigError: the data has another form, or the kind is unknown.
+        Unsupported: data of the pack's task cannot be measured.
         BaseMismatch: the pack was made for another base.
 
     Example:
@@ -115,7 +115,7 @@ def measure(
 
 
 def _task(pack: Pack, folder: Path) -> Task:
-    """The pack's task, or that of the base's class where it names none."""
+    """Returns the pack's task, or, if the pack names none, that of the base's class."""
     if pack.manifest.task.type != NO_TASK:
         return get_task(pack.manifest.task.type)
     base = Checkpoint(folder)
@@ -125,6 +125,7 @@ def _task(pack: Pack, folder: Path) -> Task:
 def _encode(
     source: str, task: Task, tokenizer: Any, labels: Labels | None, kind: str, rows: int, max_length: int
 ) -> list[dict[str, Any]]:
+    """Returns the first ``rows`` rows of the source as token ids."""
     reads = task.training
     if (
         reads is None

@@ -166,7 +166,7 @@ def _parameters(path: str, module: nn.Module) -> Iterator[Site]:
 _LINEAR = tuple(kind for kind, layout in LAYOUTS.items() if layout.linear)
 _STACKED = ("experts", "turned_experts")
 _EXPERTS, _ROUTERS = "experts", ("gate", "router")
-"""What the owners of experts call them, and what chooses among them."""
+"""The name of the module that holds experts, and the names of the routers that choose among them."""
 
 
 class Every(NamedTuple):

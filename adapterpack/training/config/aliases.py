@@ -1,4 +1,4 @@
-"""Translates the names that PEFT, TRL, axolotl and LLaMA-Factory have for our settings."""
+"""Translates setting names and values of PEFT, TRL, axolotl and LLaMA-Factory into this package's."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ ALIASES: dict[str, str] = {
     "val_size": "val_set_size",
     "output": "output_dir",
 }
-"""Their name -> ours."""
+"""Maps other tools' names of settings to this package's."""
 
 INSTEAD: dict[str, str] = {
     "ref_model": "leave it out: the reference is what the adapter began as",
@@ -94,23 +94,25 @@ INSTEAD: dict[str, str] = {
     "columns": OWN_COLUMNS,
     "quantization_bit": "load_in_4bit: true, or load_in_8bit: true",
 }
-"""Keys that have no name here, most of them other tools' -> what to do instead."""
+"""Maps keys without an equivalent here, most of them other tools', to what to do instead."""
 
 
 def _names(value: Any) -> Any:
-    """LLaMA-Factory writes lists as one text."""
+    """Splits a comma-separated string into names, as LLaMA-Factory writes lists."""
     return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 def _split(value: Any) -> Any:
-    """Names in one text, as overrides have them; another text may be a pattern."""
+    """Splits a comma-separated string only if all of its parts are plain names: another string may be a
+    pattern.
+    """
     names = _names(value)
     several = isinstance(value, str) and len(names) > 1
     return names if several and all(re.fullmatch(r"[\w.-]+", name) for name in names) else value
 
 
 def _computes_bf16() -> bool:
-    """Whether there is a GPU that computes in bfloat16."""
+    """Whether a GPU is available that computes in bfloat16."""
     import torch  # noqa: PLC0415 - most configurations need no torch to be read
 
     return bool(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
@@ -129,12 +131,12 @@ VALUES: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("modules_to_save", "lora_modules_to_save"), _split),
     "lora_target_linear": lambda value: "all-linear" if value is True else value,
 }
-"""Keys whose values other tools write in another way, too."""
+"""Keys whose values other tools write differently, with the translation of the value."""
 
 
 class OtherTool(NamedTuple):
-    """A tool whose files are known by a key and one of some others, and what it takes where they say nothing,
-    as far as that is not ours.
+    """Another tool, recognised by a key and any one of some further keys, with those of its defaults that
+    differ from this package's.
     """
 
     name: str
@@ -167,8 +169,8 @@ TOOLS = (
 def with_defaults(
     settings: Mapping[str, Any], translated: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """The ``translated`` settings with the defaults of the tool that they were written for; ``notes`` gets a
-    line with all of these.
+    """Adds the defaults of the tool that ``settings`` were written for to the ``translated`` settings; logs
+    them in ``notes``.
 
     Example:
         >>> with_defaults({"finetuning_type": "lora", "cutoff_len": 9}, {"max_length": 9}, [])
@@ -185,10 +187,11 @@ def with_defaults(
 
 
 def translate(values: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:
-    """The values under our names; ``notes`` gets a line for each that was translated.
+    """Returns the values under this package's names; appends a line to ``notes`` for each name that it
+    translates.
 
     Raises:
-        ConfigError: one setting stands there under two names.
+        ConfigError: a setting appears under two names.
 
     Example:
         >>> notes = []

@@ -1,4 +1,4 @@
-"""Coerces a configuration value to its field's type."""
+"""Converts configuration values to the types of their fields."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from ...errors import ConfigError
 
 
 def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
-    """``value`` as the field's type has it: YAML reads 1e-4 as text, writes tuples as lists, and one name may
-    stand for a list of one.
+    """Returns ``value`` in the field's type.
+
+    YAML reads 1e-4 as a string and has no tuples, and a single name may stand for a list of one.
 
     Raises:
-        ConfigError: it is of another type.
+        ConfigError: it cannot be converted.
 
     Example:
         >>> typed_value("learning_rate", "1e-4", float, "here"), typed_value("targets", ["q"],
@@ -38,27 +39,31 @@ def typed_value(key: str, value: Any, hint: Any, where: object) -> Any:
 
 
 def _as(kind: Any, value: Any) -> Any:
-    """``value`` as one type; a TypeError or ValueError where it cannot be that."""
+    """Converts ``value`` to one type; raises TypeError or ValueError if that is impossible."""
     return _READERS.get(typing.get_origin(kind) or kind, _plain)(kind, value)
 
 
 def _anything(_: Any, value: Any) -> Any:
+    """Accepts any value; lists become tuples."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(kind: Any, value: Any) -> Any:
+    """Accepts only instances of the type itself; a bool is no int here."""
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError
     return value
 
 
 def _number(_: Any, value: Any) -> float:
+    """Converts numbers and numeric strings to float."""
     if isinstance(value, bool):
         raise TypeError
     return float(value)
 
 
 def _names(kind: Any, value: Any) -> tuple[Any, ...]:
+    """Converts a list, or a single string, to a tuple of items of the type."""
     if not isinstance(value, str | list | tuple):
         raise TypeError
     return tuple(
@@ -67,6 +72,7 @@ def _names(kind: Any, value: Any) -> tuple[Any, ...]:
 
 
 def _table(kind: Any, value: Any) -> dict[Any, Any]:
+    """Converts a mapping, key by key and value by value."""
     if not isinstance(value, Mapping):
         raise TypeError
     of_key, of_item = typing.get_args(kind)
@@ -74,7 +80,7 @@ def _table(kind: Any, value: Any) -> dict[Any, Any]:
 
 
 def _choice(kind: Any, value: Any) -> Any:
-    """One of several words; YAML reads an unquoted ``no`` as false."""
+    """Accepts one of the words of a Literal; YAML reads an unquoted ``no`` as false."""
     words = typing.get_args(kind)
     word = "no" if value is False else value
     if word not in words:
@@ -83,6 +89,7 @@ def _choice(kind: Any, value: Any) -> Any:
 
 
 def _words(kind: Any) -> str:
+    """Describes a type in words, for errors."""
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
@@ -96,7 +103,7 @@ _READERS: dict[Any, Callable[[Any, Any], Any]] = {
     typing.Literal: _choice,
     Any: _anything,
 }
-"""Type -> how a value becomes it; any other type takes only what is of it already."""
+"""Maps a type to the function that converts to it; other types accept only their own instances."""
 
 _NAMES: dict[Any, str] = {
     str: "text",
@@ -111,4 +118,4 @@ _OPEN: dict[Any, str] = {
     Mapping[str, Any]: "a mapping",
     Mapping[str, str]: "names with names",
 }
-"""The same of types whose items say more than the type."""
+"""Descriptions of types whose items matter more than the container."""

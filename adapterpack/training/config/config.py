@@ -1,4 +1,4 @@
-"""Reads a training configuration: its YAML form, overrides, and the list of its adapters."""
+"""Reads training configurations: YAML files or mappings, overrides, and lists of adapters."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .unknown_keys import method_of, require_known
 def read_config(
     source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()
 ) -> tuple[list[TrainConfig], list[str]]:
-    """The configs of a YAML file (or mapping), one for each entry of ``adapters:``, and the translations that
-    were made.
+    """Returns the configs of a YAML file or mapping, one for each entry of ``adapters:``, and notes on the
+    translations that it made.
 
-    ``overrides`` are ``key=value`` texts; they win over the file. With ``adapters:``, every entry takes the
-    common keys and its own, and writes to ``output_dir/name``.
+    ``overrides`` are ``key=value`` strings, which take precedence over the file. With ``adapters:``, each
+    entry combines the common keys with its own, and writes to ``output_dir/name``.
 
     Raises:
-        ConfigError: an unknown key, a missing key, or a value of the wrong type or out of range; the nearest
-            key is named.
+        ConfigError: a key is unknown or missing, or a value has the wrong type or is out of range; the error
+            suggests the nearest key.
     """
     notes: list[str] = []
     where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
@@ -89,8 +89,9 @@ def read_config(
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
-    """All settings of a run and of its method under their own names: a configuration that is read as this
-    one. Of the method of a pack that is trained further those that were given.
+    """Returns all settings of a run and of its method as a mapping that reads back as this configuration.
+
+    For a pack that is trained further, it contains only those of the method's settings that were given.
     """
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PARTS}
     own = {f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}
@@ -111,11 +112,11 @@ _PLACES = frozenset(
         "adapter_name_or_path",
     }
 )
-"""Settings that say where something is: the pack says what it is."""
+"""Settings that name a place on this machine; the pack describes what is there instead."""
 
 
 def claim(config: TrainConfig) -> dict[str, Any]:
-    """The settings as a pack claims them, without those of a machine."""
+    """Returns the settings that a pack claims about its training, without those specific to a machine."""
     plain: dict[str, Any] = strict_json.plain(
         {key: value for key, value in as_mapping(config).items() if key not in _PLACES}
     )
@@ -123,6 +124,7 @@ def claim(config: TrainConfig) -> dict[str, Any]:
 
 
 def _override(text: str) -> tuple[str, Any]:
+    """Parses a ``key=value`` override; the value is YAML."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError("an override must be key=value", found=repr(text))
@@ -132,6 +134,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _load_yaml(path: Path) -> dict[str, Any]:
+    """Reads a YAML file whose top level is a mapping."""
     loaded = plain_yaml.read(path)
     if not isinstance(loaded, dict):
         raise ConfigError(
@@ -141,7 +144,9 @@ def _load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _hints(cls: type[Any]) -> dict[str, Any]:
-    """The types of a dataclass's fields; those that another package cannot say at run time are left open."""
+    """Returns the types of a dataclass's fields, or Any for all of them if a plugin's annotations cannot be
+    resolved at run time.
+    """
     try:
         return typing.get_type_hints(cls)
     except NameError:
@@ -149,7 +154,7 @@ def _hints(cls: type[Any]) -> dict[str, Any]:
 
 
 def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
-    """Checks the numbers of a run."""
+    """Raises if a number of a run is out of range."""
     for key, least in LEAST.items():
         value, above = typed.get(key), key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
@@ -167,7 +172,7 @@ def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
 
 
 def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
-    """What is adapted where a configuration says nothing, if that is not what the method says."""
+    """Returns the task's default targets, where they replace the method's usual ``all-linear``."""
     task = TASKS.find(str(values["task"]))
     adapted = None if task is None or task.training is None else task.training.adapted
     usual = {field.name: field.default for field in dataclasses.fields(method.config)}.get("targets")
@@ -176,6 +181,7 @@ def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
 
 
 def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
+    """Checks the values of one adapter and returns its config."""
     method, kind, given = method_of(values, where), trainer_of(values), frozenset(values)
     values = {
         **kind.defaults,

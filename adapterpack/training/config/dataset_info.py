@@ -1,5 +1,5 @@
-"""Reads ``dataset_info.json``, LLaMA-Factory's list of data sets, by whose names its configurations choose
-data.
+"""Reads ``dataset_info.json``, the list of data sets from which LLaMA-Factory's configurations choose by
+name.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _CHATS = {
     "chosen": "chosen",
     "rejected": "rejected",
 }
-"""Its names of columns -> those of our forms."""
+"""LLaMA-Factory's names of columns in chats, mapped to those of this package's forms."""
 _JUDGED = {"prompt": "prompt", "response": "completion", "kto_tag": "label"}
 _JUDGED_CHATS = {"messages": "messages", "kto_tag": "label"}
-"""The same of answers with a verdict each."""
+"""The same for answers that are labelled as good or bad."""
 _SHAREGPT = {
     "role_tag": "from",
     "content_tag": "value",
@@ -45,21 +45,19 @@ _SHAREGPT = {
 }
 _OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 _OPENAI_TOO = {**_OPENAI, "system_tag": "system", "observation_tag": "tool"}
-"""Its names for what stands in a message: those that it means where it says nothing, and where the messages
-are those of OpenAI.
-"""
+"""LLaMA-Factory's names for the keys and roles of messages: its defaults, and those of OpenAI's format."""
 _READ = frozenset({"file_name", "hf_hub_url", "columns", "formatting", "tags", "ranking", "subset", "split"})
 _WHERE = frozenset({"file_name", "hf_hub_url"})
 _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
-"""Other hubs, which are not asked where the public one or a file has the data."""
+"""Other hubs, which are ignored if the data is also in a file or on the Hugging Face hub."""
 
 
 def with_sources(settings: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:
-    """The settings with sources in the place of ``dataset`` and ``dataset_dir``; others as they are.
+    """Returns the settings with ``dataset`` and ``dataset_dir`` replaced by the data sources that they name.
 
     Raises:
-        ConfigError: the list has no data set of a name, or is none.
-        StorageError: there is no list.
+        ConfigError: the list lacks a data set, or is not a list of data sets.
+        StorageError: the list is missing.
     """
     if "dataset_dir" not in settings:
         return dict(settings)
@@ -76,6 +74,9 @@ def with_sources(settings: Mapping[str, Any], notes: list[str], where: object) -
 
 
 def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Returns the source that an entry of the list describes; raises if the entry has settings that are not
+    supported.
+    """
     entry = info.get(name)
     if not isinstance(entry, Mapping):
         raise ConfigError(
@@ -127,11 +128,11 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _below(folder: Path, name: Any, where: object) -> str | None:
-    """The path of a file that the list names, which lies with it: who wrote the list may not have written the
-    machine's other files.
+    """Returns the path of a file that the list names, which must be in the list's folder: the author of the
+    list may be a stranger, and other files on this machine are none of the list's.
 
     Raises:
-        ConfigError, FormatError: it lies elsewhere, also by way of a link.
+        ConfigError, FormatError: it is elsewhere, or a link leads elsewhere.
     """
     if name is None:
         return None

@@ -1,4 +1,4 @@
-"""The settings of a training, and the bounds of their numbers."""
+"""Defines the settings of a training and the limits of their numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 Sources = str | Mapping[str, Any] | tuple[Any, ...]
-"""What a configuration names data by; see :class:`.sources.Source`."""
+"""The types in which a configuration names data; see :class:`.sources.Source`."""
 
 LEAST: dict[str, float] = {
     "max_length": 1,
@@ -32,29 +32,32 @@ LEAST: dict[str, float] = {
     "eval_steps": 1,
     "early_stopping_patience": 1,
 }
-"""The least value of each number; the schema says the same."""
+"""The smallest value of each number; the schema has the same limits."""
 
 POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
-"""Of these, zero would train nothing."""
+"""The numbers that must be more than zero, because zero would train nothing."""
 
 PARTS = frozenset({"method_config", "trainer_config", "given"})
-"""The fields that are no settings but hold some, or say which were given."""
+"""Fields that are not settings themselves: the two that contain settings, and the record of which were
+given.
+"""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
-"""What a pack may be called, as the manifest has it; checked before training, not after."""
+"""The names that a manifest allows for a pack; checked before training starts."""
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """All settings of one adapter's training; the hyper-parameters of its method are in ``method_config``,
-    the settings that only its kind of training has in ``trainer_config``. ``adapter_name_or_path`` is a pack
-    that the training goes on from.
+    """All settings of one adapter's training.
 
-    ``train_file`` and ``eval_file`` are a data file, a pattern of files, a folder, or a hub data set's name;
-    or a mapping with one under ``path`` and more of :class:`.sources.Source`; or a list of these.
-    ``problem_type`` says what the labels of a classifier are for, where they do not tell it themselves.
-    ``given`` are the settings that the configuration names, None where it was no file or mapping: a pack that
-    is trained further decides the others of its method.
+    ``method_config`` holds the hyper-parameters of its method, ``trainer_config`` the settings of its trainer
+    alone. ``adapter_name_or_path`` is a pack to continue training from.
+
+    ``train_file`` and ``eval_file`` are a data file, a glob pattern, a folder, or a data set on the hub; or a
+    mapping with one of these under ``path`` and further fields of :class:`.sources.Source`; or a list of
+    these. ``problem_type`` is the kind of a classifier's labels, if their values do not show it. ``given``
+    lists the settings that the configuration names, None if it came from neither file nor mapping: when a
+    pack is trained further, it decides its method's other settings.
     """
 
     model_name_or_path: str
@@ -113,10 +116,12 @@ class TrainConfig:
 
     @property
     def own(self) -> tuple[Any, ...]:
-        """The settings of the method and of the trainer, which a file has at the same level as the run's."""
+        """The settings of the method and of the trainer; in a file they are on the same level as the
+        run's.
+        """
         return tuple(part for part in (self.method_config, self.trainer_config) if part is not None)
 
     @property
     def pack_name(self) -> str:
-        """The pack's name: ``name``, or the output folder's."""
+        """The pack's name: ``name``, or that of the output folder."""
         return self.name or Path(self.output_dir).name

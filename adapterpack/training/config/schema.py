@@ -1,8 +1,8 @@
-"""Generates the part of the training schema that methods and trainers have: their own settings, read off the
+"""Generates the part of the training schema that covers settings of methods and trainers, from the
 registries.
 
-``python -m adapterpack.training.config.schema > schemas/train.v1.json`` writes the schema anew; the settings
-of a run stay as they are.
+``python -m adapterpack.training.config.schema > schemas/train.v1.json`` updates the schema; the settings of a
+run stay as they are written there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..trainers.kind import TRAINERS, TrainerKind
 from .fields import PARTS, TrainConfig
 
 Owner = Method | TrainerKind
-"""What has settings of its own."""
+"""A method or trainer, which has settings of its own."""
 
 NUMBER, NAMES = {"$ref": "#/$defs/number"}, {"$ref": "#/$defs/names"}
 
@@ -50,11 +50,11 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     "alpha_pattern": {"description": "Other alphas for some modules, by name."},
 }
-"""What is said of the hyper-parameters that many methods have, and their limits."""
+"""Descriptions and limits of hyper-parameters that many methods share."""
 
 
 def schema() -> dict[str, Any]:
-    """The training schema with the settings of every registered method and kind of training.
+    """Returns the training schema with the settings of every registered method and trainer.
 
     Example:
         >>> schema()["properties"]["r"]["minimum"]
@@ -84,6 +84,7 @@ def schema() -> dict[str, Any]:
 
 
 def _property(name: str, those: list[Owner]) -> dict[str, Any]:
+    """Returns the schema of one setting, which several methods may have with different types and defaults."""
     fields = [
         next(field for field in dataclasses.fields(method.config) if field.name == name) for method in those
     ]
@@ -122,6 +123,7 @@ def _property(name: str, those: list[Owner]) -> dict[str, Any]:
 
 
 def _kind(hint: Any) -> dict[str, Any]:
+    """Returns the schema of a type."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in {types.UnionType, typing.Union}:
         return {"anyOf": [_kind(one) for one in arguments]}
@@ -143,6 +145,7 @@ def _kind(hint: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    """Returns a default as a JSON value."""
     return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 

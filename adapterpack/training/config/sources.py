@@ -1,5 +1,5 @@
-"""Where the rows of a training come from: a file, several by a pattern, a folder, or a data set of the hub,
-each with its settings.
+"""Defines the sources of training data: a file, a glob pattern, a folder or a data set on the hub, with its
+settings.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ALIASES = {
     "hf_hub_url": "path",
     "subset": "name",  # LLaMA-Factory
 }
-"""Names that other tools have for the settings of a source."""
+"""Other tools' names for the settings of a source."""
 _TYPES = {"alpaca": "alpaca-prompt"}
-"""Values of axolotl's ``type`` that are another form's name here."""
+"""Values of axolotl's ``type`` that have another name here."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Source:
 
 
 def names_of(value: Any) -> str:
-    """The paths of the sources that a setting names, for messages.
+    """Returns the paths of the sources that a setting names, for messages.
 
     Example:
         >>> names_of(["a.jsonl", {"path": "org/set"}])
@@ -60,10 +60,10 @@ def names_of(value: Any) -> str:
 
 
 def sources_of(value: Any, where: object) -> tuple[Source, ...]:
-    """The sources that a setting names: one by its path, one by a mapping, or a list of these.
+    """Returns the sources that a setting names: one by its path, one by a mapping, or a list of these.
 
     Raises:
-        ConfigError: an unknown setting, or a value of the wrong type.
+        ConfigError: a source has an unknown setting, or a value of the wrong type.
 
     Example:
         >>> sources_of(["a.jsonl", {"path": "org/set", "type": "alpaca"}], "here")[1].form
@@ -80,6 +80,7 @@ def sources_of(value: Any, where: object) -> tuple[Source, ...]:
 
 
 def _source(entry: Any, where: object) -> Source:
+    """Returns the source that one entry describes."""
     if isinstance(entry, str):
         return Source(entry)
     if not isinstance(entry, Mapping):

@@ -1,4 +1,4 @@
-"""Names every key of a configuration that nobody reads, each with the nearest one that somebody does."""
+"""Reports configuration keys that no part of a training reads, each with the nearest known key."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .fields import PARTS, TrainConfig
 
 
 def method_of(values: Mapping[Any, Any], where: object) -> Method:
-    """The method that settings name: LoRA, where they name none.
+    """Returns the method that settings name, by default LoRA.
 
     Raises:
-        ConfigError: what stands there is no name.
+        ConfigError: the value is not a name.
         UnknownMethod: there is no such method.
     """
     named = values.get("method", "lora")
@@ -34,10 +34,11 @@ def method_of(values: Mapping[Any, Any], where: object) -> Method:
 
 
 def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
-    """Checks the keys of a file's parts (place -> settings), which are one, or an adapter each.
+    """Raises if a file's parts (place -> settings) contain unknown keys; a part is the whole file or one
+    adapter.
 
     Raises:
-        ConfigError: names all keys that are not known, in one message.
+        ConfigError: names all unknown keys in one message.
     """
     unknown: dict[Any, tuple[object, Method]] = {}
     for place, values in parts.items():
@@ -64,9 +65,7 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
 
 
 def _one(key: Any, method: Method, where: object) -> ConfigError:
-    """The error for the only key that neither a training nor its method has; it names the other methods that
-    have it.
-    """
+    """Returns the error for a single unknown key, with the other methods or trainers that have it."""
     having = _having(key)
     if trainers := _trainers(key):
         return ConfigError(
@@ -94,7 +93,7 @@ def _one(key: Any, method: Method, where: object) -> ConfigError:
 
 
 def _advice(key: Any, method: Method) -> str:
-    """What to do about a key, in a few words."""
+    """Returns what to do about an unknown key, in a few words."""
     if trainers := _trainers(key):
         return f"a setting of the trainers {', '.join(trainers)}"
     if having := _having(key):
@@ -104,6 +103,7 @@ def _advice(key: Any, method: Method) -> str:
 
 
 def _having(key: Any) -> list[str]:
+    """Returns the methods that have the setting."""
     return sorted(
         method.name
         for method in methods().values()
@@ -112,11 +112,13 @@ def _having(key: Any) -> list[str]:
 
 
 def _trainers(key: Any) -> list[str]:
+    """Returns the trainers that have the setting."""
     return sorted(
         kind.name for kind in TRAINERS.values() if key in {f.name for f in dataclasses.fields(kind.config)}
     )
 
 
 def _keys(method: Method) -> set[str]:
+    """Returns all keys that a configuration with this method may have."""
     fields = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)}
     return {*fields, *ALIASES, "adapters"} - PARTS

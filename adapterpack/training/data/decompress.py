@@ -1,6 +1,4 @@
-"""Finds the data files that a source names, and makes plain ones of those that are packed or hold lines that
-are no rows.
-"""
+"""Finds the data files that a source names, decompresses packed ones, and removes lines that are not rows."""
 
 from __future__ import annotations
 
@@ -24,8 +22,8 @@ from .limits import MAX_ROW, flaw_of
 
 
 class FileKind(NamedTuple):
-    """How ``datasets`` reads files: its builder, and that one's options. ``lines``: each line that is not
-    blank is a row.
+    """How ``datasets`` reads a kind of files: the builder and its options; ``lines`` means that each
+    non-blank line is a row.
     """
 
     builder: str
@@ -41,7 +39,7 @@ KINDS: Mapping[str, FileKind] = {
     ".txt": FileKind("text"),
     ".parquet": FileKind("parquet"),
 }
-"""Ending -> how such files are read."""
+"""Maps file endings to how such files are read."""
 _GZIP = ".gz"
 _QUOTED = re.compile(rb'"[^"]*"')
 _TIMES, _LEAST = 200, 64 << 20
@@ -50,15 +48,19 @@ _BLOCK = 1 << 20
 
 
 def kind_of(path: Path) -> str | None:
-    """The ending by which a data file is read, as of what is packed in it; None for another file."""
+    """Returns the ending that decides how a data file is read, of the content if it is compressed; None for
+    other files.
+    """
     endings = [ending.lower() for ending in path.suffixes[-2:]]
     ending = (endings[:-1] if endings[-1:] == [_GZIP] else endings)[-1:]
     return ending[0] if ending and ending[0] in KINDS else None
 
 
 def options_of(kind: str, path: Path) -> Mapping[str, Any]:
-    """The options by which ``datasets`` reads a file: a CSV file whose first line has no comma is separated
-    by what is there, as spreadsheets write semicolons where the comma is that of decimals.
+    """Returns the options with which ``datasets`` reads a file.
+
+    A CSV file without commas in its first line is read with the separator that the line has: spreadsheets
+    write semicolons in locales with decimal commas.
     """
     if kind != ".csv":
         return KINDS[kind].options
@@ -68,7 +70,7 @@ def options_of(kind: str, path: Path) -> Mapping[str, Any]:
 
 
 def part_of(split: str) -> str:
-    """The part of the data that a split is of.
+    """Returns the part of the data that a split expression selects from.
 
     Example:
         >>> part_of("train[:10%]")
@@ -78,11 +80,11 @@ def part_of(split: str) -> str:
 
 
 def files_of(source: Source) -> list[Path]:
-    """The files that a source names; none for a folder, or for the name of a hub data set.
+    """Returns the files that a source names; empty for a folder or a data set on the hub.
 
     Raises:
         StorageError: there is no such file.
-        ConfigError: a file is of no known kind.
+        ConfigError: a file has an unknown ending.
     """
     path = Path(source.path).expanduser()
     if path.is_dir():
@@ -117,10 +119,10 @@ def files_of(source: Source) -> list[Path]:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """The regular files of a folder of data, in order.
+    """Returns the regular files in a folder of data, in order.
 
     Raises:
-        FormatError: a link leads out of the folder, to what is no part of it.
+        FormatError: a link leads out of the folder.
         StorageError: the file system refuses.
     """
     with storage_errors(folder):
@@ -132,13 +134,14 @@ def files_below(folder: Path) -> list[Path]:
 
 @contextmanager
 def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[Path], dict[str, Any]]]:
-    """Files of one kind as ``datasets`` may read them, and options for it: themselves, or plain copies of
-    those that are packed, and of those with a row a line, where others are skipped, the lines that are rows.
-    Copies last as long as the block; so does what ``datasets`` makes of files, where it has no folder of its
-    own.
+    """Yields files of one kind in a form that ``datasets`` can read, with options for it.
+
+    These are the files themselves, or plain copies of compressed ones and, where bad rows are skipped, copies
+    of just the lines that are rows. The copies exist as long as the block; so does the cache of ``datasets``
+    if it has no writable folder.
 
     Raises:
-        ConfigError: a packed file is damaged, or far larger than it looks.
+        ConfigError: a compressed file is damaged, or expands beyond the limit.
     """
     lines = KINDS[str(kind_of(files[0]))].lines
     if lines and len(files) == 1:
@@ -157,8 +160,8 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
 
 
 def _has_cache() -> bool:
-    """Whether ``datasets`` can keep in its own folder what it makes of files; not where a container has no
-    home, or one to be read only.
+    """Whether ``datasets`` can write its own cache folder; in a container it may have no home, or a read-only
+    one.
     """
     from datasets import config  # noqa: PLC0415 - takes a second to import, and not all rows are its business
 
@@ -169,11 +172,14 @@ def _has_cache() -> bool:
 
 
 def _is_packed(file: Path) -> bool:
+    """Whether a file is compressed."""
     return file.suffix.lower() == _GZIP
 
 
 def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
-    """The line of a row in a file with a row a line: those that are blank, or no rows, do not count."""
+    """Returns a function from the number of a row to its line, in a file with a row per line; blank and bad
+    lines are not rows.
+    """
 
     @cache
     def lines() -> list[int]:
@@ -186,6 +192,7 @@ def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
 
 
 def _unpack(file: Path, copy: Path) -> Path:
+    """Decompresses a file; raises if it expands beyond the limit."""
     with storage_errors(file):
         most = max(_LEAST, _TIMES * file.stat().st_size)
     try:
@@ -206,7 +213,7 @@ def _unpack(file: Path, copy: Path) -> Path:
 
 
 def _rows_alone(source: Path, copy: Path, file: Path, report: DataReport) -> Path:
-    """Copies the lines that are JSON objects, and leaves the others blank."""
+    """Copies the lines that are JSON objects and leaves the others blank, so that line numbers stay."""
     with storage_errors(source), source.open("rb") as lines, copy.open("wb") as out:
         for number, line in enumerate(iter(partial(lines.readline, MAX_ROW + 1), b""), 1):
             if len(line) > MAX_ROW:

@@ -1,5 +1,5 @@
-"""Reads what a configuration says to train on: rows of all sources, as token ids, and those that are kept
-apart for evaluations.
+"""Reads the data of a training: rows of all sources as token ids, divided into those to train on and those to
+evaluate on.
 """
 
 from __future__ import annotations
@@ -26,20 +26,18 @@ from . import load as data
 log = logging.getLogger(__name__)
 
 _SHOWN = 5
-"""Rows that cannot be read, of which the log says why."""
+"""How many unreadable rows the log explains."""
 
 
 class _Part(NamedTuple):
-    """Rows of one source."""
+    """The rows of one source, with the report on what became of them."""
 
     rows: Any
     report: DataReport
 
 
 class Read(NamedTuple):
-    """Encoded rows to learn from and to evaluate on, None where there are none, and the labels of a task that
-    has some.
-    """
+    """Encoded rows to train on and to evaluate on (None: none), and the labels of a task that has labels."""
 
     train: list[dict[str, Any]]
     evaluation: list[dict[str, Any]] | None
@@ -49,8 +47,9 @@ class Read(NamedTuple):
 def read(
     config: TrainConfig, task: Task, training: TaskTraining, tokenizer: Any, labels: Labels | None = None
 ) -> Read:
-    """All rows of a configuration; the log gets a table of what became of them. ``labels`` are those of a
-    head that was trained before.
+    """Returns all rows of a configuration as token ids; logs a table of what became of them.
+
+    ``labels`` are those of a head that was trained before, which stay.
 
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
@@ -68,8 +67,8 @@ def read(
 
 
 def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple[Any, Any]:
-    """All rows of a configuration as ``make`` makes them for a trainer that encodes them itself: to learn
-    from, and to evaluate on, None where there are none. The log gets a table of what became of them.
+    """Returns the rows of a configuration, converted by ``make``, for a trainer that encodes them itself:
+    those to train on and those to evaluate on (None: none). Logs a table of what became of them.
 
     Raises:
         ConfigError: data of no known form, rows that cannot be read, or none is left.
@@ -81,7 +80,7 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
 
 
 def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Dataset:
-    """The rows of several sources in one table."""
+    """Returns the converted rows of several sources as one table."""
     tables = []
     for rows, report in parts:
         made = make(rows, report)
@@ -110,6 +109,7 @@ def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Da
 
 
 def _load(sources: Any, config: TrainConfig) -> list[_Part]:
+    """Loads the rows of each source."""
     parts = []
     for source in sources_of(sources, "the configuration"):
         report = DataReport(source.path, skips=config.on_bad_row == "skip", wanted=source.form)
@@ -120,6 +120,7 @@ def _load(sources: Any, config: TrainConfig) -> list[_Part]:
 def _encode(
     parts: Sequence[_Part], training: TaskTraining, tokenizer: Any, max_length: int, labels: Labels | None
 ) -> list[dict[str, Any]]:
+    """Encodes the rows of all parts."""
     every = []
     for rows, report in parts:
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
@@ -136,7 +137,7 @@ def _encode(
 
 
 def _label(parts: Sequence[_Part], training: TaskTraining) -> _Part:
-    """The labels of all parts together."""
+    """Returns the label columns of all parts together."""
     if len(parts) == 1:
         return parts[0]
     columns = [
@@ -147,7 +148,7 @@ def _label(parts: Sequence[_Part], training: TaskTraining) -> _Part:
 
 
 def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
-    """The rows of those numbers, counted through all parts; parts without any are left out."""
+    """Returns the rows with these numbers, counted through all parts; drops parts that have none."""
     ends = [0, *accumulate(len(part.rows) for part in parts)]
     some = []
     for (rows, report), (start, stop) in zip(parts, pairwise(ends), strict=True):
@@ -158,6 +159,7 @@ def _some(parts: Sequence[_Part], numbers: np.ndarray) -> list[_Part]:
 
 
 def _choose(parts: list[_Part], config: TrainConfig) -> list[_Part]:
+    """Applies ``skip_train_samples`` and ``max_train_samples``."""
     count, skipped = sum(len(part.rows) for part in parts), config.skip_train_samples
     if skipped >= count:
         raise ConfigError(
@@ -178,8 +180,8 @@ def _choose(parts: list[_Part], config: TrainConfig) -> list[_Part]:
 
 
 def _divide(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[_Part]]:
-    """The rows to learn from, and those to evaluate on: of files of their own, or a share of all, or so many,
-    drawn by the seed.
+    """Returns the rows to train on and those to evaluate on: from files of their own, or a share or number of
+    all rows, drawn with the seed.
     """
     if not config.val_set_size:
         return parts, [] if config.eval_file is None else _load(config.eval_file, config)
@@ -197,7 +199,7 @@ def _divide(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[
 
 
 def _require_no_form(report: DataReport) -> None:
-    """Checks that a form was chosen where one was named."""
+    """Raises if a form was requested but the task's data has none to choose."""
     if report.wanted is not None:
         raise ConfigError(
             "data of this task has no form to choose",
@@ -208,9 +210,7 @@ def _require_no_form(report: DataReport) -> None:
 
 
 def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
-    """Logs the table, in which rows to learn from and those to evaluate on are told apart, and what could not
-    be read.
-    """
+    """Logs the table of all rows, and the reasons why some could not be read."""
     shown = [
         replace(report, source=f"{report}, {use}") if apart else report
         for use, some in (("train", parts), ("eval", apart))
@@ -223,6 +223,7 @@ def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
 
 
 def _say_bad(report: DataReport) -> None:
+    """Logs why rows of a source could not be read."""
     if report.bad:
         reasons = list(report.bad.values())
         log.warning("%s: left out %s, which cannot be read", report, things(len(reasons), "row"))

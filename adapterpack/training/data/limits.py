@@ -1,5 +1,8 @@
-"""Looks through a data file before a library reads it: what is packed, too long or nested too deeply is
-refused, with its line.
+"""Checks data files before a library reads them: refuses compressed files, overlong rows and deep nesting,
+and names the line.
+
+The readers that ``datasets`` uses have no limits of their own: a small hostile file can crash the process or
+exhaust its memory.
 """
 
 from __future__ import annotations
@@ -19,23 +22,23 @@ from ...sandbox.limits import SandboxLimits
 from ...sandbox.sandbox import Sandbox
 
 MAX_ROW = 16 << 20
-"""The most bytes of a line, and of a text where rows are no lines."""
+"""The most bytes in a line, or in a string where rows are not lines."""
 MAX_DEPTH = 64
-"""Levels of a row: the readers that data sets use have no limit, and the process dies of a row that is deep
-enough.
+"""The most levels of nesting in a row: the readers have no limit, and a deep enough row crashes the
+process.
 """
 MAX_COLUMNS = 1000
 MAX_GROUP = 1 << 30
-"""The most bytes of the rows of one group, unpacked: readers take a group at a time."""
+"""The most uncompressed bytes in a parquet row group, which readers load as a whole."""
 _MEMORY, _COPIES = 512 << 20, 2
 _SECONDS, _BYTES_A_SECOND = 5.0, 4 << 20
 _ROWS = 64
-"""Rows that are unpacked at a time."""
+"""How many rows are unpacked at a time."""
 _BLOCK = 1 << 20
 _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)
 _WHOLE_TEXTS = re.compile(rb'(?:[^"]++|"[^"\\]*+(?:\\.[^"\\]*+)*+")*+', re.DOTALL)
 _PLAIN = frozenset({".csv", ".tsv", ".txt"})
-"""Files of text that is no JSON, which has an encoding of its own accord."""
+"""Text files other than JSON; their encoding is checked here, since JSON readers check it themselves."""
 _SPACE = b" \t\r\n\xef\xbb\xbf"
 _STEP = np.array([(byte in b"[{") - (byte in b"]}") for byte in range(256)], np.int8)
 _PACKED = (
@@ -48,16 +51,16 @@ _PACKED = (
     b"7z\xbc\xaf",
     b"Rar!",
 )
-"""How files begin that data sets would unpack, whatever they are called."""
+"""The first bytes of compressed files, which ``datasets`` would unpack whatever their name."""
 
 
 def require_bounded(path: Path, name: object = None) -> None:
-    """Checks the lines of a text file of any kind, and the index and rows of a parquet file; ``name`` is what
-    errors call it.
+    """Checks the lines of a text file, or the index and rows of a parquet file, against the limits; errors
+    call the file ``name``.
 
     Raises:
         StorageError: it cannot be read.
-        ConfigError: it is packed, or a row is past a limit.
+        ConfigError: it is compressed, or a row exceeds a limit.
     """
     name = name or path
     with storage_errors(name):
@@ -70,13 +73,14 @@ def require_bounded(path: Path, name: object = None) -> None:
     with open_regular(path) as file, storage_errors(name), whole(file) as data:
         if data[:8].startswith(_PACKED):
             raise ConfigError("the data file is packed", where=name, expected=kind, remedy="unpack it first")
-        # of all rows, perhaps on one line
+        # A JSON file may be a single list of all rows, on one line.
         one_list = kind == ".json" and data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
         depth, line = 0, 1
         for start, stop in _pieces(data, name) if one_list else _blocks(data, name):
             if kind in _PLAIN:
                 _require_utf8(data[start:stop], f"{name}, from line {line} on")
             if kind in {".json", ".jsonl"}:
+                # With strings removed, brackets are structure: their running sum is the depth at every byte.
                 marks = np.frombuffer(_STRINGS.sub(b"-", data[start:stop]).translate(None, _SPACE), np.uint8)
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
@@ -94,6 +98,7 @@ def require_bounded(path: Path, name: object = None) -> None:
 
 
 def _require_utf8(text: bytes, where: object) -> None:
+    """Raises unless the text is UTF-8."""
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -108,11 +113,11 @@ def _require_utf8(text: bytes, where: object) -> None:
 
 
 def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
-    """Checks columns, levels and groups of a parquet file by its index, and then its rows one by one: a small
-    file may hold any number.
+    """Checks the columns, levels and row groups in a parquet file's index, then its rows, in the sandbox: a
+    small file may expand to any size.
 
     Raises:
-        ConfigError: it is none, or past a limit.
+        ConfigError: it is not a parquet file, or exceeds a limit.
     """
     sandbox = Sandbox(
         f"{__name__}:read_through",
@@ -129,14 +134,15 @@ def _require_bounded_parquet(path: Path, size: int, name: object) -> None:
 
 
 def read_through(request: bytes) -> bytes:
-    """What is done of a parquet file in the other process: a path in; out nothing, or what is past which
-    limit, as JSON.
+    """Checks a parquet file, in the sandbox's process: takes its path, returns nothing or, as JSON, the limit
+    that it exceeds.
     """
     problem = _problem(request.decode())
     return b"" if problem is None else json.dumps(problem).encode()
 
 
 def _problem(path: str) -> tuple[str, str, int] | None:
+    """Returns the first limit that a parquet file exceeds, as (problem, expected, found), or None."""
     import pyarrow.compute as pc  # noqa: PLC0415 - only the other process needs these
     import pyarrow.parquet as pq  # noqa: PLC0415
     import pyarrow.types as kinds  # noqa: PLC0415
@@ -173,10 +179,10 @@ def _problem(path: str) -> tuple[str, str, int] | None:
 
 
 def require_short_texts(rows: Any, where: object) -> None:
-    """Checks the columns of texts that were read, in whatever form.
+    """Raises if a string in the loaded rows is too long.
 
     Raises:
-        ConfigError: one is too long.
+        ConfigError: a string is too long.
     """
     import pyarrow.compute as pc  # noqa: PLC0415 - what datasets is made of
     import pyarrow.types as kinds  # noqa: PLC0415
@@ -194,8 +200,8 @@ def require_short_texts(rows: Any, where: object) -> None:
 
 
 class RowPlace(NamedTuple):
-    """Files in an error, by their ``names``; as text, where they have a row a line, the first line that is no
-    JSON object as well.
+    """The location of an error in one of several files, called by their ``names``. As text it includes the
+    first line that is not a JSON object, if the file has a row per line.
     """
 
     paths: Sequence[Path]
@@ -212,7 +218,7 @@ class RowPlace(NamedTuple):
 
 
 def flaw_of(line: bytes) -> str | None:
-    """Why a line is no row, or None: a blank one is none, too, but nobody misses it."""
+    """Returns why a line is not a row, or None; None for a blank line, too, which readers skip."""
     try:
         return None if not line.strip() or isinstance(json.loads(line), dict) else "a row must be an object"
     except (ValueError, RecursionError) as error:
@@ -220,7 +226,7 @@ def flaw_of(line: bytes) -> str | None:
 
 
 def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
-    """Where pieces of JSON begin and end, none of them inside of a text."""
+    """Yields start and end of consecutive pieces of JSON, cut outside of strings."""
     start, size = 0, len(data)
     while start < size:
         stop = min(start + _BLOCK, size)
@@ -239,13 +245,13 @@ def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
 
 
 def _whole_texts(piece: bytes) -> int:
-    """How far a piece of JSON goes in which every text ends."""
+    """Returns how many bytes at the start of a piece contain only complete strings."""
     found = _WHOLE_TEXTS.match(piece)
     return 0 if found is None else found.end()
 
 
 def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
-    """Where blocks of whole lines begin and end."""
+    """Yields start and end of consecutive blocks of complete lines."""
     start, line, size = 0, 1, len(data)
     while start < size:
         stop = min(start + _BLOCK, size)

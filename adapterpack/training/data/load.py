@@ -1,4 +1,4 @@
-"""Loads the rows of a source, and makes batches of rows of token ids."""
+"""Loads the rows of a data source, and collates encoded rows into batches."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_
 from .limits import RowPlace, require_bounded, require_short_texts
 
 _SHORT = 64
-"""Bytes: a file of more has rows, or is no list of nothing."""
+"""Bytes up to which a file may be an empty list; a longer file has rows."""
 _HUB = "hf://datasets/"
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-"""What says more of the files of a folder of pictures or recordings."""
+"""Files with further columns for a folder of images or recordings."""
 
 
 def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset:
-    """The rows of data files, of a folder, or of a hub data set.
+    """Returns the rows of data files, of a folder, or of a data set on the hub.
 
-    Lines that are no rows are left out if the report says so.
+    Lines that are not rows are skipped if the report says so.
 
     Raises:
-        StorageError: there is no such file.
-        ConfigError: it cannot be read as such, or it holds no rows.
+        StorageError: a file is missing.
+        ConfigError: the data cannot be read, or has no rows.
     """
     source = Source(source) if isinstance(source, str) else source
     report = report or DataReport(source.path)
@@ -76,8 +76,8 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
 
 
 def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
-    """What to do about columns that the data do not have; those that were given the other way round are
-    turned.
+    """Returns what to do about missing columns; if the mapping was given the wrong way round, returns it
+    reversed.
     """
     if not {*columns} <= {*found}:
         return "columns is {our name: yours}, such as {text: message, label: team}"
@@ -86,7 +86,7 @@ def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
 
 
 def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
-    """The rows of all files, those of one kind read together."""
+    """Returns the rows of all files; files of one kind are read together."""
     kinds = [str(kind) for kind in dict.fromkeys(map(kind_of, files))]
     tables = []
     for kind in kinds:
@@ -117,8 +117,8 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
 
 
 def _is_empty(path: Path, kind: str) -> bool:
-    """Whether a file has no rows at all, as ``datasets`` says in words of its own: nothing, blank lines, or a
-    list of nothing.
+    """Whether a file has no rows: it is empty, blank or an empty list. ``datasets`` reports such files with
+    an obscure error.
     """
     if path.stat().st_size > _SHORT:
         return False
@@ -126,11 +126,11 @@ def _is_empty(path: Path, kind: str) -> bool:
 
 
 def _of_data_set(source: Source) -> Dataset:
-    """The rows of a folder, or of a hub data set, whose files ``datasets`` finds; those of a hub's may lie
-    nowhere else.
+    """Returns the rows of a folder, or of a data set on the hub; the files of the latter must be in its own
+    repository.
 
     Raises:
-        ConfigError: a file of a hub data set lies outside of it.
+        ConfigError: a data set on the hub names files elsewhere.
     """
     if Path(source.path).is_dir():
         return _of_folder(source)
@@ -160,12 +160,12 @@ def _of_data_set(source: Source) -> Dataset:
 
 
 def _of_folder(source: Source) -> Dataset:
-    """The rows of a folder, as ``datasets`` tells splits by its names of files; its card, which might name
-    other files, is not read.
+    """Returns the rows of a folder, with splits as ``datasets`` derives them from file names; its card is not
+    read, since it could name files elsewhere.
 
     Raises:
         FormatError: a link leads out of the folder.
-        ConfigError: the source names a part of the card, or files outside.
+        ConfigError: the source names a configuration of the card, or files outside of the folder.
     """
     folder = Path(source.path).resolve()
     if source.name is not None or source.revision is not None:
@@ -198,10 +198,12 @@ def _of_folder(source: Source) -> Dataset:
 
 
 def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:
+    """Returns a tuple of files as a list, as ``datasets`` expects."""
     return list(files) if isinstance(files, tuple) else files
 
 
 def _reading(where: object) -> Any:
+    """Turns errors of ``datasets`` into a :class:`ConfigError`."""
     return library_errors(
         "datasets",
         "the data cannot be read",
@@ -214,9 +216,7 @@ def _reading(where: object) -> Any:
 
 
 def _disable_decoding(rows: Dataset) -> Dataset:
-    """The rows with the bytes and paths of pictures and recordings, which tasks read themselves, within
-    limits.
-    """
+    """Returns the rows with images and recordings as bytes or paths; tasks decode them, within limits."""
     for name, feature in rows.features.items():
         if isinstance(feature, Image | Audio):
             rows = rows.cast_column(name, type(feature)(decode=False))
@@ -224,9 +224,7 @@ def _disable_decoding(rows: Dataset) -> Dataset:
 
 
 def _with_names(rows: Dataset) -> Dataset:
-    """The rows with the names of classes in the place of their numbers, where the data say what the numbers
-    mean.
-    """
+    """Returns the rows with class numbers replaced by class names, where the data declares them."""
 
     def named(value: Any, feature: ClassLabel) -> Any:
         if isinstance(value, list):
@@ -242,7 +240,7 @@ def _with_names(rows: Dataset) -> Dataset:
 
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """No progress bars of ``datasets`` inside; as it was afterwards."""
+    """Disables the progress bars of ``datasets`` inside the block."""
     disabled = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -253,10 +251,11 @@ def _quiet_datasets() -> Iterator[None]:
 
 
 def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str | None = None) -> Labels:
-    """The labels of the rows of a labelled task; without ``problem``, their values decide what they are for.
+    """Returns the labels in the rows of a labelled task; without ``problem``, their values decide the problem
+    type.
 
     Raises:
-        ConfigError: there is no column of labels, a row has none, or there is nothing to tell apart.
+        ConfigError: the column of labels is missing, a row has no label, or there is only one label.
     """
     column = label_column(rows, training)
     if column is None:
@@ -278,17 +277,17 @@ def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str
 
 
 def label_column(rows: Dataset, training: TaskTraining) -> str | None:
-    """The column of the labels, if there is one."""
+    """Returns the name of the label column, or None."""
     return next((name for name in training.label_columns if name in rows.column_names), None)
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a batch of rows: lists are padded on the right to the longest, with a mask of ids; what a row
-    makes only when it is needed, such as pixels, is made. ``constants`` are further inputs, and ``dtype`` is
-    that of floats.
+    """Collates rows into a batch.
 
-    Rows that say their positions are packed, and have no mask: what is padding there comes after all that is
+    Lists are padded on the right to the longest, with an attention mask for ids; callable values, such as
+    images that are decoded late, are called. ``constants`` are added to every batch; ``dtype`` is that of
+    floats. Rows with position ids are packed and get no mask: their padding comes after everything that is
     learned.
     """
 
@@ -297,8 +296,8 @@ class Collator:
     dtype: torch.dtype = torch.float32
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """``input_ids`` and ``attention_mask`` ``[batch, longest]``; what else rows have: lists ``[batch,
-        longest]``, numbers ``[batch]``, tuples ``[batch, n]``, arrays ``[batch, ...]``.
+        """Returns ``input_ids`` and ``attention_mask`` ``[batch, longest]`` and the other columns: lists as
+        ``[batch, longest]``, numbers as ``[batch]``, tuples as ``[batch, n]``, arrays as ``[batch, ...]``.
         """
         batch: dict[str, Any] = dict(self.constants)
         for key in rows[0]:
@@ -320,5 +319,5 @@ class Collator:
 
 
 def token_count(row: Mapping[str, Any]) -> int:
-    """The tokens of the longest text of an encoded row; 0 where it has none."""
+    """Returns the number of tokens of the longest text in an encoded row; 0 if it has none."""
     return max((len(value) for key, value in row.items() if key.endswith("input_ids")), default=0)

@@ -1,9 +1,9 @@
-"""Packs rows of several lengths into longer ones that are all nearly full, in which each row still sees
-nothing but itself.
+"""Packs rows of different lengths into longer rows that are nearly full, in which each original row attends
+only to itself.
 
-A packed row says the position of each of its tokens in the row that it came from, and has no attention mask:
-of positions that begin anew models of transformers make a mask of blocks. Whether a model does is tried
-before anything is trained.
+A packed row has position ids that restart at 0 for each original row, and no attention mask: transformers
+builds a block-diagonal mask from restarting positions. :func:`require_apart` tries before training whether
+the model really does.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from ...torch_adapters.canaries.canary import coarse
 from ...torch_adapters.layers.weights import device_of
 
 _TRIED = 12
-"""Tokens of each of the two rows that a model is tried with."""
+"""How many tokens of each of two rows the trial uses."""
 
 
 def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[str, Any]]:
-    """The rows, of ``input_ids`` and ``labels``, in as few of at most ``width`` tokens as best fit finds, the
-    longest placed first.
+    """Packs rows of ``input_ids`` and ``labels`` into few rows of at most ``width`` tokens, by best fit, the
+    longest first.
 
     Example:
         >>> packed([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}], 4)
@@ -37,6 +37,7 @@ def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[s
     free: list[int] = []  # the different numbers of tokens that are left in bins, in order
     with_free: dict[int, list[int]] = {}
     for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
+        # Best fit: the bin with the least free space that is still enough.
         at = bisect_left(free, lengths[number])
         left = free[at] if at < len(free) else width
         if at < len(free):
@@ -55,8 +56,8 @@ def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[s
 
 
 def _join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """One row of several: nothing is learned of the first token of each, which would follow the last one of
-    another.
+    """Joins rows into one. The first token of each is not learned, because its prediction would come from the
+    row before.
     """
     return {
         "input_ids": [token for row in rows for token in row["input_ids"]],
@@ -66,10 +67,10 @@ def _join(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Checks that a model, with what is adapted in it, gives two packed rows the logits that each has alone.
+    """Raises unless the model, with its adapters, gives two packed rows the logits that each has alone.
 
     Raises:
-        Unsupported: it does not.
+        Unsupported: the logits differ, or the model takes no position ids.
     """
     accepted = signature(model.forward).parameters
     remedy = "leave packing out; group_by_length saves padding, too"
@@ -114,4 +115,4 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 _ROUNDED = 1e-4
-"""The share of the largest logit that sums in another order may move."""
+"""How much logits may differ because sums run in another order, relative to the largest."""
