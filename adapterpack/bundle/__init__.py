@@ -1,4 +1,4 @@
-"""The bundle, a deployable folder: its manifest and the signature of its graphs."""
+"""Reads, checks and writes bundles: deployable folders with graphs, adapters, a tokenizer and a manifest."""
 
 FILE_NAME = "adapterpack.bundle.json"
-"""The manifest of a bundle, which tells its folder from others."""
+"""The manifest's file name, by which a folder is recognized as a bundle."""

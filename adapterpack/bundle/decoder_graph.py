@@ -1,5 +1,5 @@
-"""The names of the graph that the engine runs, and of what it reads besides tokens, caches and slots; the
-error where it is missing.
+"""Names of the engine's decoder graph and its special inputs, and the error for bundles that lack
+the graph.
 """
 
 from __future__ import annotations
@@ -11,41 +11,41 @@ from ..errors import Unsupported
 from .manifest import Bundle
 
 DECODER = "decoder"
-"""The decoder's graph that the engine runs, on caches that stay where they are; there where the bundle says
-``decoder``.
+"""The part name of the engine's decoder graph, which updates its KV caches in place. A bundle has it if its
+manifest says ``decoder``.
 """
 CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS = "seqlens_k", "total_sequence_length", "logits_positions"
 """Inputs of that graph: the last position of each row's cache after a pass ``[batch]``, the length of the
-longest row, and the positions of a pass whose logits it gives ``[batch, n]``.
+longest row, and the positions of a pass for which it returns logits ``[batch, n]``.
 """
 LAST_POSITIONS = "last_positions"
-"""Its input that says where each row ends, as far as it is known before the pass ``[batch, 1]``; there where
-the numbers of all positions depend on how long their row is.
+"""An input with the last position of each row, as far as it is known before the pass ``[batch, 1]``. Only
+models with LongRoPE have it, where the length of a row changes the embeddings of all its positions.
 """
 SOURCE_LENGTHS = "source_lengths"
-"""Its input that says how many positions each row of an encoder has ``[batch]``, where they may differ."""
+"""An input with the number of encoder positions of each row ``[batch]``, if rows may differ in it."""
 
 
 def graphs_of(bundle: Bundle) -> tuple[str, ...]:
-    """The graphs of a bundle: those of its task's parts, and the engine's where there is one."""
+    """Returns the part names of a bundle's graphs: those of its task, and the engine's if it has one."""
     return (*bundle.parts, *((DECODER,) if bundle.decoder else ()))
 
 
 def cache_scale(cache: str) -> str:
-    """The constant of that graph that says what one step of an int8 cache is, ``[heads, 1, width]``."""
+    """Returns the name of the initializer with the quantization step of an int8 cache, ``[heads, 1,
+    width]``.
+    """
     return f"{cache}.scale"
 
 
 def part_ranks(path: str) -> str:
-    """The input of the engine's graph that says how wide the parts of a shared ``down`` slot are,
-    ``[members]``.
-    """
+    """Returns the name of the input with the widths of the parts of a shared ``down`` slot, ``[members]``."""
     return f"{path}.ranks"
 
 
 def without_decoder(bundle: Bundle, folder: Path) -> Unsupported:
-    """The error that a bundle has no graph for the engine: why, and the command that writes one that has
-    it.
+    """Makes the error for a bundle without a graph for the engine: says why, and which command writes a
+    bundle with one.
     """
     reason = bundle.parity.get("decoder", {}).get("left_out")
     if reason is not None:

@@ -1,5 +1,5 @@
-"""Compares the files of a bundle with the list in its manifest: the same bytes, and no other file that a
-session would read.
+"""Compares the files of a bundle with the list in its manifest: the bytes must match, and a session must read
+no file outside of the list.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .decoder_graph import graphs_of
 from .manifest import FILE_NAME, Bundle, BundledAdapter, adapter_file, graph_file
 
 VERIFY = ("full", "cached", "off")
-"""How a session compares files with the manifest: all are hashed; those are that have changed since they were
-hashed before; none are.
+"""How a session compares files with the manifest: it hashes all files, only those that have changed since
+they were last hashed, or none.
 """
 
 
 class FileDifference(NamedTuple):
-    """A listed file that is not the one on disk; ``found`` is None where it is missing."""
+    """A listed file that differs from the one on disk; ``found`` is None if it is missing."""
 
     path: str
     expected: str
@@ -39,8 +39,8 @@ class FileDifference(NamedTuple):
 def differences(
     folder: Path, bundle: Bundle, *, again: bool = False, watch: Callable[[], None] | None = None
 ) -> Iterator[FileDifference]:
-    """Every file that the manifest lists and that is missing, of another size, or has other bytes; see
-    :func:`adapterpack.io.file_hashes.file_hashes` for ``again`` and ``watch``.
+    """Yields every listed file that is missing, or has another size or other bytes.
+    :func:`adapterpack.io.file_hashes.file_hashes` describes ``again`` and ``watch``.
     """
     there = {entry.path: folder / entry.path for entry in bundle.files if _is_regular(folder, entry.path)}
     sizes = {name: identity(path).size for name, path in there.items()}
@@ -56,31 +56,31 @@ def differences(
 
 
 def _is_regular(folder: Path, path: str) -> bool:
-    """Whether a file of a bundle is a file, and neither it nor a folder above it is a link."""
+    """Returns whether a path is a regular file, and neither it nor a folder above it is a link."""
     steps = [folder.joinpath(*parts) for parts in itertools.accumulate((part,) for part in path.split("/"))]
     return steps[-1].is_file() and not any(step.is_symlink() for step in steps)
 
 
 def present(folder: Path) -> set[str]:
-    """The files in a bundle's folder."""
+    """Returns the relative paths of all files in a bundle's folder."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
 def irregular(folder: Path) -> Iterator[str]:
-    """What lies in a bundle's folder and is neither a file nor a folder: links, pipes, devices."""
+    """Yields whatever in a bundle's folder is neither a file nor a folder: links, pipes, devices."""
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             yield path.relative_to(folder).as_posix()
 
 
 def find_unlisted(folder: Path, bundle: Bundle) -> list[str]:
-    """Files in the bundle's folder that its manifest does not list, and that are no signature of it."""
+    """Returns the files in a bundle's folder that its manifest does not list, without its signature."""
     return sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE})
 
 
 def required_files(bundle: Bundle) -> set[str]:
-    """The files without which a bundle cannot be run, whatever its list says: graphs, packs, and the adapter
-    files of ``inputs`` mode.
+    """Returns the files that a bundle needs, whatever its list says: graphs, packs, and in ``inputs`` mode
+    the adapter files.
     """
     graphs = {graph_file(part) for part in graphs_of(bundle)}
     packs = {f"{adapter.path}/{PACK}" for adapter in bundle.adapters}
@@ -90,23 +90,25 @@ def required_files(bundle: Bundle) -> set[str]:
 
 
 def adapter_files(folder: Path, bundle: Bundle, adapter: BundledAdapter) -> dict[str, Path]:
-    """The files of an adapter's values in a bundle of the mode ``inputs``, by the part of the graph."""
+    """Returns the files with an adapter's values in a bundle of the mode ``inputs``, by part."""
     parts = {site.part for site in bundle.sites.values() if site.fields} | {MAIN}
     return {part: folder / adapter_file(adapter.path, part) for part in parts}
 
 
 def has_other_tokenizer(bundle: Bundle, pack: Manifest) -> bool:
-    """Whether a pack was trained with another ``tokenizer.json`` than the bundle's, as far as both say it."""
+    """Returns whether a pack was trained with another ``tokenizer.json`` than the bundle has. False if either
+    is unknown.
+    """
     trained = pack.tokenizer and pack.tokenizer.tokenizer_json
     own = next((entry.sha256 for entry in bundle.files if entry.path == "tokenizer.json"), None)
     return None not in (trained, own) and trained not in (own, SAME)
 
 
 def require_in_list(folder: Path, bundle: Bundle, paths: Iterable[Path]) -> None:
-    """Checks of files that a graph reads its weights from that the manifest lists them.
+    """Checks that the manifest lists the files from which a graph reads its weights.
 
     Raises:
-        FormatError: it lacks one.
+        FormatError: the manifest lacks a file.
     """
     listed = {entry.path for entry in bundle.files}
     for path in sorted(paths):
@@ -123,11 +125,11 @@ def _strange(path: Path) -> FormatError:
 
 
 def require_files(folder: Path, bundle: Bundle, verify: str) -> dict[Path, Identity]:
-    """Checks that a session reads what the manifest lists and nothing else.
+    """Checks that a session will read what the manifest lists and nothing else.
 
     Returns:
-        The files that were compared, as they were before that, for :func:`require_same`: none where
-        ``verify`` is ``off``.
+        The identities of the files before the comparison, for :func:`require_same`; empty if ``verify`` is
+        ``off``.
 
     Raises:
         ConfigError: ``verify`` is none of :data:`VERIFY`.
@@ -160,11 +162,11 @@ def require_files(folder: Path, bundle: Bundle, verify: str) -> dict[Path, Ident
 
 
 def require_same(files: Mapping[Path, Identity]) -> None:
-    """Checks after files were read by their names that each name led to the file that had been compared, all
-    the time: one that was exchanged and put back has another time of change.
+    """Checks, after files were read by name, that they are still the files that were compared. A file that
+    was swapped and restored in between shows by its change time.
 
     Raises:
-        ChangedError: one was exchanged or altered.
+        ChangedError: a file was swapped or altered.
     """
     for path, before in files.items():
         require_unchanged(path, before, exact=True)

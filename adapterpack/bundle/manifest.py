@@ -1,4 +1,9 @@
-"""The bundle's manifest: one deployable folder of graph, site map, adapters and tokenizer."""
+"""The manifest of a bundle: the typed contents of ``adapterpack.bundle.json``, with its checks.
+
+It describes one deployable folder: the graphs and their sites, the adapters, and every file with its digest.
+Older manifests lack fields that came later; ``OPTIONAL`` fills them in. The docstrings of the structs are the
+descriptions in ``schemas/bundle.v1.json``.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +33,20 @@ from .signature import Signature
 
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
-"""What the names of a cache begin with, as a pass takes and as it gives it; ``<layer>.key`` or
-``<layer>.value`` follows.
+"""Prefixes of cache names, as inputs and as outputs of a pass; ``<layer>.key`` or ``<layer>.value`` follows.
 """
 ENCODED = "encoder."
-"""What the names of an encoder's keys and values begin with; the same follows."""
+"""The prefix of an encoder's keys and values for cross-attention; the same follows."""
 MODES = ("folded", "inputs", "bank")
 ADAPTER_IDS = "adapter_ids"
 ADAPTER_POSITIONS = "adapter_positions"
-"""The graph's input ``[batch, tokens]`` that says where a row's adapter acts; there only if an adapter does
-not act everywhere.
+"""The graph's input ``[batch, tokens]`` with the positions at which a row's adapter acts. A graph has it only
+if some adapter does not act everywhere.
 """
 ADDED = "adapterpack/"
-"""What the names of all nodes begin with that a graph has for adapters; quantization leaves those alone."""
+"""The prefix of all nodes that a graph has for adapters; quantization skips them."""
 ADAPTERS = "adapters"
-"""The folder of a bundle in which each adapter has a folder of its name."""
+"""The subfolder that holds a folder for each adapter, by name."""
 _MAX_BYTES = 16 << 20
 
 _NAME = "[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -64,16 +68,16 @@ Field = Annotated[
         )
     ),
 ]
-"""A slot of a site."""
+"""The name of a slot of a site."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """The attention before an output projection, from whose values in the graph prompts are computed.
+    """The attention before an output projection; prompts are computed from its values in the graph.
 
-    ``queries`` are the final ones, with positions; ``keys`` and ``values`` are the products of the
-    projections, and ``norm`` the input and output of the norm of the keys, where there is one. ``count``
-    heads of the queries share ``key_heads`` of ``width``.
+    ``queries`` are the final queries, with positions. ``keys`` and ``values`` are the outputs of the
+    projections, and ``norm`` the input and output of the norm on the keys, if there is one. ``count`` query
+    heads share ``key_heads`` key heads of ``width``.
     """
 
     queries: str
@@ -88,28 +92,28 @@ class Heads:
 
 @dataclass(frozen=True)
 class MappedSite:
-    """A linear module or a block in a graph, and its slots.
+    """A site of a graph, a linear module or a block, with its slots.
 
     Attributes:
-        node: its product; of a block, which has no weight, the node that gives its output.
-        layout: how ``weight`` lies: ``in_out`` or ``out_in``.
+        node: the node of its matrix product; for a block, which has no weight, the node of its output.
+        layout: the axis order of ``weight``: ``in_out`` or ``out_in``.
         rank: the number of axes of its input; the first is the batch.
         fields: the slots that the graph has for it; none in folded mode.
-        labels: the width of the widest head that its slots take, of a module that was trained whole.
-        entry: the value that a branch around a block reads.
+        labels: for a module that was trained in full, the most labels for which its slots have room.
+        entry: the value that enters a block, for branches that read its input.
         ranks: the ranks of its slots in a bank, by branch.
-        positional: whether its slots act where :data:`ADAPTER_POSITIONS` is true, and nowhere else.
-        part: the graph that it is in.
-        flat: its input has the tokens of all rows one after another, ``[batch * tokens, in]``, as before the
-            experts of a model.
-        kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution whose
-            kernels lie side by side) or ``prompt`` (virtual tokens before a row's own).
-        at: where its outputs begin in a weight that is packed with those of others.
-        members: of a group, which is no module, the sites whose ``down`` factors lie side by side in its
+        positional: whether its slots act only where :data:`ADAPTER_POSITIONS` is true.
+        part: the graph to which it belongs.
+        flat: whether its input joins the tokens of all rows, ``[batch * tokens, in]``, as for the experts of
+            a mixture.
+        kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution over
+            patches that do not overlap) or ``prompt`` (virtual tokens before a row's own).
+        at: the index of its first output in a weight that several sites share.
+        members: for a group, which is no module, the sites whose ``down`` factors are concatenated in its
             slot.
         heads: the attention whose output projection it is, if prompts are added there.
         dtype: the float type of the graph there, and of its slots.
-        head: of an embedding, the output head that is tied to it.
+        head: for an embedding, the output head that is tied to it.
     """
 
     path: limits.Path
@@ -142,13 +146,15 @@ class MappedSite:
     head: str | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A field that stands twice."""
+        """Yields a misfit for each duplicate field."""
         return typed_json.find_duplicates(self.fields, "/fields")
 
 
 @dataclass(frozen=True)
 class BundledAdapter:
-    """One adapter in the bundle: ``slot`` in bank mode, the pack's digest, its folder and its labels."""
+    """One adapter in the bundle: the digest of its pack, its folder, its labels, and in bank mode its
+    ``slot``.
+    """
 
     name: limits.PackName
     pack: limits.Sha256
@@ -166,16 +172,15 @@ class BundleFile(FileEntry, frozen=True):
 
 @dataclass(frozen=True)
 class Bundle:
-    """The manifest of a bundle. ``slots`` counts slot 0, which is the base; ``io_before`` is of the graphs
-    before the one that answers.
+    """The manifest of a bundle.
 
-    ``base_problem`` is what the logits of the base's own head are for.
-
-    ``padding`` is the side on which a decoder's shorter rows are filled up, ``pooling`` how hidden states
-    become one vector a row, and ``dtype`` the float type that the graphs were made in. ``decoder``: there is
-    a graph of the decoder for the engine. ``in_place``: an older version wrote a graph for single steps,
-    which nothing reads any more. ``compensation`` named a pack that every row carried, before a correction
-    became a part of the graph: such a bundle has to be quantized again.
+    ``slots`` includes slot 0, which belongs to the base. ``io_before`` holds the signatures of the graphs
+    before the last one, which gives the answer. ``base_problem`` says what the logits of the base's own head
+    mean. ``padding`` is the side on which shorter rows of a decoder are padded, ``pooling`` how hidden states
+    become one vector for each row, and ``dtype`` the float type of the graphs. ``decoder`` says that there is
+    a decoder graph for the engine. ``in_place`` is a remnant: an older version wrote a graph for single
+    steps, which nothing reads any more. ``compensation`` once named a pack that every row carried; such a
+    bundle has to be quantized again.
     """
 
     mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
@@ -206,8 +211,8 @@ class Bundle:
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = "1.0"
 
     def breaches(self) -> Iterator[Misfit]:
-        """What types cannot say: a task that is not known, a file twice, adapters and sites that do not fit
-        the bank or each other, and what is wrong with the reports on quantization and canaries.
+        """Yields what types cannot express: an unknown task, duplicate files, adapters and sites that do not
+        fit the bank or each other, and errors in the reports on quantization and canaries.
         """
         try:
             parts = self.parts
@@ -276,24 +281,24 @@ class Bundle:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The graphs, in the order in which they run; the last one gives the answer.
+        """The part names of the graphs, in the order in which they run; the last one gives the answer.
 
         Raises:
-            UnknownName: the task is none that this version knows.
+            UnknownName: this version does not know the task.
         """
         return tuple(part.name for part in get_task(self.task).parts)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
+        """Returns the manifest as plain JSON values."""
         encoded: dict[str, Any] = strict_json.plain(self)
         return encoded
 
     def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
-        """Writes the manifest into ``folder``, with the closed list of every other file in it; a ``draft``
-        lists adapters alone.
+        """Writes the manifest into ``folder``, with the complete list of all other files. A ``draft`` lists
+        adapters only.
 
-        What is about to be proved and perhaps quantized is opened with a draft: the digests of gigabytes are
-        taken once, at the end.
+        Export opens the bundle with a draft to test and perhaps quantize it, so that gigabytes are hashed
+        only once, at the end.
         """
         complete = dataclasses.replace(
             self, files=tuple(list_files(folder, adapters_only=draft, known=known))
@@ -301,7 +306,7 @@ class Bundle:
         (folder / FILE_NAME).write_bytes(strict_json.canonical(complete.to_json()))
 
     def adapter(self, name: str) -> BundledAdapter:
-        """The adapter of that name.
+        """Returns the adapter of that name.
 
         Raises:
             UnknownAdapter: the bundle has none.
@@ -317,20 +322,20 @@ class Bundle:
 
 
 def graph_file(part: str) -> str:
-    """The file of one graph of a bundle."""
+    """Returns the file name of a graph of a bundle."""
     return f"{part}.onnx"
 
 
 def adapter_file(path: str, part: str) -> str:
-    """The file of the values with which an adapter at ``path`` fills the slots of one graph, in ONNX
-    Runtime's own format.
+    """Returns the ``.onnx_adapter`` file with the values of an adapter at ``path`` for the slots of one
+    graph.
     """
     return f"{path}.onnx_adapter" if part == MAIN else f"{path}.{part}.onnx_adapter"
 
 
 def role_of(path: str) -> str:
-    """The role of a file of a bundle: a ``graph`` or its data, a part of an ``adapter``, or ``carried`` over
-    from the base.
+    """Returns the role of a file of a bundle: a ``graph`` or its data, part of an ``adapter``, or ``carried``
+    over from the base.
 
     Example:
         >>> (role_of("model.onnx.data"), role_of("adapters/tickets/adapterpack.json"),
@@ -343,8 +348,8 @@ def role_of(path: str) -> str:
 
 
 def bundle_in(folder: str | os.PathLike[str]) -> Path:
-    """Where in ``folder`` the bundle is: a model repository has it as the version of its one model, a site as
-    ``bundle``.
+    """Finds the bundle in ``folder``: a model repository holds it as the version of its single model, a site
+    as ``bundle``. Returns ``folder`` itself for anything else.
 
     Example:
         >>> bundle_in("somewhere").name
@@ -357,8 +362,8 @@ def bundle_in(folder: str | os.PathLike[str]) -> Path:
 def list_files(
     folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None
 ) -> list[BundleFile]:
-    """An entry for every file under ``folder`` except the manifest itself and its signature, by relative
-    path; ``known`` are digests, by path too.
+    """Returns an entry for every file under ``folder`` except the manifest and its signature. ``known`` are
+    digests that need not be computed, by relative path.
     """
     entries = []
     for path in sorted(folder.rglob("*")):
@@ -372,7 +377,7 @@ def list_files(
 
 
 def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
-    """The manifest of the bundle in ``folder``.
+    """Reads the manifest of the bundle in ``folder``.
 
     Raises:
         FormatError: there is none, or it does not fit its schema.
@@ -381,7 +386,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
 
 
 def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
-    """The bytes of the manifest in ``folder``, a little more of them than it may have.
+    """Reads the bytes of the manifest in ``folder``, up to just above the permitted size.
 
     Raises:
         FormatError: there is none, or it is no regular file.
@@ -401,7 +406,7 @@ def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
 
 
 def parse_bundle(data: bytes, where: object) -> Bundle:
-    """The manifest of a bundle from its bytes.
+    """Parses the manifest of a bundle from its bytes.
 
     Raises:
         FormatError: it does not fit its schema.
@@ -446,11 +451,11 @@ OPTIONAL: Mapping[str, Mapping[str, Any]] = {
     },
     "Signature": {"inputs": [], "outputs": [], "slots": []},
 }
-"""Part of a manifest -> the fields that older bundles may lack, with what that means."""
+"""Part of a manifest -> the fields that older bundles may lack, with their values in that case."""
 
 
 def _with_later_fields(value: Any) -> Any:
-    """A manifest with the fields that it lacks because it is older than they are."""
+    """Returns a manifest with the fields that are newer than it."""
     if not isinstance(value, dict):
         return value
     new = {**OPTIONAL["Bundle"], **value}

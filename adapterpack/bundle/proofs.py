@@ -1,7 +1,8 @@
-"""Remembers what was found of a bundle's bytes, so that opening it again costs a look at its files' times.
+"""Caches the results of checks on a bundle, so that opening it again only compares the times of its files.
 
-What was found belongs to the bytes of a manifest, and with them to the digests of all files, which a session
-compares each time. It is kept in the user's cache folder, next to the hashes of large files.
+The key of a result is the hash of the manifest's bytes. The manifest holds the digests of all files, which a
+session compares every time, so a result can never apply to other bytes. Results are kept in the user's cache
+folder, next to the hashes of large files.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ _KNOWN: set[str] = set()
 
 
 class VerificationCache:
-    """What this version found of the bundle with these bytes as its manifest."""
+    """The results that this version has recorded for the bundle with these manifest bytes."""
 
     def __init__(self, manifest: bytes) -> None:
         self._manifest = hashlib.sha256(VERSION.encode() + b"\0" + manifest).hexdigest()
 
     def is_valid(self) -> bool:
-        """Whether manifest, graphs and packs fit each other."""
+        """Returns whether manifest, graphs and packs were found to be consistent."""
         return self._is_remembered(self._manifest)
 
     def remember_validity(self) -> None:
-        """Remembers that they do."""
+        """Records that manifest, graphs and packs are consistent."""
         self._remember(self._manifest)
 
     def was_openable(self, part: str) -> bool:
-        """Whether ONNX Runtime opened the graph of a part before and the process lived on."""
+        """Returns whether ONNX Runtime has opened the graph of a part before without a crash."""
         return self._is_remembered(f"{self._manifest}-{part}")
 
     def remember_opening(self, *parts: str) -> None:
-        """Remembers that it did, of each of them."""
+        """Records that ONNX Runtime opened these parts without a crash."""
         for part in parts:
             self._remember(f"{self._manifest}-{part}")
 
@@ -49,7 +50,7 @@ class VerificationCache:
     def _remember(self, name: str) -> None:
         if not self._is_remembered(name):
             _KNOWN.add(name)
-            # a cache that cannot be written is no reason to fail
+            # without a writable cache the checks just run again next time
             with suppress(StorageError), output_file(_record(name)) as record:
                 record.touch()
 

@@ -1,4 +1,4 @@
-"""What a bundle's manifest reports of quantization, of replayed canaries and of the engine's graph."""
+"""The reports in a bundle's manifest: on quantization, replayed canaries and the engine's graph."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ Accuracy = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 
 
 class GraphChange(TypedDict):
-    """How far quantization moved the outputs of one graph, by adapter."""
+    """How far quantization changed the outputs of one graph, by adapter."""
 
     max_error: Errors
     max_relative: Errors
 
 
 class CalibrationReport(TypedDict):
-    """What was looked at of the user's rows."""
+    """How many of the user's rows and tokens were used for calibration."""
 
     rows: Annotated[int, Meta(ge=1)]
     tokens: Annotated[int, Meta(ge=1)]
 
 
 class ProductReport(TypedDict):
-    """What a search gave one product: its bits, and the share of the outputs that they move."""
+    """The result of a search for one matrix product: its bits, and its error as a share of the outputs."""
 
     bits: Literal[2, 4, 8]
     error: Annotated[float, Meta(ge=0)]
 
 
 class CompensationReport(TypedDict):
-    """The rank of the correction, at how many sites, and the root of the share of their squared errors that
-    it leaves.
+    """The low-rank correction of a quantized graph: its rank, the number of its sites, and the root of the
+    share of their squared errors that remains.
     """
 
     rank: Annotated[int, Meta(ge=1)]
@@ -44,9 +44,9 @@ class CompensationReport(TypedDict):
 
 
 class StoredReport(TypedDict):
-    """Of a quantized base's weights in one format: how many the graphs hold as they are stored and how many
-    as floats of the same values, why, by the number of weights, and how far the held ones are from what the
-    format's decoder gives, as a share of the largest.
+    """The weights of a quantized base in one format: how many the graphs hold in their stored form and how
+    many as floats of the same values, with the reasons by number of weights, and the largest difference of
+    the stored ones from the format's decoder, relative to the largest weight.
     """
 
     held: Annotated[int, Meta(ge=0)]
@@ -58,13 +58,13 @@ class StoredReport(TypedDict):
 
 
 class QuantizationReport(TypedDict):
-    """How the graphs were quantized, and how far that moved their outputs, by adapter; ``graphs`` where there
+    """How the graphs were quantized, and how far that changed their outputs, by adapter; ``graphs`` if there
     are several.
 
-    ``error_by_accuracy`` is that of both accuracies, root mean square as a share of the outputs'; the other
+    ``error_by_accuracy`` is the root mean square error of both accuracies, relative to the outputs; the other
     errors are those of ``accuracy``. Bundles without these fields are exact, and their ``head`` has the
-    scheme or is float. Schemes that have no codes have neither blocks nor a head of their own. ``stored`` is
-    what became of a base that was quantized before it was exported.
+    scheme or is float. Schemes without codes have neither blocks nor a head of their own. ``stored`` reports
+    on a base that was quantized before its export.
     """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
@@ -89,15 +89,15 @@ class QuantizationReport(TypedDict):
 
 
 class ReplayedCanary(TypedDict):
-    """The largest error of a canary, and the one that was allowed."""
+    """The largest error of a canary, and its tolerance."""
 
     max_abs: Annotated[float, Meta(ge=0)]
     tolerance: Annotated[float, Meta(ge=0)]
 
 
 class CanaryReport(TypedDict):
-    """The canaries by the names of their packs: what they gave, why they were not replayed, and how far
-    quantization moved them.
+    """The canaries by pack name: the errors of those that were replayed, the reasons for those that were not,
+    and how far quantization changed them.
     """
 
     replayed: Mapping[str, ReplayedCanary]
@@ -106,9 +106,9 @@ class CanaryReport(TypedDict):
 
 
 class CacheReport(TypedDict):
-    """By how much keys and values in this type move the logits of the engine's graph: the largest change as a
-    share of the largest logit, its root mean square as a share of theirs, and how often the likeliest token
-    is the same. Not measured yet: of a float graph that is quantized next.
+    """How much keys and values in this type change the logits of the engine's graph: the largest change
+    relative to the largest logit, the root mean square relative to that of the logits, and how often the most
+    likely token is the same. Missing for a float graph that is still to be quantized.
     """
 
     type: Literal["int8"]
@@ -118,8 +118,8 @@ class CacheReport(TypedDict):
 
 
 class DecoderReport(TypedDict):
-    """How near the engine's graph is to the ordinary one, after so many steps, and its caches where they are
-    not of the graph's float type; or why the bundle has none.
+    """The largest difference between the engine's graph and the ordinary one after so many steps, and its
+    caches if they have another type than the graph; or why the bundle has no such graph.
     """
 
     left_out: NotRequired[Annotated[str, Meta(max_length=400)]]

@@ -1,6 +1,6 @@
-"""Makes the JSON Schema of bundles' manifests from their dataclasses.
+"""Generates the JSON Schema of bundle manifests from their dataclasses.
 
-``python -m adapterpack.bundle.schema > schemas/bundle.v1.json`` writes it anew.
+``python -m adapterpack.bundle.schema > schemas/bundle.v1.json`` regenerates the published file.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _REPORTS = (CanaryReport, DecoderReport, QuantizationReport)
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``adapterpack.bundle.json``.
+    """Returns the JSON Schema of ``adapterpack.bundle.json``.
 
     Example:
         >>> schema()["properties"]["sites"]["maxProperties"]

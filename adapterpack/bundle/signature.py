@@ -1,4 +1,4 @@
-"""What a graph takes and gives: the names, dtypes and shapes of its inputs, its outputs and its slots."""
+"""The signature of a graph: names, dtypes and shapes of its inputs, outputs and slots."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from ..errors import Unsupported
 
 @dataclass(frozen=True)
 class Port:
-    """One value at the edge of a graph; an extent that is not fixed has a name, and is None where the graph
-    does not even name it.
-    """
+    """One input or output of a graph. A variable extent is a name, or None if the graph does not name it."""
 
     name: Annotated[str, Meta(min_length=1, max_length=1024)]
     dtype: Annotated[str, Meta(pattern=r"^[a-z0-9_]{1,32}\Z")]
@@ -29,8 +27,8 @@ Ports = Annotated[tuple[Port, ...], Meta(max_length=1 << 16)]
 
 @dataclass(frozen=True)
 class Signature:
-    """``inputs`` must be fed. ``slots`` may be fed: ONNX Runtime calls an input with a default an overridable
-    initializer.
+    """The signature of a graph. ``inputs`` must be fed; ``slots`` may be fed: ONNX Runtime calls such inputs
+    with a default overridable initializers.
     """
 
     inputs: Ports = ()
@@ -39,7 +37,7 @@ class Signature:
 
 
 def signature_of(model: Any) -> Signature:
-    """The signature of an ``onnx_ir`` model.
+    """Returns the signature of an ``onnx_ir`` model.
 
     Raises:
         Unsupported: an input or output has no type.

@@ -1,1 +1,3 @@
-"""The contract between a graph and the runtime: which slots a site has, and what fills them."""
+"""Slots, the contract between a graph and the runtime: the inputs that a graph has for adapters at each site,
+and the values that adapters write there.
+"""

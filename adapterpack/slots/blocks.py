@@ -1,13 +1,13 @@
-"""The slots of adapters behind blocks: one branch for each way of reading and each activation, so that packs
-of any kind share a graph.
+"""Slots of adapters after blocks (bottleneck adapters and their like): one branch for each input and
+activation, so that packs of any such kind share a graph.
 
-Fields of a block, with the name of a branch in front (``output_relu_down``)::
+Fields of a block, prefixed by the name of a branch (``output_relu_down``)::
 
     h' = h + sum over branches of  act((norm(z) * norm_weight + norm_bias) down + down_bias) up + up_bias
 
 ``norm_weight`` [n], ``norm_bias`` [n], ``down`` [n, r], ``down_bias`` [r], ``up`` [r, n], ``up_bias`` [n]; z
-is the block's output, or its input. The two fields of the norm are there where the branch's name says so.
-Zeros change nothing: a branch that a row's adapter has not adds zero, and ranks are padded with zeros.
+is the block's output, or its input. Branches with ``normed`` in their name have the two fields of the norm.
+Zeros are neutral: an unused branch adds zero, and ranks are padded with zeros.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ LEAVES: dict[str, str] = {
 
 
 class Branch(NamedTuple):
-    """One way in which adapters change a block's output."""
+    """One way in which adapters change a block's output: an activation, the value that it reads, and whether
+    it norms that value.
+    """
 
     act: str
     reads_input: bool
@@ -39,7 +41,7 @@ class Branch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the names of its fields begin with."""
+        """The prefix of its fields."""
         return f"{'input' if self.reads_input else 'output'}_{self.act}{'_normed' if self.normed else ''}"
 
 
@@ -54,7 +56,7 @@ FIELDS = {f"{branch}_{leaf}": (branch, leaf) for branch in BRANCHES for leaf in 
 
 
 def block_arrays(form: BlockForm) -> dict[str, np.ndarray]:
-    """The fields of one normal form, as float32 arrays."""
+    """Converts a normal form to the fields of its branch, as float32 arrays."""
     branch = Branch(form.act, form.reads_input, form.norm is not None).name
     down, up = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
     leaves = {

@@ -1,7 +1,7 @@
-"""Every field that a site of a graph may have a slot for: its axes by name, and its neutral value.
+"""All fields for which a site can have a slot, with their axes and neutral values.
 
-An axis is either as wide as the site is (:func:`widths`), or free: an adapter's own rank, number of experts,
-length or labels, of which a slot has room for the largest.
+An axis is either a width of the site (:func:`widths`) or free: the adapter's own rank, number of experts,
+length or labels, for which a slot has room up to a maximum.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ RANK, TURN, LABELS = "rank", "turn", "labels"
 
 
 class SlotField(NamedTuple):
-    """``axes`` by name, and the value in the slot of an adapter that has no such part."""
+    """The names of a field's ``axes``, and the ``neutral`` value, which fills the slot of an adapter without
+    this field.
+    """
 
     axes: tuple[str, ...]
     neutral: float = 0.0
 
     @property
     def free(self) -> tuple[int, ...]:
-        """The axes, by number, along which an adapter may be shorter than its slot."""
+        """The indices of the axes along which an adapter may be shorter than its slot."""
         return tuple(place for place, axis in enumerate(self.axes) if axis not in FIXED)
 
 
 FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
-"""The axes that are the base's own widths."""
+"""The axes that are widths of the base model."""
 
 
 def _of_blocks() -> dict[str, SlotField]:
@@ -78,18 +80,18 @@ FIELDS: dict[str, SlotField] = {
 }
 """Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
-"""Free axes whose length must be at least 1, since a softmax goes along them."""
+"""Free axis -> its least length: 1 where a softmax runs along the axis, else 0."""
 ROUTED = frozenset(
     {
         prompt_rows.LENGTH,
         *(name for route in routes.BRANCHES.values() for name in (route.name, route.experts)),
     }
 )
-"""Free axes that are as long as the packs of an export need, whatever the largest rank of a bank is."""
+"""Free axes that get the length which the exported packs need, independent of a bank's largest rank."""
 
 
 def widths(site: MappedSite) -> dict[str, int]:
-    """The axes that are as wide as the site is."""
+    """Returns the axes of a site with a fixed width, and their widths."""
     fixed = {"in": site.in_features, "out": site.out_features}
     heads = site.heads
     return (
@@ -100,19 +102,19 @@ def widths(site: MappedSite) -> dict[str, int]:
 
 
 def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> list[Any]:
-    """The shape of a slot: the widths of the site, and the length that ``free`` gives of every free axis."""
+    """Returns the shape of a slot: the site's widths, and ``free(axis)`` for every free axis."""
     fixed = widths(site)
     return [fixed[axis] if axis in FIXED else free(axis) for axis in FIELDS[field].axes]
 
 
 def nothing(field: str, site: MappedSite) -> np.ndarray:
-    """A slot without an adapter: every free axis as short as it can be; of a head, as many labels as the
-    base's.
+    """Returns the neutral values of a slot, with every free axis at its least length; a head has as many
+    labels as the base's.
     """
     shape = extents(field, site, lambda axis: site.out_features if axis == LABELS else LEAST.get(axis, 0))
     return np.full(shape, neutral(field, site.dtype), site.dtype)
 
 
 def neutral(field: str, dtype: str) -> np.ndarray:
-    """The neutral value of a field, in the float type of the graph."""
+    """Returns the neutral value of a field, in the float type of the graph."""
     return convert(np.array(FIELDS[field].neutral, np.float32), dtype, field)

@@ -1,4 +1,6 @@
-"""The float types that graphs compute in, and how near a graph in each comes to the model in float32."""
+"""The float types of graphs: their substitutes for -1e9, their tolerances against torch in float32, and safe
+conversion.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,18 @@ import numpy as np
 from ..errors import UnknownName, Unsupported, nearest
 
 ABSENT = np.float32(-1e9)
-"""The score or logit of an absent token or label: its weight is zero, and it survives conversion to JSON."""
+"""The score or logit of an absent token or label. Its softmax is zero, and unlike -infinity it is
+valid JSON.
+"""
 NONE_BELOW = -2e4
-"""A smaller number stands for :data:`ABSENT`, in every float type."""
+"""Any smaller number means :data:`ABSENT`, in every float type."""
 DEFAULT = "float32"
 
 
 class Precision(NamedTuple):
-    """One float type. ``absent`` is what stands for :data:`ABSENT` in it, and leaves room for a score to be
-    added.
-
-    ``tolerance`` is the largest difference from torch in float32, as a share of the largest output, with
-    which a graph is published.
+    """A float type of graphs. ``absent`` replaces :data:`ABSENT`, with room for a score to be added.
+    ``tolerance`` is the largest permitted difference from torch in float32, relative to the largest output,
+    for a graph to be published.
     """
 
     name: str
@@ -38,17 +40,17 @@ PRECISIONS = {
         Precision("bfloat16", float(ABSENT), 8e-2),
     )
 }
-"""float32 on two runtimes differs by about 1e-6 of the largest logit, and every wrong graph so far by 1e-3 of
-it or more. float16 rounds each value by 5e-4 of itself, and a model of many layers by several times that;
-bfloat16 has three bits fewer, so eight times that.
+"""Two runtimes in float32 differ by about 1e-6 of the largest logit, and every wrong graph so far differed by
+at least 1e-3. float16 rounds each value by 5e-4, and a deep model by several times that; bfloat16 has three
+bits fewer, hence eight times the error.
 """
 
 
 def precision(name: str) -> Precision:
-    """The float type of that name.
+    """Returns the float type of that name.
 
     Raises:
-        UnknownName: graphs are not made in it.
+        UnknownName: graphs cannot have this type.
 
     Example:
         >>> precision("float16").absent
@@ -62,7 +64,7 @@ def precision(name: str) -> Precision:
 
 
 def convert(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
-    """Numbers in the float type of a graph; an absent score stays absent.
+    """Converts numbers to the float type of a graph; an absent score stays absent.
 
     Raises:
         Unsupported: a number is too large for the type.
@@ -87,11 +89,11 @@ def convert(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
 
 
 def balance(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
-    """Values with every pair of factors ``PATH.down`` and ``PATH.up`` brought to one size, by a power of two:
-    the product is the same.
+    """Scales every pair of factors ``PATH.down`` and ``PATH.up`` to similar size by a power of two, which
+    leaves their product unchanged.
 
-    ``up`` holds an adapter's whole scale. In float16 one factor could be too small for its digits, and the
-    other too large.
+    ``up`` holds the adapter's scale, so in float16 one factor could otherwise lose digits and the other
+    overflow.
 
     Example:
         >>> factors = balance({"a.down": np.full((2, 1), 2.0**-12), "a.up": np.ones((1, 2))}, "down", "up")

@@ -1,5 +1,5 @@
-"""Runs the key and value projections of a graph on a prompt: the part of the graph from one value to another,
-by itself.
+"""Runs the key and value projections of a graph on a prompt, by extracting the part of the graph between two
+values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .prompt_kv import PROJECTION
 
 
 def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
-    """The attention of that path.
+    """Returns the attention at that path.
 
     Raises:
         Unsupported: the graph has no slots for prompts there.
@@ -42,11 +42,11 @@ def heads_at(sites: Mapping[str, MappedSite], path: str) -> Heads:
 
 
 def project(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
-    """Keys, without positions, and values ``[n, key heads, head_dim]`` that the base makes of a prompt ``[n,
-    width]``; ``dtype`` is the float type of the graph there, in which it may not say what it computes.
+    """Returns the keys, without positions, and values ``[n, key heads, head_dim]`` that the base computes
+    from a prompt ``[n, width]``. ``dtype`` is the graph's float type there, in case its values carry no type.
 
     Raises:
-        FormatError: the graph has no such values.
+        FormatError: the graph lacks values that the site map names.
     """
     by_name = ir.convenience.create_value_mapping(model.graph, include_subgraphs=False)
     if missing := sorted({heads.keys, heads.values, *(heads.norm or ())} - by_name.keys()):
@@ -65,7 +65,7 @@ def project(model: Any, heads: Heads, prompt: np.ndarray, dtype: str) -> tuple[n
 
 
 def _read(product: Any) -> Any:
-    """The input of the linear layer that gives this value, itself or through a sum and a split."""
+    """Returns the input of the linear layer that computes a value, directly or through a sum and a split."""
     node = product.producer()
     while node is not None and node.op_type not in PRODUCTS:
         node = next(
@@ -78,8 +78,8 @@ def _read(product: Any) -> Any:
 
 
 def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) -> np.ndarray:
-    """The value of ``end`` where that of ``start`` is ``array``; in float32, whatever the graph computes
-    in.
+    """Computes the value ``end`` with ``array`` as the value ``start``, in float32 whatever the type of the
+    graph.
     """
     graph = in_float32(
         ir.Model(ir.convenience.extract(model.graph, [start], [end]), ir_version=model.ir_version)
@@ -91,7 +91,8 @@ def _between(model: Any, start: Any, end: Any, array: np.ndarray, dtype: str) ->
         dtype = entry.dtype.numpy().name
     array = array.astype(DEFAULT if dtype == "bfloat16" else dtype)
     entry.shape, entry.type = ir.Shape(array.shape), ir.TensorType(ir.DataType.from_numpy(array.dtype))
-    for value in graph.initializers.values():  # a model of bytes alone has no file of weights
+    # a serialized model cannot refer to weight files, so the weights move into it
+    for value in graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             value.const_value = ir.tensor(
                 value.const_value.numpy(), dtype=value.const_value.dtype, name=value.name

@@ -1,15 +1,14 @@
-"""The slots of prompts that an attention attends to besides its tokens: keys and values, computed once by the
+"""Slots of prompts to which an attention attends besides its tokens: keys and values, computed once by the
 base's projections.
 
-Fields at the output projection of an attention of h heads, of which k have keys of their own::
+Fields at the output projection of an attention with h heads and k key heads::
 
     x' = x + concat over heads i of  gate_i softmax(q_i keys + absent) values
 
-``attended_keys`` [k, head_dim, n], which hold the scale, ``attended_values`` [k, n, head_dim],
-``attended_absent`` [n], ``attended_gate`` [h]; x is what enters the projection, q are the queries as the
-layer uses them. A token of the prompt that a row's adapter has not is absent by its score
-(:data:`~adapterpack.slots.precision.ABSENT`); without an adapter all are, the gate is zero, and x is what it
-was.
+``attended_keys`` [k, head_dim, n], scaled already, ``attended_values`` [k, n, head_dim], ``attended_absent``
+[n], ``attended_gate`` [h]; x is the input of the projection, q are the queries as the layer uses them. The
+score :data:`~adapterpack.slots.precision.ABSENT` disables the prompt tokens that a row's adapter lacks.
+Without an adapter all are disabled and the gate is zero, so x is unchanged.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from ..bundle.manifest import Heads
 from ..errors import Unsupported
 
 PROJECTION = "o_proj"
-"""The module of an attention whose input the prompt is added to."""
+"""The module of an attention to whose input the prompt's part is added."""
 LENGTH = "attended"
-"""The name of the length of a prompt among the ranks of a site."""
+"""The name of a prompt's length among the ranks of a site."""
 LEAVES: dict[str, tuple[str, ...]] = {
     "attended_keys": ("key_heads", "head_dim", LENGTH),
     "attended_values": ("key_heads", LENGTH, "head_dim"),
@@ -36,15 +35,15 @@ LEAVES: dict[str, tuple[str, ...]] = {
 
 Project = Callable[[np.ndarray, str], tuple[np.ndarray, np.ndarray, Heads]]
 """(prompt ``[n, width]``, path of an attention) -> the keys, without positions, and values ``[n, key heads,
-head_dim]`` that the base computes of it there, and the heads of that attention.
+head_dim]`` that the base computes from it there, and the heads of that attention.
 """
 
 
 def attended_arrays(form: AttentionForm, path: str, project: Project | None) -> dict[str, np.ndarray]:
-    """The fields of one normal form, as float32 arrays, by their names under the attention's path.
+    """Converts a normal form to its fields, as float32 arrays, by their names below the attention's path.
 
     Raises:
-        Unsupported: the base is not at hand.
+        Unsupported: ``project`` is None, so the base's projections are not available.
     """
     if project is None:
         raise Unsupported(

@@ -1,8 +1,8 @@
-"""The slots of virtual tokens that a graph without a cache puts before the tokens of each row.
+"""Slots of virtual tokens that a graph without a cache puts before the tokens of each row.
 
-``virtual`` [n, in] are embeddings, ``virtual_here`` [n] is 1 for each that the row's adapter has,
-``virtual_cut`` [n] is 1 for each whose state no head sees. Callers count the rows' own tokens; a row without
-a prompt is as long as before, with padding behind it.
+``virtual`` [n, in] are embeddings; ``virtual_here`` [n] is 1 for each that the row's adapter has;
+``virtual_cut`` [n] is 1 for each that is removed before the head. Callers count only the rows' own tokens. A
+row without a prompt has its usual length, with padding after it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..bundle.manifest import MappedSite
 from ..pack.pack import Pack
 
 LENGTH = "virtual"
-"""The name of the number of virtual tokens among the ranks of the site."""
+"""The name of the number of virtual tokens among the ranks of a site."""
 LEAVES: dict[str, tuple[str, ...]] = {
     "virtual": (LENGTH, "in"),
     "virtual_here": (LENGTH,),
@@ -28,8 +28,8 @@ LEAVES: dict[str, tuple[str, ...]] = {
 
 
 def virtual_arrays(form: PromptForm, pooled: str) -> dict[str, np.ndarray]:
-    """The fields of one normal form, as float32 arrays, none of keys and values; ``pooled`` is what the
-    config says.
+    """Converts a normal form to its fields, as float32 arrays; none if the prompt consists of keys and
+    values. ``pooled`` is that of the adapter's config.
     """
     if form.embeds is None:
         return {}
@@ -40,11 +40,13 @@ def virtual_arrays(form: PromptForm, pooled: str) -> dict[str, np.ndarray]:
 
 
 def virtual_tokens(pack: Pack) -> int:
-    """How many virtual tokens a pack puts before a row's own; none where its prompt is keys and values."""
+    """Returns how many virtual tokens a pack puts before a row's own tokens; 0 if its prompt consists of keys
+    and values.
+    """
     configs = [pack.config_at(group) for group in pack.manifest.groups if group.kind == "prompt"]
     return sum(config.num_virtual_tokens for config in configs if not isinstance(config, CacheConfig))
 
 
 def virtual_room(sites: Mapping[str, MappedSite]) -> int:
-    """How many positions of every row a graph with these sites keeps for virtual tokens."""
+    """Returns how many positions of every row a graph with these sites reserves for virtual tokens."""
     return sites[PROMPT].ranks.get(LENGTH, 0) if PROMPT in sites else 0

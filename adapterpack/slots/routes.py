@@ -1,18 +1,20 @@
-"""The slots of routers: one branch for each router of a site, so that packs with other experts, or with none,
-share a graph.
+"""Slots of routers (mixtures of experts within an adapter): one branch for each router of a site, so that
+packs with different experts, or none, share a graph.
 
-Fields of a site, with the name of a route in front (``route0_abs_keys``)::
+Fields of a site, prefixed by the name of a route (``route0_abs_keys``)::
 
-    s = |x keys| + bias   (``dot``: x keys + bias)      g = softmax of s where s >= least,  least = the sorted
-    s . pick y' = y + ((x down) (g spread)) up
+    s = |x keys| + bias              (``dot``: x keys + bias)
+    least = (sorted s) . pick
+    g = softmax of s where s >= least
+    y' = y + ((x down) (g spread)) up
 
-A route that attends to what its experts answer (``fuse``) has ``query`` [in, r] in the place of ``keys``::
+A route that attends to the answers of its experts (``fuse``) has ``query`` [in, r] in place of ``keys``::
 
     s = ((x query) (x down)) spread^T + bias
 
 ``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert
-that a row's adapter has not has the bias -1e9, and ``pick`` has its one at the place of the k-th largest
-score; then zeros change nothing.
+that a row's adapter lacks has the bias -1e9. ``pick`` has its 1 at the place of the k-th largest score, which
+selects the top k. Elsewhere zeros are neutral.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from ..adapter_methods.core.routers import Attention, Route, SoftmaxGate
 from ..errors import Unsupported
 
 MOST = 4
-"""The routers that one site may have."""
+"""The most routers of one site."""
 LEAVES: dict[str, str] = {
     "keys": "ie",
     "query": "ir",
@@ -39,8 +41,8 @@ LEAVES: dict[str, str] = {
 ranks.
 """
 SCORES = {"abs": "keys", "dot": "keys", "fuse": "query"}
-"""How a route scores, and the leaf that only such a route has: magnitudes, plain products, or attention to
-the experts' answers.
+"""How a route scores -> the leaf that only such routes have. Scores are magnitudes, plain products, or
+attention to the experts' answers.
 """
 
 
@@ -52,17 +54,17 @@ class Branch(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What the names of its fields begin with."""
+        """The prefix of its fields."""
         return f"route{self.number}_{self.scores}"
 
     @property
     def leaf(self) -> str:
-        """The leaf by which it scores."""
+        """The leaf that holds its scoring weights."""
         return SCORES[self.scores]
 
     @property
     def leaves(self) -> list[str]:
-        """The leaves that it has."""
+        """The leaves of such a route."""
         return [leaf for leaf in LEAVES if leaf == self.leaf or leaf not in SCORES.values()]
 
     @property
@@ -80,10 +82,10 @@ FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() 
 
 
 def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
-    """The fields of the routes of one normal form, as float32 arrays.
+    """Converts the routes of a normal form to their fields, as float32 arrays.
 
     Raises:
-        Unsupported: there are too many, or one has weights that no graph can compute.
+        Unsupported: there are too many routes, or a route has weights that a graph cannot compute.
     """
     if len(routes) > MOST:
         raise Unsupported(

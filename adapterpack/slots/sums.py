@@ -1,9 +1,9 @@
-"""Adds the changes of several adapters, each times a weight, where a sum is defined: the values of one
-adapter that is all of them.
+"""Adds the weighted changes of several adapters: computes the slot values of one adapter that has the effect
+of all.
 
-Factors of low rank lie side by side, ``[down_1 down_2]`` and ``[w_1 up_1; w_2 up_2]``, so that the product is
-the sum of the products, exactly; what is a number for each input or output is added as it deviates from what
-changes nothing.
+Low-rank factors are concatenated, ``[down_1 down_2]`` and ``[w_1 up_1; w_2 up_2]``, so that their product is
+exactly the sum of the products. Vectors over inputs or outputs are added as deviations from their neutral
+value.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Summand(NamedTuple):
 
 
 class SumRule(NamedTuple):
-    """How one field of several adapters becomes one: they ``lie`` one after another along the axis of that
-    number, or are added (None). Only one of two factors of a product is ``weighted``.
+    """How one field of several adapters is combined: concatenated along the axis ``lie``, or added (None). Of
+    the two factors of a product only one is ``weighted``.
     """
 
     lie: int | None = None
@@ -65,23 +65,23 @@ RULES: dict[str, SumRule] = {
         if rule
     },
 }
-"""Field -> its rule. Others have no sum: a head stands in the place of the base's, and a softmax or a norm is
-none of a sum.
+"""Field -> its rule. Other fields have no sum: a head replaces the base's, and softmax and norm are not
+linear.
 """
 
 _STAGES: tuple[frozenset[str], ...] = tuple(
     map(frozenset, ({"pre"}, {"turn", "turn_down", "turn_up"}, {"scale"}, {"mix"}))
 )
-"""What a site multiplies one after another; the change is a sum in the values of one of them alone."""
+"""Groups of factors that a site applies one after another. Changes add up only if all are in one group."""
 _AFTER, _ADDED = frozenset({"scale", "mix"}), frozenset({"down", "up", "delta"})
-"""What multiplies the output of a layer, and what is added to that output before."""
+"""Fields that multiply the output of a layer, and fields that are added to the output before that."""
 
 
 def add_changes(parts: Sequence[Summand], sites: Mapping[str, MappedSite]) -> Values:
-    """The values of the weighted sum of the changes, in the types of the sites' slots.
+    """Returns the values of the weighted sum of the changes, in the dtypes of the sites' slots.
 
     Raises:
-        NotASum: the changes of one site multiply each other, or have no sum.
+        NotASum: changes at one site multiply each other, or have no sum.
         Unsupported: a number is too large for its slot.
 
     Example:

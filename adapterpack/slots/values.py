@@ -1,18 +1,21 @@
-"""Fills the slots of a graph: the normal form of each adapter as arrays, padded for a bank or as they are for
-inputs.
+"""Computes the values of slots from packs: each adapter's normal form as arrays, padded for a bank or at
+their own size for inputs.
 
-Slot names are ``<module path>.<field>``. Fields of an adapted site::
+Slot names are ``<module path>.<field>``. Fields of an adapted layer::
 
-    x' = x * pre;   x" = x' + x' turn + (x' turn_down) turn_up;   y = (base(x") + (x down) up + x delta) *
-    scale;   y' = y + y mix + shift
+    x' = x * pre
+    x" = x' + x' turn + (x' turn_down) turn_up
+    y  = (base(x") + (x down) up + x delta) * scale
+    y' = y + y mix + shift
 
 ``pre`` [in], ``turn`` [in, in], ``turn_down`` [in, t], ``turn_up`` [t, in], ``down`` [in, r], ``up`` [r,
 out], ``delta`` [in, out], ``scale`` [out], ``mix`` [out, out], ``shift`` [out]; of a module that was trained
-whole: ``head`` [in, labels], ``head_bias`` [labels]. A bank puts the slots in front. Apart from ``pre`` and
-``scale``, zeros change nothing. The fields of an adapted block are in
-:mod:`~adapterpack.slots.blocks`, those of routers in :mod:`~adapterpack.slots.routes`, those of prompts in
-:mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`;
-:mod:`~adapterpack.slots.fields` has the axes of all.
+in full: ``head`` [in, labels], ``head_bias`` [labels]. In a bank a first axis selects the slot. Zeros are
+neutral for all but ``pre`` and ``scale``, whose neutral value is 1, and ``head_bias``.
+
+Other fields: blocks in :mod:`~adapterpack.slots.blocks`, routers in :mod:`~adapterpack.slots.routes`, prompts
+in :mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`;
+:mod:`~adapterpack.slots.fields` lists the axes of all.
 """
 
 from __future__ import annotations
@@ -36,13 +39,15 @@ from .prompt_rows import virtual_arrays
 from .routes import route_arrays
 
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
-"""Parameter of a linear layer that was trained whole -> its slot field."""
+"""Parameter of a linear layer that was trained in full -> its slot field."""
 
 _THIN = frozenset({"embedding", "table", "conv"})
-"""Kinds of layers, besides linear ones, that a graph has slots at."""
+"""Kinds of layers, besides linear ones, at which a graph can have slots."""
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
-"""Slot field -> its name in adapter files for onnxruntime-genai, those of ``olive convert-adapters``."""
+"""Slot field -> its name in adapter files for onnxruntime-genai, as ``olive convert-adapters``
+writes them.
+"""
 
 Values = dict[str, np.ndarray]
 """Slot name -> array."""
@@ -52,7 +57,7 @@ Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
 
 
 def form_arrays(form: NormalForm, out_features: int) -> Values:
-    """The fields of one normal form, as float32 arrays; a low-rank ``up`` already holds the scale."""
+    """Converts a normal form to its fields, as float32 arrays. A low-rank ``up`` includes the scale."""
     fields: Values = {}
     if form.down is not None and form.up is not None:
         fields["down"], fields["up"] = np.asarray(form.down.dense()).T, np.asarray(form.up.dense()).T
@@ -81,8 +86,8 @@ ARRAYS: dict[str, Callable[[Any, Site, Project | None], Values]] = {
     "activation": lambda form, site, project: block_arrays(form),
     "attention": lambda form, site, project: attended_arrays(form, site.path, project),
 }
-"""Kind of a method -> what makes the fields of its normal form at a site, and of what the base makes of a
-prompt there.
+"""Kind of a method -> the function that converts its normal form at a site to fields. The third argument
+projects prompts with the base's weights.
 """
 
 
@@ -90,9 +95,10 @@ def require_slots(pack: Pack) -> None:
     """Checks that a graph can have slots for every change of the pack.
 
     Raises:
-        Unsupported: the method cannot be attached, or a site of a weight method is no linear layer.
+        Unsupported: the method cannot be attached, or a site of a weight method is of another kind than
+            linear, embedding or patches.
     """
-    if pack.method.kind == "prompt":  # it is in the cache that a row begins with, or before its tokens
+    if pack.method.kind == "prompt":  # prompts enter through the cache, or as virtual tokens before the row
         return
     for method in pack.methods:
         if reason := method.reason_against("graph"):
@@ -127,13 +133,14 @@ def pack_values(
     sites: Mapping[str, MappedSite] | None = None,
     project: Project | None = None,
 ) -> Values:
-    """Every slot value of one pack, by slot name, unpadded; ``weights`` and ``project`` are called for
-    methods that read the base.
+    """Returns every slot value of a pack, by slot name, without padding. ``weights`` and ``project`` are
+    called for methods that read the base model.
 
-    ``sites`` are those of the graph: they know the widths that a file of another library left out.
+    ``sites`` are those of the graph; they supply widths that files of other libraries leave out.
 
     Raises:
-        Unsupported: the base is not at hand and needed, or a head is not made of linear layers.
+        Unsupported: the method needs the base's weights and ``weights`` is None, or a head consists of more
+            than linear layers.
         NonFinite: a value is NaN or infinite.
     """
     require_slots(pack)
@@ -188,11 +195,11 @@ def pack_values(
 
 
 def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
-    """The slots of a layer that gives a number for each entry of a table: a graph looks the entries up, and
-    its output head, if that is tied to the table and changes with it, is the layer.
+    """Returns the slots of an embedding layer. The graph looks entries up, so ``down`` and ``up`` swap their
+    roles; a tied output head that changes with the table gets them unswapped.
 
     Raises:
-        Unsupported: the change of the layer is not of low rank.
+        Unsupported: the change of the layer is not low-rank.
     """
     if fields.keys() != {"down", "up"}:
         raise Unsupported(
@@ -215,7 +222,7 @@ def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
 
 
 def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
-    """Values in the types of the sites' slots, float32 where a site is not known.
+    """Converts values to the dtypes of their sites' slots; float32 where a site is unknown.
 
     Raises:
         Unsupported: a number is too large for its slot.
@@ -230,11 +237,11 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
 
 
 _FACTORS = (("down", "up"), ("turn_down", "turn_up"))
-"""Pairs of fields that matter by their product only."""
+"""Pairs of fields of which only the product matters."""
 
 
 def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:
-    """The site with the graph's widths where its own are not known."""
+    """Returns the site with the graph's widths where its own are unknown."""
     if site.path not in sites:
         return site
     mapped = sites[site.path]
@@ -243,7 +250,9 @@ def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:
 
 
 def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
-    """Slot values of a module that was trained whole: its linear layers' weights, transposed, and biases."""
+    """Returns the slot values of a module that was trained in full: its linear layers' weights, transposed,
+    and biases.
+    """
     values: Values = {}
     for param, array in params.items():
         owner, _, leaf = param.rpartition(".")
@@ -255,7 +264,8 @@ def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
                 remedy="export with --mode folded",
             )
         values[f"{site}.{HEAD_FIELDS[leaf]}"] = np.ascontiguousarray(array.T, dtype=np.float32)
-        if leaf == "weight":  # without a bias there would be nowhere to switch an absent label off
+        # labels that an adapter lacks are switched off through the bias, so there must be one
+        if leaf == "weight":
             values.setdefault(f"{site}.head_bias", np.zeros(array.shape[0], np.float32))
     return values
 
@@ -266,10 +276,10 @@ def pad_slots(
     max_rank: int,
     heads: Mapping[str, np.ndarray],
 ) -> Values:
-    """One adapter's values for every slot of the graph, padded with what changes nothing: zeros up to
-    ``max_rank``, labels switched off.
+    """Returns one adapter's values for every slot of the graph, padded with neutral values: zeros up to
+    ``max_rank``, and labels that are switched off.
 
-    ``heads`` are the slot values of the base's own heads, for an adapter that has none.
+    ``heads`` are the slot values of the base's own heads, for an adapter without one.
 
     Raises:
         BaseMismatch: the adapter was made for a layer of another width.
@@ -301,18 +311,17 @@ def pad_slots(
 def group_slots(
     values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None
 ) -> Values:
-    """One adapter's values with the ``down`` factors of siblings side by side, each ``width`` wide, by
-    default as wide as the widest.
+    """Concatenates the ``down`` factors of siblings, each padded to ``width``, by default that of the widest.
 
-    The siblings' ``up`` factors get as many rows, so that all parts are of one size: zeros change nothing.
-    Where siblings share that slot, too, they are the blocks of one matrix.
+    The siblings' ``up`` factors get as many rows, padded with neutral zeros, so that all parts have one size.
+    If siblings share the ``up`` slot as well, their factors become the blocks of one matrix.
 
     Raises:
         Unsupported: a factor is wider than ``width``.
     """
     result = dict(values)
     for path, site in sites.items():
-        if not site.members or f"{path}.down" in result:  # as a bank holds them: side by side already
+        if not site.members or f"{path}.down" in result:  # values from a bank are concatenated already
             continue
         downs = {
             member: result.pop(f"{member}.down") for member in site.members if f"{member}.down" in result
@@ -340,7 +349,7 @@ def group_slots(
 
 
 def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
-    """A block-diagonal matrix."""
+    """Returns a block-diagonal matrix."""
     rows, columns = (np.cumsum([0, *(matrix.shape[axis] for matrix in matrices)]) for axis in (0, 1))
     whole = np.zeros((rows[-1], columns[-1]), matrices[0].dtype)
     for number, matrix in enumerate(matrices):
@@ -370,21 +379,21 @@ def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free:
 
 
 def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:
-    """The shape of one slot of every field of the graph."""
+    """Returns the shape of one slot for every field of the graph."""
     shapes = {}
     for path, site in sites.items():
         room = {LABELS: site.labels or site.out_features, **site.ranks}
         for field in site.fields:
             length: Any = lambda axis, room=room: room.get(axis, max_rank)  # noqa: E731
             shapes[f"{path}.{field}"] = tuple(extents(field, site, length))
-        if site.members and "down" in site.fields:  # side by side
+        if site.members and "down" in site.fields:  # the members' factors are concatenated
             shapes[f"{path}.down"] = (site.in_features, max_rank * len(site.members))
     return shapes
 
 
 def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
-    """The largest extent of every free axis but the labels, by name: ranks, and numbers of experts and
-    tokens.
+    """Returns the largest length of every free axis except the labels, by name: ranks, numbers of experts and
+    of tokens.
     """
     ranks: dict[str, int] = {}
     for name, array in ((name, array) for one in values for name, array in one.items()):
@@ -396,6 +405,6 @@ def largest_ranks(values: Iterable[Values]) -> dict[str, int]:
 
 
 def stack_slots(slots: Iterable[Values]) -> Values:
-    """A bank: every slot of one field stacked on a new first axis."""
+    """Builds a bank: stacks every field of these slots along a new first axis."""
     ready = list(slots)
     return {name: np.stack([slot[name] for slot in ready]) for name in ready[0]}

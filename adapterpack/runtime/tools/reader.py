@@ -1,4 +1,8 @@
-"""Reads calls of tools out of an answer while it grows."""
+"""Parses tool calls from an answer while it is generated.
+
+The reader is a state machine: ``_step`` is the method for the current state, and returns whether the next
+state may continue at once.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ _NAME = r"(?P<name>[A-Za-z0-9_.-]{1,64})"
 
 
 class AnswerPiece(NamedTuple):
-    """What an answer says next: ``text``; the ``name`` of a call that begins, pieces of its ``arguments``,
-    and its ``end``.
+    """The next piece of an answer: ``text``, the ``name`` of a call that begins, a piece of its
+    ``arguments``, or its ``end``.
     """
 
     kind: Literal["text", "name", "arguments", "end"]
@@ -27,12 +31,12 @@ class AnswerPiece(NamedTuple):
 
 
 class CallReader:
-    """Splits an answer into ``text`` and at most ``most`` ``calls`` of tools, the last of which may still be
+    """Splits an answer into ``text`` and at most ``most`` tool ``calls``, the last of which may still be
     growing.
 
-    Text that may become a call is kept back until it is clear. A call begins once its name, one of ``names``,
-    and the brace of its arguments are there, and these are what the model writes, also where it is cut off in
-    them. What looks like a call and is none is text.
+    Text that may become a call is held back until that is decided. A call begins once its name, which must be
+    among ``names``, and the opening brace of its arguments are there. Its arguments are the model's text,
+    even if the answer is cut off in them. Text that resembles a call but is none stays text.
 
     Example:
         >>> from adapterpack.runtime.tools.family import FAMILIES
@@ -51,21 +55,23 @@ class CallReader:
         self.text, self.calls = "", list[Call]()
         self._pieces: list[AnswerPiece] = []
         self._step: Callable[[str, bool], bool] = self._text
-        self._at = 0  # so much of the answer has been read
-        self._call_at = 0  # where the call stands that may begin
-        self._listed = False  # whether it is one of a list
+        self._at = 0  # the index up to which the answer has been read
+        self._call_at = 0  # the index at which a possible call begins
+        self._listed = False  # whether the current call is part of a list
         self._brackets = Brackets(0)
-        self._left_out = False  # whether the call that is being read is one too many
+        self._left_out = False  # whether the current call exceeds ``most`` and is dropped
 
     def read(self, said: str, ended: bool) -> list[AnswerPiece]:
-        """What the answer so far adds to what was read of it; ``ended``: it is all of it."""
+        """Takes the answer so far and returns the pieces that are new since the last call; ``ended`` says
+        that the answer is complete.
+        """
         self._pieces = []
         while self._step(said, ended):
             pass
         return self._pieces
 
     def _text(self, said: str, ended: bool) -> bool:
-        """Gives text out up to the next mark of a call; whether there is one."""
+        """Emits text up to the next mark of a call, and returns whether there is a mark."""
         found = [(at, len(mark)) for mark in self._marks if (at := said.find(mark, self._at)) >= 0]
         begin = _past(said, self._at, _BETWEEN)
         if not self._family.marker and not self.text and said.startswith("{", begin):
@@ -84,8 +90,8 @@ class CallReader:
         return bool(found)
 
     def _begin(self, said: str, ended: bool) -> bool:
-        """Reads up to the arguments of a call. Where these do not stand behind its name, the call is read as
-        a whole.
+        """Reads a call up to its arguments. If they do not directly follow the name, reads the complete call
+        as JSON instead.
         """
         match = self._head.match(said, self._call_at)
         if match is not None and match["name"] in self._names:
@@ -110,7 +116,7 @@ class CallReader:
         return True
 
     def _arguments(self, said: str, ended: bool) -> bool:
-        """Gives out the arguments as they come."""
+        """Emits arguments as they arrive."""
         end = self._brackets.end(said)
         self._argue(said[self._at : end])
         self._at = len(said) if end is None else end
@@ -121,7 +127,7 @@ class CallReader:
         return True
 
     def _rest(self, said: str, ended: bool) -> bool:
-        """Skips what stands behind the arguments in the object of a call: other keys, and its brace."""
+        """Skips the rest of a call's object after the arguments: other keys and the closing brace."""
         at = _past(said, self._at, _SPACE)
         end = self._brackets.end(said) if said[at : at + 1] in ("}", ",") else None if at == len(said) else at
         if end is None and not ended:
@@ -131,7 +137,7 @@ class CallReader:
         return True
 
     def _next(self, said: str, ended: bool) -> bool:
-        """Goes on to the next call of a list, or behind the list."""
+        """Continues with the next call of a list, or after the list."""
         at = _past(said, self._at, _SPACE)
         if at == len(said) and not ended:
             return False
@@ -142,19 +148,21 @@ class CallReader:
         return True
 
     def _close(self, said: str, ended: bool) -> bool:
-        """Skips what closes a call; False while it is not clear whether that follows."""
+        """Skips the closing mark of a call. Returns False while it may still arrive."""
         behind = _past(said, self._at, _SPACE)
         if said.startswith(self._closing, behind):
             self._at = behind + len(self._closing)
         elif self._closing.startswith(said[behind:]):
             if not ended:
                 return False
-            self._at = len(said)  # it was cut off
+            self._at = len(said)  # the closing mark was cut off
         self._step = self._text
         return True
 
     def _values(self, said: str, at: int) -> tuple[list[Any], int] | None:
-        """The calls that stand there as JSON, and where they end."""
+        """Parses complete calls as JSON at an index, and returns them with the index of their end, or None if
+        they are incomplete.
+        """
         head = None
         if self._family.named is not None:
             head = self._head.match(said, at)
@@ -197,7 +205,7 @@ class CallReader:
 
 
 def _head(family: ToolFamily) -> re.Pattern[str]:
-    """What stands before the arguments of a call, behind the marker or in a list."""
+    """Returns the pattern of a call up to its arguments, after the marker or inside of a list."""
     if family.named is not None:
         return re.compile(rf"\s*{_NAME}\s*{re.escape(family.named)}\s*(?=\{{)")
     return re.compile(
@@ -207,7 +215,7 @@ def _head(family: ToolFamily) -> re.Pattern[str]:
 
 
 def _past(text: str, at: int, characters: str) -> int:
-    """The place behind these characters."""
+    """Returns the first index at or after ``at`` with another character."""
     while at < len(text) and text[at] in characters:
         at += 1
     return at
