@@ -1,3 +1,3 @@
-"""Reads ONNX files without loading weights: where initializers are stored, and which of them hold which
-tensor of a checkpoint.
+"""Reads ONNX files without loading weights: finds where initializers are stored, and which tensors of a
+checkpoint they hold.
 """

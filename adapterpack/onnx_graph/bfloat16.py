@@ -1,9 +1,9 @@
-"""Graphs in bfloat16 for providers that can only move such numbers: each operator computes in float32 and its
-results are rounded.
+"""Runs bfloat16 graphs on providers that can only move bfloat16 numbers: each operator computes in float32
+and its results are rounded.
 
-ONNX Runtime's CPU provider has no bfloat16 arithmetic, so without this no graph of that type could be proved
-where there is no card. What a node gives is what a kernel that adds up in float32 gives; weights, caches and
-slots stay in bfloat16.
+ONNX Runtime's CPU provider has no bfloat16 arithmetic, so without this a bfloat16 graph could not be proved
+without a GPU. A node gives the same result as a kernel that accumulates in float32; weights, caches and slots
+stay in bfloat16.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ _MOVERS = frozenset(
 
 
 def computing_wide(path: Path) -> bytes:
-    """The model in a file, changed so that only casts and operators that move numbers have bfloat16; its
-    external data stays there.
+    """Returns the model in a file, rewritten so that only casts and operators that move numbers use bfloat16;
+    its external data stays in place.
     """
     import onnx  # noqa: PLC0415 - only what opens a graph pays for it
     from onnx import TensorProto  # noqa: PLC0415 - as above

@@ -1,5 +1,5 @@
-"""What MatMulBnb4 reads: a flattened weight ``[N, K]`` as indices into one of two tables, two in a byte, the
-first in its high half.
+"""The weight format of MatMulBnb4: a flattened weight ``[N, K]`` as indices into one of two tables, two in a
+byte, the first in the high half.
 
 ONNX Runtime, contrib operator com.microsoft::MatMulBnb4: ``W.ravel()[i] = table[q[i]] * absmax[i //
 block_size]``.
@@ -36,7 +36,7 @@ TABLES = (np.concatenate([_FP4, -_FP4]), _NF4)
 
 
 def quant_type(levels: np.ndarray) -> int | None:
-    """The operator's number for a table of 16 levels, or None where it has other levels.
+    """Returns the operator's number for a table of 16 levels, or None if it has no such table.
 
     Example:
         >>> quant_type(TABLES[1]), quant_type(np.linspace(-1, 1, 16))
@@ -46,7 +46,7 @@ def quant_type(levels: np.ndarray) -> int | None:
 
 
 def pack_nibbles(q: np.ndarray) -> np.ndarray:
-    """Codes of four bits, flattened, two in a byte; the last half of an odd number of them is zero.
+    """Packs 4-bit codes, flattened, two in a byte; pads an odd number of them with zero.
 
     Example:
         >>> pack_nibbles(np.uint8([[1, 2], [3, 15]])).tolist(), pack_nibbles(np.uint8([5])).tolist()
@@ -59,5 +59,5 @@ def pack_nibbles(q: np.ndarray) -> np.ndarray:
 
 
 def nibbles(packed: np.ndarray, count: int) -> np.ndarray:
-    """The first ``count`` codes in bytes: the reverse of :func:`pack_nibbles`."""
+    """Unpacks the first ``count`` codes from bytes: the reverse of :func:`pack_nibbles`."""
     return np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[:count]

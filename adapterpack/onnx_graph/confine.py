@@ -1,5 +1,5 @@
-"""Checks a model before anything runs it: its external data lies in its own folder, and it cannot run without
-end.
+"""Checks a model before anything runs it: its external data must be in its own folder, and it must
+terminate.
 """
 
 from __future__ import annotations
@@ -23,24 +23,26 @@ _WITHOUT_TENSORS = frozenset(
     {"OperatorSetIdProto", "StringStringEntryProto", "TensorAnnotation", "TypeProto", "ValueInfoProto"}
 )
 _MOST_NODES = 1 << 18
-"""Nodes of a model with its functions written out."""
+"""The most nodes of a model with its functions inlined."""
 _MOST_NUMBERS = 1 << 26
-"""Numbers of a tensor that a node makes of constants alone, which happens when the model is opened."""
+"""The most numbers of a tensor that a node computes from constants alone, which ONNX Runtime does when it
+opens the model.
+"""
 _MAKERS = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1}
-"""Operator -> which of its inputs says how large its output is."""
+"""Operator -> the index of the input that determines the size of its output."""
 
 
 def require_safe(graph: GraphFile) -> set[Path]:
-    """Checks where all external data of a model is, without reading any, and that each of its nodes runs once
-    at most.
+    """Checks the places of all external data of a model, without reading any, and that each of its nodes runs
+    at most once.
 
     Returns:
-        The files that hold it.
+        The files with the external data.
 
     Raises:
         FormatError: a location leads outside of the model's folder, or a file is missing; the model is larger
             than any, or its functions call each other in a circle.
-        Unsupported: it has an operator that repeats a part of the model as often as its inputs say.
+        Unsupported: it has an operator that loops over a part of the model as often as its inputs say.
 
     Example:
         >>> require_safe(GraphFile("bundle/model.onnx"))  # doctest: +SKIP
@@ -78,7 +80,7 @@ def _external_files(graph: GraphFile) -> set[Path]:
 
 
 def _tensors(message: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every TensorProto inside of a message: initializers, attributes, subgraphs, functions, training
+    """Yields every TensorProto inside a message: initializers, attributes, subgraphs, functions, training
     information.
     """
     for field, value in message.ListFields():
@@ -94,7 +96,7 @@ def _tensors(message: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _written_out(
     graph: onnx.GraphProto, functions: Mapping[tuple[str, str], onnx.FunctionProto], path: Path
 ) -> int:
-    """The number of nodes once every call of a function is replaced by its nodes."""
+    """Returns the number of nodes after every call of a function is inlined."""
     calling = set[tuple[str, str]]()
 
     @cache
@@ -116,7 +118,7 @@ def _written_out(
 
 
 def _require_small(graph: onnx.GraphProto, path: Path) -> None:
-    """Checks of what a model makes of constants that memory has room for it."""
+    """Checks that the tensors that a model computes from constants fit into memory."""
     from onnx import numpy_helper  # noqa: PLC0415 - only what opens a graph pays for it
 
     constants = {tensor.name: tensor for tensor in graph.initializer}

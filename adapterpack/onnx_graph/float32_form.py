@@ -1,5 +1,5 @@
-"""Pieces of graphs that are run once on the CPU, to make slots or prompts of them: in float32 where the graph
-is in bfloat16.
+"""Converts bfloat16 graphs to float32, for parts of graphs that run once on the CPU to compute slots or
+prompts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import onnx_ir as ir
 
 
 def in_float32(model: ir.Model) -> ir.Model:
-    """Changes a graph of bfloat16 to one of float32 on the same numbers, and returns it; of another type it
-    stays as it is.
+    """Converts a bfloat16 graph to float32 with the same numbers, and returns it; returns a graph of another
+    type unchanged.
     """
     graph, half, whole = model.graph, ir.DataType.BFLOAT16, ir.DataType.FLOAT
     for value in graph.initializers.values():

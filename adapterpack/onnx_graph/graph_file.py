@@ -1,5 +1,5 @@
-"""Opens an ONNX model on disk: its nodes are loaded, its initializers are known by their place in the
-files.
+"""Opens an ONNX model on disk: loads its nodes, and locates its initializers in the files without loading
+them.
 """
 
 from __future__ import annotations
@@ -54,10 +54,11 @@ class StoredTensor(NamedTuple):
 
 
 class GraphFile:
-    """A model at ``path``: ``model`` is its proto without large numbers, ``stored`` says where those are.
+    """A model at ``path``: ``model`` is its proto without large numbers, ``stored`` maps initializers to the
+    places of their numbers.
 
     Raises:
-        FormatError: the file is no model, or an initializer is not where the file says.
+        FormatError: the file is not a model, or an initializer is not where the file says.
         StorageError: a file is missing or cannot be read.
     """
 
@@ -77,17 +78,17 @@ class GraphFile:
 
     @property
     def folder(self) -> Path:
-        """The folder that the model and all its external data lie in."""
+        """The folder of the model and all its external data."""
         return self.path.parent
 
     @property
     def files(self) -> list[Path]:
-        """The model's file and those of its external data, each once."""
+        """The model's file and the files of its external data, each once."""
         return [self.path, *sorted({place.file for place in self.stored.values()} - {self.path})]
 
     @cached_property
     def readers(self) -> Mapping[str, list[onnx.NodeProto]]:
-        """Value name -> the nodes that read it, those in subgraphs too."""
+        """Value name -> the nodes that read it, including nodes in subgraphs."""
         readers: dict[str, list[onnx.NodeProto]] = {}
         for node in nodes_of(self.model.graph):
             for name in filter(None, node.input):
@@ -95,11 +96,11 @@ class GraphFile:
         return readers
 
     def array(self, name: str) -> np.ndarray:
-        """An initializer as a read-only array on the mapped file."""
+        """Returns an initializer as a read-only array on the mapped file."""
         return map_tensor(self.stored[name])
 
     def _place(self, tensor: onnx.TensorProto, embedded: Mapping[str, Any]) -> StoredTensor | None:
-        """The place of one initializer, or None for one whose numbers are not stored as plain bytes."""
+        """Returns the place of one initializer, or None if its numbers are not stored as plain bytes."""
         dtype = DTYPES.get(tensor.data_type)
         where = f"{self.path}, initializer {tensor.name[:200]}"
         if dtype is None:
@@ -119,7 +120,7 @@ class GraphFile:
             return StoredTensor(tensor.name, dtype, tuple(tensor.dims), file, offset, nbytes)
         place = embedded.get(tensor.name)
         if place is None:
-            return None  # numbers in a typed field, or none at all
+            return None  # its numbers are in a typed field, or it has none
         if place.nbytes != nbytes:
             raise FormatError(
                 "an initializer does not fit its shape",
@@ -147,7 +148,7 @@ class GraphFile:
 
 
 def nodes_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeProto]:
-    """The nodes of a graph and of the graphs inside its nodes."""
+    """Yields the nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -156,12 +157,12 @@ def nodes_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeP
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
-    """An integer attribute of a node, or ``default``."""
+    """Returns an integer attribute of a node, or ``default``."""
     return next((int(entry.i) for entry in node.attribute if entry.name == name), default)
 
 
 def map_tensor(place: StoredTensor) -> np.ndarray:
-    """The numbers at a place, as a read-only array on the mapped file."""
+    """Returns the numbers at a place as a read-only array on the mapped file."""
     if math.prod(place.shape) == 0:
         return np.empty(place.shape, place.dtype)
     with storage_errors(place.file):
@@ -170,7 +171,7 @@ def map_tensor(place: StoredTensor) -> np.ndarray:
 
 
 def require_place(graph: GraphFile, name: str) -> StoredTensor:
-    """The place of an initializer.
+    """Returns the place of an initializer.
 
     Raises:
         Unsupported: its numbers are not stored as plain bytes.
@@ -185,11 +186,11 @@ def require_place(graph: GraphFile, name: str) -> StoredTensor:
 
 
 def external_entries(tensor: onnx.TensorProto, where: str) -> dict[str, str]:
-    """Where a tensor's external data is, by ``location``, ``offset``, ``length``.
+    """Returns the entries ``location``, ``offset`` and ``length`` of a tensor's external data.
 
     Raises:
-        FormatError: one of them stands there twice, and readers differ in which they take; or a place is no
-            number.
+        FormatError: an entry occurs twice, since readers differ in which one they take; or an offset or
+            length is not a number.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) < len(tensor.external_data):
@@ -214,10 +215,10 @@ def _size(file: Path) -> int:
 
 
 def require_inside(model: Path, location: str, where: str) -> Path:
-    """The file of external data of ``model``: a regular file inside its folder, whatever the model says.
+    """Returns the file of external data of ``model``, which must be a regular file inside the model's folder.
 
     Raises:
-        FormatError: the location leads elsewhere, also over a link, or to no file.
+        FormatError: the location leads elsewhere, even through a link, or to no file.
     """
     plain, windows, folder = PurePosixPath(location), PureWindowsPath(location), model.parent
     bad = (

@@ -1,4 +1,4 @@
-"""Decides by names in the graph which of several equal tensors of a checkpoint an initializer is."""
+"""Uses names in the graph to decide which of several equal tensors of a checkpoint an initializer is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _HOPS = 4
 
 
 def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
-    """The names of an initializer and of the nodes that read it, each split into its components."""
+    """Returns the names of an initializer and of the nodes that read it, each split into its components."""
     names = [initializer]
     for node in graph.readers.get(initializer, ()):
         names.append(node.name)
@@ -24,8 +24,8 @@ def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
 
 
 def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> list[str]:
-    """The tensor names among ``candidates`` that fit the names in the graph best: one if they decide, several
-    if they do not.
+    """Returns the tensor names among ``candidates`` that fit the names in the graph best: one if the names
+    decide, several if they do not.
     """
     texts = names_around(graph, initializer)
     scores = {
@@ -36,7 +36,7 @@ def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> lis
 
 
 def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[str]) -> list[str]:
-    """The initializers among ``candidates`` that are read the fewest nodes after ``sources``, as a bias is
+    """Returns the initializers among ``candidates`` that are the fewest nodes after ``sources``, as a bias is
     after its weight.
     """
     reached = dict.fromkeys(sources, 0)
@@ -52,8 +52,8 @@ def nearest_to(graph: GraphFile, sources: Iterable[str], candidates: Sequence[st
 
 
 def components(text: str) -> list[str]:
-    """A name cut at dots, slashes and the like: ``/model/layers.0/attn/q_proj/MatMul`` has the parts of a
-    module's path.
+    """Splits a name at dots, slashes and the like, so that ``/model/layers.0/attn/q_proj/MatMul`` gives the
+    parts of a module's path.
 
     Example:
         >>> components("/model/layers.0/q_proj/MatMul")
@@ -71,7 +71,7 @@ def _scopes(value: str) -> list[str]:
 
 
 def _common(first: list[str], second: list[str]) -> int:
-    """The length of the longest common subsequence."""
+    """Returns the length of the longest common subsequence."""
     lengths = [0] * (len(second) + 1)
     for left in first:
         before = 0

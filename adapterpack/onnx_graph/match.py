@@ -1,5 +1,5 @@
-"""Finds the tensors of a checkpoint in a graph that any tool exported, by their content, since names given by
-exporters mean little.
+"""Finds the tensors of a checkpoint in a graph that any tool exported, by content, since exporters choose
+names freely.
 
 A graph computes its model with the checkpoint's tensors wherever it stores them, whatever nodes read them. So
 a merge needs to know only the places of a tensor, and a tensor that cannot be found completely is an error.
@@ -27,7 +27,7 @@ _Key = tuple[str, int]
 
 class TensorPlace(NamedTuple):
     """Where a graph stores a tensor of a checkpoint: the pieces of each of its matrices (several in a stack),
-    and who reads them.
+    and the nodes that read them.
     """
 
     tensor: str
@@ -42,11 +42,11 @@ class TensorPlace(NamedTuple):
 
 
 def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, TensorPlace]:
-    """The places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
+    """Returns the places of the tensors ``wanted`` (name -> kind of its site) in ``graph``, in that order.
 
-    Recognized: as it is, transposed, packed with others along either axis, cut, cast to another floating
-    dtype, or rounded to MatMulNBits. Bytes decide; only tensors that are equal in the checkpoint are
-    distinguished by names in the graph.
+    It recognizes a tensor that is unchanged, transposed, packed with others along either axis, split, cast to
+    another floating dtype, or rounded to MatMulNBits. Bytes decide; names in the graph only distinguish
+    tensors that are equal in the checkpoint.
 
     Raises:
         SiteNotFound: the graph does not hold these tensors completely.
@@ -83,8 +83,8 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
 
 
 class Unmatched(NamedTuple):
-    """The matrices of a checkpoint that a graph does not hold whole, and the shapes of its float matrices
-    that are of none of them.
+    """The matrices of a checkpoint that a graph does not contain completely, and the shapes of the graph's
+    float matrices that match no matrix.
     """
 
     tensors: frozenset[str]
@@ -92,7 +92,7 @@ class Unmatched(NamedTuple):
 
 
 def match_all(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatched]:
-    """Looks in each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does,
+    """Searches each of these graphs for every matrix of a checkpoint, by its bytes as :func:`match` does,
     wherever and however often it is stored.
     """
     names = [name for name, info in base.tensors.items() if len(info.shape) == 2]
@@ -114,8 +114,8 @@ def match_all(graphs: Iterable[GraphFile], base: Checkpoint) -> Iterator[Unmatch
 
 
 def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: TensorPlace | None) -> TensorPlace:
-    """The place of the bias of a weight whose ``place`` is known: among equal vectors, the one that is read
-    soonest after the weight.
+    """Returns the place of the bias of a weight whose ``place`` is known: among equal vectors, the one that
+    is read soonest after the weight.
 
     Raises:
         SiteNotFound: the graph does not hold it; an exporter leaves out a bias that is all zero.
@@ -185,8 +185,8 @@ def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key,
 
 
 def _distinct(pieces: list[WeightPiece]) -> list[WeightPiece]:
-    """The pieces without those that describe the same part of an initializer in another way, as for a stack
-    of one matrix.
+    """Returns the pieces without duplicates that describe the same part of an initializer differently, as for
+    a stack of one matrix.
     """
     kept: dict[tuple[object, ...], WeightPiece] = {}
     for piece in sorted(
@@ -208,13 +208,13 @@ def _distinct(pieces: list[WeightPiece]) -> list[WeightPiece]:
 
 
 class _Twins:
-    """Finds the tensors of a checkpoint that are equal to a given one."""
+    """Finds the tensors of a checkpoint that equal another one."""
 
     def __init__(self, base: Checkpoint) -> None:
         self.base = base
 
     def of(self, name: str) -> list[str]:
-        """All tensors equal to ``name``, itself among them."""
+        """Returns all tensors equal to ``name``, including itself."""
         info = self.base.tensors[name]
         alike = [
             twin
@@ -239,7 +239,7 @@ def _bytes(base: Checkpoint, name: str) -> np.ndarray:
 def _keep_own(
     graph: GraphFile, name: str, twins: list[str], pieces: Iterable[WeightPiece]
 ) -> list[WeightPiece]:
-    """The pieces that belong to ``name`` and not to another tensor that is equal to it."""
+    """Returns the pieces that belong to ``name`` and not to another, equal tensor."""
     if len(twins) == 1:
         return list(pieces)
     owned = []

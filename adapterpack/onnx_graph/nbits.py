@@ -21,7 +21,7 @@ _WIDTHS = (2, 4, 8)
 
 
 class BlockGrid(NamedTuple):
-    """Scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric``
+    """The scales and zero points of rows of a quantized matrix ``[rows, blocks]``, in float32; ``symmetric``
     grids store no zero points.
     """
 
@@ -31,8 +31,8 @@ class BlockGrid(NamedTuple):
 
 
 class NBits(NamedTuple):
-    """A MatMulNBits node and its initializers by name; the matrix is ``[rows, columns]``, as a linear layer
-    has it.
+    """A MatMulNBits node and its initializers by name; the matrix is ``[rows, columns]`` as in a linear
+    layer.
     """
 
     node: Any
@@ -47,12 +47,12 @@ class NBits(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Blocks in a row."""
+        """The number of blocks in a row."""
         return -(-self.columns // self.block)
 
 
 def quantized_nodes(graph: GraphFile) -> list[NBits]:
-    """Every MatMulNBits node on a constant weight, in order."""
+    """Returns every MatMulNBits node with a constant weight, in order."""
     return [
         weight
         for node in graph.model.graph.node
@@ -61,10 +61,10 @@ def quantized_nodes(graph: GraphFile) -> list[NBits]:
 
 
 def require_plain(graph: GraphFile, quantized: NBits) -> None:
-    """Checks that the rows of a node can be read and written by themselves.
+    """Checks that single rows of a node's weight can be read and written.
 
     Raises:
-        Unsupported: its columns are reordered, its zero points are fractions, or its weight was packed for
+        Unsupported: its columns are reordered, its zero points are fractions, or its weight is prepacked for
             one kind of machine.
     """
     extra = quantized.node.input[_ORDER] if len(quantized.node.input) > _ORDER else ""
@@ -107,18 +107,20 @@ def _read(graph: GraphFile, node: onnx.NodeProto) -> NBits | None:
 
 
 def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> BlockGrid:
-    """The grid of some rows."""
+    """Returns the grid of some rows."""
     scales = graph.array(quantized.scales).reshape(quantized.rows, quantized.blocks)[rows].astype(np.float32)
     if quantized.zeros is None:
         return BlockGrid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
     packed = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
-    if packed.dtype != np.uint8:  # fractions, as HQQ finds them
+    if packed.dtype != np.uint8:  # fractional zero points, as from HQQ
         return BlockGrid(scales, packed.astype(np.float32), False)
     return BlockGrid(scales, unpack(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
 
 
 def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:
-    """Some rows ``[count, columns]`` in float32; ``first_block_only`` gives their first block of columns."""
+    """Returns some rows ``[count, columns]`` in float32; with ``first_block_only`` only their first block of
+    columns.
+    """
     packed = graph.array(quantized.weight).reshape(quantized.rows, quantized.blocks, -1)[rows]
     grid = grid_of(graph, quantized, rows)
     if first_block_only:
@@ -128,13 +130,13 @@ def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only
 
 
 def values(q: np.ndarray, grid: BlockGrid) -> np.ndarray:
-    """``(q - zero) * scale`` for ``q`` ``[rows, blocks, block]``."""
+    """Returns ``(q - zero) * scale`` for ``q`` ``[rows, blocks, block]``."""
     wide: np.ndarray = (q - grid.zero[..., None]) * grid.scale[..., None]
     return wide
 
 
 def split_blocks(block: int, rows: np.ndarray) -> np.ndarray:
-    """``[rows, columns]`` as ``[rows, blocks, block]``, padded with zeros."""
+    """Reshapes ``[rows, columns]`` to ``[rows, blocks, block]``, padded with zeros."""
     blocks = -(-rows.shape[1] // block)
     padded = np.zeros((len(rows), blocks * block), np.float32)
     padded[:, : rows.shape[1]] = rows
@@ -142,7 +144,7 @@ def split_blocks(block: int, rows: np.ndarray) -> np.ndarray:
 
 
 class Rounded(NamedTuple):
-    """Rounded rows: what is stored, and the values that it stands for ``[rows, columns]``."""
+    """Rounded rows: the stored arrays, and the dequantized values ``[rows, columns]``."""
 
     packed: np.ndarray
     grid: BlockGrid
@@ -150,7 +152,7 @@ class Rounded(NamedTuple):
 
 
 def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: np.dtype[Any]) -> Rounded:
-    """``rows`` rounded to nearest, each block on its ``old`` grid or on a fresh one from its extremes,
+    """Rounds ``rows`` to nearest, each block on its ``old`` grid or on a fresh grid from its extremes,
     whichever has the smaller error.
 
     Blocks that did not change keep their bytes: their old grid errs least, or they were best on it when it
@@ -176,7 +178,7 @@ def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: 
 
 
 def pack_zeros(bits: int, grid: BlockGrid) -> np.ndarray:
-    """The zero points of some rows as they are stored: ``[rows, bytes]``."""
+    """Packs the zero points of some rows for storage: ``[rows, bytes]``."""
     per_byte, blocks = 8 // bits, grid.zero.shape[1]
     zero = np.zeros((len(grid.zero), -(-blocks // per_byte) * per_byte), np.uint8)
     zero[:, :blocks] = grid.zero.astype(np.uint8)
@@ -184,15 +186,17 @@ def pack_zeros(bits: int, grid: BlockGrid) -> np.ndarray:
 
 
 def nearest(x: np.ndarray, grid: BlockGrid, bits: int) -> np.ndarray:
-    """The codes nearest to ``x`` ``[rows, blocks, block]`` on a grid, as whole numbers in float."""
+    """Returns the codes nearest to ``x`` ``[rows, blocks, block]`` on a grid, as integers in a float
+    array.
+    """
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
     q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
     return q
 
 
 def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> BlockGrid:
-    """A grid whose ends are the extremes of each block, zero included, as ONNX Runtime's own rounding chooses
-    it.
+    """Returns a grid that spans the extremes of each block, zero included, as ONNX Runtime's own rounding
+    does.
     """
     top = (1 << bits) - 1
     if symmetric:
@@ -207,14 +211,14 @@ def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) 
 
 
 def unpack(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Unsigned numbers out of bytes, low bits first, along the last axis."""
+    """Unpacks unsigned numbers from bytes, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     wide = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
     return wide.reshape(*packed.shape[:-1], -1)
 
 
 def pack_codes(q: np.ndarray, bits: int) -> np.ndarray:
-    """Codes in as few bytes as hold them, low bits first, along the last axis."""
+    """Packs codes into as few bytes as possible, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     split = q.reshape(*q.shape[:-1], -1, len(shifts))
     packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)

@@ -1,5 +1,5 @@
-"""The types of a graph's nodes: the version of each node's operator, and the type that each of its type
-parameters stands for.
+"""Infers the types of a graph's nodes: the version of each node's operator, and the types bound to its type
+parameters.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _ONNX = ("", "ai.onnx")
 
 
 class _Formal(NamedTuple):
-    """An input or output of an operator: its name, and the type parameter or type that it has."""
+    """A formal input or output of an operator: its name, and its type parameter or type."""
 
     name: str
     kind: str
 
 
 class _Schema(NamedTuple):
-    """A version of an operator; of each type parameter the types that are ``allowed``."""
+    """A version of an operator, with the ``allowed`` types of each type parameter."""
 
     since: int
     inputs: Sequence[_Formal]
@@ -34,9 +34,9 @@ class _Schema(NamedTuple):
 
 
 class TypedNode(NamedTuple):
-    """A node: ``since`` is the version of its operator, None for an operator that ONNX Runtime does not know;
-    ``types`` are those of the operator's type parameters and, by their formal names, of its inputs and
-    outputs, as far as they are known.
+    """A node: ``since`` is the version of its operator, None if ONNX Runtime does not know the operator;
+    ``types`` maps the operator's type parameters, and the formal names of its inputs and outputs, to the
+    types that are known.
     """
 
     name: str
@@ -47,12 +47,12 @@ class TypedNode(NamedTuple):
 
     @property
     def of(self) -> str:
-        """The operator's name, with its domain where that is not ONNX's."""
+        """The operator's name, with its domain unless that is ONNX's."""
         return f"{self.domain}.{self.operator}" if self.domain else self.operator
 
 
 def value_types(model: onnx.ModelProto) -> Mapping[str, str]:
-    """The types of a model's values by their names."""
+    """Returns the types of a model's values by name."""
     known: dict[str, str] = {}
     for _ in _infer_types(model, known):
         pass
@@ -60,7 +60,7 @@ def value_types(model: onnx.ModelProto) -> Mapping[str, str]:
 
 
 def typed_nodes(model: onnx.ModelProto) -> Iterator[TypedNode]:
-    """The nodes of a model's proto in order, those of inner graphs too."""
+    """Yields the nodes of a model's proto in order, including those of subgraphs."""
     return _infer_types(model, {})
 
 
@@ -107,7 +107,7 @@ def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
 
 @cache
 def _schemas() -> Mapping[tuple[str, str], Sequence[Any]]:
-    """The versions of every operator that the installed ONNX Runtime knows, the newest first."""
+    """Returns the versions of every operator that the installed ONNX Runtime knows, the newest first."""
     from onnxruntime.capi import onnxruntime_pybind11_state as runtime  # noqa: PLC0415 - as above
 
     found: dict[tuple[str, str], list[Any]] = {}
@@ -132,7 +132,7 @@ def _schema(domain: str, operator: str, version: int) -> _Schema | None:
 
 
 def _formals(formals: Sequence[_Formal], count: int) -> list[_Formal]:
-    """One formal a value: the last may stand for several."""
+    """Returns one formal for each value: the last formal may be variadic."""
     return [formals[min(place, len(formals) - 1)] for place in range(count)] if formals else []
 
 
@@ -152,7 +152,7 @@ def _literal(text: str) -> str | None:
 def _type_by_attribute(
     onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, formal: _Formal
 ) -> str | None:
-    """What an attribute says, or the only type that there is."""
+    """Returns the type that an attribute states, or the only type that is allowed."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:
             return _tensor(onnx, attribute.i)

@@ -1,4 +1,4 @@
-"""Describes which part of a checkpoint's matrix is which part of an initializer."""
+"""Describes which part of a checkpoint's matrix is stored in which part of an initializer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class WeightPiece(NamedTuple):
     """Part of a matrix ``M`` ``[out, in]`` of a checkpoint, and where a graph stores it.
 
     Along ``axis`` (0: rows, 1: columns) ``start`` to ``stop`` of ``M`` are in ``initializer`` from ``at`` on;
-    along the other axis all of it. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the
-    matrix in an initializer of three axes, or None where its later axes are all columns. ``nbits`` is the
+    the other axis is complete. ``transposed``: the initializer holds ``M`` transposed. ``slot`` is the index
+    of the matrix in a stack of three axes, or None if all axes after the first are columns. ``nbits`` is the
     MatMulNBits node of a quantized weight.
     """
 
@@ -37,7 +37,7 @@ class WeightPiece(NamedTuple):
 
 
 class MatrixView(NamedTuple):
-    """An initializer seen as a matrix ``[rows, columns]``; see :class:`WeightPiece` for ``transposed`` and
+    """An initializer viewed as a matrix ``[rows, columns]``; :class:`WeightPiece` defines ``transposed`` and
     ``slot``.
     """
 
@@ -50,7 +50,7 @@ class MatrixView(NamedTuple):
 def views(
     graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)
 ) -> list[MatrixView]:
-    """Every float initializer of a graph as a matrix, as it is stored and transposed."""
+    """Yields every float initializer of a graph as a matrix, as it is stored and transposed."""
     matrices = []
     for name, place in graph.stored.items():
         if place.dtype in floats and len(place.shape) in axes and place.nbytes:
@@ -64,28 +64,26 @@ def views(
 
 
 def slots(place: StoredTensor) -> list[int | None]:
-    """The matrices that an initializer may be: itself with its later axes as columns and, of three axes, each
-    of a stack.
+    """Returns the ways to view an initializer as a matrix: None for all later axes as columns and, for three
+    axes, the index of each matrix of the stack.
     """
     stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []
     return [None, *stacked]
 
 
 def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
-    """One of the matrices of an initializer, without a copy."""
+    """Returns one of the matrices of an initializer, without a copy."""
     matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
     return matrix
 
 
 def orient(matrix: np.ndarray, transposed: bool) -> np.ndarray:
-    """The matrix, or its transpose."""
+    """Returns the matrix, or its transpose."""
     return matrix.T if transposed else matrix
 
 
 def coverage(pieces: list[WeightPiece], shape: tuple[int, int]) -> int:
-    """How many of the numbers of a matrix of that shape are in ``pieces`` at least once: all rows of it, or
-    all columns, or fewer.
-    """
+    """Returns how many numbers of a matrix of that shape are in at least one of the ``pieces``."""
     best = 0
     for axis in (0, 1):
         mask = np.zeros(shape[axis], bool)

@@ -1,5 +1,5 @@
-"""How exactly the quantized products of a graph are computed: with activations as they are, or with these
-rounded to int8 in blocks.
+"""Reads and sets how exactly the quantized products of a graph are computed: with float activations, or with
+activations rounded to int8 in blocks.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ import onnx_ir as ir
 QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4"})
 """Operators that multiply with codes."""
 PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
-"""Operators that a linear layer can be."""
+"""Operators that can implement a linear layer."""
 _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
-"""The attribute of MatMulNBits that says it, and its values."""
+"""The attribute of MatMulNBits that sets the accuracy, and its values."""
 
 
 def is_fast(path: Path) -> bool | None:
-    """Whether the quantized products of the graph at ``path`` round their activations; None of a graph that
-    has no such products.
+    """Whether the quantized products of the graph at ``path`` round their activations; None for a graph
+    without such products.
     """
     levels = {node.attributes.get_int(_LEVEL, _EXACT) for node in _products(ir.load(path))}
     return _FAST in levels if levels else None
 
 
 def make_fast(path: Path, fast: bool = True) -> None:
-    """Lets every quantized product of the graph at ``path`` round its activations to int8, or no product;
+    """Makes every quantized product of the graph at ``path`` round its activations to int8, or none of them;
     weights stay where they are.
     """
     model = ir.load(path)

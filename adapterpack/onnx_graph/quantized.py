@@ -1,4 +1,4 @@
-"""Finds rows of a checkpoint in MatMulNBits weights: the nearest ones, if they are as near as rounding
+"""Finds rows of a checkpoint in MatMulNBits weights: the nearest rows, if they are as near as rounding
 allows.
 """
 
@@ -16,23 +16,23 @@ from .rows import RowRun, true_runs
 
 Key = TypeVar("Key", bound=Hashable)
 ALLOWED = 0.7
-"""Root mean square of the distance, in steps of the grid. Rounding to nearest gives 0.29, and the calibrated
-roundings (GPTQ, HQQ) below 0.6; the rows of another weight are several steps away at 4 bits or more, and
-about 1 at 2 bits.
+"""The largest root mean square distance, in steps of the grid. Rounding to nearest gives 0.29, and the
+calibrated roundings (GPTQ, HQQ) below 0.6; the rows of another weight are several steps away at 4 bits or
+more, and about 1 at 2 bits.
 """
 _PROBES = 5
 
 
 class Near(NamedTuple):
-    """Runs of one matrix in one quantized weight, and their distance in steps."""
+    """The runs of one matrix in one quantized weight, and their distance in steps."""
 
     runs: list[RowRun]
     steps: float
 
 
 def match_codes(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
-    """Every quantized weight that holds rows of a wanted matrix ``[out, in]``, with the runs in which it
-    does.
+    """Yields every quantized weight that contains rows of a wanted matrix ``[out, in]``, with the runs of
+    these rows.
     """
     for quantized in quantized_nodes(graph):
         fitting = {key: matrix for key, matrix in wanted.items() if matrix.shape[1] == quantized.columns}
@@ -55,7 +55,9 @@ def _near(
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
         distance = _steps(first, matrix[row, :width].astype(np.float32), step)
         nearest = int(distance.argmin())
-        if distance[nearest] <= 2 * ALLOWED:  # of few columns, so with some room
+        if (
+            distance[nearest] <= 2 * ALLOWED
+        ):  # the distance is estimated from a few columns, so allow a margin
             shifts.add(nearest - int(row))
     runs: list[RowRun] = []
     total, count = 0.0, 0
@@ -79,8 +81,8 @@ def _near(
 
 
 def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Root mean square of the difference of each row, in steps of the grid; a block of zeros has no step and
-    must be equal.
+    """Returns the root mean square difference of each row in steps of the grid; a block of zeros has no step
+    and must be equal.
     """
     difference = np.abs(dequantized_rows - wanted)
     steps = np.divide(difference, np.abs(scale), out=np.where(difference > 0, np.inf, 0.0), where=scale != 0)

@@ -1,4 +1,4 @@
-"""Finds runs of equal rows in two sets of matrices: by a short key of every row, then by comparing all of it.
+"""Finds runs of equal rows in two sets of matrices: by a short key of every row, then by comparing full rows.
 
 A weight that was packed with others, sliced, transposed or cast is still stored row by row (or column by
 column), in runs.
@@ -15,12 +15,13 @@ import numpy as np
 from ..adapter_methods import row_blocks
 
 _PROBED = 8
-"""Adjacent numbers of a row that make up its key; rows with equal keys are then compared in full."""
+"""Adjacent numbers of a row from which its key is computed; rows with equal keys are then compared in full.
+"""
 Key = TypeVar("Key", bound=Hashable)
 
 
 class RowRun(NamedTuple):
-    """Rows ``start`` to ``stop`` of one matrix are rows ``at`` and on of another."""
+    """Rows ``start`` to ``stop`` of one matrix equal the rows from ``at`` on of another."""
 
     start: int
     stop: int
@@ -28,19 +29,18 @@ class RowRun(NamedTuple):
 
 
 def cast(rows: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """Rows in another floating dtype, rounded to nearest even, as an exporter casts a weight."""
-    with np.errstate(all="ignore"):  # an overflow is infinite on both sides
+    """Casts rows to another floating dtype, rounding to nearest even, as an exporter casts a weight."""
+    with np.errstate(all="ignore"):  # an overflow gives infinity on both sides
         return rows.astype(dtype, copy=False)
 
 
 def find_runs(
     wanted: Mapping[Key, np.ndarray], stored: Sequence[np.ndarray]
 ) -> Iterator[tuple[Key, int, list[RowRun]]]:
-    """For each pair of a wanted and a stored matrix that share rows: the runs in which they are equal, bit by
-    bit.
+    """Returns for each pair of a wanted and a stored matrix that share rows the runs in which they are equal,
+    bit by bit.
 
-    Wanted matrices are cast to the dtype of the stored one before they are compared. All matrices ``[rows,
-    columns]``.
+    Casts wanted matrices to the dtype of the stored one first. All matrices are ``[rows, columns]``.
     """
     tables: dict[tuple[int, np.dtype[Any]], _Table[Key]] = {}
     for number, matrix in enumerate(stored):
@@ -54,7 +54,7 @@ def find_runs(
 
 
 class _Table(Generic[Key]):
-    """The keys of all rows of the wanted matrices of one width, sorted."""
+    """The sorted keys of all rows of the wanted matrices of one width."""
 
     def __init__(self, wanted: Mapping[Key, np.ndarray], dtype: np.dtype[Any]) -> None:
         self.dtype, self.wanted, self.names = dtype, wanted, list(wanted)
@@ -69,7 +69,7 @@ class _Table(Generic[Key]):
         self.row = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64)
 
     def runs_in(self, matrix: np.ndarray) -> Iterator[tuple[Key, list[RowRun]]]:
-        """The runs of every wanted matrix in ``matrix``."""
+        """Yields the runs of every wanted matrix in ``matrix``."""
         if not len(self.sorted):
             return
         keys = _keys(matrix, self.dtype)
@@ -96,8 +96,8 @@ class _Table(Generic[Key]):
                 yield self.names[owner], runs
 
     def _votes(self, left: np.ndarray, right: np.ndarray) -> Counter[tuple[int, int]]:
-        """For each (wanted matrix, shift): how many rows of the stored matrix have the key of the wanted row
-        at that shift.
+        """Counts for each (wanted matrix, shift) the rows of the stored matrix whose key equals that of the
+        wanted row at that shift.
         """
         places = _spread(left, right)
         hits = self.order[places.column]
@@ -113,8 +113,8 @@ class _Table(Generic[Key]):
 
 
 _MANY, _LIKELY = 4, 64
-"""For rows whose key is not unique, such as rows of zeros: how many places are considered for each, and how
-many shifts in all.
+"""Limits for rows whose key is not unique, such as rows of zeros: places to consider for each row, and shifts
+in all.
 """
 
 
@@ -124,7 +124,7 @@ class _Pairs(NamedTuple):
 
 
 def _spread(left: np.ndarray, right: np.ndarray) -> _Pairs:
-    """Every (row, place) with ``left[row] <= place < right[row]``."""
+    """Returns every (row, place) with ``left[row] <= place < right[row]``."""
     counts = right - left
     row = np.repeat(np.arange(len(left)), counts)
     inner = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -132,7 +132,7 @@ def _spread(left: np.ndarray, right: np.ndarray) -> _Pairs:
 
 
 def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
-    """One number for each row, computed from a few of its adjacent columns in ``dtype``."""
+    """Returns one key for each row, computed from a few of its adjacent columns in ``dtype``."""
     start = max(0, (matrix.shape[1] - _PROBED) // 2)
     probe = np.ascontiguousarray(cast(matrix[:, start : start + _PROBED], dtype))
     raw = probe.view(np.uint8).reshape(len(matrix), -1).astype(np.uint64)
@@ -145,7 +145,7 @@ def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:
 def _equal(
     wanted: np.ndarray, wanted_keys: np.ndarray, stored: np.ndarray, stored_keys: np.ndarray, shift: int
 ) -> list[RowRun]:
-    """The runs in which row ``r`` of ``wanted`` is row ``r + shift`` of ``stored``."""
+    """Returns the runs in which row ``r`` of ``wanted`` equals row ``r + shift`` of ``stored``."""
     low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
     equal = np.zeros(len(wanted), bool)
@@ -161,6 +161,6 @@ def _equal(
 
 
 def true_runs(mask: np.ndarray) -> list[tuple[int, int]]:
-    """Where a mask is true: (start, stop) of each run."""
+    """Returns (start, stop) of each run in which a mask is true."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]]).astype(np.int8)))
     return [(int(start), int(stop)) for start, stop in edges.reshape(-1, 2)]

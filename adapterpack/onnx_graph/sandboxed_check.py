@@ -1,4 +1,4 @@
-"""Tries a stranger's graph with ONNX and ONNX Runtime in a sandbox first, so that a crash or a huge
+"""Opens an untrusted graph with ONNX and ONNX Runtime in a sandbox first, so that a crash or a huge
 allocation cannot hurt this process.
 """
 
@@ -12,24 +12,24 @@ from ..sandbox.limits import SandboxLimits
 from ..sandbox.sandbox import Sandbox
 
 _MEMORY, _COPIES = 384 << 20, 8
-"""Bytes of address space that every graph may take to be opened, and how many times the size of its files
-beyond that: weights of 4 bits that become floats are 8 times as large.
+"""Address space in bytes that every graph may use to open, and the additional multiple of the size of its
+files: int4 weights that become floats grow 8 times.
 """
 _ROOM = 1 << 30
-"""The same of a graph whose opening has to be as it is without limits: for want of memory, ONNX Runtime
-leaves constants uncomputed.
+"""The base allowance for a graph that has to open exactly as without limits: when short of memory, ONNX
+Runtime silently skips constant folding.
 """
 _SECONDS, _BYTES_A_SECOND = 2.0, 2 << 20
-"""Processor time that every graph may take, and how many bytes of its files add another second."""
+"""Processor seconds that every graph may use, and the bytes of its files that add another second."""
 
 
 def require_openable(path: Path, files: Iterable[Path]) -> None:
-    """Checks that a graph can be opened as a session opens it, and its shapes be inferred, within limits;
-    ``files`` are all that it reads.
+    """Checks that a session can open a graph, and that its shapes can be inferred, within limits; ``files``
+    are all files that it reads.
 
     Raises:
         FormatError: ONNX Runtime refuses it.
-        OutOfLimits: it takes too much memory or time.
+        OutOfLimits: opening takes too much memory or time.
     """
     _sandbox("opening:open_graph", files).run(
         str(path.resolve()).encode(),
@@ -40,12 +40,12 @@ def require_openable(path: Path, files: Iterable[Path]) -> None:
 
 
 def try_opening(path: Path, size: int, *, wide: bool = False) -> None:
-    """Checks that ONNX Runtime lives through opening a graph whose files have ``size`` bytes, or its form of
-    float32 where ``wide``.
+    """Checks that ONNX Runtime survives opening a graph whose files have ``size`` bytes, or its float32 form
+    if ``wide``.
 
     Raises:
-        OutOfLimits: it takes too much memory or time.
-        FormatError: the process ended.
+        OutOfLimits: opening takes too much memory or time.
+        FormatError: the process crashed.
     """
     request = json.dumps([str(path.resolve()), wide]).encode()
     Sandbox("adapterpack.onnx_graph.sandbox_entry.trial:survive", _limits(size, _ROOM), kept=0).run(
@@ -54,11 +54,11 @@ def try_opening(path: Path, size: int, *, wide: bool = False) -> None:
 
 
 def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tuple[str | None, str | None]]:
-    """By check, ``onnx.checker`` and ``onnxruntime``, what it has against ``written`` and, only then, against
-    ``source``, whose ``files`` are given.
+    """Returns for each check, ``onnx.checker`` and ``onnxruntime``, the problem with ``written`` and, only if
+    there is one, the problem with ``source``, which reads ``files``.
 
     Raises:
-        OutOfLimits: it takes too much memory or time.
+        OutOfLimits: a check takes too much memory or time.
     """
     request = json.dumps([str(written.resolve()), str(source.resolve())]).encode()
     answer: dict[str, tuple[str | None, str | None]] = json.loads(

@@ -8,14 +8,14 @@ from typing import Any
 import onnx_ir as ir
 
 _PAGE = 4096
-"""Every tensor begins at a multiple of so many bytes: it can be mapped alone, and kernels read its numbers as
-they lie.
+"""Every tensor begins at a multiple of this many bytes, so that it can be mapped alone and kernels read it in
+place.
 """
 
 
 def save_graph(model: ir.Model, path: Path, **options: Any) -> None:
-    """Writes an ``onnx_ir`` model to ``path`` and its weights to ``path`` + ``.data``; ``options`` are those
-    of ``onnx_ir.save``.
+    """Writes an ``onnx_ir`` model to ``path`` and its weights to ``path`` + ``.data``; passes ``options`` to
+    ``onnx_ir.save``.
 
     Raises:
         OSError: the file system refuses.

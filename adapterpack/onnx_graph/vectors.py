@@ -1,5 +1,5 @@
-"""Finds biases and the weights of norms in a graph: whole in one initializer, packed with others, or split
-over several.
+"""Finds biases and the weights of norms in a graph: in one initializer, packed with others, or split over
+several.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from .rows import cast
 
 
 def find_vector(graph: GraphFile, vector: np.ndarray) -> list[WeightPiece]:
-    """The initializers that store ``vector`` ``[n]``, or parts of it, bit by bit after a cast to their dtype.
+    """Returns the initializers that store ``vector`` ``[n]``, or parts of it, bit by bit after a cast to
+    their dtype.
 
     The pieces are those of the column ``[n, 1]``.
     """
@@ -39,7 +40,7 @@ def find_vector(graph: GraphFile, vector: np.ndarray) -> list[WeightPiece]:
 
 
 def _positions(short: np.ndarray, long: np.ndarray) -> Iterator[int]:
-    """The positions of ``short`` in ``long``; of overlapping ones, the first."""
+    """Yields the positions of ``short`` in ``long``; of overlapping ones only the first."""
     a, b = _bits(short), _bits(long)
     free = 0
     for at in np.flatnonzero(b[: len(b) - len(a) + 1] == a[0]).tolist():

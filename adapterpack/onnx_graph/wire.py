@@ -24,8 +24,8 @@ KEPT = 1024
 
 
 class _Field(NamedTuple):
-    """One field of a message: its number, its wire type, where its key begins, and where its payload begins
-    and ends.
+    """One field of a message: its number, its wire type, the start of its key, and the start and end of its
+    payload.
     """
 
     number: int
@@ -43,7 +43,7 @@ class Embedded(NamedTuple):
 
 
 class Walked(NamedTuple):
-    """A model without its large payloads, as bytes that parse, and where these payloads are, by the
+    """A model without its large payloads, as bytes that still parse, and the places of these payloads by the
     initializer's name.
     """
 
@@ -52,15 +52,15 @@ class Walked(NamedTuple):
 
 
 _MOST_FIELDS = 1 << 19
-"""Fields of a file that are looked at one by one; those of its initializers count, those inside of its nodes
-do not.
+"""The most fields of a file to visit one by one: fields of its initializers count, fields inside its nodes do
+not.
 """
 _MOST_BYTES = 128 << 20
-"""Bytes of a skeleton: what is left of a model without its weights."""
+"""The most bytes of a skeleton, the model without its weights."""
 
 
 class _Bytes:
-    """The mapped bytes of a model, and how many fields may still be looked at."""
+    """The mapped bytes of a model, and how many more fields may be visited."""
 
     def __init__(self, path: Path, data: bytes | mmap) -> None:
         self.path, self.data, self.left = path, data, _MOST_FIELDS

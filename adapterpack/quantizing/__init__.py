@@ -1,1 +1,1 @@
-"""Smaller packs and bundles, with the error measured."""
+"""Quantizes packs and bundles, and measures the error."""

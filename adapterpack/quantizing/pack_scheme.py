@@ -1,4 +1,4 @@
-"""What a scheme for packs is: a value that says in which code each direction of a matrix is stored."""
+"""Defines a scheme for packs: it chooses the code in which each direction of a matrix is stored."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ..registry import Registry
 
 
 class PackScheme(NamedTuple):
-    """``runs`` gives the codes of a matrix whose directions have these norms ``[d]``; ``group`` numbers of a
-    direction share a scale, None is all of them. ``decomposed``: a change is written by its singular vectors
-    first, the largest singular value first.
+    """``runs`` returns the codes of a matrix from the norms ``[d]`` of its directions; ``group`` numbers of a
+    direction share a scale, None for all of them. ``decomposed``: the change is first rewritten by its
+    singular vectors, in falling order of the singular values.
     """
 
     name: str
@@ -31,7 +31,7 @@ PACK_SCHEMES: Registry[PackScheme] = Registry(
 
 
 def all_in(code: str) -> Callable[[np.ndarray], Sequence[Run]]:
-    """Every direction in one code.
+    """Returns a function that stores every direction in one code.
 
     Example:
         >>> all_in("int8")(np.ones(5))

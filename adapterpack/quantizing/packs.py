@@ -1,6 +1,4 @@
-"""Stores the matrices of a pack in codes of few bits, and measures the error that this makes in the
-change.
-"""
+"""Quantizes the matrices of a pack to codes of few bits, and measures the resulting error of the change."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from .pack_scheme import PACK_SCHEMES, PackScheme
 
 
 def schemes() -> dict[str, PackScheme]:
-    """The schemes for packs by name.
+    """Returns the schemes for packs by name.
 
     Example:
         >>> list(schemes())
@@ -36,18 +34,18 @@ def schemes() -> dict[str, PackScheme]:
 def quantize_pack(
     pack: Pack, *, scheme: str = "int8", rank_budget: float | None = None, name: str | None = None
 ) -> Pack:
-    """The pack with the matrices of its adapters quantized; modules that were trained whole stay as they are.
+    """Returns the pack with the matrices of its adapters quantized; fully trained modules stay as they are.
 
-    ``rank_budget`` cuts the rank of each site before, as far as the change there stays within that relative
-    error. The pack is a LoRA then, as it is by a scheme that decomposes changes.
+    ``rank_budget`` first reduces the rank of each site as far as the change there stays within that relative
+    error. The result is then a LoRA, as with a scheme that decomposes changes.
 
-    ``manifest.quantization`` says the error in the change, over all sites: ``max_error``, the largest of any
-    entry, and ``relative_error``, in the Frobenius norm, which ``sites`` has for each site. The name is the
-    pack's with the scheme behind it, unless one is given.
+    ``manifest.quantization`` records the error of the change over all sites: ``max_error``, the largest of
+    any entry, and ``relative_error``, in the Frobenius norm, which ``sites`` has for each site. The default
+    name is the pack's name followed by the scheme.
 
     Raises:
         UnknownName: there is no such scheme.
-        ConfigError: ``rank_budget`` is no relative error.
+        ConfigError: ``rank_budget`` is not a relative error.
         NothingToDo: the pack is quantized already, or holds no matrix to quantize.
         Unsupported: the method's tensors must stay float, or its change has no factors where these are
             needed.
@@ -125,7 +123,7 @@ def _require_quantizable(pack: Pack) -> None:
 
 
 def _energy(rank_budget: float | None) -> float:
-    """The share of the squared singular values that must stay for that relative error."""
+    """Returns the share of the squared singular values that must stay for that relative error."""
     if rank_budget is None:
         return 1.0
     if not 0 < rank_budget < 1:
@@ -140,8 +138,8 @@ def _energy(rank_budget: float | None) -> float:
 
 
 def _encode(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
-    """A tensor ``[rows, ...]`` in the codes of a scheme; its directions are what there are fewer of, rows or
-    columns.
+    """Encodes a tensor ``[rows, ...]`` by a scheme; its directions are its rows or its columns, whichever are
+    fewer.
     """
     matrix = value.reshape(len(value), -1)
     axis = int(matrix.shape[1] < matrix.shape[0])
@@ -150,8 +148,8 @@ def _encode(value: np.ndarray, scheme: PackScheme) -> tuple[np.ndarray, Packed]:
 
 
 class Error(NamedTuple):
-    """How far one change is from another: the largest entry of the difference, its squared Frobenius norm,
-    and that of the change.
+    """The difference between two changes: its largest entry, its squared Frobenius norm, and that of the
+    exact change.
     """
 
     largest: float
@@ -160,12 +158,12 @@ class Error(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """The relative Frobenius error; 0 of a change that is zero."""
+        """The relative Frobenius error; 0 for a change that is zero."""
         return math.sqrt(self.squares / self.total) if self.total else 0.0
 
     @classmethod
     def of(cls, errors: Iterable[Error]) -> Error:
-        """The error of several changes together."""
+        """Combines the errors of several changes."""
         parts = list(errors)
         return cls(
             max((one.largest for one in parts), default=0.0),
@@ -175,7 +173,7 @@ class Error(NamedTuple):
 
 
 def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
-    """Site -> how far one pack's change is there from another's with the same sites.
+    """Yields for each site the difference between the changes of two packs with the same sites.
 
     Computed in float64, a block of rows at a time.
     """
@@ -200,7 +198,7 @@ def _wide(adapter: Adapter) -> Adapter:
 
 
 def _change(adapter: Adapter, block: slice) -> np.ndarray:
-    """The rows of an additive method's change: what it makes of a weight of zeros."""
+    """Returns these rows of an additive method's change, by folding it into a weight of zeros."""
     nothing = np.zeros((block.stop - block.start, adapter.site.in_features))
     changed: np.ndarray = fold(
         adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block

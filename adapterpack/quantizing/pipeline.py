@@ -34,7 +34,7 @@ def quantize(
 ) -> Pack | Bundle:
     """Writes a quantized copy of a pack or of a bundle; the error is in its manifest.
 
-    ``rank_budget`` cuts the rank of each site of a pack first, as far as the change there stays within that
+    ``rank_budget`` first reduces the rank of each site of a pack as far as the change there stays within that
     relative error.
 
     Schemes of graphs are ``int8``, ``int4`` and ``int2``, whose products become ``MatMulNBits``; ``mixed``,

@@ -1,3 +1,3 @@
-"""What runs in the sandbox processes that :mod:`adapterpack.onnx_graph.sandboxed_check` starts; each module
-imports what its function needs alone.
+"""Entry points of the sandbox processes that :mod:`adapterpack.onnx_graph.sandboxed_check` starts; each
+module imports only what its function needs.
 """

@@ -14,8 +14,8 @@ from .trial import start
 
 
 def problems(request: bytes) -> bytes:
-    """By check of ``written`` and ``source``, two paths as JSON, what it has against the one and, only then,
-    against the other.
+    """Runs each check on ``written`` and, only if that fails, on ``source`` (two paths as JSON); returns the
+    problems by check.
     """
     written, source = json.loads(request)
     tests: dict[str, Callable[[str], object]] = {
@@ -34,11 +34,11 @@ def _problem(test: Callable[[str], object], path: str) -> str | None:
         test(path)
     except MemoryError:
         raise
-    except Exception as error:  # the checker, its parser and ONNX Runtime raise what they like
+    except Exception as error:  # the checker, its parser and ONNX Runtime raise exceptions of any type
         return str(error).partition("\n")[0][:200]
     return None
 
 
 def _start(path: str) -> None:
-    """Opens a graph as it is written, without optimizations."""
+    """Opens a graph without optimizations."""
     start(path, Path(path).parent, optimized=False)

@@ -1,5 +1,5 @@
-"""Opens graphs in the sandbox process that :mod:`..sandboxed_check` starts, which has the libraries loaded
-before its limits begin.
+"""Opens graphs in the sandbox process that :mod:`..sandboxed_check` starts; importing this module loads the
+libraries before the limits apply.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from .trial import start
 
 
 def open_graph(request: bytes) -> bytes:
-    """Opens a graph as a session does, and infers its shapes: its path in, nothing out."""
+    """Opens a graph as a session does, and infers its shapes. Takes its path and returns nothing."""
     path = request.decode()
     start(path, Path(path).parent)
     try:
         ShapeInferencePass()(ir.load(path))
     except MemoryError:
         raise
-    except Exception:  # most graphs tell their shapes, and what needs those of others says what is wrong
+    except (
+        Exception
+    ):  # most graphs declare their shapes; code that needs missing shapes reports the error itself
         pass
     return b""

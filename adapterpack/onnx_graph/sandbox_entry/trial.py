@@ -1,5 +1,5 @@
-"""Opens a graph in the sandbox process that :mod:`..sandboxed_check` starts. The only question is whether the
-process survives.
+"""Opens a graph in the sandbox process that :mod:`..sandboxed_check` starts, only to see whether the process
+survives.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from ..bfloat16 import computing_wide
 
 
 def survive(request: bytes) -> bytes:
-    """Opens a graph as a session does: its path, and whether it is opened in its form of float32, as JSON in,
-    nothing out. Errors that ONNX Runtime raises are ignored: the session that opens the graph next reports
-    them.
+    """Opens a graph as a session does. Takes its path, and whether to open its float32 form, as JSON; returns
+    nothing. Ignores errors that ONNX Runtime raises: the session that opens the graph next reports them.
 
     Raises:
         MemoryError: there is too little memory.
@@ -25,20 +24,20 @@ def survive(request: bytes) -> bytes:
         start(computing_wide(Path(name)) if wide else name, Path(name).parent)
     except MemoryError:
         raise
-    except Exception:  # of any kind: the session that opens the graph next says what is wrong
+    except Exception:  # of any type: the session that opens the graph next reports it
         pass
     return b""
 
 
 def start(graph: str | bytes, folder: Path, *, optimized: bool = True) -> None:
-    """Opens a graph, whose external data is in ``folder``, with one thread and without a second copy of its
+    """Opens a graph with external data in ``folder``, with one thread and without a second copy of its
     weights.
 
     Raises:
-        MemoryError: there is too little memory, which ONNX Runtime says in words alone.
+        MemoryError: there is too little memory; ONNX Runtime shows that only in the text of its error.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = 4  # what it says of errors is raised, too
+    options.log_severity_level = 4  # ONNX Runtime also raises the errors that it would log
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))

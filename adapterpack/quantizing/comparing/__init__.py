@@ -1,1 +1,1 @@
-"""Compares the ways of quantizing a bundle with an adapter, on rows of the user's."""
+"""Compares the ways of quantizing a bundle with an adapter, on the user's rows."""

@@ -1,4 +1,4 @@
-"""What the figures of a comparison speak for, in sentences: nothing is said that was not measured."""
+"""Turns the figures of a comparison into advice in sentences, from measured values only."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from .figures import Figures
 from .result import QuantizedForm
 
 SAME = 0.005
-"""Losses whose difference is a smaller share of the float bundle's perplexity are called equal."""
+"""Losses count as equal if they differ by less than this share of the float bundle's perplexity."""
 NEAR = 0.02
-"""How much worse than the float bundle's the perplexity of a form may be that is as good, as a share."""
+"""A form counts as good as the float bundle if its perplexity is at most this share higher."""
 
 
 class _Quality(NamedTuple):
-    """A perplexity in words, and how far it is behind the float bundle's, as a share of that."""
+    """A perplexity in words, and its distance from the float bundle's as a share."""
 
     shown: str
     worse: float
 
 
 def advice(forms: Sequence[QuantizedForm], rank: int) -> Iterator[str]:
-    """A sentence for every scheme, which way is best and what a correction wins back; then which form to
-    take, and which are slow.
+    """Yields a sentence for every scheme (the best way, and the gain by a correction), then which form to
+    take, and which forms are slow.
 
     ``forms`` begin with the float one.
     """

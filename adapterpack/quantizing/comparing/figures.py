@@ -1,5 +1,5 @@
-"""What one form of a bundle gives on rows: perplexity, right answers, the likeliest choices, size, and speed
-at one row.
+"""Measures one form of a bundle on rows: perplexity, right answers, the likeliest choices, size, and speed at
+one row.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from ...tasks.one_pass import text_inputs
 from .rows import Example
 
 ROUNDS = 3
-"""How often each time is taken; the shortest counts."""
+"""How often each time is measured; the shortest counts."""
 _NEW, _SHORT, _LONG = 32, 8, 256
-"""Tokens that are generated, and those of the prompts before them and of the prompt that is read."""
+"""Tokens to generate; tokens of the prompts before them; tokens of the prompt for the reading speed."""
 _LEAST = 1e-30
-"""What a label counts as that has no probability."""
+"""The probability that replaces 0 for a label."""
 _MOST_ANSWERED, _SPARE, _LONGEST = 16, 8, 256
-"""Rows that are answered at a time; tokens that an answer may have beyond the longest that is expected; the
-most that it may have.
+"""Rows to answer at a time; tokens that an answer may exceed the longest expected answer by; the most tokens
+of an answer.
 """
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The figures of one form. What a task does not have is None.
+    """The figures of one form; None where the task does not have the figure.
 
     Args:
-        nbytes: of graphs and their weights, the slots of adapters among them.
-        perplexity: of the tokens of answers, or of whole texts; of a classifier, of the right labels.
-        right: the share of rows answered as expected: exactly, or with equal JSON; of a classifier, with
-            their label.
+        nbytes: the bytes of graphs and their weights, including the slots of adapters.
+        perplexity: over the tokens of answers, or of full texts; for a classifier, over the right labels.
+        right: the share of rows with the expected answer, exactly or as equal JSON; for a classifier, with
+            the right label.
         best: the likeliest choice at each scored position or row.
-        decode, prefill: tokens a second that one row generates, and of a prompt that is read.
+        decode, prefill: tokens a second of one row: generated, and read from a prompt.
     """
 
     nbytes: int
@@ -57,14 +57,15 @@ class Figures:
     prefill: float
 
     def agreement(self, other: Figures) -> float:
-        """The share of positions at which the likeliest choices are the same."""
+        """Returns the share of positions at which both have the same likeliest choice."""
         return float((self.best == other.best).mean())
 
 
 def figures(
     folder: Path, adapter: str | None, rows: Sequence[Example], say: Callable[[str], None]
 ) -> Figures:
-    """Measures the bundle at ``folder`` on rows, by ``adapter``, or by what is folded into it, on the CPU.
+    """Measures the bundle at ``folder`` on rows on the CPU, with ``adapter``, or with the adapters folded
+    into it.
 
     Raises:
         ConfigError: a row cannot be answered, or the model's context has no room for any answer.
@@ -77,13 +78,13 @@ def figures(
 
 
 def nbytes_of(session: Session) -> int:
-    """The bytes of a bundle's graphs and of their weights."""
+    """Returns the bytes of a bundle's graphs and of their weights."""
     parts = graphs_of(session.bundle)
     return sum(path.stat().st_size for part in parts for path in session.folder.glob(f"{graph_file(part)}*"))
 
 
 class Quality(NamedTuple):
-    """The part of :class:`Figures` that does not hang on the machine."""
+    """The part of :class:`Figures` that does not depend on the machine."""
 
     perplexity: float
     right: float | None
@@ -91,7 +92,7 @@ class Quality(NamedTuple):
 
 
 def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Quality:
-    """What a bundle answers to rows."""
+    """Runs the rows through a bundle and measures its answers."""
     if not session.task.generates:
         results = _results(session, adapter, rows, 0)
         labels = [str(result.get("label")) for result in results]
@@ -118,14 +119,14 @@ def quality(session: Session, adapter: str | None, rows: Sequence[Example]) -> Q
 
 
 def speed(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float | None, float]:
-    """Tokens a second of one row: generated, and read; a classifier generates none."""
+    """Returns tokens a second of one row: generated and read; a classifier generates none."""
     return (
         _generating(session, adapter) if session.task.generates else (None, _reading(session, adapter, rows))
     )
 
 
 def _score(session: Session, adapter: str | None, rows: Sequence[Example]) -> tuple[float, np.ndarray]:
-    """The perplexity of the answers' tokens, and the likeliest token at each place."""
+    """Returns the perplexity of the answers' tokens, and the likeliest token at each position."""
     losses, best = [], []
     for row in rows:
         first = max(row.given, 1)
@@ -143,7 +144,7 @@ def _score(session: Session, adapter: str | None, rows: Sequence[Example]) -> tu
 def _results(
     session: Session, adapter: str | None, rows: Sequence[Example], new: int
 ) -> list[dict[str, Any]]:
-    """What each row gets: a completion of so many tokens at most, or a label."""
+    """Returns the result of each row: a completion of at most ``new`` tokens, or a label."""
     runner = RowRunner(
         session, () if adapter is None else (adapter,), _MOST_ANSWERED, {"max_new_tokens": new} if new else {}
     )
@@ -159,7 +160,7 @@ def _results(
 
 
 def same(answer: str, expected: str) -> bool:
-    """Whether two answers say the same: the same text but for spaces around it, or equal JSON."""
+    """Whether two answers are equal: as text apart from surrounding spaces, or as JSON."""
     if answer.strip() == expected.strip():
         return True
     try:
@@ -169,8 +170,8 @@ def same(answer: str, expected: str) -> bool:
 
 
 def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
-    """Tokens a second of one row: generated, and read."""
-    # virtual tokens of prompts have their place in what is left
+    """Returns tokens a second of one row: generated, and read."""
+    # the rest of the context leaves room for virtual tokens of prompts
     room = (context_of(session) or 4 * _LONG) - _NEW
     if room < 2:
         raise ConfigError(
@@ -191,7 +192,7 @@ def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
 
 
 def _reading(session: Session, adapter: str | None, rows: Sequence[Example]) -> float:
-    """Tokens a second that are read, a row at a time."""
+    """Returns tokens a second that the bundle reads, one row at a time."""
     batches = [text_inputs(session, row.asked) for row in rows[:_MOST_ANSWERED]]
 
     def seconds() -> float:

@@ -1,5 +1,5 @@
-"""Makes every quantized form of a bundle in a temporary folder, one at a time, and measures each on the same
-rows.
+"""Creates every quantized form of a bundle in a temporary folder, one at a time, and measures each on the
+same rows.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def compare_quantized(
     """Compares the ways of quantizing a float bundle: each is made in a temporary folder and measured on the
     same rows, on the CPU.
 
-    Of each scheme the base is quantized and the float adapter attached (``attached``), and besides corrected
-    by a pack of rank 32, or of ``compensate`` (``compensated``, of a bank); or the adapter is merged into the
-    weights first (``merged``). A way that cannot be gone is in the result with the reason. Without adapters
-    only the base is quantized.
+    For each scheme it quantizes the base and attaches the float adapter (``attached``); the same with a
+    correction of rank 32, or ``compensate`` (``compensated``, in a bank); or merges the adapter into the
+    weights first (``merged``). The result lists a way that is not possible with the reason. Without adapters
+    it only quantizes the base.
 
     Args:
         bundle: a float bundle of a model that generates text, or of a classifier.
-        rows: a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``; of a classifier, of
-            its texts and ``label``. Rows that the adapter was not trained on tell most; at most 128 are read.
+        rows: a JSONL file of ``text``, ``messages``, or ``prompt`` and ``completion``; for a classifier, of
+            its texts and ``label``. Use rows that the adapter was not trained on; only the first 128 count.
         adapter: its name; may be left out where the bundle has one.
         schemes: names of schemes of graphs.
-        progress: is called with what is done.
+        progress: called with a message at each step.
         options: as of :func:`adapterpack.quantize`; each is for the schemes that take it.
 
     Raises:
@@ -95,7 +95,7 @@ def compare_quantized(
                     say(f"{title}: quantize")
                     quantize_bundle(origins.of(way), scratch / "form", how)
                 except AdapterpackError as error:
-                    # its place is in a temporary folder
+                    # the error's path is in a temporary folder, so it is left out
                     forms.append(QuantizedForm(scheme, way, None, None, error.placeless_sentence))
                     continue
                 found = figures(
@@ -120,8 +120,8 @@ def _under(title: str, say: Callable[[str], None]) -> Callable[[str], None]:
 
 
 _Wanted = tuple[GraphQuantization, GraphQuantization | None, frozenset[str]]
-"""How a scheme quantizes, without and with a correction, if it can have one; and the names of the options
-that it looks at.
+"""How a scheme quantizes without and with a correction (if it supports one), and the names of the options
+that it uses.
 """
 
 
@@ -143,7 +143,7 @@ def _options_of(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
 def _ways(
     bundle: Bundle, adapter: str | None, plain: GraphQuantization, corrected: GraphQuantization | None
 ) -> list[tuple[str, GraphQuantization]]:
-    """The ways of one scheme, by name: the merged one first, which is what others do."""
+    """Yields the ways of one scheme by name: the merged one first, which is the usual one elsewhere."""
     attached = "attached" if adapter is not None else "quantized"
     ways = [("merged", plain)] if adapter is not None else []
     return [*ways, (attached, plain), *([("compensated", corrected)] if corrected is not None else [])]
@@ -164,8 +164,8 @@ def _adapter(bundle: Bundle, name: str | None) -> str | None:
 
 
 class _Origins:
-    """The float bundles that forms are quantized from: the source, and the one with the adapter merged into
-    it, made when it is needed.
+    """The float bundles that forms are quantized from: the source, and the bundle with the adapter merged
+    into it, created at first use.
     """
 
     def __init__(
@@ -176,10 +176,10 @@ class _Origins:
         self._failed: AdapterpackError | None = None
 
     def of(self, way: str) -> Path:
-        """The folder that a way starts from.
+        """Returns the folder that a way starts from.
 
         Raises:
-            AdapterpackError: the adapter cannot be merged.
+            AdapterpackError: merging the adapter fails.
         """
         if way != "merged" or self._pack is None:
             return self._source

@@ -1,4 +1,4 @@
-"""What a comparison of quantized forms found, and how it is written as JSON."""
+"""The result of a comparison of quantized forms, and its JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .figures import Figures
 
 @dataclass(frozen=True)
 class QuantizedForm:
-    """One form: the ``scheme`` of its weights (``float``: as they were) and the ``way`` to it. It has
-    ``figures``, and how often its likeliest choices are those of the float bundle (``agreement``), or the
-    reason for which it could not be made.
+    """One form: the ``scheme`` of its weights (``float``: unquantized) and the ``way`` to it. It has either
+    ``figures`` and the share of likeliest choices that equal those of the float bundle (``agreement``), or
+    the reason why it could not be created.
     """
 
     scheme: str
@@ -23,7 +23,9 @@ class QuantizedForm:
     reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The form as ``quantize --compare --json`` prints it; what a task does not have is null."""
+        """Returns the form as ``quantize --compare --json`` prints it, with null for figures that the task
+        does not have.
+        """
         found = self.figures
         numbers = (
             dict.fromkeys(("bytes", "perplexity", "right", "decode", "prefill"))
@@ -47,8 +49,8 @@ class QuantizedForm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All forms of one bundle, the float one first, with what they speak for in sentences. ``positions`` is
-    how many choices were compared with the float bundle's, ``rank`` that of compensations.
+    """All forms of one bundle, the float one first, with advice in sentences. ``positions`` is the number of
+    choices that were compared with the float bundle's, ``rank`` the rank of corrections.
     """
 
     base: str
@@ -61,7 +63,7 @@ class Comparison:
     advice: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as ``quantize --compare --json`` prints it."""
+        """Returns the comparison as ``quantize --compare --json`` prints it."""
         written: dict[str, Any] = finite(
             {
                 "base": self.base,

@@ -1,4 +1,4 @@
-"""Reads the rows on which quantized forms are compared: each with its question, its right answer and the
+"""Reads the rows on which quantized forms are compared: each with its question, its expected answer and the
 tokens to score.
 """
 
@@ -15,9 +15,8 @@ from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
 
 
 class Example(NamedTuple):
-    """One row. ``asked`` is what a runner answers, ``expected`` the right answer, if the row has one. ``ids``
-    are the tokens of the whole row, and the answer begins behind the first ``given``; a classifier's row has
-    none.
+    """One row. ``asked`` is the runner's input, ``expected`` the right answer, if the row has one. ``ids``
+    are the tokens of the full row, of which the answer follows the first ``given``; empty for a classifier.
     """
 
     asked: Mapping[str, Any]
@@ -27,10 +26,10 @@ class Example(NamedTuple):
 
 
 def examples(session: Session, file: Path) -> list[Example]:
-    """The rows of a file that suit the task of a bundle: ``text``, ``messages``, or ``prompt`` and
-    ``completion`` for a model that generates text; for a classifier its text and ``label``.
+    """Reads the rows of a file for the bundle's task: ``text``, ``messages``, or ``prompt`` and
+    ``completion`` for a model that generates text; text and ``label`` for a classifier.
 
-    Of messages that end with one of the assistant's, that one is the answer. At most
+    If the last message is the assistant's, it is the answer. At most
     :data:`~adapterpack.quantizing.graphs.calibration_rows.MOST_ROWS` rows are read.
 
     Raises:

@@ -1,1 +1,1 @@
-"""Weight-only quantization of a bundle's graphs, with the error measured."""
+"""Quantizes the weights of a bundle's graphs (activations stay float), and measures the error."""

@@ -1,5 +1,5 @@
-"""What an algorithm of rounding is: from a product to the quantized product in its place; one file in
-:mod:`.algorithms` each.
+"""Defines a rounding algorithm: it maps a product to its quantized replacement. Each module of
+:mod:`.algorithms` registers one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from .product import ConstantProduct, RoundingSetting
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One way to round a weight to codes.
+    """A way to round a weight to codes.
 
-    ``replace`` gives the graph that stands in the place of a product, whose last node is a ``MatMulNBits``.
-    ``calibrated``: it looks at
-    :attr:`.ConstantProduct.second`. ``bits`` and ``symmetric`` are what it can round to.
+    ``replace`` returns the graph that replaces a product; its last node is a ``MatMulNBits``. ``calibrated``:
+    it uses :attr:`.ConstantProduct.second`. ``bits`` and ``symmetric`` are the settings that it supports.
     """
 
     name: str

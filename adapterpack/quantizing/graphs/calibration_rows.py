@@ -1,4 +1,4 @@
-"""Reads calibration rows: the texts of a JSONL file as token ids, as many of them and as long as calibration
+"""Reads calibration rows: tokenizes the texts of a JSONL file, up to the number and length that calibration
 needs.
 """
 
@@ -14,17 +14,17 @@ from ...offline.lines import lines_of
 from ...runtime.sessions.session import Session
 
 MOST_ROWS, MOST_TOKENS = 128, 512
-"""Rows, and tokens of a row, that are looked at; what is behind them is left out."""
+"""The most rows, and the most tokens of a row; the rest is ignored."""
 
 
 def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
-    """The rows of a file as token ids, each with the number of tokens that are no answer: rows have a
+    """Returns the rows of a file as token ids, each with the number of tokens before the answer. A row has a
     ``text``, ``messages``, or a ``prompt`` and its ``completion``.
 
     Raises:
         StorageError: the file cannot be read.
-        ConfigError: a line is no row, or has no text; or there is no row.
-        Unsupported: the model of the bundle reads no texts alone.
+        ConfigError: a line is not a row or has no text, or the file has no rows.
+        Unsupported: the bundle's model does not read text alone.
     """
     if len(session.task.parts) > 1 or "input_ids" not in session.task.main.inputs:
         raise Unsupported(
@@ -40,11 +40,11 @@ def token_rows(session: Session, file: Path) -> list[tuple[list[int], int]]:
 
 
 def read_rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The first :data:`MOST_ROWS` rows of a file, each with its place in words.
+    """Yields the first :data:`MOST_ROWS` rows of a file, each with its position for error messages.
 
     Raises:
         StorageError: the file cannot be read.
-        ConfigError: a line is no row, or there is none.
+        ConfigError: a line is not a row, or the file has no rows.
     """
     count = 0
     with storage_errors(file), file.open("rb") as opened:
@@ -58,7 +58,7 @@ def read_rows(file: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
 
 
 def encode_row(session: Session, row: Mapping[str, Any], where: str) -> tuple[list[int], int]:
-    """The tokens of a row, and how many of them are no answer.
+    """Returns the tokens of a row, and how many of them precede the answer.
 
     Raises:
         ConfigError: the row has no text.

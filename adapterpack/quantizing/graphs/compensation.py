@@ -1,11 +1,11 @@
-"""A low-rank correction of what quantization did to the base, as a part of the quantized graph.
+"""Adds a low-rank correction of the base's quantization error to the quantized graph.
 
-To each quantized product ``Wq x`` a term ``B A x`` is added that approximates what it lost, ``E = W - Wq``:
-the largest singular values of ``E`` (LQER, Zhang et al., https://arxiv.org/abs/2402.02446, section 3.2) or,
-with calibration rows, of ``E S^½`` with ``S`` the mean of ``x xᵀ``, so that the error of the outputs is as
-small as it can be at this rank: ``A = Vᵀ S^-½`` (EoRA, Liu et al., https://arxiv.org/abs/2410.21271, section
-3.2, which writes ``S^½`` by its eigenvectors). Both factors are products in eight bits: they are read at
-every step, and in float they would be as many bytes as the weights in four bits.
+To each quantized product ``Wq x`` this adds a term ``B A x`` that approximates its error ``E = W - Wq``: the
+largest singular values of ``E`` (LQER, Zhang et al., https://arxiv.org/abs/2402.02446, section 3.2) or, with
+calibration rows, of ``E S^½`` with ``S`` the mean of ``x xᵀ``, so that the error of the outputs is as small
+as it can be at this rank: ``A = Vᵀ S^-½`` (EoRA, Liu et al., https://arxiv.org/abs/2410.21271, section 3.2,
+which writes ``S^½`` by its eigenvectors). Both factors are int8: every step reads them, and as floats they
+would have as many bytes as the int4 weights.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from .replace_products import find_head, find_products
 from .tensor_file import TensorFile
 
 _DAMPING = 1e-3
-"""What is added to the diagonal of ``S``, as a share of its mean: inputs that calibration rows never have are
-not free to err.
+"""The addition to the diagonal of ``S``, as a share of its mean, so that inputs that never occur in
+calibration rows still count.
 """
 _BITS, _BLOCK = 8, 32
-"""The bits of a factor's numbers, and how many share a scale."""
+"""The bits of a factor's numbers, and how many numbers share a scale."""
 
 Second = Callable[[str], np.ndarray | None]
 
 
 class Compensator:
-    """Corrects one graph of ``bundle`` while it is quantized: :meth:`remember` before, :meth:`apply`
+    """Corrects one graph of ``bundle`` while it is quantized: call :meth:`remember` before, and :meth:`apply`
     afterwards.
 
-    Each site gets ``rank``; where several sites share one product, that has theirs together. The product that
-    gives the logits has none.
+    Each site gets ``rank``; a product that several sites share gets the sum of their ranks. The product that
+    computes the logits gets no correction.
     """
 
     def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
@@ -63,7 +63,7 @@ class Compensator:
         """How many sites are corrected."""
 
     def remember(self, model: ir.Model) -> None:
-        """Keeps hold of the float weights of a graph, which stay in their file."""
+        """Keeps references to the float weights of a graph, whose numbers stay in their file."""
         head = find_head(model)
         self._weights = {
             product.node.name: (
@@ -76,7 +76,7 @@ class Compensator:
         }
 
     def apply(self, model: ir.Model, file: TensorFile) -> None:
-        """Adds the correction to the products of a quantized graph; ``file`` takes its codes.
+        """Adds the correction to the products of a quantized graph; appends its codes to ``file``.
 
         Raises:
             NothingToDo: no product is quantized.
@@ -101,7 +101,7 @@ class Compensator:
             )
 
     def report(self) -> CompensationReport:
-        """What the manifest says of the correction."""
+        """Returns the manifest's entry on the correction."""
         before, after = self.errors
         return {
             "rank": self.rank,
@@ -110,8 +110,8 @@ class Compensator:
         }
 
     def _factors(self, error: np.ndarray, rank: int, second: np.ndarray | None, key: str) -> Factors:
-        """``B A`` of a rank near an error ``[out, in]``; ``key`` names the input, whose roots serve all
-        products that read it.
+        """Approximates an error ``[out, in]`` by factors ``B A`` of a rank; ``key`` names the input, so that
+        products that read one input share its matrix roots.
         """
         cut = Cut(rank=min(rank, *error.shape))
         if second is None:
@@ -124,8 +124,8 @@ class Compensator:
 
 
 def _normalize(factors: Factors) -> Factors:
-    """The same product with rows of ``A`` of norm 1: numbers of ``B`` that share a scale then count for as
-    much as they are large.
+    """Scales the rows of ``A`` to norm 1 without changing the product, so that numbers of ``B`` that share a
+    scale matter according to their size.
     """
     norms = np.linalg.norm(factors.A, axis=1)
     norms[norms == 0] = 1
@@ -133,8 +133,8 @@ def _normalize(factors: Factors) -> Factors:
 
 
 class _Rounded(NamedTuple):
-    """A factor ``[rows, columns]`` in codes ``[rows, blocks, block]``, their scales ``[rows, blocks]``, and
-    the numbers they stand for.
+    """A factor ``[rows, columns]`` in codes ``[rows, blocks, block]``, with their scales ``[rows, blocks]``
+    and the dequantized numbers.
     """
 
     codes: np.ndarray
@@ -143,7 +143,7 @@ class _Rounded(NamedTuple):
 
     @classmethod
     def of(cls, factor: np.ndarray, dtype: np.dtype[Any]) -> _Rounded:
-        """The codes nearest to a factor, under scales of this type."""
+        """Rounds a factor to nearest, with scales of this type."""
         x = split_blocks(_BLOCK, factor)
         grid = fresh_grid(x, _BITS, True, dtype)
         q = nearest(x, grid, _BITS)
@@ -188,14 +188,16 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
 
 
 def _error(change: np.ndarray, second: np.ndarray | None) -> float:
-    """The mean of ``|D x|²`` for a change ``D`` of a weight; without rows its own squared norm."""
+    """Returns the mean of ``|D x|²`` for a change ``D`` of a weight; without rows, the squared norm of
+    ``D``.
+    """
     return (
         float(np.sum(np.square(change, dtype=np.float64))) if second is None else output_error(change, second)
     )
 
 
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``S^½`` and ``S^-½`` of a damped second moment, in float32."""
+    """Returns ``S^½`` and ``S^-½`` of a damped second moment, in float32."""
     S = second.astype(np.float64)
     sizes, vectors = np.linalg.eigh(S)
     sizes = np.maximum(sizes, 0) + _DAMPING * float(np.trace(S)) / len(S)
@@ -205,8 +207,8 @@ def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def dense(node: ir.Node) -> np.ndarray:
-    """What a ``MatMulNBits`` multiplies with ``[out, in]``, in float32, with the division before it and the
-    minima of blocks after it.
+    """Returns the weight that a ``MatMulNBits`` multiplies with, ``[out, in]`` in float32, including the
+    division before it and the minima of blocks after it.
     """
     out, width, bits, block = (node.attributes.get_int(name) for name in ("N", "K", "bits", "block_size"))
     replaced = node.name.rpartition("_Q")[0]

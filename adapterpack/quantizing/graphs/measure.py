@@ -1,5 +1,5 @@
-"""How far quantization moves what the graphs of a bundle give: the same inputs before and after, base and
-every adapter, graph by graph.
+"""Measures how far quantization moves the outputs of a bundle's graphs: the same inputs before and after, for
+the base and every adapter, graph by graph.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ...tasks.session import Arrays
 from ...tasks.task import MAIN
 
 _SAMPLE = 65521
-"""Of how many numbers of an output of a graph before the last one a change is measured: an encoder's keys and
-values can be gigabytes.
+"""How many numbers of an output to compare for graphs before the last one: an encoder's keys and values can
+be gigabytes.
 """
 
 
 class MeasuredOutputs(NamedTuple):
-    """What the graphs gave to one adapter: the last one's outputs at the last position ``[rows, width]``, and
-    numbers of each before it.
+    """The outputs of the graphs for one adapter: those of the last graph at the last position ``[rows,
+    width]``, and a sample of each earlier graph's.
     """
 
     last: np.ndarray
@@ -35,14 +35,14 @@ class MeasuredOutputs(NamedTuple):
 
     @property
     def parts(self) -> dict[str, np.ndarray]:
-        """Every graph's numbers by its name."""
+        """Returns every graph's numbers by its name."""
         return {**self.before, MAIN: self.last}
 
 
 def answers(session: Session) -> dict[str, MeasuredOutputs]:
-    """What the base and every adapter answer to :func:`inputs_of`, by the adapter's name."""
+    """Returns the outputs of the base and every adapter for :func:`inputs_of`, by the adapter's name."""
     batch = inputs_of(session)
-    # Rows of a folded bundle cannot choose: they have what was folded.
+    # A folded bundle has no adapters to choose: its only outputs are those with the folded packs.
     kinds: dict[str, str | None] = {"+".join(session.packs) or "base": None}
     if session.bundle.mode != "folded":
         kinds = {"base": None, **{name: name for name in session.adapters}}
@@ -59,8 +59,8 @@ def answers(session: Session) -> dict[str, MeasuredOutputs]:
 
 
 def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> dict[str, Any]:
-    """What the manifest says of the change: the largest error and the agreement of labels, by adapter; of
-    several graphs, of each of them.
+    """Returns the manifest's entry on the change: the largest error and the agreement of labels by adapter;
+    for several graphs, by graph too.
 
     Example:
         >>> one, two = (MeasuredOutputs(np.array([[1.0, last]]), {}) for last in (4.0, 3.5))
@@ -83,8 +83,8 @@ def report(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOu
 
 
 def relative(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> float:
-    """The root mean square of the change of the last graph's outputs, of all adapters together, as a share of
-    their own.
+    """Returns the root mean square of the change of the last graph's outputs over all adapters, as a share of
+    that of the outputs.
 
     Example:
         >>> one, two = ({"base": MeasuredOutputs(np.array([[3.0, last]]), {})} for last in (4.0, 3.0))
@@ -103,7 +103,7 @@ def relative(before: Mapping[str, MeasuredOutputs], after: Mapping[str, Measured
 
 
 def worst(before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]) -> float:
-    """The largest change of any graph's outputs, as a share of that graph's largest output.
+    """Returns the largest change of any graph's outputs, as a share of that graph's largest output.
 
     Example:
         >>> one, two = ({"base": MeasuredOutputs(np.array([[3.0, last]]), {})} for last in (4.0, 3.0))
@@ -119,7 +119,7 @@ def require_small(
     """Checks that no graph's outputs moved by more than the share ``tolerance`` of the largest.
 
     Raises:
-        ParityError: those of one did.
+        ParityError: the outputs of a graph did.
     """
     for change, graph in _changes(before, after):
         if not change <= tolerance:
@@ -135,7 +135,7 @@ def require_small(
 def _changes(
     before: Mapping[str, MeasuredOutputs], after: Mapping[str, MeasuredOutputs]
 ) -> Iterator[tuple[float, str]]:
-    """By graph and adapter the largest change, as a share of the largest output, and their names."""
+    """Returns by graph and adapter the largest change as a share of the largest output, and their names."""
     for key, answer in before.items():
         for part, numbers in answer.parts.items():
             yield (
@@ -145,8 +145,8 @@ def _changes(
 
 
 def inputs_of(session: Session) -> dict[str, np.ndarray]:
-    """Pseudo-random inputs of the task's own forms: the canary's ids, and images or features of the graph's
-    shapes; with a text, an image in every row.
+    """Creates pseudo-random inputs in the forms that the task takes: the canary's ids, and images or features
+    of the graph's shapes; with a text, an image in every row.
     """
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
     inputs: dict[str, np.ndarray] = {}
@@ -160,14 +160,14 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
             inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
     if session.task.example is None:
         return inputs
-    # transformers, and few tasks have such inputs
+    # imports transformers, which only tasks with such inputs need
     from ...torch_adapters.models.load import load_config  # noqa: PLC0415
 
     return {**inputs, **session.task.example(load_config(session.folder), inputs, rng)}
 
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:
-    """The outputs of the last graph at each row's last position: its logits, or the first that it has."""
+    """Returns the outputs of the last graph at each row's last position: its logits, or its first output."""
     output = outputs["logits"] if "logits" in outputs else outputs[session.graphs[MAIN].outputs[0]]
     if output.ndim == 3:
         last = (
@@ -192,7 +192,7 @@ def _error(before: np.ndarray, after: np.ndarray) -> float:
 
 
 def _largest(numbers: np.ndarray) -> float:
-    """The largest magnitude, without the outputs of labels that an adapter does not have."""
+    """Returns the largest magnitude, ignoring the outputs of labels that an adapter does not have."""
     return float(np.abs(numbers[numbers > NONE_BELOW]).max())
 
 

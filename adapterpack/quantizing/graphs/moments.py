@@ -1,10 +1,10 @@
-"""What goes into the products of a float graph on calibration rows: the mean of ``x xᵀ`` of each input, a few
-inputs at a time.
+"""Computes the second moments (the mean of ``x xᵀ``) of the inputs of a float graph's products on calibration
+rows, a few inputs at a time.
 
-A moment of an input of width ``n`` has ``n²`` numbers, those of all inputs of a model can be more than its
-weights. They are gathered for as many inputs at a time as fit into :data:`BUDGET`, in the order of the graph,
-each time by running the rows through the graph with these inputs as further outputs; so to ask in that order
-runs the rows a few times, and not once for each input.
+The moment of an input of width ``n`` has ``n²`` numbers, so the moments of all inputs can be larger than the
+model. One pass of the rows through the graph, with some inputs as additional outputs, computes as many
+moments as fit into :data:`BUDGET`, in graph order. Asking in that order therefore runs the rows a few times
+instead of once for each input.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ...tasks.task import MAIN
 from .replace_products import find_products
 
 BUDGET = 512 << 20
-"""Bytes of moments that are in memory at a time, unless one alone is larger."""
+"""Bytes of moments in memory at a time; a single larger moment is alone."""
 
 
 class Moments:
     """The second moments of the inputs of the products in the main graph of an unpublished bundle's folder,
     on ``rows`` of token ids.
 
-    The graph's file and the manifest are replaced while rows run, and have the same bytes afterwards. Moments
-    have to be gathered before the graph is quantized.
+    While rows run, it replaces the graph's file and the manifest, and restores the same bytes afterwards.
+    Compute the moments before the graph is quantized.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Sequence[int]]) -> None:
@@ -49,7 +49,7 @@ class Moments:
         self._widths, self._moments = widths, dict[str, np.ndarray]()
 
     def of(self, name: str) -> np.ndarray:
-        """The mean of ``x xᵀ`` ``[in, in]`` in float32 of an input, over all tokens of all rows.
+        """Returns the mean of ``x xᵀ`` ``[in, in]`` of an input in float32, over all tokens of all rows.
 
         Raises:
             AdapterpackError: the rows do not reach the input.
@@ -61,7 +61,7 @@ class Moments:
         return self._moments[name]
 
     def _fitting(self, names: Sequence[str]) -> list[str]:
-        """The first of these inputs, and as many behind it as the budget allows."""
+        """Returns the first of these inputs, and as many of the following ones as the budget allows."""
         chosen, total = list[str](), 0
         for name in names:
             total += 4 * self._widths[name] ** 2

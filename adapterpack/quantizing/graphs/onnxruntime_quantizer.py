@@ -1,7 +1,7 @@
 """Calls ONNX Runtime's quantizer on one product.
 
-It wants a whole model in memory, so it gets models of one node: no more than one weight is in memory at a
-time.
+The quantizer needs a complete model in memory, so it gets models of one node: only one weight is in memory at
+a time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .product import ConstantProduct, RoundingSetting
 def quantize_product(
     product: ConstantProduct, setting: RoundingSetting, config: str | None = None
 ) -> ir.Graph:
-    """The graph that the quantizer makes of a product; ``config`` names one of its classes of settings in
-    place of the default.
+    """Returns the graph by which the quantizer replaces a product; ``config`` names one of its configuration
+    classes instead of the default.
     """
     module = _module()
     chosen = None
@@ -41,7 +41,7 @@ def quantize_product(
 
 @functools.cache
 def _module() -> Any:
-    """The quantizer's module; its import makes the whole process log everything, which is undone."""
+    """Imports the quantizer's module, and undoes its side effect of enabling all logging in the process."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     from onnxruntime.quantization import matmul_nbits_quantizer  # noqa: PLC0415 - imports onnx tooling

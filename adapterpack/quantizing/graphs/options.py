@@ -1,5 +1,5 @@
-"""What can be chosen of a quantization, checked: the scheme, its blocks and algorithm, the accuracy of
-products, the head, and budgets.
+"""Checks the options of a quantization: the scheme, its blocks and algorithm, the accuracy of products, the
+head, and budgets.
 """
 
 from __future__ import annotations
@@ -17,33 +17,31 @@ from .stored_weights import StoredWeights
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 HEADS = ("int4", "int8", "float")
-"""What the product that gives the logits may be."""
+"""The types that the product that computes the logits may have."""
 HEAD = "int8"
-"""What it is by default: four bits would cost more accuracy there than anywhere else, and save a few per cent
-of a graph.
+"""The default type: int4 would cost more accuracy there than anywhere else, and save only a few per cent of a
+graph.
 """
 ACCURACIES = ("exact", "fast")
-"""``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, which is
-MatMulNBits' accuracy_level 4.
+"""``exact`` multiplies with the activations as they are; ``fast`` rounds them to int8 in blocks, as
+MatMulNBits does with accuracy_level 4.
 """
 CACHES = ("float", "int8")
-"""What the keys and values of the engine's graph may be: the graph's own type, or whole numbers with a scale
-for each channel.
+"""The types of keys and values in the engine's graph: the graph's own type, or int8 with a scale for each
+channel.
 """
 STORED, TRAINED = "as-stored", "as-trained"
-"""The schemes whose codes are those of the base: as it is stored, and as it was while the packs were
-trained.
-"""
+"""The schemes with the codes of the base: as it is stored, and as it was while the packs were trained."""
 MOST_COMPENSATED = 512
-"""The largest rank of a compensation."""
+"""The largest rank of a correction."""
 
 
 class GraphQuantization(NamedTuple):
-    """What is to become of a bundle's graphs.
+    """The checked options of quantizing a bundle's graphs.
 
-    ``accuracy`` None: by what is measured. ``setting`` is that of every product, of a scheme of codes.
-    ``calibration`` are rows of the user's. ``compensate`` is the rank of the correction of the error, 0 for
-    none. The budgets are those of a scheme that searches. ``stored`` are the codes of a quantized base, of a
+    ``accuracy`` None: measurements decide. ``setting`` applies to every product, in a scheme of codes.
+    ``calibration`` is the user's file of rows. ``compensate`` is the rank of the error correction, 0 for
+    none. The budgets are for a scheme that searches. ``stored`` holds the codes of a quantized base, for a
     scheme ``of_base``.
     """
 
@@ -59,13 +57,13 @@ class GraphQuantization(NamedTuple):
 
     @property
     def head_setting(self) -> RoundingSetting | None:
-        """What the product that gives the logits is quantized to; None: it stays float."""
+        """The setting of the product that computes the logits; None: it stays float."""
         return None if self.head == "float" else GRAPH_SCHEMES[self.head].setting
 
 
 class GraphOptions(TypedDict, total=False):
-    """What can be said of a quantization besides its scheme, as :func:`quantization` takes it; None as what
-    is left out.
+    """The options of a quantization besides its scheme, as :func:`quantization` takes them; None means that
+    the option is not set.
     """
 
     accuracy: str | None
@@ -92,12 +90,12 @@ def quantization(
     error_budget: float | None = None,
     size_budget: int | None = None,
 ) -> GraphQuantization:
-    """What is to become of a bundle's graphs, if all of it exists and goes together.
+    """Returns the checked options, if all of them exist and fit together.
 
     Raises:
         UnknownName: there is no such scheme, accuracy, head or algorithm.
-        ConfigError: an option says nothing with the others, or is out of range.
-        Unsupported: no graph is written in this scheme, or the algorithm does not round to its codes.
+        ConfigError: an option has no effect together with the others, or is out of range.
+        Unsupported: no graph can be written in this scheme, or the algorithm does not round to its codes.
         StorageError: the calibration rows cannot be read.
     """
     names: tuple[tuple[str, str | None, list[str]], ...] = (
@@ -161,7 +159,7 @@ def quantization(
     rows = None if calibration is None else Path(calibration)
     if rows is not None:
         with storage_errors(rows), rows.open("rb"):
-            pass  # found before a graph is made, which takes minutes
+            pass  # reads the rows now, so that an error shows before the export, which takes minutes
     return GraphQuantization(
         scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget
     )
@@ -170,7 +168,7 @@ def quantization(
 def codes_of_base(
     scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None
 ) -> GraphQuantization:
-    """That a graph is to hold the codes of a quantized base, which may be made later.
+    """Returns the options for graphs that store the codes of a quantized base; the base may be opened later.
 
     Raises:
         UnknownName: there is no such accuracy.
@@ -181,7 +179,7 @@ def codes_of_base(
 
 
 def writable_schemes() -> list[str]:
-    """The schemes that graphs are written in.
+    """Returns the schemes in which graphs can be written.
 
     Example:
         >>> writable_schemes()
@@ -247,10 +245,10 @@ def _require_budget(scheme: GraphScheme, error: float | None, size: int | None) 
 
 
 def require_no_options(what: str, **given: object) -> None:
-    """Checks that nobody says how graphs are quantized where none is.
+    """Checks that the caller sets no option of quantization where no graph is quantized.
 
     Raises:
-        ConfigError: somebody does.
+        ConfigError: an option is set.
     """
     for name, value in given.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""One product of a graph with a constant weight, and the quantized product that stands in its place."""
+"""A product of a graph with a constant weight, and the quantized product that replaces it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class RoundingSetting(NamedTuple):
-    """What a product is quantized to: the scheme that replaces it, the bits of a code, how many weights share
-    a scale, whether zero lies in the middle of the codes, and the name of the algorithm that rounds.
+    """How to quantize a product: the scheme that replaces it, the bits of a code, the number of weights that
+    share a scale, whether codes are symmetric around zero, and the name of the rounding algorithm.
     """
 
     scheme: str
@@ -29,11 +29,11 @@ class RoundingSetting(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """A weight as codes ``[out, blocks, block]``, whole numbers from zero, on a grid ``[out, blocks]``.
+    """A weight as codes ``[out, blocks, block]``, unsigned integers on a grid ``[out, blocks]``.
 
-    ``divisor`` ``[in]`` is what each input is divided by before the product, whose weights hold it as a
-    factor; or None. Column ``i`` of the codes belongs to input ``order[i]``, where there is an order.
-    ``minimum`` ``[out, blocks]`` is added to the numbers of each block.
+    ``divisor`` ``[in]``, if set, divides each input before the product, whose weights contain it as a factor.
+    Column ``i`` of the codes belongs to input ``order[i]``, if ``order`` is set. ``minimum`` ``[out,
+    blocks]`` is added to the numbers of each block.
     """
 
     q: np.ndarray
@@ -45,10 +45,10 @@ class Codes(NamedTuple):
 
 @dataclass(frozen=True)
 class ConstantProduct:
-    """A ``MatMul`` of ``model`` with the initializer ``weight``, which may be transposed on the way.
+    """A ``MatMul`` of ``model`` with the initializer ``weight``, which a node may transpose first.
 
-    ``second`` is the mean of ``x xᵀ`` ``[in, in]`` over the inputs of calibration rows, of an algorithm that
-    looks at them.
+    ``second`` is the mean of ``x xᵀ`` ``[in, in]`` over the inputs of calibration rows, for algorithms that
+    use it.
     """
 
     node: ir.Node
@@ -63,7 +63,7 @@ class ConstantProduct:
 
     @property
     def width(self) -> int:
-        """How many inputs the product has."""
+        """The number of inputs of the product."""
         return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
 
     def matrix(self) -> np.ndarray:
@@ -76,13 +76,15 @@ class ConstantProduct:
         return np.ascontiguousarray(self.matrix().T, dtype=np.float32)
 
     def alone(self) -> onnx.ModelProto:
-        """The product as the only node of a model, as ``onnx`` has it, with its weight in memory."""
+        """Returns an ``onnx`` model with the product as its only node, and its weight in memory."""
         weight = _initializer(ir.Tensor(self.matrix(), dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self._input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
     def in_bits(self, codes: Codes, bits: int) -> ir.Graph:
-        """The graph of a ``MatMulNBits`` on codes, with what comes before it and what is added to it."""
+        """Returns the graph of a ``MatMulNBits`` on codes, including the nodes before it and the terms added
+        to it.
+        """
         out, blocks, block = codes.q.shape
         graph = _Nodes(self)
         x, name = graph.x, self.weight.name
@@ -123,8 +125,8 @@ class ConstantProduct:
         return graph.ending_with(y)
 
     def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> ir.Graph:
-        """The graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for each
-        ``block`` of them.
+        """Returns the graph of a ``MatMulBnb4`` on codes ``[out, in]`` of table ``kind``, with one scale for
+        each ``block`` of them.
         """
         graph = _Nodes(self)
         name = f"{self.weight.name}_Q4"
@@ -152,7 +154,7 @@ class ConstantProduct:
 
 
 class _Nodes:
-    """Collects the nodes and constants that stand in the place of a product."""
+    """Collects the nodes and constants that replace a product."""
 
     def __init__(self, product: ConstantProduct) -> None:
         self.replaced, self.x = product, product._input()
@@ -172,7 +174,7 @@ class _Nodes:
         return self._node(ir.node(op, list(inputs), attributes, name=f"{self.replaced.node.name}/{role}"))
 
     def product(self, op: str, suffix: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        """The output of the operator that multiplies; ``K`` is the weight's."""
+        """Adds the operator that multiplies and returns its output; ``K`` is the weight's."""
         y = self._node(
             ir.node(
                 op,
@@ -191,7 +193,7 @@ class _Nodes:
         return node.outputs[0]
 
     def ending_with(self, y: ir.Value) -> ir.Graph:
-        """The graph, whose output has the name of the replaced one's."""
+        """Returns the graph, whose output gets the name of the replaced output."""
         return self.replaced._graph(self.nodes, self.constants, self.x)
 
 
@@ -200,8 +202,8 @@ def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
 
 
 def output_error(change: np.ndarray, second: np.ndarray) -> float:
-    """The mean over inputs of ``|D x|²`` for a change ``D`` ``[out, in]`` of the weight: ``tr(D S Dᵀ)`` with
-    ``S`` the mean of ``x xᵀ``.
+    """Returns the mean over inputs of ``|D x|²`` for a change ``D`` ``[out, in]`` of the weight: ``tr(D S
+    Dᵀ)`` with ``S`` the mean of ``x xᵀ``.
 
     Example:
         >>> output_error(np.array([[1.0, 2.0]]), np.diag([4.0, 1.0]))

@@ -1,8 +1,8 @@
-"""Weight-only quantization of a bundle's graphs: the base's MatMuls become MatMulNBits, the adapters stay
-float; the error is measured.
+"""Quantizes the weights of a bundle's graphs: the base's MatMuls become MatMulNBits, the adapters stay float;
+measures the error.
 
-What two accuracies of the products give is measured on the same rows, and the faster one is taken where it
-keeps to the scheme's bound.
+Measures both accuracies of the products on the same rows, and takes the faster one if its error stays within
+the scheme's bound.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 
 _SUFFIXES = ("", "_Q2", "_Q4", "_Q8")
-"""What may be put behind the name of a node."""
+"""Suffixes that quantizers may add to the name of a node."""
 
 
 def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundle:
-    """A quantized copy of the bundle at ``source``; its manifest says how far base and adapters moved.
+    """Writes a quantized copy of the bundle at ``source``; its manifest states how far the outputs of base
+    and adapters moved.
 
     Raises:
-        NothingToDo: it is quantized already, or has no MatMul to quantize.
+        NothingToDo: the bundle is quantized already, or has no MatMul to quantize.
         FormatError: a file of the bundle was altered, is missing, or is not in its manifest.
         ParityError: a site was lost on the way, or a pack's canary fails on the quantized graph.
     """
@@ -72,7 +73,7 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
         )
     with output_folder(out) as folder:
         copy_folder(Path(source), folder)
-        (folder / SIGNATURE).unlink(missing_ok=True)  # it is one of other bytes
+        (folder / SIGNATURE).unlink(missing_ok=True)  # the signature covers the old bytes
         quantize_in_place(folder, wanted)
         VerificationCache(manifest_bytes(folder)).remember_opening(*graphs_of(bundle))
     return read_bundle(out)
@@ -110,21 +111,21 @@ def quantize_in_place(folder: Path, wanted: GraphQuantization) -> None:
 
 
 class _Measured(NamedTuple):
-    """What the graphs of a folder gave on the measured rows and on the packs' canaries."""
+    """The outputs of a folder's graphs on the measured rows and on the packs' canaries."""
 
     answers: dict[str, measure.MeasuredOutputs]
     canaries: dict[str, replay.Replay]
 
 
 def _measure(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]:
-    """What a folder's graphs give as they are now, and the session that they ran in."""
+    """Runs a folder's graphs in their current form; returns their outputs and the session."""
     session = Session(folder, provider="cpu", mapped=mapped, verify="off")
     return _Measured(measure.answers(session), replay.replay(session)), session
 
 
 def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any]]:
-    """What the float graphs give, and the token ids of calibration rows; their session is gone then, so that
-    files can be replaced.
+    """Returns the outputs of the float graphs, and the token ids of calibration rows; closes their session,
+    so that their files can be replaced.
     """
     measured, session = _measure(folder, mapped=True)
     return measured, [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
@@ -133,8 +134,8 @@ def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any
 def _with_codes(
     folder: Path, bundle: Bundle, wanted: GraphQuantization, rows: list[Any]
 ) -> tuple[Bundle, dict[str, Any]]:
-    """Rewrites the graphs; returns the bundle with its sites where they are now, and what the manifest says
-    of how it was quantized.
+    """Rewrites the graphs; returns the bundle with its updated site map, and the manifest's entry on the
+    quantization.
     """
     second = Moments(folder, rows).of if rows else None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
@@ -184,11 +185,11 @@ def quantize_file(
     compensator: Compensator | None = None,
     stored: StoredWeights | None = None,
 ) -> int:
-    """Quantizes the graph at ``path`` by a scheme and replaces its file and its data; returns the number of
+    """Quantizes the graph at ``path`` by a scheme, replaces its file and its data, and returns the number of
     quantized weights.
 
-    ``choose`` gives the setting of each product, ``head`` is that of the product that gives the logits, and a
-    ``compensator`` corrects what that did. ``stored`` are the codes of a quantized base.
+    ``choose`` returns the setting of each product, ``head`` is the setting of the product that computes the
+    logits, and a ``compensator`` corrects the error. ``stored`` are the codes of a quantized base.
     """
     model, data = ir.load(path), f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
@@ -215,15 +216,15 @@ def _with_accuracy(
     wanted: GraphQuantization,
     before: dict[str, measure.MeasuredOutputs],
 ) -> tuple[_Measured, Session, dict[str, Any]]:
-    """Leaves the graphs exact or fast, as wanted or by how far both are measured to move; returns what they
-    give then, and both errors.
+    """Makes the graphs exact or fast, as requested or by the measured errors of both; returns their outputs
+    then, and both errors.
     """
     scheme, graphs = GRAPH_SCHEMES[wanted.scheme], [folder / graph_file(part) for part in graphs_of(bundle)]
     exact_graphs = [path.read_bytes() for path in graphs]
-    # the ordinary graphs are measured, and no other is opened
+    # opens and measures the ordinary graphs alone
     dataclasses.replace(bundle, decoder=False).write(folder, draft=True)
     exact = _measure(folder)[0]
-    # a wrong graph; what fast adds is recorded
+    # catches a wrong graph; the additional error of fast products is only recorded
     measure.require_small(before, exact.answers, scheme.tolerance, folder.name)
     for path in graphs:
         make_fast(path)
@@ -242,12 +243,12 @@ def _with_accuracy(
 
 
 def _with_decoder_proof(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
-    """The bundle with what the proof of its engine's graph found."""
+    """Returns the bundle with the results of the proof of its engine's graph."""
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": proof})
 
 
 def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:
-    """The site map after quantization: the node and weight of a quantized site have new names."""
+    """Returns the site map after quantization: the node and weight of a quantized site have new names."""
     nodes = {node.name: node for node in model.graph if node.name}
     relocated = {}
     for path, site in sites.items():
@@ -262,7 +263,7 @@ def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, Map
 
 
 def _initializer_of(value: ir.Value) -> ir.Value:
-    """The initializer that a value is a wider form of, or the value."""
+    """Returns the initializer that a value widens, or the value itself."""
     node = value.producer()
     return (
         node.inputs[0]

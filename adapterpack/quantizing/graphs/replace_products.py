@@ -1,8 +1,8 @@
-"""Rewrites the products of a graph with constant weights to ``MatMulNBits``, one weight at a time.
+"""Replaces the products of a graph with constant weights by ``MatMulNBits``, one weight at a time.
 
-What an algorithm makes of a weight goes to a file at once. The product that gives the logits may have a
-setting of its own. Where its weight is the table of the embedding, the embedding reads the same codes, by
-GatherBlockQuantized: see :mod:`.tied`.
+The codes of a weight go to a file at once, to save memory. The product that computes the logits may have its
+own setting. Where its weight is also the table of the embedding, the embedding reads the same codes, by
+GatherBlockQuantized (:mod:`adapterpack.graph_passes.tied`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .scheme import Rewriting
 
 
 def round_products(rewriting: Rewriting) -> int:
-    """Rounds the products of a graph to codes, each by its own setting; returns how many."""
+    """Rounds the products of a graph to codes, each by its own setting; returns their number."""
     head_weight = _head_weight(rewriting.model)
 
     def replacement(product: ConstantProduct) -> ir.Graph | None:
@@ -39,9 +39,9 @@ def round_products(rewriting: Rewriting) -> int:
 
 
 def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduct], ir.Graph | None]) -> int:
-    """Puts into the place of each product the graph that ``replacement`` gives for it, or leaves it float
-    where that is None or has no product on codes; returns how many were replaced. Those of adapters stay
-    float, and so do those whose weight is an input.
+    """Replaces each product by the graph that ``replacement`` returns for it, and leaves it float if that is
+    None or has no product on codes; returns the number of replaced products. Products of adapters and
+    products whose weight is an input stay float.
     """
     model, codes, count = rewriting.model, dict[str, ir.Value](), 0
     for product in find_products(model):
@@ -52,11 +52,11 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
             continue
         nodes = list(quantized)
         if all(new.op_type not in QUANTIZED for new in nodes):
-            continue  # a stack of matrices, too
+            continue  # a stack of matrices also stays float
         for name, value in quantized.initializers.items():
-            if name not in codes:  # a product with the same weight may have made them
+            if name not in codes:  # another product with the same weight may have created them
                 codes[name] = add_initializer(weight.graph, rewriting.file.append(value.const_value))
-            value.const_value = None  # the graph of one node is a circle, which is collected later
+            value.const_value = None  # the one-node graph is a reference cycle: free the numbers now
         (y,) = quantized.outputs
         quantized.outputs.clear()
         quantized.remove(nodes)
@@ -79,7 +79,7 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
 
 
 def find_products(model: ir.Model) -> list[ConstantProduct]:
-    """Every product of a graph, and of the graphs in it, that codes can stand in for, in their order."""
+    """Returns every product that codes can replace, in a graph and its subgraphs, in order."""
     return [
         ConstantProduct(node, _weight(node), model)
         for node in ir.traversal.RecursiveGraphIterator(model.graph)
@@ -88,13 +88,13 @@ def find_products(model: ir.Model) -> list[ConstantProduct]:
 
 
 def find_head(model: ir.Model) -> str | None:
-    """The name of the node of the product that gives the logits, or None."""
+    """Returns the name of the node of the product that computes the logits, or None."""
     weight = _head_weight(model)
     return next((product.node.name for product in find_products(model) if product.weight is weight), None)
 
 
 def _head_weight(model: ir.Model) -> ir.Value | None:
-    """The weight of the product that gives the logits, or None."""
+    """Returns the weight of the product that computes the logits, or None."""
     logits = next((value for value in model.graph.outputs if value.name == "logits"), None)
     product = None if logits is None else last_product(logits)
     return _weight(product) if product is not None and _quantizable(product) else None
@@ -110,8 +110,8 @@ def _quantizable(node: ir.Node) -> bool:
 
 
 def _weight(node: ir.Node) -> ir.Value | None:
-    """The constant that a product multiplies with, as it is stored: a matrix that is transposed first has its
-    rows as columns.
+    """Returns the constant that a product multiplies with, as it is stored: if a node transposes it first,
+    its rows are the product's columns.
     """
     weight = node.inputs[1]
     turned = None if weight is None else weight.producer()

@@ -1,5 +1,5 @@
-"""What a scheme of quantized graphs is: how it rewrites a graph, and what can be chosen of it; one file in
-:mod:`.schemes` each.
+"""Defines a scheme of quantized graphs: how it rewrites a graph, and which options it takes. Each module of
+:mod:`.schemes` registers schemes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 
 Choose = Callable[[str], RoundingSetting | None]
-"""The name of a product's node -> what it is quantized to; None: it stays float."""
+"""The name of a product's node -> its setting; None: it stays float."""
 
 
 class Rewriting(NamedTuple):
-    """What a graph is rewritten with: ``file`` takes new tensors, ``head`` is the setting of the product that
-    gives the logits, and ``second`` gives the mean of ``x xᵀ`` of an input by its name, where an algorithm
-    looks at it. ``stored`` are the codes of a quantized base, of a scheme ``of_base``.
+    """The inputs of rewriting a graph: ``file`` takes new tensors, ``head`` is the setting of the product
+    that computes the logits, and ``second`` returns the mean of ``x xᵀ`` of an input by its name, for
+    algorithms that use it. ``stored`` holds the codes of a quantized base, for a scheme ``of_base``.
     """
 
     model: ir.Model
@@ -37,17 +37,17 @@ class Rewriting(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphScheme:
-    """One scheme.
+    """A scheme of quantized graphs.
 
-    ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is
-    what its products get unless the user chooses otherwise among the options ``takes``; None, of a scheme
-    that has no codes or chooses by product. ``budgeted``: it searches a setting for each product under a
-    budget. ``of_base``: its codes are those of a quantized base, so that only an export writes it.
-    ``refused`` says why no graph is written in it.
+    ``rewrite`` changes a graph in place and returns how many of its weights are quantized. ``setting`` is the
+    default setting of its products, which the options ``takes`` may change; None for a scheme that has no
+    codes or chooses by product. ``budgeted``: it searches a setting for each product under a budget.
+    ``of_base``: its codes are those of a quantized base, so that only an export can write it. ``refused``
+    says why no graph can be written in it.
 
-    ``tolerance`` is the largest change of an output, as a share of the largest, with which a graph is still
-    written, and with which fast products are the default. That of a wrong graph is larger; four bits may move
-    the outputs of a model as far as that, so their change is recorded and not judged.
+    ``tolerance`` is the largest change of an output, as a share of the largest, up to which a graph is
+    accepted, and up to which fast products are the default. A wrong graph exceeds it. Int4 may move the
+    outputs just as far, so for such schemes the change is recorded and not judged.
     """
 
     name: str

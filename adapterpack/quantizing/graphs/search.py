@@ -1,11 +1,11 @@
-"""Chooses two, four or eight bits for each product under a budget, by what each choice does to the product's
-own outputs.
+"""Chooses two, four or eight bits for each product under a budget, by the error of each choice in the
+product's own outputs.
 
 The error of a choice is ``|(W - Wq) x|²`` as a share of ``|W x|²``, over calibration rows, or of the weights
-themselves without rows. It costs one rounding a product and bits, where the error of the model's outputs
-would cost a run of the model each; errors of products add up about independently, so that their mean is what
-the search goes by. All products begin with eight bits; each step takes bits from the one whose error grows
-least for the bytes that it gives back.
+themselves without rows. It costs one rounding for each product and number of bits, while the error of the
+model's outputs would cost a run of the model each time. Errors of products add up almost independently, so
+the search minimizes their mean. It is greedy: all products begin with eight bits, and each step takes bits
+from the product whose error grows least for the bytes that this saves.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from .replace_products import find_head, find_products
 from .scheme import Choose
 
 BITS = (8, 4, 2)
-"""What a product may have, in the order in which bits are taken from it."""
+"""The bits that a product may have, in the order in which the search tries them."""
 
 
 class BitChoice(NamedTuple):
-    """What one product may have: its bits, their squared relative error, and their bytes with scales and zero
+    """A choice for one product: its bits, the squared relative error, and its bytes with scales and zero
     points.
     """
 
@@ -48,11 +48,12 @@ def choose_bits(
     wanted: GraphQuantization,
     second: Callable[[str], np.ndarray | None] | None,
 ) -> tuple[Choose, dict[str, Any]]:
-    """What every product of a bundle's graph gets but the one that gives the logits, and what the manifest's
-    report says of it.
+    """Chooses the setting of every product of a bundle's graph except the one that computes the logits;
+    returns the choices and the manifest's report on them.
 
     Raises:
-        ConfigError: two bits everywhere are more than the budget of bytes, or eight more than that of error.
+        ConfigError: two bits everywhere exceed the budget of bytes, or eight bits everywhere exceed that of
+            error.
         Unsupported: the model has several graphs.
     """
     if len(parts) > 1:
@@ -80,10 +81,11 @@ def choose_bits(
 def greedy(
     choices: dict[str, list[BitChoice]], error_budget: float | None, size_budget: int | None
 ) -> dict[str, BitChoice]:
-    """One choice a product, all within a budget: the root of the mean of the errors, or the bytes of all.
+    """Returns one choice for each product so that all fit a budget: the root of the mean of the squared
+    errors, or the total bytes.
 
     Raises:
-        ConfigError: no choices are within it.
+        ConfigError: no choices fit the budget.
 
     Example:
         >>> errors = {"a": 0.01, "b": 0.09}

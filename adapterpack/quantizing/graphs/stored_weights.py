@@ -1,9 +1,9 @@
-"""Finds the weights of a quantized checkpoint in a float graph, by their numbers, and gives their codes in a
+"""Finds the weights of a quantized checkpoint in a float graph by their numbers, and returns their codes in a
 form that an operator reads.
 
-The graph was made of the dequantized checkpoint, so its rows are those of the checkpoint to the bit, wherever
-a frontend put them, alone or side by side with others. Rows that an adapter was folded into are found no
-more, and stay float.
+The graph was built from the dequantized checkpoint, so its rows equal those of the checkpoint to the bit,
+wherever a frontend put them, alone or packed with others. Rows that an adapter was folded into do not match
+any more, and stay float.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ...onnx_graph.bnb4 import quant_type
 
 _NOT_FOUND = "the graph holds no product with these numbers"
 _ALLOWED = 2.0**-21
-"""By how much a held number may differ from the decoded one, as a share of the weight's largest: a few
-roundings of float32.
+"""The largest difference between a number that an operator computes and the decoded number, as a share of the
+weight's largest: a few roundings of float32.
 """
 
 
 class StoredWeights:
-    """The quantized weights of ``base``, which is opened and stays so; :meth:`report` says what became of
-    each.
+    """The quantized weights of ``base``, which stays open; :meth:`report` states how each weight is
+    stored.
     """
 
     def __init__(self, base: DequantizedCheckpoint) -> None:
@@ -39,11 +39,11 @@ class StoredWeights:
             self._starts[weight.shape[1], self._matrix(name)[0:1].tobytes()].append(name)
 
     def form_of(self, rows: np.ndarray) -> Blocks | Table | None:
-        """The codes of a product's weight ``[out, in]`` float32; None where it is not made of whole weights
-        of the checkpoint, or where no operator reads their codes.
+        """Returns the codes of a product's weight ``[out, in]`` float32; None if the weight is not made of
+        complete weights of the checkpoint, or if no operator reads their codes.
 
         Raises:
-            ParityError: the form has not the numbers of the checkpoint.
+            ParityError: the codes do not decode to the numbers of the checkpoint.
         """
         names = self._side_by_side(rows)
         if names is None:
@@ -68,9 +68,9 @@ class StoredWeights:
         return form
 
     def report(self) -> dict[str, Any]:
-        """By format: how many weights the graphs hold as they are stored and how many as floats, why, and how
-        far numbers that an operator computes are from the decoded ones, at most, as a share of the weight's
-        largest.
+        """Returns by format: how many weights the graphs store as codes and how many as floats, the reasons,
+        and the largest difference between numbers that an operator computes and the decoded ones, as a share
+        of the weight's largest.
         """
         by_format: dict[str, list[str]] = defaultdict(list)
         for name, weight in self.base.quantized.items():
@@ -90,12 +90,12 @@ class StoredWeights:
         return stored_form(self.base.quantized[name], self.base.parts(name), self.base.row_order(name))
 
     def _matrix(self, name: str) -> Any:
-        """The decoded weight in the model's order of rows, read when rows are indexed."""
+        """Returns the decoded weight in the model's order of rows; indexing reads the rows."""
         (matrix,) = self.base.storage(name, None).reader.matrices("linear")
         return matrix
 
     def _side_by_side(self, rows: np.ndarray) -> list[str] | None:
-        """The weights whose rows follow each other in ``rows``, or None."""
+        """Returns the weights whose rows follow each other in ``rows``, or None."""
         names, at = list[str](), 0
         while at < len(rows):
             name = next(

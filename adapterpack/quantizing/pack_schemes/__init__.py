@@ -1,1 +1,3 @@
-"""The schemes by which packs are quantized, a file each: which code every direction of a matrix gets."""
+"""The schemes that quantize packs, one module each: a scheme chooses the code of every direction of a
+matrix.
+"""

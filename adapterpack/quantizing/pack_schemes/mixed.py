@@ -1,5 +1,5 @@
-"""Mixed: the leading singular directions of each change in int4, and what they leave in int2, in the manner
-of LoRAQuant.
+"""Mixed: stores the leading singular directions of each change in int4, and the rest in int2, following
+LoRAQuant.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from ...manifest.structs import Run
 from ..pack_scheme import PACK_SCHEMES, PackScheme
 
 SHARE = 0.9
-"""Of the squared singular values of a change, which the directions in the finer code hold."""
+"""The share of the squared singular values of a change that the int4 directions must reach."""
 
 
 def leading(norms: np.ndarray) -> Sequence[Run]:
-    """The fewest leading directions that hold ``SHARE`` of the change in int4, and the others in int2.
+    """Returns int4 for the fewest leading directions that reach ``SHARE`` of the change, and int2 for the
+    others.
 
-    Both factors hold the square root of each singular value, so a direction of norm ``n`` is one of the
-    singular value ``n^2``. Source: LoRAQuant, arXiv 2510.26690, section 3, which has other codes.
+    Both factors hold the square root of each singular value, so a direction of norm ``n`` has the singular
+    value ``n^2``. Source: LoRAQuant, arXiv 2510.26690, section 3, which has other codes.
 
     Example:
         >>> leading(np.sqrt([3.0, 1.0, 0.5, 0.5]))

@@ -1,1 +1,1 @@
-"""The algorithms that round weights to codes, one file each."""
+"""The algorithms that round weights to codes, one module each."""

@@ -1,10 +1,10 @@
-"""AWQ: inputs that are large on calibration rows get finer weights. Each weight is multiplied by its input's
-scale, and the input divided.
+"""AWQ: rounds the weights of inputs that are large on calibration rows more finely, by scaling these weights
+up and the inputs down.
 
 Lin et al., AWQ: Activation-aware Weight Quantization, https://arxiv.org/abs/2306.00978, section 3.2: ``s =
 m^a`` with ``m`` the size of each input, and ``a`` the one of twenty between 0 and 1 with the least error of
 the product's outputs. ``m`` is the root mean square here, where the paper has the mean magnitude. The
-division stays a ``Mul`` before the product, so that adapters' branches read what they did.
+division stays a ``Mul`` before the product, so that the adapters' branches still read the unscaled input.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ _EXPONENTS = np.arange(20) / 20
 
 
 def round_awq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
-    """The codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor of the
-    inputs.
+    """Returns the codes of rows ``[out, in]`` times the best scales, and these scales ``[in]`` as the divisor
+    of the inputs.
     """
     size = np.sqrt(np.maximum(np.diag(second).astype(np.float64), 0))
     size = np.maximum(size, 1e-4 * max(float(size.max()), 1e-12))

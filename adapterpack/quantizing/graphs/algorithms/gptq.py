@@ -1,5 +1,4 @@
-"""GPTQ: columns are rounded one after another, and each one's error is made up for by the columns that are
-still to come.
+"""GPTQ: rounds columns one after another, and corrects the remaining columns for the error of each.
 
 Frantar et al., GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers,
 https://arxiv.org/abs/2210.17323, algorithm 1: with ``H`` the mean of ``x xᵀ``, and ``U`` the upper Cholesky
@@ -19,16 +18,17 @@ from ..algorithm import ALGORITHMS, Algorithm
 from ..product import Codes, ConstantProduct, RoundingSetting
 
 DAMPING = 0.01
-"""What is added to the diagonal of ``H``, as a share of its mean."""
+"""The addition to the diagonal of ``H``, as a share of its mean."""
 _LAZY = 128
-"""Columns whose corrections of later ones are applied at once, as one product of matrices."""
+"""Columns whose corrections of the later columns are applied together, as one matrix product."""
 
 
 def round_gptq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
-    """The codes of rows ``[out, in]`` for inputs whose mean of ``x xᵀ`` is ``second`` ``[in, in]``; scales
-    are rounded to ``dtype``.
+    """Returns the codes of rows ``[out, in]`` for inputs with the mean ``second`` ``[in, in]`` of ``x xᵀ``;
+    scales are rounded to ``dtype``.
 
-    A block's grid lies between the extremes of what is left of its columns when it is their turn.
+    A block's grid spans the extremes of its columns as corrected so far, at the time when the block is
+    rounded.
     """
     out, width = rows.shape
     block = setting.block_size
@@ -63,8 +63,8 @@ def round_gptq(rows: np.ndarray, second: np.ndarray, setting: RoundingSetting, d
 
 
 def _upper(second: np.ndarray) -> np.ndarray:
-    """The upper Cholesky factor of the inverse of the damped second moment, in float32; inputs that are
-    always zero count as one.
+    """Returns the upper Cholesky factor of the inverse of the damped second moment, in float32; inputs that
+    are always zero count as 1.
     """
     H = second.astype(np.float64)
     diagonal = np.diag(H).copy()

@@ -1,5 +1,5 @@
-"""Half-quadratic quantization, by ONNX Runtime's own quantizer: zero points are fractions that make the many
-small errors smaller.
+"""Half-quadratic quantization (HQQ) with ONNX Runtime's own quantizer: fits fractional zero points so that
+most errors become small.
 
 Badri and Shaji, Half-Quadratic Quantization of Large Machine Learning Models, 2023,
 https://mobiusml.github.io/hqq_blog/.
@@ -21,16 +21,18 @@ from ..product import Codes, ConstantProduct, RoundingSetting
 
 def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
     with needed_by("the algorithm hqq"), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # it is only read
+        warnings.filterwarnings(
+            "ignore", message="The given NumPy array is not writable"
+        )  # the quantizer only reads it
         graph = quantize_product(product, setting, "HQQWeightOnlyQuantConfig")
-    if product.width % setting.block_size:  # the sums over blocks, below, would need the inputs filled up
+    if product.width % setting.block_size:  # the sums over blocks below would need padded inputs
         return graph
     return product.in_bits(_with_whole_zeros(graph, setting), setting.bits)
 
 
 def _with_whole_zeros(graph: ir.Graph, setting: RoundingSetting) -> Codes:
-    """The same numbers with zero points that are whole, ``(q - z) s = (q - round(z)) s + (round(z) - z) s``:
-    ONNX Runtime multiplies with fractions five times as slowly as with floats.
+    """Replaces fractional zero points by integers: ``(q - z) s = (q - round(z)) s + (round(z) - z) s``. ONNX
+    Runtime's product with fractional zero points is five times as slow as with floats.
     """
     (node,) = graph
     codes, scales, zeros = (value.const_value.numpy() for value in node.inputs[1:])

@@ -1,8 +1,8 @@
-"""K-quants: each block's scale and least value are fitted by weighted least squares over twenty candidates,
-as llama.cpp does.
+"""K-quants: fits each block's scale and minimum by weighted least squares over twenty candidates, as
+llama.cpp does.
 
-ONNX Runtime has the fit. Of a block whose weights all have one sign it clips the zero point and loses the
-block, so that each block keeps the better one of the fitted grid and of the grid between its extremes.
+ONNX Runtime provides the fit. For a block whose weights all have one sign it clips the zero point, which
+ruins the block, so each block keeps the better of the fitted grid and of the grid between its extremes.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ..product import Codes, ConstantProduct, RoundingSetting
 
 
 def round_k_quant(rows: np.ndarray, setting: RoundingSetting, dtype: np.dtype[Any]) -> Codes:
-    """The codes of rows ``[out, in]`` on the better of both grids, block by block; scales are rounded to
-    ``dtype`` first.
+    """Returns the codes of rows ``[out, in]`` on the better of both grids for each block, with scales rounded
+    to ``dtype`` first.
     """
     # imports onnx tooling
     from onnxruntime.quantization.neural_compressor import weight_only  # noqa: PLC0415
 
     x = split_blocks(setting.block_size, rows)
-    # a block of equal weights has no fit, and keeps what it began with
+    # a block of equal weights divides by zero in the fit, and keeps its first grid
     with np.errstate(divide="ignore", invalid="ignore"):
         _, scale, zero = weight_only.quant_tensor_k_quant_cpu(x, setting.bits, setting.block_size)
     shape = x.shape[:2]

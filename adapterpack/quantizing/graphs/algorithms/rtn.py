@@ -1,4 +1,4 @@
-"""Rounding to nearest, by ONNX Runtime's own quantizer: a block's scale and zero point come from its
+"""Rounds to nearest (RTN) with ONNX Runtime's own quantizer: a block's scale and zero point come from its
 extremes.
 """
 

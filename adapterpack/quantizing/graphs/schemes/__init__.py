@@ -1,1 +1,1 @@
-"""The schemes of quantized graphs, one file a scheme or a family."""
+"""The schemes of quantized graphs, one module for each scheme or family."""

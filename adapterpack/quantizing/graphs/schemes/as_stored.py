@@ -1,4 +1,4 @@
-"""The codes of a quantized base, as they are: an export of such a base rounds nothing again."""
+"""Stores the codes of a quantized base unchanged: an export of such a base rounds nothing again."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def _rewrite(rewriting: Rewriting) -> int:
             kind = quant_type(form.levels)
             assert kind is not None
             return product.in_table(form.q, form.scale, form.block, kind)
-        symmetric = form.symmetric and not _looked_up(product.weight)  # a lookup wants zero points
+        symmetric = form.symmetric and not _looked_up(
+            product.weight
+        )  # GatherBlockQuantized needs explicit zero points
         codes = Codes(
             split_blocks(form.block, form.q),
             BlockGrid(form.scale, form.zero, symmetric),

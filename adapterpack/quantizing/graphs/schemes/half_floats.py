@@ -1,5 +1,4 @@
-"""Sixteen-bit floats: weights are stored in half of the bytes, and are made float again when the graph is
-opened.
+"""Sixteen-bit floats: stores weights in half of the bytes; ONNX Runtime widens them when it opens the graph.
 
 ONNX Runtime's kernels for CPUs multiply in float32, so that a run is neither faster nor slower. A graph that
 also computes in sixteen bits is exported with ``--dtype``.

@@ -1,4 +1,4 @@
-"""Schemes that people ask for and that no graph is written in, with the reason."""
+"""Schemes that users ask for but in which no graph can be written, with the reasons."""
 
 from __future__ import annotations
 

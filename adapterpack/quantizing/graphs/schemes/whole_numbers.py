@@ -1,4 +1,4 @@
-"""Codes of two, four or eight bits in blocks with a scale each: the base's products become
+"""Codes of two, four or eight bits in blocks with one scale each: the base's products become
 ``MatMulNBits``.
 """
 
