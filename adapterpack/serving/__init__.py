@@ -1,3 +1,3 @@
-"""A bundle over HTTP: OpenAI's routes, an adapter for each request, keys, fairness, limits. Needs the extra
-``serve``.
+"""Serves a bundle over HTTP: OpenAI's routes, an adapter for each request, API keys, fair scheduling, limits.
+Needs the extra ``serve``.
 """

@@ -1,5 +1,5 @@
-"""What an operator can ask at an address of its own: which adapters there are, and to load and unload them,
-by vLLM's routes.
+"""The operator's routes, at an address of their own: list, load and unload adapters, with the paths
+of vLLM.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
 class LoadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Which pack to load, and under which name.
+    """The pack to load, and its name for requests.
 
     Attributes:
-        lora_name: what requests call it.
-        lora_path: the name of the pack's folder among the folders of adapters, and never a path, or an entry
-            of a lock file; by default the same.
-        load_inplace: whether it may take the place of the adapter that has the name now.
+        lora_name: the name that requests use.
+        lora_path: the name of the pack's folder in a folder of adapters (never a path), or an entry of a lock
+            file; by default ``lora_name``.
+        load_inplace: whether it may replace the adapter that has the name now.
     """
 
     lora_name: _Name
@@ -43,14 +43,14 @@ class LoadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class UnloadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Which adapter to unload."""
+    """The adapter to unload."""
 
     lora_name: _Name
 
 
 class AdapterCard(msgspec.Struct, frozen=True):
-    """An adapter: its digest; its generation, which counts the packs that have had its name; the name of its
-    folder, or its entry in a lock file; and when it was loaded.
+    """An adapter: its digest; its generation, which counts the packs that have had its name; its source,
+    which is a folder name or an entry of a lock file; and when it was loaded.
     """
 
     name: str
@@ -61,8 +61,8 @@ class AdapterCard(msgspec.Struct, frozen=True):
 
 
 class RefusalCard(msgspec.Struct, frozen=True):
-    """A watched pack that was not loaded: the name of its folder or its entry in a lock file, the kind of
-    reason, the reason, and when.
+    """A watched pack that was not loaded: its folder name or entry in a lock file, the code of the reason, a
+    message, and the time.
     """
 
     source: str
@@ -79,7 +79,7 @@ class AdapterList(msgspec.Struct, frozen=True):
 
 
 async def adapters(context: RequestContext) -> Response:
-    """The adapters, and the packs that were refused."""
+    """``GET /v1/adapters``: lists the adapters, and the packs that were refused."""
     return json_response(
         AdapterList(
             [_card(one) for one in context.state.adapters.adapters],
@@ -89,7 +89,7 @@ async def adapters(context: RequestContext) -> Response:
 
 
 async def load_adapter(context: RequestContext) -> Response:
-    """``POST /v1/load_lora_adapter``."""
+    """``POST /v1/load_lora_adapter``: loads an adapter."""
     body = await context.read_body(LoadRequest)
     source, name = body.lora_path or body.lora_name, body.lora_name
     return await _change(
@@ -98,13 +98,13 @@ async def load_adapter(context: RequestContext) -> Response:
 
 
 async def unload_adapter(context: RequestContext) -> Response:
-    """``POST /v1/unload_lora_adapter``."""
+    """``POST /v1/unload_lora_adapter``: unloads an adapter."""
     body = await context.read_body(UnloadRequest)
     return await _change(context.record, lambda: context.state.adapters.unload(body.lora_name))
 
 
 async def openapi(context: RequestContext) -> Response:
-    """These routes as an OpenAPI document."""
+    """``GET /openapi.json``: describes these routes."""
     return json_response(document(ADMIN_ROUTES))
 
 
@@ -145,11 +145,11 @@ ADMIN_ROUTES: tuple[RouteSpec, ...] = (
 
 
 async def _change(record: Record, change: Callable[[], ServedAdapter]) -> Response:
-    """Makes a change on another thread, as it reads files. The operator hears the whole error, which tenants
-    never do.
+    """Makes a change on another thread, since it reads files. The operator gets the complete error message;
+    tenants never do.
 
     Raises:
-        HTTPError: it was not made.
+        HTTPError: the change failed.
     """
     try:
         adapter = await asyncio.to_thread(change)
@@ -170,5 +170,5 @@ def _refusal(refusal: Refusal) -> RefusalCard:
 
 
 def time_of(seconds: float) -> datetime:
-    """A time in seconds as one of the calendar, in UTC."""
+    """Converts seconds since the epoch to a UTC datetime."""
     return datetime.fromtimestamp(int(seconds), UTC)

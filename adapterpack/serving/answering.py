@@ -1,4 +1,4 @@
-"""Answers requests: their rows go to the engine, and the output becomes one JSON object or a stream of
+"""Answers requests: submits their rows to the engine, and writes the output as one JSON object or a stream of
 server-sent events.
 """
 
@@ -27,13 +27,13 @@ from .scheduling.rows import RequestOutput, ScheduledRow
 from .state import RequestContext
 
 ALIVE_SECONDS = 15.0
-"""After which a stream says that it is alive."""
+"""Seconds without output after which a stream sends a comment to stay alive."""
 GONE = 499
-"""The status in the audit of a request whose client has gone: nobody gets it."""
+"""The status in the audit log for a request whose client has disconnected; it is never sent."""
 
 
 def headers_of(model: ServedModel) -> dict[str, str]:
-    """The response headers that name the adapter and its digest."""
+    """Returns the response headers that name the adapter and its digest."""
     return {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
 
 
@@ -44,10 +44,11 @@ def running(
     prompt_tokens: int,
     output: RequestOutput,
 ) -> Iterator[None]:
-    """Runs the rows of a request for as long as the block lasts and the client stays connected.
+    """Runs the rows of a request for as long as the block lasts. The rows are cancelled when the block ends,
+    and the client is watched meanwhile.
 
     Raises:
-        HTTPError: the key has not so many tokens left.
+        HTTPError: the key has too few tokens left.
     """
     context.state.quotas.read(context.key, prompt_tokens)
     context.record.rows, context.record.prompt_tokens = len(rows), prompt_tokens
@@ -61,7 +62,7 @@ def running(
 
 @contextmanager
 def _record_end(context: RequestContext, output: RequestOutput) -> Iterator[None]:
-    """Records at the end what the rows took."""
+    """Records the tokens, times and outcome of the rows when the block ends."""
     try:
         yield
     finally:
@@ -109,10 +110,10 @@ class PendingResponse:
         self.require_well()
 
     async def wait(self, seconds: float | None) -> bool:
-        """Waits until a row has new output, at most so long.
+        """Waits until a row has new output, at most ``seconds``, and returns whether there is any.
 
         Raises:
-            HTTPError: the request's time is over, or the client has gone.
+            HTTPError: the request's time is over, or the client has disconnected.
         """
         left = self._until - time.monotonic()
         changed = await self.output.wait(left if seconds is None else min(seconds, left))
@@ -130,7 +131,7 @@ class PendingResponse:
         """Checks that no row has failed.
 
         Raises:
-            HTTPError: one has.
+            HTTPError: a row has failed.
         """
         error = self.output.error
         if error is not None:
@@ -166,7 +167,7 @@ class TextResponse(PendingResponse):
         return Usage(prompt, answered, prompt + answered)
 
     async def complete(self) -> Response:
-        """The complete response once all rows have ended.
+        """Returns the complete response once all rows have ended.
 
         Raises:
             HTTPError: a row failed, or time is over.
@@ -181,14 +182,14 @@ class TextResponse(PendingResponse):
         )
 
     async def wait_for_first(self) -> None:
-        """Waits for the first token, so that an error before it gets a status of its own; a row that waits
-        long in the queue starts its stream without one.
+        """Waits for the first token, so that an error before it gets an HTTP status. A row that queues for
+        long starts its stream without one.
         """
         await self.wait(self.state.limits.first_seconds)
         self.require_well()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The events of the stream, those of one step of the engine together."""
+        """Yields the events of the stream, those of one engine step together."""
         unknown = None if self._counted else UNSET
         count, event = len(self.output.sequences), self.writer.event
         pieces = [event(chunk) for place in range(count) for chunk in self.writer.write_start(place, unknown)]
@@ -213,14 +214,14 @@ class TextResponse(PendingResponse):
 
 
 class EventStream(Response):
-    """A response as server-sent events; ``stack`` is closed when it ends, however it ends."""
+    """A response of server-sent events; ``stack`` is closed when it ends for any reason."""
 
     def __init__(self, answer: TextResponse, stack: ExitStack) -> None:
         self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
         self.init_headers({**sse.HEADERS, **answer.headers, "content-type": sse.TYPE})
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Any]) -> None:
-        """Sends the events; an error after the first one is an event, too, and the last."""
+        """Sends the events. The status is sent already, so an error becomes the last event."""
         record = self._answer.record
         with self._stack:
             record.status = 200

@@ -1,5 +1,5 @@
-"""Which routes a server has: those of every API that its engine can answer. A module of ``apis`` registers
-each.
+"""Collects the routes of a server: those of every API that its engine supports. Each module of ``apis``
+registers one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .tenants.limits import ServerLimits
 
 @dataclass(frozen=True)
 class Api:
-    """An API on one engine: its routes, figures of that engine, and how what it has opened is closed."""
+    """An API on one engine: its routes, its metrics of that engine, and a function that closes what it
+    opened.
+    """
 
     routes: tuple[RouteSpec, ...]
     figures: tuple[Figure, ...] = ()
@@ -27,8 +29,8 @@ class Api:
 
 @dataclass(frozen=True)
 class ApiKind:
-    """One API. ``open`` makes it of an engine that it ``serves``; ``options`` are the keyword arguments that
-    ``open`` takes besides.
+    """A kind of API. ``open`` makes it for an engine that it ``serves``; ``options`` are the keyword
+    arguments that ``open`` takes besides.
     """
 
     name: str
@@ -38,14 +40,14 @@ class ApiKind:
 
 
 APIS: Registry[ApiKind] = Registry("API of a server", ApiKind, "adapterpack.apis", "adapterpack.serving.apis")
-"""Name -> the kind."""
+"""Name -> kind of API."""
 
 
 def apis_of(engine: Engine, limits: ServerLimits, options: Mapping[str, Any]) -> list[Api]:
-    """All APIs that an engine can answer.
+    """Opens all APIs that an engine supports.
 
     Raises:
-        ConfigError: an option that none of them has.
+        ConfigError: no API has one of the options.
         Unsupported: no route answers the bundle's task.
     """
     kinds = [kind for kind in APIS.values() if kind.serves(engine)]

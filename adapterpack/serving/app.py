@@ -1,5 +1,5 @@
-"""The server as an ASGI application: each request is authenticated and bounded, then handled; errors become
-responses, and every request is recorded once.
+"""The server as an ASGI application: authenticates, bounds and handles each request, turns errors into
+responses, and records every request once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .state import RequestContext, State
 from .tenants.keys import EVERYBODY, Key, Keys
 
 _TRACE = ("traceparent", "tracestate")
-"""Headers by which a client says which trace a request belongs to."""
+"""The W3C headers with which a client names the trace of a request."""
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CODES = {
     404: ("not_found", "there is no such route"),
@@ -37,19 +37,21 @@ _LOG = logging.getLogger("adapterpack.serving")
 
 
 def build(state: State, routes: Sequence[RouteSpec], keys: Keys | None = None) -> Starlette:
-    """The application of a server; ``keys`` are those that open its routes, by default all."""
+    """Builds the application of a server; ``keys`` are those that open its routes, by default all of the
+    server's.
+    """
     served = [
         Route(route.path, _Endpoint(state, route, keys or state.keys), methods=[route.method])
         for route in routes
     ]
     app = Starlette(routes=served, exception_handlers={HTTPException: _no_route(routes)})
-    app.router.redirect_slashes = False  # a redirect repeats what a stranger sent
+    app.router.redirect_slashes = False  # a redirect would echo untrusted input
     return app
 
 
 def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awaitable[Response]]:
-    """What answers where there is no route: it names those that there are, since a bundle has those of its
-    task alone.
+    """Returns the handler for unknown routes. It lists the known ones, since a bundle has only the routes of
+    its task.
     """
     posts = ", ".join(route.path for route in routes if route.method == "POST")
 
@@ -59,20 +61,20 @@ def _no_route(routes: Sequence[RouteSpec]) -> Callable[[Request, Exception], Awa
         if error.status_code == HTTPStatus.NOT_FOUND:
             what = f"{what} on this server, which answers POST {posts}"
         answer = response(HTTPError(error.status_code, code, what, close=True))
-        answer.headers.update(error.headers or {})  # which methods the route has
+        answer.headers.update(error.headers or {})  # includes Allow, with the methods of the route
         return answer
 
     return answer_missing
 
 
 class _Endpoint:
-    """One route."""
+    """The ASGI endpoint of one route."""
 
     def __init__(self, state: State, route: RouteSpec, keys: Keys) -> None:
         self._state, self._route, self._keys = state, route, keys
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers one request; whatever happens is counted and written down once."""
+        """Answers one request, and records it exactly once, whatever happens."""
         request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
         trace = {name: value for name in _TRACE if (value := request.headers.get(name)) is not None}
@@ -117,11 +119,11 @@ class _Endpoint:
         return answer
 
     async def _authenticate(self, request: Request, record: Record) -> Key:
-        """Whose request it is, if it is one that may be looked at.
+        """Returns the key of a request, after the checks that need no body.
 
         Raises:
-            HTTPError: its head is too large, it came by a foreign page, has no key, or not the right one; or
-                the server is about to end.
+            HTTPError: the request's head is too large, its Host header is wrong (DNS rebinding), its key is
+                missing or wrong, or the server is shutting down.
         """
         state = self._state
         headers = request.scope["headers"]
@@ -151,5 +153,5 @@ class _Endpoint:
 
 
 def _name(host: str) -> str:
-    """The name in a Host header, without its port."""
+    """Returns the name in a Host header without its port."""
     return re.sub(r":[0-9]{1,5}\Z", "", host).lower()

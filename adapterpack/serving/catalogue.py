@@ -1,4 +1,6 @@
-"""What a request's ``model`` may be: the base, and the engine's adapters, as far as a key may have them."""
+"""Resolves the ``model`` of a request to the base or one of the engine's adapters, within the rights of its
+key.
+"""
 
 from __future__ import annotations
 
@@ -24,12 +26,12 @@ OWN_IDS = (
     "token ids were taken as this model's own: those of another tokenizer, as LangChain's OpenAIEmbeddings "
     "sends them unless check_embedding_ctx_length=False, mean other texts"
 )
-"""The warning of an answer to token ids, which nobody can tell from another model's."""
+"""The warning in a response to token ids, which might come from another model's tokenizer."""
 
 
 class ServedModel(NamedTuple):
-    """A name that requests may name, and what answers them: a pack on the base, several with weights, or the
-    base alone (None).
+    """A model name for requests, and what answers it: a pack on the base, a weighted mix, or the base alone
+    (None).
     """
 
     name: str
@@ -38,19 +40,18 @@ class ServedModel(NamedTuple):
 
     @property
     def adapter(self) -> str | None:
-        """The adapter's name; of several their names with their weights."""
+        """The adapter's name; for a mix the names and weights of its parts."""
         return None if self.pack is None else self.pack.name
 
     @property
     def mixed(self) -> bool:
-        """Whether a request has made it of several adapters."""
+        """Whether it is a mix that a request made up."""
         return isinstance(self.pack, Mix)
 
 
 class Catalogue:
-    """The names of an engine's models; the base's is ``base``, by default what its bundle calls it, or
-    ``base``. A bundle with an adapter in its weights has that one model, which ``base`` may give another
-    name.
+    """The model names of an engine. The base's name is ``base``, by default the name in its bundle, or
+    ``base``. A bundle with a folded adapter has only that model, and ``base`` renames it.
     """
 
     def __init__(self, engine: Engine, base: str | None = None) -> None:
@@ -61,7 +62,7 @@ class Catalogue:
                 remedy="export the bundle with --mode bank",
             )
         folded = engine.bundle.default
-        self._bare = folded is None  # else an adapter is in the weights, and nothing runs without it
+        self._bare = folded is None  # otherwise an adapter is folded in, and no row can run without it
         if folded is not None and base is not None:
             engine.adapters.rename(folded, base)
             base = None
@@ -76,15 +77,16 @@ class Catalogue:
             )
 
     def visible(self, key: Key) -> list[ServedModel]:
-        """All that a key may name, the base first."""
+        """Returns all models that a key may name, the base first."""
         names: list[str | None] = [None, *self._engine.adapters.names]
         return [model for name in names if key.may(name) and (model := self._model(name)) is not None]
 
     def find_model(self, name: str, key: Key) -> ServedModel:
-        """The model that a request names: an adapter, the base, or ``base:adapter``.
+        """Returns the model that a request names: an adapter, the base, or ``base:adapter``.
 
         Raises:
-            HTTPError: there is none, or the key may not have it, which looks the same.
+            HTTPError: there is no such model, or the key may not use it. Both look the same, so that keys
+                cannot probe for names.
         """
         adapter = None if self._bare and name == self.base else name.removeprefix(f"{self.base}:")
         model = self._model(adapter) if key.may(adapter) else None
@@ -93,10 +95,12 @@ class Catalogue:
         return model
 
     def request_model(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> ServedModel:
-        """The model that a request names; with ``adapters`` the base with the sum of their changes.
+        """Returns the model that a request names; with ``adapters`` the base with the weighted sum of their
+        changes.
 
         Raises:
-            HTTPError: there is none, or the key may not have it or one of the adapters; or these have no sum.
+            HTTPError: the model or an adapter does not exist, the key may not use it, or the adapters have no
+                sum.
         """
         model = self.find_model(name, key)
         if adapters is None:
@@ -122,7 +126,9 @@ class Catalogue:
         return pack
 
     def provenance(self, model: ServedModel, given: Sequence[object] = ()) -> Provenance:
-        """What answers, as answers say it; ``given`` are the prompts or inputs of the request."""
+        """Returns what answered, in the form of responses. ``given`` are the prompts or inputs of the
+        request.
+        """
         shares: list[Share] | UnsetType = UNSET
         if isinstance(model.pack, Mix):
             shares = [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts]
@@ -134,6 +140,6 @@ class Catalogue:
             return ServedModel(self.base, None, self.digest) if self._bare else None
         try:
             pack = self._engine.adapters.pack(adapter)
-        except UnknownAdapter:  # or it was unloaded just now
+        except UnknownAdapter:  # unknown, or unloaded a moment ago
             return None
         return ServedModel(adapter, pack, pack.id)

@@ -1,6 +1,4 @@
-"""The sockets at which a server listens: a port, or a socket in the file system that only its owner may
-use.
-"""
+"""Opens the sockets of a server: a TCP port, or a Unix socket that only its owner can use."""
 
 from __future__ import annotations
 
@@ -16,12 +14,13 @@ from ..http.port import listening
 
 UNIX = "unix:"
 BACKLOG = 256
-"""Connections that wait to be taken."""
+"""The most connections that wait to be accepted."""
 
 
 @contextmanager
 def port_socket(host: str, port: int, scheme: str = "http") -> Iterator[tuple[socket.socket, str]]:
-    """Listens at a port, and says by which address, which begins with ``scheme``; 0 takes a free one.
+    """Listens at a port, and yields the socket with its URL, which begins with ``scheme``. Port 0 picks a
+    free one.
 
     Raises:
         StorageError: the address cannot be used.
@@ -35,12 +34,11 @@ def port_socket(host: str, port: int, scheme: str = "http") -> Iterator[tuple[so
 
 @contextmanager
 def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.socket, str]]:
-    """Listens at ``HOST:PORT`` or ``unix:PATH``, and says by which address; that of a port begins with
-    ``scheme``.
+    """Listens at ``HOST:PORT`` or ``unix:PATH``, and yields the socket with its address; a port's address
+    begins with ``scheme``.
 
     Raises:
-        ConfigError: it is neither.
-        StorageError: it cannot be used.
+        ConfigError: the address has neither form. StorageError: the address cannot be used.
     """
     if address.startswith(UNIX):
         with _unix_socket(Path(address.removeprefix(UNIX))) as one:
@@ -52,7 +50,7 @@ def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.
 
 
 def open_to_others(address: str) -> bool:
-    """Whether others than this machine reach an address, ``HOST:PORT`` or ``unix:PATH``.
+    """Returns whether other machines can reach an address, ``HOST:PORT`` or ``unix:PATH``.
 
     Example:
         >>> (open_to_others("127.0.0.1:8001"), open_to_others("[::]:8001"),
@@ -66,7 +64,7 @@ def open_to_others(address: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a host of this name.
+    """Returns whether only this machine can reach a host name or address.
 
     Example:
         >>> is_loopback("localhost"), is_loopback("127.0.0.2"), is_loopback("0.0.0.0")
@@ -90,7 +88,7 @@ def _unix_socket(path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         with storage_errors(path):
             _remove_dead(path)
-            before = os.umask(0o177)  # from its first moment on nobody else may use it
+            before = os.umask(0o177)  # private from the moment it exists
             try:
                 listening.bind(os.fspath(path))
             finally:
@@ -103,8 +101,8 @@ def _unix_socket(path: Path) -> Iterator[socket.socket]:
 
 
 def _remove_dead(path: Path) -> None:
-    """Removes a socket that a server left behind when it was killed; one that answers, and any other file,
-    stays and is in the way.
+    """Removes the socket file of a server that was killed. A socket that answers, or any other file, stays,
+    and binding fails.
     """
     if not path.is_socket():
         return

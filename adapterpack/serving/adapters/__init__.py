@@ -1,3 +1,3 @@
-"""The adapters of a server that runs: which packs it may load, under which names they answer, and how they
+"""The adapters of a running server: where packs come from, under which names they answer, and how they
 change.
 """

@@ -1,4 +1,4 @@
-"""Loads, exchanges and unloads the adapters of a server, and remembers which packs it refused."""
+"""Loads, replaces and unloads the adapters of a running server, and remembers which packs it refused."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from .adapter_source import AdapterSources, PackPlace
 from .pack_folders import InFolder
 
 MOST_REFUSED = 100
-"""Refused packs that are remembered, the oldest forgotten first."""
+"""The most refused packs that are remembered; the oldest are dropped first."""
 Change = Literal["loaded", "replaced", "unloaded", "refused"]
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 class NameTaken(ConfigError):
-    """Another adapter, or the base, has the name already."""
+    """Another adapter, or the base, already has the name."""
 
     code = "name-taken"
 
 
 class ServedAdapter(NamedTuple):
     """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name``
-    is what its pack calls itself, and ``place`` where that comes from.
+    is the name in its manifest, and ``place`` is where the pack comes from.
     """
 
     name: str
@@ -42,7 +42,7 @@ class ServedAdapter(NamedTuple):
 
 
 class Refusal(NamedTuple):
-    """Why the pack at a place was not loaded: the code of the error, and the error."""
+    """Why the pack at a place was not loaded: the code of the error, and its message."""
 
     place: PackPlace
     reason: str
@@ -51,12 +51,11 @@ class Refusal(NamedTuple):
 
 
 class AdapterControl:
-    """The one that changes an engine's adapters while it runs. Any thread may call it; one change is made at
-    a time.
+    """Changes the adapters of an engine while it runs, one change at a time. Any thread may call it.
 
-    A request keeps the pack that it was bound to when it arrived, so an exchange concerns those that arrive
-    later. ``base`` is the name that no adapter may have. ``changed`` hears of every change, with the code of
-    the error where a pack was refused.
+    A request keeps the pack to which it was bound on arrival, so a replacement affects later requests only.
+    No adapter may have the name ``base``. ``changed`` is called for every change; for a refused pack with the
+    error's code.
     """
 
     def __init__(
@@ -75,18 +74,18 @@ class AdapterControl:
             changed,
         )
         self._lock = threading.Lock()
-        """Held while a change is made, which reads packs and replays canaries."""
+        """Held during a change, which reads packs and replays canaries and may take long."""
         self._glance = threading.Lock()
-        """Held while what follows is looked at or written, and no longer: the loop of a server looks, too."""
+        """Guards the fields below. Held only briefly, because the server's event loop takes it, too."""
         self._generations: Counter[str] = Counter()
         self._adapters: dict[str, ServedAdapter] = {}
         self._refused: OrderedDict[PackPlace, Refusal] = OrderedDict()
-        for name in table.names:  # those of the bundle
+        for name in table.names:  # the adapters of the bundle itself
             self._note(table.pack(name), None)
 
     @property
     def adapters(self) -> list[ServedAdapter]:
-        """Those that requests may name."""
+        """The adapters that requests may name."""
         with self._glance:
             return sorted(self._adapters.values())
 
@@ -97,25 +96,23 @@ class AdapterControl:
             return list(self._refused.values())
 
     def add(self, pack: Pack, place: PackPlace | None = None) -> ServedAdapter:
-        """Loads a pack under the name that it has. The same pack under that name, as of the bundle, is no
-        other one.
+        """Loads a pack under its own name. Loading the same pack under the same name again changes nothing.
 
         Raises:
-            NameTaken: another has it, or the base.
-            TrustError: a signature is needed, and it has none of the right ones.
-            AdapterpackError: as :meth:`.AdapterTable.load`.
+            NameTaken: another adapter, or the base, has the name. TrustError: a signature is required, and
+                none of the required keys signed the pack. AdapterpackError: see :meth:`.AdapterTable.load`.
         """
         with self._lock:
             holder = self._adapters.get(pack.name)
             return self._add(pack, holder is not None and holder.digest == pack.id, place)
 
     def load(self, source: str, name: str, *, replace: bool = False) -> ServedAdapter:
-        """Loads the pack whose place is called ``source`` under a name; ``replace``: another may have it now,
-        which is exchanged.
+        """Loads the pack from the place called ``source`` under a name. With ``replace`` it may take the name
+        of another adapter.
 
         Raises:
-            UnknownAdapter: no place is called that.
-            AdapterpackError: as :meth:`add`, and for what is wrong with the pack.
+            UnknownAdapter: no place has the name ``source``. AdapterpackError: the pack is not valid, or see
+                :meth:`add`.
         """
         try:
             place = self.places.find(source)
@@ -127,7 +124,7 @@ class AdapterControl:
             raise
 
     def unload(self, name: str) -> ServedAdapter:
-        """Takes a name away.
+        """Removes a name.
 
         Raises:
             UnknownAdapter: no adapter has it.
@@ -136,14 +133,15 @@ class AdapterControl:
             return self._remove(name)
 
     def follow(self, place: PackPlace, leaving: Collection[PackPlace] = ()) -> bool:
-        """The pack at a place is new, or has changed: loads it under its name, and under those that an
-        operator gave it. It may take over the names of places that are ``leaving``. One that is refused is
-        remembered, and what was loaded of the place before goes on.
+        """Loads a pack at a place that is new or has changed, under its own name and under the names that an
+        operator gave it.
 
-        False where it is worth another try although nothing has changed: a hub could not be reached.
+        It may take over the names of places that are ``leaving``. A refused pack is remembered, and the
+        previous pack of the place stays loaded. Returns False if a retry may help although nothing changes,
+        as when a hub is unreachable.
         """
         try:
-            pack = place.pack()  # others may ask meanwhile: a hub can be slow
+            pack = place.pack()  # without the lock, since a hub can be slow
             with self._lock:
                 self._follow(pack, place, leaving)
                 self._accept(place)
@@ -156,7 +154,7 @@ class AdapterControl:
         return True
 
     def leave(self, place: PackPlace) -> None:
-        """The pack at a place has gone: unloads what was loaded of it."""
+        """Unloads the adapters of a place whose pack is gone."""
         with self._lock:
             self._accept(place)
             for one in self._of(place):
@@ -194,7 +192,7 @@ class AdapterControl:
         return after
 
     def _exchange(self, pack: Pack, replace: bool, place: PackPlace) -> ServedAdapter:
-        """As :meth:`_add`, and says so in the log: from now on another pack answers."""
+        """Does what :meth:`_add` does, and logs the change."""
         before, after = self._adapters.get(pack.name), self._add(pack, replace, place)
         if before is None or before.generation != after.generation:
             _LOG.warning(

@@ -1,4 +1,4 @@
-"""Where the packs of a server come from, and what changes there."""
+"""Interfaces for the places from which a server gets packs, and for changes there."""
 
 from __future__ import annotations
 
@@ -9,58 +9,58 @@ from ...errors import ConfigError, UnknownAdapter
 from ...pack.pack import Pack
 
 PlaceState = Hashable
-"""Another one whenever the pack at a place may have changed."""
+"""Differs from an earlier state of the same place whenever its pack may have changed."""
 
 
 class PackPlace(Hashable, Protocol):
-    """Where one pack comes from; as text, what the log calls it."""
+    """The place of one pack. Its string form appears in the log."""
 
     @property
     def name(self) -> str:
-        """What an operator calls it."""
+        """The name that operators use for it."""
 
     def pack(self) -> Pack:
-        """The pack that is there now.
+        """Loads the current pack of the place.
 
         Raises:
-            AdapterpackError: there is none that can be loaded.
+            AdapterpackError: there is no pack that can be loaded.
         """
 
 
 class AdapterSource(Protocol):
-    """Something that lists places: a folder of packs, or a lock file."""
+    """A source that lists places: a folder of packs, or a lock file."""
 
     def packs(self) -> Mapping[PackPlace, PlaceState]:
-        """The places now.
+        """Returns the current places and their states.
 
         Raises:
             AdapterpackError: they cannot be listed.
         """
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
-        """All packs, for a server that begins with them; an error in one is an error."""
+        """Yields all packs, for a server that starts with them. An invalid pack raises."""
 
 
 class AdapterSources:
-    """The places of several sources."""
+    """The combined places of several sources."""
 
     def __init__(self, sources: Sequence[AdapterSource]) -> None:
         self._sources = tuple(sources)
 
     def packs(self) -> dict[PackPlace, PlaceState]:
-        """The places now.
+        """Returns the current places of all sources and their states.
 
         Raises:
-            AdapterpackError: those of a source cannot be listed.
+            AdapterpackError: a source cannot list its places.
         """
         return {place: state for source in self._sources for place, state in source.packs().items()}
 
     def find(self, name: str) -> PackPlace:
-        """The one place of a name, which is looked up, and never joined to a path or sent to a hub.
+        """Returns the place with a name. The name is only compared, never joined to a path or sent to a hub,
+        since requests supply it.
 
         Raises:
-            UnknownAdapter: none has it.
-            ConfigError: several have.
+            UnknownAdapter: no place has the name. ConfigError: several places have it.
         """
         places = [place for place in self.packs() if place.name == name]
         if not places:

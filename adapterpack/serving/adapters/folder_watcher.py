@@ -1,4 +1,4 @@
-"""Watches where packs come from: new ones are loaded, changed ones replaced, removed ones unloaded."""
+"""Watches the places of packs: loads new packs, replaces changed ones, and unloads removed ones."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from .adapter_control import AdapterControl
 from .adapter_source import PackPlace, PlaceState
 
 _AGAIN = object()
-"""The state of what is worth another try."""
+"""The state of a place that should be tried again."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 class FolderWatcher:
-    """Compares the places of an :class:`.AdapterControl` with what they were.
+    """Compares the places of an :class:`.AdapterControl` with their earlier states.
 
-    A pack that is being written, or removed, is left alone until two looks see the same of it.
+    A pack that is being written or removed is left alone until two consecutive looks see the same state.
     """
 
     def __init__(self, control: AdapterControl) -> None:
@@ -26,8 +26,8 @@ class FolderWatcher:
         self._fault = ""
 
     def look(self, *, at_once: bool = False) -> None:
-        """Takes up what has changed and is still now; ``at_once``: whatever there is. Sources that cannot be
-        listed change nothing.
+        """Applies all changes that are stable by now; with ``at_once`` even those that may not be. If a
+        source cannot be listed, nothing changes.
         """
         try:
             now = self._control.places.packs()
@@ -47,7 +47,7 @@ class FolderWatcher:
         for place in sorted(changed, key=str):
             if place not in gone:
                 self._done[place] = now[place] if self._control.follow(place, gone) else _AGAIN
-        # after those that took over their names: no request in between misses one
+        # Only now, after others took over their names, so that no name is missing in between.
         for place in sorted(gone, key=str):
             self._control.leave(place)
             del self._done[place]

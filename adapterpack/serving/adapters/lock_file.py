@@ -1,4 +1,4 @@
-"""The packs that a lock file pins: from the store, or from their hub at the pinned commit."""
+"""Loads the packs that a lock file pins, from the store or from their hub at the pinned commit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,11 @@ class Pin:
         return f"{self.lock}, {self.name}"
 
     def pack(self) -> Pack:
-        """The pack with the pinned digest.
+        """Loads the pack with the pinned digest.
 
         Raises:
-            UnknownAdapter: the lock file does not pin it any more.
-            FormatError: the hub has another artifact at that commit, or none that is valid.
-            HubError: by name.
+            UnknownAdapter: the lock file no longer has the entry. FormatError: the hub has another artifact,
+                or an invalid one, at that commit. HubError: the hub cannot be reached or refuses.
         """
         pinned = _read_pins(self.lock).get(self.name)
         if pinned is None:
@@ -41,7 +40,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class LockFile:
-    """A lock file as ``adapterpack pull`` writes it. Its bundles are no adapters, and left out."""
+    """A lock file that ``adapterpack pull`` wrote. Its bundles are ignored."""
 
     path: Path
 
@@ -49,16 +48,15 @@ class LockFile:
         return str(self.path)
 
     def packs(self) -> dict[PackPlace, PlaceState]:
-        """Its entries, with what they are pinned to.
+        """Returns its entries, each with its pin as state.
 
         Raises:
-            FormatError: it is something else.
-            StorageError: it cannot be read.
+            FormatError: the file is no lock file. StorageError: the file cannot be read.
         """
         return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
-        """The packs that it pins."""
+        """Yields the packs that it pins."""
         return ((place, place.pack()) for place in self.packs())
 
 

@@ -1,4 +1,4 @@
-"""The packs that lie in a folder, each in a folder of its own."""
+"""Loads the packs in a folder in which every pack has a folder of its own."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ _MOST_FILES = 1000
 
 @dataclass(frozen=True)
 class InFolder:
-    """The folder of one pack, which is no link."""
+    """The folder of one pack, which must not be a link."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
+        """The name of the folder."""
         return self.path.name
 
     def __str__(self) -> str:
         return str(self.path)
 
     def pack(self) -> Pack:
-        """The pack in it.
+        """Loads the pack in the folder.
 
         Raises:
-            FormatError: it is a link; or as for :func:`adapterpack.load`.
-            StorageError: it cannot be read.
+            FormatError: the folder is a link, or see :func:`adapterpack.load`. StorageError: the folder
+                cannot be read.
         """
         if self.path.is_symlink():
             raise FormatError(
@@ -52,7 +52,9 @@ class InFolder:
 
 @dataclass(frozen=True)
 class PackFolder:
-    """A folder in which every folder is a pack; hidden ones, which are being written, aside."""
+    """A folder of which every subfolder is a pack. Hidden subfolders are ignored, because tools write packs
+    there first.
+    """
 
     path: Path
 
@@ -60,8 +62,8 @@ class PackFolder:
         return str(self.path)
 
     def packs(self) -> dict[PackPlace, PlaceState]:
-        """The packs that lie there now, with what changes whenever one of their files is written: size, time
-        and number.
+        """Returns the packs in the folder, each with a state that changes whenever one of its files is
+        written: sizes, times and inode numbers.
 
         Raises:
             StorageError: the folder cannot be listed.
@@ -69,12 +71,14 @@ class PackFolder:
         return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
-        """The packs that lie there; the one who starts a server may name links."""
+        """Yields the packs in the folder. At the start links are followed, because the person who starts the
+        server named the folder.
+        """
         return ((InFolder(pack), load(pack)) for pack in _packs_in(self.path))
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether a folder holds a pack, or what PEFT wrote."""
+    """Returns whether a folder holds a pack or a PEFT adapter."""
     return (folder / FILE_NAME).is_file() or (folder / CONFIG).is_file()
 
 
@@ -88,7 +92,7 @@ def _may_be_pack(folder: Path) -> bool:
     try:
         return is_pack(folder)
     except OSError:
-        return True  # reading it says what is wrong
+        return True  # loading it will report the problem
 
 
 def _state(folder: Path) -> PlaceState:
@@ -99,5 +103,5 @@ def _state(folder: Path) -> PlaceState:
                 stat = entry.stat(follow_symlinks=False)
                 files.append((entry.name, stat.st_size, stat.st_ctime_ns, stat.st_ino))
     except OSError:
-        return ()  # it is being moved or removed: the next look says more
+        return ()  # the folder is being moved or removed; the next look decides
     return tuple(sorted(files))

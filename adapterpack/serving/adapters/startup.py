@@ -1,4 +1,4 @@
-"""The adapters that a server is started with."""
+"""The adapters with which a server starts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .pack_folders import PackFolder, is_pack
 
 
 def _members(folder: Path) -> Sequence[Pack | Path]:
-    """The members of a fleet; any other folder or file as it is."""
+    """Returns the members of a fleet, or the path itself if it is no fleet."""
     if not (folder / FILE_NAME).is_file():
         return [folder]
     fleet = Fleet.load(folder)
@@ -28,15 +28,15 @@ def _members(folder: Path) -> Sequence[Pack | Path]:
 
 
 class StartupAdapters(NamedTuple):
-    """Packs, and what lists packs: folders and lock files."""
+    """Single packs, and sources that list packs: folders and lock files."""
 
     packs: Sequence[Pack | Path]
     sources: Sequence[AdapterSource]
 
     @classmethod
     def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> StartupAdapters:
-        """These; a file is a lock file, of a fleet all members are meant, and any other folder that is no
-        pack is a folder of packs.
+        """Sorts paths into packs and sources: a file is a lock file, a fleet stands for all its members, and
+        a folder that is no pack is a folder of packs.
         """
         given = [
             one
@@ -53,12 +53,11 @@ class StartupAdapters(NamedTuple):
         )
 
     def load(self, control: AdapterControl, *, changing: bool, watched: bool) -> None:
-        """Loads the packs, and those of the sources unless these are watched. Where adapters may come later a
-        source may be empty.
+        """Loads the packs, and those of the sources unless these are ``watched``, in which case the watcher
+        loads them. A source may be empty only if adapters can be loaded later (``changing``).
 
         Raises:
-            ConfigError: there is nothing to watch.
-            NothingToDo: a source has no pack.
+            ConfigError: there is no source to watch. NothingToDo: a source has no pack.
         """
         if watched and not self.sources:
             raise ConfigError(

@@ -1,3 +1,1 @@
-"""What a server can be asked, one module a kind of question: each registers what it answers, and on which
-engines.
-"""
+"""The APIs of a server, one module each. Each registers its routes and the engines that it supports."""

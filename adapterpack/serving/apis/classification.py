@@ -1,4 +1,4 @@
-"""Labels of texts: ``/v1/classify``, and ``/v1/rerank`` by heads of one label, of bundles for text
+"""Classification routes: ``/v1/classify``, and ``/v1/rerank`` for heads with one label, on bundles for text
 classification.
 """
 
@@ -25,7 +25,7 @@ from ..tenants.limits import ServerLimits
 
 
 class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Two texts that are one input, such as a claim and what it is said of."""
+    """Two texts that form one input, such as a claim and its evidence."""
 
     text: str
     text_pair: str
@@ -40,12 +40,12 @@ class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
     user: str | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
-        """Inputs of several kinds."""
+        """Yields a misfit for inputs of several kinds."""
         yield from one_kind("input", self.input)
 
 
 class Classified(msgspec.Struct, frozen=True):
-    """The likeliest label of one input, and the probability of each label of the adapter."""
+    """The most likely label of one input, and the probability of each label of the adapter."""
 
     index: int
     label: str
@@ -53,7 +53,7 @@ class Classified(msgspec.Struct, frozen=True):
 
 
 class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/classify``, in the order of the inputs."""
+    """The response of ``/v1/classify``, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[Classified]
@@ -64,8 +64,8 @@ class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/rerank``, as Cohere and Jina have it: how well each document fits the query, by a head with
-    one label.
+    """``POST /v1/rerank``, as in Cohere's and Jina's APIs: ranks documents by their fit to a query, with a
+    head of one label.
     """
 
     model: str
@@ -83,7 +83,7 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class Ranked(msgspec.Struct, frozen=True):
-    """One document: its place in the request, and its score between 0 and 1."""
+    """One document: its index in the request, and its score between 0 and 1."""
 
     index: int
     relevance_score: float
@@ -91,7 +91,7 @@ class Ranked(msgspec.Struct, frozen=True):
 
 
 class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/rerank``, the best document first."""
+    """The response of ``/v1/rerank``, the best document first."""
 
     results: list[Ranked]
     model: str
@@ -101,7 +101,7 @@ class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def classify(context: RequestContext) -> Response:
-    """``POST /v1/classify``."""
+    """``POST /v1/classify``: returns the labels of texts."""
     body = await context.read_body(ClassifyRequest)
     model = request_model(context, body.model)
     labels_of(context.state, model)
@@ -118,7 +118,7 @@ async def classify(context: RequestContext) -> Response:
 
 
 async def rerank(context: RequestContext) -> Response:
-    """``POST /v1/rerank``."""
+    """``POST /v1/rerank``: ranks documents by their fit to a query."""
     body = await context.read_body(RerankRequest)
     model = request_model(context, body.model)
     labels = labels_of(context.state, model)
@@ -151,7 +151,7 @@ def _row(given: Any) -> Any:
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """The API on an engine."""
+    """Makes the API for an engine."""
     return Api(
         (
             RouteSpec(

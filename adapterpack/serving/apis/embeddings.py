@@ -1,4 +1,4 @@
-"""Vectors of texts: OpenAI's ``/v1/embeddings``, of bundles for feature extraction."""
+"""Embeddings of texts: OpenAI's ``/v1/embeddings``, on bundles for feature extraction."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from ..tenants.limits import ServerLimits
 
 
 class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/embeddings``. An input is a text or token ids, or several of one kind; token ids are taken
-    as they are. Vectors have the length 1 unless ``normalize`` is false.
+    """``POST /v1/embeddings``. An input is a text or a list of token ids, or several of one kind. Vectors
+    have length 1 unless ``normalize`` is false.
     """
 
     model: str
@@ -38,12 +38,12 @@ class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_f
     user: str | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
-        """Inputs of several kinds."""
+        """Yields a misfit for inputs of several kinds."""
         yield from one_kind("input", self.input)
 
 
 class Embedding(msgspec.Struct, frozen=True, kw_only=True):
-    """The vector of one input, as numbers, or as base64 of its bytes: float32, little-endian."""
+    """The vector of one input, as numbers, or as base64 of its little-endian float32 bytes."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -51,7 +51,7 @@ class Embedding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/embeddings``, in the order of the inputs."""
+    """The response of ``/v1/embeddings``, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]
@@ -62,7 +62,7 @@ class EmbeddingAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def embeddings(context: RequestContext) -> Response:
-    """``POST /v1/embeddings``."""
+    """``POST /v1/embeddings``: returns the vectors of texts."""
     body = await context.read_body(EmbeddingRequest)
     model = request_model(context, body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
@@ -84,7 +84,7 @@ def _base64(vector: list[float]) -> str:
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """The API on an engine."""
+    """Makes the API for an engine."""
     return Api(
         (
             RouteSpec(

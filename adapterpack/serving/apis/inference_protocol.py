@@ -1,5 +1,5 @@
-"""The Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol), in JSON: texts
-in, tensors out.
+"""The Open Inference Protocol, version 2 (https://github.com/kserve/open-inference-protocol), in JSON: takes
+texts and returns tensors.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from ..state import RequestContext
 from ..tenants.limits import ServerLimits
 
 COLUMNS = ("text", "text_pair")
-"""Inputs: the texts of rows, and the second texts of pairs."""
+"""The names of inputs: the texts of rows, and the second texts of pairs."""
 
 
 class PlainJson(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Parameters of a tensor: its data are JSON, and never bytes behind it."""
+    """Parameters of a tensor. Its data must be JSON; the binary extension is not supported."""
 
     binary_data: Literal[False] | None = None
 
 
 class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """One column of the rows: as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
+    """One column of the rows, with as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
 
     name: Literal["text", "text_pair"]
     shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=2)]
@@ -48,25 +48,25 @@ class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def texts(self) -> list[str]:
-        """The texts, one a row."""
+        """The texts, one for each row."""
         return [text for item in self.data for text in ([item] if isinstance(item, str) else item)]
 
     def breaches(self) -> Iterator[Misfit]:
-        """A shape that the data do not have."""
+        """Yields a misfit if the data do not have the shape."""
         if self.shape[1:] not in ([], [1]) or len(self.texts) != self.shape[0]:
             yield Misfit("/shape", f"there are {len(self.texts)} texts, and the shape is {self.shape}")
 
 
 class WantedTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """An output that the answer is to have."""
+    """An output that the response should contain."""
 
     name: str
     parameters: PlainJson | None = None
 
 
 class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v2/models/{model}/infer``. ``parameters`` are the task's options; without ``outputs`` the
-    answer has all of them.
+    """``POST /v2/models/{model}/infer``. ``parameters`` are options of the task. Without ``outputs`` the
+    response contains all of them.
     """
 
     inputs: Annotated[list[InputTensor], Meta(min_length=1, max_length=2)]
@@ -75,7 +75,7 @@ class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_field
     parameters: dict[str, Any] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """No texts; a column twice; columns of different lengths."""
+        """Yields misfits for missing texts, duplicate columns, and columns of different lengths."""
         names = [tensor.name for tensor in self.inputs]
         if "text" not in names or len(set(names)) < len(names):
             yield Misfit("/inputs", "there is text once, and text_pair at most once")
@@ -87,7 +87,7 @@ class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class TensorAnswer(msgspec.Struct, frozen=True):
-    """One output, its data row by row."""
+    """One output, with its data in row-major order."""
 
     name: str
     shape: list[int]
@@ -96,7 +96,9 @@ class TensorAnswer(msgspec.Struct, frozen=True):
 
 
 class InferAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of an inference. ``model_version`` is the digest of what answered."""
+    """The response of an inference. ``model_version`` is the digest of the adapter or bundle that
+    answered.
+    """
 
     model_name: str
     model_version: str
@@ -106,7 +108,7 @@ class InferAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TensorCard(msgspec.Struct, frozen=True):
-    """An input or an output; an extent of -1 is that of a request."""
+    """An input or output; an extent of -1 is variable."""
 
     name: str
     datatype: str
@@ -114,7 +116,7 @@ class TensorCard(msgspec.Struct, frozen=True):
 
 
 class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
-    """What a model takes and gives; its version is its digest."""
+    """The inputs and outputs of a model; its version is its digest."""
 
     name: str
     versions: list[str]
@@ -124,7 +126,7 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ServerMetadata(msgspec.Struct, frozen=True):
-    """The server."""
+    """The server's name and version."""
 
     name: str
     version: str
@@ -132,7 +134,7 @@ class ServerMetadata(msgspec.Struct, frozen=True):
 
 
 class ProtocolError(msgspec.Struct, frozen=True):
-    """The body of an answer that is an error."""
+    """The body of an error response."""
 
     error: str
 
@@ -141,24 +143,24 @@ ERRORS = ErrorForm(ProtocolError, lambda refused: ProtocolError(refused.what))
 
 
 async def server(context: RequestContext) -> Response:
-    """``GET /v2``."""
+    """``GET /v2``: describes the server."""
     return json_response(ServerMetadata("adapterpack", VERSION, []))
 
 
 async def live(context: RequestContext) -> Response:
-    """``GET /v2/health/live``: as ``/health``."""
+    """``GET /v2/health/live``: the status of ``/health``."""
     status = (await routes.health(context)).status_code
     return json_response({"live": status == 200}, status)
 
 
 async def ready(context: RequestContext) -> Response:
-    """``GET /v2/health/ready``: as ``/ready``."""
+    """``GET /v2/health/ready``: the status of ``/ready``."""
     return await routes.ready(context)
 
 
 async def model_ready(context: RequestContext) -> Response:
-    """``GET /v2/models/{model}/ready``: the adapter is read when a row needs it, so a model is ready while
-    the server is.
+    """``GET /v2/models/{model}/ready``. An adapter is read when a row needs it, so a model is ready while the
+    server is.
     """
     model = find_model(context, context.request.path_params["model"])
     status = (await routes.ready(context)).status_code
@@ -166,7 +168,7 @@ async def model_ready(context: RequestContext) -> Response:
 
 
 async def metadata(context: RequestContext) -> Response:
-    """``GET /v2/models/{model}``."""
+    """``GET /v2/models/{model}``: describes the inputs and outputs of a model."""
     model = find_model(context, context.request.path_params["model"])
     bundle = engine_of(context.state).bundle
     inputs = [
@@ -182,7 +184,7 @@ async def metadata(context: RequestContext) -> Response:
 
 
 async def infer(context: RequestContext) -> Response:
-    """``POST /v2/models/{model}/infer``."""
+    """``POST /v2/models/{model}/infer``: runs rows and returns tensors."""
     body = await context.read_body(InferRequest)
     model = request_model(context, context.request.path_params["model"])
     task = engine_of(context.state).bundle.task
@@ -221,7 +223,7 @@ async def infer(context: RequestContext) -> Response:
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """The API on an engine."""
+    """Makes the API for an engine."""
     return Api(
         (
             RouteSpec("GET", "/v2", server, "key", "the server", None, ServerMetadata, errors=ERRORS),

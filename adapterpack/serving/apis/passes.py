@@ -10,7 +10,7 @@ from ..tenants.limits import ServerLimits
 
 
 def open_api(engine: EncoderEngine, limits: ServerLimits) -> Api:
-    """What the passes of an engine were spent on."""
+    """Makes the metrics that show how much of an engine's passes was padding."""
     spent = engine.padding
     return Api(
         (),

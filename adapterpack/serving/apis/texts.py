@@ -1,4 +1,6 @@
-"""Texts, token by token: ``/v1/completions`` and ``/v1/chat/completions``, of every engine that decodes."""
+"""Text generation: ``/v1/completions``, ``/v1/chat/completions`` and ``/v1/responses``, on every decoder
+engine.
+"""
 
 from __future__ import annotations
 
@@ -33,8 +35,8 @@ from ..tenants.limits import ServerLimits
 
 
 class Texts:
-    """Answers requests for text on one engine; what they leave out of the sampling parameters is by the rule
-    ``sampling``. With ``share_prefixes`` keys find what was read of others' prompts.
+    """Answers requests for text on one engine. ``sampling`` names the source of parameters that a request
+    leaves out: ``model`` or ``greedy``. With ``share_prefixes`` keys share cached prompt prefixes.
     """
 
     def __init__(
@@ -48,15 +50,15 @@ class Texts:
         )
 
     async def chat(self, context: RequestContext) -> Response:
-        """``POST /v1/chat/completions``."""
+        """``POST /v1/chat/completions``: answers a conversation."""
         return await self._answer(context, await context.read_body(ChatRequest))
 
     async def completions(self, context: RequestContext) -> Response:
-        """``POST /v1/completions``."""
+        """``POST /v1/completions``: continues texts."""
         return await self._answer(context, await context.read_body(CompletionRequest))
 
     async def responses(self, context: RequestContext) -> Response:
-        """``POST /v1/responses``."""
+        """``POST /v1/responses``: answers a conversation in the form of OpenAI's Responses API."""
         body = await context.read_body(ResponseRequest)
         if body.previous_response_id is not None:
             raise HTTPError(
@@ -144,7 +146,7 @@ class Texts:
 def open_api(
     engine: DecoderEngine, limits: ServerLimits, sampling: str = "model", share_prefixes: bool = False
 ) -> Api:
-    """The API on an engine."""
+    """Makes the API for an engine."""
     texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
     return Api(
         (

@@ -1,4 +1,4 @@
-"""Texts as tokens and back, by vLLM's routes ``/tokenize`` and ``/detokenize``."""
+"""Tokenizes and decodes texts with vLLM's routes ``/tokenize`` and ``/detokenize``."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from ..tenants.limits import ServerLimits
 
 
 class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /tokenize``: a text, or a conversation as its template writes it. A text has the tokenizer's own
-    special tokens around it.
+    """``POST /tokenize``: a text, or a conversation for the chat template. A text gets the tokenizer's own
+    special tokens.
     """
 
     model: str
@@ -38,14 +38,14 @@ class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
     return_token_strs: bool | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Both, or none; messages that are none."""
+        """Yields misfits if both prompt and messages are given, or none, and for invalid messages."""
         yield from breaches_of(self.messages or ())
         if (self.prompt is None) == (self.messages is None):
             yield Misfit("/prompt", "give prompt or messages")
 
 
 class Tokens(msgspec.Struct, frozen=True):
-    """The answer of ``/tokenize``."""
+    """The response of ``/tokenize``."""
 
     count: int
     max_model_len: int | None
@@ -54,26 +54,26 @@ class Tokens(msgspec.Struct, frozen=True):
 
 
 class DetokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /detokenize``."""
+    """``POST /detokenize``: token ids to decode."""
 
     model: str
     tokens: list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
 
 
 class Text(msgspec.Struct, frozen=True):
-    """The answer of ``/detokenize``."""
+    """The response of ``/detokenize``."""
 
     prompt: str
 
 
 class TokenRoutes:
-    """Answers by the tokenizer of an engine's bundle."""
+    """Answers with the tokenizer of an engine's bundle."""
 
     def __init__(self, bundle: OpenBundle, limits: ServerLimits) -> None:
         self._bundle, self._tokenizer, self._limits = bundle, bundle.tokenizer, limits
 
     async def tokenize(self, context: RequestContext) -> Response:
-        """``POST /tokenize``."""
+        """``POST /tokenize``: returns the tokens of a text or a conversation."""
         body = await context.read_body(TokenizeRequest)
         context.state.quotas.ask(context.key)
         context.state.catalogue.find_model(body.model, context.key)
@@ -86,7 +86,7 @@ class TokenRoutes:
         return json_response(Tokens(len(ids), context.state.engine.engine.max_length, ids, words))
 
     async def detokenize(self, context: RequestContext) -> Response:
-        """``POST /detokenize``."""
+        """``POST /detokenize``: returns the text of tokens."""
         body = await context.read_body(DetokenizeRequest)
         context.state.quotas.ask(context.key)
         context.state.catalogue.find_model(body.model, context.key)
@@ -114,7 +114,7 @@ class TokenRoutes:
 
 
 def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """The API on an engine."""
+    """Makes the API for an engine."""
     routes = TokenRoutes(engine.bundle, limits)
     return Api(
         (

@@ -1,1 +1,1 @@
-"""A server inside a process that has no address of its own for it."""
+"""Servers inside of another process, without an address of their own."""

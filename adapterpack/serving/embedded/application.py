@@ -1,5 +1,5 @@
-"""A server as an ASGI application, for a process that has its own address, its own event loop, or none at
-all.
+"""A server as an ASGI application, for processes that have their own address or event loop, or none
+at all.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from ..tenants.limits import ServerLimits
 
 
 class Application:
-    """The routes of a bundle, answered in the event loop ``loop``, by default the one that runs.
-    :meth:`close` ends it.
+    """The routes of a bundle, answered in the event loop ``loop``, by default the running one; :meth:`close`
+    stops it.
 
-    ``keys`` is a file of keys; without one everybody who reaches it may ask. ``engine`` makes the thread that
-    takes the engine's steps. Other options are those of :func:`adapterpack.serve`. ``routes`` are the ones
-    with a body, by their path.
+    ``keys`` is a file of keys; without one, everyone who can reach the application may use it. ``engine``
+    makes the thread that runs the engine. Other options are those of :func:`adapterpack.serve`. ``routes``
+    maps the paths of routes with a body to them.
 
     Raises:
-        AdapterpackError: as :func:`adapterpack.serve`.
+        AdapterpackError: see :func:`adapterpack.serve`.
 
     Example:
         >>> application = Application("bundle", adapters=["packs/orders"])  # doctest: +SKIP
@@ -104,18 +104,18 @@ class Application:
         self._stack.callback(self.thread.close)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request, by ASGI."""
+        """Handles one ASGI request."""
         await self._app(scope, receive, send)
 
     def close(self) -> None:
-        """Ends it after the step that the engine is in."""
+        """Stops the engine after its current step and closes the APIs."""
         self._stack.close()
 
 
 def scope_of(
     method: str, path: str, headers: Sequence[tuple[str, str]], query: str = ""
 ) -> Mapping[str, Any]:
-    """What ASGI says of a request that came by no connection."""
+    """Makes the ASGI scope of a request without a connection."""
     return {
         "type": "http",
         "asgi": {"version": "3.0"},

@@ -1,6 +1,4 @@
-"""The routes of a server for this process itself: requests without connections, which come in blocks and run
-in their order.
-"""
+"""Runs requests within this process, without connections: in blocks, and in a fixed order."""
 
 from __future__ import annotations
 
@@ -26,13 +24,12 @@ _LIMITS = ServerLimits(
     request_seconds=_WITHOUT_END,
     masks_beside=False,
 )
-"""A job has the engine for itself, so its open rows and its time have no limit, and a mask keeps nobody
-waiting.
+"""A job has the engine to itself: its rows and time are unlimited, and slow masks delay nobody else.
 """
 
 
 class Posted(NamedTuple):
-    """A request: its path, its body, and the id that its answer has."""
+    """A request: its path, its body, and the id for its response."""
 
     path: str
     body: bytes
@@ -40,20 +37,20 @@ class Posted(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """The answer to a request."""
+    """The response to a request."""
 
     status: int
     body: bytes
 
 
 class InProcess:
-    """A server without an address. ``routes`` are those with a body, by their path.
+    """A server without an address. ``routes`` maps the paths of routes with a body to them.
 
-    The requests of a block begin together, in their order, and a block begins when those before it have
-    ended: what is answered does not depend on how fast anything is.
+    The requests of a block start together, in their order, and a block starts after the one before has ended.
+    Results therefore do not depend on timing.
 
     Raises:
-        AdapterpackError: as :func:`adapterpack.serve`.
+        AdapterpackError: see :func:`adapterpack.serve`.
     """
 
     def __init__(
@@ -84,18 +81,18 @@ class InProcess:
         return self._app.thread
 
     def close(self) -> None:
-        """Ends what runs."""
+        """Stops the server."""
         self._stack.close()
 
     def block(self, requests: Sequence[Posted]) -> Sequence[Callable[[], Reply]]:
-        """Begins requests; what waits for the answer of each."""
+        """Starts requests, and returns for each a function that waits for its response."""
         tasks = self._loop.run_until_complete(self._begin(requests))
         return [lambda task=task: self._loop.run_until_complete(task) for task in tasks]  # type: ignore[misc]
 
     async def _begin(self, requests: Sequence[Posted]) -> list[asyncio.Task[Reply]]:
         tasks = []
         with self._thread.hold():
-            for request in requests:  # one after the other: the engine gets their rows in this order
+            for request in requests:  # one at a time, so that the engine gets the rows in this order
                 self._thread.added.clear()
                 tasks.append(asyncio.create_task(self._answer(request)))
                 added = asyncio.create_task(self._thread.added.wait())
@@ -104,14 +101,14 @@ class InProcess:
         return tasks
 
     async def _answer(self, request: Posted) -> Reply:
-        """One request by ASGI, as a server of HTTP would make it."""
+        """Handles one request through ASGI, as an HTTP server would."""
         received = [{"type": "http.request", "body": request.body, "more_body": False}]
         status, body = 0, bytearray()
 
         async def receive() -> Any:
             if received:
                 return received.pop()
-            return await asyncio.Event().wait()  # nobody goes away
+            return await asyncio.Event().wait()  # the client never disconnects
 
         async def send(message: Any) -> None:
             nonlocal status
@@ -138,16 +135,16 @@ class _Thread(EngineThread):
         self.added = asyncio.Event()
 
     def add(self, rows: Sequence[ScheduledRow]) -> None:
-        """Adds rows, and signals it."""
+        """Adds rows and sets the ``added`` event."""
         super().add(rows)
         self.added.set()
 
 
 class _AtOnce(Executor):
-    """Runs each function in the thread that submits it."""
+    """An executor that runs each function in the thread that submits it."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        """Runs the function at once; the future is done."""
+        """Runs the function immediately and returns a completed future."""
         done: Future[Any] = Future()
         done.set_result(function(*args, **options))
         return done

@@ -1,1 +1,1 @@
-"""What a server counts and writes down: metrics, audit log, traces, traffic."""
+"""What a server measures and logs: metrics, audit log, traces, and the traffic of each key."""

@@ -1,5 +1,5 @@
-"""One line a request, as JSON: who asked, what answered, how many tokens and how long it took. Never what was
-said.
+"""The audit log: one JSON line for each request, with its key, adapter, token counts and times. Never
+contains prompts or answers.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass
 class Record:
-    """What becomes known of a request on its way. Times are of the monotonic clock.
+    """Data about a request, collected while it is handled. Times are those of the monotonic clock.
 
-    ``outcome`` is the reason why its answers ended, or the code of its error, or ``disconnected``; ``trace``
-    are its headers that say which trace it belongs to.
+    ``outcome`` is why its answers ended, the code of its error, or ``disconnected``; ``trace`` holds the
+    headers that name its trace.
     """
 
     id: str
@@ -45,14 +45,15 @@ class Record:
     trace: Mapping[str, str] = field(default_factory=dict)
 
     def answers(self, adapter: str | None, digest: str, mixed: bool) -> None:
-        """Notes what answers; ``mixed``: several adapters, as the request has put them together."""
+        """Records what answers; ``mixed`` if a request made up a mix of adapters."""
         self.adapter, self.digest, self.mixed = adapter, digest, mixed
 
 
 class AuditLog:
-    """Writes records to a file, behind those that are there; ``-`` is standard error, None nowhere. Where a
-    file takes none any more, as on a full disk, requests are answered all the same: a message says so, and
-    another how many are missing once it takes them again.
+    """Appends records to a file; ``-`` is standard error, and None writes nothing.
+
+    If the file cannot be written, as on a full disk, requests are still answered. The log says so once, and
+    later how many lines are missing.
 
     Raises:
         StorageError: the file cannot be written.
@@ -65,11 +66,11 @@ class AuditLog:
             self._file = sys.stderr.buffer
         elif path is not None:
             with storage_errors(path):
-                # it is open as long as the server runs
+                # stays open while the server runs
                 self._file = Path(path).open("ab", buffering=0)  # noqa: SIM115
 
     def write(self, record: Record) -> None:
-        """Adds a line."""
+        """Appends a line for a record."""
         if self._file is None:
             return
         now = time.monotonic()
@@ -105,7 +106,7 @@ class AuditLog:
             self._missing = 0
 
     def _put(self, line: bytes) -> None:
-        """Writes a line; one that the disk took a part of is ended before the next."""
+        """Writes a line. If only a part of a line was written before, ends that one first."""
         rest = memoryview(b"\n" + line if self._cut else line)
         while rest:
             rest = rest[self._file.write(rest) :]
