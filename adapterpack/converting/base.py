@@ -25,7 +25,7 @@ from ..tasks.task import TASKS, type_of
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base: a checkpoint of transformers, or of one model of a diffusers pipeline.
+    """A base: a transformers checkpoint, or one model of a diffusers pipeline.
 
     ``allow_structural`` accepts packs of a base with the same names, dtypes and shapes, whatever its weights.
     """
@@ -35,12 +35,12 @@ class BaseModel:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """The folder of the checkpoint."""
         return self.checkpoint.folder
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its configuration."""
+        """The model's configuration."""
         return self.checkpoint.config
 
     @cached_property
@@ -50,7 +50,7 @@ class BaseModel:
 
     @property
     def model_type(self) -> str | None:
-        """The model's type by its configuration, or its class for a model of diffusers."""
+        """The model type in its configuration, or its class for a diffusers model."""
         stated = self.config.get("model_type") or self.config.get("_class_name")
         return stated if isinstance(stated, str) else None
 
@@ -63,18 +63,19 @@ class BaseModel:
         }
 
     def weight_name(self, path: str, recorded: str | None = None) -> str:
-        """The tensor of a module's weight: the ``recorded`` one, if there is such a tensor, else by the path.
+        """Returns the tensor of a module's weight: the ``recorded`` one, if the base has it, else one that
+        matches the path. The paths of a task model may have one prefix more or less than its checkpoint.
 
         A task model may have one prefix more or less than its checkpoint.
 
         Raises:
-            SiteNotFound: there is none.
+            SiteNotFound: the base has no such tensor.
         """
         return self.checkpoint.require_weight(path, recorded)
 
     def stored_shape(self, path: str) -> tuple[int, ...] | None:
-        """The shape of a parameter by its path, or of a stack that is stored matrix by matrix; None where
-        there is none.
+        """Returns the shape of a parameter by its path, or of a stack that is stored matrix by matrix; None
+        if there is no such parameter.
         """
         stack = next(
             (
@@ -88,16 +89,17 @@ class BaseModel:
         return stack.shape if stack is not None else None if name is None else self.shapes[name]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor of the base."""
+        """Reads a tensor of the base."""
         return self.checkpoint.read(name)
 
     def module_paths(self) -> tuple[str, ...]:
-        """The paths of the modules of the base's model, in the model's order; its weights are not loaded.
+        """Returns the paths of the modules of the base's model, in the model's order, without loading its
+        weights.
 
         Raises:
-            Unsupported: this package has no model for it.
+            Unsupported: adapterpack cannot build the model.
         """
-        # only few methods depend on the order, and need torch for it
+        # only few methods depend on the order, so only these need torch
         from ..torch_adapters.models.load import empty_model  # noqa: PLC0415
 
         task = TASKS.find(self.task().type)
@@ -113,12 +115,12 @@ class BaseModel:
         return tuple(path for path, _ in empty_model(self.folder, task).named_modules())
 
     def identity(self) -> m.Base:
-        """The base as a manifest names it; reads every byte once for the content's digest."""
+        """Returns the base as a manifest names it; reads every byte once for the content digest."""
         base = self.checkpoint
         return m.Base(base.name, base.commit, self.model_type, base.structure, base.content, probe=base.probe)
 
     def task(self) -> m.Task:
-        """The task of the base, by its class."""
+        """Returns the task of the base, by its class."""
         classes = self.config.get("architectures")
         architecture = (
             classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
@@ -127,7 +129,7 @@ class BaseModel:
 
 
 def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
-    """The base in a folder: a checkpoint of transformers, or one model of a diffusers pipeline.
+    """Opens the base in a folder: a transformers checkpoint, or one model of a diffusers pipeline.
 
     Raises:
         StorageError: there is no such folder.
@@ -139,8 +141,8 @@ def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
 
 
 def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
-    """The pack with the base's fingerprint, the names of its tensors, and which sites have a bias; checks the
-    shape of every site. Where no base is named the pack stays as it is.
+    """Returns the pack with the base's fingerprint, the names of its tensors, and which sites have a bias,
+    after checking the shape of every site. Returns the pack unchanged if ``base`` is None.
 
     Raises:
         BaseMismatch: the pack names another base, or a site has another shape.
@@ -156,7 +158,9 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
             groups.append(group)
             continue
         stack = base.stored_shape(group.path) if is_stacked(group.kind) else None
-        if stack is not None and group.path not in base.shapes:  # the files have its matrices one by one
+        if (
+            stack is not None and group.path not in base.shapes
+        ):  # the files store the stack's matrices one by one
             require_shape(pack, group, stack, base.folder)
             groups.append(group)
             continue

@@ -1,4 +1,4 @@
-"""Turns packs into low-rank factors and back, for the formats that store these (GGUF, kohya, diffusers)."""
+"""Turns packs into low-rank factors and back, for formats that store factors (GGUF, kohya, diffusers)."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ class SiteFactors(NamedTuple):
 
     @property
     def alpha(self) -> float:
-        """``scale * r``: what other tools divide by the rank."""
+        """``scale * r``, the value that other tools divide by the rank."""
         return float(self.scale * self.down.shape[0])
 
 
 def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[SiteFactors]:
-    """The change at every site of a pack as factors; in the stored dtype where the pack's own tensors are the
-    factors. Sites of the methods ``but`` are left out.
+    """Yields the change at every site of a pack as factors; in the stored dtype if the pack's own tensors are
+    the factors. Skips sites of the methods ``but``.
 
     Raises:
-        Unsupported: the change is not a product of low rank, or a site is no linear layer.
+        Unsupported: the change is not a product of low rank, or a site is not a linear layer.
     """
     for method in pack.methods:
         if method.is_positional:
@@ -65,7 +65,7 @@ def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[S
 
 
 def require_linear(adapter: Adapter, form: str) -> None:
-    """Goes on only if the site is a linear layer.
+    """Checks that the site is a linear layer.
 
     Raises:
         Unsupported: it is not.
@@ -115,14 +115,14 @@ def lora_pack(
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     **claims: Any,
 ) -> Pack:
-    """A LoRA pack from factors by module path, with the checks of a pack: shapes fit each other, values are
-    finite floats.
+    """Builds a LoRA pack from factors by module path, with the checks of a pack: shapes fit each other,
+    values are finite floats.
 
     A value is :class:`SiteFactors`, or a LoRA config with its two matrices. ``claims`` are added to the
     manifest's ``training``.
 
     Raises:
-        FormatError: factors do not fit each other, or are no floats.
+        FormatError: factors do not fit each other, or are not floats.
         NonFinite: NaN or infinity.
     """
     adapters: dict[Site, tuple[LoRA, dict[str, np.ndarray]]] = {}
@@ -182,7 +182,7 @@ def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ..
     """Checks that every module has both roles.
 
     Raises:
-        FormatError: names the modules that lack one.
+        FormatError: a module lacks a role; the message names these modules.
     """
     if incomplete := sorted(path for path, present in tensors.items() if not set(roles) <= set(present)):
         raise FormatError(

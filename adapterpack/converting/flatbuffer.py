@@ -1,5 +1,5 @@
-"""Reads ``.onnx_adapter`` files, which are FlatBuffers, strictly: every offset and length is compared with
-the bytes that are there.
+"""Reads ``.onnx_adapter`` files, which are FlatBuffers, strictly: checks every offset and length against the
+size of the file.
 
 Layout: offset of the root table, identifier ``TORT``; root table: format, adapter and model version, then a
 vector of tables of (name, extents as int64, data type of ONNX, bytes).
@@ -47,14 +47,14 @@ class _Bytes:
         return value
 
     def field(self, table: int, index: int) -> int | None:
-        """The place of a table's field, or None where it has its default."""
+        """Returns the position of a table's field, or None if it has its default."""
         vtable = table - self.number(table, "i")
         entry = 4 + 2 * index
         offset = self.number(vtable + entry, "H") if entry + 2 <= self.number(vtable, "H") else 0
         return table + offset if offset else None
 
     def vector(self, place: int | None, size: int, limit: int, what: str) -> tuple[int, int]:
-        """Where a vector of elements of ``size`` bytes begins, and how many there are."""
+        """Returns the start of a vector of elements of ``size`` bytes, and their number."""
         if place is None:
             return 0, 0
         start = place + self.number(place, "I")
@@ -70,7 +70,7 @@ class _Bytes:
 
 
 def read_parameters(path: Path) -> dict[str, np.ndarray]:
-    """The parameters of an ``.onnx_adapter`` by name, as read-only views of the bytes read.
+    """Returns the parameters of an ``.onnx_adapter`` by name, as read-only views of the bytes read.
 
     Raises:
         FormatError: malformed, or past a limit.

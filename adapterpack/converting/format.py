@@ -1,5 +1,5 @@
-"""The interface of an adapter format: detect, read and write. What a format cannot store is an error, what it
-changes is a note.
+"""Defines an adapter format: detect, read and write. Content that a format cannot store is an error, content
+that it alters is a note.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from ..registry import Registry
 from .base import BaseModel
 
 MAX_FILE = 16 << 30
-"""Bytes of a file that is read whole."""
+"""The largest file, in bytes, that is read into memory."""
 
 
 class ConversionSource(NamedTuple):
-    """What is read: a path, the name for the pack, the base (if named), and the model or task to choose from
-    a file with several.
+    """The input of a conversion: a path, the name for the pack, the base (if named), and the model or task to
+    choose from a file with several.
 
-    ``converted``: it is to become something else, so that tensors are taken out of a pickle, too; who only
-    looks refuses it.
+    ``converted``: the caller converts the adapter, which allows reading tensors from a pickle; inspection
+    refuses pickles.
     """
 
     path: Path
@@ -47,11 +47,10 @@ class Format(NamedTuple):
     returns notes.
 
     ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is
-    None where a format is only read. ``read_without_base`` reads an adapter for inspection; modules keep the
-    names that they have in the file. Detection asks the formats in the order of their ``rank``. ``parts``:
-    one file may hold adapters of several models. ``tensors`` is the file of a folder that holds the numbers.
-    ``suffix`` is how the name of its file ends,
-    where it is one.
+    None for a format that is only read. ``read_without_base`` reads an adapter for inspection; modules keep
+    the names that they have in the file. Detection tries the formats in the order of their ``rank``.
+    ``parts``: one file may hold adapters of several models. ``tensors`` is the file with the tensors in a
+    folder. ``suffix`` is the ending of the file's name, for formats of one file.
     """
 
     name: str
@@ -74,7 +73,7 @@ FORMATS: Registry[Format] = Registry(
 
 
 def formats() -> dict[str, Format]:
-    """Every format by name, in the order in which detection asks them.
+    """Returns every format by name, in the order in which detection tries them.
 
     Example:
         >>> list(formats())[0], formats()["gguf"].folder
@@ -84,7 +83,7 @@ def formats() -> dict[str, Format]:
 
 
 def first_bytes(path: Path, count: int) -> bytes:
-    """The first bytes of a regular file; none of anything else."""
+    """Returns the first bytes of a regular file, and no bytes for anything else."""
     if not path.is_file():
         return b""
     with open_regular(path) as file:
@@ -92,7 +91,7 @@ def first_bytes(path: Path, count: int) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """Reads a file once, so that exactly the checked bytes are used.
+    """Reads a file once, so that the bytes that are used are the checked ones.
 
     Raises:
         FormatError: it is larger than any adapter.
@@ -110,7 +109,7 @@ def read_file(path: Path) -> bytes:
 
 
 def require_base(base: BaseModel | None, where: object, why: str) -> BaseModel:
-    """The base, which must have been named.
+    """Returns the base, which the caller must have named.
 
     Raises:
         ConfigError: none was named.
@@ -141,7 +140,7 @@ def refuse_full_modules(pack: Pack, form: str) -> None:
 
 
 def list_first(names: list[str], most: int = 5) -> str:
-    """The first names, and how many more there are.
+    """Joins the first names, and states how many more there are.
 
     Example:
         >>> list_first(["a", "b", "c"], 2)
@@ -152,7 +151,7 @@ def list_first(names: list[str], most: int = 5) -> str:
 
 
 def plain_name(text: str) -> str:
-    """A text in the characters that a pack's name may have.
+    """Replaces the characters that a pack's name may not have.
 
     Example:
         >>> plain_name("my LoRA (v2)")

@@ -1,4 +1,6 @@
-"""Reads the tensors of an adapter in a GGUF file, once, so that exactly the checked bytes are used."""
+"""Reads the tensors of an adapter in a GGUF file, once, so that the bytes that are used are the checked
+ones.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ def _plain(dtype: Any) -> Callable[[memoryview], np.ndarray]:
 
 
 def _q8_0(data: memoryview) -> np.ndarray:
-    """32 values a block: a float16 scale and 32 signed bytes; the product is float32."""
+    """Decodes Q8_0: blocks of 32 values, a float16 scale and 32 signed bytes; the product is float32."""
     blocks = np.frombuffer(data, np.dtype([("scale", "<f2"), ("values", "i1", 32)]))
     values: np.ndarray = (
         blocks["scale"].astype(np.float32)[:, None] * blocks["values"].astype(np.float32)
@@ -48,7 +50,7 @@ class GGUFAdapter(NamedTuple):
 
 
 def read_gguf(path: Path) -> GGUFAdapter:
-    """Keys and tensors of a GGUF file.
+    """Reads the keys and tensors of a GGUF file.
 
     Raises:
         FormatError: truncated, malformed, or past a limit.

@@ -1,4 +1,4 @@
-"""Names the labels of an adapter's head, for which PEFT's folders have no place."""
+"""Names the labels of a head, which PEFT's folders cannot store."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..pack.pack import Pack, seal
 from ..tasks.task import TASKS
 
 LONGEST = 200
-"""Characters of a label."""
+"""The most characters of a label."""
 
 
 def name_labels(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
-    """The pack with names for its labels, in the order of its logits; ``child``: of a pack that is somewhere,
-    which becomes its parent.
+    """Returns the pack with names for its labels, in the order of its logits; ``child``: records the pack as
+    the parent of the result.
 
     Raises:
         Unsupported: the pack has no head with labels.
-        ConfigError: they are not as many as the head's logits, or not labels that one can tell apart.
+        ConfigError: the number of labels is not that of the head's logits, or labels are not distinct.
     """
     width = _width(pack)
     if not width:
@@ -52,7 +52,7 @@ def name_labels(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
 
 
 def unnamed_note(pack: Pack) -> tuple[str, ...]:
-    """A note on a head whose labels nobody has named."""
+    """Returns a note if the pack has a head whose labels have no names."""
     width = 0 if pack.manifest.task.labels else _width(pack)
     return (
         (
@@ -65,7 +65,7 @@ def unnamed_note(pack: Pack) -> tuple[str, ...]:
 
 
 def _width(pack: Pack) -> int:
-    """How many labels the head of a pack tells apart; 0 where it has no head with labels."""
+    """Returns the number of labels of a pack's head; 0 if it has no head with labels."""
     task = TASKS.find(pack.manifest.task.type)
     if task is None or not task.labelled:
         return 0

@@ -1,5 +1,5 @@
-"""What kohya's and diffusers' files have in common: safetensors whose keys begin with the name of the model
-that they belong to.
+"""Shared code of kohya's and diffusers' files: safetensors whose keys begin with the name of the model that
+they belong to.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEXT_MODELS = ("clip", "t5", "umt5", "gemma", "llama", "qwen")
 
 
 def keys_of(path: Path) -> list[str]:
-    """The tensor names of a safetensors file, or nothing if it is none, or malformed."""
+    """Returns the tensor names of a safetensors file; nothing for any other or a malformed file."""
     if first_bytes(path, 9)[8:] != b"{":
         return []
     try:
@@ -42,14 +42,14 @@ def open_file(source: ConversionSource) -> SafetensorsFile:
 
 
 def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
-    """Whether a base is a text encoder, by its own model type or else by the one that the pack records."""
+    """Whether a base is a text encoder, by its own model type or else by the type that the pack records."""
     stated = (base.model_type if base is not None else None) or model_type or ""
     return stated.lower().startswith(_TEXT_MODELS)
 
 
 def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
-    """What gives the path that a module has in published checkpoints of the pack's base: these files have no
-    other.
+    """Returns a function that maps a module path to its path in published checkpoints of the pack's base,
+    which these files use.
     """
     known = pack.manifest.base
     steps = (
@@ -61,11 +61,11 @@ def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
 
 
 def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -> tuple[str, tuple[str, ...]]:
-    """The chosen model among those of a file, and a note about those that are left out.
+    """Returns the chosen model among those of a file, and a note about the models that are left out.
 
     Raises:
-        Unsupported: there are several and none was chosen: a pack belongs to one base.
-        UnknownName: there is no such part.
+        Unsupported: the file has several models and the caller chose none: a pack belongs to one base.
+        UnknownName: the file has no such part.
     """
     sizes, counts = _count(parts)
     if source.part is None:
@@ -91,7 +91,7 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -
 
 
 def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """The note about a file with adapters of several models."""
+    """Returns the note about a file with adapters for several models."""
     sizes, counts = _count(parts)
     return (
         (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",)
@@ -106,7 +106,7 @@ def _count(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
 
 
 def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:
-    """The note about modules without a stated alpha."""
+    """Returns the note about modules without a stated alpha."""
     return (
         ()
         if not modules

@@ -1,4 +1,4 @@
-"""Reads single numbers of strangers' files, and moves a scale from one number of a file into factors."""
+"""Reads single numbers from untrusted files, and moves a scale from a file's number into factors."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .factors import SiteFactors
 
 
 def finite_number(value: Any, where: str) -> float:
-    """A number of a JSON file.
+    """Returns a number of a JSON file.
 
     Raises:
-        FormatError: it is none, or too large for a float.
+        FormatError: it is not a number, or too large for a float.
 
     Example:
         >>> finite_number(2, "config.json")
@@ -34,10 +34,10 @@ def finite_number(value: Any, where: str) -> float:
 
 
 def tensor_number(value: np.ndarray, where: str) -> float:
-    """The number in a tensor that holds one.
+    """Returns the number in a tensor with one element.
 
     Raises:
-        FormatError: it holds several, or whole numbers.
+        FormatError: it has several elements, or holds integers.
         NonFinite: it is NaN or infinite.
 
     Example:
@@ -55,8 +55,8 @@ def tensor_number(value: np.ndarray, where: str) -> float:
 
 
 def most_frequent(values: Iterable[float]) -> float | None:
-    """The number that occurs most often among those that are neither zero nor infinite, the larger of two;
-    None where there is none.
+    """Returns the most frequent number among those that are neither zero nor infinite, of equally frequent
+    ones the larger; None if there is none.
 
     Example:
         >>> most_frequent([2.0, 1.0, 2.0, 0.0, 0.0, 0.0])
@@ -67,8 +67,8 @@ def most_frequent(values: Iterable[float]) -> float | None:
 
 
 def common_scale(sites: Sequence[SiteFactors], tool: str, leaf: str) -> tuple[float, tuple[str, ...]]:
-    """The scale for a file that has one: that of most sites; and a note if others differ, which their factor
-    called ``leaf`` then holds.
+    """Returns the scale for a file that stores only one: that of most sites; and a note if others differ,
+    whose factor ``leaf`` takes the difference.
     """
     scale = most_frequent(site.scale for site in sites) or 1.0
     differing = sum(site.scale != scale for site in sites)
@@ -84,8 +84,8 @@ def common_scale(sites: Sequence[SiteFactors], tool: str, leaf: str) -> tuple[fl
 
 
 def scale_factor(up: np.ndarray, ratio: float, where: str) -> np.ndarray:
-    """``up * ratio``: the same bytes for one (to float32's precision), the same dtype where that is exact,
-    else rounded once to float32.
+    """Returns ``up * ratio``: the same bytes if the ratio is 1 (to float32's precision), the same dtype if
+    that is exact, else rounded once to float32.
 
     Raises:
         Unsupported: the product leaves the range of float32.

@@ -1,4 +1,4 @@
-"""What conversions do with packs on their way: plain numbers, a fitting base, a parent in the lineage."""
+"""Steps of conversions on packs: dequantize, check the base, record the parent in the lineage."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Cfg = TypeVar("Cfg", bound=Any)
 
 
 def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
-    """A quantized pack with its tensors as floats, and a note about it; any other pack as it is.
+    """Returns a quantized pack with its tensors as floats, and a note about it; any other pack unchanged.
 
     The values are those that every runtime uses: the error of the quantization remains.
     """
@@ -34,7 +34,7 @@ def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     if stored is None:
         return pack, ()
     claims = pack.manifest
-    # quantized packs have one method
+    # a quantized pack has a single method, so it has no other groups to keep
     adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}
     weights = {group.path: group.weight for group in claims.groups}
     plain = build(
@@ -58,7 +58,7 @@ def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
 
 
 def require_base_fits(pack: Pack, base: BaseModel | None) -> Pack:
-    """The pack itself, after checking that it fits the base.
+    """Returns the pack after checking that it fits the base.
 
     Raises:
         BaseMismatch: it was made for another base.
@@ -79,15 +79,15 @@ def foreign_pack(
     task: m.Task | None = None,
     **claims: Any,
 ) -> Pack:
-    """A pack of what another tool's adapter holds: the sites of each method, the first of them the pack's
-    own; what its sites share, and the modules that were trained whole.
+    """Builds a pack from another tool's adapter: the sites of each method (the first is the pack's own), the
+    parameters that its sites share, and the fully trained modules.
 
     ``kind`` names the format, and ``claims`` are added to the manifest's ``training``. Without a ``task`` it
     is the base's, if that is known.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
-        NothingToDo: there is nothing in it.
+        NothingToDo: the adapter is empty.
     """
     task = task or (m.Task(NO_TASK) if source.base is None else source.base.task())
     first = sites[0] if sites else MethodSites(get("lora"), {})
@@ -105,13 +105,13 @@ def foreign_pack(
 
 
 def drop_targets(cfg: Cfg) -> Cfg:
-    """A config without the choices that training alone needs: the sites of a pack are known."""
+    """Returns a config without the options that only training needs: the sites of a pack are fixed."""
     return dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
 
 
 def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
-    """Digest and name of the file with an adapter's numbers: the file itself, or the one called ``tensors``
-    in a folder, or, where there is none, the pickle or the first of several that stand for it.
+    """Returns digest and name of the file with an adapter's tensors: the file itself, or ``tensors`` in a
+    folder, or, without that, the pickle or the first of several shards.
     """
     file = path / tensors if path.is_dir() else path
     if not file.exists():
@@ -122,7 +122,7 @@ def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
 
 
 def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
-    """The pack with the converted file recorded as its parent, by digest."""
+    """Returns the pack with the converted file recorded as its parent, by digest."""
     digest, name = parent
     shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
     members = () if pack.manifest.lineage is None else pack.manifest.lineage.parents

@@ -1,5 +1,5 @@
-"""Converts packs of methods whose PEFT file depends on a decomposition of the base's weights, which is
-computed as PEFT computes it.
+"""Converts packs of methods whose PEFT file depends on a decomposition of the base's weights, computed as
+PEFT computes it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .base import BaseModel
 
 
 def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -> Pack:
-    """The pack with the method's own parameters, from one with the parameters of PEFT's file; by
-    ``completed``, or the method's own way.
+    """Converts a pack with the parameters of PEFT's file to one with the method's own parameters, by
+    ``completed``, or the method's own conversion.
 
     Raises:
         Unsupported: the decomposition of a weight is not unique, so the file is ambiguous.
@@ -33,12 +33,12 @@ def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -
 
 
 def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
-    """The pack with the parameters that PEFT's file has on this base; None for methods whose file does not
-    depend on the base.
+    """Returns the pack with the parameters that PEFT's file has on this base; None for methods whose file
+    does not depend on the base.
 
     Raises:
-        ConfigError: the base is needed, and was not named.
-        Unsupported: see :func:`from_peft`; or PEFT has no such adapter at a site.
+        ConfigError: the conversion needs the base, which the caller did not name.
+        Unsupported: the decomposition is not unique, or PEFT has no such adapter at a site.
     """
     peft_form = pack.method.peft
     if peft_form is None or peft_form.to_peft_with_base is None or len(pack.methods) > 1:
@@ -105,8 +105,8 @@ def _widths(weight: np.ndarray) -> tuple[int, int]:
 
 
 def _torch_svd(weight: np.ndarray, estimate: Estimate | None = None) -> tuple[np.ndarray, ...]:
-    """U, S and V^T of a float32 weight, with the signs that torch's linear algebra gives on this machine's
-    CPU, as PEFT takes them.
+    """Returns U, S and V^T of a float32 weight, with the signs that torch gives on this machine's CPU, since
+    PEFT uses these.
     """
     import torch  # noqa: PLC0415 - only these methods' conversion needs it
 

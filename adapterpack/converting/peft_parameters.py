@@ -1,7 +1,7 @@
-"""Writes what PEFT has in another form than a pack's folder: parameters, stacks of experts
+"""Writes packs that PEFT stores differently than a pack's folder: parameters, stacks of experts
 (``target_parameters``), prefixes of decoders.
 
-The two parameters of torch's own attention are a module to PEFT, with one rank and one scale for both.
+PEFT treats the two parameters of torch's own attention as one module, with one rank and one scale for both.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _IN, _OUT, _APART = ".in_proj_weight", ".out_proj.weight", ".q_proj_weight"
 
 
 def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]] | None:
-    """The files of PEFT's folder by name, and what is to be said of them; None where the pack changes no
-    parameters, or PEFT has its method for none.
+    """Returns the files of PEFT's folder by name, and notes on them; None if the pack changes no parameters,
+    or PEFT does not support its method for parameters.
 
     Raises:
-        Unsupported: PEFT has no such adapter of torch's own attention; or whether a parameter is one of its
-            only ``base`` could tell.
+        Unsupported: PEFT has no such adapter of torch's own attention; or only ``base``, which is missing,
+            could show whether a parameter belongs to it.
     """
     form, groups = (
         pack.method.peft,
@@ -86,7 +86,7 @@ def of_parameters(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes],
 
 
 def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -> str | None:
-    """The attention of torch's that a parameter belongs to, or None."""
+    """Returns the path of torch's attention module to which a parameter belongs, or None."""
     owner = path.removesuffix(_OUT).removesuffix(_IN)
     if owner == path:
         return None
@@ -113,8 +113,8 @@ def _attention(path: str, groups: Mapping[str, Group], base: BaseModel | None) -
 
 
 def _halve(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any]:
-    """The factors of ``out_proj``, whose change is half of what it is in the scale of ``in_proj_weight``:
-    PEFT adds it twice.
+    """Returns the factors of ``out_proj`` for half of its change, in the scale of ``in_proj_weight``: PEFT
+    adds this change twice.
 
     Raises:
         Unsupported: one of the two is not changed, or they have different ranks.
@@ -141,8 +141,8 @@ def _halve(pack: Pack, owner: str, groups: Mapping[str, Group]) -> dict[str, Any
 
 
 def reorder_for_peft(pack: Pack) -> dict[str, bytes] | None:
-    """The files of PEFT's folder with the tensors of the one site in PEFT's order; None where PEFT has no
-    such adapter.
+    """Returns the files of PEFT's folder with the tensors of the only site in PEFT's order; None if PEFT has
+    no such adapter.
     """
     form, adapters = pack.method.peft, [group for group in pack.groups if group.role == "adapter"]
     if (

@@ -1,4 +1,4 @@
-"""Converts adapters from one format to another, by way of a pack."""
+"""Converts adapters from one format to another, through a pack."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Conversion:
     notes: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The conversion as ``convert --json`` prints it."""
+        """Returns the conversion as ``convert --json`` prints it."""
         groups = self.pack.manifest.groups
         files = (
             [self.path]
@@ -149,7 +149,7 @@ def convert(
 
 
 def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequence[str] | None) -> str:
-    """The format to write where none is named.
+    """Returns the format to write if the caller names none.
 
     Raises:
         ConfigError: files of several formats end like ``out``.
@@ -169,7 +169,7 @@ def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequen
 
 
 def writable() -> list[str]:
-    """The names of the formats that are written, too."""
+    """Returns the names of the formats that can be written."""
     return [name for name, form in formats().items() if form.write is not None]
 
 
@@ -177,15 +177,15 @@ def detect(path: Path) -> Format:
     """Detects the format of a file or folder by its names and first bytes.
 
     Raises:
-        FormatError: no supported format.
-        Unsupported: a kind that is known and never read, such as a pickle.
+        FormatError: it is not in a supported format.
+        Unsupported: it is of a kind that is never read, such as a pickle.
     """
     for form in formats().values():
         if form.detect(path):
             return form
     refuse_known(path)
     if path.suffix == ".safetensors" and path.is_file():
-        SafetensorsFile(path)  # says what is wrong with a file that cannot be read
+        SafetensorsFile(path)  # raises an error that explains why the file cannot be read
     raise FormatError(
         "this is no adapter in a known format",
         where=path,
@@ -197,7 +197,7 @@ def detect(path: Path) -> Format:
 
 @contextmanager
 def _output(form: Format, out: Path) -> Iterator[Path]:
-    """A temporary folder or file for a format to write to; it is renamed to ``out`` on success."""
+    """Yields a temporary folder or file for a format to write to, and renames it to ``out`` on success."""
     if form.folder:
         with output_folder(out) as folder:
             yield folder

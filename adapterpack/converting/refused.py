@@ -1,5 +1,5 @@
-"""Files and folders of other tools that are known and never read: how each is recognized, why it is refused,
-and what to do.
+"""Recognizes files and folders of other tools that are never read, and explains the refusal and the
+remedy.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SAFE = "safetensors, GGUF or .onnx_adapter"
 
 
 class Refused(NamedTuple):
-    """Something that is refused: ``looks_like`` recognizes it by names and first bytes."""
+    """A kind of file that is refused: ``looks_like`` recognizes it by names and first bytes."""
 
     name: str
     looks_like: Callable[[Path], bool]
@@ -80,10 +80,10 @@ REFUSED = (
 
 
 def refuse_known(path: Path) -> None:
-    """Refuses what is known and not read.
+    """Refuses files of known kinds that are never read.
 
     Raises:
-        Unsupported: says why, and what to do.
+        Unsupported: the file is of such a kind; the message explains why, and what to do.
     """
     for kind in REFUSED:
         if kind.looks_like(path):

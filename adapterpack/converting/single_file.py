@@ -1,4 +1,4 @@
-"""Inspects and validates adapters of other tools, in one file or in a folder; no base is needed."""
+"""Inspects and validates adapters of other tools, in one file or in a folder, without a base."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ _NO_DIGESTS = "digests and canary: the format carries none"
 
 
 def inspect_file(path: Path) -> dict[str, Any]:
-    """A summary of another tool's adapter as JSON values; modules have the names that they have there.
+    """Returns a summary of another tool's adapter as JSON values; modules keep the names that they have
+    there.
 
     Raises:
-        FormatError: malformed, or no adapter in a supported format.
-        Unsupported: it has something that a pack cannot express, or is a pickle.
+        FormatError: the adapter is malformed, or not in a supported format.
+        Unsupported: a pack cannot express the adapter, or it is a pickle.
     """
     form, reading = _read(path)
     size = (path / form.tensors if form.folder else path).stat().st_size
@@ -37,13 +38,13 @@ def inspect_file(path: Path) -> dict[str, Any]:
 
 
 def validate_file(path: Path, base: Path | None = None, full: bool = False) -> Report:
-    """The report on another tool's adapter: reading it makes all possible checks; with ``base`` its modules
-    are looked up there.
+    """Returns the report on another tool's adapter: reading it makes all possible checks; with ``base`` it
+    looks up the modules there.
     """
     try:
         _read(path, base)
     except ConfigError:
-        raise  # a package is missing, which says nothing about the file
+        raise  # a missing package says nothing about the file
     except AdapterpackError as error:
         return Report("adapter", str(path), None, (unreadable(error, path.parent),))
     return Report(

@@ -1,5 +1,5 @@
-"""Opens the tensors of a folder of PEFT that are not in one safetensors file: of a pickle, or of several
-files.
+"""Opens the tensors of a PEFT folder that are in a pickle or in several files instead of one safetensors
+file.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .format import ConversionSource
 
 
 def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
-    """The tensors of ``folder``, and what to say of how they were read; None where they are in the file where
-    they should be.
+    """Opens the tensors of ``folder``, and returns notes on how they were read; None if they are in the usual
+    file.
 
     Raises:
         FormatError: a file is damaged, or one of several is missing.
-        Unsupported: they are in a pickle and the source is not to be converted, or the pickle holds something
-            else.
+        Unsupported: they are in a pickle and the caller does not convert, or the pickle contains other
+            objects than tensors.
     """
     if (folder / TENSORS).exists():
         return None, ()

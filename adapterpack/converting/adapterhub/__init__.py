@@ -1,3 +1,3 @@
-"""What the folders of AdapterHub's library (``adapters``) hold: where its adapters lie, what they compute,
-and their heads.
+"""Reads and writes the contents of folders of AdapterHub's library (``adapters``): places, methods and
+heads.
 """

@@ -1,8 +1,8 @@
-"""Bottlenecks of AdapterHub (Houlsby, Pfeiffer, parallel, Compacter) as ours.
+"""Converts AdapterHub's bottlenecks (Houlsby, Pfeiffer, parallel, Compacter) to adapterpack's.
 
-Its Houlsby and parallel adapters stand before the residual and the norm of their sub-layer, as ours do. Its
-Pfeiffer adapter reads what the layer's own norm makes of the sum: that is the residual stream where a model
-normalizes first, and no place that ours can read where a model normalizes last.
+Its Houlsby and parallel adapters act before the residual and the norm of their sub-layer, as adapterpack's
+do. Its Pfeiffer adapter reads the sum after the layer's own norm. In a pre-norm model that is the residual
+stream; in a post-norm model no bottleneck of adapterpack can read it.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ _PHM = {
 def read(
     config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
 ) -> tuple[MethodSites, dict[str, np.ndarray]]:
-    """The sites of a bottleneck adapter by AdapterHub's places, and what they share.
+    """Returns the sites of a bottleneck adapter by AdapterHub's places, and the parameters that they share.
 
     Raises:
-        Unsupported: a form of it that no method here has.
-        FormatError: tensors that do not fit the settings.
+        Unsupported: a variant that no method of adapterpack has.
+        FormatError: the tensors do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _FREE, where)
     parallel, stream = (
@@ -195,8 +195,8 @@ def read(
 
 
 def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
-    """The rules that all places share; two factors, whose rank is one whatever the settings say, are
-    multiplied out.
+    """Returns the rules that all places share; multiplies out a rule that is stored as two factors, whose
+    rank is always 1, whatever the settings say.
     """
     if shared.keys() == {"phm_rule_left", "phm_rule_right"}:
         left, right = shared["phm_rule_left"], shared["phm_rule_right"]
@@ -216,8 +216,8 @@ def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
 def _config(
     method: Any, settings: Mapping[str, Any], path: str, width: int, reduction: Any, layer: str, where: str
 ) -> Any:
-    """The config at one site; its reduction may be one for all layers, or one for each by its number, with a
-    default.
+    """Returns the config at one site; its reduction may be one number for all layers, or one for each layer
+    number with a default.
     """
     if isinstance(reduction, dict):
         reduction = reduction.get(layer.rpartition(".")[2], reduction.get("default"))

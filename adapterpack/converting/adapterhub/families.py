@@ -1,5 +1,5 @@
-"""Where AdapterHub's library puts its adapters in the models of a family, and which of our sites each place
-is.
+"""Lists where AdapterHub's library puts its adapters in each family of models, and which of adapterpack's
+sites each place is.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from ...errors import Unsupported, printable
 
 
 class Family(NamedTuple):
-    """One layout of layers. ``blocks`` maps the ends of AdapterHub's places of bottlenecks to those of our
-    sites; the last one is that of the feed-forward.
+    """One layout of layers. ``blocks`` maps the suffixes of AdapterHub's places of bottlenecks to those of
+    adapterpack's sites; the last one is the feed-forward's.
 
     ``norm_first``: a layer's output is the residual stream itself. ``entry``: the module whose input a
-    parallel adapter reads, as ``source`` of our bottleneck has it. ``linear`` maps the ends of linear layers
-    to the word of AdapterHub's config for them. ``outer`` is the name of the model in the one around it that
-    the library has always.
+    parallel adapter reads (``source`` of adapterpack's bottleneck). ``linear`` maps the suffixes of linear
+    layers to their names in AdapterHub's config. ``outer`` is the name of the model within the task model
+    that the library always wraps around it.
     """
 
     blocks: Mapping[str, str]
@@ -27,8 +27,8 @@ class Family(NamedTuple):
     outer: str
 
     def block(self, place: str) -> tuple[str, str, bool] | None:
-        """(path of the layer, end of our site, whether it is the feed-forward's) of one of AdapterHub's
-        places, or None.
+        """Returns (path of the layer, suffix of adapterpack's site, whether it is the feed-forward's) of one
+        of AdapterHub's places, or None.
         """
         for their, ours in self.blocks.items():
             layer = place.removesuffix(f".{their}")
@@ -85,10 +85,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(model_type: object, where: object) -> Family:
-    """The layout of a kind of model.
+    """Returns the layout of a model type.
 
     Raises:
-        Unsupported: none is known.
+        Unsupported: the layout is not known.
     """
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise Unsupported(

@@ -1,5 +1,5 @@
-"""Prediction heads of AdapterHub as modules that were trained whole, where the same model of transformers has
-them.
+"""Converts AdapterHub's prediction heads to fully trained modules, where transformers has the same model with
+that head.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _MOST_LABELS = 10_000
 
 
 class AdapterHubHead(NamedTuple):
-    """The modules of a head, in order, as a model of transformers calls them; ``{}`` is the name of the model
-    inside of it.
+    """The modules of a head, in order, under their names in transformers; ``{}`` is the name of the model
+    inside the task model.
     """
 
     task: str
@@ -45,18 +45,18 @@ gives.
 
 
 class WholeHead(NamedTuple):
-    """A head as a pack has it: its modules by path, and the task with its labels."""
+    """A head as a pack stores it: its modules by path, and the task with its labels."""
 
     modules: dict[str, dict[str, np.ndarray]]
     task: m.Task
 
 
 def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> WholeHead:
-    """The head in ``head_config.json`` and its tensors.
+    """Reads the head in ``head_config.json`` and its tensors.
 
     Raises:
-        Unsupported: no model of transformers has such a head there.
-        FormatError: tensors that do not fit the settings.
+        Unsupported: no transformers model has such a head there.
+        FormatError: the tensors do not fit the settings.
     """
     config, name, model = (
         setting(saved, key, kind, where)
@@ -78,7 +78,9 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         )
     left, modules = dict(tensors), {}
     for number, module in enumerate(head.modules):
-        place = f"heads.{name}.{3 * number + 1}"  # each is behind a dropout, and before an activation
+        place = (
+            f"heads.{name}.{3 * number + 1}"  # AdapterHub's head repeats dropout, linear layer, activation
+        )
         params = {
             leaf: left.pop(f"{place}.{leaf}") for leaf in ("weight", "bias") if f"{place}.{leaf}" in left
         }
@@ -108,7 +110,7 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
 
 
 def _labels(config: Mapping[str, Any], count: int, where: str) -> tuple[str, ...] | None:
-    """The labels in the order of their numbers, if there is one for each output."""
+    """Returns the labels in the order of their ids, if there is one for each output."""
     stated = config.get("label2id")
     if not isinstance(stated, dict) or not 0 < len(stated) == count <= _MOST_LABELS:
         return None

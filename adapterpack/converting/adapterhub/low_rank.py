@@ -1,8 +1,8 @@
-"""LoRA and (IA)^3 of AdapterHub as ours.
+"""Converts AdapterHub's LoRA and (IA)^3 to adapterpack's.
 
-Its (IA)^3 multiplies outputs at every place. A layer that holds query, key and value as one (GPT-2's) has
-factors for those of the three that are adapted: together they are one LoRA of their ranks' sum, whose rows
-are zero elsewhere.
+Its (IA)^3 multiplies outputs at every place. A layer with fused query, key and value (GPT-2's) has factors
+for those of the three that are adapted. Together they become one LoRA whose rank is the sum of theirs, with
+zero rows elsewhere.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _PARTS = "qkv"
 
 
 def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Family, where: str) -> MethodSites:
-    """The sites of a LoRA or (IA)^3 by the path of their layers.
+    """Returns the sites of a LoRA or (IA)^3 by the path of their layers.
 
     Raises:
-        Unsupported: a form of it that no method here has: its DoRA scales the layer's bias and leaves alpha
-            out of the norm.
-        FormatError: tensors that do not fit the settings.
+        Unsupported: a variant that no method of adapterpack has: AdapterHub's DoRA scales the layer's bias
+            and leaves alpha out of the norm.
+        FormatError: the tensors do not fit the settings.
     """
     require_settings(config, _UNDERSTOOD, _FREE, where)
     rank, alpha = (

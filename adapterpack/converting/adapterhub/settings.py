@@ -1,4 +1,4 @@
-"""Reads the settings in AdapterHub's ``adapter_config.json``: each has a value that is understood, or no
+"""Checks the settings in AdapterHub's ``adapter_config.json``: each must have a supported value, or have no
 influence on the outputs.
 """
 
@@ -13,10 +13,10 @@ _REMEDY = "train it without that option, or keep it with the library that made i
 
 
 def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    """A setting that must be there and of that type.
+    """Returns a setting that must exist and have that type.
 
     Raises:
-        FormatError: it is not.
+        FormatError: it is missing or has another type.
     """
     value = config.get(key)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
@@ -32,11 +32,11 @@ def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 def require_settings(
     config: Mapping[str, Any], understood: Mapping[str, tuple[Any, ...]], free: frozenset[str], where: str
 ) -> None:
-    """Goes on only if every setting is ``free``, or has a value among those ``understood``; one that is
-    missing counts as the first.
+    """Checks that every setting is ``free``, or has a value among those ``understood``; a missing setting
+    counts as the first of these values.
 
     Raises:
-        Unsupported: one that would change the outputs.
+        Unsupported: a setting would change the outputs.
     """
     for key, value in config.items():
         if key in free:

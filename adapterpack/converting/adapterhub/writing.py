@@ -1,9 +1,8 @@
-"""Packs as AdapterHub's library has them: what it puts into every layer of a model by its settings, or
-nothing.
+"""Writes packs as AdapterHub's settings and tensors, if its settings can express exactly the pack's sites.
 
-The library takes the places of an adapter from its settings, and leaves what a file lacks as it began,
-without a word. So a pack is written only where settings name exactly its sites: the same ones in every layer
-that has any.
+The library derives the places of an adapter from its settings, and silently leaves parameters that a file
+lacks at their initial values. So a pack can be written only if settings select exactly its sites: the same
+ones in every layer that has any.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Written(NamedTuple):
 
 
 def to_settings(pack: Pack, family: Family, layers: int) -> Written:
-    """A pack of one method by AdapterHub's settings, for a model of so many ``layers``.
+    """Converts a pack of one method to AdapterHub's settings and tensors, for a model with ``layers`` layers.
 
     Raises:
         Unsupported: the library has no such adapter, or no settings for its sites.
@@ -59,7 +58,7 @@ def _refused(pack: Pack, why: str, found: str) -> Unsupported:
 
 
 def _linear(pack: Pack, paths: Iterable[str], family: Family, layers: int) -> dict[str, Any]:
-    """The settings that name these linear layers."""
+    """Returns the settings that select these linear layers."""
     words: dict[int, set[str]] = {}
     for path in paths:
         end = next(
@@ -212,16 +211,16 @@ def _bottleneck(pack: Pack, family: Family, layers: int) -> Written:
 
 
 def _reduction(by_layer: Mapping[str, float]) -> Any:
-    """One number where all layers have the same, else a number for each, and one for those that have no
-    adapter.
+    """Returns one number if all layers have the same, else a number for each layer, and a default for layers
+    without an adapter.
     """
     first = next(iter(by_layer.values()))
     return first if set(by_layer.values()) == {first} else {**by_layer, "default": first}
 
 
 def _place(pack: Pack, adapter: Adapter, family: Family) -> tuple[str, str, bool, bool]:
-    """(path of the layer, AdapterHub's place in it, whether it is parallel, whether it is on the residual
-    stream) of a site.
+    """Returns (path of the layer, AdapterHub's place in it, whether it is parallel, whether it is on the
+    residual stream) of a site.
     """
     path, source = adapter.site.path, adapter.config.source
     ffn = list(family.blocks)[-1]

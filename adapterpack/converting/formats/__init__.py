@@ -1,1 +1,1 @@
-"""Adapter formats: one file a format, which registers it."""
+"""Adapter formats; each module here registers one."""

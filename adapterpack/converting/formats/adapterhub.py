@@ -1,8 +1,8 @@
-"""Reads and writes the folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``,
-and, when read, a head.
+"""Reads and writes folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and
+(reading only) a head.
 
-A tensor is called ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``, and what all places
-share ``<model>.shared_parameters.<name>.<part>``.
+Tensors have the names ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``; parameters that
+all places share have ``<model>.shared_parameters.<name>.<part>``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
 _HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
 _SHARED = "shared_parameters"
 _KINDS = {"adapters": (None,), "loras": ("lora",), _SHARED: (None, "lora")}
-"""What stands before the adapter's name in a key -> the ``architecture`` of its config."""
+"""The part before the adapter's name in a key -> the ``architecture`` of its config."""
 _VERSION = "adapters.1.3.0"
 _NO_HEAD = "convert a copy of the folder without the files of the head"
 
@@ -91,14 +91,12 @@ def _pack(source: ConversionSource) -> Pack:
 
 
 _SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
-"""The versions of the library that say so, by which older ones are recognized, that took no notice of LoRA's
-alpha.
-"""
+"""Matches the library's version in a folder. Versions before 1.1 ignored LoRA's alpha."""
 
 
 def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:
-    """The settings with the alpha that a LoRA was trained with: the library did not divide it by the rank
-    before 1.1, and reads such a folder as one whose alpha is the rank.
+    """Returns the settings with the alpha that a LoRA was trained with: before 1.1 the library did not divide
+    alpha by the rank, and it reads such a folder as if alpha were the rank.
     """
     stated = _SCALED.match(version) if isinstance(version, str) else None
     old = stated is not None and (int(stated[1]), int(stated[2])) < (1, 1)
@@ -106,7 +104,7 @@ def _as_trained(config: dict[str, Any], version: object) -> dict[str, Any]:
 
 
 def _head(source: ConversionSource) -> heads.WholeHead | None:
-    """The head in the folder, if there is one."""
+    """Returns the head in the folder, if there is one."""
     if not (source.path / _HEAD).is_file():
         return None
     file = _open(source, _HEAD_FILE, _HEAD_PICKLE)
@@ -120,8 +118,8 @@ def _head(source: ConversionSource) -> heads.WholeHead | None:
 def _named_as_in(
     base: BaseModel | None, places: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The places without the name of the model around them, where the base is that model itself: the library
-    always has a model around.
+    """Removes the name of the enclosing model from the places if the base is the inner model itself: the
+    library always wraps a model.
     """
     outer = {place.partition(".")[0] for place in places}
     if base is None or len(outer) != 1 or any(name.partition(".")[0] in outer for name in base.shapes):
@@ -139,7 +137,7 @@ def _remedy(architecture: object) -> str:
 
 
 def _open(source: ConversionSource, name: str, pickle: str) -> SafetensorsFile:
-    """The tensors of a folder, which may be a pickle instead."""
+    """Opens the tensors of a folder, which may be a pickle."""
     if not (source.path / name).is_file():
         if (source.path / pickle).is_file():
             raise Unsupported(
@@ -155,7 +153,7 @@ def _open(source: ConversionSource, name: str, pickle: str) -> SafetensorsFile:
 def _sort(
     file: SafetensorsFile, name: str, architecture: Any
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
-    """The tensors by place and part, and those that all places share."""
+    """Groups the tensors by place and part, and returns separately those that all places share."""
     places: dict[str, dict[str, np.ndarray]] = {}
     shared: dict[str, np.ndarray] = {}
     for key in file.tensors:
@@ -176,7 +174,9 @@ def _sort(
 
 
 def _split(key: str, name: str) -> tuple[str | None, str, str]:
-    """(kind, place, part) of a key; the kind is None for one that is of no adapter of that name."""
+    """Returns (kind, place, part) of a key; the kind is None if the key belongs to no adapter of that
+    name.
+    """
     for kind in _KINDS:
         place, found, part = f".{key}".partition(f".{kind}.{name}.")
         if found and part and (place or kind == _SHARED):

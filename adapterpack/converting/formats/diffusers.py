@@ -1,8 +1,8 @@
-"""Reads and writes LoRA files of diffusers: ``<model>.<module path>.lora_A.weight`` and ``.lora_B.weight``,
-metadata as PEFT's config.
+"""Reads and writes diffusers' LoRA files: ``<model>.<module path>.lora_A.weight`` and ``.lora_B.weight``,
+with PEFT's config as metadata.
 
-The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it each
-module's ``.alpha`` is used, and without that alpha is r.
+The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it the reader
+uses each module's ``.alpha``; without that, alpha is r.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_repl
 
 
 def _split(key: str) -> tuple[str, str, str] | None:
-    """(part, module path, leaf) of a key, or None where it is none of diffusers'."""
+    """Returns (part, module path, leaf) of a key, or None for a key that is not diffusers'."""
     leaf = next((leaf for leaf in (_A, _B, _ALPHA) if key.endswith(f".{leaf}")), None)
     if leaf is None:
         return None
@@ -107,7 +107,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _read_without_base(source: ConversionSource) -> Reading:
-    """All models of the file; with several, the name of the model precedes each module path."""
+    """Reads all models of the file; if there are several, the name of the model precedes each module path."""
     file = open_file(source)
     parts = _parts(file, source)
     sites: _Sites = {}
@@ -124,7 +124,7 @@ def _read_without_base(source: ConversionSource) -> Reading:
 def _parts(
     file: safetensors.SafetensorsFile, source: ConversionSource
 ) -> dict[str, dict[str, dict[str, str]]]:
-    """part -> module path -> leaf -> key."""
+    """Returns part -> module path -> leaf -> key."""
     parts: dict[str, dict[str, dict[str, str]]] = {}
     for key in file.tensors:
         split = _split(key)
@@ -150,7 +150,7 @@ def _sites(
     part: str,
     source: ConversionSource,
 ) -> tuple[_Sites, list[str]]:
-    """The sites of one model by module path, and the modules for which no alpha is stated."""
+    """Returns the sites of one model by module path, and the modules without a stated alpha."""
     require_pairs(modules, (_A, _B), source.path)
     sites: _Sites = {}
     stated, without_alpha = _stated_config(file.metadata, part, source), []
@@ -176,7 +176,7 @@ def _sites(
 
 
 def _stated_config(metadata: Mapping[str, str], part: str, source: ConversionSource) -> LoRA | None:
-    """The configuration that the metadata states for one model, or None.
+    """Returns the configuration that the metadata states for one model, or None.
 
     Raises:
         FormatError: it is not usable.

@@ -1,8 +1,8 @@
 """Reads and writes llama.cpp's LoRA files (GGUF): ``<tensor>.lora_a`` [r, in] and ``<tensor>.lora_b`` [out,
-r], llama.cpp's tensor names.
+r] under llama.cpp's tensor names.
 
 llama.cpp multiplies ``B A`` by ``alpha / r`` with **one** alpha for the whole file and the rank of each
-tensor, and by one where alpha is zero. The rows of ``lora_b`` are reordered where llama.cpp reorders those of
+tensor, and by one where alpha is zero. The rows of ``lora_b`` are permuted where llama.cpp permutes those of
 queries and keys for its rotary embedding. Tensor names come from the ``gguf`` package.
 """
 
@@ -45,7 +45,7 @@ from ..packs import dequantize
 _ROLES = ("lora_a", "lora_b")
 _WHY = "its architecture, its layers and its heads decide the names and the order of rows"
 _KEPT = {"F32", "F16", "BF16"}
-"""Dtypes that the file keeps; others become F32."""
+"""Dtypes that the file stores as they are; others become F32."""
 
 
 class _Layout(NamedTuple):
@@ -57,7 +57,9 @@ class _Layout(NamedTuple):
     groups: int
 
     def gguf_name(self, path: str) -> str | None:
-        """llama.cpp's tensor name; a path may have one prefix more or less than the table of names."""
+        """Returns llama.cpp's tensor name; a path may have one prefix more or less than the table of
+        names.
+        """
         for candidate in (path, f"model.{path}", path.partition(".")[2]):
             name: str | None = self.names.get_name(candidate) if candidate else None
             if name is not None:
@@ -65,10 +67,10 @@ class _Layout(NamedTuple):
         return None
 
     def row_order(self, path: str, rows: int) -> np.ndarray | None:
-        """For each row of the file the row of the model, or None where the order is the same.
+        """Returns for each row of the file the row of the model, or None if the order is the same.
 
         Raises:
-            Unsupported: the rows are not whole heads.
+            Unsupported: the rows do not divide into heads.
         """
         head = rope_row_order(self.family, path, rows, self.heads, self.groups)
         return None if head is None else (np.arange(0, rows, len(head))[:, None] + head).reshape(-1)
@@ -141,9 +143,9 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _pad(writer: Any, before: int) -> Iterator[bytes | memoryview]:
-    """The bytes of the tensors after a header of ``before`` bytes. The package's own method takes no notice
-    of a full disk: it writes through numpy's ``tofile``, which closes its file without a look at what that
-    says.
+    """Yields the bytes of the tensors after a header of ``before`` bytes. The gguf package's own method
+    ignores a full disk: it writes with numpy's ``tofile``, which does not check the result of closing the
+    file.
     """
     yield bytes(-before % writer.data_alignment)
     for info in writer.tensors[0].values():
@@ -172,11 +174,11 @@ def _named(layout: _Layout, base: BaseModel, path: str) -> str:
 
 
 def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
-    """The alpha for the whole file, a float32: that of most sites, so that most factors keep their bytes; and
-    a note if others differ.
+    """Returns the alpha for the file, a float32: the alpha of most sites, so that most factors keep their
+    bytes; and a note if others differ.
 
     Raises:
-        Unsupported: no site has a scale other than zero, and alpha zero means one to llama.cpp.
+        Unsupported: all scales are zero, since llama.cpp treats alpha 0 as scale 1.
     """
     alphas = [float(np.float32(site.alpha)) for site in sites]
     alpha = most_frequent(alphas)
@@ -200,7 +202,7 @@ def common_alpha(sites: Sequence[SiteFactors]) -> tuple[float, tuple[str, ...]]:
 def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
     kept = dtype_name(value.dtype)
     array = np.ascontiguousarray(value if kept in _KEPT else value.astype(np.float32))
-    if kept == "BF16":  # numpy's own dtypes lack it: the package takes its bytes
+    if kept == "BF16":  # numpy has no bfloat16, so the package takes raw bytes
         writer.add_tensor(name, array.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
     else:
         writer.add_tensor(name, array)
@@ -235,7 +237,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _read_without_base(source: ConversionSource) -> Reading:
-    """Rows stay in the file's order, and modules have the names of their tensors."""
+    """Reads the file with its own order of rows and its own tensor names as module names."""
     file = read_gguf(source.path)
     pairs, notes = _pairs(file, source)
     pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
@@ -248,7 +250,7 @@ def _read_without_base(source: ConversionSource) -> Reading:
 
 
 def _pairs(file: GGUFAdapter, source: ConversionSource) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
-    """The factors by the name of the tensor that they change, in the file's order of rows."""
+    """Returns the factors by the name of the tensor that they change, in the file's order of rows."""
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
     if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):

@@ -1,9 +1,9 @@
 """Reads and writes kohya's LoRA files: ``<model>_<module path with underscores>.lora_down.weight``,
 ``.lora_up.weight`` and ``.alpha``.
 
-The change is ``alpha / r * up @ down``. Names with underscores do not say where the dots were; reading them
-takes the base's module names. The other forms of LyCORIS are read, too (:mod:`~..lycoris.forms`), and written
-where they are no LoRA (:mod:`~..lycoris.writing`).
+The change is ``alpha / r * up @ down``. Names with underscores do not show where the dots were, so reading
+them needs the base's module names. The module also reads the other forms of LyCORIS
+(:mod:`~..lycoris.forms`), and writes methods other than LoRA in them (:mod:`~..lycoris.writing`).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _prefix(module: str) -> str | None:
 
 
 def flat(path: str) -> str:
-    """A module path as kohya writes it.
+    """Returns a module path in kohya's form.
 
     Example:
         >>> flat("down_blocks.0.attn1.to_q")
@@ -99,7 +99,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
-    """Module path -> leaf -> tensor."""
+    """Returns module path -> leaf -> tensor."""
     leaves = {
         site.path: {_DOWN: site.down, _UP: site.up, _ALPHA: number(site.alpha)}
         for site in site_factors(pack, "kohya", WRITERS)
@@ -129,7 +129,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _read_without_base(source: ConversionSource) -> Reading:
-    """All models of the file; dots are restored only around numbers, where they are certain."""
+    """Reads all models of the file; restores dots only around numbers, where they are certain."""
     file = open_file(source)
     modules = _modules(file, source)
     layers = {
@@ -156,7 +156,7 @@ def _modules(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[
 
 
 def _layer(base: BaseModel, path: str, where: str) -> LycorisLayer:
-    """A layer of the base, whose numbers are read when a form needs them."""
+    """Returns a layer of the base; its numbers are read only if a form needs them."""
     weight = base.weight_name(path)
     names = {"weight": weight, "bias": f"{weight.removesuffix('weight')}bias"}
     return LycorisLayer(
@@ -171,8 +171,8 @@ def _pack(
     source: ConversionSource,
     **claims: Any,
 ) -> tuple[Pack, list[str]]:
-    """The pack of these layers, each in the form that its tensors have; and the modules for which no alpha is
-    stated.
+    """Builds the pack of these layers, each in the form that its tensors have; also returns the modules
+    without a stated alpha.
     """
     sites: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
     full: dict[str, Mapping[str, np.ndarray]] = {}
@@ -201,7 +201,7 @@ def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[str, str]:
-    """Flat name -> module path of the base.
+    """Returns flat name -> module path of the base.
 
     Raises:
         SiteNotFound: the base has no such module.

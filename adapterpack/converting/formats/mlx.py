@@ -1,4 +1,4 @@
-"""Reads and writes the adapters of mlx-lm: ``adapters.safetensors`` and ``adapter_config.json``.
+"""Reads and writes mlx-lm's adapters: ``adapters.safetensors`` and ``adapter_config.json``.
 
 A module has ``lora_a`` [in, r] and ``lora_b`` [r, out], with DoRA also ``m`` [out]. The change is ``scale *
 (lora_a lora_b)^T``, with one scale and one rank for the whole file. Modules have the names of mlx-lm's
@@ -32,8 +32,8 @@ from ..packs import dequantize, drop_targets, foreign_pack
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
 _A, _B, _M = "lora_a", "lora_b", "m"
 _LOOKUPS = ("embed_tokens", "wte", "tok_embeddings", "word_embeddings")
-"""How the names of embeddings end; mlx-lm's adapter of one changes the output layer that is tied to it,
-too.
+"""Suffixes of the names of embeddings; in mlx-lm an adapter of an embedding also changes the output layer
+tied to it.
 """
 _METHODS = {"lora": "lora", "dora": "dora"}
 """``fine_tune_type`` -> the method."""
@@ -105,11 +105,11 @@ def _read_pack(source: ConversionSource) -> Pack:
 
 
 def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, float]:
-    """The method, the rank, and the scale.
+    """Returns the method, the rank, and the scale.
 
     Raises:
-        Unsupported: whole weights, or a scale that two versions of mlx-lm read otherwise.
-        FormatError: it lacks something.
+        Unsupported: the file holds full weights, or a scale that two versions of mlx-lm read differently.
+        FormatError: a setting is missing.
     """
     kind, parameters = (
         config.get("fine_tune_type", "dora" if config.get("use_dora") else "lora"),
@@ -135,15 +135,14 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
 
 
 def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, where: Path) -> float:
-    """The factor that the adapter was trained with.
+    """Returns the scale that the adapter was trained with.
 
-    Until June 2024 mlx-lm multiplied ``scale`` by ``alpha / rank``; since then it takes no notice of an
-    alpha, which stood in its defaults for another year. Which version wrote a file its other keys say:
-    ``num_layers`` is newer, ``lora_layers`` alone is older, and ``lora_layers`` beside ``use_dora`` may be
-    either.
+    Until June 2024 mlx-lm multiplied ``scale`` by ``alpha / rank``; since then it ignores alpha, although its
+    defaults contained one for another year. The other keys show which version wrote a file: ``num_layers`` is
+    newer, ``lora_layers`` alone is older, and ``lora_layers`` beside ``use_dora`` may be either.
 
     Raises:
-        Unsupported: it may have been the one or the other.
+        Unsupported: both versions are possible.
     """
     scale = finite_number(parameters.get("scale"), f"{where}#/lora_parameters/scale")
     if "alpha" not in parameters or "num_layers" in config:
@@ -162,7 +161,7 @@ def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, 
 
 
 def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Module path -> leaf -> key."""
+    """Returns module path -> leaf -> key."""
     modules: dict[str, dict[str, str]] = {}
     for key in file.tensors:
         path, _, leaf = key.rpartition(".")
@@ -228,7 +227,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _decompose(pack: Pack) -> list[SiteFactors]:
-    """The factors of a pack that is DoRA throughout."""
+    """Returns the factors of a pack in which every site is DoRA."""
     if [method.name for method in pack.methods] != ["dora"]:
         raise Unsupported(
             "an adapter of mlx-lm is LoRA throughout or DoRA throughout",

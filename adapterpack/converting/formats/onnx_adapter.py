@@ -1,8 +1,8 @@
-"""Reads and writes ONNX Runtime's ``.onnx_adapter`` for exported graphs: ``<module path>.down`` [in, r],
-``.up`` [r, out], scale included.
+"""Reads and writes ONNX Runtime's ``.onnx_adapter`` for exported graphs: ``<module path>.down`` [in, r] and
+``.up`` [r, out], which include the scale.
 
-A fully trained module has ``head`` [in, out] and ``head_bias`` [out]. A file does not say for which graph it
-is: one whose parameters have other names is for the graph of another tool, and is refused. Files of ``olive
+A fully trained module has ``head`` [in, out] and ``head_bias`` [out]. A file does not state its graph: a file
+whose parameters have other names is for another tool's graph, and is refused. Files of ``olive
 convert-adapters``, for onnxruntime-genai, have the same factors as ``lora_A.weight`` and ``lora_B.weight``.
 """
 
@@ -73,8 +73,8 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _wide(pack: Pack) -> Pack:
-    """The pack with float64 tensors, so that factor and scale are multiplied first and rounded to the slot's
-    float32 once.
+    """Returns the pack with float64 tensors, so that factor and scale are multiplied first and rounded once
+    to the slot's float32.
     """
     return dataclasses.replace(
         pack, tensors={name: value.astype(np.float64) for name, value in pack.tensors.items()}
@@ -128,8 +128,8 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _slot_name(name: str) -> str:
-    """The name of a slot in exported graphs; files for onnxruntime-genai have PEFT's names for the factors,
-    with the same layout.
+    """Returns the name of a slot in exported graphs; files for onnxruntime-genai use PEFT's names for the
+    factors, with the same layout.
     """
     for field, peft_name in PEFT_NAMES.items():
         if name.endswith(f".{peft_name}"):
@@ -138,8 +138,8 @@ def _slot_name(name: str) -> str:
 
 
 def _head(path: str, fields: dict[str, np.ndarray], source: ConversionSource) -> dict[str, np.ndarray]:
-    """The weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in the
-    graph.
+    """Returns the weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in
+    the graph.
     """
     weight = fields["head"]
     bias = fields.get("head_bias")

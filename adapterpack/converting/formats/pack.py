@@ -1,4 +1,4 @@
-"""Reads and writes packs: manifest and tensors."""
+"""Reads and writes packs, which are a manifest and tensors, like any other format."""
 
 from __future__ import annotations
 

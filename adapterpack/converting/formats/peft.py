@@ -1,4 +1,4 @@
-"""Reads and writes PEFT's two files."""
+"""Reads and writes PEFT's folders: a config and a tensors file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ON_BASE = (
 )
 
 _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
-"""Where TRL and LLaMA-Factory keep the value head of a model that was trained by PPO."""
+"""Files in which TRL and LLaMA-Factory store the value head of a model trained with PPO."""
 
 
 def _read(source: ConversionSource) -> Reading:
@@ -56,7 +56,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
-    """The two files, byte for byte as in a pack's folder."""
+    """Writes the two files, byte for byte as in a pack's folder."""
     plain, notes = dequantize(pack)
     files = encode_files(plain.manifest, plain.tensors)
     if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:

@@ -1,12 +1,13 @@
-"""PEFT's folders of X-LoRA: a classifier that mixes LoRAs token by token, with the LoRAs (arXiv 2402.07148).
+"""Reads and writes PEFT's X-LoRA folders: a classifier that mixes LoRAs token by token, with the LoRAs (arXiv
+2402.07148).
 
-PEFT stores the classifier; its configuration says where the experts once were, on somebody's disk. That is
-never followed: here they are folders in the folder's own ``experts``, by their numbers. The pack is the
-composition ``xlora(expert0, expert1, ...)``.
+PEFT stores the classifier; its configuration names paths of the experts on the disk where it was trained.
+This module never follows these paths: it expects the experts as numbered folders in the folder's own
+``experts``. The pack is the composition ``xlora(expert0, expert1, ...)``.
 
-PEFT 0.21 takes the number of an expert in any tensor's name for that expert's: it writes a layer of the
-classifier that has such a number into a folder of that name, and loses the number. There it is found. The
-experts in those folders lack their layers of other numbers.
+PEFT 0.21 mistakes a layer number in a tensor's name for an expert's number: it writes a layer of the
+classifier with such a number into that expert's folder, and drops the number. The reader looks for it there.
+In the same way the experts in those folders lack layers whose number is another expert's.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ _SETTINGS = {
 """The node's settings -> PEFT's keys; ``top_k`` is None in PEFT where it is 0 here."""
 _TRAINING = ("xlora_dropout_p", "use_trainable_adapters")
 _MOST = 10
-"""Experts: PEFT writes its configuration sorted by key as text, and puts the eleventh in the place of the
-third when it reads it.
+"""The most experts: PEFT sorts its configuration by key as text, so the eleventh expert would be read as the
+third.
 """
 FOLDER = "experts"
 TRAINED = (
@@ -70,7 +71,7 @@ WHERE = (
 def _detect(path: Path) -> bool:
     try:
         return (path / CONFIG).is_file() and read_config(path / CONFIG).get("peft_type") == _TYPE
-    except AdapterpackError:  # the format of PEFT's other folders says what is wrong with it
+    except AdapterpackError:  # the PEFT format, which is tried next, reports the error
         return False
 
 
@@ -107,7 +108,7 @@ def _read(source: ConversionSource) -> Reading:
 
 
 def _experts(config: Mapping[str, Any], where: Path) -> int:
-    """How many experts there are."""
+    """Returns the number of experts."""
     named = config.get("adapters")
     if (
         not isinstance(named, dict)
@@ -147,13 +148,13 @@ def _expert(source: ConversionSource, number: int) -> Pack:
 
 
 def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
-    """The classifier's layers under the names that the node has for them; their shapes are checked where they
-    are put in.
-    """
+    """Returns the classifier's layers under the node's parameter names; the node checks their shapes."""
     own = _tensors(source.path, source)
     made: dict[str, np.ndarray] = {}
     for at in range(settings.depth):
-        number = at * (3 if dropout else 2)  # an activation lies between two layers, and dropout
+        number = at * (
+            3 if dropout else 2
+        )  # between two linear layers there is an activation, and possibly dropout
         whole = own is not None and f"{_PREFIX}{number}.weight" in own.tensors
         place = own if whole else _tensors(source.path / str(number), source)
         name = f"{_PREFIX}{number}." if whole else _PREFIX
@@ -171,7 +172,7 @@ def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> dic
 
 
 def _tensors(folder: Path, source: ConversionSource) -> SafetensorsFile | None:
-    """A folder's tensors; None where there is no such folder, or a link."""
+    """Opens a folder's tensors; returns None if there is no such folder, or if it is a link."""
     if folder.is_symlink() or not folder.is_dir():
         return None
     return tensors_of(folder, source)[0] or SafetensorsFile(folder / TENSORS, private=True)
@@ -221,7 +222,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
         "xlora_dropout_p": 0.0,
     }
     shared = pack.shared()
-    # an activation lies between two of them
+    # the factor 2 skips the activation between two linear layers
     tensors = {
         f"{_PREFIX}{2 * at}.{leaf}": shared[f"@0/{leaf}_{at}"]
         for at, leaf in itertools.product(range(settings.depth), ("weight", "bias"))
@@ -231,7 +232,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
 
 
 def _member(pack: Pack, member: str) -> Pack:
-    """A member of a composed pack as a pack of its own."""
+    """Returns a member of a composed pack as a separate pack."""
     claims, method = pack.manifest, pack.method.config.methods[member]
     sites = {}
     for adapter in pack.adapters():

@@ -1,1 +1,1 @@
-"""What a module of a kohya file can hold, in the forms of LyCORIS."""
+"""Reads and writes the LyCORIS forms of a module in a kohya file."""

@@ -30,10 +30,10 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class LycorisLayer(NamedTuple):
-    """A layer that a file changes. ``shape`` is that of its weight, or None where the base is not known,
-    ``bias`` whether it has one.
+    """A layer that a file changes. ``shape`` is the shape of its weight, or None if the base is not known,
+    ``bias`` says whether it has a bias.
 
-    ``read`` gives its weight (``"weight"``) or its bias (``"bias"``).
+    ``read`` returns its weight (``"weight"``) or its bias (``"bias"``).
     """
 
     path: str
@@ -43,8 +43,7 @@ class LycorisLayer(NamedTuple):
     read: Callable[[str], np.ndarray] | None = None
 
     def site(self, rows: int, columns: int) -> Site:
-        """The site of matrices that are ``[rows, columns]``; that of a convolution where the weight has a
-        kernel.
+        """Returns the site of ``[rows, columns]`` matrices; a convolution's site if the weight has a kernel.
 
         Raises:
             BaseMismatch: the base's weight has another shape.
@@ -65,8 +64,8 @@ class LycorisLayer(NamedTuple):
 
 
 class LycorisReading(NamedTuple):
-    """What a module of a file is here: a site of a method with its config and parameters, or the parameters
-    of a module trained whole.
+    """A module of a file in adapterpack's terms: a site of a method with its config and parameters, or the
+    parameters of a fully trained module.
     """
 
     method: str | None = None
@@ -76,7 +75,7 @@ class LycorisReading(NamedTuple):
 
 
 class LycorisForm(NamedTuple):
-    """A form: the leaves that it must have, those that it may have, and what it is. ``scaled``: it is
+    """A form: the leaves that it must have, the leaves that it may have, and its reader. ``scaled``: it is
     multiplied by ``alpha / r``.
     """
 
@@ -87,10 +86,10 @@ class LycorisForm(NamedTuple):
 
 
 def form_of(leaves: Iterable[str], where: str) -> LycorisForm:
-    """The form of a module with these leaves.
+    """Returns the form of a module with these leaves.
 
     Raises:
-        FormatError: they are of none, or one is missing.
+        FormatError: the leaves match no form, or a leaf is missing.
     """
     present = set(leaves)
     for form in FORMS.values():
@@ -111,7 +110,7 @@ def _scale(tensors: Tensors, rank: int, layer: LycorisLayer) -> float:
 
 
 def _flat(value: np.ndarray) -> np.ndarray:
-    """A kernel's factor as a matrix: the first axis, and all others."""
+    """Flattens a kernel's factor to a matrix: the first axis, and all others."""
     return value.reshape(len(value), -1) if value.ndim > 2 else value
 
 
@@ -154,10 +153,10 @@ def _core(core: np.ndarray, factor: np.ndarray, layer: LycorisLayer) -> np.ndarr
 
 
 def _lengths(scale: np.ndarray, rows: int, layer: LycorisLayer) -> np.ndarray:
-    """The trained lengths of the rows.
+    """Returns the trained lengths of the rows.
 
     Raises:
-        Unsupported: they are those of the columns.
+        Unsupported: the file stores the lengths of the columns.
     """
     if scale.size != rows or scale.shape[0] != rows:
         raise Unsupported(
@@ -253,7 +252,9 @@ def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
 
 
 def _difference(names: Mapping[str, str]) -> Callable[[Tensors, LycorisLayer], LycorisReading]:
-    """A module trained whole, from differences: leaf -> which of the layer's tensors it changes."""
+    """Returns a reader of fully trained modules that are stored as differences: leaf -> the layer's tensor
+    that it changes.
+    """
 
     def read(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
         if layer.read is None:
@@ -333,4 +334,4 @@ FORMS: dict[str, LycorisForm] = {
     ),
 }
 LEAVES = frozenset().union(*(form.needs | form.may for form in FORMS.values()))
-"""What a key of a kohya file may end with."""
+"""The possible last parts of a kohya key."""

@@ -1,5 +1,5 @@
-"""LoKr's factors as LyCORIS stores them, and the config under which the method here divides the widths in the
-same way.
+"""Converts LoKr's factors from LyCORIS, and finds the config under which adapterpack's LoKr divides the
+widths in the same way.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _LARGEST = 1 << 16
 
 
 class KroneckerFactors(NamedTuple):
-    """The factors by our names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the points of the
-    kernel that w2 has whole.
+    """The factors under adapterpack's names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the
+    number of kernel points, all of which are in w2.
 
-    ``rank`` is None where neither is split: then the file's alpha means nothing.
+    ``rank`` is None if neither is split: then the file's alpha has no meaning.
     """
 
     params: Mapping[str, np.ndarray]
@@ -32,16 +32,16 @@ class KroneckerFactors(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The outputs of the layer."""
+        """The number of outputs of the layer."""
         return self.first[0] * self.second[0]
 
     @property
     def columns(self) -> int:
-        """The inputs of the layer, with the points of the kernel."""
+        """The number of inputs of the layer, times the kernel points."""
         return self.first[1] * self.second[1]
 
     def config(self, scale: float) -> LoKr:
-        """The config under which these are the factors, and ``scale`` what multiplies their product."""
+        """Returns the config that gives these factors, with ``scale`` as the multiplier of their product."""
         rank = self.rank or max(self.second)
         return drop_targets(
             LoKr(
@@ -60,12 +60,12 @@ def factors_of(
     where: str,
     with_core: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> KroneckerFactors:
-    """The factors of a module, whose kernel has so many ``points``; ``with_core`` joins a kernel's own factor
-    with w2's.
+    """Returns the factors of a module whose kernel has ``points`` points; ``with_core`` joins a kernel's own
+    factor with w2's.
 
     Raises:
         FormatError: they do not fit each other.
-        Unsupported: the widths are divided in a way that the method here does not have.
+        Unsupported: adapterpack's LoKr cannot divide the widths in this way.
     """
     params = {name: value for name, value in tensors.items() if name not in ("alpha", "lokr_t2")}
     if "lokr_t2" in tensors:
@@ -99,7 +99,7 @@ def factors_of(
 
 
 def _sides(params: Mapping[str, np.ndarray], name: str, where: str) -> tuple[tuple[int, int], int | None]:
-    """The shape of a factor, and the rank if it is stored as two."""
+    """Returns the shape of a factor, and the rank if it is stored as two."""
     parts = [params[name]] if name in params else [params[f"{name}_a"], params[f"{name}_b"]]
     unfit = any(part.ndim != 2 or 0 in part.shape or max(part.shape) > _LARGEST for part in parts)
     if unfit or (len(parts) > 1 and parts[0].shape[1] != parts[1].shape[0]):
@@ -112,15 +112,15 @@ def _sides(params: Mapping[str, np.ndarray], name: str, where: str) -> tuple[tup
 
 
 def _candidates(a: int, b: int, c: int, d: int) -> Iterator[int]:
-    """What the file's ``factor`` may have been: the larger of the two first sides, or none."""
+    """Yields possible values of the file's ``factor``: the larger of the two first sides, or none."""
     yield from dict.fromkeys((-1, max(a, b), min(a, b), *range(max(a, b), min(max(a, b, c, d), 1024) + 1)))
 
 
 def _splits(
     params: Mapping[str, np.ndarray], first: tuple[int, int], second: tuple[int, int], rank: int | None
 ) -> bool:
-    """Whether the method here would split the same factors; where neither is, any rank that splits none will
-    do.
+    """Whether adapterpack's LoKr would split the same factors; if neither is split, any rank that splits none
+    fits.
     """
     if rank is None:
         return True

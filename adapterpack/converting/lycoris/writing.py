@@ -1,4 +1,4 @@
-"""Packs in the forms of LyCORIS that are no plain LoRA."""
+"""Writes packs of methods other than plain LoRA in the forms of LyCORIS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..numbers import scale_factor
 
 
 def number(value: float) -> np.ndarray:
-    """A number as kohya stores it, a float32; a float64 where float32 would round it.
+    """Returns a number as kohya stores it, a float32; a float64 if float32 would round it.
 
     Example:
         >>> number(2.0).dtype.name, number(0.1).dtype.name
@@ -32,7 +32,9 @@ def _dora(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 def _lokr(adapter: Adapter) -> dict[str, np.ndarray]:
-    """The factors; the scale goes into w2 where neither is split, since LyCORIS takes it for one there."""
+    """Returns the factors; multiplies the scale into w2 if neither is split, since LyCORIS then assumes scale
+    1.
+    """
     leaves, cfg = dict(adapter.params), adapter.config
     if "lokr_w1" in leaves and "lokr_w2" in leaves:
         return {
@@ -55,4 +57,6 @@ def _ia3(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 WRITERS: dict[str, Callable[[Adapter], dict[str, np.ndarray]]] = {"dora": _dora, "ia3": _ia3, "lokr": _lokr}
-"""Method -> the leaves of a site of it; other methods are written as the LoRA that they are."""
+"""Method -> function that returns the leaves of a site; other methods are written as the LoRA that they
+equal.
+"""

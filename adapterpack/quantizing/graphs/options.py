@@ -159,7 +159,7 @@ def quantization(
     rows = None if calibration is None else Path(calibration)
     if rows is not None:
         with storage_errors(rows), rows.open("rb"):
-            pass  # reads the rows now, so that an error shows before the export, which takes minutes
+            pass  # only opens the file: an error shows now, not after minutes of export
     return GraphQuantization(
         scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget
     )
