@@ -1,5 +1,5 @@
-"""``adapterpack`` and ``python -m adapterpack`` are the command line; from here on Ctrl-C ends it quietly,
-also while it is imported.
+"""The entry point of ``adapterpack`` and ``python -m adapterpack``; Ctrl-C ends it quietly, even while the
+command line is being imported.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ def main() -> None:
     """Runs the command line."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, end_at_once)
-    # a signal meanwhile would become errors of libraries
+    # Import only now: during imports, libraries would turn the exception of a signal into errors of their
+    # own.
     from .cli.main import main as commands  # noqa: PLC0415
 
     commands()

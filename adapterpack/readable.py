@@ -1,4 +1,4 @@
-"""Formats numbers for people: sizes, shares, times, and tables of them; what was not measured says so."""
+"""Formats numbers for people (sizes, shares, times, tables); values that were not measured show as n/a."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 MISSING = "n/a"
 _MOST_NESTED = 8
-"""Entries with parts of their own that stand in one place."""
+"""The most nested entries that are shown in one place; more are counted."""
 
 
 def number(value: object) -> float | None:
-    """The value as a finite float, or None where it is missing or no number.
+    """Returns the value as a finite float, or None if it is missing or not a number.
 
     Example:
         >>> number(2), number(True), number(float("nan")), number(None)
@@ -24,7 +24,7 @@ def number(value: object) -> float | None:
 
 
 def percent(value: object) -> str:
-    """A share between 0 and 1 as a percentage with one decimal.
+    """Formats a share between 0 and 1 as a percentage with one decimal.
 
     Example:
         >>> percent(0.167), percent(None)
@@ -35,7 +35,7 @@ def percent(value: object) -> str:
 
 
 def small(value: object) -> str:
-    """A difference in two digits and a power of ten; zero is exact.
+    """Formats a difference with two digits and a power of ten; zero is shown as exact.
 
     Example:
         >>> small(1.04e-6), small(0.0)
@@ -48,7 +48,7 @@ def small(value: object) -> str:
 
 
 def size(value: object) -> str:
-    """Bytes in decimal units and three digits.
+    """Formats bytes in decimal units with three digits.
 
     Example:
         >>> size(90868376), size(400_000), size(1_300_000), size(999_999), size(12)
@@ -66,7 +66,7 @@ def size(value: object) -> str:
 
 
 def align_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines of equal columns.
+    """Formats rows of cells as lines with aligned columns.
 
     Example:
         >>> print(align_columns([("rows", "tokens"), ("1,200", "7")]))
@@ -80,11 +80,12 @@ def align_columns(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _three(value: float) -> str:
+    """Formats a number with three digits."""
     return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def seconds(value: object) -> str:
-    """A duration, in minutes from two minutes on.
+    """Formats a duration, in minutes from two minutes on.
 
     Example:
         >>> seconds(1.234), seconds(30.1), seconds(125), seconds(0.004)
@@ -102,7 +103,7 @@ def seconds(value: object) -> str:
 
 
 def count(value: object) -> str:
-    """A whole number with separators, or in millions from one million on.
+    """Formats a whole number with separators, or in millions from one million on.
 
     Example:
         >>> count(300_000), count(22_713_216), count(1_234_000_000)
@@ -117,8 +118,8 @@ def count(value: object) -> str:
 
 
 def things(number: int, one: str, many: str | None = None) -> str:
-    """A number of things, in the singular where it is one; ``many`` is the plural, where it is not ``one``
-    with an s.
+    """Formats a number of things, in the singular for one; ``many`` is the plural if it is not ``one`` with
+    an s.
 
     Example:
         >>> things(1, "row"), things(1200, "row"), things(0, "entry", "entries")
@@ -128,7 +129,7 @@ def things(number: int, one: str, many: str | None = None) -> str:
 
 
 def show_value(value: Any) -> str:
-    """A value as people read it.
+    """Formats any JSON value for people.
 
     Example:
         >>> show_value({"rank": 8, "labels": ["a", "b"], "scale": 0.125, "lineage": None, "canary": True})
@@ -159,8 +160,8 @@ def _show_nested(value: Any) -> str:
 
 
 def stretches(count: int, most: int) -> list[tuple[int, int]]:
-    """Divides ``count`` values into at most ``most`` stretches of nearly equal length: where each begins and
-    ends.
+    """Divides ``count`` values into at most ``most`` stretches of nearly equal length; returns the start and
+    end of each.
 
     Example:
         >>> stretches(5, 2), stretches(2, 8)

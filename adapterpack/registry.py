@@ -1,5 +1,5 @@
-"""Keeps values that are chosen by name (methods, rules, tasks, formats ...): the package's own and those of
-other packages.
+"""Keeps values that are chosen by name (methods, rules, tasks, formats and so on), this package's own and
+those of plugins.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .errors import AdapterpackError, UnknownName, nearest
 
 
 class Named(Protocol):
-    """Whatever has a name."""
+    """A value with a name."""
 
     @property
     def name(self) -> str:
@@ -30,12 +30,11 @@ T = TypeVar("T", bound=Named)
 
 
 class Registry(Mapping[str, T]):
-    """Values of one type by name, in the order of their names.
+    """Values of one type by name, in alphabetical order.
 
-    ``what`` is one of them in words, for errors. The modules of ``package`` register the built-in values when
-    they are imported, and other packages bring theirs by entry points of ``group``. A value is imported when
-    its name is first looked up: first the module of that name, then the entry point of that name, then all
-    others.
+    ``what`` describes a value in errors. The modules of ``package`` register the built-in values when they
+    are imported; other packages bring theirs by entry points of ``group``. Nothing is imported before its
+    name is looked up: first the module of that name, then the entry point of that name, then all others.
 
     Example:
         >>> from adapterpack.adapter_methods.registry import METHODS
@@ -57,8 +56,8 @@ class Registry(Mapping[str, T]):
         """Adds a value and returns it.
 
         Raises:
-            AdapterpackError: its name is taken, or no identifier of lower-case letters, digits, ``_`` and
-                ``-``.
+            AdapterpackError: its name is taken, or is not an identifier of lower-case letters, digits, ``_``
+                and ``-``.
         """
         if not re.fullmatch(r"[a-z][a-z0-9_-]{0,63}", value.name):
             raise AdapterpackError(
@@ -73,10 +72,10 @@ class Registry(Mapping[str, T]):
         return value
 
     def __getitem__(self, name: str) -> T:
-        """The value of that name.
+        """Returns the value with that name.
 
         Raises:
-            UnknownName: there is none; the nearest names are given.
+            UnknownName: there is none; the error suggests the nearest names.
             AdapterpackError: it is another package's, and cannot be used.
         """
         value = self.find(name)
@@ -90,7 +89,7 @@ class Registry(Mapping[str, T]):
         return value
 
     def find(self, name: str) -> T | None:
-        """The value of that name, or None.
+        """Returns the value with that name, or None.
 
         Raises:
             AdapterpackError: it is another package's, and cannot be used.
@@ -114,12 +113,12 @@ class Registry(Mapping[str, T]):
         return isinstance(name, str) and self.find(name) is not None
 
     def get(self, name: str, default: Any = None) -> Any:
-        """The value of that name, or ``default``."""
+        """Returns the value with that name, or ``default``."""
         return self.find(name) or default
 
     def __iter__(self) -> Iterator[str]:
-        """The names of all values. One of another package that cannot be used is left out; :meth:`broken`
-        says why.
+        """Yields the names of all values, without those of plugins that cannot be used; :meth:`broken` says
+        why.
         """
         self._import_own()
         self.broken()
@@ -129,12 +128,12 @@ class Registry(Mapping[str, T]):
         return len(list(iter(self)))
 
     def known(self) -> Iterator[T]:
-        """The values that were imported so far."""
+        """Yields the values that have been imported so far."""
         yield from list(self._values.values())
 
     def broken(self) -> tuple[AdapterpackError, ...]:
-        """Registers the values of all other packages; returns an error for each that cannot be used, which
-        names its entry point.
+        """Registers the values of all plugins; returns an error for each that cannot be used, which names its
+        entry point.
         """
         errors = []
         for point in _points(self.group):
@@ -145,12 +144,16 @@ class Registry(Mapping[str, T]):
         return tuple(errors)
 
     def _import_own(self) -> None:
+        """Imports all modules of the package, which register the built-in values."""
         if not self._complete:
             for module in pkgutil.iter_modules(import_module(self.package).__path__):
                 import_module(f"{self.package}.{module.name}")
             self._complete = True
 
     def _load(self, point: EntryPoint) -> None:
+        """Registers the value of an entry point; raises a named error for whatever goes wrong in the
+        plugin.
+        """
         try:
             value = point.load()
             if isinstance(value, self.kind):
@@ -170,19 +173,20 @@ class Registry(Mapping[str, T]):
 
 
 def _points(group: str) -> tuple[EntryPoint, ...]:
-    """The entry points of a group, of whatever is installed by now."""
+    """Returns the entry points of a group, as installed now."""
     return _points_in(group, tuple((folder, _changed(folder)) for folder in sys.path))
 
 
 @lru_cache(maxsize=64)
 def _points_in(group: str, path: tuple[tuple[str, int], ...]) -> tuple[EntryPoint, ...]:
-    """The same while ``path``, folders and when they last changed, stays: the metadata of a hundred
-    distributions take 30 ms to read.
+    """Returns the entry points of a group; cached until a folder of ``path`` changes, since reading the
+    metadata of a hundred distributions takes 30 ms.
     """
     return tuple(entry_points(group=group))
 
 
 def _changed(folder: str) -> int:
+    """Returns when a folder last changed."""
     try:
         return Path(folder).stat().st_mtime_ns
     except OSError:

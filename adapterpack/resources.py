@@ -1,4 +1,4 @@
-"""Files that ship with adapterpack: schemas, templates and the demo's data, in a wheel or in a source
+"""Finds files that ship with adapterpack (schemas, templates, the demo's data), in a wheel or in a source
 checkout.
 """
 
@@ -18,9 +18,10 @@ _PACKAGE = Path(__file__).parent
 
 
 def resource(relative: str) -> Path:
-    """The path of a shipped file, for instance ``schemas/manifest.v1.json``.
+    """Returns the path of a shipped file, for instance ``schemas/manifest.v1.json``.
 
-    In a wheel these lie inside the package; in an editable install they lie at the root of the checkout.
+    In a wheel these files are inside the package; in an editable install they are at the root of the
+    checkout.
     """
     inside = _PACKAGE / relative
     return inside if inside.exists() else _PACKAGE.parent / relative
@@ -28,17 +29,17 @@ def resource(relative: str) -> Path:
 
 @cache
 def schema(name: str) -> dict[str, Any]:
-    """The JSON Schema of that name, for instance ``manifest.v1``."""
+    """Returns the JSON Schema of that name, for instance ``manifest.v1``."""
     loaded: dict[str, Any] = json.loads(resource(f"schemas/{name}.json").read_text("utf-8"))
     return loaded
 
 
 def templates(package: str, escape: Callable[[object], Markup]) -> Environment:
-    """The jinja2 environment of the folder ``templates`` of a package: every value goes through ``escape``,
-    and a missing one is an error.
+    """Returns the jinja2 environment of a package's ``templates`` folder: every value passes through
+    ``escape``, and a missing value is an error.
 
-    ``escape`` makes text of anything safe in the format of the templates, and returns
-    :class:`markupsafe.Markup` as it is.
+    ``escape`` makes any text safe for the format of the templates, and returns :class:`markupsafe.Markup`
+    unchanged.
     """
     # only what writes a page or a card needs it
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415

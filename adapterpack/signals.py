@@ -1,4 +1,6 @@
-"""Signals that ask a process to end, as exceptions: what is at work cleans up on its way out."""
+"""Turns signals that ask a process to end into exceptions, so that work in progress cleans up after
+itself.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,11 @@ from types import FrameType
 from typing import Any
 
 ENDING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, what ``kill`` and schedulers send, and the end of the terminal."""
+"""Ctrl-C; the signal of ``kill`` and of schedulers; and the end of the terminal."""
 _AGAIN = 1.0
-"""Seconds within which another signal changes nothing: a second Ctrl-C must not interrupt the cleaning up."""
+"""Seconds within which a second signal is ignored, so that a second Ctrl-C does not interrupt the
+clean-up.
+"""
 _before_fork: dict[int, object] = {}
 
 
@@ -33,17 +37,17 @@ class Ended(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """What shells show of a process that such a signal has ended."""
+        """The exit status that shells report for a process ended by such a signal."""
         return 128 + self.number
 
     @property
     def word(self) -> str:
-        """What has happened."""
+        """What happened, for messages."""
         return "interrupted" if self.number == signal.SIGINT else f"ended by {self.number.name}"
 
 
 def end_at_once(number: int, frame: FrameType | None) -> None:
-    """The handler of a process in which nothing has begun yet that would have to be cleaned up."""
+    """Ends the process immediately, as the handler before anything has begun that needs clean-up."""
     ended = Ended(number)
     with suppress(OSError):
         os.write(2, f"{ended.word}; nothing was left behind\n".encode())
@@ -51,8 +55,8 @@ def end_at_once(number: int, frame: FrameType | None) -> None:
 
 
 class Raising:
-    """A handler that raises; not again while what it raised is probably still cleaning up. ``ended`` is what
-    it raised last.
+    """A signal handler that raises, but not again while the first exception is probably still cleaning up.
+    ``ended`` is the last exception raised.
     """
 
     ended: Ended | None = None
@@ -64,7 +68,7 @@ class Raising:
         """Raises :class:`Ended`.
 
         Raises:
-            Ended: at the first signal, and a while later at the next.
+            Ended: at the first signal, and at another one after a while.
         """
         now = time.monotonic()
         if now - self._last >= _AGAIN:
@@ -74,8 +78,9 @@ class Raising:
 
 @contextmanager
 def raised() -> Iterator[Raising]:
-    """Inside the block signals of :data:`ENDING` raise :class:`Ended` in the main thread; those that the
-    caller ignores, or takes himself, and all where another thread calls, stay as they are.
+    """Makes signals of :data:`ENDING` raise :class:`Ended` in the main thread, inside the block.
+
+    Signals that the caller ignores or handles, and all signals if another thread calls, keep their handlers.
     """
     handler, ours = Raising(), threading.current_thread() is threading.main_thread()
     usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
@@ -95,7 +100,9 @@ def raised() -> Iterator[Raising]:
 
 
 def _in_child() -> None:
-    """A process that was forked, as for reading data, ends as any other: its parent tells what happened."""
+    """Restores the handlers in a forked process, such as a data loader's worker, which ends like any other:
+    its parent reports what happened.
+    """
     for number, found in _before_fork.items():
         signal.signal(number, found)  # type: ignore[arg-type]
 
@@ -106,10 +113,10 @@ if hasattr(os, "register_at_fork"):
 
 @contextmanager
 def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Inside the block ``handle`` is called instead where a signal of :data:`ENDING` would raise; with a
+    """Calls ``handle`` instead of raising for signals of :data:`ENDING`, inside the block; ``handle`` gets a
     function that raises after all.
 
-    Nothing changes in other threads than the main one, or where signals do not raise.
+    Nothing changes in threads other than the main one, or where signals do not raise.
     """
     ours = threading.current_thread() is threading.main_thread()
     before = (
@@ -137,15 +144,15 @@ def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
 
 
 _kept: list[Any] = []
-"""What the system calls must not be collected."""
+"""Objects that the operating system calls, which must not be garbage-collected."""
 
 
 def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int) -> None:
-    """From now on, where a file is cut short that is mapped into memory and read, ``report`` gets its path,
-    and the process ends with that code; else the system would end it by SIGBUS without a word. There is no
-    way back into what was reading.
+    """From now on, ends the process with ``exit_code`` after calling ``report`` with the path, if a
+    memory-mapped file is truncated while it is read.
 
-    For commands: it changes the whole process.
+    Otherwise the system would end it by SIGBUS without a message; the read cannot be resumed. This changes
+    the whole process, so it is for commands only.
     """
     if not hasattr(signal, "SIGBUS") or _kept:
         return
@@ -157,14 +164,15 @@ def end_where_files_are_cut_short(report: Callable[[str], None], exit_code: int)
         finally:
             os._exit(exit_code)
 
-    # Python's own would be called after the instruction, which cannot end
+    # A handler in Python runs after the interrupted instruction, which here never finishes; so register a C
+    # callback.
     handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(handle)
     ctypes.CDLL(None).signal(int(signal.SIGBUS), handler)
     _kept.append(handler)
 
 
 def _cut_short() -> str:
-    """The mapped file that is shorter than its mapping; where that is not known, words."""
+    """Returns the path of the mapped file that is shorter than its mapping, or words if that is unknown."""
     try:
         for line in Path("/proc/self/maps").read_text("utf-8", "replace").splitlines():
             place, _, offset, _, inode, *path = line.split(maxsplit=5)

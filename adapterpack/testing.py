@@ -1,13 +1,12 @@
-"""Proves what an adapter method promises, for those who write a method of their own.
+"""Checks what an adapter method promises, for authors of methods.
 
     from adapterpack.testing import prove
     prove(my_method)          # raises AssertionError and names the config, the layer and the broken promise
 
-An invariant is a check, and the trait by which a method promises it. :func:`prove` checks a method's
+An invariant is a check together with the trait by which a method promises it. :func:`prove` checks a method's
 mathematics and its packs, on every example config and a few layers. Data are random with a fixed seed, in
 float64 unless an invariant says otherwise; adapters are fresh ones moved by normal noise, as training would.
-Needs torch. What the methods that come along promise beside that, in models of torch, in graphs and in PEFT,
-is proved in ``tests/invariants``.
+Needs torch. ``tests/invariants`` also checks the built-in methods in torch models, in graphs and in PEFT.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from .pack.pack import Pack, build
 from .pack.validate.validation import load
 
 EXACT = 1e-12
-"""Absolute tolerance where two float64 computations of the same small sums differ only in their order: about
-1e4 roundings of 1e-16.
+"""The absolute tolerance for two float64 computations of the same small sums in different order: about 1e4
+roundings of 1e-16.
 """
 
 
 class LayerShape(NamedTuple):
-    """A linear layer to prove a method on: ``weight`` is ``[out_features, in_features]``."""
+    """A linear layer to check a method on: ``weight`` is ``[out_features, in_features]``."""
 
     out_features: int
     in_features: int
@@ -46,7 +45,7 @@ class LayerShape(NamedTuple):
 
     @property
     def label(self) -> str:
-        """How test ids and the table call it, for instance ``7x12-bias``."""
+        """The layer's name in test ids and in the table, for instance ``7x12-bias``."""
         return f"{self.out_features}x{self.in_features}-{'bias' if self.bias else 'plain'}"
 
 
@@ -58,20 +57,20 @@ LAYERS = (
     LayerShape(1, 5, True),
     LayerShape(5, 1, False),
 )
-"""Wide, tall, one row and one column, with a bias and without: what goes wrong on 8x8 without a bias is
-found, too.
+"""Wide, tall, a single row and a single column, with and without a bias, to catch errors that 8x8 without a
+bias would hide.
 """
 
 DIVISIBLE = (LayerShape(60, 120, True), LayerShape(120, 60, False))
-"""Widths that PEFT's block methods can divide; only what compares with PEFT uses them."""
+"""Widths that PEFT's block methods can divide; used only to compare with PEFT."""
 
 BLOCKS = (LayerShape(7, 7, True), LayerShape(12, 12, False), LayerShape(5, 5, True), LayerShape(3, 3, False))
-"""What stands for a block: a layer as wide as its input, since an adapter parallel to it reads that."""
+"""Layers that stand for blocks: as wide as their input, because a parallel adapter reads that."""
 
 
 class DecoderShape(NamedTuple):
-    """A decoder to prove a prompt on: width, layers, heads of the keys (there are twice as many of the
-    queries), and their width.
+    """A decoder to check a prompt on: its width, layers, key heads (there are twice as many query heads), and
+    their width.
     """
 
     hidden: int
@@ -81,7 +80,7 @@ class DecoderShape(NamedTuple):
 
     @property
     def label(self) -> str:
-        """How test ids and the table call it, for instance ``model-12-2x2x4``."""
+        """The model's name in test ids and in the table, for instance ``model-12-2x2x4``."""
         return f"model-{self.hidden}-{self.layers}x{self.heads}x{self.head_dim}"
 
     @property
@@ -105,13 +104,13 @@ class DecoderShape(NamedTuple):
 
 VOCABULARY = 32
 MODELS = (DecoderShape(12, 2, 2, 4), DecoderShape(6, 1, 1, 8), DecoderShape(10, 3, 1, 2))
-"""Several layers and one, grouped heads and one, and embeddings that are wider and narrower than the keys."""
+"""One and several layers, one and several heads, embeddings wider and narrower than the keys."""
 
 NORMS = (LayerShape(7, 1, True), LayerShape(5, 1, False))
-"""What a normalisation layer is for a method: one input for every output, with a bias and without."""
+"""Normalisation layers as methods see them: one input for every output, with and without a bias."""
 
 TABLES = (LayerShape(7, 12, False), LayerShape(12, 7, False), LayerShape(5, 1, False))
-"""What an embedding is for a method: a row for every token, and no bias."""
+"""Embeddings as methods see them: a row for every token, and no bias."""
 
 SUBJECTS: dict[str, tuple[Any, ...]] = {
     "linear": (*LAYERS, *DIVISIBLE),
@@ -121,11 +120,11 @@ SUBJECTS: dict[str, tuple[Any, ...]] = {
     "attention": BLOCKS,
     "prompt": MODELS,
 }
-"""Kind of site -> what a method is proved on, by the first kind that it takes."""
+"""Maps a kind of site to what a method is checked on, by the first kind that the method takes."""
 
 
 class Case(NamedTuple):
-    """One row of the matrix: a method under one config on one layer, or on one model."""
+    """One row of the matrix: a method with one config on one layer or model."""
 
     method: Method
     config: Any
@@ -133,7 +132,7 @@ class Case(NamedTuple):
 
     @property
     def site(self) -> Site:
-        """The layer as a site, with its weight for a method that reads it; or the model's."""
+        """The layer as a site, with its weight for a method that reads it; or the model's site."""
         if isinstance(self.layer, DecoderShape):
             return self.layer.site
         proof = PROOFS[self.method.kind]
@@ -152,21 +151,21 @@ class Case(NamedTuple):
 
     @property
     def weight(self) -> np.ndarray:
-        """``[out, in]`` float64, the same every time."""
+        """The weight, ``[out, in]`` float64, the same on every access."""
         return np.random.default_rng(1).normal(size=(self.layer.out_features, self.layer.in_features))
 
     @property
     def bias(self) -> np.ndarray | None:
-        """``[out]`` float64, or None."""
+        """The bias, ``[out]`` float64, or None."""
         return np.random.default_rng(2).normal(size=self.layer.out_features) if self.layer.bias else None
 
     @property
     def x(self) -> np.ndarray:
-        """Inputs ``[3, 5, in]`` float64."""
+        """The inputs, ``[3, 5, in]`` float64."""
         return np.random.default_rng(3).normal(size=(3, 5, self.layer.in_features))
 
     def own(self) -> dict[str, np.ndarray]:
-        """The site's own parameters as ``init`` makes them."""
+        """Returns the site's own parameters from ``init``."""
         needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
         site = (
             dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias)
@@ -178,12 +177,12 @@ class Case(NamedTuple):
         )
 
     def shared(self) -> dict[str, np.ndarray]:
-        """The parameters that would be shared with other sites."""
+        """Returns the parameters that several sites would share."""
         shared = self.method.storage.shared
         return {} if shared is None else shared.init(self.config, [self.site], np.random.default_rng(7))
 
     def fresh(self) -> dict[str, np.ndarray]:
-        """Everything that the method's functions want, as ``init`` makes it."""
+        """Returns everything that the method's functions need, from ``init``."""
         return complete(self.method, self.config, {**self.shared(), **self.own()}, self.site)
 
     @property
@@ -194,7 +193,9 @@ class Case(NamedTuple):
         return frozenset(name for name, value in stored.items() if is_float(value) and name not in kept)
 
     def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
-        """The same after a training: what is trained has moved by normal noise of size 0.3."""
+        """Returns what :meth:`fresh` does after a training: trained parameters are moved by normal noise of
+        size 0.3.
+        """
         rng, moving = np.random.default_rng(5), self.trains
         moved = {
             name: v + 0.3 * rng.normal(size=v.shape) if name in moving else v
@@ -215,12 +216,12 @@ def require_close(actual: Any, expected: Any, what: str) -> None:
 
 
 def is_float(value: np.ndarray) -> bool:
-    """Whether the array is of a floating type."""
+    """Whether the array has a floating-point dtype."""
     return np.issubdtype(value.dtype, np.floating)
 
 
 def place_site(case: Case, weight: Any, bias: Any) -> Site:
-    """The case's site, with this weight and bias for a method that reads them."""
+    """Returns the case's site, with this weight and bias if the method reads them."""
     return (
         dataclasses.replace(case.site, weight=weight, base_bias=bias)
         if case.method.traits.reads_weight
@@ -229,20 +230,24 @@ def place_site(case: Case, weight: Any, bias: Any) -> Site:
 
 
 def make_layer(weight: Any, bias: Any) -> Callable[[Any], Any]:
-    """``x -> x W^T + b``."""
+    """Returns the function ``x -> x W^T + b``."""
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
 def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """Returns the output of the adapted layer."""
     return run(case.method, case.config, params, place_site(case, weight, bias), make_layer(weight, bias), x)
 
 
 def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+    """Returns the output of the adapted block."""
     return run_block(case.method, case.config, params, case.site, make_layer(weight, bias)(x), x)
 
 
 def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """With the layer for every projection, of one head, and for what the attention gives."""
+    """Returns the output of the adapted attention, with the layer as every projection of a single head and as
+    the attention's own output.
+    """
     layer, form = make_layer(weight, bias), case.method.normal_form(case.config, params, case.site)
     keys = layer(form.prompt)[None]
     queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
@@ -250,7 +255,7 @@ def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) ->
 
 
 class Proof(NamedTuple):
-    """How a kind of method is proved: by what output, and whether a weight can hold it."""
+    """How to check a kind of method: by which output, and whether a weight can hold the change."""
 
     output: Callable[[Case, Params, Any, Any, Any], Any]
     folds: bool
@@ -261,17 +266,19 @@ PROOFS = {
     "activation": Proof(_on_block, folds=False),
     "attention": Proof(_on_attention, folds=False),
 }
-"""Kind of a method -> how it is proved. A package with a kind of its own adds that, and SUBJECTS of it."""
+"""Maps a kind of method to how it is checked. A package with a kind of its own adds an entry here and in
+SUBJECTS.
+"""
 
 
 def run_adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """The output of the adapted layer, or block, at ``x``."""
+    """Returns the output of the adapted layer or block at ``x``."""
     return PROOFS[case.method.kind].output(case, params, weight, bias, x)
 
 
 def compute_results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
-    """Everything that the method's functions give: the output, and the folded weight and bias of a kind that
-    folds.
+    """Returns all results of the method's functions: the output, and the merged weight and bias for kinds
+    that merge.
     """
     found = {"the output": run_adapted(case, params, weight, bias, x)}
     if PROOFS[case.method.kind].folds and not case.method.reason_against("fold"):
@@ -280,13 +287,13 @@ def compute_results(case: Case, params: Params, weight: Any, bias: Any, x: Any) 
 
 
 def fold_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
-    """Weight and bias with the adapter folded in, or the block ``rows`` of them."""
+    """Returns weight and bias with the adapter merged in, or their block ``rows``."""
     site = place_site(case, weight, bias) if rows is None else case.site  # which knows the whole weight
     return fold(case.method, case.config, params, site, weight, bias, rows)
 
 
 def digests(values: Mapping[str, Any]) -> dict[str, str]:
-    """The sha256 of each array's bytes."""
+    """Returns the sha256 of each array's bytes."""
     return {
         name: hashlib.sha256(value.tobytes()).hexdigest()
         for name, value in values.items()
@@ -295,14 +302,14 @@ def digests(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def to_tensor(value: Any) -> Any:
-    """A numpy array as a torch tensor; None stays."""
+    """Returns a numpy array as a torch tensor, None as None."""
     import torch  # noqa: PLC0415 - see the module's docstring
 
     return None if value is None else torch.tensor(value)
 
 
 def make_leaves(case: Case, params: Params) -> dict[str, Any]:
-    """The parameters as float64 tensors, of which those that are trained want gradients."""
+    """Returns the parameters as float64 tensors; trained ones require gradients."""
     trains = case.trains
     return {
         name: to_tensor(v.astype(np.float64) if is_float(v) else v).requires_grad_(name in trains)
@@ -311,8 +318,8 @@ def make_leaves(case: Case, params: Params) -> dict[str, Any]:
 
 
 def resolve_config(case: Case) -> Any:
-    """The config at the site without the fields that only select sites: a manifest holds what was selected
-    instead.
+    """Returns the config at the site without the fields that only select sites, which manifests replace by
+    the selected sites.
     """
     selecting = {
         field.name: field.default
@@ -325,7 +332,7 @@ def resolve_config(case: Case) -> Any:
 
 
 def build_pack(case: Case) -> Pack:
-    """A pack of the trained adapter."""
+    """Returns a pack of the trained adapter."""
     trained = case.trained(np.float32)
     own, shared = ({name: trained[name] for name in made} for made in (case.own(), case.shared()))
     to_stored = case.method.storage.to_stored
@@ -572,11 +579,11 @@ def pack_round_trip(case: Case) -> None:
 
 
 class Invariant(NamedTuple):
-    """One column of the matrix: ``check`` raises AssertionError; ``needs`` says of a method whether it
-    promises this, by ``trait``.
+    """One column of the matrix.
 
-    What takes long is checked on some ``layers`` only (default: :data:`LAYERS`), or for the ``first`` config
-    of a method alone.
+    ``check`` raises AssertionError; ``needs`` says whether a method promises the invariant, by its ``trait``.
+    Slow checks run on some ``layers`` only (default: :data:`LAYERS`), or only for the ``first`` config of a
+    method.
     """
 
     check: Callable[[Case], None]
@@ -587,13 +594,13 @@ class Invariant(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the function that checks it."""
+        """The name of the function that checks the invariant."""
         return self.check.__name__
 
     def holds_for(self, case: Case) -> bool:
-        """Whether the cell is to be checked for this case."""
+        """Whether to check this invariant for the case."""
         subjects = SUBJECTS[case.method.traits.layers[0]]
-        # where none of them is a subject: all, of the others there are few
+        # If none of the invariant's layers is a subject of this kind, use all subjects: there are few.
         few = set(self.layers or ()) & set(subjects)
         chosen = case.layer in few if few else case.layer not in DIVISIBLE
         return (
@@ -602,7 +609,7 @@ class Invariant(NamedTuple):
 
 
 def provable(method: Method) -> bool:
-    """Whether an output can be computed at a site alone: of prompts it cannot."""
+    """Whether an output can be computed at a single site, which is not so for prompts."""
     return method.kind in PROOFS
 
 
@@ -612,12 +619,12 @@ def folds(method: Method) -> bool:
 
 
 def always(method: Method) -> bool:
-    """Promised by every method."""
+    """For invariants that every method promises."""
     return True
 
 
 FEW = (LAYERS[0], LAYERS[3], *BLOCKS[:2])
-"""Wide with a bias, tall without, two blocks: enough for what does not depend on the shape."""
+"""Wide with a bias, tall without, two blocks: enough for checks that do not depend on the shape."""
 
 
 INVARIANTS = (
@@ -638,7 +645,7 @@ INVARIANTS = (
 
 
 def cases(method: Method) -> Iterator[Case]:
-    """Every row of the matrix for one method: its example configs on every layer that is wide enough for it,
+    """Returns all rows of the matrix for one method: its example configs on every layer that is wide enough,
     or on every model.
     """
     rows, columns = method.traits.min_features
@@ -652,11 +659,11 @@ def cases(method: Method) -> Iterator[Case]:
 
 
 def prove(method: Method) -> int:
-    """Checks every invariant that a registered method promises, on every case; returns how many cells were
+    """Checks every invariant that a registered method promises, on every case; returns how many cells it
     checked.
 
     Raises:
-        AssertionError: one does not hold; names the config, the layer and the invariant.
+        AssertionError: an invariant does not hold; the error names the config, the layer and the invariant.
     """
     cells = [
         (case, invariant) for case in cases(method) for invariant in INVARIANTS if invariant.holds_for(case)

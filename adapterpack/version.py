@@ -1,3 +1,3 @@
-"""The version of this package."""
+"""The package's version."""
 
 VERSION = "0.1.0"

@@ -169,8 +169,8 @@ TOOLS = (
 def with_defaults(
     settings: Mapping[str, Any], translated: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """Adds the defaults of the tool that ``settings`` were written for to the ``translated`` settings; logs
-    them in ``notes``.
+    """Adds the defaults of the tool that ``settings`` were written for to the ``translated`` settings;
+    appends a line about them to ``notes``.
 
     Example:
         >>> with_defaults({"finetuning_type": "lora", "cutoff_len": 9}, {"max_length": 9}, [])

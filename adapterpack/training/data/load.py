@@ -255,7 +255,7 @@ def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str
     type.
 
     Raises:
-        ConfigError: the column of labels is missing, a row has no label, or there is only one label.
+        ConfigError: the column of labels is missing, a row has no label, or there is nothing to distinguish.
     """
     column = label_column(rows, training)
     if column is None:

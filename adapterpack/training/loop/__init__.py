@@ -1,3 +1,3 @@
-"""The run of a training: what is prepared, the trainer and its hooks, each step, and what a run that was
-interrupted goes on from.
+"""Prepares and runs one training: the model and its rows, the trainer and what methods add to it,
+checkpoints, and the loss.
 """

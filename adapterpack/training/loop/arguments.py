@@ -1,4 +1,4 @@
-"""Makes the trainer's arguments of a configuration; what cannot be is refused before a model is loaded."""
+"""Builds the trainer's arguments from a configuration, and refuses invalid ones before a model is loaded."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS, TrainerKind
 
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
-"""Settings that are not passed on as they are."""
+"""Settings that are translated instead of being passed on unchanged."""
 _OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}
-"""Reporters that can do without their store until the first metric -> what opens it, so that it is missed
-before a base is loaded.
+"""Reporters that open their store only at the first metric, with the class that opens it: a missing store is
+then reported before the base is loaded.
 """
 
 
 def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ...] = ()) -> TrainingArguments:
-    """What the trainer takes; it writes into ``folder``. ``targets`` are the inputs that outputs are compared
-    with.
+    """Returns the trainer's arguments, with ``folder`` as its output.
+
+    ``targets`` are the inputs that evaluation compares outputs with.
 
     Raises:
-        ConfigError: it refuses a setting, or two settings do not go together.
-        MissingExtra: the trainer is of a package that is not installed, or metrics are to be reported by one.
+        ConfigError: the trainer refuses a setting, or two settings contradict each other.
+        MissingExtra: the package of the trainer, or of a reporter, is not installed.
     """
     kind = TRAINERS[config.trainer]
     arguments = class_at(kind.arguments, kind)
@@ -50,7 +51,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             for f in dataclasses.fields(config.trainer_config)
             if f.name in supported
         }
-    # the name that newer versions of transformers use; said in either case, as TRL's default is another
+    # Newer versions of transformers have another name for it. Always set, because TRL's default differs.
     checkpointing = (
         "activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"
     )
@@ -62,7 +63,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         taken |= {
             "load_best_model_at_end": True,
             "save_strategy": config.eval_strategy,
-            # what was evaluated is what can be gone back to
+            # Save at each evaluation: only a saved step can be restored as the best.
             "save_steps": config.eval_steps or config.logging_steps,
         }
     try:
@@ -70,7 +71,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             **taken,
             output_dir=str(folder),
             report_to=_reporters(config),
-            # its bar also prints what the log says
+            # The progress bar repeats the log, so show it in a terminal only.
             disable_tqdm=not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE")),
             dataloader_pin_memory=torch.cuda.is_available(),
             do_eval=has_evaluation(config),
@@ -91,10 +92,10 @@ def has_evaluation(config: TrainConfig) -> bool:
 
 
 def class_at(path: str, kind: TrainerKind) -> Any:
-    """The class that ``module:class`` names.
+    """Returns the class that ``module:class`` names.
 
     Raises:
-        MissingExtra: its package is not installed.
+        MissingExtra: the package is not installed.
     """
     module, _, name = path.partition(":")
     with needed_by(f"the trainer {kind.name}"):
@@ -102,15 +103,17 @@ def class_at(path: str, kind: TrainerKind) -> Any:
 
 
 def _plain(value: Any) -> Any:
+    """Returns a tuple as a list, as the arguments expect."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def takes_best(config: TrainConfig) -> bool:
-    """Whether the best evaluation is packed instead of the last step."""
+    """Whether the pack gets the adapter of the best evaluation instead of the last step's."""
     return config.load_best_model_at_end or config.early_stopping_patience is not None
 
 
 def _require_evaluation(config: TrainConfig) -> None:
+    """Raises if a setting needs evaluations and the configuration has none."""
     wanting = [
         name
         for name, wants in (
@@ -129,6 +132,7 @@ def _require_evaluation(config: TrainConfig) -> None:
 
 
 def _reporters(config: TrainConfig) -> list[str]:
+    """Returns the names of the reporters; raises if one is not installed, or cannot open its store."""
     names = [config.report_to] if isinstance(config.report_to, str) else list(config.report_to)
     available = get_available_reporting_integrations()
     for name in names:
@@ -148,7 +152,7 @@ def _reporters(config: TrainConfig) -> list[str]:
 
 
 def name_errors_of_reporters(trainer: Any) -> None:
-    """Lets what goes wrong where a trainer's reporters begin be an error that names them."""
+    """Makes errors in the setup of a trainer's reporters name the reporter."""
     names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
     for callback in trainer.callback_handler.callbacks:
         if type(callback) in names and hasattr(callback, "setup"):
@@ -157,7 +161,9 @@ def name_errors_of_reporters(trainer: Any) -> None:
 
 @contextmanager
 def _reporting(name: str) -> Iterator[None]:
-    """Turns what a reporter raises where it begins into a named error: it is no fault of the training."""
+    """Turns errors in a reporter's setup into an error that names it, because the training itself is not at
+    fault.
+    """
     try:
         yield
     except Exception as error:

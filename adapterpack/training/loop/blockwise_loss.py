@@ -1,7 +1,8 @@
-"""Lets a language model compute its loss without its logits, where what it does with them is known.
+"""Computes a language model's loss without storing its logits, if the model does nothing else with them.
 
-The model's head hands its input on, and the model's loss takes that for logits: all else of the model's own
-call stays, such as the losses of routers, what wraps it for several processes, and gradient checkpointing.
+For one call, the model's head returns its input, and the model's loss function takes that in place of logits
+and computes the loss block by block (:mod:`.linear_cross_entropy`). The rest of the model's call is
+unchanged: router losses, wrappers for several processes, gradient checkpointing.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from ...tasks.task import IGNORED
 from .linear_cross_entropy import by_blocks, linear_cross_entropy
 
 _TOKENS = 8
-"""How much of a row a model is tried with."""
+"""How many tokens of a row the trial uses."""
 _CLOSE = 1e-3
 
 
 class BlockwiseLoss:
-    """The loss of a model with the head ``head``, with label smoothing."""
+    """The loss of a model with the head ``head``, with label smoothing, in blocks."""
 
     def __init__(self, model: Any, head: nn.Module, smoothing: float = 0.0) -> None:
         self._model, self._head, self._smoothing = model, head, smoothing
@@ -32,7 +33,7 @@ class BlockwiseLoss:
 
     @contextmanager
     def instead(self) -> Iterator[None]:
-        """The model's loss, computed so."""
+        """Makes the model compute its loss in blocks, inside the context."""
         before = self._model.__dict__.get("_loss_function")
         self._head.forward = _itself  # type: ignore[method-assign, assignment]
         self._model.loss_function = self._loss
@@ -55,7 +56,7 @@ class BlockwiseLoss:
         shift_labels: torch.Tensor | None = None,
         **_: Any,
     ) -> torch.Tensor:
-        """As ``ForCausalLMLoss`` of transformers, with what enters the head in the place of ``logits``."""
+        """Replaces transformers' ``ForCausalLMLoss``; ``logits`` is the head's input instead."""
         if shift_labels is None:
             padded = functional.pad(labels, (0, 1), value=ignore_index)  # type: ignore[arg-type]
             shift_labels = padded[..., 1:]
@@ -71,11 +72,10 @@ class BlockwiseLoss:
 
 
 def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0) -> BlockwiseLoss | None:
-    """The loss of a model if it is that of its head's outputs and nothing is done with these before; None
-    where it is another.
+    """Returns the loss in blocks for a model, or None if the model cannot use it.
 
-    A model is tried with a few tokens of ``inputs``: its logits have to be its head's outputs, and the loss
-    the same.
+    Tries the model with a few tokens of ``inputs``: its logits must be the head's output unchanged, and both
+    losses must agree.
     """
     labels = inputs.get("labels")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -116,7 +116,9 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
 
 
 def _is_changed(head: nn.Module) -> bool:
-    """Whether something hooks into the head, took the place of its call, or holds its weight elsewhere."""
+    """Whether the head has hooks, a replaced ``forward``, or a weight that is not an ordinary tensor in
+    memory.
+    """
     hooked: Any = (
         head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
     )
@@ -128,8 +130,10 @@ def _is_changed(head: nn.Module) -> bool:
 
 
 def _is_plain(head: nn.Module) -> bool:
+    """Whether the head is an ordinary frozen linear layer."""
     return type(head) is nn.Linear and not any(value.requires_grad for value in head.parameters())
 
 
 def _itself(hidden: torch.Tensor) -> torch.Tensor:
+    """Replaces the head's ``forward``: returns its input."""
     return hidden

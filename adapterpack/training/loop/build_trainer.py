@@ -1,6 +1,4 @@
-"""Makes the trainer of a run: transformers' own or one of another package, each with what adapters need
-besides.
-"""
+"""Builds the trainer of a run, transformers' or another package's, extended by what adapters need."""
 
 from __future__ import annotations
 
@@ -30,11 +28,11 @@ def trainer_for(
     rewards: Sequence[Reward] = (),
     **options: Any,
 ) -> Any:
-    """The trainer that a configuration names, for what is prepared; ``options`` are the trainer's.
+    """Returns the trainer that a configuration names for a prepared run; ``options`` are passed on to it.
 
     Raises:
         MissingExtra: its package is not installed.
-        Unsupported: it cannot use the base's tokenizer.
+        Unsupported: the trainer cannot use the base's tokenizer.
     """
     kind, rows = TRAINERS[config.trainer], ready.rows
     given: dict[str, Any] = {
@@ -64,7 +62,7 @@ def trainer_for(
 
 @contextmanager
 def own_forward(model: Any) -> Iterator[None]:
-    """Gives a model its ``forward`` back, in whose place trainers put others: for their losses, and for mixed
+    """Restores a model's ``forward`` after the block: trainers replace it for their losses and for mixed
     precision.
     """
     before = model.__dict__.get("forward")
@@ -77,7 +75,9 @@ def own_forward(model: Any) -> Iterator[None]:
 
 
 def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
-    """The tokenizer with a token for padding, as one is looked for; its chat template is a stranger's."""
+    """Returns the tokenizer with a padding token and a bounded chat template, for trainers that call it
+    themselves.
+    """
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise Unsupported(
             f"the trainer {kind.name} calls the tokenizer itself, and this one may take any time for a text",
@@ -92,4 +92,5 @@ def _padding(tokenizer: Any, kind: TrainerKind) -> Any:
 def _compare(
     compare: Callable[[Any, Any], Mapping[str, float]], prediction: EvalPrediction
 ) -> dict[str, float]:
+    """Computes metrics from a trainer's predictions."""
     return dict(compare(prediction.predictions, prediction.label_ids))

@@ -1,4 +1,6 @@
-"""Trains the adapter of a pack further, and keeps a copy of what it was."""
+"""Continues the training of a pack's adapter, and keeps a copy of its starting point where a loss compares
+with it.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,15 @@ from ..config.fields import TrainConfig
 log = logging.getLogger(__name__)
 
 _PATTERNS = {"rank_pattern": "r", "alpha_pattern": "alpha"}
-"""Settings that give sites a value of their own of another."""
+"""Settings with per-site values of another setting."""
 
 
 def load_start(config: TrainConfig) -> Pack:
-    """The pack that a training goes on from.
+    """Returns the pack that a training continues from.
 
     Raises:
-        ConfigError: the configuration names another method than the pack's, or other settings of it.
-        StorageError, FormatError: there is no such pack, or it is damaged.
+        ConfigError: the configuration names another method than the pack's, or other settings of the method.
+        StorageError, FormatError: the pack is missing or damaged.
     """
     source, said = str(config.adapter_name_or_path), config.method_config
     pack = load(folder_of(source))
@@ -60,10 +62,10 @@ def load_start(config: TrainConfig) -> Pack:
 
 
 def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
-    """The configuration with the method and settings of the pack that it goes on from, where there is one.
+    """Returns the configuration with the method and settings of the pack that it continues from, if any.
 
     Raises:
-        ConfigError, StorageError, FormatError: as of :func:`load_start`.
+        ConfigError, StorageError, FormatError: as for :func:`load_start`.
     """
     if config.adapter_name_or_path is None:
         return config
@@ -94,7 +96,7 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
 
 
 def _configs(pack: Pack) -> dict[str, Any]:
-    """The config of the pack's own method at each of its sites."""
+    """Returns the config of the pack's main method at each of its sites."""
     return {
         group.path: pack.config_at(group)
         for group in pack.groups
@@ -103,13 +105,14 @@ def _configs(pack: Pack) -> dict[str, Any]:
 
 
 def _packed_fields(cls: type[Any]) -> set[str]:
-    """The settings that say what an adapter is, and not how it is trained."""
+    """Returns the settings that define an adapter, as opposed to how it is trained."""
     return {field.name for field in dataclasses.fields(cls) if field.metadata.get("packed", True)}
 
 
 def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> str | None:
-    """Puts the pack into the model, to be trained, and with ``reference`` a second time, not to be; returns
-    the name of that one.
+    """Attaches the pack to the model for training.
+
+    With ``reference``, attaches a second, frozen copy and returns its name.
     """
     attach(model, pack, config.pack_name)
     if not reference:
@@ -124,4 +127,5 @@ def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> st
 
 
 def _hashable(value: Any) -> Any:
+    """Returns lists as tuples, so that equal settings compare equal."""
     return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""What a pack says of how its training went: the losses and the evaluations, in a few points each."""
+"""Summarises losses and evaluations of a training in a few points, for the pack."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _POINTS = 64
 
 
 def losses_of(losses: Sequence[float]) -> list[dict[str, float]]:
-    """The losses of all steps as at most 64 points: the last of neighbouring steps, and the mean of their
-    losses in six digits.
+    """Returns the losses of all steps as at most 64 points: the mean loss of neighbouring steps, rounded to
+    six digits, at the last of them.
 
     Example:
         >>> losses_of([2.0, 1.0])
@@ -27,8 +27,7 @@ def losses_of(losses: Sequence[float]) -> list[dict[str, float]]:
 
 
 def evaluations_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """The evaluations in a trainer's log, at most 64 of them: the step after which each was made, and its
-    metrics in six digits.
+    """Returns at most 64 evaluations from a trainer's log: the step, and the metrics rounded to six digits.
 
     Example:
         >>> evaluations_of([{"loss": 1.0, "step": 1}, {"eval_loss": 0.5, "eval_runtime": 0.1, "step": 2}])
@@ -43,4 +42,5 @@ def evaluations_of(log: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
 
 
 def _six(value: float) -> float:
+    """Rounds to six significant digits."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Trains embeddings by the losses of sentence-transformers, on the pooled hidden states of each text."""
+"""Trains text embeddings by the losses of sentence-transformers, on pooled hidden states."""
 
 from __future__ import annotations
 
@@ -15,48 +15,52 @@ from ...errors import ConfigError
 from ..trainers.contrastive import Contrastive
 
 Texts = Mapping[str, torch.Tensor]
-"""``anchor``, ``positive`` and perhaps ``negative`` -> vectors ``[rows, n]`` of length 1."""
+"""Unit vectors ``[rows, n]`` of ``anchor``, ``positive`` and possibly ``negative``."""
 
 
 def multiple_negatives(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
-    """The cross-entropy of each text's own partner among all partners, and all negatives, of the batch."""
+    """Returns the cross-entropy of finding each text's positive among all positives and negatives of the
+    batch.
+    """
     others = torch.cat([texts["positive"], *([texts["negative"]] if "negative" in texts else [])])
     own = torch.arange(len(texts["anchor"]), device=others.device)
     return functional.cross_entropy(settings.scale * texts["anchor"] @ others.T, own)
 
 
 def triplet(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
-    """How much nearer than ``margin`` beyond the positive the negative is, by one less the cosine."""
+    """Returns by how much the negative is closer than ``margin`` beyond the positive, in distances of one
+    minus the cosine.
+    """
     near, far = ((texts["anchor"] * texts[part]).sum(-1) for part in ("positive", "negative"))
     return (far - near + settings.margin).clamp_min(0).mean()
 
 
 def cosine(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
-    """The squared distance of the cosine from the score."""
+    """Returns the mean squared difference between cosines and scores."""
     assert scores is not None
     cosines = (texts["anchor"] * texts["positive"]).sum(-1)
     return functional.mse_loss(cosines, scores.to(cosines.dtype))
 
 
 LOSSES = {"multiple_negatives": multiple_negatives, "triplet": triplet, "cosine": cosine}
-"""Loss -> what it makes of a batch of texts, their scores and the settings."""
+"""The losses by name; each takes the vectors of a batch, their scores, and the settings."""
 _NEEDED = {"triplet": "negative", "cosine": "score"}
-"""Loss -> what rows have to have for it."""
+"""The column that a loss needs besides anchor and positive."""
 WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "mean": lambda mask: mask / mask.sum(1, keepdim=True),
     "cls": lambda mask: mask * (mask.cumsum(1) == 1),
     "last": lambda mask: mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)),
 }
-"""Pooling -> how much each position counts, by the mask ``[rows, positions]``; as
-:data:`adapterpack.tasks.embeddings.POOLING`.
+"""Maps a pooling to the weight of each position, computed from the mask ``[rows, positions]``; the same
+poolings as :data:`adapterpack.tasks.embeddings.POOLING`.
 """
 
 
 class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
-    """A trainer whose loss is one of :data:`LOSSES`."""
+    """A trainer with one of :data:`LOSSES`."""
 
     loss_is_scaled_for_ga = False
-    """It is the mean of a batch."""
+    """False: the loss is the mean of a batch, so the trainer divides it by the batches of a step."""
 
     def __init__(self, *args: Any, settings: Contrastive, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -80,7 +84,7 @@ class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The loss of a batch; its outputs are the vectors."""
+        """Returns the loss of a batch; its outputs are the vectors."""
         texts = {
             key.removesuffix("_input_ids"): self._vectors(
                 model, ids, inputs[key.replace("input_ids", "attention_mask")]
@@ -94,10 +98,11 @@ class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[Any, None, None]:
-        """The loss of a batch of an evaluation."""
+        """Returns the loss of an evaluation batch, without predictions."""
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
     def _vectors(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Returns the pooled and normalised vector of each text."""
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
         return functional.normalize((hidden * self._weights(mask)[..., None].to(hidden.dtype)).sum(1), dim=-1)

@@ -1,5 +1,5 @@
-"""Applies what a method adds to ordinary training: penalties, learning rates, updates after each step, and
-the loss on a prompt.
+"""Applies what adapter methods add to ordinary training: penalties, learning rates, updates after each step,
+and a loss on prompts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from ...torch_adapters.layers.prompts import Prompts
 
 
 class AdapterPart(NamedTuple):
-    """An adapter in training at one site: its method and config there, and the parameters of the site and the
-    shared ones that are trained.
+    """One adapter in training at one site: its method and config, and its trained parameters, own and shared.
 
-    To a method each matrix of a stack is a site of its own, with its part of the site's parameters.
+    Methods see each matrix of a stack as a site of its own, with its slice of the site's parameters.
     """
 
     name: str
@@ -35,12 +34,12 @@ class AdapterPart(NamedTuple):
 
     @property
     def params(self) -> dict[str, nn.Parameter]:
-        """All that is trained."""
+        """All trained parameters."""
         return {**self.shared, **self.site_params}
 
     @property
     def matrices(self) -> Mapping[str, int | None]:
-        """The path of each matrix, and its number in the stack; None where it is the only one."""
+        """The path of each matrix, with its index in the stack; None for a single matrix."""
         return (
             {f"{self.site.path}[{number}]": number for number in range(self.site.stack)}
             if is_stacked(self.site.kind)
@@ -48,7 +47,9 @@ class AdapterPart(NamedTuple):
         )
 
     def of(self, number: int | None, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The part of one matrix in a tensor for each parameter, as a view."""
+        """Returns the slices, as views, that belong to one matrix of a stack; shared parameters have no
+        slices.
+        """
         return {
             key: value if number is None or key in self.shared else value[number]
             for key, value in values.items()
@@ -56,7 +57,7 @@ class AdapterPart(NamedTuple):
 
 
 def parts(model: nn.Module) -> Iterator[AdapterPart]:
-    """Every active adapter of ``model`` at every site where it has something to train."""
+    """Yields every active adapter of ``model`` at every site with trained parameters."""
     for module in model.modules():
         if isinstance(module, Adapted):
             for name in module._active:
@@ -69,7 +70,7 @@ def parts(model: nn.Module) -> Iterator[AdapterPart]:
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
-    """The sum of the methods' penalties over all sites in training, or None where no method has one."""
+    """Returns the sum of the methods' penalties over all trained sites, or None if no method has one."""
     every = [part for part in parts(model) if "penalty" in part.method.overrides]
     sites = Counter((part.name, part.method.name) for part in every for _ in part.matrices)
     terms = [_penalty(part, sites[part.name, part.method.name]) for part in every]
@@ -77,7 +78,7 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
 
 
 def _penalty(part: AdapterPart, sites: int) -> torch.Tensor:
-    """The penalty at one site, over all matrices where they are stacked."""
+    """Returns the penalty at one site, summed over the matrices of a stack."""
     term = part.method.overrides.get("penalty")
     assert term is not None
 
@@ -93,8 +94,8 @@ def _penalty(part: AdapterPart, sites: int) -> torch.Tensor:
 
 
 def context(model: Any) -> tuple[torch.Tensor, int] | None:
-    """What the last pass gave for the labels in an active prompt: the weighted sum of their cross entropies
-    and their number, or None.
+    """Returns the loss on the labelled tokens of an active prompt in the last forward pass: the weighted sum
+    of their cross entropies and their number; None if there are none.
     """
     for module in model.modules():
         if isinstance(module, Prompts) and module._prompt_states is not None and module._active:
@@ -110,10 +111,10 @@ def context(model: Any) -> tuple[torch.Tensor, int] | None:
 def with_context(
     loss: torch.Tensor, labels: torch.Tensor, items: int | None, more: tuple[torch.Tensor, int], batches: int
 ) -> torch.Tensor:
-    """The mean ``loss`` over a batch's labels with ``more`` (:func:`context`) counted in.
+    """Combines the mean ``loss`` over a batch's labels with that of ``more`` (:func:`context`).
 
-    ``items`` is the number of labels that the mean was made of, where it is not that of this batch but of the
-    ``batches`` of a step: these are then taken to have as many rows as this one.
+    ``items`` is the number of labels by which the loss was divided, if that is of all ``batches`` of a step
+    instead of this batch; the other batches are then assumed to have as many rows.
     """
     labelled = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
     total, number = more
@@ -122,7 +123,7 @@ def with_context(
 
 
 def rates(model: nn.Module) -> dict[nn.Parameter, float]:
-    """The parameters whose learning rate is a multiple of the others', and that multiple."""
+    """Returns the parameters whose learning rate is a multiple of the base rate, and that factor."""
     factors = (
         (part, part.method.training.rates(part.config))
         for part in parts(model)
@@ -139,8 +140,8 @@ def rates(model: nn.Module) -> dict[nn.Parameter, float]:
 def with_rates(
     optimizer: torch.optim.Optimizer, factors: Mapping[nn.Parameter, float]
 ) -> torch.optim.Optimizer:
-    """The optimizer, before its first step, with its groups divided so that those parameters have their
-    multiple of the rate.
+    """Splits the optimizer's groups, before its first step, so that these parameters get their multiple of
+    the learning rate.
     """
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
@@ -157,10 +158,10 @@ def with_rates(
 def after_step(
     model: nn.Module, progress: Progress, states: Mapping[tuple[str, str], Any]
 ) -> dict[tuple[str, str], Any]:
-    """Lets methods change their parameters after an optimizer step, while the gradients are still there.
+    """Lets methods change their parameters after an optimizer step, while the gradients still exist.
 
-    ``states`` is what the last call returned, at first an empty mapping: the names of adapter and method ->
-    the method's own state.
+    ``states`` maps adapter and method names to the method's own state: at first empty, then what the last
+    call returned.
     """
     sites: dict[tuple[str, str], dict[str, TrainedSite]] = {}
     updates: dict[tuple[str, str], Any] = {}

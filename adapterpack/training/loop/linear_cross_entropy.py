@@ -1,9 +1,10 @@
-"""Cross entropy of a linear layer's outputs without the outputs: a block of rows at a time, whose gradient is
-made right away.
+"""Computes the cross entropy of a linear layer's outputs without storing them: one block of rows at a time,
+each with its gradient.
 
-The logits of a batch are by far the largest tensor of a language model with many words. Of a frozen head
-nothing but the gradient of what enters it is wanted, and that is as small as the input (Hsu et al. 2024,
-https://arxiv.org/abs/2410.10989, section 3.2).
+The logits of a batch are by far the largest tensor in training a language model with a large vocabulary. If
+the head is frozen, all that the backward pass needs is the gradient of the head's input, which is as small as
+the input and can be computed in the forward pass (Hsu et al. 2024, https://arxiv.org/abs/2410.10989, section
+3.2).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 _NUMBERS = 1 << 23
-"""Logits of one block: 32 MiB."""
+"""Logits in one block, 32 MiB."""
 
 
 def linear_cross_entropy(
@@ -27,11 +28,11 @@ def linear_cross_entropy(
     targets: torch.Tensor,
     smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as torch has
-    it.
+    """Returns the sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as
+    in torch.
 
-    ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; weight ``[out, in]`` and bias are frozen. Computed
-    in float32 or finer.
+    ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; the weight ``[out, in]`` and the bias are frozen.
+    Computes in float32 or finer.
     """
     total: torch.Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
     return total
@@ -44,8 +45,8 @@ def by_blocks(
     targets: torch.Tensor,
     smoothing: float = 0.0,
 ) -> torch.Tensor:
-    """The same of any ``head`` with ``width`` outputs, which is called once more for each block in the
-    backward pass.
+    """Returns the same sum for any ``head`` with ``width`` outputs; the backward pass calls the head again
+    for each block.
     """
 
     def of_block(block: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -63,15 +64,17 @@ def by_blocks(
 
 
 def _rows(width: int) -> int:
+    """Returns the rows of a block."""
     return max(_NUMBERS // width, 1)
 
 
 def _wide(value: torch.Tensor) -> torch.dtype:
+    """Returns the precision to compute in: float32, or the tensor's if finer."""
     return torch.promote_types(value.dtype, torch.float32)
 
 
 class _Blocks(torch.autograd.Function):
-    """Only the gradient of ``hidden`` is kept for the backward pass."""
+    """Computes the loss and the gradient of ``hidden`` in the forward pass, and keeps only that gradient."""
 
     @staticmethod
     def forward(
@@ -82,7 +85,7 @@ class _Blocks(torch.autograd.Function):
         targets: torch.Tensor,
         smoothing: float,
     ) -> torch.Tensor:
-        """The loss, with its gradients computed on the way."""
+        """Returns the loss, and computes the gradient of ``hidden`` along the way."""
         total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
         if ctx.needs_input_grad[0]:
             of_hidden = torch.empty_like(hidden)
@@ -93,8 +96,8 @@ class _Blocks(torch.autograd.Function):
             own = (1 - smoothing) * logits.gather(1, wanted)
             if smoothing:
                 own += smoothing * logits.mean(1, keepdim=True)
-            # In place and with one exponential: logsumexp would make one more tensor of the block's size, and
-            # a second pass of exp.
+            # Softmax in place with a single exponential: ``logsumexp`` would need another tensor of the
+            # block's size and a second exponential.
             largest = logits.amax(1, keepdim=True)
             sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
             total += (largest + sums.log() - own).sum()
@@ -111,6 +114,6 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """The gradient of ``hidden``."""
+        """Scales the gradient of ``hidden``."""
         (of_hidden,) = ctx.saved_tensors
         return of_hidden * gradient.to(of_hidden.dtype), None, None, None, None

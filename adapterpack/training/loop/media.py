@@ -1,4 +1,4 @@
-"""Reads pictures, speech and texts for a base, as a session does that serves it."""
+"""Reads images, speech and texts for training as a serving session does, so that both see the same inputs."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ _PIXELS = ("channels", "height", "width")
 
 
 class Media:
-    """What a task's rows are read with where they are no texts alone; nothing is loaded before a row needs
-    it.
-    """
+    """Reads rows that are not just text, for a base and a task; loads each part when a row first needs it."""
 
     def __init__(self, folder: Path, task: Task) -> None:
         self._folder, self._task = folder, task
@@ -38,7 +36,7 @@ class Media:
 
     @cached_property
     def image_token(self) -> int:
-        """The id that stands for one position of an image.
+        """The id that marks one position of an image.
 
         Raises:
             Unsupported: the base has none.
@@ -54,7 +52,7 @@ class Media:
 
     @cached_property
     def image_positions(self) -> int:
-        """How many positions one image takes among the tokens."""
+        """How many positions an image occupies among the tokens."""
         vision = self.config.vision_config
         size = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,) * 2
         return positions_of(
@@ -62,8 +60,8 @@ class Media:
         )
 
     def pixels(self, picture: Any, where: object) -> np.ndarray:
-        """One image as ``pixel_values`` ``[channels, height, width]``: a path or the bytes of a PNG or JPEG
-        picture, a ``.npy`` file, or a row of a data set of pictures.
+        """Returns one image as ``pixel_values`` ``[channels, height, width]``, from a path or the bytes of a
+        PNG or JPEG file, a ``.npy`` file, or an image of a data set.
         """
         if isinstance(picture, dict):  # as data sets hold one
             picture = picture.get("bytes") or picture.get("path")
@@ -77,7 +75,7 @@ class Media:
         return image_of(picture, _PIXELS, self._preparation)
 
     def speech(self, path: Any, where: object) -> np.ndarray:
-        """One recording as ``input_features`` ``[mel, frames]``, from a ``.wav`` or ``.npy`` file."""
+        """Returns one recording as ``input_features`` ``[mel, frames]``, from a ``.wav`` or ``.npy`` file."""
         if isinstance(path, dict):
             path = path.get("path")
         if not isinstance(path, str):
@@ -100,4 +98,4 @@ class Media:
 
 
 READERS = {"tokenizer": lambda folder, task: load_tokenizer(folder), "media": Media}
-"""What a task's training reads rows with -> (the base, the task) -> it."""
+"""What a task's training reads rows with, as a function of the base's folder and the task."""

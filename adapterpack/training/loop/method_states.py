@@ -1,4 +1,4 @@
-"""Writes what methods remember from step to step into a checkpoint, and reads it: trees of named tuples,
+"""Saves the state that methods keep between steps in a checkpoint, and loads it: trees of named tuples,
 mappings, numbers and tensors.
 """
 
@@ -16,18 +16,18 @@ from safetensors.torch import save_file
 
 FILE = "method_states.safetensors"
 States = Mapping[tuple[str, str], Any]
-"""The names of adapter and method -> the method's own state."""
+"""Maps adapter and method names to the method's own state."""
 
 
 def write(states: States, folder: Path) -> None:
-    """Writes the states into a checkpoint: tensors as such, the trees as JSON in the file's metadata."""
+    """Writes the states into a checkpoint: tensors as safetensors, the trees as JSON in its metadata."""
     tensors: dict[str, torch.Tensor] = {}
     trees = [[*key, _plain(state, tensors)] for key, state in states.items()]
     save_file(tensors, folder / FILE, {"trees": json.dumps(trees)})
 
 
 def read(folder: Path) -> dict[tuple[str, str], Any]:
-    """The states in a checkpoint."""
+    """Returns the states in a checkpoint."""
     with safe_open(folder / FILE, "pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         return {
@@ -37,6 +37,7 @@ def read(folder: Path) -> dict[tuple[str, str], Any]:
 
 
 def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+    """Returns a tree as JSON; moves its tensors to ``tensors`` and refers to them by name."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -50,6 +51,7 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def _tree(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """Rebuilds a tree from JSON and tensors."""
     if not isinstance(plain, Mapping):
         return plain
     if "tensor" in plain:

@@ -1,4 +1,4 @@
-"""Says what to do when a training does not fit into memory."""
+"""Suggests settings that save memory when a training runs out of it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from ...errors import AdapterpackError
 from ..config.fields import TrainConfig
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
-"""What torch says on the devices whose errors have no class of their own."""
+"""Parts of torch's messages on devices that raise no error class of their own."""
 
 
 @contextmanager
 def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turns running out of memory inside into an error that names the settings which save some, the cheapest
-    first.
+    """Turns running out of memory inside the block into an error that suggests settings which save some, the
+    cheapest first.
     """
     try:
         yield

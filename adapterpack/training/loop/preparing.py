@@ -1,4 +1,4 @@
-"""Prepares what a configuration says to train: rows as token ids, the task's model, and the adapter in it."""
+"""Prepares a training: encodes the rows, loads the task's model, and attaches the adapter."""
 
 from __future__ import annotations
 
@@ -41,13 +41,14 @@ from .media import READERS, Media
 log = logging.getLogger(__name__)
 
 SAMPLES = 256
-"""Rows of the training data that an initialisation may look at."""
+"""How many training rows a data-driven initialisation may read."""
 
 
 class TrainingRows(NamedTuple):
-    """Rows to train on and to evaluate with, as the trainer takes them: encoded by the task with what makes
-    batches of them, or as they are. ``labels`` are those of a head, and ``metrics`` compares outputs with
-    targets.
+    """Rows to train and to evaluate on, in the trainer's form: encoded, with the collator for batches, or
+    raw.
+
+    ``labels`` are those of a head; ``metrics`` compares outputs with targets.
     """
 
     train: Any
@@ -58,9 +59,10 @@ class TrainingRows(NamedTuple):
 
 
 class PreparedRun(NamedTuple):
-    """What is trained: the model with its adapter active, and the rows. ``reference`` is the name of an
-    adapter that stays as the trained one began; None where it began as nothing, or where nothing is compared
-    with it. ``started`` is the pack that it began as.
+    """A model with its active adapter, and its rows.
+
+    ``reference`` names a frozen copy of the adapter's starting point; None if that was the base alone, or the
+    loss compares with nothing. ``started`` is the pack that the training continues from.
     """
 
     model: Any
@@ -70,17 +72,17 @@ class PreparedRun(NamedTuple):
 
 
 Load = Callable[..., tuple[Any, list[str]]]
-"""Loads a model as :func:`adapterpack.torch_adapters.models.load.load_for_task` does."""
+"""Loads a model, as :func:`adapterpack.torch_adapters.models.load.load_for_task` does."""
 
 
 def prepare(
     config: TrainConfig, task: Task, folder: Path, reader: Any, load: Load = load_for_task
 ) -> PreparedRun:
-    """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and puts the adapter into it.
+    """Reads the data with ``reader`` (:func:`reader_of`), loads the model, and attaches the adapter.
 
     Raises:
-        ConfigError: data of no known form, rows that are longer than the model can read, or settings that a
-            pack does not have from which the training goes on.
+        ConfigError: the data has no known form, rows are longer than the model can read, or settings
+            contradict the pack that the training continues from.
         NothingToDo: the adapter would act in no row.
     """
     kind = TRAINERS[config.trainer]
@@ -107,7 +109,7 @@ def prepare(
         collator = dataclasses.replace(rows.collator, dtype=model.dtype)
         rows = rows._replace(collator=collator)
         if task.labelled and getattr(model.config, "pad_token_id", 0) is None:
-            # a decoder that classifies looks for its last real token
+            # A classifying decoder needs the padding id to find the last real token.
             model.config.pad_token_id = collator.pad_token_id
     if started is not None:
         reference = put_back(model, started, config, kind.reference)
@@ -130,7 +132,7 @@ def prepare(
 
 
 def _say_served(model: Any) -> None:
-    """Says that a server cannot run an adapter that changes more than the language model."""
+    """Warns that a server cannot run an adapter that changes layers outside of the language model."""
     inside, head = (*language_part(model), PROMPT), model.get_output_embeddings()
     adapted = [module for module in wrappers_of(model) if isinstance(module, Adapted) and module is not head]
     others = [module._site.path for module in adapted if not module._site.path.startswith(inside)]
@@ -145,9 +147,7 @@ def _say_served(model: Any) -> None:
 
 
 def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
-    """What reads the rows of a task: the base's tokenizer, or what makes arrays of pictures and speech as
-    well.
-    """
+    """Returns what reads the rows of a task: the base's tokenizer, or a :class:`Media`."""
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     return READERS[reads](folder, task)
 
@@ -155,8 +155,8 @@ def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
 def _encode(
     config: TrainConfig, task: Task, kind: TrainerKind, reader: Any, folder: Path, labels: Labels | None
 ) -> TrainingRows:
-    """The rows as the task reads them, or the kind of training; of a head that was trained before, the labels
-    stay.
+    """Returns the rows as the task, or the trainer, encodes them; ``labels`` of a head that was trained
+    before stay.
     """
     training = training_of(task, kind)
     train, evaluation, labels = read(config, task, training, reader, labels)
@@ -167,7 +167,6 @@ def _encode(
         padding = (
             tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
         )
-    # masked, so any id would do
     return TrainingRows(
         train,
         evaluation,
@@ -180,10 +179,11 @@ def _encode(
 def _tables(
     config: TrainConfig, kind: TrainerKind, make: Callable[[Any, DataReport], Any], folder: Path
 ) -> TrainingRows:
-    """The rows for a trainer that encodes them itself.
+    """Returns the rows for a trainer that encodes them itself.
 
     Raises:
-        ConfigError: data of no known form, or the trainer would make longer rows than the model can read.
+        ConfigError: the data has no known form, or rows of ``max_length`` would be longer than the model can
+            read.
     """
     most = context_length(load_config(folder).to_dict(), folder)
     if most is not None and config.max_length > most:
@@ -198,11 +198,12 @@ def _tables(
 
 
 def _require_seen(model: Any, kind: TrainerKind) -> None:
-    """Checks of a trainer with a loss of its own that it sees all of the adapter: it multiplies by the output
-    layer's weight itself, and adds nothing for tokens of a prompt that are to be learned.
+    """Raises if a trainer with a loss of its own would miss part of the adapter.
+
+    Such trainers multiply by the output layer's weight themselves, and do not learn labels inside a prompt.
 
     Raises:
-        Unsupported: the output layer is adapted, or a prompt has such tokens.
+        Unsupported: the output layer is adapted, or a prompt has labels.
     """
     if kind.rows is None:
         return
@@ -226,9 +227,7 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
 
 
 def _pack(model: Any, ready: TrainingRows, config: TrainConfig) -> TrainingRows:
-    """The rows packed, where they are sequences of which each token is learned by those before it, and the
-    model keeps them apart.
-    """
+    """Packs the rows, if they are sequences for a language model and the model keeps packed rows apart."""
     rows = ready.train
     if ready.collator is None or not all(
         row.keys() == {"input_ids", "labels"} and isinstance(row["labels"], list) for row in rows
@@ -253,8 +252,8 @@ def _pack(model: Any, ready: TrainingRows, config: TrainConfig) -> TrainingRows:
 
 
 def _dtype(config: TrainConfig, folder: Path) -> str:
-    """How the base is held: as its checkpoint stores it, where nothing else is said. In the range of float16
-    gradients would get lost.
+    """Returns the dtype to load the base in, by default the stored one; float32 instead of float16, whose
+    range is too small for gradients.
     """
     if config.dtype != "auto":
         return config.dtype
@@ -268,11 +267,12 @@ def _dtype(config: TrainConfig, folder: Path) -> str:
 
 
 def _with_experts(targets: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Adds all experts to the targets."""
     return tuple(dict.fromkeys([*([targets] if isinstance(targets, str) else targets), "all-experts"]))
 
 
 def _quantization(config: TrainConfig, dtype: str) -> Any:
-    """How transformers is to quantize the base, or None.
+    """Returns the quantization config for transformers, or None.
 
     Raises:
         MissingExtra: bitsandbytes is not installed.
@@ -294,10 +294,10 @@ def _quantization(config: TrainConfig, dtype: str) -> Any:
 
 
 def training_of(task: Task, kind: TrainerKind) -> TaskTraining:
-    """How the rows of a task are read: as the kind of training says, or else the task.
+    """Returns how the rows of a task are read: as the trainer says, or else as the task says.
 
     Raises:
-        Unsupported: neither does.
+        Unsupported: neither says so.
     """
     if kind.reading is not None:
         return kind.reading
@@ -311,7 +311,7 @@ def training_of(task: Task, kind: TrainerKind) -> TaskTraining:
 
 
 def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainConfig) -> None:
-    """Checks that the model has a position for every token."""
+    """Raises if a row has more tokens than the model has positions."""
     longest, most = max(map(data.token_count, rows)), context_length(load_config(folder).to_dict(), folder)
     if most is not None and longest > most:
         raise ConfigError(
@@ -324,8 +324,8 @@ def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainCon
 
 
 def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> None:
-    """Checks that an adapter which acts at some positions only has something to learn from; rows without one
-    are counted in the log.
+    """Raises if an adapter that acts at certain positions would act in no row; logs how many rows have
+    none.
     """
     acting = 0
     for row in rows:
@@ -351,13 +351,13 @@ def _require_acting(acts: Acts, rows: list[dict[str, Any]], where: object) -> No
 
 
 def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[dict[str, Any]]]:
-    """Batches of the first rows, for an initialisation that looks at data."""
+    """Returns batches of the first rows, for a data-driven initialisation."""
     size = config.per_device_train_batch_size
     return (rows[start : start + size] for start in range(0, min(len(rows), SAMPLES), size))
 
 
 def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
-    """The modules that are trained whole: the task's heads, and what the checkpoint does not hold."""
+    """Returns the modules to train in full: the task's heads, and what the checkpoint lacks."""
     heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
     return tuple(heads)

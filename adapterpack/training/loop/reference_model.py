@@ -1,5 +1,6 @@
-"""What preferences are compared with: the model as it was when the training began, by another adapter in the
-same model, or none.
+"""The reference model of preference losses: the model as it was when training began.
+
+It is the same model with another adapter, or none, active, so that no second model is in memory.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ from ...torch_adapters.layers.active import evaluating
 
 
 class Reference(nn.Module):
-    """A model in evaluation mode with the adapter ``name`` alone, or with none. It owns nothing: the base is
-    in memory once.
+    """A model in evaluation mode with only the adapter ``name`` active, or none (None); it owns no
+    parameters.
 
-    It has what TRL asks of a causal language model: its config, its backbone, and its output layer.
+    It has what TRL uses of a causal language model: config, backbone and output layer.
     """
 
     def __init__(self, model: nn.Module, name: str | None) -> None:
         super().__init__()
-        # no child, whose mode and device would be changed with this module's
+        # Not a child module: changing this module's mode or device must not change the model's.
         self.__dict__["_policy"] = model
         self._name = name
 
@@ -34,16 +35,16 @@ class Reference(nn.Module):
 
     @property
     def base_model(self) -> Callable[..., Any]:
-        """What gives the last hidden states."""
+        """The backbone, which returns hidden states."""
         return partial(self._as_it_was, self._policy.base_model)
 
     def get_output_embeddings(self) -> nn.Module:
-        """What makes logits of hidden states; no adapter changes it."""
+        """Returns the output layer, which no adapter changes."""
         head: nn.Module = self._policy.get_output_embeddings()
         return head
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gave in the beginning."""
+        """Returns what the model would have returned when training began."""
         return self._as_it_was(self._policy, *args, **kwargs)
 
     def _as_it_was(self, part: nn.Module, *args: Any, **kwargs: Any) -> Any:

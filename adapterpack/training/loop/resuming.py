@@ -1,5 +1,5 @@
-"""Keeps the checkpoints of a run beside its output until that is whole, and finds what an interrupted run
-left there.
+"""Keeps a run's checkpoints next to its output until that is complete, and resumes from what an interrupted
+run left.
 """
 
 from __future__ import annotations
@@ -33,23 +33,25 @@ from ...library_errors import reason
 from ...signals import taken
 
 RUN = "run.json"
-"""What a run is: another one does not go on from its checkpoints."""
+"""The description of a run; only a run with an equal one resumes from its checkpoints."""
 _STATE = "trainer_state.json"
-"""The last file that a trainer writes of a checkpoint."""
+"""The last file that a trainer writes into a checkpoint."""
 _SEAL = "seal.json"
-"""The last file of a checkpoint: of which run it is, and the digests of all others. Where it can be read, all
-others are there.
+"""The file that completes a checkpoint: its run, and the digests of all other files. If it is readable, the
+others were complete.
 """
 
 _SIGNS = ("/gloo/", "Connection closed by peer", "Connection reset by peer")
-"""What is in torch's errors about another process, where they have no class of their own."""
+"""Parts of torch's messages about another process, where they have no error class of their own."""
 _MORE = 1 << 20
-"""Bytes of room that a file which could not be written wanted at least."""
+"""The least bytes of free space that a failed write must have needed."""
 
 
 class RunFolder:
-    """The folder ``OUT.checkpoints`` of a run that ``description`` tells from others: this user's, without
-    links, and locked from :meth:`begin` until :meth:`end` or :meth:`release`.
+    """The folder ``OUT.checkpoints`` of a run.
+
+    ``description`` distinguishes the run from others. The folder belongs to this user, contains no links, and
+    is locked from :meth:`begin` until :meth:`end` or :meth:`release`.
     """
 
     def __init__(self, out: str, description: Mapping[str, Any]) -> None:
@@ -58,19 +60,20 @@ class RunFolder:
         self._lock: int | None = None
 
     def begin(self) -> Path | None:
-        """The last whole checkpoint of the same run; None where there is none, and what a run left that never
-        got to one is replaced.
+        """Locks the folder and returns the last complete checkpoint of the same run, or None.
+
+        Replaces what another run left if that never completed a checkpoint.
 
         Raises:
-            OutputExists: the checkpoints of another run are there, or the output is by now.
+            OutputExists: the folder has checkpoints of another run, or the output exists by now.
             FormatError: the last checkpoint is not as the run wrote it.
-            StorageError: the file system refuses, another process trains into this output, or something there
-                is a link or another user's.
+            StorageError: the file system refuses, another process trains into this output, or the folder
+                contains links or another user's files.
         """
         new = not self.path.exists()
         self._lock = hold_folder(self.path)
         try:
-            # whoever was at work there may have finished meanwhile
+            # Another process may have finished while this one waited for the lock.
             refuse_existing(self._out, "output_dir=...")
             same = self._described() == self._description
             if not same and self._checkpoints():
@@ -94,30 +97,32 @@ class RunFolder:
         return last
 
     def release(self) -> None:
-        """Frees the folder for other processes."""
+        """Unlocks the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
     def remove_partial(self) -> None:
-        """Removes checkpoints that were not written to their end."""
+        """Removes incomplete checkpoints."""
         for checkpoint in self._checkpoints():
             if not _is_whole(checkpoint):
                 shutil.rmtree(checkpoint, ignore_errors=True)
 
     def last(self) -> Path | None:
-        """The last checkpoint that is whole."""
+        """Returns the last complete checkpoint, or None."""
         return max(filter(_is_whole, self._checkpoints()), key=_step, default=None)
 
     def kept_note(self) -> str:
-        """Which checkpoint the same command goes on from; empty where there is none."""
+        """Returns a note for errors, which says from which checkpoint the same command resumes; empty if
+        there is none.
+        """
         last = self.last()
         if last is None:
             return ""
         return f"the checkpoint of step {_step(last)} is kept in {self.path}: the same command goes on there"
 
     def end(self) -> None:
-        """Removes the checkpoints; what reports there are stays."""
+        """Removes the checkpoints; reports of metrics in the folder stay."""
         for checkpoint in self._checkpoints():
             shutil.rmtree(checkpoint, ignore_errors=True)
         with suppress(OSError):  # reports of metrics are kept
@@ -140,10 +145,10 @@ class RunFolder:
             file.write(self._description)
 
     def _require_unchanged(self, checkpoint: Path) -> None:
-        """Checks that a checkpoint is one of this run, with the files that it wrote.
+        """Raises unless a checkpoint is this run's, with the files that it wrote.
 
         Raises:
-            FormatError: it is not.
+            FormatError: it is another run's, or a file has changed.
         """
         sealed, found = json.loads((checkpoint / _SEAL).read_bytes()), _seal_of(checkpoint)
         if sealed != found:
@@ -160,9 +165,7 @@ class RunFolder:
 
 
 def seal(checkpoint: Path) -> None:
-    """Finishes a checkpoint: notes of which run it is, and the digests of its files, by which a later run
-    knows it again.
-    """
+    """Completes a checkpoint by recording its run and the digests of its files."""
     text = strict_json.canonical(_seal_of(checkpoint))
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     with storage_errors(checkpoint), os.fdopen(open_own_file(checkpoint / _SEAL, flags), "wb") as file:
@@ -170,6 +173,7 @@ def seal(checkpoint: Path) -> None:
 
 
 def _seal_of(checkpoint: Path) -> dict[str, Any]:
+    """Returns the run and the digests of the files of a checkpoint."""
     files = {
         path.relative_to(checkpoint).as_posix(): sha256_of(path)
         for path in sorted(checkpoint.rglob("*"))
@@ -180,10 +184,12 @@ def _seal_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def _step(checkpoint: Path) -> int:
+    """Returns the step of a checkpoint."""
     return int(checkpoint.name.rpartition("-")[2])
 
 
 def _is_whole(checkpoint: Path) -> bool:
+    """Whether a checkpoint is complete."""
     try:
         for name in (_STATE, _SEAL):
             json.loads((checkpoint / name).read_bytes())
@@ -193,12 +199,14 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 class Patience(EarlyStoppingCallback):  # type: ignore[misc]
-    """Early stopping that goes on with the evaluations which an interrupted run has waited already."""
+    """Early stopping that continues to count where an interrupted run stopped."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **options: Any
     ) -> None:
-        """What the checkpoint knows; trainers take up such things only if every callback does."""
+        """Restores the count from the checkpoint: trainers restore callbacks themselves only if every
+        callback supports it.
+        """
         super().on_train_begin(args, state, control, **options)
         kept_state = state.stateful_callbacks.get(type(self).__name__, self.state())
         self.early_stopping_patience_counter = kept_state["attributes"]["early_stopping_patience_counter"]
@@ -206,27 +214,28 @@ class Patience(EarlyStoppingCallback):  # type: ignore[misc]
 
 
 class Stopping(TrainerCallback):  # type: ignore[misc]
-    """Ends runs at the next step, with a checkpoint if they have some, when it is asked to."""
+    """Ends a run at the next step when asked to, with a checkpoint if the run has checkpoints."""
 
     wanted = False
 
     def stop(self) -> None:
-        """Asks for it."""
+        """Asks the run to end."""
         self.wanted = True
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Between two steps all that a run goes on from belongs together."""
+        """Ends the run between two steps, when everything that a checkpoint holds is consistent."""
         if self.wanted:
             control.should_save, control.should_training_stop = args.save_strategy != SaveStrategy.NO, True
 
 
 @contextmanager
 def keep_checkpoint(folder: RunFolder, writes: bool = True) -> Iterator[None]:
-    """Says of an error inside that the same command goes on from a checkpoint, if there is one; else nothing
-    is left. Nobody goes on with a run that diverged. Only the process that ``writes`` the checkpoints removes
-    any.
+    """Adds a note to errors inside the block that the same command resumes from a checkpoint, or removes the
+    folder if there is none.
+
+    A run that diverged is not resumed. Only the process that ``writes`` the checkpoints removes any.
     """
     try:
         yield
@@ -242,8 +251,10 @@ def keep_checkpoint(folder: RunFolder, writes: bool = True) -> Iterator[None]:
 
 @contextmanager
 def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
-    """Lets Ctrl-C, and what else ends a process, end the run inside with a checkpoint; a second one ends it
-    at once. Only one process ``alone`` can do that, as several would stop at different steps.
+    """Lets signals such as Ctrl-C end the run inside the block with a checkpoint; a second signal ends it at
+    once.
+
+    Only a process ``alone`` does so, since several would stop at different steps.
 
     Raises:
         KeyboardInterrupt: after the checkpoint.
@@ -270,7 +281,7 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def add_notes(notes: Iterable[str]) -> Iterator[None]:
-    """Adds notes to what is raised inside."""
+    """Adds notes to exceptions raised inside the block."""
     try:
         yield
     except BaseException as error:
@@ -281,8 +292,8 @@ def add_notes(notes: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def other_processes(count: int) -> Iterator[None]:
-    """Turns what torch says where another of ``count`` processes does not answer into an error that says so:
-    it is no fault of this one.
+    """Turns torch's errors about another of ``count`` processes into one that says so: this process is not at
+    fault.
 
     Raises:
         AdapterpackError: another process has ended, or cannot be reached.
@@ -302,12 +313,13 @@ def other_processes(count: int) -> Iterator[None]:
 
 @contextmanager
 def written_checkpoints(folder: str) -> Iterator[None]:
-    """Turns what keeps a checkpoint of the run in ``folder`` from being written inside into a named error.
+    """Turns failures to write a checkpoint into ``folder`` into a named error.
+
+    torch and safetensors raise their own errors for a full disk, and torch's do not mention the disk. Trying
+    to reserve as much space again shows whether that was the cause.
 
     Raises:
-        StorageError: the disk is full, or the file system refuses. torch and safetensors have errors of their
-            own for that, and torch's do not say so: whether it was the disk tells one more try, for as much
-            room.
+        StorageError: the disk is full, or the file system refuses.
     """
     with storage_errors(folder):
         try:
@@ -318,10 +330,10 @@ def written_checkpoints(folder: str) -> Iterator[None]:
 
 
 def _take_room(folder: Path) -> None:
-    """Takes as much room on the disk as the largest file there, and some more, and gives it back.
+    """Reserves as much disk space as the largest file there and some more, and frees it again.
 
     Raises:
-        OSError: there is not that much.
+        OSError: there is not enough space.
     """
     largest = max((file.stat().st_size for file in folder.rglob("*") if file.is_file()), default=0)
     with TemporaryFile(dir=folder) as file:

@@ -1,5 +1,5 @@
-"""Reward functions out of a Python file that the user names on the command line; no pack, base or
-configuration can name one.
+"""Loads reward functions from a Python file that the user names on the command line; no pack, base or
+configuration can name code.
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ from ...errors import ConfigError, StorageError, nearest
 from ..trainers.kind import TrainerKind
 
 Reward = Callable[..., Sequence[float]]
-"""(completions, and by name the prompts and the other columns of the rows) -> a score for each completion."""
+"""A function that takes completions, and by keyword the prompts and other columns of the rows, and returns a
+score for each completion.
+"""
 
 
 def find_reward(text: str) -> Reward:
-    """The function that ``file.py:function`` names; the file is run.
+    """Returns the function that ``file.py:function`` names; runs the file.
 
     Raises:
-        ConfigError: it is not of this form, or the file has no such function.
-        StorageError: there is no such file.
+        ConfigError: the name has another form, or the file has no such function.
+        StorageError: the file is missing.
     """
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py") or not name.isidentifier():
@@ -52,10 +54,10 @@ def find_reward(text: str) -> Reward:
 
 
 def require_rewards(kind: TrainerKind, rewards: Sequence[Reward]) -> None:
-    """Checks that a kind of training which learns from rewards is given some, and no other is.
+    """Raises if a trainer that learns from rewards gets none, or another trainer gets some.
 
     Raises:
-        ConfigError: it is not so.
+        ConfigError: rewards are missing, or not used.
     """
     if kind.rewards and not rewards:
         raise ConfigError(

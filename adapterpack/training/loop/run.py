@@ -1,4 +1,6 @@
-"""Trains one adapter and makes its pack: two parts, so that several are packed when all are trained."""
+"""Trains one adapter and writes its pack, in two separate functions, so that several adapters are written
+only when all are trained.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,7 @@ Shown = Callable[[Step], None]
 
 
 class TrainedAdapter(NamedTuple):
-    """An adapter that is trained, and not packed yet."""
+    """An adapter that is trained but not written yet."""
 
     config: TrainConfig
     folder: RunFolder
@@ -58,8 +60,8 @@ def train_adapter(
     rewards: Sequence[Reward] = (),
     bases: SharedBases | None = None,
 ) -> TrainedAdapter:
-    """Train one adapter, as one of several over the same ``bases`` or alone, from the last checkpoint of the
-    same run on.
+    """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the
+    same run if there is one.
     """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], get_task(config.task)
@@ -69,7 +71,7 @@ def train_adapter(
         list(map(_dataset, sources_of(config.train_file, "train_file"))),
     )
     described = {**as_mapping(config), "datasets": datasets}
-    # which changes nothing that is computed
+    # ``on_divergence`` does not change any number, so a run may resume with another value.
     run = RunFolder(config.output_dir, described | {"on_divergence": None})
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
@@ -118,7 +120,7 @@ def train_adapter(
 
 
 def write_pack(done: TrainedAdapter) -> Pack:
-    """Writes the pack of a trained adapter, in the first of several processes, and removes the run's
+    """Writes the pack of a trained adapter in the first of several processes, then removes the run's
     checkpoints.
     """
     config, ready = done.config, done.ready
@@ -132,7 +134,7 @@ def write_pack(done: TrainedAdapter) -> Pack:
             name=config.pack_name,
             training=done.training,
             metrics=done.metrics,
-            # by all processes, as what is sharded is gathered
+            # Every process calls ``save``, because gathering sharded parameters needs them all.
             parents=() if ready.started is None else (ready.started,),
         )
     if first:
@@ -143,8 +145,8 @@ def write_pack(done: TrainedAdapter) -> Pack:
 
 
 def _scores(trainer: Any) -> Mapping[str, float]:
-    """How good the trained adapter is: what an evaluation after the last step said, unless the adapter is
-    that of an earlier step.
+    """Returns the metrics of the trained adapter: those of an evaluation after the last step, or of a new one
+    if the adapter is an earlier step's.
     """
     if trainer.args.load_best_model_at_end:
         return evaluation_scores(trainer.evaluate())
@@ -155,8 +157,8 @@ def _scores(trainer: Any) -> Mapping[str, float]:
 
 
 def _loss_of_nothing(ready: PreparedRun) -> float:
-    """The loss of a model that has learned nothing, where labels are numbers, which have any size; 0 where it
-    is some nats.
+    """Returns the loss of a model that always predicts zero, for numeric labels, whose losses can have any
+    scale; 0 for losses in nats.
     """
     if ready.rows.labels is None or ready.rows.labels.problem is not NUMBER or ready.rows.collator is None:
         return 0.0
@@ -164,13 +166,12 @@ def _loss_of_nothing(ready: PreparedRun) -> float:
 
 
 def _stopping_early(config: TrainConfig) -> list[Patience]:
+    """Returns the callback for early stopping, if it is on."""
     return [] if config.early_stopping_patience is None else [Patience(config.early_stopping_patience)]
 
 
 def _dataset(source: Source) -> dict[str, str | None]:
-    """A source by name and digest, of several files that of their names and digests; a hub data set by its
-    name and revision.
-    """
+    """Describes a source by name and digest, or a data set on the hub by name and revision."""
     files = files_of(source)
     if not files and Path(source.path).is_dir():
         files = files_below(Path(source.path))
@@ -182,6 +183,6 @@ def _dataset(source: Source) -> dict[str, str | None]:
 
 
 def _evaluation_name(config: TrainConfig) -> str:
-    """The name of the rows that a run is evaluated on."""
+    """Returns the name of the rows that a run evaluates on."""
     source = config.train_file if config.eval_file is None else config.eval_file
     return ", ".join(Path(one.path).name for one in sources_of(source, "eval_file"))

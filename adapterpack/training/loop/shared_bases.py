@@ -1,4 +1,4 @@
-"""Loads the models of several trainings so that what they have of one base is in memory once."""
+"""Loads models for several trainings with a single copy of their base's parameters in memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ...torch_adapters.models.load import load_for_task
 
 
 class SharedBases:
-    """Models over bases that are in memory once: each has modules of its own, which hold the same parameters.
+    """Models whose modules are their own but hold the same parameters of each base.
 
-    These are frozen while adapters are trained, and whoever moves them moves them for all. Buffers, which a
-    model may change when it is called, are each model's own.
+    The parameters are frozen while adapters train; moving them moves them for all models. Buffers, which
+    calls may change, are each model's own.
     """
 
     def __init__(self) -> None:
@@ -35,8 +35,8 @@ class SharedBases:
         quantization: Any,
         problem: str | None,
     ) -> tuple[Any, list[str]]:
-        """Load a model as :func:`~adapterpack.torch_adapters.models.load.load_for_task` does, or copy one
-        of the same task and labels. Models with other heads share the parameters that are equal.
+        """Loads a model as :func:`~adapterpack.torch_adapters.models.load.load_for_task` does, or copies one
+        with the same task and labels. Models with different heads share all equal parameters.
         """
         base = folder, dtype, repr(quantization)
         key = *base, task.name, tuple(labels or ()), problem
@@ -51,8 +51,8 @@ class SharedBases:
 
 
 def _share(model: Any, held: dict[str, nn.Parameter]) -> None:
-    """Puts the parameters that are ``held`` in the place of equal ones of the same name, and adds the others
-    to them.
+    """Replaces the model's parameters by equal ones of the same name in ``held``, and adds the others to
+    ``held``.
     """
     instead: dict[int, nn.Parameter] = {}
     prefix = f"{model.base_model_prefix}."
@@ -67,7 +67,7 @@ def _share(model: Any, held: dict[str, nn.Parameter]) -> None:
 
 
 def _equal(one: nn.Parameter, other: nn.Parameter) -> bool:
-    """Whether two parameters are of one class and hold the same numbers, wherever they are."""
+    """Whether two parameters have the same class, shape, dtype and values, on whatever devices."""
     if (
         type(one) is not type(other)
         or one.shape != other.shape

@@ -1,5 +1,5 @@
-"""Watches the steps of a training: the loss of each, which has to be finite, the speed, and the time that is
-left.
+"""Watches a training step by step: checks that losses are finite and do not run away, and reports speed and
+remaining time.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
-    """How far a training is: the step that is done, how many there are, its loss, tokens a second, and
-    seconds that are left.
+    """The progress of a training: the current step, the number of steps, the loss, tokens per second, and the
+    seconds left.
 
-    ``name`` is that of the adapter, where several are trained together.
+    ``name`` is that of the adapter, if several are trained together.
     """
 
     done: int
@@ -45,11 +45,11 @@ class Step(NamedTuple):
 
 
 _SPEED = ("runtime", "samples_per_second", "steps_per_second", "num_tokens")
-"""What a trainer says of an evaluation besides its metrics."""
+"""Entries of an evaluation that are not metrics."""
 
 
 def evaluation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an evaluation, without the trainer's prefix; the loss comes last.
+    """Returns the metrics of an evaluation without the trainer's prefix, the loss last.
 
     Example:
         >>> evaluated({"eval_loss": 0.5, "eval_accuracy": 1.0, "eval_runtime": 0.1, "epoch": 3})
@@ -68,12 +68,12 @@ for so many steps, or at the end.
 
 
 class Divergence:
-    """Watches whether losses run away from where they began: it warns once, and after many such steps, or at
-    the end, it is an error.
+    """Detects losses that run away from where they began: warns once, and raises after many such steps or at
+    the end.
 
-    The first loss may be a lucky one, so an error needs losses far above those of the first steps as well, as
-    far as these did not run away themselves, and above ``least``, what is to be expected of a model that has
-    learned nothing. Where the error is not wanted (``fails``) there is the warning alone.
+    The first loss may be low by luck. So an error also requires losses far above the median of the first
+    steps (unless these were running away themselves), and above ``least``, the loss of a model that has
+    learned nothing. With ``fails`` false there is only the warning.
     """
 
     def __init__(self, fails: bool = True, least: float = 0.0) -> None:
@@ -83,7 +83,7 @@ class Divergence:
         """Judges the losses of all steps so far.
 
         Raises:
-            NonFinite: they have run away.
+            NonFinite: the losses have run away.
         """
         recent, first = losses[max(1, len(losses) - _WINDOW) :], max(losses[0], self._least)
         begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
@@ -111,19 +111,21 @@ _CALMER = "lower learning_rate or max_grad_norm, or raise warmup_steps"
 
 
 def _far_above(loss: float) -> float:
+    """Returns the limit above which a loss counts as far above ``loss``."""
     return 2 * loss + 2
 
 
 def _mostly_above(losses: Sequence[float], limit: float) -> bool:
+    """Whether enough of the losses are above the limit."""
     return bool(losses) and sum(loss > limit for loss in losses) >= _SHARE * len(losses)
 
 
 class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
-    """Counts; checks each step's loss; every ``logging_steps`` steps the log gets a line, and ``progress`` is
-    called after each step.
+    """A callback that checks each step's loss, logs every ``logging_steps`` steps, and calls ``progress``
+    after each.
 
-    What it knows is part of a checkpoint, so that a run which goes on says the same as one that was never
-    interrupted. ``name`` stands in what it says, where other runs say something, too.
+    Its state is part of checkpoints, so a resumed run reports the same as an uninterrupted one. ``name``
+    marks its log lines if several runs log.
     """
 
     def __init__(
@@ -140,22 +142,22 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._counted, self._started, self._first = 0, time.monotonic(), 0
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the losses of all steps so far."""
+        """Returns what a checkpoint stores: the losses of all steps so far."""
         return {"args": {}, "attributes": {"losses": list(self.losses)}}
 
     def batch(self, loss: torch.Tensor, tokens: torch.Tensor | int) -> None:
-        """Adds a batch to the step."""
+        """Adds a batch to the current step."""
         self._loss, self._tokens = self._loss + loss, self._tokens + tokens
 
     def recent(self, steps: int) -> float:
-        """The mean loss of the last steps."""
+        """Returns the mean loss of the last steps."""
         last = self.losses[-steps:]
         return sum(last) / len(last)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """The clock starts; a run that goes on has steps behind it already, or all of them."""
+        """Starts the clock; a resumed run has some of its steps done already, or all."""
         control.should_training_stop |= state.global_step >= state.max_steps
         self._started, self._first = time.monotonic(), state.global_step
         self.losses = list(
@@ -165,11 +167,10 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        """Checks the loss and shows the step.
+        """Checks the loss and reports the step.
 
         Raises:
-            NonFinite: the loss is NaN or infinite, and the parameters are by now; or it has run away from its
-                start.
+            NonFinite: the loss is NaN or infinite, as the parameters are by now; or it has run away.
         """
         loss = float(self._loss)
         self._counted += int(self._tokens) * args.world_size
@@ -208,7 +209,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         metrics: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
-        """One line for an evaluation."""
+        """Logs one line for an evaluation."""
         if state.is_world_process_zero:
             log.info(
                 "%sevaluated after step %d: %s",

@@ -1,5 +1,5 @@
-"""Extends ``transformers.Trainer`` by what methods add to a training: penalties, learning rates, updates
-after each step.
+"""Extends ``transformers.Trainer`` by what adapter methods add to training: penalties, learning rates, and
+updates after each step.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from .steps import Steps
 
 
 class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
-    """The trainer of models with adapters; see :class:`adapterpack.adapter_methods.Method` for ``training``.
+    """The trainer of models with adapters; :class:`adapterpack.adapter_methods.Method` defines what a
+    method's ``training`` adds.
 
-    ``steps`` watches each step: its loss, which has to be finite, and how fast it goes.
+    ``steps`` watches the loss and the speed of each step.
     """
 
     def __init__(self, *args: Any, steps: Steps | None = None, **kwargs: Any) -> None:
@@ -39,12 +40,12 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         self.add_callback(self.steps)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """An epoch's steps; none of a run that had ended when it was interrupted."""
+        """Runs an epoch, unless the resumed run had already ended."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """A batch forward and backward; its share of the step's loss."""
+        """Runs a batch forward and backward; returns its share of the step's loss."""
         loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.steps.batch(self.accelerator.reduce(loss, "mean"), _tokens(inputs))
         return loss
@@ -57,7 +58,9 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The loss, and in training the penalties: once a step, however many batches a step has."""
+        """Returns the loss, in training with the methods' penalties: once per step, over however many batches
+        that is.
+        """
         wanted = return_outputs and self.compute_metrics is not None
         with nullcontext() if wanted else self._without_logits(inputs):
             self._ask_what_the_loss_is_divided_by(model, inputs, num_items_in_batch)
@@ -71,8 +74,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             )
         extra = hooks.penalty(self.model) if model.training else None
         if extra is not None:
-            # Where the model divides by the items of all batches of a step, the trainer does not divide by
-            # their number.
+            # If the model divides by the items of all batches of a step, the trainer does not divide by the
+            # number of batches, so the penalty must be divided here.
             scaled = self.loss_is_scaled_for_ga  # None: told by what the model takes
             whole = (
                 self.model_accepts_loss_kwargs and num_items_in_batch is not None
@@ -83,9 +86,11 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         return (loss, outputs) if return_outputs else loss
 
     def _ask_what_the_loss_is_divided_by(self, model: Any, inputs: Any, items: Any) -> None:
-        """Tells, once, models that divide their loss by the items of a whole step from those that take the
-        number and ignore it, as most classifiers do: theirs is the mean of a batch, which the trainer would
-        multiply by the processes and by the batches of a step.
+        """Finds out once whether the model divides its loss by the given number of items.
+
+        Most classifiers accept the number and ignore it: their loss is the mean of a batch, which the trainer
+        would wrongly multiply by the processes and by the batches of a step. Doubling the number shows
+        whether it has an effect.
         """
         plain = super().compute_loss
         if self._asked or items is None or not self.model_accepts_loss_kwargs or self._blockwise is not None:
@@ -104,7 +109,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
 
     @contextmanager
     def _without_logits(self, inputs: Any) -> Iterator[None]:
-        """The model's loss is computed without its logits inside, if it can be."""
+        """Makes the model compute its loss without logits inside the block, if it can."""
         if not self._tried:
             self._tried = True
             if self.args.n_gpu < 2:  # the threads of several share one head
@@ -121,22 +126,23 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
             self.label_smoother = smoother
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The optimizer, with the methods' own multiples of the learning rate."""
+        """Returns the optimizer, with the methods' multiples of the learning rate."""
         if self.optimizer is None:
             hooks.with_rates(super().create_optimizer(model), hooks.rates(self.model))
         return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The order of rows; one with a generator of its own is drawn anew from the seed in each epoch, so
-        that a run that goes on finds the same.
+        """Returns the sampler of rows.
+
+        A sampler with its own generator is reseeded from seed and epoch, so that a resumed run gets the same
+        order; random samplers are already handled by accelerate.
         """
         sampler = super()._get_train_sampler(train_dataset)
-        # of which accelerate makes one by epochs
         own = hasattr(sampler, "generator") and not isinstance(sampler, RandomSampler)
         return _SeededByEpoch(sampler, self.args.seed) if own else sampler
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """A checkpoint, or a named error where the disk does not take it."""
+        """Writes and seals a checkpoint, or raises a named error if the disk is full."""
         with written_checkpoints(str(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
             self.accelerator.wait_for_everyone()  # each process has files of its own in it
@@ -144,31 +150,29 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
                 seal(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """A checkpoint's state of the optimizer, and with it that of the methods."""
+        """Writes the state of the optimizer and of the methods into a checkpoint."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             method_states.write(self.after.states, Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Both again."""
+        """Loads the state of the optimizer and of the methods from a checkpoint."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self.after.states = method_states.read(Path(checkpoint))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None in the folder of checkpoints: a pack gets its own."""
+        """Writes no card into the folder of checkpoints: the pack gets its own."""
 
     def _send_telemetry(self) -> None:
-        """Nothing is sent of a training, whatever a library would say of it."""
+        """Sends nothing, whatever a library's trainer would send."""
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """A checkpoint holds the adapter alone: that the base is missing in it is no news."""
+        """Does not warn that the base is missing from a checkpoint: checkpoints hold only the adapter."""
 
 
 def adapting(trainer: type[Any]) -> type[Any]:
-    """The class of a trainer that derives from transformers', with what :class:`AdapterTrainer` adds to
-    that.
-    """
+    """Returns a trainer class, derived from transformers', extended by :class:`AdapterTrainer`."""
     return (
         AdapterTrainer
         if issubclass(AdapterTrainer, trainer)
@@ -177,7 +181,7 @@ def adapting(trainer: type[Any]) -> type[Any]:
 
 
 def _tokens(inputs: Any) -> torch.Tensor | int:
-    """How many tokens a batch has, in whatever parts; 0 where they are not made yet."""
+    """Returns the number of tokens in a batch, over all its parts; 0 if the trainer has yet to encode it."""
     if not isinstance(inputs, Mapping):
         return 0
     masks = [value.sum() for key, value in inputs.items() if key.endswith("attention_mask")]
@@ -189,7 +193,7 @@ def _tokens(inputs: Any) -> torch.Tensor | int:
 
 
 class _SeededByEpoch(Sampler[int]):
-    """Another sampler's rows, in an order that the seed and the epoch tell."""
+    """Wraps a sampler so that its order depends only on the seed and the epoch."""
 
     def __init__(self, sampler: Any, seed: int) -> None:
         self._sampler, self._seed = sampler, seed
@@ -202,7 +206,7 @@ class _SeededByEpoch(Sampler[int]):
         return len(self._sampler)
 
     def set_epoch(self, epoch: int) -> None:
-        """The order of that epoch."""
+        """Sets the order for that epoch."""
         self._sampler.generator = torch.Generator().manual_seed(self._seed + epoch)
 
 
@@ -220,5 +224,5 @@ class AfterStep(TrainerCallback):  # type: ignore[misc]
         model: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Let the methods change the parameters that the step has moved."""
+        """Lets the methods change the parameters that the step has updated."""
         self.states = hooks.after_step(model, Progress(state.global_step + 1, state.max_steps), self.states)

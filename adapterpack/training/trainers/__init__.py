@@ -1,1 +1,3 @@
-"""The ways of training, one a file: what each learns from, whose trainer it is, and its own settings."""
+"""The kinds of training, one per file: the rows that each learns from, its trainer class, and its
+settings.
+"""

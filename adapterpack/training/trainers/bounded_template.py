@@ -1,5 +1,5 @@
-"""Keeps a base's chat template from taking any time where another package's trainer renders it: each
-conversation is rendered in the sandbox first.
+"""Bounds the time of a base's chat template in other packages' trainers: each conversation is first rendered
+in the sandbox.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from ...chat.template import ChatTemplate
 
 
 def with_bounded_template(tokenizer: Any) -> Any:
-    """The tokenizer itself, whose ``apply_chat_template`` now renders under limits of time, memory and length
-    before it renders as ever.
+    """Replaces the tokenizer's ``apply_chat_template`` by one that first renders under limits of time, memory
+    and length; returns the tokenizer.
 
-    The templates that trainers bring themselves are rendered so, too.
+    The templates that trainers bring themselves are limited, too.
     """
     tokenizer.apply_chat_template = partial(_apply, tokenizer)
     return tokenizer
@@ -30,11 +30,11 @@ def _apply(
     add_generation_prompt: bool = False,
     **options: Any,
 ) -> Any:
-    """What ``apply_chat_template`` of transformers gives.
+    """Returns what ``apply_chat_template`` of transformers returns.
 
     Raises:
-        OutOfLimits: the template takes more time or memory than a template needs.
-        FormatError: it does not render.
+        OutOfLimits: the template exceeds the limits of time or memory.
+        FormatError: the template fails to render.
     """
     template = ChatTemplate(
         tokenizer.get_chat_template(chat_template, tools), "the tokenizer's chat template"

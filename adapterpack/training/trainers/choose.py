@@ -1,4 +1,4 @@
-"""Chooses the kind of training that settings mean."""
+"""Chooses the trainer for a configuration."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SUPERVISED = "sft"
 
 
 def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
-    """The kind of training that settings name, or by their task: one that is there for a task with no
-    training of its own.
+    """Returns the trainer that settings name, or the one for their task: the only trainer for a task without
+    its own training, else supervised training.
 
     Raises:
-        UnknownName: they name none that there is.
+        UnknownName: they name an unknown trainer.
 
     Example:
         >>> trainer_of({"trainer": "dpo"}).tasks, trainer_of({}).name
@@ -35,10 +35,10 @@ def trainer_of(values: Mapping[str, Any]) -> TrainerKind:
 
 
 def require_task(kind: TrainerKind, task: Task) -> None:
-    """Checks that a kind of training is one for the task.
+    """Raises unless a trainer can train the task.
 
     Raises:
-        ConfigError: it is for others.
+        ConfigError: it trains other tasks only.
     """
     if kind.tasks and task.name not in kind.tasks:
         raise ConfigError(

@@ -1,4 +1,5 @@
-"""Embeddings that are near for texts which belong together, by the losses of sentence-transformers.
+"""Contrastive training of text embeddings, by the losses of sentence-transformers: texts that belong together
+get similar vectors.
 
 Rows are pairs (``anchor`` and ``positive``), triplets (with ``negative`` as well), or scored pairs
 (``sentence1``, ``sentence2``, ``score``).
@@ -23,17 +24,19 @@ FORMS = (
     ("query", "positive", "negative"),
     ("query", "positive"),
 )
-"""The columns of a row, as data sets call them; the first form that is there counts. Numbers are scores, and
-all else are texts.
+"""The columns of rows, under names that data sets use; the first form with all its columns present applies.
+``score`` is a number, the others are texts.
 """
 
 
 @dataclass(frozen=True)
 class Contrastive:
-    """``loss``: ``multiple_negatives`` tells a text's partner from all other partners of the batch, by
+    """The settings of contrastive training.
+
+    ``loss``: ``multiple_negatives`` distinguishes a text's partner from all other partners in the batch, by
     cosines times ``scale`` (Henderson et al. 2017, https://arxiv.org/abs/1705.00652); ``triplet`` keeps the
-    negative farther than the positive by ``margin``; ``cosine`` learns scores; by default what the columns
-    allow. ``pooling``: by default the base's own, else the mean.
+    negative farther away than the positive by ``margin``; ``cosine`` learns scores. The default follows from
+    the columns. ``pooling``: by default the base's own, else the mean.
     """
 
     loss: Literal["multiple_negatives", "triplet", "cosine"] | None = None
@@ -45,10 +48,10 @@ class Contrastive:
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """Token ids of the texts of each row, and its score.
+    """Returns the token ids of the texts of each row, and its score.
 
     Raises:
-        ConfigError: columns of no form, or a row without a text or a score.
+        ConfigError: the columns have no known form, or a row lacks a text or a score.
     """
     report = report_of(where)
     columns = next((form for form in FORMS if {*form} <= set(rows.column_names)), None)

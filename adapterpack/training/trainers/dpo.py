@@ -10,8 +10,10 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class DPO:
-    """``beta``: how much the answers' odds may leave the reference's. ``loss_type``: as TRL calls it, one or
-    several. ``label_smoothing``: the share of pairs that may be the wrong way round.
+    """The settings of DPO.
+
+    ``beta``: how strongly the answers' odds are tied to the reference's. ``loss_type``: one or several of
+    TRL's losses. ``label_smoothing``: the share of pairs that may be labelled the wrong way round.
     """
 
     beta: float = 0.1

@@ -1,5 +1,8 @@
-"""Answers that the model makes itself are scored by functions of the user's, and better ones than their
-group's mean become likelier (Shao et al. 2024, https://arxiv.org/abs/2402.03300), by TRL: no reference.
+"""GRPO: reinforcement learning on the model's own answers, by TRL (Shao et al. 2024,
+https://arxiv.org/abs/2402.03300).
+
+The user's functions score several answers to each prompt, and those above their group's mean become more
+likely; there is no reference model.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class GRPO:
-    """``num_generations``: answers to one prompt. ``max_completion_length``: their most tokens.
-    ``temperature``: of their sampling. ``epsilon``: how far a step may change an answer's odds. ``loss_type``
-    and ``scale_rewards``: as TRL calls them.
+    """The settings of GRPO.
+
+    ``num_generations``: the number of answers to each prompt. ``max_completion_length``: their most tokens.
+    ``temperature``: of sampling. ``epsilon``: how far a step may change an answer's odds. ``loss_type`` and
+    ``scale_rewards``: as in TRL.
     """
 
     num_generations: int = 8
@@ -28,10 +33,10 @@ class GRPO:
 
 
 def prompts(rows: Any, report: DataReport) -> Any:
-    """The rows as they are: the functions that score answers get all their columns.
+    """Returns the rows unchanged: the functions that score answers receive all columns.
 
     Raises:
-        ConfigError: they have no prompts.
+        ConfigError: the rows have no prompts.
     """
     if "prompt" not in rows.column_names:
         raise ConfigError(

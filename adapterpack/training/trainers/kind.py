@@ -1,7 +1,8 @@
-"""What a kind of training is, and the kinds by name: a file of this folder registers the one that it defines.
+"""Defines what a kind of training is, and registers the kinds by name; each file of this folder registers
+one.
 
-Another package brings a kind by an entry point of the group ``adapterpack.trainers``. Nothing here imports a
-trainer before one is made.
+Another package can add a kind by an entry point of the group ``adapterpack.trainers``. Trainer classes are
+given by name and imported only when one is built.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ...tasks.task import TaskTraining
 
 @dataclass(frozen=True)
 class NoSettings:
-    """The settings of a kind that has none of its own."""
+    """The settings of a kind without any of its own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,20 +26,21 @@ class TrainerKind:
     """One kind of training.
 
     Args:
-        name: as TRL and other tools call it.
-        trainer: ``module:class`` of the trainer, one of transformers' or derived from it.
+        name: the name, as in TRL and other tools.
+        trainer: ``module:class`` of the trainer, which is transformers' or derived from it.
         arguments: ``module:class`` of its arguments.
-        tasks: the tasks that it trains, the usual one first; none: every task that says how it is trained.
-        rows: what makes the trainer's rows of a table and its report, where the trainer encodes them itself;
-            None: the task does.
-        config: the class of its own settings, under the names that the arguments have for them.
-        defaults: settings of a run that have another default here.
-        reference: it compares with what the adapter began as, a model that it takes as ``ref_model``.
-        rewards: it learns from functions that score answers, which it takes as ``reward_funcs``.
-        scores: its models give one number, a score.
-        reading: how rows are read, where not as the task does.
-        settings: its own settings are its trainer's, which takes them as ``settings``, and not its
-            arguments'.
+        tasks: the tasks that it trains, the default first; empty for every task that defines its training.
+        rows: converts a table and its report to the trainer's rows, if the trainer encodes them itself; None
+            if the task encodes them.
+        config: the class of its own settings, named as in its arguments.
+        defaults: other defaults for settings of a run.
+        reference: whether its loss compares with the adapter's starting point, which it takes as
+            ``ref_model``.
+        rewards: whether it learns from functions that score answers, which it takes as ``reward_funcs``.
+        scores: whether its models output a single number, a score.
+        reading: how rows are read, if not as the task reads them.
+        settings: whether its own settings are passed to the trainer as ``settings`` instead of to its
+            arguments.
     """
 
     name: str
@@ -58,4 +60,4 @@ class TrainerKind:
 TRAINERS: Registry[TrainerKind] = Registry(
     "kind of training", TrainerKind, "adapterpack.trainers", __package__
 )
-"""Name -> the kind."""
+"""The kinds of training by name."""

@@ -1,5 +1,5 @@
-"""Answers that are good or bad by themselves (Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306), by
-TRL.
+"""KTO: learns from answers that are labelled good or bad one by one, by TRL (Ethayarajh et al. 2024,
+https://arxiv.org/abs/2402.01306).
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class KTO:
-    """``beta``: how much the answers' odds may leave the reference's. The weights are those of good and of
+    """The settings of KTO.
+
+    ``beta``: how strongly the answers' odds are tied to the reference's. The weights are those of good and of
     bad answers.
     """
 

@@ -1,5 +1,5 @@
-"""Odds-ratio preference optimization (Hong et al. 2024, https://arxiv.org/abs/2403.07691), by TRL: no
-reference.
+"""Odds-ratio preference optimization by TRL, which needs no reference model (Hong et al. 2024,
+https://arxiv.org/abs/2403.07691).
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class ORPO:
-    """``beta``: the weight of the odds ratio, lambda in the paper."""
+    """The settings of ORPO.
+
+    ``beta``: the weight of the odds ratio, lambda in the paper.
+    """
 
     beta: float = 0.1
 

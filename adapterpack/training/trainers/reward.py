@@ -1,4 +1,6 @@
-"""A reward model: a score for each text, higher for the preferred one (Bradley and Terry 1952), by TRL."""
+"""Trains a reward model by TRL: a score for each text, higher for the preferred one (Bradley and Terry
+1952).
+"""
 
 from __future__ import annotations
 
@@ -10,8 +12,10 @@ from .kind import TRAINERS, TrainerKind
 
 @dataclass(frozen=True)
 class Reward:
-    """``center_rewards_coefficient``: the weight of a penalty on scores whose mean is not zero; None for
-    none.
+    """The settings of reward models.
+
+    ``center_rewards_coefficient``: the weight of a penalty that keeps the mean score at zero; None for no
+    penalty.
     """
 
     center_rewards_coefficient: float | None = None

@@ -1,4 +1,4 @@
-"""Supervised training: each row holds what is to be learned, and the task says where."""
+"""Supervised fine-tuning: each row contains what the model should learn, and the task defines where."""
 
 from __future__ import annotations
 
