@@ -1,1 +1,3 @@
-"""Bytes on disk: reading strangers' files within limits, and writing files that are whole or absent."""
+"""Reads and writes bytes on disk safely: atomic outputs, hashes, locks, safetensors, strict JSON and plain
+YAML.
+"""

@@ -1,7 +1,8 @@
-"""Outputs that are whole or absent: written under a temporary name, synced, then renamed.
+"""Writes outputs that are either complete or absent: under a temporary name, synced, then renamed.
 
-An output grows in a private folder next to its place. A lock says that a process writes there, and the system
-frees it when the process dies: what a killed one left is removed when an output of that name is begun again.
+An output grows in a private folder next to its final place. A lock marks it as in use, and the operating
+system releases the lock when the process dies, so the folder of a killed process is removed when the next
+output of that name begins.
 """
 
 from __future__ import annotations
@@ -21,19 +22,17 @@ from .safe_open import open_regular, read_at_most
 
 _OF_WRITING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 _SHOWN = 40
-"""Characters of an output's name in the name that it grows under, which must not become longer than names may
-be.
-"""
+"""Characters of an output's name in its temporary name, which must not exceed the file system's limit."""
 _TRIES = 16
-"""Folders that are made before one counts as impossible to lock."""
+"""Attempts to create and lock a folder before giving up."""
 _BEGINNING = 4096
-"""Bytes of a file that is to be replaced that are looked at."""
+"""Bytes at the start of a file to be replaced that are searched for its mark."""
 
 
 @contextmanager
 def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A fresh temporary folder next to ``out`` that takes its name when the block ends well, and vanishes
-    when it does not.
+    """Yields a fresh temporary folder next to ``out``, which takes that name when the block succeeds, and is
+    removed when it fails.
 
     Raises:
         OutputExists: something is already there.
@@ -56,9 +55,10 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A free path for a new folder, which takes the place of the folder ``out`` in one step when the block
-    ends well, and vanishes when it does not. Where the system has no such step the older one is away for a
-    moment.
+    """Yields a free path for a new folder, which replaces the folder ``out`` atomically when the block
+    succeeds, and is removed when it fails.
+
+    Where the system has no atomic exchange, the older folder is absent for a moment.
 
     Raises:
         StorageError: the disk is full, or the file system refuses.
@@ -73,6 +73,7 @@ def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _exchange(new: Path, target: Path, spare: Path) -> None:
+    """Exchanges two folders, atomically where the system can."""
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
 
@@ -96,7 +97,7 @@ _HERE, _EXCHANGE = -100, 2
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Gives a finished folder, on the same disk, its name.
+    """Gives a finished folder on the same disk its final name.
 
     Raises:
         OutputExists: something is already there.
@@ -116,14 +117,14 @@ def publish(folder: Path, target: Path) -> None:
 
 @contextmanager
 def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Iterator[Path]:
-    """A path that is free; what is written there replaces ``out`` when the block ends well. For files that
-    may be renewed, such as reports.
+    """Yields a free path; the file written there replaces ``out`` when the block succeeds. For files that may
+    be renewed, such as reports.
 
-    ``renews`` is a text that files of that kind have near their beginning: only one of these is replaced, and
-    no link.
+    ``renews`` is text that files of that kind contain near their start: only such a file is replaced, and
+    never a link.
 
     Raises:
-        OutputExists: something else is there.
+        OutputExists: another kind of file is there.
         StorageError: the disk is full, or the file system refuses.
     """
     target = Path(out)
@@ -143,7 +144,7 @@ def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Ite
 
 
 def _has_mark(path: Path, mark: bytes) -> bool:
-    """Whether a path is a regular file, and no link, with these bytes near its beginning."""
+    """Whether a path is a regular file, not a link, with these bytes near its start."""
     if path.is_symlink():
         return False
     with suppress(FormatError, StorageError), open_regular(path) as file:
@@ -153,10 +154,10 @@ def _has_mark(path: Path, mark: bytes) -> bool:
 
 @contextmanager
 def _private_folder(target: Path, shown: Path | None = None, remedy: str | None = None) -> Iterator[Path]:
-    """A new folder next to ``target`` that only this user may write to, under a name that nobody foresees;
-    gone if the block fails.
+    """Yields a new folder next to ``target`` with an unpredictable name, writable by this user only; removes
+    it if the block fails.
 
-    Errors of what is written there name ``target``, or what is ``shown`` instead, and the ``remedy``.
+    Errors about files in it name ``target``, or ``shown`` instead, with the ``remedy``.
     """
     made = [parent for parent in target.parents if not parent.exists()]
     with storage_errors(shown or target):
@@ -180,7 +181,9 @@ def _private_folder(target: Path, shown: Path | None = None, remedy: str | None 
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
-    """A new private folder for ``target``, and the descriptor that holds its lock, where there are locks."""
+    """Creates a private folder for ``target``; returns it with the descriptor that holds its lock (None on
+    systems without locks).
+    """
     for _ in range(_TRIES):
         # tempfile does the same, and takes 4 ms to import
         folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")
@@ -219,11 +222,11 @@ def _remove(folder: Path) -> None:
 
 @contextmanager
 def _named_errors(folder: Path, target: Path, remedy: str | None = None) -> Iterator[None]:
-    """Errors of the file system name the path that they are about, and ``target`` instead of what lies in
-    ``folder``, which is gone then; with a ``remedy`` of its own, if there is one.
+    """Makes file system errors name the path that they are about, and ``target`` instead of a path in
+    ``folder``, which no longer exists then.
 
-    A block reads sources, too, so an error need not be the output's: one that names no path is so only if
-    writing alone can fail like that.
+    The block also reads sources, so an error need not be the output's: one without a path counts as the
+    output's only if nothing but writing can fail like that.
     """
 
     def inside(where: object) -> bool:
@@ -251,8 +254,8 @@ def _named_errors(folder: Path, target: Path, remedy: str | None = None) -> Iter
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """A folder for temporary files, gone when the block ends. What killed processes of this user left in such
-    folders is removed, too.
+    """Yields a folder for temporary files, removed when the block ends. Also removes what killed processes of
+    this user left.
 
     Raises:
         StorageError: there is no place for temporary files, or it is full.
@@ -276,8 +279,8 @@ def scratch_folder() -> Iterator[Path]:
 
 @contextmanager
 def keep_or_remove(folder: Path, kept: Callable[[BaseException], bool]) -> Iterator[None]:
-    """Where the block does not end well, the folder of its work stays for the same command to go on there, if
-    it is to be ``kept``; the error says so. Else it is removed.
+    """If the block fails, keeps the working folder for the same command to resume from, if ``kept`` says so,
+    and notes that in the error; else removes the folder.
     """
     try:
         yield
@@ -290,10 +293,10 @@ def keep_or_remove(folder: Path, kept: Callable[[BaseException], bool]) -> Itera
 
 
 def own_folder(path: Path, mode: int = 0o777) -> Path:
-    """Makes a folder that this program alone fills and empties, unless it is there, and returns it.
+    """Creates a folder that only this program fills and empties, if necessary, and returns it.
 
     Raises:
-        StorageError: a link is in its place: what that leads to would be emptied too, and is not ours.
+        StorageError: it is a link; emptying it would delete files of others.
     """
     with storage_errors(path):
         path.mkdir(mode=mode, parents=True, exist_ok=True)
@@ -308,8 +311,8 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
 
 
 def refuse_existing(out: Path, option: str | None = None) -> None:
-    """Raises :class:`OutputExists` if ``out`` is taken; ``option`` is the setting that names another path,
-    where every caller has it.
+    """Raises :class:`OutputExists` if ``out`` exists; ``option`` is the setting with which every caller can
+    name another path.
     """
     if out.exists() or out.is_symlink():
         other = "choose another path" if option is None else f"choose another path with {option}"
@@ -317,7 +320,7 @@ def refuse_existing(out: Path, option: str | None = None) -> None:
 
 
 def sync(path: Path) -> None:
-    """Makes a file's bytes, or the names in a folder, outlive a power cut."""
+    """Flushes a file's bytes, or a folder's names, to disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,5 +1,5 @@
-"""Stores files by their sha256: copies them in while hashing, keeps them read-only, links them under other
-names, counts them once.
+"""Stores files by their sha256: hashes while copying, keeps them read-only, and links them under other
+names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _CHUNK = 1 << 20
 
 
 def place(folder: Path, digest: str) -> Path:
-    """Where the blob of a sha256 (hex) lies.
+    """Returns the path of the blob with a sha256 (hex).
 
     Example:
         >>> place(Path("blobs"), "abcd").as_posix()
@@ -28,11 +28,10 @@ def place(folder: Path, digest: str) -> Path:
 
 
 def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Path:
-    """The blob in ``folder`` with these bytes, hashed while they are copied from ``source`` through
-    ``scratch``.
+    """Copies ``source`` into ``folder`` as a blob, hashing on the way through ``scratch``; returns its path.
 
     Raises:
-        FormatError: the source is not of that size (bytes) and sha256 (hex).
+        FormatError: the source has another size (bytes) or sha256 (hex).
         StorageError: the file system refuses.
     """
     blob = place(folder, digest)
@@ -40,7 +39,7 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
         temporary = Path(copy.name)
         try:
             sha, found = hashlib.sha256(), 0
-            # a byte more than there should be: how much longer it is does not matter
+            # Read one byte more than expected: enough to notice a longer file.
             for chunk in _pieces(source, size + 1):
                 sha.update(chunk)
                 copy.write(chunk)
@@ -60,7 +59,7 @@ def put(folder: Path, scratch: Path, source: Path, digest: str, size: int) -> Pa
 
 
 def _pieces(source: Path, most: int) -> Iterator[bytes]:
-    """The first ``most`` bytes of a file; its errors name the file, whatever takes the pieces."""
+    """Yields the first ``most`` bytes of a file; errors name the file."""
     with open_inside(source) as file:
         while most and (chunk := file.read(min(_CHUNK, most))):
             most -= len(chunk)
@@ -68,8 +67,8 @@ def _pieces(source: Path, most: int) -> Iterator[bytes]:
 
 
 def adopt(folder: Path, written: Path, digest: str) -> Path:
-    """Makes a file, on the same disk and just written with these bytes, the blob of that sha256 (hex); where
-    it is there already it stays.
+    """Makes a file that was just written on the same disk the blob of its sha256 (hex); an existing intact
+    blob stays.
 
     Raises:
         StorageError: the file system refuses.
@@ -88,7 +87,7 @@ def adopt(folder: Path, written: Path, digest: str) -> Path:
 
 
 def link(blob: Path, target: Path) -> None:
-    """Another name for a blob; where there are no hard links, or too many to it, a copy."""
+    """Gives a blob another name; copies it where hard links are unavailable or used up."""
     with storage_errors(target):
         try:
             target.hardlink_to(blob)
@@ -99,19 +98,19 @@ def link(blob: Path, target: Path) -> None:
 
 
 def files(folder: Path) -> tuple[Path, ...]:
-    """Everything below a folder that is not a folder itself, links included."""
+    """Returns everything below a folder that is not itself a folder, links included."""
     return tuple(path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir())
 
 
 def inode(path: Path) -> tuple[int, int]:
-    """What two names of one file have in common."""
+    """Returns what identifies a file under all of its names."""
     found = path.lstat()
     return found.st_dev, found.st_ino
 
 
 def freed_bytes(gone: Iterable[Path]) -> int:
-    """The bytes that the disk gets back: a file with several names counts once, and only if every one of them
-    goes.
+    """Returns the bytes that deleting these names would free: a file with several names counts once, and only
+    if all of them are deleted.
     """
     names: dict[tuple[int, int], int] = {}
     sizes: dict[tuple[int, int], tuple[int, int]] = {}

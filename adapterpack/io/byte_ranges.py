@@ -1,4 +1,6 @@
-"""Reads, writes and copies byte ranges of files, in full however little the system gives at a time."""
+"""Reads, writes and copies byte ranges of files completely, although one system call may process only a
+part.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,12 @@ from ..errors import FormatError
 from .safe_open import fill
 
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
-"""What ``copy_file_range`` says where the kernel or the file system does not have it."""
+"""The errors of ``copy_file_range`` where the kernel or the file system lacks it."""
 
 
 @contextmanager
 def open_descriptor(path: Path, flags: int) -> Iterator[int]:
-    """A file descriptor, closed at the end."""
+    """Yields a file descriptor, closed at the end."""
     descriptor = os.open(path, flags, 0o666)
     try:
         yield descriptor
@@ -33,7 +35,7 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     """Fills the contiguous ``buffer`` with the bytes at ``offset``.
 
     Raises:
-        FormatError: the file ends first: it was cut while it was read.
+        FormatError: the file ends first, because it was truncated meanwhile.
     """
     if not fill(descriptor, memoryview(buffer.reshape(-1).view(np.uint8).data), offset):
         raise FormatError(
@@ -52,11 +54,11 @@ def write_all(descriptor: int, buffer: np.ndarray, offset: int) -> None:
 
 
 def reserve(descriptor: int, size: int) -> None:
-    """Makes a file ``size`` bytes long; what is in it stays. Where the file system can, it picks the blocks
-    at once.
+    """Makes a file ``size`` bytes long, keeping its contents, and allocates its blocks at once where the file
+    system can.
 
-    Blocks that are there need not be set aside page by page as they are written. ``os.posix_fallocate`` would
-    write into each block where the file system cannot; a file without blocks serves as well.
+    Allocated blocks make later writes faster. ``os.posix_fallocate`` would write into every block on file
+    systems that cannot allocate; a file without allocated blocks works as well, so that case is ignored.
     """
     os.truncate(descriptor, size)
     if size and sys.platform == "linux" and sys.maxsize > 1 << 32:
@@ -67,7 +69,7 @@ def reserve(descriptor: int, size: int) -> None:
 
 
 class Span(NamedTuple):
-    """A range of bytes and where it goes."""
+    """A byte range (``start``, ``nbytes``) and the ``offset`` to copy it to."""
 
     start: int
     offset: int
@@ -75,8 +77,8 @@ class Span(NamedTuple):
 
 
 def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.ndarray]) -> None:
-    """Copies a span inside the kernel where it can, else through what ``buffer`` gives for a number of
-    bytes.
+    """Copies a span inside the kernel if possible, else through a buffer, which ``buffer`` returns for a
+    number of bytes.
     """
     start, offset, left = span
     try:

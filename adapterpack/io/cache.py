@@ -1,4 +1,4 @@
-"""Finds the folder in which adapterpack caches what can be fetched or made again."""
+"""Finds the folder where adapterpack caches what it can fetch or compute again."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """The folder for fetched models and stored packs: ``ADAPTERPACK_CACHE``, or one in the user's cache
-    folder.
+    """Returns the folder for fetched models and stored packs: ``ADAPTERPACK_CACHE``, or one in the user's
+    cache folder.
 
     Example:
         >>> cache_folder().name != ""

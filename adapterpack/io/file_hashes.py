@@ -1,7 +1,7 @@
-"""The sha256 of whole files, taken once: while a file's device, inode, size and times stay, so do its bytes.
+"""Caches the sha256 of files: a file whose device, inode, size and times are unchanged is not read again.
 
-Hashes are kept for the life of the process, those of large files in the user's cache folder too, one small
-file each.
+The hashes live as long as the process; those of large files are also stored in the user's cache folder, one
+small file each.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from .cache import cache_folder
 from .hashing import HashedSource, Identity, digests, identity
 
 LARGE = 64 << 20
-"""Bytes from which a hash is kept for other processes: smaller files are hashed in less than a tenth of a
-second.
-"""
+"""Bytes from which a hash is cached on disk: smaller files take less than a tenth of a second to hash."""
 _HASHES: dict[Identity, str] = {}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -27,14 +25,13 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 def file_hashes(
     files: Mapping[str, Path], *, again: bool = False, watch: Callable[[], None] | None = None
 ) -> dict[str, str]:
-    """The sha256 (hex) of each file, by name; of one that was hashed before, what was found then, unless
-    ``again``.
+    """Returns the sha256 (hex) of each file, by name; cached ones unless ``again``.
 
-    ``watch`` is called at every block of bytes that is hashed: what it raises ends the hashing. A hash is
-    kept only if the file's last change lies so far back that another would show in its times.
+    ``watch`` is called at every block; an exception from it ends the hashing. A hash is cached only if the
+    file's last change is old enough that another change would show in its times.
 
     Raises:
-        StorageError: a file is missing, cannot be read, or changed meanwhile.
+        StorageError: a file is missing, cannot be read, or changed while it was hashed.
 
     Example:
         >>> import tempfile
@@ -61,6 +58,7 @@ def file_hashes(
 
 
 def _kept(file: Identity) -> str | None:
+    """Returns the cached hash of a file, or None."""
     if file not in _HASHES and file.size >= LARGE:
         with suppress(OSError, UnicodeDecodeError):
             *times, sha256 = _record(file).read_text("ascii").split()
@@ -70,6 +68,7 @@ def _kept(file: Identity) -> str | None:
 
 
 def _keep(file: Identity, sha256: str) -> None:
+    """Caches the hash of a file."""
     _HASHES[file] = sha256
     if file.size >= LARGE:
         # a cache that cannot be written is no reason to fail
@@ -78,9 +77,12 @@ def _keep(file: Identity, sha256: str) -> None:
 
 
 def _record(file: Identity) -> Path:
-    """Where the hash of a large file is kept: at its inode, whose next file takes the place."""
+    """Returns the path of a large file's cached hash; named by inode, so that a later file with that inode
+    replaces it.
+    """
     return cache_folder() / "hashes" / f"{file.device:x}-{file.inode:x}"
 
 
 def _times(file: Identity) -> list[str]:
+    """Returns the size and times that must be unchanged."""
     return [str(number) for number in (file.size, file.modified, file.changed)]

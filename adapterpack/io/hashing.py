@@ -1,9 +1,8 @@
-"""sha256 of files and of bytes in memory: by one thread where there is little of them, by one a core where
-there are gigabytes.
+"""Computes sha256 of files and of bytes in memory, with one thread for little data and one per core for
+gigabytes.
 
-A file is read through one reused buffer a thread, so that memory stays flat for a base of any size, and by
-the identity that it had when it was opened, so that a change on the way is an error and never a digest of two
-files.
+Each thread reads through one reused buffer, so memory stays flat for any size. A file's identity is compared
+before and after, so that a change on the way raises an error instead of mixing two versions in one digest.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from .safe_open import fill, open_regular
 from .threads import cores
 
 BLOCK = 1 << 20
-"""Bytes that are hashed at a time: few enough for the cache of a core, enough that the calls do not count; a
-multiple of 8.
+"""Bytes hashed at a time: few enough for a core's cache, enough to make the calls negligible, and a multiple
+of 8.
 """
 _MUCH = 64 << 20
-"""Bytes in all from which on threads are started: a core hashes as many in 0.04 s."""
+"""Total bytes from which threads are started; one core hashes as many in 0.04 s."""
 _SETTLED = 2_000_000_000
-"""Nanoseconds after which a file's times tell a later change apart, on any file system."""
+"""Nanoseconds after which another change of a file shows in its times, on any file system."""
 
 
 class Identity(NamedTuple):
-    """What tells whether a path still leads to the same unchanged file."""
+    """What shows whether a path still leads to the same unchanged file."""
 
     device: int
     inode: int
@@ -43,12 +42,12 @@ class Identity(NamedTuple):
 
     @property
     def settled(self) -> bool:
-        """Whether the last change lies so far back that another would show in the times."""
+        """Whether the last change is old enough that another would show in the times."""
         return time.time_ns() - max(self.modified, self.changed) > _SETTLED
 
 
 def identity(path: Path) -> Identity:
-    """The identity of the file that ``path`` leads to now.
+    """Returns the identity of the file that ``path`` leads to now.
 
     Raises:
         StorageError: there is no such file.
@@ -58,7 +57,7 @@ def identity(path: Path) -> Identity:
 
 
 class ChangedError(StorageError):
-    """A file is no longer the one that was opened: what was read of it may be of two files."""
+    """A file changed while it was in use, so what was read may mix two versions."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -67,11 +66,13 @@ class ChangedError(StorageError):
 
 
 def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None:
-    """Checks that a path leads to the file that it led to before, unchanged. ``exact`` compares also the time
-    at which anything of it changed, its mode and its names as well, which nobody can set back.
+    """Raises unless a path still leads to the same unchanged file.
+
+    ``exact`` also compares the time at which anything about the file changed, including its mode and names,
+    which no user can set back.
 
     Raises:
-        ChangedError: it does not.
+        ChangedError: the file is another, or has changed.
     """
     try:
         now = identity(path)
@@ -82,7 +83,7 @@ def require_unchanged(path: Path, before: Identity, exact: bool = False) -> None
 
 
 class HashedSource(NamedTuple):
-    """Ranges (offset, bytes) of a file whose identity was ``identity`` when it was opened."""
+    """Byte ranges (offset, length) of a file that had ``identity`` when it was opened."""
 
     path: Path
     identity: Identity
@@ -90,7 +91,7 @@ class HashedSource(NamedTuple):
 
     @classmethod
     def whole(cls, path: Path, known: Identity | None = None) -> HashedSource:
-        """All of a file, with the identity that it has now unless an earlier one is ``known``.
+        """Returns a whole file, with its current identity unless an earlier one is ``known``.
 
         Raises:
             StorageError: there is no such file.
@@ -105,10 +106,10 @@ class HashedSource(NamedTuple):
 
 
 def bytes_of(source: HashedSource) -> bytearray:
-    """The bytes of a source in memory.
+    """Returns the bytes of a source.
 
     Raises:
-        ChangedError: the file is no longer the one that was opened, or ends before they do.
+        ChangedError: the file has changed since it was opened, or is too short.
         StorageError: it cannot be read.
     """
     with storage_errors(source.path), open_regular(source.path) as file:
@@ -126,11 +127,11 @@ Parts = Sequence[bytes | memoryview]
 """Bytes in memory, one part after the other."""
 Key = TypeVar("Key", bound=Hashable)
 Digest = Callable[[Key, Iterator[memoryview]], bytes]
-"""From a key and its bytes, block by block, to the digest."""
+"""A function from a key and its bytes, block by block, to a digest."""
 
 
 def sha256(_: object, blocks: Iterator[memoryview]) -> bytes:
-    """The plain hash of the bytes."""
+    """Returns the plain sha256 of the bytes."""
     hasher = hashlib.sha256()
     for block in blocks:
         hasher.update(block)
@@ -142,13 +143,13 @@ def digests(
     each: Digest[Key] = sha256,
     watch: Callable[[], None] | None = None,
 ) -> dict[Key, bytes]:
-    """The digest of every source, by its key: its sha256, or what ``each`` makes of its bytes.
+    """Returns the digest of every source, by its key: the sha256, or the result of ``each`` for its bytes.
 
-    ``watch`` is called at every block: what it raises ends the hashing. One source cannot be split over
-    threads, so the largest go first: the last thread to finish is then the least late.
+    ``watch`` is called at every block; an exception from it ends the hashing. One source cannot be split over
+    threads, so the largest go first, which makes the threads finish at similar times.
 
     Raises:
-        StorageError: a file cannot be read, or is no longer the one that was opened.
+        StorageError: a file cannot be read, or has changed since it was opened.
 
     Example:
         >>> digests({"a": [b"ab", b"c"]})["a"].hex()[:8]
@@ -188,13 +189,14 @@ def digests(
 
 
 def _nbytes(source: HashedSource | Parts) -> int:
+    """Returns the bytes of a source."""
     return source.nbytes if isinstance(source, HashedSource) else sum(len(part) for part in source)
 
 
 def _blocks(
     source: HashedSource | Parts, buffer: memoryview, stop: Event, watch: Callable[[], None] | None
 ) -> Iterator[memoryview]:
-    """The bytes in blocks, until ``stop`` is set."""
+    """Yields the bytes in blocks, until ``stop`` is set."""
     for block in _ranges(source, buffer) if isinstance(source, HashedSource) else _slices(source):
         if stop.is_set():
             return
@@ -204,14 +206,15 @@ def _blocks(
 
 
 def _slices(parts: Parts) -> Iterator[memoryview]:
+    """Yields bytes in memory in blocks, without copying."""
     for part in parts:
         for start in range(0, len(part), BLOCK):
             yield memoryview(part)[start : start + BLOCK]
 
 
 def _ranges(source: HashedSource, buffer: memoryview) -> Iterator[memoryview]:
-    """The ranges in full buffers, the last of each shorter. A descriptor of its own keeps the kernel's
-    read-ahead sequential.
+    """Yields the ranges in full buffers, the last of each shorter. A separate descriptor per source keeps the
+    kernel's read-ahead sequential.
     """
     with storage_errors(source.path):
         # a pipe put in its place must not block
@@ -230,8 +233,9 @@ def _ranges(source: HashedSource, buffer: memoryview) -> Iterator[memoryview]:
 
 
 def _require_same(source: HashedSource, descriptor: int) -> None:
-    """``changed`` may move without a new byte (another hard link, a new mode), so it decides on caching
-    only.
+    """Raises if the file differs from the one that was opened.
+
+    The ``changed`` time is not compared: a new hard link or mode moves it without changing a byte.
     """
     if _identity(os.fstat(descriptor))[:4] != source.identity[:4]:
         raise ChangedError(source.path)
@@ -242,7 +246,7 @@ def _identity(stat: os.stat_result) -> Identity:
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, as hex.
+    """Returns the sha256 of a file's bytes, as hex.
 
     Raises:
         FormatError: it is no regular file.

@@ -1,4 +1,6 @@
-"""Locks a file between processes, shared or alone; the system frees the lock when a process dies."""
+"""Locks files between processes, shared or exclusive; the operating system releases a lock when its process
+dies.
+"""
 
 from __future__ import annotations
 
@@ -16,15 +18,15 @@ CAN_LOCK = find_spec("fcntl") is not None
 
 @contextmanager
 def hold_lock(path: Path, alone: bool) -> Iterator[None]:
-    """Holds the lock at ``path`` during the block, waiting for it if need be; never twice in one thread,
-    which could wait for itself.
+    """Holds the lock at ``path`` during the block, waiting for it if necessary; not reentrant, a thread would
+    wait for itself.
 
-    Whoever waits stands in the turnstile, a second lock next to the first: so many that share it one after
-    the other, without a moment between them, do not keep out for ever the one who wants it alone.
+    A second lock, the turnstile, is held while waiting: otherwise an endless sequence of overlapping shared
+    locks could keep an exclusive one out forever. ``alone`` requests an exclusive lock.
 
     Raises:
-        StorageError: the lock file cannot be made.
-        Unsupported: the lock is wanted alone, and this system has no file locks.
+        StorageError: the lock file cannot be created.
+        Unsupported: the lock is to be exclusive, and this system has no file locks.
 
     Example:
         >>> import tempfile
@@ -45,6 +47,7 @@ def hold_lock(path: Path, alone: bool) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[int]:
+    """Yields the descriptor of a lock file."""
     with storage_errors(path):
         descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0), 0o600
@@ -56,10 +59,10 @@ def _open(path: Path) -> Iterator[int]:
 
 
 def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool:
-    """Locks an open file or folder until it is closed; False if another process has the lock, and this one
-    does not ``wait``.
+    """Locks an open file or folder until it is closed; returns False if another process has the lock and this
+    one does not ``wait``.
 
-    Where there are no file locks (:data:`CAN_LOCK`) it is True.
+    Returns True where there are no file locks (:data:`CAN_LOCK`).
     """
     if not CAN_LOCK:
         return True
@@ -73,10 +76,10 @@ def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool
 
 
 def lock_folder(folder: Path) -> int | None:
-    """The descriptor that holds the lock of a folder of this user; None where another process holds it, or
-    the folder is gone or a link.
+    """Locks a folder of this user and returns the descriptor; None if another process holds the lock, or the
+    folder is gone, a link, or another user's.
 
-    Closing it frees the lock.
+    Closing the descriptor releases the lock.
     """
     try:
         descriptor = os.open(

@@ -1,5 +1,5 @@
-"""Descriptors of files that stay open for as long as something reads from them: what was checked is read,
-whatever has its name by then.
+"""Keeps descriptors of files open for as long as an object reads from them, so that it reads the file that
+was checked even after another takes its name.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _FOR_OTHERS = 256
-"""Descriptors that are left for connections, graphs and libraries."""
+"""Descriptors reserved for connections, graphs and libraries."""
 _lock = threading.RLock()
-"""Taken again where the collector closes a file while one is opened."""
+"""Reentrant, because the garbage collector may close a file while another is opened."""
 _held: set[int] = set()
 
 
 def allow_more_files() -> None:
-    """Raises the number of files that this process may have open to what its administrator allows."""
+    """Raises this process's limit of open files to the hard limit."""
     if resource is not None:
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
@@ -34,8 +34,8 @@ def allow_more_files() -> None:
 
 
 def room() -> int:
-    """How many more files may be kept open: half of what the process may have, without those that others
-    need; 0 on systems whose files cannot be read at a place of one's own.
+    """Returns how many more files may be kept open: half of the limit, minus the reserve; 0 on systems
+    without positioned reads.
     """
     if resource is None or not hasattr(os, "preadv"):
         return 0
@@ -45,11 +45,11 @@ def room() -> int:
 
 
 def kept_open(path: Path, owner: object) -> int | None:
-    """A descriptor of a file, open until ``owner`` is given up; None where the process has no room for one
-    more.
+    """Returns a descriptor of a file that stays open until ``owner`` is garbage-collected; None if the
+    process has no room for another.
 
     Raises:
-        FormatError: it is no regular file, or a link leads out of its folder.
+        FormatError: it is not a regular file, or a link leads out of its folder.
         StorageError: the file system refuses.
     """
     with _lock:

@@ -1,5 +1,7 @@
-"""Reads YAML as plain data, within limits that hold before anything is made of it: size, depth, values
-counted with aliases in full.
+"""Reads YAML as plain data, within limits of size, depth and number of values that are checked before
+anything is built.
+
+Aliases count as often as they are used, since nested aliases can expand to any size.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from .safe_open import read_at_most
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 MAX_VALUES = 30_000
-"""Keys and values, each alias as often as it stands for one."""
+"""The most keys and values; an alias counts as everything that it stands for."""
 MAX_SCALAR = 1 << 16
-"""The longest text; what is longer belongs into a file of its own."""
+"""The most characters in a string; longer text belongs into a file of its own."""
 MAX_DIGITS = 100
 MAX_INTEGER = 2**63 - 1
 _WIDTH = 120
@@ -32,12 +34,14 @@ def loads(
     what: str = "this is not valid YAML",
     times: int = 1,
 ) -> Any:
-    """The value in ``data``: mappings, lists, texts, numbers, booleans and null; a date stays a text. It may
-    have ``times`` as many bytes and values as others.
+    """Returns the value in ``data``: mappings, lists, strings, numbers, booleans and null; dates stay
+    strings.
+
+    ``times`` multiplies the limits of bytes and values.
 
     Raises:
-        ConfigError: (or ``kind``) no YAML in UTF-8; past a limit; a key that stands twice, a tag of another
-            type, or an alias of what it is in itself.
+        ConfigError: (or ``kind``) the data is not YAML in UTF-8, exceeds a limit, repeats a key, has a tag of
+            another type, or an alias inside the value that it stands for.
 
     Example:
         >>> loads("{r: 8, since: 2026-02-30, targets: [q_proj]}", "here")
@@ -67,11 +71,11 @@ def loads(
 
 
 def read(path: Path) -> Any:
-    """The value in a file, which may be a pipe.
+    """Returns the value in a file, which may be a pipe.
 
     Raises:
         StorageError: it cannot be read.
-        ConfigError: as :func:`loads`.
+        ConfigError: as for :func:`loads`.
     """
     with storage_errors(path), path.open("rb") as file:
         data = read_at_most(file, MAX_BYTES + 1)
@@ -79,13 +83,13 @@ def read(path: Path) -> Any:
 
 
 def dumps(value: Any) -> str:
-    """The value as YAML that :func:`loads` reads back, keys in their order."""
+    """Returns the value as YAML that :func:`loads` reads back, with keys in their order."""
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
     return text
 
 
 def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:
-    """What passes a limit, and the line where it does, before anything is made of the text."""
+    """Yields each exceeded limit with its line, from the parser's events, before anything is built."""
     sizes: dict[str | None, int] = {}
     open_nodes: list[tuple[str | None, int]] = []
     total = 0
@@ -115,12 +119,10 @@ def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML's plain types alone; a key that stands twice is an error."""
+    """Builds YAML's plain types only; a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """As the base class has it; of merged mappings, which their tag tells, the keys may stand here
-        again.
-        """
+        """Builds a mapping as the base class does; keys of merged mappings may be repeated."""
         keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         seen = set()
@@ -134,7 +136,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         return mapping
 
     def number(self, node: yaml.ScalarNode) -> int | float:
-        """A number of a size that numbers in configurations have."""
+        """Builds a number, within limits of digits and size."""
         if len(node.value) > MAX_DIGITS:
             raise yaml.constructor.ConstructorError(
                 None, None, f"a number of more than {MAX_DIGITS} digits", node.start_mark

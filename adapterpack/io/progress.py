@@ -1,4 +1,6 @@
-"""Counts the bytes that all workers have processed, for a progress bar, and stops the workers."""
+"""Counts the bytes that all workers have processed, for a progress bar, and stops all workers when one
+fails.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,15 @@ import threading
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Told (bytes done, bytes in all)."""
+"""A function that gets (bytes done, bytes in all)."""
 
 
 class StoppedError(Exception):
-    """Another worker failed, or the user interrupted: that is the error to show."""
+    """Stops a worker because another one failed or the user interrupted; that error is the one to show."""
 
 
 class Ticker:
-    """Counts the bytes that all workers have done, reports them, and stops every worker when one has
+    """Counts the bytes that all workers have processed, reports them, and stops every worker when one has
     failed.
     """
 
@@ -23,12 +25,12 @@ class Ticker:
         self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
 
     def check(self) -> None:
-        """Stops the calling worker if another one has failed."""
+        """Raises in the calling worker if another one has failed."""
         if self.stopped:
             raise StoppedError
 
     def add(self, nbytes: int) -> None:
-        """Notes that ``nbytes`` more are written."""
+        """Adds ``nbytes`` to the count and reports it."""
         if not nbytes:
             return
         with self._lock:

@@ -1,5 +1,5 @@
-"""Opens the files of packs, bases, bundles and stores safely: regular files only, no link out of their
-folder, within limits; copies and writes them. Works without numpy.
+"""Opens files of packs, bases, bundles and stores safely: only regular files, no links out of their folder,
+within size limits. Works without numpy.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from ..errors import FormatError, StorageError, storage_errors
 
 TENSORS = "adapter_model.safetensors"
 _TOGETHER = 512
-"""Parts that one call takes; systems allow 1024."""
+"""Parts that one system call writes; systems allow 1024."""
 LARGE = 64 << 20
-"""Bytes of a tensor file above which it is read piece by piece."""
+"""Bytes from which a tensor file is read piece by piece."""
 SMALL = 16 << 20
-"""Bytes of a file up to which it is read and not mapped."""
+"""Bytes up to which a file is read instead of mapped."""
 _PIECE = 1 << 20
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """At most ``limit`` bytes of a file of the folder that it lies in.
+    """Returns at most ``limit`` bytes of a file in its own folder.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of the folder.
@@ -38,8 +38,8 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def read_at_most(file: IO[bytes], limit: int) -> bytes:
-    """At most ``limit`` bytes of an open file, in memory in proportion to what it holds: ``read(limit)``
-    takes the limit at once.
+    """Returns at most ``limit`` bytes of an open file; memory grows with the contents, while ``read(limit)``
+    would allocate the limit at once.
 
     Raises:
         OSError: the file system refuses.
@@ -53,15 +53,16 @@ def read_at_most(file: IO[bytes], limit: int) -> bytes:
 
 
 def map_file(path: Path, limit: int) -> mmap:
-    """As :func:`read_file`, of a file that is not empty, without holding it."""
+    """Returns a memory map of at most ``limit`` bytes of a non-empty file, opened as by :func:`read_file`."""
     with open_inside(path) as file:
         return mmap(file.fileno(), min(limit, os.fstat(file.fileno()).st_size), access=ACCESS_READ)
 
 
 @contextmanager
 def whole(file: IO[bytes]) -> Iterator[bytes | mmap]:
-    """All bytes of an open file, inside of the block. A small one is read: of one that is mapped, the system
-    ends the process where somebody cuts it short meanwhile.
+    """Yields all bytes of an open file.
+
+    A small file is read: if a mapped file is truncated by somebody, the system ends this process.
 
     Raises:
         OSError: the file system refuses.
@@ -75,9 +76,9 @@ def whole(file: IO[bytes]) -> Iterator[bytes | mmap]:
 
 
 def fill(descriptor: int, block: memoryview, offset: int) -> bool:
-    """Reads a file from ``offset`` on until ``block`` is full; False if the file ends first.
+    """Reads a file from ``offset`` until ``block`` is full; returns False if the file ends first.
 
-    One call of the system may read less than it was given room for: Linux stops at 2,147,479,552 bytes.
+    One system call may read less than requested: Linux stops at 2,147,479,552 bytes.
 
     Raises:
         OSError: the file cannot be read.
@@ -91,8 +92,8 @@ def fill(descriptor: int, block: memoryview, offset: int) -> bool:
 
 
 def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb") -> None:
-    """Writes a file of these parts, some hundreds in one call of the system: after each a thread waits for
-    the interpreter's lock.
+    """Writes a file from parts, several hundred per system call: after each call a thread has to wait for the
+    interpreter's lock.
 
     Raises:
         OSError: the file system refuses.
@@ -109,7 +110,7 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb
 
 
 def in_hub_cache(link: Path) -> bool:
-    """Whether a link is one that the hub's client makes: ``snapshots/COMMIT/name`` into the ``blobs`` next to
+    """Whether a link is one of the Hugging Face cache: ``snapshots/COMMIT/name`` into the ``blobs`` next to
     ``snapshots``.
     """
     if not link.is_symlink():
@@ -120,9 +121,10 @@ def in_hub_cache(link: Path) -> bool:
 
 
 def resolved_inside(path: Path, folder: Path | None = None) -> Path:
-    """Where a file of the artifact in ``folder`` (by default the one that it lies in) really lies. The folder
-    itself may be a link: the user named it; the hub's cache, whose snapshots are links to its blobs, is left
-    as it is.
+    """Returns the real path of a file of the artifact in ``folder`` (default: the file's own folder).
+
+    The folder itself may be a link, since the user named it. Links of the hub's cache, whose snapshots link
+    to its blobs, are allowed.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -143,8 +145,7 @@ def resolved_inside(path: Path, folder: Path | None = None) -> Path:
 
 @contextmanager
 def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
-    """Opens a file of the artifact in ``folder`` (by default the one that it lies in) to be read, without a
-    buffer.
+    """Opens a file of the artifact in ``folder`` (default: the file's own folder) for reading, unbuffered.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of the folder.
@@ -157,8 +158,8 @@ def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
 
 @contextmanager
 def open_regular(path: Path) -> Iterator[FileIO]:
-    """Opens a file that the user named, or a link that the user named, to be read, without a buffer; a pipe
-    or a device holds nobody.
+    """Opens a file, or a link, that the user named for reading, unbuffered; does not block on a pipe or
+    device.
 
     Raises:
         FormatError: it is no regular file.
@@ -183,11 +184,11 @@ def _open(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
 
 
 def copy_folder(source: Path, target: Path, folder: Path | None = None) -> None:
-    """Copies ``source``, a folder of the artifact in ``folder`` (by default that is ``source``), into
-    ``target``, which may be there.
+    """Copies ``source``, a folder of the artifact in ``folder`` (default: ``source`` itself), into
+    ``target``, which may exist.
 
     Raises:
-        FormatError: something in it is no regular file, or a link that leads out of the artifact.
+        FormatError: something in it is not a regular file, or a link leads out of the artifact.
         StorageError: a file changed meanwhile or is in ``target`` already, or the file system refuses.
     """
     target.mkdir(parents=True, exist_ok=True)
@@ -199,8 +200,7 @@ def copy_folder(source: Path, target: Path, folder: Path | None = None) -> None:
 
 
 def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
-    """Copies a file of the artifact in ``folder`` (by default the one that it lies in) to a path that is
-    free.
+    """Copies a file of the artifact in ``folder`` (default: the file's own folder) to a free path.
 
     Raises:
         FormatError: it is no regular file, or a link leads out of the folder.

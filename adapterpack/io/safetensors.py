@@ -32,7 +32,7 @@ MAX_NAME = 512
 PAGE = 4096
 """Bytes of the pages that file systems share between files."""
 _MAX_COUNT = 1 << 59
-"""Numbers that an array can have: of 16 bytes at most each, within what can be addressed."""
+"""The most elements of an array: at 16 bytes each, as many as can be addressed."""
 
 _KINDS = {
     "F64": "float64",
@@ -54,7 +54,7 @@ _KINDS = {
 
 
 class _Dtypes(Mapping[str, np.dtype[Any]]):
-    """Name -> dtype; one that numpy does not have is made when it is asked for: ml_dtypes takes 3 ms to
+    """Maps names to dtypes; those that numpy lacks are created on first use, because ml_dtypes takes 3 ms to
     import.
     """
 
@@ -86,7 +86,7 @@ FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
 
 
 class TensorInfo(NamedTuple):
-    """Where one tensor lies: ``offset`` is counted from the start of the file, in bytes."""
+    """The position of one tensor: ``offset`` in bytes from the start of the file."""
 
     name: str
     dtype: str
@@ -96,10 +96,10 @@ class TensorInfo(NamedTuple):
 
 
 class SafetensorsFile:
-    """An open file: headers parsed and checked, bytes mapped read-only and copied only when asked for.
+    """An open safetensors file: the header is parsed and checked, the bytes are mapped read-only and copied
+    only on request.
 
-    ``private`` reads the bytes into memory at once, so that what was checked cannot change afterwards,
-    whoever may write to the file.
+    ``private`` reads the bytes into memory at once, so that nobody can change what was checked.
 
     Raises:
         FormatError: the file breaks a rule of the format.
@@ -127,7 +127,9 @@ class SafetensorsFile:
 
     @contextmanager
     def watched(self, watch: Callable[[], None]) -> Iterator[None]:
-        """Calls ``watch`` whenever a tensor is looked at inside: what it raises ends the work on it."""
+        """Calls ``watch`` at every access to a tensor inside the block; an exception from it ends the
+        work.
+        """
         before, self._watch = self._watch, watch
         try:
             yield
@@ -135,22 +137,24 @@ class SafetensorsFile:
             self._watch = before
 
     def buffer(self, name: str) -> memoryview:
-        """The bytes of a tensor, without a copy."""
+        """Returns the bytes of a tensor, without a copy."""
         if self._watch is not None:
             self._watch()
         info = self.tensors[name]
         return memoryview(self._bytes)[info.offset : info.offset + info.nbytes]
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as a read-only numpy view of the mapped file; as a copy where the header's length leaves
-        the numbers unaligned, as compiled code does not take them.
+        """Returns a tensor as a read-only view of the mapped file.
+
+        If the length of the header leaves its elements unaligned, returns a copy, since compiled code needs
+        aligned data.
         """
         info = self.tensors[name]
         value = np.frombuffer(self.buffer(name), dtype=DTYPES[info.dtype]).reshape(info.shape)
         return value if value.flags.aligned else value.copy()
 
     def is_view(self, name: str, value: np.ndarray) -> bool:
-        """Whether an array is the tensor of that name in this file, as it lies there."""
+        """Whether an array is the tensor of that name in this file, in place."""
         if name not in self.tensors:
             return False
         whole = self.read(name)
@@ -160,7 +164,7 @@ class SafetensorsFile:
 
 
 class HeldFile(SafetensorsFile):
-    """A safetensors file whose bytes are in memory already: what was hashed is what is parsed is what is
+    """A safetensors file whose bytes are already in memory, so that the same bytes are hashed, parsed and
     used.
 
     Raises:
@@ -174,7 +178,7 @@ class HeldFile(SafetensorsFile):
 
 
 def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, TensorInfo], dict[str, str]]:
-    """The tensors, ordered by offset, and the metadata of an open safetensors file of ``size`` bytes.
+    """Returns the tensors, ordered by offset, and the metadata of an open safetensors file of ``size`` bytes.
 
     Raises:
         FormatError: the header breaks a rule, or does not describe exactly the bytes that follow.
@@ -233,6 +237,7 @@ def parse_header(file: IO[bytes], size: int, where: object) -> tuple[dict[str, T
 
 
 def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
+    """Checks the header entry of one tensor and returns its position."""
     place = f"{where}, tensor {name[:MAX_NAME]}"
     _check_name(name, place)
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
@@ -258,6 +263,7 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
 
 
 def _check_name(name: str, where: object) -> None:
+    """Raises if the format does not allow a tensor name."""
     fits = 0 < len(name) <= MAX_NAME
     if not fits or (not name.isprintable() and any(unicodedata.category(c) in {"Cc", "Cs"} for c in name)):
         raise FormatError(
@@ -269,14 +275,15 @@ def _check_name(name: str, where: object) -> None:
 
 
 def _naturals(value: Any) -> bool:
+    """Whether a value is a list of natural numbers."""
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
 def count_of(shape: Iterable[int], where: object) -> int:
-    """How many numbers an array of this shape holds.
+    """Returns the number of elements of an array with this shape.
 
     Raises:
-        FormatError: no array can have it: it is empty by one axis, and by the others larger than anything
+        FormatError: no array can have this shape: one axis is empty, and the others are larger than anything
             that can be addressed.
 
     Example:
@@ -292,7 +299,7 @@ def count_of(shape: Iterable[int], where: object) -> int:
 
 
 def all_finite(value: np.ndarray) -> bool:
-    """Whether an array of any dtype of this format holds neither NaN nor infinity.
+    """Whether an array of any dtype of this format contains neither NaN nor infinity.
 
     Example:
         >>> all_finite(np.array([1e300])), all_finite(np.array([np.nan], DTYPES["BF16"]))
@@ -306,7 +313,7 @@ def all_finite(value: np.ndarray) -> bool:
 
 
 def dtype_name(dtype: np.dtype[Any]) -> str:
-    """The safetensors name of a numpy dtype.
+    """Returns the safetensors name of a numpy dtype.
 
     Raises:
         FormatError: safetensors has no such dtype.
@@ -322,15 +329,15 @@ def plan(
     metadata: Mapping[str, str] | None = None,
     start: int | None = None,
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """Header bytes and the place of each tensor for a file that holds ``(name, dtype, shape)`` in the given
-    order.
+    """Returns the header bytes and the position of each tensor for a file with these ``(name, dtype,
+    shape)``, in order.
 
-    This is what lets merge write every tensor at its final offset before the others exist. With ``start``, a
-    multiple of 8, the header is filled up until it ends at the same place of a page (4 KiB) as ``start``.
+    So a merge can write every tensor at its final offset before the others exist. With ``start``, a multiple
+    of 8, the header is padded so that it ends at the same position in a page (4 KiB) as ``start``.
 
     Raises:
-        FormatError: a tensor that the reader would refuse: its name, its rank, one too many, or too long a
-            header.
+        FormatError: the reader would refuse the file, for a tensor's name or rank, the number of tensors, or
+            the length of the header.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     sizes, offset = [], 0
@@ -367,7 +374,7 @@ def write(
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes ``tensors`` to ``path``: wide dtypes first, then by name, so that equal content gives equal
+    """Writes ``tensors`` to ``path``, wide dtypes first, then by name, so that equal content gives equal
     bytes.
 
     Raises:
@@ -385,8 +392,8 @@ def write(
 def pieces(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
 ) -> Iterator[bytes | memoryview]:
-    """The bytes of the file that :func:`write` makes, piece by piece and without a copy: the header, then
-    every tensor in its order.
+    """Yields the bytes of the file that :func:`write` would write, without copying: the header, then every
+    tensor in order.
 
     Raises:
         FormatError: a dtype, a name or a shape that safetensors does not have.
@@ -402,7 +409,7 @@ def pieces(
 
 
 def place_of(value: np.ndarray) -> int | None:
-    """Where the bytes of an array begin in memory; None if they do not lie in C order, one after the other.
+    """Returns the memory address of an array's bytes; None if the array is not contiguous in C order.
 
     Example:
         >>> whole = np.zeros((2, 3))
@@ -413,7 +420,7 @@ def place_of(value: np.ndarray) -> int | None:
 
 
 def raw(value: np.ndarray) -> memoryview:
-    """The bytes of an array in C order; without a copy where they lie so.
+    """Returns the bytes of an array in C order; without a copy if it is contiguous.
 
     Example:
         >>> raw(np.array([1, 2], np.uint8)).tobytes()

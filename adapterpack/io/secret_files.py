@@ -1,4 +1,4 @@
-"""Files with secrets, which nobody but their owner may read."""
+"""Protects files with secrets, which only their owner may read."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ..errors import ConfigError, storage_errors
 
 
 def require_private(path: Path) -> None:
-    """Checks that a file with a secret can be read by its owner alone.
+    """Raises unless only its owner can read a file.
 
     Raises:
         ConfigError: others may read it.
-        StorageError: it is not there.
+        StorageError: the file is missing.
     """
     with storage_errors(path):
         mode = path.stat().st_mode

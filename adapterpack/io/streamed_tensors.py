@@ -1,6 +1,4 @@
-"""Reads single tensors of a file that is too large for memory, and accepts only bytes that were verified
-before.
-"""
+"""Reads single tensors of a file too large for memory, and verifies the bytes of each read."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from .safetensors import DTYPES, SafetensorsFile, TensorInfo
 
 
 class Streamed(Mapping[str, np.ndarray]):
-    """Tensor name -> array, read anew each time, and checked by its sha256: what is used is what was checked,
-    whoever may write there.
+    """Maps tensor names to arrays, which are read and compared with their sha256 at every access, so that
+    nobody can exchange what was checked.
 
-    The file is open only while it is read, so that a process may have any number of packs, until
-    :meth:`keep_open`. Tensors that are not in the file as they are (``held``) are kept.
+    The file is open only during a read, so that a process can use any number of packs, until
+    :meth:`keep_open`. Tensors that are not stored in the file as such (``held``) stay in memory.
     """
 
     def __init__(
@@ -40,8 +38,8 @@ class Streamed(Mapping[str, np.ndarray]):
     def of(
         cls, file: SafetensorsFile, tensors: Mapping[str, np.ndarray], digests: Mapping[str, str]
     ) -> Streamed:
-        """Instead of ``tensors`` that are views of a mapped file, what reads them from it; others are
-        kept.
+        """Replaces ``tensors`` that are views of a mapped file by ones that are read on access; others stay
+        in memory.
         """
         held = {name: value for name, value in tensors.items() if not file.is_view(name, value)}
         return cls(file.path, file.tensors, digests, held)
@@ -56,11 +54,13 @@ class Streamed(Mapping[str, np.ndarray]):
         return data.view(DTYPES[info.dtype]).reshape(info.shape)
 
     def keep_open(self, checked: Mapping[str, np.ndarray]) -> bool:
-        """Reads from the file that has the name now, even when it is removed or another takes its place, if
-        it holds the tensors that were ``checked``; False where the process may not have one more file open.
+        """From now on, reads from the file that currently has the name, even after it is removed or replaced,
+        if it holds the tensors that were ``checked``.
+
+        Returns False if the process may not keep another file open.
 
         Raises:
-            FormatError: what has the name now holds others.
+            FormatError: the file with that name now holds other tensors.
             StorageError: the file system refuses.
         """
         if self._descriptor is None:
@@ -73,7 +73,7 @@ class Streamed(Mapping[str, np.ndarray]):
         return self._descriptor is not None
 
     def _bytes(self, name: str) -> np.ndarray:
-        """The bytes of a tensor as the file has them now; none where it is shorter, or knows no such
+        """Returns the current bytes of a tensor in the file; empty if the file is too short or lacks the
         tensor.
         """
         info = self._infos.get(name)
@@ -83,6 +83,7 @@ class Streamed(Mapping[str, np.ndarray]):
         return data if whole else data[:0]
 
     def _changed(self, name: str) -> FormatError:
+        """Returns the error for a file that changed."""
         return FormatError(
             "the file changed while it was in use",
             where=f"{self._path}, tensor {name}",
@@ -91,6 +92,7 @@ class Streamed(Mapping[str, np.ndarray]):
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
+        """Yields the descriptor to read from."""
         if self._descriptor is not None:
             yield self._descriptor
             return
@@ -105,7 +107,7 @@ class Streamed(Mapping[str, np.ndarray]):
 
 
 class Unread(Mapping[str, np.ndarray]):
-    """The parameters of one site of a streamed pack, read each time that one is asked for."""
+    """The parameters of one site of a streamed pack, read at every access."""
 
     def __init__(self, names: tuple[str, ...], read: Callable[[], Mapping[str, np.ndarray]]) -> None:
         self._names, self._read = names, read
@@ -120,5 +122,5 @@ class Unread(Mapping[str, np.ndarray]):
         return len(self._names)
 
     def items(self) -> Any:
-        """All of them, read once."""
+        """Returns all of them, reading once."""
         return self._read().items()

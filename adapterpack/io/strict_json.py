@@ -1,5 +1,5 @@
-"""Reads JSON as the pack format allows it (no duplicate keys, no NaN, bounded depth and numbers), and writes
-its canonical bytes.
+"""Reads JSON strictly (no duplicate keys, no NaN, bounded depth and numbers), and writes it in a canonical
+form.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from ..library_errors import library_errors
 MAX_DEPTH = 16
 MAX_INTEGER = 2**53
 MAX_PARTS = {"{": 200_000, "[": 200_000, ":": 400_000, ",": 1_000_000}
-"""How often these may be in 16 MiB, in the texts that it holds, too: what they stand for takes many times
-their bytes in memory.
+"""How often these characters may occur in 16 MiB, inside strings too: the values that they delimit take many
+times their bytes in memory.
 """
 
 
 def loads(
     data: bytes, where: object, limit: int, max_integer: float = MAX_INTEGER, max_depth: int = MAX_DEPTH
 ) -> Any:
-    """The value in ``data``, parsed strictly.
+    """Returns the value in ``data``, parsed strictly.
 
     Raises:
-        FormatError: larger than ``limit`` bytes, of too many parts, not UTF-8, duplicate keys, NaN or
-            Infinity, larger integers, ``-0``, half of a surrogate pair, or too deep.
+        FormatError: the data is larger than ``limit`` bytes, has too many parts, is not UTF-8, is nested too
+            deeply, or contains duplicate keys, NaN, Infinity, too large integers, ``-0``, or half of a
+            surrogate pair.
     """
     if len(data) > limit:
         raise FormatError(
@@ -54,10 +55,10 @@ def loads(
 
 
 def require_few_parts(data: bytes, where: object, limit: int) -> None:
-    """Checks that JSON of at most ``limit`` bytes takes memory in proportion to it.
+    """Raises if JSON of at most ``limit`` bytes would take memory out of proportion to its size.
 
     Raises:
-        FormatError: it has more parts than that.
+        FormatError: it has too many parts.
     """
     for part, most in MAX_PARTS.items():
         if (count := data.count(part.encode())) > most * max(1, limit >> 24):
@@ -67,13 +68,13 @@ def require_few_parts(data: bytes, where: object, limit: int) -> None:
 
 
 def canonical(value: Any) -> bytes:
-    """The one byte form of a JSON value: sorted keys, two-space indent, a newline at the end; the same on
+    """Returns the only byte form of a JSON value: sorted keys, two-space indent, a final newline; the same on
     every machine.
 
-    Structs and dataclasses are objects of their fields.
+    Structs and dataclasses become objects of their fields.
 
     Raises:
-        FormatError: a value that JSON does not have, such as NaN or an array.
+        FormatError: JSON cannot represent a value, such as NaN or an array.
 
     Example:
         >>> print(canonical({"b": [1, 2.5], "a": {}}).decode(), end="")
@@ -98,7 +99,7 @@ def canonical(value: Any) -> bytes:
 
 
 def finite(value: Any) -> Any:
-    """The value with null in place of NaN and infinity, which JSON does not have.
+    """Returns the value with null in place of NaN and infinity, which JSON lacks.
 
     Example:
         >>> finite({"error": [float("nan"), 1.5]})
@@ -112,12 +113,12 @@ def finite(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """The value as reading it from JSON gives it back: structs and dataclasses are objects, tuples lists."""
+    """Returns the value as JSON would give it back: structs and dataclasses as dicts, tuples as lists."""
     return json.loads(json.dumps(value, default=_fields))
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """The object of a struct or a dataclass, which the encoder does not know."""
+    """Returns a struct or a dataclass as a dict, for the encoder."""
     if isinstance(value, msgspec.Struct):
         return msgspec.structs.asdict(value)
     if dataclasses.is_dataclass(value):
@@ -126,11 +127,13 @@ def _fields(value: Any) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """The sha256 of the canonical bytes, as hex."""
+    """Returns the sha256 of the canonical bytes, as hex."""
     return hashlib.sha256(canonical(value)).hexdigest()
 
 
 def _unique(where: object) -> Any:
+    """Returns a hook that raises on duplicate keys."""
+
     def hook(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -142,6 +145,8 @@ def _unique(where: object) -> Any:
 
 
 def _no_constant(where: object) -> Any:
+    """Returns a hook that raises on NaN and Infinity."""
+
     def hook(name: str) -> Any:
         raise FormatError("a number that JSON does not have", where=where, found=name)
 
@@ -149,6 +154,8 @@ def _no_constant(where: object) -> Any:
 
 
 def _integer(where: object) -> Any:
+    """Returns a hook that raises on ``-0``."""
+
     def hook(text: str) -> int:
         if text == "-0":  # other readers take it for a float
             raise FormatError("an integer that JSON readers do not agree on", where=where, found=text)
@@ -161,8 +168,10 @@ _HARMLESS = frozenset({str, bool, type(None)})
 
 
 def _check(value: Any, where: object, depth: int, max_integer: float, escaped: bool, levels: int) -> None:
-    """``escaped``: whether there is an escape at all, without which UTF-8 holds no half of a surrogate
-    pair.
+    """Raises if a value exceeds a limit.
+
+    ``escaped`` means that the text has escapes at all: without them, UTF-8 cannot contain half of a surrogate
+    pair, so strings need no check.
     """
     kind = type(value)
     if kind is str:

@@ -1,9 +1,9 @@
-"""Shares sites out among a few threads; each runs its BLAS calls on itself alone.
+"""Distributes work over a few threads, each of which runs its BLAS calls single-threaded.
 
-A product that the BLAS splits over its own threads rounds as they are many, and its threads fight those that
-call it: two by two on two cores took twenty times as long as one each. With one thread a product the bytes of
-a result depend neither on the number of cores nor on ``OMP_NUM_THREADS``, as long as what is computed
-together depends on shapes alone and sums are added up in one order.
+A matrix product that BLAS splits over its own threads rounds differently for each number of threads, and its
+threads compete with those that call it: two by two threads on two cores took twenty times as long as one
+each. With one thread per product, results depend neither on the number of cores nor on ``OMP_NUM_THREADS``,
+provided that the division of work depends on shapes alone and sums are added in a fixed order.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _inside = threading.local()
 
 
 class _Limit:
-    """The limit of this process's BLAS to one thread. The number is the process's, so the first user sets it
-    and the last one lifts it.
+    """Limits this process's BLAS to one thread. The limit is per process, so the first user sets it and the
+    last one lifts it.
     """
 
     def __init__(self) -> None:
@@ -51,28 +51,29 @@ _limit = _Limit()
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Returns how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def workers() -> int:
-    """Threads for work that numpy does outside of the interpreter's lock: one a core, 4 at most."""
+    """Returns how many threads to use for numpy work outside of the interpreter's lock: one per core, at most
+    4.
+    """
     return min(cores(), 4)
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Within the block the BLAS of this process starts no threads of its own; blocks may be nested and may
-    overlap.
-    """
+    """Stops BLAS from starting threads of its own, inside the block; blocks may nest and overlap."""
     with _limit:
         yield
 
 
 def _set_limit() -> Callable[[], None]:
-    """Sets the limit, and returns what lifts it. A thread of its own does both, because threadpoolctl
-    ignores, without a word, whatever a thread other than the one that set a limit asks for while that limit
-    is on.
+    """Sets the limit and returns a function that lifts it.
+
+    A separate thread does both, because threadpoolctl silently ignores requests from any thread other than
+    the one that set the current limit.
     """
     begun, done = threading.Event(), threading.Event()
 
@@ -95,15 +96,15 @@ def _set_limit() -> Callable[[], None]:
 
 
 def as_worker() -> None:
-    """Says that this thread is one of several that share a work out, so that it shares out nothing itself."""
+    """Marks this thread as a worker, so that it does not distribute its own work further."""
     _inside.worker = True
 
 
 def in_order(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """``function`` of every item, by the threads, in the order of the items; no more is begun than what is
-    soon taken.
+    """Yields ``function`` of every item in order, computed by the threads; starts only a few items ahead of
+    the consumer.
 
-    Work that is itself shared out inside of such a thread is done by that thread.
+    A worker thread computes its own nested work alone.
 
     Example:
         >>> list(in_order(lambda x: x * x, range(5)))

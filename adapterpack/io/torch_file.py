@@ -1,9 +1,9 @@
-"""Reads the tensors of a file that ``torch.save`` wrote, without torch and without unpickling: nothing that a
-file names is looked up.
+"""Reads the tensors of a ``torch.save`` file without torch and without unpickling: no name in the file is
+ever looked up.
 
-Format: a zip archive that is not compressed. ``data.pkl`` is a program for Python's pickle machine that puts
-the tensors together, out of ``data/0``, ``data/1`` ..., their numbers. The steps that such a program takes
-are done here, on plain values; any other is refused.
+Format: an uncompressed zip archive. ``data.pkl`` is a program for Python's pickle machine that builds the
+tensors from their raw data in ``data/0``, ``data/1`` and so on. This module interprets the few steps that
+such a program needs, on plain values, and refuses any other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .safetensors import DTYPES, MAX_RANK, MAX_TENSORS
 
 _MAX_PROGRAM = 16 << 20
 _MOST_TIMES = 4
-"""How many times as many bytes as the file has its tensors may be: some are tied."""
+"""How many times the file's size its tensors may have in all; more than once, since tensors may be tied."""
 _STORAGES = {
     "DoubleStorage": "F64",
     "FloatStorage": "F32",
@@ -37,11 +37,13 @@ _STORAGES = {
     "ByteStorage": "U8",
     "BoolStorage": "BOOL",
 }
-"""Torch's name of a tensor's storage -> the dtype by safetensors' name."""
+"""Maps torch's storage classes to safetensors dtypes."""
 
 
 class _Storage(NamedTuple):
-    """The numbers of one or more tensors: the archive's record, and its dtype by safetensors' name."""
+    """The raw data of one or more tensors: the archive's record, the safetensors dtype, and the number of
+    elements.
+    """
 
     record: str
     dtype: str
@@ -56,7 +58,7 @@ class _Tensor(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """What a program calls by a name in a module; it stays a name."""
+    """A name in a module that the program refers to; never resolved."""
 
     module: str
     name: str
@@ -68,11 +70,11 @@ _DICT = _Name("collections", "OrderedDict")
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file by name.
+    """Returns the tensors of a file by name.
 
     Raises:
         FormatError: the file is damaged.
-        Unsupported: it holds something else than tensors by name, or is of an older form.
+        Unsupported: it holds anything else than tensors by name, or has an older form.
     """
     with open_regular(path) as file:
         try:
@@ -96,6 +98,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
+    """Reads the archive within limits."""
     if file.read(2) != b"PK":
         raise Unsupported(
             "the file is of a form that torch wrote before 1.6",
@@ -138,10 +141,10 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
 
 
 def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
-    """A tensor as an array of its own.
+    """Returns a tensor as a separate array.
 
     Raises:
-        ValueError: it does not lie within its storage.
+        ValueError: it exceeds its storage.
     """
     last = tensor.offset + sum(
         (width - 1) * stride for width, stride in zip(tensor.shape, tensor.strides, strict=True)
@@ -163,10 +166,10 @@ def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:
 
 
 def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
-    """What a program makes: tensors by name.
+    """Runs the program; returns the tensors by name.
 
     Raises:
-        Unsupported: it calls something else, or makes something else.
+        Unsupported: it calls or builds anything else.
     """
     machine = _Machine(path)
     for step, argument, _ in pickletools.genops(program):
@@ -185,8 +188,8 @@ def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
 
 
 class _Machine:
-    """Python's pickle machine, as far as tensors need it: it makes texts, numbers, tuples, lists, dicts and
-    tensors, and calls nothing.
+    """Python's pickle machine, reduced to what tensors need: it builds strings, numbers, tuples, lists, dicts
+    and tensors, and calls nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -195,10 +198,10 @@ class _Machine:
         self._path = path
 
     def do(self, step: str, argument: Any) -> None:
-        """Does one step.
+        """Executes one step.
 
         Raises:
-            Unsupported: no tensor needs such a step.
+            Unsupported: tensors do not need such a step.
         """
         if step in _VALUES:
             self.stack.append(argument)
@@ -214,7 +217,7 @@ class _Machine:
             raise self._unknown(step)
 
     def marked(self) -> list[Any]:
-        """What lies above the last mark, taken off together with it."""
+        """Pops and returns everything above the last mark, and the mark."""
         start = (
             len(self.stack) - 1 - next(at for at, value in enumerate(reversed(self.stack)) if value is _MARK)
         )
@@ -223,13 +226,13 @@ class _Machine:
         return above
 
     def last(self, count: int) -> tuple[Any, ...]:
-        """The last values, taken off."""
+        """Pops and returns the last values."""
         above = tuple(self.stack[-count:])
         del self.stack[-count:]
         return above
 
     def call(self) -> None:
-        """What stands for a call of one of the functions that torch writes."""
+        """Replaces a call of one of the functions that torch writes by its result."""
         function, arguments = self.last(2)
         if function == _DICT and arguments == ():
             self.stack.append({})
@@ -246,8 +249,8 @@ class _Machine:
             raise self._unknown(".".join(function) if isinstance(function, _Name) else "a call")
 
     def storage(self) -> None:
-        """What torch stores outside of the program: ('storage', its class, its record, a device, how many
-        numbers).
+        """Replaces torch's reference to raw data, ('storage', class, record, device, number of elements), by
+        a :class:`_Storage`.
         """
         _, kind, record, _, count = self.stack.pop()
         if kind.module != "torch" or kind.name not in _STORAGES or not isinstance(record, str):
@@ -255,14 +258,15 @@ class _Machine:
         self.stack.append(_Storage(record, _STORAGES[kind.name], count))
 
     def extend(self, items: list[Any]) -> None:
-        """Values, at the end of the list below them."""
+        """Appends values to the list below them."""
         self.stack[-1].extend(items)
 
     def put(self, items: list[Any]) -> None:
-        """Keys and values in turn, into the dict below them."""
+        """Adds alternating keys and values to the dict below them."""
         self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _unknown(self, what: str) -> Unsupported:
+        """Returns the error for a program that asks for anything else."""
         return Unsupported(
             "the pickle asks for something else than tensors, and nothing of it was run",
             where=self._path,

@@ -1,5 +1,5 @@
-"""Reads a JSON value into a struct whose fields have types and limits, names the value that breaks one, and
-makes the JSON Schema of it.
+"""Converts JSON values to typed structs with limits, reports the value that does not fit, and generates the
+JSON Schema.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Misfit(NamedTuple):
-    """A value that is not what its place takes: its JSON pointer (RFC 6901), and what is wrong."""
+    """A value that does not fit its place: its JSON pointer (RFC 6901), and the problem."""
 
     pointer: str
     message: str
@@ -28,15 +28,14 @@ class StrictStruct(msgspec.Struct, frozen=True):
     """
 
     def breaches(self) -> Iterator[Misfit]:
-        """What types cannot say of the values, with pointers that start at this object."""
+        """Yields violations of rules that types cannot express, with pointers relative to this object."""
         return iter(())
 
 
 def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
-    """The struct that a value of a strict JSON reader is, or the first thing that is wrong with the value.
+    """Converts a value of a strict JSON reader to a struct; returns the struct, or the first misfit.
 
-    ``newer`` ignores fields that the struct does not have: a later version of the format may have brought
-    them.
+    ``newer`` ignores unknown fields, which a later version of the format may have added.
 
     Example:
         >>> class Size(StrictStruct, frozen=True):
@@ -54,7 +53,7 @@ def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
 
 
 def misfit(value: Any, kind: Any) -> Misfit | None:
-    """The innermost value that is not what its annotation says, and None where all are."""
+    """Returns the innermost value that does not fit its annotation, or None if all fit."""
     try:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
@@ -70,20 +69,20 @@ def misfit(value: Any, kind: Any) -> Misfit | None:
 
 
 def _hint(kind: Any) -> str:
-    """What an annotation says of other values, in ``Meta(extra={"otherwise": ...})``."""
+    """Returns what an annotation adds about other values, in ``Meta(extra={"otherwise": ...})``."""
     extras = (getattr(meta, "extra", None) or {} for meta in getattr(kind, "__metadata__", ()))
     return next((f"; {extra['otherwise']}" for extra in extras if "otherwise" in extra), "")
 
 
 def _strip_annotation(kind: Any) -> Any:
-    """What an annotation says without its limits, and without None where that is one of two choices."""
+    """Returns an annotation without its limits, and without None as an alternative."""
     while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
         kind = next(one for one in typing.get_args(kind) if one is not type(None))
     return kind
 
 
 def _choices(kind: Any) -> Iterator[Any]:
-    """Each of the kinds of value that an annotation allows, without None and limits."""
+    """Yields each type that an annotation allows, without None and limits."""
     if typing.get_origin(kind) is typing.Annotated:
         yield from _choices(typing.get_args(kind)[0])
     elif typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -94,7 +93,7 @@ def _choices(kind: Any) -> Iterator[Any]:
 
 
 def escape_key(key: object) -> str:
-    """A key as a part of a JSON pointer.
+    """Escapes a key as a part of a JSON pointer.
 
     Example:
         >>> escape_key("a/b~c")
@@ -104,7 +103,9 @@ def escape_key(key: object) -> str:
 
 
 def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
-    """Key, item and annotation of all that a value holds, where the annotation is of such a kind of value."""
+    """Yields key, item and annotation of everything that a value contains, where the annotation describes
+    such a container.
+    """
     kinds, is_list = list(_choices(kind)), isinstance(value, list)
     fitting = (one for one in kinds if is_list is ((typing.get_origin(one) or one) in (tuple, list)))
     kind = next(fitting, kinds[0])
@@ -128,18 +129,20 @@ def _inside(value: Any, kind: Any) -> Iterator[tuple[Any, Any, Any]]:
 
 
 def _present(hint: Any) -> Any:
-    """What the value of a key must be where it is there."""
+    """Returns the annotation of a key's value, without NotRequired."""
     return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.NotRequired else hint
 
 
 def _fields(kind: Any) -> tuple[str, ...]:
-    """The names of the fields of a part or a dataclass."""
+    """Returns the field names of a struct or a dataclass."""
     return tuple(field.name for field in fields(kind)) if is_dataclass(kind) else kind.__struct_fields__
 
 
 def _other_fields(value: Any, read: Any, newer: bool) -> Misfit | None:
-    """Where a value has other fields than what was read from it, or the first breach; what is the value
-    itself is not looked into.
+    """Returns the first missing or unknown field of a value compared with the struct read from it, or the
+    first violated rule.
+
+    Parts that conversion returned unchanged are not searched.
     """
     if isinstance(read, tuple | list):
         pairs: list[tuple[Any, tuple[Any, Any]]] = list(enumerate(zip(read, value, strict=True)))
@@ -168,14 +171,14 @@ _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
 def find_duplicates(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfit]:
-    """A breach if an item stands twice in a list of texts."""
+    """Yields a misfit if an item is repeated in a list of strings."""
     if items is not None and len(set(items)) < len(items):
         yield Misfit(pointer, "an item stands there twice")
 
 
 def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
-    """The JSON Schema of a struct, 2020-12, with definitions of its parts, of the kinds in ``more``, and
-    ``others``.
+    """Returns the JSON Schema (2020-12) of a struct, with definitions of its parts, of the types in ``more``,
+    and of ``others``.
     """
     (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
     root = parts.pop(schema["$ref"].rpartition("/")[2])
@@ -189,7 +192,7 @@ def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = 
 
 
 def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
-    """The name of every mapping with typed keys that a type holds, and the keys that it may lack."""
+    """Yields the name of every typed mapping in a type, with the keys that it may lack."""
     if isinstance(info, tuple):
         for item in info:
             yield from _absent(item, seen)
@@ -206,8 +209,8 @@ def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
 
 
 def portable(schema: Any) -> Any:
-    """A generated schema with ``$`` for Python's ``\\Z``: the end of a text in ECMAScript, whose expressions
-    JSON Schema has.
+    """Replaces Python's ``\\Z`` by ``$`` in a generated schema: JSON Schema uses ECMAScript's expressions,
+    where ``$`` is the end of the text.
 
     Example:
         >>> portable({"items": {"pattern": r"^[a-z]+\\Z"}})
@@ -226,8 +229,8 @@ def portable(schema: Any) -> Any:
 
 
 def _write_schema(schema: Any) -> Any:
-    """A generated schema as files have to be: with every field, and no other, whatever the order in which
-    msgspec lists choices.
+    """Normalises a generated schema: every field is required, no other is allowed, and choices have a fixed
+    order.
     """
     if isinstance(schema, list):
         return [_write_schema(item) for item in schema]

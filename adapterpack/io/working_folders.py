@@ -1,5 +1,6 @@
-"""Folders under names that anybody can foresee, in which a run leaves what a later one takes up: they belong
-to this user alone, hold no links, and one process at a time works there."""
+"""Protects working folders with predictable names, in which one run continues another's work: they belong to
+this user, contain no links, and are used by one process at a time.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +18,21 @@ _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 def claim_folder(path: Path) -> None:
-    """Makes a working folder, unless it is there, and takes from others the right to write there.
+    """Creates a working folder if necessary, and removes other users' permission to write there.
 
     Raises:
-        StorageError: it, or something in it, is a link or belongs to another user: what that leads to is not
-            this run's.
+        StorageError: the folder, or something in it, is a link or belongs to another user.
     """
     _claim(path)
     _require_own_contents(path)
 
 
 def hold_folder(path: Path) -> int | None:
-    """Does the same, and locks the folder; closing the descriptor that it returns frees it. None where there
-    are no locks.
+    """Claims a folder as :func:`claim_folder` does, and locks it; returns the descriptor that holds the lock,
+    None where there are no locks.
 
     Raises:
-        StorageError: as of :func:`claim_folder`, or another process is at work there.
+        StorageError: as for :func:`claim_folder`, or another process uses the folder.
     """
     _claim(path)
     lock = lock_folder(path) if CAN_LOCK else None
@@ -52,10 +52,10 @@ def hold_folder(path: Path) -> int | None:
 
 
 def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
-    """Opens a file of a working folder, by ``flags`` of ``os.open``.
+    """Opens a file of a working folder, with ``flags`` of ``os.open``.
 
     Raises:
-        StorageError: it is a link, no regular file, another user's, or it has another name, under which it
+        StorageError: it is a link, not a regular file, another user's, or has further names, under which it
             would change, too.
         OSError: the file system refuses.
     """
@@ -77,6 +77,7 @@ def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
 
 
 def _claim(path: Path) -> None:
+    """Creates and protects the folder itself."""
     with storage_errors(path):
         if path.is_symlink():
             raise _not_own(path, f"a link to {path.readlink()}")
@@ -89,6 +90,7 @@ def _claim(path: Path) -> None:
 
 
 def _require_own_contents(folder: Path) -> None:
+    """Raises if the folder contains links or another user's files."""
     with storage_errors(folder):
         for entry in _entries(folder):
             with suppress(FileNotFoundError):  # another machine's share of the work goes on
@@ -99,7 +101,7 @@ def _require_own_contents(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder, without following links."""
+    """Yields everything below a folder, without following links."""
     with suppress(FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             yield entry
@@ -108,10 +110,12 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _is_own(status: os.stat_result) -> bool:
+    """Whether a file belongs to this user."""
     return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
 def _not_own(path: Path, found: str) -> StorageError:
+    """Returns the error for a path that is not this user's own."""
     return StorageError(
         "a run works in folders and files of its own user alone, and follows no link there",
         where=path,
