@@ -1,1 +1,3 @@
-"""Sums of low-rank changes computed in their factors, so that nothing of the size of a weight is formed."""
+"""Computes with sums of low-rank changes through their factors, so that no array of the size of a weight is
+formed.
+"""

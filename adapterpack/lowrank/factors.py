@@ -1,28 +1,19 @@
-"""The factor space: sums of low-rank changes handled by their factors, so that nothing of the size of a
-weight is ever formed.
+"""Works with sums of low-rank changes through their factors, so that no array of the size of a weight is
+formed.
 
-A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. What a rule of combination may ask of the
+A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. A rule of combination may use, for the
 changes at one site:
 
-========================================================  =======================================
-==================================
-:func:`weighted_sum`, :func:`stack`                             the weighted sum, as it stands
-nothing; copies of the factors
-:func:`gram`, :func:`row_gram`, :func:`column_gram`       inner products ``<D_i, D_j>``            ``O((m + n)
-R^2)``
-:func:`core`                                              all changes in their joint bases         ``O((m + n)
-R^2)``
-:func:`angles`                                            principal angles of two changes          ``O((m + n)
-r^2)``
-:meth:`Factors.rows`, :func:`blocks`                      rows of the dense change                 ``O(rows n
-R)``, a block at a time
-:mod:`.spectra`                                           singular values and vectors, truncation  ``O((m + n)
-R^2 + R^3)`` ========================================================  =======================================
-==================================
+    - :func:`weighted_sum`, :func:`stack`: the weighted sum; costs only copies of the factors.
+    - :func:`gram`, :func:`row_gram`, :func:`column_gram`: inner products ``<D_i, D_j>``; ``O((m + n) R^2)``.
+    - :func:`core`: all changes in their joint bases; ``O((m + n) R^2)``.
+    - :func:`angles`: principal angles of two changes; ``O((m + n) r^2)``.
+    - :meth:`Factors.rows`, :func:`blocks`: rows of the dense change, a block at a time; ``O(rows n R)``.
+    - :mod:`.spectra`: singular values and vectors, truncation; ``O((m + n) R^2 + R^3)``.
 
-All of these depend on the changes alone and not on how they are written as factors (``B M^-1``, ``M A`` is
-the same change), with one exception that says so: :func:`stack`, whose *product* depends on nothing else.
-Inner products and cores are float64.
+All results depend on the changes alone and not on how they are factored (``B M^-1``, ``M A`` is the same
+change), except for :func:`stack`, of which only the *product* is independent of it. Inner products and cores
+are float64.
 """
 
 from __future__ import annotations
@@ -36,8 +27,7 @@ from ..adapter_methods import row_blocks
 
 
 class Factors(NamedTuple):
-    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; of rank 0 where there is
-    none.
+    """A change as its factors: ``D = B A``, ``A`` ``[R, n]`` and ``B`` ``[m, R]``; a zero change has rank 0.
 
     Example:
         >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
@@ -59,46 +49,47 @@ class Factors(NamedTuple):
         return int(self.A.shape[0])
 
     def rows(self, block: slice | np.ndarray) -> np.ndarray:
-        """The rows ``D[block]``."""
+        """Returns the rows ``D[block]``."""
         product: np.ndarray = self.B[block] @ self.A
         return product
 
     def dense(self) -> np.ndarray:
-        """``D`` whole: for tests, and for what is small."""
+        """Returns the full ``D``: for tests, and for small changes."""
         return self.rows(slice(None))
 
     @property
     def left(self) -> Side:
-        """``B``, as a sum has it."""
+        """``B``, as a :class:`Side` with one part."""
         return Side((self.B,), (1.0,))
 
     @property
     def right(self) -> Side:
-        """``A``, as a sum has it."""
+        """``A``, as a :class:`Side` with one part."""
         return Side((self.A,), (1.0,), turned=True)
 
     def joined(self) -> Factors:
-        """Itself."""
+        """Returns itself; :meth:`FactorSum.joined` concatenates its parts."""
         return self
 
     def scaled(self, weight: float) -> Factors:
-        """``weight D``."""
+        """Returns ``weight D``."""
         return Factors(self.A, weight * self.B)
 
 
 def times(matrix: np.ndarray, factor: float) -> np.ndarray:
-    """``factor * matrix`` in the dtype of the matrix; itself where the factor is 1."""
+    """Returns ``factor * matrix`` in the dtype of the matrix; the matrix itself if the factor is 1."""
     return matrix if factor == 1 else matrix * matrix.dtype.type(factor)
 
 
 class Term(NamedTuple):
-    """One adapter's part at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` with the adapter's own scale inside,
-    and its weight, of any sign.
+    """One adapter's contribution at a site: ``A`` ``[r, n]``, ``B`` ``[m, r]`` including the adapter's own
+    scale, and its weight, of any sign.
 
-    An adapter that does not change the site has rank 0 there. ``key`` names adapter and site: what random
-    choices are drawn by. ``branch_scale`` is the adapter's own, for the rules that look at the stored factors
-    one by one; ``B`` holds it already. ``measured`` is what :mod:`.statistics` hold of the adapter at the
-    site, for rules that look at data. ``B`` is ``factor * up``: sums need no copy of it.
+    An adapter that does not change the site has rank 0 there. ``key`` identifies adapter and site, and seeds
+    random choices. ``branch_scale`` is the adapter's own scale, for rules that look at the stored factors
+    separately; ``B`` already includes it. ``measured`` holds the statistics (:mod:`.statistics`) of the
+    adapter at the site, for rules that use data. ``B`` is ``factor * up``, stored unmultiplied so that sums
+    need no copy.
     """
 
     A: np.ndarray
@@ -121,13 +112,13 @@ class Term(NamedTuple):
 
 
 def zero(m: int, n: int, dtype: type = np.float32) -> Factors:
-    """The change of rank 0 of a site ``[m, n]``."""
+    """Returns the change of rank 0 of a site ``[m, n]``."""
     return Factors(np.zeros((0, n), dtype), np.zeros((m, 0), dtype))
 
 
 class Side(NamedTuple):
-    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that are not concatenated yet, each
-    times its weight.
+    """One factor of a sum, ``[m, R]`` or ``turned`` ``[R, n]``, as parts that are not yet concatenated, each
+    with its weight.
     """
 
     parts: tuple[np.ndarray, ...]
@@ -136,11 +127,11 @@ class Side(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """``R``."""
+        """``R``, the total rank of the parts."""
         return sum(part.shape[not self.turned] for part in self.parts)
 
     def joined(self, dtype: type | None = None) -> np.ndarray:
-        """The matrix, by default in the widest dtype of its parts; the weights are multiplied in that
+        """Concatenates the parts, by default in their widest dtype, and multiplies in the weights in that
         dtype.
         """
         made, end = np.concatenate(self.parts, axis=int(not self.turned), dtype=dtype), 0
@@ -153,7 +144,7 @@ class Side(NamedTuple):
 
 
 class FactorSum(NamedTuple):
-    """``sum_i w_i B_i A_i`` as it stands; :meth:`joined` makes the factors of :func:`stack`.
+    """``sum_i w_i B_i A_i`` as separate terms; :meth:`joined` concatenates them as :func:`stack` does.
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))
@@ -166,41 +157,41 @@ class FactorSum(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """``(m, n)``."""
+        """``(m, n)``, the shape of the sum."""
         return self.terms[0].up.shape[0], self.terms[0].A.shape[1]
 
     @property
     def rank(self) -> int:
-        """``R``."""
+        """``R``, the sum of the ranks of the terms."""
         return sum(len(term.A) for term in self.terms)
 
     @property
     def left(self) -> Side:
-        """The factor ``B``."""
+        """The factor ``B`` of the sum."""
         return Side(
             tuple(term.up for term in self.terms), tuple(term.weight * term.factor for term in self.terms)
         )
 
     @property
     def right(self) -> Side:
-        """The factor ``A``."""
+        """The factor ``A`` of the sum."""
         return Side(tuple(term.A for term in self.terms), (1.0,) * len(self.terms), turned=True)
 
     def joined(self) -> Factors:
-        """The factors side by side."""
+        """Concatenates the factors of all terms."""
         return Factors(self.right.joined(), self.left.joined())
 
 
 def weighted_sum(terms: Sequence[Term]) -> FactorSum:
-    """``sum_i w_i B_i A_i``. A term of weight 0 is absent, unless all are."""
+    """Returns ``sum_i w_i B_i A_i``. A term of weight 0 is dropped, unless all are."""
     return FactorSum(tuple(term for term in terms if term.weight and len(term.A)) or tuple(terms[:1]))
 
 
 def stack(terms: Sequence[Term]) -> Factors:
-    """The factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with the
-    weights inside.
+    """Returns the factors of ``sum_i w_i B_i A_i``: ``A`` ``[sum r_i, n]``, and ``B`` ``[m, sum r_i]`` with
+    the weights multiplied in.
 
-    A term of weight 0 is absent, unless all are.
+    A term of weight 0 is dropped, unless all are.
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))
@@ -213,7 +204,7 @@ def stack(terms: Sequence[Term]) -> Factors:
 
 
 def inner(first: Factors, second: Factors) -> float:
-    """``<D_1, D_2> = sum((B_1^T B_2) * (A_1 A_2^T))``, in float64.
+    """Returns ``<D_1, D_2> = sum((B_1^T B_2) * (A_1 A_2^T))`` in float64.
 
     Example:
         >>> change = Factors(np.ones((1, 3)), np.ones((2, 1)))
@@ -224,7 +215,8 @@ def inner(first: Factors, second: Factors) -> float:
 
 
 def gram(terms: Sequence[Term]) -> np.ndarray:
-    """``[T, T]``: the inner products ``<D_i, D_j>`` of the changes without their weights, float64, symmetric.
+    """Returns the inner products ``<D_i, D_j>`` of the changes without their weights: ``[T, T]``, float64,
+    symmetric.
 
     Example:
         >>> one, two = np.ones((1, 3)), np.ones((2, 1))
@@ -240,7 +232,9 @@ def gram(terms: Sequence[Term]) -> np.ndarray:
 
 
 def row_gram(terms: Sequence[Term]) -> np.ndarray:
-    """``[m, T, T]``: for every output the inner products of the rows of ``D_i`` and ``D_j``, float64."""
+    """Returns, for every output, the inner products of the rows of ``D_i`` and ``D_j``: ``[m, T, T]``,
+    float64.
+    """
     products = [[_wide(i.A) @ _wide(j.A).T for j in terms] for i in terms]
     wide = [_wide(term.B) for term in terms]
     rows = [
@@ -251,17 +245,19 @@ def row_gram(terms: Sequence[Term]) -> np.ndarray:
 
 
 def column_gram(terms: Sequence[Term]) -> np.ndarray:
-    """``[n, T, T]``: for every input the inner products of the columns of ``D_i`` and ``D_j``, float64."""
+    """Returns, for every input, the inner products of the columns of ``D_i`` and ``D_j``: ``[n, T, T]``,
+    float64.
+    """
     return row_gram([Term(term.B.T, term.A.T, term.weight) for term in terms])
 
 
 class JointCore(NamedTuple):
-    """Changes in their joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m, K]``
-    and ``right`` ``[n, L]``.
+    """Several changes in joint bases: ``D_i = left @ cores[i] @ right.T`` with orthonormal ``left`` ``[m,
+    K]`` and ``right`` ``[n, L]``.
 
-    ``cores`` is ``[T, K, L]``, float64, without the weights. Whatever is done to the cores is done to the
-    changes, and comes back exactly as factors of rank ``min(K, L)``: ``core.change(merged)``. Source: Core
-    Space, arXiv 2509.17786, section 3.
+    ``cores`` is ``[T, K, L]``, float64, without the weights. A linear operation on the cores is the same
+    operation on the changes, and ``core.change(merged)`` returns the result exactly as factors of rank
+    ``min(K, L)``. Source: Core Space, arXiv 2509.17786, section 3.
     """
 
     left: np.ndarray
@@ -269,7 +265,7 @@ class JointCore(NamedTuple):
     cores: np.ndarray
 
     def change(self, merged: np.ndarray) -> Factors:
-        """A core ``[K, L]`` as a change ``[m, n]``, in the dtype of the bases."""
+        """Returns a core ``[K, L]`` as a change ``[m, n]``, in the dtype of the bases."""
         narrow, dtype = merged.shape[0] <= merged.shape[1], self.left.dtype
         if narrow:
             return Factors((merged @ self.right.T).astype(dtype), self.left)
@@ -277,7 +273,7 @@ class JointCore(NamedTuple):
 
 
 def core(terms: Sequence[Term]) -> JointCore:
-    """The changes of ``terms`` in the bases of all their columns and of all their rows.
+    """Expresses the changes of ``terms`` in bases of all their columns and all their rows.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -295,10 +291,10 @@ def core(terms: Sequence[Term]) -> JointCore:
 
 
 class Angles(NamedTuple):
-    """The cosines of the principal angles between two changes, largest first: of their outputs (``left``) and
-    inputs (``right``).
+    """The cosines of the principal angles between two changes, largest first: between their column spaces
+    (``left``, outputs) and their row spaces (``right``, inputs).
 
-    1 is a direction that both have, 0 one that they do not share. Source: Björck and Golub 1973.
+    1 is a direction that both have, 0 a direction that they do not share. Source: Björck and Golub 1973.
     """
 
     left: np.ndarray
@@ -306,7 +302,7 @@ class Angles(NamedTuple):
 
 
 def angles(first: Factors, second: Factors) -> Angles:
-    """The principal angles between the column spaces, and the row spaces, of two changes.
+    """Returns the principal angles between the column spaces and between the row spaces of two changes.
 
     Example:
         >>> line, plane = Factors(np.eye(3)[:1], np.eye(4)[:, :1]), Factors(np.eye(3)[:2], np.eye(4)[:, 2:])
@@ -320,8 +316,8 @@ def angles(first: Factors, second: Factors) -> Angles:
 
 
 def _basis(columns: np.ndarray) -> np.ndarray:
-    """An orthonormal basis of what the columns span, float64: their numerical rank, relative to the dtype
-    that came in.
+    """Returns an orthonormal basis of the span of the columns, float64; the numerical rank is relative to the
+    dtype of the argument.
     """
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
@@ -330,13 +326,13 @@ def _basis(columns: np.ndarray) -> np.ndarray:
 
 
 def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
-    """The dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
+    """Yields the dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
     for block in row_blocks(*change.shape, elements):
         yield block, change.rows(block)
 
 
 def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
-    """``[R, R]`` added up to ``[T, T]``: one number for each pair of terms, of rank 0 too."""
+    """Sums ``[R, R]`` to ``[T, T]``: one number for each pair of terms, including terms of rank 0."""
     member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
     added: np.ndarray = member @ products @ member.T
     return added

@@ -1,4 +1,4 @@
-"""Finds exact order statistics of the magnitudes of many numbers in few passes and little memory."""
+"""Finds exact order statistics of the magnitudes of very many numbers in few passes and bounded memory."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 _MOST_KEPT = 1 << 24
-"""The most numbers that are kept in memory to select from: 64 MB."""
+"""The most numbers kept in memory for the selection: 64 MB."""
 _MOST_SAMPLED = 1 << 20
-"""The most numbers of a row's sample that are looked at."""
+"""The most numbers of a row's sample that are used."""
 _HALF = 1 << 16
-"""How many lower halves, and upper ones, the bits of a float32 have."""
+"""The number of values that 16 bits, one half of a float32, can have."""
 
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
-    """``|x|`` in float32, in which magnitudes are ranked."""
+    """Returns ``|x|`` in float32, the dtype in which magnitudes are ranked."""
     absolute: np.ndarray = np.abs(values).astype(np.float32, copy=False)
     return absolute
 
@@ -25,14 +25,15 @@ def level(
     share: float,
     sample: Callable[[], np.ndarray | None] = lambda: None,
 ) -> np.ndarray:
-    """``[C]``: of each of ``C`` rows of numbers, the magnitude that a ``share`` of them reaches or exceeds,
-    exactly.
+    """Returns, for each of ``C`` rows of numbers, exactly the magnitude that a ``share`` of them reaches or
+    exceeds: ``[C]``.
 
-    ``values`` gives pieces ``[C, ...]``, the same ones each time, and ``sample`` some of the numbers, ``[C,
-    S]``; magnitudes are those of float32. One pass counts the magnitudes above what the sample expects and
-    keeps those near it, among which the level is unless the sample misled. Otherwise the bit patterns are
-    counted, which have the order of the magnitudes: the upper halves in one pass, in a second one the lower
-    halves inside the bin that was found. So memory is bounded, whatever the size.
+    ``values`` returns an iterator over pieces ``[C, ...]``, the same pieces at every call, and ``sample``
+    returns some of the numbers, ``[C, S]``; magnitudes are float32. One pass counts the magnitudes above the
+    range that the sample predicts and keeps those inside it, which contain the level unless the sample was
+    misleading. In that case the function counts bit patterns, which sort like the magnitudes: one pass over
+    the upper halves, and a second one over the lower halves inside the bin that the first found. Memory is
+    bounded in both cases.
 
     Example:
         >>> piece = np.arange(10, dtype=np.float32)[None]
@@ -49,14 +50,16 @@ def level(
 
 
 def _place(share: float, count: int) -> int:
-    """Which of ``count`` magnitudes the level is, from 1 for the largest."""
+    """Returns the rank of the level among ``count`` magnitudes; 1 is the largest."""
     return min(count, max(1, round(share * count)))
 
 
 def _select_near(
     values: Callable[[], Iterator[np.ndarray]], share: float, sample: np.ndarray
 ) -> np.ndarray | None:
-    """:func:`level`, if it is where the sample expects it and few magnitudes are there."""
+    """Computes :func:`level` if it lies in the range that the sample predicts and that range holds few
+    magnitudes; otherwise returns None.
+    """
     ordered, count = np.sort(sample, axis=1)[:, ::-1], sample.shape[1]
     spread = 0.005 * count + 2 * np.sqrt(count)
     first, last = round(share * count - spread), round(share * count + spread)
@@ -68,6 +71,8 @@ def _select_near(
         rows = _rows(piece)
         size += rows.shape[1]
         for number, row in enumerate(rows):
+            # Everything at or above `high` is only counted; the range [low, high) is kept for the exact
+            # selection.
             higher = row >= high[number]
             above[number] += np.count_nonzero(higher)
             near[number].append(row[(row >= low[number]) ^ higher])
@@ -87,7 +92,7 @@ def _select_near(
 
 
 def _select_by_bits(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
-    """:func:`level` by counting bit patterns."""
+    """Computes :func:`level` by counting bit patterns."""
     upper: list[np.ndarray] = []
     for piece in values():
         counts = [np.bincount(_bits(row) >> 16, minlength=_HALF) for row in _rows(piece)]
@@ -103,8 +108,8 @@ def _select_by_bits(values: Callable[[], Iterator[np.ndarray]], share: float) ->
 
 
 def _reach(counts: np.ndarray, place: int) -> tuple[int, int]:
-    """The bin in which the ``counts``, summed from the last one down, reach ``place``, and the place inside
-    it.
+    """Returns the bin in which the ``counts``, summed from the last bin down, reach ``place``, and the place
+    inside that bin.
 
     Example:
         >>> _reach(np.array([4, 3, 0, 2]), 3)
@@ -117,7 +122,7 @@ def _reach(counts: np.ndarray, place: int) -> tuple[int, int]:
 
 
 def _rows(piece: np.ndarray) -> np.ndarray:
-    """The magnitudes ``[C, N]``."""
+    """Returns the magnitudes as ``[C, N]``."""
     return magnitudes(piece).reshape(len(piece), -1)
 
 

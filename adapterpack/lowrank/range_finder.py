@@ -1,14 +1,14 @@
-"""Finds the largest singular values and vectors of a matrix read by blocks of rows, with the exact size of
-what is left out.
+"""Finds the largest singular values and vectors of a matrix that is read in blocks of rows, with the exact
+size of the remainder.
 
-A range finder that grows by blocks until it reaches the wanted rank or error (Halko, Martinsson and Tropp
-2011, algorithms 4.4 and 5.1). A block is the best part of a Krylov space: of all images on the way through
-``D^T D``, not of the last one alone (Musco and Musco 2015). Its first directions are random, or those that
-are known: the rows of a merged change lie near those of the adapters it was made of, which saves a step of
-three. One pass over ``D`` makes a step. The approximation ``D V V^T`` is a projection, so its error is
-``||D||_F^2 - ||D V||_F^2``: both are sums over all entries, and the error is no estimate. It exceeds the
-least one by 1e-7 of it, or 1e-6 where the values fall slowly. Cost a few ``m n k``; apart from one block of
-rows the memory is ``O((m + n) k)``.
+It is a range finder that adds blocks of directions until it reaches the requested rank or error (Halko,
+Martinsson and Tropp 2011, algorithms 4.4 and 5.1). Each block is the best part of a Krylov space: of all
+images under powers of ``D^T D``, not only the last one (Musco and Musco 2015). Its first directions are
+random, or known ones: the rows of a merged change lie close to those of the adapters it was made from, which
+saves one step in three. Each step is one pass over ``D``. The approximation ``D V V^T`` is a projection, so
+its squared error is exactly ``||D||_F^2 - ||D V||_F^2``, where both terms are sums over all entries. It
+exceeds the smallest possible error by a relative 1e-7, or 1e-6 where the singular values decay slowly. The
+cost is a few ``m n k``; apart from one block of rows the memory is ``O((m + n) k)``.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .spectra import Loss, Spectrum, frames
 from .truncation import Cut, energy_of
 
 _SMALL = 64
-"""Matrices of a side up to this are decomposed whole."""
+"""Matrices with a side up to this size are decomposed in full."""
 _FIRST = 24
-"""Directions of the first block; each next one doubles all."""
+"""The number of directions in the first block; each further block doubles the total."""
 _STEPS, _STEPS_FROM_GUESS = 3, 2
-"""How often a block goes through ``D^T D`` to turn to the largest directions, from random ones and from those
-that are known.
+"""How many times a block is multiplied by ``D^T D`` to align it with the largest directions, from random and
+from known starting directions.
 """
 _MORE = 8
-"""Directions beyond a wanted rank, so that the last ones that are kept are as good as the first."""
+"""Directions computed beyond the requested rank, so that the last kept ones are as accurate as the first."""
 _ROWS = 1 << 19
-"""Numbers of a block of a matrix in memory: it stays in a core's own cache, and a call takes long enough not
-to wait for the next.
+"""Numbers per block of a matrix in memory: small enough for one core's cache, large enough that the overhead
+of a call does not matter.
 """
 
 
 class RowSource(Protocol):
-    """A matrix by blocks of rows: anything with a shape that can be gone through again and again."""
+    """A matrix that can be read repeatedly in blocks of rows."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,20 +49,20 @@ class RowSource(Protocol):
 
     @property
     def guess(self) -> np.ndarray | None:
-        """``[n, k]``: directions near which the rows lie, where some are known; the longer, the more of ``D``
-        is expected there.
+        """Known directions ``[n, k]`` near which the rows lie, or None; a longer vector says that more of
+        ``D`` is expected along it.
         """
         ...
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Every row once, in order: (rows, ``D[rows]``) in float32 or float64; a block is good until the next
-        one.
+        """Yields every row once, in order, as (rows, ``D[rows]``) in float32 or float64; a block may be
+        overwritten when the next one is requested.
         """
         ...
 
 
 class InMemory(NamedTuple):
-    """A matrix in memory as :class:`RowSource`."""
+    """A matrix in memory as a :class:`RowSource`."""
 
     matrix: np.ndarray
     guess: np.ndarray | None = None
@@ -73,16 +73,16 @@ class InMemory(NamedTuple):
         return self.matrix.shape[0], self.matrix.shape[1]
 
     def blocks(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """Blocks of rows, each with its place."""
+        """Yields blocks of rows, each with its slice."""
         for block in row_blocks(*self.shape, _ROWS):
             yield block, self.matrix[block]
 
 
 class LeadingSpectrum(NamedTuple):
-    """The largest singular values of ``D`` with their vectors, and ``total = ||D||_F^2``, over all entries,
-    in float64.
+    """The largest singular values of ``D`` with their vectors, and ``total = ||D||_F^2`` over all entries, in
+    float64.
 
-    ``whole``: the spectrum is all of it, not the beginning.
+    ``whole``: the spectrum is complete.
     """
 
     spectrum: Spectrum
@@ -91,14 +91,14 @@ class LeadingSpectrum(NamedTuple):
 
     @property
     def left_out(self) -> float:
-        """``||D||_F^2 - sum S^2``: the squared error of the approximation that keeps all of the spectrum;
-        exact to rounding.
+        """``||D||_F^2 - sum S^2``: the squared error of the approximation that keeps the entire spectrum;
+        exact up to rounding.
         """
         return max(0.0, self.total - energy_of(self.spectrum.S))
 
     def cut(self, cut: Cut) -> tuple[Factors, Loss]:
-        """The best approximation of ``D`` that ``cut`` allows among what was found, and the loss against all
-        of ``D``.
+        """Returns the best approximation of ``D`` that ``cut`` allows within the computed spectrum, and its
+        loss relative to all of ``D``.
         """
         kept = cut.kept(self.spectrum.S, self.total)
         factors, inside = self.spectrum.cut(kept)
@@ -106,11 +106,11 @@ class LeadingSpectrum(NamedTuple):
 
 
 def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> LeadingSpectrum:
-    """The singular values of ``D``, largest first, until they are enough for ``cut`` or all that is left is
+    """Computes the largest singular values of ``D`` until they satisfy ``cut`` or the remainder is at most
     ``noise`` (squared norm).
 
-    With neither a rank nor a criterion in ``cut``, until what is left is noise. sv_ratio and sv_cumulative
-    need the whole spectrum, which is computed for them.
+    Without a rank and a criterion in ``cut`` it continues until the remainder is noise. sv_ratio and
+    sv_cumulative need the complete spectrum, which is then computed.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -143,6 +143,7 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
                 np.concatenate([guess, rng.standard_normal((n, step - guess.shape[1]), np.float32)], axis=1),
                 _STEPS,
             )
+        # With so many directions a full decomposition costs less.
         if 2 * (V.shape[1] + steps * start.shape[1]) > side:
             return _whole(D)
         _, turned = _there_and_back(D, start)
@@ -165,7 +166,7 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
 
 
 def _there_and_back(D: RowSource, X: np.ndarray, back: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """``D X``, and with ``back`` ``D^T D X``, in one pass over the blocks of ``D``; float32."""
+    """Returns ``D X``, and with ``back`` also ``D^T D X``, in one pass over the blocks of ``D``; float32."""
     image, returned = np.empty((D.shape[0], X.shape[1]), np.float32), np.zeros(X.shape, np.float32)
     for rows, block in D.blocks():
         np.matmul(block, X, out=image[rows])
@@ -175,8 +176,8 @@ def _there_and_back(D: RowSource, X: np.ndarray, back: bool = True) -> tuple[np.
 
 
 def residual(D: RowSource, factors: Factors) -> Loss:
-    """``||D - B A||_F^2`` and ``||D||_F^2``, entry by entry: what the factors as they are, rounded or not,
-    leave out.
+    """Returns ``||D - B A||_F^2`` and ``||D||_F^2``, computed entry by entry: the exact loss of the given
+    factors, including their rounding.
     """
     tail = total = 0.0
     for rows, block in D.blocks():
@@ -207,12 +208,12 @@ def _fix_signs(U: np.ndarray, S: np.ndarray, V: np.ndarray) -> Spectrum:
 
 
 def _squares(block: np.ndarray) -> float:
-    """The sum of the squares: rows in their own dtype, over rows in float64."""
+    """Returns the sum of the squares: within a row in the row's dtype, over rows in float64."""
     return float(np.sum(np.vecdot(block, block), dtype=np.float64))
 
 
 def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Generator) -> np.ndarray:
-    """``[n, k]``: the directions that are known; of too many, as many random sums of them."""
+    """Returns the known directions ``[n, k]``, or ``most`` random combinations of them if there are more."""
     if guess is None:
         return np.zeros((n, 0), np.float32)
     return (
@@ -221,12 +222,14 @@ def _drawn_from(guess: np.ndarray | None, n: int, most: int, rng: np.random.Gene
 
 
 def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
-    """An orthonormal basis of what ``W`` adds to orthonormal ones; of as many columns as ``W``, whatever it
-    adds.
+    """Returns an orthonormal basis of what ``W`` adds to the orthonormal ``bases``, with as many columns as
+    ``W`` even if ``W`` adds less.
     """
     present = [V for V in bases if V.shape[1]]
     left, again = W, 0.0
-    for turn in range(2):  # what is left may be small relative to W, and its rounding with it
+    for turn in range(
+        2
+    ):  # a second projection: the remainder may be small, and its rounding errors large relative to it
         for V in present:
             inside = V.T @ left
             left = left - V @ inside
@@ -235,8 +238,8 @@ def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
     if not present or (frame.back is not None and (np.sum(core[0] ** 2, axis=0) > again).all()):
         columns: np.ndarray = frame.times(np.eye(W.shape[1])[None])[0]
         return columns.astype(W.dtype)
-    # Something adds nothing: what is left of it is rounding, and lies inside again. Householder's QR makes
-    # orthonormal columns of anything.
+    # Some column adds nothing, and its remainder is rounding error inside the old span. Householder's QR
+    # still returns orthonormal columns.
     whole: np.ndarray = np.linalg.qr(np.concatenate([*present, W], axis=1).astype(np.float64))[0][
         :, -W.shape[1] :
     ]
@@ -244,7 +247,7 @@ def _new_directions(W: np.ndarray, bases: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
-    """``[k, kept]``: the largest directions of images side by side, in their coordinates."""
+    """Returns the coordinates ``[k, kept]`` of the largest directions in the joint columns of the images."""
     products = np.concatenate(
         [np.concatenate([left.T @ right for right in images], axis=1) for left in images], axis=0
     )

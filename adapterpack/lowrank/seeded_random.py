@@ -1,5 +1,5 @@
-"""Random numbers that depend on where they are used and on nothing else: not on threads, blocks, order or
-shards.
+"""Random numbers that depend only on the seed and on their position in a named matrix, not on threads,
+blocks, order or shards.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ _STEP = 0x9E3779B97F4A7C15
 
 
 def uniform(seed: int, key: str, rows: slice, columns: int) -> np.ndarray:
-    """``[rows, columns]``: the numbers in [0, 1) that belong to these rows of the matrix called ``key``,
+    """Returns the random numbers in [0, 1) for these rows of the matrix called ``key``: ``[rows, columns]``,
     float64.
 
-    Number ``i`` is the ``i``-th of SplitMix64 from a hash of seed and key. Source: Steele, Lea and Flood
-    2014, Fast splittable pseudorandom number generators, figure 17.
+    Number ``i`` is the ``i``-th output of SplitMix64, started from a hash of seed and key. Source: Steele,
+    Lea and Flood 2014, Fast splittable pseudorandom number generators, figure 17.
 
     Example:
         >>> whole = uniform(0, "pack:layer", slice(0, 4), 3)

@@ -1,9 +1,9 @@
 """Computes singular values and vectors of many low-rank changes from their factors, and their best
-approximations of a rank.
+approximations of lower rank.
 
-A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A`` itself. Equal
-shapes are stacked and given to LAPACK together, stacks go to the threads of one pool. Source: Golub and Van
-Loan, Matrix Computations, section 5.4; optimality, Eckart and Young 1936.
+A thin QR of both factors leaves an ``R x R`` core whose singular values are those of ``B A``. Changes of
+equal shape are stacked and passed to LAPACK together, and the stacks are distributed over the threads of one
+pool. Source: Golub and Van Loan, Matrix Computations, section 5.4; optimality, Eckart and Young 1936.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from .truncation import Cut, energy_of
 T = TypeVar("T")
 
 _STACK = 1 << 20
-"""Numbers of a stack that one thread works on: many sites in one call, for each call is a wait for the
+"""Numbers per stack that one thread processes: many sites per call, because every call waits for the
 interpreter's lock.
 """
 _WELL = 1e-6
-"""The least eigenvalue of the columns' correlations above which their Cholesky factor is as good as a QR: it
-squares the condition, and in float64 that leaves ``R / 1e-6 * 1e-16``, which is less than float32 can hold.
+"""The smallest eigenvalue of the columns' correlation matrix above which its Cholesky factor is as accurate
+as a QR. Cholesky squares the condition number, which in float64 leaves an error of ``R / 1e-6 * 1e-16``,
+below the precision of float32.
 """
 
 
 class Loss(NamedTuple):
-    """What a truncation cut off: the squared singular values beyond the cut (``tail``), and all of them
-    (``total``).
+    """What a truncation removed: the sum of the squared singular values beyond the cut (``tail``), and of all
+    of them (``total``).
     """
 
     tail: float
@@ -39,17 +40,19 @@ class Loss(NamedTuple):
 
     @property
     def relative(self) -> float:
-        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a change
-        that is zero.
+        """``sqrt(tail / total)``: the relative Frobenius error, exact by Eckart and Young; 0 for a zero
+        change.
         """
         return float(np.sqrt(self.tail / self.total)) if self.total else 0.0
 
 
 class Spectrum(NamedTuple):
-    """``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64, falling), ``V`` ``[n, k]``.
+    """A singular value decomposition ``D = U diag(S) V^T``: ``U`` ``[m, k]``, ``S`` ``[k]`` (float64,
+    descending), ``V`` ``[n, k]``.
 
-    Values that are rounding of the factors are left out, so ``k`` is the numerical rank: 0 for a change that
-    is zero. Of each column of ``U`` the largest entry is positive, so that equal changes give equal numbers.
+    Values that are only rounding errors of the factors are dropped, so ``k`` is the numerical rank: 0 for a
+    zero change. The largest entry of each column of ``U`` is positive, so that equal changes give equal
+    numbers.
     """
 
     U: np.ndarray
@@ -57,10 +60,10 @@ class Spectrum(NamedTuple):
     V: np.ndarray
 
     def cut(self, kept: int) -> tuple[Factors, Loss]:
-        """The best approximation of rank ``kept``, its singular values split evenly over the factors, and
-        what that leaves out.
+        """Returns the best approximation of rank ``kept``, with the singular values divided evenly between
+        the factors, and its loss.
 
-        At least rank 1 is given, of zeros if nothing is kept.
+        The factors have at least rank 1; they are zero if nothing is kept.
         """
         if not kept or not len(self.S):
             m, n = len(self.U), len(self.V)
@@ -75,11 +78,11 @@ class Spectrum(NamedTuple):
 
 
 Change = Factors | FactorSum
-"""A change by its factors, which may not stand side by side yet."""
+"""A change by its factors, concatenated or not."""
 
 
 def spectrum(change: Change) -> Spectrum:
-    """The singular values and vectors of one change; vectors in the dtype of the factors.
+    """Computes the singular values and vectors of one change; the vectors have the dtype of the factors.
 
     Example:
         >>> svd = spectrum(Factors(np.diag([3.0, 2.0, 0.0]), np.eye(3)))
@@ -90,15 +93,15 @@ def spectrum(change: Change) -> Spectrum:
 
 
 def spectra(changes: Sequence[Change]) -> list[Spectrum]:
-    """:func:`spectrum` of many changes, stacked by shape and spread over threads; in the order in which they
-    came.
+    """Computes :func:`spectrum` of many changes, stacked by shape and distributed over threads; the results
+    are in the order of the changes.
     """
     return over_stacks(changes, _stack_spectra)
 
 
 def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
-    """The best approximation of a change that ``cut`` allows, all of it above rounding by default, and what
-    that leaves out.
+    """Returns the best approximation of a change that ``cut`` allows, by default everything above rounding,
+    and its loss.
 
     Example:
         >>> from adapterpack.lowrank.truncation import Cut
@@ -111,15 +114,15 @@ def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
 
 
 def recompress_all(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
-    """:func:`recompress` of many changes, stacked by shape and spread over threads; no vector is computed
-    that is not kept.
+    """Computes :func:`recompress` of many changes, stacked by shape and distributed over threads, without
+    computing vectors that are not kept.
     """
     return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
 
 
 def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T]]) -> list[T]:
-    """``work`` on stacks of changes of one shape, one rank and one dtype, by the threads; in the order in
-    which the changes came.
+    """Applies ``work`` in threads to stacks of changes with equal shape, rank and dtype; returns the results
+    in the order of the changes.
     """
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, change in enumerate(changes):
@@ -138,14 +141,14 @@ def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T
 
 
 def _layout(change: Change) -> tuple[object, ...]:
-    """What is equal of changes that are stacked: the shapes and the dtypes of their parts."""
+    """Returns the key by which changes are stacked: the shapes and dtypes of their parts."""
     return tuple((part.shape, part.dtype) for part in (*change.left.parts, *change.right.parts))
 
 
 class _Stack(NamedTuple):
-    """``D_i = Q_i u_i diag(S_i) vt_i P_i^T``: ``left(Y)`` is ``Q Y``, with signs by which the largest entry
-    of each column is positive, and these signs; ``right(Y) = Y P^T``; and how many of ``S`` are above
-    rounding.
+    """The decompositions ``D_i = Q_i u_i diag(S_i) vt_i P_i^T`` of a stack. ``left(Y)`` returns ``Q Y`` with
+    the signs that make the largest entry of each column positive, and these signs; ``right(Y)`` returns ``Y
+    P^T``; ``ranks`` counts the values of ``S`` above rounding.
     """
 
     left: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -157,10 +160,10 @@ class _Stack(NamedTuple):
 
 
 def _decompose(changes: Sequence[Change]) -> _Stack | None:
-    """The cores of changes that have one shape, one dtype and one rank above 0.
+    """Decomposes changes of equal shape and dtype with one rank above 0.
 
-    None where some of several want another way than the others: which way a change goes must not depend on
-    its neighbours.
+    Returns None if some changes of the stack need a different algorithm from the others: the algorithm for a
+    change must not depend on the other changes in its stack.
     """
     lefts, rights = [change.left for change in changes], [change.right for change in changes]
     (left, left_core), (right, right_core) = frames(lefts), frames(rights)
@@ -170,7 +173,7 @@ def _decompose(changes: Sequence[Change]) -> _Stack | None:
     ):
         return None
     core = left_core @ right_core.transpose(0, 2, 1)
-    # numbers beyond what the dtype holds: what comes out shows it, where LAPACK would only give up
+    # overflow: NaN makes it visible in the result, where LAPACK would only raise an error
     if not np.isfinite(core).all():
         if len(changes) > 1:
             return None
@@ -202,7 +205,7 @@ def _cut_stack(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]
     if decomposed is None:
         return [_cut_stack([change], cut)[0] for change in changes]
     values = [S[:k] for S, k in zip(decomposed.S, decomposed.ranks, strict=True)]
-    # not what is kept: products of other sizes may round otherwise
+    # `most` and not what is kept: products of other sizes may round differently
     most = first.rank if cut.rank is None else min(cut.rank, first.rank)
     kept = [most if np.isnan(S).any() else cut.kept(S) for S in values]
     halves = np.sqrt(decomposed.S[:, :most])
@@ -223,8 +226,8 @@ class Frame(NamedTuple):
     """Orthonormal columns ``Q`` of each matrix ``[m, R]`` of a stack, as ``X @ back`` in float64, or as ``X``
     alone, which may be float32.
 
-    ``Q Y`` is computed from both, in float64, and rounded to ``dtype`` once. Where they are ``turned``, the
-    columns are wanted as rows.
+    ``Q Y`` is computed from both in float64 and rounded to ``dtype`` once. ``turned``: the columns are
+    returned as rows.
     """
 
     X: np.ndarray
@@ -233,7 +236,7 @@ class Frame(NamedTuple):
     turned: bool
 
     def times(self, Y: np.ndarray) -> np.ndarray:
-        """``Q Y`` of ``Y`` ``[b, R, k]``, or where they are turned ``Y Q^T`` of ``Y`` ``[b, k, R]``; in C
+        """Returns ``Q Y`` for ``Y`` ``[b, R, k]``, or if ``turned`` ``Y Q^T`` for ``Y`` ``[b, k, R]``; in C
         order.
         """
         if self.turned:
@@ -244,8 +247,8 @@ class Frame(NamedTuple):
         return product.astype(self.dtype, copy=False)
 
     def signed(self, Y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """``Q Y``, each column times the sign that makes its largest entry positive, and these signs ``[b,
-        k]``.
+        """Returns ``Q Y`` with each column multiplied by the sign that makes its largest entry positive, and
+        these signs ``[b, k]``.
         """
         U = self.times(Y)
         signs = np.where(U.max(axis=1) < -U.min(axis=1), -1.0, 1.0)
@@ -254,11 +257,11 @@ class Frame(NamedTuple):
 
 
 def frames(sides: Sequence[Side]) -> tuple[Frame, np.ndarray]:
-    """A thin QR of each of several ``[m, R]`` whose parts have the same shapes and dtypes, or where they are
-    turned of ``[R, m]`` as columns: the frames, and the triangles in float64, both stacked.
+    """Computes a thin QR of each of several ``[m, R]`` (or ``turned`` ``[R, m]``, as columns) whose parts
+    have equal shapes and dtypes; returns the frames and the triangles in float64, both stacked.
 
-    Well-conditioned columns in float32 are divided by the Cholesky factor of their Gram matrix, in float64:
-    products of matrices only. All others go through Householder's QR.
+    Well-conditioned float32 columns are divided by the Cholesky factor of their Gram matrix in float64, which
+    needs only matrix products. All others use Householder's QR.
     """
     turned = sides[0].turned
     if _narrow(sides[0]):
@@ -273,11 +276,12 @@ def frames(sides: Sequence[Side]) -> tuple[Frame, np.ndarray]:
 
 
 def _cholesky(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """The Cholesky factors ``U``, ``U^T U = G``, of Gram matrices ``[b, R, R]`` and their inverses, both
-    above the diagonal; None where the columns behind one of them are nearly dependent, or not finite.
+    """Returns the Cholesky factors ``U``, ``U^T U = G``, of Gram matrices ``[b, R, R]`` and their inverses,
+    both upper triangular; None if the columns of one matrix are nearly dependent or not finite.
 
-    They are those of the correlations ``C``. One over the trace of ``C^-1``, the sum of the squares of the
-    factor's inverse, is at most their least eigenvalue: it has to exceed :data:`_WELL`.
+    The factorisation uses the correlations ``C``. One over the trace of ``C^-1``, which is the sum of the
+    squares of the factor's inverse, is at most the smallest eigenvalue of ``C``; it must exceed
+    :data:`_WELL`.
     """
     lengths = np.sqrt(np.einsum("brr->br", grams))
     if not lengths.all() or not np.isfinite(grams).all():
@@ -293,7 +297,9 @@ def _cholesky(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 
 
 def _narrow(side: Side) -> bool:
-    """Whether the columns are such that the Cholesky factor is tried."""
+    """Whether to try the Cholesky factor: the parts are float32, and the matrix has at least as many rows as
+    columns.
+    """
     return (
         all(part.dtype == np.float32 for part in side.parts)
         and side.parts[0].shape[side.turned] >= side.columns
@@ -301,13 +307,12 @@ def _narrow(side: Side) -> bool:
 
 
 def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
-    """``[b, 1]``: the size below which a singular value is rounding: a few units of the dtype (``unit``) on
-    the rank-one terms of ``B A``, summed as noise is; ``left`` and ``right`` are the triangles, whose columns
-    are as long as those of the factors.
+    """Returns the size below which a singular value is only rounding, ``[b, 1]``: a few units of the dtype
+    (``unit``) on each rank-one term of ``B A``, summed like independent noise. ``left`` and ``right`` are the
+    triangles, whose columns have the lengths of the factors' columns.
 
-    What is computed in float64 throughout rounds more often than once, at the scale of the whole. The size
-    follows from the terms and not from the largest singular value, so that changes that cancel come out as
-    zero.
+    Computations in float64 throughout round more than once, at the scale of the sum. The size follows from
+    the terms and not from the largest singular value, so that changes that cancel give zero.
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     often = 16 if unit < np.finfo(np.float32).eps else 2

@@ -1,5 +1,5 @@
-"""Decides where a spectrum is cut: at a rank, a share of the energy, kohya's three criteria, or by one budget
-for all sites.
+"""Decides where to cut a spectrum: at a rank, a share of the energy, one of kohya's three criteria, or by one
+parameter budget for all sites.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _SHARES = {
 
 @dataclass(frozen=True)
 class Cut:
-    """How much of a change is kept. ``rank`` caps whatever else is set; of the other criteria there can be
-    one.
+    """How much of a change to keep. ``rank`` limits the result in any case; at most one of the other criteria
+    may be set.
 
     With ``S`` the singular values, largest first: ``energy`` q keeps the fewest with ``sum S_j^2 >= q sum
     S^2``; ``sv_ratio`` p those with ``S_j > S_1 / p``; ``sv_cumulative`` p the fewest with ``sum S_j >= p sum
-    S``; ``sv_fro`` p the fewest with ``sum S_j^2 >= p^2 sum S^2``. The last three are those of kohya's
-    ``resize_lora.py``, here measured on the whole spectrum.
+    S``; ``sv_fro`` p the fewest with ``sum S_j^2 >= p^2 sum S^2``. The last three are the criteria of kohya's
+    ``resize_lora.py``, here applied to the complete spectrum.
 
     Raises:
         ConfigError: a value out of its range, or two criteria at once.
@@ -77,18 +77,18 @@ class Cut:
 
     @property
     def criteria(self) -> dict[str, float]:
-        """Those that are set, without the rank."""
+        """The criteria that are set, without the rank."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "rank"}
         return {name: value for name, value in values.items() if value is not None}
 
     @property
     def settings(self) -> dict[str, float]:
-        """All criteria that are set, the rank included."""
+        """All settings that are not None, including the rank."""
         return {**({} if self.rank is None else {"rank": self.rank}), **self.criteria}
 
     def kept(self, S: np.ndarray, total: float | None = None) -> int:
-        """How many of the singular values ``S`` stay; at least 1 of any. ``total`` is ``sum S^2`` where ``S``
-        is not all of them.
+        """Returns how many of the singular values ``S`` to keep; at least 1 if there are any. ``total`` is
+        ``sum S^2`` if ``S`` is incomplete.
         """
         kept = len(S)
         if (
@@ -113,10 +113,10 @@ class Cut:
 
 
 def require_count(value: object, where: str) -> None:
-    """Goes on only if ``value`` is a whole number of at least 1; 2.0 is none.
+    """Checks that ``value`` is an integer of at least 1; 2.0 is not accepted.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: ``value`` is something else.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
         raise ConfigError(
@@ -129,25 +129,28 @@ def require_count(value: object, where: str) -> None:
 
 
 def _fewest(sums: np.ndarray, wanted: float) -> int:
-    """How many terms it takes until their sum is ``wanted``; all that there are where it never is."""
+    """Returns how many terms are needed for their sum to reach ``wanted``, or all of them if it never
+    does.
+    """
     return min(len(sums), int(np.searchsorted(sums, wanted)) + 1)
 
 
 def energy_of(S: np.ndarray) -> float:
-    """``sum S^2``, the smallest first."""
+    """Returns ``sum S^2``, summed from the smallest for accuracy."""
     return float(np.sum(S[::-1] ** 2))
 
 
 def shared_out(
     spectra: Sequence[np.ndarray], costs: Sequence[int], budget: int, cap: int | None = None
 ) -> list[int]:
-    """The rank at each site under which ``sum rank * cost`` is at most ``budget`` and the total squared error
-    is least.
+    """Returns the rank at each site that minimises the total squared error with ``sum rank * cost`` at most
+    ``budget``.
 
     ``spectra`` are the singular values of each site, largest first, and ``costs`` the numbers that one more
-    rank takes there, ``m + n``. The values are taken in the order of what each saves for its cost, ``S_j^2 /
-    (m + n)``; what no longer fits gives way to smaller ones. That is the least error for the numbers that are
-    used, and at most one value away from the least for the budget.
+    rank takes there, ``m + n``. The function takes values in descending order of what they save for their
+    cost, ``S_j^2 / (m + n)``; a value that no longer fits is skipped for cheaper ones. The result has the
+    least error for the numbers that it uses, and differs from the optimum for the budget by at most one
+    value.
 
     Example:
         >>> shared_out([np.array([3.0, 2.0]), np.array([2.5, 0.1])], [10, 10], 30)
@@ -163,7 +166,7 @@ def shared_out(
     while heap:
         _, site = heapq.heappop(heap)
         if costs[site] > left:
-            continue  # one more rank costs the same here however many follow
+            continue  # every further rank of this site costs the same, so none fits
         left -= costs[site]
         kept[site] += 1
         S = spectra[site]

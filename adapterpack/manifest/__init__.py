@@ -1,1 +1,1 @@
-"""The manifest of a pack: what it says, its versions, and the method that it describes."""
+"""The manifest of a pack: its fields and limits, its versions, and the method that it describes."""

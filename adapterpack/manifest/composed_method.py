@@ -1,4 +1,6 @@
-"""The method of a pack: a registered one, or what its composition makes of its members' methods."""
+"""Finds the method of a pack: a registered one, or the method that its composition builds from the members'
+methods.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +14,20 @@ from . import manifest as m
 from .structs import Composition
 
 FEATURE = "composition"
-"""What ``must_understand`` says of a composed pack."""
+"""The ``must_understand`` entry of a composed pack."""
 
 
 def method_of(manifest: m.Manifest) -> Method:
-    """The method that evaluates a pack.
+    """Returns the method that evaluates a pack.
 
     Raises:
-        UnknownMethod: it, or that of a member, is not registered.
+        UnknownMethod: the method, or a member's method, is not registered.
         FormatError: the tree is malformed, or does not fit the members.
         Unsupported: a member cannot be part of the tree.
     """
     if manifest.composition is None:
         return get(manifest.method.type)
-    # few packs are composed, and the others do not need it
+    # imported late, because few packs are composed
     from ..adapter_methods.nodes.composed import NAME  # noqa: PLC0415
 
     if manifest.method.type != NAME:
@@ -39,7 +41,8 @@ def method_of(manifest: m.Manifest) -> Method:
 
 
 def method_of_composition(composition: Composition) -> Method:
-    """The method that a composition makes of its members' methods: the same one for the same composition.
+    """Returns the method that a composition builds from its members' methods; equal compositions give the
+    same object.
 
     Raises:
         UnknownMethod, FormatError, Unsupported: as of :func:`method_of`.

@@ -1,4 +1,4 @@
-"""Makes a manifest's entries for tensors and files: sizes and digests."""
+"""Builds a manifest's entries for tensors and files: sizes and digests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import manifest as m
 def entry_of(
     value: np.ndarray, group: str, param: str, scales: str | None = None, *, digest: str | None = None
 ) -> m.TensorEntry:
-    """The manifest's entry for one tensor; ``digest`` is its sha256, where that is known."""
+    """Returns the manifest's entry for a tensor; ``digest`` is its sha256, if already known."""
     name = safetensors.dtype_name(value.dtype)
     return m.TensorEntry(
         TENSORS, name, tuple(value.shape), digest or tensor_digest(value), group, param, scales
@@ -25,12 +25,12 @@ def entry_of(
 
 
 def tensor_digest(value: np.ndarray) -> str:
-    """The sha256 of a tensor's bytes, as hex."""
+    """Returns the sha256 of a tensor's bytes, as hex."""
     return hashlib.sha256(safetensors.raw(value)).hexdigest()
 
 
 def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.PackFile:
-    """The manifest's entry for a file of these parts."""
+    """Returns the manifest's entry for a file with these parts."""
     hasher, size = hashlib.sha256(), 0
     for part in parts:
         hasher.update(part)
@@ -41,10 +41,10 @@ def file_entry(name: str, parts: Iterable[bytes | memoryview], role: str) -> m.P
 def digest_tensors(
     tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> tuple[dict[str, str], m.PackFile]:
-    """The sha256 (hex) of every tensor, and the entry of the file that holds them all.
+    """Returns the sha256 (hex) of every tensor, and the entry of the file that holds them all.
 
-    The same bytes are hashed twice, and together: while one thread hashes a file of gigabytes the others hash
-    its tensors.
+    The tensors' bytes are hashed twice, once each for the tensor and the file, but in parallel: while one
+    thread hashes a file of gigabytes, the others hash its tensors.
 
     Raises:
         NonFinite: a tensor holds NaN or infinity.
@@ -68,6 +68,6 @@ def digest_tensors(
 
 
 def write_files(folder: Path, files: Mapping[str, Iterable[bytes | memoryview]]) -> None:
-    """Writes files of these parts into an existing folder."""
+    """Writes files with these parts into an existing folder."""
     for name, parts in files.items():
         write_parts(folder / name, parts)

@@ -1,4 +1,4 @@
-"""The digest that a manifest holds of itself: a byte that a disk or a network changed is noticed."""
+"""The digest that a manifest contains of itself, which detects bytes changed by a disk or a network."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ SCHEMA = {
     "type": "string",
     "pattern": "^[0-9a-f]{64}$",
 }
-"""What the schemas of manifests say of that field."""
+"""The JSON Schema of that field."""
 _BEFORE = b'\n  "integrity": "'
-"""What stands before the digest in canonical bytes, and nowhere else: a text holds no line break."""
+"""The bytes before the digest in canonical bytes, which occur nowhere else because JSON strings contain no
+line breaks.
+"""
 
 
 def seal(value: Mapping[str, Any]) -> bytes:
-    """The canonical bytes of a manifest's fields, with ``integrity``: the sha256 of these very bytes without
-    that digest in them.
+    """Returns the canonical bytes of a manifest's fields with ``integrity``: the sha256 of these bytes with
+    an empty digest.
 
-    It says that no byte was changed by accident, on a disk or on the way. Whoever changes a manifest on
-    purpose can make it anew: that is what signatures and pinned ids are for.
+    It detects accidental changes, on a disk or in transit. Anyone who changes a manifest on purpose can
+    compute it again; signatures and pinned ids protect against that.
     """
     data = strict_json.canonical({**value, KEY: ""})
     end = data.index(_BEFORE) + len(_BEFORE)
@@ -33,14 +35,14 @@ def seal(value: Mapping[str, Any]) -> bytes:
 
 
 def digests_in(data: bytes) -> tuple[str, str]:
-    """The digest that canonical bytes must hold of themselves, and the one that they do."""
+    """Returns the digest that canonical bytes should contain, and the digest that they do contain."""
     end = data.find(_BEFORE) + len(_BEFORE)
     said, rest = data[end : end + 64], data[end + 64 :]
     return hashlib.sha256(data[:end] + rest).hexdigest(), said.decode("utf-8", "replace")
 
 
 def require_whole(value: Mapping[str, Any], data: bytes, where: object, remedy: str) -> None:
-    """Goes on only if the manifest ``value`` in ``data`` holds the digest of these bytes.
+    """Checks that the manifest ``value`` in ``data`` contains the digest of these bytes.
 
     Raises:
         FormatError: a byte was changed.

@@ -1,5 +1,5 @@
-"""The texts and numbers of a manifest with their limits, and the limits of values whose kind is up to a
-method or a vendor.
+"""The types of a manifest's strings and numbers with their limits, and the limits of values whose type a
+method or a vendor chooses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from msgspec import Meta
 from ..io.typed_json import Misfit, escape_key
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
-"""The names that a pack may have."""
+"""Pattern of valid pack names."""
 PackName = Annotated[str, Meta(pattern=rf"^{NAME}\Z")]
 Path = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\x00-\x1f\x7f]+\Z")]
 """The name of a module, a tensor or a parameter."""
@@ -75,8 +75,8 @@ DEFINITIONS = {
 
 
 def too_large(value: Any, pointer: str, largest: float) -> Iterator[Misfit]:
-    """The texts, lists, objects and numbers (beyond ``largest``) that are too large in a JSON value of any
-    kind.
+    """Yields the strings, lists, objects and numbers (beyond ``largest``) that are too large in an arbitrary
+    JSON value.
     """
     kind = type(value)
     if kind is str:

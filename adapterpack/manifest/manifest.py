@@ -1,4 +1,4 @@
-"""The manifest: what a pack is, its canonical bytes, and how they are read and checked."""
+"""Defines :class:`Manifest`, the description of a pack, with its canonical bytes and its parser."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ FILE_NAME = "adapterpack.json"
 FORMAT_VERSION = "1.4"
 MAX_BYTES = 4 << 20
 LARGEST_WEIGHT = 1 << 33
-"""Numbers in the weight of one layer: an output head of 16384 by half a million."""
+"""The most numbers in the weight of one layer: an output head of 16384 by half a million."""
 MOST_SETTINGS = 1 << 20
-"""Values in the hyper-parameters of all sites together: the common ones are read anew for every site that has
-some of its own.
+"""The most hyper-parameter values of all sites together: every site with its own values also reads the common
+ones again.
 """
 NAME = re.compile(limits.NAME)
 METHODS = "methods"
-"""The feature of a pack in which a group has a method that is not the pack's."""
+"""The feature of a pack in which some group has another method than the pack."""
 PACKED = "packed"
-"""The feature of a pack whose matrices are stored in codes, as ``quantization.packed`` says; "int8" is an
-older way, by rows.
+"""The feature of a pack whose matrices are stored as codes, described by ``quantization.packed``; "int8" is
+an older form, by rows.
 """
 FEATURES = frozenset({"int8", PACKED, METHODS, "composition", *MARKED})
-"""What this reader understands of ``must_understand``."""
+"""The ``must_understand`` entries that this reader supports."""
 _FIRST_SEALED = 4
-"""The first minor version whose manifests hold a digest of themselves."""
+"""The first minor version whose manifests contain a digest of themselves."""
 
 
 class Manifest(StrictStruct, frozen=True, dict=True):
@@ -141,8 +141,8 @@ class Manifest(StrictStruct, frozen=True, dict=True):
     _raw: ClassVar[bytes | None] = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A promise that is not kept, a value beyond its bounds, a claim that is not of its kind, a feature
-        that stands twice.
+        """Yields a broken safety promise, a value beyond its bounds, a claim of the wrong type, or a repeated
+        feature.
         """
         yield from (
             Misfit(f"/safety/{key}", "is true: a pack brings no code")
@@ -160,25 +160,25 @@ class Manifest(StrictStruct, frozen=True, dict=True):
 
     @property
     def packed(self) -> Mapping[str, Packed]:
-        """Tensor -> how its bytes are to be read, for those that are stored in codes."""
+        """Tensor name -> how to read its bytes, for tensors stored as codes."""
         return {} if self.quantization is None else self.quantization.get("packed", {})
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of what a tensor stands for, whatever it is stored as."""
+        """Returns the shape of the matrix that a tensor represents, however it is stored."""
         packed = self.packed.get(name)
         return tuple(self.tensors[name].shape if packed is None else packed.shape)
 
     @property
     def problem(self) -> str:
-        """What the logits of the pack's head are for, as ``problem_type`` of transformers' configs has it."""
+        """What the logits of the pack's head mean, as ``problem_type`` in transformers' configs."""
         return next((feature for feature in self.must_understand if feature in MARKED), ONE.name)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest as plain JSON values."""
+        """Returns the manifest as plain JSON values."""
         return {**strict_json.plain(self), "integrity": self.integrity}
 
     def to_bytes(self) -> bytes:
-        """The bytes it was read from, else the canonical bytes that go to disk; their sha256 is the pack's
+        """Returns the bytes that it was read from, or else its canonical bytes; their sha256 is the pack's
         id.
         """
         return self._raw if self._raw is not None else self._canonical
@@ -189,22 +189,22 @@ class Manifest(StrictStruct, frozen=True, dict=True):
 
     @cached_property
     def integrity(self) -> str:
-        """The digest that the canonical bytes hold of themselves."""
+        """The digest that the canonical bytes contain of themselves."""
         return digests_in(self._canonical)[1]
 
     @cached_property
     def id(self) -> str:
-        """``sha256:`` and the digest of the manifest's bytes."""
+        """``sha256:`` followed by the digest of the manifest's bytes."""
         return f"sha256:{hashlib.sha256(self.to_bytes()).hexdigest()}"
 
 
 def parse(data: bytes, where: object, value: Any = None) -> Manifest:
-    """The manifest in ``data``, checked against its limits and its own digest; ``value`` is the JSON in it,
-    where that was read already.
+    """Parses the manifest in ``data`` and checks its limits and its own digest; ``value`` is the JSON in it,
+    if already parsed.
 
     Raises:
-        FormatError: malformed, altered, of another major version, or in need of a feature that this version
-            does not have.
+        FormatError: the manifest is malformed or altered, has another major version, or needs a feature that
+            this version does not support.
     """
     value = _require_known(strict_json.loads(data, where, MAX_BYTES) if value is None else value, data, where)
     if strict_json.canonical(value) != data:
@@ -219,8 +219,8 @@ def parse(data: bytes, where: object, value: Any = None) -> Manifest:
 
 
 def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
-    """The JSON value in ``data`` if it is a manifest that this version understands, and its bytes are those
-    that were written.
+    """Returns the JSON value in ``data`` after checking that it is a manifest that this version understands
+    and that its bytes are unchanged.
     """
     if not isinstance(value, dict) or value.get("format") != "adapterpack":
         raise FormatError("this is not an adapterpack manifest", where=where, expected="format: adapterpack")
@@ -249,7 +249,7 @@ def _require_known(value: Any, data: bytes, where: object) -> dict[str, Any]:
 
 
 def _convert(value: dict[str, Any], where: object) -> Manifest:
-    """The manifest that a value is, as the current version has it."""
+    """Converts a JSON value to a manifest of the current version."""
     config = value.get("config")
     refuse_layer_replication(config.get("repeated_layers") if isinstance(config, dict) else None, where)
     try:
@@ -271,7 +271,7 @@ def _convert(value: dict[str, Any], where: object) -> Manifest:
 
 
 def _require_sizes(manifest: Manifest, where: object) -> None:
-    """Goes on only if numbers that are bounded one by one are bounded together, too."""
+    """Checks that numbers that are each within bounds are also within bounds together."""
     common = settings = _count(manifest.config)
     for number, group in enumerate(manifest.groups):
         if (group.in_features or 1) * (group.out_features or 1) > LARGEST_WEIGHT:
@@ -292,13 +292,13 @@ def _require_sizes(manifest: Manifest, where: object) -> None:
 
 
 def _count(value: Any) -> int:
-    """The values in a JSON value."""
+    """Returns the number of leaf values in a JSON value."""
     if isinstance(value, dict):
         return sum(map(_count, value.values()))
     return sum(map(_count, value)) if isinstance(value, list) else 1
 
 
 def _minor(version: Any) -> int:
-    """The minor version, -1 for what is none."""
+    """Returns the minor version, or -1 for an invalid one."""
     minor = str(version).partition(".")[2]
     return int(minor) if len(minor) < 6 and minor.isdecimal() and minor.isascii() else -1

@@ -1,8 +1,8 @@
-"""Manifests of other minor versions, made readable in memory; the bytes on disk, and with them the pack's id,
-stay what they are.
+"""Upgrades manifests of other minor versions in memory; the bytes on disk, and with them the pack's id, do
+not change.
 
-An older one goes through the numbered steps. A newer one loses the fields that this version does not know:
-what may not be ignored is named in ``must_understand``, which is checked first.
+An older manifest passes through the numbered steps. A newer one loses the fields that this version does not
+know: whatever must not be ignored is named in ``must_understand``, which is checked first.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 from ..errors import FormatError, Unsupported
 
 EACH = "[]"
-"""In a place, every item of a list."""
+"""In a place: every item of a list."""
 
 
 class Upgrade(NamedTuple):
-    """One step: the version that it makes, in words, and the fields that it adds to the objects at a place,
-    with what it means to lack them; a place is the keys that lead there.
+    """One step: the version that it produces, a description, and the fields that it adds to the objects at a
+    place, with the values that stand for their absence. A place is the sequence of keys that leads there.
     """
 
     to: str
@@ -59,14 +59,14 @@ STEPS: dict[str, Upgrade] = {
         "1.4", "the manifest's digest of itself, which an older one does without", {(): {"integrity": None}}
     ),
 }
-"""Version -> the step out of it."""
+"""Version -> the step that upgrades it."""
 
 
 def upgrade(value: dict[str, Any]) -> dict[str, Any]:
-    """The manifest in the newest version that the steps reach; ``value`` itself is not changed.
+    """Returns the manifest in the newest version that the steps reach; ``value`` itself is not changed.
 
     Raises:
-        FormatError: a field of a later version stands in an older manifest.
+        FormatError: an older manifest contains a field of a later version.
     """
     while (step := STEPS.get(str(value.get("format_version")))) is not None:
         for place, fields in step.fields.items():
@@ -76,7 +76,7 @@ def upgrade(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_layer_replication(ranges: Any, where: object) -> None:
-    """Refuses an adapter of a base whose blocks are repeated: PEFT's ``layer_replication``,
+    """Refuses an adapter of a base whose blocks are repeated: PEFT's ``layer_replication``, or
     ``repeated_layers`` in packs of earlier versions.
 
     Raises:
@@ -94,8 +94,8 @@ def refuse_layer_replication(ranges: Any, where: object) -> None:
 
 
 def _with(value: Any, place: tuple[str, ...], added: Mapping[str, Any], pointer: str) -> Any:
-    """A value with fields added to the objects at a place; what is no such object stays, and is refused by
-    its type.
+    """Returns a value with fields added to the objects at a place. A value of another type is returned
+    unchanged; the type check refuses it later.
     """
     if not isinstance(value, list if place[:1] == (EACH,) else dict):
         return value

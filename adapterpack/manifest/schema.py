@@ -1,6 +1,6 @@
-"""Makes the JSON Schema of manifests from their structs and from what each version of the format added.
+"""Generates the JSON Schema of manifests from their structs and from what each version of the format added.
 
-``python -m adapterpack.manifest.schema > schemas/manifest.v1.json`` writes it anew.
+``python -m adapterpack.manifest.schema > schemas/manifest.v1.json`` updates the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .structs import Metric, TrainingClaims
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``adapterpack.json``.
+    """Returns the JSON Schema of ``adapterpack.json``.
 
     Example:
         >>> schema()["properties"]["groups"]["maxItems"]
@@ -43,7 +43,9 @@ def schema() -> dict[str, Any]:
 
 
 def _by_version(made: dict[str, Any]) -> list[dict[str, Any]]:
-    """For the fields of each later version: manifests of older versions lack them, all others have them."""
+    """Returns rules for the fields of each later version: manifests of older versions lack them, all others
+    have them.
+    """
     rules, older = [], []
     for version, step in STEPS.items():
         older.append(version)
@@ -61,17 +63,17 @@ def _by_version(made: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def part_at(made: dict[str, Any], place: tuple[str, ...]) -> dict[str, Any]:
-    """The part of a schema that describes the objects at a place."""
+    """Returns the part of a schema that describes the objects at a place."""
     part = made
     for key in place:
         part = part["items"] if key == EACH else part["properties"][key]
-        part = part.get("anyOf", [part])[0]  # the other one is null
+        part = part.get("anyOf", [part])[0]  # the other alternative is null
         part = made["$defs"][part["$ref"].rpartition("/")[2]] if "$ref" in part else part
     return part
 
 
 def _inside(place: tuple[str, ...], rule: dict[str, Any]) -> dict[str, Any]:
-    """A rule for the objects at a place, from the top."""
+    """Wraps a rule for the objects at a place so that it applies from the top of the document."""
     for key in reversed(place):
         rule = {"items": rule} if key == EACH else {"properties": {key: rule}}
     return rule

@@ -1,5 +1,5 @@
-"""Secondary methods: which other methods a pack can have at some of its sites, and what its reader must then
-understand.
+"""Checks which other methods a pack can have at some of its sites, and computes the features that its reader
+must understand.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class MethodSites(NamedTuple):
 
 
 def features(method: Method, groups: Iterable[m.Group], problem: str | None = None) -> tuple[str, ...]:
-    """What a reader must understand of a float pack of this method with these groups, and of its head's
-    ``problem``.
+    """Returns the features that a reader must understand for a float pack of this method with these groups
+    and with that ``problem`` of its head.
     """
     needed = {
         FEATURE: method.config.composition is not None,
@@ -39,12 +39,11 @@ def features(method: Method, groups: Iterable[m.Group], problem: str | None = No
 
 
 def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, taken: set[str]) -> None:
-    """Checks that a pack can have a method besides its own: it shares nothing between sites, acts at the same
-    positions, and none of its sites is ``taken``; a composed pack has none, since all its sites belong to its
-    tree.
+    """Checks that a pack can have a secondary method: it shares nothing between sites, acts at the same
+    positions, and uses no site in ``taken``. A composed pack has none, because its tree covers all its sites.
 
     Raises:
-        Unsupported: it cannot.
+        Unsupported: the methods cannot share a pack.
     """
     method, twice = primary.method, sorted(taken & {site.path for site in secondary.adapters})
     if secondary.method.name == method.name:

@@ -1,5 +1,5 @@
-"""The parts of a manifest, each with the limits that its JSON keeps to; ``schemas/manifest.v1.json`` is made
-of them.
+"""The parts of a manifest, each with the limits of its JSON. ``schemas/manifest.v1.json`` is generated from
+them, including the docstrings of the classes.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Inputs by recipe: pseudo-random images and features of speech from a seed and a shape, the same numbers bit
-for bit on every machine.
+"""Generates inputs from a recipe: pseudo-random images and speech features from a seed and a shape, bit for
+bit the same on every machine.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ _STEP, _FIRST, _SECOND = (
 
 
 def make_row(recipe: Recipe, row: int) -> np.ndarray:
-    """One row of a recipe, ``[1, *shape of a row]`` float32, uniform in [-1, 1) as normalised pixels and
-    log-mel features about are.
+    """Returns one row of a recipe, ``[1, *shape of a row]`` float32, uniform in [-1, 1), roughly as
+    normalised pixels and log-mel features are.
 
-    Number i of all rows is mix(seed * 2^32 + i), of which the upper 24 bits are kept, so that float32 holds
-    it exactly. The generator is SplitMix64 (Steele, Lea and Flood 2014, Fast splittable pseudorandom number
-    generators, figure 16), started anew for every number: any of them can be made without those before it, by
-    unsigned 64-bit arithmetic alone.
+    Number i of all rows is mix(seed * 2^32 + i), of which the upper 24 bits are used, so that float32
+    represents it exactly. The generator is SplitMix64 (Steele, Lea and Flood 2014, Fast splittable
+    pseudorandom number generators, figure 16), restarted for every number: each number can be computed
+    without those before it, by unsigned 64-bit arithmetic alone.
 
     Example:
         >>> from adapterpack.manifest.structs import Pixels
@@ -37,7 +37,7 @@ def make_row(recipe: Recipe, row: int) -> np.ndarray:
 
 
 def _mix(counters: np.ndarray) -> np.ndarray:
-    """SplitMix64's output for each state, ``[n]`` uint64; products are taken modulo 2^64."""
+    """Returns SplitMix64's output for each state, ``[n]`` uint64; products wrap modulo 2^64."""
     mixed = (counters + np.uint64(1)) * _STEP
     mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
     mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND

@@ -1,6 +1,4 @@
-"""What a manifest describes, with its names looked up: the methods of a pack and their configurations,
-without its tensors.
-"""
+"""Looks up what a manifest refers to: the methods of a pack and their configs, without its tensors."""
 
 from __future__ import annotations
 
@@ -21,9 +19,9 @@ from .composed_method import method_of
 
 @dataclass(frozen=True)
 class Described:
-    """A pack as its manifest describes it. ``alias`` is the name that it has here, if that is not its own;
-    ``kinds`` are those of its layers (by path) that the base at hand stores in another way than the manifest
-    says.
+    """A pack as its manifest describes it. ``alias`` is the name that the pack has here, if it differs from
+    its own; ``kinds`` maps paths to the kinds of layers that the available base stores differently from what
+    the manifest says.
     """
 
     manifest: m.Manifest
@@ -32,17 +30,17 @@ class Described:
 
     @property
     def name(self) -> str:
-        """What the pack is called here: its alias, else its own name."""
+        """The name of the pack here: its alias, or else its own name."""
         return self.alias or self.manifest.pack.name
 
     @property
     def method(self) -> Method:
-        """The method that made the pack; a group may have one of its own (:meth:`method_of`)."""
+        """The method of the pack; a group may have its own (:meth:`method_of`)."""
         return method_of(self.manifest)
 
     @cached_property
     def groups(self) -> tuple[m.Group, ...]:
-        """The modules that it changes, of the kinds that they have in the base at hand."""
+        """The modules that the pack changes, with the kinds that they have in the available base."""
         return tuple(
             replace(group, kind=self.kinds[group.path]) if group.path in self.kinds else group
             for group in self.manifest.groups
@@ -57,7 +55,7 @@ class Described:
         return shapes
 
     def method_of(self, group: m.Group) -> Method:
-        """The method at one group."""
+        """Returns the method at one group."""
         return self.method if group.method is None else get(group.method.type)
 
     @property
@@ -75,10 +73,10 @@ class Described:
 
     @cached_property
     def acts(self) -> Acts | None:
-        """Which positions of a row the adapter acts on, None for all.
+        """Which positions of a row the adapter acts on; None means all.
 
         Raises:
-            FormatError: its sites do not agree.
+            FormatError: the sites have different rules.
         """
         rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
         if len(rules) > 1:
@@ -90,11 +88,11 @@ class Described:
         return next(iter(rules), None)
 
     def config_at(self, group: m.Group) -> Any:
-        """The method's config at one group; a list of the manifest's JSON is a tuple in the config.
+        """Returns the method's config at one group; lists in the manifest's JSON become tuples.
 
         Raises:
-            FormatError: the manifest holds a hyper-parameter that the method does not have, or a value that
-                it cannot use.
+            FormatError: the manifest has a hyper-parameter that the method does not know, or a value that it
+                rejects.
         """
         plain = not group.config and group.method is None
         if plain and self._common:

@@ -1,3 +1,3 @@
-"""The artifact: manifest, strict safetensors, digests, base fingerprint, PEFT layout. No torch, no
-transformers.
+"""The pack format: manifest, strict safetensors, digests, base fingerprint and PEFT's layout. Needs neither
+torch nor transformers.
 """

@@ -1,5 +1,5 @@
-"""The canary: fixed inputs and the logits that they must give, so that a wrong base or an adapter without
-effect is seen on any runtime.
+"""The canary: fixed inputs with the logits that they must give, which exposes a wrong base or an ineffective
+adapter on any runtime.
 """
 
 from __future__ import annotations
@@ -18,36 +18,43 @@ from ..manifest.synthetic_inputs import make_row
 
 TOP = 8
 LENGTHS = (9, 5)
-"""How many ids a row has; of a decoder's, too, because some heads look where the encoder's ids end."""
+"""The number of ids in each row; also in a decoder's rows, because some heads read the position where the
+encoder's ids end.
+"""
 SEED = 20260101
 RELATIVE_TOLERANCE = 2e-3
-"""float32 on another runtime moves logits by about 1e-6 of their size; a wrong base moves them by its
-size.
+"""Relative to the largest logit. float32 on another runtime changes logits by about 1e-6 of their size, a
+wrong base by their entire size.
 """
 SMALLEST_TOLERANCE = 2e-5
-"""Relative too: what a weak adapter's canary, which must still tell the adapter from the base, is never
-below.
+"""Also relative: the lower limit for the tolerance of a weak adapter's canary, which must still distinguish
+the adapter from the base.
 """
 QUANTIZED = 0.5
-"""Relative too: 4-bit weights move logits by a tenth to a fifth of their size; noise of a third of the
-weights by three quarters of it.
+"""Also relative: 4-bit weights change logits by a tenth to a fifth of their size; noise of a third of the
+weights by three quarters.
 """
 MOST = 1 << 24
-"""How many numbers a row by recipe may have: 64 MiB. A manifest from a stranger may ask for any number."""
+"""The most numbers in a row generated from a recipe (64 MiB), because an untrusted manifest may ask for any
+number.
+"""
 LARGEST_IMAGE, LARGEST_SPEECH = 2048, 65536
-"""The largest extents that the manifest's schema has for them."""
+"""The largest sizes of images and speech in the manifest's schema."""
 VISIBLE = 2.0**-7
-"""The share of the largest logit that even bfloat16 shows: a larger effect cannot be rounded away."""
+"""A share of the largest logit that even bfloat16 resolves: an effect larger than this cannot be rounded
+away.
+"""
 _TOWERS = ("text_embeds", "image_embeds")
 _RECORDED = (("logits",), ("last_hidden_state", "pooler_output"), _TOWERS)
-"""Outputs that a canary knows; the first of a group tells that the model has them."""
+"""Groups of outputs that a canary can record; the first name of a group shows whether the model has it."""
 
 
 def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], ...]:
-    """The token ids of the canary: the same pseudo-random rows for every model of that vocabulary.
+    """Returns the token ids of the canary: the same pseudo-random rows for every model with that vocabulary
+    size.
 
-    Of an adapter that acts at some positions only (``acts``), the first row is one that it acts in, and the
-    second is as it is.
+    For an adapter that acts only at some positions (``acts``), the first row is changed so that the adapter
+    acts in it.
     """
     rng = np.random.default_rng(SEED)
     first, *rest = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
@@ -55,8 +62,8 @@ def inputs(vocab_size: int, acts: Acts | None = None) -> tuple[tuple[int, ...], 
 
 
 def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...], ...]:
-    """The ids that go into a decoder, one row for each of the encoder's: from the ``start`` token, if it has
-    one, then pseudo-random.
+    """Returns the ids for a decoder, one row for each row of the encoder: pseudo-random, after the ``start``
+    token if there is one.
     """
     rng = np.random.default_rng(SEED + 1)
     rows = (tuple(int(i) for i in rng.integers(1, vocab_size, length)) for length in LENGTHS)
@@ -64,11 +71,11 @@ def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...],
 
 
 def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict[str, np.ndarray]]:
-    """What a model is given for each row, a batch of one, by the names of transformers: int64 ids and float32
-    pixels, made one by one.
+    """Yields the model's inputs for each row as a batch of one, under transformers' names: int64 ids and
+    float32 pixels, generated one row at a time.
 
-    ``image`` is the token of an image and how many positions the model has for one, where a model takes ids
-    and images.
+    ``image`` is the image token and the number of positions that the model uses for one image, for models
+    that take ids and images.
 
     Example:
         >>> recorded = Canary(((3, 4),), (), (), 0.1, decoder_input_ids=((2,),))
@@ -93,8 +100,8 @@ def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict
 
 
 def flaw(recorded: Canary) -> str | None:
-    """Why a canary cannot be replayed anywhere, as only a foreign manifest has it, or None. Nothing has been
-    made of it by then.
+    """Returns why a canary cannot be replayed (which only a malformed manifest of someone else's can cause),
+    or None. It generates no inputs.
     """
     counts = _counts(recorded)
     if not counts or {*counts.values(), len(recorded.base), len(recorded.adapter)} != {len(recorded.adapter)}:
@@ -109,7 +116,7 @@ def flaw(recorded: Canary) -> str | None:
 
 
 def _counts(inputs: Canary) -> dict[str, int]:
-    """How many rows there are of each input, by the names of transformers."""
+    """Returns the number of rows of each input, by transformers' names."""
     counts = {"input_ids": len(inputs.input_ids), "decoder_input_ids": len(inputs.decoder_input_ids or ())}
     recipes = {"pixel_values": inputs.pixels, "input_features": inputs.features}
     counts |= {name: recipe.shape[0] for name, recipe in recipes.items() if recipe is not None}
@@ -117,11 +124,12 @@ def _counts(inputs: Canary) -> dict[str, int]:
 
 
 def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
-    """What a canary knows of a model's outputs on one sequence (a batch of one), as one float32 vector.
+    """Returns the part of a model's outputs on one sequence (a batch of one) that a canary records, as one
+    float32 vector.
 
-    The logits, at the last position where there are several; else the last hidden state there with the pooled
-    output behind it; else the embeddings of two towers; else the first output. Of a map over an image, all of
-    it.
+    These are the logits, at the last position if there are several; otherwise the last hidden state there
+    followed by the pooled output; otherwise the embeddings of two towers; otherwise the first output. A map
+    over an image is used in full.
 
     Example:
         >>> row_of({"last_hidden_state": np.array([[[1, 2], [3, 4]]]), "pooler_output": np.array([[5, 6]])})
@@ -135,7 +143,7 @@ def row_of(outputs: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def input_names(recorded: Canary) -> set[str]:
-    """The names of a canary's inputs, as transformers calls them."""
+    """Returns the names of a canary's inputs in transformers."""
     return set(_counts(recorded))
 
 
@@ -148,13 +156,12 @@ def record(
     coarse: float = 0.0,
     dtype: str = "float32",
 ) -> Canary:
-    """A canary from its inputs and the rows (:func:`row_of`, one a sequence) that they gave without and with
-    the adapter.
+    """Creates a canary from its inputs and the rows (:func:`row_of`, one per sequence) that they gave without
+    and with the adapter.
 
-    Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of what the adapter changes
-    where that is less, but never below ``coarse``, the share that the arithmetic of the model rounds away.
-    ``places`` (:func:`places`) are the components that are kept where the rows are no logits, instead of the
-    largest.
+    Its tolerance is :data:`RELATIVE_TOLERANCE` of the largest logit, or a quarter of the adapter's effect if
+    that is smaller, but at least ``coarse``, the share that the model's arithmetic rounds away. ``places``
+    (:func:`places`) are the components to record instead of the largest ones, for rows that are not logits.
 
     Raises:
         NonFinite: a logit is NaN or infinite.
@@ -185,12 +192,12 @@ def record(
 def places(
     outputs: Mapping[str, np.ndarray], base: list[np.ndarray], adapter: list[np.ndarray]
 ) -> np.ndarray | None:
-    """Which components of rows are kept that are no logits, by one row's ``outputs``: evenly spaced ones;
-    None for the largest.
+    """Returns which components to record of rows that are not logits, given one row's ``outputs``: evenly
+    spaced ones; None means the largest.
 
-    Of hidden states they lie in the last one; in the pooled output behind it if the adapter moves only that,
-    since many checkpoints do not hold its weights, and every load draws others. Of two towers they lie in
-    both embeddings.
+    For hidden states they are taken from the last one. They are taken from the pooled output after it if the
+    adapter changes only that, because many checkpoints lack the pooler's weights, and every load initialises
+    them differently. For two towers they are taken from both embeddings.
 
     Example:
         >>> places({"text_embeds": np.zeros((1, 3)), "image_embeds": np.zeros((1, 2))}, [], [])
@@ -217,27 +224,28 @@ def _even(first: int, stop: int) -> np.ndarray:
 
 
 def widen(canary: Canary, *, coarse: float = 0.0, moved: float = 0.0) -> Canary:
-    """The canary for a replay whose arithmetic rounds away the share ``coarse`` of the largest logit.
+    """Returns the canary with a tolerance for a replay whose arithmetic rounds away the share ``coarse`` of
+    the largest logit.
 
-    ``moved`` is by how much the model that replays it is known to differ from the one that it was recorded
-    on.
+    ``moved`` is how much the replaying model is known to differ from the one on which the canary was
+    recorded.
     """
     return replace(canary, tolerance=max(canary.tolerance, coarse * size(canary)) + moved)
 
 
 def size(canary: Canary) -> float:
-    """The largest logit that was recorded."""
+    """Returns the largest recorded logit."""
     return max(abs(float(value)) for row in (*canary.base, *canary.adapter) for value in row["logits"])
 
 
 def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarray], where: object) -> float:
-    """The largest error of a replay, if it is within tolerance; ``base`` is None where there is nothing
+    """Returns the largest error of a replay if it is within tolerance; ``base`` is None if there was no run
     without the adapter.
 
     Raises:
-        BaseMismatch: without the adapter the logits already differ.
+        BaseMismatch: the logits differ even without the adapter.
         NothingToDo: with the adapter the logits are those of the base alone.
-        ParityError: neither explains it; the tolerance was exceeded, or there is a NaN.
+        ParityError: neither explains the error; the tolerance was exceeded, or a logit is NaN.
     """
     error, before = _worst(canary.adapter, adapter), 0.0 if base is None else _worst(canary.base, base)
     if not before <= canary.tolerance:
@@ -268,8 +276,8 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
 
 
 def _effect(canary: Canary) -> float:
-    """What the adapter changed when the canary was recorded, as far as the same components were kept;
-    infinite where none was.
+    """Returns the adapter's effect at the time of recording, on the components recorded both without and with
+    it; infinite if a row has none.
     """
     pairs = [
         (
@@ -293,7 +301,7 @@ def _keep(row: np.ndarray, ids: Iterable[Any]) -> TopLogits:
 
 
 def _worst(expected: tuple[Any, ...], rows: list[np.ndarray]) -> float:
-    """The largest error over the rows; NaN if there is one, which Python's own ``max`` would lose."""
+    """Returns the largest error over the rows; NaN if there is one, which Python's own ``max`` would lose."""
     return float(
         np.max([_error(expected_row, row) for expected_row, row in zip(expected, rows, strict=True)])
     )

@@ -1,4 +1,4 @@
-"""Declares that a pack may be used on another form of its base: cast, quantized, resharded, or with renamed
+"""Declares that a pack may be used on a variant of its base: cast, quantized, resharded, or with renamed
 tensors.
 """
 

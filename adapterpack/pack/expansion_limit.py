@@ -1,8 +1,8 @@
-"""How much a pack may have its reader make: a stated multiple of what it stores and of the layers that it
-changes.
+"""Limits how much a pack can make its reader compute, to a multiple of what it stores and of the layers that
+it changes.
 
-A seed stands for a matrix of any size, and small factors for a large product: a few kilobytes could ask for
-gigabytes.
+A seed can stand for a matrix of any size, and small factors for a large product, so without a limit a few
+kilobytes could ask for gigabytes.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ..errors import FormatError
 from ..manifest.manifest import TensorEntry
 
 FACTOR = 16
-"""How many numbers may be made for each that a pack stores, and for each of the weights that it changes;
-methods need three or four.
+"""How many numbers may be computed for each stored number and for each changed weight; methods need three or
+four.
 """
 FREE = 1 << 24
-"""How many numbers may be made whatever the pack is: 64 MiB in float32."""
+"""How many numbers may be computed in any case: 64 MiB in float32."""
 
 
 def require_limit(
     sites: Iterable[tuple[Method, Any, Site]], tensors: Mapping[str, TensorEntry], where: object
 ) -> None:
-    """Goes on only if the methods make no more of the ``tensors`` of these sites than they and the weights
+    """Checks that the methods compute no more at these sites than the stored ``tensors`` and the weights
     there allow.
 
     Raises:
-        FormatError: they make more.
+        FormatError: the methods would compute more.
     """
     made = weights = 0
     stored = sum(math.prod(entry.shape) for entry in tensors.values())

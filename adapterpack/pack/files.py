@@ -1,5 +1,5 @@
-"""Lays out the files of a pack other than its manifest, in pieces: the tensors are many times the rest, and
-are not copied.
+"""Assembles the files of a pack other than its manifest, in pieces, because the tensors are far larger than
+the rest and must not be copied.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from ..manifest import manifest as m
 from ..peft import layout
 
 METADATA = {"format": "pt"}
-"""What PEFT and transformers look for in the tensor file."""
+"""The metadata that PEFT and transformers expect in the tensor file."""
 
 
 def contents(
     manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
 ) -> dict[str, Iterable[bytes | memoryview]]:
-    """The pieces of every file: the tensors, PEFT's config for a method that PEFT knows, and ``extra``."""
+    """Returns the pieces of every file: the tensors, PEFT's config if PEFT supports the method, and
+    ``extra``.
+    """
     config = layout.config_bytes(manifest)
     files: dict[str, Iterable[bytes | memoryview]] = {
         TENSORS: _pieces(tensors),
@@ -32,9 +34,11 @@ def contents(
 def encode_files(
     manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None
 ) -> dict[str, bytes]:
-    """The bytes of every file of :func:`contents`."""
+    """Returns the bytes of every file of :func:`contents`."""
     return {name: b"".join(parts) for name, parts in contents(manifest, tensors, extra or {}).items()}
 
 
 def _pieces(tensors: Mapping[str, np.ndarray]) -> Iterator[bytes | memoryview]:
-    yield from safetensors.pieces(tensors, METADATA)  # whose header is made when it is read
+    yield from safetensors.pieces(
+        tensors, METADATA
+    )  # a generator, so that the header is built only when it is needed

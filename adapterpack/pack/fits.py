@@ -1,4 +1,4 @@
-"""Checks that a model has the sites that a pack changes, and that the pack is for its task."""
+"""Checks that a model has the sites that a pack changes, and that the pack is for the model's task."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ..tasks.task import NO_TASK, Task, get_task
 
 
 def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:
-    """Checks that every module the pack changes is among ``known``.
+    """Checks that every module the pack changes is among ``paths``.
 
     Raises:
-        SiteNotFound: one is not, or none is; the nearest name is given.
+        SiteNotFound: a module is missing; the error names the nearest path.
     """
     for group in pack.manifest.groups:
         if group.role != "shared" and group.path != PROMPT and group.path not in paths:
@@ -28,7 +28,7 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
 
 
 def task_of(pack: Described) -> Task | None:
-    """The task that a pack is for; None where it names none, or one that is not known here."""
+    """Returns the task that a pack is for; None if it names none, or an unknown one."""
     try:
         return get_task(pack.manifest.task.type)
     except UnknownName:
@@ -36,11 +36,11 @@ def task_of(pack: Described) -> Task | None:
 
 
 def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) -> None:
-    """Checks that a pack is for ``task``, or for none at all; or for one that is ``accepted`` in its place,
-    if it brings no head of that.
+    """Checks that a pack is for ``task`` or for no task. A pack for a task in ``accepted`` passes, too, if it
+    has no head for that task.
 
     Raises:
-        Unsupported: it is for another task.
+        Unsupported: the pack is for another task.
     """
     name, own = pack.manifest.task.type, task_of(pack)
     if name == NO_TASK or own is task:

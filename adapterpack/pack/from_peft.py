@@ -1,4 +1,4 @@
-"""Makes packs from the folders that PEFT writes."""
+"""Imports the folders that PEFT writes as packs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from .pack import Pack, build
 
 
 class Imported(NamedTuple):
-    """A pack made from a folder that PEFT wrote, what :func:`~.peft_options.unknown_options` found in its
-    config, and what PEFT did to the base: then the pack is that of the base as PEFT left it.
+    """A pack imported from a PEFT folder, the unknown options in its config
+    (:func:`~..peft.options.unknown_options`), and what PEFT did to the base. If it did something, the pack
+    belongs to the base as PEFT left it.
     """
 
     pack: Pack
@@ -33,9 +34,7 @@ class Imported(NamedTuple):
 
 
 def read(folder: Path, name: str | None = None, on_base: bool = False) -> Pack:
-    """The pack of :func:`import_folder`, with a warning where the folder has options that nobody here
-    knows.
-    """
+    """Returns the pack of :func:`import_folder`, and warns if the folder has options that are not known."""
     pack, unknown, _ = import_folder(folder, name, on_base)
     if unknown:
         warnings.warn(f"{folder}: {unknown_sentence(unknown)}", stacklevel=2)
@@ -50,16 +49,16 @@ def import_folder(
     base: OfBase | None = None,
     task: str | None = None,
 ) -> Imported:
-    """A pack made from a folder that PEFT wrote; its base is known by name only, so its digests are empty.
+    """Creates a pack from a folder that PEFT wrote. Its base is known only by name, so its digests are empty.
 
-    ``on_base``: where the tensors mean something with the base alone, they are taken as they are, for who
-    completes them. ``tensors``: their file, if it is somewhere else. ``base`` says what the base knows, where
-    it is at hand. ``task``: which one the pack does, of several that the folder holds; the first by itself.
+    ``on_base``: import tensors unchanged even if they only mean something together with the base, for a
+    caller that completes them. ``tensors``: their file, if it is elsewhere. ``base`` describes the base, if
+    available. ``task`` selects one of several tasks that the folder holds; the default is the first.
 
     Raises:
-        ConfigError: the folder holds no such task.
+        ConfigError: the folder has no such task.
         FormatError: the folder is not a PEFT adapter, or its tensors do not pair up.
-        Unsupported: it uses a method or an option that adapterpack cannot reproduce exactly.
+        Unsupported: the folder uses a method or an option that adapterpack cannot reproduce exactly.
     """
     config = read_config(folder / layout.CONFIG)
     if tensors is None:
@@ -105,7 +104,7 @@ def import_folder(
 
 
 def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
-    """The sites with configs that say which task the adapter does."""
+    """Returns the sites with configs that select the task."""
     field = content.method.config.task_field
     if not field:
         raise ConfigError(
@@ -129,5 +128,5 @@ def _doing(content: layout.Content, task: str, folder: Path) -> layout.Adapters:
 
 
 def _plain_name(folder: str) -> str:
-    """A folder's name in the characters that a pack's name may have."""
+    """Converts a folder's name to the characters allowed in a pack's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", folder).strip("-._")[:128] or "adapter"

@@ -1,4 +1,4 @@
-"""Describes a pack: what it is, how large, and what it changes; without torch."""
+"""Describes a pack or a base as JSON values: its size, its method and what it changes; without torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A summary of a pack as JSON values; the pack is verified on the way."""
+    """Loads and verifies the pack in a folder, and returns its summary as JSON values."""
     return describe(load(path), path)
 
 
 def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The same of a pack that is verified, or was written, at ``path``: nothing is read again."""
+    """Returns the summary of a pack already loaded from, or written to, ``path``; reads nothing again."""
     manifest = pack.manifest
     return {
         "kind": "pack",
@@ -38,7 +38,7 @@ def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def summary(pack: Pack) -> dict[str, Any]:
-    """What the tensors of a pack are and what they change, and for which base."""
+    """Returns what a pack's tensors are, what they change, and for which base."""
     manifest = pack.manifest
     adapters = [group for group in manifest.groups if group.role == "adapter"]
     parameters = sum(math.prod(manifest.shape_of(name)) for name in pack.tensors)
@@ -65,8 +65,8 @@ def summary(pack: Pack) -> dict[str, Any]:
 
 
 def quantization_report(pack: Pack) -> dict[str, Any] | None:
-    """The scheme of a quantized pack, and the error in its change over all sites; the manifest has more,
-    tensor by tensor.
+    """Returns the scheme of a quantized pack and the error in its change over all sites; the manifest has the
+    errors of each tensor.
     """
     stored = pack.manifest.quantization
     return (
@@ -83,7 +83,7 @@ def _tree(composition: Composition) -> str:
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A summary of a base checkpoint as JSON values."""
+    """Returns a summary of a base checkpoint as JSON values."""
     from ..base.checkpoint import Checkpoint  # noqa: PLC0415 - packs are looked at without one
 
     base = Checkpoint(path)

@@ -1,5 +1,5 @@
-"""Which kind of layer each site of a pack is in a base, and so which way round its weight lies there: a
-folder that PEFT wrote leaves it open, a checkpoint's shapes and names tell it.
+"""Determines the kind of layer at each site of a pack in a base, and so whether its weight is stored
+transposed. PEFT's folders leave that open; a checkpoint's shapes and names decide it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,21 @@ from ..peft.names import limit
 
 _STACKS = tuple(kind for kind in LAYOUTS if is_stacked(kind))
 _TRANSPOSED_EXPERTS = frozenset({"aria", "aria_text", "gpt_oss", "openai_privacy_filter"})
-"""Types of models whose experts transformers says to be transposed."""
+"""Model types whose fused experts transformers stores transposed."""
 _UNSHOWN = ({"conv", "grouped_conv"}, {"linear", "table"})
-"""Kinds whose weights have the same shapes: whether a convolution has groups, or a matrix is looked up, only
-the model says.
+"""Kinds whose weights have the same shapes: only the model knows whether a convolution has groups, or a
+matrix is an embedding's table.
 """
 _ITS_BASE = "use the base that the pack names"
 AnyPack = TypeVar("AnyPack", bound=Described)
 
 
 def match_layers(pack: AnyPack, base: Checkpoint) -> AnyPack:
-    """The pack with the kinds that its layers have in ``base``; what is written of it, and its id, stay.
+    """Returns the pack with the kinds that its layers have in ``base``; its manifest and its id do not
+    change.
 
     Raises:
-        Unsupported: nothing shows how the base stores a layer, and the pack was not made on that base.
+        Unsupported: nothing shows how the base stores a layer, and the pack was not created on that base.
     """
     kinds = kinds_on(base, pack)
     unknown = [path for path, kind in kinds.items() if kind is None]
@@ -60,9 +61,9 @@ def match_layers(pack: AnyPack, base: Checkpoint) -> AnyPack:
 
 
 def kinds_on(base: Checkpoint, pack: Described) -> dict[str, str | None]:
-    """Path -> the kind that the layer of a group has in ``base``; None where nothing shows it.
+    """Returns path -> the kind of a group's layer in ``base``; None if nothing shows it.
 
-    A group that is no linear layer's or stack's keeps its kind, and one whose weight is not there.
+    A group that is not a linear layer or a stack keeps its kind, and so does one whose weight the base lacks.
     """
     return {
         group.path: _stack_on(base, pack, group) if is_stacked(group.kind) else _kind_on(base, pack, group)
@@ -83,8 +84,8 @@ def _kind_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
 
 
 def _stack_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
-    """The kind of a stack, by the shape of one of its matrices; a square one is stored as the models of that
-    type store theirs.
+    """Returns the kind of a stack, from the shape of one of its matrices; for a square matrix the model type
+    decides.
     """
     try:
         stored = base.weight_shape(group.path, group.weight)
@@ -102,8 +103,8 @@ def _stack_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
 
 
 def kind_of_shape(stored: tuple[int, ...], pack: Described, group: Group) -> str:
-    """The kind of the layer of a group by the shape of its weight alone: a convolution, where it has the axes
-    of one and the group's tensors may be those of one.
+    """Returns the kind of a group's layer from the shape of its weight alone: a convolution, if the weight
+    has a convolution's axes and the group's tensors are compatible with one.
     """
     if group.role != "adapter" or group.kind not in LINEAR:
         return group.kind
@@ -118,8 +119,8 @@ def kind_of_shape(stored: tuple[int, ...], pack: Described, group: Group) -> str
 
 
 def may_be(pack: Described, group: Group, kind: str) -> bool:
-    """Whether the layer of a group may as well be of that ``kind``: in an adapter of PEFT's whose base is not
-    known, where PEFT's file tells no difference; or where a checkpoint tells none, either.
+    """Whether the layer of a group could also be of that ``kind``: because PEFT's file does not show the
+    difference and the base is unknown, or because a checkpoint does not show it either.
     """
     is_open = not any(compatibility.recorded_fingerprint(pack.manifest.base)) or any(
         {group.kind, kind} <= one for one in _UNSHOWN
@@ -128,8 +129,8 @@ def may_be(pack: Described, group: Group, kind: str) -> bool:
 
 
 def _same_tensors(method: Method, kind: str, other: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these ``shapes`` (by parameter), which were read as those of a site of one kind, may
-    be those of ``other``.
+    """Whether tensors of these ``shapes`` (by parameter), which were read as those of one kind of site, could
+    belong to ``other``.
 
     Example:
         >>> from adapterpack.adapter_methods import get
@@ -139,7 +140,7 @@ def _same_tensors(method: Method, kind: str, other: str, shapes: Mapping[str, tu
         (True, False)
     """
     if is_stacked(kind) and is_stacked(other):
-        return True  # a method sees the same matrices, whichever way round the stack is stored
+        return True  # a method sees the same matrices, transposed or not
     plain = None if method.peft is None else method.peft.layers.get(other)
     if plain is None or kind not in method.traits.layers:
         return False
@@ -153,12 +154,12 @@ def _same_tensors(method: Method, kind: str, other: str, shapes: Mapping[str, tu
 
 
 def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
-    """Checks that a base has every weight that a pack changes, in the pack's shape; ``renamed``: its tensors
-    may have other names.
+    """Checks that a base has every weight that a pack changes, in the pack's shape. ``renamed``: the base's
+    tensors may have other names.
 
     Raises:
-        SiteNotFound: it lacks one.
-        BaseMismatch: one has another shape.
+        SiteNotFound: a weight is missing.
+        BaseMismatch: a weight has another shape.
     """
     kinds = kinds_on(base, pack)
     for group in pack.manifest.groups:
@@ -182,11 +183,11 @@ def require_shapes(pack: Described, base: Checkpoint, renamed: bool) -> None:
 
 
 def require_certain(pack: Described, group: Group, site: Site) -> None:
-    """Checks that what PEFT wrote of a group has one meaning at the layer that is its ``site``; a pack that
-    names its base always has.
+    """Checks that PEFT's tensors of a group have only one meaning at the layer ``site``. A pack that names
+    its base always passes.
 
     Raises:
-        Unsupported: it has not; says why.
+        Unsupported: the tensors are ambiguous; the error says why.
     """
     if any(compatibility.recorded_fingerprint(pack.manifest.base)):
         return
@@ -203,7 +204,7 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
     """Checks that a weight of the ``stored`` shape is one that a group can change.
 
     Raises:
-        BaseMismatch: it is another kind of layer's, or has another shape.
+        BaseMismatch: the weight belongs to another kind of layer, or has another shape.
     """
     shape, features = matrix_shape(group.kind, stored), (group.out_features, group.in_features)
     place, bound = f"{where}, {group.path}", any(compatibility.recorded_fingerprint(pack.manifest.base))
@@ -222,7 +223,7 @@ def require_shape(pack: Described, group: Group, stored: tuple[int, ...], where:
         )
     kernel = stored[2:] if group.kind in CONVOLUTIONS else ()
     require_certain(pack, group, Site(group.path, shape[1], shape[0], group.kind, kernel=kernel))
-    if unfoldable(group.kind):  # the inputs of all groups, of which the weight shows those of one
+    if unfoldable(group.kind):  # the adapter reads all groups' inputs, the weight shows one group's
         features = (features[0], None)
     if any(expected not in {None, actual} for expected, actual in zip(features, shape, strict=True)):
         raise BaseMismatch(

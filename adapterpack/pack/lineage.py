@@ -1,4 +1,4 @@
-"""Records the parents of a pack that was made from packs, and as far as known their parents, by digest."""
+"""Records the parents of a pack that was made from other packs, and their known ancestors, by digest."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .pack import Pack
 from .validate.checks.lineage import MAX_DEPTH, depths
 
 MAX_ANCESTORS = 256
-"""As many as a manifest can name."""
+"""The most ancestors that a manifest can name."""
 
 
 def descend(
     operation: str, parents: Sequence[Pack], params: Mapping[str, Any], weights: Sequence[float] | None = None
 ) -> Lineage:
-    """The lineage of what ``operation`` made of ``parents``; ancestors that lie further back than a manifest
-    reaches are left out.
+    """Returns the lineage of the result of ``operation`` on ``parents``; ancestors beyond the manifest's
+    depth limit are dropped.
 
     Raises:
-        FormatError: what the parents say of their ancestors cannot be true together.
+        FormatError: the ancestors recorded by the parents contradict each other.
     """
     shares = weights if weights is not None else [None] * len(parents)
     parents_of = _parents_of(parents)
@@ -45,8 +45,8 @@ def descend(
 
 
 def _parents_of(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
-    """Digest -> its parents' digests: for each parent from its own manifest, for earlier ancestors as the
-    parents' manifests say.
+    """Returns digest -> its parents' digests: for each parent from its own manifest, for earlier ancestors
+    from the parents' manifests.
     """
     parents_of: dict[str, tuple[str, ...]] = {}
     for pack in parents:

@@ -1,4 +1,4 @@
-"""Adapts a pack to a base: what its modules are called there."""
+"""Renames the modules of a pack to the names that they have in a loaded base."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .pack import Pack, is_module, seal
 
 
 def named_on(pack: Pack, base: Checkpoint) -> Pack:
-    """The pack with the names that its modules have in memory once ``base`` is loaded; one that says what its
-    base is keeps those that it was made with.
+    """Returns the pack with the names that its modules have in memory after ``base`` is loaded. A pack that
+    identifies its base keeps its names.
     """
     return (
         pack
@@ -28,15 +28,15 @@ def named_on(pack: Pack, base: Checkpoint) -> Pack:
 
 
 def places_on(pack: Pack, base: Checkpoint) -> dict[str, str]:
-    """The paths of a pack's modules that are others in memory once ``base`` is loaded, with those."""
+    """Returns the paths of a pack's modules that change when ``base`` is loaded -> their paths in memory."""
     names = weight_names(pack)
     places = find_places(names.values(), base.tensors, base.renamings)
     return {path: places[name].removesuffix(".weight") for path, name in names.items() if name in places}
 
 
 def rewritten_on(pack: Pack, base: Checkpoint) -> Pack:
-    """As :func:`named_on`, of any pack: where names are others in memory it is another pack, and says of
-    which.
+    """Renames modules like :func:`named_on`, but for any pack. If names change, the result is a new pack
+    whose lineage names the original.
     """
     places = places_on(pack, base)
     if not places:
@@ -48,7 +48,7 @@ def rewritten_on(pack: Pack, base: Checkpoint) -> Pack:
 
 
 def weight_names(pack: Pack) -> dict[str, str]:
-    """The paths of the modules and parameters that a pack changes, with the names of their weights."""
+    """Returns path -> name of the weight, for the modules and parameters that a pack changes."""
     return {
         group.path: group.path if is_bare(group.kind) else f"{group.path}.weight"
         for group in pack.manifest.groups
@@ -57,13 +57,13 @@ def weight_names(pack: Pack) -> dict[str, str]:
 
 
 def move_paths(pack: Pack, paths: Mapping[str, str], sealing: bool = False) -> Pack:
-    """The pack with other paths of its modules, by the old ones: another pack, unless it says what its base
-    is; ``sealing``: even then.
+    """Returns the pack with other paths for its modules (old -> new). That is a new pack, unless the pack
+    identifies its base; with ``sealing`` it is a new pack even then.
     """
     if not paths:
         return pack
     manifest, prefix = pack.manifest, prefix_of(pack.method)
-    # The files of one that is bound are its own: this is a view of it, never written.
+    # A pack bound to a base keeps its files: the result is then a view of it that is never written.
     bound = not sealing and any(compatibility.recorded_fingerprint(manifest.base))
 
     def rename_leaf(name: str) -> str:

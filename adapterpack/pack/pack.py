@@ -1,4 +1,6 @@
-"""A pack in memory: manifest and tensors, the handle that every stage takes and returns."""
+"""Defines :class:`Pack`, a manifest with its tensors in memory: the handle that every stage takes and
+returns.
+"""
 
 from __future__ import annotations
 
@@ -39,18 +41,18 @@ if TYPE_CHECKING:
 
 SIGNATURE = "adapterpack.sig.json"
 MUTABLE = frozenset({"README.md", ".gitattributes", SIGNATURE})
-"""Files that a hub edits, and the detached signature; they are allowed besides the closed list and never read
-as data.
+"""Files that a hub edits, and the detached signature. They are allowed in addition to the closed file list,
+and never read as data.
 """
 TEMPLATE = "chat_template.jinja"
 FILE_ROLES = {TENSORS: "tensors", layout.CONFIG: "peft_config", TEMPLATE: "chat_template"}
-"""The files that a pack may hold besides its manifest, and what the manifest says of each."""
+"""The files that a pack may hold besides its manifest -> their role in the manifest."""
 SHARED = "@shared"
-"""The path of the group that holds what all sites have in common: no module can have it."""
+"""The path of the group that holds what all sites share; no module can have this path."""
 
 
 class Adapter(NamedTuple):
-    """One adapted site of a pack, ready for the functions of its method."""
+    """One adapted site of a pack, ready to be passed to the functions of its method."""
 
     site: Site
     config: Any
@@ -60,8 +62,8 @@ class Adapter(NamedTuple):
 
     @property
     def wide(self) -> dict[str, np.ndarray]:
-        """The parameters in at least float32: in half precision the method's own scale would round. Whole
-        numbers stay what they are.
+        """The parameters in at least float32, because in half precision the method's own scaling would round;
+        integers stay as they are.
         """
         return {
             name: value
@@ -75,12 +77,12 @@ class Adapter(NamedTuple):
 class Pack(Described):
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
-    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. ``alias`` is what
-    it is called here, if that is not its own name, and ``kinds`` are those of its layers (by path) that the
-    base at hand stores in another way than the manifest says (:func:`~.on_base.on`): nothing of these is
-    written, and the identity stays what it is on disk. Nor is ``factored``, the changes (by path) that are
-    held in bases that other packs share, or ``vouched``, which verifies with a key the signature of what this
-    pack was taken out of: a member of a fleet has none of its own.
+    ``extra`` holds the bytes of the other files that it carries, by name: a chat template. The following
+    fields are never written and do not change the pack's id. ``alias`` is the name of the pack here, if it
+    differs from its own. ``kinds`` maps paths to the kinds of layers that the available base stores
+    differently from what the manifest says (:func:`~.layer_kinds.match_layers`). ``factored`` maps paths to
+    changes stored in bases that other packs share. ``vouched`` verifies, with a key, the signature of the
+    fleet that the pack was taken from, because a member of a fleet has no signature of its own.
 
     Example:
         >>> from adapterpack import load  # doctest: +SKIP
@@ -96,7 +98,7 @@ class Pack(Described):
     vouched: Callable[[Path], object] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
-        """One line: a notebook shows what a cell ends with."""
+        """Returns one line, because a notebook prints the last value of a cell."""
         numbers = sum(math.prod(self.manifest.shape_of(name)) for name in self.manifest.tensors)
         place = "in memory" if self.path is None else self.path
         return (
@@ -106,14 +108,14 @@ class Pack(Described):
 
     @property
     def id(self) -> str:
-        """The digest of the manifest, which is the identity of the pack."""
+        """The digest of the manifest, which identifies the pack."""
         return self.manifest.id
 
     def called(self, name: str) -> Pack:
-        """This very pack, called otherwise here: the same manifest, digest and files.
+        """Returns the same pack under another name here, with the same manifest, digest and files.
 
         Raises:
-            ConfigError: a pack cannot be called that.
+            ConfigError: the name is not a valid pack name.
         """
         if not m.NAME.fullmatch(name):
             raise ConfigError(
@@ -124,8 +126,8 @@ class Pack(Described):
         return dataclasses.replace(self, alias=name)
 
     def renamed(self, name: str) -> Pack:
-        """Another pack that differs in its own name alone; the name is in the manifest, so it has another
-        id.
+        """Returns another pack that differs only in its own name, and therefore in its id, because the
+        manifest contains the name.
         """
         info = replace(self.manifest.pack, name=name)
         return dataclasses.replace(self, manifest=replace(self.manifest, pack=info), alias=None)
@@ -138,10 +140,10 @@ class Pack(Described):
         return groups
 
     def params(self, path: str) -> dict[str, np.ndarray]:
-        """The tensors of one group by parameter name; what is stored in codes is given back as float32.
+        """Returns the tensors of one group by parameter name; tensors stored as codes are decoded to float32.
 
         Raises:
-            FormatError, NonFinite: codes under their scales stand for what is no number.
+            FormatError, NonFinite: codes and scales give values that are not finite.
         """
         params = {}
         for name, entry in self._by_group.get(path, ()):
@@ -170,7 +172,9 @@ class Pack(Described):
         return {group.path: group for group in self.groups if group.role == "adapter"}
 
     def site(self, group: m.Group) -> Site:
-        """The site that a group describes; what its tensors' shapes say of it is read off them."""
+        """Returns the site that a group describes, with the details that only the shapes of its tensors
+        show.
+        """
         shapes = {
             entry.param: self.manifest.shape_of(name)
             for name, entry in self._by_group.get(group.path, ())
@@ -181,15 +185,15 @@ class Pack(Described):
         )
 
     def adapters(self, shape_of: Callable[[m.Group], tuple[int, ...]] | None = None) -> Iterator[Adapter]:
-        """Every adapted site with its resolved config and parameters, the shared ones among them, in the
-        manifest's order.
+        """Yields every adapted site with its resolved config and parameters, including the shared ones, in
+        the manifest's order.
 
-        ``shape_of`` gives the shape ``[out, in]`` that a method sees of a group's weight in the base, with
-        the kernel of a convolution behind it: what the pack itself does not say comes from there.
+        ``shape_of`` returns the shape ``[out, in]`` of a group's weight in the base as a method sees it,
+        followed by the kernel of a convolution; it supplies what the pack itself leaves open.
 
         Raises:
-            FormatError: with ``shape_of``, a tensor does not fit the base; the method would make far more
-                numbers than there are here.
+            FormatError: a tensor does not fit the base (with ``shape_of``), or the method would compute far
+                more numbers than the pack stores.
         """
         shared = self.shared()
         groups = [group for group in self.groups if group.role == "adapter"]
@@ -229,7 +233,9 @@ class Pack(Described):
             )
 
     def _params_at(self, path: str) -> Mapping[str, np.ndarray]:
-        """The parameters of a site: of a pack that is too large to hold, when they are looked at."""
+        """Returns the parameters of a site; for a pack that is too large for memory they are read on
+        access.
+        """
         if not isinstance(self.tensors, Streamed):
             return self.params(path)
         return Unread(
@@ -237,21 +243,20 @@ class Pack(Described):
         )
 
     def shared(self) -> dict[str, np.ndarray]:
-        """The parameters that all sites of the pack's own method have in common."""
+        """Returns the parameters that all sites of the pack's own method share."""
         return self.params(SHARED)
 
     def full(self) -> dict[str, dict[str, np.ndarray]]:
-        """The modules that were trained whole: path -> parameter name -> array."""
+        """Returns the modules that were trained in full: path -> parameter name -> array."""
         return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
 
     def unloaded(self) -> Pack:
-        """This pack with its tensors on the disk: each is read when it is looked at, and compared with its
-        digest.
+        """Returns this pack with its tensors on disk: each is read on access and compared with its digest.
 
-        A pack that has no folder of our format stays as it is.
+        A pack without a folder in this package's format is returned unchanged.
 
         Raises:
-            FormatError: the folder's tensor file cannot be read any more.
+            FormatError: the folder's tensor file can no longer be read.
         """
         if self.path is None or isinstance(self.tensors, Streamed) or not (self.path / m.FILE_NAME).is_file():
             return self
@@ -260,11 +265,11 @@ class Pack(Described):
         return dataclasses.replace(self, tensors=Streamed(file.path, file.tensors, digests, {}))
 
     def kept_open(self) -> Pack:
-        """As :meth:`unloaded`, for a folder that may be removed or exchanged while the pack is in use: its
-        file stays open.
+        """Does what :meth:`unloaded` does, for a folder that may be removed or replaced while the pack is in
+        use: its file stays open.
 
-        The tensors stay in memory where the folder was changed since they were read, and where the process
-        may have no more files open.
+        The tensors stay in memory if the folder changed since they were read, or if the process can open no
+        more files.
         """
         try:
             pack = self.unloaded()
@@ -275,12 +280,12 @@ class Pack(Described):
             return self
 
     def write(self, out: str | os.PathLike[str]) -> Pack:
-        """Writes the pack to a new folder ``out``, whole or not at all, and returns it with its path.
+        """Writes the pack to a new folder ``out``, completely or not at all, and returns it with its path.
 
         Raises:
-            FormatError: the manifest breaks its own schema, for instance by the pack's name; such a pack
-                could not be loaded.
-            OutputExists: something is there already.
+            FormatError: the manifest violates its own schema, for instance by the pack's name, so that the
+                pack could not be loaded.
+            OutputExists: ``out`` already exists.
             StorageError: the file system refuses.
         """
         from ..io.atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
@@ -290,7 +295,7 @@ class Pack(Described):
         return dataclasses.replace(self, path=Path(out))
 
     def write_into(self, folder: Path) -> None:
-        """Writes the pack's files into an existing empty folder that the caller publishes."""
+        """Writes the pack's files into an existing empty folder; the caller publishes it."""
         manifest = self.manifest.to_bytes()
         m.parse(manifest, f"pack '{self.name}'")
         write_files(folder, contents(self.manifest, self.tensors, self.extra))
@@ -299,17 +304,17 @@ class Pack(Described):
     def require_base(
         self, base: Checkpoint, content: bool | None = True, allow_structural: bool = False
     ) -> Verdict:
-        """What is known about ``base`` being the model that this pack was made for; an error unless it may be
-        used.
+        """Checks that ``base`` is the model that this pack was made for, and returns the verdict.
 
-        ``content=False`` compares headers and samples only, None also bytes where these leave it open. A pack
-        without digests (a PEFT import) is checked site by site; with ``allow_structural`` one whose base has
-        other weights under equal names, dtypes and shapes is accepted too.
+        ``content=False`` compares headers and samples only, None also compares bytes if these do not decide.
+        A pack without digests (imported from PEFT) is checked site by site. ``allow_structural`` also accepts
+        a base with equal names, dtypes and shapes but other weights.
 
         Raises:
-            BaseMismatch: it is another model, or nothing shows that it is not; both are named.
-            SiteNotFound: the base lacks a site, or is a variant in which its tensor is not known by the
-                module's path.
+            BaseMismatch: ``base`` is another model, or nothing shows that it is the right one; the error
+                names both.
+            SiteNotFound: the base lacks a site, or is a variant in which the module's path does not lead to
+                its tensor.
         """
         fingerprint = compatibility.deciding_fingerprint(base, self.manifest.base, content)
         verdict = self.require_levels(
@@ -320,7 +325,7 @@ class Pack(Described):
             allow_structural=allow_structural,
         )
         relation = None if verdict.variant is None else verdict.variant.relation
-        if relation != "quantized":  # what that stores has shapes, and often names, of its own
+        if relation != "quantized":  # a quantized checkpoint has other shapes and often other names
             require_shapes(self, base, renamed=relation == "renamed_keys")
         return verdict
 
@@ -333,11 +338,12 @@ class Pack(Described):
         model_type: str | None = None,
         allow_structural: bool = False,
     ) -> Verdict:
-        """As :meth:`require_base`, for a base by its fingerprint alone; see
-        :func:`~adapterpack.base.compatibility.require`.
+        """Does what :meth:`require_base` does for a base of which only the fingerprint is known
+        (:func:`~adapterpack.base.compatibility.require`).
 
         Raises:
-            BaseMismatch: it is another model, or nothing shows that it is not; both are named.
+            BaseMismatch: the fingerprint is another model's, or nothing shows that it is the right one; the
+                error names both.
         """
         return compatibility.require(
             f"pack '{self.name}'",
@@ -351,8 +357,7 @@ class Pack(Described):
 
 
 def is_module(path: str) -> bool:
-    """Whether a group's path is that of a module: what sites share, and the model as a whole, have paths that
-    none can have.
+    """Whether a group's path names a module, and not the shared parameters or the model as a unit.
 
     Example:
         >>> is_module("layers.0.q_proj"), is_module(SHARED)
@@ -362,7 +367,9 @@ def is_module(path: str) -> bool:
 
 
 def site_of(group: m.Group, kernel: tuple[int, ...] = (), stack: int = 1) -> Site:
-    """The site that a manifest group describes, with what the group does not say of it."""
+    """Returns the site that a manifest group describes, with the kernel and the stack size, which the group
+    does not contain.
+    """
     return Site(
         group.path, group.in_features or 0, group.out_features or 0, group.kind, group.bias, kernel, stack
     )
@@ -382,19 +389,18 @@ def build(
     problem: str | None = None,
     **rest: Any,
 ) -> Pack:
-    """A pack from parts: ``adapters`` maps each site to its resolved config and parameters; ``full`` the
-    modules trained whole.
+    """Builds a pack from its parts: ``adapters`` maps each site to its resolved config and parameters;
+    ``full`` holds the modules trained in full.
 
     ``secondary`` holds the sites of other methods in the same pack; ``shared`` the parameters that all sites
-    of ``method`` have in common. ``weights`` names the base tensor behind each path, ``problem`` what a
-    head's logits are for; ``rest`` goes to
-    :class:`~.manifest.manifest.Manifest`.
+    of ``method`` share. ``weights`` maps paths to the names of tensors in the base, and ``problem`` says what
+    a head's logits mean; ``rest`` is passed to :class:`~.manifest.manifest.Manifest`.
 
     Raises:
-        FormatError: the method would make far more numbers than it stores, so that no reader would take the
-            pack.
-        NonFinite: a tensor holds NaN or infinity.
-        NothingToDo: there is neither an adapter nor a module that was trained whole.
+        FormatError: the method would compute far more numbers than it stores, so that no reader would accept
+            the pack.
+        NonFinite: a tensor contains NaN or infinity.
+        NothingToDo: there is neither an adapter nor a module trained in full.
     """
     if not adapters and not full:
         raise NothingToDo(
@@ -480,8 +486,8 @@ def seal(
     extra: Mapping[str, bytes] | None = None,
     tensor_file: m.PackFile | None = None,
 ) -> Pack:
-    """The pack whose closed file list is computed from the draft, its tensors, and the other files that it
-    carries; ``tensor_file`` is the entry of the tensors' file, if it is known.
+    """Returns the pack, with the closed file list computed from the draft, its tensors and its other files.
+    ``tensor_file`` is the entry of the tensor file, if already known.
     """
     files = {
         name: file_entry(name, parts, FILE_ROLES[name])
@@ -496,8 +502,8 @@ def seal(
 
 
 def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What all sites share, and for each site what differs from it; what only training asks for is left
-    out.
+    """Returns the settings that all sites share, and for each site the settings that differ; settings only
+    for training are dropped.
     """
     fields = dataclasses.fields(configs[0]) if configs else ()
     packed = {f.name for f in fields if f.metadata.get("packed", True)}
@@ -508,7 +514,7 @@ def _shared_config(configs: list[Any]) -> tuple[dict[str, Any], list[dict[str, A
     }
     distinct = {
         key: {k: v for k, v in dataclasses.asdict(cfg).items() if k in packed and v != {}}
-        # most sites of most packs have one config
+        # computed once per config object, because most packs have only one
         for key, cfg in {id(cfg): cfg for cfg in configs}.items()
     }
     plain = [distinct[id(cfg)] for cfg in configs]

@@ -1,10 +1,10 @@
-"""The codes that matrices of a pack are stored in: small numbers under scales, one direction after the other.
+"""Encodes and decodes quantized matrices: small integer codes with scales, one direction after the other.
 
-A low-rank factor is a few long vectors, its directions: rows of ``A``, columns of ``B``. They differ in size
-and in importance, so each has scales and a code of its own. The bytes of a packed tensor are the scales of
-all directions in order, one for every ``group`` numbers, as bfloat16 (the upper half of a float32,
-little-endian), then the codes of each direction, filled up to whole bytes; the first code of a byte is in its
-lowest bits. A number is its code's value times its scale.
+A low-rank factor consists of a few long vectors, its directions: rows of ``A``, columns of ``B``. They differ
+in size and importance, so each has its own scales and code. The bytes of a packed tensor are first the scales
+of all directions in order, one for every ``group`` numbers, as bfloat16 (the upper half of a float32,
+little-endian), and then the codes of each direction, padded to complete bytes; the first code of a byte is in
+its lowest bits. A number is the value of its code times its scale.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..manifest.structs import Packed, Run
 
 _MOST_OF_ALL = float(np.finfo(np.float32).max)
 _MOST = _MOST_OF_ALL / 4
-"""Larger numbers are stored as this, so that no value overflows."""
+"""Larger numbers are clipped to this, so that no value overflows."""
 
 
 class Code(NamedTuple):
-    """A set of values, symmetric about zero: ``nearest`` gives the codes of numbers up to ``largest`` in
-    size, ``values`` the values of codes, as float32, of which none is larger than ``farthest``: a file may
-    hold codes that ``nearest`` never gives.
+    """A set of values, symmetric about zero. ``nearest`` returns the codes of numbers up to ``largest`` in
+    magnitude; ``values`` returns the float32 values of codes, none larger than ``farthest``, because a file
+    may contain codes that ``nearest`` never returns.
 
-    ``tried`` are the scales to choose from, as shares of the one that reaches the largest number: with few
-    values, clipping a few numbers makes the others finer.
+    ``tried`` are the scales to try, relative to the one that reaches the largest number: with few values,
+    clipping some numbers makes the others more accurate.
     """
 
     name: str
@@ -89,11 +89,11 @@ CODES = {
         ),
     )
 }
-"""Name -> the code. What a pack may name; a new one needs a new version of the format."""
+"""Name -> code: the codes that a pack may use. A new one needs a new version of the format."""
 
 
 class _Plan(NamedTuple):
-    """Sizes of a packed matrix: directions, numbers of each, scales of each, and the bytes of all."""
+    """The sizes of a packed matrix: directions, numbers and scales per direction, and total bytes."""
 
     directions: int
     length: int
@@ -110,8 +110,8 @@ def _plan(packed: Packed) -> _Plan:
 
 
 def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence[int]) -> str | None:
-    """What is wrong with a packed tensor of this dtype and shape, None for nothing; with its bytes, also what
-    is wrong with these.
+    """Returns what is wrong with a packed tensor of this dtype and shape, or None; ``data`` are its bytes, if
+    they are to be checked, too.
     """
     unknown = next((run.code for run in packed.runs if run.code not in CODES), None)
     if unknown is not None:
@@ -136,10 +136,10 @@ def problem(packed: Packed, data: np.ndarray | None, dtype: str, shape: Sequence
 
 
 def scale_codes(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndarray:
-    """Whole numbers of 8 bits times their scales, float32.
+    """Multiplies int8 codes by their scales; float32.
 
     Raises:
-        NonFinite: a scale is no number, or so large that values overflow.
+        NonFinite: a scale is NaN, or so large that values overflow.
     """
     if overflows(scales):
         raise NonFinite(
@@ -152,18 +152,18 @@ def scale_codes(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndar
 
 
 def overflows(scales: np.ndarray) -> bool:
-    """Whether numbers of 8 bits under these scales need not be finite."""
+    """Whether int8 codes with these scales may give values that are not finite."""
     return not np.all(np.abs(scales) <= _MOST_OF_ALL / 128)  # nor NaN
 
 
 def encode(
     value: np.ndarray, runs: Sequence[Run], axis: int, group: int | None = None
 ) -> tuple[np.ndarray, Packed]:
-    """A tensor ``[rows, ...]`` in codes: its bytes, and how they are to be read; without ``group`` a
+    """Quantizes a tensor ``[rows, ...]``; returns its bytes and how to read them. Without ``group`` each
     direction has one scale.
 
-    Of the scales that a code tries, each group takes the one with the least squared error. For int8 and fp8
-    that is the one under which nothing is clipped: an int8 number is then off by half its scale at most.
+    Of the scales that a code tries, each group uses the one with the least squared error. For int8 and fp8
+    that is the one without clipping, so an int8 number is off by at most half its scale.
 
     Example:
         >>> data, packed = encode(np.array([[0.5, -1.0], [2.0, 2.0]]), [Run(2, "int8")], axis=0)
@@ -188,11 +188,11 @@ def encode(
 
 
 def decode(data: np.ndarray, packed: Packed, where: object = "a packed tensor") -> np.ndarray:
-    """The numbers that the bytes of a packed tensor stand for, float32 ``packed.shape``.
+    """Returns the numbers that the bytes of a packed tensor represent, float32 of ``packed.shape``.
 
     Raises:
-        FormatError: there are other than the bytes that the shape takes, or they stand for what is no number;
-            nothing is made of them.
+        FormatError: the number of bytes does not match the shape, or codes or scales are invalid; nothing is
+            decoded then.
     """
     if wrong := problem(packed, data, "U8" if data.dtype == np.uint8 else str(data.dtype), data.shape):
         raise FormatError(
@@ -216,8 +216,8 @@ def decode(data: np.ndarray, packed: Packed, where: object = "a packed tensor") 
 
 
 def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """The scales ``[d, groups]`` that were chosen for float64 ``vectors`` ``[d, n]``, and the codes ``[d,
-    n]``.
+    """Chooses scales ``[d, groups]`` for float64 ``vectors`` ``[d, n]``, and returns them with the codes
+    ``[d, n]``.
     """
     count, length = vectors.shape
     groups = -(-length // group)
@@ -235,12 +235,12 @@ def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.
 
 
 def _round_up(scales: np.ndarray) -> np.ndarray:
-    """The next larger numbers that a bfloat16 holds, as float64; of zero the smallest normal one."""
+    """Rounds up to numbers that bfloat16 holds, as float64; zero becomes the smallest normal number."""
     return (_upper_half(scales).astype(np.uint32) << 16).view(np.float32).astype(np.float64)
 
 
 def _upper_half(scales: np.ndarray) -> np.ndarray:
-    """The upper halves of float32 scales, rounded up."""
+    """Returns the upper halves of float32 scales, rounded up."""
     singles = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
     singles = np.where(singles < scales, np.nextafter(singles, np.float32(np.inf)), singles)
     halves: np.ndarray = ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
@@ -248,7 +248,7 @@ def _upper_half(scales: np.ndarray) -> np.ndarray:
 
 
 def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes ``[d, n]`` side by side in bytes ``[d, ...]``."""
+    """Packs codes ``[d, n]`` into bytes ``[d, ...]``."""
     each = 8 // bits
     filled = np.zeros((len(codes), -(-codes.shape[1] // each) * each), np.uint8)
     filled[:, : codes.shape[1]] = codes
@@ -258,7 +258,7 @@ def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
-    """The codes ``[d, length]`` in bytes ``[d, ...]``."""
+    """Unpacks the codes ``[d, length]`` from bytes ``[d, ...]``."""
     each = 8 // bits
     parts = (data[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
     codes: np.ndarray = parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
@@ -266,7 +266,7 @@ def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
 
 
 def _split(data: np.ndarray, packed: Packed) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The scales ``[directions, groups]``, float32, and the bytes of each run."""
+    """Returns the scales ``[directions, groups]`` as float32, and the bytes of each run."""
     plan = _plan(packed)
     ends = np.cumsum(
         [

@@ -1,5 +1,5 @@
-"""A change in bases that many packs share: what a pack of a fleet is made from, and what a runtime keeps of
-it.
+"""A change expressed in bases that many packs share: the form in which a fleet stores its members and a
+runtime keeps them.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from .quantized_tensors import scale_codes
 
 
 class SharedFactors(NamedTuple):
-    """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]``, the same arrays for all
-    packs of ``bases``, and a core of the pack's own in int8 ``[k, k]`` under scales ``[k, 1]``.
+    """``D = up (scales codes) down``: ``down`` ``[k, in]`` and ``up`` ``[out, k]`` are the same arrays for
+    all packs with the same ``bases``; the core is the pack's own, int8 ``[k, k]`` with scales ``[k, 1]``.
     """
 
     bases: str

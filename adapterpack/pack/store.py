@@ -1,12 +1,14 @@
-"""A local store of packs by content: every file once, under its sha256; read back only after hashing it
-again.
+"""A local, content-addressed store of packs: every file is stored once under its sha256, and hashed again
+when it is read.
 
-    blobs/ab/abcd...   read-only files by sha256          packs/ID/     one folder a pack, its files linked to
-    the blobs tmp/               what is being written               quarantine/   what was found altered
+    blobs/ab/abcd...   read-only files by sha256
+    packs/ID/          one folder per pack, with links to the blobs
+    tmp/               files being written
+    quarantine/        files found altered
 
-Everything appears by a rename and is never written to again, so readers see whole packs or none. Adding and
-reading share a lock; collecting garbage and putting into quarantine hold it alone. Packs are ordinary
-folders: PEFT loads them as they lie there.
+Everything appears by a rename and is never written to again, so readers see complete packs or none. Adding
+and reading share a lock; garbage collection and quarantine hold it exclusively. The stored packs are ordinary
+folders that PEFT can load in place.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
 @dataclass(frozen=True)
 class StoredPack:
-    """One pack of a store: its id, its name, and the bytes of its files."""
+    """One pack of a store: its id, its name, and the total size of its files in bytes."""
 
     id: str
     name: str
@@ -58,7 +60,7 @@ class StoredPack:
 @dataclass(frozen=True)
 class Garbage:
     """What :meth:`Store.gc` removed, or would remove: ids of packs, the number of other files, and the bytes
-    that the disk gets back.
+    that this frees.
     """
 
     packs: tuple[str, ...]
@@ -81,18 +83,17 @@ class Store:
         self.root = cache_folder() / "store" if root is None else Path(root)
 
     def add(self, pack: Pack | str | os.PathLike[str]) -> Pack:
-        """Copies a pack into the store, hashing while it copies, and returns it as loaded from the store's
-        own bytes.
+        """Copies a pack into the store, hashes it on the way, and returns it as loaded from the store.
 
-        Files outside the manifest's list, such as a README or a signature, stay behind. A pack that is there
-        already is not written again.
+        Files outside the manifest's list, such as a README or a signature, are not copied. A pack that the
+        store already has is not written again.
 
         Raises:
-            FormatError: not a valid pack; nothing of it is kept.
+            FormatError: the pack is invalid; nothing of it is kept.
             StorageError: the file system refuses.
         """
         target, added = self._add(pack)
-        # what lies in its place was altered: it goes into quarantine, and the place is free
+        # the existing entry was altered: moving it into quarantine frees its place
         if added is None:
             self._quarantine(target)
             target, added = self._add(pack)
@@ -103,8 +104,8 @@ class Store:
         return added
 
     def _add(self, pack: Pack | str | os.PathLike[str]) -> tuple[Path, Pack | None]:
-        """The pack's place, and the pack in it; None if something else lies there. One lock, so that nothing
-        is collected in between.
+        """Returns the pack's place and the pack stored there; None instead of the pack if the place holds
+        something else. It holds one lock throughout, so that nothing is collected in between.
         """
         with self._lock(alone=False), self._scratch() as scratch:
             source = self._source(pack, scratch / "written")
@@ -133,10 +134,10 @@ class Store:
             return target, dataclasses.replace(checked, path=target)
 
     def get(self, identity: str) -> Pack:
-        """The pack with this id, every byte hashed again.
+        """Returns the pack with this id, after hashing every byte again.
 
         Raises:
-            CorruptBlob: stored bytes were altered; they are moved into ``quarantine`` and the pack can be
+            CorruptBlob: stored bytes were altered; they are moved into ``quarantine``, and the pack can be
                 added again.
             UnknownName: the store has no such pack.
         """
@@ -147,7 +148,7 @@ class Store:
             raise
         except AdapterpackError:
             altered = self._quarantine(folder)
-        # another process has mended it or put it aside meanwhile; else it is something else, and this says so
+        # another process may have repaired or removed it meanwhile; any other problem is raised here
         if not altered:
             return self._get(folder)
         raise CorruptBlob(
@@ -169,7 +170,7 @@ class Store:
             return _verify(folder)
 
     def list(self) -> tuple[StoredPack, ...]:
-        """Every pack of the store, by id; nothing is hashed."""
+        """Returns every pack of the store, sorted by id, without hashing anything."""
         found = []
         for folder in self._folders():
             with suppress(AdapterpackError, FileNotFoundError):  # removed just now, or altered: get says so
@@ -184,11 +185,11 @@ class Store:
         return tuple(found)
 
     def gc(self, keep: Iterable[str] | None = None, dry_run: bool = True) -> Garbage:
-        """Removes every pack whose id is not in ``keep``, and what no pack needs: blobs, leftovers of
-        processes that died, quarantine.
+        """Removes every pack whose id is not in ``keep``, and everything that no pack needs: blobs, leftovers
+        of processes that died, quarantine.
 
-        Without ``keep`` every pack stays. With ``dry_run``, which is the default, nothing is removed and the
-        report is the same.
+        Without ``keep`` all packs stay. With ``dry_run``, the default, nothing is removed and the report is
+        the same.
 
         Raises:
             UnknownName: ``keep`` names a pack that the store does not have.
@@ -227,16 +228,14 @@ class Store:
     def _is_needed(
         blob: Path, needed: set[tuple[int, int]], folders: dict[str, Path], kept: set[str]
     ) -> bool:
-        """Whether a kept pack is linked to the blob, or, where a file system has no links, holds a copy of
-        it.
-        """
+        """Whether a kept pack links to the blob or, on file systems without links, holds a copy of it."""
         if blobs.inode(blob) in needed:
             return True
         return blob.lstat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
 
     def _source(self, pack: Pack | str | os.PathLike[str], written: Path) -> Path:
-        """A folder with the pack's files: its own, or a new one for a pack that lies nowhere, was renamed or
-        came from PEFT.
+        """Returns a folder with the pack's files: its own, or a new one for a pack that has none, was renamed
+        or came from PEFT.
         """
         if isinstance(pack, Pack):
             file = pack.path / m.FILE_NAME if pack.path else None
@@ -254,8 +253,8 @@ class Store:
         return written
 
     def _staged(self, source: Path, staged: Path) -> tuple[Path, str]:
-        """A folder of links to blobs that now hold the pack's files, and the pack's id; only listed files are
-        opened.
+        """Copies the pack's files into blobs, and returns a folder of links to them and the pack's id; only
+        listed files are opened.
         """
         staged.mkdir()
         put = partial(blobs.put, self.root / "blobs", self.root / "tmp")
@@ -272,12 +271,12 @@ class Store:
         return staged, f"sha256:{digest}"
 
     def _quarantine(self, folder: Path) -> tuple[str, ...]:
-        """Moves a pack with altered files, and their blobs, out of the way; the names of the altered
+        """Moves a pack with altered files, and their blobs, into quarantine; returns the names of the altered
         files.
         """
         with self._lock(alone=True), storage_errors(folder):
             altered, digests = _find_altered(folder)
-            if altered:  # asked again under the lock: another process may have mended it
+            if altered:  # checked again under the lock, because another process may have repaired it
                 place = Path(tempfile.mkdtemp(prefix=f"{folder.name[:16]}-", dir=self.root / "quarantine"))
                 folder.rename(place / "pack")
                 for digest in digests:
@@ -309,13 +308,13 @@ class Store:
 
     @contextmanager
     def _lock(self, alone: bool) -> Iterator[None]:
-        """The store's lock, and under it the store's folders: collecting garbage takes some of them away
-        while others wait.
+        """Holds the store's lock and creates the store's folders under it, because garbage collection may
+        remove some while others wait.
         """
         lock = self.root / ".lock"
         with storage_errors(self.root):
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # asked in this order: another process makes the lock first of all
+            # in this order, because another process creates the lock before anything else
             if any(self.root.iterdir()) and not lock.exists():
                 raise StorageError(
                     "this folder holds other things, and a store deletes what it does not know",
@@ -338,7 +337,7 @@ class Store:
 
 
 def _verify(folder: Path) -> Pack:
-    """The pack in a place of the store, which is named by its id."""
+    """Loads the pack in a folder of the store and checks that its id is the folder's name."""
     pack = load(folder)
     if pack.id != f"sha256:{folder.name}":
         raise CorruptBlob(
@@ -348,7 +347,7 @@ def _verify(folder: Path) -> Pack:
 
 
 def _find_altered(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The files of a stored pack that are not what its id and its manifest say, and the digests that they
+    """Returns the files of a stored pack that differ from its id and manifest, and the digests that they
     should have.
     """
     if not folder.is_dir():

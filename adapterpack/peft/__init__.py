@@ -1,1 +1,3 @@
-"""PEFT's adapter folders, in and out: the one place for its configuration and tensor names."""
+"""Reads and writes PEFT's adapter folders: the only place that knows PEFT's configuration and tensor
+names.
+"""

@@ -28,15 +28,15 @@ from .tensors import Sorted, as_parameters, kind_of, site_of, sort
 
 CONFIG = "adapter_config.json"
 _COUNTED = ("attention",)
-"""The kinds of methods whose layers PEFT counts from the last, so that its config names none."""
+"""The kinds of methods for which PEFT's config counts layers from the last one instead of naming modules."""
 Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
 """Site -> its config and its parameters."""
 
 
 class Content(NamedTuple):
-    """What a folder that PEFT wrote means: its method with the adapted sites and what they share, the sites
-    of its secondary methods, the modules that were trained whole, the options that are off and that nobody
-    here knows, and what PEFT did to the base.
+    """The meaning of a folder that PEFT wrote: its method with the adapted sites and their shared tensors,
+    the sites of its secondary methods, the modules that were trained in full, unknown options that are off,
+    and what PEFT did to the base.
     """
 
     method: Method
@@ -54,10 +54,13 @@ def config_bytes(
     parameters: bool = False,
     reordered: Mapping[str, Any] | None = None,
 ) -> bytes | None:
-    """PEFT's config for a manifest, or None where PEFT cannot load the tensors: another method or kind of
-    layer, quantized tensors, tensors left out, no adapter next to modules that were trained whole.
-    ``on_base``: they are those that PEFT needs on the pack's base; ``parameters``: those of bare parameters
-    are as PEFT stores them; ``reordered``: they are in PEFT's order, and its config says this besides.
+    """Returns PEFT's config for a manifest, or None if PEFT cannot load the tensors: unsupported method or
+    kind of layer, quantized tensors, omitted tensors, or no adapter next to modules that were trained in
+    full.
+
+    ``on_base``: the tensors are those that PEFT needs on the pack's base. ``parameters``: the tensors of bare
+    parameters are as PEFT stores them. ``reordered``: the tensors are in PEFT's order, and PEFT's config
+    needs these further keys.
     """
     pack, method = Described(manifest), method_of(manifest)
     adapters = [group for group in manifest.groups if group.role == "adapter"]
@@ -122,12 +125,12 @@ def config_bytes(
         **({TARGET_PARAMETERS: bare, "lora_dropout": 0.0} if bare else {}),
     }
     if bare and config.get("fan_in_fan_out"):
-        return None  # PEFT takes the one or the other
+        return None  # PEFT supports only one of the two
     return strict_json.canonical(config)
 
 
 def _is_in_peft_form(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form of them: a pack may have them as
+    """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form; a pack may store them as
     matrices.
     """
     if form is None or form.shapes_say_so is None:
@@ -137,8 +140,8 @@ def _is_in_peft_form(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...
 
 
 def _is_from_peft(manifest: m.Manifest) -> bool:
-    """Whether the tensors came from a folder of PEFT's, which can load them again, whatever the manifest
-    leaves open.
+    """Whether the tensors came from a PEFT folder, so that PEFT can load them again even where the manifest
+    leaves something open.
     """
     return (manifest.training or {}).get("imported_from") == "peft"
 
@@ -155,11 +158,11 @@ def content_of(
     packed: bool = False,
     base: OfBase | None = None,
 ) -> Content:
-    """What a PEFT folder means; ``tensors``: its file, if it is open already; ``packed`` and ``base`` as in
-    :class:`~..adapter_methods.PeftContent`.
+    """Reads what a PEFT folder means. ``tensors`` is its file, if already open; ``packed`` and ``base`` are
+    as in :class:`~..adapter_methods.PeftContent`.
 
-    The first ``expected`` method, or the one that has PEFT's name, comes first: no config is read by two
-    methods, and listing all of them means looking through every installed package.
+    The first ``expected`` method, or the method with PEFT's name for it, is tried first: only one method
+    reads a config, and listing all of them would search every installed package.
     """
     candidates = [method for method in expected if method.peft is not None] or likely(config)
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
@@ -202,7 +205,9 @@ def content_of(
 def _expand_patterns(
     method: Method, config: Mapping[str, Any], tensors: SafetensorsFile | None, folder: Path
 ) -> tuple[Mapping[str, Any], SafetensorsFile | None]:
-    """The config with names in place of regular expressions."""
+    """Returns the config with names in place of regular expressions, and the tensors if they had to be
+    opened.
+    """
     expressions = [
         key for key, value in config.items() if key.endswith("_pattern") and patterns.is_expression(value)
     ]
@@ -239,7 +244,7 @@ def _adapters(
     packed: bool,
     base: OfBase | None,
 ) -> tuple[Adapters, dict[str, np.ndarray]]:
-    """The sites of the folder's own method, and what they share."""
+    """Returns the sites of the folder's own method and their shared tensors."""
     assert method.peft is not None
     file = folder / TENSORS
     kinds = {path: kind_of(method, config, tensors) for path, tensors in sorted_tensors.params.items()}
@@ -262,7 +267,7 @@ def _adapters(
             ) from error
     adapters = {}
     for path, tensors in sorted(params.items(), key=lambda item: _place(item[0], kinds)):
-        if f"{WRAPPED}." in f"{path}.":  # PEFT wraps what owns the parameters once for each of them
+        if f"{WRAPPED}." in f"{path}.":  # PEFT adds one wrapper per adapted parameter of a module
             raise Unsupported(
                 "an adapter of several bare parameters of one module has no form in which PEFT and this "
                 "package agree",
@@ -298,15 +303,17 @@ def _adapters(
 
 
 def _place(path: str, kinds: Mapping[str, str]) -> str:
-    """What sites are sorted by: parameters of one module keep their order, in which PEFT nests them."""
+    """Returns the key by which sites are sorted: parameters of one module keep their order, in which PEFT
+    nests its wrappers.
+    """
     return path.rpartition(".")[0] if is_bare(kinds.get(path, "")) else path
 
 
 def _secondary(
     method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path
 ) -> Adapters:
-    """The sites of a method that another's folder holds, too, by the config's ``value`` and path ->
-    tensors.
+    """Returns the sites of a secondary method in another method's folder, from the config's ``value`` and
+    path -> tensors.
     """
     form = secondary_form(method)
     names = {suffix: param for param, suffix in form.suffixes.items()}
@@ -333,8 +340,8 @@ def _secondary(
 def disagreement(
     folder: Path, manifest: m.Manifest, config_bytes: bytes, tensors: SafetensorsFile
 ) -> str | None:
-    """What PEFT would read otherwise than ``manifest`` says, or None; from bytes already read, ``folder`` is
-    for messages.
+    """Returns how PEFT's reading of the folder differs from ``manifest``, or None. It uses bytes already
+    read; ``folder`` is only for messages.
     """
     pack = Described(manifest)
     truth = pack.methods
@@ -344,7 +351,7 @@ def disagreement(
     except AdapterpackError as error:
         return f"PEFT's reading of it fails: {error}"
     parts = [(content.method, content.adapters), *content.secondary]
-    # which may be several layers in PEFT's reading
+    # a module trained in full may be several layers for PEFT
     whole = [group.path for group in manifest.groups if group.role == "full"]
     theirs: dict[str, tuple[Any, ...]] = {
         site.path: ("adapter", method.name, cfg.rank, cfg.scale)
@@ -387,8 +394,8 @@ def disagreement(
 
 
 def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]) -> dict[str, Any]:
-    """What PEFT's config says of a method with these configs by path, as JSON values; ``as_secondary``: in
-    the folder of another method.
+    """Returns what PEFT's config contains for a method with these configs by path, as JSON values;
+    ``as_secondary``: inside the folder of another method.
     """
     if method.peft is None or not sites:
         return {}

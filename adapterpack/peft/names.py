@@ -1,4 +1,4 @@
-"""Translates the names and shapes of a pack's tensors to PEFT's."""
+"""Translates the names and shapes of a pack's tensors to PEFT's and back."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ PREFIX = "base_model.model."
 
 
 def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer | None:
-    """How PEFT stores the method at sites of that kind, or None where it has no such form; ``host``: the
-    pack's method, if another.
+    """Returns how PEFT stores the method at sites of that kind, or None if it cannot. ``host`` is the pack's
+    method, if it is another one.
     """
     if method.peft is None:
         return None
@@ -38,7 +38,7 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
 
 
 def secondary_form(method: Method) -> PeftSecondary:
-    """How PEFT stores a method in another method's folder, which it must have."""
+    """Returns how PEFT stores a method inside another method's folder; the method must have such a form."""
     assert method.peft is not None
     return method.peft.overrides["secondary"]
 
@@ -46,11 +46,11 @@ def secondary_form(method: Method) -> PeftSecondary:
 def tensor_name(
     method: Method, path: str, param: str, kind: str | None = None, host: Method | None = None
 ) -> str:
-    """PEFT's name for a parameter at a site; one of our own where PEFT has none. ``host``: the pack's method,
-    if it is another.
+    """Returns PEFT's name for a parameter at a site, or this package's own name if PEFT has none. ``host`` is
+    the pack's method, if it is another one.
 
     Raises:
-        FormatError: the method does not say how PEFT calls that parameter.
+        FormatError: the method has no parameter of that name.
     """
     form = form_of(method, kind or method.traits.layers[0], host)
     suffixes = (form.suffixes if form else None) or {param: param}
@@ -69,7 +69,7 @@ def tensor_name(
 
 
 def is_indexed(method: Method, ending: str) -> bool:
-    """Whether that is the name of one of a list of tensors (:class:`PeftOverrides`).
+    """Whether that is the name of an entry in a list of tensors (``indexed`` of :class:`PeftOverrides`).
 
     Example:
         >>> from adapterpack.adapter_methods import get
@@ -87,8 +87,8 @@ def is_indexed(method: Method, ending: str) -> bool:
 
 
 def limit(method: Method, cfg: Any, site: Site) -> str:
-    """Why PEFT's tensors of the method have no certain meaning at a site; empty where they have
-    (:class:`PeftLayer`).
+    """Returns why PEFT's tensors of the method have no certain meaning at a site (``ambiguous_because`` of
+    :class:`PeftLayer`), or an empty string.
     """
     form = form_of(method, site.kind)
     return "" if form is None or form.ambiguous_because is None else form.ambiguous_because(cfg, site)
@@ -97,7 +97,7 @@ def limit(method: Method, cfg: Any, site: Site) -> str:
 def to_peft_shapes(
     method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The parameters of a site in the shapes that PEFT stores."""
+    """Returns the parameters of a site in the shapes that PEFT stores."""
     form = form_of(method, site.kind)
     return form.stored(cfg, site, params) if form is not None and form.stored is not None else dict(params)
 
@@ -105,8 +105,8 @@ def to_peft_shapes(
 def from_peft_shapes(
     method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
-    """The reverse of :func:`to_peft_shapes`: a convolution's tensors as matrices; ``cfg`` gives the config of
-    the site.
+    """Reverses :func:`to_peft_shapes`: returns a convolution's tensors as matrices; ``cfg`` returns the
+    config of the site.
     """
     form = form_of(method, kind)
     if form is not None and form.loaded is not None:
@@ -117,8 +117,8 @@ def from_peft_shapes(
 
 
 def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
-    """The kernel of a convolution, which the tensors that belong to its input have behind their second axis;
-    empty for other kinds.
+    """Returns the kernel of a convolution, read from the axes after the second of the tensors that belong to
+    its input; empty for other kinds.
     """
     return (
         ()
@@ -128,8 +128,8 @@ def kernel_of(kind: str, shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """How many matrices a stack has, or how many groups share the rank of an adapter that has none, by the
-    ``shapes`` of its parameters.
+    """Returns, from the ``shapes`` of the parameters, how many matrices a stack has, or how many groups of a
+    convolution share the rank of an adapter without groups.
     """
     if is_stacked(kind):
         return max((shape[0] for shape in shapes.values() if shape), default=1)
@@ -138,8 +138,8 @@ def stack_of(kind: str, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def shared_name(method: Method, param: str) -> str:
-    """PEFT's name for a parameter that all sites share; one of our own for a method that PEFT does not
-    know.
+    """Returns PEFT's name for a parameter that all sites share, or this package's own name for a method that
+    PEFT does not know.
     """
     if method.peft is None:
         return f"{PREFIX}@shared.{param}"
@@ -153,7 +153,7 @@ def shared_name(method: Method, param: str) -> str:
 
 
 def shared_param(method: Method, name: str) -> str | None:
-    """The shared parameter that PEFT's tensor ``name`` holds, or None."""
+    """Returns the shared parameter that PEFT's tensor ``name`` holds, or None."""
     assert method.peft is not None
     for param, whole in method.peft.shared.items():
         one = name.removeprefix(f"{whole}.")
@@ -166,12 +166,12 @@ def shared_param(method: Method, name: str) -> str | None:
 
 
 def full_name(method: Method, path: str, param: str) -> str:
-    """PEFT's name for a parameter of a module that was trained whole."""
+    """Returns PEFT's name for a parameter of a module that was trained in full."""
     return f"{prefix_of(method)}{path}.{param}"
 
 
 def prefix_of(method: Method) -> str:
-    """What stands before the path of a module: PEFT wraps the model once less for a method that acts on it as
-    a whole.
+    """Returns the prefix of module paths in tensor names. PEFT wraps the model once less for a method that
+    acts on the model as a unit.
     """
     return PREFIX.removesuffix("model.") if method.peft and method.peft.site else PREFIX

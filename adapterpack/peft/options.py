@@ -1,4 +1,6 @@
-"""Reads PEFT's ``adapter_config.json`` within limits, and refuses it where it says what is not understood."""
+"""Reads PEFT's ``adapter_config.json`` within limits, and refuses it if it contains options that this package
+does not understand.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ _MAX_CONFIG = 4 << 20
 
 
 class Option(NamedTuple):
-    """An option of PEFT (up to 0.21): the values under which it changes nothing, None for any, and why."""
+    """An option of PEFT (up to 0.21): the values with which it changes nothing (None: any value), and why."""
 
     harmless: tuple[Any, ...] | None
     because: str
@@ -75,14 +77,14 @@ OPTIONS: dict[str, Option] = {
         Option(None, _SAID_BY_TENSORS),
     ),
 }
-"""What is known of PEFT's options that a method does not write, by key."""
+"""The known options of PEFT that no method writes, by key."""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
 SHARD = re.compile(r"adapter_model-[0-9]{5}-of-[0-9]{5}\.safetensors")
-"""Names of the files that stand for PEFT's one file of tensors: what PEFT wrote before safetensors, and what
-other tools split.
+"""Names of the files that replace PEFT's single tensor file: what PEFT wrote before safetensors, and the
+shards of other tools.
 """
 TORCHTUNE = re.compile(r"adapter_[0-9]{1,6}\.pt")
 """Names of torchtune's own adapter files."""
@@ -100,11 +102,11 @@ _NOT_READ: dict[str, tuple[str, str]] = {
         "install examples/shadow_peft of adapterpack's sources, or use PEFT",
     ),
 }
-"""Types of PEFT that are not read: why, and what to do."""
+"""Types of PEFT that are not read -> why, and what to do instead."""
 
 
 def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) -> Unsupported:
-    """The error for a configuration that is of no method."""
+    """Returns the error for a configuration that no method reads."""
     kind = config.get("peft_type")
     if "peft_type" not in config:
         return Unsupported(
@@ -125,8 +127,8 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
 
 
 def likely(config: Mapping[str, Any]) -> list[Method]:
-    """The method that has the config's own name, if it accounts for every option that is on: then no other
-    needs to be tried.
+    """Returns the method with the config's own name, if it understands every option that is on, so that no
+    other method needs to be tried.
     """
     method = METHODS.find(str(config.get("peft_type")).lower())
     if method is None or method.peft is None:
@@ -137,13 +139,13 @@ def likely(config: Mapping[str, Any]) -> list[Method]:
 
 
 def _is_harmless(key: str, value: Any) -> bool:
-    """Whether an option is known to change nothing under this value."""
+    """Whether an option is known to change nothing with this value."""
     option = OPTIONS.get(key)
     return option is not None and (option.harmless is None or value in option.harmless)
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The configuration in a file."""
+    """Reads the configuration from a file, up to a size limit."""
     data = read_file(path, _MAX_CONFIG + 1)
     if len(data) > _MAX_CONFIG:
         raise FormatError(
@@ -153,10 +155,10 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def parse_config(data: bytes, path: Path) -> dict[str, Any]:
-    """The configuration in the bytes of a file.
+    """Parses the configuration in the bytes of a file.
 
     Raises:
-        FormatError: they hold no such thing.
+        FormatError: the bytes are not a JSON object.
     """
     config = strict_json.loads(data, path, _MAX_CONFIG)
     if not isinstance(config, dict):
@@ -167,19 +169,19 @@ def parse_config(data: bytes, path: Path) -> dict[str, Any]:
 def unknown_options(
     config: Mapping[str, Any], written: Mapping[str, Any], layers: Sequence[Mapping[str, Any]], where: Path
 ) -> dict[str, Any]:
-    """The options that nobody here knows and that are switched off (None, False, 0, or empty), with their
-    values.
+    """Returns the options, with their values, that this package does not know and that are off (None, False,
+    0 or empty).
 
-    A newer PEFT has options that this package does not know. Nearly all that PEFT has added so far are off
-    unless a user turns them on, so a folder in which they are off most likely means what it always meant, and
-    is read; but an option that is on by default would change the result by being off, and nothing in the
-    folder tells that. So what is returned here has to be said to the user.
+    A newer PEFT has options that this package does not know. Nearly all options added so far are off unless a
+    user enables them, so a folder in which they are off most likely means what it always did, and is read.
+    But an option that is on by default would change the result by being off, and nothing in the folder shows
+    that; callers must therefore report the returned options to the user.
 
-    What the method writes itself it understands; ``layers`` are the options that say what kind of layer the
-    tensors belong to.
+    An option that the method writes itself is understood; ``layers`` are the options that say what kind of
+    layer the tensors belong to.
 
     Raises:
-        Unsupported: an option that is not understood is on, and would change the result without a word.
+        Unsupported: an unknown option is on, and would change the result silently.
     """
     unknown = {}
     for key, value in config.items():
@@ -201,7 +203,7 @@ def unknown_options(
 
 
 def unknown_sentence(unknown: Mapping[str, Any]) -> str:
-    """What a user has to know of options that are off and unknown.
+    """Returns what to tell a user about options that are off and unknown.
 
     Example:
         >>> unknown_sentence({"use_warp": False})  # doctest: +ELLIPSIS
@@ -215,11 +217,11 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
 
 
 def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
-    """Goes on only if factors of fused experts lie in PEFT's order: Unsloth has another one, and says so in
-    keys of its own.
+    """Checks that the factors of fused experts are in PEFT's order; Unsloth uses another one and says so in
+    its own keys.
 
     Raises:
-        Unsupported: they lie in another order.
+        Unsupported: the factors are in another order.
 
     Example:
         >>> require_peft_order({"lora_B_layout": "rank_major"}, Path("adapter_config.json"))
@@ -247,10 +249,11 @@ def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
 
 
 def require_tensors(file: Path) -> None:
-    """Goes on only if the tensors of an adapter are in the ``file`` where they should be, or in none at all.
+    """Checks that the tensors of an adapter are in the expected ``file``, or that there are none at all.
 
     Raises:
-        Unsupported: they are in a pickle, in several files, or in torchtune's own form; says what reads them.
+        Unsupported: the tensors are in a pickle, in several files, or in torchtune's own format; the error
+            says what reads them.
     """
     if file.exists() or not file.parent.is_dir():
         return
@@ -279,8 +282,8 @@ def require_tensors(file: Path) -> None:
 
 
 def base_hint(config: Mapping[str, Any]) -> m.Base:
-    """The base by its hub name, if it has one: the path of somebody's disk says nothing to others and stays
-    out of the manifest.
+    """Returns the base by its hub name, if it has one. A local path means nothing on other machines and is
+    not written to the manifest.
     """
     hint, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not isinstance(hint, str) or len(hint) > 200 or not _HUB_ID.fullmatch(hint):

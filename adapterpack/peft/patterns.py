@@ -1,7 +1,7 @@
-"""Turns the regular expressions of a stranger's PEFT configuration into literal module paths.
+"""Converts the regular expressions of an untrusted PEFT configuration to literal module paths.
 
-They are run by RE2, whose time is linear in the pattern and in the text and whose memory is bounded: no
-pattern can stall a reader.
+RE2 runs them: its time is linear in the pattern and the text and its memory is bounded, so no pattern can
+stall a reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MAX_KEYS, _MAX_LENGTH, _MAX_MEMORY = 1024, 1024, 1 << 20
 
 
 def is_expression(pattern: Any) -> bool:
-    """Whether a key of a pattern is more than the end of a module's path.
+    """Whether some key of a pattern is more than the end of a module's path.
 
     Example:
         >>> is_expression({"1.v_proj": 4}), is_expression({"layers.[0-3].v_proj": 4}), is_expression(None)
@@ -29,12 +29,12 @@ def is_expression(pattern: Any) -> bool:
 
 
 def expand(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict[str, Any]:
-    """What a pattern says of each of ``paths``, anchored: the first key that fits the end of a path counts,
-    as in PEFT.
+    """Returns the value of a pattern for each of ``paths``, with anchored keys; as in PEFT, the first key
+    that matches the end of a path counts.
 
     Raises:
-        FormatError: a key is no text, or there are too many or too long ones.
-        Unsupported: a key uses what cannot be run in linear time, such as a look-ahead or a back-reference.
+        FormatError: a key is not a string, or there are too many or too long keys.
+        Unsupported: a key needs more than linear time, such as a look-ahead or a back-reference.
 
     Example:
         >>> expand({"layers.[0-3].v_proj": 4}, ["layers.1.v_proj", "layers.4.v_proj"], "rank_pattern")
@@ -60,12 +60,12 @@ def expand(pattern: Mapping[str, Any], paths: Iterable[str], where: str) -> dict
 
 
 def match_paths(expression: str, paths: Iterable[str], where: str) -> list[str]:
-    r"""The paths that an expression for whole paths fits, as PEFT reads a ``target_modules`` that is one
-    text.
+    r"""Returns the paths that an expression matches in full, which is how PEFT reads a ``target_modules``
+    that is a string.
 
     Raises:
-        FormatError: the text is too long.
-        Unsupported: it uses what cannot be run in linear time.
+        FormatError: the expression is too long.
+        Unsupported: the expression needs more than linear time.
 
     Example:
         >>> match_paths(r".*\.[qv]_proj", ["layers.1.v_proj", "layers.1.k_proj"], "target_modules")
@@ -83,7 +83,7 @@ def match_paths(expression: str, paths: Iterable[str], where: str) -> list[str]:
 
 
 def _compile(expression: str, shown: str, where: str) -> Any:
-    """An expression that runs in bounded time; ``shown``: what the file has for it."""
+    """Compiles an expression that runs in bounded time; ``shown`` is its text in the file, for errors."""
     import re2  # noqa: PLC0415 - only for the few files that hold an expression
 
     options = re2.Options()

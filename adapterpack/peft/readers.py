@@ -1,4 +1,4 @@
-"""Says which other libraries load a pack's folder rightly, and why another does not."""
+"""Tells which other libraries load a pack's folder correctly, and why the others do not."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from ..tasks.task import TASKS
 from .layout import config_bytes
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The largest ranks that vLLM can be told to take, of which it takes 16 by itself."""
+"""The values of vLLM's ``max_lora_rank``; its default is 16."""
 _CAUSAL, _SERVED = "CAUSAL_LM", ("linear", "embedding")
 
 
 def readers(pack: Described) -> dict[str, str]:
-    """Library -> why it does not make of the pack's folder what the pack means; nothing where it does.
+    """Returns library -> why it does not load the pack's folder as intended, or an empty string if it does.
 
-    Measured of each method: PEFT and transformers by ``tests/test_readers.py``, vLLM's own loader by
-    ``tests/interop/vllm_loads.py``.
+    The reasons were measured for each method: PEFT and transformers by ``tests/test_readers.py``, vLLM's
+    loader by ``tests/interop/vllm_loads.py``.
     """
     if config_bytes(pack.manifest) is None:
         return dict.fromkeys(
@@ -32,7 +32,7 @@ def readers(pack: Described) -> dict[str, str]:
 
 
 def _not_in_vllm(pack: Described) -> str:
-    """Why vLLM does not take a LoRA; nothing where it does."""
+    """Returns why vLLM does not load a LoRA pack, or an empty string if it does."""
     task = TASKS.find(pack.manifest.task.type)
     groups = [group for group in pack.manifest.groups if group.role == "adapter"]
     if task is None or task.peft_type != _CAUSAL:
@@ -45,12 +45,12 @@ def _not_in_vllm(pack: Described) -> str:
 
 
 def largest_rank(pack: Described) -> int:
-    """The largest rank among the sites of a pack."""
+    """Returns the largest rank among the sites of a pack."""
     return max((group.rank or 0 for group in pack.manifest.groups), default=0)
 
 
 def line(pack: Described) -> str:
-    """What to say of a folder that was written: who loads it, and who does not, with the reason."""
+    """Returns one line about a written folder: which libraries load it, and which do not, with the reason."""
     found = readers(pack)
     right = [name for name, why in found.items() if not why]
     wrong = [f"{name}: {why}" for name, why in found.items() if why]

@@ -1,5 +1,5 @@
-"""Sorts the tensors of a file that PEFT wrote: by site, shared by all sites, or of modules that were trained
-whole.
+"""Sorts the tensors of a file that PEFT wrote: by site, shared by all sites, or belonging to modules trained
+in full.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
-"""PEFT's task -> the modules that it saves whole for it, named in the configuration or not (up to 0.8 they
-are not).
+"""PEFT's task -> the modules that PEFT saves in full for it, even if the configuration does not name them (up
+to PEFT 0.8).
 """
 
 
 def _saved_module(path: str, config: Mapping[str, Any]) -> str | None:
-    """The module that PEFT saves whole and that ``path`` is or lies in: the outermost whose name ends in a
-    saved one, or None.
+    """Returns the module saved in full that ``path`` is or is inside of, or None: the outermost one whose
+    name ends in a saved name.
 
-    A classifier of several layers is one such module: PEFT names it, and its tensors are those of the layers
-    in it.
+    A classifier of several layers is one such module: PEFT names the classifier, and its tensors are those of
+    the layers inside.
     """
     parts, named = path.split("."), config.get("modules_to_save")
     around = [".".join(parts[: end + 1]) for end in range(len(parts))]
@@ -53,7 +53,7 @@ def _saved_module(path: str, config: Mapping[str, Any]) -> str | None:
 
 
 _OF_DEFAULT = re.compile(r"[.]default(?=[.](weight|bias)$|$)")
-"""The name that PEFT gives the only adapter of a model, where a file kept it: PEFT reads the name without."""
+"""The name that PEFT gives a model's only adapter, if a file kept it; PEFT expects names without it."""
 
 
 _COPIES = ("modules_to_save", "original_module")
@@ -67,8 +67,8 @@ _EMBEDDINGS = (
     "embed_out",
     "proj_out",
 )
-"""What PEFT saves whole with an adapter when words were added (``save_embedding_layers``), by the names that
-transformers has for it.
+"""Modules that PEFT saves in full with an adapter after tokens were added (``save_embedding_layers``), by
+their names in transformers.
 """
 
 
@@ -77,9 +77,9 @@ def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
 
 
 class Sorted(NamedTuple):
-    """The tensors of a file: ``params`` maps a site's path to its tensors by what PEFT writes behind the
-    path, ``shared`` holds what all sites share by parameter, ``full`` modules by path, and ``secondary`` the
-    sites of other methods by their key in the config.
+    """The tensors of a file: ``params`` maps a site's path to its tensors by PEFT's suffix, ``shared`` maps
+    shared parameters to tensors, ``full`` maps paths to modules trained in full, and ``secondary`` maps keys
+    of the config to the sites of other methods.
     """
 
     params: dict[str, dict[str, np.ndarray]]
@@ -96,11 +96,11 @@ def sort(
     where: Path,
     strict: bool = True,
 ) -> Sorted:
-    """The tensors of a file of ``method``, with ``secondary`` methods by their key in the config.
+    """Sorts the tensors of a file of ``method``, with ``secondary`` methods by their key in the config.
 
     Raises:
-        FormatError: a name that PEFT does not write.
-        Unsupported: a tensor that nothing accounts for, unless not ``strict``.
+        FormatError: a tensor has a name that PEFT does not write.
+        Unsupported: a tensor belongs to nothing known, unless ``strict`` is false.
     """
     assert method.peft is not None
     result = Sorted({}, {}, {}, {})
@@ -141,10 +141,10 @@ def sort(
             and param == "weight"
             and any(f"{prefix}{path.removesuffix('.base_layer')}.{end}" in tensors.tensors for end in endings)
         ):
-            continue  # the base's own weight, which PEFT saves with an adapted embedding
+            continue  # PEFT saves the base's weight along with an adapted embedding
         owner_of, _, copy = path.rpartition(".")
         if copy in _COPIES and f"{prefix}{owner_of}.{param}" in tensors.tensors:
-            continue  # what PEFT wraps around a module that it saves whole, written again with the embeddings
+            continue  # a second copy from PEFT's wrapper around a module saved in full
         saved = _saved_module(path, config)
         module = saved or path
         (result.full if saved else unknown).setdefault(module, {})[rest.removeprefix(f"{module}.")] = (
@@ -157,8 +157,8 @@ def sort(
 
 
 def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, config: Mapping[str, Any]) -> None:
-    """Takes from what no name accounts for the modules that PEFT saves by other rules of its own: embeddings,
-    biases, tied modules.
+    """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases, tied
+    modules.
     """
     for path, params in list(unknown.items()):
         if _is_embedding(path, params) or (
@@ -170,8 +170,8 @@ def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, confi
 
 
 def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
-    """What PEFT writes behind a site's path in a name: one of the ``endings``, or that of a numbered tensor;
-    None if it is neither.
+    """Returns what PEFT writes after a site's path in this name: one of the ``endings``, or the name of an
+    indexed tensor; None if it is neither.
     """
     last = ".".join(rest.split(".")[-2:])
     return next(
@@ -181,7 +181,9 @@ def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
 
 
 def _split_name(method: Method, rest: str, endings: Iterable[str]) -> tuple[str, str | None]:
-    """A name, without that of the adapter if it has one, and what :func:`_ending` says of it."""
+    """Returns a tensor name without the adapter's name, if it has one, and the result of :func:`_ending` for
+    it.
+    """
     ending = _ending(method, rest, endings)
     plain = _OF_DEFAULT.sub("", rest) if ending is None else rest
     found = _ending(method, plain, endings) if plain != rest else ending
@@ -195,7 +197,7 @@ def _unaccounted_error(
     config: Mapping[str, Any],
     where: Path,
 ) -> Unsupported:
-    """The error for tensors, by module, that are of no site and of no module that was trained whole."""
+    """Returns the error for tensors, by module, that belong to no site and to no module trained in full."""
     path, params = next(iter(unknown.items()))
     if "lora_magnitude_vector" in params and not config.get("use_dora"):
         return Unsupported(
@@ -217,13 +219,13 @@ def _unaccounted_error(
 
 
 def _holds(path: str, sites: Iterable[str]) -> bool:
-    """Whether a module is or holds one of the adapted ones."""
+    """Whether a module is, or contains, an adapted module."""
     return any(f"{site}.".startswith(f"{path}.") for site in sites)
 
 
 def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:
-    """Takes in the modules that PEFT saved because they are tied to one that was trained whole: those that
-    hold the same rows.
+    """Accepts modules that PEFT saved because they are tied to a module trained in full: those with equal
+    tensors.
     """
     for path, params in list(unknown.items()):
         if any(
@@ -234,10 +236,10 @@ def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np
 
 
 def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
-    """The kind of a site, by the names and the axes of its tensors and by the config.
+    """Returns the kind of a site, from the names and axes of its tensors and from the config.
 
-    PEFT keeps one ``fan_in_fan_out`` for all sites, the last one's, and HiRA's is never set: which way round
-    a linear layer is stored the base says better (:func:`~adapterpack.pack.layer_kinds.kinds_on`).
+    PEFT keeps one ``fan_in_fan_out`` for all sites, that of the last one, and never sets it for HiRA; the
+    base says more reliably how a linear layer is stored (:func:`~adapterpack.pack.layer_kinds.kinds_on`).
     """
     assert method.peft is not None
     shapes = {suffix: value.shape for suffix, value in tensors.items()}
@@ -250,7 +252,9 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.
 
 
 def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Tensors by PEFT's suffix as a site's parameters; what is no parameter of that kind keeps its suffix."""
+    """Renames tensors from PEFT's suffixes to parameters; a tensor that is not a parameter of that kind keeps
+    its suffix.
+    """
     form = form_of(method, kind)
     assert form is not None
     assert method.peft is not None
@@ -261,7 +265,7 @@ def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) 
 def site_of(
     method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: object
 ) -> tuple[Site, dict[str, np.ndarray]]:
-    """The site behind a site's parameters as PEFT has them, and the parameters as matrices."""
+    """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
     shapes, params = (
         {name: value.shape for name, value in whole.items()},
@@ -279,7 +283,7 @@ def site_of(
         stack_of(kind, shapes),
     )
     try:
-        declared = method.shapes(cfg, site)  # which of them there are may depend on the widths
+        declared = method.shapes(cfg, site)  # the set of parameters may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise FormatError(
             "the tensors of a site do not pair up, or have too few axes",
@@ -296,7 +300,7 @@ def site_of(
     check_shapes(method, cfg, site, params, where)
     try:
         right = {name: value.shape for name, value in to_peft_shapes(method, cfg, site, params).items()}
-    except ValueError:  # a kernel that the input's width is no multiple of
+    except ValueError:  # the kernel does not divide the input's width
         right = None
     if shapes != right:
         raise FormatError(
@@ -308,13 +312,13 @@ def site_of(
 def _require_kind(
     method: Method, cfg: Any, kind: str, shapes: Mapping[str, tuple[int, ...]], where: str
 ) -> None:
-    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT has several
-    methods for convolutions, in forms that are not read here, and LN tuning for any module.
+    """Checks that tensors have no more axes than the method gives them at such a layer: PEFT also stores some
+    methods for convolutions in forms that are not read here, and LN tuning for any module.
     """
     assert method.peft is not None
     if any(form.shapes_say_so for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
-        return  # it is read for convolutions, and these are malformed
-    # which parameters there are may depend on the widths, not their axes
+        return  # convolutions are supported, so the tensors are malformed and a later check names them
+    # the set of parameters may depend on the widths, but not their numbers of axes
     sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]
     axes = {name: len(shape) for site in sizes for name, shape in method.shapes(cfg, site).items()}
     for name, shape in shapes.items():

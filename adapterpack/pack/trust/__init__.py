@@ -1,1 +1,1 @@
-"""Detached signatures of packs: keys, statements and envelopes."""
+"""Detached signatures of packs: keys, signed statements, envelopes, and the keys that a runtime trusts."""

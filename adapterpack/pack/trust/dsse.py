@@ -1,4 +1,4 @@
-"""A DSSE envelope in a sigstore bundle, signed with a local key: the outer form of a detached signature.
+"""Reads and writes the signature file: a DSSE envelope in a sigstore bundle, signed with a local key.
 
 Source: DSSE 1.0 (secure-systems-lab/dsse, protocol and envelope) and sigstore bundle 0.3, as OpenSSF
 model-signing 1.1 writes them.
@@ -28,14 +28,14 @@ _KEYS = {
     "dsseEnvelope": {"payload", "payloadType", "signatures"},
     "signatures": {"sig", "keyid"},
 }
-"""Object -> the keys that it must have; only ``tlogEntries`` and ``keyid`` may be left out, which say nothing
-for a local key.
+"""Object -> the keys that it must have; only ``tlogEntries`` and ``keyid`` are optional, because they mean
+nothing for a local key.
 """
 _OPTIONAL = {"tlogEntries", "keyid"}
 
 
 def pre_authentication(payload: bytes) -> bytes:
-    """The bytes that are signed: DSSE's PAE of the payload and its type.
+    """Returns the bytes to sign: DSSE's PAE of the payload and its type.
 
     Example:
         >>> pre_authentication(b"{}")
@@ -45,7 +45,7 @@ def pre_authentication(payload: bytes) -> bytes:
 
 
 def seal(payload: bytes, key: EllipticCurvePrivateKey) -> bytes:
-    """The signature file for ``payload``."""
+    """Returns the bytes of the signature file for ``payload``."""
     signature = sign_bytes(key, pre_authentication(payload))
     return strict_json.canonical(
         {
@@ -61,12 +61,12 @@ def seal(payload: bytes, key: EllipticCurvePrivateKey) -> bytes:
 
 
 def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
-    """The payload of a signature file, given out only when it was signed with ``key``; it is not parsed.
+    """Returns the payload of a signature file if it was signed with ``key``; the payload is not parsed.
 
     Raises:
-        UnsupportedSignature: a signature with a certificate or a transparency log, which cannot be verified
+        UnsupportedSignature: the signature uses a certificate or a transparency log, which cannot be verified
             here.
-        WronglySigned: malformed, signed with another key, or altered.
+        WronglySigned: the file is malformed, signed with another key, or altered.
     """
     try:
         bundle = strict_json.loads(data, where, MAX_BYTES)
@@ -140,7 +140,7 @@ def _base64(text: Any, where: object) -> bytes:
         data = base64.b64decode(text, validate=True) if isinstance(text, str) else b""
     except (binascii.Error, ValueError) as error:
         raise _malformed("a part of the signature is not base64", where) from error
-    # one byte form only: nothing can be changed unseen
+    # accepting only the canonical encoding leaves no bytes that could be changed unnoticed
     if not data or base64.b64encode(data).decode() != text:
         raise _malformed("a part of the signature is not base64 in its one form", where)
     return data

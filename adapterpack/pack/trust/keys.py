@@ -1,5 +1,5 @@
-"""Local elliptic-curve keys in PEM files, read through ``cryptography``, which is imported only here and only
-when needed.
+"""Reads local elliptic-curve keys from PEM files and uses them through ``cryptography``, which is imported
+only here and only when needed.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 
 MAX_KEY_BYTES = 1 << 16
 _HASHES = {"secp256r1": "SHA256", "secp384r1": "SHA384", "secp521r1": "SHA512"}
-"""Curve -> the hash that its signatures use; P-256 is the usual one."""
+"""Curve -> the hash for its signatures; P-256 is the most common curve."""
 _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out key.pem"
 _PUBLIC_HALF = "openssl pkey -in key.pem -pubout -out key.pub"
 
 
 def private_key(path: str | os.PathLike[str], password: str | None = None) -> EllipticCurvePrivateKey:
-    """The private key in a PEM file.
+    """Reads the private key in a PEM file.
 
     Raises:
-        ConfigError: no private key that can be used, or a password is missing or wrong; nothing of the file's
-            content is shown.
+        ConfigError: the file has no usable private key, or the password is missing or wrong; the error shows
+            nothing of the file's content.
         StorageError: the file cannot be read.
         MissingExtra: ``cryptography`` is not installed.
     """
@@ -42,7 +42,7 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
         )
     try:
         key = serialization.load_pem_private_key(data, None if password is None else password.encode())
-    except TypeError:  # what the library says when a password is missing, or is given to a key that has none
+    except TypeError:  # raised if a password is missing, or given for a key without one
         mismatch = "a key with a password" if password is None else "a key without a password"
         raise ConfigError(
             "the private key and the password do not go together",
@@ -63,10 +63,10 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
 
 
 def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
-    """The public key in a PEM file.
+    """Reads the public key in a PEM file.
 
     Raises:
-        ConfigError: no public key that can be used.
+        ConfigError: the file has no usable public key.
         StorageError: the file cannot be read.
         MissingExtra: ``cryptography`` is not installed.
     """
@@ -91,19 +91,21 @@ def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
 
 
 def key_digest(key: EllipticCurvePublicKey) -> str:
-    """The sha256 of the public key's PEM text, as hex: the name of the key in signatures and reports."""
+    """Returns the sha256 of the public key's PEM text, as hex, which names the key in signatures and
+    reports.
+    """
     serialization = _crypto("serialization")
     pem = key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(pem).hexdigest()
 
 
 def sign_bytes(key: EllipticCurvePrivateKey, message: bytes) -> bytes:
-    """The ECDSA signature of ``message``, DER-encoded."""
+    """Returns the ECDSA signature of ``message``, DER-encoded."""
     return key.sign(message, _ecdsa(key))
 
 
 def check_bytes(key: EllipticCurvePublicKey, signature: bytes, message: bytes, where: object) -> None:
-    """Checks that ``signature`` is one of this key over ``message``.
+    """Checks that ``signature`` is a signature of ``message`` with this key.
 
     Raises:
         WronglySigned: it is not.

@@ -1,5 +1,5 @@
-"""Detached signatures: who vouches for a pack, a fleet or a bundle, and for exactly which bytes. They say
-nothing about what these do.
+"""Signs packs, fleets and bundles, and verifies signatures. A signature says who vouches for exactly which
+bytes, and nothing about what they do.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ FILE_NAME = SIGNATURE
 
 @dataclass(frozen=True)
 class Signature:
-    """A signature that holds: over which pack and files (name -> ``sha256:`` and hex), with which key, by
-    whom, until when (UTC).
+    """A valid signature: the signed pack and files (name -> ``sha256:`` and hex), the key, the signer's
+    identity, and the expiry (UTC).
 
-    ``load(path).id == signature.pack`` ties what is loaded to what was signed; of a fleet or a bundle it is
-    the sha256 of its manifest.
+    ``load(path).id == signature.pack`` ties what is loaded to what was signed; for a fleet or a bundle
+    ``pack`` is the sha256 of its manifest.
     """
 
     path: Path
@@ -57,7 +57,7 @@ class Signature:
     files: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """The signature as ``sign --json`` and ``verify --json`` print it."""
+        """Returns the signature as ``sign --json`` and ``verify --json`` print it."""
         return {
             "path": str(self.path),
             "name": self.name,
@@ -71,9 +71,10 @@ class Signature:
 
 
 class Signable(NamedTuple):
-    """A folder whose manifest lists its files, of the ``kind`` pack, fleet or bundle. ``free`` are files that
-    no signature covers; ``irregular`` finds links and pipes, ``present`` the files that lie there, and
-    ``listed`` those that a manifest of these bytes lists.
+    """A folder whose manifest lists its files; ``kind`` is pack, fleet or bundle.
+
+    ``free`` are the files that no signature covers, ``irregular`` finds links and pipes, ``present`` returns
+    the files in the folder, and ``listed`` returns the files that a manifest with these bytes lists.
     """
 
     kind: str
@@ -93,7 +94,7 @@ def sign(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Signs a pack; see :func:`adapterpack.sign`."""
+    """Signs a pack; :func:`adapterpack.sign` documents the arguments."""
     folder = _folder(pack)
     signer = private_key(key, password)
     if not (folder / m.FILE_NAME).is_file():
@@ -130,11 +131,12 @@ def seal(
     identity: str | None,
     expires: str | datetime | None,
 ) -> Signature:
-    """Writes the signature of an artifact over what ``checked`` says of it, which checks it first.
+    """Writes the signature of an artifact over the statement that ``checked`` returns after checking the
+    artifact.
 
     Raises:
-        ConfigError: the identity or the expiry cannot be used.
-        OutputExists: there is a signature already.
+        ConfigError: the identity or the expiry is invalid.
+        OutputExists: the artifact is already signed.
     """
     folder, kind = artifact.folder, artifact.kind
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
@@ -167,7 +169,7 @@ def verify(
     identity: str | None = None,
     at: datetime | None = None,
 ) -> Signature:
-    """Verifies the signature of a pack; see :func:`adapterpack.verify`."""
+    """Verifies the signature of a pack; :func:`adapterpack.verify` documents the arguments."""
     verified = unseal(_signable(_folder(pack)), public_key(key), identity, at)
     if isinstance(pack, Pack) and verified.pack != pack.id:
         raise WronglySigned(
@@ -182,8 +184,7 @@ def verify(
 def unseal(
     artifact: Signable, key: EllipticCurvePublicKey, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
-    """The signature of an artifact, if the holder of the key signed exactly the files that lie there; see
-    :func:`verify`.
+    """Returns the signature of an artifact, if the holder of the key signed exactly the files in the folder.
 
     Raises:
         Unsigned, WronglySigned, SignatureExpired, UnsupportedSignature: as for :func:`verify`.
@@ -196,7 +197,7 @@ def unseal(
             expected=FILE_NAME,
             remedy="ask its maker to sign it, or do not trust it",
         )
-    # before any file is opened: no link leads out, no pipe holds us
+    # checked before any file is opened, so that no link leads outside and no pipe blocks
     if (irregular := next(artifact.irregular(), None)) is not None:
         raise WronglySigned(irregular.message, where=artifact.folder / irregular.where, remedy=irregular.fix)
     signed = statement.read(dsse.unseal(read_file(file, dsse.MAX_BYTES + 1), key, file), file)
@@ -233,8 +234,8 @@ def _signable(folder: Path) -> Signable:
 
 
 def _require_same_files(artifact: Signable, signed: statement.Statement) -> None:
-    """Every signed file is there with the signed bytes, every other file is one that may be added, and the
-    manifest is covered whole.
+    """Checks that every signed file is present with the signed bytes, that every other file is allowed, and
+    that the signature covers everything in the manifest.
     """
     kind, folder, manifest = artifact.kind, artifact.folder, artifact.manifest
     fetch = f"do not use the {kind}; fetch it again"

@@ -1,4 +1,4 @@
-"""Whose signature a pack needs before it is loaded into what runs."""
+"""Requires that a pack was signed by a trusted key before a runtime loads it."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from .sign import verify
 
 
 class Signers:
-    """The public keys of those who may vouch for a pack, in PEM files; without any, nobody needs to.
+    """The public keys, in PEM files, of the people trusted to sign packs; without keys, packs need no
+    signature.
 
     Raises:
-        ConfigError, StorageError: a file holds no public key.
+        ConfigError, StorageError: a file contains no public key.
     """
 
     def __init__(self, keys: Sequence[Path] = ()) -> None:
@@ -24,10 +25,10 @@ class Signers:
             public_key(key)
 
     def require(self, pack: Pack) -> None:
-        """Checks that one of them signed this very pack, or what it was taken out of.
+        """Checks that a trusted key signed this pack, or the fleet that it was taken from.
 
         Raises:
-            TrustError: none of them did, or the signature's time is over.
+            TrustError: none of the keys signed it, or the signature has expired.
         """
         for number, key in enumerate(self._keys, 1):
             try:

@@ -1,9 +1,9 @@
-"""What is signed: an in-toto statement that lists every file of a pack or a bundle with its sha256, as
-OpenSSF model-signing lays it out.
+"""Reads and writes the signed content: an in-toto statement that lists every file of a pack or a bundle with
+its sha256, in the layout of OpenSSF model-signing.
 
-Source: in-toto attestation framework, statement v1; model-signing predicate v1.0: the subject's digest is the
-sha256 of the files' digests one after the other, the files stand in the predicate, and further members of the
-predicate are ignored by other verifiers.
+Source: in-toto attestation framework, statement v1; model-signing predicate v1.0. The subject's digest is the
+sha256 of the concatenated file digests, the predicate lists the files, and other verifiers ignore further
+members of the predicate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 @dataclass(frozen=True)
 class Statement:
-    """The signed content: the name, its files with their sha256 as hex, who signed, and until when that holds
+    """The signed content: the name, its files with their sha256 as hex, the signer's identity, and the expiry
     (UTC).
     """
 
@@ -42,7 +42,7 @@ class Statement:
     expires: datetime | None = None
 
     def to_bytes(self) -> bytes:
-        """The payload, in the one byte form."""
+        """Returns the payload in its canonical form."""
         resources = [
             {"name": name, "algorithm": "sha256", "digest": self.files[name]} for name in sorted(self.files)
         ]
@@ -74,12 +74,12 @@ class Statement:
 
 
 def read(payload: bytes, where: object) -> Statement:
-    """The statement in a payload whose signature was verified.
+    """Parses the statement in a payload whose signature has been verified.
 
     Raises:
-        UnsupportedSignature: files were hashed or listed in another way, or a member is unknown that might
-            limit what was signed.
-        WronglySigned: not a statement over the files of one folder.
+        UnsupportedSignature: files were hashed or listed in another way, or an unknown member might limit
+            what was signed.
+        WronglySigned: the payload is not a statement over the files of one folder.
     """
     try:
         value = strict_json.loads(payload, where, MAX_BYTES)
@@ -136,11 +136,11 @@ def read(payload: bytes, where: object) -> Statement:
 
 
 def expiry(text: str) -> datetime:
-    """The end of a signature's time as the user gives it: a date, which is included (in UTC), or a date and
-    time with its zone.
+    """Parses an expiry from the user: a date, which is included (in UTC), or a date and time with a time
+    zone.
 
     Raises:
-        ConfigError: neither.
+        ConfigError: the text is neither.
 
     Example:
         >>> format_moment(expiry("2030-06-30")), format_moment(expiry("2030-06-30T12:00:00+02:00"))
@@ -163,7 +163,7 @@ def expiry(text: str) -> datetime:
 
 
 def format_moment(moment: datetime) -> str:
-    """A moment in UTC as signatures and reports write it."""
+    """Formats a moment in UTC as signatures and reports write it."""
     return moment.astimezone(UTC).strftime(_TIME)
 
 

@@ -1,1 +1,3 @@
-"""The validator's checks: one small file a group of rules, and a table of all of them in ``registry``."""
+"""The validator of packs: checks in small files, one per group of rules, and a table of all of them in
+``registry``.
+"""

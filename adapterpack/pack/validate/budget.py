@@ -1,5 +1,5 @@
-"""Limits the time and memory of a validation; one that runs out of either says so, and nothing is called
-valid.
+"""Limits the time and memory of a validation. A validation that exceeds a limit says so, and never calls the
+pack valid.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class Spent(Exception):
-    """The budget ran out before the check that is named was made."""
+    """The budget ran out before the check named in the message."""
 
 
 @dataclass(frozen=True)
@@ -32,29 +32,29 @@ class Budget:
     started: float = field(default_factory=time.monotonic)
 
     def require_time(self, what: str) -> None:
-        """Goes on only while there is time.
+        """Checks that there is time left.
 
         Raises:
-            Spent: there is none left.
+            Spent: the time ran out.
         """
         if time.monotonic() - self.started >= self.seconds:
             raise Spent(f"{what}: the time ran out")
 
     def over(self, items: Iterable[Item], what: str) -> Iterator[Item]:
-        """The items, one after the other, as long as there is time.
+        """Yields the items while there is time.
 
         Raises:
-            Spent: there is none left before the next one.
+            Spent: the time ran out before the next item.
         """
         for item in items:
             self.require_time(what)
             yield item
 
     def require_memory(self, size: int, what: str = "the contents of the files") -> None:
-        """Goes on only if ``size`` bytes may be held, all together.
+        """Checks that ``size`` bytes in total may be held.
 
         Raises:
-            Spent: that is more than allowed.
+            Spent: ``size`` exceeds the limit.
         """
         if size > self.memory:
             raise Spent(f"{what}: {size} bytes are more than the {self.memory} that may be held")

@@ -1,5 +1,5 @@
-"""Holds what a check reads: the pack, the bytes of its files, the base, and the time and memory that are
-left.
+"""Defines what a check receives: the pack, the bytes of its files, the base, and the remaining time and
+memory.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 
 
 class Subject(NamedTuple):
-    """The pack, the bytes of its files by name, its tensor file over those bytes, the base if one was named.
+    """The pack, the bytes of its files by name, its tensor file over those bytes, and the base, if one was
+    given.
 
-    Nothing is read from ``folder`` any more: it is there for messages. ``allow_structural`` accepts a base by
-    its structure.
+    Checks read nothing from ``folder``; it is only for messages. ``allow_structural`` accepts a base by its
+    structure.
     """
 
     folder: Path
@@ -37,10 +38,10 @@ class Subject(NamedTuple):
     allow_structural: bool = False
 
     def require_memory(self, size: int, what: str) -> None:
-        """Goes on only if ``size`` bytes may be held besides the files.
+        """Checks that ``size`` bytes may be held in addition to the files.
 
         Raises:
-            Spent: that is more than allowed.
+            Spent: that exceeds the limit.
         """
         self.budget.require_memory(sum(map(len, self.file_bytes.values())) + size, what)
 
@@ -49,8 +50,8 @@ Check = Callable[[Subject], Iterator[Finding]]
 
 
 def quantized_numbers(manifest: Manifest) -> Counter[str]:
-    """How many numbers of each group are stored in codes: they are looked at in float32, which takes memory
-    besides the file's.
+    """Returns how many numbers of each group are stored as codes: decoding them to float32 takes memory in
+    addition to the file's.
     """
     numbers = Counter[str]()
     for name, entry in manifest.tensors.items():
@@ -60,10 +61,10 @@ def quantized_numbers(manifest: Manifest) -> Counter[str]:
 
 
 def group_pointer(number: int) -> str:
-    """The JSON pointer to a group."""
+    """Returns the JSON pointer to a group."""
     return f"/groups/{number}"
 
 
 def tensor_pointer(name: str) -> str:
-    """The JSON pointer to a tensor's entry (RFC 6901)."""
+    """Returns the JSON pointer to a tensor's entry (RFC 6901)."""
     return "/tensors/" + name.replace("~", "~0").replace("/", "~1")

@@ -1,4 +1,6 @@
-"""Defines a rule of the validator, and a finding of that rule at a place."""
+"""Defines a rule of the validator, a finding (a breach of a rule at a place), and the report of a
+validation.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from ...errors import AdapterpackError, FormatError
 
 
 class Finding(NamedTuple):
-    """One thing that a check found: a stable rule id, how bad it is, where, and what to do.
+    """One breach of a rule: a stable rule id, its severity, the place, and what to do.
 
-    ``where`` is for people; ``file`` with ``pointer`` (a JSON pointer) or ``offset`` (in bytes) is the same
-    place for programs.
+    ``where`` names the place for people; ``file`` with ``pointer`` (a JSON pointer) or ``offset`` (in bytes)
+    names it for programs.
     """
 
     rule: str
@@ -26,9 +28,7 @@ class Finding(NamedTuple):
     offset: int | None = None
 
     def as_error(self, kind: str, path: object) -> AdapterpackError:
-        """The error to raise where this finding makes the artifact at ``path``, a pack or a bundle,
-        unusable.
-        """
+        """Returns the error to raise if this finding makes the pack or bundle at ``path`` unusable."""
         where = self.where if self.where.startswith(str(path)) else f"{path}, {self.where}"
         return self.error(
             f"the {kind} is not valid, {self.rule}: {self.message}".rstrip("."),
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as JSON prints it."""
+        """Returns the finding as JSON values."""
         return {
             key: getattr(self, key)
             for key in ("rule", "severity", "where", "message", "fix", "file", "pointer", "offset")
@@ -45,8 +45,8 @@ class Finding(NamedTuple):
 
 
 class CheckRule(NamedTuple):
-    """A stable id, how bad a breach is, what must hold, what to do about a breach, and the error that loading
-    raises.
+    """A rule: a stable id, the severity of a breach, what must hold, what to do about a breach, and the error
+    that loading raises.
     """
 
     id: str
@@ -65,7 +65,7 @@ class CheckRule(NamedTuple):
         pointer: str | None = None,
         offset: int | None = None,
     ) -> Finding:
-        """A breach of this rule."""
+        """Returns a breach of this rule at a place."""
         return Finding(
             self.id,
             self.severity,
@@ -80,10 +80,10 @@ class CheckRule(NamedTuple):
 
 
 class Report(NamedTuple):
-    """What validation says of one artifact: its state, why, and which questions it left open.
+    """The result of validating one artifact: its state, the findings, and the questions left open.
 
-    ``incomplete``: a check that was asked for could not be made, for want of time, memory or a base.
-    ``base``: what is known about the base that was named being the artifact's own.
+    ``incomplete``: a requested check could not run, for lack of time, memory or a base. ``base``: the verdict
+    on whether the given base is the artifact's own.
     """
 
     kind: str
@@ -96,22 +96,22 @@ class Report(NamedTuple):
 
     @property
     def valid(self) -> bool:
-        """No finding is an error."""
+        """Whether no finding is an error."""
         return not any(finding.severity == "error" for finding in self.findings)
 
     def require_valid(self) -> None:
-        """Raises the first finding that is an error, if there is one."""
+        """Raises the first finding that is an error, if any."""
         for finding in self.findings:
             if finding.severity == "error":
                 raise finding.as_error(self.kind, self.path)
 
     @property
     def state(self) -> str:
-        """``valid``, ``invalid`` or ``not fully checked``; an error outweighs a check that is missing."""
+        """``valid``, ``invalid`` or ``not fully checked``; an error takes precedence over a missing check."""
         return "invalid" if not self.valid else "not fully checked" if self.incomplete else "valid"
 
     def to_json(self) -> dict[str, Any]:
-        """The report as ``validate --json`` prints it."""
+        """Returns the report as ``validate --json`` prints it."""
         return {
             "kind": self.kind,
             "path": self.path,

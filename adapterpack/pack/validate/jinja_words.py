@@ -1,4 +1,4 @@
-"""Lists the parts of Jinja that chat templates need; everything else is refused."""
+"""Allows only those parts of Jinja that chat templates need, and reports every other part."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from jinja2 import nodes as n
 
 MAX_DEPTH = 150
-"""How deeply a template's statements and expressions may be nested: a chain of so many sums is."""
+"""How deeply a template's statements and expressions may be nested; a chain of as many sums also counts."""
 
 STATEMENTS = (
     n.Template,
@@ -62,10 +62,10 @@ _MAPPED = FILTERS - {
     "selectattr",
     "truncate",
 }
-"""Filters that ``map`` may be given by name."""
+"""Filters whose names may be passed to ``map``."""
 _BY_NAME = {"reject": TESTS, "select": TESTS, "map": _MAPPED}
 _ATTRIBUTES = frozenset({"rejectattr", "selectattr"})
-"""Filters whose first argument is the name of an attribute, and the second that of a test."""
+"""Filters whose first argument is the name of an attribute and whose second is the name of a test."""
 _INTERNAL = frozenset(
     {
         "mro",
@@ -99,10 +99,10 @@ class TooDeep(Exception):
 
 
 def walk_nodes(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: n.Node) -> list[n.Node]:
-    """Every node of a template; ``over`` goes over them as long as there is time.
+    """Returns every node of a template; ``over`` iterates while there is time.
 
     Raises:
-        TooDeep: they are nested too deeply.
+        TooDeep: the nodes are nested too deeply.
     """
     left = [(tree, 0)]
 
@@ -118,8 +118,8 @@ def walk_nodes(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: 
 
 
 class Word(NamedTuple):
-    """What a template of a chat has no need of; ``inner`` if it may reach what lies behind the values,
-    ``statement`` if it is one.
+    """A part of a template that chats do not need. ``inner``: it may reach Python internals behind the
+    values; ``statement``: it is a statement.
     """
 
     line: int
@@ -129,7 +129,7 @@ class Word(NamedTuple):
 
 
 def word_problems(nodes: Iterable[Any]) -> Iterator[Word]:
-    """Every node that a template of a chat has no need of."""
+    """Yields every node that a chat template does not need."""
     nodes = list(nodes)
     macros = {node.name for node in nodes if isinstance(node, n.Macro)}
     for node in nodes:
@@ -189,7 +189,7 @@ def _item(node: Any, _: set[str]) -> str | None:
 
 
 def constant(node: Any) -> Any:
-    """The value of a node that is a constant, None for any other."""
+    """Returns the value of a constant node, None for any other node."""
     return node.value if isinstance(node, n.Const) else None
 
 

@@ -17,7 +17,7 @@ _CLAIMS = ("training", "metrics", "license", "base_license")
 
 
 def questions_about(s: Subject) -> Iterator[str]:
-    """One text a question, each ``what: why, or how to ask``."""
+    """Yields one text per open question, each ``what: why, or how to check it``."""
     manifest = s.pack.manifest
     if s.base is None:
         yield NO_BASE

@@ -1,4 +1,4 @@
-"""Lists all rules of the validator, and the checks in their order."""
+"""Lists all rules of the validator, and the checks in the order in which they run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _GROUPS = (
 )
 
 RULES: dict[str, CheckRule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
-"""Every rule by its id. Ids are never reused: what a rule says may be worded anew, what it is about stays."""
+"""Every rule by its id. Ids are never reused: the wording of a rule may change, its subject does not."""
 
 CHECKS: tuple[Check, ...] = (
     tensors.tensor_index, digests.digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
@@ -44,8 +44,8 @@ CHECKS: tuple[Check, ...] = (
     lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied,
     base.quantization_trained_on, values.fused, base.share, peft_agreement.second_reader,
 )  # fmt: skip
-"""In order; after the first that finds an error the rest are left out: what they would say of altered bytes
-means nothing.
+"""In order. After a check that finds an error the others are skipped, because their results on altered bytes
+would mean nothing.
 """
 
 HEADER_CHECKS: tuple[Check, ...] = (
@@ -53,13 +53,13 @@ HEADER_CHECKS: tuple[Check, ...] = (
     text.texts, lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied,
     base.quantization_trained_on, base.share,
 )  # fmt: skip
-"""Those that ask nothing of a tensor but its name, dtype and shape: for packs of which only the headers are
-here.
+"""The checks that need only a tensor's name, dtype and shape, for packs of which only the headers are
+available.
 """
 
 
 def rules_table() -> str:
-    """The rules as a Markdown table, as docs/validator.md shows it."""
+    """Returns the rules as the Markdown table in docs/validator.md."""
     head = "| rule | severity | what must hold | what to do |\n| --- | --- | --- | --- |\n"
     return head + "".join(
         f"| {rule.id} | {rule.severity} | {rule.holds} | {rule.fix} |\n" for rule in sorted(RULES.values())

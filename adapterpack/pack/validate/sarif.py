@@ -14,7 +14,7 @@ SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def sarif(report: Report, version: str) -> dict[str, Any]:
-    """The report as one SARIF run; ``version`` is the tool's."""
+    """Returns the report as one SARIF run; ``version`` is the tool's version."""
     rules = sorted({*RULES, *(finding.rule for finding in report.findings)})
     return {
         "$schema": SCHEMA,
@@ -60,7 +60,7 @@ def _rule(name: str) -> dict[str, Any]:
 
 
 def _text(sentence: str) -> str:
-    """A sentence as a SARIF message: control characters are escaped, and so are brackets, which viewers would
+    """Returns a sentence as a SARIF message: escapes control characters, and brackets, which viewers would
     turn into links.
     """
     return re.sub(r"([\\\[\]])", r"\\\1", printable(sentence))

@@ -1,5 +1,5 @@
-"""Renders sample conversations by a chat template, in the sandbox: one that costs more than its chat goes
-beyond the limits there.
+"""Measures the cost of a chat template by rendering sample conversations in the sandbox: a template that
+costs more than its chat exceeds the limits there.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TURN: list[dict[str, Any]] = [
     {"role": "user", "content": "9999999999 %9999999999d {:9999999999}"},
     {"role": "assistant", "content": "It is dry."},
 ]
-"""A content that is also a number, and a format, of a great width."""
+"""Contents that are also a number, and formats with a huge width."""
 _CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "How is the weather?"},
     {"role": "assistant", "content": "", "tool_calls": [_CALL]},
@@ -52,12 +52,12 @@ _SAMPLES: tuple[tuple[list[dict[str, Any]], dict[str, Any]], ...] = (
     (_TURN * 32, _TOKENS),  # some models have no system message
     (_SYSTEM + (_CALLED + _TURN[1:]) * 16, {**_TOKENS, "tools": [_TOOL] * 2}),
 )
-"""Long enough that what doubles with each message outgrows every memory."""
+"""Long enough that output which doubles with each message exceeds any memory."""
 
 
 def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
-    """What goes beyond the limits when the template renders a sample. One that refuses a sample, or fails on
-    it, does not cost much.
+    """Returns which limit the template exceeds when it renders a sample, or None. A template that refuses a
+    sample or fails on it is not expensive.
     """
     own, read = {"loop", "messages", "add_generation_prompt", *_TOKENS, *FUNCTIONS}, set[str]()
     for node in nodes:
@@ -66,7 +66,7 @@ def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
     others = read - own
     template = ChatTemplate(text)
     for messages, values in _SAMPLES:
-        # what it may be given besides, as long as a chat
+        # unknown variables get a value as long as a chat
         unknown = dict.fromkeys(sorted(others - values.keys()), messages)
         for more in ({}, unknown) if unknown else ({},):
             try:

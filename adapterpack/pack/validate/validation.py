@@ -1,4 +1,4 @@
-"""Validates a pack: reads every file once, makes every check that applies, and builds the pack from the bytes
+"""Validates a pack: reads every file once, runs every check that applies, and builds the pack from the bytes
 that were checked.
 """
 
@@ -51,11 +51,12 @@ def validate(
     budget: Budget | None = None,
     allow_structural: bool = False,
 ) -> Report:
-    """Every check that applies to the pack at ``path``; with ``base``, also that it belongs to that base.
+    """Runs every check that applies to the pack at ``path``; with ``base``, also checks that the pack belongs
+    to it.
 
-    ``full`` adds the costly checks, and a report of a check that could not be made is then ``not fully
-    checked``; so is one whose ``budget`` of time or memory ran out. With ``allow_structural`` a base of the
-    same names, dtypes and shapes, whatever its weights, is a warning.
+    ``full`` adds the expensive checks; if one of them cannot run, the report's state is ``not fully
+    checked``, and so it is if the ``budget`` of time or memory runs out. ``allow_structural`` reports a base
+    with equal names, dtypes and shapes but other weights as a warning.
 
     Returns:
         A report: ``report.state``, ``report.findings``, ``report.not_checked``, ``report.base`` (the verdict
@@ -85,7 +86,7 @@ def examine(
     budget: Budget | None = None,
     allow_structural: bool = False,
 ) -> tuple[Report, Pack | None]:
-    """The report and, if the pack could be read at all, the pack itself, made from the very bytes that were
+    """Returns the report and, if the pack could be read at all, the pack, built from the bytes that were
     checked.
     """
     if not folder.is_dir():
@@ -110,11 +111,13 @@ _MOST_FINDINGS = 1000
 
 
 def _turn(folder: Path) -> AbstractContextManager[object]:
-    """Lets threads validate large packs one at a time, and others at once: a mapped file counts as memory."""
+    """Lets only one thread at a time validate a large pack, because a mapped file counts as memory; small
+    packs do not wait.
+    """
     try:
         return _large if (folder / TENSORS).stat().st_size > LARGE else nullcontext()
     except OSError:
-        return nullcontext()  # opening the file says what is wrong with it
+        return nullcontext()  # opening the file will report the problem
 
 
 def _examine(
@@ -127,7 +130,7 @@ def _examine(
     if not findings:
         data = files.read_manifest(folder / m.FILE_NAME)
         value = strict_json.loads(data, folder / m.FILE_NAME, m.MAX_BYTES)
-        # before the manifest's reader calls such keys unknown fields
+        # runs first, because the manifest's parser would report such keys as unknown fields
         findings = cap_findings(remote_code(value, m.FILE_NAME, budget=budget))
     if findings:
         return refuse(findings)
@@ -178,7 +181,7 @@ def _examine(
 
 
 def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Finding], list[str]]:
-    """The findings of the checks up to the first error, and what there was no time for."""
+    """Returns the findings up to the first check with an error, and what there was no time for."""
     findings: list[Finding] = []
     for check in checks:
         try:
@@ -194,8 +197,8 @@ def run_checks(subject: Subject, checks: tuple[Check, ...]) -> tuple[list[Findin
 
 
 def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
-    """The findings, of each rule a thousand at most and then their number: a file can have one in every few
-    bytes.
+    """Returns the findings, at most a thousand per rule plus their number, because a malicious file can have
+    one every few bytes.
     """
     kept, counts = list[Finding](), Counter[str]()
     for finding in findings:
@@ -233,8 +236,8 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
 
 
 def load_proved(path: Path, name: str) -> Pack:
-    """As :func:`load`, of a folder whose bytes passed every check before and are still the same, which the
-    caller knows: only the manifest is read, and each tensor with its digest when it is looked at.
+    """Loads a pack like :func:`load`, from a folder whose bytes the caller knows to have passed all checks
+    and not to have changed: only the manifest is read now, and each tensor on access, with its digest.
 
     Raises:
         FormatError, UnknownMethod, Unsupported: as for :func:`load`.
@@ -247,7 +250,7 @@ def load_proved(path: Path, name: str) -> Pack:
 
 
 def check(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
-    """As :func:`load`, with the report.
+    """Loads a pack like :func:`load`, and also returns the report.
 
     Raises:
         FormatError, NonFinite, UnknownMethod: as for :func:`load`.
@@ -271,10 +274,10 @@ def check(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
 def _examine_peft(
     folder: Path, base: Checkpoint | None, full: bool, budget: Budget, allow_structural: bool
 ) -> tuple[Report, Pack | None]:
-    """A folder that PEFT wrote: importing it makes every check that it can bear, and its sites can be looked
-    for in a base.
+    """Validates a folder that PEFT wrote: importing it runs the checks that apply, and its sites can be
+    looked up in a base.
 
-    Its other files are never opened nor taken along, so files that a pack may not hold are warnings there.
+    Its other files are neither opened nor imported, so files that a pack must not contain are only warnings.
     """
     if not (folder / layout.CONFIG).is_file():
         raise FormatError(
@@ -318,7 +321,7 @@ def _examine_peft(
 
 
 def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
-    """Keys that load code, and the chat template, in what PEFT wrote."""
+    """Yields findings about keys that load code, and about the chat template, in files that PEFT wrote."""
     for name in (layout.CONFIG, "tokenizer_config.json"):
         path = folder / name
         if not path.is_file() or path.stat().st_size > 4 << 20:
@@ -327,7 +330,7 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
             value = strict_json.loads(path.read_bytes(), path, 4 << 20)
         except FormatError:
             if name == layout.CONFIG:
-                return  # reading it says so
+                return  # reading the config will report it
             continue
         yield from remote_code(value, name, foreign=True, budget=budget)
         template = value.get("chat_template") if isinstance(value, dict) else None
@@ -342,11 +345,11 @@ def _foreign_json(folder: Path, budget: Budget) -> Iterator[Finding]:
 
 
 def require_known(manifest: m.Manifest, where: object) -> None:
-    """Goes on only if the pack's method is registered here, in a version that is known.
+    """Checks that the pack's methods are registered here in a known version.
 
     Raises:
-        UnknownMethod: its method is not registered.
-        Unsupported: it was made by a newer version of its method.
+        UnknownMethod: a method is not registered.
+        Unsupported: the pack was made by a newer version of a method.
     """
     secondary = [
         (group.method, get(group.method.type)) for group in manifest.groups if group.method is not None

@@ -1,4 +1,4 @@
-"""Walks a stranger's JSON value, however it is nested, in time and memory in proportion to it."""
+"""Traverses an untrusted JSON value of any nesting, in time and memory proportional to its size."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 
 class Location(NamedTuple):
-    """A place in a JSON value: the place around it, and the key or the number there. The pointer is put
-    together where it is wanted.
+    """A place in a JSON value: the enclosing place, and the key or index there. The pointer is only built on
+    demand.
     """
 
     around: Location | None = None
@@ -16,7 +16,7 @@ class Location(NamedTuple):
 
     @property
     def pointer(self) -> str:
-        """The JSON pointer (RFC 6901)."""
+        """The JSON pointer to the place (RFC 6901)."""
         parts, place = [], self
         while place.around is not None:
             parts.append(str(place.key).replace("~", "~0").replace("/", "~1"))
@@ -25,7 +25,8 @@ class Location(NamedTuple):
 
 
 def texts_in(value: Any) -> set[str]:
-    """Every key and every text in a value, each once: of the thousands in a manifest most are the same few.
+    """Returns every key and every string in a value, each once, because most of the thousands in a manifest
+    are the same few.
 
     Example:
         >>> sorted(texts_in({"a": ["b", {"a": 5}]}))
@@ -45,7 +46,7 @@ def texts_in(value: Any) -> set[str]:
 
 
 def walk(value: Any) -> Iterator[tuple[Location, Any]]:
-    """The value and every value inside of it, outer ones first, each with its place.
+    """Yields the value and every value inside it, outer ones first, each with its place.
 
     Example:
         >>> [(place.pointer, inner) for place, inner in walk({"a/b": [5]})][1:]

@@ -1,1 +1,1 @@
-"""The checks of a pack, one file a subject."""
+"""The checks of a pack, one file per subject."""

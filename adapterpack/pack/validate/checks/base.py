@@ -1,5 +1,5 @@
-"""Checks the named base: that it is the pack's, its tokenizer and template, its tied weights, its size.
-AP701-AP704.
+"""Checks the named base: that it is the pack's, its tokenizer and template, its tied weights, its size and
+its quantization. AP701-AP706.
 """
 
 from __future__ import annotations
@@ -68,22 +68,22 @@ _HEADS, _EMBEDDINGS = (
 SAME = "same-as-base"
 _DIFF_LINES = 40
 _COMPARED = 200
-"""Lines of a template that are compared with the other's."""
+"""Lines of a template that are compared with the other template."""
 
 
 def base_model(s: Subject) -> Iterator[Finding]:
-    """AP701."""
+    """AP701: the named base is the pack's."""
     yield from base_findings(s.pack, s.base, s.budget, s.allow_structural)
 
 
 def base_findings(
     pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False
 ) -> Iterator[Finding]:
-    """AP701 for any pack, also an imported one; a base that only its structure speaks for is a warning where
-    leave was given for it.
+    """Yields AP701 for any pack, including an imported one. A base of which only the structure matches is a
+    warning if ``allow_structural`` permits it.
 
-    A base whose weights are elsewhere cannot say more than its structure, unless the hub lists its files:
-    that is left open, not warned of.
+    A base whose weights are elsewhere can only show its structure, unless the hub lists its files; that is
+    left open, without a warning.
 
     Raises:
         Spent: the time ran out before the base's bytes were read.
@@ -112,8 +112,8 @@ def base_findings(
 
 
 def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding]) -> Verdict | None:
-    """What is known about the base, for a pack in which nothing else is wrong: of any other it would mean
-    nothing.
+    """Returns what is known about the base, for a pack without other errors; otherwise None, because it would
+    mean nothing.
     """
     if base is None or any(
         finding.severity == "error" and finding.rule != ANOTHER.id for finding in findings
@@ -126,7 +126,9 @@ def base_verdict(pack: Pack, base: Checkpoint | None, findings: Iterable[Finding
 
 
 def tokenizer(s: Subject) -> Iterator[Finding]:
-    """AP702 and AP705, with the difference of the templates shown."""
+    """AP702 and AP705: the base has the tokenizer and chat template of the training run; shows the difference
+    between the templates.
+    """
     carried = s.file_bytes.get(TEMPLATE)
     if s.base is None:
         return
@@ -166,10 +168,10 @@ def tokenizer(s: Subject) -> Iterator[Finding]:
 
 
 def difference(base: str, carried: str) -> str:
-    """A unified diff of two templates, cut after 40 lines; of long ones only what follows their first
-    difference is compared.
+    """Returns a unified diff of two templates, cut after 40 lines; in long templates only what follows the
+    first difference is compared.
 
-    To compare all would take time in proportion to the product of their lengths.
+    Comparing everything would take time proportional to the product of their lengths.
     """
     from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
 
@@ -188,7 +190,7 @@ def difference(base: str, carried: str) -> str:
 
 
 def tied(s: Subject) -> Iterator[Finding]:
-    """AP703."""
+    """AP703: the pack does not change only one of two tied weights."""
     if s.base is None or not s.base.config.get("tie_word_embeddings", False):
         return
     changed = {
@@ -209,7 +211,7 @@ def tied(s: Subject) -> Iterator[Finding]:
 
 
 def share(s: Subject) -> Iterator[Finding]:
-    """AP704."""
+    """AP704: the pack has far fewer parameters than its base."""
     if s.base is not None:
         in_base = sum(math.prod(info.shape) for info in s.base.tensors.values())
         in_pack = sum(value.size for value in s.pack.tensors.values())
@@ -220,7 +222,9 @@ def share(s: Subject) -> Iterator[Finding]:
 
 
 def quantization_trained_on(s: Subject) -> Iterator[Finding]:
-    """AP706: by the library that quantized it, which is what a checkpoint says."""
+    """AP706: the base is quantized as in training. It compares the quantization library, because that is what
+    a checkpoint records.
+    """
     trained = s.pack.manifest.base_quantization
     if s.base is None or trained is None:
         return

@@ -1,4 +1,4 @@
-"""Checks composed packs: the tree, its members, and what follows from them. AP911-AP917."""
+"""Checks composed packs: the tree, its members, and the tensors computed from them. AP911-AP917."""
 
 from __future__ import annotations
 
@@ -53,13 +53,15 @@ DERIVED = CheckRule(
 RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
 
 _RELATIVE = 1e-4
-"""Of a direction of length one. Members in half precision come back rounded; a direction of their change
-moves by less than this.
+"""Relative to a direction of length one. Members in half precision are rounded, which changes a direction of
+their change by less than this.
 """
 
 
 def composition(manifest: m.Manifest) -> Iterator[Finding]:
-    """AP911-AP916: before a tensor is read, since what tensors there must be follows from the tree."""
+    """AP911-AP916: the tree and its members. Runs before any tensor is read, because the tree determines
+    which tensors there must be.
+    """
     composed = manifest.composition
     if (composed is not None) != (FEATURE in manifest.must_understand):
         yield SAID.at(
@@ -109,7 +111,7 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
 
 
 def follows(s: Subject) -> Iterator[Finding]:
-    """AP917."""
+    """AP917: tensors that nodes compute from their members have the values computed from them."""
     method = s.pack.method
     if method.config.composition is None:
         return
@@ -121,7 +123,7 @@ def follows(s: Subject) -> Iterator[Finding]:
     for adapter in s.pack.adapters():
         what = "what follows from the members"
         s.budget.require_time(what)
-        # their factors in float64, decomposed
+        # the decomposition holds the factors in float64
         s.require_memory(64 * sum(value.size for value in adapter.params.values()), what)
         expected = make_own(
             method, adapter.config, complete(method, adapter.config, adapter.wide, adapter.site), adapter.site
@@ -139,6 +141,6 @@ def follows(s: Subject) -> Iterator[Finding]:
 
 
 def _up_to_sign(vectors: np.ndarray, like: np.ndarray) -> np.ndarray:
-    """Rows with the signs of ``like``: the sign of a singular vector is free."""
+    """Returns rows with the signs of ``like``, because the sign of a singular vector is arbitrary."""
     signs: np.ndarray = np.sum(vectors * like, axis=-1, keepdims=True)
     return vectors * np.where(signs < 0, -1.0, 1.0)

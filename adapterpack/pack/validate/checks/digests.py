@@ -12,11 +12,11 @@ from . import folder, tensors
 
 
 def digests(s: Subject) -> Iterator[Finding]:
-    """AP204, and where no tensor was altered AP104 and AP105: altered bytes are reported by the tensor that
+    """AP204, and AP104 and AP105 if no tensor was altered: altered bytes are reported for the tensor that
     they belong to.
 
-    Tensors and the file that holds them are hashed together, since a file cannot be split over threads: both
-    take as long as the file.
+    Tensors and the file that contains them are hashed at the same time, because the hash of one file cannot
+    be parallelised: together they take no longer than the file alone.
     """
     entries, files = sorted(s.pack.manifest.tensors.items()), s.pack.manifest.files
     sources: dict[tuple[str, str], hashing.Parts] = {

@@ -1,4 +1,4 @@
-"""Checks which files may lie in a pack, and that they are the ones that the manifest lists. AP101-AP107."""
+"""Checks which files a pack may contain, and that they are the ones that the manifest lists. AP101-AP107."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ NOTES = PurePosixPath(".cache", "huggingface")
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, but for ``.cache/huggingface``, the official client's own notes on a download;
-    nothing reads them.
+    """Returns the entries of a folder except ``.cache/huggingface``, where the official client keeps notes on
+    a download and which nothing reads.
     """
     return [path for path in sorted(folder.iterdir()) if not _is_notes(path)]
 
 
 def _is_notes(path: Path) -> bool:
-    """Whether it is that one folder, a real one, with nothing else in ``.cache``."""
+    """Whether the path is that folder: a real folder, with nothing else in ``.cache``."""
     if path.name != NOTES.parts[0] or path.is_symlink() or not path.is_dir():
         return False
     inside = [*path.iterdir()]
@@ -69,9 +69,7 @@ def _is_notes(path: Path) -> bool:
 
 
 def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Finding]:
-    """AP101, checked before any of the files is opened. A hub cache's own links into its blobs are let
-    pass.
-    """
+    """AP101, checked before any file is opened. Links from a hub cache into its own blobs are allowed."""
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if (path.is_symlink() and not in_hub_cache(path)) or not path.is_file():
             yield REGULAR.at(path.name, "only regular files may lie in a pack", file=path.name)
@@ -80,7 +78,7 @@ def regular_files(folder: Path, budget: Budget | None = None) -> Iterator[Findin
 def forbidden_files(
     folder: Path, listed: frozenset[str] = frozenset(), budget: Budget | None = None
 ) -> Iterator[Finding]:
-    """AP106-AP107 for files that are not listed; the listed ones are checked once they are read."""
+    """AP106-AP107 for files that are not listed; listed files are checked after they are read."""
     for path in (budget or Budget()).over(entries(folder), _LIST):
         if path.name in listed or not path.is_file():
             continue
@@ -91,7 +89,7 @@ def forbidden_files(
 
 
 def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
-    """AP102-AP104: exactly the listed files, each of the listed size."""
+    """AP102-AP104: the folder contains exactly the listed files, each with the listed size."""
     listed = {entry.path: entry for entry in manifest.files}
     present = {path.name for path in entries(folder)}
     for name in sorted(present - listed.keys() - MUTABLE - {m.FILE_NAME}):
@@ -111,13 +109,14 @@ def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
 
 
 def read_files(folder: Path, manifest: m.Manifest, budget: Budget) -> dict[str, bytes]:
-    """The bytes of every listed file, each opened and read once, and no more of it than the manifest lists.
+    """Returns the bytes of every listed file. Each file is opened and read once, up to the listed size.
 
-    A large tensor file is mapped: it has what is needed of bytes here: a length, slices and a buffer.
+    A large tensor file is memory-mapped; the mapping supports the operations used here: length, slices and
+    the buffer protocol.
 
     Raises:
-        Spent: they do not fit the budget.
-        FormatError: what is opened is no regular file.
+        Spent: the files exceed the budget.
+        FormatError: an entry is not a regular file.
     """
     budget.require_memory(sum(entry.size for entry in manifest.files))
     return {entry.path: _content(folder / entry.path, entry.size + 1) for entry in manifest.files}
@@ -139,10 +138,10 @@ def magic_bytes(contents: Mapping[str, bytes]) -> Iterator[Finding]:
 
 
 def read_manifest(path: Path) -> bytes:
-    """The manifest's bytes, read once.
+    """Returns the manifest's bytes, read once.
 
     Raises:
-        FormatError: far too large, or no regular file.
+        FormatError: the manifest is too large or not a regular file.
     """
     data = read_file(path, m.MAX_BYTES + 1)
     if len(data) > m.MAX_BYTES:

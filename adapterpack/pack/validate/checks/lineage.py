@@ -1,4 +1,4 @@
-"""Checks where a pack comes from: parents by digest, no cycles, within limits. AP901-AP904."""
+"""Checks the recorded origin of a pack: parents by digest, no cycles, within limits. AP901-AP904."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MAX_DEPTH = 8
 
 
 def lineage(s: Subject) -> Iterator[Finding]:
-    """AP901-AP904; parents are never fetched."""
+    """AP901-AP904, from the manifest alone: parents are never fetched."""
     recorded = s.pack.manifest.lineage
     if recorded is None:
         return
@@ -46,8 +46,8 @@ def lineage(s: Subject) -> Iterator[Finding]:
 
 
 def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict[str, int] | None:
-    """The generation of every pack that is reached (parents are 1), by the longest way; None if there is a
-    cycle.
+    """Returns the generation of every reachable pack (parents are 1) along the longest path; None if there is
+    a cycle.
 
     Example:
         >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})
@@ -69,6 +69,7 @@ def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict
                     return None
                 stack.append((before, False))
     generation = dict.fromkeys(order, 1)
+    # Reversed post-order is a topological order: every pack comes before its ancestors.
     for digest in reversed(order):
         for before in ancestors.get(digest, ()):
             generation[before] = max(generation[before], generation[digest] + 1)

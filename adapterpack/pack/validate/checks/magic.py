@@ -1,4 +1,4 @@
-"""Recognizes by their first bytes the kinds of files that have no place in a pack."""
+"""Recognizes, by their first bytes, kinds of files that a pack must not contain."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _TEXT_PICKLE = re.compile(rb"\(?c[A-Za-z_][A-Za-z0-9_.]*\n[A-Za-z_][A-Za-z0-9_.]
 
 
 def magic_of(head: bytes) -> str | None:
-    """What a file that begins with ``head`` is, if it is nothing that a pack may hold.
+    """Returns what kind of forbidden file begins with ``head``, or None.
 
     Example:
         >>> magic_of(b"PK\\x03\\x04rest"), magic_of(b"  <HTML>"), magic_of(b"# tickets")
         ('a zip archive', 'a web page', None)
     """
     if head[4:9] == b"\0\0\0\0{":
-        return None  # safetensors: what a pickle or a program begins with is here the length of its header
+        return None  # safetensors: its first bytes are the length of the header and may look like anything
     for prefix, kind in _PREFIXES:
         if head.startswith(prefix):
             return kind

@@ -1,4 +1,4 @@
-"""Checks that PEFT's files say what the manifest does, and what a folder of PEFT's leaves open.
+"""Checks that PEFT's files agree with the manifest, and reports unknown options of PEFT folders.
 AP601-AP604.
 """
 
@@ -42,12 +42,12 @@ _SECOND = "the second reader"
 
 
 def peft_face(s: Subject) -> Iterator[Finding]:
-    """AP601-AP602.
+    """AP601-AP602: PEFT would read what the manifest says.
 
-    The meaning is compared and not the bytes: another version of adapterpack may write PEFT's config in
-    another way.
+    The check compares meanings and not bytes, because another version of adapterpack may write PEFT's config
+    differently.
     """
-    # never for quantized tensors: PEFT would take integers for values
+    # never for quantized tensors, whose codes PEFT would use as values
     has_face = layout.config_bytes(s.pack.manifest) is not None
     listed = sorted((entry.path, entry.role) for entry in s.pack.manifest.files)
     optional = [TEMPLATE] if TEMPLATE in s.file_bytes else []
@@ -70,19 +70,19 @@ def peft_face(s: Subject) -> Iterator[Finding]:
 
 
 def options(unknown: Mapping[str, Any]) -> Iterator[Finding]:
-    """AP604, by what :func:`~..peft_layout.imported` found."""
+    """AP604, for the unknown options that the import returned."""
     if unknown:
         pointer = f"/{next(iter(unknown))}"
         yield OPTION.at(layout.CONFIG, unknown_sentence(unknown), file=layout.CONFIG, pointer=pointer)
 
 
 def second_reader(s: Subject) -> Iterator[Finding]:
-    """AP603, only in a full validation."""
+    """AP603: safetensors' own reader reads the same tensors; only in a full validation."""
     if not s.full:
         return
     from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
 
-    # it takes the whole file as bytes, and copies every tensor
+    # the reader needs the file as bytes and copies every tensor
     s.require_memory(2 * len(s.file_bytes[TENSORS]), _SECOND)
     try:
         theirs = dict(deserialize(bytes(s.file_bytes[TENSORS])))  # type: ignore[no-untyped-call]
@@ -94,7 +94,9 @@ def second_reader(s: Subject) -> Iterator[Finding]:
 
 
 def _agrees(s: Subject, name: str, theirs: Mapping[str, Any]) -> bool:
-    """Whether the reference reader's dtype, shape and bytes of a tensor are ours."""
+    """Whether the reference reader returns the same dtype, shape and bytes of a tensor as this package's
+    reader.
+    """
     s.budget.require_time(_SECOND)
     info = s.file.tensors[name]
     return (theirs["dtype"], tuple(theirs["shape"])) == (info.dtype, info.shape) and bool(

@@ -18,7 +18,7 @@ RULES = (CHECK, UNREADABLE)
 
 
 def unreadable(error: AdapterpackError, folder: Path, rule: CheckRule = UNREADABLE) -> Finding:
-    """An error of a reader as a finding, with the place that it names."""
+    """Converts a reader's error to a finding, with the place that the error names."""
     path, _, pointer = (error.where or str(folder)).partition("#")
     name = Path(path.partition(",")[0]).name
     return Finding(

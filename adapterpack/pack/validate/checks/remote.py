@@ -1,4 +1,4 @@
-"""Finds keys of JSON that make other libraries import or fetch code, at any depth of any JSON file.
+"""Finds JSON keys that make other libraries import or fetch code, at any depth of any JSON file.
 AP110-AP111.
 """
 
@@ -38,7 +38,7 @@ KEYS: dict[str, tuple[Any, ...]] = {
     "tokenizer_kwargs": (),
     "runtime_config": ({"ephemeral_gpu_offload": False},),
 }
-"""Key -> the values, besides nothing at all, under which it does nothing."""
+"""Key -> the values with which it does nothing, besides empty values."""
 _LIBRARIES = frozenset({"diffusers", "sentence_transformers", "transformers"})
 _NOTHING: tuple[Any, ...] = (None, False, "", [], {})
 
@@ -48,7 +48,7 @@ def remote_code(
 ) -> Iterator[Finding]:
     """AP110-AP111 in one JSON value.
 
-    ``foreign``: a file that PEFT wrote, which may name a path on the disk of its author, and the class of a
+    ``foreign``: the file was written by PEFT, which may contain a path on its author's disk and a class of a
     library that PEFT allows.
     """
     suspect = any(text in KEYS or text.endswith("_path") for text in texts_in(value))
@@ -63,7 +63,7 @@ def remote_code(
                 file=file,
                 pointer=place.pointer,
             )
-            # PEFT writes it for every model of one's own; here it is neither followed nor taken along
+            # PEFT writes it for every custom model; this package neither follows nor copies it
             yield finding._replace(severity="warning") if foreign and key == "auto_mapping" else finding
         if not foreign and key.endswith("_path") and isinstance(item, str) and _leaves(item):
             yield PATH.at(

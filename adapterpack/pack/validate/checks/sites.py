@@ -1,5 +1,5 @@
 """Checks that every group has the tensors of its method, and the scale and rank of its configuration.
-AP401-AP407, AP501-AP502.
+AP401-AP408, AP501-AP502.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ RANK = CheckRule(
     "AP502", "error", "The written rank is the one that the configuration gives.", "pack the adapter again"
 )
 _UNKNOWN = 1 << 31
-"""Wider than any layer: what stands for a width that the pack does not say."""
+"""Stands for a width that the pack does not contain; wider than any layer."""
 RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, BOUNDED, SCALE, RANK)
 
 
 def roles(s: Subject) -> Iterator[Finding]:
-    """AP401-AP406."""
+    """AP401-AP406: groups, their tensors, kinds and ranks."""
     yield from _feature(s)
     paths = {group.path for group in s.pack.manifest.groups}
     if len(paths) != len(s.pack.manifest.groups):
@@ -87,8 +87,8 @@ def roles(s: Subject) -> Iterator[Finding]:
 
 
 def _feature(s: Subject) -> Iterator[Finding]:
-    """A reader that knows one method a pack only must refuse a pack with several, so it is named in
-    must_understand.
+    """Checks that must_understand names the use of several methods, so that a reader that supports only one
+    method per pack refuses it.
     """
     if m.METHODS in s.pack.manifest.must_understand and all(
         group.method is None for group in s.pack.manifest.groups
@@ -135,7 +135,7 @@ def _feature(s: Subject) -> Iterator[Finding]:
 
 
 def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
-    """One adapted site: its kind, its tensors, its rank."""
+    """Checks one adapted site: its kind, its tensors, its rank."""
     method = s.pack.method_of(group)
     layers = method.traits.layers
     if group.kind not in layers:
@@ -174,12 +174,12 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
 
 
 def _primary_groups(s: Subject) -> list[m.Group]:
-    """The sites of the pack's own method, which may share something."""
+    """Returns the sites of the pack's own method, the only method that may share tensors between sites."""
     return [group for group in s.pack.manifest.groups if group.role == "adapter" and group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
-    """What all sites share has a group, if there is any such thing."""
+    """Checks that the shared tensors have a group, if the method needs any."""
     sites = _primary_groups(s)
     if s.pack.method.storage.shared is None or not sites:
         return
@@ -196,7 +196,7 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
 
 
 def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
-    """What all sites share is what the method says of them together."""
+    """Checks that the shared tensors are those that the method declares for all sites together."""
     adapters = _primary_groups(s)
     if group.path != SHARED or s.pack.method.storage.shared is None or not adapters:
         yield EXTRA.at(group.path, "the method shares nothing between sites", pointer=pointer)
@@ -214,7 +214,7 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
 
 
 def bounded(s: Subject) -> Iterator[Finding]:
-    """AP408."""
+    """AP408: the methods do not compute far more than the pack stores."""
     groups = [group for group in s.pack.manifest.groups if group.role == "adapter"]
     sites = ((s.pack.method_of(group), s.pack.config_at(group), s.pack.site(group)) for group in groups)
     try:
@@ -226,7 +226,7 @@ def bounded(s: Subject) -> Iterator[Finding]:
 
 
 def positions(s: Subject) -> Iterator[Finding]:
-    """AP407."""
+    """AP407: all sites act at the same positions."""
     rules = set()
     for group in s.budget.over(s.pack.manifest.groups, "the positions that the sites act at"):
         if group.role == "adapter":
@@ -237,7 +237,7 @@ def positions(s: Subject) -> Iterator[Finding]:
 
 
 def scales(s: Subject) -> Iterator[Finding]:
-    """AP501-AP502."""
+    """AP501-AP502: scales and ranks match the configuration."""
     for number, group in s.budget.over(enumerate(s.pack.manifest.groups), "the scales of the sites"):
         if group.role != "adapter":
             continue

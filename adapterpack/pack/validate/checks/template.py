@@ -1,4 +1,6 @@
-"""Checks chat templates by their words, and by what it costs to render them in the sandbox. AP851-AP856."""
+"""Checks chat templates by the language elements they use and by the cost of rendering them in the sandbox.
+AP851-AP856.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,7 @@ _ENCODED = re.compile(r"[A-Za-z0-9+/]{80,}={0,2}")
 
 
 def carried(s: Subject) -> Iterator[Finding]:
-    """AP851-AP856 of the template that the pack carries."""
+    """AP851-AP856 for the template in the pack."""
     data = s.file_bytes.get(TEMPLATE)
     if data is None:
         return
@@ -66,13 +68,13 @@ def carried(s: Subject) -> Iterator[Finding]:
 def template_findings(
     data: bytes, where: str, budget: Budget | None = None, foreign: bool = False
 ) -> Iterator[Finding]:
-    """AP851-AP854 and AP856 of one template.
+    """AP851-AP854 and AP856 for one template.
 
-    ``foreign``: of a folder that PEFT wrote, whose template is not taken along: what cannot reach beyond its
-    values is a warning there.
+    ``foreign``: the template is in a folder that PEFT wrote and is not imported, so problems that cannot
+    reach beyond the template's values are only warnings.
 
     Raises:
-        Spent: the budget.
+        Spent: the budget ran out.
     """
     from jinja2 import TemplateError  # noqa: PLC0415 - few packs carry a template
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415

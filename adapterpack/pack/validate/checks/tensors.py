@@ -1,4 +1,4 @@
-"""Checks that the manifest's index is the tensor file's, and that tensors in codes can be read.
+"""Checks that the manifest's index matches the tensor file, and that quantized tensors can be decoded.
 AP201-AP207.
 """
 
@@ -40,7 +40,7 @@ RULES = (MISSING, UNLISTED, SHAPE, DIGEST, SCALES, STRAY_SCALES, QUANTIZED)
 
 
 def tensor_index(s: Subject) -> Iterator[Finding]:
-    """AP201-AP203, which headers are enough for."""
+    """AP201-AP203, which only need the headers."""
     entries, stored = s.pack.manifest.tensors, s.file.tensors
     for name in sorted(entries.keys() - stored.keys()):
         yield MISSING.at(
@@ -77,7 +77,7 @@ def _packed(s: Subject) -> Iterator[Finding]:
 
 
 def quantized(s: Subject) -> Iterator[Finding]:
-    """AP205-AP207."""
+    """AP205-AP207: quantized tensors can be decoded, and the manifest declares them."""
     entries, used = s.pack.manifest.tensors, set()
     for name, entry in s.budget.over(entries.items(), "the scales of the tensors"):
         if entry.scales is None:

@@ -1,5 +1,5 @@
-"""Checks the texts of the manifest: addresses, names of repositories, characters that change what people see.
-AP801-AP804.
+"""Checks the strings in the manifest: addresses, repository names, and characters that change what people
+see. AP801-AP804.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _HIDING = re.compile("[\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]")
 
 
 def texts(s: Subject) -> Iterator[Finding]:
-    """AP801 and AP804 for every text and key of the manifest, AP802-AP803 for the names of repositories."""
+    """AP801 and AP804 for every string and key of the manifest, AP802-AP803 for repository names."""
     manifest, whole = s.pack.manifest, s.pack.manifest.to_json()
     faulty = {text for text in s.budget.over(texts_in(whole), _TEXTS) if any(_faults(text))}
     for place, value in s.budget.over(walk(whole), _TEXTS) if faulty else ():
@@ -78,7 +78,7 @@ def texts(s: Subject) -> Iterator[Finding]:
 
 
 def _faults(text: str) -> Iterator[tuple[CheckRule, str]]:
-    """What is wrong with one text."""
+    """Yields what is wrong with one string."""
     if _HIDING.search(text):
         yield BIDI, "the text holds invisible or reversing characters"
     for address in addresses(text) if ":" in text else ():
@@ -87,8 +87,7 @@ def _faults(text: str) -> Iterator[tuple[CheckRule, str]]:
 
 
 def addresses(text: str) -> Iterator[str]:
-    """The addresses in a text, up to a blank, a quote or a bracket; each letter is looked at a few times at
-    most.
+    """Yields the addresses in a text, each up to a blank, a quote or a bracket, in linear time.
 
     Example:
         >>> list(addresses("see (https://example.org/x) or javascript:alert(1), a.b.c"))
@@ -112,7 +111,7 @@ def addresses(text: str) -> Iterator[str]:
 
 
 def unsafe(address: str) -> str | None:
-    """What is wrong with an address, or None; it is never followed.
+    """Returns what is wrong with an address, or None; the address is never opened.
 
     Example:
         >>> unsafe("https://example.org/x"), unsafe("http://example.org"), unsafe("https://127.1/")
@@ -148,7 +147,7 @@ def _local(host: str) -> bool:
 
 
 def looks_like(owner: str) -> str | None:
-    """The well-known owner that ``owner`` could be taken for, or None.
+    """Returns the well-known owner that ``owner`` could be mistaken for, or None.
 
     Example:
         >>> looks_like("meta-1lama"), looks_like("meta-llama"), looks_like("acme")
@@ -165,7 +164,7 @@ def looks_like(owner: str) -> str | None:
 
 
 def _one_apart(first: str, second: str) -> bool:
-    """Whether one insertion, deletion, substitution or swap of neighbours leads from one text to the
+    """Whether one insertion, deletion, substitution or swap of neighbouring letters turns one text into the
     other.
     """
     if abs(len(first) - len(second)) > 1:

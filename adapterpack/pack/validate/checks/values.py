@@ -1,5 +1,5 @@
-"""Checks the numbers of tensors: finite, not all zero, neither so small nor so large that they are lost.
-AP301-AP304.
+"""Checks the values of tensors: finite, not all zero, and within the range of the formats they will be used
+in. AP301-AP304.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _FUSED = "the size of the fused changes"
 
 
 def finite(s: Subject) -> Iterator[Finding]:
-    """AP301-AP303, a block of a million values at a time."""
+    """AP301-AP303, in blocks of a million values."""
     zero = set()
     for name, info in s.file.tensors.items():
         value = s.file.read(name).reshape(-1)
@@ -79,12 +79,12 @@ def finite(s: Subject) -> Iterator[Finding]:
 
 
 def largest(value: np.ndarray) -> float:
-    """The largest magnitude in an array that is not empty."""
+    """Returns the largest magnitude in a non-empty array."""
     return max(abs(float(value.max())), abs(float(value.min())))
 
 
 def fused(s: Subject) -> Iterator[Finding]:
-    """AP304: by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of
+    """AP304, by the Cauchy-Schwarz bound ``|scale| * max_i |up_i| * max_j |down_j|`` on the entries of
     ``scale * up @ down``.
     """
     coded = quantized_numbers(s.pack.manifest)
@@ -115,8 +115,8 @@ def fused(s: Subject) -> Iterator[Finding]:
 
 
 def _norm(value: np.ndarray, axis: int, budget: Budget) -> float:
-    """The largest Euclidean norm along an axis of a matrix, without overflow on the way; some rows at a
-    time.
+    """Returns the largest Euclidean norm along an axis of a matrix, without intermediate overflow and a block
+    of rows at a time.
     """
     top = largest(value)
     if top == 0 or not math.isfinite(top):
