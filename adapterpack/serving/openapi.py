@@ -1,6 +1,4 @@
-"""The OpenAPI document of the routes: its schemas are those of the structs that parse requests and write
-answers.
-"""
+"""Generates the OpenAPI document of the routes, from the structs that parse requests and write responses."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _PLACE = "#/components/schemas/{name}"
 
 
 def document(routes: Sequence[RouteSpec]) -> dict[str, Any]:
-    """OpenAPI 3.1 of these routes."""
+    """Returns the OpenAPI 3.1 document of these routes."""
     structs = [
         kind
         for route in routes
@@ -74,9 +72,7 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _event(data: list[Any]) -> dict[str, Any]:
-    """The schema of one event of a stream, whose data are JSON of one of these schemas, or the mark of the
-    end.
-    """
+    """Returns the schema of a stream's events: JSON of one of these schemas, or the mark of the end."""
     written = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"anyOf": data}}
     return {
         "type": "object",

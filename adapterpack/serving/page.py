@@ -1,6 +1,6 @@
-"""The page at ``/`` for people: plain files without a build step, which load nothing from elsewhere.
+"""The web page at ``/``: static files without a build step, which load nothing from other hosts.
 
-They are read once and looked up by name: no path is made of what a request says.
+The files are read once and looked up by name, so no request can form a path.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ HEADERS: Mapping[str, str] = {
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-cache",
 }
-"""Of every file: it loads and asks this server alone, no text becomes markup or script, and no other page may
-frame it.
+"""Headers of every file: the page may load from and call this server only, cannot turn text into markup or
+script, and cannot be framed.
 """
 INDEX = "index.html"
 COLOURS = "colours.css"
@@ -42,7 +42,7 @@ _TYPES = {
 
 
 class PageFile(NamedTuple):
-    """A file's bytes and media type."""
+    """The bytes and media type of a file."""
 
     data: bytes
     type: str
@@ -50,19 +50,19 @@ class PageFile(NamedTuple):
 
 @cache
 def page_files() -> Mapping[str, PageFile]:
-    """The files by name."""
+    """Returns the files by name."""
     data = {path.name: path.read_bytes() for path in resource("web/page").iterdir()}
     data[COLOURS] = style_sheet().encode()
     return {name: PageFile(content, _TYPES[Path(name).suffix]) for name, content in data.items()}
 
 
 async def index(context: RequestContext) -> Response:
-    """``GET /``."""
+    """``GET /``: returns the page."""
     return _response(INDEX)
 
 
 async def file(context: RequestContext) -> Response:
-    """``GET /page/NAME``.
+    """``GET /page/NAME``: returns a file of the page.
 
     Raises:
         HTTPError: there is no such file.
@@ -74,7 +74,7 @@ PAGES: tuple[RouteSpec, ...] = (
     RouteSpec("GET", "/", index, "open", "the page"),
     RouteSpec("GET", "/page/{name}", file, "open", "a file of the page"),
 )
-"""The page's routes, which are for browsers: no document of the routes lists them."""
+"""The page's routes. They are for browsers, so the OpenAPI document does not list them."""
 
 
 def _response(name: str) -> Response:

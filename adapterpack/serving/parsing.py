@@ -1,4 +1,4 @@
-"""The body of a request as the struct of its route, or a refusal that names the field at fault."""
+"""Parses the body of a request into the struct of its route; errors name the field at fault."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from .tenants.limits import ServerLimits
 T = TypeVar("T", bound=StrictStruct)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
 _LARGEST = 1 << 64
-"""Of an integer: seeds have 64 bits."""
+"""The bound of integers: seeds have 64 bits."""
 
 
 async def body(request: Request, kind: type[T], limits: ServerLimits) -> T:
-    """The struct in the body of a request.
+    """Reads and parses the body of a request.
 
     Raises:
-        HTTPError: it is no JSON object (400), too large (413), too slow (408), something else by its type
-            (415), or does not fit (400).
+        HTTPError: the body is no JSON object or does not fit the struct (400), too slow (408), too large
+            (413), or of another media type (415).
     """
     kind_of_body = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind_of_body != "application/json":
@@ -39,10 +39,10 @@ async def body(request: Request, kind: type[T], limits: ServerLimits) -> T:
 
 
 def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
-    """The struct that some bytes of JSON are.
+    """Parses JSON bytes into a struct.
 
     Raises:
-        HTTPError: they are none.
+        HTTPError: the bytes are no JSON object, or do not fit the struct.
     """
     try:
         value = strict_json.loads(data, None, limits.body_bytes, _LARGEST, limits.depth)

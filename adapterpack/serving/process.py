@@ -1,6 +1,4 @@
-"""The loop of a server, from its first request to its last: signals, the drain, and the watchdog of the
-engine's steps.
-"""
+"""Runs the event loop of a server: signals, graceful shutdown, and the watchdog of the engine's steps."""
 
 from __future__ import annotations
 
@@ -43,16 +41,16 @@ from .tenants.limits import ServerLimits
 from .tenants.quotas import Quotas
 
 _LAST_SECONDS = 5
-"""That answers have to be sent once their rows have ended."""
+"""Seconds for sending answers whose rows have ended, at shutdown."""
 _IDLE_SECONDS = 15
-"""For which a connection is kept without a request. Clients on httpx, such as OpenAI's, keep one for 5 s:
-with the same number here some of their requests would meet its end.
+"""Seconds for which an idle connection is kept. Clients on httpx, such as OpenAI's, keep one for 5 s; with an
+equal timeout some of their requests would hit a closing connection.
 """
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 class OperatorAddress(NamedTuple):
-    """Where an operator may ask, with which key, and whether over TLS."""
+    """The operator's socket, its key, and its TLS context if it uses TLS."""
 
     listening: socket.socket
     keys: Keys
@@ -61,8 +59,8 @@ class OperatorAddress(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """A server before its loop begins. ``tls`` is None where it speaks in the clear; ``watch`` looks at the
-    places of adapters every ``watch_seconds``. ``pages`` are for people.
+    """The parts of a server before its loop starts. ``tls`` is None for plain HTTP; ``watch`` checks the
+    places of adapters every ``watch_seconds``; ``pages`` are the routes of the web page.
     """
 
     engine: Engine
@@ -83,7 +81,7 @@ class Setup:
 def run(
     setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C, and then until the answers that were begun have ended.
+    """Serves until SIGTERM or Ctrl-C, and then finishes the answers that have begun.
 
     Raises:
         KeyboardInterrupt: it was Ctrl-C.
@@ -114,7 +112,7 @@ async def _run(
 
 
 def build_server(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
-    """What the routes of a server share, and its application."""
+    """Builds the state that a server's routes share, and its application."""
     quotas, limits = Quotas(), setup.limits
     setup.metrics.add_quotas(quotas)
     unread = "For how long the file of keys could not be read."
@@ -139,7 +137,7 @@ def build_server(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
 
 @asynccontextmanager
 async def _serve_operator(state: State, operator: OperatorAddress | None) -> AsyncIterator[None]:
-    """While the block lasts, an operator may ask at an address of their own."""
+    """Serves the operator's routes at their own address while the block lasts."""
     if operator is None:
         yield
         return
@@ -156,7 +154,9 @@ async def _serve_operator(state: State, operator: OperatorAddress | None) -> Asy
 
 
 def config_of(app: Any, limits: ServerLimits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
-    """How uvicorn serves an application: with deadlines and bounds, and without a log of requests."""
+    """Returns uvicorn's configuration for an application: with deadlines and limits, without an
+    access log.
+    """
     config = uvicorn.Config(
         DrainBodyOnError(app),
         http=Protocol,
@@ -174,7 +174,7 @@ def config_of(app: Any, limits: ServerLimits, tls: ssl.SSLContext | None = None)
 
 
 async def _look(watch: FolderWatcher, seconds: float) -> None:
-    """Looks at the folders of adapters again and again, on another thread, as packs are read there."""
+    """Checks the places of adapters periodically, on another thread, since that reads packs."""
     while True:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(watch.look)
@@ -194,9 +194,7 @@ def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> N
 
 
 async def _watch(state: State) -> None:
-    """Writes down when a step of the engine is stuck, once for each, and when the file of keys cannot be
-    read.
-    """
+    """Logs each engine step that is stuck, once, and reloads the file of keys."""
     stuck_since = 0.0
     while True:
         await asyncio.sleep(min(1.0, state.limits.stuck_seconds / 4))
@@ -208,18 +206,18 @@ async def _watch(state: State) -> None:
 
 
 class _Bounded(uvicorn.Server):  # type: ignore[misc]
-    """uvicorn's server, whose end no client can put off."""
+    """A uvicorn server whose shutdown no client can delay."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Takes no more requests; clients have some seconds to read the rest of their answers."""
+        """Stops taking requests; clients get a few seconds to read the rest of their answers."""
         last = asyncio.get_running_loop().call_later(_LAST_SECONDS, self.break_off)
         await super().shutdown(sockets)
         last.cancel()
         self.break_off()
 
     def break_off(self) -> None:
-        """Ends all connections, and what works for them. That is no error of theirs: uvicorn logs one of
-        each whose client is there.
+        """Closes all connections and cancels their tasks. ``force_exit`` keeps uvicorn from logging an error
+        for each.
         """
         self.force_exit = True
         for connection in list(self.server_state.connections):
@@ -229,17 +227,17 @@ class _Bounded(uvicorn.Server):  # type: ignore[misc]
 
 
 class SecondServer(_Bounded):
-    """A server that leaves signals to another one."""
+    """A server that leaves signals to the main one."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Does nothing."""
+        """Does nothing, since the main server handles signals."""
         yield
 
 
 class Server(_Bounded):
-    """A server that on the first signal lets nobody in any more and ends after the last answer; on the
-    second at once.
+    """A server that drains on the first signal: it takes no new requests and ends after the last answer. On
+    the second signal it ends at once.
     """
 
     def __init__(self, config: uvicorn.Config, state: State, ready: Callable[[], None]) -> None:
@@ -249,12 +247,12 @@ class Server(_Bounded):
         self.interrupted = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begins to take requests."""
+        """Starts to take requests."""
         await super().startup(sockets)
         self._ready()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal to end."""
+        """Handles a signal to stop."""
         self.interrupted |= sig == signal.SIGINT
         if self._state.admission.draining:
             self.should_exit = self.force_exit = self._state.engine.given_up = True
@@ -267,7 +265,7 @@ class Server(_Bounded):
         self._draining = asyncio.create_task(self._drain())
 
     async def _drain(self) -> None:
-        """Waits for the answers that were begun; those that take too long are broken off."""
+        """Waits for answers that have begun, up to the limit, and cancels the rest."""
         until = time.monotonic() + self._state.limits.drain_seconds
         while self._state.admission.rows and time.monotonic() < until:
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""What a route is: who may ask what, and by which struct."""
+"""Defines a route: its method and path, who may use it, and its structs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Handler = Callable[[RequestContext], Awaitable[Response]]
 
 
 class RouteSpec(NamedTuple):
-    """A method at a path, who may ask (anybody, who has a key, an admin), and the structs of the body and of
-    the answer.
+    """A method at a path, who may use it (anyone, holders of a key, or admins), and the structs of its body
+    and response.
 
-    ``event`` is the struct of the events that it may answer by; ``errors`` is how errors are written;
-    ``example`` are a body's fields besides ``model``, for who wants to try the server. What is answered by a
-    ``quiet`` route is not written down, errors aside.
+    ``event`` is the struct of stream events; ``errors`` is the form of errors; ``example`` are fields of a
+    body, besides ``model``, with which to try the route. Successful requests to a ``quiet`` route are not
+    logged.
     """
 
     method: str
@@ -39,15 +39,15 @@ class RouteSpec(NamedTuple):
 
 
 def require_access(route: RouteSpec, key: Key) -> None:
-    """Lets by who may ask for what concerns all keys.
+    """Checks that a key may use a route for admins.
 
     Raises:
-        HTTPError: a key that is not an admin's.
+        HTTPError: the route is for admins, and the key is not an admin's.
     """
     if route.access == "admin" and not key.admin:
         raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A response with a value, such as a struct, as JSON."""
+    """Makes a JSON response of a value, such as a struct."""
     return Response(msgspec.json.encode(value), status, headers, "application/json")

@@ -1,5 +1,5 @@
-"""What a client can ask of every server, and the table of all routes, from which application and OpenAPI
-document are made.
+"""The routes that every server has, and the table of all routes for the application and the OpenAPI
+document.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .state import RequestContext, State
 
 
 async def health(context: RequestContext) -> Response:
-    """Whether the process works: 503 where a step of the engine is stuck, or its thread has ended;
-    ``degraded`` where the file of keys cannot be read.
+    """``GET /health``: 503 if an engine step is stuck or the engine's thread has ended; ``degraded`` if the
+    file of keys cannot be read.
     """
     stuck = context.state.engine.stuck(context.state.limits.stuck_seconds)
     if context.state.engine.failure is not None:
@@ -33,9 +33,7 @@ async def health(context: RequestContext) -> Response:
 
 
 async def ready(context: RequestContext) -> Response:
-    """Whether it takes requests: 503 once it is about to end, or could not read the file of keys for too
-    long.
-    """
+    """``GET /ready``: 503 if the server is shutting down, or could not read the file of keys for too long."""
     well = (
         context.state.engine.failure is None
         and not context.state.admission.draining
@@ -45,24 +43,24 @@ async def ready(context: RequestContext) -> Response:
 
 
 async def version(context: RequestContext) -> Response:
-    """The version of adapterpack."""
+    """``GET /version``: returns the version of adapterpack."""
     return json_response({"version": VERSION})
 
 
 async def metrics(context: RequestContext) -> Response:
-    """All series in Prometheus's text form."""
+    """``GET /metrics``: returns all metrics in Prometheus's text format."""
     return Response(context.state.metrics.text(), media_type=TEXT_TYPE)
 
 
 async def models(context: RequestContext) -> Response:
-    """The base and the adapters that the key may name."""
+    """``GET /v1/models``: lists the base and the adapters that the key may name."""
     return json_response(
         ModelList([_card(context.state, model) for model in context.state.catalogue.visible(context.key)])
     )
 
 
 async def model(context: RequestContext) -> Response:
-    """One of them."""
+    """``GET /v1/models/{model}``: describes one model."""
     return json_response(
         _card(
             context.state,
@@ -83,7 +81,7 @@ ROUTES: tuple[RouteSpec, ...] = (
 
 
 def table(more: Iterable[RouteSpec]) -> tuple[RouteSpec, ...]:
-    """These, ``more``, and the document of all of them."""
+    """Returns these routes, ``more``, and the route of the OpenAPI document of all of them."""
 
     async def openapi(context: RequestContext) -> Response:
         return json_response(document(routes))

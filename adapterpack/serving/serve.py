@@ -1,4 +1,4 @@
-"""Runs a server as a process at an address: opens the bundle, loads adapters, and ends on SIGTERM after the
+"""Runs a server as a process: opens the bundle, loads adapters, listens, and shuts down on SIGTERM after the
 last answer.
 """
 
@@ -36,7 +36,7 @@ _LOG = logging.getLogger("adapterpack.serving")
 
 class Serving(NamedTuple):
     """A server that takes requests: its address, the base's name, the digests of adapters by name, the
-    operator's address, and by path the body of a request to try it with.
+    operator's address, and example bodies by path.
     """
 
     address: str
@@ -99,10 +99,10 @@ def serve(
 
     Raises:
         Unsupported: no engine runs the bundle, or no route answers its task.
-        ConfigError: others could ask without a key; a file of keys or a certificate that is none; two
-            adapters of one name; no folder to watch; an option that means nothing here.
+        ConfigError: others could use the server without a key; a file of keys or a certificate is invalid;
+            two adapters have one name; there is no folder to watch; or an option does not apply.
         BaseMismatch: an adapter belongs to another base.
-        TrustError: an adapter has not the signature that it needs.
+        TrustError: an adapter lacks a required signature.
         StorageError: a file or the address cannot be used.
         MissingExtra: the extra ``serve`` is not installed, or with ``traces`` the extra ``otel``.
     """
@@ -185,10 +185,10 @@ def serve(
 
 
 def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> Keys | None:
-    """The operator's key.
+    """Reads the operator's key.
 
     Raises:
-        ConfigError: an address without a key, or a key without an address.
+        ConfigError: there is an address without a key, or a key without an address.
     """
     if (admin is None) != (key_file is None):
         raise ConfigError(
@@ -198,7 +198,7 @@ def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> K
 
 
 def _require_keys(host: str, known: bool, insecure: bool) -> None:
-    """Checks that others cannot ask without a key.
+    """Checks that other machines cannot use the server without a key.
 
     Raises:
         ConfigError: they could.

@@ -1,4 +1,4 @@
-"""What the routes of a server share."""
+"""The state that the routes of a server share, and the context of a request."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ T = TypeVar("T", bound=StrictStruct)
 
 @dataclass(frozen=True)
 class State:
-    """One server: its engine and models, who may ask, and what it counts and writes down.
+    """The state of one server: its engine and models, its keys and limits, and its metrics and logs.
 
-    ``ended`` are those who hear of each request that has ended: metrics, audit, traces. ``hosts`` are the
-    names by which browsers may call it, where there are no keys; None for any.
+    ``ended`` are called for each request that has ended: metrics, audit log, traces. Without keys, ``hosts``
+    are the names in the Host header that requests may use, against DNS rebinding; None permits any.
     """
 
     engine: EngineThread
@@ -46,7 +46,7 @@ class State:
 
 
 class RequestContext(NamedTuple):
-    """A request, the server that it came to, whose it is, and what is recorded of it."""
+    """A request with the server's state, its key, and its record."""
 
     state: State
     request: Request
@@ -54,9 +54,9 @@ class RequestContext(NamedTuple):
     record: Record
 
     async def read_body(self, kind: type[T]) -> T:
-        """The struct in the body.
+        """Parses the body into a struct.
 
         Raises:
-            HTTPError: as :func:`.parsing.body`.
+            HTTPError: see :func:`.parsing.body`.
         """
         return await parsing.body(self.request, kind, self.state.limits)

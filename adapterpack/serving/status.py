@@ -1,8 +1,8 @@
-"""``/v1/status``: what a key may see of a server. It sees its own figures and the adapters that it may name;
-an operator's key sees all.
+"""``/v1/status``: what a key may see of a server: its own traffic and its adapters, or everything with an
+operator's key.
 
-How much of a prompt was known already, and which adapters are in memory, depends on what others asked: only
-operators see it.
+Only operators see how much of prompts was cached and which adapters are in memory, because both reveal what
+others asked.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .tenants.keys import EVERYBODY, Key
 
 
 class Facts(msgspec.Struct, frozen=True):
-    """A pack: its method, the smallest and the largest rank of its sites, how many sites there are, in which
+    """A summary of a pack: its method, the smallest and largest rank of its sites, the number of sites, their
     modules, and its bytes.
     """
 
@@ -41,16 +41,16 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
-    """A server, and the traffic of the key that asks, or of all keys where an operator does.
+    """The state of a server, and the traffic of the key, or of all keys for an operator.
 
     Attributes:
-        of: whose traffic it is: the key's, or that of all.
+        of: whose traffic it is: that of the key, or of all keys.
         key: the name of the key.
-        time: seconds of the server's clock, for rates.
+        time: seconds of the server's monotonic clock, for computing rates.
         waiting: answers that wait for the engine.
-        running: answers that it is working on.
-        wait: to the first token, or to the result, in the last five minutes; null: there was no request.
-        engine: further figures of the metrics, by their names; an operator alone has them.
+        running: answers that it is generating.
+        wait: times to the first token or result in the last five minutes; null if there was no request.
+        engine: further metrics by name, for operators only.
     """
 
     version: str
@@ -66,11 +66,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """A model: the base (``adapter`` is null), or an adapter on it with its generation, the time it was
-    loaded, and its pack.
+    """A model: the base (``adapter`` is null), or an adapter with its generation, load time and pack.
 
-    ``headless``: nobody has trained the head that its answers need. ``resident`` says whether its values are
-    in memory; an operator alone sees that.
+    ``headless`` says that the head which its answers need was never trained. ``resident`` says whether its
+    values are in memory, for operators only.
     """
 
     name: str
@@ -84,7 +83,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelStatusList(msgspec.Struct, frozen=True):
-    """The base and the adapters that the key may name; to an operator all, and the packs that were
+    """The base and the adapters that the key may name; for an operator all of them, and the packs that were
     refused.
     """
 
@@ -93,14 +92,14 @@ class ModelStatusList(msgspec.Struct, frozen=True):
 
 
 class StatusRoutes:
-    """The routes of one server."""
+    """The status routes of one server."""
 
     def __init__(self) -> None:
         self._facts: dict[str, Facts] = {}
-        """Digest -> the facts of a pack, which are looked up once."""
+        """Digest -> the summary of a pack, computed once."""
 
     async def status(self, context: RequestContext) -> Response:
-        """``GET /v1/status``."""
+        """``GET /v1/status``: returns the traffic of the key, or of all keys."""
         tally = _tally(context.state, context.key)
         return json_response(
             Status(
@@ -120,8 +119,8 @@ class StatusRoutes:
         )
 
     async def models(self, context: RequestContext) -> Response:
-        """``GET /v1/status/models``. Looking at a thousand packs for the first time takes a moment, which no
-        other answer waits for.
+        """``GET /v1/status/models``: lists models with their packs and traffic. Summarizing a thousand packs
+        for the first time takes a moment, so it runs on another thread.
         """
         models = await asyncio.to_thread(
             self._models, context.state, context.key, _tally(context.state, context.key)
@@ -176,7 +175,7 @@ class StatusRoutes:
         )
 
     def table(self) -> tuple[RouteSpec, ...]:
-        """The routes. Whoever looks again and again fills no audit."""
+        """Returns the routes. They are quiet, so that polling does not fill the audit log."""
         return (
             RouteSpec(
                 "GET",
@@ -206,7 +205,7 @@ def _tally(state: State, key: Key) -> Tally:
 
 
 def _refusal_card(refusal: Refusal) -> RefusalCard:
-    """A refusal that does not say where on this machine the places are."""
+    """Returns a refusal without paths of this machine."""
     message = refusal.message.replace(str(refusal.place), refusal.place.name)
     return RefusalCard(refusal.place.name, refusal.reason, message, time_of(refusal.time))
 

@@ -1,6 +1,7 @@
-"""What Prometheus reads of a server: counters by adapter, times, and what is in memory.
+"""Prometheus metrics of a server: counters by adapter, latencies, and resident memory.
 
-The names of adapters are the engine's own: what a request makes up never becomes a series.
+Label values are names of adapters in the engine. Names that requests make up never become series, since
+clients could otherwise create any number of them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from ..tenants.quotas import Quotas
 from .audit import Record
 
 MOST_ADAPTERS = 100
-"""Adapters with series of their own; further ones are counted together."""
+"""The most adapters with series of their own; further ones share ``OTHERS``."""
 MOST_QUOTAS = 1000
-"""Quotas of keys with series of their own: those of which most is used."""
+"""The most quotas with series of their own: those with the highest use."""
 TEXT_TYPE = "text/plain; version=0.0.4"
-"""Of series in Prometheus's text form."""
+"""The media type of Prometheus's text format."""
 OTHERS = "(others)"
 BASE = "(base)"
 MIXED = "(mixed)"
@@ -28,7 +29,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 
 
 class Figure(NamedTuple):
-    """A number that is looked up whenever it is read."""
+    """A gauge whose value is looked up whenever it is scraped."""
 
     name: str
     what: str
@@ -36,7 +37,7 @@ class Figure(NamedTuple):
 
 
 class Metrics:
-    """The series of one server. ``figures`` are those that are looked up."""
+    """The metrics of one server. ``figures`` are its gauges."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -61,26 +62,24 @@ class Metrics:
         self._steps = self._histogram("engine_step_seconds", "Steps of the engine.")
 
     def add(self, figure: Figure) -> None:
-        """Adds a number."""
+        """Adds a gauge."""
         self.figures.append(figure)
         Gauge(f"adapterpack_{figure.name}", figure.what, registry=self._registry).set_function(figure.value)
 
     def add_quotas(self, quotas: Quotas) -> None:
-        """Adds what keys have used of their quotas."""
+        """Adds gauges for the quotas of keys."""
         self._registry.register(_QuotaSeries(quotas))
 
     def record_step(self, seconds: float, tokens: int) -> None:
-        """The engine has taken a step."""
+        """Records the duration of an engine step."""
         self._steps.observe(seconds)
 
     def adapter_changed(self, change: str, reason: str) -> None:
-        """An adapter was loaded or unloaded, or one was refused for a reason, which is the code of an
-        error.
-        """
+        """Counts a change of an adapter; ``reason`` is the error's code if it was refused."""
         self._changes.labels(change, reason).inc()
 
     def record(self, record: Record) -> None:
-        """A request has ended."""
+        """Records a request that has ended."""
         if record.rows == 0:
             if record.status >= 400:
                 self._refused.labels(record.outcome).inc()
@@ -97,7 +96,7 @@ class Metrics:
                 self._each.observe((record.last - record.first) / more)
 
     def text(self) -> bytes:
-        """All series in Prometheus's text form."""
+        """Returns all metrics in Prometheus's text format."""
         text: bytes = generate_latest(self._registry)
         return text
 
@@ -116,13 +115,13 @@ class Metrics:
 
 
 class _QuotaSeries(Collector):
-    """What keys have used of their quotas, looked up whenever it is read."""
+    """Collects the quotas of keys at every scrape."""
 
     def __init__(self, quotas: Quotas) -> None:
         self._quotas = quotas
 
     def collect(self) -> Iterator[Metric]:
-        """The series of the quotas of which most is used."""
+        """Yields the series of the quotas with the highest use."""
         labels = ("key", "quota")
         limit = GaugeMetricFamily("adapterpack_quota_limit", "What a key may have.", labels=labels)
         used = GaugeMetricFamily("adapterpack_quota_used", "What a key has used of it.", labels=labels)

@@ -1,7 +1,7 @@
-"""One OpenTelemetry span a request: who asked, what answered, how many tokens and how long it took. Never
-what was said.
+"""OpenTelemetry traces: one span for each request, with its key, adapter, token counts and times. Never
+contains prompts or answers.
 
-Where they go, and which of them, say the standard variables ``OTEL_*``. Needs the extra ``otel``.
+The standard variables ``OTEL_*`` configure destination and sampling. Needs the extra ``otel``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .audit import Record
 
 
 class Traces:
-    """Sends spans to a collector, by OTLP over HTTP, from a thread of its own."""
+    """Sends spans to a collector by OTLP over HTTP, from a thread of its own."""
 
     def __init__(self) -> None:
         self._provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
@@ -28,7 +28,7 @@ class Traces:
         self._tracer = self._provider.get_tracer("adapterpack", VERSION)
 
     def record(self, record: Record) -> None:
-        """A request has ended: its span belongs to the trace that its client named."""
+        """Sends the span of a request that has ended, as part of the trace that its client named."""
         clock = time.time_ns() - time.monotonic_ns()
 
         def at(seconds: float) -> int:
@@ -63,12 +63,12 @@ class Traces:
         span.end(at(time.monotonic()))
 
     def close(self) -> None:
-        """Sends what has not been sent."""
+        """Sends the remaining spans."""
         self._provider.shutdown()
 
 
 def _resource() -> Resource:
-    """What the variables say, and this package's name where they name no service."""
+    """Returns the resource from the variables, with this package's name if they name no service."""
     resource = Resource.create({SERVICE_VERSION: VERSION})
     unnamed = str(resource.attributes.get(SERVICE_NAME, "")).startswith("unknown_service")
     return resource.merge(Resource({SERVICE_NAME: "adapterpack"})) if unnamed else resource

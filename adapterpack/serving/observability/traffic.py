@@ -1,5 +1,5 @@
-"""What each key has had so far and what runs for it now, kept apart, so that no key can learn of another's;
-and the same of all keys.
+"""Counts the traffic of each key, and of all keys together. Each key sees only its own counts, so none can
+learn about another's traffic.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from ..scheduling.rows import RequestOutput, ScheduledRow
 from .audit import Record
 
 MOST_KEYS = 500
-"""Keys with figures of their own; the one that has been away longest begins anew."""
+"""The most keys with counts of their own; the counts of the least recently used key are dropped."""
 MOST_MODELS = 2000
-"""Models of a key with counts of their own."""
+"""The most models with counts of their own, for each key."""
 RECENT_SECONDS = 300.0
-"""How far back waiting times go."""
+"""The period over which waiting times are reported."""
 _MOST_WAITS = 400
 _Key = TypeVar("_Key")
 _T = TypeVar("_T")
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """The seconds from a request's arrival to its first token, or to its result, over the last five minutes:
-    how many requests, the middle one, and the one that 95 of 100 do not exceed.
+    """The seconds from a request's arrival to its first token or its result, over the last five minutes: the
+    number of requests, the median, and the 95th percentile.
     """
 
     requests: int
@@ -39,7 +39,7 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Counts(msgspec.Struct):
-    """Requests that were worked on, and the tokens of their prompts and answers."""
+    """The number of requests that were run, and the tokens of their prompts and answers."""
 
     requests: int = 0
     prompt_tokens: int = 0
@@ -48,14 +48,14 @@ class Counts(msgspec.Struct):
 
 @dataclass(eq=False)
 class _Work:
-    """A request whose rows are in."""
+    """A request whose rows are queued or running."""
 
     rows: Sequence[ScheduledRow]
     output: RequestOutput
 
 
 class Tally:
-    """The traffic of one key, or of all."""
+    """The traffic of one key, or of all keys."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -66,7 +66,7 @@ class Tally:
 
     @property
     def counts(self) -> Counts:
-        """All so far, tokens of answers that still run included."""
+        """All counts so far, including tokens of answers that are still being generated."""
         ended = self._ended
         return Counts(
             ended.requests,
@@ -76,37 +76,37 @@ class Tally:
 
     @property
     def running(self) -> int:
-        """Rows that the engine has."""
+        """The number of rows in the engine."""
         return sum(row.request is not None and not row.ended for work in self._work for row in work.rows)
 
     @property
     def waiting(self) -> int:
-        """Rows that it has not."""
+        """The number of rows that wait for the engine."""
         return sum(row.request is None and not row.ended for work in self._work for row in work.rows)
 
     @property
     def wait(self) -> Wait | None:
-        """How long requests waited lately; None where there were none."""
+        """The waiting times of recent requests, or None if there were none."""
         since = self._clock() - RECENT_SECONDS
         seconds = sorted(wait for at, wait in self._waits if at >= since)
         return Wait(len(seconds), _percentile(seconds, 50), _percentile(seconds, 95)) if seconds else None
 
     def of(self, adapter: str | None) -> Counts:
-        """What requests for an adapter, or for the base, have had; they count when they end."""
+        """Returns the counts of an adapter, or of the base. Requests count once they have ended."""
         return self._models.get(adapter, Counts())
 
     def begin(self, work: _Work, prompt_tokens: int) -> None:
-        """A request's rows are in."""
+        """Records that a request has begun."""
         self._work.add(work)
         self._ended.requests += 1
         self._ended.prompt_tokens += prompt_tokens
 
     def end(self, work: _Work, record: Record) -> None:
-        """They have ended."""
+        """Records that a request has ended."""
         self._work.discard(work)
         tokens = work.output.tokens
         self._ended.completion_tokens += tokens
-        if not record.mixed:  # what requests put together has no name that lasts
+        if not record.mixed:  # mixes have no lasting name
             counts = _recent(self._models, record.adapter, Counts, MOST_MODELS)
             counts.requests += 1
             counts.prompt_tokens += record.prompt_tokens
@@ -116,7 +116,7 @@ class Tally:
 
 
 class Traffic:
-    """The traffic of a server's keys, by their ids. All of it happens in the server's loop."""
+    """The traffic of all keys, by key id. Only the server's event loop uses it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -124,14 +124,14 @@ class Traffic:
         self.all = Tally(clock)
 
     def of(self, key: str) -> Tally:
-        """A key's own."""
+        """Returns the tally of a key."""
         return _recent(self._keys, key, lambda: Tally(self.clock), MOST_KEYS)
 
     @contextmanager
     def count(
         self, key: str, record: Record, rows: Sequence[ScheduledRow], output: RequestOutput
     ) -> Iterator[None]:
-        """A request's rows are in, for as long as the block lasts."""
+        """Counts a request's rows for as long as the block lasts."""
         work, tallies = _Work(rows, output), (self.of(key), self.all)
         for tally in tallies:
             tally.begin(work, record.prompt_tokens)
@@ -143,7 +143,9 @@ class Traffic:
 
 
 def _recent(values: OrderedDict[_Key, _T], key: _Key, make: Callable[[], _T], most: int) -> _T:
-    """The value of a key, which now is the most recent one; the oldest go where there are too many."""
+    """Returns the value of a key and marks it as the most recent; drops the oldest values if there are too
+    many.
+    """
     if key not in values:
         values[key] = make()
     values.move_to_end(key)
@@ -153,5 +155,5 @@ def _recent(values: OrderedDict[_Key, _T], key: _Key, make: Callable[[], _T], mo
 
 
 def _percentile(ordered: Sequence[float], percent: int) -> float:
-    """The smallest number that so many percent of them do not exceed."""
+    """Returns the smallest value that ``percent`` of 100 values do not exceed."""
     return ordered[math.ceil(len(ordered) * percent / 100) - 1]

@@ -1,1 +1,1 @@
-"""Rows that take one pass each: how a request gets their results, and results as tensors."""
+"""Requests to encoders, whose rows take one pass each: runs them, and converts results to tensors."""

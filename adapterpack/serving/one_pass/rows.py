@@ -1,5 +1,5 @@
-"""The rows of a request to an encoder: prepared in a thread, run in the engine's order, and answered once all
-have ended.
+"""Runs the rows of a request to an encoder: prepares them on a thread, queues them, and returns once all have
+ended.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ Given = str | Sequence[int] | Mapping[str, Any]
 
 
 def runs_task(engine: Engine, *names: str) -> bool:
-    """Whether rows of an engine take one pass, by one of these tasks."""
+    """Returns whether an engine is an encoder engine for one of these tasks."""
     return isinstance(engine, EncoderEngine) and engine.bundle.task.name in names
 
 
 def engine_of(state: State) -> EncoderEngine:
-    """The engine of a server whose routes are for such rows."""
+    """Returns the encoder engine of a server whose routes need one."""
     engine = state.engine.engine
     assert isinstance(engine, EncoderEngine)
     return engine
@@ -42,7 +42,8 @@ def engine_of(state: State) -> EncoderEngine:
 def find_model(
     context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
-    """The model that a request names, which is written down; see :meth:`.Catalogue.request_model`.
+    """Returns the model that a request names and records it; the arguments are those of
+    :meth:`.Catalogue.request_model`.
 
     Raises:
         HTTPError: there is none.
@@ -55,7 +56,7 @@ def find_model(
 def request_model(
     context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
 ) -> ServedModel:
-    """The model that a request for rows names; the request counts.
+    """Returns the model that a request names, and counts the request in the key's quotas.
 
     Raises:
         HTTPError: there is none, or the key has no request left.
@@ -65,10 +66,10 @@ def request_model(
 
 
 def labels_of(state: State, model: ServedModel) -> Sequence[str]:
-    """The labels of a model's head.
+    """Returns the labels of a model's head.
 
     Raises:
-        HTTPError: nobody has trained it.
+        HTTPError: the head was never trained.
     """
     labels = engine_of(state).bundle.head(model.pack).labels
     if labels is None:
@@ -87,10 +88,10 @@ async def results(
     options: Mapping[str, Any] | None = None,
     priority: int | None = None,
 ) -> list[Mapping[str, Any]]:
-    """What the task says of each row; ``param`` is the field that they come from.
+    """Runs rows and returns the task's result for each; errors name ``param``, the field that holds them.
 
     Raises:
-        HTTPError: there are too many rows, or one is none of this task; the server is busy; time is over.
+        HTTPError: there are too many rows, a row does not fit the task, the server is busy, or time is over.
     """
     engine = engine_of(context.state)
     if len(rows) > context.state.limits.inputs:
@@ -98,7 +99,7 @@ async def results(
             400, "invalid_request", f"a request may have {context.state.limits.inputs} inputs", param=param
         )
     with ExitStack() as stack:
-        # rows of one pass take the room of one answer
+        # as many rows as one pass runs count as one answer
         stack.enter_context(context.state.admission.admit(context.key, -(-len(rows) // engine.rows_a_turn)))
         prepared = await asyncio.to_thread(_prepare, engine, rows, options or {}, param)
         output = RequestOutput(len(rows))

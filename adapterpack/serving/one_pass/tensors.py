@@ -1,4 +1,4 @@
-"""Results of rows as tensors: for each task the columns that its results become."""
+"""Converts results of rows to tensors: the output columns of each task."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Labels = Sequence[str] | None
 
 
 class Column(NamedTuple):
-    """One tensor: ``values`` makes it of the results of all rows, as lists in lists; ``extents`` are its
-    shape, -1 where rows decide it.
+    """One tensor: ``values`` extracts it from the results of all rows, as nested lists; ``extents`` returns
+    its shape, with -1 for lengths that depend on the rows.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Column(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The tensors of a task, and whether a row of it may have two texts."""
+    """The tensors of a task, and whether its rows may be pairs of texts."""
 
     columns: tuple[Column, ...]
     pairs: bool = False
@@ -86,13 +86,13 @@ OUTPUTS: dict[str, Outputs] = {
         )
     ),
 }
-"""Task -> its tensors. ``labels`` are the names of the columns of ``scores``. Of token classification each
-tensor has one value a token of all rows, with the place of its ``row`` and of its characters there.
+"""Task -> its tensors. ``labels`` names the columns of ``scores``. For token classification each tensor has
+one value for each token of all rows, with the index of its ``row`` and its character range.
 """
 
 
 def extents_of(values: Sequence[Any]) -> list[int]:
-    """The shape of lists in lists.
+    """Returns the shape of nested lists.
 
     Example:
         >>> extents_of([[1.0, 2.0]]), extents_of([])
@@ -103,7 +103,7 @@ def extents_of(values: Sequence[Any]) -> list[int]:
 
 
 def flat(values: Sequence[Any]) -> list[Any]:
-    """The values of lists in lists, row by row.
+    """Flattens nested lists in row-major order.
 
     Example:
         >>> flat([[1, 2], [3, 4]])

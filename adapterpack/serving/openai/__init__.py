@@ -1,1 +1,3 @@
-"""OpenAI's API as structs: requests, answers, streams, errors."""
+"""OpenAI's API: the structs of requests, responses, streams and errors, and their conversion to and from the
+engine.
+"""

@@ -1,7 +1,7 @@
-"""The answers of OpenAI's routes: the structs that become their JSON, and that the OpenAPI document shows.
+"""The responses of OpenAI's routes, as structs that define both their JSON and the OpenAPI document.
 
-``system_fingerprint`` is the digest of what answered: that of the adapter's pack, or of the bundle for the
-base. ``adapterpack`` says the same with names.
+``system_fingerprint`` is the digest of what answered: the adapter's pack, or the bundle for the base.
+``adapterpack`` has the same with names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 
 class Usage(msgspec.Struct, frozen=True):
-    """Counts of tokens."""
+    """The token counts of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -21,19 +21,19 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class PassUsage(msgspec.Struct, frozen=True):
-    """Counts of tokens where nothing but inputs has some."""
+    """The token counts of a request that generates none."""
 
     prompt_tokens: int
     total_tokens: int
 
     @classmethod
     def of(cls, tokens: int) -> PassUsage:
-        """Of so many tokens."""
+        """Makes the usage of a prompt of so many tokens."""
         return cls(tokens, tokens)
 
 
 class Share(msgspec.Struct, frozen=True):
-    """One of several adapters whose changes were added, and its weight."""
+    """One of several adapters whose changes were added, with its weight."""
 
     name: str
     digest: str
@@ -41,9 +41,9 @@ class Share(msgspec.Struct, frozen=True):
 
 
 class Provenance(msgspec.Struct, frozen=True):
-    """What answered: the adapter's name (null: none) and digest, and the base. ``digest`` is the bundle's
-    where there is no adapter. Of several ``adapter`` and ``digest`` have all of them with their weights, as
-    ``adapters`` lists them. ``warnings`` say what the client should know of the answer.
+    """What answered: the adapter's name (null: none) and digest, and the base. Without an adapter ``digest``
+    is the bundle's. For several adapters ``adapter`` and ``digest`` join all of them with their weights, and
+    ``adapters`` lists them. ``warnings`` are notes on the answer for the client.
     """
 
     adapter: str | None
@@ -62,7 +62,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
 
 
 class TokenLogprob(msgspec.Struct, frozen=True):
-    """A token of the answer, with the likeliest in its place."""
+    """A token of the answer, with the most likely tokens at its position."""
 
     token: str
     logprob: float
@@ -71,14 +71,14 @@ class TokenLogprob(msgspec.Struct, frozen=True):
 
 
 class ChatLogprobs(msgspec.Struct, frozen=True):
-    """The tokens of a message."""
+    """The tokens of a message with their log-probabilities."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
 class FunctionCall(msgspec.Struct, frozen=True):
-    """What is called; ``arguments`` is JSON."""
+    """The function that a tool call names; ``arguments`` is a JSON text."""
 
     name: str
     arguments: str
@@ -93,14 +93,14 @@ class ToolCall(msgspec.Struct, frozen=True):
 
 
 class FunctionDelta(msgspec.Struct, frozen=True):
-    """What a chunk adds to a call: first its name, then its arguments piece by piece."""
+    """A piece of a call in a stream: first its name, then its arguments piece by piece."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
 class ToolCallDelta(msgspec.Struct, frozen=True):
-    """What a chunk adds to call number ``index``; the first one has its id."""
+    """A piece of call number ``index`` in a stream; the first piece has the call's id."""
 
     index: int
     function: FunctionDelta
@@ -109,7 +109,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
 
 
 class AnswerMessage(msgspec.Struct, frozen=True):
-    """The message that answers a conversation; without text where it only calls tools."""
+    """The message that answers a conversation. It has no text if it only calls tools."""
 
     role: Literal["assistant"]
     content: str | None
@@ -118,7 +118,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
 
 
 class ChatChoice(msgspec.Struct, frozen=True):
-    """One of the answers."""
+    """One of the answers to a request."""
 
     index: int
     message: AnswerMessage
@@ -127,7 +127,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
 
 
 class Delta(msgspec.Struct, frozen=True):
-    """What a chunk adds to a message."""
+    """A piece of a message in a stream."""
 
     role: Literal["assistant"] | UnsetType = UNSET
     content: str | UnsetType = UNSET
@@ -135,7 +135,7 @@ class Delta(msgspec.Struct, frozen=True):
 
 
 class ChatChunkChoice(msgspec.Struct, frozen=True):
-    """A piece of one of the answers."""
+    """A piece of one of the answers in a stream."""
 
     index: int
     delta: Delta
@@ -144,7 +144,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
 
 
 class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/chat/completions``."""
+    """The response of ``/v1/chat/completions``."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -170,7 +170,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """The tokens of a text, where each begins in it, and the likeliest in its place."""
+    """The tokens of a text, their offsets in it, and the most likely tokens at each position."""
 
     text_offset: list[int]
     token_logprobs: list[float]
@@ -179,7 +179,7 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionChoice(msgspec.Struct, frozen=True):
-    """One of the answers, or a piece of it."""
+    """One of the answers, or a piece of it in a stream."""
 
     index: int
     text: str
@@ -188,7 +188,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/completions``, or an event of its stream."""
+    """The response of ``/v1/completions``, or an event of its stream."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"
@@ -201,7 +201,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
-    """A model that a request may name. ``root`` is its digest, ``parent`` the base of an adapter."""
+    """A model that requests may name. ``root`` is its digest; ``parent`` is the base of an adapter."""
 
     id: str
     object: Literal["model"] = "model"

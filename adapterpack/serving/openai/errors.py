@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them: ``{"error": {message, type, param, code}}`` with a status."""
+"""Errors in the form of OpenAI's API: ``{"error": {message, type, param, code}}`` with an HTTP status."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
-"""What OpenAI calls the kind of error of a status; others are an invalid request, or the server's own error
-from 500 on.
+"""HTTP status -> OpenAI's type of error. Others are ``invalid_request_error``, or ``server_error`` from 500
+on. from 500 on.
 """
 _FIELDS = {
     "max_new_tokens": "max_tokens",
@@ -28,15 +28,15 @@ _FIELDS = {
     "regex": "guided_regex",
     "grammar": "guided_grammar",
 }
-"""Sampling parameters -> the fields that they come from."""
+"""Sampling parameter -> the request field from which it comes."""
 _NAMED = (NotASum,)
-"""Those of them that programs can tell from others by their codes."""
+"""Request errors with a code of their own; the others have ``invalid_request``."""
 _OF_REQUESTS = (ConfigError, FormatError, Unsupported)
-"""Errors that a request is to blame for, when they arise from working on it."""
+"""Errors that are the request's fault, if they arise while it is handled."""
 
 
 class ErrorDetails(msgspec.Struct, frozen=True):
-    """What went wrong: a sentence, its kind, the field at fault, and a name that programs can rely on."""
+    """An error: a sentence, its type, the field at fault, and a stable code for programs."""
 
     message: str
     type: str
@@ -45,13 +45,13 @@ class ErrorDetails(msgspec.Struct, frozen=True):
 
 
 class ErrorAnswer(msgspec.Struct, frozen=True):
-    """The body of every answer that is an error."""
+    """The body of every error response."""
 
     error: ErrorDetails
 
 
 def as_http_error(error: AdapterpackError) -> HTTPError:
-    """The refusal that an error becomes. What it says of this machine and of other adapters stays here."""
+    """Converts an error to its HTTP response. Details about this machine or other adapters are left out."""
     if isinstance(error, HTTPError):
         return error
     if isinstance(error, UnknownAdapter):
@@ -70,13 +70,13 @@ def as_http_error(error: AdapterpackError) -> HTTPError:
 
 
 def details(refused: HTTPError) -> ErrorAnswer:
-    """The body of a refusal."""
+    """Makes the body of an error response."""
     kind = TYPES.get(refused.status, "server_error" if refused.status >= 500 else "invalid_request_error")
     return ErrorAnswer(ErrorDetails(refused.what, kind, refused.more.get("param"), refused.name))
 
 
 class ErrorForm(NamedTuple):
-    """How an API writes errors: the struct of a body, and that of a refusal."""
+    """How an API writes errors: the struct of the body, and a function that makes it."""
 
     struct: type[Any]
     of: Callable[[HTTPError], Any]
@@ -86,7 +86,7 @@ OPENAI = ErrorForm(ErrorAnswer, details)
 
 
 def response(refused: HTTPError, form: ErrorForm = OPENAI) -> Response:
-    """The whole answer of a refusal."""
+    """Makes the complete error response, with headers."""
     headers = (
         {"Retry-After": str(max(1, round(refused.more["retry_after"])))}
         if "retry_after" in refused.more

@@ -1,5 +1,5 @@
-"""Makes rows of a request: prompts as tokens, parameters, and the mask of the form that an answer is to have.
-In threads, with bounds.
+"""Prepares requests for the engine: tokenizes prompts, reads sampling parameters, and compiles grammars, on
+threads and within limits.
 """
 
 from __future__ import annotations
@@ -28,21 +28,20 @@ from .tools import ToolUse, tool_use
 
 
 class PreparedRequest(NamedTuple):
-    """The prompts of a request, and what all of its rows have in common. The mask is copied for each row."""
+    """The prompts of a request, and what its rows share. Each row gets a copy of the mask."""
 
     prompts: list[list[int]]
     samplings: list[Sampling]
     mask: Any
     calls: Callable[[], CallReader] | None = None
-    """Makes what reads the calls of tools in one answer."""
+    """Makes the reader of tool calls for one answer."""
 
 
 class Preparer:
-    """Prepares requests for an engine; what they leave out of the sampling parameters is by the rule
-    ``sampling``.
+    """Prepares requests for an engine. ``sampling`` names the source of parameters that a request leaves out.
 
-    Forms of answers may take seconds to compile. They have threads of their own, and each tenant compiles one
-    at a time: whoever has none is not kept waiting.
+    Grammars can take seconds to compile. They have threads of their own, and each tenant compiles one at a
+    time, so that they do not delay other requests.
     """
 
     def __init__(self, engine: DecoderEngine, limits: ServerLimits, sampling: str) -> None:
@@ -53,25 +52,25 @@ class Preparer:
         )
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._beside: WeakValueDictionary[str, Beside] = WeakValueDictionary()
-        # an error now, and not in each request
+        # an invalid generation config fails here, not in every request
         sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)
         self._forms.submit(self._warm)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Stops the threads."""
         self._tokens.shutdown(wait=False)
         self._forms.shutdown(wait=False)
 
     def text(self, ids: Sequence[int]) -> str:
-        """The text of token ids, for who wants to see a prompt again."""
+        """Decodes token ids, for requests that echo their prompt."""
         return self._engine.bundle.tokenizer.decode(ids)
 
     async def prepare(self, body: Sampled, tenant: str) -> PreparedRequest:
-        """What a request's rows are made of.
+        """Tokenizes the prompts of a request, reads its parameters, and compiles its grammar.
 
         Raises:
-            HTTPError: it asks for too much, or the context is too short for a prompt.
-            AdapterpackError: a prompt, a parameter or a form that cannot be.
+            HTTPError: the request exceeds a limit, or a prompt exceeds the context. AdapterpackError: a
+                prompt, a parameter or a grammar is invalid.
         """
         loop = asyncio.get_running_loop()
         given, tools = body.parameters(self._limits), self._tool_use(body)
@@ -89,7 +88,7 @@ class Preparer:
                 if tools is None:
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0])
                 else:
-                    # alone first: an error names its own field
+                    # compiled alone first, so that an error names the right field
                     await loop.run_in_executor(self._forms, compiled, Sampling(**form))
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
         return PreparedRequest(prompts, samplings, mask, None if tools is None else tools.reader)
@@ -105,11 +104,11 @@ class Preparer:
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
 
     def _with_tools(self, given: dict[str, Any], tools: ToolUse) -> dict[str, Any]:
-        """The parameters of a request with those that its tools need. A JSON schema is one of an answer that
-        calls none.
+        """Adds the parameters that the tools of a request need. A JSON schema then applies to answers without
+        a call.
 
         Raises:
-            HTTPError: the answer is to have another form.
+            HTTPError: the request has a grammar other than a JSON schema.
         """
         form = next((name for name in GRAMMARS if name in given), None)
         schema = None if form is None else given[form]
@@ -125,10 +124,10 @@ class Preparer:
         return {**given, **more, "stop": (*given.get("stop", ()), *more.get("stop", ()))}
 
     def _warm(self) -> None:
-        """Has ready what the first form would wait for: the tokens as llguidance reads them, and a process to
-        compile in.
+        """Loads what the first grammar would otherwise wait for: the tokens in llguidance's form, and a
+        sandbox process.
         """
-        # without the extra, or with tokens that cannot be used, each form is refused
+        # on failure every request with a grammar gets the error itself
         with suppress(AdapterpackError):
             grammar_mask(self._engine.bundle.tokenizer, Sampling(regex="a"))
 
@@ -167,8 +166,8 @@ class Preparer:
     def _samplings(
         self, body: Sampled, prompts: Sequence[Sequence[int]], given: dict[str, Any]
     ) -> list[Sampling]:
-        """The parameters of each prompt's rows; they differ by the room that a prompt leaves for an
-        answer.
+        """Returns the parameters for each prompt's rows, which differ in the room that the prompt leaves for
+        an answer.
         """
         most, count = self._engine.max_length, body.n or 1
         if (longest := max(map(len, prompts))) > most:
@@ -196,6 +195,6 @@ class Preparer:
 
 
 def copy_mask(mask: Any) -> TokenMask | None:
-    """The mask of one row."""
+    """Returns a copy of the mask for one row."""
     copy: Callable[[], TokenMask] | None = None if mask is None else mask.copy
     return None if copy is None else copy()

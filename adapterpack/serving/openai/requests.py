@@ -1,9 +1,7 @@
-"""The requests of OpenAI's routes, as this server takes them: the structs that parse a body, and that its
-OpenAPI document shows.
+"""The requests of OpenAI's routes, as structs that parse a body and define the OpenAPI document.
 
-A field that is ``null`` is as if it were not there. One that is not listed here is an error, as it might
-change what the client expects; those of :class:`Sampled` that are listed without an effect cannot change an
-answer.
+``null`` in a field means that it is absent. Unknown fields are errors, since they might change what the
+client expects. Fields of :class:`Sampled` that are accepted without an effect cannot change an answer.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from .tools import FunctionTool, InputCall, ToolChoice
 
 
 class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """What a stream has besides its chunks: the count of tokens at the end, or in each chunk so far."""
+    """Options of a stream: whether its last chunk has the token counts."""
 
     include_usage: bool | None = None
     continuous_usage_stats: Literal[False] | None = None
@@ -30,7 +28,7 @@ class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class PlainText(StrictStruct, frozen=True, tag="text", tag_field="type", forbid_unknown_fields=True):
-    """An answer of any form."""
+    """An answer without constraints."""
 
 
 class JsonObject(StrictStruct, frozen=True, tag="json_object", tag_field="type", forbid_unknown_fields=True):
@@ -38,7 +36,7 @@ class JsonObject(StrictStruct, frozen=True, tag="json_object", tag_field="type",
 
 
 class Schema(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A JSON schema; it is always kept, whatever ``strict`` says."""
+    """A JSON schema. It is always enforced, whatever ``strict`` says."""
 
     name: str
     schema_: dict[str, Any] = field(name="schema", default_factory=dict)
@@ -47,13 +45,13 @@ class Schema(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class JsonSchema(StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True):
-    """An answer that fits a JSON schema."""
+    """An answer that matches a JSON schema."""
 
     json_schema: Schema
 
 
 class Structured(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """An answer of a given form, as vLLM has it: one of these."""
+    """A constrained answer in the form of vLLM's API: one of these fields."""
 
     json: dict[str, Any] | str | None = None
     regex: str | None = None
@@ -63,24 +61,24 @@ class Structured(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class NamedWeight(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """An adapter of several whose changes are added, each times its weight."""
+    """One of several adapters whose changes are added, with its weight."""
 
     name: str
     weight: Annotated[float, Meta(ge=-LARGEST, le=LARGEST)] = 1.0
 
 
 Mixed = Annotated[list[NamedWeight], Meta(min_length=1, max_length=MOST)]
-"""The adapters of a request, for the base as its model."""
+"""The adapters of a request whose model is the base."""
 
 
 CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
-"""Prompts with another one share nothing that was read of them."""
+"""Prompts share cached prefixes only if their salts are equal."""
 
 
 class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What requests of text have in common. Ranges are those of
-    :class:`adapterpack.runtime.generation.sampling.Sampling`; what is left out is what the server's
-    ``--sampling`` says.
+    """The common fields of requests for text. Ranges are those of
+    :class:`adapterpack.runtime.generation.sampling.Sampling`; the server's ``--sampling`` decides what
+    missing fields mean.
     """
 
     model: str
@@ -121,19 +119,19 @@ class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     @property
     def most_tokens(self) -> int | None:
-        """The most tokens of an answer, if the request says it."""
+        """The most tokens of an answer, or None if the request does not say."""
         return self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many likely tokens are listed in the place of each, None for no log-probabilities."""
+        """The number of likely tokens to list at each position, or None for no log-probabilities."""
         raise NotImplementedError
 
     def parameters(self, limits: ServerLimits) -> dict[str, Any]:
-        """The sampling parameters that it gives, by their names here.
+        """Returns the sampling parameters of the request, by the names of :class:`.Sampling`.
 
         Raises:
-            HTTPError: they are more or larger than a request's may be, or contradict each other.
+            HTTPError: parameters exceed a limit, or contradict each other.
         """
         given: dict[str, Any] = {
             "temperature": self.temperature,
@@ -172,7 +170,7 @@ class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return {name: value for name, value in given.items() if value is not None}
 
     def _forms(self) -> Iterator[tuple[str, str, Any]]:
-        """Field, sampling parameter and value of each form that the answer is to have."""
+        """Yields field, sampling parameter and value of each constraint on the answer's text."""
         match self.response_format:
             case JsonObject():
                 yield "response_format", "json_schema", {"type": "object"}
@@ -197,19 +195,19 @@ class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 ONLY_TEXTS = {"otherwise": "this server reads texts: run --image and Session answer about pictures"}
-"""For the kinds of content that a message may have."""
+"""The hint in errors about other kinds of message content."""
 
 
 class TextPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A piece of text of a message."""
+    """A text part of a message."""
 
     type: Annotated[Literal["text"], Meta(extra=ONLY_TEXTS)]
     text: str
 
 
 class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """One message of a conversation. What the assistant said may come back as it was answered, with the
-    fields that are null there.
+    """One message of a conversation. An assistant message may have the null fields of a response, so that
+    clients can send it back unchanged.
     """
 
     role: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -223,12 +221,12 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Calls with arguments that are none."""
+        """Yields misfits for calls whose arguments are no JSON object."""
         for place, call in enumerate(self.tool_calls or ()):
             yield from (Misfit(f"/tool_calls/{place}{pointer}", what) for pointer, what in call.breaches())
 
     def render(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """Returns the message in the form that chat templates take."""
         content = (
             self.content
             if isinstance(self.content, str)
@@ -244,7 +242,7 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 def breaches_of(messages: Sequence[Message]) -> Iterator[Misfit]:
-    """What types cannot say of the messages in a field of that name."""
+    """Yields the misfits of a list of messages."""
     for number, message in enumerate(messages):
         yield from (Misfit(f"/messages/{number}{pointer}", what) for pointer, what in message.breaches())
 
@@ -262,7 +260,9 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     modalities: list[Literal["text"]] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Messages that are none; two numbers of tokens; the likeliest tokens without log-probabilities."""
+        """Yields misfits for invalid messages, two token limits, and ``top_logprobs`` without
+        ``logprobs``.
+        """
         yield from breaches_of(self.messages)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             yield Misfit(
@@ -273,8 +273,8 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
             yield Misfit("/top_logprobs", "top_logprobs goes with logprobs: true")
 
     def conversation(self) -> list[dict[str, Any]]:
-        """The messages as chat templates take them. What a tool said has the name of the tool that was
-        called.
+        """Returns the messages in the form that chat templates take. A tool's message gets the name of the
+        tool that was called.
         """
         names = {
             call.id: call.function.name for message in self.messages for call in message.tool_calls or ()
@@ -289,18 +289,18 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def most_tokens(self) -> int | None:
-        """The most tokens of an answer; without them it may go on to the end of the context."""
+        """The most tokens of an answer; None lets it run to the end of the context."""
         return self.max_completion_tokens or self.max_tokens
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """How many of the likeliest tokens to list beside each one; None for no log-probabilities."""
+        """The number of likely tokens to list at each position, or None for no log-probabilities."""
         return self.top_logprobs or 0 if self.logprobs else None
 
 
 class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/completions``. A prompt is a text or token ids, or several of one kind; a text is taken as
-    it is.
+    """``POST /v1/completions``. A prompt is a text or a list of token ids, or several of one kind; texts are
+    read without a chat template.
     """
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
@@ -308,7 +308,7 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     echo: bool | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Prompts of several kinds; log-probabilities of a prompt."""
+        """Yields misfits for prompts of several kinds, and for log-probabilities of an echoed prompt."""
         yield from one_kind("prompt", self.prompt)
         if self.echo and self.logprobs is not None:
             yield Misfit(
@@ -317,28 +317,28 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """The prompts, one an answer (or ``n``)."""
+        """The prompts; each gets ``n`` answers."""
         return as_list(self.prompt)
 
     @property
     def most_tokens(self) -> int | None:
-        """The most tokens of an answer; 16, as OpenAI has it, if the request does not say it."""
+        """The most tokens of an answer; 16 if the request does not say, as in OpenAI's API."""
         return self.max_tokens or 16
 
     @property
     def wanted_logprobs(self) -> int | None:
-        """The field itself, which is a number on this route."""
+        """The field ``logprobs``, which is a number on this route."""
         return self.logprobs
 
 
 def one_kind(field_name: str, given: Any) -> Iterator[Misfit]:
-    """A field with values of several kinds."""
+    """Yields a misfit if a field has values of several kinds."""
     if isinstance(given, list) and len({type(item) for item in given}) > 1:
         yield Misfit(f"/{field_name}", "these are all texts, or all lists of token ids")
 
 
 def as_list(given: Any) -> list[Any]:
-    """The values of a field that takes one or several; a list of numbers is one.
+    """Returns the values of a field that takes one value or several. A list of numbers is one value.
 
     Example:
         >>> as_list("a"), as_list([1, 2]), as_list([[1], [2]])

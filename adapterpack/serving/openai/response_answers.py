@@ -1,4 +1,4 @@
-"""The answers of OpenAI's ``/v1/responses``, and the events of their streams."""
+"""The responses of OpenAI's ``/v1/responses``, and the events of its streams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class OutputText(msgspec.Struct, frozen=True, tag="output_text", tag_field="type
 
 
 class OutputMessage(msgspec.Struct, frozen=True, tag="message", tag_field="type"):
-    """A message that the model has written."""
+    """A message that the model wrote."""
 
     id: str
     status: Status
@@ -31,7 +31,7 @@ class OutputMessage(msgspec.Struct, frozen=True, tag="message", tag_field="type"
 
 
 class OutputCall(msgspec.Struct, frozen=True, tag="function_call", tag_field="type"):
-    """A function that the model calls; ``arguments`` is JSON."""
+    """A function call of the model; ``arguments`` is a JSON text."""
 
     id: str
     status: Status
@@ -47,20 +47,20 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 
 class InputDetails(msgspec.Struct, frozen=True):
-    """Tokens of a prompt that count less: none."""
+    """Prompt tokens at a reduced price: always none."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
 
 
 class OutputDetails(msgspec.Struct, frozen=True):
-    """Tokens that are not in the answer: none."""
+    """Tokens that are not in the answer: always none."""
 
     reasoning_tokens: int = 0
 
 
 class ResponseUsage(msgspec.Struct, frozen=True):
-    """Counts of tokens."""
+    """The token counts of a response."""
 
     input_tokens: int
     output_tokens: int
@@ -70,12 +70,12 @@ class ResponseUsage(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, usage: Usage) -> ResponseUsage:
-        """The same by the names of this route."""
+        """Converts the usage to this route's field names."""
         return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
 
 
 class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """The answer of ``/v1/responses``. Nothing is stored."""
+    """The response of ``/v1/responses``. Nothing is stored."""
 
     id: str
     object: Literal["response"] = "response"
@@ -103,7 +103,7 @@ class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """An event of a stream. Which fields it has follows from its type."""
+    """An event of a stream. Its type determines which fields it has."""
 
     type: str
     sequence_number: int

@@ -1,5 +1,5 @@
-"""Requests of OpenAI's ``/v1/responses`` as far as they are text and hold all of the conversation: they
-become those of a chat.
+"""Requests of OpenAI's ``/v1/responses``, for text and complete conversations; they are converted to chat
+requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
 class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A piece of text, of a prompt or of an answer that comes back."""
+    """A text part of a prompt, or of an earlier answer."""
 
     type: Annotated[Literal["input_text", "output_text", "text"], Meta(extra=ONLY_TEXTS)]
     text: str
@@ -36,8 +36,8 @@ class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A message (``role`` and ``content``), a call of a function (``call_id``, ``name``, ``arguments``), or
-    what one gave (``call_id``, ``output``). What a response said may come back as it is.
+    """A message (``role`` and ``content``), a function call (``call_id``, ``name``, ``arguments``), or the
+    result of a call (``call_id``, ``output``). Items of a response may be sent back unchanged.
     """
 
     type: Literal["message", "function_call", "function_call_output"] | None = None
@@ -53,7 +53,7 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
     phase: str | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A part that is missing; arguments that are none."""
+        """Yields misfits for a missing part, and for arguments that are no JSON object."""
         needed = {
             "function_call": ("call_id", "name", "arguments"),
             "function_call_output": ("call_id", "output"),
@@ -69,7 +69,7 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def call(self) -> InputCall:
-        """The call that it is."""
+        """The item as a call of a chat message."""
         return InputCall(
             self.call_id or "", "function", CalledFunction(self.name or "", self.arguments or "")
         )
@@ -78,7 +78,7 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
 class JsonSchemaFormat(
     StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
 ):
-    """A text that fits a JSON schema."""
+    """A text that matches a JSON schema."""
 
     name: str
     schema_: dict[str, Any] = field(name="schema")
@@ -87,7 +87,7 @@ class JsonSchemaFormat(
 
 
 class TextConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """The form of the text."""
+    """The format of the text."""
 
     format: PlainText | JsonObject | JsonSchemaFormat | None = None
     verbosity: Literal["medium"] | None = None
@@ -104,20 +104,20 @@ class ResponseTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class NamedTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """The function that the model has to call."""
+    """The function that the model must call."""
 
     type: Literal["function"]
     name: Name
 
 
 class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """What a stream has besides its events: nothing here."""
+    """Options of a stream, which have no effect."""
 
     include_obfuscation: bool | None = None
 
 
 class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/responses``. Nothing is stored, so ``input`` has the whole conversation."""
+    """``POST /v1/responses``. Nothing is stored, so ``input`` holds the complete conversation."""
 
     model: str
     adapters: Mixed | None = None
@@ -150,12 +150,12 @@ class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
     prompt_cache_retention: str | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Items that are none."""
+        """Yields misfits for invalid items."""
         for number, item in enumerate(self.input if isinstance(self.input, list) else ()):
             yield from (Misfit(f"/input/{number}{pointer}", what) for pointer, what in item.breaches())
 
     def chat(self) -> ChatRequest:
-        """The request of a chat that it is."""
+        """Converts the request to a chat request."""
         tools = [
             FunctionTool("function", Function(tool.name, tool.description, tool.parameters, tool.strict))
             for tool in self.tools or ()
@@ -190,7 +190,7 @@ class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
         )
 
     def _messages(self) -> list[Message]:
-        """The items as messages: calls belong to the assistant's message before them."""
+        """Converts the items to messages. Calls become part of the assistant message before them."""
         messages = [] if self.instructions is None else [Message("system", self.instructions)]
         for item in (
             [InputItem(role="user", content=self.input)] if isinstance(self.input, str) else self.input

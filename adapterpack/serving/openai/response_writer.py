@@ -1,4 +1,4 @@
-"""Writes responses: as a message of a conversation, or as text. One class for each route, with the same
+"""Writes responses in the forms of the chat and completions routes. Each route has a class with the same
 methods.
 """
 
@@ -39,18 +39,18 @@ from .answers import (
 from .token_texts import TokenTexts
 
 LEAST = -9999.0
-"""What stands for a probability of nothing, as OpenAI has it: JSON has no infinity."""
+"""The log-probability of an impossible token, as in OpenAI's API: JSON has no infinity."""
 
 
 class ResponseHead:
-    """The fields with which all objects of one response begin."""
+    """The fields that all objects of a response share."""
 
     def __init__(self, prefix: str, model: str, provenance: Provenance) -> None:
         self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model
         self.provenance = provenance
 
     def fields(self) -> dict[str, Any]:
-        """The fields by name."""
+        """Returns the fields by name."""
         return {
             "id": self.id,
             "created": self.created,
@@ -60,23 +60,23 @@ class ResponseHead:
 
 
 class ResponseWriter:
-    """Writes the response to one request. ``usage`` of a chunk is left out, or null until the last one;
-    ``end`` ends a stream.
+    """Writes the response to one request. The ``usage`` of a chunk is absent, or null until the last chunk;
+    ``end`` is the mark that ends a stream.
     """
 
     head: ResponseHead
     end = sse.DONE
 
     def event(self, value: Any) -> bytes:
-        """A chunk as a server-sent event."""
+        """Encodes a chunk as a server-sent event."""
         return sse.event(value)
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Any:
-        """The complete response."""
+        """Returns the complete response."""
         raise NotImplementedError
 
     def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
-        """The chunks before a row's first token."""
+        """Returns the chunks before a row's first token."""
         raise NotImplementedError
 
     def write_piece(
@@ -87,28 +87,28 @@ class ResponseWriter:
         reason: str | None,
         usage: UnsetType | None,
     ) -> list[Any]:
-        """The chunks for the text that a row has produced since the last one, and for its end."""
+        """Returns the chunks for a row's text since the last call, and for its end."""
         raise NotImplementedError
 
     def write_end(self, usage: Usage, counted: bool) -> list[Any]:
-        """The chunks after the last token; with ``counted`` they have the usage."""
+        """Returns the chunks after the last token; with ``counted`` they include the usage."""
         return [self.write_usage(usage)] if counted else []
 
     def write_usage(self, usage: Usage) -> Any:
-        """The chunk with the usage of tokens."""
+        """Returns the chunk with the usage."""
         raise NotImplementedError
 
 
 class MessageReader:
-    """Splits the output of one row into text and calls of tools; ``calls`` makes the reader of calls, where
-    there may be some.
+    """Splits the output of one row into text and tool calls. ``calls`` makes the reader of calls, if the row
+    may have any.
     """
 
     def __init__(self, calls: Callable[[], CallReader] | None) -> None:
         self._reader, self._text = None if calls is None else calls(), ""
 
     def read(self, text: str, ended: bool) -> list[AnswerPiece]:
-        """Reads further text, and says what it adds to the message."""
+        """Takes more text, and returns the new pieces of the message."""
         self._text += text
         if self._reader is None:
             return [AnswerPiece("text", text)] if text else []
@@ -116,7 +116,7 @@ class MessageReader:
 
     @property
     def text(self) -> str:
-        """The text that is no call."""
+        """The text outside of calls."""
         return self._text if self._reader is None else self._reader.text
 
     @property
@@ -125,18 +125,20 @@ class MessageReader:
         return [] if self._reader is None else self._reader.calls
 
     def reason(self, reason: str | None) -> str | None:
-        """Why the message ended."""
+        """Returns why the message ended: ``tool_calls`` if it stopped and has calls."""
         return "tool_calls" if reason == "stop" and self.calls else reason
 
 
 def call_id() -> str:
-    """The id of a call: templates of Mistral take nine letters and digits only, and others any."""
+    """Returns a new id for a call. Mistral's templates accept only nine letters and digits; others accept
+    anything.
+    """
     return secrets.token_hex(5)[:9]
 
 
 class ChatWriter(ResponseWriter):
-    """Messages of ``/v1/chat/completions``; ``calls`` makes what reads the calls of tools in one answer,
-    where it may have some.
+    """Writes messages of ``/v1/chat/completions``. ``calls`` makes the reader of tool calls for one answer,
+    if it may have any.
     """
 
     def __init__(
@@ -150,7 +152,7 @@ class ChatWriter(ResponseWriter):
         self._readers: dict[int, MessageReader] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ChatCompletion:
-        """All messages, complete."""
+        """Returns all messages."""
         choices = []
         for place, row in enumerate(sequences):
             reader = MessageReader(self._calls)
@@ -165,7 +167,7 @@ class ChatWriter(ResponseWriter):
         )
 
     def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
-        """The role of who speaks, and with the first one what answers."""
+        """Returns the chunk with the role; that of the first message also has the provenance."""
         return [
             ChatChunk(
                 **self.head.fields(),
@@ -183,7 +185,7 @@ class ChatWriter(ResponseWriter):
         reason: str | None,
         usage: UnsetType | None,
     ) -> list[Any]:
-        """Chunks with further text; the reason of the end has a chunk of its own."""
+        """Returns chunks with new text and calls; the finish reason has a chunk of its own."""
         reader = self._readers.setdefault(place, MessageReader(self._calls))
         number = len(reader.calls) - 1
         deltas: list[Delta] = []
@@ -201,7 +203,7 @@ class ChatWriter(ResponseWriter):
         return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
 
     def write_usage(self, usage: Usage) -> ChatChunk:
-        """The chunk with the usage, which has no choices."""
+        """Returns the chunk with the usage, which has no choices."""
         return ChatChunk(**self.head.fields(), choices=[], usage=usage)
 
     def _logprobs(self, choices: Sequence[SampledToken]) -> ChatLogprobs | None:
@@ -225,7 +227,7 @@ class ChatWriter(ResponseWriter):
 
 
 def _delta(piece: AnswerPiece, number: int) -> list[Delta]:
-    """What a piece adds to a message, as a chunk has it; ``number`` is that of the call."""
+    """Converts a piece of an answer to deltas; ``number`` is the index of its call."""
     match piece.kind:
         case "text":
             return [Delta(content=piece.value)]
@@ -242,7 +244,7 @@ def _delta(piece: AnswerPiece, number: int) -> list[Delta]:
 
 
 class CompletionWriter(ResponseWriter):
-    """Texts of ``/v1/completions``; ``echoes`` are the prompts, where they come first."""
+    """Writes texts of ``/v1/completions``. ``echoes`` are the prompts, if the request echoes them."""
 
     def __init__(
         self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
@@ -251,7 +253,7 @@ class CompletionWriter(ResponseWriter):
         self._offsets: dict[int, int] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Completion:
-        """All texts, complete."""
+        """Returns all texts."""
         choices = [
             CompletionChoice(
                 place, self._echo(place) + row.text, self._logprobs(place, row.choices), row.reason
@@ -263,7 +265,7 @@ class CompletionWriter(ResponseWriter):
         )
 
     def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
-        """The prompt, where it is wanted."""
+        """Returns the prompt, if the request echoes it."""
         if not self._echoes:
             return []
         return [
@@ -280,7 +282,7 @@ class CompletionWriter(ResponseWriter):
         reason: str | None,
         usage: UnsetType | None,
     ) -> list[Any]:
-        """A chunk with further text; the last one has the reason of the end, and says what answered."""
+        """Returns a chunk with new text; the last one has the finish reason and the provenance."""
         if not text and not choices and reason is None:
             return []
         choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)
@@ -294,7 +296,7 @@ class CompletionWriter(ResponseWriter):
         ]
 
     def write_usage(self, usage: Usage) -> Completion:
-        """The chunk with the usage, which has no choices."""
+        """Returns the chunk with the usage, which has no choices."""
         return Completion(**self.head.fields(), choices=[], usage=usage)
 
     def _echo(self, place: int) -> str:

@@ -32,7 +32,7 @@ from .response_writer import MessageReader, ResponseHead, ResponseWriter, call_i
 
 
 class ResponsesWriter(ResponseWriter):
-    """The one answer of a request: messages and calls, one after another."""
+    """Writes the single answer of a request as a sequence of messages and calls."""
 
     end = b""
 
@@ -45,25 +45,25 @@ class ResponsesWriter(ResponseWriter):
             MessageReader(calls),
         )
         self._output: list[OutputMessage | OutputCall] = []
-        # the id of the message that is being written; its text, or the arguments of a call
+        # the id of the current message; its text, or the arguments of the current call
         self._message, self._text = "", ""
-        self._call: OutputCall | None = None  # the call that is being written
+        self._call: OutputCall | None = None  # the current call
         self._reason: str | None = None
         self._number = -1
 
     def event(self, value: Any) -> bytes:
-        """An event has its type as its name, too."""
+        """Encodes an event with its type as the event name."""
         assert isinstance(value, ResponseEvent)
         return b"event: " + value.type.encode() + b"\n" + sse.event(value)
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ResponseAnswer:
-        """The complete response, of the one row that a request of this route has."""
+        """Returns the complete response for the request's only row."""
         (row,) = sequences
         self.write_piece(0, row.text, (), row.reason, None)
         return self._answer(usage)
 
     def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
-        """The events that announce the response."""
+        """Returns the events that announce the response."""
         return [
             self._event(name, response=self._answer(None))
             for name in ("response.created", "response.in_progress")
@@ -77,7 +77,7 @@ class ResponsesWriter(ResponseWriter):
         reason: str | None,
         usage: UnsetType | None,
     ) -> list[Any]:
-        """The events for further text: of messages, of calls, and of their ends."""
+        """Returns the events for new text: parts, starts and ends of messages and calls."""
         self._reason = reason
         events: list[ResponseEvent] = []
         for piece in self._reader.read(text, reason is not None):
@@ -100,7 +100,7 @@ class ResponsesWriter(ResponseWriter):
         return events
 
     def write_end(self, usage: Usage, counted: bool) -> list[Any]:
-        """The event with the complete response."""
+        """Returns the event with the complete response."""
         answer = self._answer(usage)
         return [self._event(f"response.{answer.status}", response=answer)]
 
@@ -120,7 +120,7 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def _open_message(self) -> list[ResponseEvent]:
-        """Begins a message."""
+        """Starts a message."""
         self._message, self._text = f"msg_{secrets.token_hex(12)}", ""
         index = len(self._output)
         return [
@@ -139,7 +139,7 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def _close_message(self) -> list[ResponseEvent]:
-        """Ends the message, if one was begun."""
+        """Ends the current message, if there is one."""
         if not self._message:
             return []
         part, index = OutputText(self._text), len(self._output)
@@ -156,7 +156,7 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def _open_call(self, name: str) -> list[ResponseEvent]:
-        """Begins a call."""
+        """Starts a call."""
         self._call, self._text = (
             OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""),
             "",
@@ -164,7 +164,7 @@ class ResponsesWriter(ResponseWriter):
         return [self._event("response.output_item.added", output_index=len(self._output), item=self._call)]
 
     def _write_arguments(self, text: str) -> list[ResponseEvent]:
-        """Adds to its arguments."""
+        """Appends to the arguments of the current call."""
         assert self._call is not None
         self._text += text
         return [
@@ -177,7 +177,7 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def _close_call(self, status: Status) -> list[ResponseEvent]:
-        """Ends the call, if one was begun."""
+        """Ends the current call, if there is one."""
         if self._call is None:
             return []
         item, index = (

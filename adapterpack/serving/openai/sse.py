@@ -8,11 +8,11 @@ import msgspec
 
 DONE = b"data: [DONE]\n\n"
 ALIVE = b": still working\n\n"
-"""A comment, for what stands between and closes connections on which nothing moves."""
+"""A comment that keeps proxies from closing idle connections."""
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 TYPE = "text/event-stream"
 
 
 def event(value: Any) -> bytes:
-    """One event."""
+    """Encodes one event."""
     return b"data: " + msgspec.json.encode(value) + b"\n\n"

@@ -1,4 +1,4 @@
-"""The texts and bytes of single tokens, as log-probabilities list them."""
+"""The text and bytes of single tokens, for lists of log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from ...runtime.text.tokenizer import Tokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _WORD = "\u2581"
-"""What stands for a space before a word in the tokens of SentencePiece."""
+"""The character that represents a space in SentencePiece tokens."""
 
 
 class TokenTexts:
-    """Tokens of a tokenizer by id. A token may be a part of a character: its bytes say which, and its text
-    has a replacement for it.
+    """Texts and bytes of a tokenizer's tokens, by id. A token may be part of a character; its text then has a
+    replacement character, while its bytes are exact.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -23,7 +23,7 @@ class TokenTexts:
         self._bytes = _BYTES if by_bytes else {}
 
     def of(self, token: int) -> tuple[str, bytes]:
-        """The text and the bytes of a token."""
+        """Returns the text and the bytes of a token."""
         if token not in self._known:
             self._known[token] = self._read(token)
         return self._known[token]
@@ -42,8 +42,8 @@ class TokenTexts:
 
 
 def _byte_characters() -> dict[str, int]:
-    """The characters that stand for bytes in byte-level tokenizers: printable ones for themselves, the others
-    from U+0100 on.
+    """Returns the characters that represent bytes in byte-level tokenizers: printable bytes as themselves,
+    others from U+0100 on.
     """
     plain = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in plain]

@@ -1,5 +1,5 @@
-"""The tools of a request and the calls of its messages as OpenAI has them, and what they mean for the family
-of a model.
+"""The tools of a request and the calls in its messages, in OpenAI's form, and their conversion to a model
+family's notation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ARGUMENTS = 1 << 20
 
 
 class Function(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A function that the model may call; ``parameters`` is the JSON schema of its arguments, which
+    """A function that the model may call. ``parameters`` is the JSON schema of its arguments, which
     ``strict`` enforces.
     """
 
@@ -37,13 +37,13 @@ class Function(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A tool of the only kind that there is here."""
+    """A tool; the only supported kind is a function."""
 
     type: Literal["function"]
     function: Function
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """Returns the tool in the form that chat templates take."""
         function = {
             "name": self.function.name,
             "description": self.function.description or "",
@@ -53,13 +53,13 @@ class FunctionTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class FunctionName(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A function by its name."""
+    """The name of a function."""
 
     name: Name
 
 
 class NamedFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """The function that the model has to call."""
+    """The function that the model must call."""
 
     type: Literal["function"]
     function: FunctionName
@@ -69,14 +69,14 @@ ToolChoice = Literal["none", "auto", "required"] | NamedFunction
 
 
 class CalledFunction(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """What was called: ``arguments`` is a JSON object, as text."""
+    """A function call; ``arguments`` is a JSON object as text."""
 
     name: Name
     arguments: str
 
 
 class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A call in a message of the assistant; ``index`` is left of a stream, and says nothing."""
+    """A call in an assistant message. ``index`` may remain from a stream, and is ignored."""
 
     id: Annotated[str, Meta(max_length=256)]
     type: Literal["function"]
@@ -84,7 +84,7 @@ class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
     index: int | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Arguments that are no JSON object."""
+        """Yields a misfit if the arguments are no JSON object."""
         try:
             value = strict_json.loads(self.function.arguments.encode(), None, _ARGUMENTS, 1 << 64, _DEPTH)
         except FormatError as error:
@@ -94,14 +94,14 @@ class InputCall(StrictStruct, frozen=True, forbid_unknown_fields=True):
                 yield Misfit("/function/arguments", "the arguments of a call are a JSON object")
 
     def for_template(self) -> dict[str, Any]:
-        """As chat templates take it: the arguments as a mapping."""
+        """Returns the call in the form that chat templates take, with its arguments as a mapping."""
         function = {"name": self.function.name, "arguments": json.loads(self.function.arguments)}
         return {"id": self.id, "type": "function", "function": function}
 
 
 @dataclass(frozen=True)
 class ToolUse:
-    """The tools that an answer may call, or ``must``; at most one call where ``one``."""
+    """The tools that an answer may call, or with ``must`` has to call; with ``one`` at most one call."""
 
     family: ToolFamily
     tools: tuple[Tool, ...]
@@ -109,17 +109,17 @@ class ToolUse:
     one: bool
 
     def reader(self) -> CallReader:
-        """Reads the calls of one answer."""
+        """Makes the reader of calls for one answer."""
         return CallReader(self.family, {tool.name for tool in self.tools}, 1 if self.one else None)
 
     def parameters(
         self, token: Callable[[str], int | None], form: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        """The sampling parameters for it; ``token`` is the id of a special token. An answer without a call is
-        JSON that fits the schema ``form``, if there is one.
+        """Returns the sampling parameters that enforce it. ``token`` returns the id of a special token. An
+        answer without a call matches the schema ``form``, if there is one.
 
         Raises:
-            HTTPError: the calls of this model are JSON themselves.
+            HTTPError: this model writes calls as plain JSON, which cannot be told from JSON of the form.
         """
         if form is not None and not self.must and not self.family.marker:
             raise HTTPError(
@@ -129,7 +129,7 @@ class ToolUse:
                 "leave out the form, or the tools",
                 param="tools",
             )
-        given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be some
+        given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be special tokens
         if self.must or form is not None or any(tool.strict for tool in self.tools):
             given["grammar"] = grammar_of(
                 self.family, self.tools, free=not self.must, several=not self.one, token=token, form=form
@@ -146,11 +146,11 @@ def tool_use(
     family: ToolFamily | None,
     limits: ServerLimits,
 ) -> ToolUse | None:
-    """What the fields of a request mean for a model of that family; None where it is to call nothing.
+    """Interprets the tool fields of a request for a model family; returns None if the model may call nothing.
 
     Raises:
-        HTTPError: there are too many, two of one name, or none of the name that is chosen; or nobody knows
-            how this model writes calls.
+        HTTPError: there are too many tools, two have one name, the chosen one does not exist, or the model's
+            notation of calls is unknown.
     """
     if not tools:
         if choice not in (None, "none", "auto"):

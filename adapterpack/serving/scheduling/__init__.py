@@ -1,1 +1,3 @@
-"""From requests to rows of the engine: preparation, admission, order, and the one thread that steps."""
+"""Schedules rows from requests to the engine: admission, a fair queue, and the thread that runs the engine's
+steps.
+"""

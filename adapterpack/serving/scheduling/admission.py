@@ -16,13 +16,13 @@ _SMOOTHING = 0.1
 
 
 class Admission:
-    """Counts the rows that wait or run, in all and for each key. ``running`` is how many run at a time; rows
-    of one pass count as one. While ``draining`` nothing is admitted.
+    """Counts the rows that wait or run, in total and for each key. ``running`` is the number of rows that run
+    at a time; the rows of one encoder pass count as one. While ``draining`` it admits nothing.
     """
 
     @classmethod
     def of(cls, engine: Engine, limits: ServerLimits) -> Admission:
-        """The admission of requests to an engine."""
+        """Makes the admission for an engine."""
         return cls(limits, engine.max_rows // engine.rows_a_turn)
 
     def __init__(self, limits: ServerLimits, running: int) -> None:
@@ -33,7 +33,7 @@ class Admission:
 
     @property
     def rows(self) -> int:
-        """Rows that are admitted and have not ended."""
+        """The rows that were admitted and have not ended."""
         return self._rows.total()
 
     @contextmanager
@@ -41,8 +41,8 @@ class Admission:
         """Admits a request with that many rows for as long as the block lasts.
 
         Raises:
-            HTTPError: there are too many now (429), more than the key may ever have (400), or the server is
-                about to end (503).
+            HTTPError: too many rows wait now (429), the request exceeds the key's limit (400), or the server
+                is shutting down (503).
         """
         self.require_open()
         most = min(key.max_rows or self._limits.open_rows_a_key, self._limits.open_rows)
@@ -64,7 +64,7 @@ class Admission:
         """Checks that the server is not shutting down.
 
         Raises:
-            HTTPError: it is.
+            HTTPError: the server is shutting down.
         """
         if self.draining:
             raise HTTPError(
@@ -72,7 +72,7 @@ class Admission:
             )
 
     def note_time(self, seconds: float) -> None:
-        """Notes how long a request took, from which ``Retry-After`` of refused ones is estimated."""
+        """Records how long a request took, to estimate ``Retry-After`` for refused ones."""
         self._seconds += _SMOOTHING * (seconds - self._seconds)
 
     def _busy(self, what: str) -> HTTPError:

@@ -1,5 +1,5 @@
-"""The one thread that takes the engine's steps. Others leave messages, and hear of what rows say in the loop
-that serves them.
+"""The thread that runs the engine's steps. Other threads send it messages, and it posts output to the event
+loop that serves the requests.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from .fair_queue import FairQueue
 from .rows import ScheduledRow
 
 _LAST_SECONDS = 1.0
-"""That a step has whose end nobody wants to wait for."""
+"""Seconds that a last step still gets when the thread must end."""
 _LOG = logging.getLogger("adapterpack.serving")
 
 
 class Activity(NamedTuple):
-    """What the thread does, and since when."""
+    """What the thread is doing, and since when."""
 
     what: str
     since: float
@@ -41,11 +41,12 @@ class EngineStopped(AdapterpackError):
 
 
 class EngineThread:
-    """Runs rows on an engine, in the order of a :class:`.FairQueue`, and puts what they say into their
-    outputs.
+    """Runs rows on an engine in the order of a :class:`.FairQueue`, and writes output into their
+    :class:`.RequestOutput`.
 
-    ``stepped`` is called in the thread, with the seconds of each step and the tokens that it made. ``loader``
-    is where rows are made ready.
+    Rows pass three stages: the queue; ``ready``, while a loader thread reads the adapter; and the engine.
+    ``stepped`` is called in the thread with the duration and the number of tokens of each step. ``loader``
+    executes the reading of adapters.
     """
 
     def __init__(
@@ -57,27 +58,27 @@ class EngineThread:
     ) -> None:
         self.engine, self._loop, self._stepped = engine, loop, stepped
         self._order = threading.Lock()
-        """Held by whoever looks at the queue, or at what is ready."""
+        """Guards the queue and ``_ready``."""
         self._queue: FairQueue[ScheduledRow] = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ready: set[ScheduledRow] = set()
-        """Rows that have left the queue and not ended."""
+        """Rows that have left the queue and have not ended."""
         self._running: dict[int, ScheduledRow] = {}
         self._loader = loader or ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
         self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
         self._closing = False
         self.given_up = False
-        """Whether nobody waits any more for the step that the thread is in."""
+        """Whether the shutdown no longer waits for the current step."""
         self.activity: Activity | None = None
         self.failure: BaseException | None = None
 
     def start(self) -> None:
-        """Begins to take steps."""
+        """Starts the thread."""
         self._thread.start()
 
     def close(self, seconds: float = math.inf) -> None:
-        """Ends the thread after the step that it is in, which has so many seconds, unless it is given up;
-        rows that are left are ended with an error.
+        """Ends the thread after its current step, for which it waits at most ``seconds``. Remaining rows end
+        with an error.
         """
         self._closing = True
         self._messages.put(lambda: None)
@@ -93,20 +94,20 @@ class EngineThread:
         self._loader.shutdown(wait=not self.given_up, cancel_futures=True)
 
     def add(self, rows: Sequence[ScheduledRow]) -> None:
-        """Adds the rows of a request; any thread may. Those that can begin soon are made ready at once, while
-        the engine is in a step.
+        """Adds the rows of a request; any thread may call it. Rows that can begin soon are made ready at
+        once, while the engine is in a step.
         """
         with self._order:
             for row in rows:
                 self._queue.put(row)
         self._make_ready()
-        if self.failure is not None:  # the thread may have ended before it saw the message
+        if self.failure is not None:  # the thread may have ended before it saw the rows
             self._fail(rows)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """While the block lasts the thread does nothing: what is added in it begins together, and nothing of
-        earlier rows is left.
+        """Pauses the thread while the block lasts: rows that are added in it begin together, without cached
+        state of earlier rows.
         """
         go = threading.Event()
         self._messages.put(self.engine.forget)
@@ -117,21 +118,21 @@ class EngineThread:
             go.set()
 
     def cancel(self, rows: Sequence[ScheduledRow]) -> None:
-        """Ends rows wherever they are; those that have ended stay as they are. Any thread may."""
+        """Ends rows in any stage; has no effect on rows that have ended. Any thread may call it."""
         self._messages.put(partial(self._cancel, rows))
 
     @property
     def waiting(self) -> int:
-        """Rows in the queue."""
+        """The number of rows in the queue."""
         return len(self._queue)
 
     @property
     def running(self) -> int:
-        """Rows that are in the engine."""
+        """The number of rows in the engine."""
         return len(self._running)
 
     def stuck(self, seconds: float) -> str | None:
-        """What the thread has been doing for longer than that."""
+        """Returns a description of the current step if it has lasted longer than ``seconds``."""
         activity = self.activity
         if activity is None or time.monotonic() - activity.since < seconds:
             return None
@@ -160,8 +161,8 @@ class EngineThread:
                 wait = False
 
     def _pause(self, go: threading.Event) -> None:
-        """Waits until ``go`` is set or the thread is to end, as the caller that would set it may have been
-        interrupted.
+        """Waits until ``go`` is set or the thread must end, since the caller may have been interrupted before
+        setting it.
         """
         while not self._closing and not go.wait(0.05):
             pass
@@ -179,8 +180,8 @@ class EngineThread:
                 self.engine.cancel(row.request.number)
 
     def _make_ready(self) -> None:
-        """Makes as many rows ready as can begin soon, on threads of their own, as reading an adapter takes
-        time. Those of one pack begin together: of a request with many rows no step runs with a few.
+        """Makes as many rows ready as can begin soon, on loader threads, because reading an adapter takes
+        time. Rows with one pack begin together, so that a request with many rows runs in full batches.
         """
         by_pack: dict[str | None, list[ScheduledRow]] = {}
         with self._order:
@@ -191,7 +192,7 @@ class EngineThread:
                 self._ready.add(row)
                 by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
         for rows in by_pack.values():
-            with suppress(RuntimeError):  # whoever closed the loader has ended the rows
+            with suppress(RuntimeError):  # the loader is closed, and close() has ended the rows
                 self._loader.submit(self._make, rows)
 
     def _make(self, rows: Sequence[ScheduledRow]) -> None:
@@ -218,7 +219,7 @@ class EngineThread:
         self.engine.submit(request)
 
     def _leave(self, row: ScheduledRow, error: AdapterpackError | None) -> None:
-        """A row that never began."""
+        """Ends a row that never began."""
         self._end(row)
         self._tell(
             [(row, Event(0, None, finish_reason="cancelled" if error is None else "error", error=error))]
@@ -253,11 +254,11 @@ class EngineThread:
         self._tell(answered)
 
     def _tell(self, answered: Sequence[tuple[ScheduledRow, Event]]) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody listens
+        with suppress(RuntimeError):  # the loop is closed, so nothing waits for the output
             self._loop.call_soon_threadsafe(_take, answered, time.monotonic())
 
     def _fail_all(self) -> None:
-        """Ends all rows that wait or run."""
+        """Ends all rows that wait or run with an error."""
         with self._order:
             left = [*self._ready]
             while (row := self._queue.pop()) is not None:

@@ -1,5 +1,5 @@
-"""Rows that wait for the engine, in a fair order: who has had the fewest tokens goes next
-(https://arxiv.org/abs/2401.00588).
+"""A fair queue of rows: the tenant that has received the fewest tokens goes next (virtual token counters,
+https://arxiv.org/abs/2401.00588).
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from itertools import count
 from typing import Generic, Protocol, TypeVar
 
 ANSWERED = 2.0
-"""What a token of an answer costs, where one of a prompt costs 1: an answer's tokens are made one step
-each.
+"""The cost of an answer token relative to a prompt token, since each answer token takes a step of its own.
 """
 _FEW = 64
-"""Counters that are never too many."""
+"""Up to this many counters are never cleaned up."""
 
 
 class Waiting(Protocol):
-    """What is needed of a row. ``tenant`` has the ``share`` of the engine that it has beside others of the
-    class ``rank``; smaller ranks go first, always. Among a tenant's own rows the smaller ``priority`` goes
-    first.
+    """The attributes of a row that the queue uses.
+
+    ``share`` is the tenant's share of the engine relative to others of the same ``rank``; smaller ranks
+    always go first. Among a tenant's own rows the smaller ``priority`` goes first.
     """
 
     tenant: str
@@ -30,7 +30,7 @@ class Waiting(Protocol):
 
     @property
     def cost(self) -> int:
-        """The tokens of its prompt."""
+        """The number of its prompt's tokens."""
         ...
 
 
@@ -45,15 +45,15 @@ class _Tenant(Generic[AnyRow]):
 
     @property
     def busy(self) -> bool:
-        """Whether a row of it waits or runs."""
+        """Whether a row of the tenant waits or runs."""
         return bool(self.rows or self.running)
 
 
 class FairQueue(Generic[AnyRow]):
-    """A queue for each tenant, and a counter of the tokens that it has had.
+    """A queue for each tenant, with a counter of the tokens that the tenant has received.
 
-    A tenant that comes back has its counter lifted to that of the one who was served last: nobody saves up
-    turns while away. Counters that would be lifted are dropped now and then, and all of them when nothing
+    When an idle tenant returns, its counter is lifted to that of the tenant served last, so that nobody saves
+    up turns. Counters that would be lifted anyway are dropped now and then, and all of them when nothing
     waits or runs.
     """
 
@@ -62,10 +62,10 @@ class FairQueue(Generic[AnyRow]):
         self._level, self._numbers, self._most, self._waiting = 0.0, count(), _FEW, 0
 
     def __len__(self) -> int:
-        return self._waiting  # other threads ask
+        return self._waiting  # a plain number, because other threads read it
 
     def put(self, row: AnyRow) -> None:
-        """Adds a row behind those of its tenant with the same priority."""
+        """Adds a row after those of its tenant with the same priority."""
         if row.tenant not in self._tenants:
             self._make_room()
         tenant = self._tenants.setdefault(row.tenant, _Tenant())
@@ -75,7 +75,9 @@ class FairQueue(Generic[AnyRow]):
         self._waiting += 1
 
     def pop(self) -> AnyRow | None:
-        """The next row, which runs until :meth:`ended`; its prompt is charged."""
+        """Removes and returns the next row, and charges its prompt to its tenant. The row counts as running
+        until :meth:`end`.
+        """
         waiting = [
             (tenant.rows[0][2].rank, tenant.used, name)
             for name, tenant in self._tenants.items()
@@ -92,16 +94,16 @@ class FairQueue(Generic[AnyRow]):
         return row
 
     def charge(self, row: AnyRow, tokens: int = 1) -> None:
-        """Counts tokens that a running row has answered."""
+        """Charges answer tokens of a running row to its tenant."""
         self._tenants[row.tenant].used += ANSWERED * tokens / row.share
 
     def end(self, row: AnyRow) -> None:
-        """A row that was popped has ended."""
+        """Records that a running row has ended."""
         self._tenants[row.tenant].running -= 1
         self._rest()
 
     def remove(self, row: AnyRow) -> bool:
-        """Takes out a row that waits; False where it does not."""
+        """Removes a waiting row, and returns whether it was waiting."""
         tenant = self._tenants.get(row.tenant)
         left = [entry for entry in tenant.rows if entry[2] is not row] if tenant is not None else []
         if tenant is None or len(left) == len(tenant.rows):
@@ -113,14 +115,14 @@ class FairQueue(Generic[AnyRow]):
         return True
 
     def _rest(self) -> None:
-        """Where nothing waits or runs, whoever comes next begins level with who has had the most."""
+        """Clears the counters if nothing waits or runs: the next tenants all start at the highest level."""
         if not any(tenant.busy for tenant in self._tenants.values()):
             self._level = max((tenant.used for tenant in self._tenants.values()), default=self._level)
             self._tenants.clear()
 
     def _make_room(self) -> None:
-        """Drops the counters of tenants that have nothing here and would be lifted when they come back, once
-        there are many.
+        """If there are many counters, drops those of idle tenants that would be lifted on their return
+        anyway.
         """
         if len(self._tenants) >= self._most:
             self._tenants = {

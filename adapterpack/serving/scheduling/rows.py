@@ -1,4 +1,4 @@
-"""Rows of requests as the scheduler queues them, and the output that they have produced so far."""
+"""The rows of requests in the scheduler's queue, and the output that they have produced so far."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ...runtime.generation.sampler import SampledToken
 
 
 class SequenceOutput:
-    """The output of one row: its ``text`` so far, its ``choices`` if log-probabilities are asked for, and how
-    it ended; or the ``result`` of its one pass.
+    """The output of one row: its ``text`` so far, its ``choices`` if the request asks for log-probabilities,
+    and how it ended; or the ``result`` of its pass.
     """
 
     def __init__(self) -> None:
@@ -29,11 +29,10 @@ class SequenceOutput:
 
 
 class RequestOutput:
-    """The output of all rows of a request, for the coroutine that answers it. Everything happens in the
-    server's event loop.
+    """The output of all rows of a request, for the coroutine that answers it. Only the event loop uses it.
 
-    A slow reader finds several tokens at once: nothing piles up. ``first`` and ``last`` are the times of the
-    first and last token or result.
+    A slow reader gets the latest state with several tokens at once, so nothing queues up. ``first`` and
+    ``last`` are the times of the first and last token or result.
     """
 
     def __init__(self, rows: int) -> None:
@@ -54,7 +53,7 @@ class RequestOutput:
         return next((row.error for row in self.sequences if row.error is not None), None)
 
     def take(self, place: int, event: Event, at: float) -> None:
-        """Takes an event of the engine for one row: a token, a result, or its end."""
+        """Takes an engine event for one row: a token, a result, or its end."""
         row = self.sequences[place]
         if row.reason is not None:
             return
@@ -72,17 +71,17 @@ class RequestOutput:
         self._changed.set()
 
     def leave(self) -> None:
-        """Notes that the client has disconnected."""
+        """Records that the client has disconnected."""
         self.left = True
         self._changed.set()
 
     @property
     def tokens(self) -> int:
-        """The tokens of all rows."""
+        """The number of tokens of all rows."""
         return sum(row.tokens for row in self.sequences)
 
     async def wait(self, seconds: float | None = None) -> bool:
-        """Waits until a row has new output, at most so long; whether one has."""
+        """Waits until a row has new output, at most ``seconds``, and returns whether there is any."""
         try:
             async with asyncio.timeout(seconds):
                 await self._changed.wait()
@@ -94,10 +93,11 @@ class RequestOutput:
 
 @dataclass(eq=False, kw_only=True)
 class ScheduledRow:
-    """A row that waits for the engine or runs there: how to make it, its adapter's pack, and its tenant.
+    """A row that waits for the engine or runs on it.
 
-    ``make`` reads the adapter, which takes time. ``cost`` is the number of its prompt's tokens, and ``place``
-    its position among those of its request, in ``output``. ``request`` is the engine's, once it has it.
+    ``make`` creates the engine's request; it reads the adapter, which takes time. ``cost`` is the number of
+    prompt tokens; ``place`` is its index in ``output``. ``request`` is the engine's request, once the engine
+    has it.
     """
 
     make: Callable[[], EngineRow]

@@ -1,1 +1,1 @@
-"""Who asks a server: keys, what each may use, and the limits of all."""
+"""Tenants of a server: API keys, their quotas, and the limits of all requests."""

@@ -1,4 +1,4 @@
-"""Who asks, and what a key may have: keys are kept as digests in a file that is read again when it
+"""API keys: who may use a server, and what. Keys are stored as digests in a file that is reloaded when it
 changes.
 """
 
@@ -25,30 +25,30 @@ from ...io.secret_files import require_private
 from ...io.typed_json import Misfit, StrictStruct
 
 LEAST_CHARACTERS = 16
-"""Of a key that an operator chose."""
+"""The least length of a key that an operator chooses."""
 _MOST = 10**12
 _MOST_BYTES = 64 << 20
-"""Of a file of keys in JSON."""
+"""The most bytes of a file of keys in JSON."""
 _TIMES = 16
-"""How much larger than another file in YAML one of keys may be."""
+"""How many times larger than other YAML files a file of keys may be."""
 
 
 class Key(StrictStruct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One entry of a file of keys.
 
     Attributes:
-        id: the name of who has the key, in logs and for fairness.
-        sha256: of the key, as hex. The key itself is in no file.
-        adapters: the names that it may name, or ``"*"`` for all.
-        base: whether it may name the base.
+        id: the holder's name, in logs and for fair scheduling.
+        sha256: the key's digest, as hex. The key itself is never stored.
+        adapters: the adapters that it may use, or ``"*"`` for all.
+        base: whether it may use the base.
         expires: when it ends, RFC 3339.
-        rank: keys of a smaller rank go first, always.
-        share: of the engine's tokens, beside other keys of its rank.
-        max_rows: that wait or run at a time.
-        requests_per_minute: that it may make; after a pause as many at once.
-        tokens_per_minute: of prompts and answers; after a pause as many at once.
-        tokens_per_day: the same from midnight to midnight, UTC.
-        admin: whether it may see what concerns all keys: metrics.
+        rank: keys with a smaller rank always go first.
+        share: its share of the engine's tokens, relative to other keys of its rank.
+        max_rows: the most rows that wait or run at a time.
+        requests_per_minute: its rate of requests; after a pause it may send as many at once.
+        tokens_per_minute: its rate of prompt and answer tokens; after a pause it may use as many at once.
+        tokens_per_day: its tokens from midnight to midnight, UTC.
+        admin: whether it may see data of all keys, such as metrics.
     """
 
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]
@@ -65,17 +65,17 @@ class Key(StrictStruct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
     admin: bool = False
 
     def breaches(self) -> Iterator[Misfit]:
-        """A time without its zone."""
+        """Yields a misfit for a time without a zone."""
         if self.expires is not None and self.expires.tzinfo is None:
             yield Misfit("/expires", "a time needs its zone, as in 2027-01-31T00:00:00Z")
 
     def may(self, adapter: str | None) -> bool:
-        """Whether it may have an adapter, or the base."""
+        """Returns whether it may use an adapter, or the base (None)."""
         return self.base if adapter is None else self.adapters == "*" or adapter in self.adapters
 
     @property
     def expired(self) -> bool:
-        """Whether its time is over."""
+        """Whether the key has expired."""
         return self.expires is not None and self.expires.timestamp() <= time.time()
 
 
@@ -84,15 +84,14 @@ class _File(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 EVERYBODY = Key(id="everybody", sha256="0" * 64, admin=True)
-"""Who asks a server that has no keys."""
+"""The key of all requests to a server without keys."""
 
 
 class Keys:
-    """The keys of a server: none, one, or those of a file, which :meth:`look` reads again when it has
-    changed.
+    """The keys of a server: none, one, or those of a file, which :meth:`look` reloads when it has changed.
 
-    A file that cannot be read may have lost keys, so after ``unread_seconds`` of that no key of it counts
-    any more.
+    A file that cannot be read may have had keys revoked, so after ``unread_seconds`` none of its keys is
+    valid any more.
     """
 
     def __init__(
@@ -105,12 +104,12 @@ class Keys:
 
     @classmethod
     def one(cls, key: str, name: str = "api-key") -> Keys:
-        """One key for all, which may see everything."""
+        """Makes a single key for all, with the rights of an admin."""
         return cls([Key(id=name, sha256=_digest(key), admin=True)])
 
     @classmethod
     def one_in(cls, path: Path, name: str) -> Keys:
-        """The one key that a file holds as it is.
+        """Reads the single key that a file contains in plain text.
 
         Raises:
             ConfigError: others may read the file, or it holds no single word of 16 characters or more.
@@ -127,18 +126,18 @@ class Keys:
         return cls.one(key, name)
 
     async def look(self) -> None:
-        """Reads the file again, on another thread, if it has changed."""
+        """Reloads the file on another thread, if it has changed."""
         if self._file is not None:
             await self._file.look()
 
     @property
     def unread_seconds(self) -> float:
-        """For how long the file could not be read; 0 where it can."""
+        """For how many seconds the file has been unreadable; 0 if it can be read."""
         return 0.0 if self._file is None else self._file.unread_seconds
 
     @property
     def counted(self) -> bool:
-        """Whether keys count, as the file could be read not long ago."""
+        """Whether keys are valid: the file was readable recently enough."""
         return self.unread_seconds <= self._most_unread
 
     @property
@@ -147,11 +146,11 @@ class Keys:
 
     @property
     def needed(self) -> bool:
-        """Whether a request needs a key."""
+        """Whether requests need a key."""
         return self._file is not None or bool(self._keys)
 
     def missing(self, adapters: Collection[str]) -> Iterator[str]:
-        """What to warn of: the adapters that an entry names and that are not among ``adapters``.
+        """Yields a warning for each adapter that a key names and that is not among ``adapters``.
 
         Example:
             >>> key = Key(id="shop", sha256="0" * 64, adapters=("tickets", "review"))
@@ -167,11 +166,11 @@ class Keys:
                     )
 
     def of(self, authorization: str | None) -> Key:
-        """Whose header this is. Its digest is looked up, which tells nobody how much of a key is right, and
-        compared in constant time.
+        """Returns the key of an ``Authorization`` header. It looks up the digest, so timing reveals nothing
+        about how much of a key is right, and compares in constant time.
 
         Raises:
-            HTTPError: nobody's, or one whose time is over; or the file could not be read for too long.
+            HTTPError: the key is missing, unknown or expired, or the file has been unreadable for too long.
         """
         if not self.needed:
             return EVERYBODY
@@ -197,11 +196,12 @@ def _by_digest(keys: Sequence[Key]) -> Mapping[str, Key]:
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
-    """The keys of a file of YAML or JSON; of JSON up to 100,000 are read in seconds, of YAML about 30,000.
+    """Reads the keys of a YAML or JSON file. Up to 100,000 keys in JSON, or about 30,000 in YAML, are read in
+    seconds.
 
     Raises:
-        ConfigError: it is something else, two entries have one id or one digest, or others may read it.
-        FormatError: it begins as JSON and is none.
+        ConfigError: the file has another form, two entries share an id or a digest, or other users may read
+            the file. FormatError: the file begins like JSON but is not valid JSON.
         StorageError: it cannot be read.
     """
     from ...io import plain_yaml, strict_json  # noqa: PLC0415 - the help of the command must not pay for it
@@ -243,7 +243,7 @@ def _private_bytes(path: Path) -> bytes:
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A new key, and the entry of a file for it, whose ``id`` is ``name``.
+    """Returns a new key, and its entry for a file of keys with the id ``name``.
 
     Raises:
         ConfigError: no key can have that id.

@@ -1,4 +1,4 @@
-"""What a request may be and take. All of it is checked before the work that it bounds."""
+"""Limits of requests. Each is checked before the work that it bounds."""
 
 from __future__ import annotations
 
@@ -7,32 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServerLimits:
-    """The bounds of a server.
+    """The limits of a server.
 
     Attributes:
-        body_bytes: of a request.
-        body_seconds: in which a body arrives, and a second more for each 16 KiB.
-        headers: lines of a request's head.
-        header_bytes: of these lines.
-        depth: levels of a request's JSON.
-        messages: of a conversation.
-        rows: answers that one request asks for, prompts times ``n``.
-        inputs: of a request for embeddings or labels, each of which takes one pass.
-        answer_tokens: of all answers of a request together.
-        tools: functions that a request offers.
-        stop: stop texts of a request.
-        stop_characters: of each of them.
-        form_characters: of a schema, an expression, a grammar or a list of choices.
-        open_rows: rows that wait or run, of all keys.
-        open_rows_a_key: the same of one key, unless the key says otherwise.
-        request_seconds: from a request's arrival to the end of its answer.
-        first_seconds: after which a stream begins although it has nothing to say yet, and then says that it
-            is alive.
-        stuck_seconds: after which a step of the engine is stuck.
-        drain_seconds: that answers have to end when the server is to end.
+        body_bytes: the most bytes of a request's body.
+        body_seconds: the time for a body to arrive, plus a second for each 16 KiB.
+        headers: the most header lines of a request.
+        header_bytes: the most bytes of these lines.
+        depth: the most levels of a request's JSON.
+        messages: the most messages of a conversation.
+        rows: the most answers of one request, prompts times ``n``.
+        inputs: the most inputs of a request for embeddings or labels.
+        answer_tokens: the most tokens of all answers of a request together.
+        tools: the most functions in a request.
+        stop: the most stop texts of a request.
+        stop_characters: the most characters of each stop text.
+        form_characters: the most characters of a schema, an expression, a grammar or a list of choices.
+        open_rows: the most rows of all keys that wait or run.
+        open_rows_a_key: the same for one key, unless the key has its own limit.
+        request_seconds: the time from a request's arrival to the end of its answer.
+        first_seconds: the time after which a stream begins without output, and sends comments to stay alive.
+        stuck_seconds: the time after which an engine step counts as stuck.
+        drain_seconds: the time for answers to end when the server shuts down.
         masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they
         slow only their own rows; what runs together then depends on time.
-        unread_keys_seconds: for which keys count whose file cannot be read any more.
+        unread_keys_seconds: how long keys stay valid if their file becomes unreadable.
     """
 
     body_bytes: int = 4 << 20

@@ -1,4 +1,4 @@
-"""How many requests and tokens a key may have in a minute and in a day, and how many it has had."""
+"""Quotas: how many requests and tokens a key may use in a minute and a day, and how many it has used."""
 
 from __future__ import annotations
 
@@ -17,53 +17,55 @@ _ROUNDING = 1e-6
 
 
 class Meter(Protocol):
-    """What a key has used of one quota. The limit is given each time: it may change while the use stays."""
+    """The use of one quota by a key. The limit is passed on each call, since it may change while the use
+    remains.
+    """
 
     used: float
 
     def pass_time(self, limit: int, now: float) -> None:
-        """Forgets what has been long enough ago."""
+        """Drops use that is old enough."""
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """The seconds until so much less is used."""
+        """Returns the seconds until the use has dropped by ``excess``."""
 
 
 class Bucket:
-    """Use that is forgotten evenly, a limit a minute: after a pause a whole minute's worth may be used at
-    once.
+    """A token bucket that refills at the limit for each minute: after a pause a full minute's worth may be
+    used at once.
     """
 
     def __init__(self) -> None:
         self.used, self._at = 0.0, 0.0
 
     def pass_time(self, limit: int, now: float) -> None:
-        """Forgets the use of the time since the last call."""
+        """Drops the use that the time since the last call refills."""
         self.used = max(0.0, self.used - max(0.0, now - self._at) * limit / _MINUTE)
         self._at = now
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """The seconds in which the limit refills by that much."""
+        """Returns the seconds in which the bucket refills by ``excess``."""
         return excess * _MINUTE / limit
 
 
 class Day:
-    """Use that is forgotten at midnight, UTC."""
+    """Use that is dropped at midnight, UTC."""
 
     def __init__(self) -> None:
         self.used, self._day = 0.0, 0.0
 
     def pass_time(self, limit: int, now: float) -> None:
-        """Forgets all use when a new day has begun."""
+        """Drops all use if a new day has begun."""
         if now // _DAY > self._day:
             self.used, self._day = 0.0, now // _DAY
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """The seconds until midnight."""
+        """Returns the seconds until midnight."""
         return _DAY - now % _DAY
 
 
 class Quota(NamedTuple):
-    """A quota that a key may have in its field ``name``."""
+    """A quota that a key has if its field ``name`` is set."""
 
     name: str
     unit: Unit
@@ -80,7 +82,7 @@ QUOTAS = (
 
 
 class QuotaUse(NamedTuple):
-    """What a key has used of a quota, and how often it was refused for it."""
+    """The use of a quota by a key, and how often the key was refused because of it."""
 
     key: str
     quota: str
@@ -90,12 +92,11 @@ class QuotaUse(NamedTuple):
 
 
 class Quotas:
-    """What the keys have used, by their ids: it survives whatever happens to the file of keys, and ends with
-    the server.
+    """The use of all quotas, by key id. It survives changes of the file of keys, and ends with the server.
 
-    A prompt counts before it is worked on, an answer when it has ended. So a key may go beyond its quota by
-    the answers that run, and then waits the longer: over time it has what it may have. A prompt that is
-    longer than a whole quota goes when nothing is used.
+    A prompt is charged before it runs, an answer when it has ended. A key can thus exceed its quota by its
+    running answers, and then waits longer, so that the rate holds over time. A prompt longer than a complete
+    quota runs when nothing is used.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -103,32 +104,34 @@ class Quotas:
         self._meters: dict[tuple[str, str], Meter] = {}
         self._refused: Counter[tuple[str, str]] = Counter()
         self._keys: dict[str, Key] = {}
-        """Those with quotas that have asked for something, as they were when they last did."""
+        """The keys with quotas that have sent requests, as of their last request."""
 
     def ask(self, key: Key) -> None:
-        """Counts a request.
+        """Charges a request.
 
         Raises:
-            HTTPError: the key has no request, or no token, left.
+            HTTPError: the key has no requests or tokens left.
         """
         self._require(key, requests=1, tokens=1)
         self._add(key, "requests", 1)
 
     def read(self, key: Key, tokens: int) -> None:
-        """Counts a request's prompts.
+        """Charges the prompts of a request.
 
         Raises:
-            HTTPError: the key has not so many tokens left.
+            HTTPError: the key has too few tokens left.
         """
         self._require(key, tokens=tokens)
         self._add(key, "tokens", tokens)
 
     def wrote(self, key: Key, tokens: int) -> None:
-        """Counts a request's answers."""
+        """Charges the answers of a request."""
         self._add(key, "tokens", tokens)
 
     def headers(self, key: Key) -> dict[str, str]:
-        """What OpenAI's clients read of a key's quotas: of each unit the one of which least is left."""
+        """Returns the rate limit headers of OpenAI's API. For each unit they describe the quota with the
+        least left.
+        """
         headers: dict[str, str] = {}
         now = self._clock()
         for unit in ("requests", "tokens"):
@@ -148,7 +151,7 @@ class Quotas:
         return headers
 
     def usage(self) -> list[QuotaUse]:
-        """What all keys with quotas have used, those first that have used most of theirs."""
+        """Returns the use of all quotas, the highest share first."""
         usages = [
             QuotaUse(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
             for key in self._keys.values()
@@ -157,9 +160,7 @@ class Quotas:
         return sorted(usages, key=lambda one: -one.used / one.limit)
 
     def _require(self, key: Key, **needed: int) -> None:
-        """Checks that so much of each unit is left; where it is not, the quota is named for which one waits
-        longest.
-        """
+        """Checks that so much of each unit is left. The error names the quota with the longest wait."""
         waits = []
         for quota, limit, meter in self._of(key):
             need = needed.get(quota.unit, 0)
@@ -181,7 +182,7 @@ class Quotas:
                 meter.used += amount
 
     def _of(self, key: Key) -> Iterator[tuple[Quota, int, Meter]]:
-        """The quotas of a key, with its limits and its meters as they are now."""
+        """Yields the quotas of a key, with its limits and current meters."""
         for quota in QUOTAS:
             limit = getattr(key, quota.name)
             if limit is not None:
