@@ -1,1 +1,1 @@
-"""The command line: one short file a command, each the library function of the same name."""
+"""The command line: one short module for each command, which calls the library function of the same name."""

@@ -1,6 +1,4 @@
-"""The options of commands that run a bundle: where graphs run, how tokens are chosen, what answers look
-like.
-"""
+"""Shared options of commands that run a bundle: device, sampling, and the form of answers."""
 
 from __future__ import annotations
 
@@ -75,13 +73,13 @@ device_options = combine(
 
 
 def device_of(parameters: dict[str, Any]) -> Device:
-    """The device of these parameters, which are taken out of them."""
+    """Removes the device options from ``parameters`` and returns the device that they describe."""
     given = {field.name: parameters.pop(field.name) for field in fields(Device)}
     return Device(**{**given, "options": {name: str(value) for name, value in given["options"].items()}})
 
 
 _FILES = ("json_schema", "grammar")
-"""Parameters that are given as files."""
+"""Parameters whose option takes a file."""
 sampling_options = combine(
     click.option("--max-new-tokens", type=int, metavar="N", help="The most tokens of an answer."),
     click.option(
@@ -148,10 +146,10 @@ sampling_options = combine(
 
 
 def sampling_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that were given, with the texts of files.
+    """Returns the parameters that the user set, with files replaced by their text.
 
     Raises:
-        StorageError, FormatError: a file cannot be read, or is no text.
+        StorageError, FormatError: a file cannot be read, or is not text.
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     for name in _FILES:

@@ -1,5 +1,5 @@
-"""What commands tell on stderr while they work: steps, notes and warnings, as text for people or as JSON for
-programs that collect them.
+"""Logs what commands do to stderr: steps, notes and warnings, as text for people or as JSON for log
+collectors.
 """
 
 from __future__ import annotations
@@ -26,35 +26,35 @@ _LOG = logging.getLogger("adapterpack.cli")
 
 
 _flags: Mapping[str, Any] = {}
-"""The flags of the command that runs, in all of its threads."""
+"""The flags of the running command, for all of its threads."""
 
 
 def level() -> int:
-    """From which level on messages are shown: ``--quiet`` leaves warnings and errors, ``--verbose`` adds what
-    the work took.
+    """Returns the lowest level to show: ``--quiet`` keeps warnings and errors, ``--verbose`` adds time and
+    memory.
     """
     return logging.WARNING if _flags.get(QUIET) else logging.DEBUG if _flags.get(VERBOSE) else logging.INFO
 
 
 def is_quiet() -> bool:
-    """Whether neither steps nor bars are shown."""
+    """Whether to hide steps and progress bars."""
     return level() > logging.INFO
 
 
 def is_animated() -> bool:
-    """Whether stderr is a terminal on which bars may move."""
+    """Whether stderr is a terminal on which progress bars can move."""
     return sys.stderr.isatty() and os.environ.get(VARIABLE) != "json"
 
 
 def log_message(text: str, severity: int = logging.INFO) -> None:
-    """One message, unless it is below the level."""
+    """Logs one message, unless it is below the level."""
     if severity >= level():
         _LOG.log(severity, "%s", text)
 
 
 class _Text(logging.Formatter):
-    """A record as one line that does nothing to a terminal, whatever the names in it hold; with ``--verbose``
-    also when and from where.
+    """Formats a record as one line, escaped so that names in it cannot control a terminal; with ``--verbose``
+    adds time and origin.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -67,7 +67,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """A record as one object on one line, ASCII only; times are UTC, to the millisecond."""
+    """Formats a record as one JSON object on one line, ASCII only, with times in UTC to the millisecond."""
 
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
@@ -83,7 +83,7 @@ class _Json(logging.Formatter):
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to what is stderr at the time of the message."""
+    """Writes to whatever stderr is at the time of the message."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
@@ -92,13 +92,13 @@ class _Stderr(logging.StreamHandler[Any]):
 
 @contextmanager
 def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
-    """Messages of the block go to stderr: those of adapterpack; as JSON also those of other libraries, and
+    """Sends the messages of adapterpack in the block to stderr; as JSON also those of other libraries, and
     Python's warnings.
 
-    ``flags`` holds those of the command as soon as it has been read.
+    ``flags`` is filled with the command's flags as soon as click has parsed them.
 
     Raises:
-        ConfigError: ``ADAPTERPACK_LOG`` names a format that there is not.
+        ConfigError: ``ADAPTERPACK_LOG`` names an unknown format.
     """
     global _flags  # noqa: PLW0603 - threads have no context of click, and a process runs one command
     form = os.environ.get(VARIABLE) or FORMATS[0]
@@ -124,7 +124,7 @@ def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
 
 
 def log_failure(sentence: str) -> None:
-    """The sentence that an error ends with."""
+    """Logs the sentence of an error that ends the command."""
     if os.environ.get(VARIABLE) == "json":
         _LOG.error("%s", sentence)
     else:

@@ -1,5 +1,5 @@
-"""The command group: commands by name, imported when they are called, and the one place where errors become
-sentences and exit codes.
+"""The command group: imports a command when it is called, and turns errors into sentences and exit codes in
+one place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .options import TRACEBACK, global_options, has_flag
 from .output import escape_line, print_json
 
 VARIABLE = "_ADAPTERPACK_COMPLETE"
-"""The environment variable by which the function of a shell asks for completions."""
+"""The environment variable by which a shell's completion function asks for completions."""
 
 COMMANDS = {
     "demo": "every stage on a small real model",
@@ -63,7 +63,9 @@ name holds ``command``.
 
 
 class Commands(click.Group):
-    """A group that imports a command when it is called, and reports errors in one way for all of them."""
+    """A group that imports a command only when it is called, and reports the errors of all commands in one
+    way.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -88,7 +90,7 @@ class Commands(click.Group):
         return named + super(click.Group, self).shell_complete(ctx, incomplete)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        if VARIABLE in os.environ:  # a shell asks
+        if VARIABLE in os.environ:  # the shell's completion function called this process
             import_module("adapterpack.cli.commands.completion")
         output.open_missing()
         try:
@@ -100,7 +102,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         if not sys.stderr.isatty():
-            # the bars of other libraries, before they are imported
+            # hides progress bars of other libraries, which read this at import
             os.environ.setdefault("TQDM_DISABLE", "1")
         warnings.formatwarning = _warning
         end_where_files_are_cut_short(lambda path: _report_cut_file(ctx, path), EXIT_FAILED)
@@ -114,23 +116,25 @@ _as_python_writes = warnings.formatwarning
 
 
 def _warning(*details: Any, **more: Any) -> str:
-    """A warning as Python writes it, with what a stranger's names could do to a terminal escaped."""
+    """Formats a warning as Python does, and escapes names that could control a terminal."""
     return printable(_as_python_writes(*details, **more))
 
 
 @contextmanager
 def _report_errors(ctx: click.Context, signals: Raising) -> Iterator[None]:
-    """What the command raises, as text on stderr (and with ``--json`` as an object on stdout) and an exit
-    code.
+    """Reports an exception of the command as text on stderr (with ``--json`` also as an object on stdout) and
+    as an exit code.
     """
     try:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
-        raise  # click's own, and a reader that went away
-    except KeyboardInterrupt as interrupt:  # what keeps something for the next try says so in a note
+        raise  # click handles its own exceptions and broken pipes
+    except (
+        KeyboardInterrupt
+    ) as interrupt:  # code that keeps partial results for the next run says so in a note
         _end(ctx, interrupt, interrupt if isinstance(interrupt, Ended) else Ended())
     except Exception as error:
-        # libraries turn it into errors of their own, as where it comes while they are imported
+        # libraries may turn an interrupt into their own error, for instance during their import
         if signals.ended is not None:
             _end(ctx, error, signals.ended)
         if isinstance(error, AdapterpackError):
@@ -143,7 +147,7 @@ def _report_errors(ctx: click.Context, signals: Raising) -> Iterator[None]:
 
 
 def _end(ctx: click.Context, error: BaseException, ended: Ended) -> NoReturn:
-    """Ends the command as a signal wanted it to."""
+    """Ends the command the way the signal requests."""
     left = dict.fromkeys(getattr(error, "__notes__", ()))
     sentence = escape_line(f"{ended.word}; {'; '.join(left) or 'nothing was left behind'}")
     click.echo(sentence, err=True)
@@ -167,7 +171,9 @@ _OF_DISKS = frozenset(
 
 
 def _explain_refusal(error: Exception) -> StorageError | None:
-    """What the operating system refused, in words, where an error is one that no program can prevent."""
+    """Returns an error in words for a refusal by the operating system that no program can prevent; None for
+    other errors.
+    """
     if not isinstance(error, OSError) or not (error.errno in _OF_DISKS or isinstance(error, _OF_THE_SYSTEM)):
         return None
     try:
@@ -184,9 +190,7 @@ def _end_with_error(
     report: dict[str, str | None],
     exit_code: int = EXIT_FAILED,
 ) -> NoReturn:
-    """Ends the command with the sentence for an error, and behind it what was noted on the error on its
-    way.
-    """
+    """Ends the command with the sentence for an error, followed by the notes that were added to the error."""
     sentence = escape_line(" ".join([sentence, *getattr(error, "__notes__", ())]))
     if has_flag(ctx, TRACEBACK):
         click.echo(printable(traceback.format_exc()), err=True, nl=False)
@@ -196,13 +200,13 @@ def _end_with_error(
 
 
 def _report_cut_file(ctx: click.Context, path: str) -> None:
-    """Tells of a file that became shorter while a library read it. The process is about to end."""
+    """Reports a file that became shorter while a library read it. The process is about to end."""
     error = StorageError(
         "a file became shorter while it was in use",
         where=path,
         remedy="start again once nothing writes to it",
     )
-    sys.stdout = sys.__stdout__ or sys.stdout  # a stage may have put another in its place
+    sys.stdout = sys.__stdout__ or sys.stdout  # a command may have replaced stdout
     _emit_error(ctx, error.to_json() | {"message": escape_line(str(error))})
     log_failure(escape_line(str(error)))
     for stream in (sys.stdout, sys.stderr):
@@ -211,7 +215,7 @@ def _report_cut_file(ctx: click.Context, path: str) -> None:
 
 def _emit_error(ctx: click.Context, error: dict[str, str | None]) -> None:
     if has_flag(ctx, "--json"):
-        # behind what was printed line by line, too
+        # the object also follows results that were already printed line by line
         print_json({"command": ctx.invoked_subcommand, "error": error}, compact=True)
 
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, and packs by what the user typed."""
+"""Options that several commands share, and the loading of packs from what the user typed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def has_flag(ctx: click.Context, flag: str) -> bool:
-    """Whether a flag was given to the command or to the group."""
+    """Whether the user set a flag on the command or on the group."""
     return bool(ctx.meta.get(flag, False))
 
 
 def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
-    # The translator of errors asks the group's context, which shares its ``meta`` with the command's.
+    # The code that reports errors reads the group's context, which shares its ``meta`` with the command's.
     if value:
         ctx.meta[param.opts[0]] = True
     if ctx.meta.get(QUIET) and ctx.meta.get(VERBOSE):
@@ -78,14 +78,14 @@ common_options = combine(
 
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
-    """``-o OUT``, which must not exist."""
+    """Returns the option ``-o OUT``; the path must not exist."""
     return click.option(
         "-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist."
     )
 
 
 def address_options(port: int) -> Callable[[_Function], _Function]:
-    """``--host`` and ``--port`` of a server."""
+    """Returns the options ``--host`` and ``--port`` of a server."""
     return combine(
         click.option(
             "--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at."
@@ -102,7 +102,7 @@ def address_options(port: int) -> Callable[[_Function], _Function]:
 
 
 def html_option(about: str) -> Callable[[_Function], _Function]:
-    """``--html F``, which is replaced if it is a page of ours."""
+    """Returns the option ``--html F``; an existing page of adapterpack is replaced."""
     return click.option(
         "--html",
         "html",
@@ -113,9 +113,9 @@ def html_option(about: str) -> Callable[[_Function], _Function]:
 
 @contextmanager
 def open_page(html: str | None) -> Iterator[Path | None]:
-    """Where the block writes the page of ``--html``, None without one. A path that cannot be used fails
-    before the block, at no cost. The page gets its name when the block ends well, and replaces one that was
-    written before; any other file stays, and is an error.
+    """Yields the path to write the page of ``--html`` to, None without the option. A path that cannot be used
+    fails before the block, at no cost. The page gets its name when the block succeeds; it replaces an earlier
+    page of adapterpack, and any other file is an error.
     """
     if html is None:
         yield None
@@ -148,8 +148,8 @@ weight_option = click.option(
 def suggest(
     *sources: str,
 ) -> Callable[[click.Context, click.Parameter, str], list[CompletionItem[Any]]]:
-    """Completes an option with names: each source is ``module:NAME``, of a registry, of names, or of a
-    function that returns some.
+    """Completes an option with names: each source is ``module:NAME`` of a registry, of names, or of a
+    function that returns names.
     """
 
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem[Any]]:
@@ -234,11 +234,11 @@ quantization_options = combine(
 
 
 def load_pack(reference: str) -> Any:
-    """The pack behind ``PATH``, ``NAME=PATH`` or ``hf://org/name``, verified.
+    """Loads and verifies the pack at ``PATH``, ``NAME=PATH`` or ``hf://org/name``.
 
     Raises:
         StorageError: there is no such folder.
-        FormatError: it is no valid pack.
+        FormatError: the pack is not valid.
     """
     match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
     name, path = match.groups() if match else (None, reference)
@@ -246,7 +246,7 @@ def load_pack(reference: str) -> Any:
 
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
-    """``key=value`` texts as a mapping; values are read as YAML, as in a training configuration."""
+    """Parses ``key=value`` texts to a mapping; values are YAML, as in a training configuration."""
     values_by_key: dict[str, Any] = {}
     for text in values:
         key, equals, value = text.partition("=")

@@ -1,4 +1,6 @@
-"""What commands print: JSON for programs; sentences, facts and tables for people, safe for a terminal."""
+"""Prints the output of commands: JSON for programs; sentences, facts and tables for people, safe for a
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -21,13 +23,13 @@ _DIGEST = re.compile(r"\b([a-z0-9]+:[0-9a-f]{12})[0-9a-f]{52}\b")
 
 
 def print_json(value: Mapping[str, Any], compact: bool = False) -> None:
-    """Prints one JSON object, ASCII only: names from strangers can do nothing to a terminal."""
+    """Prints one JSON object, ASCII only, so that untrusted names cannot control a terminal."""
     with guard_stdout():
         click.echo(json.dumps(finite(value), indent=None if compact else 2, allow_nan=False))
 
 
 def shorten_digests(value: Any) -> Any:
-    """The value with the first 12 digits of every digest, which tell any two apart that a person looks at.
+    """Shortens every digest to 12 digits, which are enough for people to tell digests apart.
 
     Example:
         >>> shorten_digests({"pack": ["sha256:" + "0123456789abcdef" * 4]})
@@ -41,7 +43,7 @@ def shorten_digests(value: Any) -> Any:
 
 
 def escape_line(text: str) -> str:
-    """The text on one line, control and bidirectional characters escaped."""
+    """Returns the text on one line, with control and bidirectional characters escaped."""
     return printable(text).replace("\n", "\\n")
 
 
@@ -63,7 +65,7 @@ def print_facts(values: Mapping[str, Any]) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None) -> None:
-    """Prints a table; on anything but a terminal it is wide, so that nothing is folded."""
+    """Prints a table; on anything but a terminal it is wide enough not to wrap."""
     from rich.box import SIMPLE_HEAD  # noqa: PLC0415 - the listing of commands must not pay for it
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -94,34 +96,36 @@ def _is_records(value: Any) -> bool:
 
 
 def open_missing() -> None:
-    """Opens those that the caller has closed, on nothing: else the next file that is opened would take their
-    place, and be printed into.
+    """Opens the standard streams that the caller has closed on the null device: otherwise the next opened
+    file would get their descriptor, and receive the output.
     """
     for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
         if getattr(sys, name) is None:
             with suppress(OSError):
                 os.fstat(number)
                 continue
-            descriptor = os.open(os.devnull, os.O_RDWR)  # the lowest that is free: this one
+            descriptor = os.open(
+                os.devnull, os.O_RDWR
+            )  # open takes the lowest free descriptor, which is this stream's
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace"))
 
 
 @contextmanager
 def guard_stdout() -> Iterator[None]:
-    """Errors of printing inside name standard output; what is printed after one goes nowhere. A reader that
-    went away is none.
+    """Makes errors of printing in the block name standard output, and discards output after such an error. A
+    closed pipe is not an error.
 
     Raises:
-        StorageError: it takes nothing, as where it is a file on a full disk.
+        StorageError: stdout cannot be written, for instance because it is a file on a full disk.
     """
     try:
         yield
     except BrokenPipeError:
         raise
     except OSError:
-        with suppress(OSError, ValueError):  # no file at all, as in tests
+        with suppress(OSError, ValueError):  # stdout is not a file, as in tests
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stdout.fileno())  # what waits in its buffer goes there too
+            os.dup2(nowhere, sys.stdout.fileno())  # discards the buffered output too
             os.close(nowhere)
         with storage_errors("standard output"):
             raise

@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, plain lines elsewhere; stdout is kept for the answer."""
+"""Shows progress on stderr: a bar on a terminal, plain lines elsewhere; stdout is for results only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SECONDS_BETWEEN_ROWS = 10.0
 
 @contextlib.contextmanager
 def divert_stdout() -> Iterator[None]:
-    """What other libraries print goes to stderr, and adapterpack tells what it does, while the block runs."""
+    """Sends what other libraries print to stderr, and logs adapterpack's messages, inside the block."""
     log = logging.getLogger("adapterpack")
     before = log.level
     log.setLevel(level())
@@ -34,7 +34,7 @@ def divert_stdout() -> Iterator[None]:
 
 @contextlib.contextmanager
 def show_steps() -> Iterator[Callable[[str], None]]:
-    """A function that says which step begins."""
+    """Yields a function that shows which step begins."""
     # one thing that moves is enough, and the libraries are not imported yet
     os.environ.setdefault("TQDM_DISABLE", "1")
     with divert_stdout():
@@ -50,7 +50,7 @@ def show_steps() -> Iterator[Callable[[str], None]]:
 
 @contextlib.contextmanager
 def show_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A function that shows (bytes done, bytes in all)."""
+    """Yields a function that shows (bytes done, bytes in all)."""
     label = escape_line(label)
     with divert_stdout():
         if is_quiet() or not is_animated():
@@ -62,8 +62,8 @@ def show_bytes(label: str) -> Iterator[Callable[[int, int], None]]:
 
 @contextlib.contextmanager
 def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
-    """A function that shows how far a training is, where there is a terminal; else None, and the log has a
-    line every few steps.
+    """Yields a function that shows the progress of a training on a terminal; None elsewhere, where the log
+    gets a line every few steps.
     """
     # one thing that moves is enough, and the libraries are not imported yet
     os.environ.setdefault("TQDM_DISABLE", "1")
@@ -76,7 +76,7 @@ def show_training(label: str) -> Iterator[Callable[[Any], None] | None]:
 
             def show(step: Any) -> None:
                 if step.name not in bars:
-                    bars[""](visible=False)  # each of several adapters has a bar of its own
+                    bars[""](visible=False)  # with several adapters each has its own bar
                     bars[step.name] = add(escape_line(step.name), None, "")
                 bars[step.name](
                     completed=step.done,
@@ -106,7 +106,7 @@ def _tell_bytes(label: str) -> Callable[[int, int], None]:
 
 @contextlib.contextmanager
 def show_rows(label: str, total: int | None) -> Iterator[Callable[[int, int, int], None]]:
-    """A function that shows (rows answered, tokens that they took, bytes of the input that are done); it has
+    """Yields a function that shows (rows answered, their tokens, bytes of input done); the input has
     ``total`` bytes, if known.
     """
     label = escape_line(label)
@@ -123,7 +123,7 @@ def show_rows(label: str, total: int | None) -> Iterator[Callable[[int, int, int
 def _show_bar(
     label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = ""
 ) -> Iterator[Callable[..., None]]:
-    """A function that updates a bar on the terminal, which has these columns of ``rich.progress`` besides its
+    """Yields a function that updates a bar on the terminal with these ``rich.progress`` columns besides its
     label and the time left.
     """
     with _show_bars(columns) as add:
@@ -134,7 +134,7 @@ def _show_bar(
 def _show_bars(
     columns: Callable[[Any], tuple[Any, ...]],
 ) -> Iterator[Callable[[str, int | None, str], Callable[..., None]]]:
-    """A function that adds such a bar, of a label, a total if it is known, and a text; it returns the one
+    """Yields a function that adds a bar with a label, a total if known, and a text, and returns the function
     that updates it.
     """
     from rich import progress as p  # noqa: PLC0415 - only a terminal pays for it
@@ -151,12 +151,12 @@ def _show_bars(
 
 
 def _text_column(progress: Any) -> Any:
-    """The column of a bar that shows the ``text`` with which it is updated."""
+    """Returns the column of a bar that shows its ``text``."""
     return progress.TextColumn("{task.fields[text]}", markup=False)
 
 
 class _Speed:
-    """How many rows there are, and how many tokens a second."""
+    """Formats the number of rows and the tokens a second."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()

@@ -1,4 +1,4 @@
-"""The score of a pack by an executable that the user names on the command line."""
+"""Scores a pack with an executable that the user names on the command line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _SHOWN = 400
 
 
 def score_with(executable: str, say: Callable[[str], None]) -> Callable[[Any], float]:
-    """A function of a pack: the pack is written to a folder of its own, ``executable FOLDER`` is run, and the
-    last line that it prints is the number. No shell is involved, and nothing in any file can name an
+    """Returns a function that scores a pack: it writes the pack to a temporary folder, runs ``executable
+    FOLDER``, and parses the last printed line as a number. No shell is involved, and no file can name an
     executable.
 
     Raises:
-        ConfigError: it is no executable file; or, when it is run, it fails or prints no number.
+        ConfigError: the file is not executable, or the run fails or prints no number.
     """
     path = shutil.which(executable) or (
         executable if os.access(executable, os.X_OK) and Path(executable).is_file() else None
@@ -55,7 +55,7 @@ def score_with(executable: str, say: Callable[[str], None]) -> Callable[[Any], f
             )
             try:
                 out, err = process.communicate()
-            except BaseException:  # an interrupt must not leave it behind
+            except BaseException:  # an interrupt must not leave the process running
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
                 raise

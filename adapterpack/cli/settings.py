@@ -1,8 +1,8 @@
-"""The user's configuration: a small TOML file that gives defaults to environment variables, and thereby to
+"""Reads the user's configuration: a small TOML file with defaults for environment variables, and thereby for
 options.
 
-What counts is, in this order: the option, the environment variable, the file, the default. The library reads
-the environment alone.
+The order of precedence is: the option, the environment variable, the file, the default. The library itself
+reads only the environment.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _LONGEST = 4096
 
 
 class ConfigKey(NamedTuple):
-    """A key of the file: the variable that it gives a default to, the values that it takes, and what it is,
-    in words.
+    """A key of the file: the variable for which it sets a default, the values that it accepts, and its
+    description.
     """
 
     variable: str
@@ -52,8 +52,8 @@ SETTINGS = {
 
 
 def config_file() -> Path | None:
-    """Where the file is looked for: ``ADAPTERPACK_CONFIG``, or in the user's folder of configurations; None
-    where that variable is empty.
+    """Returns the path of the configuration file: ``ADAPTERPACK_CONFIG``, or the default in the user's
+    configuration folder; None if that variable is empty.
 
     Example:
         >>> config_file() is None or config_file().suffix == ".toml"
@@ -66,11 +66,11 @@ def config_file() -> Path | None:
 
 
 def apply_config_file() -> None:
-    """Gives the environment variables that are not set what the file says.
+    """Sets the environment variables that are not set to the values in the file.
 
     Raises:
-        StorageError: the file is named by the variable and is not there, or it cannot be read.
-        ConfigError: it is too large, is no TOML, or has a key or a value that there is not.
+        StorageError: the variable names a file that does not exist, or the file cannot be read.
+        ConfigError: the file is too large, is not TOML, or has an unknown key or value.
     """
     path = config_file()
     if path is None or (VARIABLE not in os.environ and not path.exists()):

@@ -1,5 +1,5 @@
-"""Tells by a path and first bytes whether a merge is into a GGUF file, an ONNX graph or a checkpoint, before
-anything is opened.
+"""Detects by path and first bytes whether a merge is into a GGUF file, an ONNX graph or a checkpoint, before
+opening it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,6 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
 
 
 def is_graph(base: str | os.PathLike[str]) -> bool:
-    """Whether a base is an ONNX file or a bundle, by its name and what its folder holds."""
+    """Whether a base is an ONNX file or a bundle, by its name and the files in its folder."""
     path = Path(base)
     return path.suffix == ".onnx" or (path / FILE_NAME).is_file()

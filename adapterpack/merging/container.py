@@ -1,5 +1,5 @@
-"""Opens the base of a merge, and chooses the form of the output, which is that of the base: a folder of
-safetensors or a GGUF file.
+"""Opens the base of a merge, and chooses the output's form, which is the base's: a folder of safetensors or a
+GGUF file.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Container(NamedTuple):
 def open_base(
     base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None
 ) -> tuple[MergeBase, Container]:
-    """The base at a path, and the form of the output.
+    """Opens the base at a path, and returns it with the form of the output.
 
     Raises:
         StorageError, FormatError, Unsupported: it cannot be read.

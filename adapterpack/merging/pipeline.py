@@ -254,8 +254,8 @@ def merge(
 
 @contextmanager
 def _of_one_base(source: MergeBase, verify: str) -> Iterator[None]:
-    """Checks after the block, and after an error in it, that the base is the one that was opened: what was
-    made of two is not kept.
+    """Checks after the block, even after an error, that the base has not changed since it was opened; a
+    result of two different bases is discarded.
     """
     try:
         yield

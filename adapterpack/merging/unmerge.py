@@ -213,7 +213,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
 
 
 def _restore(merged: Checkpoint, target: plan.MergeTarget, name: str) -> np.ndarray:
-    """The only weight from which the merge gives the merged one."""
+    """Returns the only weight from which the merge gives the merged one."""
     if target.bias is not None or any(
         not one.method.traits.additive or one.method.traits.reads_weight for one in target.contributions
     ):

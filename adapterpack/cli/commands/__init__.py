@@ -1,1 +1,1 @@
-"""The commands, a file each: ``command`` is what click runs."""
+"""The commands, one module each: click runs its ``command``."""

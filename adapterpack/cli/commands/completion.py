@@ -53,7 +53,7 @@ PROGRAM = "adapterpack"
 
 
 class _Files(ShellComplete):
-    """Where a command's option or argument has no values of its own, it may be a path."""
+    """Completes paths where an option or argument has no values of its own."""
 
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
         found = super().get_completions(args, incomplete)
@@ -96,4 +96,6 @@ def completion(shell: str) -> str:
         raise UnknownName(
             "there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS)
         )
-    return SHELLS[shell](click.Group(PROGRAM), {}, PROGRAM, VARIABLE).source()  # the same for every command
+    return SHELLS[shell](
+        click.Group(PROGRAM), {}, PROGRAM, VARIABLE
+    ).source()  # the script does not depend on the group's commands

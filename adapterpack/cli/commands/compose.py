@@ -224,22 +224,22 @@ def command(
 
 
 def _read_tree(text: str) -> Any:
-    """The text itself, or what a file of that name holds."""
+    """Returns the text itself, or the contents of the file of that name."""
     path = Path(text)
     if path.suffix.lower() not in {".json", ".yaml", ".yml"}:
         return text
-    from ...io.plain_yaml import read  # noqa: PLC0415 - the listing of commands must not pay for it
+    from ...io.plain_yaml import read  # noqa: PLC0415 - keeps the listing of commands fast
 
     return read(path)
 
 
 def say(text: str) -> None:
-    """One line to stderr."""
+    """Prints one line to stderr."""
     log_message(text)
 
 
 def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
-    """Prints what would be done."""
+    """Prints what compose would do."""
     if tree is not None:
         raise click.UsageError("A tree combines nothing before it runs, so there is no plan for it.")
     made = plan(packs, **options)
@@ -275,7 +275,7 @@ def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_j
 
 
 def print_left_out(params: Mapping[str, Any]) -> None:
-    """Prints which sites a budget left out, by the parameters of a lineage."""
+    """Prints the sites that a budget left out, from the lineage's parameters."""
     if left_out := params.get("left_out"):
         print_line(
             f"left out {things(len(left_out), 'site')} for which the budget leaves no rank: "
@@ -291,7 +291,7 @@ def measure_packs(
     base: str | None,
     out: str,
 ) -> tuple[str, ...]:
-    """The statistics of every pack on its own data, in files next to the output."""
+    """Measures the statistics of every pack on its own data, and saves them next to the output."""
     kind = RULES[rule].statistics
     if statistics or base is None or len(data) != len(packs) or not kind:
         raise ConfigError(
@@ -310,7 +310,7 @@ def measure_packs(
 
 
 def write_recipes(pack: Any, packs: tuple[str, ...], recipe: str | None, mergekit: str | None) -> None:
-    """The files that say how the pack was made."""
+    """Writes the recipe of the pack, for adapterpack and for mergekit."""
     if recipe is None and mergekit is None:
         return
     stated = recipe_of(pack)

@@ -17,7 +17,7 @@ from ..progress import divert_stdout
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    """The labels in a line of CSV."""
+    """Parses labels from a line of CSV."""
     if value is None:
         return None
     try:

@@ -16,7 +16,7 @@ from ..output import guard_stdout, print_facts, print_json, print_line, print_ta
 from ..progress import show_steps
 
 _FOR_PROGRAMS = {"bytes", "missing"}
-"""Columns that stand in the JSON alone."""
+"""Columns that only the JSON has."""
 _COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
 
 
@@ -79,7 +79,7 @@ def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json
 
 
 def _print(found: Mapping[str, Any]) -> None:
-    """Facts in two columns, and each list of rows as a table."""
+    """Prints facts in two columns, and each list of rows as a table."""
     tables = [
         value for value in found.values() if isinstance(value, list) and value and isinstance(value[0], dict)
     ]

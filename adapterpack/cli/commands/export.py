@@ -193,7 +193,7 @@ def command(
         print_line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         print_line(f"the canary of {name} was not replayed: {reason}")
-    # what writes graphs, which takes its time to import
+    # imports onnx_ir, which is slow to import
     from ...exporting.targets import TARGETS  # noqa: PLC0415
 
     for step in filter(None, TARGETS[target].next_step.format(out=shlex.quote(out)).splitlines()):
@@ -201,7 +201,7 @@ def command(
 
 
 def cache_sentence(report: Mapping[str, Any]) -> str:
-    """What the manifest says of caches in eight bits."""
+    """Describes the manifest's report on int8 caches in a sentence."""
     return (
         f"keys and values are {report['type']}: logits move by {report['relative']:.2%} (root mean square), "
         "at most "
@@ -210,7 +210,7 @@ def cache_sentence(report: Mapping[str, Any]) -> str:
 
 
 def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
-    """What became of a quantized base's weights in one format.
+    """Describes in a sentence how the graph stores a quantized base's weights in one format.
 
     Example:
         >>> stored_sentence("awq", {"held": 13, "dequantized": 1,  # doctest: +ELLIPSIS
@@ -229,7 +229,7 @@ def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
 
 
 def proof(parity: Mapping[str, Any], quantized: bool, stored: bool = False) -> Iterator[str]:
-    """What the parity report says, a line each; ``stored`` of a base that was quantized itself."""
+    """Yields the parity report line by line; ``stored``: the base itself is quantized."""
     when = ", of floats of the same values:" if stored else ", before quantization:" if quantized else ":"
     yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output{when}"
     for name, error in parity["max_abs"].items():

@@ -41,7 +41,7 @@ def command(path: str, full: bool, html: str | None, as_json: bool) -> None:
     if as_json:
         print_json({"command": "inspect", **summary})
         return
-    if base := summary.get("base"):  # digests of variants have a line of their own
+    if base := summary.get("base"):  # the digests of variants get a separate line
         variants = [f"{one['relation']} {one['content']}" for one in base["variants"]]
         summary = {
             **summary,

@@ -110,7 +110,7 @@ def command(
 
 
 def accuracy_sentence(accuracy: str, errors: Mapping[str, float]) -> str:
-    """What the accuracy of a quantized graph costs, and what the other one would.
+    """Describes in a sentence the error of a quantized graph, and what the other accuracy would give.
 
     Example:
         >>> accuracy_sentence("exact", {"exact": 0.04, "fast": 0.08})  # doctest: +ELLIPSIS
@@ -133,7 +133,7 @@ def compare(
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
-    """Compares the quantized forms of a bundle on the rows of a file, and prints what was found."""
+    """Compares the quantized forms of a bundle on the rows of a file, and prints the result."""
     if schemes:
         options["schemes"] = schemes
     with open_page(html) as page:

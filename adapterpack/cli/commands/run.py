@@ -179,7 +179,7 @@ def command(
 def _typed_rows(
     prompts: tuple[str, ...], contexts: tuple[str, ...], images: tuple[str, ...], sounds: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """The rows of the options: a prompt and what goes with it are one row."""
+    """Builds the rows from the options: each prompt with its context, image and sound is one row."""
     every = (("prompt", prompts), ("context", contexts), ("image", images), ("audio", sounds))
     columns = {key: values for key, values in every if values}
     if len({len(values) for values in columns.values()}) > 1:
@@ -193,7 +193,7 @@ def _name(source: str) -> str:
 
 
 def _refuse_reserved(lines: Iterator[Line], source: str) -> Iterator[Line]:
-    """The lines; a row that has the key that every object on stdout begins with is an error."""
+    """Yields the lines; a row with the key that every object on stdout begins with becomes an error."""
     for one in lines:
         if isinstance(one.row, dict) and "command" in one.row:
             yield one._replace(
@@ -236,7 +236,10 @@ def _print_answers(
         rows += 1
         if error is not None:
             failed, first = failed + 1, first or first_of(number, error)
-        if as_json or row.keys() >= {"custom_id", "response"}:  # the answer to a request is shown as it is
+        if as_json or row.keys() >= {
+            "custom_id",
+            "response",
+        }:  # the answer to a batch request is already an object in OpenAI's form
             print_json({"command": "run", **row} if as_json else row, compact=True)
         else:
             print_line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
@@ -246,7 +249,7 @@ def _print_answers(
 
 
 def _answer_rows(open_job: OpenJob, lines: Iterator[Line]) -> Iterator[Answered]:
-    """The answers, with what ONNX Runtime prints on the way kept out of stdout."""
+    """Yields the answers, and keeps ONNX Runtime's own output out of stdout."""
     with divert_stdout():
         job, every = begin(open_job, lines)
     results = (answered for block in answers(job, every, OutputProgress(now())) for answered in block)

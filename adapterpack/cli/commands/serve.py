@@ -189,7 +189,7 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
                 f"'{json.dumps({'model': first, **body})}'"
             )
 
-    # also hf://
+    # load_pack also accepts hf:// and NAME=PATH
     packs = [path if "=" not in path or Path(path).exists() else load_pack(path) for path in adapters]
     device = device_of(options)
     adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)

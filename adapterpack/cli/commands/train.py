@@ -76,7 +76,7 @@ def command(
     from ...training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
 
     if dry_run:
-        read_config(config, overrides)  # what is wrong in it is said before torch is imported
+        read_config(config, overrides)  # reports errors in the config before the slow import of torch
         _dry_run(config, overrides, rewards, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
@@ -95,7 +95,7 @@ def command(
             if pack.path is not None
         ]
         if len(trained) < len(packs):
-            return  # one process of several, and not the one that writes
+            return  # in a distributed run only one process writes
         if page is not None:
             from ...report.training import train_report  # noqa: PLC0415 - only a page needs it
 
@@ -123,7 +123,7 @@ def command(
 def _note_losses(
     losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None
 ) -> Callable[[Any], None]:
-    """Notes the loss of each step, and shows it as before."""
+    """Returns a progress function that records the loss of each step and calls ``progress``."""
 
     def note(step: Any) -> None:
         losses.setdefault(step.name, []).append((step.done, step.loss))
@@ -151,7 +151,7 @@ def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> Non
 
 
 def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
-    """The functions that are named; without any, nothing is imported."""
+    """Loads the named reward functions; imports nothing if there are none."""
     if not rewards:
         return []
     from ...training.loop.rewards import find_reward  # noqa: PLC0415 - the help needs none of it
@@ -175,7 +175,7 @@ def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], 
 
 
 def _print_row(row: list[dict[str, object]]) -> None:
-    """A row of the first batch; what is learned is green, and in brackets where there are no colours."""
+    """Prints a row of the first batch; trained tokens are green, or in brackets without colours."""
     from rich.text import Text  # noqa: PLC0415 - as above
 
     text = Text()

@@ -1,1 +1,1 @@
-"""The merge of a checkpoint: what is planned, laid out, computed by a few workers, recorded and reported."""
+"""The merge of a checkpoint in stages: plan, layout, jobs on a few workers, journal and report."""

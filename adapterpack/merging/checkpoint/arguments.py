@@ -1,4 +1,4 @@
-"""Checks the arguments that all merges have in common."""
+"""Checks the arguments that all kinds of merges share."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ...pack.pack import Pack
 
 
 def weights_of(weights: Sequence[float] | None, packs: Sequence[Pack]) -> list[float]:
-    """One finite weight a pack; 1 each by default.
+    """Returns one finite weight for each pack; 1 each by default.
 
     Raises:
-        ConfigError: there are not as many as packs, or one is not finite.
+        ConfigError: the number of weights is not that of the packs, or a weight is not finite.
     """
     factors = [1.0] * len(packs) if weights is None else [float(weight) for weight in weights]
     if len(factors) != len(packs):

@@ -1,4 +1,4 @@
-"""A checkpoint as the base of a merge: what is read of it, what a report says of it, and whether the packs
+"""A checkpoint as the base of a merge: reads its tensors, describes it in reports, and checks that packs
 belong to it.
 """
 
@@ -12,11 +12,11 @@ from ...pack.pack import Pack
 
 
 class MergeBase(DequantizedCheckpoint):
-    """A folder with a checkpoint; a GGUF file and a bundle's graph are subclasses."""
+    """A folder with a checkpoint; subclasses cover a GGUF file and a bundle's graph."""
 
     @property
     def inputs(self) -> list[Path]:
-        """The files and folders that are read; no output may be written into them."""
+        """The files and folders that the merge reads, into which it must not write."""
         return [self.folder]
 
     @property
@@ -25,7 +25,7 @@ class MergeBase(DequantizedCheckpoint):
         return ()
 
     def require(self, pack: Pack, content: bool | None = True, allow_structural: bool = False) -> Verdict:
-        """Checks that this is the base of ``pack``: see :meth:`~adapterpack.pack.pack.Pack.require_base`.
+        """Checks that this is the base of ``pack``, as :meth:`~adapterpack.pack.pack.Pack.require_base` does.
 
         Raises:
             BaseMismatch, SiteNotFound: it is not.

@@ -26,7 +26,7 @@ def merged_config(
     Keys keep their order, so that an unchanged config stays equal.
     """
     with_heads = [pack for pack in packs if pack.full()]
-    # diffusers has that name for it
+    # a diffusers config states its class as _class_name and has no architectures
     config = {**config, **({} if "_class_name" in config else _architecture(with_heads or packs))}
     for pack in with_heads:
         config |= _labels(pack, full_modules)

@@ -41,8 +41,9 @@ def resolve(
     untie: bool = False,
     tables: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> FullModules:
-    """The tensors that the fully trained modules of ``packs`` become in a checkpoint made from ``base``, and
-    the extended ``tables``; with ``untie`` a tied head stays as it was where only the embedding was trained.
+    """Returns the tensors that the fully trained modules of ``packs`` become in a checkpoint made from
+    ``base``, including the extended ``tables``; with ``untie`` a tied head stays as it was if only the
+    embedding was trained.
 
     Raises:
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
@@ -109,7 +110,7 @@ def _tie(
     tensor), was trained too, grew with it, or with ``untie`` stays what it was.
 
     Raises:
-        Unsupported: none of these.
+        Unsupported: none of these holds.
     """
     tables = [
         name

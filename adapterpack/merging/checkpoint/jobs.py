@@ -13,12 +13,12 @@ from .layout import Item, Shard
 from .tensor_jobs import Convert, Copy, Fold, MergedTensor, Put, TensorJob
 
 _CHUNK = 16 << 20
-"""Bytes of one job that copies."""
+"""Bytes that one copy job copies."""
 
 
 def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
-    """All jobs of a merge, in the order of the files: the same list for the same shards, so that a number
-    identifies a job.
+    """Returns all jobs of a merge in the order of the files. The same shards give the same list, so that a
+    number identifies a job.
     """
     tensors = {item.place.name: MergedTensor(item, shard) for shard in shards for item in shard.items}
     written_with = {
@@ -94,7 +94,7 @@ def parse_share(text: str) -> JobShare:
     """Parses a share given as ``I/N``.
 
     Raises:
-        ConfigError: it is not that.
+        ConfigError: the text has another form.
 
     Example:
         >>> parse_share("2/3")

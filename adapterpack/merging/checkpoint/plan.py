@@ -66,8 +66,8 @@ def make(
     stochastic: bool = False,
     untie: bool = False,
 ) -> MergePlan:
-    """The plan of a merge of ``packs``, each with its weight, into ``base``, to be written in ``dtype``
-    (None: as it is stored).
+    """Returns the plan of a merge of ``packs``, each with its weight, into ``base``, to be written in
+    ``dtype`` (None: each tensor keeps its own).
 
     With ``full`` every byte of the base is compared with what the packs name; without it bytes are read only
     where samples do not decide. With ``stochastic`` changed weights are rounded stochastically. With
@@ -79,7 +79,7 @@ def make(
         Unsupported: the fold would not be exact; says why and what to do instead.
         NothingToDo: no weight would change.
     """
-    for pack in packs:  # the headers of all before the bytes of any
+    for pack in packs:  # checks all headers before reading any bytes, so that a wrong pack fails early
         base.require(pack, content=False, allow_structural=True)
     verdicts = tuple(
         base.require(pack, content=True if full else None, allow_structural=allow_structural)
@@ -265,7 +265,8 @@ def _plan_copies(base: MergeBase, copied: str, name: str, out: str | None) -> Pl
 def _target(
     base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None
 ) -> MergeTarget | None:
-    """The target, or None if no contribution changes it. One row is folded to see whether the bias changes.
+    """Returns the target, or None if no contribution changes it. Folds one row to see whether the bias
+    changes. ``copied`` is the tensor of the base that the weight starts from, if that has another name.
 
     ``copied`` is the tensor of the base that the weight starts from, if that has another name.
     """

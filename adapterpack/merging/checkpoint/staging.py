@@ -65,7 +65,7 @@ def require_space(out: Path, needed: int) -> None:
     """Checks that the disk of ``out`` has room for ``needed`` bytes.
 
     Raises:
-        StorageError: they do not.
+        StorageError: the disk has less free space.
     """
     with storage_errors(out):
         parent = next(folder for folder in out.resolve().parents if folder.exists())
@@ -105,7 +105,7 @@ def open_staging(
         out.parent.mkdir(parents=True, exist_ok=True)
         claim_folder(folder)
         journal = open_journal(folder)
-        try:  # what came of another base is not gone on with
+        try:  # never resumes work that was computed from another base
             with keep_or_remove(folder, lambda error: keep and not isinstance(error, ChangedError)):
                 yield journal
         finally:

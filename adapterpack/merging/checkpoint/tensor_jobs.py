@@ -333,14 +333,14 @@ rounded.
 def require_finite(
     stored: np.ndarray, original: np.ndarray | None, safe: bool, name: str, dtype: np.dtype[Any] | None = None
 ) -> None:
-    """Goes on only if ``stored``, of ``dtype`` by default its own, holds no NaN nor infinity that
-    ``original`` does not hold.
+    """Checks that ``stored``, of ``dtype`` or by default its own, has no NaN or infinity where ``original``
+    has none.
 
-    Without ``safe``, numbers that are too large for a narrow dtype may be there, as infinity (NaN where it
-    has none).
+    Without ``safe``, a number that is too large for a narrow dtype may become infinity (or NaN, in a dtype
+    without infinity).
 
     Raises:
-        NonFinite: it does.
+        NonFinite: it has one.
     """
     if all_finite(stored) or (original is not None and not all_finite(original)):
         return

@@ -118,7 +118,7 @@ def is_other_name(tensor: str, path: str) -> bool:
 
 
 def _is_alone(one: Contribution) -> bool:
-    """Whether it changes what an embedding looks up, and no head that is tied to it."""
+    """Whether a contribution changes only what an embedding looks up, and no head that is tied to it."""
     kind = one.adapter.site.kind
     return LAYOUTS[kind].ids or (kind == "table" and not one.method.traits.tied)
 
@@ -155,7 +155,7 @@ def _transposed_pair(table: Contribution, head: Contribution) -> bool:
     (up, down_h), (down, up_h) = pairs
     if up.ndim != 2 or up.shape != down_h.T.shape or down.shape != up_h.T.shape:
         return False
-    # One scale is in up, the other in up_h, so the small products are compared.
+    # One scale is part of up, the other of up_h, so this compares the small products.
     return (
         np.allclose(up.T @ up, down_h @ down_h.T)
         and np.array_equal(up, down_h.T)

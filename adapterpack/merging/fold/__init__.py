@@ -1,1 +1,1 @@
-"""Computes merged weights: the change of the adapters, block by block."""
+"""Computes merged weights block by block: decode, add the change, round, and measure the loss."""

@@ -48,8 +48,8 @@ class Arithmetic(Protocol):
         weight: np.ndarray | QuantizedMatrix,
         bias: np.ndarray | None,
     ) -> Change:
-        """See :func:`~adapterpack.merging.fold.fold.prepare`: computes once what all blocks of a matrix
-        need.
+        """Computes once what all blocks of a matrix need, as :func:`~adapterpack.merging.fold.fold.prepare`
+        does for numpy.
         """
         ...
 

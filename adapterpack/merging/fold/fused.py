@@ -1,5 +1,5 @@
-"""Chooses what computes a merge: numpy, torch on a device, or the compiled kernel, which merges a block in
-one pass where the change is a product of factors and the weight is stored as floats.
+"""Chooses the implementation of a merge: numpy, torch on a device, or the compiled kernel, which merges a
+block in one pass if the change is a product of factors and the weight is stored as floats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from .loss import LossSums
 
 
 def choose_arithmetic(device: str | None, stochastic: bool = False) -> Arithmetic:
-    """The kernel or numpy for None, else torch on that device; ``stochastic`` rounding is not for the kernel.
+    """Returns the kernel or numpy for None, else torch on that device; the kernel does not support
+    ``stochastic`` rounding.
 
     Raises:
         ProviderError: torch has no such device here.

@@ -9,7 +9,7 @@ import numpy as np
 
 
 def finite(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
+    """Replaces NaN and infinity, which JSON lacks, by None."""
     return value if math.isfinite(value) else None
 
 

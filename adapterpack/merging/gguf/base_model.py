@@ -1,5 +1,5 @@
-"""Opens a GGUF model as the base of a merge: its tensors under transformers' names and in transformers' order
-of rows.
+"""Opens a GGUF model as the base of a merge, with its tensors under transformers' names and in transformers'
+order of rows.
 """
 
 from __future__ import annotations
@@ -218,12 +218,12 @@ class GGUFBase(MergeBase):
         return super().read(name) if order is None else as_model(super().read(name), order)
 
     def view(self, name: str) -> np.ndarray:
-        """As :meth:`read`, a weight as a view of the mapped file."""
+        """Reads a tensor like :meth:`read`, but returns a weight as a view of the mapped file."""
         return self.read(name) if len(self.file.entries[name].shape) == 1 else super().view(name)
 
     def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
-        """See :class:`MergeBase`. Norms and biases are never written in another type: llama.cpp wants them in
-        float32.
+        """Returns how a tensor is stored and written. Keeps the type of norms and biases, since llama.cpp
+        requires float32 for them.
         """
         flat = len(self.file.entries[name].shape) == 1
         return reorder_rows(

@@ -1,5 +1,5 @@
-"""Merges one tensor into a graph: computed block by block as in a checkpoint, and written wherever the graph
-stores these rows.
+"""Merges one tensor into a graph: computes it block by block as in a checkpoint, and writes it wherever the
+graph stores these rows.
 """
 
 from __future__ import annotations

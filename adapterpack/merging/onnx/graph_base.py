@@ -1,5 +1,5 @@
-"""Opens a bundle's graph as the base of a merge: its weights by the site map, its identity as the bundle
-records it.
+"""Opens a bundle's graph as the base of a merge: its site map locates the weights, and the bundle records its
+identity.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ class GraphBase(MergeBase):
 
     @property
     def structure(self) -> str:  # type: ignore[override]
-        """As the bundle records it."""
+        """The structure fingerprint that the bundle records."""
         return self.bundle.base.structure or ""
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> Fingerprint:
-        """As the bundle records it."""
+        """Returns the fingerprint that the bundle records."""
         return recorded_fingerprint(self.bundle.base)
 
     @cached_property
@@ -99,7 +99,7 @@ class GraphBase(MergeBase):
         return tensors
 
     def view(self, name: str) -> np.ndarray:
-        """The weight or bias as :meth:`read` gives it."""
+        """Returns the weight or bias, as :meth:`read` does."""
         return self.read(name)
 
     def read(self, name: str) -> np.ndarray:
@@ -119,7 +119,7 @@ class GraphBase(MergeBase):
         return out_in.T if LAYOUTS[kind].turned else out_in
 
     def linear_kind(self, weight: str) -> str:
-        """As :meth:`read` gives the weight."""
+        """Returns the layout in which :meth:`read` returns the weight."""
         return "linear"
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
@@ -128,7 +128,7 @@ class GraphBase(MergeBase):
         return name if name in self.tensors else None
 
     def require_weight(self, path: str, recorded: str | None = None) -> str:
-        """As :meth:`weight_name`.
+        """Returns the weight of a module like :meth:`weight_name`, and raises if there is none.
 
         Raises:
             SiteNotFound: the site map has no such module.
@@ -144,7 +144,7 @@ class GraphBase(MergeBase):
         return name
 
     def places(self, wanted: Mapping[str, str]) -> dict[str, TensorPlace]:
-        """Where the graph stores tensors, by its site map.
+        """Returns where the graph stores tensors, by its site map.
 
         Raises:
             Unsupported: two modules of the site map have one weight.

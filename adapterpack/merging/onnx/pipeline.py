@@ -154,7 +154,7 @@ def merge_graph(
 
 
 class _Origin(NamedTuple):
-    """What is merged into: the graph, the base whose weights it holds, and the bundle, if it is one."""
+    """The target of a merge: the graph, the base whose weights it holds, and the bundle, if it is one."""
 
     folder: Path
     graph: GraphFile
@@ -358,8 +358,8 @@ def _side_files(origin: _Origin, folder: Path) -> None:
 
 
 def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
-    """The manifest of a folded bundle with the packs in it, and the engine's graph where the source has it;
-    their canaries are replayed where they can be.
+    """Writes the manifest of a folded bundle with its packs, and the engine's graph if the source has one;
+    replays the packs' canaries where possible.
     """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 

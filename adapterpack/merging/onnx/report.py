@@ -26,8 +26,8 @@ class GraphTensor(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphReport:
-    """What :func:`adapterpack.merge` did to a graph. ``checks`` is what the checker and the runtime say of
-    it.
+    """What :func:`adapterpack.merge` did to a graph. ``checks`` holds the results of the checker and the
+    runtime.
 
     ``base_content`` is the fingerprint of the checkpoint or of the bundle's base, or None where the bundle
     does not know it.

@@ -18,7 +18,7 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
     nodes that read them.
 
     Raises:
-        FormatError: the graph is not what the site map says.
+        FormatError: the graph does not match the site map.
     """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle with slots needs it
 

@@ -17,8 +17,8 @@ from ...onnx_graph.pieces import WeightPiece, as_matrix, orient
 
 
 class WrittenBlock(NamedTuple):
-    """Part of a matrix as the graph had it and as it has it now, in float32; ``rows`` and ``columns`` say
-    which part, and ``dtype`` what its numbers are stored in, float32 where these are codes.
+    """Part of a matrix before and after the write, in float32; ``rows`` and ``columns`` locate it, and
+    ``dtype`` is the stored dtype of its numbers, float32 if they are codes.
     """
 
     rows: slice
@@ -29,8 +29,8 @@ class WrittenBlock(NamedTuple):
 
 
 class GraphWriter:
-    """The output's open files (``sinks``); the initializers of ``graph``, the source, are at the same places
-    in them.
+    """The output's open files (``sinks``), in which the initializers are at the same places as in ``graph``,
+    the source.
     """
 
     def __init__(self, graph: GraphFile, sinks: Mapping[Path, int]) -> None:
