@@ -1,1 +1,3 @@
-"""Fleets: many adapters of one base in shared bases, a small core each."""
+"""Fleets: many adapters of one base that share bases at each site, with a small core of each adapter's
+own.
+"""

@@ -1,5 +1,5 @@
-"""A fleet in memory: its members as packs, written to a folder and read back with every byte checked; signed
-and verified there.
+"""Defines :class:`Fleet`: its members as packs, written to a folder and read back with every byte checked,
+and signed and verified there.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _REMEDY = "fetch the fleet again, or compress the packs again"
 
 
 class _Made(Mapping[str, np.ndarray]):
-    """Tensors that are made anew at each use, from what stays in memory."""
+    """Tensors that are computed at each access from smaller arrays, so that a member needs little memory."""
 
     def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
         self._makers = makers
@@ -69,11 +69,12 @@ class Fleet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fleet:
-        """The fleet in a folder, every digest verified, in memory.
+        """Loads the fleet in a folder into memory and verifies every digest.
 
         Raises:
-            FormatError: malformed, altered, larger than it says, or a file is a link out of the folder.
-            NonFinite: a tensor holds NaN or infinity.
+            FormatError: the fleet is malformed, altered or larger than it declares, or a file is a link to
+                outside of the folder.
+            NonFinite: a tensor contains NaN or infinity.
         """
         folder = Path(path)
         manifest = parse(read_file(folder / FILE_NAME, MAX_BYTES + 1), folder / FILE_NAME)
@@ -111,7 +112,9 @@ class Fleet:
 
     @classmethod
     def sealed(cls, tensors: Mapping[str, np.ndarray], **fields: Any) -> Fleet:
-        """A fleet of these tensors, whose digests are taken; ``fields`` are the others of its manifest."""
+        """Returns a fleet with these tensors, and computes their digests; ``fields`` are the other fields of
+        its manifest.
+        """
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
         hasher, size = hashlib.sha256(), 0
         for part in safetensors.pieces(tensors):
@@ -122,10 +125,10 @@ class Fleet:
         return cls(parse(manifest.bytes, f"fleet '{manifest.name}'"), tensors)
 
     def write(self, out: str | os.PathLike[str]) -> Fleet:
-        """Writes the fleet to a new folder ``out``, whole or not at all, and returns it with its path.
+        """Writes the fleet to a new folder ``out``, completely or not at all, and returns it with its path.
 
         Raises:
-            OutputExists: something is there already.
+            OutputExists: ``out`` already exists.
             StorageError: the file system refuses.
         """
         with output_folder(out) as folder:
@@ -135,19 +138,19 @@ class Fleet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names of the members, in the order in which they came."""
+        """The names of the members, in their original order."""
         return tuple(member.name for member in self.manifest.members)
 
     @property
     def nbytes(self) -> int:
-        """The bytes of all tensors."""
+        """The total size of all tensors in bytes."""
         return sum(value.nbytes for value in self.tensors.values())
 
     def member(self, name: str) -> tuple[int, Member]:
-        """The place of a member, and what the manifest says of it.
+        """Returns a member's number and its entry in the manifest.
 
         Raises:
-            UnknownName: there is none of that name.
+            UnknownName: no member has that name.
         """
         found = next(
             ((number, member) for number, member in enumerate(self.manifest.members) if member.name == name),
@@ -163,8 +166,8 @@ class Fleet:
         return found
 
     def shared(self, name: str) -> dict[str, SharedFactors]:
-        """The change of a member in the fleet's bases, by site, zero where it changes nothing; empty where it
-        has factors of its own.
+        """Returns a member's change in the fleet's bases, by site (zero where it changes nothing), or an
+        empty dict if the member has its own factors.
         """
         number, member = self.member(name)
         if member.cluster is None:
@@ -182,11 +185,11 @@ class Fleet:
         }
 
     def pack(self, name: str) -> Pack:
-        """One member as a pack: a LoRA of scale 1 in its own right. Its factors are made when they are looked
-        at; only its core and what the fleet shares stay in memory.
+        """Returns one member as a pack: an independent LoRA with scale 1. Its factors are computed on access;
+        only its core and the shared bases stay in memory.
 
         Raises:
-            UnknownName: there is none of that name.
+            UnknownName: no member has that name.
         """
         number, member = self.member(name)
         whole: dict[str, dict[str, np.ndarray]] = {}
@@ -229,10 +232,11 @@ class Fleet:
         return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
 
     def _vouched(self, key: Path) -> None:
-        """Goes on only if the holder of a key signed the folder that this fleet was read from, as it was.
+        """Checks that the holder of a key signed the folder that this fleet was read from, with these
+        contents.
 
         Raises:
-            TrustError: he did not.
+            TrustError: the signature is missing, or is not of this fleet.
         """
         if self.path is None:
             raise Unsigned(
@@ -249,7 +253,7 @@ class Fleet:
             )
 
     def _factors(self, name: str) -> Iterator[tuple[Site, np.ndarray, np.ndarray]]:
-        """Site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` of each that a member changes."""
+        """Yields site, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` for each site that a member changes."""
         number, member = self.member(name)
         shared = self.shared(name)
         for s in member.sites:
@@ -262,7 +266,9 @@ class Fleet:
 
 
 def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) -> np.ndarray:
-    """One tensor of a member: held as it is, or a factor of its change."""
+    """Returns one tensor of a member: ``held`` itself, or a factor of its change computed from the shared
+    bases.
+    """
     if shared is None:
         assert held is not None
         return held
@@ -277,8 +283,8 @@ def sign_fleet(
     expires: str | datetime | None = None,
     password: str | None = None,
 ) -> Signature:
-    """Writes ``adapterpack.sig.json`` into a fleet, over its two files; the arguments are those of
-    :func:`adapterpack.sign`.
+    """Writes ``adapterpack.sig.json`` into a fleet's folder, covering its two files; the arguments are those
+    of :func:`adapterpack.sign`.
 
     Raises:
         FormatError: the fleet is not valid.
@@ -296,7 +302,7 @@ def sign_fleet(
 def verify_fleet(
     folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
-    """The signature of a fleet, if the holder of the key signed exactly the files that lie there.
+    """Returns the signature of a fleet, if the holder of the key signed exactly the files in the folder.
 
     Raises:
         TrustError: as for :func:`adapterpack.verify`.

@@ -1,4 +1,4 @@
-"""Describes a fleet, and makes a report of what is wrong with one."""
+"""Summarises and validates fleets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .fleet import Fleet
 
 
 def inspect_fleet(path: Path) -> dict[str, Any]:
-    """A summary of a fleet as JSON values; every byte is verified on the way."""
+    """Loads and verifies a fleet, and returns its summary as JSON values."""
     fleet = Fleet.load(path)
     manifest = fleet.manifest
     return {
@@ -43,10 +43,10 @@ def inspect_fleet(path: Path) -> dict[str, Any]:
 
 
 def validate_fleet(path: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
-    """Whether a fleet can be read, every byte is what its manifest says, each member is a pack, and, with
-    ``base``, it is of that base.
+    """Checks that a fleet can be read, that every byte matches its manifest, that each member is a pack and,
+    with ``base``, that it belongs to that base.
 
-    What is wrong is a finding, not an exception.
+    Problems are findings, not exceptions.
     """
     identity, verdict = None, None
     try:

@@ -1,8 +1,8 @@
-"""The manifest of a fleet: its sites, its members with their errors, and the proof of every tensor.
+"""The manifest of a fleet: its sites, its members with their errors, and the digest of every tensor.
 
-A fleet is a folder of two files, ``adapterfleet.json`` and ``fleet.safetensors``. The names, dtypes and
-shapes of all tensors follow from the manifest (:func:`layout`), and a file that has others is refused before
-any number of it is looked at.
+A fleet is a folder with two files, ``adapterfleet.json`` and ``fleet.safetensors``. The manifest determines
+the names, dtypes and shapes of all tensors (:func:`layout`); a file that differs is refused before any of its
+values is read.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ FILE_NAME = "adapterfleet.json"
 TENSOR_FILE = "fleet.safetensors"
 FORMAT_VERSION = "1.1"
 _UNSEALED = "1.0"
-"""The version whose manifests hold no digest of themselves."""
+"""The version whose manifests contain no digest of themselves."""
 MAX_BYTES = 16 << 20
 MOST_NUMBERS = 1 << 34
-"""Numbers that all tensors of a fleet may have together."""
+"""The most numbers of all tensors of a fleet together."""
 MOST_TENSORS = 50_000
 
 Rank = Annotated[int, Meta(ge=1, le=65_536)]
@@ -81,7 +81,7 @@ class Member(StrictStruct, frozen=True):
     worst: limits.Positive
 
     def breaches(self) -> Iterator[Misfit]:
-        """Sites out of order, ranks for other than the sites."""
+        """Yields sites out of order, and ranks that do not match the sites."""
         if any(one >= two for one, two in zip(self.sites, self.sites[1:], strict=False)):
             yield Misfit("/sites", "are not in order")
         if len(self.ranks) != (len(self.sites) if self.cluster is None else 0):
@@ -108,7 +108,7 @@ class FleetManifest(StrictStruct, frozen=True, dict=True):
     must_understand: Annotated[tuple[str, ...], Meta(max_length=0)] = ()
 
     def breaches(self) -> Iterator[Misfit]:
-        """What one member says that does not fit what the others or the sites say."""
+        """Yields contradictions between members, or between members and sites."""
         yield from typed_json.find_duplicates([member.name for member in self.members], "/members")
         yield from typed_json.find_duplicates([site.path for site in self.sites], "/sites")
         for number, member in enumerate(self.members):
@@ -119,21 +119,21 @@ class FleetManifest(StrictStruct, frozen=True, dict=True):
 
     @cached_property
     def bytes(self) -> bytes:
-        """The bytes that it was read from, else the canonical bytes that go to disk."""
+        """The bytes that it was read from, or else its canonical bytes."""
         return seal(msgspec.structs.asdict(self))
 
     @cached_property
     def id(self) -> str:
-        """``sha256:`` and the digest of the manifest's bytes."""
+        """``sha256:`` followed by the digest of the manifest's bytes."""
         return f"sha256:{hashlib.sha256(self.bytes).hexdigest()}"
 
     def rank_at(self, site: FleetSite) -> int:
-        """The rank of the bases at a site."""
+        """Returns the rank of the bases at a site."""
         return min(self.rank, site.in_features, site.out_features)
 
     @cached_property
     def places(self) -> dict[int, int]:
-        """Member -> its place among the cores, for those that have them."""
+        """Member number -> its index among the cores, for members that have cores."""
         return {
             number: place
             for place, number in enumerate(
@@ -143,12 +143,12 @@ class FleetManifest(StrictStruct, frozen=True, dict=True):
 
 
 def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of every tensor.
+    """Yields name, dtype and shape of every tensor.
 
-    At site ``s``, cluster ``c``: ``down.s.c`` ``[k, in]``, ``up.s.c`` ``[out, k]``, with orthonormal rows and
-    columns. At site ``s``: ``cores.s`` ``[members in clusters, k, k]`` and ``scales.s`` ``[members in
-    clusters, k, 1]``; a core is their product. Of member ``i`` by itself: ``A.i.s`` ``[rank, in]``, ``B.i.s``
-    ``[out, rank]``. Of what member ``i`` trained whole: ``whole.i.j``.
+    For site ``s`` and cluster ``c``: ``down.s.c`` ``[k, in]`` and ``up.s.c`` ``[out, k]``, with orthonormal
+    rows and columns. For site ``s``: ``cores.s`` ``[members in clusters, k, k]`` and ``scales.s`` ``[members
+    in clusters, k, 1]``; a core is their product. For member ``i`` outside of clusters: ``A.i.s`` ``[rank,
+    in]`` and ``B.i.s`` ``[out, rank]``. For what member ``i`` trained in full: ``whole.i.j``.
     """
     used = sorted({member.cluster for member in manifest.members if member.cluster is not None})
     count = len(manifest.places)
@@ -169,10 +169,10 @@ def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]
 
 
 def parse(data: bytes, where: object) -> FleetManifest:
-    """The manifest in ``data``, checked against its limits.
+    """Parses the manifest in ``data`` and checks its limits.
 
     Raises:
-        FormatError: malformed, altered, not in its canonical bytes, or of another version.
+        FormatError: the manifest is malformed, altered, not in its canonical form, or of another version.
     """
     value: Any = strict_json.loads(data, where, MAX_BYTES)
     if not isinstance(value, dict) or value.get("format") != "adapterfleet":

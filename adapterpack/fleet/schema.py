@@ -1,6 +1,6 @@
-"""Makes the JSON Schema of fleets' manifests from their structs.
+"""Generates the JSON Schema of fleet manifests from their structs.
 
-``python -m adapterpack.fleet.schema > schemas/fleet.v1.json`` writes it anew.
+``python -m adapterpack.fleet.schema > schemas/fleet.v1.json`` updates the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .manifest import FleetManifest
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema of ``adapterfleet.json``.
+    """Returns the JSON Schema of ``adapterfleet.json``.
 
     Example:
         >>> schema()["properties"]["members"]["maxItems"]

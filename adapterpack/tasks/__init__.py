@@ -1,3 +1,3 @@
-"""The tasks that models are adapted for, one file a task: model class, graphs, inputs, answers and training
+"""The tasks that models are adapted for, one file per task: model class, graphs, inputs, answers and training
 data, without torch.
 """

@@ -1,4 +1,4 @@
-"""Speech recognition by an encoder and a decoder: the text of each recording."""
+"""Speech recognition with an encoder-decoder model: the text of each recording."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .text_generation import completions
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """``completion``: what was said."""
+    """Returns ``completion`` for each row: the recognised text."""
     features = session.speech(map_rows(rows, lambda row: file_of(row, "audio")))
     return completions(session, [], adapters, sampling, {"input_features": features})
 
@@ -26,8 +26,8 @@ def answer(
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """The features of each recording, made when a batch needs them, and the token ids of what is said;
-    columns ``audio``, the path of a file, and ``text`` or ``sentence``.
+    """Returns the features of each recording, computed when a batch needs them, and the token ids of its
+    text. The columns are ``audio``, the path of a file, and ``text`` or ``sentence``.
 
     Raises:
         ConfigError: other columns, or a row without a text.

@@ -1,4 +1,4 @@
-"""Embeddings: how hidden states become one vector a row, and what a request may want of it."""
+"""Embeddings: how hidden states become one vector per row, and the options of a request for embeddings."""
 
 from __future__ import annotations
 
@@ -32,18 +32,19 @@ POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "cls": _first,
     "last": _last,
 }
-"""How hidden states ``[rows, positions, n]`` become one vector a row: over real positions ``[rows,
-positions]``.
+"""Functions that pool hidden states ``[rows, positions, n]`` to one vector per row, over the real positions
+of a mask ``[rows, positions]``.
 """
 
 
 @dataclass(frozen=True)
 class EmbeddingOptions:
-    """``normalize``: the vector has the length 1. ``dimensions``: its first so many numbers, of the length 1
-    again, for models that were trained to be cut (Kusupati et al. 2022, https://arxiv.org/abs/2205.13147).
+    """``normalize`` scales the vector to length 1. ``dimensions`` keeps that many leading numbers and scales
+    them to length 1, for models that were trained to be truncated (Kusupati et al. 2022,
+    https://arxiv.org/abs/2205.13147).
 
     Raises:
-        ConfigError: a value that cannot be.
+        ConfigError: a value is invalid.
     """
 
     normalize: bool = False
@@ -63,11 +64,11 @@ class EmbeddingOptions:
             )
 
     def require_fit(self, width: object) -> None:
-        """Checks that a vector of this width can be cut to the dimensions; a width that is no number is not
-        known.
+        """Checks that a vector of this width can be cut to the dimensions; a width that is not a number is
+        unknown and passes.
 
         Raises:
-            ConfigError: it has fewer.
+            ConfigError: the vector has fewer numbers.
         """
         if self.dimensions is not None and isinstance(width, int) and width < self.dimensions:
             raise ConfigError(
@@ -79,13 +80,13 @@ class EmbeddingOptions:
 
 
 def width_of(session: RowInputs) -> object:
-    """The width of the first output of the graph that answers, as far as the bundle says it."""
+    """Returns the width of the first output of the graph that answers, if the bundle records it."""
     outputs = session.bundle.io.outputs
     return outputs[0].shape[-1] if outputs and outputs[0].shape else None
 
 
 def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
-    """A vector as the answer of a row.
+    """Returns a vector as the answer to a row.
 
     Example:
         >>> embedding(np.array([3.0, 4.0, 12.0]), EmbeddingOptions(dimensions=2))
@@ -101,8 +102,8 @@ def embedding(vector: np.ndarray, options: EmbeddingOptions) -> dict[str, Any]:
 def pool(
     session: RowInputs, hidden: np.ndarray, mask: np.ndarray | None, options: EmbeddingOptions
 ) -> dict[str, Any]:
-    """The answer of a row with hidden states ``[1, positions, n]``, pooled as the bundle says over the
-    positions of its mask.
+    """Returns the answer to a row with hidden states ``[1, positions, n]``, pooled over the positions of its
+    mask by the bundle's method.
     """
     real = np.ones(hidden.shape[:2], np.int64) if mask is None else mask
     return embedding(POOLING[session.bundle.pooling](hidden[:, : real.shape[1]], real)[0], options)

@@ -12,7 +12,7 @@ from .task import TASKS, Task
 
 
 def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
-    """A text, a pair of texts, or token ids."""
+    """Prepares a text, a pair of texts, or token ids."""
     options.require_fit(width_of(session))
     return PreparedRow(text_inputs(session, row))
 
@@ -20,7 +20,7 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
-    """``embedding``: the hidden states of the row, pooled as the bundle says."""
+    """Returns ``embedding``: the hidden states of the row, pooled by the bundle's method."""
     return pool(session, next(iter(outputs.values())), row.inputs["attention_mask"], options)
 
 

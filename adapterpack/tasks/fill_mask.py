@@ -1,4 +1,4 @@
-"""Masked language modelling: the likeliest words in the place of a mask."""
+"""Masked language modelling: the most likely words in the place of a mask."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .session import Arrays, RowHead, RowInputs
 from .task import TASKS, Task
 
 BEST = 5
-"""How many words are given."""
+"""How many words an answer contains."""
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """A text with a mask, whose place is noted."""
+    """Prepares a text with a mask, and notes the mask's position."""
     inputs, tokenizer = text_inputs(session, row), session.tokenizer
     places = np.flatnonzero(inputs["input_ids"][0] == tokenizer.mask_id)
     if tokenizer.mask_id is None or not len(places):
@@ -33,7 +33,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """``words``: text and probability of each, in the place of the first mask."""
+    """Returns ``words``: text and probability of each, for the first mask."""
     chances = probabilities(outputs["logits"][0, row.notes])
     best = np.argsort(-chances, kind="stable")[:BEST]
     return {

@@ -14,20 +14,20 @@ from .task import MAIN, TASKS, Part, Task, TaskTraining
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """An image."""
+    """Prepares an image."""
     return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
 
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """``label`` and ``scores``."""
+    """Returns ``label`` and ``scores``."""
     return head.score(outputs["logits"][0])
 
 
 def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """The pixels of each image, made when a batch needs them, and what is learned of its label; columns
-    ``image``, the path of a picture, and ``label`` or ``labels``.
+    """Returns the pixels of each image, computed when a batch needs them, and the training target of its
+    label. The columns are ``image``, the path of a picture, and ``label`` or ``labels``.
 
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.

@@ -13,7 +13,7 @@ from .task import MAIN, TASKS, Part, Task
 
 
 def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
-    """An image."""
+    """Prepares an image."""
     options.require_fit(width_of(session))
     return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
 
@@ -21,7 +21,7 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
-    """``embedding``: the hidden states of the image, pooled as the bundle says."""
+    """Returns ``embedding``: the hidden states of the image, pooled by the bundle's method."""
     return pool(session, next(iter(outputs.values())), None, options)
 
 

@@ -1,4 +1,4 @@
-"""Text generation with images: the continuation of a prompt that may have one."""
+"""Text generation with images: the continuation of a prompt that may include an image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .text_generation import completions
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """``completion``, as of text generation."""
+    """Returns ``completion`` for each row, as for text generation."""
     numbers, images = [number for number, row in enumerate(rows, 1) if "image" in row], None
     if numbers:
         with among(numbers):
@@ -31,8 +31,8 @@ def answer(
 
 
 def _ids(session: TaskSession, row: Row) -> list[int]:
-    """The ids of a prompt, with as many image tokens as its image has positions: in the place of its one, or
-    before everything.
+    """Returns the ids of a prompt with one image token for each position of its image, in place of the
+    prompt's single image token or at the beginning.
     """
     prompt, token = prompt_of(row), session.image_token
     ids: list[int] = (
@@ -60,12 +60,14 @@ def _ids(session: TaskSession, row: Row) -> list[int]:
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """Token ids and labels as of text generation, with as many image tokens as the image of a row has
-    positions where its one stands, or before everything, and its pixels, made when a batch needs them; the
-    column ``image`` besides those of a form of language models' data.
+    """Returns token ids and labels as for text generation, and the pixels of each row's image, computed when
+    a batch needs them. The single image token of a row is repeated for each position of the image, or
+    inserted at the beginning. The rows have the column ``image`` in addition to the columns of a format for
+    language models.
 
     Raises:
-        ConfigError: no column of images, or a row with several image tokens; else as of text generation.
+        ConfigError: the column of images is missing, or a row has several image tokens; otherwise as for text
+            generation.
     """
     if "image" not in rows.column_names:
         raise ConfigError(

@@ -1,4 +1,6 @@
-"""Texts of images by an encoder that sees and a decoder: captions, and what is written in a picture."""
+"""Texts from images with a vision encoder and a text decoder: captions, and recognition of text in a
+picture.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from .text_generation import completions
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """``completion``: the text of the image."""
+    """Returns ``completion`` for each row: the text for the image."""
     pixels = session.pixels(map_rows(rows, lambda row: file_of(row, "image")))
     return completions(session, [], adapters, sampling, {"pixel_values": pixels})
 

@@ -1,6 +1,7 @@
-"""Tasks whose rows take one pass of a graph: how one row becomes inputs, and how its outputs become a result.
+"""Tasks that answer a row with one pass of a graph: how a row becomes inputs, and how its outputs become a
+result.
 
-Rows are prepared and answered one by one, so that whoever runs them may put any rows into a batch.
+Rows are prepared and answered one by one, so that the caller may put any rows into one batch.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from .session import Arrays, RowHead, RowInputs
 
 
 class PreparedRow(NamedTuple):
-    """A row that can run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` that its
-    result needs.
+    """A row ready to run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` needed for
+    its result.
     """
 
     inputs: Arrays
@@ -27,7 +28,7 @@ class PreparedRow(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many tokens it has; an image has none."""
+        """The number of tokens; 0 for an image."""
         ids = self.inputs.get("input_ids")
         return 0 if ids is None else int(ids.shape[1])
 
@@ -54,10 +55,10 @@ class OnePass:
     options: type[Any] = NoOptions
 
     def options_of(self, given: Mapping[str, Any]) -> Any:
-        """The options of a request.
+        """Checks the options of a request and returns them.
 
         Raises:
-            ConfigError: an option that the task does not have, or a value that cannot be.
+            ConfigError: the task does not have an option, or a value is invalid.
         """
         known = [field.name for field in dataclasses.fields(self.options)]
         for name in given:
@@ -71,8 +72,8 @@ class OnePass:
 
 
 def text_inputs(session: RowInputs, row: Row) -> Arrays:
-    """The inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of both,
-    token ids (``input_ids``).
+    """Returns the inputs of a row with a text, a pair of texts (``text`` and ``text_pair``) or, in place of
+    both, token ids (``input_ids``).
 
     Raises:
         ConfigError: the row has none of these, or a text without a token.

@@ -21,11 +21,11 @@ from .task import MAIN, SPANS, TASKS, TEXT, Part, Task, TaskTraining
 log = logging.getLogger(__name__)
 
 LONGEST = 30
-"""Tokens that an answer has at most."""
+"""The most tokens of an answer."""
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """A question and its context; of each token is noted where in the context its characters are."""
+    """Prepares a question and its context, and notes which characters of the context each token covers."""
     question, context = _question(row)
     inputs, (spans,) = session.encode_pairs([(question, context)])
     return PreparedRow(inputs, (context, spans))
@@ -34,8 +34,8 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """The likeliest span of the context, and where its characters are; an empty one where no answer is
-    likelier.
+    """Returns the most likely span of the context and its character positions; the span is empty if no answer
+    is more likely.
     """
     if not head.trained:
         return no_head("answer")
@@ -54,9 +54,9 @@ def _question(row: Row) -> tuple[str, str]:
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> tuple[int, int, float]:
-    """The span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and its
-    probability; the first token stands for no answer (Devlin et al. 2019, https://arxiv.org/abs/1810.04805,
-    section 4.3).
+    """Returns the span of at most :data:`LONGEST` tokens, all ``inside``, with the largest sum of logits, and
+    its probability; the first token represents "no answer" (Devlin et al. 2019,
+    https://arxiv.org/abs/1810.04805, section 4.3).
 
     Example:
         >>> best_span(np.array([0.0, 1, 9, 0]), np.array([0.0, 0, 1, 9]), [False, True, True, True])[:2]
@@ -76,13 +76,13 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """Token ids of question and context, and where in them the answer begins and ends; columns ``question``,
-    ``context`` and ``answers`` (lists ``text`` and ``answer_start``, whose first entries count), as in SQuAD.
-    A CSV or TSV file may have ``answer`` in place of ``answers``, with ``answer_start`` where the context
-    holds the answer more than once.
+    """Returns token ids of question and context, and the positions where the answer begins and ends. The
+    columns are ``question``, ``context`` and ``answers`` (lists ``text`` and ``answer_start``, whose first
+    entries are used), as in SQuAD. A CSV or TSV file may have ``answer`` instead of ``answers``, with
+    ``answer_start`` if the context contains the answer more than once.
 
-    A question without an answer has both at the first token. Contexts are cut at ``max_length``; rows whose
-    answer is cut off are left out, with a warning.
+    A question without an answer has both positions at the first token. Contexts are cut at ``max_length``;
+    rows whose answer is cut off are left out, with a warning.
 
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
@@ -160,7 +160,7 @@ def encode(
 
 
 def _answer(row: Row) -> tuple[int, int]:
-    """Where the first answer of a row is in its context; ``(0, 0)`` where there is none."""
+    """Returns where the first answer of a row is in its context; ``(0, 0)`` if there is none."""
     texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
     if not texts:
         return 0, 0
@@ -171,7 +171,7 @@ def _answer(row: Row) -> tuple[int, int]:
 
 
 def _place(row: Row) -> tuple[int, int]:
-    """Where the answer of a row without lists is in its context; ``(0, 0)`` where there is none."""
+    """Returns where the answer of a row without lists is in its context; ``(0, 0)`` if there is none."""
     text, start = row["answer"], row.get("answer_start")
     if text is None or text == "":
         return 0, 0
@@ -200,7 +200,7 @@ def _text(value: Any) -> str:
 
 
 def metrics(outputs: Any, labels: Any) -> dict[str, float]:
-    """The share of answers that begin and end where they should."""
+    """Returns the share of answers that begin and end at the right positions."""
     right = [np.argmax(logits, -1) == places for logits, places in zip(outputs[:2], labels, strict=True)]
     return {"accuracy": float(np.logical_and(*right).mean())}
 

@@ -1,4 +1,6 @@
-"""What a task may ask of a running bundle to make its answers; :class:`adapterpack.Session` is one."""
+"""The interface of a running bundle that tasks use to compute answers; :class:`adapterpack.Session`
+implements it.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,8 @@ Span = tuple[int, int]
 
 
 class RowHead(NamedTuple):
-    """The head that a row's outputs come from: whether it was ``trained``, and the ``labels`` of its logits,
-    in order; None where nobody trained it, or where the task has none. ``problem`` is what the logits are
-    for.
+    """The head that computed a row's outputs: whether it was ``trained``, and the ``labels`` of its logits in
+    order, None if it was never trained or the task has no labels. ``problem`` says what the logits mean.
     """
 
     trained: bool
@@ -27,14 +28,14 @@ class RowHead(NamedTuple):
     problem: ProblemType = ONE
 
     def score(self, logits: np.ndarray) -> dict[str, Any]:
-        """What a result says of one row of logits ``[labels]``: those beyond the head's own labels are other
-        adapters'.
+        """Returns the result for one row of logits ``[labels]``; logits beyond the head's own labels belong
+        to other adapters.
         """
         return no_head("label") if self.labels is None else self.problem.score(logits, self.labels)
 
 
 class RowInputs(Protocol):
-    """A running bundle that prepares rows."""
+    """A running bundle that can prepare rows."""
 
     @property
     def bundle(self) -> Any:
@@ -46,32 +47,32 @@ class RowInputs(Protocol):
 
     @property
     def image_token(self) -> int:
-        """The id that stands for one position of an image."""
+        """The token id that marks one position of an image."""
 
     @property
     def image_positions(self) -> int:
-        """How many positions one image takes in a decoder."""
+        """How many positions an image takes in the decoder."""
 
     def encode(self, texts: Sequence[str]) -> Arrays:
-        """Texts as a padded batch: ``input_ids`` and ``attention_mask``."""
+        """Encodes texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[Span | None]]]:
-        """Pairs of texts as a padded batch, with types where the graph reads them; and the characters of each
-        token of a second text.
+        """Encodes pairs of texts as a padded batch, with token types if the graph reads them; also returns
+        the characters that each token of a second text covers.
         """
 
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
-        """Images as ``pixel_values``."""
+        """Returns images as ``pixel_values``."""
 
     def speech(self, files: Sequence[str | Path]) -> np.ndarray:
-        """Files of speech as ``input_features``."""
+        """Returns audio files as ``input_features``."""
 
 
 class TaskSession(RowInputs, Protocol):
-    """A running bundle, as tasks see it. ``adapters`` names one for each row, None for the base."""
+    """A running bundle as tasks see it. ``adapters`` names the adapter of each row, None for the base."""
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[str | None]) -> Arrays:
-        """One pass: output name -> array."""
+        """Runs one pass and returns output name -> array."""
 
     def generate(
         self,
@@ -81,10 +82,10 @@ class TaskSession(RowInputs, Protocol):
         given: Mapping[str, np.ndarray] | None = None,
         **sampling: Any,
     ) -> list[Any]:
-        """Answers made token by token."""
+        """Generates answers token by token."""
 
     def trained_labels(self, adapter: str | None) -> Sequence[str] | None:
-        """The labels of a row's logits, in order; None where nobody trained its head."""
+        """Returns the labels of a row's logits, in order; None if its head was never trained."""
 
     def head_trained(self, adapter: str | None) -> bool:
         """Whether a row's head was trained, by its adapter or with the base."""

@@ -1,4 +1,4 @@
-"""Makes token ids of the answers that an encoder and a decoder learn."""
+"""Encodes the answers that an encoder-decoder model learns."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..errors import ConfigError
 def target_ids(
     tokenizer: Any, text: Any, max_length: int, where: object, start: int | None = None
 ) -> list[int]:
-    """The ids of an answer with the end token; ``start``, with which the decoder begins by itself, is not
+    """Returns the ids of an answer with the end token; ``start``, which the decoder prepends itself, is not
     learned.
 
     Raises:
-        ConfigError: it is no text.
+        ConfigError: the answer is not a text.
     """
     if not isinstance(text, str):
         raise ConfigError("a row without an answer", where=where, found=repr(text)[:80])

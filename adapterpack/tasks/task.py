@@ -1,9 +1,9 @@
-"""What a task is, and the tasks by their Hugging Face pipeline names: a file of this folder registers the one
-that it defines.
+"""Defines a task (:class:`Task`) and the registry of tasks by their Hugging Face pipeline names; each file of
+this folder registers its own.
 
 Every stage asks the task: training for the class, its heads and its data, frontends for the graphs, parity
-for example inputs, sessions for what goes in and what a row's answer is made of. Another package brings a
-task by an entry point of the group ``adapterpack.tasks``.
+checks for example inputs, and sessions for the inputs and the answer to a row. Another package provides a
+task through an entry point of the group ``adapterpack.tasks``.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .one_pass import OnePass
 from .session import Arrays, TaskSession
 
 MAIN = "model"
-"""The graph that gives a task's answer."""
+"""The name of the graph that computes a task's answer."""
 
 TEXT = ("input_ids", "attention_mask")
 DECODER = (*TEXT, "position_ids", "past_key_values")
 HEADS = ("classifier", "score")
-"""What transformers calls the head of a classifier."""
+"""The names of a classifier's head in transformers."""
 
 AXES: dict[str, tuple[str | None, ...]] = {
     "input_ids": ("batch", "sequence"),
@@ -46,28 +46,28 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "virtual_here": ("batch", "virtual"),
     "virtual_cut": ("batch", "virtual"),
 }
-"""Input -> the names of its axes; those without one are as wide as the model says. ``past_key_values`` and
-``encoder`` are families: ``<layer>.key`` follows. The last three are of graphs with room for a prompt, and no
-input of theirs any more once they have slots.
+"""Input -> the names of its axes; an unnamed axis has the model's size. ``past_key_values`` and ``encoder``
+are families, followed by ``<layer>.key`` and the like. The last three are inputs of graphs with room for a
+prompt, until the graphs get slots.
 """
 
 SPANS = ("start_logits", "end_logits")
-"""Outputs with one number for each position: how well a span begins, and how well it ends there."""
+"""Outputs with one number per position: how well a span begins there, and how well it ends there."""
 
 _SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
-"""Inputs that a session makes, or that an earlier part gives."""
+"""Inputs that a session or an earlier part supplies."""
 
 _AT_ONCE = frozenset({"plain", "encoder"})
 """Forms of graphs that read a row in one pass."""
 
 Answer = Callable[[TaskSession, Sequence[Row], Sequence[str | None], Mapping[str, Any]], list[dict[str, Any]]]
-"""(session, rows, the adapter of each row, sampling parameters) -> what a result says of each row."""
+"""(session, rows, adapter of each row, sampling parameters) -> the result for each row."""
 Encode = Callable[[Any, Any, int, object, Any], list[dict[str, Any]]]
-"""(rows of data, tokenizer, most tokens, where the rows are from, the :class:`.problems.Labels` of a task
-that has some) -> token ids and targets of each row that can be learned.
+"""(rows of data, tokenizer, maximum number of tokens, source of the rows, :class:`.problems.Labels` if the
+task has labels) -> token ids and targets of each row that can be learned.
 """
 Example = Callable[[Any, Arrays, np.random.Generator], Arrays]
-"""(the model's config, the example so far, random numbers) -> inputs that are no other task's."""
+"""(the model's config, the example so far, random generator) -> inputs that no other task has."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ class Part:
     """One graph of a task.
 
     ``form`` is the torch module that computes it: a name in ``exporting/tracing/torch_parts.py``, or
-    ``module:class`` of another package. ``inputs`` are what it takes, from a caller or earlier parts;
-    ``axes`` those of inputs that :data:`AXES` does not have. Who leaves out one of the ``optional`` inputs
-    gives zeros.
+    ``module:class`` in another package. ``inputs`` come from the caller or from earlier parts; ``axes``
+    describes inputs that :data:`AXES` does not contain. A caller that omits an ``optional`` input gets zeros
+    for it.
     """
 
     name: str
@@ -87,18 +87,19 @@ class Part:
     optional: tuple[str, ...] = ()
 
     def axes_of(self, name: str) -> tuple[str | None, ...]:
-        """The names of an input's axes."""
+        """Returns the names of an input's axes."""
         return self.axes.get(name) or AXES[name]
 
 
 @dataclass(frozen=True, eq=False)
 class TaskTraining:
-    """How a task is trained: ``encode`` makes token ids and ``targets`` of data; ``metrics`` compares outputs
-    with targets, where the task has no labels, whose problem does. ``label_columns`` are where a labelled
-    task finds the label of a row, or with ``by_token`` of each of its words. Rows are read with the base's
-    tokenizer, or where ``reads`` is ``media`` with what makes arrays of pictures and speech as well;
-    ``constants`` are further inputs of each batch. ``adapted`` are the ``targets`` of a configuration that
-    names none: layers that what serves the task can change.
+    """How to train a task. ``encode`` turns data into token ids and ``targets``.
+
+    ``metrics`` compares outputs with targets, for tasks without labels; for labelled tasks the problem does.
+    ``label_columns`` are the columns in which a labelled task finds the label of a row or, with ``by_token``,
+    of each word. Rows are read with the base's tokenizer or, if ``reads`` is ``media``, also with processors
+    for pictures and speech; ``constants`` are further inputs of each batch. ``adapted`` is the default of a
+    configuration's ``targets``: layers that the runtime of the task can change.
     """
 
     encode: Encode
@@ -152,13 +153,13 @@ class Task:
 
     @property
     def main(self) -> Part:
-        """The part that gives the answer."""
+        """The part that computes the answer."""
         return self.parts[-1]
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What a caller gives, in order: every part's inputs but those that an earlier part gives and those
-        that a session makes.
+        """The inputs that a caller supplies, in order: all inputs of all parts except those that an earlier
+        part or the session supplies.
         """
         return tuple(
             name
@@ -168,37 +169,37 @@ class Task:
 
     @property
     def generates(self) -> bool:
-        """Whether its answers are made token by token, on a cache."""
+        """Whether answers are generated token by token with a KV cache."""
         return "past_key_values" in self.main.inputs
 
     @property
     def has_encoder(self) -> bool:
-        """Whether its decoder looks at what an encoder makes of a row."""
+        """Whether the decoder attends to the output of an encoder."""
         return "encoder" in self.main.inputs
 
     @property
     def reads_at_once(self) -> bool:
-        """Whether a graph of it reads all tokens of a row in one pass, so that virtual ones can go before
-        them.
-        """
+        """Whether a graph reads all tokens of a row in one pass, so that virtual tokens can precede them."""
         return self.parts[0].form in _AT_ONCE and "input_ids" in self.parts[0].inputs
 
     @property
     def pads_left(self) -> bool:
-        """Whether ragged rows are filled up on the left: what follows a row must follow its last token."""
+        """Whether rows of different lengths are padded on the left, because generated tokens must follow a
+        row's last token.
+        """
         return self.generates and "input_ids" in self.main.inputs
 
     def fits(self, architecture: str, config: Mapping[str, Any]) -> bool:
-        """Whether a model class with this config is the task's."""
+        """Whether a model class with this config belongs to the task."""
         return architecture.endswith(self.suffixes) and (self.recognizes is None or self.recognizes(config))
 
 
 TASKS: Registry[Task] = Registry("task", Task, "adapterpack.tasks", "adapterpack.tasks")
-"""Name -> the task."""
+"""Name -> task."""
 
 NO_TASK = "other"
-"""The type of a pack that names no task, as the Hub calls it: one of a plain module, or a folder of PEFT's
-without a ``task_type``.
+"""The type of a pack without a task, by the Hub's name: a plain module, or a PEFT folder without a
+``task_type``.
 """
 
 
@@ -208,8 +209,8 @@ def takes_ids(model: Any) -> bool:
 
 
 def reads_types(model: Any) -> bool:
-    """Whether a torch model tells the two texts of a row apart by types, and not by a token between them
-    alone.
+    """Whether a torch model distinguishes the two texts of a row by token types, and not only by a separator
+    token.
     """
     return (
         "token_type_ids" in signature(model.forward).parameters
@@ -218,10 +219,10 @@ def reads_types(model: Any) -> bool:
 
 
 def get_task(name: str) -> Task:
-    """The task of that name, or of that alias.
+    """Returns the task with that name or alias.
 
     Raises:
-        UnknownName: there is none.
+        UnknownName: no task has that name.
 
     Example:
         >>> get_task("text-generation").auto_class, get_task("translation").name
@@ -237,8 +238,8 @@ def get_task(name: str) -> Task:
 
 
 def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
-    """The task of a model class, by the end of its name and by its config; feature extraction where nothing
-    else fits.
+    """Returns the task of a model class, from the end of the class name and from the config; feature
+    extraction if nothing else fits.
 
     Example:
         >>> task_of("LlamaForCausalLM").name, task_of("GPT2LMHeadModel").name, task_of("BertModel").name
@@ -250,8 +251,7 @@ def task_of(architecture: str, config: Mapping[str, Any] | None = None) -> Task:
 
 
 def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -> str:
-    """The name of the task that a model class was made for, as a pack records it; ``NO_TASK`` where there is
-    none.
+    """Returns the name of the task of a model class, as a pack records it; ``NO_TASK`` if there is none.
 
     Example:
         >>> type_of("BertModel"), type_of("CLIPEncoder"), type_of(None)
@@ -262,8 +262,8 @@ def type_of(architecture: str | None, config: Mapping[str, Any] | None = None) -
 
 
 def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None:
-    """The narrowest task that a model class fits: one that knows its config, else the one whose suffix says
-    most of its name.
+    """Returns the most specific task that a model class fits: one that recognizes its config, or else the one
+    with the longest matching suffix.
     """
 
     def breadth(task: Task) -> tuple[bool, int]:
@@ -277,13 +277,13 @@ def _fitting(architecture: str, config: Mapping[str, Any] | None) -> Task | None
 
 
 def peft_type_of(name: str) -> str | None:
-    """PEFT's ``task_type`` for a task by its name; None where PEFT has none."""
+    """Returns PEFT's ``task_type`` for a task's name; None if PEFT has none."""
     task = None if name == NO_TASK else TASKS.find(name)
     return None if task is None else task.peft_type
 
 
 def task_of_peft(task_type: object) -> str:
-    """The name of the task that PEFT calls so; ``NO_TASK`` where there is none.
+    """Returns the name of the task for PEFT's ``task_type``; ``NO_TASK`` if there is none.
 
     Example:
         >>> task_of_peft("SEQ_CLS"), task_of_peft(None)
@@ -296,11 +296,11 @@ def task_of_peft(task_type: object) -> str:
 
 
 def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
-    """Checks of a task that generates that it does not leave out the encoder of a model, or read it from what
-    that does not take.
+    """Checks that a generating task supports the model's encoder, if it has one, and the inputs of that
+    encoder.
 
     Raises:
-        Unsupported: it does.
+        Unsupported: another task is the right one for the model.
 
     Example:
         >>> require_encoder(TASKS["text-generation"], "LlamaForCausalLM", {"is_encoder_decoder": False})

@@ -1,4 +1,4 @@
-"""Text to text by an encoder and a decoder: translations, summaries."""
+"""Text to text with an encoder-decoder model: translations, summaries."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ log = logging.getLogger(__name__)
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """Token ids of what is read, and of the last answer with its end; the rows have a form of language
-    models' data.
+    """Returns token ids of the source text and of the last answer with its end token; the rows have a format
+    for language models.
 
-    Both are cut at ``max_length``. The log says how many rows are, and which columns are not read.
+    Both are cut at ``max_length``. The log says how many rows are cut, and which columns are not read.
 
     Raises:
-        ConfigError: a row that is not of its columns' form, or one without anything to read.
+        ConfigError: a row does not have the format that its columns indicate, or has no source text.
     """
     report = report_of(where)
     form = form_of(rows.column_names, where, report.choose())

@@ -27,24 +27,26 @@ COLUMNS = (
     ("content",),
     ("review",),
 )
-"""The columns of one text or two, as data sets call them; the first that are there count."""
+"""The columns of a text or of two texts in data sets; the first entry whose columns are all present is
+used.
+"""
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """A text, a pair of texts, or token ids."""
+    """Prepares a text, a pair of texts, or token ids."""
     return PreparedRow(text_inputs(session, row))
 
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """``label`` and ``scores``."""
+    """Returns ``label`` and ``scores``."""
     return head.score(outputs["logits"][0])
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """Token ids and types and what is learned of the label; columns ``label`` or ``labels`` and those of
-    :data:`COLUMNS`.
+    """Returns token ids, token types and the training target of the label. The columns are ``label`` or
+    ``labels`` and those of :data:`COLUMNS`.
 
     The log says which columns are not read and how many rows are cut.
 

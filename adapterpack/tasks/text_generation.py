@@ -14,7 +14,9 @@ from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """``completion``, why it ended, and how many tokens prompt and completion have."""
+    """Returns for each row ``completion``, why it ended, and the numbers of tokens of prompt and
+    completion.
+    """
     return completions(session, map_rows(rows, prompt_of), adapters, sampling)
 
 
@@ -25,9 +27,9 @@ def completions(
     sampling: Mapping[str, Any],
     inputs: Arrays | None = None,
 ) -> list[dict[str, Any]]:
-    """The answers to prompts, to ``inputs`` such as audio features in their place, or to both; with the
-    tokens' log-probabilities, or several sequences of a beam search and their scores, if ``sampling`` asks
-    for them.
+    """Returns the answers to prompts, to ``inputs`` such as audio features, or to both. On request of
+    ``sampling`` they include the tokens' log-probabilities, or several sequences of a beam search with their
+    scores.
     """
     _ = session.tokenizer  # an answer is a text here: a bundle without one fails before anything runs
     return [
@@ -37,7 +39,7 @@ def completions(
 
 
 def describe(completion: Any, session: TaskSession) -> dict[str, Any]:
-    """What a result says of an answer, which is a ``Generation``."""
+    """Returns the result for a completion, which is a ``Generation``."""
     return {
         "completion": completion.text,
         "finish_reason": completion.finish_reason,
@@ -49,7 +51,7 @@ def describe(completion: Any, session: TaskSession) -> dict[str, Any]:
 
 
 def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
-    """The best sequences of a beam search, where there are several."""
+    """Returns the best sequences of a beam search, if there are several."""
     if len(sequences) < 2:
         return {}
     return {
@@ -61,7 +63,7 @@ def _sequences(sequences: Sequence[Any]) -> dict[str, Any]:
 
 
 def _logprobs(choices: Sequence[Any] | None, session: TaskSession) -> dict[str, Any]:
-    """The tokens of an answer in the form of the OpenAI API, with their ids."""
+    """Returns the tokens of an answer in the format of the OpenAI API, with their ids."""
     if choices is None:
         return {}
 

@@ -14,11 +14,11 @@ from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, TASKS, Task, TaskTraining
 
 LABEL_COLUMNS = ("labels", "ner_tags", "tags")
-"""The columns of the labels of words, as data sets call them; the first that is there counts."""
+"""The names in data sets of the column with the labels of words; the first one present is used."""
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """A text."""
+    """Prepares a text."""
     text = text_of(row)
     return PreparedRow(session.encode([text]), text)
 
@@ -26,12 +26,14 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """``tokens``: of each the text, where its characters are, its label and that label's probability."""
+    """Returns ``tokens``: the text of each, its character positions, its label and that label's
+    probability.
+    """
     if head.labels is None:
         return no_head("label")
     text, tokens = row.notes, []
     for place, (start, stop) in enumerate(session.tokenizer.places(text)):
-        if stop > start:  # special tokens stand for no character
+        if stop > start:  # special tokens cover no characters
             best = score_labels(outputs["logits"][0, place], head.labels)
             tokens.append(
                 {
@@ -46,12 +48,13 @@ def result(
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
-    """Token ids, and the label of each word at its first token; columns ``tokens``, lists of words, and
-    ``labels``, ``ner_tags`` or ``tags``, a label for each; either may be a text with spaces between them.
+    """Returns token ids, and the label of each word at its first token. The columns are ``tokens``, lists of
+    words, and ``labels``, ``ner_tags`` or ``tags``, with one label per word; both may also be texts with
+    spaces between the items.
 
     Raises:
-        ConfigError: other columns, a row with more words than labels or without any, or a label that is not
-            among ``labels``.
+        ConfigError: other columns, a row with different numbers of words and labels or without any, or a
+            label that is not among ``labels``.
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")

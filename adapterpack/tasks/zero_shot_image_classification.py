@@ -1,4 +1,6 @@
-"""Two towers: embeddings of texts and of images, whose cosine says how well they go together."""
+"""Models with two towers: embeddings of texts and of images, whose cosine similarity says how well they
+match.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 
 
 def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> PreparedRow:
-    """A text or an image."""
+    """Prepares a text or an image."""
     if "image" in row and any(column in row for column in PROMPTS):
         raise ConfigError(
             "a row of two towers is a text or an image",
@@ -32,16 +34,16 @@ def prepare(session: RowInputs, row: Row, options: EmbeddingOptions) -> Prepared
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: EmbeddingOptions
 ) -> dict[str, Any]:
-    """``embedding``, of a text or of an image."""
+    """Returns ``embedding``, of a text or of an image."""
     return embedding(outputs[row.notes][0], options)
 
 
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """The pixels of each image, made when a batch needs them, and the token ids of the text that goes with
-    it; columns ``image`` and ``text`` or ``caption``. What is learned is which text of a batch goes with
-    which image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
+    """Returns the pixels of each image, computed when a batch needs them, and the token ids of its text. The
+    columns are ``image`` and ``text`` or ``caption``. Training learns which text of a batch belongs to which
+    image (Radford et al. 2021, https://arxiv.org/abs/2103.00020).
 
     Raises:
         ConfigError: other columns, or a row without a text.

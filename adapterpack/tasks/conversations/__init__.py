@@ -1,3 +1,1 @@
-"""The forms of data that language models are trained on, one a file, and the token ids that are made of
-them.
-"""
+"""The formats of training data for language models, one per file, and their encoding as token ids."""

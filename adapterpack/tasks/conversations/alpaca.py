@@ -1,4 +1,4 @@
-"""Instructions as Alpaca has them: ``instruction``, ``input`` and ``output``, with LLaMA-Factory's ``system``
+"""Instructions in Alpaca's format: ``instruction``, ``input`` and ``output``, with LLaMA-Factory's ``system``
 and ``history``.
 """
 
@@ -9,7 +9,9 @@ from .form import FORMS, Conversation, DataForm, make_message, text_of
 
 
 def read(row: Row) -> Conversation:
-    """The history, pairs of question and answer, and then the instruction with its input."""
+    """Returns the history (pairs of question and answer), then the instruction with its input and the
+    answer.
+    """
     before = [make_message("system", row["system"])] if row.get("system") else []
     history = [
         make_message(role, text)

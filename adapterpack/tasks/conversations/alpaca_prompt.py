@@ -1,5 +1,5 @@
-"""Instructions in Alpaca's prompt (https://github.com/tatsu-lab/stanford_alpaca), whatever chat template
-there is: what axolotl makes of ``type: alpaca``.
+"""Instructions in Alpaca's original prompt (https://github.com/tatsu-lab/stanford_alpaca), regardless of the
+chat template, as axolotl does for ``type: alpaca``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _WITH_INPUT = (
 
 
 def read(row: Row) -> Conversation:
-    """The prompt in full, and the answer."""
+    """Returns the full prompt and the answer."""
     more = row.get("input")
     parts = [
         _WITH_INPUT if more else _ALONE,

@@ -1,5 +1,5 @@
-"""Makes token ids and labels of conversations: what the assistant says is learned, with the end of its
-turn.
+"""Encodes conversations as token ids and labels: training learns what the assistant says, including the end
+of each turn.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from .form import Conversation, Message, form_of, text_of
 log = logging.getLogger(__name__)
 
 Piece = tuple[list[int], bool]
-"""Token ids, and whether they are learned."""
+"""Token ids, and whether training learns them."""
 
 
 def encode(
     rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """What :func:`by_row` gives for all rows, one after another."""
+    """Returns the encoded parts of :func:`by_row` for all rows, one after another."""
     return [part for parts in by_row(rows, tokenizer, max_length, where).values() for part in parts]
 
 
 def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[int, list[dict[str, Any]]]:
-    """Of each row by its number the token ids and labels for causal language modelling: the loss is on the
-    assistant's turns alone, and on the end of each.
+    """Returns row number -> token ids and labels for causal language modelling. The loss covers only the
+    assistant's turns and the end of each.
 
-    A chat template, where the tokenizer has one, renders the turns, and its own end of a turn is learned;
-    else the tokenizer's end token. Rows longer than ``max_length`` tokens are cut at the end, plain text into
-    rows of that length; rows with nothing left to learn are dropped. The log says how many, and which columns
-    are not read.
+    If the tokenizer has a chat template, it renders the turns, and its own end of a turn is learned;
+    otherwise the tokenizer's end token is. Rows longer than ``max_length`` tokens are cut at the end; plain
+    text is divided into rows of that length. Rows with nothing left to learn are dropped. The log says how
+    many, and which columns are not read.
 
     Raises:
-        ConfigError: a row that is not of its columns' form; no row is left; or the tokenizer has no end
-            token.
+        ConfigError: a row does not have the format that its columns indicate; no row is left; or the
+            tokenizer has no end token.
     """
     report = report_of(where)
     form = form_of(rows.column_names, where, report.choose())
@@ -104,15 +104,15 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
 
 
 def _answers(conversation: Conversation) -> int:
-    """How many turns are to be learned."""
+    """Returns how many turns are to be learned."""
     return sum(
         message["role"] == "assistant" for message in conversation.messages[conversation.learned_from :]
     )
 
 
 def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
-    """The parts of a row in turn, each made tokens by itself: a model that generates finds its prompt made
-    so.
+    """Yields the parts of a row in order, each tokenized separately, because at inference the model also gets
+    its prompt tokenized separately.
     """
     *before, last = conversation.messages
     if not before and not last["content"]:
@@ -136,11 +136,11 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
 def _render_turns(
     conversation: Conversation, template: ChatTemplate, values: dict[str, Any]
 ) -> list[tuple[str, bool]]:
-    """The text of a conversation in parts, and whether each is learned. A turn is what follows the prompt
-    that the template makes for it.
+    """Returns the text of a conversation in parts, and whether each is learned. A turn is what follows the
+    prompt that the template renders for it.
 
-    White space behind a turn's end is the template's. A template may render a turn otherwise when others
-    follow, such as without the thoughts in it: then it is not learned.
+    White space after a turn's end belongs to the template. A template may render a turn differently when
+    others follow, for instance without its reasoning; such a turn is not learned.
     """
     messages, finished = conversation.messages, {**values, "add_generation_prompt": False}
     whole, done, parts = template.render(messages, finished), 0, list[tuple[str, bool]]()
@@ -153,24 +153,24 @@ def _render_turns(
                 turn = through[len(prompt) :].rstrip()
                 parts += [(whole[done : len(prompt)], False), (turn, True)]
                 done = len(prompt) + len(turn)
-    # the template writes no answer behind the prompt that it makes for one: the last one stands there as it
-    # is
+    # the rendered conversation does not end in a recognised answer: keep its prompt and append the last
+    # answer verbatim
     if whole[done:].strip():
         return [(prompt, False), (text_of(messages[-1]["content"]), True)]
     return parts
 
 
 def _special(tokenizer: Any) -> set[int]:
-    """The ids of tokens that no text is made of, one of which ends a turn."""
+    """Returns the ids of special and added tokens, one of which ends a turn."""
     return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
 
 def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:
-    """The ids of a prompt without a template; of no messages, those that begin every text.
+    """Returns the ids of a prompt without a chat template; for no messages, the ids that begin every text.
 
-    The end token that some tokenizers put behind every text is taken off: here an answer follows.
+    Some tokenizers append the end token to every text; it is removed, because an answer follows.
     """
     ids: list[int] = tokenizer("\n".join(text_of(message["content"]) for message in messages))["input_ids"]
-    # some models begin with the token with which they end
+    # some models use the same token for the beginning and the end
     begins = len(ids) == 1 and tokenizer.bos_token_id == tokenizer.eos_token_id
     return ids[:-1] if ids and ids[-1] == tokenizer.eos_token_id and not begins else ids

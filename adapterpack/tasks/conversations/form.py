@@ -1,7 +1,7 @@
-"""What a form of training data is, and the forms by name: a file of this folder registers the one that it
-defines.
+"""Defines a format of training data (:class:`DataForm`) and the registry of formats; each file of this folder
+registers its own.
 
-Another package brings a form by an entry point of the group ``adapterpack.data_forms``.
+Another package provides a format through an entry point of the group ``adapterpack.data_forms``.
 """
 
 from __future__ import annotations
@@ -36,12 +36,11 @@ class Conversation(NamedTuple):
 
 @dataclass(frozen=True)
 class DataForm:
-    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides,
-    ``read`` makes messages of a row.
+    """One format of rows: ``columns`` identify it, ``optional`` are further columns that it reads, and
+    ``read`` turns a row into messages.
 
-    ``aliases`` are names that other tools have for it.
-    ``continuous``: a row is text without turns, and one that is longer than a model reads at once becomes
-    several. ``remark``: what the log says of such rows.
+    ``aliases`` are other tools' names for it. ``continuous``: a row is text without turns, and a row longer
+    than the model's limit becomes several. ``remark``: what to log about such rows.
     """
 
     name: str
@@ -54,16 +53,16 @@ class DataForm:
 
 
 FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
-"""Name -> the form."""
+"""Name -> format."""
 
 
 def form_of(columns: Sequence[str], where: object, wanted: str | None = None) -> DataForm:
-    """The first form, in the order of their names, that has its columns among these; or the one of a name
-    that is ``wanted``.
+    """Returns the first format, in the order of their names, whose columns are all present; or the format
+    called ``wanted``.
 
     Raises:
-        ConfigError: none has, or not that one.
-        UnknownName: there is no form of that name.
+        ConfigError: no format fits, or the wanted one does not.
+        UnknownName: no format is called ``wanted``.
 
     Example:
         >>> form_of(["prompt", "completion", "id"], "here").name
@@ -87,10 +86,10 @@ def form_of(columns: Sequence[str], where: object, wanted: str | None = None) ->
 
 
 def get_form(name: str) -> DataForm:
-    """The form of that name, or of that alias.
+    """Returns the format with that name or alias.
 
     Raises:
-        UnknownName: there is none.
+        UnknownName: no format has that name.
     """
     form = next((form for form in FORMS.values() if name == form.name or name in form.aliases), None)
     if form is None:
@@ -99,28 +98,32 @@ def get_form(name: str) -> DataForm:
 
 
 def text_of(value: Any) -> str:
-    """The value, which has to be text: what a ValueError says becomes an error that names the row."""
+    """Returns the value if it is a string; raises a ValueError otherwise, which the caller turns into an
+    error that names the row.
+    """
     if not isinstance(value, str):
         raise ValueError(f"text was expected, found {value!r}")
     return value
 
 
 def turns_of(value: Any) -> Sequence[Message]:
-    """The value, which has to be a list of objects; as :func:`text_of`."""
+    """Returns the value if it is a list of objects; raises a ValueError otherwise, as :func:`text_of`
+    does.
+    """
     if not isinstance(value, list) or not all(isinstance(turn, Mapping) for turn in value):
         raise ValueError(f"a list of messages was expected, found {value!r}")
     return value
 
 
 def tools_of(row: Row) -> dict[str, Any]:
-    """The tools of a row for a chat template: a list, also as JSON text."""
+    """Returns the tools of a row for a chat template, given as a list or as JSON text."""
     tools = row.get("tools")
     return {"tools": json.loads(tools) if isinstance(tools, str) else tools} if tools else {}
 
 
 def require_answer(messages: Sequence[Message]) -> list[Message]:
-    """The messages without their empty fields, as tables give every row all fields; an error if the last is
-    not the assistant's.
+    """Returns the messages without their empty fields, because tables give every row all fields; raises a
+    ValueError if the last message is not the assistant's.
     """
     filled: list[Message] = [
         {key: value for key, value in message.items() if value is not None} for message in turns_of(messages)
@@ -133,5 +136,5 @@ def require_answer(messages: Sequence[Message]) -> list[Message]:
 
 
 def make_message(role: str, content: Any) -> Message:
-    """One message of text."""
+    """Returns a text message."""
     return {"role": role, "content": text_of(content)}

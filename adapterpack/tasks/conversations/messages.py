@@ -1,4 +1,4 @@
-"""Chats as OpenAI and TRL write them: ``messages`` of role and content; all turns of the assistant are
+"""Chats in the format of OpenAI and TRL: ``messages`` with role and content; all of the assistant's turns are
 learned.
 """
 
@@ -9,7 +9,7 @@ from .form import FORMS, Conversation, DataForm, require_answer, tools_of
 
 
 def read(row: Row) -> Conversation:
-    """The messages as they are."""
+    """Returns the messages unchanged."""
     return Conversation(require_answer(row["messages"]), values=tools_of(row))
 
 

@@ -1,4 +1,4 @@
-"""``prompt`` and ``completion``, each a text or, as TRL has it, a list of messages; the completion alone is
+"""``prompt`` and ``completion``, each a text or, as in TRL, a list of messages; only the completion is
 learned.
 """
 
@@ -11,7 +11,7 @@ from .form import FORMS, Conversation, DataForm, Message, make_message, require_
 
 
 def read(row: Row) -> Conversation:
-    """The prompt, and the completion as the assistant's answer."""
+    """Returns the prompt, followed by the completion as the assistant's answer."""
     before = _messages(row["prompt"], "user")
     return Conversation(
         require_answer([*before, *_messages(row["completion"], "assistant")]), len(before), tools_of(row)

@@ -1,4 +1,6 @@
-"""Chats as ShareGPT wrote them: ``conversations`` of ``from`` and ``value``, whose roles have other names."""
+"""Chats in ShareGPT's format: ``conversations`` with ``from`` and ``value``, and with other names for the
+roles.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,11 @@ ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
-"""Its roles and ours."""
+"""ShareGPT's role -> role of a chat message."""
 
 
 def read(row: Row) -> Conversation:
-    """The turns, after the column ``system`` if there is one."""
+    """Returns the turns, after the text of the column ``system`` if there is one."""
     before = [make_message("system", row["system"])] if row.get("system") else []
     turns = []
     for turn in turns_of(row["conversations"]):

@@ -1,1 +1,3 @@
-"""Rows of data for tasks: what a row is, the labels of rows, and what became of the rows that were read."""
+"""Rows of data for tasks: what a row may contain, the labels of rows, scores, and a report on the rows that
+were read.
+"""

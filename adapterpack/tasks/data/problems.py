@@ -1,5 +1,5 @@
-"""What the logits of a head are for: one of several labels, any number of them, or a number; and what each is
-learned from.
+"""What the logits of a head mean: one of several labels, any number of labels, or a number; and how each is
+learned, scored and evaluated.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from ...errors import ConfigError, UnknownName, nearest
 from .scores import any_of, score_labels, score_value
 
 IGNORED = -100
-"""The label of a position that is not learned."""
+"""The label of a position that the loss ignores."""
 LABEL_COLUMNS = ("label", "labels")
-"""The columns of a row's labels, as data sets call them; the first that is there counts."""
+"""The names of the label column in data sets; the first one present is used."""
 _LIKELY = 0.5
-"""The probability from which on a label is one of those that a row has."""
+"""The probability from which a label counts as one of the row's labels."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class ProblemType:
 
 
 class Labels(NamedTuple):
-    """The names of a head's logits, in order, and what these are for."""
+    """The names of a head's logits, in order, and what the logits mean."""
 
     names: tuple[str, ...]
     problem: ProblemType
 
     def target(self, value: Any, where: object) -> Any:
-        """What is learned of a row with this label.
+        """Returns the training target of a row with this label.
 
         Raises:
-            ConfigError: it is none of them, or there is none.
+            ConfigError: the label is missing, or is not one of the names.
         """
         require_label(value, where)
         try:
@@ -68,7 +68,7 @@ class Labels(NamedTuple):
 
 
 def number_labels(count: int) -> tuple[str, ...]:
-    """Labels that nobody named, as transformers calls them.
+    """Returns names for unnamed labels, as transformers generates them.
 
     Example:
         >>> number_labels(2)
@@ -81,18 +81,19 @@ def require_label(value: Any, where: object) -> None:
     """Checks that a row has a label.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the row has no label.
     """
     if value is None or value == "":
         raise ConfigError("a row without a label", where=where)
 
 
 def labels_in(values: Sequence[Any], where: object, problem: str | None = None) -> Labels:
-    """The labels of rows, in the order of their names, numbers in their own; without ``problem``, their
-    values decide what they are for.
+    """Returns the labels that occur in rows, sorted by name (numbers numerically); without ``problem``, the
+    values determine the problem.
 
     Raises:
-        ConfigError: a row has none, there is nothing to tell apart, or a label is not of the problem.
+        ConfigError: a row has no label, there are too few distinct labels, or a label does not fit the
+            problem.
         UnknownName: there is no such problem.
 
     Example:
@@ -108,10 +109,10 @@ def labels_in(values: Sequence[Any], where: object, problem: str | None = None) 
 
 
 def get_problem(name: str) -> ProblemType:
-    """The problem of that name.
+    """Returns the problem with that name.
 
     Raises:
-        UnknownName: there is none.
+        UnknownName: no problem has that name.
     """
     if name not in PROBLEMS:
         raise UnknownName("unknown problem_type", found=repr(name), remedy=nearest(name, PROBLEMS))
@@ -119,7 +120,7 @@ def get_problem(name: str) -> ProblemType:
 
 
 def problem_in(config: Mapping[str, Any]) -> str:
-    """The problem that a model's config names; one label of several where it names none.
+    """Returns the problem that a model's config names; by default, one label of several.
 
     Example:
         >>> problem_in({"problem_type": None}), problem_in({"problem_type": "regression"})
@@ -130,7 +131,7 @@ def problem_in(config: Mapping[str, Any]) -> str:
 
 
 def _label_names(values: Iterable[Any], where: Callable[[int], str]) -> list[str]:
-    """The distinct labels as text: numbers in their own order, then texts."""
+    """Returns the distinct labels as text: numbers in numerical order, then strings."""
     distinct = set()
     for number, label in enumerate(values):
         if not isinstance(label, str | int | bool) and not (isinstance(label, float) and label.is_integer()):
@@ -194,18 +195,18 @@ def _index(value: Any, names: Sequence[str]) -> int:
 
 
 def _first(outputs: Any) -> np.ndarray:
-    """The logits among a model's outputs."""
+    """Returns the logits among a model's outputs."""
     return np.asarray(outputs[0] if isinstance(outputs, tuple) else outputs)
 
 
 def _accuracy(outputs: Any, targets: np.ndarray) -> dict[str, float]:
-    """The share of rows, or of labelled tokens, whose largest logit is that of their label."""
+    """Returns the share of rows, or of labelled tokens, whose largest logit is that of their label."""
     learned = targets != IGNORED
     return {"accuracy": float((np.argmax(_first(outputs), -1) == targets)[learned].mean())}
 
 
 def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
-    """The share of rows with exactly their labels, and F1 over all labels of all rows."""
+    """Returns the share of rows with exactly the right labels, and F1 over all labels of all rows."""
     chosen, wanted = 1 / (1 + np.exp(-_first(outputs))) >= _LIKELY, targets > _LIKELY
     right, both = (chosen & wanted).sum(), chosen.sum() + wanted.sum()
     return {
@@ -215,7 +216,7 @@ def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:
 
 
 def _distance(outputs: Any, targets: np.ndarray) -> dict[str, float]:
-    """The mean squared error, and Pearson's correlation where there is one."""
+    """Returns the mean squared error, and Pearson's correlation if it is defined."""
     values, wanted = _first(outputs).reshape(-1).astype(np.float64), targets.reshape(-1).astype(np.float64)
     spread = values.std() * wanted.std()
     return {
@@ -248,8 +249,8 @@ ONE = ProblemType(
     "single_label_classification", lambda values: True, _several, _index, score_labels, _accuracy
 )
 PROBLEMS: dict[str, ProblemType] = {problem.name: problem for problem in (ANY, NUMBER, ONE)}
-"""Name -> the problem. By labels the first that recognizes them is chosen."""
+"""Name -> problem. If labels must decide, the first problem that recognizes them is used."""
 MARKED = frozenset({ANY.name, NUMBER.name})
-"""The problems that a pack lists in ``must_understand``, since readers that know one label of several would
-read these logits wrongly.
+"""The problems that a pack lists in ``must_understand``, because readers that only know one label of several
+would misinterpret the logits.
 """

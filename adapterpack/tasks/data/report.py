@@ -1,5 +1,5 @@
-"""What became of the rows of one source of training data: their form, what was cut or left out, and which
-could not be read.
+"""Reports on the rows of one source of training data: their format, which rows were cut or left out, and
+which could not be read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OWN_COLUMNS = (
     "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, "
     "label: team}}]"
 )
-"""What to do about columns of other names."""
+"""The remedy for columns with other names."""
 _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"
 
 
@@ -59,8 +59,8 @@ class DataReport:
 
     @contextmanager
     def row(self, number: int) -> Iterator[object]:
-        """The place of a row, for errors; one that is raised inside leaves the row out if such rows are
-        skipped.
+        """Yields the place of a row, for errors. An error raised inside excludes the row from training if bad
+        rows are skipped.
         """
         own = number if self.numbers is None else self.numbers[number]
         try:
@@ -79,22 +79,22 @@ class DataReport:
             self.bad[own] = str(error)
 
     def choose(self) -> str | None:
-        """The form that is wanted, which counts as chosen then."""
+        """Returns the requested format, and marks the request as used."""
         wanted, self.wanted = self.wanted, None
         return wanted
 
     def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:
-        """Notes the form of the rows, and says which of their columns are not read."""
+        """Records the format of the rows, and logs which of their columns are not read."""
         self.form, self.unread = form, tuple(sorted({*columns} - {*read}))
         if self.unread:
             log.warning("%s: read as %s; these columns are not read: %s", self, form, ", ".join(self.unread))
 
     def read_pair(self, columns: Sequence[str], first: str, others: Sequence[str], reader: str) -> str:
-        """The column among ``others`` that is there, next to the column ``first``; the rows count as read by
-        both.
+        """Returns the first column of ``others`` that is present, next to the column ``first``, and records
+        both as the format of the rows.
 
         Raises:
-            ConfigError: one is missing. ``reader`` says who needs them.
+            ConfigError: a column is missing; ``reader`` begins the message and says who needs it.
         """
         second = next((name for name in others if name in columns), None)
         if second is None or first not in columns:
@@ -108,8 +108,8 @@ class DataReport:
         return second
 
     def tokenize(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
-        """What a tokenizer makes of a text, or of a pair, with at most ``max_length`` ids; what is longer
-        counts as cut.
+        """Tokenizes a text or a pair of texts to at most ``max_length`` ids, and counts the row as cut if it
+        is longer.
         """
         tokens = tokenizer(*texts, truncation=True, max_length=max_length)
         self.cut += (
@@ -118,14 +118,14 @@ class DataReport:
         return tokens
 
     def of(self, numbers: Sequence[int]) -> DataReport:
-        """A report of some of the rows; what cannot be read is kept together."""
+        """Returns a report on some of the rows; both reports share the list of bad rows."""
         return replace(
             self, numbers=numbers if self.numbers is None else [self.numbers[number] for number in numbers]
         )
 
 
 class _Place(NamedTuple):
-    """A row, as text its place in the data; lines are counted for an error alone."""
+    """A row; as text, its place in the data. Lines are only counted when an error needs them."""
 
     report: DataReport
     row: int
@@ -138,12 +138,12 @@ class _Place(NamedTuple):
 
 
 def report_of(where: object) -> DataReport:
-    """The report that ``where`` is, or a new one of a place that is only a name."""
+    """Returns ``where`` if it is a report, or else a new report with ``where`` as the name of its source."""
     return where if isinstance(where, DataReport) else DataReport(str(where))
 
 
 def table(reports: Iterable[DataReport]) -> str:
-    """The reports as lines of equal columns.
+    """Returns the reports as a table in plain text.
 
     Example:
         >>> print(table([DataReport("rows.jsonl", form="messages", rows=1200, tokens=34567, cut=3,

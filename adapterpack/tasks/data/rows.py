@@ -16,12 +16,12 @@ from ...errors import ConfigError, NonFinite
 Row = Mapping[str, Any]
 
 Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
-"""How an image is given: a path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a picture,
-or what a processor made.
+"""The forms of an image: the path of a picture or a ``.npy`` file, ``data:image/...``, the bytes of a
+picture, or the array from a processor.
 """
 
 PROMPTS = ("messages", "prompt", "text")
-"""The columns of a prompt; of several the first counts."""
+"""The columns that may hold a prompt; the first one present is used."""
 COLUMNS: Mapping[str, Any] = {
     "text": str | list,
     "prompt": str | list,
@@ -30,7 +30,9 @@ COLUMNS: Mapping[str, Any] = {
     "audio": str | Path,
     "question": str | list,
 }
-"""Column -> the types of its values; every row has at least one of these, or of those that its task adds."""
+"""Column -> the types of its values. Every row has at least one of these columns, or of those that its task
+adds.
+"""
 
 _Row = TypeVar("_Row")
 _Result = TypeVar("_Result")
@@ -57,7 +59,7 @@ class RowError(ConfigError):
         self.row, self.inside = row, inside
 
     def moved(self, row: int, place: str | None = None) -> RowError:
-        """The same error of a row with another number, or from another place."""
+        """Returns the same error for a row with another number or from another place."""
         return RowError(
             self.what,
             row=row,
@@ -71,7 +73,7 @@ class RowError(ConfigError):
 
 @contextmanager
 def row_errors(row: int) -> Iterator[None]:
-    """Names the row in the errors of the block."""
+    """Adds the row's number to errors raised in the block."""
     try:
         yield
     except RowError:
@@ -89,8 +91,8 @@ def row_errors(row: int) -> Iterator[None]:
 
 @contextmanager
 def among(numbers: Sequence[int]) -> Iterator[None]:
-    """Renumbers the errors of rows that are some of a request's: ``numbers`` are their numbers among all
-    rows, in order.
+    """Renumbers the errors of rows that are a part of a request's rows; ``numbers`` are their numbers among
+    all rows, in order.
     """
     try:
         yield
@@ -99,10 +101,10 @@ def among(numbers: Sequence[int]) -> Iterator[None]:
 
 
 def map_rows(rows: Iterable[_Row], function: Callable[[_Row], _Result]) -> list[_Result]:
-    """The function's result for each row, with the row's number in an error.
+    """Returns the function's result for each row; an error names the row.
 
     Raises:
-        RowError: it refuses one.
+        RowError: the function refuses a row.
     """
     results = []
     for number, row in enumerate(rows, 1):
@@ -112,10 +114,10 @@ def map_rows(rows: Iterable[_Row], function: Callable[[_Row], _Result]) -> list[
 
 
 def text_of(row: Row) -> str:
-    """The text of a row.
+    """Returns the text of a row.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the row has no text.
     """
     text = row.get("text", row.get("prompt"))
     if not isinstance(text, str):
@@ -124,8 +126,8 @@ def text_of(row: Row) -> str:
 
 
 def words_of(value: Any) -> Any:
-    """A list of words or of their labels, as it is or from a text with spaces between them, as a CSV or TSV
-    file holds one.
+    """Returns a list of words, or of their labels, given as a list or as a text with spaces between them, as
+    in a CSV or TSV file.
 
     Example:
         >>> words_of("PER O LOC"), words_of(["PER", "O"])
@@ -135,10 +137,10 @@ def words_of(value: Any) -> Any:
 
 
 def prompt_of(row: Row) -> Any:
-    """The prompt of a row: a text, or a list of messages.
+    """Returns the prompt of a row: a text, or a list of messages.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the row has no prompt.
     """
     for column in PROMPTS:
         if isinstance(row.get(column), str | list):
@@ -147,10 +149,10 @@ def prompt_of(row: Row) -> Any:
 
 
 def file_of(row: Row, column: str) -> Any:
-    """The ``image`` or ``audio`` of a row.
+    """Returns the ``image`` or ``audio`` of a row.
 
     Raises:
-        ConfigError: it has none.
+        ConfigError: the row does not have it.
     """
     value = row.get(column)
     if not isinstance(value, COLUMNS[column]):
@@ -163,5 +165,5 @@ def file_of(row: Row, column: str) -> Any:
 
 
 def types_of(tokens: Mapping[str, Any]) -> dict[str, list[int]]:
-    """The token types of an encoded row, where its tokenizer tells two texts apart by them."""
+    """Returns the token types of an encoded row, if its tokenizer uses them to distinguish two texts."""
     return {"token_type_ids": tokens["token_type_ids"]} if "token_type_ids" in tokens else {}

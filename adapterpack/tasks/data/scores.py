@@ -1,4 +1,4 @@
-"""Logits of one row as probabilities, labels and scores."""
+"""Converts the logits of one row to probabilities, labels and scores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 
 def probabilities(logits: np.ndarray) -> np.ndarray:
-    """The softmax of a vector."""
+    """Returns the softmax of a vector."""
     weights = np.exp(logits - logits.max())
     normalized: np.ndarray = weights / weights.sum()
     return normalized
 
 
 def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """The likeliest label, and the probability of each. The one label of a head that ranks has the logistic
-    of its logit, as transformers' pipelines give it: of one label alone the softmax is always 1.
+    """Returns the most likely label, and the probability of each. A head with a single label (a ranker) gets
+    the logistic of its logit, as in transformers' pipelines, because the softmax of one logit is always 1.
 
     Example:
         >>> score_labels(np.array([0.0, -1e9]), ["relevant"])
@@ -32,8 +32,8 @@ def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str, Any]:
-    """The probability of each label by itself, the likeliest one, and all that are at least as probable as
-    ``likely``.
+    """Returns the independent probability of each label, the most likely one, and all labels that are at
+    least as probable as ``likely``.
 
     Example:
         >>> any_of(np.array([0.0, 9.0, -9.0]), ["new", "urgent", "spam"], 0.5)["labels"]
@@ -52,7 +52,7 @@ def any_of(logits: np.ndarray, labels: Sequence[str], likely: float) -> dict[str
 
 
 def score_value(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    """The number that a head gives.
+    """Returns the number that a regression head outputs.
 
     Example:
         >>> score_value(np.array([3.25]), ["score"])
@@ -65,5 +65,5 @@ def score_value(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def no_head(what: str) -> dict[str, Any]:
-    """The answer of a head that nobody trained."""
+    """Returns the answer for a head that was never trained."""
     return {what: None, "note": "the base has no trained head for this task"}

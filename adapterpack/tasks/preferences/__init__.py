@@ -1,1 +1,1 @@
-"""The forms of data that say which of two answers is better, or whether one is good, one a file."""
+"""The formats of data that say which of two answers is better, or whether an answer is good, one per file."""

@@ -1,4 +1,4 @@
-"""Pairs of answers to instructions as LLaMA-Factory has them: ``instruction`` and ``input``, ``chosen`` and
+"""Pairs of answers to instructions in LLaMA-Factory's format: ``instruction`` and ``input``, ``chosen`` and
 ``rejected``.
 """
 
@@ -12,7 +12,7 @@ from .form import PREFERENCES, PreferenceForm, answer
 
 
 def read(row: Row) -> dict[str, Any]:
-    """The conversation before the answer, and both answers."""
+    """Returns the conversation before the answer, and both answers."""
     *prompt, _ = alpaca.read({**row, "output": ""}).messages
     return {"prompt": prompt, "chosen": answer(row["chosen"]), "rejected": answer(row["rejected"])}
 

@@ -1,7 +1,7 @@
-"""What a form of preferences is, and the forms by name: a file of this folder registers the one that it
-defines.
+"""Defines a format of preferences (:class:`PreferenceForm`) and the registry of formats; each file of this
+folder registers its own.
 
-Another package brings a form by an entry point of the group ``adapterpack.preference_forms``.
+Another package provides a format through an entry point of the group ``adapterpack.preference_forms``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..data.rows import Row
 
 @dataclass(frozen=True)
 class PreferenceForm:
-    """One form of rows: ``columns`` are those that it is known by, ``optional`` what it reads besides.
+    """One format of rows: ``columns`` identify it, ``optional`` are further columns that it reads.
 
-    ``read`` makes of a row what TRL's trainers take: ``chosen`` and ``rejected``, with ``prompt`` where they
-    do not begin with it, if answers are ``paired``; else ``prompt``, ``completion`` and whether that is good,
-    ``label``. Each is a text, or a list of messages.
+    ``read`` turns a row into what TRL's trainers expect. For ``paired`` answers that is ``chosen`` and
+    ``rejected``, and ``prompt`` unless both begin with it; otherwise it is ``prompt``, ``completion`` and
+    ``label``, whether the completion is good. Each is a text or a list of messages.
     """
 
     name: str
@@ -36,23 +36,23 @@ class PreferenceForm:
 PREFERENCES: Registry[PreferenceForm] = Registry(
     "form of preferences", PreferenceForm, "adapterpack.preference_forms", __package__
 )
-"""Name -> the form."""
+"""Name -> format."""
 
 
 def pairs_of_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
-    """Two answers to each prompt, as TRL's trainers take them.
+    """Returns two answers to each prompt, in the form that TRL's trainers expect.
 
     Raises:
-        ConfigError: the columns are of no such form, or a row is not.
+        ConfigError: no such format has these columns, or a row does not fit the format.
     """
     return _read(rows, report, paired=True)
 
 
 def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
-    """Single answers, each with a verdict, as TRL's trainers take them.
+    """Returns single answers with a verdict each, in the form that TRL's trainers expect.
 
     Raises:
-        ConfigError: the columns are of no such form, or a row is not.
+        ConfigError: no such format has these columns, or a row does not fit the format.
     """
     return _read(rows, report, paired=False)
 
@@ -71,7 +71,7 @@ def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
 
 
 def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> PreferenceForm:
-    """The form that is wanted, else the one that has the most of its columns among these."""
+    """Returns the requested format, or else the matching format with the most columns."""
     wanted = report.choose()
     forms = [form for form in PREFERENCES.values() if form.paired is paired and wanted in (None, form.name)]
     fitting = [form for form in forms if form.columns <= set(columns)]
@@ -86,7 +86,7 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
 
 
 def answer(value: Any) -> list[Message]:
-    """An answer as messages: a text, one message, or several."""
+    """Returns an answer as messages; it may be a text, one message, or several."""
     if isinstance(value, str):
         return [make_message("assistant", value)]
     if value is None:

@@ -1,5 +1,5 @@
-"""Single answers with a verdict, as KTO learns from them: ``prompt``, ``completion`` and ``label``, true
-where the answer is good.
+"""Single answers with a verdict, as KTO learns from them: ``prompt``, ``completion`` and ``label``, which is
+true for a good answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _VERDICTS = {True: True, False: False, "true": True, "false": False}
 
 
 def read(row: Row) -> dict[str, Any]:
-    """The three columns as they are, each of one kind."""
+    """Returns the three columns, after checking that prompt and completion have the same type."""
     verdict = row["label"].lower() if isinstance(row["label"], str) else row["label"]
     if verdict not in _VERDICTS:
         raise ValueError(f"the label is true or false, not {row['label']!r}")

@@ -1,5 +1,5 @@
-"""Chats with a verdict on their last answer, as LLaMA-Factory has them for KTO: ``messages``, and ``label``,
-which is true where that is good.
+"""Chats with a verdict on their last answer, in LLaMA-Factory's format for KTO: ``messages``, and ``label``,
+which is true for a good answer.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .form import PREFERENCES, PreferenceForm
 
 
 def read(row: Row) -> dict[str, Any]:
-    """The messages before the last answer, that answer, and the verdict."""
+    """Returns the messages before the last answer, that answer, and the verdict."""
     *prompt, last = require_answer(row["messages"])
     return labelled_answers.read({"prompt": prompt, "completion": [last], "label": row["label"]})
 

@@ -1,5 +1,5 @@
-"""Pairs as TRL has them: ``chosen`` and ``rejected`` after a ``prompt``, or with it in front; texts or lists
-of messages.
+"""Pairs of answers in TRL's format: ``chosen`` and ``rejected``, after a separate ``prompt`` or beginning
+with it; texts or lists of messages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .form import PREFERENCES, PreferenceForm
 
 
 def read(row: Row) -> dict[str, Any]:
-    """The three columns as they are, each of one kind."""
+    """Returns the columns, after checking that they all have the same type."""
     parts = {key: row[key] for key in ("prompt", "chosen", "rejected") if row.get(key) is not None}
     if {"chosen", "rejected"} - parts.keys():
         raise ValueError("an answer is missing")

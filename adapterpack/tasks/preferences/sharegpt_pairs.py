@@ -1,4 +1,4 @@
-"""Pairs of answers in chats as LLaMA-Factory has them: ``conversations``, and ``chosen`` and ``rejected``
+"""Pairs of answers in chats in LLaMA-Factory's format: ``conversations``, and ``chosen`` and ``rejected``
 with ``from`` and ``value``.
 """
 
@@ -12,7 +12,7 @@ from .form import PREFERENCES, PreferenceForm
 
 
 def read(row: Row) -> dict[str, Any]:
-    """The conversation before the answer, and both answers."""
+    """Returns the conversation before the answer, and both answers."""
     whole = {
         side: sharegpt.read({**row, "conversations": [*row["conversations"], row[side]]})
         for side in ("chosen", "rejected")
