@@ -129,9 +129,8 @@ def _report_errors(ctx: click.Context, signals: Raising) -> Iterator[None]:
         yield
     except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
         raise  # click handles its own exceptions and broken pipes
-    except (
-        KeyboardInterrupt
-    ) as interrupt:  # code that keeps partial results for the next run says so in a note
+    # code that keeps partial results for the next run says so in a note
+    except KeyboardInterrupt as interrupt:
         _end(ctx, interrupt, interrupt if isinstance(interrupt, Ended) else Ended())
     except Exception as error:
         # libraries may turn an interrupt into their own error, for instance during their import

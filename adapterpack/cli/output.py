@@ -104,9 +104,8 @@ def open_missing() -> None:
             with suppress(OSError):
                 os.fstat(number)
                 continue
-            descriptor = os.open(
-                os.devnull, os.O_RDWR
-            )  # open takes the lowest free descriptor, which is this stream's
+            # open takes the lowest free descriptor, which is this stream's
+            descriptor = os.open(os.devnull, os.O_RDWR)
             setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", errors="replace"))
 
 

@@ -158,9 +158,8 @@ def bind_to_base(pack: Pack, base: BaseModel | None) -> Pack:
             groups.append(group)
             continue
         stack = base.stored_shape(group.path) if is_stacked(group.kind) else None
-        if (
-            stack is not None and group.path not in base.shapes
-        ):  # the files store the stack's matrices one by one
+        # the files store the stack's matrices one by one
+        if stack is not None and group.path not in base.shapes:
             require_shape(pack, group, stack, base.folder)
             groups.append(group)
             continue

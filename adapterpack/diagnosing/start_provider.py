@@ -50,9 +50,8 @@ def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None,
             f"exit code {done.returncode}",
         )
         return None, last.strip()[-_SHOWN:]
-    answer: dict[str, Any] = json.loads(
-        done.stdout.splitlines()[-1]
-    )  # libraries may have printed lines before it
+    # libraries may have printed lines before it
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer, ""
 
 

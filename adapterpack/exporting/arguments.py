@@ -274,9 +274,8 @@ def _task(name: str | None, packs: list[Pack], base: Checkpoint) -> Task:
     chosen = get_task(name or types.pop()) if name or types else task_of(architecture, base.config)
     require_encoder(chosen, architecture, base.config)
     for pack in packs:
-        require_task(
-            pack, chosen, accepted=types
-        )  # a caller who names the task has chosen it for these packs
+        # a caller who names the task has chosen it for these packs
+        require_task(pack, chosen, accepted=types)
     return chosen
 
 

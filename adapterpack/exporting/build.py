@@ -238,12 +238,13 @@ def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
         with needed_by("adapterpack.export", "export"), _collect_warnings() as warnings:
             graph = frontend.build(source)
         return graph._replace(warnings=(*graph.warnings, *dict.fromkeys(warnings)))
+    # there is no other frontend for an ONNX file that the user named
     except (
         FormatError,
         SiteNotFound,
         StorageError,
         Unsupported,
-    ):  # there is no other frontend for an ONNX file that the user named
+    ):
         raise
     except Exception as error:
         raise ParityError(

@@ -529,9 +529,8 @@ class Emitter:
         if new is old:  # the adapter changes only the input of the base layer
             return
         self._newest[old] = new
-        if (
-            new.shape is None and old.shape is not None
-        ):  # the new value may have another last axis: a head may have another width
+        # the new value may have another last axis: a head may have another width
+        if new.shape is None and old.shape is not None:
             new.shape, new.type = ir.Shape([*list(old.shape)[:-1], None]), old.type
         emitted = {node for node in self.graph if node.name and node.name.startswith(ADDED)}
         for node, index in list(old.uses()):

@@ -55,9 +55,8 @@ def _near(
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
         distance = _steps(first, matrix[row, :width].astype(np.float32), step)
         nearest = int(distance.argmin())
-        if (
-            distance[nearest] <= 2 * ALLOWED
-        ):  # the distance is estimated from a few columns, so allow a margin
+        # the distance is estimated from a few columns, so allow a margin
+        if distance[nearest] <= 2 * ALLOWED:
             shifts.add(nearest - int(row))
     runs: list[RowRun] = []
     total, count = 0.0, 0

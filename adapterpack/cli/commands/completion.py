@@ -96,6 +96,5 @@ def completion(shell: str) -> str:
         raise UnknownName(
             "there is no completion for this shell", found=repr(shell), remedy=nearest(shell, SHELLS)
         )
-    return SHELLS[shell](
-        click.Group(PROGRAM), {}, PROGRAM, VARIABLE
-    ).source()  # the script does not depend on the group's commands
+    # the script does not depend on the group's commands
+    return SHELLS[shell](click.Group(PROGRAM), {}, PROGRAM, VARIABLE).source()

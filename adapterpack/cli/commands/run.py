@@ -236,10 +236,8 @@ def _print_answers(
         rows += 1
         if error is not None:
             failed, first = failed + 1, first or first_of(number, error)
-        if as_json or row.keys() >= {
-            "custom_id",
-            "response",
-        }:  # the answer to a batch request is already an object in OpenAI's form
+        # the answer to a batch request is already an object in OpenAI's form
+        if as_json or row.keys() >= {"custom_id", "response"}:
             print_json({"command": "run", **row} if as_json else row, compact=True)
         else:
             print_line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")

@@ -239,9 +239,8 @@ def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
 def _signature(function: Callable[..., Any]) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
-    except (
-        NameError
-    ):  # another package's rule may annotate with names that it imports only under TYPE_CHECKING
+    # another package's rule may annotate with names that it imports only under TYPE_CHECKING
+    except NameError:
         return inspect.signature(function)
 
 

@@ -78,9 +78,8 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         )
     left, modules = dict(tensors), {}
     for number, module in enumerate(head.modules):
-        place = (
-            f"heads.{name}.{3 * number + 1}"  # AdapterHub's head repeats dropout, linear layer, activation
-        )
+        # AdapterHub's head repeats dropout, linear layer, activation
+        place = f"heads.{name}.{3 * number + 1}"
         params = {
             leaf: left.pop(f"{place}.{leaf}") for leaf in ("weight", "bias") if f"{place}.{leaf}" in left
         }

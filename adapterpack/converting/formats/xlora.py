@@ -152,9 +152,8 @@ def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> dic
     own = _tensors(source.path, source)
     made: dict[str, np.ndarray] = {}
     for at in range(settings.depth):
-        number = at * (
-            3 if dropout else 2
-        )  # between two linear layers there is an activation, and possibly dropout
+        # between two linear layers there is an activation, and possibly dropout
+        number = at * (3 if dropout else 2)
         whole = own is not None and f"{_PREFIX}{number}.weight" in own.tensors
         place = own if whole else _tensors(source.path / str(number), source)
         name = f"{_PREFIX}{number}." if whole else _PREFIX

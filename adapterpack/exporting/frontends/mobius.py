@@ -121,9 +121,8 @@ def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
             near = seen if reach.window is None else add("And", seen, add("Less", back, reach.window))
             dtype = node.inputs[4].dtype
             least = -65504.0 if dtype == ir.DataType.FLOAT16 else np.finfo(np.float32).min
-            lowest = np.array(
-                least, np.float32
-            )  # not -inf: a padding token attends to nothing, and its softmax would be NaN
+            # not -inf: a padding token attends to nothing, and its softmax would be NaN
+            lowest = np.array(least, np.float32)
             biases[reach.window] = add(
                 "Cast", add("Unsqueeze", add("Where", near, np.float32(0), lowest), [1]), to=dtype
             )

@@ -113,13 +113,11 @@ def _by_graph(
             run_step(session, row, list(in_pieces(session, row["input_ids"], name))[-1], name)
             for row, name in zip(rows, names, strict=True)
         ]
-    prompted = any(
-        virtual_tokens(session, pack) for pack in session.packs.values()
-    )  # with a sliding window, padding must not follow a prompt
+    # with a sliding window, padding must not follow a prompt
+    prompted = any(virtual_tokens(session, pack) for pack in session.packs.values())
     if not any(names) or (session.bundle.mode == "bank" and not prompted):
-        together = run_graph(
-            session, batch, names if any(names) else None
-        )  # a folded bundle has no adapter name for its base
+        # a folded bundle has no adapter name for its base
+        together = run_graph(session, batch, names if any(names) else None)
         return [_of_row(together, batch, row) for row in range(len(rows))]
     return [run_graph(session, row, name) for row, name in zip(rows, names, strict=True)]
 

@@ -222,9 +222,8 @@ def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays])
     names: list[str | None] = [*single]
     count = len(LENGTHS)
     errors = []
-    for start in range(
-        0, len(names), count
-    ):  # covers every adapter, even if there are more adapters than rows
+    # covers every adapter, even if there are more adapters than rows
+    for start in range(0, len(names), count):
         chosen = [names[(start + row) % len(names)] for row in range(count)]
         mixed = session.run(batch, chosen)
         for row, name in enumerate(chosen):

@@ -156,9 +156,8 @@ def row_of(batch: Arrays, row: int) -> Arrays:
             if array.shape[1] == len(real) and key != "decoder_input_ids"
         }
     if "pixel_values" in batch:
-        fewer = len(batch["pixel_values"]) < len(
-            LENGTHS
-        )  # fewer images than rows: the other rows are text only
+        # fewer images than rows: the other rows are text only
+        fewer = len(batch["pixel_values"]) < len(LENGTHS)
         place = row - sum(bare < row for bare in BARE) if fewer else row
         if not (fewer and row in BARE):
             single["pixel_values"] = batch["pixel_values"][place : place + 1]

@@ -72,9 +72,8 @@ class CausalDecoder(TorchPart):
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
         cache = DynamicCache([(pair[0], pair[1]) for pair in past])
-        counted = (
-            {"position_ids": position_ids} if self.counts else {}
-        )  # some models compute positions from the mask
+        # some models compute positions from the mask
+        counted = {"position_ids": position_ids} if self.counts else {}
         output = self.inner(
             attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
         )

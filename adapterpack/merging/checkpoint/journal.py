@@ -151,9 +151,8 @@ def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
     for raw in data.splitlines(keepends=True):
         line, offset = _parse_line(raw), offset + len(raw)
         if "boot" in line:
-            waiting = (
-                [] if not same_boot else waiting
-            )  # written before a reboot, so possibly never flushed to the disk
+            # written before a reboot, so possibly never flushed to the disk
+            waiting = [] if not same_boot else waiting
             same_boot = bool(current) and line["boot"] == current
         elif "synced" in line:
             trusted |= {number: done for end, number, done in waiting if end <= line["synced"]}

@@ -21,9 +21,8 @@ from ..product import Codes, ConstantProduct, RoundingSetting
 
 def _replace(product: ConstantProduct, setting: RoundingSetting) -> ir.Graph:
     with needed_by("the algorithm hqq"), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message="The given NumPy array is not writable"
-        )  # the quantizer only reads it
+        # the quantizer only reads it
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         graph = quantize_product(product, setting, "HQQWeightOnlyQuantConfig")
     if product.width % setting.block_size:  # the sums over blocks below would need padded inputs
         return graph

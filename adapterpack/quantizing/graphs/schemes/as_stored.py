@@ -24,9 +24,8 @@ def _rewrite(rewriting: Rewriting) -> int:
             kind = quant_type(form.levels)
             assert kind is not None
             return product.in_table(form.q, form.scale, form.block, kind)
-        symmetric = form.symmetric and not _looked_up(
-            product.weight
-        )  # GatherBlockQuantized needs explicit zero points
+        # GatherBlockQuantized needs explicit zero points
+        symmetric = form.symmetric and not _looked_up(product.weight)
         codes = Codes(
             split_blocks(form.block, form.q),
             BlockGrid(form.scale, form.zero, symmetric),
