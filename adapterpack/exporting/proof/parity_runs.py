@@ -22,7 +22,6 @@ from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
-from ..tracing.example_inputs import LENGTHS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -157,7 +156,7 @@ def row_of(batch: Arrays, row: int) -> Arrays:
         }
     if "pixel_values" in batch:
         # fewer images than rows: the other rows are text only
-        fewer = len(batch["pixel_values"]) < len(LENGTHS)
+        fewer = len(batch["pixel_values"]) < max(map(len, batch.values()))
         place = row - sum(bare < row for bare in BARE) if fewer else row
         if not (fewer and row in BARE):
             single["pixel_values"] = batch["pixel_values"][place : place + 1]
