@@ -46,6 +46,7 @@ def test_every_example_is_covered_here() -> None:
         "containers",
         "cookbook",
         "serving",
+        "new_peft_method.py",
         "shadow_peft",
         "training",
         *(f"new_{kind}.py" for kind in ("method", "rule", "node", "task", "codec", "frontend", "target")),
