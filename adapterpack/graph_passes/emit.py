@@ -79,6 +79,7 @@ class Emitter:
 
     def site(self, site: MappedSite, slots: Mapping[str, ir.Value]) -> None:
         """Adds the branches of one site to the graph: ``slots`` maps each field to the value of its slot."""
+        # an earlier site may have replaced this value, for instance a layer at the end of an adapted block
         y = self._latest(self.values[site.output])
         base = self.nodes[site.node]
         x = base.inputs[1] if site.kind == "lookup" else base.inputs[0]
@@ -103,6 +104,7 @@ class Emitter:
                     result = self._op(op, site, field, result, self._over_places(site, slots[field], y))
             self._replace(y, result)
             return
+        # changes of the input have to come before the base's node, all others after it
         if site.flat and slots.keys() & _BEFORE:
             self._before(base)
         wide = self._by_row(site, "x", x, slots)
@@ -151,6 +153,7 @@ class Emitter:
                     attributes={"axis": 0},
                 )
                 slot = self._op("Expand", site, f"{field}/each", slot, shape)
+            # the graph was traced with the prompt as inputs, since a slot does not exist before export
             traced = inputs[field]
             for node, index in list(traced.uses()):
                 node.replace_input_with(index, slot)
@@ -161,6 +164,7 @@ class Emitter:
     ) -> ir.Value:
         """Returns a layer's output after the adapter's additive change, scaling, mixing and shift."""
         if "up" in slots:
+            # siblings share one product with their down factors, which is computed already
             inner = (x, slots["down"]) if "down" in slots else (self._inner[site.path],)
             result = self._op("Add", site, "sum", result, self._product(site, "up", *inner, slots["up"]))
         if "delta" in slots:
@@ -210,6 +214,7 @@ class Emitter:
         kernel = [size // count for size, count in zip(sizes, grid, strict=True)]
         cut = self._reshape(site, "cut", x, [0, channels, grid[0], kernel[0], grid[1], kernel[1]])
         apart = self._op("Transpose", site, "apart", cut, attributes={"perm": [0, 2, 4, 1, 3, 5]})
+        # [batch, rows, columns, channels, height, width]: a patch is the last three axes, as in the kernel
         patches = self._reshape(site, "patches", apart, [0, grid[0] * grid[1], site.in_features])
         outer = None
         if "down" in slots:

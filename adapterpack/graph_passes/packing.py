@@ -41,6 +41,7 @@ def pack_siblings(
         # layers.0.attn.q_proj+k_proj
         path = "+".join([siblings[0].path, *(site.path.rpartition(".")[2] for site in siblings[1:])])
         packed = _pack(model, [nodes[site.node] for site in siblings], path)
+        # each site keeps its own columns of the packed weight, from ``at`` on
         start = 0
         for site in siblings:
             moved = {"node": packed.name, "weight": packed.inputs[1].name, "at": start}
@@ -90,6 +91,7 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     x, weights = old[0].inputs[0], [node.inputs[1] for node in old]
     widths = [weight.shape[1] for weight in weights]
     tensors = [weight.const_value for weight in weights]
+    # lazy, so that the packed weight is in memory only while it is written
     joint = ir.LazyTensor(
         lambda: ir.tensor(np.concatenate([tensor.numpy() for tensor in tensors], axis=1)),
         tensors[0].dtype,
@@ -109,9 +111,11 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
     for node, new in zip(old, split.outputs, strict=True):
         was = node.outputs[0]
         new.shape, new.type, name = was.shape, was.type, was.name
+        # names have to be unique while both values exist; the output keeps its name for sites and outputs
         was.name, new.name = f"{name}/apart", name
         was.replace_all_uses_with(new, replace_graph_outputs=True)
         model.graph.remove(node, safe=True)
+    # no node reads the single weights any more
     for packed in weights:
         del model.graph.initializers[packed.name]
     return product
@@ -140,6 +144,7 @@ def _share(
     )
     sites_with_group: dict[str, MappedSite] = {}
     for name, site in sites.items():
+        # before its members: a member's branch reads what the group's site computes
         if name == members[0]:
             sites_with_group[path] = group
         fields = (

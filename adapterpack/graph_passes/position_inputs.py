@@ -129,6 +129,7 @@ class PositionInputs:
                 if node.op_type == "GatherND":
                     places = self._add(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
+                # the exported shape lacks the batch, whose rows now have their own positions
                 node.outputs[0].shape = None
 
     def follow_rows(self) -> None:
@@ -188,9 +189,12 @@ class PositionInputs:
             reached.add(one)
             node = one.producer()
             if node is None:
+                # an input other than the tokens, such as a mask, makes the value depend on more than
+                # positions
                 if one is not self._ids:
                     return False
                 continue
+            # the length of the cache counts as a position, all other shapes do not
             if node.op_type == "Shape":
                 counts |= node.inputs[0] in self._past
             else:

@@ -31,11 +31,13 @@ def rotate_in_attention(model: ir.Model) -> None:
 def _rotate(node: ir.Node, positions: ir.Value | None) -> None:
     rotations = [_rotation(value) for value in node.inputs[:2]]
     tables, others = (_tables(rotation, positions) for rotation in rotations)
+    # the operator rotates queries and keys by one pair of tables
     if tables is None or tables != others:
         return
     for rotation in filter(None, rotations):
         rotation.outputs[0].replace_all_uses_with(rotation.inputs[0])
         rotation.graph.remove(rotation, safe=True)
+    # the tables are inputs 7 and 8
     node.resize_inputs(max(len(node.inputs), 9))
     for place, table in enumerate(tables, 7):
         node.replace_input_with(place, table)
@@ -88,8 +90,10 @@ def _pack(node: ir.Node) -> None:
     split = node.inputs[0].producer()
     if split is None or split.op_type != "Split" or list(split.outputs) != list(node.inputs[:3]):
         return
+    # another reader still needs the parts
     if any(len(list(value.uses())) > 1 for value in split.outputs):
         return
     node.replace_input_with(0, split.inputs[0])
+    # the operator recognizes packed queries, keys and values by missing keys and values
     node.replace_input_with(1, None)
     node.replace_input_with(2, None)

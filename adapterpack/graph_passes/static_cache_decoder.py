@@ -109,6 +109,8 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
             found=len(attentions),
             remedy="leave --static-cache out",
         )
+    # GroupQueryAttention has no kernel for other widths: refuse here rather than when a session opens the
+    # graph
     odd = {
         width for cache in caches.values() if isinstance(width := cache.shape[-1], int) and width % _MULTIPLE
     }
@@ -125,6 +127,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
         _input(graph, LONGEST, [], ir.DataType.INT32),
     )
     reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
+    # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total)
     for attention in attentions:
         bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
@@ -135,11 +138,13 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
             attention._replace(softcap=attention.softcap or float(cap), added=bias),
             lengths,
             total,
+            # -1 turns the operator's window off
             reach.window or -1,
         )
     _take_ends_as_inputs(graph, batch)
     read_sources(model)
     RemoveUnusedNodesPass()(model)
+    # after unused nodes are gone: tables of biases are indexed by distance, and were replaced above
     places.index_tables()
     _keep_positions(model, bundle, batch)
     if bundle.mode == "bank":
@@ -175,6 +180,7 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
             value.type = ir.TensorType(ir.DataType.INT8)
     for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
         node.resize_inputs(_SCALES + 2)
+        # the scales of keys and values follow each other, in the order of the caches
         for place, cache in enumerate(node.inputs[3:5], _SCALES):
             tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
             node.replace_input_with(place, add_initializer(model.graph, tensor))
@@ -211,6 +217,7 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
         axes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
         if (
             axes is None
+            # axis 1 or -1 of [batch, tokens]: the maximum within a row
             or [int(axis) % 2 for axis in axes.numpy().reshape(-1)] != [1]
             or not node.attributes.get_int("keepdims", 1)
         ):
@@ -236,10 +243,12 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     if product is not None and not any(
         site.node == product.name and site.positional for site in bundle.sites.values()
     ):
+        # selecting the hidden states first saves the product for all other positions
         hidden = product.inputs[0]
         full = (
             hidden if hidden is not None and hidden.shape is not None and len(hidden.shape) == 3 else logits
         )
+    # listed before GatherND becomes a reader of the value itself
     users = [(use.node, use.idx) for use in full.uses()]
     axis = constant(model, "last_axis", np.array([-1], np.int64))
     places = named_node("Unsqueeze", f"{PREFIX}places", wanted, axis)
@@ -251,6 +260,7 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     logits.shape = None if logits.shape is None else ir.Shape([batch, "kept", logits.shape[-1]])
     result.type = full.type
     result.shape = None if full.shape is None else ir.Shape([batch, "kept", full.shape[-1]])
+    # the selected values take over the name of the output
     if full is logits:
         result.name, logits.name = logits.name, f"{logits.name}/all"
         graph.outputs[next(number for number, value in enumerate(graph.outputs) if value is logits)] = result
@@ -284,6 +294,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
         path, _, field = value.name.rpartition(".")
         site, dtype = sites[path], value.dtype
         shape = extents(field, site, f"{{}}_{numbers[path]}".format)
+        # an input without a default: the engine feeds every slot at each step
         del graph.initializers[value.name]
         value.const_value = None
         value.shape, value.type = (
@@ -291,6 +302,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
             ir.TensorType(dtype),
         )
         for node, _ in list(value.uses()):
+            # the input now has the rows that this Gather would have picked
             if node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS:
                 node.outputs[0].replace_all_uses_with(value)
                 graph.remove(node, safe=True)
@@ -304,6 +316,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
             parts.replace_input_with(
                 1, _input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64)
             )
+    # the new inputs and products were added without regard to the order of nodes
     graph.sort()
 
 
@@ -323,6 +336,7 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
         for value in split.outputs
         if value in total.inputs and len(list(value.uses())) == 1
     ]
+    # a part of the packed product has another reader, which must not see the adapters' sum
     if len(plain) < len(sums):
         return False
     product, down = split.inputs[0], parts.inputs[0]
@@ -338,6 +352,7 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
     total.outputs[0].shape, total.outputs[0].type = product.shape, product.type
     graph.insert_before(split, [added, total])
     split.replace_input_with(0, total.outputs[0])
+    # each sibling's sum is now part of its share of the split
     for one, member_up, value in zip(sums, ups, plain, strict=True):
         one.outputs[0].replace_all_uses_with(value)
         graph.inputs.remove(member_up.inputs[1])
@@ -476,6 +491,7 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
     nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
+    # the readers expect [batch, heads, tokens, width] if the graph computed attention by head
     if len(attention.output.shape) == 4:
         shape = constant(
             model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64)
@@ -491,5 +507,6 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
             if output.name == f"{PRESENT}{attention.layer}.{side}"
         )
         value.shape, value.type = cache.shape, cache.type
+        # the operator's output takes the name of the cache that the Concat used to return
         old.name, value.name = f"{old.name}/grown", old.name
         graph.outputs[place] = value

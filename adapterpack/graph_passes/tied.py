@@ -38,6 +38,7 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
     shape = ir.tensor(np.array([0, -1], np.int64), name=f"{codes.name}{_TABLE}/shape")
     view = ir.node("Reshape", [codes, add_initializer(graph, shape)], name=f"{codes.name}{_TABLE}")
     view.outputs[0].name = view.name
+    # first in the graph, since lookups may be anywhere
     graph.insert_before(graph[0], view)
     for node in readers:
         attributes = {

@@ -165,6 +165,7 @@ def requantize(quantized: NBits, rows: np.ndarray, old: BlockGrid, scale_dtype: 
         q = nearest(x, grid, quantized.bits)
         candidates.append((grid, q, np.sum(np.square(values(q, grid) - x), axis=-1)))
     (_, q_old, error_old), (_, q_new, error_new) = candidates
+    # on a tie the old grid wins, so that unchanged blocks keep their bytes
     better = error_new < error_old
     q = np.where(better[..., None], q_new, q_old)
     grid = BlockGrid(
@@ -189,6 +190,7 @@ def nearest(x: np.ndarray, grid: BlockGrid, bits: int) -> np.ndarray:
     """Returns the codes nearest to ``x`` ``[rows, blocks, block]`` on a grid, as integers in a float
     array.
     """
+    # a block of zeros has scale 0
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
     q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
     return q
@@ -202,6 +204,7 @@ def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) 
     if symmetric:
         middle = 1 << (bits - 1)
         extreme = np.take_along_axis(x, np.abs(x).argmax(-1)[..., None], -1)[..., 0]
+        # the extreme becomes code 0, since the codes reach one step further below zero than above
         scale = (extreme / -middle).astype(dtype).astype(np.float32)
         return BlockGrid(scale, np.full_like(scale, middle), True)
     low, high = np.minimum(x.min(-1), 0), np.maximum(x.max(-1), 0)

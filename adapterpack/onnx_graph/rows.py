@@ -74,6 +74,8 @@ class _Table(Generic[Key]):
             return
         keys = _keys(matrix, self.dtype)
         left, right = np.searchsorted(self.sorted, keys, "left"), np.searchsorted(self.sorted, keys, "right")
+        # rows whose key occurs once vote reliably; rows such as zeros match everywhere, so their votes are
+        # limited
         single = right - left == 1
         unambiguous = self._votes(np.where(single, left, 0), np.where(single, right, 0))
         ambiguous = self._votes(left, np.minimum(right, left + _MANY))
@@ -147,6 +149,7 @@ def _equal(
 ) -> list[RowRun]:
     """Returns the runs in which row ``r`` of ``wanted`` equals row ``r + shift`` of ``stored``."""
     low, high = max(0, -shift), min(len(wanted), len(stored) - shift)
+    # the keys are cheap: compare full rows only where they agree
     likely = wanted_keys[low:high] == stored_keys[low + shift : high + shift]
     equal = np.zeros(len(wanted), bool)
     for start, stop in true_runs(likely):

@@ -58,6 +58,7 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
                 codes[name] = add_initializer(weight.graph, rewriting.file.append(value.const_value))
             value.const_value = None  # the one-node graph is a reference cycle: free the numbers now
         (y,) = quantized.outputs
+        # a node belongs to one graph: take the nodes out of the small graph before adding them here
         quantized.outputs.clear()
         quantized.remove(nodes)
         for new in nodes:
@@ -66,6 +67,7 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
                     new.replace_input_with(index, x if value.name == x.name else codes[value.name])
         turned = node.inputs[1].producer()
         ir.convenience.replace_nodes_and_values(node.graph, node, [node], nodes, node.outputs, [y])
+        # the product was the last reader of the transposed weight
         if turned is not None and not turned.outputs[0].uses():
             turned.graph.remove(turned, safe=True)
             if len(nodes) == 1 and nodes[0].op_type == "MatMulNBits":
