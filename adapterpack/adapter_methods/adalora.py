@@ -135,12 +135,14 @@ def _after_step(
     if progress.step < last:
         state = _observe(cfg, state, sites)
     first, final = sum(site.params["lora_E"].shape[0] for site in sites.values()), cfg.target_r * len(sites)
+    # From here on the choice is final, and the remaining steps train the values that are left.
     if progress.step >= last and state.gone is None:
         state = state._replace(gone=_least(state, first - final))
         gone = state.gone
     elif state.gone is not None:
         gone = state.gone
     elif progress.step > cfg.tinit and progress.step % cfg.deltaT == 0:
+        # The cubic schedule of section 3.3: the number of remaining values falls from `first` to `final`.
         left = 1 - (progress.step - cfg.tinit) / (last - cfg.tinit)
         gone = _least(state, first - int((first - final) * left**3 + final))
     else:

@@ -52,6 +52,7 @@ def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
         weight = xp.concat(
             [weight, xp.zeros((out, wide * r - width), dtype=weight.dtype, device=weight.device)], axis=1
         )
+    # All blocks of a block row are multiplied by the same M[i], so one batched product covers them.
     blocks = xp.reshape(weight, (count, r * wide, r))  # all blocks of one i, one below the other
     turned = xp.reshape(xp.matmul(blocks, M), (count, r, wide, r)) + M[:, :, None, :]
     return NormalForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))

@@ -89,6 +89,8 @@ def _half_spectrum(seed: int, rows: int, columns: int, count: int) -> tuple[np.n
     flat, mirrored = (
         np.ravel_multi_index(tuple(at % [[rows], [columns]]), (rows, columns)) for at in (drawn, -drawn)
     )
+    # A coefficient and its mirror image contribute to the same real transform, so the spectrum needs the
+    # union of both.
     cells = np.union1d(flat, mirrored)
     cells = cells[cells % columns <= columns // 2]
     numbers = np.full((2, len(cells)), count)

@@ -110,6 +110,8 @@ def _as_matrix(B: Array) -> Array:
     k, rank, wide = B.shape
     block_rank = rank // k
     parts = xp.permute_dims(xp.reshape(B, (k, k, block_rank, wide)), (0, 3, 1, 2))[:, :, :, None, :]
+    # Multiplying by the identity keeps each pair's own part of the rank and zeros the others, without a
+    # scatter.
     diagonal = xp.eye(k, dtype=B.dtype, device=B.device)[:, None, None, :, None]
     return xp.reshape(parts * diagonal, (k * wide, k * k * block_rank))
 

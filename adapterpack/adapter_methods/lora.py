@@ -192,8 +192,8 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: LoRA = next(iter(sites.values()))
 
     def alpha(cfg: LoRA) -> float:
-        """PEFT has one ``use_rslora`` for all sites: where a site's own differs, the alpha that gives the
-        same scale.
+        """Returns the alpha for PEFT, which has one ``use_rslora`` for all sites: if a site's own setting
+        differs, the alpha that gives the same scale.
         """
         same = cfg.use_rslora == first.use_rslora
         value = (

@@ -119,6 +119,7 @@ def _best(xp: Any, logits: Array, count: int) -> tuple[Array, Array]:
 
 def _rows(xp: Any, params: Params, leaf: str = "") -> Array:
     """Returns the pieces of both factors, one after the other, as rows."""
+    # Both factors go through one top-k and one gather, which is faster than two of each.
     both = [params[f"{side}{leaf}"] for side in _SIDES]
     return xp.concat([xp.reshape(part, (-1, part.shape[2])) for part in both], axis=0)
 

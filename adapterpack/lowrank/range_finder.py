@@ -133,6 +133,7 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
     share = cut.energy if cut.energy is not None else cut.sv_fro**2 if cut.sv_fro is not None else 1.0
     wanted = min(share * total, total - noise)
     rng = np.random.default_rng(seed)
+    # `V` collects orthonormal directions, and `Y` their images, whose squared norm is the captured energy.
     V, Y = np.zeros((n, 0), np.float32), np.zeros((m, 0), np.float32)  # Y = D V
     step = min(limit, _FIRST)
     while V.shape[1] < limit and _squares(Y) < wanted * (1 - 1e-7):
@@ -152,6 +153,7 @@ def largest(D: RowSource, cut: Cut, *, noise: float = 0.0, seed: int = 0) -> Lea
             basis.append(_new_directions(turned, basis))
             image, turned = _there_and_back(D, basis[-1], back=left > 0)
             images.append(image)
+        # Keep only the best `step` directions of the block's Krylov space.
         best = _turn(images[1:], step)
         V, Y = (
             np.concatenate([V, _multiply_parts(basis[1:], best)], axis=1),

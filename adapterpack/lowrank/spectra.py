@@ -130,6 +130,7 @@ def over_stacks(changes: Sequence[Change], work: Callable[[list[Change]], list[T
     stacks = []
     for members in groups.values():
         first = changes[members[0]]
+        # Many small changes share one LAPACK call, while a large change is a stack of its own.
         size = max(1, _STACK // max(1, first.rank * sum(first.shape)))
         stacks += [members[start : start + size] for start in range(0, len(members), size)]
     results: list[T] = [None] * len(changes)  # type: ignore[list-item]

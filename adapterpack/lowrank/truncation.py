@@ -162,6 +162,8 @@ def shared_out(
         for site, (S, cost) in enumerate(zip(spectra, costs, strict=True))
         if len(S)
     ]
+    # Greedy selection is optimal for the numbers used, because each site's values are taken in descending
+    # order.
     heapq.heapify(heap)
     while heap:
         _, site = heapq.heappop(heap)

@@ -84,7 +84,7 @@ class Task(StrictStruct, frozen=True):
     ) = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A label that stands twice."""
+        """Yields repeated labels."""
         return find_duplicates(self.labels, "/labels")
 
 
@@ -153,7 +153,7 @@ class Group(StrictStruct, frozen=True):
     method: MethodRef | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """A hyper-parameter beyond its bounds."""
+        """Yields hyper-parameters beyond their bounds."""
         return too_large(self.config, "/config", LARGEST_SETTING)
 
 
@@ -219,7 +219,7 @@ class Lineage(StrictStruct, frozen=True):
     ] = field(default_factory=dict)
 
     def breaches(self) -> Iterator[Misfit]:
-        """A parameter beyond its bounds, an ancestor that has one parent twice."""
+        """Yields parameters beyond their bounds, and ancestors that list a parent twice."""
         yield from too_large(self.params, "/params", LARGEST_CLAIM)
         for digest, parents in self.ancestors.items():
             yield from find_duplicates(parents, f"/ancestors/{digest}")
@@ -246,7 +246,7 @@ class BaseQuantization(StrictStruct, frozen=True):
     params: Claims = field(default_factory=dict)
 
     def breaches(self) -> Iterator[Misfit]:
-        """A parameter beyond its bounds."""
+        """Yields parameters beyond their bounds."""
         return too_large(self.params, "/params", LARGEST_CLAIM)
 
 
@@ -271,7 +271,9 @@ class Packed(StrictStruct, frozen=True):
     runs: Annotated[tuple[Run, ...], Meta(min_length=1, max_length=16)]
 
     def breaches(self) -> Iterator[Misfit]:
-        """Runs that do not make up the directions, or more numbers than a layer has."""
+        """Yields runs that do not add up to the directions, and shapes with more numbers than a layer can
+        have.
+        """
         if math.prod(self.shape) > 1 << 33:
             yield Misfit("/shape", "stands for more numbers than a layer has")
         directions = self.shape[0] if self.axis == 0 else math.prod(self.shape[1:])
@@ -343,7 +345,7 @@ class Composition(StrictStruct, frozen=True):
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=64)]
 
     def breaches(self) -> Iterator[Misfit]:
-        """A setting of a node beyond its bounds."""
+        """Yields settings of nodes beyond their bounds."""
         return too_large(self.tree, "/tree", LARGEST_SETTING)
 
 
@@ -419,7 +421,7 @@ class TrainingClaims(TypedDict, total=False):
 
 
 def settings_of(training: Mapping[str, Any]) -> dict[str, Any]:
-    """What a pack says of its training, without the curves, which are drawn.
+    """Returns what a pack says about its training, without the curves, which reports plot.
 
     Example:
         >>> settings_of({"seed": 1, "losses": [], "evaluations": []})

@@ -32,6 +32,7 @@ def descend(
             where=", ".join(parent.name for parent in parents),
             remedy="see what validate says of each, or pack them again",
         )
+    # The nearest generations come first, so the limit on their number drops the most distant ones.
     near = sorted(
         (digest for digest in parents_of if generation[digest] < MAX_DEPTH),
         key=lambda digest: (generation[digest], digest),

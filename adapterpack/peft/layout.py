@@ -353,6 +353,7 @@ def disagreement(
     parts = [(content.method, content.adapters), *content.secondary]
     # a module trained in full may be several layers for PEFT
     whole = [group.path for group in manifest.groups if group.role == "full"]
+    # Compare what matters for the result at each module: its role, method, rank and scale.
     theirs: dict[str, tuple[Any, ...]] = {
         site.path: ("adapter", method.name, cfg.rank, cfg.scale)
         for method, adapters in parts

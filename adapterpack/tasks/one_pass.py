@@ -40,13 +40,13 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class OnePass:
-    """How the rows of a task are answered.
+    """How to answer the rows of a task.
 
     Args:
-        prepare: (session, row, options) -> the row's inputs. What is wrong with a row is found here, before
-            it runs.
-        result: (session, prepared row, its outputs ``[1, ...]``, its head, options) -> what a result says of
-            it. Outputs along tokens may be longer than the row: padding follows its tokens.
+        prepare: (session, row, options) -> the row's inputs. It detects problems of a row before the row
+            runs.
+        result: (session, prepared row, its outputs ``[1, ...]``, its head, options) -> the result for the
+            row. Outputs along tokens may be longer than the row, because padding follows its tokens.
         options: the class of a request's options, which checks them.
     """
 

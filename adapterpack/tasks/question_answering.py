@@ -62,6 +62,7 @@ def best_span(starts: np.ndarray, ends: np.ndarray, inside: Sequence[bool]) -> t
         >>> best_span(np.array([0.0, 1, 9, 0]), np.array([0.0, 0, 1, 9]), [False, True, True, True])[:2]
         (2, 3)
     """
+    # allowed[i, j]: a span from i to j with i <= j < i + LONGEST, both ends inside the context.
     allowed = np.triu(np.ones((len(starts), len(starts)), bool)) & ~np.triu(
         np.ones((len(starts), len(starts)), bool), LONGEST
     )

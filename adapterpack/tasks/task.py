@@ -114,25 +114,25 @@ class TaskTraining:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One task: its graphs, and what each stage needs of it.
+    """One task: its graphs, and what each stage needs to know about it.
 
     Args:
-        name: as the Hugging Face Hub calls it, or another name of that form.
+        name: the Hugging Face Hub's name, or another name of that form.
         auto_class: the class of transformers that loads its models.
-        answer: makes results of rows; a :class:`.OnePass` where a row takes one pass by itself.
-        suffixes: how the names of its model classes end; a task without any is used where it is named.
-        recognizes: tells by a model's config whether a class with such a name is the task's; None: any is
-            that no narrower task takes.
-        parts: its graphs in the order in which they run; the last one gives the answer.
-        heads: the names of modules that its models add to a base; they are trained whole.
+        answer: computes the results for rows; a :class:`.OnePass` if each row takes one independent pass.
+        suffixes: endings of the names of its model classes; a task without suffixes must be named explicitly.
+        recognizes: a model's config -> whether a class with such a name belongs to the task; None accepts
+            every class that no more specific task takes.
+        parts: its graphs in the order in which they run; the last one computes the answer.
+        heads: the names of modules that its models add to a base; they are trained in full.
         labelled: its outputs are one logit for each of a set of labels.
-        config: settings of its models' config, in place of the base's.
-        columns: what its rows may have that no other task's have: column -> the types of its values.
-        prompt: the prompt of a row, where an answer needs nothing else of it; None where it does.
-        training: how it is trained; None where it cannot be.
-        example: random inputs that are no other task's, for tracing and proving its graphs.
+        config: settings of its models' config that replace the base's.
+        columns: columns of its rows that no other task has -> the types of their values.
+        prompt: returns the prompt of a row, if an answer needs nothing else of the row; otherwise None.
+        training: how to train it; None if it cannot be trained.
+        example: random inputs that no other task has, for tracing and testing its graphs.
         peft_type: PEFT's ``task_type``.
-        aliases: other names of it.
+        aliases: other names of the task.
     """
 
     name: str

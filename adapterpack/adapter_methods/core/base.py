@@ -519,8 +519,8 @@ def fold(
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 18) -> Iterator[slice]:
-    """Slices that cut a ``[rows, columns]`` weight into blocks of about ``elements``, so that the scratch
-    memory stays in cache.
+    """Yields slices that cut a ``[rows, columns]`` weight into blocks of about ``elements`` numbers, so that
+    the scratch memory fits into the cache.
     """
     step = max(1, elements // max(1, columns))
     for start in range(0, rows, step):

@@ -25,7 +25,7 @@ class Operator(Protocol):
         ...
 
     def rows(self, block: slice) -> Array:
-        """The rows ``M[block]``, shape ``[len(block), in]``."""
+        """Returns the rows ``M[block]``, shape ``[len(block), in]``."""
         ...
 
     def after(self, weight: Array) -> Array:

@@ -50,6 +50,8 @@ def within(values: Array, bound: float) -> Array:
     xp = array_namespace(values)
     square = 2 * xp.sum(values * values, axis=1, keepdims=True)
     most = xp.full_like(square, bound**2)
+    # Dividing by the larger of both keeps the factor at exactly 1 within the bound, with a finite gradient at
+    # zero.
     return values * xp.sqrt(most / xp.where(square > most, square, most))
 
 

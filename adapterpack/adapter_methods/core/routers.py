@@ -56,6 +56,7 @@ def _softmax_of_largest(scores: Array, top_k: int) -> Array:
     """
     xp, experts = array_namespace(scores), scores.shape[-1]
     if top_k < experts:
+        # A threshold instead of indices keeps every score that ties with the k-th, in any array library.
         least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
         scores = xp.where(scores >= least, scores, xp.full_like(scores, -math.inf))
     powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
@@ -224,4 +225,5 @@ class Route(NamedTuple):
             xp.broadcast_to(weights[..., e : e + 1], (*weights.shape[:-1], width))
             for e, width in enumerate(self.widths)
         ]
+        # Weighting the R narrow components once replaces a weighted sum over the experts' wide outputs.
         return ((branch @ self.down.T) * xp.concat(spread, axis=-1)) @ self.up.T

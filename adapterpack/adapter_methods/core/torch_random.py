@@ -59,6 +59,7 @@ class TorchGenerator:
             part = (self._raw(block.size) & 0xFFFFFF) * 2.0**-24
             # torch uses one fused multiply-add here; float64 gives the same single rounding
             block[:] = (part * np.float64(end - start) + np.float64(start)).astype(np.float32)
+            # Rounding may reach the excluded upper end; torch wraps such values to the lower one.
             block[block == end.astype(dtype)] = start.astype(dtype)
         return values.reshape(shape)
 

@@ -90,6 +90,8 @@ def inverse(xp: Any, coefficients: Array, low: Sequence[float], high: Sequence[f
     count, taps = coefficients.shape[0] // 2, len(low) // 2
     length = count - taps + 1
     halves = []
+    # Even and odd outputs use the even and odd filter taps (polyphase form), which avoids upsampling with
+    # zeros.
     for parity in (0, 1):
         parts = []
         for t in range(taps):

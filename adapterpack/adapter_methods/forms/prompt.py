@@ -184,7 +184,7 @@ def peft_form(
         return from_config(config)
 
     def used(content: PeftContent) -> PeftContent:
-        """What PEFT uses of the stored tensor, where it is a model's with two parts."""
+        """Keeps only what PEFT uses of the stored tensor, for a model with an encoder and a decoder."""
         if content.written.get("num_transformer_submodules") != 2:
             return content
         rows = content.config.num_virtual_tokens
@@ -202,8 +202,8 @@ def peft_form(
         )
 
     def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
-        """PEFT pools a classifier's first virtual token, and mixes up the layers of a decoder that has an
-        encoder.
+        """Whether PEFT computes the same: PEFT pools a classifier's first virtual token, and mixes up the
+        layers of a decoder that has an encoder.
         """
         pooled = all(getattr(cfg, "pooled", "prompt") == "prompt" for cfg in sites.values())
         return (task != "SEQ_CLS" or pooled) and (task != "SEQ_2_SEQ_LM" or wide)
@@ -217,6 +217,7 @@ def peft_form(
     def features(params: Params) -> tuple[int | None, None]:
         return params[STORED].shape[1] if wide else None, None
 
+    # Embeddings are read directly; only keys and values need to be reordered for a decoder's layers.
     return PeftForm(
         peft_type,
         {name: name for name in names},

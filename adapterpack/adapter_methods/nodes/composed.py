@@ -194,6 +194,7 @@ def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0
     Random numbers depend only on ``seed`` and the site's path, not on the sites before it.
     """
     spots, methods = method.config.spots, method.config.methods
+    # Seeding with the path makes the values independent of the order of the sites.
     rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
     for spot in reversed(spots):  # children before their parents

@@ -44,6 +44,8 @@ def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str
     if part is None:
         return None
     (route,) = part.routes
+    # (Q x) . (K up down x) = (up^T K^T Q x) . (down x): folding K and Q into one matrix keeps the keys
+    # narrow.
     query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
     return NodePart(
         routes=(

@@ -151,6 +151,7 @@ def _in_order(
         islice(
             (
                 order
+                # Two matches are enough to know that the order is ambiguous.
                 for order in permutations(shapes)
                 if all(
                     _fits(shapes[name], content.config.at(name).r, pair)

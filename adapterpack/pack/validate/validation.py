@@ -165,6 +165,8 @@ def _examine(
 
     subject = Subject(folder, pack, file, contents, base, full, budget, allow_structural)
     findings, spent_on = run_checks(subject, CHECKS)
+    # A large pack keeps no arrays in memory: tensors are read again on access and compared with their
+    # digests.
     if len(contents[TENSORS]) > LARGE:
         digests = {name: entry.sha256 for name, entry in manifest.tensors.items()}
         pack = dataclasses.replace(pack, tensors=Streamed.of(file, pack.tensors, digests))

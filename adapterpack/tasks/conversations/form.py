@@ -22,10 +22,11 @@ class Conversation(NamedTuple):
     """A row as chat messages, of which the last one is the assistant's.
 
     Args:
-        messages: of the form of transformers, with ``role`` and ``content``.
-        learned_from: assistant messages before this one are not learned.
-        values: what the chat template gets besides, such as ``tools``.
-        verbatim: the texts stand there as they are, and no chat template is used.
+        messages: in transformers' format, with ``role`` and ``content``.
+        learned_from: index of the first message that may be learned; assistant messages before it are
+            context.
+        values: further variables for the chat template, such as ``tools``.
+        verbatim: the texts are used as they are, without a chat template.
     """
 
     messages: list[Message]

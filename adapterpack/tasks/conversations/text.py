@@ -1,4 +1,4 @@
-"""Plain ``text``, all of which is learned."""
+"""Plain ``text``, all of it learned."""
 
 from __future__ import annotations
 

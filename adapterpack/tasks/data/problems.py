@@ -24,14 +24,14 @@ _LIKELY = 0.5
 
 @dataclass(frozen=True)
 class ProblemType:
-    """How a head's labels are read, learned, scored and compared.
+    """How the labels of a head are read, learned, scored and evaluated.
 
     Args:
-        name: as ``problem_type`` of transformers' configs has it.
-        recognizes: tells by the labels of all rows whether they are of this kind.
-        names: (the labels of all rows, where they are from) -> the names of the logits, in order.
-        target: (a row's label, the names) -> what is learned; a KeyError for a label that is none of them.
-        score: (logits of one row, the names) -> what a result says of it.
+        name: the ``problem_type`` in transformers' configs.
+        recognizes: the labels of all rows -> whether they are of this kind.
+        names: (the labels of all rows, their source) -> the names of the logits, in order.
+        target: (a row's label, the names) -> the training target; raises KeyError for an unknown label.
+        score: (logits of one row, the names) -> the result for the row.
         metrics: (logits of all rows, their targets) -> metric -> value.
     """
 

@@ -25,20 +25,20 @@ _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"
 
 @dataclass
 class DataReport:
-    """Filled in while rows are read and made tokens; as text it is the source's name, for messages.
+    """Collects facts while rows are read and tokenized; as text it is the source's name, for messages.
 
     Args:
         source: the name of the data.
-        skips: rows that cannot be read are left out instead of ending the run.
-        wanted: the form that the configuration names; None where the columns tell it.
-        line_of: the line of a row in its file, both from 1, or None where rows are no lines.
-        numbers: the rows' numbers in the source, from 0; None where all of them are there in order.
-        form: what the rows were read as.
-        unread: columns that are not looked at.
-        rows, tokens: how many there are to learn from; no tokens where the trainer makes them, or rows have
+        skips: leave out rows that cannot be read instead of ending the run.
+        wanted: the format that the configuration names; None if the columns determine it.
+        line_of: row number -> its line in the file, both from 1, or None if rows are not lines.
+        numbers: the rows' numbers in the source, from 0; None if all rows are present, in order.
+        form: the format of the rows.
+        unread: columns that are not read.
+        rows, tokens: how many there are to learn from; no tokens if the trainer tokenizes, or if rows have
             none.
-        cut, left_out: how many rows are cut, or have nothing to learn in what the model reads of them.
-        bad: what is wrong with rows that cannot be read, by their numbers.
+        cut, left_out: how many rows are cut, or have nothing to learn within the model's limit.
+        bad: row number -> what is wrong with a row that cannot be read.
     """
 
     source: str

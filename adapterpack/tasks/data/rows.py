@@ -39,8 +39,8 @@ _Result = TypeVar("_Result")
 
 
 class RowError(ConfigError):
-    """A row that cannot be run. ``row`` counts from 1. ``place`` is where the row comes from, if more is
-    known of it than its number, and ``inside`` what in the row is wrong, such as a file that it names.
+    """A row that cannot be run. ``row`` counts from 1. ``place`` says where the row comes from, if more is
+    known than its number; ``inside`` names what is wrong in the row, such as a file that it refers to.
     """
 
     def __init__(
