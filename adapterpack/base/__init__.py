@@ -1,1 +1,1 @@
-"""Reads base models on disk: checkpoints, fingerprints, and the formats in which weights are stored."""
+"""Opens base models on disk without torch: their checkpoints, fingerprints, and quantized formats."""

@@ -1,8 +1,8 @@
-"""Reads and copies the small files of a base's folder, and refuses a base that would make a library run or
+"""Reads and copies the small files of a base's folder, and refuses bases that would make a library run or
 fetch code.
 
-Everything that opens a base asks :func:`require_harmless` first, since transformers follows links and imports
-what a configuration names.
+Everything that opens a base calls :func:`require_harmless` first, since transformers follows links and
+imports what a configuration names.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CARRIED = frozenset(
         "vocab.txt",
     }
 )
-"""Names of the files that tell how a model is fed and what its words are."""
+"""Files that define a model's inputs, tokenizer and templates."""
 RUNS_CODE = frozenset(
     {
         "auto_map",
@@ -49,9 +49,9 @@ RUNS_CODE = frozenset(
         "auto_mapping",
     }
 )
-"""Keys under which a configuration names code, or weights elsewhere, for a library to fetch and import."""
+"""Configuration keys that name code, or weights elsewhere, for a library to fetch and import."""
 _CHOOSES_KERNELS = "_implementation"
-"""How keys end that choose the implementation of attention or of experts: one of transformers' own, or a
+"""The ending of keys that choose an implementation of attention or experts: one of transformers' own, or a
 repository of compiled code.
 """
 _REMEDY = (
@@ -59,14 +59,14 @@ _REMEDY = (
     "Python before you call adapterpack; then delete that key from a copy of the file"
 )
 _HARMLESS: set[tuple[Identity, ...]] = set()
-"""Configurations that were looked at in this process, by the identity of their files."""
+"""Configurations that this process has already checked, by the identity of their files."""
 
 
 def read_json(path: Path, folder: Path | None = None) -> Any:
-    """A JSON file of the base in ``folder`` (by default the one that it lies in), parsed strictly.
+    """Returns a JSON file of the base in ``folder`` (default: the file's own folder), parsed strictly.
 
     Raises:
-        FormatError: it is no regular file of that folder, or no strict JSON.
+        FormatError: it is not a regular file of that folder, or not strict JSON.
     """
     with open_inside(path, folder) as file:
         data = read_at_most(file, MAX_JSON + 1)
@@ -75,16 +75,18 @@ def read_json(path: Path, folder: Path | None = None) -> Any:
 
 
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
-    """The files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer, templates;
-    never weights or code.
+    """Returns the files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer,
+    templates; never weights or code.
     """
     wanted = CARRIED.union(names)
     return sorted(path for path in folder.iterdir() if path.name in wanted and path.is_file())
 
 
 def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
-    """Copies the files of :func:`carried_files` into another folder, in place of what a killed process left
-    there of their names; a configuration without the code that it names and nobody runs.
+    """Copies the files of :func:`carried_files` into another folder, where it replaces leftovers of a killed
+    process.
+
+    The copied config does not name code that would never run.
 
     Raises:
         FormatError: a link leads out of the folder.
@@ -101,10 +103,10 @@ def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
 
 
 def require_harmless(folder: Path) -> None:
-    """Refuses a base with a file that is no regular file of its folder, or whose configuration names code.
+    """Raises if a file of a base is not a regular file of its folder, or if a configuration names code.
 
     Raises:
-        FormatError: a pipe, a device, a link that leads out, or a configuration that is no JSON.
+        FormatError: there is a pipe, a device, a link that leads out, or a configuration that is not JSON.
         Unsupported: a configuration names code.
     """
     with storage_errors(folder):
@@ -131,7 +133,7 @@ def require_harmless(folder: Path) -> None:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether it is a file, and not a folder."""
+    """Whether a path is a file and not a folder; raises if it is neither."""
     mode = resolved_inside(path).stat().st_mode
     if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
         raise FormatError("only regular files may lie in a base", where=path, remedy="remove it")
@@ -139,13 +141,13 @@ def _is_plain(path: Path) -> bool:
 
 
 def named_values(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key at any depth, with its value."""
+    """Yields every key at any depth, with its value."""
     for holder in objects(value):
         yield from holder.items()
 
 
 def objects(value: Any) -> Iterator[Mapping[str, Any]]:
-    """Every object at any depth, the value itself among them."""
+    """Yields every object at any depth, including the value itself."""
     inner: Iterable[Any] = ()
     if isinstance(value, Mapping):
         yield value
@@ -157,7 +159,7 @@ def objects(value: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def without_code(value: Any) -> Any:
-    """A configuration without the keys that name code where transformers has a class of its own, so that
+    """Returns a configuration without keys that name code where transformers has a class of its own, so that
     nothing reads them.
 
     Example:
@@ -172,13 +174,14 @@ def without_code(value: Any) -> Any:
 
 
 def _is_unread(key: str, holder: Mapping[str, Any]) -> bool:
-    """Whether a key names code that never runs: where transformers has a class of its own it takes that,
-    unless ``trust_remote_code`` is set, which this package never does.
+    """Whether a key names code that never runs: transformers prefers its own class, unless
+    ``trust_remote_code`` is set, which this package never does.
     """
     return key == "auto_map" and is_known(holder.get("model_type"))
 
 
 def _runs_code(key: str, value: Any) -> bool:
+    """Whether a key with this value makes a library run or fetch code."""
     if key.removesuffix("_internal").endswith(_CHOOSES_KERNELS):
         chosen = value.values() if isinstance(value, Mapping) else [value]
         return any(not isinstance(one, str | None) or "/" in (one or "") for one in chosen)

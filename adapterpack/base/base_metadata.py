@@ -1,5 +1,5 @@
-"""Reads a base model's tokenizer digests, its chat template, the pooling of its embeddings, and the license
-that its model card states.
+"""Reads metadata of a base: tokenizer digests, chat template, pooling of embeddings, and the license in its
+model card.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MAX_TEMPLATE = 4 << 20
 
 
 def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
-    """The digests of the base's tokenizer and chat template; None for a base without either."""
+    """Returns the digests of the base's tokenizer and chat template; None if it has neither."""
     files = {
         field: base.folder / name
         for field, name in (("tokenizer_json", "tokenizer.json"), ("added_tokens", "added_tokens.json"))
@@ -36,14 +36,14 @@ def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
 
 
 def chat_template_of(base: Checkpoint) -> str | None:
-    """The base's chat template: its own file, or what ``tokenizer_config.json`` says; None for a base without
-    one.
+    """Returns the base's chat template, from its own file or ``tokenizer_config.json``; None if there is
+    none.
     """
     return chat_template_in(base.folder)
 
 
 def chat_template_in(folder: Path) -> str | None:
-    """The chat template in a folder, which may be a bundle's; see :func:`chat_template_of`."""
+    """Returns the chat template in a folder, which may be a bundle's; like :func:`chat_template_of`."""
     file, config = folder / TEMPLATE, folder / "tokenizer_config.json"
     if file.is_file():
         with open_inside(file) as template_file:
@@ -59,7 +59,7 @@ def chat_template_in(folder: Path) -> str | None:
 
 
 def license_of(folder: Path) -> str | None:
-    """The license that the front matter of the base's card names on one line, or None."""
+    """Returns the license that the front matter of the base's card names on one line, or None."""
     card = folder / _CARD
     if not card.is_file():
         return None
@@ -78,8 +78,8 @@ def license_of(folder: Path) -> str | None:
 
 
 def pooling_of(folder: Path) -> str:
-    """What the base says of its embeddings, as sentence-transformers writes it next to a model; the mean
-    where it says nothing.
+    """Returns the pooling that the base declares for its embeddings, as sentence-transformers writes it; by
+    default the mean.
     """
     path = folder / "1_Pooling" / "config.json"
     config = read_json(path, folder) if path.is_file() else {}

@@ -1,5 +1,5 @@
-"""Opens a base model on disk (a folder with ``config.json`` and safetensors files) and computes its
-fingerprints, without torch.
+"""Opens a base model on disk (a folder with ``config.json`` and safetensors files), reads its tensors and
+computes its fingerprints, without torch.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _NAMES = (
     (SINGLE, INDEX),
     ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json"),
 )
-"""The file and the index of a checkpoint of transformers, and of one model of a diffusers pipeline."""
+"""The single file and the index of a transformers checkpoint, and of one model of a diffusers pipeline."""
 _PIPELINE = "model_index.json"
-"""What says which models a folder of diffusers holds, each in a folder of its own."""
+"""The file that marks a folder as a whole diffusers pipeline, with each model in a folder of its own."""
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "shared", "embed_in", "tok_embeddings")
-"""What models call their input embedding."""
+"""The names of input embeddings."""
 
 
 class Checkpoint:
@@ -50,9 +50,9 @@ class Checkpoint:
     """
 
     index_name = INDEX
-    """The file that says which shard a tensor is in, where there are several."""
+    """The file that maps tensors to shards, if there are several."""
     has_weights = True
-    """Whether its weights can be read; a subclass may know only their names, dtypes and shapes."""
+    """Whether the weights can be read; a subclass may know only names, dtypes and shapes."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
@@ -116,12 +116,12 @@ class Checkpoint:
 
     @property
     def where(self) -> str:
-        """Its location, for messages."""
+        """The location, for messages."""
         return str(self.folder)
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The contents of ``config.json``, without code that it names and nobody runs; or an empty object."""
+        """The contents of ``config.json`` without code that never runs; empty if there is none."""
         path = self.folder / CONFIG
         loaded = without_code(read_json(path)) if path.is_file() else {}
         if not isinstance(loaded, dict):
@@ -135,14 +135,14 @@ class Checkpoint:
 
     @property
     def architecture(self) -> str | None:
-        """The class that the base was saved from, where its configuration names one."""
+        """The class that the base was saved from, if its config names one."""
         classes = self.config.get("architectures")
         first = classes[0] if isinstance(classes, list) and classes else None
         return first if isinstance(first, str) and first.isidentifier() else None
 
     @cached_property
     def name(self) -> str:
-        """A name for people: ``org/name`` for a hub's cached snapshot, else the folder's own, in plain
+        """A readable name: ``org/name`` for a cached snapshot of the hub, else the folder's name in plain
         characters.
         """
         folder = self.folder.resolve()
@@ -152,19 +152,21 @@ class Checkpoint:
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit of a hub's cached snapshot, or None."""
+        """The commit of a cached snapshot of the hub, or None."""
         folder = self.folder.resolve()
         is_snapshot = folder.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", folder.name)
         return folder.name if is_snapshot else None
 
     @cached_property
     def stored(self) -> dict[str, TensorInfo]:
-        """Every stored tensor by name; fingerprints are computed of these."""
+        """Every stored tensor by name; fingerprints are computed from these."""
         return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
 
     @cached_property
     def stacks(self) -> Mapping[str, ExpertStack]:
-        """Fused parameters of the model that the files store expert by expert, by the model's name."""
+        """Fused parameters of the model that the files store expert by expert, by the model's name for
+        them.
+        """
         return find_stacks(self.stored)
 
     @property
@@ -174,19 +176,23 @@ class Checkpoint:
 
     @cached_property
     def kinds_by_name(self) -> Mapping[str, set[str]]:
-        """The kinds of linear layers by the last part of their names, as far as shapes show them."""
+        """The kinds of linear layers by the last part of their names, as far as shapes reveal them."""
         return linear_layers.kinds_by_name(self.tensors)
 
     def linear_kind(self, weight: str) -> str | None:
-        """Which way round it stores the weight of a linear layer; see :func:`~.linear_layers.kind_of`."""
+        """Returns in which orientation a linear layer's weight is stored; see
+        :func:`~.linear_layers.kind_of`.
+        """
         return linear_layers.kind_of(self.tensors, self.kinds_by_name, weight)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, read from the file that was opened. Where the file is cut short meanwhile that is an
-        error: of one that is mapped, the system would end the process.
+        """Returns a tensor, read from the file that was opened.
+
+        If the file is truncated meanwhile, this raises an error; with a memory map the system would end the
+        process.
 
         Raises:
-            StorageError: the file has changed since, or cannot be read.
+            StorageError: the file has changed since it was opened, or cannot be read.
         """
         if not self.has_weights:
             return self.view(name)  # which says so
@@ -196,24 +202,24 @@ class Checkpoint:
         return value
 
     def view(self, name: str) -> np.ndarray:
-        """As :meth:`read`, a read-only view of the mapped file: for what looks at few numbers of many
+        """Returns a tensor as a read-only view of the mapped file, for reading few elements of many
         tensors.
         """
         return self.files[self.shard_of[name]].read(name)
 
     def require_unchanged(self, exact: bool = False) -> None:
-        """Checks that every shard is the file that was opened: see
+        """Raises unless every shard is still the file that was opened; see
         :func:`~adapterpack.io.hashing.require_unchanged`.
 
         Raises:
-            StorageError: one is not.
+            StorageError: a shard has changed.
         """
         for shard, before in self.identities.items():
             require_unchanged(self.folder / shard, before, exact)
 
     @contextmanager
     def watched(self, watch: Callable[[], None]) -> Iterator[None]:
-        """Calls ``watch`` for every block that is hashed within; an exception that it raises ends the
+        """Calls ``watch`` for every block that is hashed inside the block; an exception from it ends the
         hashing.
         """
         before, self._watch = self._watch, watch
@@ -223,7 +229,7 @@ class Checkpoint:
             self._watch = before
 
     def source(self, name: str) -> HashedSource:
-        """The file and byte range of a tensor."""
+        """Returns the file and byte range of a tensor."""
         shard, info = self.shard_of[name], self.stored[name]
         return HashedSource(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
@@ -234,19 +240,19 @@ class Checkpoint:
 
     @cached_property
     def samples(self) -> dict[str, bytes]:
-        """The sha256 of the first, middle and last 4 KiB of every tensor; reads no more than these."""
+        """The sha256 of the first, middle and last 4 KiB of every tensor; reads only these."""
         return digests({name: _sample_ranges(self.source(name)) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
-        """The fingerprint of samples of every tensor: it shows mistakes, not deliberate deception."""
+        """The fingerprint of samples of every tensor: it reveals mistakes, not deliberate manipulation."""
         return fp.probe((*header, self.samples[header[0]]) for header in self._headers())
 
     @cached_property
     def digests(self) -> dict[str, bytes]:
         """The sha256 of the bytes of every tensor; reads the whole checkpoint once.
 
-        Digests are kept for the life of the process, by device, inode, size and times of the file.
+        The digests are cached for the life of the process, by device, inode, size and times of the file.
 
         Raises:
             StorageError: a file changed since the checkpoint was opened.
@@ -254,8 +260,10 @@ class Checkpoint:
         return self._hashed({})[0]
 
     def _hashed(self, files: Mapping[str, HashedSource]) -> tuple[dict[str, bytes], dict[str, bytes]]:
-        """The digests of the tensors and of ``files``, in parallel: one file cannot be split over threads, so
-        that while one core hashes it the others hash the tensors, out of the pages that it has just read.
+        """Returns the digests of the tensors and of ``files``, computed in parallel.
+
+        A file cannot be split over threads. So while one core hashes it, the others hash tensors from the
+        pages that it has just read.
         """
         cached = {shard: _DIGESTS[state] for shard, state in self.identities.items() if state in _DIGESTS}
         known = {name: cached[shard][name] for name, shard in self.shard_of.items() if shard in cached}
@@ -272,7 +280,7 @@ class Checkpoint:
 
     @cached_property
     def leaves(self) -> dict[str, str]:
-        """The leaves of ``content`` by tensor, as hex; with them one tensor can be verified without the
+        """The leaf of each tensor in ``content``, as hex, with which one tensor can be verified without the
         others.
         """
         return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
@@ -284,7 +292,7 @@ class Checkpoint:
 
     @cached_property
     def file_entries(self) -> tuple[fp.HashedFile, ...]:
-        """Shards and index with size and sha256, as a hub lists them; reads every file once."""
+        """Size and sha256 of shards and index, as a hub lists them; reads every file once."""
         sources = self._whole_files()
         return _entries(sources, digests(sources, watch=self._watch))
 
@@ -295,7 +303,7 @@ class Checkpoint:
         return {path: HashedSource.whole(self.folder / path, state) for path, state in states.items()}
 
     def has_file(self, name: str, sha256: str) -> bool | None:
-        """Whether the file ``name`` of the folder has this sha256 (hex); None where that cannot be known."""
+        """Whether the folder's file ``name`` has this sha256 (hex); None if that cannot be known."""
         path = self.folder / name
         if not path.is_file():
             return False
@@ -303,10 +311,10 @@ class Checkpoint:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """The fingerprint: always ``structure`` and ``probe``; ``content`` and ``files`` cost one full read,
-        for one of them or both.
+        """Returns the fingerprint, always with ``structure`` and ``probe``; ``content`` and ``files``, one or
+        both, cost one full read.
         """
-        # neither was computed yet
+        # If neither has been computed yet, compute both in one pass.
         if content and files and not {"digests", "file_entries"} & self.__dict__.keys():
             sources = self._whole_files()
             self.digests, hashes = self._hashed(sources)
@@ -319,11 +327,11 @@ class Checkpoint:
         )
 
     def verify_tensors(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
-        """Checks that the tensors ``names`` are those of the base with fingerprint ``content``; reads only
-        these.
+        """Raises unless the tensors ``names`` are those of the base with the fingerprint ``content``; reads
+        only these.
 
         Raises:
-            BaseMismatch: the leaves do not belong to ``content``, or a tensor is another.
+            BaseMismatch: the leaves do not belong to ``content``, or a tensor differs.
             SiteNotFound: that base, or this one, has no such tensor.
         """
         wanted = list(names)
@@ -343,8 +351,8 @@ class Checkpoint:
         return [(info.name, info.dtype, info.shape) for info in self.stored.values()]
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
-        """The tensor that holds the weight of module ``path``: the ``recorded`` one if there is such a
-        tensor, else by the path.
+        """Returns the name of the tensor with the weight of module ``path``: ``recorded`` if that tensor
+        exists, else found by the path.
 
         The path may also be a parameter's own. A task model may have one prefix more or less than its
         checkpoint.
@@ -356,8 +364,8 @@ class Checkpoint:
         )
 
     def tensor_name(self, name: str) -> str | None:
-        """The tensor of that name, or of that name with one prefix more or less, or that has it in memory;
-        None where there is none, or more than one.
+        """Returns the tensor with that name, with one prefix more or less, or with that name in memory; None
+        if there is none or several.
         """
         if name in self.tensors:
             return name
@@ -371,9 +379,7 @@ class Checkpoint:
         return (None if older is None else self.tensor_name(older)) or self.renamed_name(name)
 
     def renamed_name(self, name: str) -> str | None:
-        """The tensor of that name, where this checkpoint has it under another one (:mod:`~.renamings`); else
-        None.
-        """
+        """Returns the tensor that loading renames to ``name`` (:mod:`~.renamings`), or None."""
         if not self.renamings:
             return None
         return find(name, self._by_name_in_memory) or find(
@@ -382,7 +388,7 @@ class Checkpoint:
 
     @cached_property
     def renamings(self) -> tuple[Renaming, ...]:
-        """What transformers renames when it loads this checkpoint."""
+        """The renamings that transformers applies when it loads this checkpoint."""
         return renamings_of(self.config, self.architecture)
 
     @cached_property
@@ -390,8 +396,8 @@ class Checkpoint:
         return rename_all(self.tensors, self.renamings)
 
     def tied_to(self, path: str) -> str | None:
-        """The input embedding that the output head ``path`` is tied to, where the files store one tensor for
-        both; else None.
+        """Returns the input embedding that the output head ``path`` is tied to, if the files store one tensor
+        for both; else None.
         """
         if path.rpartition(".")[2] != "lm_head" or not self.config.get("tie_word_embeddings", True):
             return None
@@ -401,7 +407,7 @@ class Checkpoint:
         return embeddings[0] if len(embeddings) == 1 else None
 
     def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
-        """The shape of a module's weight, or of a fused parameter.
+        """Returns the shape of a module's weight, or of a fused parameter.
 
         Raises:
             SiteNotFound: the checkpoint has no such tensor.
@@ -413,7 +419,7 @@ class Checkpoint:
         return self.tensors[name].shape
 
     def require_weight(self, path: str, recorded: str | None = None) -> str:
-        """As :meth:`weight_name`.
+        """Returns what :meth:`weight_name` returns, but raises instead of returning None.
 
         Raises:
             SiteNotFound: the checkpoint has no such tensor.
@@ -434,20 +440,20 @@ def _entries(sources: Mapping[str, HashedSource], hashes: Mapping[str, bytes]) -
 
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}
-"""State of a file -> the digests of its tensors, for the life of the process."""
+"""Maps the identity of a file to the digests of its tensors, for the life of the process."""
 
 
 def _sample_ranges(source: HashedSource) -> HashedSource:
-    """The ranges of a tensor that the probe reads."""
+    """Returns the ranges of a tensor that the probe reads."""
     ((start, nbytes),) = source.ranges
     return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))
 
 
 def shards_in(index: Any, where: object) -> list[str]:
-    """The file names in a parsed ``model.safetensors.index.json``, sorted.
+    """Returns the file names in a parsed ``model.safetensors.index.json``, sorted.
 
     Raises:
-        FormatError: it is no index, or a name would lead out of the folder.
+        FormatError: it is not an index, or a name would lead out of the folder.
 
     Example:
         >>> shards_in({"weight_map": {"w": "b.safetensors", "v": "a.safetensors"}}, "the index")

@@ -1,8 +1,8 @@
-"""Tells from fingerprints whether a base model is the one that a pack or a bundle was made for, or a variant
-of it that it declares.
+"""Decides from fingerprints whether a base is the one that a pack or bundle was made for, or a declared
+variant of it.
 
-The evidence is weighed by a small table, from the strongest down; checkpoints, models in memory and bundles
-are compared in the same way.
+A small table ranks the evidence from the strongest down. Checkpoints, models in memory and bundles are
+compared in the same way.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .fingerprint import Fingerprint
 
 
 class BaseVariant(NamedTuple):
-    """A base with other bytes on which the pack may be used nevertheless.
+    """A base with other bytes on which the pack may be used all the same.
 
-    ``relation`` is one of ``dtype_cast``, ``quantized``, ``reshard``, ``renamed_keys``; ``tested`` tells
-    whether the pack ran on it.
+    ``relation`` is ``dtype_cast``, ``quantized``, ``reshard`` or ``renamed_keys``; ``tested`` says whether
+    the pack was run on it.
     """
 
     relation: str
@@ -29,11 +29,12 @@ class BaseVariant(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Which levels are equal: True, False, or None where one side does not know it or used another version of
-    the scheme.
+    """Which levels of two fingerprints are equal: True, False, or None if one side lacks the level or uses
+    another version of the scheme.
 
-    ``variant`` is the one that was recognized; with ``structure_alone`` by its ``structure``, because its
-    bytes were not read. ``named`` says that the one that wants a base names it by any level.
+    ``variant`` is the declared variant that matches; ``structure_alone`` means that only its ``structure``
+    matches, because its bytes were not read. ``named`` says that the wanted base has a fingerprint at any
+    level.
     """
 
     structure: bool | None
@@ -46,11 +47,11 @@ class Evidence(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """The result of a comparison: ``accepted`` says whether the pack may be used on this base, ``means``
-    explains it to people.
+    """The result of a comparison: ``accepted`` says whether the pack may be used on this base, and ``means``
+    explains it.
 
-    ``differs`` says that a difference was found, rather than that nothing shows they are equal; ``variant``
-    is the one that the verdict is about.
+    ``differs`` says that a difference was found, as opposed to no proof of equality; ``variant`` is the
+    variant that the verdict is about.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Verdict(NamedTuple):
     variant: BaseVariant | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The verdict as reports print it; ``relation`` is that of the variant that was recognized."""
+        """Returns the verdict as reports print it; ``relation`` is that of the matching variant."""
         return {
             "verdict": self.name,
             "accepted": self.accepted,
@@ -123,9 +124,9 @@ _TABLE: tuple[tuple[Callable[[Evidence], bool], Verdict], ...] = (
 
 
 def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[BaseVariant] = ()) -> Verdict:
-    """What is known about ``actual`` being the base ``wanted``, or one of its declared variants.
+    """Compares ``actual`` with the base ``wanted`` and its declared variants, and returns the verdict.
 
-    Levels that either side lacks are not compared; a variant counts by ``content``, or by ``files``, never by
+    Levels that either side lacks are not compared; a variant matches by ``content`` or ``files``, never by
     less.
 
     Example:
@@ -155,16 +156,18 @@ def match(wanted: Fingerprint, actual: Fingerprint, variants: Iterable[BaseVaria
 
 
 def _equal_bytes(wanted: Fingerprint, actual: Fingerprint) -> bool | None:
-    """Whether every byte is equal: by ``content``, else by ``files``, whose being unequal proves nothing."""
+    """Whether every byte is equal: by ``content``, else by ``files``, whose difference proves nothing."""
     content, files = _equal(wanted.content, actual.content), _equal(wanted.files, actual.files)
     return content if content is not None else files or None
 
 
 def _equal_structure_alone(wanted: Fingerprint, actual: Fingerprint) -> bool:
+    """Whether the structure is equal and nothing is known about the bytes."""
     return _equal_bytes(wanted, actual) is None and bool(_equal(wanted.structure, actual.structure))
 
 
 def _equal(one: str | None, other: str | None) -> bool | None:
+    """Whether two levels are equal; None if one is missing or they use different schemes."""
     if one is None or other is None or one.partition(":")[0] != other.partition(":")[0]:
         return None
     return one == other
@@ -177,18 +180,16 @@ ALTERNATIVES = {
     ),
     "other": ", or declare a cast, quantized or renamed form of it as a variant (adapterpack declare)",
 }
-"""Verdict -> what a user can do instead of using the base that the pack names, if the models are of one
-type.
-"""
+"""What else a user can do about a verdict, if both models have the same type."""
 
 
 def recorded_fingerprint(base: m.Base) -> Fingerprint:
-    """The fingerprint of a base as a manifest records it."""
+    """Returns the fingerprint of a base in a manifest."""
     return Fingerprint(base.structure, base.content, base.files, base.probe)
 
 
 def declared_variants(base: m.Base) -> tuple[BaseVariant, ...]:
-    """The variants that a manifest declares."""
+    """Returns the variants that a manifest declares."""
     return tuple(
         BaseVariant(one.relation, Fingerprint(one.structure, one.content), one.tested)
         for one in base.variants
@@ -196,12 +197,12 @@ def declared_variants(base: m.Base) -> tuple[BaseVariant, ...]:
 
 
 def deciding_fingerprint(base: Checkpoint, wanted: m.Base, content: bool | None = True) -> Fingerprint:
-    """The fingerprint of a checkpoint, as far as it decides whether it is ``wanted``: bytes are read only
+    """Returns the fingerprint of a checkpoint as far as it decides whether it is ``wanted``; reads bytes only
     where they can still decide.
 
-    ``content=False`` reads headers and samples only, unless the manifest names a base without its structure;
-    None reads more where they leave it open: where the manifest knows no samples, or they are others and a
-    variant might be meant.
+    ``content=False`` reads headers and samples only, unless the manifest lacks the base's structure. None
+    reads more only if these leave it open: if the manifest has no samples, or they differ and a variant might
+    be meant.
     """
     variants = [variant.digests for variant in declared_variants(wanted)]
     accepted = [recorded_fingerprint(wanted), *variants]
@@ -218,15 +219,14 @@ def deciding_fingerprint(base: Checkpoint, wanted: m.Base, content: bool | None 
 
 
 def compare(wanted: m.Base, actual: Fingerprint) -> Verdict:
-    """What is known about ``actual`` being the base that a manifest names, or one of the variants that it
-    declares.
+    """Compares ``actual`` with the base that a manifest names and the variants that it declares, and returns
+    the verdict.
     """
     return match(recorded_fingerprint(wanted), actual, declared_variants(wanted))
 
 
 def agrees(wanted: m.Base, other: m.Base) -> bool:
-    """Whether ``other`` is the base ``wanted`` or one of the variants that it declares, as far as both are
-    known.
+    """Whether ``other`` is the base ``wanted`` or one of its declared variants, as far as both are known.
 
     Example:
         >>> from adapterpack.manifest.structs import Variant
@@ -250,15 +250,15 @@ def require(
     model_type: str | None = None,
     allow_structural: bool = False,
 ) -> Verdict:
-    """The verdict on ``actual``, if it lets the owner of ``wanted`` be used there. An owner that records no
-    digest may be used on any base.
+    """Returns the verdict on ``actual`` if it allows the owner of ``wanted`` to be used; an owner that
+    records no digest may be used on any base.
 
-    ``owner`` says whose base it is, for instance ``pack 'tickets'``; ``name``, ``where`` and ``model_type``
-    (as in ``config.json``, None where it is unknown) describe the base in use.
+    ``owner`` describes whose base it is, for instance ``pack 'tickets'``; ``name``, ``where`` and
+    ``model_type`` (as in ``config.json``, None if unknown) describe the base in use.
 
     Raises:
-        BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` was
-            not given.
+        BaseMismatch: it is another base, or nothing shows that it is this one and ``allow_structural`` is
+            false.
     """
     verdict, recorded = compare(wanted, actual), recorded_fingerprint(wanted)
     if verdict.accepted or (allow_structural and verdict.name == "structural") or not any(recorded):
@@ -280,7 +280,9 @@ def require(
 
 
 def _describe(name: str | None, one: Fingerprint, other: Fingerprint) -> str:
-    """A base by name and the first level in which it differs from the other, or the first that it has."""
+    """Describes a base by name and by the first level that differs from the other's, or the first that it
+    has.
+    """
     pairs = [(mine, theirs) for mine, theirs in zip(one, other, strict=True) if mine is not None]
     digest = next(
         (mine for mine, theirs in pairs if theirs not in (None, mine)),

@@ -1,4 +1,4 @@
-"""Parses the dtype names that people use (``bf16``, ``torch.float16``, ``F32``) into those of safetensors."""
+"""Parses dtype names that people use (``bf16``, ``torch.float16``, ``F32``) into those of safetensors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ TORCH = {
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
 }
-"""safetensors name -> the name that ``config.json`` uses."""
+"""Maps safetensors names to those in ``config.json``."""
 _ALIASES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16", "half": "F16", "fp8": "F8_E4M3"}
 NAMES = {**{name: code for code, name in TORCH.items()}, **{code.lower(): code for code in TORCH}, **_ALIASES}
 
 
 def parse(name: str) -> str:
-    """The safetensors name of a floating dtype.
+    """Returns the safetensors name of a floating dtype.
 
     Raises:
-        ConfigError: no such dtype.
+        ConfigError: the dtype is unknown.
 
     Example:
         >>> parse("bfloat16"), parse("fp32"), parse("F16")

@@ -9,9 +9,9 @@ free to certain.
 | ``content`` | every byte of every tensor | a full read | the same weights, in whatever shards and order |
 
 Nothing here opens a file: the functions take headers and digests, so that ``structure`` and ``files`` of a
-remote base cost no download of weights. The scheme is versioned by its prefix, ``bfp1:``. Every field that is
-hashed follows its length, and every hash input begins with the name of what it hashes, so that no two
-different inputs share their bytes.
+remote base need no download of weights. The prefix ``bfp1:`` is the version of the scheme. Every hashed field
+follows its length, and every hash input begins with the name of its level, so that different inputs never
+have the same bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ..io.hashing import digests
 
 SCHEME = "bfp1"
 SAMPLE = 4096
-"""Bytes of each of the three samples that ``probe`` takes of a tensor."""
+"""Bytes in each of the three samples that ``probe`` takes of a tensor."""
 
 Header = tuple[str, str, tuple[int, ...]]
 """Name, safetensors dtype, shape."""
@@ -35,7 +35,7 @@ _Item = TypeVar("_Item", bound="tuple[Any, ...]")
 
 
 class Fingerprint(NamedTuple):
-    """The fingerprint of one base; a level that is not known is None."""
+    """The fingerprint of one base; unknown levels are None."""
 
     structure: str | None
     content: str | None
@@ -44,8 +44,8 @@ class Fingerprint(NamedTuple):
 
 
 class HashedFile(NamedTuple):
-    """One weight file or index: its path below the base's folder with ``/``, its size in bytes, its sha256 as
-    hex.
+    """One weight file or index: its path below the base's folder with ``/``, its size in bytes, and its
+    sha256 as hex.
     """
 
     path: str
@@ -54,10 +54,10 @@ class HashedFile(NamedTuple):
 
 
 def structure(tensors: Iterable[Header]) -> str:
-    """The hash over sorted (name, dtype, shape).
+    """Returns the hash over sorted (name, dtype, shape).
 
     Raises:
-        FormatError: a name stands twice, or is not text that UTF-8 can hold.
+        FormatError: a name is repeated, or cannot be encoded in UTF-8.
 
     Example:
         >>> structure([("w", "F32", (2, 3))])[:12]
@@ -68,11 +68,11 @@ def structure(tensors: Iterable[Header]) -> str:
 
 
 def files(entries: Iterable[tuple[str, int, str]]) -> str:
-    """The hash over sorted (path, size in bytes, sha256 as hex) of the shards and, where there is one, the
-    index.
+    """Returns the hash over sorted (path, size in bytes, sha256 as hex) of the shards and the index, if there
+    is one.
 
     Raises:
-        FormatError: a path stands twice, a size is negative, or a digest is not 64 lowercase hex digits.
+        FormatError: a path is repeated, a size is negative, or a digest is not 64 lowercase hex digits.
 
     Example:
         >>> files([("model.safetensors", 8, "0" * 64)])[:12]
@@ -92,12 +92,12 @@ def files(entries: Iterable[tuple[str, int, str]]) -> str:
 
 
 def leaf(name: str, dtype: str, shape: tuple[int, ...], sha256: bytes) -> str:
-    """One tensor's part of ``content``, as hex: ``H(name, dtype, shape, sha256 of its bytes)``."""
+    """Returns one tensor's part of ``content``, as hex: ``H(name, dtype, shape, sha256 of its bytes)``."""
     return hashlib.sha256(b"bfp1:leaf\0" + _header(name, dtype, shape) + sha256).hexdigest()
 
 
 def root(leaves: Mapping[str, str]) -> str:
-    """``content`` from the leaves: the hash over all of them in the order of their names.
+    """Returns ``content`` from the leaves: the hash over all of them in the order of their names.
 
     Raises:
         FormatError: a leaf is not 64 lowercase hex digits.
@@ -111,7 +111,7 @@ def root(leaves: Mapping[str, str]) -> str:
 
 
 def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
-    """The root over tensors that are in memory, given as (name, dtype, shape, bytes).
+    """Returns ``content`` for tensors in memory, given as (name, dtype, shape, bytes).
 
     Raises:
         FormatError: a name stands twice.
@@ -122,10 +122,10 @@ def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryvie
 
 
 def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
-    """Which bytes of a tensor of ``nbytes`` the probe reads, as (offset, length): all of a small one, else
-    three samples.
+    """Returns the bytes of a tensor of ``nbytes`` that the probe reads, as (offset, length): all of a small
+    tensor, else three samples.
 
-    The middle one begins at a multiple of 8, so that no element is cut.
+    The middle one begins at a multiple of 8, so that it does not cut an element.
 
     Example:
         >>> spans(100), spans(100_000)
@@ -138,7 +138,7 @@ def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
 
 
 def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
-    """The hash over (name, dtype, shape, sha256 of the bytes at :func:`spans`, one after the other) of every
+    """Returns the hash over (name, dtype, shape, sha256 of the concatenated bytes at :func:`spans`) of every
     tensor.
 
     Raises:
@@ -154,7 +154,8 @@ def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
 
 
 def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
-    """The fingerprint of tensors in memory, given as (name, dtype, shape, bytes): all levels but ``files``.
+    """Returns the fingerprint of tensors in memory, given as (name, dtype, shape, bytes): all levels but
+    ``files``.
 
     Raises:
         FormatError: a name stands twice.
@@ -170,6 +171,7 @@ def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryv
 
 
 def _sample(data: memoryview) -> bytes:
+    """Returns the sha256 of the samples of a tensor."""
     hasher = hashlib.sha256()
     for start, length in spans(data.nbytes):
         hasher.update(data[start : start + length])
@@ -177,6 +179,7 @@ def _sample(data: memoryview) -> bytes:
 
 
 def _root(level: str, parts: Mapping[str, bytes]) -> str:
+    """Returns the hash of a level over its parts, in the order of their keys."""
     hasher = hashlib.sha256(f"{SCHEME}:{level}\0".encode())
     for key in sorted(parts):  # by code point, which is the order of the UTF-8 bytes
         hasher.update(parts[key])
@@ -184,10 +187,12 @@ def _root(level: str, parts: Mapping[str, bytes]) -> str:
 
 
 def _header(name: str, dtype: str, shape: tuple[int, ...]) -> bytes:
+    """Returns a tensor's header as bytes for hashing."""
     return _frame(name, dtype, ",".join(map(str, shape)))
 
 
 def _frame(*fields: str) -> bytes:
+    """Joins fields, each after its length."""
     try:
         encoded = [text.encode("utf-8") for text in fields]
     except UnicodeEncodeError as error:
@@ -198,7 +203,7 @@ def _frame(*fields: str) -> bytes:
 
 
 def _distinct(items: Iterable[_Item]) -> list[_Item]:
-    """The items as a list, after checking that their names (the first fields) differ."""
+    """Returns the items as a list; raises unless their names (the first fields) differ."""
     listed = list(items)
     names = [item[0] for item in listed]
     if len(set(names)) != len(names):
@@ -209,6 +214,7 @@ def _distinct(items: Iterable[_Item]) -> list[_Item]:
 
 
 def _unhex(name: str, value: str) -> bytes:
+    """Returns the bytes of a leaf."""
     if not _SHA256.fullmatch(value):
         raise FormatError(
             "this is not a leaf", where=name, expected="64 lowercase hex digits", found=repr(value)[:80]

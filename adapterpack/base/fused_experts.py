@@ -1,8 +1,8 @@
-"""Finds fused expert parameters whose checkpoint stores every expert in separate tensors, as most mixtures of
-experts do.
+"""Finds fused expert parameters that a checkpoint stores as separate tensors for each expert, as most
+mixture-of-experts models do.
 
 In transformers' models they are one parameter ``experts.gate_up_proj`` ``[n, 2 width, in]`` (an expert's gate
-above its up projection) and ``experts.down_proj`` ``[n, in, width]``, which are split when they are saved.
+above its up projection) and ``experts.down_proj`` ``[n, in, width]``, which saving splits.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ _FUSED = {
     ("down_proj",): "down_proj",
     ("w2",): "down_proj",
 }
-"""Names of an expert's layers -> name of the fused parameter."""
+"""Maps the names of an expert's layers to that of the fused parameter."""
 _RENAMED = {"block_sparse_moe": "mlp"}
-"""Name of the module with the experts and their router in checkpoints -> its name in the model."""
+"""Maps the checkpoint's name of the module with experts and router to the model's."""
 
 
 def stored_as(name: str) -> str | None:
-    """What a checkpoint calls a parameter of a mixture of experts that the model calls ``name``, where it has
-    an older name for it.
+    """Returns the older name that checkpoints use for a parameter of a mixture of experts, or None.
 
     Example:
         >>> stored_as("layers.0.mlp.gate.weight"), stored_as("layers.0.q_proj.weight")
@@ -45,8 +44,8 @@ def stored_as(name: str) -> str | None:
 
 
 class ExpertStack(NamedTuple):
-    """A fused parameter ``[n, out, in]``; ``parts`` lists for each of its matrices the tensors that store its
-    rows, in order.
+    """A fused parameter ``[n, out, in]``; ``parts`` lists, for each of its matrices, the tensors that store
+    its rows, in order.
     """
 
     name: str
@@ -56,7 +55,7 @@ class ExpertStack(NamedTuple):
 
 
 def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, ExpertStack]:
-    """The fused parameters that the tensors of a checkpoint make up, by the name that the model has for each.
+    """Returns the fused parameters that a checkpoint's tensors form, by the model's names.
 
     Example:
         >>> leaves = [f"{number}.{leaf}" for number in range(2) for leaf in ("w1", "w2", "w3")]
@@ -88,6 +87,9 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, ExpertStack]:
 
 
 def _stack(name: str, members: list[dict[int, TensorInfo]]) -> ExpertStack | None:
+    """Returns the fused parameter that these layers of all experts form; None unless they are complete and of
+    equal dtype and shape.
+    """
     count = len(members[0])
     if not count or any(experts.keys() != set(range(count)) for experts in members):
         return None

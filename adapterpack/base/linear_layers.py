@@ -1,10 +1,10 @@
-"""Which way round a base stores the weights of linear layers: ``[out, in]`` as torch does, or ``[in, out]``
-as transformers' ``Conv1D``.
+"""Determines in which orientation a base stores the weights of linear layers: ``[out, in]`` as torch, or
+``[in, out]`` as transformers' ``Conv1D``.
 
-A pack that was saved from a model knows it, a folder that PEFT wrote does not: PEFT keeps one flag for all
-layers, the last one's, and some methods keep none. What an adapter means does not depend on it, since methods
-see matrices ``[out, in]``; what a merge writes does, and for a square weight no shape would show the mistake.
-The biases of the base show it: they have a number for each output.
+A pack that was saved from a model records it. A folder written by PEFT does not: PEFT keeps a single flag,
+the last layer's, and some methods none. The meaning of an adapter does not depend on it, since methods see
+matrices ``[out, in]``, but what a merge writes does, and for a square weight no shape would reveal a mistake.
+The base's biases reveal it: they have one element per output.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from collections.abc import Mapping
 from ..io.safetensors import TensorInfo
 
 _CONV1D = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
-"""What every model of transformers that has layers of ``Conv1D`` calls them; other models have linear layers
-of these names.
+"""The names of ``Conv1D`` layers in all transformers models that have any; other models have linear layers
+with these names.
 """
 
 
 def tell_kind(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
-    """The kind of the linear layer with that weight as its shapes show it: a ``Conv1D`` always has a bias.
-    None where that leaves it open.
+    """Returns the kind of a linear layer as its shapes reveal it (a ``Conv1D`` always has a bias); None if
+    they do not.
 
     Example:
         >>> from adapterpack.io.safetensors import TensorInfo
@@ -43,7 +43,7 @@ def tell_kind(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
 
 
 def kinds_by_name(tensors: Mapping[str, TensorInfo]) -> dict[str, set[str]]:
-    """The last part of a module's path -> the kinds that the shapes of such layers with a bias show."""
+    """Maps the last part of module paths to the kinds that the shapes of such layers with a bias reveal."""
     found: dict[str, set[str]] = {}
     for name, info in tensors.items():
         stem = name.removesuffix(".weight")
@@ -58,13 +58,15 @@ def kinds_by_name(tensors: Mapping[str, TensorInfo]) -> dict[str, set[str]]:
 
 
 def has_transposed(by_name: Mapping[str, set[str]]) -> bool:
-    """Whether the shapes of any layer show that it is transposed, by what :func:`kinds_by_name` gives."""
+    """Whether the shapes of any layer reveal that it is transposed, given the result of
+    :func:`kinds_by_name`.
+    """
     return any("transposed" in kinds for kinds in by_name.values())
 
 
 def kind_of(tensors: Mapping[str, TensorInfo], by_name: Mapping[str, set[str]], weight: str) -> str | None:
-    """The kind of the linear layer with that weight: by its own shapes, else by those of layers of its name,
-    else by what transformers calls them. None where nothing shows it.
+    """Returns the kind of a linear layer: by its own shapes, else by those of layers with its name, else by
+    transformers' names. None if nothing reveals it.
     """
     if (kind := tell_kind(tensors, weight)) is not None:
         return kind

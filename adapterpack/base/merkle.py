@@ -1,4 +1,4 @@
-"""Writes and reads the leaves of a base's ``content`` fingerprint, with which one tensor can be verified
+"""Writes and reads the leaves of a base's ``content`` fingerprint, with which single tensors can be verified
 without reading the others.
 """
 
@@ -16,12 +16,12 @@ MAX_BYTES = 32 << 20
 
 
 def encode(leaves: Mapping[str, str]) -> bytes:
-    """The side file: the root and every leaf, in canonical bytes."""
+    """Returns the side file, the root and every leaf, in canonical bytes."""
     return strict_json.canonical({"format": FORMAT, "content": fp.root(leaves), "leaves": dict(leaves)})
 
 
 def decode(data: bytes, where: object) -> tuple[str, dict[str, str]]:
-    """The root and the leaves of a side file, which must belong together.
+    """Returns the root and the leaves of a side file.
 
     Raises:
         FormatError: the file is malformed, or its leaves do not give its root.
@@ -55,8 +55,8 @@ def decode(data: bytes, where: object) -> tuple[str, dict[str, str]]:
 
 
 def verify_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sha256: bytes) -> None:
-    """Checks that a tensor, given by header and sha256 of its bytes, belongs to the base whose ``content``
-    fingerprint is given.
+    """Raises unless a tensor, given by header and sha256, belongs to the base with the fingerprint
+    ``content``.
 
     Raises:
         BaseMismatch: the leaves do not give ``content``, or the tensor has another leaf.

@@ -1,4 +1,4 @@
-"""Tells which quantization a checkpoint declares, by its config or by the names of its tensors."""
+"""Determines which quantization a checkpoint declares, by its config or by the names of its tensors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from .checkpoint import Checkpoint
 
 
 class Scheme(NamedTuple):
-    """A quantization scheme: config keys that identify it where no method is named, and endings of tensor
-    names that must all occur.
+    """A quantization scheme: the config keys that identify it if no method is named, and the tensor name
+    endings that must all occur.
     """
 
     name: str
@@ -30,7 +30,7 @@ SCHEMES = (
 
 
 def scheme(base: Checkpoint) -> str | None:
-    """The name of the scheme that a checkpoint declares, or None.
+    """Returns the name of the scheme that a checkpoint declares, or None.
 
     Example:
         >>> scheme(Checkpoint("llama-awq"))  # doctest: +SKIP
@@ -42,7 +42,7 @@ def scheme(base: Checkpoint) -> str | None:
 
 
 def read_quantization(config: Mapping[str, Any]) -> str | None:
-    """What ``quantization_config`` says, in a model's config or in that of its text part.
+    """Returns the method in ``quantization_config`` of a model's config or of its text part, or None.
 
     Example:
         >>> read_quantization({"quantization_config": {"quant_method": "gptq", "bits": 4}})
@@ -62,7 +62,7 @@ def read_quantization(config: Mapping[str, Any]) -> str | None:
 
 
 def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``quantization_config`` of a model's config or of that of its text part; empty where there is none.
+    """Returns ``quantization_config`` of a model's config or of its text part; empty if there is none.
 
     Example:
         >>> settings({"text_config": {"quantization_config": {"bits": 4}}})
@@ -72,6 +72,7 @@ def settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Returns ``quantization_config``, or None."""
     for part in (config, config.get("text_config")):
         settings = part.get("quantization_config") if isinstance(part, dict) else None
         if isinstance(settings, dict):
@@ -80,7 +81,7 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def require_plain(base: Checkpoint) -> None:
-    """Checks that a checkpoint is not quantized.
+    """Raises if a checkpoint is quantized.
 
     Raises:
         Unsupported: it is quantized.
@@ -97,4 +98,5 @@ def require_plain(base: Checkpoint) -> None:
 
 
 def _occurs(base: Checkpoint, ending: str) -> bool:
+    """Whether a tensor's name has the ending."""
     return any(name.endswith(ending) for name in base.stored)

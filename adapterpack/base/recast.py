@@ -1,5 +1,5 @@
-"""Computes the fingerprint that a base would have in another dtype: tensors are cast block by block and
-hashed; nothing is written.
+"""Computes the fingerprint that a base would have in another dtype, by casting and hashing block by block;
+writes nothing.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from . import fingerprint as fp
 from .checkpoint import Checkpoint
 
 _LARGEST = {"F8_E4M3": 448.0}
-"""A dtype without infinity: PyTorch saturates what is larger."""
+"""The largest value of dtypes without infinity, to which PyTorch saturates."""
 
 
 def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
-    """Structure, content and probe of ``base`` with every floating tensor in ``dtype`` (a safetensors name),
-    rounded as PyTorch does.
+    """Returns structure, content and probe of ``base`` with every floating tensor in ``dtype`` (a safetensors
+    name), rounded as PyTorch does.
 
-    Reads the whole base once; memory does not grow with it.
+    Reads the whole base once, in constant memory.
 
     Raises:
-        ConfigError: no such floating dtype.
-        NothingToDo: every floating tensor has that dtype already.
+        ConfigError: the dtype is not a floating dtype.
+        NothingToDo: every floating tensor already has that dtype.
     """
     if dtype not in FLOATS:
         raise ConfigError(
@@ -47,8 +47,8 @@ def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
 
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:
-    """The sha256 of the tensors named in ``dtypes``, each cast to its dtype there; ``samples`` takes only
-    what the probe would read.
+    """Returns the sha256 of the tensors in ``dtypes``, each cast to its dtype there; with ``samples``, only
+    of what the probe would read.
     """
 
     def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:
@@ -70,8 +70,8 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
 
 
 def cast(values: np.ndarray, dtype: str) -> np.ndarray:
-    """A float array in another floating dtype, rounded to nearest even as PyTorch does: float64 goes to small
-    dtypes by way of float32.
+    """Casts a float array to another floating dtype, rounding to nearest even as PyTorch does: float64 goes
+    to small dtypes via float32.
 
     Example:
         >>> float(cast(np.array([1.005859375], np.float32), "BF16")[0])
@@ -85,7 +85,9 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _sample_ranges(base: Checkpoint, name: str, dtype: str) -> HashedSource:
-    """The ranges of a tensor whose elements the probe would read if the tensor were of ``dtype``."""
+    """Returns the ranges of a tensor whose elements the probe would read if the tensor had the dtype
+    ``dtype``.
+    """
     info, source = base.tensors[name], base.source(name)
     old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize
     spans = fp.spans(info.nbytes // old * new)

@@ -1,12 +1,12 @@
-"""What transformers renames when it loads a checkpoint: one map from a checkpoint's names to those in memory,
-without transformers.
+"""Maps a checkpoint's tensor names to those in memory, as transformers renames them when loading, without
+transformers.
 
-A family's published checkpoints, older versions of transformers and the one that runs now may each call one
-weight otherwise. All of these names lead to one, the name in memory, so two names are of one weight where
-they lead to the same.
+A family's published checkpoints, older versions of transformers and the current one may each use different
+names for a weight. All of them map to one name in memory, so two names mean the same weight if they map to
+the same name.
 
-``renamings.json`` is read off transformers (``tests/renamings.py``): the patterns of each model and of its
-parts, by class or by type.
+``renamings.json`` is extracted from transformers (``tests/renamings.py``): the patterns of each model and of
+its parts, by class or by type.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Step = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Renaming:
-    """One step: in a name, what ``pattern`` matches becomes ``target``, in which ``\\1`` is the pattern's
+    """One step: replaces what ``pattern`` matches in a name by ``target``, in which ``\\1`` is the pattern's
     first group.
 
-    ``scope`` is the path of the part of the model that the step is for, None for the whole; ``prefix`` is
-    what a class with a head puts before every path of the model without one.
+    ``scope`` is the path of the part of the model that the step applies to, None for the whole; ``prefix`` is
+    what a class with a head adds before every path of the model without one.
 
     Example:
         >>> step = Renaming(re.compile(r"^vision_model[.](.+)"), r"\\1", "vision_tower", "model")
@@ -45,7 +45,7 @@ class Renaming:
     prefix: str = ""
 
     def __call__(self, name: str) -> str:
-        """The name after the step; unchanged where the step does not apply to it."""
+        """Returns the name after the step; unchanged if the step does not apply."""
         before = self._before(name)
         rest = name.removeprefix(before or "")
         found = None if before is None else self.pattern.search(rest)
@@ -55,7 +55,7 @@ class Renaming:
         return before + rest.replace(found[0], target, 1)
 
     def _before(self, name: str) -> str | None:
-        """What of a name leads to the part; None where the name is of another part."""
+        """Returns the start of a name that leads to the part; None if the name belongs to another part."""
         if self.scope is None:
             return ""
         scope = f"{self.scope}." if self.scope else ""
@@ -64,15 +64,17 @@ class Renaming:
 
 
 def in_memory(name: str, steps: Iterable[Step]) -> str:
-    """The name in memory of a weight that a checkpoint calls ``name``; a name in memory stays unchanged."""
+    """Returns the name in memory of a weight that a checkpoint calls ``name``; names in memory stay
+    unchanged.
+    """
     for step in steps:
         name = step(name)
     return name
 
 
 def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[Renaming, ...]:
-    """The steps for the checkpoint with that configuration, saved from the class ``architecture``; none where
-    transformers renames nothing, or nobody knows the model.
+    """Returns the steps for a checkpoint with that configuration, saved from the class ``architecture``;
+    empty if transformers renames nothing, or the model is unknown.
 
     Example:
         >>> steps = renamings_of({"model_type": "vit"}, "ViTForImageClassification")
@@ -100,8 +102,8 @@ def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> 
 
 
 def publish_path(path: str, steps: Sequence[Renaming]) -> str:
-    """The path that a module has in published checkpoints, where that is one with a prefix that is dropped in
-    memory; other tools use it.
+    """Returns a module's path in published checkpoints, if these have a prefix that loading drops; other
+    tools use that path.
 
     Example:
         >>> publish_path("encoder.layers.0.mlp.fc1", renamings_of({"model_type": "clip_text_model"},
@@ -128,8 +130,8 @@ def is_known(kind: object) -> bool:
 
 
 def find_places(names: Iterable[str], stored: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
-    """Of ``names`` those that weights of the checkpoint with these names have outside memory, with their
-    names in memory.
+    """Returns those of ``names`` that are a weight's name outside memory, for the checkpoint with the names
+    ``stored``, mapped to the names in memory.
     """
     known = rename_all(stored, steps) if steps else {}
     places = {name: in_memory(name, steps) for name in names if known and name not in known}
@@ -137,9 +139,7 @@ def find_places(names: Iterable[str], stored: Iterable[str], steps: Sequence[Ste
 
 
 def rename_all(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
-    """Name in memory -> name, of all to which that leads back: two names that lead to one are no name of
-    it.
-    """
+    """Maps names in memory back to names; drops those that several names lead to."""
     found: dict[str, str | None] = {}
     for name in names:
         place = in_memory(name, steps)
@@ -148,8 +148,8 @@ def rename_all(names: Iterable[str], steps: Sequence[Step]) -> dict[str, str]:
 
 
 def find(name: str, names: Mapping[str, str]) -> str | None:
-    """What ``names`` has for that name, or for it with one prefix more or less, as of a class with a head or
-    without; None where there is nothing, or more than one thing.
+    """Returns the entry for a name, or for the name with one prefix more or less, as in classes with and
+    without a head; None if there is none, or several.
 
     Example:
         >>> find("vit.norm.weight", {"norm.weight": "a"}), find("norm.weight",
@@ -164,7 +164,7 @@ def find(name: str, names: Mapping[str, str]) -> str | None:
 
 
 _DROPPED = re.compile(r"\^(\w+)\\\.\(\.\+\)")
-"""The pattern of a step that drops a prefix."""
+"""Matches the pattern of a step that drops a prefix."""
 _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 
@@ -175,6 +175,6 @@ def _table() -> dict[str, Any]:
 
 
 def _follow(table: Mapping[str, Any], name: object) -> Any:
-    """What a table has under a name: a text is another name, under which it is written once for all."""
+    """Returns a table's entry; an entry that is a string refers to another entry."""
     value = table.get(name) if isinstance(name, str) else None
     return table[value] if isinstance(value, str) else value

@@ -1,10 +1,9 @@
-"""Rounds merged values to the dtype in which they are stored: to nearest, or stochastically with chance that
-depends on the position.
+"""Rounds merged values to the dtype in which they are stored: to nearest, or stochastically.
 
-Stochastic rounding goes up with the probability of what is cut off, so that a change smaller than half a unit
-is kept on average. Its chance comes from Philox4x64 (Salmon et al., SC 2011), a generator that is a function
-of (key, counter): the key is a hash of the seed and the tensor's name, the counter is the index of the
-element. So bytes depend neither on threads nor on blocks, order or shards.
+Stochastic rounding rounds up with the probability of what is cut off, so that changes smaller than half a
+unit survive on average. The random bits come from Philox4x64 (Salmon et al., SC 2011), which is a function of
+(key, counter): the key is a hash of the seed and the tensor's name, the counter the index of the element. So
+the result is independent of threads, blocks, order and shards.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from ..io.safetensors import DTYPES
 Round = Callable[[np.ndarray, "np.dtype[Any]", Scratch], np.ndarray]
 """Rounds values to a dtype, into a buffer that is valid until the next call."""
 Rounding = Callable[[str, int], Round]
-"""Name of a tensor and index of a block's first element -> how that block is rounded."""
+"""Returns how to round a block, from the tensor's name and the index of the block's first element."""
 _WORDS = 8
-"""Words of 32 bits for each step of Philox's counter."""
+"""32-bit words for each step of Philox's counter."""
 _FIELDS = {"BF16": (8, 7), "F16": (5, 10), "F8_E4M3": (4, 3), "F8_E5M2": (5, 2)}
-"""Bits of the exponent and of the fraction."""
+"""Bits of the exponent and of the fraction, by dtype."""
 
 
 def nearest(name: str, start: int) -> Round:
-    """To nearest, ties to even."""
+    """Returns rounding to nearest, ties to even."""
     return to_nearest
 
 
 def to_nearest(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-    """Values rounded to nearest, ties to even; values of that dtype are returned as they are."""
+    """Rounds values to nearest, ties to even; returns values of that dtype unchanged."""
     if values.dtype == dtype:
         return values
     stored = scratch.get("stored", values.shape, dtype)
@@ -43,7 +42,7 @@ def to_nearest(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np
 
 
 def stochastic(seed: int) -> Rounding:
-    """Stochastic rounding from float32 to anything narrower; everything else is rounded to nearest.
+    """Returns stochastic rounding from float32 to anything narrower; everything else is rounded to nearest.
 
     Example:
         >>> one = stochastic(7)("w", 0)(np.full(1000, 1 + 2**-10, np.float32), DTYPES["BF16"], Scratch())
@@ -65,7 +64,9 @@ def stochastic(seed: int) -> Rounding:
 
 
 def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
-    """32 random bits for each of ``count`` elements of a tensor, from element ``start`` on: uint32."""
+    """Returns 32 random bits (uint32) for each of ``count`` elements of a tensor, from element ``start``
+    on.
+    """
     key = int.from_bytes(
         hashlib.sha256(f"adapterpack stochastic rounding\0{seed}\0{name}".encode()).digest()[:16], "little"
     )
@@ -79,17 +80,17 @@ def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
 
 
 def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scratch: Scratch) -> np.ndarray:
-    """Float32 ``values`` cut to ``dtype`` after a random part of a unit in the last place was added to their
-    magnitude.
+    """Truncates float32 ``values`` to ``dtype`` after adding a random part of a unit in the last place to
+    their magnitude.
 
-    NaN stays NaN; a number above the largest becomes what a cast makes of it.
+    NaN stays NaN; a number above the largest becomes what a cast would make of it.
     """
     exponent_bits, fraction_bits = _FIELDS[
         next(name for name, candidate in DTYPES.items() if candidate == dtype)
     ]
     bits = np.ascontiguousarray(values).view(np.uint32)
-    # bfloat16: the upper half of float32, so the magnitude's bits are an integer and the carry is the
-    # rounding
+    # bfloat16 is the upper half of float32: adding 16 random bits to the magnitude as an integer carries into
+    # the upper half with the right probability.
     if exponent_bits == 8:
         magnitude = bits & np.uint32(0x7FFFFFFF)
         up = magnitude + (chance >> np.uint32(16))
@@ -98,8 +99,8 @@ def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, sc
         codes = ((up >> np.uint32(16)) | ((bits >> np.uint32(16)) & np.uint32(0x8000))).astype(np.uint16)
         codes[nan] |= np.uint16(0x0040)
         return codes.view(dtype)
-    # In units of the format at the value's size, which stop shrinking below its normal numbers: |x| = q *
-    # unit, exactly.
+    # Other formats: |x| = q * unit exactly, where the unit depends on the value's exponent and stops
+    # shrinking at subnormal numbers.
     least = 2 - (1 << exponent_bits - 1)  # the exponent of the smallest normal number
     wide = np.abs(values.astype(np.float64))
     with np.errstate(invalid="ignore", over="ignore"):

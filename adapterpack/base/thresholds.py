@@ -1,4 +1,8 @@
-"""Reads from a configuration the lengths beyond which a model computes something else."""
+"""Reads from a configuration the row lengths beyond which a model computes differently: sliding windows,
+chunked attention, rotary scaling and so on.
+
+Proofs of exported graphs need rows on both sides of each threshold.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
-"""What ``config.json`` holds; or ``to_dict`` of a configuration of transformers, which has its defaults."""
+"""The contents of ``config.json``, or ``to_dict`` of a transformers config, which includes defaults."""
 _Rule = Callable[[Config], int | None]
 
 
 class Threshold(NamedTuple):
-    """Rows of up to ``length`` tokens are computed alike, longer ones are not, because of ``field``.
+    """A length up to which all rows are computed alike, and longer ones differently, because of ``field``.
 
-    ``ends``: no row may be longer, for there the model's context ends.
+    ``ends`` means that no row may be longer, because the model's context ends there.
     """
 
     field: str
@@ -24,14 +28,16 @@ class Threshold(NamedTuple):
 
 
 class Thresholds(NamedTuple):
-    """What a configuration says of lengths: ``known``, the shortest first, and what nobody here can judge."""
+    """The thresholds that a configuration implies, the shortest first, and fields that this module cannot
+    judge.
+    """
 
     known: tuple[Threshold, ...] = ()
     unjudged: tuple[str, ...] = ()
 
 
 def thresholds_of(config: Config) -> Thresholds:
-    """The thresholds of a model's configuration and of those nested in it that read tokens.
+    """Returns the thresholds of a model's configuration and of nested ones that read tokens.
 
     Example:
         >>> found = thresholds_of({"text_config": {"sliding_window": 40}, "hash_window": 3})
@@ -48,6 +54,7 @@ def thresholds_of(config: Config) -> Thresholds:
 
 
 def _parts(config: Config, prefix: str) -> Iterator[tuple[str, Config]]:
+    """Yields a configuration and nested ones that read tokens, each with its prefix."""
     yield prefix, config
     for name in _NESTED:
         if isinstance(inner := config.get(name), Mapping):
@@ -55,31 +62,35 @@ def _parts(config: Config, prefix: str) -> Iterator[tuple[str, Config]]:
 
 
 _NESTED = ("text_config", "decoder", "encoder", "language_config", "llm_config", "thinker_config")
-"""What families call the configuration of a part that reads tokens."""
+"""The names of nested configurations for a part that reads tokens."""
 
 
 def _number(config: Config, field: str) -> int | None:
+    """Returns a positive integer field, or None."""
     value = config.get(field)
     return value if type(value) is int and value > 0 else None
 
 
 def _kinds(config: Config) -> list[str] | None:
-    """The kinds of the layers, where the configuration has them."""
+    """Returns the kinds of the layers, if the configuration lists them."""
     kinds = config.get("layer_types")
     return [str(kind)[:80] for kind in kinds] if isinstance(kinds, list) else None
 
 
 def _plain(field: str, used: Callable[[Config], bool] = lambda config: True) -> _Rule:
+    """Returns a rule whose threshold is the field itself, if ``used`` accepts the configuration."""
     return lambda config: _number(config, field) if used(config) else None
 
 
 def _slides(config: Config) -> bool:
+    """Whether any layer has a sliding window."""
     kinds = _kinds(config)
     any_slides = kinds is None or any("sliding" in kind or "compressed" in kind for kind in kinds)
     return any_slides and config.get("use_sliding_window") is not False
 
 
 def _chunks(config: Config) -> bool:
+    """Whether any layer has chunked attention."""
     kinds = _kinds(config)
     return kinds is None or "chunked_attention" in kinds
 
@@ -89,17 +100,20 @@ def _has_local_layers(config: Config) -> bool:
 
 
 def _both_sides(config: Config) -> int | None:
+    """Returns the threshold of a window that extends to both sides."""
     width = _number(config, "local_attention")
     return None if width is None else width // 2 + 1
 
 
 def _longformer(config: Config) -> int | None:
+    """Returns the threshold of Longformer's windows, one per layer."""
     given = config.get("attention_window")
     widths = given if isinstance(given, list) else [given]
     return min((width // 2 + 1 for width in widths if type(width) is int and width > 1), default=None)
 
 
 def _sparse_blocks(config: Config) -> int | None:
+    """Returns the length at which BigBird's attention becomes sparse."""
     size, random = _number(config, "block_size"), _number(config, "num_random_blocks")
     if size is None or random is None or config.get("attention_type") != "block_sparse":
         return None
@@ -107,16 +121,17 @@ def _sparse_blocks(config: Config) -> int | None:
 
 
 def _temperature(config: Config) -> int | None:
+    """Returns the length from which Llama 4 scales attention by position."""
     scale = _number(config, "floor_scale")
     return scale - 1 if scale is not None and config.get("attn_temperature_tuning") else None
 
 
 ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
-"""What families call the length of their context."""
+"""The names of the length of the context."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-"""What they call the number of their experts: with fewer tokens some have nothing to do."""
+"""The names of the number of experts: with fewer tokens than experts, some have nothing to do."""
 _SCANS = ("chunk_size", "mamba_chunk_size")
-"""Tokens of a scan that are summed at a time: the same numbers, another way."""
+"""Tokens that a scan sums at a time: longer rows give the same result computed in another way."""
 _RULES: Mapping[str, _Rule] = {
     "sliding_window": _plain("sliding_window", _slides),
     "sliding_window_size": _plain("sliding_window_size"),
@@ -132,17 +147,20 @@ _RULES: Mapping[str, _Rule] = {
     "floor_scale": _temperature,
     **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *ENDS)},
 }
-"""Field -> the longest row that it has no influence on, if it has any on longer ones."""
+"""Maps a field to the longest row that it has no influence on, if it influences longer ones."""
 
 
 def _of_fields(config: Config) -> Iterator[tuple[str, int]]:
+    """Yields the fields that are thresholds, with their lengths."""
     for field, rule in _RULES.items():
         if field in config and (length := rule(config)):
             yield field, length
 
 
 def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
-    """Where frequencies, or the scale of queries, depend on the position."""
+    """Yields the thresholds beyond which rotary frequencies, or the scale of queries, depend on the
+    position.
+    """
     for name, rope in _rotations(config):
         depends = _kind(rope) in _BY_LENGTH or rope.get("llama_4_scaling_beta")
         if depends and (original := _original(config, rope)):
@@ -150,13 +168,14 @@ def _of_rotations(config: Config) -> Iterator[tuple[str, int]]:
 
 
 def _original(config: Config, rope: Config) -> int | None:
-    """The length that the model was first trained for, in transformers' order of places to look."""
+    """Returns the length that the model was first trained for; looks in the same order as transformers."""
     return _number(config, _ORIGINAL) or _number(rope, _ORIGINAL) or _number(config, ENDS[0])
 
 
 def longrope_length(config: Config) -> int | None:
-    """The most positions of a row that LongRoPE counts as short, or None where there is no LongRoPE: the
-    numbers of a longer row are others from its first token on.
+    """Returns the most positions of a row that LongRoPE treats as short, or None without LongRoPE.
+
+    A longer row has other frequencies from its first token on.
 
     Example:
         >>> rope = {"type": "su", "long_factor": [2.0]}
@@ -173,7 +192,7 @@ def longrope_length(config: Config) -> int | None:
 
 
 def turns_by_length(config: Config) -> bool:
-    """Whether rotary positions of a row depend on how long it is.
+    """Whether the rotary positions of a row depend on its length.
 
     Example:
         >>> turns_by_length({"rope_scaling": {"rope_type": "longrope"}})
@@ -183,7 +202,7 @@ def turns_by_length(config: Config) -> bool:
 
 
 def _rotations(config: Config) -> Iterator[tuple[str, Config]]:
-    """The parameters of rotary positions, of which each kind of layers may have its own."""
+    """Yields the parameters of rotary positions; each kind of layers may have its own."""
     for name in ("rope_parameters", "rope_scaling"):
         if isinstance(given := config.get(name), Mapping):
             inner = [(f"{name}.{key}", value) for key, value in given.items() if isinstance(value, Mapping)]
@@ -198,11 +217,11 @@ _ORIGINAL = "original_max_position_embeddings"
 _BY_LENGTH = frozenset({"longrope", "su", "dynamic"})
 """Kinds of rotary positions whose frequencies depend on the length of a row."""
 _FIXED = frozenset({"default", "linear", "yarn", "llama3", "proportional", "axial"})
-"""Those whose frequencies are the same for every row of tokens."""
+"""Kinds whose frequencies are the same for every row."""
 
 
 def _list_open_fields(config: Config) -> Iterator[str]:
-    """What may well depend on the length, but nobody here knows how."""
+    """Yields fields that may depend on the length in an unknown way."""
     for field, value in config.items():
         unknown = field not in _RULES and field not in _NO_LENGTH and _SUSPECT.search(field)
         if unknown and type(value) is int and value > 1:
@@ -226,7 +245,7 @@ _NO_LENGTH = frozenset(
         "_sliding_window_pattern",
     }
 )
-"""Fields of such names that say nothing of rows."""
+"""Fields with suspicious names that have nothing to do with row lengths."""
 _KNOWN_KINDS = frozenset(
     {
         "full_attention",
@@ -246,11 +265,11 @@ _KNOWN_KINDS = frozenset(
         "sparse",
     }
 )
-"""Kinds of layers that depend on the length by the fields above, or not at all."""
+"""Kinds of layers that depend on the length only by the fields above, or not at all."""
 
 
 class Reach(NamedTuple):
-    """How far a layer's tokens look back: over ``window`` tokens, themselves included, or to the start of
+    """How far a layer's tokens look back: over ``window`` tokens, including themselves, or to the start of
     their ``chunk``.
     """
 
@@ -259,7 +278,7 @@ class Reach(NamedTuple):
 
 
 def reaches_of(config: Config, layers: int) -> list[Reach]:
-    """How far back each of a decoder's layers looks.
+    """Returns how far back each of a decoder's layers looks.
 
     Example:
         >>> reaches_of({"sliding_window": 40, "layer_types": ["full_attention", "sliding_attention"]}, 2)
@@ -274,8 +293,8 @@ def reaches_of(config: Config, layers: int) -> list[Reach]:
 
 
 def said_in(config: Config, resolved: Config) -> dict[str, Any]:
-    """A configuration with what is ``resolved`` of how far layers look back, where it leaves that to its
-    class of transformers.
+    """Returns a configuration completed by what is ``resolved`` about how far layers look back, where it
+    relies on the defaults of its transformers class.
 
     Example:
         >>> said_in({"sliding_window": 8}, {"sliding_window": 9, "layer_types": ["full_attention"]})
@@ -304,6 +323,7 @@ _LOOKING_BACK = (
 
 
 def _reach(kind: str, window: int | None, chunk: int | None) -> Reach:
+    """Returns how far back a layer of a kind looks."""
     if not kind:
         return Reach(window, None if window else chunk)
     if "chunk" in kind:
@@ -312,7 +332,7 @@ def _reach(kind: str, window: int | None, chunk: int | None) -> Reach:
 
 
 def _kinds_by_layer(config: Config, layers: int) -> list[str]:
-    """The kind of each layer; empty where all are alike."""
+    """Returns the kind of each layer; empty strings if all layers are alike."""
     kinds = _kinds(config) or config.get("attention_layers")
     if isinstance(kinds, list) and len(kinds) >= layers:
         return [str(kind) for kind in kinds[:layers]]
@@ -325,9 +345,10 @@ def _kinds_by_layer(config: Config, layers: int) -> list[str]:
 
 
 class LongRows(NamedTuple):
-    """Lengths of rows on both sides of a model's thresholds: ``whole`` for the model itself; ``few`` for a
-    copy of its first ``kept`` layers, as they would take the model too long. ``left_out``: field -> why no
-    row reaches past its threshold.
+    """Row lengths on both sides of a model's thresholds.
+
+    ``whole`` are lengths for the model itself; ``few`` are lengths that would take it too long, for a copy of
+    its first ``kept`` layers. ``left_out`` maps a field to the reason why no row exceeds its threshold.
     """
 
     whole: tuple[int, ...] = ()
@@ -337,12 +358,12 @@ class LongRows(NamedTuple):
 
 
 SHORT = LongRows()
-"""No row beside the short ones."""
+"""No further rows beside short ones."""
 
 
 def rows_past(config: Config, weights: int, layers: int, kept: int, context: int | None) -> LongRows:
-    """The rows of a proof for a model of so many ``weights`` in so many ``layers``, of which a copy has those
-    that are ``kept``; no row is longer than the ``context``.
+    """Returns the row lengths to prove a model with that has ``weights`` parameters in ``layers`` layers, of
+    which a copy has ``kept``; none is longer than ``context``.
 
     Example:
         >>> rows_past({"sliding_window": 40}, 10_000, 2, 2, 256).whole
@@ -365,6 +386,6 @@ def rows_past(config: Config, weights: int, layers: int, kept: int, context: int
 
 
 _BEYOND = 16
-"""Tokens beyond a threshold, or a quarter of it, where that is more."""
+"""Tokens to go beyond a threshold, or a quarter of it if that is more."""
 _MOST_WHOLE, _MOST_FEW, _MOST_AT_THE_END = 1 << 39, 1 << 42, 1 << 36
 """Weights times tokens of a row: 2^39 are some ten seconds of two cores; few layers may take minutes."""

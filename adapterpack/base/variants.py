@@ -1,5 +1,5 @@
-"""Tells how one checkpoint relates to another: the same weights in other files, in another dtype, under other
-names, or quantized.
+"""Determines how one checkpoint relates to another: the same weights in other files, in another dtype, under
+other names, or quantized.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Relation:
     """How the second of two checkpoints relates to the first.
 
     ``kind`` is ``same``, ``reshard``, ``dtype_cast``, ``renamed_keys``, ``quantized`` or ``other``.
-    ``proven`` says that every byte was compared; a quantization is only declared. ``names`` maps names of the
-    first to names of the second where they differ.
+    ``proven`` means that every byte was compared; a quantization is only declared. ``names`` maps names of
+    the first to those of the second where they differ.
     """
 
     kind: str
@@ -36,7 +36,7 @@ class Relation:
 
 
 def relation(a: Checkpoint, b: Checkpoint) -> Relation:
-    """How ``b`` relates to ``a``. Whole tensors are read only where headers and samples agree.
+    """Returns how ``b`` relates to ``a``; reads whole tensors only if headers and samples agree.
 
     Raises:
         StorageError: a file changed since it was opened.
@@ -51,7 +51,7 @@ def relation(a: Checkpoint, b: Checkpoint) -> Relation:
 
 
 def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> BaseVariant:
-    """``b`` as a declared variant of ``a``, with its fingerprint.
+    """Returns ``b`` as a declared variant of ``a``, with its fingerprint.
 
     Raises:
         BaseMismatch: ``b`` is another base.
@@ -71,6 +71,7 @@ def variant(a: Checkpoint, b: Checkpoint, tested: bool = False) -> BaseVariant:
 
 
 def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    """Returns the relation of equal tensors under equal names, or None."""
     if a.structure != b.structure or a.probe != b.probe or a.content != b.content:
         return None
     if _layout(a) == _layout(b):
@@ -83,8 +84,8 @@ def _same(a: Checkpoint, b: Checkpoint) -> Relation | None:
 
 
 def _layout(base: Checkpoint) -> tuple[Any, ...]:
-    """All that files hold besides tensors: files with equal tensors and equal layouts are equal, without
-    being read again.
+    """Returns everything that the files contain besides tensors, so that files with equal tensors can be
+    compared without reading them again.
     """
     starts = {
         shard: min((info.offset for info in file.tensors.values()), default=file.size)
@@ -100,6 +101,7 @@ def _layout(base: Checkpoint) -> tuple[Any, ...]:
 
 
 def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    """Returns the relation of a cast, or None."""
     if {n: i.shape for n, i in a.tensors.items()} != {n: i.shape for n, i in b.tensors.items()}:
         return None
     changed = [name for name, info in a.tensors.items() if info.dtype != b.tensors[name].dtype]
@@ -115,6 +117,7 @@ def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
 
 
 def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
+    """Returns the relation of equal tensors under other names, or None."""
     if a.tensors.keys() == b.tensors.keys() or _kinds(a, {}) != _kinds(b, {}):
         return None
     if _kinds(a, a.samples) != _kinds(b, b.samples) or _kinds(a, a.digests) != _kinds(b, b.digests):
@@ -126,12 +129,15 @@ def _renamed(a: Checkpoint, b: Checkpoint) -> Relation | None:
 
 
 def _kinds(base: Checkpoint, known: Mapping[str, bytes]) -> Counter[Any]:
+    """Counts the tensors by dtype, shape and digest, regardless of names."""
     return Counter((info.dtype, info.shape, known.get(name)) for name, info in base.tensors.items())
 
 
 def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
-    """Old name to new name. Tensors with equal bytes (norms of ones) keep their order as read from the last
-    part of the name, so that a new prefix pairs layer with layer.
+    """Maps old names to new names.
+
+    Tensors with equal bytes (norms of ones, say) are paired in the order of their names read from the last
+    part, so that a new prefix pairs layer with layer.
     """
     left: dict[Any, list[str]] = defaultdict(list)
     right: dict[Any, list[str]] = defaultdict(list)
@@ -151,12 +157,13 @@ def _pairs(a: Checkpoint, b: Checkpoint) -> dict[str, str]:
 
 
 def _last_part_first(name: str) -> list[str]:
+    """Returns the parts of a name in reverse order."""
     return name.split(".")[::-1]
 
 
 def _quantized(a: Checkpoint, b: Checkpoint) -> Relation | None:
-    """``b`` declares a quantization by its config or names, and some tensor that was not quantized is equal
-    to that of ``a``.
+    """Returns the relation if ``b`` declares a quantization and some of its unquantized tensors equal those
+    of ``a``; else None.
     """
     declared = scheme(b)
     if declared is None or scheme(a) is not None:
@@ -184,7 +191,7 @@ _RULES: tuple[Callable[[Checkpoint, Checkpoint], Relation | None], ...] = (_same
 
 
 def _difference(a: Checkpoint, b: Checkpoint) -> str:
-    """The first difference between two checkpoints, as a sentence."""
+    """Describes the first difference between two checkpoints."""
     for one, other, which in ((a, b, "first"), (b, a, "second")):
         if lone := sorted(one.tensors.keys() - other.tensors.keys()):
             return f"only the {which} has {_few(lone)}"
@@ -206,4 +213,5 @@ def _difference(a: Checkpoint, b: Checkpoint) -> str:
 
 
 def _few(names: list[str]) -> str:
+    """Lists the first names in words."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
