@@ -1,3 +1,1 @@
-"""Reads and writes weights, plain or in the formats of quantized checkpoints, without the libraries of these
-formats.
-"""
+"""Reads and writes the weights of quantized checkpoints, one format per file."""

@@ -1,5 +1,5 @@
 """Reads and writes AWQ weights in the layout of AutoAWQ's GEMM kernels (arXiv 2306.00978): ``scale[g] * (code
-- zero[g])``, 4 bits, eight outputs in a word.
+- zero[g])``, 4 bits, eight outputs per word.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .registry import CODECS
 from .storage import PartUpdate
 
 _ORDER = np.array([0, 2, 4, 6, 1, 3, 5, 7])
-"""Position i of a word holds the code of output ``_ORDER[i]`` of the eight."""
+"""Position i of a word holds the code of the ``_ORDER[i]``-th of eight outputs."""
 _POSITION = np.argsort(_ORDER)
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``qweight``."""
+    """Returns the weights of modules with a ``qweight``."""
     config = settings(base.config)
     width, version = config.get("bits", config.get("w_bit")), str(config.get("version", "gemm")).lower()
     if width != 4:
@@ -36,6 +36,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def _weight(module: ModuleTensors, asymmetric: bool) -> Weight:
+    """Returns the weight of one module, after checking the shapes of its parts."""
     base, codes = module.base, module.part("qweight", ("I32", "U32"), (None, None))
     columns, words = base.stored[codes].shape
     rows = words * 8
@@ -65,6 +66,7 @@ def _weight(module: ModuleTensors, asymmetric: bool) -> Weight:
 
 
 def _unpack(parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes, scales and zero points of rows."""
     at, count = _words(rows), rows.stop - rows.start
     return QuantizedRows(
         _unpack_words(parts["codes"][:, at], count),
@@ -74,6 +76,7 @@ def _unpack(parts: Parts, rows: slice) -> QuantizedRows:
 
 
 def _pack(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows."""
     assert quantized.zero is not None
     at = _words(rows)
     return [
@@ -86,16 +89,18 @@ def _pack(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdat
 
 
 def _words(rows: slice) -> slice:
+    """Returns the words that hold these outputs."""
     return slice(rows.start // 8, rows.stop // 8)
 
 
 def _unpack_words(words: np.ndarray, count: int) -> np.ndarray:
-    """Codes ``[outputs, n]`` of words ``[n, outputs / 8]``."""
+    """Returns codes ``[outputs, n]`` from words ``[n, outputs / 8]``."""
     codes = bits.unpack(words, 4, count).reshape(len(words), -1, 8)
     return np.ascontiguousarray(codes[:, :, _POSITION].reshape(len(words), count).T)
 
 
 def _pack_words(codes: np.ndarray) -> np.ndarray:
+    """Returns words ``[n, outputs / 8]`` from codes ``[outputs, n]``."""
     placed = codes.T.reshape(codes.shape[1], -1, 8)[:, :, _ORDER]
     return bits.pack(placed.reshape(codes.shape[1], -1), 4)
 

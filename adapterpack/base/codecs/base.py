@@ -1,8 +1,8 @@
-"""The interface of a codec, which finds the weights of a quantized format in a checkpoint, and decodes and
-encodes rows of them.
+"""Defines the interface of a codec, which finds the weights of a quantized format in a checkpoint and decodes
+and encodes their rows.
 
-A weight may be stored in several tensors, its *parts*; the codec gives each a role. A merge deals with
-weights only.
+A weight may be stored in several tensors, its *parts*; the codec gives each a role. A merge only sees
+weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .grid import Grid, QuantizedRows, Rows
 from .storage import PartUpdate
 
 Parts = Mapping[str, np.ndarray]
-"""Role -> the stored tensor, as a view of the mapped file."""
+"""Maps roles to stored tensors, as views of the mapped file."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Weight:
     """A quantized weight ``[out, in]`` of a checkpoint, and how to decode and encode it.
 
     Attributes:
-        codec: the format's name, for messages.
+        codec: name of the format, for messages.
         name: the name of the tensor that holds it in the unquantized checkpoint.
         shape: ``(out, in)``.
-        dtype: the safetensors dtype that the weight counts as: that of its scales.
-        parts: role -> name of the stored tensor.
-        step: blocks of rows that are decoded or encoded begin at multiples of this.
+        dtype: safetensors dtype that the weight is treated as, that of its scales.
+        parts: maps roles to names of stored tensors.
+        step: blocks of rows to decode or encode must begin at multiples of this.
         grid: levels and groups of its codes.
-        unpack: reads the codes of rows, as ``[n, in]`` or, in the same order, with one row for each group.
+        unpack: reads the codes of rows, as ``[n, in]`` or, in the same order, with a row for each group.
         pack: turns the codes of rows into updates of the parts.
         round_scales: rounds scales and zero points of rows to values that can be stored; None where they
             cannot be changed.
@@ -55,13 +55,13 @@ class Weight:
     read_only_reason: str | None = None
 
     def decode(self, parts: Parts, rows: slice) -> Rows:
-        """The values of ``rows``, float32 ``[n, in]``."""
+        """Returns the values of ``rows``, float32 ``[n, in]``."""
         count = (rows.stop - rows.start) * self.shape[1]
         return self.grid.decode(self.unpack(parts, rows)).reshape(-1)[:count].reshape(-1, self.shape[1])
 
     def encode(self, parts: Parts, rows: slice, values: Rows) -> tuple[list[PartUpdate], Rows, float]:
-        """The updates that store ``values`` with the least error, the values as stored, and the expected
-        squared error of the old grid.
+        """Returns the updates that store ``values`` with the least error, the values as stored, and the
+        expected squared error of the old grid.
         """
         stored = self.unpack(parts, rows)
         before = self.grid.decode(stored)
@@ -80,8 +80,8 @@ class Weight:
 class Codec(NamedTuple):
     """A format of quantized checkpoints; ``name`` is its ``quant_method`` in ``config.json``.
 
-    ``match`` lists the weights of this format in a checkpoint, or raises :class:`Unsupported` for a variety
-    of it that cannot be read.
+    ``match`` returns the weights of this format in a checkpoint, and raises :class:`Unsupported` for a
+    variant of the format that cannot be read.
     """
 
     name: str
@@ -103,10 +103,10 @@ class ModuleTensors(NamedTuple):
         shape: tuple[int | None, ...] | None = None,
         bare: bool = False,
     ) -> str:
-        """The name of a part, after checking its dtype and shape; None in ``shape`` stands for any extent.
+        """Returns the name of a part after checking its dtype and shape; None in ``shape`` allows any extent.
 
         Raises:
-            FormatError: it is missing, or is not what the format says.
+            FormatError: it is missing, or has another dtype or shape than the format requires.
         """
         name = f"{self.path}{role}" if bare else f"{self.path}.{role}"
         info = self.base.stored.get(name)
@@ -139,16 +139,16 @@ class ModuleTensors(NamedTuple):
         return f"{self.path}.{role}" in self.base.stored
 
     def shape(self, role: str) -> tuple[int, ...]:
-        """The stored shape of a part."""
+        """Returns the stored shape of a part."""
         return self.base.stored[f"{self.path}.{role}"].shape
 
     def dtype(self, role: str) -> str:
-        """The stored dtype of a part."""
+        """Returns the stored dtype of a part."""
         return self.base.stored[f"{self.path}.{role}"].dtype
 
 
 def modules_with(base: Checkpoint, codec: str, ending: str) -> list[ModuleTensors]:
-    """The modules with a tensor whose name ends with ``ending``, such as ``.qweight``."""
+    """Returns the modules with a tensor whose name ends with ``ending``, such as ``.qweight``."""
     return [
         ModuleTensors(base, codec, name.removesuffix(ending)) for name in base.stored if name.endswith(ending)
     ]
@@ -157,7 +157,7 @@ def modules_with(base: Checkpoint, codec: str, ending: str) -> list[ModuleTensor
 def unreadable(
     codec: str, base: Checkpoint, what: str, found: object, expected: object = None
 ) -> Unsupported:
-    """The error for a variety of a format that cannot be read."""
+    """Returns the error for a variant of a format that cannot be read."""
     return Unsupported(
         f"this form of {codec} is not read: {what}",
         where=base.folder,

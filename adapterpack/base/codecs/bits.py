@@ -1,4 +1,7 @@
-"""Packs integers of 2, 3, 4 or 8 bits into 32-bit words, lowest bits first, and unpacks them."""
+"""Packs integers of 2, 3, 4 or 8 bits into 32-bit words, lowest bits first, and unpacks them.
+
+With 3 bits, integers straddle word boundaries; 32 of them fill exactly three words.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,8 @@ import numpy as np
 
 
 def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
-    """The first ``count`` integers of each row of ``words`` ``[n, m]`` (int32 or uint32), as uint8 ``[n,
-    count]``.
+    """Returns the first ``count`` integers of each row of ``words`` ``[n, m]`` (int32 or uint32), as uint8
+    ``[n, count]``.
 
     Example:
         >>> unpack(np.array([[0x21]], np.uint32), 4, 3).tolist()
@@ -26,8 +29,8 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
 
 
 def pack(values: np.ndarray, bits: int) -> np.ndarray:
-    """Words ``[n, ceil(count * bits / 32)]`` (int32) of integers ``[n, count]`` that fit into ``bits``; the
-    rest of the last word is zero.
+    """Returns words ``[n, ceil(count * bits / 32)]`` (int32) from integers ``[n, count]`` that fit into
+    ``bits``; unused bits of the last word are zero.
 
     Example:
         >>> pack(np.array([[1, 2, 0]]), 4).tolist()
@@ -47,13 +50,15 @@ def pack(values: np.ndarray, bits: int) -> np.ndarray:
 
 
 def _period(bits: int) -> int:
-    """After how many integers one begins at the start of a word again."""
+    """Returns the number of integers after which one starts at a word boundary again."""
     return 32 if bits == 3 else 32 // bits
 
 
 def _stride(bits: int) -> int:
+    """Returns the number of words in a period."""
     return _period(bits) * bits // 32
 
 
 def _whole(words: int, bits: int) -> int:
+    """Returns how many integers fit into complete periods of so many words."""
     return words // _stride(bits) * _period(bits)

@@ -1,6 +1,6 @@
-"""Reads and writes bitsandbytes weights: int8 here, 4 bits in :mod:`.bnb4`; a checkpoint may mix the two.
+"""Reads and writes bitsandbytes weights: int8 here, 4 bits in :mod:`.bnb4`; a checkpoint may contain both.
 
-In 8 bits (LLM.int8, arXiv 2208.07339) a value is a signed byte and every row has a scale: ``code * SCB /
+In 8 bits (LLM.int8, arXiv 2208.07339) a value is a signed byte and each row has a scale: ``code * SCB /
 127``.
 """
 
@@ -28,11 +28,12 @@ LEVELS = _BYTES._replace(
 
 
 def _match_int8(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with an ``SCB``."""
+    """Returns the weights of modules with an ``SCB``."""
     return [_int8_weight(module) for module in modules_with(base, "bitsandbytes int8", ".SCB")]
 
 
 def _int8_weight(module: ModuleTensors) -> Weight:
+    """Returns the weight of one module, after checking the shapes of its parts."""
     base, codes = module.base, module.part("weight", ("I8",), (None, None))
     rows, columns = base.stored[codes].shape
     parts = {"codes": codes, "scale": module.part("SCB", ("F32",), (rows,))}
@@ -62,11 +63,12 @@ def _int8_weight(module: ModuleTensors) -> Weight:
 
 
 def _pack_int8(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows."""
     return [PartUpdate("codes", rows, quantized.codes), PartUpdate("scale", rows, quantized.scale[:, 0])]
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights in 4 bits, then those in 8."""
+    """Returns the weights in 4 bits, then those in 8."""
     return [*bnb4.match(base), *_match_int8(base)]
 
 

@@ -1,10 +1,10 @@
 """Reads and writes 4-bit bitsandbytes weights: NF4 and FP4, with and without double quantization (QLoRA,
 arXiv 2305.14314, section 3).
 
-Codes of the flattened weight lie two in a byte, the first in the high half. Every ``blocksize`` of them share
-an ``absmax``; with double quantization it is a code, in blocks of ``nested_blocksize``:
-``nested_quant_map[code] * nested_absmax + nested_offset``. A merge leaves the offset and ``nested_absmax`` as
-they are.
+The codes of the flattened weight are stored two per byte, the first in the high half. Each ``blocksize`` of
+them share an ``absmax``. With double quantization the ``absmax`` is itself a code, in blocks of
+``nested_blocksize``: ``nested_quant_map[code] * nested_absmax + nested_offset``. A merge does not change the
+offset and ``nested_absmax``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``quant_state``."""
+    """Returns the weights of modules with a ``quant_state``."""
     return [
         _weight(module, kind)
         for kind in ("nf4", "fp4")
@@ -38,6 +38,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def _weight(module: ModuleTensors, kind: str) -> Weight:
+    """Returns the weight of one module, after checking the shapes of its parts."""
     base, state_name = module.base, f"{module.path}{_STATE}{kind}"
     rows, columns, block, nested, dtype = _state(module, state_name)
     blocks = -(-rows * columns // block)
@@ -83,18 +84,21 @@ def _weight(module: ModuleTensors, kind: str) -> Weight:
 
 
 class _Layout(NamedTuple):
-    """Columns of the weight, values in a block, and (block size, offset) of the second quantization."""
+    """Columns of the weight, values per block, and (block size, offset) of the second quantization."""
 
     columns: int
     block: int
     nested: tuple[int, float] | None
 
     def blocks(self, rows: slice) -> slice:
+        """Returns the blocks that contain these rows."""
         return slice(rows.start * self.columns // self.block, -(-rows.stop * self.columns // self.block))
 
 
 def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, float] | None, str]:
-    """Rows, columns, block size, (block size, offset) of the second quantization, dtype."""
+    """Returns rows, columns, block size, (block size, offset) of the second quantization, and dtype, from the
+    stored quantization state.
+    """
     where = f"{module.base.folder}, {name}"
     module.part(name.removeprefix(module.path), ("U8",), (None,), bare=True)
     state = strict_json.loads(bytes(module.base.read(name)), where, _MAX_STATE)
@@ -121,6 +125,7 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
 
 
 def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes and scales of rows; since blocks may cross rows, as one row per block."""
     at = layout.blocks(rows)
     packed = _bytes(parts)[at.start * layout.block // 2 : at.stop * layout.block // 2]
     codes = np.zeros((at.stop - at.start, layout.block), np.uint8)
@@ -130,6 +135,7 @@ def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
 
 
 def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows; unchanged scales keep their stored form."""
     at, flat, scales = layout.blocks(rows), quantized.codes.reshape(-1), quantized.scale[:, 0]
     start = at.start * layout.block // 2
     packed = (flat[0::2] << 4 | flat[1::2])[: len(_bytes(parts)) - start]
@@ -141,12 +147,13 @@ def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) 
 def _round_scales(
     layout: _Layout, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None
 ) -> tuple[np.ndarray, None]:
+    """Rounds scales to what the second quantization can store."""
     at = layout.blocks(rows)
     return _scales(layout, parts, at, _codes(layout, parts, at, scales[:, 0]))[:, None], None
 
 
 def _scales(layout: _Layout, parts: Parts, blocks: slice, codes: np.ndarray) -> np.ndarray:
-    """The scales that the stored ``absmax`` values of ``blocks`` stand for."""
+    """Returns the scales that the stored ``absmax`` values of ``blocks`` stand for."""
     if layout.nested is None:
         return codes
     scales: np.ndarray = parts["nested_map"][codes] * _outer_scale(layout, parts, blocks) + np.float32(
@@ -156,6 +163,7 @@ def _scales(layout: _Layout, parts: Parts, blocks: slice, codes: np.ndarray) -> 
 
 
 def _codes(layout: _Layout, parts: Parts, blocks: slice, scales: np.ndarray) -> np.ndarray:
+    """Returns the stored ``absmax`` values nearest to the scales."""
     if layout.nested is None:
         return scales
     with np.errstate(all="ignore"):
@@ -164,11 +172,12 @@ def _codes(layout: _Layout, parts: Parts, blocks: slice, scales: np.ndarray) -> 
 
 
 def _outer_scale(layout: _Layout, parts: Parts, blocks: slice) -> np.ndarray:
+    """Returns the scale of the second quantization for each block."""
     assert layout.nested is not None
     scale: np.ndarray = parts["nested"][np.arange(blocks.start, blocks.stop) // layout.nested[0]]
     return scale
 
 
 def _bytes(parts: Parts) -> np.ndarray:
-    """The packed codes, whatever dtype they are stored as (``bnb_4bit_quant_storage``)."""
+    """Returns the packed codes as bytes, whatever dtype they are stored as (``bnb_4bit_quant_storage``)."""
     return parts["codes"].reshape(-1).view(np.uint8)

@@ -1,8 +1,8 @@
-"""Reads and writes compressed-tensors, llm-compressor's format: ``pack-quantized``, ``int-quantized``,
+"""Reads and writes compressed-tensors, llm-compressor's format: ``pack-quantized``, ``int-quantized`` and
 ``float-quantized`` weights.
 
-Integers are ``scale * (code - zero)`` with codes around zero; packed ones have half their range added, in
-words along the inputs, and their zero points in words along the outputs.
+Integers are ``scale * (code - zero)`` with codes around zero. Packed codes have half of their range added and
+are packed into words along the inputs, their zero points into words along the outputs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCALES = ("F32", "BF16", "F16")
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``weight_packed`` or a ``weight_scale``."""
+    """Returns the weights of modules with a ``weight_packed`` or a ``weight_scale``."""
     config = settings(base.config)
     groups = config.get("config_groups")
     schemes = (
@@ -57,6 +57,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def _floats(module: ModuleTensors, args: Mapping[str, Any]) -> Weight:
+    """Returns a float8 weight."""
     codes = module.part("weight", ("F8_E4M3", "F8_E5M2"), (None, None))
     rows, columns = module.base.stored[codes].shape
     if args.get("strategy") not in ("tensor", "channel", "block"):
@@ -76,7 +77,7 @@ def _floats(module: ModuleTensors, args: Mapping[str, Any]) -> Weight:
 
 
 class _Layout(NamedTuple):
-    """Bits of a code, columns of the weight, whether codes are packed into words, and how many rows share a
+    """Bits per code, columns of the weight, whether codes are packed into words, and how many rows share a
     scale.
     """
 
@@ -87,17 +88,20 @@ class _Layout(NamedTuple):
 
     @property
     def half(self) -> int:
-        """The offset that is added to a code when it is packed."""
+        """The offset that packing adds to a code."""
         return 1 << self.bits - 1
 
     def scales(self, rows: slice) -> slice:
+        """Returns the rows of scales that belong to these rows."""
         return slice(rows.start // self.height, -(-rows.stop // self.height))
 
     def words(self, rows: slice) -> slice:
+        """Returns the words of zero points that belong to these rows."""
         return slice(rows.start * self.bits // 32, -(-rows.stop * self.bits // 32))
 
 
 def _integers(module: ModuleTensors, args: Mapping[str, Any], packed: bool) -> Weight:
+    """Returns an integer weight, after checking the shapes of its parts."""
     base, width = module.base, args.get("num_bits")
     if type(width) is not int or width not in ((2, 4, 8) if packed else (8,)):
         raise unreadable(module.codec, base, "num_bits", width, "4 or 8")
@@ -153,6 +157,7 @@ def _integers(module: ModuleTensors, args: Mapping[str, Any], packed: bool) -> W
 
 
 def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes, scales and zero points of rows."""
     at, codes, zero = layout.scales(rows), parts["codes"][rows], None
     if layout.packed:
         codes = (bits.unpack(codes, layout.bits, layout.columns).astype(np.int16) - layout.half).astype(
@@ -172,6 +177,7 @@ def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
 
 
 def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows."""
     at, codes = layout.scales(rows), quantized.codes
     if layout.packed:
         codes = bits.pack(codes.astype(np.int16) + layout.half, layout.bits)

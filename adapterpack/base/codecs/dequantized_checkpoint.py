@@ -1,4 +1,4 @@
-"""Opens a quantized checkpoint so that its tensors appear under the names and shapes of the unquantized
+"""Opens a quantized checkpoint so that its tensors appear with the names and shapes of the unquantized
 model.
 """
 
@@ -22,12 +22,12 @@ from .storage import WeightStorage
 
 
 class DequantizedCheckpoint(Checkpoint):
-    """A checkpoint whose ``tensors`` are those of the model; ``quantized`` are the weights that it stores
-    quantized, by name.
+    """A checkpoint whose ``tensors`` are the model's; ``quantized`` maps names to the weights that it stores
+    quantized.
 
     Raises:
-        Unsupported: it is quantized in a way that cannot be read.
-        FormatError: its tensors are not what its format says.
+        Unsupported: its quantization cannot be read.
+        FormatError: its tensors contradict its format.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -36,7 +36,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     @cached_property
     def part_owners(self) -> Mapping[str, tuple[str, str]]:
-        """Stored tensor -> the weight that it is part of, and its role there."""
+        """Maps each stored tensor to the weight that it is a part of, and its role there."""
         return {
             stored: (name, role)
             for name, weight in self.quantized.items()
@@ -62,44 +62,47 @@ class DequantizedCheckpoint(Checkpoint):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """Every tensor of the model by name, quantized ones in the dtype of their scales; fused parameters in
-        addition to their parts.
+        """Every tensor of the model by name: quantized ones in the dtype of their scales, and fused
+        parameters in addition to their parts.
         """
         return self._model
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
-        """See :class:`Checkpoint`; for a tied output head the embedding."""
+        """Returns the tensor with a module's weight, as :meth:`Checkpoint.weight_name` does; for a tied
+        output head, the embedding.
+        """
         return super().weight_name(path, recorded) or self.tied_to(path)
 
     def parts(self, name: str) -> Parts:
-        """The parts of a quantized weight by role."""
+        """Returns the parts of a quantized weight by role."""
         return {
             role: super(DequantizedCheckpoint, self).read(stored)
             for role, stored in self.quantized[name].parts.items()
         }
 
     def row_order(self, name: str) -> np.ndarray | None:
-        """For each row of a run in the file its row in the model's run, where a weight's rows are stored in
-        another order; else None.
+        """Returns, for each row of a run in the file, its row in the model's run; None if a weight's rows are
+        in the model's order.
         """
         return None
 
     def matrix(self, name: str) -> QuantizedMatrix:
-        """A quantized weight, decoded when rows are indexed."""
+        """Returns a quantized weight that is decoded when rows are indexed."""
         return QuantizedMatrix(self.quantized[name], self.parts(name))
 
     def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
-        """How the weight ``name`` is stored here, and how in an output of the safetensors dtype ``out``
-        (None: as it is here).
+        """Returns how the weight ``name`` is stored here, and how in an output of the safetensors dtype
+        ``out`` (None: as it is here).
 
         Raises:
-            Unsupported: it is neither of a quantized format nor floating point.
+            Unsupported: the weight is neither in a quantized format nor floating point.
         """
         return self._storage(name, out, self.matrix(name) if name in self.quantized else None, where)
 
     def _storage(
         self, name: str, out: str | None, matrix: QuantizedMatrix | None, where: object
     ) -> WeightStorage:
+        """Returns reader and writer of a weight: quantized (``matrix``), a stack of experts, or plain."""
         info = self.tensors[name]
         stack = self.stacks.get(name)
         if matrix is not None:

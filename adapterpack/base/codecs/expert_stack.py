@@ -1,6 +1,4 @@
-"""Reads and writes experts that a checkpoint stores one by one as the single stacked parameter of the
-model.
-"""
+"""Reads and writes experts that a checkpoint stores one by one as the model's single stacked parameter."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
 
 
 class _Run(NamedTuple):
-    """The rows of the stack (all its matrices concatenated) that one stored tensor holds."""
+    """The rows of the stack, with all its matrices concatenated, that one stored tensor holds."""
 
     tensor: str
     start: int
@@ -32,6 +30,7 @@ class _Run(NamedTuple):
 
 
 def _runs(base: Checkpoint, stack: ExpertStack) -> list[_Run]:
+    """Returns the rows that each stored tensor holds."""
     runs, at = [], 0
     for name in (name for parts in stack.parts for name in parts):
         rows = base.stored[name].shape[0]
@@ -41,8 +40,8 @@ def _runs(base: Checkpoint, stack: ExpertStack) -> list[_Run]:
 
 
 def _cut(runs: list[_Run], rows: slice) -> Iterator[tuple[int, slice, slice]]:
-    """For each tensor that holds some of ``rows``: its number, these rows in it, and the same relative to the
-    start of ``rows``.
+    """Yields, for each tensor that holds some of ``rows``: its number, these rows inside it, and the same
+    rows relative to the start of ``rows``.
     """
     for number, run in enumerate(runs):
         first, last = max(rows.start, run.start), min(rows.stop, run.stop)
@@ -71,7 +70,7 @@ class _Expert(QuantizedMatrix):
 
 
 class StackReader(NamedTuple):
-    """A stack as :class:`~adapterpack.base.codecs.storage.Reader`."""
+    """A :class:`~adapterpack.base.codecs.storage.Reader` of a stack."""
 
     base: Checkpoint
     stack: ExpertStack
@@ -79,7 +78,7 @@ class StackReader(NamedTuple):
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As it is stored."""
+        """The stored dtype."""
         return DTYPES[self.stack.dtype]
 
     @property
@@ -89,12 +88,14 @@ class StackReader(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """All rows."""
+        """The rows of all matrices together, and the columns."""
         count, rows, columns = self.stack.shape
         return count * rows, columns
 
     def matrices(self, kind: str) -> list[_Expert]:
-        """See the protocol."""
+        """Returns each expert's matrix, read when rows are indexed; raises for sites of other kinds than
+        experts.
+        """
         if kind != "experts":
             raise Unsupported(
                 f"experts that are stored one by one are no weight of a site of kind '{kind}'",
@@ -106,7 +107,7 @@ class StackReader(NamedTuple):
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
-        """See the protocol."""
+        """Opens the files of all experts; yields a function that reads a block of rows across them."""
         runs, dtype, width = _runs(self.base, self.stack), DTYPES[self.stack.dtype], self.stack.shape[2]
         with ExitStack() as files:
             paths = {self.base.source(run.tensor).path for run in runs}
@@ -126,13 +127,13 @@ class StackReader(NamedTuple):
             yield read
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Converts stored rows to the working dtype."""
         return widen(raw, self.work, scratch, "old")
 
 
 class StackWriter(NamedTuple):
-    """A stack in the dtype ``out``, cut into the tensors of its experts, as
-    :class:`~adapterpack.base.codecs.storage.Writer`.
+    """A :class:`~adapterpack.base.codecs.storage.Writer` of a stack in the dtype ``out``, divided into the
+    tensors of its experts.
     """
 
     base: Checkpoint
@@ -157,7 +158,7 @@ class StackWriter(NamedTuple):
         return {_role(number): run.tensor for number, run in enumerate(_runs(self.base, self.stack))}
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """See the protocol: rounded once."""
+        """Rounds rows once and divides them into updates of the experts' tensors."""
         stored = rounding(values, DTYPES[self.out], scratch)
         updates = [
             PartUpdate(_role(number), in_tensor, stored[in_block])
@@ -166,13 +167,14 @@ class StackWriter(NamedTuple):
         return EncodedRows(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Converts rows that were just stored to the working dtype."""
         return widen(raw, work, scratch, "old")
 
     def rest(self, role: str) -> np.ndarray:
-        """See the protocol: only of a stack without rows."""
+        """Returns an empty part: a part without updates belongs to a stack without rows."""
         return np.empty(0, DTYPES[self.out])
 
 
 def _role(number: int) -> str:
+    """Returns the role of the tensor with this number."""
     return MAIN_PART if not number else f"expert part {number}"

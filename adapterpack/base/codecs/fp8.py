@@ -1,8 +1,8 @@
 """Reads and writes float8 weights with a scale for each tile, as in DeepSeek-V3 and transformers' ``fp8``
 (arXiv 2412.19437, section 3.3).
 
-``weight_scale_inv`` holds one number for each tile of ``weight_block_size``, or one for all, by which the
-stored weight is multiplied.
+Stored values are multiplied by ``weight_scale_inv``, which has one number for each tile of
+``weight_block_size``, or one for all.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from .registry import CODECS
 from .storage import PartUpdate
 
 GREATEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0}
-"""The greatest finite number of each dtype."""
+"""The largest finite number of each dtype."""
 LEVELS = {name: small_floats(DTYPES[name], GREATEST[name]) for name in GREATEST}
 _SCALES = ("F32", "BF16", "F16")
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``weight_scale_inv``."""
+    """Returns the weights of modules with a ``weight_scale_inv``."""
     tile = settings(base.config).get("weight_block_size")
     if tile is not None and not (
         isinstance(tile, list) and len(tile) == 2 and all(type(n) is int and n > 0 for n in tile)
@@ -40,7 +40,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def tile_weight(module: ModuleTensors, weight: str, scale: str, tile: list[int] | None) -> Weight:
-    """A float8 weight with a scale for each ``tile`` of it, or one for all."""
+    """Returns a float8 weight with a scale for each ``tile``, or one for all."""
     codes = module.part(weight, tuple(LEVELS), (None, None))
     rows, columns = module.base.stored[codes].shape
     height, wide = tile or (rows, columns)

@@ -1,8 +1,8 @@
-"""Reads and writes GPTQ weights as AutoGPTQ and GPTQModel store them (arXiv 2210.17323): ``scale[g] * (code -
+"""Reads and writes GPTQ weights as stored by AutoGPTQ and GPTQModel (arXiv 2210.17323): ``scale[g] * (code -
 zero[g])``, 2 to 8 bits.
 
 ``qweight`` packs the codes of one output along the inputs, ``qzeros`` the zero points of one group along the
-outputs; ``g_idx`` names the group of each input: with ``desc_act`` the inputs of a group are not adjacent.
+outputs. ``g_idx`` is the group of each input: with ``desc_act`` the inputs of a group are not adjacent.
 Version 1 of the format stores zero points minus one.
 """
 
@@ -25,11 +25,11 @@ from .registry import CODECS
 from .storage import PartUpdate
 
 _VERSIONS = {"gptq": 1, "gptq_v2": 0}
-"""``checkpoint_format`` -> what is subtracted from a zero point when it is stored."""
+"""Maps ``checkpoint_format`` to what storing subtracts from a zero point."""
 
 
 class _Layout(NamedTuple):
-    """Bits of a code, outputs, inputs, and what is subtracted from a zero point when it is stored."""
+    """Bits per code, outputs, inputs, and what storing subtracts from a zero point."""
 
     bits: int
     rows: int
@@ -38,7 +38,7 @@ class _Layout(NamedTuple):
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``qweight``."""
+    """Returns the weights of modules with a ``qweight``."""
     config = settings(base.config)
     width, version = config.get("bits"), config.get("checkpoint_format") or "gptq"
     if width not in (2, 3, 4, 8):
@@ -52,6 +52,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def _weight(module: ModuleTensors, config: Mapping[str, Any], width: int, zero_offset: int) -> Weight:
+    """Returns the weight of one module, after checking the shapes of its parts."""
     base, codes = module.base, module.part("qweight", ("I32", "U32"), (None, None))
     words, rows = base.stored[codes].shape
     columns, period = words * 32 // width, 32 if width == 3 else 32 // width
@@ -72,7 +73,7 @@ def _weight(module: ModuleTensors, config: Mapping[str, Any], width: int, zero_o
     if module.has("g_idx"):
         parts["groups"] = module.part("g_idx", ("I32", "I64"), (columns,))
     top = (1 << width) - 1
-    # zero minus one would borrow from its neighbour in the word
+    # A zero point of 0 stored as -1 would borrow from its neighbour in the word, so exclude it.
     levels = integers(0, top, np.uint8, (zero_offset, top))
     if config.get("sym", True):
         levels = fixed_zero(levels, 0, top, 1 << width - 1)
@@ -92,6 +93,7 @@ def _weight(module: ModuleTensors, config: Mapping[str, Any], width: int, zero_o
 
 
 def _groups(module: ModuleTensors, config: Mapping[str, Any], columns: int, count: int) -> Groups:
+    """Returns which inputs share a scale; raises if the stored groups contradict the config."""
     size = config.get("group_size")
     width = columns if size in (None, -1) else size
     if type(width) is not int or width < 1 or -(-columns // width) != count:
@@ -116,6 +118,7 @@ def _groups(module: ModuleTensors, config: Mapping[str, Any], columns: int, coun
 
 
 def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes, scales and zero points of rows."""
     codes = packed_bits.unpack(parts["codes"][:, rows].T, layout.bits, layout.columns)
     zeros = packed_bits.unpack(parts["zero"][:, _words(layout, rows)], layout.bits, rows.stop - rows.start)
     zeros = zeros + np.uint8(layout.zero_offset) & np.uint8((1 << layout.bits) - 1)
@@ -123,6 +126,7 @@ def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
 
 
 def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows."""
     assert quantized.zero is not None
     zeros = quantized.zero.T.astype(np.int64) - layout.zero_offset & (1 << layout.bits) - 1
     every = slice(0, len(quantized.scale.T))
@@ -136,6 +140,7 @@ def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) 
 
 
 def _words(layout: _Layout, rows: slice) -> slice:
+    """Returns the words of zero points that belong to these rows."""
     return slice(rows.start * layout.bits // 32, -(-rows.stop * layout.bits // 32))
 
 

@@ -1,9 +1,7 @@
-"""Decodes quantized values (codes with a scale for each group) and rounds changed values to the nearest
-codes.
+"""Decodes quantized values (codes with a scale for each group) and requantizes changed values.
 
-Formats differ in three things: what a code stands for (``Levels``), which codes share a scale (``Groups``),
-and to what a scale is rounded when it is stored (``RoundScales``). How changed values are requantized is the
-same for all.
+Formats differ in three things: the level that a code stands for (:class:`Levels`), which codes share a scale
+(:class:`Groups`), and how scales are rounded for storage (``RoundScales``). Requantizing is the same for all.
 """
 
 from __future__ import annotations
@@ -21,9 +19,11 @@ F32 = np.dtype(np.float32)
 
 
 class QuantizedRows(NamedTuple):
-    """Codes ``[n, m]``, and for each group ``[n / height, groups]`` its float32 scale and, where there is
-    one, its zero point: a level that is subtracted before scaling or, on a shifted grid, a number that is
-    added after it.
+    """Codes ``[n, m]``, and for each group ``[n / height, groups]`` its float32 scale and optional zero
+    point.
+
+    The zero point is a level to subtract before scaling, or, on a shifted grid, a number to add after
+    scaling.
     """
 
     codes: np.ndarray
@@ -32,7 +32,7 @@ class QuantizedRows(NamedTuple):
 
 
 class CodeSpan(NamedTuple):
-    """Evenly spaced levels: ``unit`` times a code, which is a whole number from ``low`` to ``high``."""
+    """Evenly spaced levels: ``unit`` times a code, an integer from ``low`` to ``high``."""
 
     low: int
     high: int
@@ -42,10 +42,10 @@ class CodeSpan(NamedTuple):
 class Levels(NamedTuple):
     """The numbers, before scaling, that codes stand for.
 
-    ``value`` gives the float32 level of codes, ``nearest`` the code of the level nearest to given numbers,
-    ``fit`` a scale and a zero point for groups by their least and greatest value, ``width`` the gap between
-    neighbouring levels at codes. Operators on codes read two kinds of levels: those of a ``span``, and those
-    of a ``table``, in which a code is an index.
+    ``value`` returns the float32 level of codes, ``nearest`` the code of the nearest level, ``fit`` a scale
+    and zero point for groups with given least and greatest values, and ``width`` the gap between neighbouring
+    levels at codes. Operators on codes support two kinds of levels: a ``span``, and a ``table`` in which a
+    code is an index.
     """
 
     value: Callable[[np.ndarray], Rows]
@@ -59,14 +59,15 @@ class Levels(NamedTuple):
 class Groups(NamedTuple):
     """Which codes share a scale: ``width`` columns (the last group may have fewer) by ``height`` rows.
 
-    ``members`` names the group of each column where the columns of a group are not adjacent."""
+    ``members`` is the group of each column, if a group's columns are not adjacent.
+    """
 
     width: int
     height: int = 1
     members: np.ndarray | None = None
 
     def per_code(self, values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """For every code the entry of its group in ``values``."""
+        """Returns the entry of ``values`` for each code's group."""
         rows, columns = shape
         if self.height > 1:
             values = np.repeat(values, self.height, axis=0)[:rows]
@@ -75,7 +76,7 @@ class Groups(NamedTuple):
         return values if values.shape[1] == 1 else np.repeat(values, self.width, axis=1)[:, :columns]
 
     def reduce(self, values: Rows, ufunc: np.ufunc) -> Rows:
-        """``ufunc`` reduced over every group; sums are float32 over one row of a group, then float64."""
+        """Reduces every group by ``ufunc``; sums are float32 within a row of a group, then float64."""
         count = -(-values.shape[1] // self.width)
         if self.members is not None:
             order = np.argsort(self.members, kind="stable")
@@ -96,13 +97,14 @@ class Groups(NamedTuple):
 
 
 RoundScales = Callable[[Rows, "Rows | None"], "tuple[Rows, Rows | None]"]
-"""Scales and zero points -> the same, rounded to values that the format can store."""
+"""Rounds scales and zero points to values that the format can store."""
 
 
 class Grid(NamedTuple):
-    """A format's levels and groups. ``shifted`` says that zero points are added after scaling. ``joint``
-    adjacent groups keep their scales or get new ones all at once, because their scales are stored as
-    multiples of one number.
+    """A format's levels and groups.
+
+    ``shifted`` means that zero points are added after scaling. ``joint`` adjacent groups keep their scales,
+    or get new ones, together, because their scales are stored as multiples of one number.
     """
 
     levels: Levels
@@ -111,7 +113,9 @@ class Grid(NamedTuple):
     joint: int = 1
 
     def decode(self, quantized: QuantizedRows) -> Rows:
-        """The values, float32: ``scale * (level - zero)``, or ``scale * level + zero`` on a shifted grid."""
+        """Returns the values in float32: ``scale * (level - zero)``, or ``scale * level + zero`` on a shifted
+        grid.
+        """
         level = self.levels.value(quantized.codes)
         if quantized.zero is not None and not self.shifted:
             level = level - self.groups.per_code(quantized.zero, level.shape)
@@ -125,11 +129,11 @@ class Grid(NamedTuple):
     def encode(
         self, values: Rows, before: Rows, stored: QuantizedRows, round_scales: RoundScales | None
     ) -> QuantizedRows:
-        """Codes for ``values``, where ``before`` is what ``stored`` decodes to.
+        """Returns codes for ``values``, where ``before`` is what ``stored`` decodes to.
 
-        Every group keeps its scale, or takes one that fits its new values where that makes the squared error
-        smaller; a value that did not change keeps its code unless the scale of its group changes. So what no
-        adapter touches keeps its bytes. Without ``round_scales`` all scales are kept.
+        Each group keeps its scale, or takes one fitted to its new values if that reduces the squared error. A
+        value that did not change keeps its code unless its group's scale changes, so weights that no adapter
+        changes keep their bytes. Without ``round_scales``, all scales are kept.
         """
         best = self._nearest_codes(values, stored.scale, stored.zero)
         best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
@@ -150,14 +154,15 @@ class Grid(NamedTuple):
         return QuantizedRows(codes, np.where(better, other.scale, best.scale), zero)
 
     def noise(self, quantized: QuantizedRows) -> float:
-        """The expected squared error of rounding to this grid: ``width^2 / 12`` for each code, by its
-        scale.
+        """Returns the expected squared error of rounding to this grid: ``width^2 / 12`` for each code, times
+        its scale squared.
         """
         square = self.levels.width(quantized.codes) ** 2
         by_group = self.groups.reduce(np.broadcast_to(square, quantized.codes.shape), np.add)
         return float(np.sum(by_group * quantized.scale.astype(np.float64) ** 2)) / 12
 
     def _nearest_codes(self, values: Rows, scale: Rows, zero: Rows | None) -> QuantizedRows:
+        """Returns the codes nearest to the values for given scales and zero points."""
         with np.errstate(all="ignore"):  # a scale of zero, or a tiny one, is judged by its error
             if zero is not None and self.shifted:
                 values = values - self.groups.per_code(zero, values.shape)
@@ -169,18 +174,19 @@ class Grid(NamedTuple):
         )
 
     def _error(self, values: Rows, quantized: QuantizedRows) -> Rows:
+        """Returns the squared error of each group."""
         with np.errstate(all="ignore"):
             return self.groups.reduce(np.square(self.decode(quantized) - values), np.add)
 
     def _joint(self, error: Rows) -> Rows:
-        """For each group the error summed over the groups that are decided together with it."""
+        """Returns, for each group, the error summed over the groups that are decided together."""
         if self.joint == 1:
             return error
         return np.repeat(error.reshape(len(error), -1, self.joint).sum(axis=2), self.joint, axis=1)
 
 
 def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None = None) -> Levels:
-    """The integers ``low .. high``. ``zero_range`` bounds the zero point of a fit; None where it stays at
+    """Returns the levels ``low .. high``; ``zero_range`` bounds the zero point of a fit, None keeps it at
     zero.
 
     Example:
@@ -215,7 +221,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
 
 
 def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
-    """``levels`` whose zero point is constant, as in symmetric formats that store one."""
+    """Returns ``levels`` with a constant zero point, as in symmetric formats that store one."""
     reach = F32.type(min(high - zero, zero - low))
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
@@ -226,7 +232,7 @@ def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
 
 
 def table(values: np.ndarray) -> Levels:
-    """The levels of a table ``[n]``, whose greatest magnitude is one; a code is an index into it.
+    """Returns the levels of a table ``[n]`` with greatest magnitude one; a code is an index into it.
 
     Example:
         >>> table(np.float32([-1, 0, 0.5, 1])).nearest(np.float32([0.2, 0.3, 9])).tolist()
@@ -255,7 +261,7 @@ def table(values: np.ndarray) -> Levels:
 
 
 def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
-    """The numbers of a float dtype, such as float8, up to ``greatest`` in magnitude."""
+    """Returns the numbers of a float dtype, such as float8, up to ``greatest`` in magnitude."""
     top, info = F32.type(greatest), ml_dtypes.finfo(dtype)
 
     def nearest(level: Rows) -> np.ndarray:
@@ -266,8 +272,8 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
         return np.maximum(np.abs(low), np.abs(high)) / top, None
 
     def width(codes: np.ndarray) -> Rows:
-        """From ``|x| = m 2^e``, m in [1/2, 1), with ``bits`` of fraction: ``2^(e - 1 - bits)``, and the
-        smallest gap near zero.
+        """Returns the gap at ``|x| = m 2^e``, m in [1/2, 1), with ``nmant`` bits of fraction: ``2^(e - 1 -
+        nmant)``, and the smallest gap near zero.
         """
         _, exponent = np.frexp(codes.astype(np.float32))
         gap: Rows = np.maximum(
@@ -279,7 +285,7 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
 
 
 def rounded(dtype: Any) -> RoundScales:
-    """Scales stored in ``dtype``, such as float16.
+    """Returns rounding of scales to ``dtype``, such as float16.
 
     Example:
         >>> rounded(np.float16)(np.float32([0.1]), None)[0].tolist()

@@ -20,7 +20,7 @@ from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
 
 
 class PlainReader(NamedTuple):
-    """The tensor ``name`` of ``base`` as :class:`~adapterpack.base.codecs.storage.Reader`."""
+    """A :class:`~adapterpack.base.codecs.storage.Reader` of the tensor ``name`` of ``base``."""
 
     base: Checkpoint
     name: str
@@ -28,12 +28,12 @@ class PlainReader(NamedTuple):
 
     @property
     def info(self) -> TensorInfo:
-        """Its dtype, shape and position in the file."""
+        """The tensor's dtype, shape and position in the file."""
         return self.base.tensors[self.name]
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """As it is stored."""
+        """The stored dtype."""
         return DTYPES[self.info.dtype]
 
     @property
@@ -43,17 +43,17 @@ class PlainReader(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, int]:
-        """A column of numbers."""
+        """The elements as one column."""
         return math.prod(self.info.shape), 1
 
     def matrices(self, kind: str) -> list[np.ndarray]:
-        """See the protocol; views of the mapped file."""
+        """Returns the matrices of the weight, as views of the mapped file."""
         weight = to_matrix(kind, self.base.view(self.name))
         return list(weight) if is_stacked(kind) else [weight]
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
-        """See the protocol."""
+        """Opens the file; yields a function that reads a block of rows."""
         info = self.info
         dtype = DTYPES[info.dtype]
         with open_descriptor(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
@@ -66,12 +66,12 @@ class PlainReader(NamedTuple):
             yield read
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Converts stored rows to the working dtype."""
         return widen(raw, self.work, scratch, "old")
 
 
 class PlainWriter(NamedTuple):
-    """The tensor ``name`` in the dtype ``out``, as :class:`~adapterpack.base.codecs.storage.Writer`."""
+    """A :class:`~adapterpack.base.codecs.storage.Writer` of the tensor ``name`` in the dtype ``out``."""
 
     name: str
     out: str
@@ -94,23 +94,23 @@ class PlainWriter(NamedTuple):
         return {MAIN_PART: self.name}
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """See the protocol: rounded once."""
+        """Rounds rows once, to the output's dtype."""
         stored = rounding(values, DTYPES[self.out], scratch)
         return EncodedRows(
             (PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize
         )
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Converts rows that were just stored to the working dtype."""
         return widen(raw, work, scratch, "old")
 
     def rest(self, role: str) -> np.ndarray:
-        """See the protocol: only of a weight without rows."""
+        """Returns an empty part: a part without updates belongs to a weight without rows."""
         return np.empty(0, DTYPES[self.out])
 
 
 def work_dtype(dtype: str) -> np.dtype[Any]:
-    """The dtype in which changes to a tensor of this safetensors dtype are computed: float32, or float64 for
+    """Returns the dtype for computing changes to a tensor of this safetensors dtype: float32, or float64 for
     float64.
     """
     return np.dtype(np.float64 if dtype == "F64" else np.float32)
@@ -120,10 +120,10 @@ _TABLES: dict[np.dtype[Any], np.ndarray] = {}
 
 
 def widen(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) -> np.ndarray:
-    """``value`` itself if it has that dtype, else a copy in the scratch buffer of that name; exact.
+    """Returns ``value`` itself if it has that dtype, else an exact copy in the scratch buffer ``name``.
 
-    float16 and float8 go through a table of all their values: element by element, numpy's own conversion
-    costs many times more.
+    float16 and float8 are converted through a table of all their values: numpy's own conversion, element by
+    element, is many times slower.
     """
     if value.dtype == dtype:
         return value
@@ -141,7 +141,7 @@ def widen(value: np.ndarray, dtype: np.dtype[Any], scratch: Scratch, name: str) 
 
 
 def levels_of(dtype: np.dtype[Any]) -> np.ndarray:
-    """All numbers of a dtype of at most two bytes, float32, by their bits."""
+    """Returns all values of a dtype of at most two bytes as float32, indexed by their bits."""
     if dtype not in _TABLES:
         codes = np.arange(1 << 8 * dtype.itemsize, dtype=np.uint8 if dtype.itemsize == 1 else np.uint16)
         _TABLES[dtype] = codes.view(dtype).astype(np.float32)

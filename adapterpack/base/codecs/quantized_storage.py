@@ -20,7 +20,7 @@ _BLOCK = 1 << 20
 
 
 class QuantizedMatrix:
-    """A weight ``[out, in]`` that is decoded to float32 when rows of it are indexed."""
+    """A weight ``[out, in]`` that is decoded to float32 when rows are indexed."""
 
     dtype: np.dtype[Any] = F32
     ndim = 2
@@ -38,14 +38,12 @@ class QuantizedMatrix:
         return self.weight.decode(self.parts, slice(first, last))[start - first : stop - first]
 
     def astype(self, dtype: Any, copy: bool = True) -> Rows:
-        """All of it."""
+        """Decodes the whole matrix."""
         return self[0 : self.shape[0]].astype(dtype, copy=copy)
 
 
 class Transposed(QuantizedMatrix):
-    """The transpose of a lazily decoded matrix, such as an embedding; decodes block by block of the stored
-    rows.
-    """
+    """The transpose of a lazily decoded matrix, such as an embedding; decodes blocks of the stored rows."""
 
     def __init__(self, inner: QuantizedMatrix) -> None:
         self.inner, self.shape = inner, inner.shape[::-1]
@@ -59,8 +57,8 @@ class Transposed(QuantizedMatrix):
 
 
 class QuantizedReader(NamedTuple):
-    """A quantized weight as :class:`~adapterpack.base.codecs.storage.Reader`; its raw blocks are decoded
-    already.
+    """A :class:`~adapterpack.base.codecs.storage.Reader` of a quantized weight; its raw blocks are already
+    decoded.
     """
 
     matrix: QuantizedMatrix
@@ -73,16 +71,18 @@ class QuantizedReader(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The weight's."""
+        """The weight's step."""
         return self.matrix.weight.step
 
     @property
     def shape(self) -> tuple[int, int]:
-        """The weight's."""
+        """The weight's shape."""
         return self.matrix.shape
 
     def matrices(self, kind: str) -> list[QuantizedMatrix]:
-        """See the protocol; decoded when rows are indexed."""
+        """Returns the matrix, decoded when rows are indexed; raises for sites whose weight is not a
+        matrix.
+        """
         layout = LAYOUTS[kind]
         if layout.stacked or 2 not in layout.axes:
             raise Unsupported(
@@ -98,17 +98,17 @@ class QuantizedReader(NamedTuple):
 
     @contextmanager
     def opened(self) -> Iterator[Read]:
-        """See the protocol."""
+        """Yields a function that decodes a block of rows."""
         yield lambda rows, columns, scratch: self.matrix[rows]
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Returns the block unchanged: it is decoded already."""
         return raw
 
 
 class QuantizedWriter(NamedTuple):
-    """The parts of a quantized weight, requantized in its own format, as
-    :class:`~adapterpack.base.codecs.storage.Writer`.
+    """A :class:`~adapterpack.base.codecs.storage.Writer` of a quantized weight, requantized in its own
+    format.
     """
 
     matrix: QuantizedMatrix
@@ -116,21 +116,21 @@ class QuantizedWriter(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The format."""
+        """The name of the format."""
         return self.matrix.weight.codec
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """The weight's."""
+        """The weight's parts."""
         return self.matrix.weight.parts
 
     @property
     def read_only_reason(self) -> str | None:
-        """The weight's."""
+        """The weight's reason."""
         return self.matrix.weight.read_only_reason
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """See the protocol: the codes with the least error."""
+        """Requantizes rows to the codes with the least error."""
         if not np.isfinite(values).all():
             raise NonFinite(
                 f"the merged tensor holds NaN or infinity, which {self.label} cannot hold",
@@ -144,9 +144,9 @@ class QuantizedWriter(NamedTuple):
         return EncodedRows(updates, after, False, noise)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Returns the block unchanged: encoding has decoded it already."""
         return raw
 
     def rest(self, role: str) -> np.ndarray:
-        """See the protocol."""
+        """Returns a part as the base stores it."""
         return self.matrix.parts[role]

@@ -1,6 +1,4 @@
-"""Lists the formats of quantized checkpoints that can be read and written, and finds the one of a
-checkpoint.
-"""
+"""Registers the readable formats of quantized checkpoints, and finds the one that a checkpoint uses."""
 
 from __future__ import annotations
 
@@ -11,16 +9,16 @@ from ..quantization import scheme
 from .base import Codec, Weight
 
 CODECS: Registry[Codec] = Registry("quantized format", Codec, "adapterpack.codecs", "adapterpack.base.codecs")
-"""``quant_method`` of ``config.json`` -> codec; every file of this folder registers its own."""
+"""Maps ``quant_method`` of ``config.json`` to its codec; every file of this folder registers one."""
 
 
 def weights(base: Checkpoint) -> dict[str, Weight]:
-    """The weights that a checkpoint stores quantized, by their names in the unquantized checkpoint; empty for
-    a plain one.
+    """Returns the weights that a checkpoint stores quantized, by their names in the unquantized checkpoint;
+    empty for a plain one.
 
     Raises:
-        Unsupported: it is quantized in a way that is not read.
-        FormatError: its tensors are not what its format says.
+        Unsupported: its quantization cannot be read.
+        FormatError: its tensors contradict its format.
     """
     declared = scheme(base)
     if declared is None:

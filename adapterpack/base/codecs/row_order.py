@@ -1,5 +1,5 @@
-"""Reorders the rows of weights that a file stores in another order than the model, as llama.cpp does with
-queries and keys.
+"""Reorders rows of weights that a file stores in another order than the model, as llama.cpp does with queries
+and keys.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from .storage import EncodedRows, Read, Reader, WeightStorage, Writer
 
 
 def as_model(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Rows of the file in the model's order; ``order`` says for each row of a run in the file its row in the
-    model's run.
+    """Returns rows of the file in the model's order; ``order`` is, for each row of a run in the file, its row
+    in the model's run.
     """
     runs = values.reshape(-1, len(order), *values.shape[1:])
     reordered = np.empty_like(runs)
@@ -27,7 +27,7 @@ def as_model(values: np.ndarray, order: np.ndarray) -> np.ndarray:
 
 
 def as_file(values: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The reverse of :func:`as_model`.
+    """Returns rows of the model in the file's order; reverses :func:`as_model`.
 
     Example:
         >>> order = np.array([0, 2, 1, 3])
@@ -51,80 +51,82 @@ class OrderedMatrix(QuantizedMatrix):
 
 
 class OrderedReader(NamedTuple):
-    """A reader that puts the rows of another into the model's order as they are decoded."""
+    """A reader that reorders the rows of another one into the model's order when decoding."""
 
     inner: Reader
     order: np.ndarray
 
     @property
     def work(self) -> np.dtype[Any]:
-        """As the inner one."""
+        """The inner reader's dtype."""
         return self.inner.work
 
     @property
     def step(self) -> int:
-        """Whole runs; the inner reader's blocks may begin anywhere."""
+        """The length of a run, so that blocks contain complete runs; the inner reader's blocks may begin
+        anywhere.
+        """
         return len(self.order)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """As the inner one."""
+        """The inner reader's shape."""
         return self.inner.shape
 
     def matrices(self, kind: str) -> Sequence[OrderedMatrix]:
-        """See the protocol."""
+        """Returns the inner reader's matrices in the model's order."""
         return [OrderedMatrix(matrix, self.order) for matrix in self.inner.matrices(kind)]
 
     def opened(self) -> AbstractContextManager[Read]:
-        """The inner reader's: raw blocks are in the file's order."""
+        """Opens the inner reader; raw blocks are in the file's order."""
         return self.inner.opened()
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Decodes rows and reorders them into the model's order."""
         return as_model(self.inner.decode(raw, scratch), self.order)
 
 
 class OrderedWriter(NamedTuple):
-    """A writer that passes rows to another in the file's order."""
+    """A writer that passes rows on to another one in the file's order."""
 
     inner: Writer
     order: np.ndarray
 
     @property
     def label(self) -> str:
-        """As the inner one."""
+        """The inner writer's label."""
         return self.inner.label
 
     @property
     def parts(self) -> Mapping[str, str]:
-        """As the inner one."""
+        """The inner writer's parts."""
         return self.inner.parts
 
     @property
     def stochastic(self) -> bool:
-        """As the inner one."""
+        """Whether the inner writer can round stochastically."""
         return self.inner.stochastic
 
     @property
     def read_only_reason(self) -> str | None:
-        """As the inner one."""
+        """The inner writer's reason."""
         return self.inner.read_only_reason
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """See the protocol."""
+        """Reorders rows into the file's order and encodes them."""
         return self.inner.encode(as_file(values, self.order), rows, rounding, scratch)
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """See the protocol."""
+        """Decodes rows that were just stored, in the model's order."""
         return as_model(self.inner.reread(raw, work, scratch), self.order)
 
     def rest(self, role: str) -> np.ndarray:
-        """As the inner one."""
+        """Returns a part as the inner writer does."""
         return self.inner.rest(role)
 
 
 def reorder_rows(storage: WeightStorage, order: np.ndarray | None) -> WeightStorage:
-    """The same storage with its rows in the model's order."""
+    """Returns the same storage with its rows in the model's order."""
     return (
         storage
         if order is None

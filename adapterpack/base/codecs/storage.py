@@ -1,8 +1,8 @@
-"""The interfaces through which a merge reads blocks of a weight as the base stores it, and writes them as the
-output does.
+"""Defines the interfaces with which a merge reads blocks of a weight as the base stores it, and writes them
+as the output does.
 
-Reader and writer are independent: a weight that is read in one format and written in another, such as a
-quantized one in bfloat16, has the reader of the first and the writer of the second.
+Reader and writer are independent: a quantized weight written in bfloat16 has the reader of its quantized
+format and a plain writer.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ...io.buffers import Scratch
 from ..rounding import Round
 
 MAIN_PART = "codes"
-"""The role that every format has: the part whose tensor stands for the weight."""
+"""The role that every format has: the part whose tensor represents the weight."""
 Read = Callable[[slice, int, Scratch], np.ndarray]
-"""Stored rows, and how many numbers each has -> their raw form, in a buffer that is valid until the next
-call.
+"""Returns stored rows in raw form, from a slice and the elements per row, in a buffer that is valid until the
+next call.
 """
 
 
 class PartUpdate(NamedTuple):
-    """New values for ``rows`` of one part, or for ``columns`` of these rows. A row of a part that is a run of
-    bytes is one byte.
+    """New values for ``rows`` of a part, or for ``columns`` of these rows. In a part that is a run of bytes,
+    a row is a byte.
     """
 
     part: str
@@ -38,7 +38,7 @@ class PartUpdate(NamedTuple):
 class EncodedRows(NamedTuple):
     """A block as it is stored.
 
-    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` says that
+    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` means that
     nothing was rounded, and ``noise`` is the expected squared error of the grid that these rows had in a
     quantized base.
     """
@@ -52,8 +52,8 @@ class EncodedRows(NamedTuple):
 class Reader(Protocol):
     """How the base stores a weight.
 
-    ``work`` is the dtype of its numbers while they are folded; blocks of rows begin at multiples of ``step``.
-    ``shape`` is used to walk through a weight that no adapter changes.
+    ``work`` is the dtype in which changes are computed; blocks of rows begin at multiples of ``step``.
+    ``shape`` serves to walk through a weight that no adapter changes.
     """
 
     @property
@@ -63,17 +63,17 @@ class Reader(Protocol):
 
     @property
     def step(self) -> int:
-        """How many rows belong together: blocks begin and end at multiples of it."""
+        """Blocks of rows begin and end at multiples of this."""
         ...
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of what is stored."""
+        """Rows and columns as stored."""
         ...
 
     def matrices(self, kind: str) -> Sequence[Any]:
-        """The matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that return an
-        array for a slice of rows.
+        """Returns the matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that
+        return an array for a slice of rows.
 
         Raises:
             Unsupported: a weight in this format cannot belong to such a layer.
@@ -81,12 +81,12 @@ class Reader(Protocol):
         ...
 
     def opened(self) -> AbstractContextManager[Read]:
-        """The weight, ready to be read."""
+        """Opens the weight for reading."""
         ...
 
     def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """The numbers of rows, in ``work``: ``raw`` itself, or a buffer that is valid until the next call;
-        for reading only.
+        """Returns the values of rows in ``work``: ``raw`` itself or a buffer that is valid until the next
+        call; read-only.
         """
         ...
 
@@ -94,14 +94,14 @@ class Reader(Protocol):
 class Writer(Protocol):
     """How the output stores a weight.
 
-    ``label`` names it in reports. ``parts`` are the output's tensors by role, with the names that they have
-    in the base. ``stochastic`` says that it can round stochastically, ``read_only_reason`` why it cannot
+    ``label`` names the form in reports. ``parts`` maps roles to the output's tensors, by their names in the
+    base. ``stochastic`` says whether it can round stochastically, and ``read_only_reason`` why it cannot
     write, if it cannot.
     """
 
     @property
     def label(self) -> str:
-        """What reports call the stored dtype."""
+        """The name of the stored form in reports."""
         ...
 
     @property
@@ -116,35 +116,35 @@ class Writer(Protocol):
 
     @property
     def read_only_reason(self) -> str | None:
-        """Why no changed weight can be stored in this form; None where one can."""
+        """Why a changed weight cannot be stored in this form; None if it can."""
         ...
 
     def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """Encodes rows, into buffers that are valid until the next call.
+        """Encodes rows into buffers that are valid until the next call.
 
         Raises:
-            NonFinite: there is NaN or infinity, which the format cannot hold.
+            NonFinite: the format cannot store NaN or infinity.
         """
         ...
 
     def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """The numbers of rows that ``encode`` has just stored, as the reader would give those of the base."""
+        """Returns the values of rows that ``encode`` has just stored, as a reader would decode them."""
         ...
 
     def rest(self, role: str) -> np.ndarray:
-        """A part that no update was for: as it is in the base."""
+        """Returns a part without updates, as it is in the base."""
         ...
 
 
 class WeightStorage(NamedTuple):
-    """How one weight is stored in the base, and how in the output."""
+    """How one weight is stored in the base and in the output."""
 
     reader: Reader
     writer: Writer
 
     @property
     def main_tensor(self) -> str:
-        """The tensor that stands for the weight in the output, by its name in the base."""
+        """The tensor that represents the weight in the output, by its name in the base."""
         return self.writer.parts[MAIN_PART]
 
     @property

@@ -1,9 +1,8 @@
-"""Brings the codes of a stored weight into the two forms that operators on codes read; no number is rounded
-to another grid.
+"""Converts stored codes of a weight to the two forms that graph operators on codes support, without
+requantizing.
 
-What a format packs in words, in blocks of its own or by permuted inputs stands here as codes in the order of
-the rows. Codes of 3, 5 or 6 bits are held in the next wider container. Which forms a weight has follows from
-its grid alone.
+Codes packed in words, in the format's own blocks or by permuted inputs become codes in row order. Codes of 3,
+5 or 6 bits use the next wider container. A weight's form follows from its grid alone.
 """
 
 from __future__ import annotations
@@ -18,18 +17,18 @@ from .grid import CodeSpan, QuantizedRows
 from .row_order import as_model
 
 BLOCKS = (256, 128, 64, 32, 16)
-"""How many codes may share a scale."""
+"""How many codes may share a scale in an operator."""
 WIDTHS = (2, 4, 8)
-"""How many bits a code may have."""
+"""How many bits a code may have in an operator."""
 
 
 class Blocks(NamedTuple):
-    """A weight ``[out, in]`` as ``(q - zero) * scale + minimum``, with one of each for ``block`` codes of a
+    """A weight ``[out, in]`` as ``(q - zero) * scale + minimum``, with one of each per ``block`` codes of a
     row.
 
-    ``q`` are whole numbers from zero, uint8 ``[out, in]``, of ``bits`` bits; ``scale``, ``zero`` and, where
-    there is one, ``minimum`` are float32 ``[out, ceil(in / block)]``, zero points being whole numbers. Where
-    there is an ``order`` ``[in]``, column ``i`` of ``q`` belongs to input ``order[i]``.
+    ``q`` are integers from zero, uint8 ``[out, in]``, of ``bits`` bits. ``scale``, ``zero`` and the optional
+    ``minimum`` are float32 ``[out, ceil(in / block)]``; zero points are whole numbers. With an ``order``
+    ``[in]``, column ``i`` of ``q`` belongs to input ``order[i]``.
     """
 
     q: np.ndarray
@@ -42,11 +41,11 @@ class Blocks(NamedTuple):
 
     @property
     def symmetric(self) -> bool:
-        """Whether every zero point lies in the middle of the codes."""
+        """Whether every zero point is in the middle of the range of codes."""
         return bool((self.zero == 1 << self.bits - 1).all())
 
     def values(self) -> np.ndarray:
-        """The weight ``[out, in]``, as an operator computes it in float32."""
+        """Returns the weight ``[out, in]`` as an operator computes it in float32."""
         numbers: np.ndarray = (self.q - self._by_column(self.zero)) * self._by_column(self.scale)
         if self.minimum is not None:
             numbers += self._by_column(self.minimum)
@@ -61,8 +60,8 @@ class Blocks(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A weight ``[out, in]`` as ``levels[q] * scale``, with a scale for each ``block`` codes of the weight
-    row after row.
+    """A weight ``[out, in]`` as ``levels[q] * scale``, with a scale per ``block`` codes of the weight in row
+    order.
 
     ``q`` is uint8 ``[out, in]``, ``levels`` float32 ``[16]``, ``scale`` float32 ``[ceil(out * in / block)]``.
     """
@@ -73,7 +72,7 @@ class Table(NamedTuple):
     levels: np.ndarray
 
     def values(self) -> np.ndarray:
-        """The weight ``[out, in]``, as an operator computes it in float32."""
+        """Returns the weight ``[out, in]`` as an operator computes it in float32."""
         numbers: np.ndarray = self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(
             self.q.shape
         )
@@ -81,11 +80,11 @@ class Table(NamedTuple):
 
 
 def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = None) -> Blocks | Table:
-    """The form of a weight, with its rows in the model's order: see
+    """Returns the form of a weight, with rows in the model's order; see
     :func:`~adapterpack.base.codecs.row_order.as_model`.
 
     Raises:
-        Unsupported: no operator reads codes of this kind; ``what`` says why.
+        Unsupported: no operator supports such codes; ``what`` says why.
     """
     levels = weight.grid.levels
     stored = weight.unpack(parts, slice(0, weight.shape[0]))
@@ -108,8 +107,8 @@ def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = Non
 
 
 def side_by_side(forms: list[Blocks | Table]) -> Blocks | Table:
-    """One form of several weights whose rows follow each other: in the widest codes among theirs, and the
-    smallest blocks.
+    """Returns one form of several weights whose rows are concatenated, with the widest codes and the smallest
+    blocks among them.
 
     Raises:
         Unsupported: they have no form in common; ``what`` says why.
@@ -137,6 +136,7 @@ def side_by_side(forms: list[Blocks | Table]) -> Blocks | Table:
 
 
 def _table(weight: Weight, stored: QuantizedRows, levels: np.ndarray) -> Table:
+    """Returns the table form of a weight."""
     groups, (rows, columns) = weight.grid.groups, weight.shape
     by_rows = stored.codes.shape == weight.shape and columns % groups.width
     if groups.members is not None or groups.height > 1 or by_rows or levels.shape != (16,):
@@ -161,6 +161,7 @@ def _table(weight: Weight, stored: QuantizedRows, levels: np.ndarray) -> Table:
 
 
 def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
+    """Returns the block form of a weight."""
     grid, columns = weight.grid, weight.shape[1]
     bits, offset = _container(span, weight)
     q, order = (stored.codes.astype(np.int16) + offset).astype(np.uint8), None
@@ -190,7 +191,7 @@ def _blocks(weight: Weight, stored: QuantizedRows, span: CodeSpan) -> Blocks:
 
 
 def _container(span: CodeSpan, weight: Weight) -> tuple[int, int]:
-    """The fewest bits that hold the codes, and what is added to a code so that it counts from zero."""
+    """Returns the fewest bits that hold the codes, and the offset that makes codes count from zero."""
     for bits in WIDTHS:
         offset = 1 << bits - 1 if span.low < 0 else 0
         if span.low + offset >= 0 and span.high + offset < 1 << bits:
@@ -199,8 +200,8 @@ def _container(span: CodeSpan, weight: Weight) -> tuple[int, int]:
 
 
 def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
-    """The largest block size of the operator that divides a group of ``width`` codes; for one group a row,
-    the size that takes least.
+    """Returns the largest block size of the operators that divides a group of ``width`` codes; for one group
+    per row, the size that takes the fewest bytes.
     """
     if width >= columns:  # one scale for a row: what takes the fewest bytes, its filling included
         return min(BLOCKS, key=lambda block: -(-columns // block) * (block * bits + 40))
@@ -215,6 +216,7 @@ def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
 
 
 def _join(forms: list[Blocks]) -> Blocks:
+    """Concatenates weights in block form."""
     bits, block = max(form.bits for form in forms), min(form.block for form in forms)
     columns = forms[0].q.shape[1]
     orders = [np.arange(columns) if form.order is None else form.order for form in forms]

@@ -1,6 +1,7 @@
-"""Reads and writes torchao weights as transformers saves them: ``_weight_qdata``, ``_weight_scale``,
-``_weight_zero_point``, and in the metadata of the file the class of tensor that they make up. Integers are
-``scale * (code - zero)``, float8 is ``scale * code``.
+"""Reads and writes torchao weights as transformers saves them: ``_weight_qdata``, ``_weight_scale`` and
+``_weight_zero_point``, with the tensor class in the metadata of the file.
+
+Integers are ``scale * (code - zero)``, float8 is ``scale * code``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _FLOATS = ("Float8Tensor",)
 
 
 def match(base: Checkpoint) -> list[Weight]:
-    """The weights of modules with a ``_weight_qdata``."""
+    """Returns the weights of modules with a ``_weight_qdata``."""
     odd = [name for name in base.stored if name.endswith((":qdata", ":int_data"))]
     if odd:
         raise unreadable(
@@ -41,6 +42,7 @@ def match(base: Checkpoint) -> list[Weight]:
 
 
 def _weight(module: ModuleTensors) -> Weight:
+    """Returns the weight of one module, after checking the shapes of its parts."""
     base, name = module.base, f"{module.path}.weight"
     kind, data = _class(module, name)
     if kind not in _INTEGERS + _FLOATS:
@@ -86,6 +88,7 @@ def _weight(module: ModuleTensors) -> Weight:
 
 
 def _class(module: ModuleTensors, name: str) -> tuple[str, Mapping[str, Any]]:
+    """Returns the class of a weight and its attributes, from the metadata of the file."""
     file = module.base.files[module.base.shard_of[f"{module.path}.{_CODES}"]]
     text = file.metadata.get(name)
     if text is None:
@@ -100,6 +103,7 @@ def _class(module: ModuleTensors, name: str) -> tuple[str, Mapping[str, Any]]:
 
 
 def _range(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> tuple[int, int]:
+    """Returns the smallest and largest code of an integer weight."""
     target = data.get("target_dtype")
     kind = target.get("_data", "int8") if isinstance(target, dict) else "int8"
     if kind not in _BITS:
@@ -109,7 +113,7 @@ def _range(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> tuple[i
 
 
 def _integers(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> Levels:
-    """Integers whose zero points are zero and stay so."""
+    """Returns integer levels whose zero points are zero and remain so."""
     low, high = _range(module, name, data)
     return (
         fixed_zero(integers(low, high, np.int8), low, high, 0)
@@ -119,12 +123,14 @@ def _integers(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> Leve
 
 
 def _unpack(height: int, parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes, scales and zero points of rows."""
     at = slice(rows.start // height, math.ceil(rows.stop / height))
     zero = parts["zero"][at].astype(np.float32) if "zero" in parts else None
     return QuantizedRows(parts["codes"][rows], parts["scale"][at].astype(np.float32), zero)
 
 
 def _pack(height: int, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+    """Returns the updates that store quantized rows."""
     at = slice(rows.start // height, math.ceil(rows.stop / height))
     updates = [
         PartUpdate("codes", rows, quantized.codes),

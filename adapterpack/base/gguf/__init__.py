@@ -1,4 +1,4 @@
-"""Reads GGUF, the file format of llama.cpp: its header, its tensor types, its tensor names."""
+"""Reads GGUF, llama.cpp's file format: its header, tensor types and tensor names."""
 
 MAGIC = b"GGUF"
-"""The first bytes of a file."""
+"""The first bytes of a GGUF file."""

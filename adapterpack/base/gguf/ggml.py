@@ -1,8 +1,8 @@
 """Reads and writes llama.cpp's quantized blocks (GGUF): runs of a row that share float16 scales or, in the K
 types, small multiples of one.
 
-Layouts as in ggml's ``ggml-common.h``: every type here is a grid ``scale * code`` or ``scale * code +
-minimum``. A type is a value: the fields of its block, how codes are packed in them, and how its scales are
+The layouts follow ggml's ``ggml-common.h``. Every type here is a grid ``scale * code`` or ``scale * code +
+minimum``, described by a value: the fields of its block, how codes are packed in them, and how its scales are
 stored.
 """
 
@@ -21,14 +21,14 @@ from . import ggml_bits as bits
 from .tensor_types import TENSOR_TYPES, TYPE_NUMBERS
 
 Blocks = np.ndarray
-"""``[n, blocks of a row]`` of one type's structure."""
+"""An array ``[n, blocks per row]`` of one type's structure."""
 
 
 class Scales(NamedTuple):
     """How the scales of a block are stored.
 
-    ``read``: blocks -> scale and minimum (or None) of each group, float32 ``[n, groups]``. ``write`` stores
-    them in blocks, rounded to the nearest values that can be stored.
+    ``read`` returns scale and minimum (or None) of each group in blocks, float32 ``[n, groups]``. ``write``
+    stores them in blocks, rounded to the nearest values that the blocks can hold.
     """
 
     read: Callable[[Blocks], tuple[Rows, Rows | None]]
@@ -36,7 +36,7 @@ class Scales(NamedTuple):
 
 
 class BlockType(NamedTuple):
-    """A block type: its fields, how to read and write its codes, its scales, the width of a group, and the
+    """A block type: its fields, how to read and write its codes and its scales, the width of a group, and the
     levels of its codes.
     """
 
@@ -49,13 +49,13 @@ class BlockType(NamedTuple):
 
 
 def _extreme(least: Rows, greatest: Rows) -> Rows:
-    """The number of greatest magnitude in each group, with its sign."""
+    """Returns the value of greatest magnitude in each group, with its sign."""
     return np.where(-least > greatest, least, greatest)
 
 
 def _quantize_signed(low: int, high: int) -> Levels:
-    """Signed integers with one more level below zero: the number of greatest magnitude gets the lowest code,
-    whatever its sign.
+    """Returns signed integer levels with one more level below zero; the value of greatest magnitude gets the
+    lowest code, whatever its sign.
     """
     return integers(low, high, np.int8)._replace(
         fit=lambda least, greatest: (_extreme(least, greatest) / F32.type(low), None)
@@ -63,7 +63,9 @@ def _quantize_signed(low: int, high: int) -> Levels:
 
 
 def _from_minimum(top: int, below: bool) -> Levels:
-    """Integers from zero, to which a minimum is added; with ``below`` the minimum is at most zero."""
+    """Returns integer levels from zero, to which a minimum is added; with ``below``, the minimum is at most
+    zero.
+    """
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         least = np.minimum(least, 0) if below else least
@@ -73,11 +75,13 @@ def _from_minimum(top: int, below: bool) -> Levels:
 
 
 def _plain_scales(blocks: Blocks) -> tuple[Rows, Rows | None]:
+    """Reads a float16 scale and an optional minimum from each block."""
     minimum = blocks["m"].astype(np.float32) if "m" in (blocks.dtype.names or ()) else None
     return blocks["d"].astype(np.float32), minimum
 
 
 def _put_plain(blocks: Blocks, scale: Rows, minimum: Rows | None) -> None:
+    """Writes a float16 scale and an optional minimum to each block."""
     blocks["d"] = scale.reshape(blocks.shape)
     if minimum is not None:
         blocks["m"] = minimum.reshape(blocks.shape)
@@ -92,8 +96,8 @@ def _multiples(
     low: int,
     high: int,
 ) -> Scales:
-    """Scales that are integers ``low .. high`` times a float16 of the block, ``d``, and minima that are such
-    times ``-dmin``.
+    """Returns how to store scales as integers ``low .. high`` times the block's float16 ``d``, and minima as
+    integers times ``-dmin``.
     """
 
     def read_scales(blocks: Blocks) -> tuple[Rows, Rows | None]:
@@ -118,7 +122,7 @@ def _multiples(
 
 
 def _unit(values: Rows, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-    """The float16 of which ``values`` ``[..., n]`` are multiples, and the multiples."""
+    """Returns the float16 that ``values`` ``[..., n]`` are multiples of, and the multiples."""
     extreme = _extreme(values.min(axis=-1), values.max(axis=-1))
     with np.errstate(all="ignore"):
         unit = (extreme / F32.type(low if low else high)).astype(np.float16)
@@ -127,6 +131,7 @@ def _unit(values: Rows, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fields(**parts: Any) -> np.dtype[Any]:
+    """Returns the structure of a block."""
     return np.dtype(
         [(name, *(field if isinstance(field, tuple) else (field,))) for name, field in parts.items()]
     )
@@ -214,12 +219,12 @@ TYPES = {
         _quantize_signed(-32, 31),
     ),
 }
-"""The block types that can be read and written, by llama.cpp's name."""
+"""The block types that can be read and written, by llama.cpp's names."""
 
 
 def weight(name: str, kind: str, shape: tuple[int, int]) -> Weight:
-    """The weight ``name`` ``[out, in]`` in blocks of type ``kind``; its one part is ``[out, bytes of a
-    row]``, uint8.
+    """Returns the weight ``name`` ``[out, in]`` in blocks of type ``kind``; its only part is uint8 ``[out,
+    bytes per row]``.
 
     A type without an entry in :data:`TYPES` is decoded by the ``gguf`` package and cannot be encoded.
     """
@@ -254,17 +259,21 @@ def weight(name: str, kind: str, shape: tuple[int, int]) -> Weight:
 
 
 def _blocks(type_: BlockType, parts: Parts, rows: slice) -> Blocks:
+    """Returns the blocks of rows."""
     return np.ascontiguousarray(parts["codes"][rows]).view(type_.fields)
 
 
 def _unpack(type_: BlockType, parts: Parts, rows: slice) -> QuantizedRows:
+    """Reads the codes, scales and minima of rows."""
     blocks = _blocks(type_, parts, rows)
     return QuantizedRows(type_.unpack(blocks).reshape(len(blocks), -1), *type_.scales.read(blocks))
 
 
 def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
-    """Blocks whose scales did not change keep their fields: the K types can store the same scales in several
-    ways.
+    """Returns the update that stores quantized rows.
+
+    Blocks whose scales did not change keep their fields, because the K types can store the same scales in
+    several ways.
     """
     blocks = _blocks(type_, parts, rows).copy()
     scale, minimum = type_.scales.read(blocks)
@@ -282,6 +291,7 @@ def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows)
 def _round_scales(
     type_: BlockType, parts: Parts, rows: slice, scale: Rows, minimum: Rows | None
 ) -> tuple[Rows, Rows | None]:
+    """Rounds scales and minima to what blocks can store."""
     blocks = _blocks(type_, parts, rows).copy()
     type_.scales.write(blocks, scale, minimum)
     return type_.scales.read(blocks)
@@ -296,6 +306,7 @@ _AS_IS = Levels(
 
 
 def _by_package(kind: str, parts: Parts, rows: slice) -> QuantizedRows:
+    """Decodes rows with the ``gguf`` package, as values with a scale of one."""
     from .package import library  # noqa: PLC0415 - only rare types need it
 
     gguf = library()

@@ -1,7 +1,7 @@
 """Unpacks and packs the codes and scales in llama.cpp's blocks: ``blocks`` are ``[n, m]`` structures, codes
 ``[n, m, values]``.
 
-A function reads, and the one with ``put_`` before its name writes; each is the inverse of the other.
+Each function reads, and the one with ``put_`` before its name is its inverse.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ _CRUMBS = np.array([0, 2, 4, 6], np.uint8)
 
 
 def _minus(codes: np.ndarray, offset: int) -> np.ndarray:
-    """uint8 codes minus an offset, as int8; unchanged where the offset is zero."""
+    """Subtracts an offset from uint8 codes, giving int8; returns them unchanged if the offset is zero."""
     signed: np.ndarray = codes.astype(np.int8) - np.int8(offset)
     return signed if offset else codes
 
 
 def nibbles(offset: int, blocks: Blocks) -> np.ndarray:
-    """The first half of a block in the low halves of bytes, the second in the high ones; ``offset`` is
-    subtracted.
+    """Reads the first half of a block's codes from the low halves of bytes, the second from the high ones;
+    subtracts ``offset``.
     """
     raw = blocks["qs"]
     return _minus(np.concatenate([raw & 15, raw >> 4], axis=-1), offset)
@@ -34,7 +34,7 @@ def put_nibbles(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def fives(offset: int, blocks: Blocks) -> np.ndarray:
-    """As :func:`nibbles`, with the fifth bits together in another word."""
+    """Reads codes as :func:`nibbles` does, with their fifth bits from a separate word."""
     high = np.unpackbits(blocks["qh"], axis=-1, bitorder="little")
     return _minus(nibbles(0, blocks) | high << 4, offset)
 
@@ -47,7 +47,7 @@ def put_fives(offset: int, blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def eights(blocks: Blocks) -> np.ndarray:
-    """One byte for each code."""
+    """Reads one byte per code."""
     codes: np.ndarray = blocks["qs"]
     return codes
 
@@ -58,21 +58,22 @@ def put_eights(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def _crumbs(raw: np.ndarray) -> np.ndarray:
-    """Two bits each: ``[..., 64]`` bytes, of which 32 hold 4 runs of 32 codes one above the other -> ``[...,
-    256]``.
+    """Reads two-bit codes: from ``[..., 64]`` bytes, each 32 of which hold four runs of 32 codes at
+    increasing bit positions, to ``[..., 256]``.
     """
     parts: np.ndarray = raw.reshape(*raw.shape[:-1], 2, 1, 32) >> _CRUMBS[:, None] & 3
     return parts.reshape(*raw.shape[:-1], 256)
 
 
 def _put_crumbs(codes: np.ndarray) -> np.ndarray:
+    """Writes what :func:`_crumbs` reads."""
     parts = codes.reshape(*codes.shape[:-1], 2, 4, 32) << _CRUMBS[:, None]
     packed: np.ndarray = np.bitwise_or.reduce(parts, axis=-2)
     return packed.reshape(*codes.shape[:-1], 64)
 
 
 def q2(blocks: Blocks) -> np.ndarray:
-    """Q2_K: two bits."""
+    """Reads Q2_K's codes of two bits."""
     return _crumbs(blocks["qs"])
 
 
@@ -82,7 +83,7 @@ def put_q2(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def q2_scales(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Q2_K: the scale in the low half of a byte, the minimum in the high one."""
+    """Reads Q2_K's scales from the low halves of bytes, its minima from the high ones."""
     return blocks["scales"] & 15, blocks["scales"] >> 4
 
 
@@ -93,8 +94,8 @@ def put_q2_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None)
 
 
 def q3(blocks: Blocks) -> np.ndarray:
-    """Q3_K: two bits, and a mask of third bits, whose run of 32 moves one bit up for each run of codes; 4 is
-    subtracted.
+    """Reads Q3_K's codes: two bits, and a third from a mask of 32 bytes, which has one bit position for each
+    run of 32 codes; subtracts 4.
     """
     mask = blocks["hmask"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     return _minus(_crumbs(blocks["qs"]) | mask.reshape(*blocks.shape, 256) << 2, 4)
@@ -109,8 +110,8 @@ def put_q3(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def q3_scales(blocks: Blocks) -> tuple[np.ndarray, None]:
-    """Q3_K: sixteen scales of six bits, less 32: four in halves of the first 8 bytes, two in the last 4, one
-    above the other.
+    """Reads Q3_K's sixteen scales of six bits, minus 32: four bits from the halves of the first 8 bytes, two
+    bits from the last 4 bytes.
     """
     low, high = blocks["scales"][..., :8], blocks["scales"][..., 8:]
     four = (low[..., None, :] >> _HALVES[:, None] & 15).reshape(*blocks.shape, 16)
@@ -129,7 +130,9 @@ def put_q3_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None)
 
 
 def q4(blocks: Blocks) -> np.ndarray:
-    """Q4_K: runs of 64, the first 32 in the low halves of 32 bytes, the others in the high ones."""
+    """Reads Q4_K's codes in runs of 64: the first 32 from the low halves of 32 bytes, the others from the
+    high ones.
+    """
     raw: np.ndarray = blocks["qs"].reshape(*blocks.shape, 4, 1, 32) >> _HALVES[:, None] & 15
     return raw.reshape(*blocks.shape, 256)
 
@@ -141,7 +144,9 @@ def put_q4(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def q5(blocks: Blocks) -> np.ndarray:
-    """Q5_K: as :func:`q4`, with fifth bits whose run of 32 moves one bit up for each run of codes."""
+    """Reads Q5_K's codes as :func:`q4` does, with a fifth bit from 32 bytes, which have one bit position for
+    each run of 32 codes.
+    """
     high = blocks["qh"][..., None, :] >> np.arange(8, dtype=np.uint8)[:, None] & 1
     return _minus(q4(blocks) | high.reshape(*blocks.shape, 256) << 4, 0)
 
@@ -155,8 +160,8 @@ def put_q5(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def six_bits(blocks: Blocks) -> tuple[np.ndarray, np.ndarray]:
-    """Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes, the first eight with top bits
-    of the last four of each.
+    """Reads eight scales and eight minima of six bits of Q4_K and Q5_K from twelve bytes; the top bits of the
+    first eight bytes belong to the last four of each.
     """
     first, second, third = np.split(blocks["scales"], 3, axis=-1)
     scale = np.concatenate([first & 63, third & 15 | first >> 6 << 4], axis=-1)
@@ -174,8 +179,8 @@ def put_six_bits(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) 
 
 
 def q6(blocks: Blocks) -> np.ndarray:
-    """Q6_K: runs of 128, four bits as two runs of 64 one above the other, two as four runs of 32; 32 is
-    subtracted.
+    """Reads Q6_K's codes in runs of 128: four bits as two runs of 64, two bits as four runs of 32; subtracts
+    32.
     """
     low = blocks["ql"].reshape(*blocks.shape, 2, 1, 64) >> _HALVES[:, None] & 15
     return _minus(low.reshape(*blocks.shape, 256) | _crumbs(blocks["qh"]) << 4, 32)
@@ -190,5 +195,5 @@ def put_q6(blocks: Blocks, codes: np.ndarray) -> None:
 
 
 def put_q6_scales(blocks: Blocks, scale: np.ndarray, minimum: np.ndarray | None) -> None:
-    """Q6_K: signed bytes."""
+    """Writes Q6_K's scales, signed bytes."""
     blocks["scales"] = scale

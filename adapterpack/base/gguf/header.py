@@ -1,8 +1,8 @@
-"""Reads the headers of GGUF files (version 2 and 3, little-endian) strictly: every count is compared with the
-bytes that are there, and nothing is allocated for a count alone.
+"""Reads the headers of GGUF files (versions 2 and 3, little-endian) strictly: every count is compared with
+the bytes that exist, and no count alone allocates memory.
 
-Header: magic, version, counts; then keys and values; then name, extents, type and offset of each tensor; then
-the aligned bytes.
+A header has magic, version and counts; then keys and values; then name, extents, type and offset of each
+tensor. The aligned bytes of the tensors follow.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ STRING, _ARRAY = 8, 9
 
 
 class Bytes(Protocol):
-    """Bytes, or a mapped file, from which a header is read."""
+    """Bytes, or a mapped file, to read a header from."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns the number of bytes."""
         ...
 
     def __getitem__(self, part: slice, /) -> bytes:
-        """Some of them."""
+        """Returns a slice of the bytes."""
         ...
 
 
@@ -50,9 +50,7 @@ class GGUFTensor(NamedTuple):
 
 
 class Array(NamedTuple):
-    """An array in a header, which is checked and stays where it is: nothing here needs the words of a
-    model.
-    """
+    """An array in a header, which is checked but not read: nothing here needs a model's vocabulary."""
 
     kind: int
     items: int
@@ -74,13 +72,14 @@ class Header(NamedTuple):
 
 
 class _Cursor:
-    """A position in the bytes; reading past their end raises an error."""
+    """A position in the bytes; reading past the end raises an error."""
 
     def __init__(self, data: Bytes, where: Path) -> None:
         self.data, self.where, self.at = data, where, 0
         self.texts = self.text_bytes = 0
 
     def skip(self, count: int) -> None:
+        """Moves on by ``count`` bytes."""
         if count > len(self.data) - self.at:
             raise FormatError(
                 "the GGUF file is truncated, or a length in it is false",
@@ -91,18 +90,22 @@ class _Cursor:
         self.at += count
 
     def take(self, count: int) -> bytes:
+        """Returns the next ``count`` bytes."""
         self.skip(count)
         return self.data[self.at - count : self.at]
 
     def number(self, kind: str) -> Any:
+        """Returns the next number, of a ``struct`` format."""
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind)))[0]
 
     def count(self, limit: int, what: str) -> int:
+        """Returns the next count, up to a limit."""
         value: int = self.number("Q")
         self.require(value, limit, what)
         return value
 
     def require(self, value: int, limit: int, what: str) -> None:
+        """Raises if a count exceeds its limit."""
         if value > limit:
             raise FormatError(
                 f"too many or too long: {what}",
@@ -112,6 +115,7 @@ class _Cursor:
             )
 
     def text(self, limit: int = _MAX_TEXT) -> str:
+        """Returns the next string."""
         raw = self.take(self.count(limit, "text"))
         self.text_bytes += len(raw)
         self.require(self.text_bytes, _MAX_TEXT_BYTES, "all texts together")
@@ -123,6 +127,7 @@ class _Cursor:
             ) from error
 
     def value(self, kind: int) -> Any:
+        """Returns the next value, of a GGUF type."""
         if kind == STRING:
             return self.text()
         if kind in _SCALARS:
@@ -132,6 +137,7 @@ class _Cursor:
         raise FormatError("a value of an unknown type", where=f"{self.where}, offset {self.at}", found=kind)
 
     def array(self, kind: int, items: int) -> Array:
+        """Skips the items of an array, checking that they exist."""
         if kind in _SCALARS:
             self.skip(items * struct.calcsize(_SCALARS[kind]))
         elif kind == STRING:
@@ -147,11 +153,11 @@ class _Cursor:
 
 
 def read_header(data: Bytes, where: Path) -> Header:
-    """The header of a GGUF file whose bytes are ``data``.
+    """Returns the header of a GGUF file whose bytes are ``data``.
 
     Raises:
-        FormatError: truncated, malformed, or past a limit.
-        Unsupported: another version, another byte order, or an unknown type of tensor.
+        FormatError: the header is truncated, malformed, or exceeds a limit.
+        Unsupported: the version, the byte order or a type of tensor is not supported.
     """
     cursor = _Cursor(data, where)
     magic = cursor.take(4)
@@ -189,7 +195,7 @@ def read_header(data: Bytes, where: Path) -> Header:
 
 
 def align(offset: int, alignment: int) -> int:
-    """The next multiple of an alignment.
+    """Returns the next multiple of an alignment.
 
     Example:
         >>> align(33, 32), align(64, 32)
@@ -199,6 +205,7 @@ def align(offset: int, alignment: int) -> int:
 
 
 def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]]:
+    """Reads the entry of one tensor: its name, shape, type and offset."""
     name, rank = cursor.text(_MAX_NAME), cursor.number("I")
     if not name or not 1 <= rank <= 4:
         raise FormatError(
@@ -225,8 +232,8 @@ def _place(
     size: int,
     where: Path,
 ) -> Iterator[GGUFTensor]:
-    """The tensors, which must lie in the file one after another, aligned, none over another, with nothing
-    after the last.
+    """Yields the tensors; raises unless they follow one another, aligned and without overlap, up to the end
+    of the file.
     """
     end = 0
     for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
@@ -247,16 +254,16 @@ def _place(
 
 
 def text(value: str) -> bytes:
-    """A text as a header stores it: its length and its bytes."""
+    """Returns a string as a header stores it: its length and its bytes."""
     raw = value.encode()
     return struct.pack("<Q", len(raw)) + raw
 
 
 def key_text(key: str, value: str) -> bytes:
-    """A key with a text as its value, as a header stores them."""
+    """Returns a key with a string value as a header stores them."""
     return text(key) + struct.pack("<I", STRING) + text(value)
 
 
 def tensor_info(name: str, shape: tuple[int, ...], number: int, offset: int) -> bytes:
-    """The entry of a tensor in a header; ``offset`` is relative to the first byte of all tensors."""
+    """Returns the entry of a tensor in a header; ``offset`` is relative to the first byte of all tensors."""
     return text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape[::-1], number, offset)

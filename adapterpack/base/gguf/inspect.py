@@ -1,4 +1,4 @@
-"""Summarizes a model in a GGUF file for ``adapterpack inspect``."""
+"""Summarises a model in a GGUF file for ``adapterpack inspect``."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from .header import Header, read_header
 
 
 def header_at(path: Path) -> Header | None:
-    """The header of a GGUF file, without reading any tensor; None for a file of another format.
+    """Returns the header of a GGUF file without reading any tensor; None for a file of another format.
 
     Raises:
-        FormatError, Unsupported: it is malformed.
+        FormatError, Unsupported: the header is malformed, or not supported.
     """
     with open_regular(path) as file:
         if file.read(len(MAGIC)) != MAGIC:
@@ -28,7 +28,7 @@ def header_at(path: Path) -> Header | None:
 
 
 def inspect_model(path: Path) -> dict[str, Any] | None:
-    """A summary of a model in a GGUF file as JSON values; None where the file holds no model."""
+    """Returns a summary of a model in a GGUF file as JSON values; None if the file contains no model."""
     header = header_at(path)
     if header is None or header.values.get("general.type", "model") != "model":
         return None

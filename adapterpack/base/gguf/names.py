@@ -1,4 +1,4 @@
-"""Maps llama.cpp's tensor names to transformers' module paths, and its order of rows to the model's, for each
+"""Maps llama.cpp's tensor names to transformers' module paths, and its row order to the model's, for each
 model family.
 """
 
@@ -13,7 +13,7 @@ from ...errors import Unsupported
 
 
 class GGUFFamily(NamedTuple):
-    """A family of models: llama.cpp's name for it, whether it reorders the rows of queries and keys, and
+    """A model family: llama.cpp's name for it, whether llama.cpp reorders the rows of queries and keys, and
     whether it adds one to norms.
     """
 
@@ -37,8 +37,8 @@ FAMILIES = {
     "phi3": GGUFFamily("phi3"),
     "bert": GGUFFamily("bert"),
 }
-"""``model_type`` -> family, for models whose linear weights llama.cpp's converter copies row by row or
-reorders as below.
+"""Maps ``model_type`` to its family, for models whose linear weights llama.cpp's converter copies row by row
+or reorders as below.
 """
 
 _LAYER = {
@@ -84,8 +84,8 @@ _BERT_OUTER = {
 
 
 def module_of(family: GGUFFamily, name: str) -> str | None:
-    """The path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None where it is
-    not known, or where the tensor differs from the module's.
+    """Returns the path in transformers' model of llama.cpp's tensor ``name`` (without ``.weight``); None if
+    it is unknown, or the tensor's values differ from the module's.
 
     Example:
         >>> module_of(FAMILIES["llama"], "blk.3.attn_q"), module_of(FAMILIES["bert"], "blk.0.ffn_up")
@@ -103,13 +103,13 @@ def module_of(family: GGUFFamily, name: str) -> str | None:
 
 
 def rope_row_order(family: GGUFFamily, path: str, rows: int, heads: int, groups: int) -> np.ndarray | None:
-    """For each row of one head in the file its row in the model's head, where llama.cpp reorders the rows of
-    module ``path``; else None.
+    """Returns, for each row of one head in the file, its row in the model's head, if llama.cpp reorders the
+    rows of module ``path``; else None.
 
-    A head's rows ``[first half, second half]`` become pairs, one of each.
+    A head's rows ``[first half, second half]`` become pairs with one row of each.
 
     Raises:
-        Unsupported: the rows are not whole heads.
+        Unsupported: the number of rows is not that of complete heads.
 
     Example:
         >>> rope_row_order(FAMILIES["llama"], "model.layers.0.self_attn.k_proj", 12, 4, 2).tolist()

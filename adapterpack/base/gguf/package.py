@@ -8,10 +8,10 @@ from ...extras import needed_by
 
 
 def library() -> Any:
-    """The package.
+    """Returns the ``gguf`` package.
 
     Raises:
-        MissingExtra: it is not installed.
+        MissingExtra: the package is not installed.
     """
     with needed_by("GGUF"):
         import gguf  # noqa: PLC0415 - an extra

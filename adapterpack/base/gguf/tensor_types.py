@@ -1,6 +1,4 @@
-"""Lists the tensor types of GGUF files, with the number of values in a block and its bytes; :mod:`.ggml`
-decodes them.
-"""
+"""Lists the tensor types of GGUF files with the values and bytes of a block; :mod:`.ggml` decodes them."""
 
 from __future__ import annotations
 
@@ -57,6 +55,6 @@ TENSOR_TYPES = {
         (39, "MXFP4", 32, 17),
     )
 }
-"""Number in the file -> type."""
+"""Maps the number of a type in the file to the type."""
 TYPE_NUMBERS = {tensor_type.name: number for number, tensor_type in TENSOR_TYPES.items()}
-"""Name -> number in the file."""
+"""Maps the name of a type to its number in the file."""
