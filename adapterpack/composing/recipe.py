@@ -177,7 +177,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
             raise ValueError("a recipe has either a rule or a tree")
 
     def recipe(self) -> CompositionRecipe:
-        """The recipe."""
+        """Returns the recipe."""
         options = {name: value for name in _OPTIONS if (value := getattr(self, name)) is not None}
         return CompositionRecipe(
             self.name,

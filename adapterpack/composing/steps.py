@@ -162,6 +162,7 @@ def prepare(
     request = request.with_rank(parents, weights)
     measured = of_packs(statistics, parents, rule.statistics, request.rule)
     origin = common_base(parents)
+    # a fixed order makes the tensors the same to the bit, whatever order the caller gives
     order = sorted(
         range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index])
     )

@@ -27,6 +27,7 @@ def cut_all(combined: Sequence[Combination], cut: Cut, reduce: bool) -> list[tup
     """Returns every change as factors with its loss; the loss is None for a change that was neither truncated
     nor reduced to its rank (``reduce``).
     """
+    # changes that are factors are recompressed together; dense ones go through the range finder one by one
     narrow = {
         index: change for index, change in enumerate(combined) if isinstance(change, Factors | FactorSum)
     }

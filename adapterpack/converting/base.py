@@ -55,7 +55,7 @@ class BaseModel:
         return stated if isinstance(stated, str) else None
 
     def modules(self) -> dict[str, tuple[int, ...]]:
-        """Every module with a weight, and that weight's shape."""
+        """Returns every module with a weight, and that weight's shape."""
         return {
             name.removesuffix(".weight"): shape
             for name, shape in self.shapes.items()

@@ -45,7 +45,7 @@ class Diagnosis:
         return all(finding.state != "broken" for finding in self.found.values())
 
     def to_json(self) -> dict[str, Any]:
-        """The diagnosis as ``adapterpack doctor --json`` prints it.
+        """Returns the diagnosis as ``adapterpack doctor --json`` prints it.
 
         Example:
             >>> Diagnosis({}, {}).to_json()

@@ -70,7 +70,7 @@ def _side_files(
 
 
 def _finish_nothing(*_: Any) -> None:
-    """A GGUF file is complete with its tensors."""
+    """Does nothing: a GGUF file is complete with its tensors."""
 
 
 SAFETENSORS = Container(_safetensors, _side_files)

@@ -52,7 +52,7 @@ class UnmergeReport:
     tensors: int
 
     def to_json(self) -> dict[str, Any]:
-        """The report as ``unmerge --json`` prints it."""
+        """Returns the report as ``unmerge --json`` prints it."""
         return {
             "kind": "unmerge",
             "out": self.out,
@@ -104,7 +104,7 @@ def unmerge(
 
 
 def _merge_record(merged: Checkpoint) -> dict[str, Any]:
-    """What the merge recorded in the metadata of the files."""
+    """Returns the merge's record in the metadata of the files."""
     notes = {file.metadata.get(provenance.METADATA) for file in merged.files.values()}
     try:
         (text,) = notes
@@ -265,7 +265,7 @@ def _folds_to(restored: np.ndarray, delta: np.ndarray, matrix: np.ndarray) -> bo
 
 
 def _next(value: np.ndarray, towards: float) -> np.ndarray:
-    """The next number of the dtype, up or down."""
+    """Returns the next number of the dtype, up or down."""
     kind = value.dtype.type
     neighbours: np.ndarray = np.nextafter(value, kind(towards))
     return neighbours

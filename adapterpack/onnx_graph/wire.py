@@ -78,7 +78,7 @@ class _Bytes:
 
 
 def walk(path: Path) -> Walked:
-    """The skeleton of the model at ``path`` and the places of its initializers' numbers.
+    """Returns the skeleton of the model at ``path`` and the places of its initializers' numbers.
 
     Raises:
         FormatError: the file is not a serialized model.

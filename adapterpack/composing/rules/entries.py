@@ -142,8 +142,8 @@ def dense(terms: Sequence[Term]) -> Coordinates:
 
 
 def knots(terms: Sequence[Term]) -> Coordinates:
-    """KnOTS: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the left singular vectors
-    of all changes side by side.
+    """Returns KnOTS' coordinates: ``[D_1 .. D_T] = U [X_1 .. X_T]``, the coordinates of the columns in the
+    left singular vectors of all changes side by side.
 
     Source: arXiv 2410.19735, section 4.
     """
@@ -157,8 +157,8 @@ def knots(terms: Sequence[Term]) -> Coordinates:
 
 
 def core_space(terms: Sequence[Term]) -> Coordinates:
-    """Core Space: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of the changes in balanced
-    factors.
+    """Returns Core Space's coordinates: ``M_t = U^T D_t V`` with the bases of all columns and all rows, of
+    the changes in balanced factors.
 
     Source: arXiv 2509.17786, section 3. The bases are singular vectors of the stacked factors, so the factors
     are balanced first: ``U sqrt(S)`` and ``sqrt(S) V^T`` are the same whichever way a change was written.

@@ -76,7 +76,7 @@ def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
 
 
 def _cluster(units: np.ndarray, k: int) -> np.ndarray:
-    """The cluster of every unit, by Lloyd's algorithm."""
+    """Returns the cluster of every unit, by Lloyd's algorithm."""
     squares = np.sum(units**2, axis=1)
     chosen = [int(np.argmax(squares))]
     nearest = np.sum((units - units[chosen[0]]) ** 2, axis=1)

@@ -86,8 +86,9 @@ def _descend(over: Overlaps, lam: float, steps: int, rate: float) -> np.ndarray:
 
 
 def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
-    """The gradient of the loss by ``m``: with ``R_i = (X - x_i) x_i^T = sum_j B_j C_ji B_i^T``, ``C_ji = A_j
-    diag(m_j) A_i^T``, that of ``|R_i|^2`` by ``m_j`` is twice the diagonal of ``A_j^T B_j^T R_i B_i A_i``.
+    """Returns the gradient of the loss by ``m``: with ``R_i = (X - x_i) x_i^T = sum_j B_j C_ji B_i^T``,
+    ``C_ji = A_j diag(m_j) A_i^T``, the gradient of ``|R_i|^2`` by ``m_j`` is twice the diagonal of ``A_j^T
+    B_j^T R_i B_i A_i``.
     """
     T = len(m)
     slope = np.zeros_like(m)

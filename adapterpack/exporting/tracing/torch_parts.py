@@ -47,7 +47,7 @@ class Plain(TorchPart):
     """The full model; returns those of its outputs that are tensors."""
 
     def forward(self, **inputs: torch.Tensor) -> Named:
-        """Output name -> tensor."""
+        """Returns output name -> tensor."""
         with _before_tokens(trunk_of(self.inner), _slots(inputs)):
             return {
                 name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)

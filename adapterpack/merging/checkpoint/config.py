@@ -20,8 +20,8 @@ def merged_config(
     dtype: str | None,
     untied: bool = False,
 ) -> dict[str, Any]:
-    """The config of a merge of ``packs`` and the ``full_modules`` among them; ``dtype`` is a safetensors
-    name, or None to keep all dtypes.
+    """Returns the config of a merge of ``packs`` and their ``full_modules``; ``dtype`` is a safetensors name,
+    or None to keep all dtypes.
 
     Keys keep their order, so that an unchanged config stays equal.
     """
@@ -38,7 +38,7 @@ def merged_config(
 
 
 def plain_config(config: Mapping[str, Any], dtype: str = "float32") -> dict[str, Any]:
-    """The config of the same model without a quantization, in a dtype by torch's name.
+    """Returns the config of the same model without its quantization, in a dtype by torch's name.
 
     Example:
         >>> plain_config({"dtype": "float16", "quantization_config": {"bits": 4}})
@@ -61,8 +61,8 @@ def _architecture(packs: Sequence[Pack]) -> dict[str, Any]:
 
 
 def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
-    """The label maps of a head; a pack that names no labels gets numbered ones if the size of its head is
-    unambiguous.
+    """Returns the label maps of a head; a pack that names no labels gets numbered labels if the size of its
+    head is unambiguous.
     """
     labels = pack.manifest.task.labels
     if labels is None and pack.manifest.task.type.endswith("classification"):
@@ -84,7 +84,7 @@ def _labels(pack: Pack, full_modules: FullModules) -> dict[str, Any]:
 
 
 def _with_dtype(config: Mapping[str, Any], name: str, top: bool) -> dict[str, Any]:
-    """The config with its dtype set, and that of those parts (a text or vision model) that state one."""
+    """Returns the config with its dtype set, also in those parts (a text or vision model) that state one."""
     parts = {
         key: _with_dtype(value, name, top=False) if isinstance(value, dict) else value
         for key, value in config.items()

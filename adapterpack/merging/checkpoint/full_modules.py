@@ -140,8 +140,8 @@ def _tie(
 
 
 def _prefix(base: Checkpoint, pack: Pack) -> str:
-    """The prefix that the task model's module paths have before the base's tensor names, by the sites in
-    both; often empty.
+    """Returns the prefix of the task model's module paths before the base's tensor names, derived from the
+    sites in both; often empty.
     """
     prefixes = set()
     for group in pack.manifest.groups:
@@ -161,7 +161,7 @@ def _prefix(base: Checkpoint, pack: Pack) -> str:
 
 
 def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str | None:
-    """The base's tensor for one parameter of a fully trained module, or None where it has none."""
+    """Returns the base's tensor for one parameter of a fully trained module, or None if the base has none."""
     candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
     if group.weight is not None:
         candidates.insert(0, f"{group.weight.rpartition('.')[0]}.{param}")

@@ -39,7 +39,7 @@ def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
 
 
 def _job(tensor: MergedTensor, written_with: Mapping[str, MergedTensor]) -> TensorJob | None:
-    """The job that writes a tensor; None for a tensor that is written together with its weight."""
+    """Returns the job that writes a tensor; None for a tensor that is written together with its weight."""
     item, files = tensor.item, frozenset({tensor.shard.name})
     if item.value is not None:
         return Put(files, item.place.nbytes, tensor)
@@ -63,8 +63,8 @@ def _job(tensor: MergedTensor, written_with: Mapping[str, MergedTensor]) -> Tens
 
 
 def _spans(items: Sequence[Item]) -> Iterator[Span]:
-    """The byte ranges of unchanged tensors in base and output, adjacent ones joined and then cut into
-    chunks.
+    """Yields the byte ranges of unchanged tensors in base and output: joins adjacent ones, and then cuts them
+    into chunks.
     """
     spans: list[list[int]] = []
     for item in items:
@@ -114,11 +114,11 @@ def parse_share(text: str) -> JobShare:
 
 
 def jobs_of(all_jobs: Sequence[TensorJob], share: JobShare) -> list[int]:
-    """The numbers of the jobs that belong to a share.
+    """Returns the numbers of the jobs that belong to a share.
 
-    Machines never write into the same file, since network file systems may cache its pages: files are
-    assigned whole, those of one job together, the largest first, each to the machine with the least work so
-    far.
+    Machines never write into the same file, since network file systems may cache its pages: each file goes to
+    one machine, together with the other files of its jobs; the largest come first, and each goes to the
+    machine with the least work so far.
     """
     owner: dict[str, str] = {}
 

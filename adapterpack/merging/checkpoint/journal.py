@@ -128,7 +128,7 @@ class Journal:
 
 
 def boot_id() -> str:
-    """The id of this boot of the machine; empty where that is not known."""
+    """Returns the id of this boot of the machine; empty where it is unknown."""
     try:
         return _BOOT.read_text().strip()
     except OSError:
@@ -136,7 +136,9 @@ def boot_id() -> str:
 
 
 def read_finished_jobs(staging: Path, count: int) -> dict[int, FinishedJob]:
-    """The jobs, of ``count``, that are done according to trusted lines of the journals of all shares."""
+    """Returns the jobs, of ``count``, that are done according to trusted lines of the journals of all
+    shares.
+    """
     done: dict[int, FinishedJob] = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
         with suppress(FileNotFoundError):  # published meanwhile
@@ -155,6 +157,7 @@ def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
             waiting = [] if not same_boot else waiting
             same_boot = bool(current) and line["boot"] == current
         elif "synced" in line:
+            # a sync covers only the lines that were in the file when it began
             trusted |= {number: done for end, number, done in waiting if end <= line["synced"]}
             waiting = [entry for entry in waiting if entry[0] > line["synced"]]
         elif isinstance(line.get("job"), int) and 0 <= line["job"] < count:
@@ -168,7 +171,7 @@ def _sums(change: float, error: float, inner: float, moved: bool, noise: float =
 
 
 def _parse_line(raw: bytes) -> dict[str, Any]:
-    """The object of a line; empty for an incomplete line and for anything that is no line of a journal."""
+    """Returns the object of a line; empty for an incomplete line and for anything but a line of a journal."""
     try:
         value = json.loads(raw[:_MAX_LINE]) if raw.endswith(b"\n") else {}
     except ValueError:

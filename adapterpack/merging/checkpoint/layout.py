@@ -30,7 +30,7 @@ class BaseFile(Protocol):
         ...
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor, as a view of the file."""
+        """Returns a tensor as a view of the file."""
         ...
 
 
@@ -85,11 +85,11 @@ class Shard:
 
 
 def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
-    """The output's shards: those of the base, with the same tensors in the same order; added tensors go to
-    the end of the last.
+    """Returns the output's shards: the base's, with the same tensors in the same order; added tensors go to
+    the end of the last shard.
 
-    With ``dtype`` a weight that the base stores quantized becomes one tensor of it, where the first of its
-    parts was.
+    With ``dtype``, a weight that the base stores quantized becomes one tensor of that dtype, at the place of
+    its first part.
     """
     last = list(base.files)[-1]
     folds = sources(todo)
@@ -149,7 +149,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mappin
 
 
 def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:
-    """Where the bytes of the changed tensors come from, by the tensor's name in the base."""
+    """Returns where the bytes of the changed tensors come from, by the tensor's name in the base."""
     by_tensor: dict[str, dict[str, Any]] = {}
     for name, target in todo.targets.items():
         by_tensor[target.storage.main_tensor] = {"storage": target.storage, "target": target}
@@ -160,7 +160,7 @@ def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:
 
 
 def index(base: Checkpoint, built: list[Shard]) -> dict[str, Any] | None:
-    """The index of a sharded output, or None for a single file."""
+    """Returns the index of a sharded output, or None for a single file."""
     if base.index is None:
         return None
     total = sum(item.place.nbytes for shard in built for item in shard.items)
@@ -182,8 +182,8 @@ def _output(stored: str, dtype: str | None) -> str:
 def _align(
     entries: list[_Entry], metadata: Mapping[str, str], start: int
 ) -> tuple[bytes, dict[str, TensorInfo]]:
-    """Header and positions of tensors in the given order, or with wide dtypes first where that order would
-    misalign one that readers map.
+    """Returns header and positions of tensors in the given order, or with wide dtypes first if that order
+    would misalign a tensor that readers map.
 
     ``start`` is where the tensors begin in the base's file: here they begin at the same offset within a page,
     so that a file system that can share pages between files shares those of unchanged tensors.

@@ -211,8 +211,8 @@ def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple
 
 
 def _shape(base: MergeBase, owner: str, group: Group) -> tuple[int, ...]:
-    """The shape ``[out, in]`` of the weight that a group changes, with the kernel of a convolution behind
-    it.
+    """Returns the shape ``[out, in]`` of the weight that a group changes, followed by a convolution's
+    kernel.
     """
     if group.kind not in LAYOUTS:
         raise Unsupported(

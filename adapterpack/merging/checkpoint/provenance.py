@@ -19,14 +19,14 @@ METADATA = "adapterpack_merge"
 
 
 def content_if_read(base: Checkpoint) -> str | None:
-    """The base's ``content`` fingerprint if it was computed, else None."""
+    """Returns the base's ``content`` fingerprint if it was computed, else None."""
     content: str | None = vars(base).get("content")
     return content
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:
-    """The note in the metadata: the base's fingerprint, each pack's id and weight, and the seed of stochastic
-    rounding.
+    """Returns the note for the metadata: the base's fingerprint, each pack's id and weight, and the seed of
+    stochastic rounding.
     """
     record: dict[str, Any] = {
         "base": {"structure": base.structure, "probe": base.probe, "content": content_if_read(base)},
@@ -36,8 +36,8 @@ def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str
 
 
 def key(headers: Sequence[bytes], options: dict[str, Any]) -> str:
-    """A digest that identifies a merge: of the headers of its files, which name base, packs, weights and
-    shapes, and of the options that are not in them.
+    """Returns a digest that identifies a merge: of the headers of its files, which name base, packs, weights
+    and shapes, and of the options that the headers lack.
     """
     hasher = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     for header in headers:
@@ -53,8 +53,8 @@ def write_side_files(
     dtype: str | None,
     shards: list[layout.Shard],
 ) -> None:
-    """Config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors name of
-    the chosen dtype.
+    """Writes config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors
+    name of the chosen dtype.
     """
     changed = config.merged_config(base.config, packs, todo.full_modules, dtype, bool(todo.copies))
     copy_carried(base.folder, folder)

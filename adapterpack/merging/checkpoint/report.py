@@ -82,13 +82,13 @@ class MergeReport:
         return advice(self.losses, self.relative_error, self.kept)
 
     def worst(self, count: int = 5) -> list[TensorLoss]:
-        """The tensors that lost most, the worst first."""
+        """Returns the tensors that lost most, the worst first."""
         return sorted(
             self.losses, key=lambda loss: (math.isfinite(loss.error), -loss.relative_error, loss.tensor)
         )[:count]
 
     def to_json(self) -> dict[str, Any]:
-        """The report as ``merge --json`` prints it."""
+        """Returns the report as ``merge --json`` prints it."""
         return {
             "kind": "merge",
             "out": self.out,
@@ -100,8 +100,8 @@ class MergeReport:
         }
 
     def provenance(self) -> dict[str, Any]:
-        """What is written to the output folder: the report without path and time, so that equal inputs give
-        equal bytes.
+        """Returns what the merge writes to the output folder: the report without path and time, so that equal
+        inputs give equal bytes.
         """
         return {
             "base": {
@@ -139,19 +139,21 @@ class MergeReport:
 
 
 def relative_error(losses: Sequence[TensorLoss]) -> float:
-    """The fold loss over tensors: ``||S - D|| / ||D||``."""
+    """Returns the fold loss over tensors: ``||S - D|| / ||D||``."""
     change = math.hypot(*(loss.change for loss in losses))
     return math.hypot(*(loss.error for loss in losses)) / change if change else 0.0
 
 
 def kept_share(losses: Sequence[TensorLoss]) -> float:
-    """The projection of the stored change on the exact one, over tensors: 1 is all of it."""
+    """Returns the projection of the stored change on the exact one, over tensors: 1 means that all of it is
+    kept.
+    """
     energy = math.fsum(loss.change**2 for loss in losses)
     return math.fsum(loss.kept * loss.change**2 for loss in losses) / energy if energy else 1.0
 
 
 def advice(losses: Sequence[TensorLoss], relative_error: float, kept: float) -> str | None:
-    """One sentence where the total error is above :data:`MUCH`, else None.
+    """Returns one sentence if the total error is above :data:`MUCH`, else None.
 
     Example:
         >>> advice([TensorLoss("w", "F64", 1.0, 0.5, 0.9, 1.0)], 0.5, 0.9)

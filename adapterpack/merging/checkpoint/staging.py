@@ -23,12 +23,14 @@ _LOG = logging.getLogger(__name__)
 
 
 def folder_for(out: Path, key: str) -> Path:
-    """The staging folder for ``out``: the same for the same work (``key``), so that a later run finds it."""
+    """Returns the staging folder for ``out``: the same for the same work (``key``), so that a later run finds
+    it.
+    """
     return out.parent / f".{out.name}.{key[:16]}.partial"
 
 
 def bytes_on_disk(folder: Path) -> int:
-    """The bytes that a staging folder takes on the disk."""
+    """Returns the bytes that a staging folder takes on the disk."""
     return (
         sum(path.stat().st_blocks * 512 for path in folder.rglob("*") if path.is_file())
         if folder.is_dir()
@@ -37,8 +39,8 @@ def bytes_on_disk(folder: Path) -> int:
 
 
 def list_abandoned_folders(out: Path, folder: Path) -> list[Path]:
-    """Staging folders of other outputs next to ``out`` that no process uses: of work that was killed, or kept
-    to be resumed.
+    """Returns staging folders of other outputs next to ``out`` that no process uses: of work that was killed,
+    or kept in order to resume it.
     """
     unused = []
     for other in sorted(out.parent.glob(".*.partial")) if out.parent.is_dir() else []:

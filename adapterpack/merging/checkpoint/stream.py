@@ -45,7 +45,7 @@ class JobQueue:
             self._left[jobs[number].files] += jobs[number].nbytes
 
     def take(self) -> int | None:
-        """The number of a job, or None when all are handed out."""
+        """Returns the number of a job, or None when all are handed out."""
         with self._lock:
             if not self._waiting:
                 return None
@@ -105,7 +105,7 @@ def write(
         while (number := queue.take()) is not None:
             try:
                 ticker.check()
-                with np.errstate(all="ignore"):  # an overflow shows in the result
+                with np.errstate(all="ignore"):  # an overflow gives infinity, which the job checks
                     sums = jobs[number].run(context, scratch)
                 journal.add(number, sums, jobs[number].files)
             except BaseException:
@@ -123,6 +123,7 @@ def write(
         except BaseException:  # an interrupt while waiting
             ticker.stopped = True
             raise
+    # the first real failure, not the StoppedError by which the other workers then ended
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
     return {

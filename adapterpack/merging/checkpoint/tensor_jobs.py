@@ -46,7 +46,7 @@ class MergedTensor(NamedTuple):
     shard: Shard
 
     def write(self, context: MergeContext) -> Any:
-        """The output file of the tensor, opened."""
+        """Opens the output file of the tensor."""
         return open_descriptor(context.folder / self.shard.name, os.O_WRONLY)
 
 
@@ -217,7 +217,7 @@ class Fold(TensorJob):
         return sums + bias.write(context, scratch)
 
     def loss(self, sums: LossSums) -> TensorLoss:
-        """What was lost in storing the weight."""
+        """Returns the loss by storing the weight."""
         item = self.parts[MAIN_PART].item
         name = item.place.name.removesuffix(self.target.storage.main_tensor) + self.target.weight
         return sums.loss(name, self.target.storage.writer.label)

@@ -66,7 +66,7 @@ def split_tied(
 
 
 def head_of(base: Checkpoint, table: str) -> str:
-    """The name of a language model's head once it is untied from ``table``.
+    """Returns the name of a language model's head once it is untied from ``table``.
 
     Raises:
         Unsupported: the name is not known for this model.
@@ -104,7 +104,7 @@ def tied_to_a_head(base: Checkpoint, pack: Pack, name: str) -> bool:
 
 
 def module_of(tensor: str) -> str:
-    """The last component of the module that a tensor is the weight of, or of the parameter's own name."""
+    """Returns the last component of the module to which a weight belongs, or of the parameter's own name."""
     return tensor.removesuffix(".weight").rpartition(".")[2]
 
 

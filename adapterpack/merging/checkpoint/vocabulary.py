@@ -39,8 +39,8 @@ def adds_words(base: Checkpoint, name: str, value: np.ndarray) -> bool:
 
 
 def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np.ndarray | None:
-    """The embedding ``name`` with additional rows for words that an adapter trained and the base lacks, in
-    float32; None without such.
+    """Returns the embedding ``name`` with additional rows for words that an adapter trained and the base
+    lacks, in float32; None if there are no such words.
 
     Raises:
         Unsupported: the rows of some words in between are not known.
@@ -75,7 +75,7 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
 
 
 def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) -> int | None:
-    """The vocabulary size of the output, if it is larger than the base's.
+    """Returns the vocabulary size of the output if it is larger than the base's, else None.
 
     Raises:
         Unsupported: the packs do not agree on it, or a table or a head keeps the old size.

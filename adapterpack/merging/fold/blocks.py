@@ -38,7 +38,7 @@ class Arithmetic(Protocol):
     """Computes merged blocks: with numpy, with the compiled kernel, or with torch on a device."""
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """How many numbers a block should have."""
+        """Returns how many numbers a block should have."""
         ...
 
     def prepare(
@@ -75,7 +75,7 @@ class InNumpy:
     """Computes with numpy."""
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """As many numbers as numpy merges fastest."""
+        """Returns the block size at which numpy merges fastest."""
         return ELEMENTS
 
     def prepare(
@@ -119,8 +119,8 @@ def block_sums(
     moved: bool,
     energy: bool = True,
 ) -> LossSums:
-    """The sums of a block, from its old values, their change, the new values and the stored form; overwrites
-    the first three.
+    """Returns the sums of a block, from its old values, their change, the new values and the stored form;
+    overwrites the first three.
     """
     old, delta, new = values
     (reader, writer), work = storage, storage.reader.work

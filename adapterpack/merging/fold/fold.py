@@ -36,8 +36,8 @@ class Contribution(NamedTuple):
 
 
 def slice_of(contribution: Contribution, number: int) -> Contribution:
-    """A contribution to matrix ``number`` of its weight: its own slice of a stack, or the contribution
-    itself.
+    """Returns the contribution to matrix ``number`` of its weight: its own slice of a stack, or the
+    contribution itself.
     """
     adapter = contribution.adapter
     if not is_stacked(adapter.site.kind):
@@ -135,10 +135,10 @@ class Change(NamedTuple):
     """All contributions to one weight, ready to be applied block by block.
 
     Plain factor pairs are stacked, ``up = [w_1 up_1, ...]`` and ``down = [down_1; ...]``, so that any number
-    of adapters is one product; ``others`` are the other additive ones as (factor, reads the base, fold). If
-    one is not additive, all are in ``chain`` and are folded one after the other, as active adapters are in a
-    model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of the change, where
-    the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
+    of adapters is one product; ``others`` are the other additive ones as (factor, reads the base, fold). If a
+    contribution is not additive, all are in ``chain`` and are folded one after the other, as active adapters
+    are in a model. ``whole``: some need all rows of the matrix at once. ``energy``: ``|D|_F^2`` of the
+    change, where the factors give it; otherwise it is summed over the blocks. ``panels`` is ``down`` as
     :mod:`~adapterpack._native.lowrank` multiplies it.
     """
 
@@ -156,7 +156,9 @@ class Change(NamedTuple):
         return self.up is not None and self.down is not None and not self.others and not self.chain
 
     def transposed(self) -> Change | None:
-        """The same change of the transposed matrix, or None if it is not just a product of factors."""
+        """Returns the same change of the transposed matrix, or None if it is not just a product of
+        factors.
+        """
         if not self.is_plain or self.up is None or self.down is None:
             return None
         return Change(
@@ -197,8 +199,8 @@ class Change(NamedTuple):
         return total
 
     def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
-        """The change of a block, the changed block and the changed bias, for arrays of any library (numpy or
-        torch).
+        """Returns the change of a block, the changed block and the changed bias, for arrays of any library
+        (numpy or torch).
         """
         xp = array_namespace(weight)
         if self.chain:
@@ -228,8 +230,8 @@ def prepare(
     bias: np.ndarray | None,
     to_device: ToDevice | None = None,
 ) -> Change:
-    """The change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``, computed
-    in ``dtype``.
+    """Returns the change that ``contributions`` make together to ``weight`` ``[out, in]`` and its ``bias``,
+    computed in ``dtype``.
     """
     bound = [bind(contribution, dtype, weight, bias, to_device) for contribution in contributions]
     whole = not all(contribution.method.traits.row_separable for contribution in contributions)

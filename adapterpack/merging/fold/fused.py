@@ -41,7 +41,7 @@ class Fused(InNumpy):
     """
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """Larger blocks where the kernel applies, else numpy's."""
+        """Returns a larger block size where the kernel applies, else numpy's."""
         return 1 << 20 if _kernel_applies(change, storage) else super().elements(change, storage)
 
     def fold(
@@ -80,5 +80,7 @@ def _kernel_applies(change: Change, storage: WeightStorage) -> bool:
 
 
 def _pass_through(values: np.ndarray, dtype: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-    """A :data:`~adapterpack.base.rounding.Round` for values that are rounded already."""
+    """Returns the values unchanged: a :data:`~adapterpack.base.rounding.Round` for values that are rounded
+    already.
+    """
     return values

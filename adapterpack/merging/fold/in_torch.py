@@ -45,7 +45,7 @@ class InTorch:
             ) from error
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """Large blocks, so that the device is busy."""
+        """Returns a large block size, so that the device is busy."""
         return 1 << 23
 
     def prepare(

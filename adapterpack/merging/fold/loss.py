@@ -36,7 +36,7 @@ class TensorLoss(NamedTuple):
         return self.error / self.change if self.change else 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """The loss as reports print it."""
+        """Returns the loss as reports print it."""
         return {
             "tensor": self.tensor,
             "dtype": self.dtype,
@@ -69,7 +69,7 @@ class LossSums(NamedTuple):
         )
 
     def loss(self, tensor: str, dtype: str) -> TensorLoss:
-        """The loss of the tensor with these sums."""
+        """Returns the loss of the tensor with these sums."""
         kept = 1 + self.inner / self.change if self.change else 1.0
         stored = math.sqrt(max(self.change + 2 * self.inner + self.error, 0.0)) if self.moved else 0.0
         if self.moved and stored == 0.0:
@@ -80,8 +80,8 @@ class LossSums(NamedTuple):
 
 
 def sums_of(change: np.ndarray, error: np.ndarray, moved: bool, *, energy: bool = True) -> LossSums:
-    """The sums of a block; without ``energy``, ``<D, D>`` is left out, as the caller knows it for the whole
-    tensor.
+    """Returns the sums of a block; without ``energy`` leaves out ``<D, D>``, which the caller knows for the
+    full tensor.
     """
     return LossSums(
         inner(change, change) if energy else 0.0, inner(error, error), inner(error, change), moved

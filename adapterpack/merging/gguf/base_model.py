@@ -102,12 +102,12 @@ class GGUFFile:
         return gguf_name
 
     def number(self, key: str) -> int | None:
-        """A positive integer under a key of the architecture, or None."""
+        """Returns a positive integer under a key of the architecture, or None."""
         value = self.header.values.get(f"{self.family.name}.{key}")
         return value if type(value) is int and 0 < value < 1 << 32 else None
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor as it is stored, as a read-only view of the mapped file."""
+        """Returns a tensor as it is stored, as a read-only view of the mapped file."""
         info = self.tensors[name]
         return np.frombuffer(
             memoryview(self.bytes)[info.offset : info.offset + info.nbytes], DTYPES[info.dtype]
@@ -196,7 +196,9 @@ class GGUFBase(MergeBase):
         return (f"{len(self._measured)} weights of the file differ from the checkpoint's {how}",)
 
     def row_order(self, name: str) -> np.ndarray | None:
-        """For each row of a head in the file its row in the model, where a tensor's rows are reordered."""
+        """Returns for each row of a head in the file its row in the model, if the file reorders the tensor's
+        rows.
+        """
         heads = self.file.number("attention.head_count")
         groups = self.file.number("attention.head_count_kv") or heads
         path, tensor = name.rpartition(".")[0], self.file.entries[name]
@@ -303,8 +305,8 @@ class GGUFBase(MergeBase):
 
 
 def _distance(base: GGUFBase, name: str, matrix: Any, of_checkpoint: np.ndarray) -> tuple[float, float]:
-    """How much a weight differs from the checkpoint's, and how much its type explains, both relative to the
-    checkpoint's norm.
+    """Returns how much a weight differs from the checkpoint's, and how much of that its type explains, both
+    relative to the checkpoint's norm.
     """
     if matrix.shape != of_checkpoint.shape:
         raise BaseMismatch(

@@ -28,7 +28,7 @@ _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
 
 
 def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> list[Shard]:
-    """The one file: every tensor in the type that it has, or every matrix in ``dtype``.
+    """Returns the only output file: every tensor in its own type, or every matrix in ``dtype``.
 
     Raises:
         Unsupported: a pack adds tensors, which is not supported, or changes a bias whose rows the file
@@ -118,8 +118,8 @@ def _shape(value: np.ndarray, place: TensorInfo) -> np.ndarray:
 
 
 def _keys(base: GGUFBase, dtype: str | None) -> list[bytes]:
-    """The keys and their values as bytes, with the file type of ``dtype`` and without the note of an earlier
-    merge.
+    """Returns the keys and their values as bytes, with the file type of ``dtype`` and without the note of an
+    earlier merge.
     """
     keys = []
     for key, (start, stop) in base.file.header.spans.items():

@@ -115,7 +115,7 @@ def _blocks(
 
 
 def _count_once(pieces: Sequence[WeightPiece]) -> Iterator[tuple[WeightPiece, bool]]:
-    """Each piece, and whether it counts for the loss: rows that another piece holds too count once."""
+    """Yields each piece, and whether it counts for the loss: rows that several pieces hold count once."""
     counted: list[tuple[int, int, int]] = []
     for piece in pieces:
         is_copy = any(

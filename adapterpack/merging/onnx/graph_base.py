@@ -103,7 +103,7 @@ class GraphBase(MergeBase):
         return self.read(name)
 
     def read(self, name: str) -> np.ndarray:
-        """A weight as its site stores it, or a bias; of floats a view of the mapped graph."""
+        """Reads a weight as its site stores it, or a bias; float tensors are views of the mapped graph."""
         path, _, leaf = name.rpartition(".")
         site, kind = self._sites[path]
         if leaf == "bias":
@@ -123,7 +123,9 @@ class GraphBase(MergeBase):
         return "linear"
 
     def weight_name(self, path: str, recorded: str | None = None) -> str | None:
-        """The weight of the module ``path``; a graph has modules, not the tensor names of a checkpoint."""
+        """Returns the weight of the module ``path``; a graph has modules, not the tensor names of a
+        checkpoint.
+        """
         name = f"{path}.weight"
         return name if name in self.tensors else None
 

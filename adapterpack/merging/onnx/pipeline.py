@@ -210,7 +210,9 @@ def _open(
 
 
 def _unquantized(checkpoint: str | os.PathLike[str]) -> MergeBase:
-    """A checkpoint whose tensors are looked for in a graph by their bytes, and so must not be quantized."""
+    """Opens a checkpoint, which must not be quantized, since its tensors are searched in the graph by their
+    bytes.
+    """
     base = MergeBase(checkpoint)
     require_plain(base)
     return base
@@ -417,13 +419,13 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
 
 
 def _check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:
-    """The result of ONNX's checker and of opening in ONNX Runtime, in a process with limits, of ``written``:
-    ``passed``, or why there is none because ``source`` fails as well. ``files`` are all that ``source``
-    reads.
+    """Runs ONNX's checker on ``written`` and opens it in ONNX Runtime, in a process with limits. Returns for
+    each check ``passed``, or the reason why there is no result if ``source`` fails as well. ``files`` are all
+    files that ``source`` reads.
 
     Raises:
-        ParityError: it fails where the source does not.
-        OutOfLimits: it takes too much memory or time.
+        ParityError: ``written`` fails where the source does not.
+        OutOfLimits: a check takes too much memory or time.
     """
     results = {}
     for name, (problem, of_source) in problems(written, source, files).items():

@@ -81,11 +81,11 @@ class GraphReport:
         return advice(self.losses, self.relative_error, self.kept)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as ``merge --json`` prints it."""
+        """Returns the report as ``merge --json`` prints it."""
         return {"kind": "merge-onnx", "out": self.out, **self.provenance(), "seconds": self.seconds}
 
     def provenance(self) -> dict[str, Any]:
-        """What is written to the output folder: the report without path and time."""
+        """Returns what the merge writes to the output folder: the report without path and time."""
         return {
             "graph": self.graph,
             "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},

@@ -110,7 +110,7 @@ class GraphWriter:
 
 @contextmanager
 def opened_all(files: Mapping[Path, Path]) -> Iterator[dict[Path, int]]:
-    """The output file of each source file, open for writing."""
+    """Yields the output file of each source file, open for writing."""
     sinks: dict[Path, int] = {}
     try:
         for source, target in files.items():

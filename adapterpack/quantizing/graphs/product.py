@@ -67,12 +67,12 @@ class ConstantProduct:
         return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
 
     def matrix(self) -> np.ndarray:
-        """The weight in memory, ``[in, out]`` in the graph's type."""
+        """Loads the weight, ``[in, out]`` in the graph's type."""
         numbers = self.weight.const_value.numpy()
         return numbers if self.weight is self.node.inputs[1] else np.ascontiguousarray(numbers.T)
 
     def rows(self) -> np.ndarray:
-        """The weight as a linear layer has it, ``[out, in]`` in float32."""
+        """Loads the weight as a linear layer stores it, ``[out, in]`` in float32."""
         return np.ascontiguousarray(self.matrix().T, dtype=np.float32)
 
     def alone(self) -> onnx.ModelProto:

@@ -106,6 +106,7 @@ def greedy(
             heapq.heappush(
                 queue,
                 (
+                    # the price of the next step down: added error for each byte saved
                     max(options[1].error - options[0].error, 0.0) / (options[0].nbytes - options[1].nbytes),
                     name,
                 ),
@@ -116,6 +117,7 @@ def greedy(
     while queue and (size_budget is None or size > size_budget):
         _, name = heapq.heappop(queue)
         old, new = choices[name][at[name] : at[name] + 2]
+        # this product keeps its bits; a product with a smaller error may still fit
         if limit is not None and error - old.error + new.error > limit:
             continue
         error, size, at[name] = error - old.error + new.error, size - old.nbytes + new.nbytes, at[name] + 1
