@@ -33,7 +33,7 @@ from .scan import SAMPLE, fold_losses, norm_of, rows_of, scan
 RANKS = (1, 2, 4, 8, 16, 32)
 """The ranks for which the loss of a truncation is reported by default."""
 _APPROXIMATED = Cut(rank=256, energy=0.999)
-"""How a change without a low rank is taken as factors."""
+"""How to approximate a change without a low rank by factors."""
 
 Progress = Callable[[int, int], None]
 

@@ -21,7 +21,7 @@ from ..lowrank.factors import Term, gram
 from ..merging.fold.loss import LossSums, sums_of
 
 SAMPLE = 1 << 20
-"""Entries of a site that are scanned, unless all are wanted."""
+"""The entries to scan at a site, unless the caller requests all."""
 _BLOCK = 1 << 18
 
 

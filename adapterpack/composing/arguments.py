@@ -16,7 +16,7 @@ from ..pack.on_base import named_on
 from ..pack.pack import Pack
 
 MAX_PARENTS = 64
-"""As many parents as a manifest can name."""
+"""The most parents that a manifest can name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 

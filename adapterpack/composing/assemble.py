@@ -24,7 +24,7 @@ from .full_modules import average
 from .tree_syntax import parse
 
 TreeLike = str | Mapping[str, Any] | Leaf | Node
-"""Text, the JSON value of a tree, or a tree."""
+"""The text of a tree, the JSON value of a tree, or a tree."""
 
 
 def assemble(

@@ -10,7 +10,7 @@ from ..errors import ConfigError, NothingToDo
 from ..lowrank.truncation import Cut, shared_out
 
 FULL_RANK = 256
-"""The rank up to which a change without a low rank takes part in a budget."""
+"""The largest rank that a change without a low rank can get under a budget."""
 
 
 def check_budget(budget: float | None, cut: Cut) -> None:

@@ -27,7 +27,7 @@ from .steps import CompositionRequest, CompositionWork, Progress, build_pack, co
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
 Score = Callable[[Pack], float]
-"""How good a pack is; more is better."""
+"""Scores a pack; higher is better."""
 
 
 def compose(

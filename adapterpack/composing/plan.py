@@ -28,8 +28,8 @@ from .steps import BATCH, CompositionRequest, approximation
 from .truncate import MAX_IN_MEMORY
 
 _BLOCKS = 64 << 20
-"""Bytes of blocks of rows, orthogonal directions and the like that one thread needs on top of the site
-itself: an upper bound.
+"""An upper bound on the bytes that one thread needs besides the site itself: blocks of rows, orthogonal
+directions and the like.
 """
 
 
@@ -50,7 +50,7 @@ class Sized(NamedTuple):
 
     @property
     def packs(self) -> int:
-        """How many packs change the site."""
+        """The number of packs that change the site."""
         return max(1, sum(rank > 0 for rank in self.ranks))
 
 

@@ -34,10 +34,10 @@ from .statistics import Statistics, of_packs
 from .truncate import cut_all, decompose_all, finite
 
 Progress = Callable[[int, int], None]
-"""Called with the bytes of factors that are combined, and those in all."""
+"""Called with the bytes of factors combined so far, and those in all."""
 BATCH = 1 << 20
-"""Numbers of factors that a thread combines at a time. A core's own cache holds fewer, but then the threads
-wait more for the interpreter's lock between calls than the cache is worth.
+"""The numbers of factors that a thread combines at a time. A core's cache holds fewer, but with smaller
+batches threads wait for the interpreter's lock between calls, which costs more.
 """
 LARGEST = float(np.finfo(np.float32).max) ** 2
 """The squared size of a change beyond which its numbers may not fit into float32, though its factors, which

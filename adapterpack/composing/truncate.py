@@ -18,8 +18,8 @@ from .rules.rule import Combination
 T = TypeVar("T")
 
 MAX_IN_MEMORY = 1 << 26
-"""Numbers of a dense change that is kept in memory while it is cut: 256 MB in float32, four times a site of
-4096 x 4096.
+"""The largest dense change, in numbers, to hold in memory during truncation: 256 MB in float32, four times a
+site of 4096 x 4096.
 """
 
 

@@ -21,11 +21,11 @@ from ...lowrank.factors import Factors, JointCore, Term, core
 from .rule import RULES, Combination, Function, Rule, with_scope
 
 _BLOCK = 1 << 21
-"""Numbers of a block of all changes together: 8 MB. A core's own cache holds fewer, but between short calls
-threads wait for the interpreter's lock.
+"""The numbers of a block of all changes together: 8 MB. A core's cache holds fewer, but with smaller blocks
+threads wait for the interpreter's lock between short calls.
 """
 _EVERY = (3, 5)
-"""Which rows and columns are sampled: odd numbers, because heads and the like come in even ones."""
+"""The steps between sampled rows and columns: odd numbers, because heads and the like have even widths."""
 
 
 class EntryBlock(NamedTuple):

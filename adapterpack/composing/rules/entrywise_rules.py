@@ -13,9 +13,9 @@ from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
 from .trim import band, band_levels, drop, dropped_by_rank, largest_level, trim
 
 _TIE = 1e-6
-"""Of the votes cast: a majority that is rounding in float32 is none."""
+"""The share of the votes below which a majority counts as a tie, since it is only rounding in float32."""
 _TILE = 1 << 14
-"""Entries of each change that are voted on together, so that they stay in a core's own cache."""
+"""The entries of each change in one vote, so that they fit into a core's cache."""
 
 
 def elect(

@@ -21,7 +21,7 @@ from ...lowrank.spectra import spectra
 from .rule import ARXIV, THINNED, Count, Laws, choice, rule, share
 
 _ROUNDS = 100
-"""Rounds of k-means at most; it stands long before."""
+"""The most rounds of k-means; it converges much earlier."""
 
 
 def canonical(terms: Sequence[Term]) -> list[Factors]:

@@ -20,10 +20,10 @@ from ...lowrank.factors import Factors, FactorSum, Term, column_gram, gram, row_
 from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
 
 _ORTHOGONAL = 0.1
-"""The share of the mean under which Model Stock says that it is about to take everything away."""
+"""Model Stock warns below this share of the mean, where it removes nearly the full change."""
 _FLAT = 0.9995
-"""The cosine above which two directions are interpolated in a straight line: their angle is lost in
-rounding.
+"""The cosine above which the rules interpolate in a straight line, since rounding hides the angle between the
+directions.
 """
 
 

@@ -16,11 +16,11 @@ from ...lowrank.range_finder import RowSource
 from ...registry import Registry
 
 Combination = Factors | FactorSum | RowSource
-"""What a rule makes of a site: factors, a sum of those that it was given, or a dense change in blocks of
-rows.
+"""The result of a rule at a site: factors, a weighted sum of the given factors, or a dense change that yields
+blocks of rows.
 """
 Steps = Annotated[int, Meta(ge=1, le=10_000)]
-"""How often a rule repeats something. A recipe of a stranger may name the number, so it has a bound."""
+"""A number of iterations. An untrusted recipe may set it, so it is bounded."""
 Count = Annotated[int, Meta(ge=0, le=10_000)]
 """A number of packs or of parts."""
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
@@ -57,7 +57,7 @@ class Laws(NamedTuple):
 ARXIV = "https://arxiv.org/abs/"
 SUM = Laws(sums=True)
 MEAN = Laws(weighted=False)
-"""Of a mean: a lone pack's weight divides out."""
+"""The laws of a mean, in which a lone pack's weight cancels out."""
 THINNED = {"density": 1.0}
 
 

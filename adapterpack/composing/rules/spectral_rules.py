@@ -17,7 +17,8 @@ from ...lowrank.factors import Factors, JointCore, Term, core, zero
 from .rule import ARXIV, MEAN, Laws, choice, rule, share
 
 _NULL = 1e-5
-"""Of the largest singular value of changes in float32: what is smaller is their rounding."""
+"""The share of the largest singular value below which singular values of float32 changes are only rounding.
+"""
 
 
 class SpectralParts(NamedTuple):
