@@ -1,8 +1,7 @@
 """AdaMSS: divides the rows of a weight into groups, each with its own small change within the span of the
-weight's first singular vectors.
+weight's first singular vectors (Zheng et al. 2025, NeurIPS, "Adaptive Multi-Subspace").
 
-    W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p          (Zheng et al. 2025, NeurIPS, "Adaptive
-    Multi-Subspace")
+    W'_k = W_k + B_k A_k P,   b'_k = b_k + B_k A_k p
 
 [W, b] is approximated by U S [P, p] of rank r; k-means divides the rows of U into ``num_subspaces`` groups,
 and W_k are the rows of group k. A_k ``[subspace_rank, r]`` starts as the first directions of U's rows in the

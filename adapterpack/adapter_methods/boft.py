@@ -1,8 +1,8 @@
 """BOFT: rotates a layer's inputs by a butterfly of small rotations and scales its outputs (Liu et al. 2024,
 arXiv 2311.06243, section 4).
 
-    y' = s * (W R x) + b,   R = B_1 ... B_m,   B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1
-    (I + S_ij)
+    y' = s * (W R x) + b,   R = B_1 ... B_m
+    B_i = P_i diag(R_i1, R_i2, ...) P_i^T,   R_ij = (I - S_ij)^-1 (I + S_ij)
 
 ``boft_R`` ``[m, blocks, b, b]`` holds matrices A, of which only the skew-symmetric part ``S = (A - A^T) / 2``
 counts; ``boft_s``, s, is ``[out, 1]``. The permutation P_i brings inputs that are 2^(i-2) blocks apart into

@@ -1,8 +1,8 @@
 """Compacter: a bottleneck whose two matrices are sums of Kronecker products (Mahabadi et al. 2021, arXiv
 2106.04647, section 4).
 
-    h' = h + s (U act(D h + b_down) + b_up),   D = sum_i A_i (x) (s_i t_i),   U likewise with factors of its
-    own
+    h' = h + s (U act(D h + b_down) + b_up)
+    D = sum_i A_i (x) (s_i t_i),   U likewise with its own factors
 
 The rules A_i ``[n, n]`` may be shared by all sites and both matrices (one tensor in the pack), and may be
 products ``[n, k] [k, n]``; s_i t_i always have rank ``k``. Widths that n does not divide are rounded up and

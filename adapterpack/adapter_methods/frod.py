@@ -1,8 +1,8 @@
 """FRoD: decomposes all layers of one role over a shared basis, and adapts them between the two sides of the
 decomposition (doi 10.1609/aaai.v40i31.39813).
 
-    W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T,   V [in, in] shared by the layers of a role, U [out, in]
-    with columns of length 1
+    W' = U (S + diag(l)) V^T,   W = U diag(l_0) V^T
+    V [in, in] shared by the layers of a role,   U [out, in] with columns of length 1
 
 l ``[in]`` starts as l_0. S ``[in, in]`` is zero except at a share ``sparse_rate`` of the places off the
 diagonal, which the layers of a role share. V is computed from the weights of all these layers (a higher-order

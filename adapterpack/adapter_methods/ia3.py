@@ -99,6 +99,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     inner = [path for path, cfg in sites.items() if cfg.feedforward]
     # PEFT matches a name in this list with the end of a path, even in the middle of a word, but matches a
     # string as a regular expression against the full path.
+    # Reversed paths turn "ends with" into "begins with", which a sorted list answers by bisection.
     backwards = sorted(path[::-1] for path, cfg in sites.items() if not cfg.feedforward)
     # the first reversed path that could begin with this one
     first = ((path[::-1], bisect_left(backwards, path[::-1])) for path in inner)

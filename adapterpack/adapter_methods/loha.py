@@ -63,6 +63,7 @@ def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
     up1, down1, up2, down2 = (params[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
+    # Only below the full rank are the Khatri-Rao factors smaller than the dense change.
     if cfg.rank < min(up1.shape[0], down1.shape[1]):
         return NormalForm(
             down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2))

@@ -1,7 +1,7 @@
 """LoRA: a low-rank change added to a frozen layer (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
-    y' = base(x) + s * B (A x),   s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv
-    2312.03732)
+    y' = base(x) + s * B (A x)
+    s = alpha / r,  or  alpha / sqrt(r) with rsLoRA (Kalajdzievski 2023, arXiv 2312.03732)
 
 A has shape [r, in], B has shape [out, r]. An init whose B A is not zero (methods/inits) is taken off again:
 

@@ -78,6 +78,7 @@ def _normal_form(cfg: MoRA, params: Params, site: Site) -> NormalForm:
     M = params["mora_M"]
     n, out = M.shape[0], site.out_features
     wide = -(-site.in_features // n) * n
+    # Repeats the input until n divides its length.
     blocks = Repeat(site.in_features, wide, M)
     if cfg.form == "sharing":
         return NormalForm(down=Chain(Chain(blocks, BlockSums(wide, n, M)), Dense(M)), up=Repeat(n, out, M))

@@ -111,6 +111,7 @@ def _apart(trained: Array, kept: Array) -> Array:
     if value is trained:
         return trained
     free = trained - kept @ (kept.T @ trained)
+    # The value of `trained` with the gradient of `free`: their difference adds zero to the value.
     return value + (free - constant(free))
 
 

@@ -1,8 +1,8 @@
 """P-tuning: embeddings before the first token, computed by a small network (Liu et al. 2021, arXiv
 2103.10385, section 3.2).
 
-    P = f(E),   E [n, in];   f: three linear layers with ReLU between, or a bidirectional LSTM and two linear
-    layers
+    P = f(E),   E [n, in]
+    f: three linear layers with ReLU between, or a bidirectional LSTM and two linear layers
 
 Only the result P is packed: the network is needed only for training.
 """

@@ -1,8 +1,9 @@
 """PEANuT: a small network computes the change of a weight from the weight itself (Zhong et al. 2024, arXiv
 2410.01870, section 3).
 
-    W' = W + s B h^T,   h = f(W^T A^T), then f(h E_i^T) for each encoder, then f(h D_i^T) + (h before encoder
-    depth - i) for each decoder
+    W' = W + s B h^T
+    h = f(W^T A^T), then f(h E_i^T) for each encoder,
+        then f(h D_i^T) + (h before encoder depth - i) for each decoder
 
 A is [r, out], B is [out, r], the ``depth`` encoders E and decoders D are [r, r]. h ``[in, r]`` is a function
 of the frozen weight, so the change has rank r. The adapter is the network: applied to another weight, it

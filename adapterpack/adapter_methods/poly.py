@@ -1,8 +1,8 @@
 """Polytropon: an inventory of low-rank skills that every task mixes with its own weights (Ponti et al. 2022,
 arXiv 2202.13914, section 3).
 
-    y' = base(x) + B_t A_t x / r,   A_t = sum_s w_ts A_s,   B_t = sum_s w_ts B_s,   w_t = sigmoid(Z_t) / sum_s
-    sigmoid(Z_ts)
+    y' = base(x) + B_t A_t x / r,   A_t = sum_s w_ts A_s,   B_t = sum_s w_ts B_s
+    w_t = sigmoid(Z_t) / sum_s sigmoid(Z_ts)
 
 With ``n_splits`` above 1, inputs and outputs are divided into that many parts, each of which mixes the skills
 with its own weights (Multi-Head Routing, Caccia et al. 2022, arXiv 2211.03831). If ``n_splits`` does not

@@ -149,6 +149,7 @@ def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:
     narrow, wide, bases = _sizes(cfg, site.in_features, site.out_features)
     A = xp.reshape(weights[:, :, None] * params["randlora_A"][:, :, :narrow] * gamma, (cfg.r * bases, narrow))
     B = xp.reshape(params["randlora_B"][:wide, :bases], (wide, bases * cfg.r))
+    # The narrow factor carries the trained weights, on whichever side the smaller width is.
     down, up = (A, B) if narrow == site.in_features else (B.T, A.T)
     return NormalForm(down=Dense(down), up=Dense(up))
 

@@ -1,8 +1,8 @@
 """Super-Tuning: trained changes of the largest (or smallest) weights (arXiv 2607.09287); with a rank, plus a
 LoRA ("Supra").
 
-    W' = W + S + s B A,   S [out, in] zero but for the places of the (1 - sparsity) out in largest |W|,   s =
-    alpha / r
+    W' = W + S + s B A,   s = alpha / r
+    S [out, in] is zero except at the (1 - sparsity) out in largest |W|
 
 The positions are chosen once, when the adapter is created, and stored with the values as row-major int32
 indices. Choosing them again could give others wherever two weights have the same magnitude, which is common

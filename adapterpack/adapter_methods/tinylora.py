@@ -123,6 +123,7 @@ def _factors(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
     rank = _rank(cfg, site)
     left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
     left, roots, right = left[:, :rank], np.sqrt(values[:rank]), right[:rank]
+    # Makes the largest entry of each right vector positive, because the signs differ between libraries.
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
     return {
         "tinylora_A": ((signs * roots)[:, None] * right).astype(np.float32),

@@ -104,6 +104,7 @@ def _forward(
     xp, y = array_namespace(x), base(x)
     gained = xp.matmul(x, _change(params, site).T)
     nothing = xp.zeros((*gained.shape[:-1], 1), dtype=gained.dtype, device=gained.device)
+    # Place 0 selects the prepended zero, so tokens that are not trained gain nothing.
     return y + xp.take(xp.concat([nothing, gained], axis=-1), params["place"], axis=-1)
 
 

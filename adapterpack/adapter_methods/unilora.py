@@ -90,6 +90,7 @@ def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     indices = np.repeat(np.arange(length), total // length)
     if rest := total % length:
         indices = np.concatenate([indices, rng.choice(length, size=rest, replace=False)])
+    # These calls reproduce PEFT's draws, so their order must not change.
     rng.shuffle(indices)
     counts = np.bincount(indices, minlength=length)
     return indices.astype(np.int32), (1 / np.sqrt(np.maximum(counts, 1))).astype(np.float32)

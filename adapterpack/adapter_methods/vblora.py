@@ -1,8 +1,8 @@
 """VB-LoRA: builds LoRA's factors from a bank of vectors that all layers share (Li et al. 2024, arXiv
 2405.15179, section 3).
 
-    y' = base(x) + B (A x),   every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k
-    logits)_k bank[k]
+    y' = base(x) + B (A x)
+    every piece of b numbers of a row of A or a column of B is  sum_k softmax(top-k logits)_k bank[k]
 
 The bank has shape [h, b]; a site has one logit for every piece and every vector. If b does not divide a
 width, the last piece is cut; PEFT refuses such a layer. A fresh adapter changes the output, as in PEFT and

@@ -1,7 +1,7 @@
 """WaveFT: a change that is sparse in the wavelet domain (Bilican et al. 2025, arXiv 2505.12532, section 3).
 
-    W' = W + s * IDWT2(S),   S zero but for n trained coefficients at seeded places;   W' = W + s S without
-    ``use_idwt``
+    W' = W + s * IDWT2(S),   or  W' = W + s S  without ``use_idwt``
+    S is zero except for n trained coefficients at seeded places
 
 The coefficients form four quarters: coarse rows and columns top left, fine rows top right, fine columns
 bottom left, both fine bottom right. They start at zero, so that a fresh adapter changes nothing.
@@ -138,6 +138,7 @@ def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
         return NormalForm(down=Dense(scatter(xp, values, at, shape)))
     low, high = filters(cfg.wavelet_family)
     sizes = [-(-(width + len(low) - 2) // 2) * 2 for width in shape]
+    # The 2D transform is separable: first along rows, then along columns through a transpose.
     rows = inverse(xp, scatter(xp, values, at, (sizes[0], sizes[1])), low, high)
     return NormalForm(down=Dense(inverse(xp, rows.T, low, high).T[: shape[0], : shape[1]]))
 

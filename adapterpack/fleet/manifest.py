@@ -222,5 +222,6 @@ def parse(data: bytes, where: object) -> FleetManifest:
                 found=dtype,
                 remedy="compress the packs again",
             )
+    # Keeps the bytes as read: they determine the id, whatever version they are in.
     manifest.__dict__["bytes"] = data
     return manifest

@@ -4,12 +4,12 @@ formed.
 A change is ``D = B A`` with ``B`` ``[m, R]`` and ``A`` ``[R, n]``. A rule of combination may use, for the
 changes at one site:
 
-    - :func:`weighted_sum`, :func:`stack`: the weighted sum; costs only copies of the factors.
-    - :func:`gram`, :func:`row_gram`, :func:`column_gram`: inner products ``<D_i, D_j>``; ``O((m + n) R^2)``.
-    - :func:`core`: all changes in their joint bases; ``O((m + n) R^2)``.
-    - :func:`angles`: principal angles of two changes; ``O((m + n) r^2)``.
-    - :meth:`Factors.rows`, :func:`blocks`: rows of the dense change, a block at a time; ``O(rows n R)``.
-    - :mod:`.spectra`: singular values and vectors, truncation; ``O((m + n) R^2 + R^3)``.
+- :func:`weighted_sum`, :func:`stack`: the weighted sum; costs only copies of the factors.
+- :func:`gram`, :func:`row_gram`, :func:`column_gram`: inner products ``<D_i, D_j>``; ``O((m + n) R^2)``.
+- :func:`core`: all changes in their joint bases; ``O((m + n) R^2)``.
+- :func:`angles`: principal angles of two changes; ``O((m + n) r^2)``.
+- :meth:`Factors.rows`, :func:`blocks`: rows of the dense change, a block at a time; ``O(rows n R)``.
+- :mod:`.spectra`: singular values and vectors, truncation; ``O((m + n) R^2 + R^3)``.
 
 All results depend on the changes alone and not on how they are factored (``B M^-1``, ``M A`` is the same
 change), except for :func:`stack`, of which only the *product* is independent of it. Inner products and cores

@@ -29,6 +29,8 @@ def seal(value: Mapping[str, Any]) -> bytes:
     It detects accidental changes, on a disk or in transit. Anyone who changes a manifest on purpose can
     compute it again; signatures and pinned ids protect against that.
     """
+    # The digest covers the canonical bytes with an empty digest, which is then filled in without changing
+    # anything else.
     data = strict_json.canonical({**value, KEY: ""})
     end = data.index(_BEFORE) + len(_BEFORE)
     return data[:end] + hashlib.sha256(data).hexdigest().encode() + data[end:]

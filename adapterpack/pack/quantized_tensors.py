@@ -225,6 +225,7 @@ def _round(vectors: np.ndarray, code: Code, group: int) -> tuple[np.ndarray, np.
     filled.reshape(count, -1)[:, :length] = vectors
     peak = np.abs(filled).max(axis=2) / code.largest
     best, chosen = np.full(peak.shape, np.inf), peak
+    # Tries each scale and keeps, per group, the one with the least squared error.
     for share in code.tried:
         scales = _round_up(peak * share)
         values = code.values(code.nearest(filled / scales[..., None])) * scales[..., None]

@@ -1,7 +1,7 @@
 """CorDA: starts from the singular directions of the weight, weighted by the covariance of the inputs.
 
-    W C = U S V^T,  C = E[x x^T];   B = U sqrt(S),  A = sqrt(S) V^T C^-1:  B A is the part of W in those
-    directions
+    W C = U S V^T,  C = E[x x^T];   B = U sqrt(S),  A = sqrt(S) V^T C^-1
+    B A is the part of W in those directions
 
 The instruction-previewed mode (``ipm``) uses the largest directions, the knowledge-preserved mode (``kpm``)
 the smallest. Source: Yang et al. 2024, arXiv 2406.05223, section 3.

@@ -2,8 +2,8 @@
 
 Source: Ostapenko et al. 2024, arXiv 2405.11157, section 3.2.
 
-    v_i = top right singular vector of D_i,   s_i = |x . v_i| / T,   g = softmax over the k largest s,   f(x)
-    = base(x) + sum_i g_i D_i x
+    f(x) = base(x) + sum_i g_i D_i x,   g = softmax over the k largest s_i
+    s_i = |x . v_i| / T,   v_i = top right singular vector of D_i
 
 The direction ``v_i`` is the input direction in which expert i changes the output most. GenKnowSub (arXiv
 2505.10939) first subtracts general knowledge from each expert, ``D_i - mean_j G_j``, which is a sum below the

@@ -1,8 +1,8 @@
 """X-LoRA: weights the experts by a classifier of the hidden states of a first pass (Buehler and Buehler 2024,
 arXiv 2402.07148, section 2).
 
-    h = last hidden states of the base alone,   g = softmax(classifier(h) / T),   f(x) = base(x) + s * sum_i
-    g_i D_i x
+    f(x) = base(x) + s * sum_i g_i D_i x,   g = softmax(classifier(h) / T)
+    h = last hidden states of the base alone
 
 The model has one classifier, linear or with ReLU between its layers; ``layerwise`` makes it compute separate
 weights for every adapted layer. The experts and the base are frozen, and no gradient flows through the first

@@ -167,6 +167,7 @@ def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bo
         root = math.sqrt(cfg.scale) if divided else 1.0
         lacking = len(A) - len(A0)
         A0, B0 = np.pad(A0 / root, ((0, lacking), (0, 0))), np.pad(B0 / root, ((0, 0), (0, lacking)))
+        # The scale is alpha / r, so alpha grows with the rank to keep it.
         r = 2 * len(A)
         alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
         factors = {

@@ -1,9 +1,11 @@
 """Reads PEFT's variants of LoRA that are plain LoRA once they are trained.
 
 - BD-LoRA (``use_bdlora``): A or B is block-diagonal, stored as its blocks one below the other; here it
-becomes the full matrix. - QALoRA (``use_qalora``, arXiv 2309.14717): A reads means of groups of inputs, times
-the number of groups, at GPTQ layers. - MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``,
-arXiv 2405.17991) differ only in training; what they store for it is dropped.
+  becomes the full matrix.
+- QALoRA (``use_qalora``, arXiv 2309.14717): A reads means of groups of inputs, times the number of groups, at
+  GPTQ layers.
+- MonteCLoRA (``monteclora_config``) and VeLoRA (``velora_config``, arXiv 2405.17991) differ only in training;
+  what they store for it is dropped.
 """
 
 from __future__ import annotations

@@ -149,6 +149,7 @@ def _render_turns(
         if message["role"] == "assistant" and place >= max(conversation.learned_from, 1):
             prompt = template.render(messages[:place], values)
             through = template.render(messages[: place + 1], finished) if place < len(messages) - 1 else whole
+            # Learn a turn only if the template renders it the same way with and without the turns after it.
             if whole.startswith(through) and through.startswith(prompt) and done <= len(prompt):
                 turn = through[len(prompt) :].rstrip()
                 parts += [(whole[done : len(prompt)], False), (turn, True)]

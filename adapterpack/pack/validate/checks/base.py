@@ -176,6 +176,7 @@ def difference(base: str, carried: str) -> str:
     from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
 
     base_lines, pack_lines = base.splitlines(), carried.splitlines()
+    # The common beginning is skipped, because difflib takes quadratic time.
     same = next(
         (number for number, (old, new) in enumerate(zip(base_lines, pack_lines, strict=False)) if old != new),
         min(len(base_lines), len(pack_lines)),
