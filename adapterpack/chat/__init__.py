@@ -1,1 +1,1 @@
-"""Chat templates: the form in which a model wants messages, as training and the runtime render it."""
+"""Chat templates: convert messages to the text that a model expects, for training and the runtime alike."""

@@ -1,5 +1,5 @@
-"""Renders a chat template, in a process with limits: jinja2's sandbox keeps a template from Python, and lets
-it count for ever.
+"""Renders a chat template. A sandbox process calls it: jinja2's own sandbox keeps a template from Python, but
+not from looping for ever.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 MOST = 10_000
-"""How often a template may repeat something, and how far it may count beyond twice the number of messages."""
+"""The most repetitions of a sequence, and the longest range beyond twice the number of messages."""
 MOST_TEXT = 1 << 20
-"""How long a text may be, and be beyond :data:`GROWTH` times the values that it is made from."""
+"""The most characters of a text, beyond :data:`GROWTH` times the size of its values."""
 GROWTH = 8
 
 
 def render(request: bytes) -> bytes:
-    """The text of ``[template, values]``, written as JSON. ``values["messages"]`` is a list.
+    """Renders ``[template, values]``, in JSON, to a text. ``values["messages"]`` is a list.
 
     Raises:
-        Exception: whatever a template can raise; OverflowError where it goes beyond a limit.
+        Exception: any exception of the template; OverflowError if it exceeds a limit.
     """
     source, values = json.loads(request)
     most = MOST + 2 * len(values["messages"])
@@ -41,7 +41,9 @@ def _compile(source: str) -> Any:
 
 
 class ChatEnvironment(ImmutableSandboxedEnvironment):
-    """What chat templates are written for: the environment of transformers, without what other pages need."""
+    """The jinja2 environment that chat templates expect: that of transformers, without the globals that they
+    do not need.
+    """
 
     intercepted_binops = frozenset({"*", "**"})
 
@@ -55,10 +57,10 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
             "raise_exception": _refuse,
             "strftime_now": _now,
         }
-        self.filters["tojson"] = _tojson  # jinja2's own escapes for HTML
+        self.filters["tojson"] = _tojson  # jinja2's own filter escapes HTML
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """The result of ``*`` or ``**``."""
+        """Evaluates ``*`` or ``**`` and refuses very long repetitions."""
         for one, times in ((left, right), (right, left)):
             if isinstance(one, str | list | tuple) and isinstance(times, int) and times > MOST:
                 raise OverflowError(f"it repeats something {times} times, where {MOST} is the most")
@@ -66,25 +68,25 @@ class ChatEnvironment(ImmutableSandboxedEnvironment):
 
 
 class GenerationExtension(Extension):
-    """``{% generation %}`` marks what is trained on; it changes nothing of the text."""
+    """``{% generation %}`` marks the text to train on; it does not change the output."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
     def parse(self, parser: Any) -> Any:
-        """The statements in the block."""
+        """Returns the statements in the block."""
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 class _Namespace(Namespace):
-    """A namespace may hold itself, or another one many times: it is not written out."""
+    """A namespace without a deep ``repr``, since it may contain itself, or another one many times."""
 
     def __repr__(self) -> str:
         return "<Namespace>"
 
 
 def _mapping(*pairs: Any, **items: Any) -> dict[Any, Any]:
-    """A mapping; the type itself would have more than templates need."""
+    """Makes a mapping; the type ``dict`` itself would expose more than templates need."""
     return dict(*pairs, **items)
 
 

@@ -1,4 +1,4 @@
-"""Renders messages by the chat template that came with a model, in a sandbox: a stranger wrote it."""
+"""Renders messages with a model's chat template, in a sandbox, because the template is untrusted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SANDBOX = Sandbox("adapterpack.chat.rendering:render", SandboxLimits(memory=256
 
 
 class ChatTemplate:
-    """A template.
+    """A chat template; ``where`` is its origin in errors.
 
     Example:
         >>> template = ChatTemplate("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
@@ -31,13 +31,12 @@ class ChatTemplate:
         self.source, self.where = source, where
 
     def render(self, messages: Sequence[Message], values: Mapping[str, Any] | None = None) -> str:
-        """The messages in the template's form, ready for the model's answer. ``values`` are others by name,
-        as special tokens.
+        """Renders messages up to the point where the model's answer begins. ``values`` are further variables,
+        such as special tokens.
 
         Raises:
-            ConfigError: the messages hold what JSON does not have.
-            OutOfLimits: the template takes more time or memory than a template needs.
-            FormatError: it cannot be compiled, or does not render.
+            ConfigError: the messages contain values that JSON lacks. OutOfLimits: the template exceeds the
+                limits of time or memory. FormatError: the template cannot be compiled, or does not render.
         """
         if len(self.source) > MAX_SOURCE:
             raise FormatError(

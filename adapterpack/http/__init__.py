@@ -1,3 +1,3 @@
-"""What the servers of this package have in common: connections, bodies, refusals, TLS, files that change.
-Needs the extra ``serve``.
+"""Shared parts of the package's HTTP servers: connections, bodies, errors, TLS, files that reload. Needs the
+extra ``serve``.
 """

@@ -1,4 +1,4 @@
-"""Reads the bodies of requests: never more than the route takes, and only from clients that go on sending."""
+"""Reads request bodies: never more than the route accepts, and only from clients that keep sending."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .http_error import HTTPError
 
 PAUSE_SECONDS = 60.0
-"""Between two pieces of a body, and of grace for the whole of it."""
+"""The longest pause between two pieces of a body, and the grace period for the complete body."""
 _MIN_RATE = 16 << 10
-"""Bytes a second, after the grace, below which a body is given up: else a client could send one for ever."""
+"""The least bytes a second after the grace period. Without it a client could send a body for ever."""
 
 
 _DROPPED, _DROP_SECONDS = 16 << 20, 0.5
 
 
 class DrainBodyOnError:
-    """An application whose refusals reach their clients. A connection that is closed with bytes unread is
-    reset, and the client would hear of that in place of the refusal: so what it still sends is read before
-    the answer, for half a second and 16 MB at most.
+    """An ASGI wrapper that makes sure that error responses reach their clients.
+
+    Closing a connection with unread bytes resets it, and the client would see that instead of the error. So
+    before an error response it reads what the client still sends, for at most half a second and 16 MB.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers one request."""
+        """Handles one request."""
         incoming = _Incoming(receive)
 
         async def answer(message: Message) -> None:
@@ -39,29 +40,29 @@ class DrainBodyOnError:
                 await incoming.drop()
             await send(message)
 
-        # the server ends: nobody needs to read that in its log
+        # cancelled at shutdown, which need not be logged
         with contextlib.suppress(asyncio.CancelledError):
             await self._app(scope, incoming, answer)
 
 
 class _Incoming:
-    """The messages of one request. Its body is ``_complete`` once its end has come in, and ``_paused`` where
-    its application has given up waiting for the next piece.
+    """The messages of one request. ``_complete``: the body has ended. ``_paused``: the application gave up
+    waiting for the next piece.
     """
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self._complete, self._paused = receive, False, False
 
     async def __call__(self) -> Message:
-        """The next message."""
-        self._paused = True  # unless one comes before the wait for it is given up
+        """Returns the next message."""
+        self._paused = True  # reset below if a message arrives before the wait is given up
         message = await self._receive()
         self._paused = False
         self._complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
     async def drop(self) -> None:
-        """Reads the rest of the body, within bounds; of a sender that paused nothing more is waited for."""
+        """Reads the rest of the body, within limits. Does not wait for a client that has paused."""
         left = _DROPPED
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_DROP_SECONDS):
@@ -70,10 +71,10 @@ class _Incoming:
 
 
 def require_size(request: Request, max_bytes: int) -> None:
-    """Notes how large the body may be, and looks at what is announced before a byte of it is read.
+    """Sets the most bytes of the body, and checks the announced length before reading any of it.
 
     Raises:
-        HTTPError: a larger one is announced.
+        HTTPError: the announced length is too large.
     """
     request.scope["max_bytes"] = max_bytes
     length = request.headers.get("content-length", "0")
@@ -84,11 +85,11 @@ def require_size(request: Request, max_bytes: int) -> None:
 
 
 async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIterator[bytes]:
-    """The body as it arrives. ``seconds`` are those of a pause, and of grace for the whole, by default
-    :data:`PAUSE_SECONDS`.
+    """Yields the body as it arrives. ``seconds`` limits a pause, and is the grace period for the complete
+    body; by default :data:`PAUSE_SECONDS`.
 
     Raises:
-        HTTPError: it does not go on, or too slowly.
+        HTTPError: the body pauses or arrives too slowly.
     """
     stream, started, count, pause = (
         request.stream(),
@@ -114,10 +115,10 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
 
 
 async def body_of(request: Request, seconds: float | None = None) -> bytes:
-    """The whole body.
+    """Reads the complete body.
 
     Raises:
-        HTTPError: it is larger than its route takes.
+        HTTPError: the body is larger than its route accepts.
     """
     parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
     async for chunk in chunks_of(request, seconds):

@@ -1,4 +1,4 @@
-"""The error that becomes an answer of a server."""
+"""The exception that becomes an HTTP error response."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from ..errors import AdapterpackError
 
 
 class HTTPError(AdapterpackError):
-    """What a server answers instead: an HTTP status, the name that clients know the error by, and ``more``
-    fields of the answer.
+    """An error response: an HTTP status, the name by which clients know the error, and ``more`` fields of the
+    response.
     """
 
     code = "refused"

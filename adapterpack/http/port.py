@@ -1,4 +1,4 @@
-"""A socket that listens at a port."""
+"""Opens a listening socket."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import socket
 
 
 def listening(host: str, port: int, backlog: int | None = None) -> socket.socket:
-    """Listens at a port of an address of IPv4 or IPv6; port 0 takes a free one. What is written to a
-    connection is sent at once.
+    """Listens at a port of an IPv4 or IPv6 address, without Nagle's algorithm; port 0 picks a free one.
 
-    By default TCP keeps the body of an answer back until the client has acknowledged its head, which takes a
-    client that reuses its connection 40 ms. asyncio prevents that only for sockets that it has made itself.
+    By default TCP holds back the body of a response until the client has acknowledged its head, which costs a
+    client with a persistent connection 40 ms. asyncio disables that only for sockets that it makes itself.
     Connections inherit the option from this socket.
 
     Raises:

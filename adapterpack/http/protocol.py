@@ -1,4 +1,6 @@
-"""Ends connections on which a client keeps the hub waiting, so that nobody can use them all up."""
+"""HTTP/1.1 for uvicorn with deadlines: closes connections whose clients stall, so that they cannot use up all
+connections.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ HEAD_SECONDS = 20.0
 _HEAD_BYTES = 16 << 10
 _MOST = 1000
 _DROP_SECONDS = 0.5
-"""In which a client that is refused may still send, unread: a connection that is closed with bytes unread is
-reset, and the client would hear of that in place of the refusal.
+"""Seconds for which a refused client may still send. Closing a connection with unread bytes resets it, and
+the client would see that instead of the error.
 """
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of uvicorn's log is not one that any client can write at will, such as one for bytes
-    that are no HTTP.
+    """Filters uvicorn's log: drops lines that any client can cause at will, such as those for bytes that are
+    no HTTP.
     """
     return not (
         record.levelno == logging.WARNING and record.module == H11Protocol.__module__.rpartition(".")[2]
@@ -35,18 +37,18 @@ logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 class _Connection(h11.Connection):  # type: ignore[misc]
-    """Refuses a request that says twice how long its body is, or in a way that its version of HTTP does not
-    know.
+    """Refuses a request with two contradictory body lengths, or with a length that its HTTP version does not
+    define.
 
-    A proxy that reads the other one passes on what follows as somebody else's request (RFC 9112, section
-    6.1).
+    A proxy that reads the other length would forward the rest as somebody else's request (request smuggling,
+    RFC 9112, section 6.1).
     """
 
     status = 400
-    """What a client is told whose bytes are no HTTP: 431 where a head is too long."""
+    """The status for a client whose bytes are no HTTP; 431 if its head is too long."""
 
     def next_event(self) -> Any:
-        """The next event of the connection.
+        """Returns the next event of the connection.
 
         Raises:
             h11.RemoteProtocolError: the client does not speak HTTP, or sent such a request.
@@ -64,24 +66,24 @@ class _Connection(h11.Connection):  # type: ignore[misc]
 
 
 class Protocol(H11Protocol):  # type: ignore[misc]
-    """HTTP/1.1 as uvicorn speaks it, with deadlines for the head of a request and for a client that does not
-    read its answer.
+    """uvicorn's HTTP/1.1 with deadlines for the head of a request, and for clients that do not read their
+    response.
 
-    Where there are too many connections the one goes that has been waiting for its client for the longest
-    time: a client that asks at once and reads its answer is served however many others do neither.
+    With too many connections it closes the one that has waited longest for its client. A client that sends
+    promptly and reads its response is thus served however many others do not.
     """
 
     watch: Any = None
     refused = False
     malformed = 0
-    """How often some bytes were no HTTP, of all connections of the process."""
+    """How often clients sent bytes that were no HTTP, over all connections of the process."""
 
     def __init__(self, config: uvicorn.Config, *args: Any, **options: Any) -> None:
         super().__init__(config, *args, **options)
         self.conn = _Connection(h11.SERVER, config.h11_max_incomplete_event_size or _HEAD_BYTES)
 
     def connection_made(self, transport: Any) -> None:
-        """Makes room for it where there is none, and begins to watch it."""
+        """Makes room for the connection if necessary, and starts to watch it."""
         super().connection_made(transport)
         self.moved = self.idle_since = self.unread_since = self.loop.time()
         self.unread = 0
@@ -92,26 +94,26 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self._look_again()
 
     def data_received(self, data: bytes) -> None:
-        """Notes when the client last sent something; what comes after a refusal is not read."""
+        """Records when the client last sent something. Ignores what it sends after a refusal."""
         self.moved = self.loop.time()
         if self.refused:
             return
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """Notes since when the client may send its next request."""
+        """Records from when on the client may send its next request."""
         self.idle_since = self.loop.time()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Ends the watch."""
+        """Stops watching the connection."""
         if self.watch is not None:
             self.watch.cancel()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuses bytes that are no HTTP, and reads no more of this client; what is running for it has nobody
-        to answer any more.
+        """Refuses bytes that are no HTTP and reads no more from this client. A running request is told that
+        its client has disconnected.
         """
         Protocol.malformed += 1
         if self.cycle is None or not self.cycle.response_started or self.cycle.response_complete:
@@ -143,15 +145,13 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self.loop.call_later(_DROP_SECONDS, self.transport.close)
 
     def break_off(self) -> None:
-        """Ends the connection, whatever it waits for; what is running for its client has nobody to answer
-        any more.
-        """
+        """Closes the connection in any state. A running request is told that its client has disconnected."""
         if self.cycle is not None:
             self.cycle.disconnected = True
         self.transport.abort()
 
     def waits(self) -> bool:
-        """Whether the client has to do something: send a request or the rest of one, or read."""
+        """Returns whether it is the client's turn: to send a request or the rest of one, or to read."""
         return self._idle() or self.cycle.more_body or self.transport.get_write_buffer_size() > 0
 
     def _idle(self) -> bool:
@@ -161,20 +161,18 @@ class Protocol(H11Protocol):  # type: ignore[misc]
         self.watch = self.loop.call_later(min(HEAD_SECONDS, bodies.PAUSE_SECONDS) / 4, self._look)
 
     def _look(self) -> None:
-        """Ends the connection where the head of a request, or the client's reading, has taken too long."""
+        """Closes the connection if the head of a request, or the client's reading, has taken too long."""
         now, unread = self.loop.time(), self.transport.get_write_buffer_size()
         if unread or not self._idle():
             self.idle_since = now
         if not unread or unread != self.unread:
             self.unread, self.unread_since = unread, now
         if now - self.idle_since > HEAD_SECONDS or now - self.unread_since > bodies.PAUSE_SECONDS:
-            self.transport.abort()  # closing it would wait for what is not read
+            self.transport.abort()  # close() would wait for the client to read
         else:
             self._look_again()
 
 
 def _most() -> int:
-    """Connections that may be open at a time, so that each of them can have a file, too, of those that the
-    process may have open.
-    """
+    """Returns the most open connections, such that each could also have a file within the process's limit."""
     return min(_MOST, os.sysconf("SC_OPEN_MAX") // 3) if hasattr(os, "sysconf") else _MOST

@@ -1,4 +1,4 @@
-"""What some files say, read again while a server runs whenever one of them has changed."""
+"""A value from files that is reloaded whenever one of them changes, for long-running servers."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from typing import Generic, TypeVar
 from ..errors import AdapterpackError
 
 LOOK_SECONDS = 1.0
-"""How often the files are looked at, at most."""
+"""The least time between two checks of the files."""
 _AGAIN_SECONDS = 10.0
-"""After which files that could not be read are read again, changed or not."""
+"""The time after which unreadable files are tried again, whether or not they changed."""
 T = TypeVar("T")
 _LOG = logging.getLogger("adapterpack.http")
 
 
 class ReloadingFile(Generic[T]):
-    """The value that ``read`` makes of some files, ``what`` in words. Where they cannot be read the value
-    stays as it was: the log says so as long as it lasts, and :attr:`unread_seconds` for how long that has
-    been.
+    """The value that ``read`` makes of some files, which ``what`` names in the log.
+
+    If they cannot be read, the old value stays. The log says so repeatedly, and :attr:`unread_seconds` tells
+    for how long.
 
     Raises:
-        AdapterpackError: as ``read``, the first time.
+        AdapterpackError: the first ``read`` fails.
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
         self._what, self._paths, self._read = what, tuple(paths), read
         self._state = self._file_states()
         self.latest = read()
-        """What the files said when they were last looked at."""
+        """The value as of the last check."""
         self._looked = self._tried = 0.0
         self._unread_since: float | None = None
         self._reading: asyncio.Future[None] | None = None
 
     @property
     def value(self) -> T:
-        """What the files say; they are looked at here, and not more often than every second."""
+        """The current value. Checks the files, at most once a second."""
         if self._must_read():
             self._read_again()
         return self.latest
 
     async def look(self) -> None:
-        """Has :attr:`latest` say what the files say, as ``value`` does, and reads them on another thread.
-        Who comes meanwhile waits, too: nobody is answered by what they said before.
+        """Updates :attr:`latest`, reading the files on another thread. Concurrent callers wait for the same
+        read, so that none sees the old value.
         """
         if self._reading is None and self._must_read():
             self._reading = asyncio.ensure_future(asyncio.to_thread(self._read_again))
@@ -56,14 +57,14 @@ class ReloadingFile(Generic[T]):
 
     @property
     def unread_seconds(self) -> float:
-        """For how long the files could not be read; 0 where they can."""
+        """For how many seconds the files have been unreadable; 0 if they can be read."""
         return 0.0 if self._unread_since is None else time.monotonic() - self._unread_since
 
     def _finish_reading(self, reading: asyncio.Future[None]) -> None:
         self._reading = None
 
     def _must_read(self) -> bool:
-        """Whether the files have to be read again. They are looked at every second."""
+        """Returns whether the files must be read again. Checks them at most once a second."""
         now = time.monotonic()
         if now - self._looked < LOOK_SECONDS:
             return False
@@ -76,7 +77,7 @@ class ReloadingFile(Generic[T]):
     def _read_again(self) -> None:
         try:
             self.latest = self._read()
-        except Exception as error:  # whatever it is, what was said must not count for ever without a word
+        except Exception as error:  # any error is logged, so that an outdated value never stays unnoticed
             self._unread_since = self._unread_since or time.monotonic()
             _LOG.error(
                 "the %s stay as they were %.0f s ago: %s",
@@ -89,7 +90,7 @@ class ReloadingFile(Generic[T]):
             _LOG.warning("read the %s again: %s", self._what, ", ".join(map(str, self._paths)))
 
     def _file_states(self) -> tuple[tuple[int, ...], ...]:
-        """Changes whenever one of the files does."""
+        """Returns a value that changes whenever one of the files does."""
         return tuple(_state(path) for path in self._paths)
 
 
@@ -97,5 +98,5 @@ def _state(path: Path) -> tuple[int, ...]:
     try:
         found = path.stat()
     except OSError:
-        return ()  # reading it says what is wrong
+        return ()  # reading it will report the problem
     return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino

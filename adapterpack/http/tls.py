@@ -1,4 +1,4 @@
-"""TLS with a certificate that may be renewed while a server runs."""
+"""TLS with a certificate that can be renewed while a server runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ IN_THE_CLEAR = (
     "keys and answers cross the network as they are: give --tls-cert and --tls-key, or put a proxy with TLS "
     "before it"
 )
-"""The warning of a server that others reach without TLS."""
+"""The warning of a server that other machines reach without TLS."""
 
 
 class Certificate:
-    """A certificate and its key, in PEM files. ``context`` gives each connection what the files hold when it
-    begins.
+    """A certificate and its key, in PEM files. ``context`` uses their current contents for each new
+    connection.
 
     Raises:
-        ConfigError: the files hold no certificate with its key, or others may read the key.
-        StorageError: they cannot be read.
+        ConfigError: the files hold no certificate with its key, or other users may read the key.
+            StorageError: the files cannot be read.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:
@@ -31,17 +31,17 @@ class Certificate:
             "certificate and its key", [certificate, key], lambda: _context(certificate, key)
         )
         self.context = _context(certificate, key)
-        # which OpenSSL calls in every handshake, also where the client names no server
+        # OpenSSL calls it in every handshake, even if the client names no server
         self.context.sni_callback = self._exchange
 
     @classmethod
     def of(
         cls, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
     ) -> Certificate | None:
-        """The certificate in two files; None without any.
+        """Makes the certificate of two files, or returns None if neither is given.
 
         Raises:
-            ConfigError: a certificate without its key, or a key without its certificate; or as above.
+            ConfigError: only one of the two is given, or see the class.
         """
         if certificate is None and key is None:
             return None
@@ -62,7 +62,7 @@ def _context(certificate: Path, key: Path) -> ssl.SSLContext:
     context.set_alpn_protocols(["http/1.1"])
     with storage_errors(certificate):
         try:
-            # an encrypted key is an error: nobody is there to type a password
+            # without a password an encrypted key fails instead of prompting
             context.load_cert_chain(certificate, key, password="")
         except ssl.SSLError as error:
             raise ConfigError(

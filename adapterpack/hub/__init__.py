@@ -1,5 +1,5 @@
-"""Hubs: where models and packs come from and go to - folders, hub ids, ``hf://`` references - and a small hub
-of one's own.
+"""Hubs: pulls, pushes and validates packs and bundles on the Hugging Face Hub, and serves a small hub of
+one's own.
 """
 
 import lazy_loader

@@ -1,5 +1,5 @@
-"""Recognizes the pack, bundle or PEFT adapter in a repository, reads its manifest, and compares the listing
-with it.
+"""Recognizes the pack, bundle or PEFT adapter in a repository, reads its manifest, and compares the
+repository's listing with it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from .transport.client import ListedFile, Remote
 from .transport.transfer import fetch
 
 KINDS = {m.FILE_NAME: "pack", BUNDLE: "bundle", layout.CONFIG: "peft"}
-"""The file that marks an artifact -> its kind; the first that a repository has decides."""
+"""The file that marks an artifact -> its kind. The first one that a repository has decides."""
 CLOSED = (m.FILE_NAME, BUNDLE)
-"""Those that list every file of their folder."""
+"""The marks of artifacts whose manifest lists every file of their folder."""
 MAX_BYTES = 64 << 30
 _MAX_MARK = 16 << 20
 _MAX_SIGNATURE = 1 << 20
@@ -37,8 +37,8 @@ _PEFT_LIMIT = 8 << 30
 class Artifact:
     """A pack, a bundle or a PEFT adapter in a repository.
 
-    ``manifest_bytes`` are those of its manifest file (PEFT: its config), ``files`` what else to download,
-    ``id`` the digest of those bytes.
+    ``manifest_bytes`` are those of its manifest file (for PEFT its config), ``files`` are the other files to
+    download, and ``id`` is the digest of the manifest.
     """
 
     kind: str
@@ -54,23 +54,23 @@ class Artifact:
 
     @property
     def size(self) -> int:
-        """Bytes of all files."""
+        """The bytes of all files."""
         return len(self.manifest_bytes) + sum(entry.size for entry in self.files)
 
 
 def kind_in(listed: Mapping[str, ListedFile]) -> str | None:
-    """The kind of artifact that a tree holds, None for what is none, such as a base."""
+    """Returns the kind of artifact in a listing, or None if there is none, as for a base model."""
     return next((kind for mark, kind in KINDS.items() if mark in listed), None)
 
 
 def open_remote(
     remote: Remote, listed: Mapping[str, ListedFile], scratch: Path, max_bytes: int = MAX_BYTES
 ) -> Artifact:
-    """Reads the manifest alone; nothing else is downloaded, and the listing is not compared with it yet.
+    """Reads the manifest only. Downloads nothing else, and does not yet compare the listing with it.
 
     Raises:
-        FormatError: the manifest cannot be read; too large.
-        HubError: there is no artifact in the repository.
+        FormatError: the manifest cannot be read, or the artifact is too large. HubError: there is no artifact
+            in the repository.
     """
     mark = next((name for name in KINDS if name in listed), None)
     if mark is None:
@@ -151,10 +151,10 @@ def _require_complete(remote: Remote, artifact: Artifact, listed: Mapping[str, L
 
 
 def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> None:
-    """Goes on only if the tree is the manifest's closed list.
+    """Checks that the repository contains exactly the files that the manifest lists.
 
     Raises:
-        FormatError: a file too many, one too few, or another one.
+        FormatError: a file is missing, superfluous or different.
     """
     if bad := next(differences(artifact, listed), None):
         raise FormatError(
@@ -171,7 +171,7 @@ _RULES = {
 
 
 def differences(artifact: Artifact, listed: Mapping[str, ListedFile]) -> Iterator[Finding]:
-    """Where the tree is not the manifest's closed list; nothing for a PEFT adapter, which has none."""
+    """Yields the differences between listing and manifest; none for a PEFT adapter, which lists no files."""
     if artifact.kind not in _RULES:
         return
     forbidden, unlisted, missing, size, digest = _RULES[artifact.kind]

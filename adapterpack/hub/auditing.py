@@ -1,4 +1,6 @@
-"""Validates many repositories of a hub one after another; an error in one does not hide the others."""
+"""Validates many repositories of a hub one after another, so that an error in one does not hide the
+others.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from .transport import names
 
 @dataclass(frozen=True)
 class Audited:
-    """One repository, or a folder in one: the report on it, or the error that prevented one."""
+    """The result for one repository, or a folder in one: the report, or the error that prevented it."""
 
     repo: str
     report: Report | None
@@ -50,12 +52,11 @@ def audit(
     """Checks adapters on a hub, one repository after the other: by their headers, or in full by downloading
     them.
 
-    With a ``lock`` file also everything that it pins, at its commit: it must be there, and be the artifact
-    that is pinned.
+    With a ``lock`` file it also checks everything that the file pins, at the pinned commit: the artifact must
+    still be there and be the pinned one.
 
     Raises:
-        ConfigError: a name is none.
-        FormatError: the lock file is something else.
+        ConfigError: a name is invalid. FormatError: the file is no lock file.
 
     Example:
         >>> audit([])
@@ -79,7 +80,7 @@ def _one(
 ) -> Audited:
     try:
         report = validate_remote(str(reference), full=full, budget=budget, token=token)
-        # an imported one has the id of its import
+        # a pin of a PEFT adapter has the id of the imported pack
         if pinned is not None and pinned.kind != "peft" and report.id not in {None, pinned.id}:
             raise FormatError(
                 "the commit holds another artifact than the lock file pins",
@@ -94,8 +95,8 @@ def _one(
 
 
 def audit_sarif(results: Iterable[Audited], version: str) -> dict[str, Any]:
-    """All reports as one SARIF log with a run each; a repository that could not be looked at is a run that
-    failed.
+    """Writes all reports as one SARIF log with a run for each; a repository without a report is a
+    failed run.
     """
     runs = []
     for result in results:

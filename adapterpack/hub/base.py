@@ -1,5 +1,5 @@
-"""Identifies a base on a hub from its listing, the headers of its shards, and its small files; no weight is
-read.
+"""Identifies a base model on a hub from its listing, the headers of its shards and its small files, without
+reading any weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .transport.headers import HeaderFile, read_header
 from .transport.transfer import fetch
 
 _FIRST = 32 << 10
-"""Bytes of the first range: a shard's header has some 100 bytes a tensor."""
+"""Bytes of the first range request. A shard's header has about 100 bytes for each tensor."""
 _AT_ONCE = 8
 _MAX_SHARDS = 1000
 _MAX_HEADERS = 256 << 20
@@ -31,14 +31,14 @@ _TEMPLATES = ("chat_template.jinja", "tokenizer_config.json")
 
 
 class RemoteBase(Checkpoint):
-    """A checkpoint on a hub: names, dtypes, shapes, and the sha256 of its files as the hub lists them.
+    """A checkpoint on a hub: names, dtypes, shapes, and the SHA-256 digests that the hub lists.
 
-    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that were not
-    looked into.
+    ``folder`` holds its index, its ``config.json`` and its templates; ``unread`` names files that were too
+    large to fetch.
 
     Raises:
-        FormatError: a header is malformed, the index does not fit, or it is larger than such a thing can be.
-        HubError: the hub refuses, by name.
+        FormatError: a header is malformed, the index does not match, or a file is too large for its kind.
+            HubError: the hub refuses; the subclass says why.
         StorageError: the repository holds no safetensors checkpoint.
     """
 
@@ -86,12 +86,12 @@ class RemoteBase(Checkpoint):
         return index, shards
 
     def _opened(self, shards: Iterable[str]) -> dict[str, HeaderFile]:  # type: ignore[override]
-        """The headers, several requests at once."""
+        """Reads the headers, with several requests at once."""
 
         def header(shard: str) -> HeaderFile:
             return read_header(self.remote, shard, self.listed[shard].size, _FIRST)
 
-        self.identities = {}  # nothing of them is hashed here
+        self.identities = {}  # no local file is hashed here
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             files = dict(zip(shards, pool.map(header, shards), strict=True))
         if sum(len(file.head) for file in files.values()) > _MAX_HEADERS:
@@ -104,22 +104,22 @@ class RemoteBase(Checkpoint):
 
     @property
     def where(self) -> str:
-        """The repository at its commit."""
+        """The repository and its commit."""
         return str(self.remote)
 
     @cached_property
     def name(self) -> str:
-        """The repository."""
+        """The name of the repository."""
         return self.remote.repo
 
     @cached_property
     def commit(self) -> str | None:
-        """The commit that was looked at."""
+        """The commit that was read."""
         return self.remote.commit
 
     def fingerprint(self, *, content: bool = True, files: bool = False) -> fp.Fingerprint:
-        """``structure`` and, where the hub lists every sha256, ``files``: more cannot be known without the
-        weights.
+        """Returns ``structure`` and, if the hub lists every digest, ``files``. The other fingerprints need
+        the weights.
         """
         entries = self._entries()
         return fp.Fingerprint(self.structure, None, None if entries is None else fp.files(entries), None)
@@ -135,8 +135,8 @@ class RemoteBase(Checkpoint):
         ]
 
     def has_file(self, name: str, sha256: str) -> bool | None:
-        """Whether its file has this sha256; None if the hub does not list that and the file is not small
-        enough to fetch.
+        """Returns whether a file has this SHA-256, or None if the hub does not list it and the file is too
+        large to fetch.
         """
         file = self.listed.get(name)
         if file is None or file.sha256 is not None:
@@ -150,10 +150,11 @@ class RemoteBase(Checkpoint):
 
 
 def remote_base(reference: names.HubReference, scratch: Path, token: str | None = None) -> RemoteBase:
-    """The base behind a reference; what little of it becomes a file lies in ``scratch``, which must be empty.
+    """Opens the base that a reference names. The few files that it fetches go to ``scratch``, which must be
+    empty.
 
     Raises:
-        FormatError, HubError, StorageError: as for :class:`RemoteBase`.
+        FormatError, HubError, StorageError: see :class:`RemoteBase`.
     """
     remote = connect(reference, token)
     return RemoteBase(remote, tree(remote), scratch)

@@ -1,5 +1,5 @@
-"""Keeps pulled artifacts on this machine: packs in the store, bundles in a folder named by the digest of
-their manifest.
+"""Keeps pulled artifacts on this machine: packs in the store, bundles in folders named by the digest of their
+manifest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ..runtime.sessions.validation import validate_bundle
 
 
 def find_bundle(kind: str, identity: str) -> Path | None:
-    """The folder of an artifact that was pulled before, every byte hashed again; None if it is not there or
-    was altered.
+    """Returns the folder of an artifact that was pulled before, after hashing every byte again, or None if it
+    is missing or altered.
     """
     if kind != "bundle":
         try:
@@ -31,17 +31,17 @@ def find_bundle(kind: str, identity: str) -> Path | None:
     with suppress(AdapterpackError):
         _require_bundle(folder)
         return folder
-    with storage_errors(folder):  # altered: out of the way, so that it can be fetched again
+    with storage_errors(folder):  # altered: removed, so that it can be fetched again
         shutil.rmtree(folder)
     return None
 
 
 def store(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
-    """Takes a staged artifact over, validated; its id, which for an imported one is that of the pack made of
-    it, and its folder.
+    """Validates a staged artifact and moves it into the cache. Returns its id and folder; for an imported
+    adapter the id of the new pack.
 
     Raises:
-        FormatError: it is not valid; nothing of it is kept.
+        FormatError: the artifact is not valid; nothing is kept.
     """
     if kind != "bundle" or isinstance(staged, Pack):
         pack = Store().add(staged)
@@ -50,13 +50,13 @@ def store(kind: str, identity: str, staged: Path | Pack) -> tuple[str, Path]:
         return pack.id, pack.path
     _require_bundle(staged)
     target = _bundles() / identity.removeprefix("sha256:")
-    with suppress(OutputExists):  # taken: another process was faster, with the same bytes
+    with suppress(OutputExists):  # another process was faster, with the same bytes
         publish(staged, target)
     return identity, target
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """The files of a folder into an empty one, without links and with write permission."""
+    """Copies the files of a folder into an empty one, without links and with write permission."""
     for path in sorted(source.rglob("*")):
         place = target / path.relative_to(source)
         if path.is_dir():

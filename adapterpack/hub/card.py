@@ -1,7 +1,6 @@
-"""Renders the model card of a pack or a bundle from its manifest and its validation report, and from nothing
-else.
+"""Renders the model card of a pack or a bundle from its manifest and its validation report only.
 
-Names from strangers stay text: the templates' environment escapes every value for Markdown.
+Names from untrusted manifests stay text: the template environment escapes every value for Markdown.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ if TYPE_CHECKING:
 _ROWS = 8
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
-"""A card with this line is written anew by a push; one without it is somebody's own and stays."""
+"""A push replaces a card with this line; any other card belongs to somebody and stays."""
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
-"""What Markdown may take for markup anywhere in a line."""
+"""Characters that can be Markdown anywhere in a line."""
 _START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")
-"""What it may take for an item of a list, a rule or an underlined heading: where a backslash belongs at the
-start of a line.
+"""The place for a backslash at the start of a line that Markdown could read as a list item, a rule or an
+underlined heading.
 """
 
 
 def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
-    """The README of a pack that is pushed to ``at``, with what ``report`` says of its checks."""
+    """Renders the README of a pack that is pushed to ``at``, with the results of its ``report``."""
     manifest, base, loads = pack.manifest, str(pack.manifest.base.name), readers(pack)
     task = TASKS.find(manifest.task.type) if manifest.task.type != NO_TASK else None
     header = {
@@ -86,7 +85,7 @@ def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
 
 
 def bundle_card(bundle: Any, at: names.HubReference, base: str, license_name: str, report: Report) -> str:
-    """The README of a bundle that is pushed to ``at``."""
+    """Renders the README of a bundle that is pushed to ``at``."""
     header = {
         "base_model": base,
         "base_model_relation": "quantized" if bundle.quantization else "adapter",
@@ -115,7 +114,7 @@ def _license(manifest: m.Manifest) -> dict[str, Any]:
 
 
 def _labels(pack: Pack, task: Task | None) -> int:
-    """How many labels the pack's own head has; 0 where it has none."""
+    """Returns how many labels the pack's own head has; 0 without a head."""
     if task is None or not task.labelled:
         return 0
     heads = [
@@ -170,9 +169,9 @@ def _environment() -> Environment:
 
 
 def _text(value: object) -> Markup:
-    """A value as Markdown that shows it as it is: no markup, no HTML, no line of its own.
+    """Escapes a value for Markdown, so that it appears literally: no markup, no HTML, no line breaks.
 
-    An address may still become a link where a hub makes links of plain text; such a link says where it leads.
+    A hub may still turn an address in plain text into a link; such a link shows where it leads.
 
     Example:
         >>> print(_text("# a\\n[link](x)"), _text({"lr": 0.001}), _text(-0.5))
@@ -190,27 +189,27 @@ def _text(value: object) -> Markup:
 
 
 def _line(value: object) -> Markup:
-    """A value for a line within a block of code, where nothing is markup but the line that ends the block."""
+    """Returns a value for a line in a code block, where only a line break could do harm."""
     return Markup(_one_line(value))
 
 
 def _word(value: object) -> Markup:
-    """A value quoted for the shell, so that a command copied from the card runs nothing else."""
+    """Quotes a value for the shell, so that a command copied from the card runs nothing else."""
     return Markup(shlex.quote(_one_line(value)))
 
 
 def _quote(value: object) -> Markup:
-    """A value as a text of Python, so that code copied from the card is what it looks like."""
+    """Quotes a value as a Python string, so that code copied from the card does what it shows."""
     return Markup(json.dumps(_one_line(value)))
 
 
 def _sentence(value: str) -> str:
-    """A value with a capital letter at its start."""
+    """Capitalizes the first letter of a value."""
     return value[:1].upper() + value[1:]
 
 
 def _header(value: Any) -> Any:
-    """A value of the YAML header, every text on one line."""
+    """Puts every text in a value of the YAML header on one line."""
     if isinstance(value, Mapping):
         return {_header(key): _header(item) for key, item in value.items()}
     return (
@@ -227,13 +226,13 @@ def _one_line(value: object) -> str:
 
 
 def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The names in all rows, each once, in the order in which they come."""
+    """Returns the distinct keys of all rows, in order."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def draw_losses(points: Sequence[Mapping[str, float]]) -> str:
-    """How a loss fell, as text that every reader of Markdown shows: columns of blocks over the steps, from
-    the least loss or 0 to the largest.
+    """Draws a loss curve as text: columns of block characters over the steps, scaled from the least loss or 0
+    to the largest.
 
     Example:
         >>> print(draw_losses([{"step": 10, "loss": 2.0}, {"step": 20, "loss": 0.5}]).splitlines()[-2])

@@ -12,8 +12,8 @@ from .lockfile import PinnedArtifact
 
 
 def changes(before: PinnedArtifact, kind: str, identity: str, path: Path) -> tuple[str, ...]:
-    """The differences between what was pinned and what was pulled now; nothing if they are the same
-    artifact.
+    """Returns the differences between the pinned artifact and the one pulled now; none if they are
+    the same.
     """
     if (before.kind, before.id) == (kind, identity):
         return ()

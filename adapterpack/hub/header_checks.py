@@ -1,5 +1,5 @@
-"""Validates an adapter on a hub without its weights: every check that needs only headers and small files, for
-each kind of artifact.
+"""Validates an adapter on a hub without downloading its weights: runs every check that needs only headers and
+small files, for each kind of artifact.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from .transport.headers import HeaderFile, read_header
 from .transport.transfer import fetch
 
 _FIRST = 100_000
-"""Bytes of the first range: the headers of most adapters are shorter."""
+"""Bytes of the first range request; the headers of most adapters are shorter."""
 _MAX_TEXT = 16 << 20
-"""Bytes of a file of a bundle that is downloaded here: the tokenizers of most models are smaller."""
+"""The most bytes of a bundle's file that is downloaded here; the tokenizers of most models are smaller."""
 _GRAPHS = (
     "graphs and slots: neither what the graphs compute nor that the slots hold the packs, of which only the "
     "manifests were read (--full)"
@@ -54,13 +54,13 @@ _NO_MANIFEST = (
     "(adapterpack pull, then push)"
 )
 _OF_FOLDERS = frozenset({NO_BASE, SHAPES_ONLY})
-"""Questions that are open where no base, or a folder, was named; a base on a hub answers them."""
+"""Open questions for a local base, or without one, that a base on a hub answers."""
 
 
 @dataclass(frozen=True)
 class RemoteContext:
-    """The artifact to validate: ``folder`` holds its manifest, ``base_folder`` takes what is fetched of a
-    base, and ``base`` is the one that the user named (a folder or a reference).
+    """The artifact to validate, and where to put files. ``folder`` holds its manifest, ``base_folder``
+    receives files of a base, and ``base`` is the base that the user named (a folder or a reference).
     """
 
     remote: Remote
@@ -75,17 +75,18 @@ class RemoteContext:
 
     @property
     def named_base(self) -> m.Base:
-        """The base that the artifact names."""
+        """The base that the artifact itself names."""
         if self.artifact.kind == "peft":
             return base_hint(parse_config(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
         base: m.Base = self.artifact.manifest.base
         return base
 
     def readable_base(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
-        """The base to compare with: the named one, else the artifact's own on the same hub; or None, and why.
+        """Returns the base to compare with: the user's, else the artifact's on the same hub, else None with
+        the reason.
 
         Raises:
-            AdapterpackError: the one that the user named cannot be read.
+            AdapterpackError: the base that the user named cannot be read.
         """
         if isinstance(self.base, Path):
             return Checkpoint(self.base), ()
@@ -103,7 +104,7 @@ class RemoteContext:
             return None, (f"base: {name} was not compared: {error.what} (--base)",)
 
     def open_questions(self, base: Checkpoint | None, verdict: Verdict | None) -> tuple[str, ...]:
-        """What the headers of a base on a hub do not show."""
+        """Returns what the headers of a base on a hub leave open."""
         if not isinstance(base, RemoteBase):
             return ()
         same_commit = ", at the commit that is named" if base.commit == self.named_base.commit else ""
@@ -119,7 +120,7 @@ class RemoteContext:
 
 
 def _check(context: RemoteContext, pack: Pack, file: HeaderFile, small_files: Mapping[str, bytes]) -> Report:
-    """The checks of a pack by its headers, with the base if one can be read."""
+    """Runs the checks of a pack on its headers, with the base if it can be read."""
     base, why = context.readable_base()
     subject = Subject(
         Path(context.remote.reference.address),
@@ -144,7 +145,7 @@ def _pack(context: RemoteContext) -> Report:
     require_known(manifest, f"{context.remote}, {artifact.manifest_name}")
     if refused := [*remote_code(_json(artifact), artifact.manifest_name)] or [*composition(manifest)]:
         return Report("pack", "", manifest.id, tuple(refused))
-    context.budget.require_memory(artifact.size)  # some methods put int8 tensors and their scales together
+    context.budget.require_memory(artifact.size)  # some methods dequantize int8 tensors with their scales
     file, small_files = _header(context), {}
     for entry in manifest.files:
         if entry.path != TENSORS:
@@ -164,7 +165,7 @@ def _pack(context: RemoteContext) -> Report:
 
 
 def _peft(context: RemoteContext) -> Report:
-    """Imported with zeros in place of its weights: names, shapes, pairs, options and sites are those of the
+    """Imports the adapter with zeros in place of its weights; names, shapes, pairs, options and sites are the
     real ones.
     """
     artifact = context.artifact
@@ -212,7 +213,7 @@ def _bundle(context: RemoteContext) -> Report:
 
 
 def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
-    """Downloads what a session reads besides graphs and packs; returns the names of files that are too large
+    """Downloads what a session reads besides graphs and packs. Returns the names of files that are too large
     for that.
     """
     entries = [entry for entry in context.artifact.files if entry.path in CARRIED]
@@ -225,8 +226,8 @@ def _fetch_texts(context: RemoteContext) -> tuple[str, ...]:
 
 
 def _check_bundle(context: RemoteContext) -> Iterator[Finding]:
-    """AB201: the manifests of the packs in a bundle are those that it names; AB203: its tokenizer is theirs,
-    as far as both say it.
+    """AB201: the manifests of the bundle's packs are not those that it names. AB203: its tokenizer is not
+    theirs.
     """
     entries = {entry.path: entry for entry in context.artifact.files}
     for number, adapter in enumerate(context.artifact.manifest.adapters):
@@ -274,4 +275,4 @@ HEADER_REPORTS: dict[str, Callable[[RemoteContext], Report]] = {
     "peft": _peft,
     "bundle": _bundle,
 }
-"""Kind of artifact -> its validation by headers."""
+"""Kind of artifact -> the function that validates it by its headers."""

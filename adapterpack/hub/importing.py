@@ -1,5 +1,5 @@
-"""Imports a PEFT adapter as a pack, and identifies the base that it names from the listing and the headers of
-its repository.
+"""Imports a PEFT adapter as a pack, and identifies the base that it names from the listing and headers of the
+base's repository.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from .transport import names
 
 
 def import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:
-    """The pack made of a PEFT folder, its base identified if it can be read on the hub, and notes on that.
+    """Imports a PEFT folder and returns the pack, with its base identified if the hub has it, and notes about
+    that.
 
     Raises:
         FormatError, Unsupported: the folder cannot be imported.

@@ -1,6 +1,4 @@
-"""Pins what was pulled - reference, commit and digest - in a small file that a project keeps with its
-code.
-"""
+"""Lock files: pin pulled artifacts by reference, commit and digest, in a small file for version control."""
 
 from __future__ import annotations
 
@@ -27,7 +25,7 @@ _ID = re.compile(r"sha256:[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class PinnedArtifact:
-    """One reference, fixed: the commit it stood for, the kind of artifact, and the digest of its manifest."""
+    """The pin of a reference: its commit, the kind of artifact, and the digest of its manifest."""
 
     commit: str
     kind: str
@@ -35,7 +33,7 @@ class PinnedArtifact:
 
 
 class Lockfile:
-    """The pinned references in one file, which several processes may change.
+    """The pins in one file, which several processes may change.
 
     Example:
         >>> Lockfile("nowhere.lock").get(names.parse("hf://org/name")) is None
@@ -46,7 +44,7 @@ class Lockfile:
         self.path = Path(path)
 
     def get(self, reference: names.HubReference) -> PinnedArtifact | None:
-        """What the reference is pinned to, or None.
+        """Returns the pin of a reference, or None.
 
         Raises:
             FormatError: the file is something else.
@@ -54,7 +52,7 @@ class Lockfile:
         return self.all().get(str(reference))
 
     def all(self) -> dict[str, PinnedArtifact]:
-        """Reference -> what it is pinned to; nothing where there is no file.
+        """Returns all pins by reference; none if there is no file.
 
         Raises:
             FormatError: the file is something else.
@@ -74,11 +72,11 @@ class Lockfile:
         return {key: _read_pin(entry, f"{self.path}, {key}") for key, entry in entries.items()}
 
     def put(self, reference: names.HubReference, pinned: PinnedArtifact) -> None:
-        """Pins a reference; the file is replaced as a whole.
+        """Pins a reference, and replaces the file atomically.
 
         Raises:
-            FormatError: the file is something else, and stays.
-            StorageError: it cannot be written.
+            FormatError: the file is no lock file; it stays unchanged. StorageError: the file cannot be
+                written.
         """
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,5 +110,5 @@ def _read_pin(entry: Any, where: str) -> PinnedArtifact:
 
 
 def machine_lockfile(reference: names.HubReference) -> Lockfile:
-    """What this machine pulled of a repository before, for when there is no network."""
+    """Returns this machine's own record of what it pulled from a repository, for use without a network."""
     return Lockfile(cache_folder() / "hub" / f"{reference.repo.replace('/', '--')}.json")

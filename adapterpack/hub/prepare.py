@@ -1,5 +1,5 @@
-"""Prepares what a push publishes: a validated pack or bundle and its card; what must not leave this machine
-is refused here.
+"""Prepares a push: validates the pack or bundle, renders its card, and refuses whatever must not leave this
+machine.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _MAX_TEXT = 64 << 20
 
 @dataclass(frozen=True)
 class PreparedPush:
-    """The files to publish by their path in the repository, the card, and the identity; ``label`` is what
-    people call it.
+    """The files to publish by their path in the repository, the card, and the identity. ``label`` is the name
+    for people.
     """
 
     kind: str
@@ -52,13 +52,12 @@ def prepare(
     base_model: str | None,
     license_name: str | None,
 ) -> Iterator[PreparedPush]:
-    """The artifact, checked; a pack that is in memory, came from PEFT, or gets a base's name or a license is
-    written anew.
+    """Checks an artifact and yields what to publish. A pack in memory, from PEFT, or with a new base name or
+    license is written again.
 
     Raises:
-        ConfigError: the base has no address that others could use, there is no license, or something looks
-            like a secret.
-        FormatError: it is not valid, or not an artifact.
+        ConfigError: the base has no name that others can resolve, there is no license, or a text looks like a
+            secret. FormatError: the artifact is not valid, or is none.
     """
     if base_model is not None and not names.is_repo(base_model):
         raise ConfigError(
@@ -131,7 +130,7 @@ def _pack(
         or f"sha256:{sha256_of(folder / m.FILE_NAME)}" != pack.id
     ):
         folder, report = pack.write(scratch / "pack").path or scratch, None
-    if report is None:  # what is sent was validated, whatever it was made from
+    if report is None:  # always validates the exact files that are sent
         pack, report = check(folder)
     listed = {entry.path: LocalFile.of_entry(folder, entry) for entry in pack.manifest.files}
     files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}

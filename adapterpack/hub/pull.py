@@ -1,5 +1,5 @@
-"""Pulls an artifact from a hub: its commit first, then its manifest, then only what that lists, hashed while
-it arrives.
+"""Pulls an artifact from a hub: resolves the commit, reads the manifest, and downloads only the files that it
+lists, hashed on arrival.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from .transport.partial import remove_old
 from .transport.transfer import fetch
 
 _SPARE = 256 << 20
-"""Bytes of the disk that a download leaves free."""
+"""Bytes of disk space that a download leaves free."""
 _KEPT_SECONDS = 2 * 86_400
-"""After which what a process left behind that was killed is removed."""
+"""Seconds after which the leftovers of a killed process are removed."""
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """An artifact that lies on this machine, validated: from where, which, and at which ``path``.
+    """A validated artifact on this machine: its source, its identity, and its ``path``. ``folder`` is its
+    folder in the repository, "" for the complete repository.
 
-    ``folder`` is the one in the repository, "" where the artifact is the whole of it.
-    ``changed`` says in words what an update changed, ``before`` what the lock file named until then;
-    ``notes`` what else there is to know.
+    ``changed`` describes in words what an update changed, ``before`` is the earlier pin in the lock file, and
+    ``notes`` are further remarks.
     """
 
     repo: str
@@ -113,9 +113,11 @@ def fetch_artifact(
     max_bytes: int = MAX_BYTES,
     progress: Progress | None = None,
 ) -> Pulled:
-    """The artifact of one commit, from the store or from the hub; remembered for when there is no network."""
+    """Returns the artifact of a commit, from the store or the hub, and records it for use without a
+    network.
+    """
     with scratch_folder() as name:
-        scratch = Path(name) / remote.reference.name  # an imported adapter is called by its folder
+        scratch = Path(name) / remote.reference.name  # an imported adapter gets the name of its folder
         scratch.mkdir()
         artifact = open_remote(remote, listed, scratch, max_bytes)
         require_closed(remote, artifact, listed)
@@ -164,7 +166,7 @@ def _online(
 
 
 def _offline(reference: names.HubReference, before: PinnedArtifact | None, update: bool) -> Pulled:
-    """What was pulled before, by the lock file or by what this machine remembers."""
+    """Returns what was pulled before, by the lock file or this machine's own record."""
     pinned = before or machine_lockfile(reference).get(reference)
     if update or pinned is None:
         raise HubOffline(
@@ -184,12 +186,11 @@ def _offline(reference: names.HubReference, before: PinnedArtifact | None, updat
 
 
 def pinned_artifact(reference: names.HubReference, pinned: PinnedArtifact) -> Path:
-    """The folder of what a lock file pins: from the store, or from the hub at its commit.
+    """Returns the folder of a pinned artifact, from the store or from the hub at its commit.
 
     Raises:
-        FormatError: the hub has another artifact at that commit; of a PEFT adapter, the pack that it becomes
-            is another one by now.
-        HubError: by name.
+        FormatError: the hub has another artifact at that commit, or a PEFT adapter now imports as another
+            pack. HubError: the hub refuses; the subclass says why.
     """
     path = bundle_cache.find_bundle(pinned.kind, pinned.id)
     if path is not None or offline():
@@ -218,14 +219,14 @@ def download(
     scratch: Path,
     progress: Progress | None = None,
 ) -> None:
-    """Downloads every file but the manifest into the folder where that is, each hashed while it arrives.
+    """Downloads every file except the manifest into the folder that holds it; each is hashed on arrival.
 
     Raises:
-        FormatError: another file than is listed.
+        FormatError: a file differs from the listing.
         StorageError: the disk has too little space.
     """
     free = shutil.disk_usage(scratch).free
-    # a pack once as it comes, and once in the store
+    # a pack needs space twice: as downloaded, and in the store
     needed = artifact.size * (1 if artifact.kind == "bundle" else 2) + _SPARE
     if needed > free:
         raise StorageError(
@@ -251,7 +252,7 @@ def download(
 
 
 def scratch_folder() -> tempfile.TemporaryDirectory[str]:
-    """A folder for what comes in, on the disk where it will lie."""
+    """Makes a folder for incoming files, on the disk of the cache."""
     place = own_folder(cache_folder() / "incoming")
     with storage_errors(place):
         remove_old(place, _KEPT_SECONDS)
@@ -259,7 +260,9 @@ def scratch_folder() -> tempfile.TemporaryDirectory[str]:
 
 
 def _add_signature(pulled: Pulled, folder: Path, token: str | None) -> None:
-    """The detached signature, which the store does not keep: it is no part of the pack or the bundle."""
+    """Downloads the detached signature. The store does not keep it, since it is not part of the pack or
+    bundle.
+    """
     if pulled.kind == "peft" or offline():
         return
     remote = connect(names.HubReference(pulled.repo, pulled.commit, pulled.folder), token)
@@ -283,8 +286,8 @@ def _describe_pull(
 
 
 def local_copy(reference: names.HubReference) -> Path | None:
-    """The folder of the artifact that a reference names; None if the repository holds none, as that of a
-    base.
+    """Returns the folder of the artifact that a reference names, or None if the repository holds none, as for
+    a base model.
 
     Raises:
         HubError: by name.

@@ -1,5 +1,5 @@
-"""Pushes an artifact to a hub: one commit on top of the head that was read, and then a comparison with what
-arrived.
+"""Pushes an artifact to a hub: makes one commit on the head that was read, and compares the result with what
+was sent.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _MAX_CARD = 4 << 20
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did, or with ``dry_run`` would do: ``sent`` and ``deleted`` name files of the repository,
-    ``commit`` is where the artifact is now.
+    """The result of a push, or of a ``dry_run``: ``sent`` and ``deleted`` name files of the repository, and
+    ``commit`` holds the artifact now.
 
-    ``folder`` is the one in the repository that it was put into, "" for the whole of it. ``id`` is the digest
-    of its manifest. ``pull_request`` is an address.
+    ``folder`` is its folder in the repository, "" for the complete repository; ``id`` is the digest of its
+    manifest; ``pull_request`` is a URL.
     """
 
     repo: str
@@ -100,7 +100,7 @@ def push(
 
 
 class _Push:
-    """One push: what the repository has, what is missing, the commit, the comparison with what arrived."""
+    """The steps of one push: reads the repository, finds what is missing, commits, and verifies."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Push:
         self.files = {**ours.files, README: ours.card}
 
     def run(self, *, pr: bool, tag: str | None, private: bool, dry_run: bool, message: str | None) -> Pushed:
-        """Makes the push."""
+        """Executes the push."""
         remote, created = self._remote(private, pr, dry_run)
         whole = {} if remote is None else tree(remote.whole_repo)
         there = in_folder(whole, self.reference.prefix)
@@ -160,7 +160,7 @@ class _Push:
         )
 
     def _remote(self, private: bool, pr: bool, dry_run: bool) -> tuple[Remote | None, bool]:
-        """The head of the branch, and whether the repository had to be made."""
+        """Returns the head of the branch, and whether the repository had to be created."""
         try:
             return connect(self.reference, self.token), False
         except RepoNotFound:
@@ -179,7 +179,7 @@ class _Push:
         return tuple(f"{self.reference.prefix}{name}" for name in files)
 
     def _enclosing(self) -> Iterator[str]:
-        """What would mark an artifact in one of the folders above."""
+        """Returns the paths that would mark an artifact in a folder above."""
         parents = PurePosixPath(self.reference.folder).parents if self.reference.folder else ()
         return ((parent / mark).as_posix() for parent in parents for mark in CLOSED)
 
@@ -197,7 +197,9 @@ class _Push:
             return MARK.encode() in (scratch / README).read_bytes()
 
     def _stale(self, remote: Remote, there: Mapping[str, ListedFile]) -> list[str]:
-        """Files of what was there before; anything else that lies in the repository stops the push."""
+        """Returns files of the previous artifact that must go. Any other file in the repository stops the
+        push.
+        """
         extra = sorted(there.keys() - self.files.keys() - (MUTABLE - {SIGNATURE}))
         if not extra:
             return []
@@ -207,7 +209,7 @@ class _Push:
                 try:
                     before |= {mark, *(entry.path for entry in open_remote(remote, there, scratch).files)}
                 except FormatError:
-                    before |= {mark}  # a broken one: only what it surely was is replaced
+                    before |= {mark}  # a broken artifact: replaces only what certainly belongs to it
         if strange := [name for name in extra if name not in before]:
             raise ConfigError(
                 "the repository holds files that are not of a pack or a bundle",
@@ -240,8 +242,8 @@ class _Push:
             with_retries(lambda: post_json(f"{hub.url}/api/{path}", hub, self.reference, value))
 
     def _verify(self, remote: Remote, before: Mapping[str, ListedFile], kept: bool) -> None:
-        """What the hub lists now is what was sent, and nothing else; files outside of the folder are as they
-        were ``before``.
+        """Checks that the hub now lists exactly what was sent, and that files outside of the folder are as
+        ``before``.
         """
         whole, prefix = tree(remote.whole_repo), self.reference.prefix
         there = in_folder(whole, prefix)
@@ -262,7 +264,7 @@ class _Push:
             )
 
     def _require_free(self, tag: str, head: str, changes: bool) -> None:
-        """A tag that is there may only be met again by a push that changes nothing."""
+        """Checks that a tag is new, or that the push changes nothing and the tag is on the head."""
         try:
             tagged = connect(names.HubReference(self.reference.repo, tag), self.token).commit
         except RevisionNotFound:
@@ -276,7 +278,7 @@ class _Push:
             )
 
     def _set_tag(self, tag: str | None, oid: str) -> str | None:
-        """Sets the tag; one that is there already must be on this very commit, for a tag never moves."""
+        """Sets the tag. An existing tag must already be on this commit, since tags never move."""
         if tag is None:
             return None
         try:

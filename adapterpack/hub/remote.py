@@ -1,4 +1,4 @@
-"""Validates an artifact on a hub from its listing, its manifest and headers, or with ``full`` from all of its
+"""Validates an artifact on a hub from its listing, manifest and headers, or with ``full`` from all of its
 bytes.
 """
 
@@ -29,19 +29,19 @@ def validate_remote(
     allow_structural: bool = False,
     token: str | None = None,
 ) -> Report:
-    """The report on an artifact of a hub; ``full`` downloads it all, into no store, else what was not checked
-    makes it incomplete.
+    """Returns the report on an artifact of a hub. ``full`` downloads everything, but not into the store;
+    without it the report is incomplete.
 
-    ``base`` is a folder, or an ``hf://`` reference; by default the base that the artifact names, looked for
-    on the same hub. Of a base on a hub the listing and the headers are read, never its weights.
+    ``base`` is a folder or an ``hf://`` reference; by default it is the base that the artifact names, on the
+    same hub. Reads the listing and headers of a base on a hub, never its weights.
 
     Raises:
-        HubError: the hub refuses, by name.
+        HubError: the hub refuses; the subclass says why.
     """
     remote = connect(names.parse(reference), token)
     listed, budget = tree(remote), budget or Budget()
     with scratch_folder() as scratch:
-        folder = Path(scratch) / remote.reference.name  # an imported adapter is called by its folder
+        folder = Path(scratch) / remote.reference.name  # an imported adapter gets the name of its folder
         folder.mkdir()
         try:
             artifact = open_remote(remote, listed, folder)
@@ -71,7 +71,7 @@ def validate_remote(
 
 
 def _whole(context: RemoteContext) -> Report:
-    """Everything downloaded and checked; of a base on a hub the headers."""
+    """Downloads and checks everything; of a base on a hub only the headers."""
     download(context.remote, context.artifact, context.listed, context.folder)
     base, why = context.readable_base()
     if context.artifact.kind == "bundle":

@@ -1,5 +1,5 @@
-"""Finds the folder behind what the user typed: a local folder, a hub id, or an ``hf://`` reference, which is
-downloaded.
+"""Finds the folder that a user means: a local folder, a hub id, or an ``hf://`` reference, which it
+downloads.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from .transport.client import endpoint, redacted
 from .transport.official import guarded_downloads
 
 _WITHOUT_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
-"""The oldest bases on the public hub have no owner."""
+"""The name of a repository without an owner, as the oldest models of the public hub have."""
 _MOST_NAMES = 10_000
-"""Names of a folder that are compared with a mistyped one."""
+"""The most names in a folder that are compared with a mistyped one."""
 
 
 def folder_of(reference: str | os.PathLike[str]) -> Path:
-    """The local folder behind a reference; hub files are fetched at a resolved commit into the user's cache.
+    """Returns the local folder of a reference; files of a hub are fetched at a resolved commit into the
+    user's cache.
 
-    A pack, a bundle or a PEFT adapter is pulled into the local store, validated; anything else is a base.
+    A pack, a bundle or a PEFT adapter is pulled into the local store and validated; anything else is treated
+    as a base model.
 
     Raises:
-        HubError: what the hub says to an ``hf://`` reference, by name.
-        StorageError: neither a folder, nor something that the hub gives.
+        HubError: the hub refuses an ``hf://`` reference; the subclass says why. StorageError: there is
+            neither such a folder nor such a repository.
 
     Example:
         >>> folder_of(".").is_dir()
@@ -38,8 +40,8 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
 
 
 def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = None) -> Path | None:
-    """The folder behind a reference if it is on this machine: a local one, or a base in the cache of hub
-    files; nothing is fetched.
+    """Returns the folder of a reference if it is on this machine, as a local folder or a base in the hub's
+    cache, else None. Fetches nothing.
     """
     path = Path(reference)
     parsed = None if path.exists() else _parse(str(reference), is_remote(reference))
@@ -58,7 +60,7 @@ def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = Non
 
 
 def is_remote(reference: object) -> bool:
-    """Whether a reference names a hub beyond doubt."""
+    """Returns whether a reference explicitly names a hub."""
     return str(reference).startswith(names.SCHEME)
 
 
@@ -88,8 +90,8 @@ def _download(text: str) -> Path:
 
 
 def _parse(text: str, remote: bool) -> names.HubReference | None:
-    """What a hub could mean by it. A folder in a repository has to be written with hf://, for it looks like
-    one on this disk.
+    """Parses a text as a hub reference. A folder in a repository needs the prefix ``hf://``, because it looks
+    like a local path.
     """
     address, _, revision = text.removeprefix(names.SCHEME).partition("@")
     if remote and _WITHOUT_OWNER.fullmatch(address):
@@ -106,7 +108,9 @@ def _parse(text: str, remote: bool) -> names.HubReference | None:
 
 
 def _base(reference: names.HubReference) -> Path:
-    """A base model's files: the official client keeps them, and they are checked by what they contain."""
+    """Downloads a base model with the official client, whose cache keeps it. Its contents are checked when it
+    is read.
+    """
     from huggingface_hub import snapshot_download  # noqa: PLC0415 - only a named hub pays for it
 
     patterns = [
@@ -129,8 +133,8 @@ def _unreachable(reference: str, reason: str) -> StorageError:
 
 
 def _not_found(text: str, reason: str) -> StorageError:
-    """What to say of ``text``, which is no path here and looks like a repository too: most who type it mean a
-    path.
+    """Makes the error for a text that is no local path but looks like a repository: most people who type it
+    mean a path.
     """
     return StorageError(
         "there is no such file or folder here",
@@ -146,7 +150,7 @@ def _first_sentence(reason: str) -> str:
 
 
 def _suggestion(text: str) -> str:
-    """The start of a remedy: the existing path that is closest to a mistyped one, if any is close."""
+    """Returns the start of a remedy with the existing path closest to a mistyped one, if one is close."""
     path = Path(text)
     there = next((parent for parent in path.parents if parent.is_dir()), None)
     if there is None:

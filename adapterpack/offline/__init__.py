@@ -1,3 +1,3 @@
-"""Files of rows, and of requests in OpenAI's batch format, answered block by block; what was answered
-outlives a killed process.
+"""Answers files of rows, and of requests in OpenAI's batch format, block by block; a job that was killed
+resumes after its last block.
 """

@@ -1,4 +1,4 @@
-"""What the lines of a file may be; the first of them says it."""
+"""The formats of input files. The first line decides which one a file has."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from .rows_job import RowsJob
 
 
 class Setting(NamedTuple):
-    """How lines are to be answered: see :func:`adapterpack.run`. ``where`` is what their file is called, if
-    they are from one. With ``raw`` texts are read without the chat template.
+    """The options of a job, as in :func:`adapterpack.run`. ``where`` is the name of the input file, if there
+    is one. With ``raw`` texts are read without the chat template.
     """
 
     bundle: str | os.PathLike[str]
@@ -33,7 +33,7 @@ class Setting(NamedTuple):
     raw: bool = False
 
     def identity(self, provider: str) -> Mapping[str, Any]:
-        """What all answers depend on, on a provider."""
+        """Returns everything on which the answers depend, on a provider."""
         return {
             "bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(),
             "provider": provider,
@@ -46,7 +46,9 @@ class Setting(NamedTuple):
 
 
 class Format(NamedTuple):
-    """A form of lines: whether the first line has it, and what answers them."""
+    """A format of lines: a function that recognizes it by its first line, and one that opens the
+    job for it.
+    """
 
     name: str
     recognizes: Callable[[object], bool]
@@ -62,7 +64,7 @@ def _rows(setting: Setting) -> OfflineJob:
         raw=setting.raw,
         **setting.sampling,
     )
-    if setting.where is None:  # rows of options, which cannot name an adapter themselves
+    if setting.where is None:  # rows from command-line options, which cannot name an adapter
         runner.require_answers()
     return RowsJob(runner, setting.where, setting.identity(runner.provider))
 
@@ -94,14 +96,14 @@ FORMATS = (
     Format("requests in OpenAI's batch format", is_request, _requests),
     Format("rows", lambda row: True, _rows),
 )
-"""The first of these that recognizes the first line."""
+"""All formats; the first that recognizes the first line applies."""
 
 
 def job_for(first: Line | None, setting: Setting) -> OfflineJob:
-    """What answers a file that begins with this line.
+    """Opens the job for a file that begins with this line.
 
     Raises:
-        AdapterpackError: the bundle cannot be opened, or not with these options.
+        AdapterpackError: the bundle cannot be opened with these options.
     """
     row = None if first is None else first.row
     return next(form for form in FORMATS if form.recognizes(row)).open(setting)

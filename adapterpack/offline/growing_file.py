@@ -1,5 +1,5 @@
-"""A file that grows under another name, in steps that outlive a killed process, and has its own name when it
-is whole.
+"""An output file that grows under a temporary name, in steps that survive a killed process, and gets its own
+name when it is complete.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from ..readable import size
 
 _ROWS, _STEPS = "rows", "steps"
 _SHOWN = 40
-"""Characters of an output's name in that of the folder in which it grows."""
+"""The most characters of an output's name in the name of its temporary folder."""
 _LOG = logging.getLogger(__name__)
 
 
 class OutputProgress(msgspec.Struct, frozen=True):
-    """How far a job is that ``began`` at a time, in seconds.
+    """The progress of a job that ``began`` at a time, in seconds.
 
-    ``inputs`` are the rows that were read, up to the ``line`` and the byte ``end`` of their file; ``rows``
-    the answers, ``failed`` those that are errors, the ``first`` of these in words; ``size`` the bytes of the
-    output.
+    ``inputs`` is the number of rows read, up to the ``line`` and the byte ``end`` of the input; ``rows`` is
+    the number of answers, of which ``failed`` are errors; ``first`` describes the first error; ``size`` is
+    the size of the output in bytes.
     """
 
     began: int
@@ -46,20 +46,20 @@ class OutputProgress(msgspec.Struct, frozen=True):
 
 
 class GrowingFile:
-    """The file as it grows. ``done`` is the last step that was kept."""
+    """The file while it grows. ``done`` is the last step that was kept."""
 
     def __init__(self, folder: Path, out: Path) -> None:
         self._out = out
         self._rows = open_own_file(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o666)
         self._steps = open_own_file(folder / _STEPS, os.O_RDWR | os.O_CREAT)
         self.done = _last_step(folder / _STEPS, os.fstat(self._rows).st_size)
-        os.ftruncate(self._rows, self.done.size)  # what is behind it was not kept
+        os.ftruncate(self._rows, self.done.size)  # bytes after the last step are discarded
         os.lseek(self._rows, 0, os.SEEK_END)
         os.lseek(self._steps, 0, os.SEEK_END)
-        _write(self._steps, b"\n")  # ends a line that a killed process left incomplete
+        _write(self._steps, b"\n")  # terminates a line that a killed process left incomplete
 
     def write(self, data: bytes) -> None:
-        """Adds to the file.
+        """Appends to the file.
 
         Raises:
             StorageError: the disk is full, or the file system refuses.
@@ -68,7 +68,7 @@ class GrowingFile:
             _write(self._rows, data)
 
     def keep(self, done: OutputProgress) -> None:
-        """Keeps what was written until here, whatever happens from now on.
+        """Makes everything written so far durable, as one step.
 
         Raises:
             StorageError: the disk is full, or the file system refuses.
@@ -81,19 +81,19 @@ class GrowingFile:
         self.done = done
 
     def close(self) -> None:
-        """Gives up the files."""
+        """Closes the files."""
         os.close(self._rows)
         os.close(self._steps)
 
 
 @contextmanager
 def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
-    """A file that becomes ``out`` when the block ends well. Where it does not, the steps that were kept stay
-    for the next time that a file of this name and ``key`` grows; ``key`` says what the bytes depend on.
+    """Yields a file that becomes ``out`` when the block succeeds. Otherwise its steps are kept for the next
+    call with the same ``out`` and ``key``; ``key`` covers everything on which the bytes depend.
 
     Raises:
-        OutputExists: something is at ``out``.
-        StorageError: the file system refuses, or another process is at work on the same output.
+        OutputExists: ``out`` exists. StorageError: the file system refuses, or another process is writing the
+            same output.
     """
     refuse_existing(out)
     folder = out.with_name(f".{out.name[:_SHOWN]}.{key[:16]}.partial")
@@ -124,21 +124,21 @@ def _write(descriptor: int, data: bytes) -> None:
 
 
 def _read_progress(folder: Path) -> OutputProgress:
-    """The last step that a folder keeps."""
+    """Returns the last step in a folder."""
     with suppress(OSError):
         return _last_step(folder / _STEPS, (folder / _ROWS).stat().st_size)
     return OutputProgress(now())
 
 
 def now() -> int:
-    """The time in seconds; ``SOURCE_DATE_EPOCH`` where that is set
+    """Returns the time in seconds, or ``SOURCE_DATE_EPOCH`` if it is set
     (https://reproducible-builds.org/specs/source-date-epoch/).
     """
     return int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
 
 def _last_step(path: Path, size_of_rows: int) -> OutputProgress:
-    """The last step that is whole, with all of its bytes in the file."""
+    """Returns the last complete step whose bytes are all in the file."""
     done = OutputProgress(now())
     for raw in path.read_bytes().splitlines():
         with suppress(msgspec.DecodeError, msgspec.ValidationError):
@@ -148,8 +148,8 @@ def _last_step(path: Path, size_of_rows: int) -> OutputProgress:
 
 
 def _mention_others(out: Path, folder: Path) -> None:
-    """Says what other work on an output of this name was left, as other inputs or options do not go on with
-    it.
+    """Logs which unfinished work on this output remains from runs with other inputs or options, since this
+    run cannot resume it.
     """
     if not CAN_LOCK:
         return

@@ -1,5 +1,5 @@
-"""A job: what answers the lines of a file, and how its answers become an output that a later run can go on
-with.
+"""Runs a job: answers the lines of a file, and writes the answers to an output that a later run can
+resume.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .growing_file import OutputProgress, growing_file, now
 from .lines import Line, lines_of
 
 Progress = Callable[[int, int, int], None]
-"""Called with (answers so far, tokens of these of this run, bytes of the input that are done)."""
+"""Called with (answers so far, their tokens in this run, bytes of input that are done)."""
 
 
 class Answered(NamedTuple):
-    """What answers a line. ``row`` is written, ``error`` says what is wrong with the line, and ``tokens`` is
-    what it took.
+    """The answer to a line. ``row`` is written to the output, ``error`` is what is wrong with the line, and
+    ``tokens`` is the number of tokens that it took.
     """
 
     line: Line
@@ -36,32 +36,34 @@ class Answered(NamedTuple):
 
 
 class OfflineJob(Protocol):
-    """Answers lines in blocks. ``identity`` is what its answers depend on besides the lines."""
+    """Answers lines in blocks. ``identity`` holds everything on which its answers depend besides
+    the lines.
+    """
 
     block: int
     identity: Mapping[str, Any]
 
     def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
-        """The answers to a block of lines, in order. ``first`` is the number of its first line among those
-        that are not empty, and the job was begun at the time ``began``, in seconds.
+        """Yields the answers to a block of lines, in order. ``first`` is the number of its first line among
+        those that are not empty; ``began`` is when the job began, in seconds.
         """
 
     def close(self) -> None:
-        """Ends what it has opened."""
+        """Closes what it has opened."""
 
 
 OpenJob = Callable[[Line | None], OfflineJob]
-"""From the first line of a file, if it has one, to what answers its lines."""
+"""Opens the job for a file, from its first line if it has one."""
 
 
 class RowsFailed(AdapterpackError):
-    """Some rows of a file could not be run; in their places are errors."""
+    """Some rows of a file could not be run; the output has errors in their places."""
 
     code = "rows-failed"
 
 
 def answers(job: OfflineJob, lines: Iterator[Line], done: OutputProgress) -> Iterator[Iterator[Answered]]:
-    """The answers to all lines behind ``done``, block by block. Each block has to be taken to its end."""
+    """Yields the answers to all lines after ``done``, block by block. The caller must exhaust each block."""
     first = done.inputs + 1
     for line in lines:
         yield job.answer_block(first, chain([line], islice(lines, job.block - 1)), done.began)
@@ -69,7 +71,7 @@ def answers(job: OfflineJob, lines: Iterator[Line], done: OutputProgress) -> Ite
 
 
 def begin(open_job: OpenJob, lines: Iterator[Line]) -> tuple[OfflineJob, Iterator[Line]]:
-    """The job that the first line calls for, and all lines."""
+    """Opens the job for the first line, and returns it with all lines."""
     first = next(lines, None)
     return open_job(first), lines if first is None else chain([first], lines)
 
@@ -82,7 +84,9 @@ def write_stream(
     progress: Progress,
     keep_going: bool,
 ) -> OutputProgress:
-    """Writes the answers to lines that nobody can read again: the whole file or none of it."""
+    """Writes the answers to lines that cannot be read again, such as standard input: the complete file or
+    nothing.
+    """
     with output_file(out) as path, path.open("wb") as file:
         job, every = begin(open_job, lines)
         with closing(job):
@@ -92,11 +96,11 @@ def write_stream(
 def write_file(
     open_job: OpenJob, source: Path, out: Path, progress: Progress, keep_going: bool
 ) -> OutputProgress:
-    """Writes the answers to the lines of a file, from where an earlier run of the same job was stopped.
+    """Writes the answers to the lines of a file, and resumes where an earlier run of the same job stopped.
 
     Raises:
-        StorageError: a file cannot be read or written, or the source changes meanwhile; or another process is
-            at work on the output.
+        StorageError: a file cannot be read or written, the source changes meanwhile, or another process is
+            writing the output.
     """
     before, where = hashing.identity(source), str(source)
     with ExitStack() as stack:
@@ -127,13 +131,13 @@ def _open_lines(source: Path) -> Iterator[Any]:
 
 
 class _Plain:
-    """A file that is written from its beginning to its end."""
+    """A file that is written from beginning to end, with the interface of :class:`.GrowingFile`."""
 
     def __init__(self, file: Any) -> None:
         self.done, self.write = OutputProgress(now()), file.write
 
     def keep(self, done: OutputProgress) -> None:
-        """Notes how far it is."""
+        """Records the progress."""
         self.done = done
 
 
@@ -169,13 +173,13 @@ def _write(
 
 
 def first_of(line: Line, error: AdapterpackError) -> str:
-    """What is said at the end of the first row that could not be run."""
+    """Describes the first row that could not be run, for the final message."""
     return f"line {line.number}: {error.what}{'' if error.found is None else f', {error.found}'}"
 
 
 def encode_row(row: Mapping[str, Any]) -> bytes:
-    """A line of an output. Half of a surrogate pair has no UTF-8; ``backslashreplace`` writes exactly JSON's
-    own escape for it.
+    """Encodes a line of the output. Half of a surrogate pair has no UTF-8; ``backslashreplace`` writes
+    exactly JSON's escape for it.
     """
     return (json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n").encode(
         "utf-8", "backslashreplace"
@@ -186,7 +190,7 @@ def require_all(done: OutputProgress, out: Path | None) -> None:
     """Checks that every row was run.
 
     Raises:
-        RowsFailed: some were not; the first of them is named.
+        RowsFailed: some rows failed; the error names the first.
     """
     if done.failed:
         raise RowsFailed(

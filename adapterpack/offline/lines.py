@@ -1,4 +1,4 @@
-"""The lines of a JSONL file, read as they are needed, each with its place."""
+"""Reads the lines of a JSONL file one by one, each with its place."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..library_errors import library_errors
 MAX_LINE = 64 << 20
 MAX_DEPTH = 100
 _MOST_SKIPPED = 16
-"""Times ``MAX_LINE`` that a line may have for the one behind it to be looked for."""
+"""After a line longer than this many times ``MAX_LINE``, reading stops."""
 
 
 REQUEST = frozenset({"custom_id", "method", "url", "body"})
@@ -21,7 +21,7 @@ REQUEST = frozenset({"custom_id", "method", "url", "body"})
 
 
 class Line(NamedTuple):
-    """A line that is not empty: its number, the bytes of the file up to its end, and its object, or what is
+    """A line that is not empty: its number, the offset of its end in the file, and its object, or what is
     wrong with it.
     """
 
@@ -31,12 +31,12 @@ class Line(NamedTuple):
 
 
 def is_request(row: object) -> bool:
-    """Whether a line is a request in OpenAI's batch format."""
+    """Returns whether a line is a request in OpenAI's batch format."""
     return isinstance(row, dict) and row.keys() >= REQUEST
 
 
 def lines_of(file: IO[bytes], where: str, number: int = 0, end: int = 0) -> Iterator[Line]:
-    """The lines of a file from the place at which it stands, which is behind so many lines and bytes.
+    """Yields the lines of a file from its current position, which follows ``number`` lines and ``end`` bytes.
 
     Raises:
         StorageError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Requests in OpenAI's batch format: one a line, answered by the routes of ``adapterpack serve``.
+"""Answers requests in OpenAI's batch format, one a line, with the routes of ``adapterpack serve``.
 
 https://platform.openai.com/docs/guides/batch: a line has ``custom_id``, ``method``, ``url`` and ``body``; its
 answer has ``id``, ``custom_id``, ``response`` (``status_code``, ``request_id``, ``body``) and ``error``.
@@ -20,8 +20,8 @@ from .lines import REQUEST, Line, is_request
 
 
 class RequestsJob:
-    """Answers requests. Those that draw and give no seed have one that follows from the request, its line and
-    ``seed``; ``where`` is what their file is called in errors. See :class:`~.job.Job`.
+    """A :class:`~.job.OfflineJob` that answers requests. A request that samples without a seed gets one
+    derived from the request, its line and ``seed``. ``where`` is the name of the file in errors.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class RequestsJob:
         )
 
     def close(self) -> None:
-        """Ends the server."""
+        """Closes the server."""
         self._server.close()
 
     def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
-        """See :class:`~.job.Job`."""
+        """Posts the requests of a block together and yields their responses in order."""
         requests = [(line, self._post(number, line)) for number, line in enumerate(lines, first)]
         replies = iter(self._server.block([posted for _, posted in requests if isinstance(posted, Posted)]))
         for line, posted in requests:
@@ -69,7 +69,7 @@ class RequestsJob:
             yield Answered(line, row, self._error(line, reply.status, body), _tokens(body))
 
     def _post(self, number: int, line: Line) -> Posted | AdapterpackError:
-        """The request of a line, or what is wrong with it."""
+        """Returns the request of a line, or what is wrong with it."""
         row, where = line.row, f"{self._where}, line {line.number}"
         if not isinstance(row, dict):
             return row
@@ -112,7 +112,9 @@ class RequestsJob:
 
 
 def _add_date(body: Any, request: str, began: int) -> Any:
-    """An answer whose id and time follow from the file and the time at which its first line was begun."""
+    """Replaces the id and time of a response by values that follow from the input file and the job's begin,
+    so that runs are reproducible.
+    """
     if "id" in body and "created" in body:
         return {
             **body,

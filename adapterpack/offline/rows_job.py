@@ -1,4 +1,6 @@
-"""Rows of adapterpack's own form: what ``adapterpack.run`` takes, one object a line."""
+"""Answers rows in adapterpack's own format: the mappings that ``adapterpack.run`` takes, one JSON object a
+line.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,18 @@ from .lines import Line
 
 
 class RowsJob:
-    """Runs rows through a bundle; ``where`` is what their file is called in errors, if they are from one. See
-    :class:`~.job.Job`.
+    """A :class:`~.job.OfflineJob` that runs rows through a bundle. ``where`` is the name of the file in
+    errors, if there is one.
     """
 
     def __init__(self, runner: RowRunner, where: str | None, identity: Mapping[str, Any]) -> None:
         self._runner, self._where, self.block, self.identity = runner, where, runner.block, identity
 
     def close(self) -> None:
-        """There is nothing to end."""
+        """Does nothing, since a runner holds nothing open."""
 
     def answer_block(self, first: int, lines: Iterable[Line], began: int) -> Iterator[Answered]:
-        """See :class:`~.job.Job`."""
+        """Runs the rows of a block and yields their results in order."""
         begun: dict[int, Line] = {}
 
         def rows() -> Iterator[tuple[int, Row | AdapterpackError]]:
@@ -43,7 +45,7 @@ class RowsJob:
             yield Answered(line, row, error, outcome.tokens)
 
     def _place(self, outcome: RowOutcome, line: Line) -> AdapterpackError | None:
-        """The error of a row, which names its line."""
+        """Returns the error of a row, with the line that it names."""
         error = outcome.error
         if self._where is None or not isinstance(error, RowError):
             return error
@@ -51,8 +53,8 @@ class RowsJob:
 
 
 def _without_error(result: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A result of a row that an earlier run could not run, and that was given again as it was written
-    there.
+    """Returns a result without the ``error`` of an earlier run, for rows that were taken from an output and
+    run again.
     """
     error = result.get("error")
     was_error = isinstance(error, Mapping) and error.keys() == AdapterpackError("").to_json().keys()

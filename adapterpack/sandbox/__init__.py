@@ -1,3 +1,3 @@
-"""Work on bytes of strangers that no check can bound, in processes of its own with limits of memory and
-time.
+"""Runs code on untrusted bytes in separate processes with limits of memory and time, where no check could
+bound its cost.
 """

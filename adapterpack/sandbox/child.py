@@ -1,5 +1,5 @@
-"""The inner side of a sandbox: one function, called with bytes as often as its socket has some. It imports as
-little as it can.
+"""The child process of a sandbox: calls one function for each message on its socket. It imports as little as
+possible.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, SandboxLimit
 
 try:
     import resource
-except ImportError:  # where there is no such thing the clock alone limits a call
+except ImportError:  # without it only the parent's clock limits a call
     resource = None  # type: ignore[assignment]
 
 _SOCKET = 0
@@ -30,17 +30,17 @@ _inside = False
 
 
 def is_inside() -> bool:
-    """Whether this process is a sandbox: what runs here needs no other."""
+    """Returns whether this process is a sandbox, so that code in it needs no further one."""
     return _inside
 
 
 def main(function: str, memory: str, seconds: str, answer: str) -> None:
-    """Serves calls of ``function``, ``module:name`` in adapterpack, until the other side closes its end, as
-    it does when it dies.
+    """Serves calls of ``function``, ``module:name`` in adapterpack, until the parent closes its socket or
+    dies.
     """
     global _inside  # noqa: PLW0603 - it stays so for the life of this process
     _inside = True
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes its end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and then closes its socket
     module, _, name = function.partition(":")
     run: Callable[[bytes], bytes] = getattr(importlib.import_module(module), name)
     limits = SandboxLimits(int(memory), float(seconds), int(answer))
@@ -57,13 +57,13 @@ def main(function: str, memory: str, seconds: str, answer: str) -> None:
 def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[bytes, bytes]:
     try:
         result = run(data)
-    except (MemoryError, SystemError):  # the latter of Python's own parts that do not look for the former
+    except (MemoryError, SystemError):  # parts of CPython turn a failed allocation into SystemError
         return MEMORY, b""
     except KeyboardInterrupt:
         raise
     except (OverflowError, RecursionError) as error:
         return LIMIT, reason(error).encode("utf-8", "backslashreplace")
-    except BaseException as error:  # a panic of a library in Rust is no Exception
+    except BaseException as error:  # a panic in Rust code is no Exception
         return FAILED, reason(error).encode("utf-8", "backslashreplace")
     return (
         (DONE, result) if len(result) <= most else (LIMIT, f"its result is larger than {most} bytes".encode())
@@ -71,8 +71,8 @@ def _answer(run: Callable[[bytes], bytes], data: bytes, most: int) -> tuple[byte
 
 
 def _limit_memory(more: int) -> None:
-    """No core file, and no address space beyond ``more`` bytes on top of what there is. Where the system does
-    not hold to such a limit, as on macOS, a thread looks at the memory in use.
+    """Forbids core files, and limits the address space to ``more`` bytes above the current size. Where the
+    system does not enforce that, as on macOS, a thread watches the memory in use.
     """
     if resource is None:
         return
@@ -86,8 +86,8 @@ def _limit_memory(more: int) -> None:
 
 
 def _watch_memory(most: int) -> None:
-    """Ends the process when it used more than ``most`` bytes: later than a limit of the system would, by what
-    one step takes.
+    """Ends the process once it has used more than ``most`` bytes. Checks periodically, so it may exceed the
+    limit briefly.
     """
     while _most_resident() <= most:
         time.sleep(_GLANCE)
@@ -95,12 +95,14 @@ def _watch_memory(most: int) -> None:
 
 
 def _most_resident() -> int:
-    """The most bytes of memory that were in use at once."""
+    """Returns the peak memory use of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _limit_time(seconds: float) -> None:
-    """So much processor time from now on, of all threads: then the system ends the process. 0: no limit."""
+    """Limits the CPU time of all threads from now on, after which the system ends the process; 0 removes the
+    limit.
+    """
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_PROF, seconds)
 

@@ -1,5 +1,5 @@
-"""The limits of work in a sandbox, and the messages between its two sides: a byte that says what it is, a
-length, and the bytes.
+"""The limits of a sandbox, and the messages between its two sides: a kind (one byte), a length, and
+the data.
 """
 
 from __future__ import annotations
@@ -9,21 +9,20 @@ from typing import NamedTuple
 
 HEAD = struct.Struct(">cQ")
 DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
-"""What becomes of a call: a result; an exception, whose text is the answer; one that says that a limit was
-reached; too little memory; no answer in time; a result that is larger than the caller takes; the end of the
-process; its end before the call.
+"""The outcomes of a call: a result; an exception, with its text; an exception about a limit; out of memory;
+no answer in time; a result too large for the caller; the process ended; the process had ended before the
+call.
 """
 
 
 OVER_MEMORY = 77
-"""The status with which a process ends itself that took too much memory, where the system does not see to
-that.
+"""The exit status of a process that ends itself for lack of memory, on systems that do not enforce the limit.
 """
 
 
 class SandboxLimits(NamedTuple):
-    """What one call may take. ``memory``: bytes beyond those of the process when it starts; ``seconds`` of
-    processor time.
+    """The limits of one call: ``memory`` in bytes above those of the process at its start, ``seconds`` of CPU
+    time, and ``answer``, the most bytes of a result.
     """
 
     memory: int = 256 << 20
@@ -32,5 +31,5 @@ class SandboxLimits(NamedTuple):
 
     @property
     def deadline(self) -> float:
-        """Seconds of the clock, for work that waits and for machines that are busy."""
+        """The most seconds of wall-clock time, which allows for waiting and for busy machines."""
         return 4 * self.seconds + 10

@@ -1,9 +1,9 @@
-"""Runs one function of adapterpack on bytes in other processes, within limits of memory and time: what it
-does there can only fail.
+"""Runs one function of adapterpack on bytes in other processes, within limits of memory and time. Whatever
+the bytes do there, the worst outcome is an error.
 
-A process is started by exec, so that threads and libraries of this one do not matter, with no file of it open
-and none of its environment but what Python needs. It ends when its sandbox is closed, when this process ends,
-however it does, and whenever a call breaks a limit.
+A process is started by exec, so threads and libraries of this process do not matter. It inherits no open
+files, and only the environment variables that Python needs. It ends when its sandbox is closed, when this
+process ends in any way, and whenever a call exceeds a limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..errors import FormatError, Unsupported
 from .limits import DONE, ENDED, FAILED, HEAD, LARGE, LATE, LIMIT, MEMORY, OVER_MEMORY, UNSENT, SandboxLimits
 
 PROCESSES = 4
-"""The most processes of one sandbox; further threads wait for their turn."""
+"""The most processes of one sandbox; further callers wait."""
 _LAST_SECONDS = 1.0
 _KEPT_VARIABLES = ("TZ", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 _START = (
@@ -33,7 +33,7 @@ _START = (
 
 
 class OutOfLimits(FormatError):
-    """What a stranger sent would take more time or memory than it may. ``reason`` says which limit."""
+    """Untrusted input would take more time or memory than permitted. ``reason`` says which limit."""
 
     def __init__(self, what: str, reason: str, where: object, remedy: str | None) -> None:
         super().__init__(f"{what}: {reason}", where=where, remedy=remedy)
@@ -41,9 +41,9 @@ class OutOfLimits(FormatError):
 
 
 class Sandbox:
-    """Calls of ``function``, written ``module:name``, which takes bytes and gives bytes.
+    """Calls ``function``, written ``module:name``, which takes and returns bytes, in separate processes.
 
-    ``kept`` processes stay for the next call, which then costs a fraction of a millisecond instead of a
+    ``kept`` processes stay for later calls, which then cost a fraction of a millisecond instead of a process
     start.
 
     Example:
@@ -57,11 +57,11 @@ class Sandbox:
         _ALL.add(self)
 
     def run(self, data: bytes, what: str, where: object = None, remedy: str | None = None) -> bytes:
-        """The function's result for ``data``.
+        """Returns the function's result for ``data``.
 
         Raises:
-            OutOfLimits: a limit ended it. Its text is ``what``, ``where``, and which limit.
-            FormatError: ``what``, ``where``, and the text of the exception that the function raised.
+            OutOfLimits: the call exceeded a limit. The error has ``what``, ``where``, and the limit.
+            FormatError: the function raised an exception. The error has ``what``, ``where``, and its text.
         """
         with self._turns:
             while True:
@@ -69,12 +69,12 @@ class Sandbox:
                 child = self._idle.pop() if waited else _Child(self.function, self.limits)
                 try:
                     kind, answer = child.call(data)
-                except BaseException:  # Ctrl-C among them: what is still being computed is of no use
+                except BaseException:  # on Ctrl-C, too: the result is no longer needed
                     child.close()
                     raise
                 if kind != UNSENT or not waited:
                     break
-                child.close()  # it died while it waited, which is no fault of this call
+                child.close()  # the idle process had died, which is not this call's fault
             if kind in (DONE, FAILED, LIMIT) and len(self._idle) < self._kept:
                 self._idle.append(child)
             else:
@@ -86,18 +86,18 @@ class Sandbox:
         raise OutOfLimits(what, answer.decode("utf-8", "replace") or child.ended_by(kind), where, remedy)
 
     def close(self) -> None:
-        """Ends the processes that wait for a call."""
+        """Ends the idle processes."""
         while self._idle:
             self._idle.pop().close()
 
     def forget(self) -> None:
-        """Starts without processes."""
+        """Resets the sandbox to a state without processes."""
         self._idle: list[_Child] = []
         self._turns = BoundedSemaphore(PROCESSES)
 
 
 class _Child:
-    """A process that waits for calls, or works on one."""
+    """A process that is idle or runs a call."""
 
     def __init__(self, function: str, limits: SandboxLimits) -> None:
         if not sys.executable:
@@ -139,8 +139,8 @@ class _Child:
             raise Unsupported("a sandbox does not start", where=function, found=self.ended_by(kind))
 
     def call(self, data: bytes) -> tuple[bytes, bytes]:
-        """The kind and bytes of the answer; or why there is none: ``UNSENT`` where the process had ended
-        before it read the call.
+        """Sends a call and returns the kind and bytes of the answer. ``UNSENT`` means that the process had
+        ended before it read the call.
         """
         until = time.monotonic() + self._limits.deadline
         try:
@@ -154,18 +154,18 @@ class _Child:
         return self._receive(until)
 
     def close(self) -> None:
-        """Ends the process, whatever it does."""
+        """Kills the process."""
         self._socket.close()
         self._process.kill()
         self._process.wait()
 
     def forget(self) -> None:
-        """Leaves the process to the one that this one was forked from."""
+        """Drops the process after a fork, since it belongs to the parent."""
         self._socket.close()
         self._process.returncode = 0
 
     def ended_by(self, kind: bytes) -> str:
-        """Why a call had no answer, of a process that was closed."""
+        """Explains why a call of a process, which is closed now, had no answer."""
         memory, seconds, answer = self._limits
         if kind == MEMORY or (kind in (ENDED, UNSENT) and self._process.returncode == OVER_MEMORY):
             return f"it takes more than {memory >> 20} MiB of memory"
@@ -189,9 +189,9 @@ class _Child:
             return LATE, b""
         except (EOFError, OSError) as error:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                # its end is closed, so it ends: what ended it is the reason, and not our killing it
+                # waits for its own exit status, which says why it ended; killing it would hide that
                 self._process.wait(_LAST_SECONDS)
-            unread = isinstance(error, ConnectionResetError)  # there were bytes that it had not read
+            unread = isinstance(error, ConnectionResetError)  # the process had not read all bytes
             return UNSENT if unread else ENDED, b""
 
     def _read(self, size: int, until: float) -> bytes:
@@ -216,8 +216,8 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a process that was forked from this one: the others are its parent's, whose death they see when
-    nobody else has their sockets.
+    """Runs in a forked process: drops all children, which belong to the parent and must see its sockets close
+    when it dies.
     """
     for child in _CHILDREN:
         child.forget()

@@ -1,5 +1,5 @@
-"""A small self-hosted hub that the official client speaks to: content-addressed, atomic, with tokens. Needs
-the extra ``serve``.
+"""A small self-hosted hub for the official client: content-addressed, atomic, with access tokens. Needs the
+extra ``serve``.
 """
 
 from __future__ import annotations

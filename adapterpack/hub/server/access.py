@@ -1,5 +1,5 @@
-"""Decides who may read and write: by tokens from a file, kept as digests, and by signed addresses for
-uploads, which carry no token.
+"""Decides who may read and write: by tokens from a file, stored as digests, and by signed URLs for uploads,
+which carry no token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VALID_SECONDS = 6 * 3600
 
 @dataclass(frozen=True)
 class Account:
-    """Who a token belongs to, and whether it may write."""
+    """The owner of a token, and whether the token may write."""
 
     name: str
     write: bool
@@ -36,18 +36,20 @@ class Account:
 
 @dataclass(frozen=True)
 class Access:
-    """The accounts by the sha256 of their tokens. Without a token, what is not private may be read."""
+    """The accounts by the SHA-256 of their tokens. Requests without a token may read whatever is
+    not private.
+    """
 
     accounts: Mapping[str, Account] = field(default_factory=dict)
     secret: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
 
     @classmethod
     def from_file(cls, path: Path) -> Access:
-        """Reads lines ``NAME read|write TOKEN``; empty lines and those that begin with # are left out.
+        """Reads lines ``NAME read|write TOKEN``; skips empty lines and lines that begin with #.
 
         Raises:
-            ConfigError: a line is something else, or others may read the file.
-            StorageError: it cannot be read.
+            ConfigError: a line has another form, or other users may read the file. StorageError: the file
+                cannot be read.
         """
         require_private(path)
         with storage_errors(path):
@@ -67,10 +69,10 @@ class Access:
         return cls(accounts)
 
     def account(self, authorization: str | None) -> Account | None:
-        """Whose header this is; None for nobody's.
+        """Returns the account of an ``Authorization`` header, or None without a token.
 
         Raises:
-            HTTPError: there is a token, and it is none of ours.
+            HTTPError: the token is unknown.
         """
         scheme, _, token = (authorization or "").partition(" ")
         if not token:
@@ -82,10 +84,10 @@ class Access:
 
     @staticmethod
     def require_writer(account: Account | None) -> None:
-        """Lets by who may write.
+        """Checks that an account may write.
 
         Raises:
-            HTTPError: nobody, or one who may only read.
+            HTTPError: there is no account, or it may only read.
         """
         if account is None:
             raise HTTPError(401, "Unauthorized", "A token is needed")
@@ -94,10 +96,10 @@ class Access:
 
     @staticmethod
     def require_granted(account: Account | None, settings: Settings) -> None:
-        """Lets by who may have the files of a gated repository.
+        """Checks that an account may read the files of a repository, which may be gated.
 
         Raises:
-            HTTPError: nobody (401), or somebody who was not let in (403), as the public hub answers.
+            HTTPError: there is no account (401), or it has no access (403), as on the public hub.
         """
         if not settings.gated or (
             account is not None and (account.write or account.name in settings.granted)
@@ -108,17 +110,17 @@ class Access:
         )
 
     def sign(self, what: str, size: int) -> str:
-        """The query of an address where these bytes, and no others, may be put for some hours; ``what`` is a
-        sha256, or names a part.
+        """Returns the query of a URL to which exactly these bytes may be uploaded for some hours; ``what`` is
+        a SHA-256, or names a part.
         """
         until = int(time.time()) + _VALID_SECONDS
         return f"size={size}&until={until}&signature={self._signature(what, size, until)}"
 
     def require_signed(self, what: str, size: str, until: str, signature: str) -> int:
-        """The size that was signed.
+        """Checks the signature of an upload URL and returns the signed size.
 
         Raises:
-            HTTPError: the address is not one that was given out, or its time is over.
+            HTTPError: this hub did not sign the URL, or the URL has expired.
         """
         if not (
             _NUMBER.fullmatch(size)

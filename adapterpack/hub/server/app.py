@@ -1,5 +1,5 @@
-"""The hub as an ASGI application: routes, and one place where refusals become the answers that clients know
-errors by.
+"""The hub as an ASGI application: its routes, and the conversion of errors to the responses that clients
+expect.
 """
 
 from __future__ import annotations
@@ -39,10 +39,9 @@ _COMMIT = 64 << 20
 
 
 class HubRoute(NamedTuple):
-    """What a client can ask: a method at a path. ``writes``: it takes a token that may write; ``max_bytes``:
-    those that its body may have.
+    """A method at a path. ``writes`` requires a token that may write; ``max_bytes`` limits the body.
 
-    Uploads are bounded by their address instead, which was signed for so many bytes.
+    Uploads are limited by their URL instead, which is signed for a number of bytes.
     """
 
     method: str
@@ -61,7 +60,7 @@ ROUTES: tuple[HubRoute, ...] = (
     HubRoute("GET", "/api/models/{org}/{name}/tree/{rev}/{path:path}", reading.tree),
     HubRoute("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, max_bytes=_FORM),
     HubRoute("GET", "/api/models/{org}/{name}/refs", reading.refs),
-    HubRoute("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # HEAD comes with it
+    HubRoute("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # Starlette adds HEAD
     HubRoute("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
     HubRoute("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
     HubRoute(
@@ -84,11 +83,12 @@ ROUTES: tuple[HubRoute, ...] = (
     HubRoute("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
     HubRoute("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
 )
-"""What a client of this hub can ask."""
+"""All routes of the hub."""
 
 
 def build(folder: str | os.PathLike[str], access: Access | None = None, part: int = PART) -> Starlette:
-    """The application that serves the hub in ``folder``; files of more than ``part`` bytes arrive in parts.
+    """Builds the application that serves the hub in ``folder``; files of more than ``part`` bytes are
+    uploaded in parts.
 
     Example:
         >>> import tempfile
@@ -99,7 +99,7 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES],
         lifespan=_collecting,
     )
-    app.router.redirect_slashes = False  # a redirect repeats the address that a stranger sent
+    app.router.redirect_slashes = False  # a redirect would echo an untrusted URL
     app.state.storage, app.state.access, app.state.part = HubStorage(folder), access or Access(), part
     app.state.parts = UploadedParts(app.state.storage)
     app.add_middleware(AddressMiddleware)
@@ -108,7 +108,7 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
 
 @asynccontextmanager
 async def _collecting(app: Starlette) -> AsyncIterator[None]:
-    """While the hub runs, what nobody needs is removed now and then."""
+    """Removes unneeded files periodically while the hub runs."""
     collector = Collector(app.state.storage, app.state.parts)
 
     async def rounds() -> None:
@@ -125,20 +125,22 @@ async def _collecting(app: Starlette) -> AsyncIterator[None]:
 
 
 class AddressMiddleware:
-    """Splits paths where the client split them, and keeps control characters out of headers, both ways.
+    """Splits paths where the client did, and keeps control characters out of headers in both directions.
 
-    A revision may hold a slash, which clients write as %2F: it stays one segment of the path until a handler
-    asks for it.
+    A revision may contain a slash, which clients write as %2F: it remains one path segment until a handler
+    decodes it.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Passes the request on, unless its address holds a control character, or it names no host."""
+        """Passes a request on, unless its URL contains a control character or its Host header is
+        malformed.
+        """
 
         async def send_clean(message: Any) -> None:
-            # whatever an answer repeats: it may not end a header and begin another
+            # an echoed value must not end a header and begin another
             if message["type"] == "http.response.start":
                 message = {
                     **message,
@@ -191,7 +193,9 @@ def _handler(route: HubRoute) -> Handler:
 
 
 def _require_visible(request: Request) -> None:
-    """Without a token a private repository looks like one that does not exist."""
+    """Checks that a request may see the repository. Without a token a private repository looks as if it did
+    not exist.
+    """
     storage: HubStorage = request.app.state.storage
     try:
         hidden = storage.private(reading.repo_of(request))

@@ -1,4 +1,4 @@
-"""Parses the bodies of requests in a thread, so that nobody else waits."""
+"""Parses request bodies on a thread, so that the event loop is not blocked."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _T = TypeVar("_T")
 
 
 async def parse_body(request: Request, parse: Callable[[bytes], _T]) -> _T:
-    """What ``parse`` makes of the body, in a thread."""
+    """Reads the body and runs ``parse`` on it on a thread."""
     made: _T = await run_in_threadpool(parse, await body_of(request))
     return made
 
 
 async def json_of(request: Request) -> dict[str, Any]:
-    """The JSON object in the body; an empty body is an empty one.
+    """Parses the JSON object in the body; an empty body is an empty object.
 
     Raises:
         FormatError: it is something else.
@@ -34,7 +34,7 @@ async def json_of(request: Request) -> dict[str, Any]:
 
 
 def json_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in some bytes.
+    """Parses a JSON object from bytes.
 
     Raises:
         FormatError: it is something else.
@@ -46,10 +46,10 @@ def json_object(data: bytes) -> dict[str, Any]:
 
 
 async def form_of(request: Request) -> dict[str, list[str]]:
-    """The fields of a form, as a browser sends it.
+    """Parses the fields of a URL-encoded form.
 
     Raises:
-        HTTPError: there are more than a listing has files.
+        HTTPError: the form has more fields than a listing may have files.
     """
 
     def fields(body: bytes) -> dict[str, list[str]]:

@@ -1,6 +1,4 @@
-"""Removes what nobody needs while the hub runs: uploads that were not finished, and blobs that no commit
-names, both after a day.
-"""
+"""Garbage collection of the hub: removes unfinished uploads, and blobs that no commit names, after a day."""
 
 from __future__ import annotations
 
@@ -17,15 +15,15 @@ KEPT_SECONDS = 86_400
 
 
 class Collector:
-    """Removes the leftovers of one hub; commits are never removed, so a blob that one of them named is not
-    looked at a second time.
+    """Removes unneeded files of one hub. Commits are never removed, so a blob that a commit names needs no
+    second check.
     """
 
     def __init__(self, storage: HubStorage, parts: UploadedParts) -> None:
         self.storage, self.parts, self._checked_until = storage, parts, 0.0
 
     def collect(self) -> int:
-        """One round; the number of blobs that went.
+        """Runs one collection and returns the number of removed blobs.
 
         Raises:
             StorageError: the file system refuses, or a commit was altered.
@@ -49,12 +47,12 @@ class Collector:
         return (path for path in (self.storage.root / "blobs").glob("*/*") if path.is_file())
 
     def _list_named(self) -> Iterator[str]:
-        """The sha256 of everything that a commit needs, pages included."""
+        """Yields the SHA-256 of everything that a commit needs, including its pages."""
         pages = set[str]()
         for repo in self.storage.repos():
             for file in sorted((self.storage.folder(repo) / "commits").glob("*.json")):
                 files = self.storage.commit(repo, file.stem).files
-                if not all(page.sha256 for page in files.pages):  # as hubs wrote it before there were pages
+                if not all(page.sha256 for page in files.pages):  # the format before pages
                     yield from (entry.sha256 for entry in files.values())
                     continue
                 for page in files.pages:
@@ -67,8 +65,8 @@ class Collector:
                         )
 
     def _remove(self, sha256: str, until: float) -> bool:
-        """Removes a blob unless somebody has uploaded or named it meanwhile: it is taken away, looked at once
-        more, and put back.
+        """Removes a blob, unless it was uploaded or named meanwhile: moves it aside, checks its time again,
+        and may put it back.
         """
         blob = self.storage.blob(sha256)
         with self.storage.incoming() as away:

@@ -1,5 +1,5 @@
-"""Receives large files by git's LFS protocol: their addresses, their bytes whole or in parts, and the joining
-of parts.
+"""Receives large files by the git LFS protocol: hands out upload URLs, receives files or parts, and joins
+parts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _MAX_OBJECTS = 1000
 
 
 async def batch(request: Request) -> Response:
-    """Where to put large files; none for those that are there. Of parts that are there already ``held`` names
-    the sha256.
+    """Returns the upload URLs of large files; files that are present need none. ``held`` lists parts that are
+    present already.
     """
     value, storage = await json_of(request), storage_of(request)
     wanted, transfers = value.get("objects") or [], value.get("transfers") or []
@@ -70,7 +70,7 @@ def _action(request: Request, sha256: str, size: int, in_parts: bool) -> dict[st
 
 
 async def upload(request: Request) -> Response:
-    """Takes the bytes of a large file at an address that was given out for exactly these."""
+    """Receives a large file at a URL that was signed for exactly these bytes."""
     sha256 = request.path_params["sha256"]
     size = _require_signed(request, sha256)
     storage = storage_of(request)
@@ -82,9 +82,9 @@ async def upload(request: Request) -> Response:
 
 
 async def upload_part(request: Request) -> Response:
-    """Takes one part of a large file; its sha256 is its ETag."""
+    """Receives one part of a large file and returns its SHA-256 as ETag."""
     sha256, number = request.path_params["sha256"], request.path_params["number"]
-    size = _require_signed(request, f"{sha256}/{number}")  # which is a number, as it was signed
+    size = _require_signed(request, f"{sha256}/{number}")  # the signature proves that it is a number
     with storage_of(request).incoming() as path:
         etag = await _receive(request, path, size)
         await run_in_threadpool(_parts(request).keep, sha256, int(number), path, etag)
@@ -92,7 +92,7 @@ async def upload_part(request: Request) -> Response:
 
 
 async def complete(request: Request) -> Response:
-    """Puts the parts of a large file together."""
+    """Joins the parts of a large file."""
     sha256 = request.path_params["sha256"]
     size = _require_signed(request, f"{sha256}/all")
     parts = (await json_of(request)).get("parts")
@@ -109,7 +109,7 @@ async def complete(request: Request) -> Response:
 
 
 async def _receive(request: Request, path: Path, size: int) -> str:
-    """The sha256 of exactly ``size`` bytes that were written to ``path``."""
+    """Writes exactly ``size`` bytes of the body to ``path`` and returns their SHA-256."""
     count, hasher = 0, hashlib.sha256()
     if size + SPARE > storage_of(request).free():
         raise HTTPError(507, "NoSpace", "The hub's disk is full")

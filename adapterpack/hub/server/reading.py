@@ -1,4 +1,4 @@
-"""Answers the requests that only read: listings, metadata, bytes of files."""
+"""Handlers of the hub's read requests: listings, metadata, and bytes of files."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ PAGE = 1000
 
 
 def repo_of(request: Request) -> str:
-    """The repository that the path names."""
+    """Returns the repository in the path."""
     return f"{request.path_params['org']}/{request.path_params['name'].removesuffix('.git')}"
 
 
 def revision_of(request: Request) -> str:
-    """The revision that the path names."""
+    """Returns the revision in the path."""
     return str(request.path_params.get("rev", "main")).replace("%2F", "/")
 
 
 def storage_of(request: Request) -> HubStorage:
-    """The storage that the application serves."""
+    """Returns the storage of the application."""
     storage: HubStorage = request.app.state.storage
     return storage
 
 
 def author_of(request: Request) -> str:
-    """The name of whose token the request has."""
+    """Returns the name of the request's account."""
     return str(request.scope["account"].name)
 
 
 def origin_of(request: Request) -> str:
-    """The hub's own address, as this client writes it."""
+    """Returns the hub's own URL as this client writes it."""
     return str(request.base_url).rstrip("/")
 
 
 async def whoami(request: Request) -> Response:
-    """Who the token belongs to."""
+    """Returns the owner of the token."""
     account = request.scope["account"]
     if account is None:
         raise HTTPError(401, "Unauthorized", "Invalid username or password.")
@@ -65,8 +65,8 @@ async def whoami(request: Request) -> Response:
 
 
 async def models(request: Request) -> Response:
-    """The repositories that the client may see, in pages that the header Link leads through; ``author`` keeps
-    those of one owner.
+    """Lists the repositories that the client may see, in pages that the Link header connects; ``author``
+    selects an owner.
     """
     storage, query = storage_of(request), request.query_params
     author, cursor, limit = query.get("author"), query.get("cursor", ""), _limit(request)
@@ -91,8 +91,8 @@ async def models(request: Request) -> Response:
 
 
 async def info(request: Request) -> Response:
-    """A repository at a revision: its commit and, where a client would take so many, the names of its
-    files.
+    """Describes a repository at a revision: its commit, and the names of its files if they are few enough for
+    clients.
     """
     repo, oid, commit = await _commit(request)
     blobs = request.query_params.get("blobs") is not None
@@ -124,7 +124,7 @@ async def info(request: Request) -> Response:
 
 
 async def tree(request: Request) -> Response:
-    """Files and folders below a path, in pages that the header Link leads through."""
+    """Lists files and folders below a path, in pages that the Link header connects."""
     _, _, commit = await _commit(request)
     query, limit = request.query_params, _limit(request)
     folder = request.path_params.get("path", "").replace("%2F", "/").strip("/")
@@ -152,7 +152,7 @@ def _page(
     cursor: Callable[[Any], str],
     shown: Callable[[Any], Any] = lambda item: item,
 ) -> Response:
-    """The first items, and where the rest is: after the last of them."""
+    """Returns the first items, with a Link to the rest."""
     headers, page = {}, items[:limit]
     if len(items) > limit:
         query = urlencode({**request.query_params, "cursor": cursor(page[-1])})
@@ -163,7 +163,7 @@ def _page(
 
 
 async def paths_info(request: Request) -> Response:
-    """Some files of a revision, as the tree describes them."""
+    """Describes some files of a revision, in the form of the tree."""
     _, _, commit = await _commit(request)
     wanted = sorted(set((await form_of(request)).get("paths", ())))
     answer = await run_in_threadpool(
@@ -173,7 +173,7 @@ async def paths_info(request: Request) -> Response:
 
 
 async def refs(request: Request) -> Response:
-    """Branches, tags and pull requests with their commits."""
+    """Lists branches, tags and pull requests with their commits."""
     repo, storage = repo_of(request), storage_of(request)
 
     def read() -> dict[str, Any]:
@@ -197,7 +197,7 @@ async def refs(request: Request) -> Response:
 
 
 async def resolve(request: Request) -> Response:
-    """The bytes of a file, or a range of them; with HEAD what is known about them."""
+    """Returns the bytes of a file, or a range of them; for HEAD only the metadata."""
     repo, oid, commit = await _commit(request)
     path, storage = request.path_params["path"].replace("%2F", "/"), storage_of(request)
     request.app.state.access.require_granted(
@@ -216,7 +216,7 @@ async def resolve(request: Request) -> Response:
         "Content-Disposition": "attachment",
         "Cache-Control": "private, no-transform",
     }
-    if "," in request.headers.get("range", ""):  # the whole file answers a request for many parts of it
+    if "," in request.headers.get("range", ""):  # a request for several ranges gets the complete file
         request.scope["headers"] = [
             (key, value) for key, value in request.scope["headers"] if key != b"range"
         ]
@@ -240,7 +240,7 @@ async def _commit(request: Request) -> tuple[str, str, Commit]:
 
 
 def _list_entry(path: str, entry: Entry | None) -> dict[str, Any]:
-    """A file or a folder as a listing has it."""
+    """Describes a file or a folder in a listing."""
     return (
         {"type": "directory", "path": path[:-1], "size": 0, "oid": "0" * 40}
         if entry is None

@@ -1,4 +1,4 @@
-"""Runs the hub as a process at an address, for a folder and a file of tokens."""
+"""Runs the hub as a process, for a folder and a file of tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from .access import Access
 
 LOOPBACK = "127.0.0.1"
 _MAX_HEAD = 32 << 10
-"""Bytes of the head of a request."""
+"""The most bytes of a request's head."""
 _BACKLOG = 100
-"""Connections that are taken at once: fewer than the process may have open files."""
+"""The most connections that wait to be accepted; fewer than the process may have open files."""
 
 
 def serve(
@@ -63,6 +63,6 @@ def serve(
             ready(address)
         try:
             uvicorn.Server(config).run(sockets=[one])
-        except Ended as ended:  # uvicorn raises it again, after the last answer
+        except Ended as ended:  # uvicorn re-raises the signal after the last response
             if ended.number != signal.SIGTERM:
                 raise

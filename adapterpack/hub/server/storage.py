@@ -32,7 +32,7 @@ from .trees import MAX_FILES, Entry, Page, Tree
 KINDS = ("heads", "tags", "pr")
 MAX_REFS = 1000
 SPARE = 64 << 20
-"""Bytes of the disk that the hub leaves free."""
+"""Bytes of disk space that the hub leaves free."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,21 @@ class Commit:
     files: Tree = field(default_factory=lambda: Tree.of({}))
 
     def to_bytes(self) -> bytes:
-        """The bytes that its id is the sha1 of."""
+        """Returns the bytes of which its id is the SHA-1."""
         return strict_json.canonical(
             {key: value for key, value in vars(self).items() if key != "files"} | {"pages": self.files.pages}
         )
 
     @property
     def oid(self) -> str:
-        """40 hex digits."""
+        """Its id, 40 hex digits."""
         return hashlib.sha1(self.to_bytes(), usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True)
 class Settings:
-    """``private``: only those with a token may see the repository. ``gated`` ("auto", "manual" or False): all
-    may see it, and those whose names are ``granted`` and those who may write have its files.
+    """The visibility of a repository. ``private``: only holders of a token see it. ``gated`` ("auto",
+    "manual" or False): everyone sees it, but only ``granted`` users and writers can read its files.
     """
 
     private: bool
@@ -85,17 +85,17 @@ class HubStorage:
             own_folder(self.root / name)
 
     def folder(self, repo: str) -> Path:
-        """Where a repository lies.
+        """Returns the folder of a repository.
 
         Raises:
-            HTTPError: it does not exist.
+            HTTPError: the repository does not exist.
         """
         if not names.is_repo(repo) or not (self.root / "repos" / repo / "repo.json").is_file():
             raise HTTPError(404, "RepoNotFound", "Repository not found")
         return self.root / "repos" / repo
 
     def repos(self) -> tuple[str, ...]:
-        """All repositories, sorted."""
+        """Returns all repositories, sorted."""
         repos = (
             path.parent.relative_to(self.root / "repos").as_posix()
             for path in self.root.glob("repos/*/*/repo.json")
@@ -103,10 +103,10 @@ class HubStorage:
         return tuple(sorted(repo for repo in repos if names.is_repo(repo)))
 
     def create(self, repo: str, *, private: bool, author: str) -> None:
-        """A new repository with one empty commit.
+        """Creates a repository with one empty commit.
 
         Raises:
-            HTTPError: the name is taken, or is none.
+            HTTPError: the name is taken or invalid.
         """
         if not names.is_repo(repo) or names.unsafe(repo):
             raise HTTPError(
@@ -122,18 +122,18 @@ class HubStorage:
                 (folder / "repo.json").write_bytes(
                     strict_json.canonical({"private": private, "created": first.time})
                 )
-        except (OutputExists, StorageError) as error:  # before, or at the rename
+        except (OutputExists, StorageError) as error:  # taken before, or by another process during the rename
             if (self.root / "repos" / repo / "repo.json").is_file():
                 raise HTTPError(409, "Conflict", "You already created this model repo") from error
             raise
 
     def settings(self, repo: str) -> Settings:
-        """Who may see it, and who may have its files."""
+        """Returns the visibility of a repository."""
         value = _read(self.folder(repo) / "repo.json")
         return Settings(bool(value["private"]), value.get("gated", False), tuple(value.get("granted", ())))
 
     def private(self, repo: str) -> bool:
-        """Whether only those with a token may see it."""
+        """Returns whether only holders of a token see a repository."""
         return self.settings(repo).private
 
     def set(self, repo: str, change: Callable[[Settings], Settings]) -> None:
@@ -145,16 +145,16 @@ class HubStorage:
                 path.write_bytes(strict_json.canonical(value))
 
     def refs(self, repo: str, kind: str) -> dict[str, str]:
-        """Name -> commit of the refs of one kind."""
+        """Returns the refs of one kind: name -> commit."""
         commits = {}
         for path in (self.folder(repo) / "refs" / kind).iterdir():
             if not path.name.startswith("."):
-                with suppress(FileNotFoundError):  # removed since it was listed
+                with suppress(FileNotFoundError):  # removed meanwhile
                     commits[unquote(path.name)] = path.read_text("ascii")
         return dict(sorted(commits.items()))
 
     def resolve(self, repo: str, revision: str) -> str:
-        """The commit behind a branch, a tag, a pull request's ref or a commit.
+        """Returns the commit of a branch, a tag, a pull request's ref or a commit.
 
         Raises:
             HTTPError: there is none.
@@ -173,10 +173,10 @@ class HubStorage:
         raise HTTPError(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
 
     def commit(self, repo: str, oid: str) -> Commit:
-        """A commit by its id, which its bytes must have.
+        """Reads a commit by its id, and checks that its bytes have that id.
 
         Raises:
-            HTTPError: it is not there, or not any more.
+            HTTPError: there is no such commit.
         """
         path = self.folder(repo) / "commits" / f"{oid}.json"
         try:
@@ -188,7 +188,7 @@ class HubStorage:
                 "a commit was altered on the hub's disk", where=path, remedy="restore it from a copy"
             )
         value = _load(data, path)
-        if "files" in value:  # as hubs wrote it before there were pages
+        if "files" in value:  # the format before pages
             files = Tree.of({name: Entry(**entry) for name, entry in value.pop("files").items()})
         else:
             files = Tree([Page(**page) for page in value.pop("pages")], self.bytes_of)
@@ -206,11 +206,11 @@ class HubStorage:
         change: Callable[[dict[str, Entry]], None],
         as_pr: bool,
     ) -> tuple[str, int | None]:
-        """One commit on a branch, or with ``as_pr`` on a new pull request's ref; the commit and the request's
-        number.
+        """Makes one commit on a branch, or with ``as_pr`` on a new pull request's ref. Returns the commit and
+        the request's number.
 
         Raises:
-            HTTPError: ``parent`` is not the head any more, or the revision is no branch.
+            HTTPError: ``parent`` is no longer the head, or the revision is no branch.
         """
         folder = self.folder(repo)
         with hold_lock(folder / ".lock", alone=True):
@@ -244,10 +244,10 @@ class HubStorage:
         return made.oid, number
 
     def add_ref(self, repo: str, kind: str, name: str, revision: str) -> None:
-        """A new branch or tag.
+        """Creates a branch or tag.
 
         Raises:
-            HTTPError: there is one of that name, or it is no name.
+            HTTPError: the name is taken or invalid.
         """
         if (
             not names.is_revision(name)
@@ -282,12 +282,12 @@ class HubStorage:
             path.write_text(oid, "ascii")
 
     def blob(self, sha256: str) -> Path:
-        """Where the bytes with this sha256 lie, if they do."""
+        """Returns the path for the blob with this SHA-256, whether or not it exists."""
         return blobs.place(self.root / "blobs", sha256)
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """An empty file for bytes that arrive; gone afterwards unless it was kept."""
+        """Yields an empty file for incoming bytes; it is removed afterwards unless it was adopted."""
         descriptor, name = tempfile.mkstemp(dir=self.root / "tmp")
         os.close(descriptor)
         try:
@@ -296,15 +296,13 @@ class HubStorage:
             Path(name).unlink(missing_ok=True)
 
     def adopt(self, path: Path, sha256: str) -> None:
-        """Takes an :meth:`incoming` file over as the blob of that sha256, which its bytes were hashed to
-        while they arrived.
-        """
+        """Makes an :meth:`incoming` file the blob of that SHA-256, with which it was hashed on arrival."""
         blobs.adopt(self.root / "blobs", path, sha256)
-        if not self.renew(sha256):  # it was there, and was collected at this moment
+        if not self.renew(sha256):  # it existed, and was collected at this very moment
             blobs.adopt(self.root / "blobs", path, sha256)
 
     def renew(self, sha256: str) -> bool:
-        """Whether the blob is there; if so it stays for another day, in which a commit can name it."""
+        """Returns whether the blob exists; if so, keeps it for another day, in which a commit can name it."""
         try:
             os.utime(self.blob(sha256))
         except FileNotFoundError:
@@ -312,11 +310,11 @@ class HubStorage:
         return True
 
     def keep_bytes(self, data: bytes) -> Entry:
-        """A small file as a blob."""
+        """Stores a small file as a blob and returns its entry."""
         return Entry(len(data), self._keep(data), git_oid([data], len(data)), False)
 
     def _keep(self, data: bytes) -> str:
-        """The sha256 of some bytes that are a blob now."""
+        """Stores bytes as a blob and returns their SHA-256."""
         sha256 = hashlib.sha256(data).hexdigest()
         if not self.renew(sha256):
             if len(data) + SPARE > self.free():
@@ -327,7 +325,7 @@ class HubStorage:
         return sha256
 
     def bytes_of(self, sha256: str) -> bytes:
-        """The bytes of a page, which must have this sha256."""
+        """Reads the bytes of a page, and checks their SHA-256."""
         path = self.blob(sha256)
         with storage_errors(path):
             data = path.read_bytes()
@@ -338,10 +336,10 @@ class HubStorage:
         return data
 
     def large(self, sha256: str) -> Entry:
-        """A large file that was uploaded before.
+        """Returns the entry of a large file that was uploaded before.
 
         Raises:
-            HTTPError: its bytes never arrived.
+            HTTPError: the file was never uploaded.
         """
         if not self.renew(sha256):
             raise HTTPError(400, "BadRequest", f"The object {sha256} was not uploaded")
@@ -350,13 +348,12 @@ class HubStorage:
         return Entry(size, sha256, git_oid([pointer], len(pointer)), True)
 
     def free(self) -> int:
-        """Bytes that the disk has left."""
+        """Returns the bytes of free disk space."""
         return shutil.disk_usage(self.root).free
 
 
 def git_oid(parts: Iterable[bytes], size: int) -> str:
-    """Git's id of a file of ``size`` bytes, as hex: by which a hub lists files that it does not keep as large
-    ones.
+    """Returns git's blob id of a file of ``size`` bytes, as hex; hubs list small files by it.
 
     Example:
         >>> git_oid([b""], 0)

@@ -1,4 +1,4 @@
-"""Keeps the files of a commit in pages by their paths, so that a listing or a look-up reads a page or two,
+"""Stores the files of a commit in pages sorted by path, so that a listing or lookup reads only a page or two,
 however many files there are.
 """
 
@@ -16,7 +16,9 @@ _AFTER_SLASH = chr(ord("/") + 1)
 
 
 class Entry(msgspec.Struct, frozen=True):
-    """One file of a tree: bytes, sha256 and git's blob id (hex), and whether it is listed as a large file."""
+    """One file of a tree: its bytes, SHA-256 and git blob id (hex), and whether it is listed as a
+    large file.
+    """
 
     size: int
     sha256: str
@@ -25,8 +27,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Page(msgspec.Struct, frozen=True):
-    """Where some files of a commit are described, those from ``first`` on: in the blob of this sha256, as
-    JSON of path -> entry.
+    """A page with the files from the path ``first`` on: a blob with this SHA-256, as JSON of path
+    -> entry.
     """
 
     first: str
@@ -35,8 +37,7 @@ class Page(msgspec.Struct, frozen=True):
 
 
 class Tree(Mapping[str, Entry]):
-    """The files of a commit by their paths, in order; ``load`` reads the blob of a page, and the last one
-    that was read is kept.
+    """The files of a commit by path, in order. ``load`` reads the blob of a page; the last page is cached.
 
     Example:
         >>> tree = Tree.of({"a/x": Entry(1, "0" * 64, "0" * 40, False)})
@@ -49,7 +50,7 @@ class Tree(Mapping[str, Entry]):
 
     @classmethod
     def of(cls, files: Mapping[str, Entry]) -> Tree:
-        """A tree in memory alone, on one page."""
+        """Makes a tree with one page, in memory only."""
         data = encode_files(dict(sorted(files.items())))
         return cls([Page("", len(files), "")] if files else (), lambda sha256: data)
 
@@ -63,15 +64,15 @@ class Tree(Mapping[str, Entry]):
         return self._page(max(bisect_right(self._firsts, path) - 1, 0))[path]
 
     def from_(self, start: str) -> Iterator[tuple[str, Entry]]:
-        """The files whose paths are not before ``start``, in order."""
+        """Yields the files from the path ``start`` on, in order."""
         for number in range(max(bisect_right(self._firsts, start) - 1, 0), len(self.pages)):
             yield from ((path, entry) for path, entry in self._page(number).items() if path >= start)
 
     def below(self, folder: str, recursive: bool, after: str = "") -> Iterator[tuple[str, Entry | None]]:
-        """Folders (without an entry, and with a slash at the end) and files below a folder, each folder
-        before what lies in it.
+        """Yields the files and folders below a folder, each folder before its contents. Folders have no entry
+        and end with a slash.
 
-        ``after`` is the last one of those that came before, so that a listing can go on there.
+        ``after`` is the last path of the previous page of a listing.
         """
         prefix = f"{folder}/" if folder else ""
         before, start, stop, more = after, max(prefix, after), prefix[:-1] + _AFTER_SLASH, True
@@ -88,17 +89,17 @@ class Tree(Mapping[str, Entry]):
                     if not before.startswith(parent):
                         yield parent, None
                 if parents and not recursive:
-                    # what lies in that folder is read over
+                    # skips the contents of that folder
                     start, more = prefix + parents[0] + _AFTER_SLASH, True
                     break
                 yield path, entry
                 before = path
 
     def with_files(self, files: Mapping[str, Entry], keep: Callable[[bytes], str]) -> Tree:
-        """A tree with other files, whose pages begin where those of this one do, so that most of them are
-        there already.
+        """Returns a tree with other files whose pages begin at the same paths, so that most pages exist
+        already.
 
-        ``keep`` stores the bytes of a page, and returns their sha256.
+        ``keep`` stores the bytes of a page and returns their SHA-256.
         """
         groups: dict[int, list[tuple[str, Entry]]] = {}
         for path, entry in sorted(files.items()):
@@ -124,14 +125,14 @@ class Tree(Mapping[str, Entry]):
 
 
 Step = tuple[str, Entry | None]
-"""A path and the file that is there from now on; None removes that file, or all that lies in that folder."""
+"""A path and its new file; None removes the file, or the complete folder."""
 
 
 def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
-    """Takes the steps, one after the other.
+    """Applies steps in order.
 
-    From the last one back: what it says of a path is what becomes of it, so that each path is looked at once,
-    however many steps name the folder that it lies in.
+    It works backwards, because the last step for a path decides. Each path is then visited once, however many
+    steps name the folder that contains it.
 
     Example:
         >>> files = {path: Entry(1, "", "", False) for path in ("a/x", "a/y", "b")}
@@ -141,7 +142,7 @@ def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
     """
     paths = sorted({*files, *(path for path, entry in steps if entry is not None)})
     open_ = list(range(len(paths) + 1))
-    """Of each path the next one, itself at best, of which no later step has said anything."""
+    """Union-find: for each path the next one, possibly itself, that no later step has decided."""
 
     def next_open(at: int) -> int:
         end = at
@@ -166,10 +167,10 @@ def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
 
 
 def encode_files(files: Mapping[str, Entry]) -> bytes:
-    """The bytes of a page."""
+    """Encodes the files of a page."""
     return msgspec.json.encode(files)
 
 
 def decode_files(data: bytes) -> dict[str, Entry]:
-    """The files on a page."""
+    """Decodes the files of a page."""
     return msgspec.json.decode(data, type=dict[str, Entry])

@@ -1,5 +1,5 @@
-"""Answers the requests that change a hub: repositories, commits, tags, branches. All of them need a token
-that may write.
+"""Handlers of the hub's write requests: repositories, commits, tags, branches. All need a token that may
+write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LONGEST_HEADER = 256 << 10
 
 
 async def create(request: Request) -> Response:
-    """A new repository; the refusal of one that is there already holds its address."""
+    """Creates a repository. If it exists already, the error contains its URL."""
     value, name = await json_of(request), author_of(request)
     owner, title = name if value.get("organization") is None else value["organization"], value.get("name")
     if not (isinstance(owner, str) and isinstance(title, str)):
@@ -55,7 +55,7 @@ async def create(request: Request) -> Response:
 
 
 async def settings(request: Request) -> Response:
-    """Who may see a repository (``visibility``), and whether its files are for those alone that were let in
+    """Sets who may see a repository (``visibility``), and whether reading its files needs a grant
     (``gated``).
     """
     value = await json_of(request)
@@ -73,7 +73,7 @@ async def settings(request: Request) -> Response:
 
 
 async def grant(request: Request) -> Response:
-    """Lets somebody have the files of a gated repository."""
+    """Grants a user access to the files of a gated repository."""
     user = (await json_of(request)).get("user")
     if not isinstance(user, str) or not NAME.fullmatch(user):
         raise HTTPError(400, "BadRequest", "user is a name")
@@ -89,7 +89,7 @@ async def grant(request: Request) -> Response:
 
 
 async def validate_yaml(request: Request) -> Response:
-    """Whether the header of a README is YAML, and a mapping."""
+    """Checks that the header of a README is a YAML mapping."""
 
     def look(body: bytes) -> str | None:
         text = str(json_object(body).get("content", ""))
@@ -102,8 +102,8 @@ async def validate_yaml(request: Request) -> Response:
 
 
 async def preupload(request: Request) -> Response:
-    """How each file is to be sent: in the commit, or apart as a large one; files that are there already come
-    with their id.
+    """Tells how to send each file: in the commit, or separately as a large file. Files that exist come with
+    their id.
     """
     repo, storage, wanted = repo_of(request), storage_of(request), (await json_of(request)).get("files")
     present = (
@@ -130,7 +130,7 @@ async def preupload(request: Request) -> Response:
 
 
 async def commit(request: Request) -> Response:
-    """One commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
+    """Makes one commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
     author, repo, storage = author_of(request), repo_of(request), storage_of(request)
     header, *operations = await parse_body(request, _lines)
     value = header.get("value")
@@ -182,7 +182,7 @@ async def commit(request: Request) -> Response:
 
 
 async def tag(request: Request) -> Response:
-    """A tag on a revision."""
+    """Creates a tag on a revision."""
     name = (await json_of(request)).get("tag")
     if not isinstance(name, str):
         raise HTTPError(400, "BadRequest", "tag is a name")
@@ -190,7 +190,7 @@ async def tag(request: Request) -> Response:
 
 
 async def branch(request: Request) -> Response:
-    """A branch, by default from the main one."""
+    """Creates a branch, by default from the main branch."""
     return await _ref(
         request,
         "heads",
@@ -211,7 +211,7 @@ async def _ref(request: Request, kind: str, name: str, revision: str) -> Respons
 
 
 def _lines(body: bytes) -> list[dict[str, Any]]:
-    """The header and the operations of a commit; a body of nothing is an empty header."""
+    """Parses the header and operations of a commit; an empty body is an empty header."""
     if body.count(b"\n") > MAX_LISTED + 1:
         raise HTTPError(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
     return [json_object(line) for line in body.split(b"\n") if line.strip()] or [{}]
@@ -262,8 +262,7 @@ def _decode(text: str) -> bytes:
 
 
 def header_problem(text: str) -> str | None:
-    """What is wrong with the YAML header of a README; None for a mapping. It takes time that grows with the
-    length alone.
+    """Returns what is wrong with the YAML header of a README, or None for a mapping, in linear time.
 
     Example:
         >>> header_problem("license: mit"), header_problem("- mit")

@@ -1,1 +1,1 @@
-"""HTTP to and from a hub: listings, downloads, uploads, within limits of size and time."""
+"""HTTP to and from a hub: listings, downloads and uploads, with limits of size and time."""

@@ -1,5 +1,5 @@
-"""Resolves a reference to a commit, lists its files, and turns the errors of hubs and of the official client
-into named ones.
+"""Resolves a reference to a commit, lists its files, and converts errors of hubs and of the official client
+to typed ones.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _TRIES = 4
 _FIRST_WAIT = 0.25
 _LONGEST_WAIT = 60.0
 _LISTING_SECONDS = 600.0
-"""The limit for all pages of a listing together."""
+"""The most seconds for all pages of a listing together."""
 MAX_PAGES = 400
-"""Of a listing: the public hub sends a thousand entries a page, and at the least fifty."""
+"""The most pages of a listing. The public hub sends at most a thousand entries a page, and at least fifty."""
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
@@ -43,8 +43,8 @@ _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One file of a tree: its path there, its size in bytes, and its sha256 (large files) or git's blob id,
-    as hex.
+    """One file of a listing: its path, its size in bytes, and its SHA-256 (large files) or git blob id, as
+    hex.
     """
 
     path: str
@@ -55,9 +55,7 @@ class ListedFile:
 
 @dataclass(frozen=True)
 class Remote:
-    """What a reference names, at a commit. ``token`` is the one that was given, or None for the user's
-    own.
-    """
+    """A reference at a resolved commit. ``token`` is the caller's, or None for the user's own."""
 
     reference: names.HubReference
     commit: str
@@ -66,26 +64,26 @@ class Remote:
 
     @property
     def repo(self) -> str:
-        """OWNER/NAME."""
+        """The repository, OWNER/NAME."""
         return self.reference.repo
 
     @property
     def hub(self) -> Endpoint:
-        """The address and the token of the hub."""
+        """The URL of the hub, and the token for it."""
         return Endpoint(self.endpoint, self.token)
 
     @property
     def pinned(self) -> names.HubReference:
-        """The reference at the commit."""
+        """The reference with the commit as its revision."""
         return self.reference.at(self.commit)
 
     @property
     def whole_repo(self) -> Remote:
-        """The whole repository at the commit."""
+        """The same commit without the reference's folder."""
         return replace(self, reference=self.reference._replace(folder=""))
 
     def path(self, name: str) -> str:
-        """Where in the repository a file of the reference's folder lies."""
+        """Returns the path in the repository of a file in the reference's folder."""
         return f"{self.reference.prefix}{name}"
 
     def __str__(self) -> str:
@@ -93,30 +91,30 @@ class Remote:
 
 
 def endpoint() -> str:
-    """The address of the hub: ``HF_ENDPOINT``, or the public one."""
+    """Returns the URL of the hub: ``HF_ENDPOINT``, or the public one."""
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
 def offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
+    """Returns whether ``HF_HUB_OFFLINE`` forbids the network."""
     from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
     return bool(constants.HF_HUB_OFFLINE)
 
 
 def api(token: str | None = None) -> Any:
-    """The official client of the hub."""
+    """Makes the official client of the hub."""
     from huggingface_hub import HfApi  # noqa: PLC0415
 
     return HfApi(endpoint=endpoint(), token=token)
 
 
 def connect(reference: names.HubReference, token: str | None = None) -> Remote:
-    """The repository, its revision resolved to a commit.
+    """Resolves the revision of a reference to a commit.
 
     Raises:
-        RepoNotFound, GatedRepo, RevisionNotFound: by name.
-        HubError: anything else that the hub does or fails to do.
+        RepoNotFound, GatedRepo, RevisionNotFound: the hub refuses for this reason. HubError: any other
+            failure of the hub.
     """
     hub = Endpoint(endpoint(), token)
     url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
@@ -145,14 +143,14 @@ def connect(reference: names.HubReference, token: str | None = None) -> Remote:
 
 
 def tree(remote: Remote) -> dict[str, ListedFile]:
-    """Every file of the commit in the reference's folder, by its path there; each path is safe to become a
-    file here.
+    """Lists every file of the commit in the reference's folder, by its path there. Every path is checked to
+    be safe as a local file.
 
-    A folder that is not there holds nothing, for git knows no empty ones.
+    A missing folder yields nothing, since git has no empty folders.
 
     Raises:
-        FormatError: too many, a path that leads out of its folder, or an entry that says nothing.
-        HubError: the hub does not answer as it should.
+        FormatError: there are too many files, a path leads out of its folder, or an entry is incomplete.
+            HubError: the hub's response is not valid.
     """
     folder, prefix = remote.reference.folder, remote.reference.prefix
     with hub_errors(remote):
@@ -190,8 +188,8 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
 
 
 def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
-    """The entries of a listing, page by page: no page is empty but the last, all of them come from the hub
-    itself, and in time.
+    """Yields the entries of a listing, page by page. Checks that all pages come from the hub itself, that
+    only the last is empty, and that they arrive in time.
     """
     folder = f"/{quote(remote.reference.folder, safe='')}" if remote.reference.folder else ""
     url = (
@@ -237,16 +235,16 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
 
 
 def in_folder(listed: Mapping[str, ListedFile], prefix: str) -> dict[str, ListedFile]:
-    """The files of a whole repository whose paths begin with the prefix of a folder, as :func:`tree` lists
-    that folder.
+    """Selects the files of a complete repository that are in a folder, in the form in which :func:`tree`
+    lists that folder.
     """
     inside = {path.removeprefix(prefix): one for path, one in listed.items() if path.startswith(prefix)}
     return {path: replace(one, path=path) for path, one in inside.items()}
 
 
 def with_retries(request: Callable[[], _T]) -> _T:
-    """Calls ``request`` up to four times while the hub is busy, fails or breaks off; waits as long as it
-    says, but a minute at most.
+    """Calls ``request`` up to four times while the hub is busy, fails or disconnects. It waits as long as the
+    hub asks, but at most a minute.
     """
     wait = _FIRST_WAIT
     for tries in range(_TRIES):
@@ -271,8 +269,8 @@ def _status(error: BaseException) -> tuple[int | None, Any]:
 
 
 def _kinds(error: BaseException) -> set[str]:
-    """What an error is, by the names of its classes, since the client changed its HTTP library between two of
-    its versions.
+    """Classifies an error by the names of its classes, because the official client has changed its HTTP
+    library between versions.
     """
     if isinstance(error, ErrorResponse):
         return set() if error.kind is None else {error.kind}
@@ -290,13 +288,13 @@ def _kinds(error: BaseException) -> set[str]:
 
 @contextmanager
 def hub_errors(where: object) -> Iterator[None]:
-    """Turns what the official client raises into errors by name, without tokens and credentials."""
+    """Converts exceptions of the official client to typed errors, without tokens and credentials."""
     try:
         yield
     except (AdapterpackError, KeyboardInterrupt, GeneratorExit):
         raise
     except Exception as error:
-        # its own text may hold headers and addresses with credentials
+        # the original text may contain headers and URLs with credentials
         raise _hub_error(error, where) from None
 
 
@@ -340,7 +338,7 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
     507: (HubError, "the disk of the hub is full", "free some space on the hub, and push again"),
     "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
 }
-"""The kind of an error or its status -> the error by name, its words and the remedy; the first that fits."""
+"""The kind or status of an error -> its class, message and remedy. The first match counts."""
 
 
 def _hub_error(error: Exception, where: object) -> HubError:
@@ -358,7 +356,7 @@ def _hub_error(error: Exception, where: object) -> HubError:
 
 
 def redacted(text: str) -> str:
-    """The text without anything that looks like a token or a password, and without the token in use.
+    """Returns the text without anything that looks like a token or a password, and without the token in use.
 
     Example:
         >>> redacted("Bearer abc at https://me:pw@host with hf_secretsecret")

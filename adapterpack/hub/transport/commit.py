@@ -1,5 +1,5 @@
-"""Makes one commit on a hub: by the official client on the public one, and by the same requests, within
-limits, on any other.
+"""Makes one commit on a hub: with the official client on the public hub, and with the same requests, but
+within limits, on any other.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from .upload import send_large
 _PUBLIC = "huggingface.co"
 _BATCH = 256
 _SAMPLE = 512
-"""Bytes by which a hub tells text from the rest."""
+"""Bytes of a file's sample, by which a hub recognizes text."""
 _MAX_REGULAR = 10 << 20
-"""Bytes of a file that goes within the commit, and so through memory."""
+"""The most bytes of a file that is sent within the commit, and hence held in memory."""
 _COMMIT_SECONDS = 600.0
 
 
 class NewCommit(NamedTuple):
-    """A commit that a hub made, and the address of its pull request, if it is on one."""
+    """A new commit, and the URL of its pull request, if it has one."""
 
     oid: str
     pull_request: str | None = None
@@ -43,13 +43,13 @@ def commit(
     pr: bool,
     progress: Callable[[int, int], None],
 ) -> NewCommit:
-    """Puts files at paths of the repository, and removes others, in one commit on the remote's branch, whose
-    head is the remote's commit.
+    """Writes and deletes files of the repository in one commit on the remote's branch, whose head must be the
+    remote's commit.
 
-    Large files are sent first; ``progress`` is called with (bytes done, bytes in all).
+    Large files are sent first. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
-        HubConflict: the branch has another head by now.
+        HubConflict: the branch has another head meanwhile.
         HubError: the hub refuses.
     """
     make = _by_the_official_client if urlsplit(remote.endpoint).hostname == _PUBLIC else _by_requests
@@ -74,10 +74,10 @@ def _by_the_official_client(
     pr: bool,
     progress: Callable[[int, int], None],
 ) -> tuple[Any, Any]:
-    """Large files go to the public hub's Xet service, which only the official client speaks to; it shows the
-    progress itself.
+    """Commits with the official client, because large files on the public hub go to its Xet service, which no
+    other client speaks. The client shows its own progress.
     """
-    # only a push pays for it
+    # imported here, because only a push needs it
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415
 
     operations = [
@@ -141,7 +141,7 @@ def _by_requests(
 
 
 def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
-    """The paths of the files that the hub wants sent apart, as large files of git."""
+    """Returns the paths of the files that the hub wants as large files of git."""
     large, paths = set[str](), list(files)
     for start in range(0, len(paths), _BATCH):
         value = {

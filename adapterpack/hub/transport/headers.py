@@ -1,4 +1,4 @@
-"""Reads the headers of tensor files on a hub: a range request or two a file, however large it is."""
+"""Reads the headers of tensor files on a hub with one or two range requests each, whatever their size."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .transfer import read_range
 
 
 class HeaderFile(safetensors.SafetensorsFile):
-    """A tensor file whose header alone was read: its tensors have names, dtypes and shapes, and read as zeros
-    that take no memory.
+    """A tensor file of which only the header was read. Its tensors have names, dtypes and shapes, and read as
+    zeros that take no memory.
 
     Raises:
         FormatError: the header breaks a rule of the format.
@@ -25,18 +25,18 @@ class HeaderFile(safetensors.SafetensorsFile):
         self.tensors, self.metadata = safetensors.parse_header(io.BytesIO(head), size, where)
 
     def read(self, name: str) -> np.ndarray:
-        """Zeros of the tensor's dtype and shape."""
+        """Returns zeros of the tensor's dtype and shape."""
         info = self.tensors[name]
         return np.broadcast_to(np.zeros((), safetensors.DTYPES[info.dtype]), info.shape)
 
 
 def read_header(remote: Remote, path: str, size: int, first: int) -> HeaderFile:
-    """The header of a tensor file of ``size`` bytes, by a range of ``first`` bytes and, where it is longer,
-    one more.
+    """Reads the header of a tensor file of ``size`` bytes, by a range of ``first`` bytes, and a second range
+    if it is longer.
 
     Raises:
-        FormatError: it is not a tensor file, or the hub sends fewer bytes.
-        HubError: the hub does not send that range.
+        FormatError: the file is no tensor file, or the hub sends fewer bytes. HubError: the hub does not send
+            that range.
     """
     head = read_range(remote, path, 0, min(size, first))
     length = 8 + int.from_bytes(head[:8], "little")

@@ -1,8 +1,9 @@
-"""Sends requests to a hub: its token stays with it, and no answer is larger or slower than it may be.
+"""Sends requests to a hub: the token never goes to another host, and no response exceeds limits of size and
+time.
 
-The official client reads every answer to its end and unpacks it, follows a listing wherever its next page
-lies, takes the token along, and waits as long as the hub asks for. Here it lends its session, its headers and
-its settings.
+The official client by itself reads every response to its end and decompresses it, follows a listing to any
+host, sends the token along, and waits as long as the hub asks. This module uses only its session, headers and
+settings.
 """
 
 from __future__ import annotations
@@ -20,12 +21,11 @@ from urllib.parse import urljoin
 from ...errors import HubError
 
 MAX_ANSWER = 16 << 20
-"""Bytes of the largest answer that is no file: a listing of 20,000 files is half of that."""
+"""The most bytes of a response that is no file; a listing of 20,000 files takes half of that."""
 _MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 5
 _MIN_RATE = 16 << 10
-"""Bytes a second, after a minute of grace, below which an exchange is given up: else a hub could hold a
-client for ever.
+"""The least bytes a second, after a minute of grace. Without it a hub could hold a client for ever.
 """
 _GRACE = 60.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -39,19 +39,19 @@ _CODES = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """The address of a hub and the token for it; None is the user's own, False none."""
+    """The URL of a hub and its token; None is the user's own token, False no token."""
 
     url: str
     token: str | bool | None = field(default=None, repr=False)
 
     @property
     def anonymous(self) -> Endpoint:
-        """The same without a token."""
+        """The same URL without a token."""
         return replace(self, token=False)
 
 
 class ErrorResponse(Exception):
-    """An answer with an error status; ``kind`` is gated, repo, revision or entry where the hub says so, else
+    """A response with an error status; ``kind`` is gated, repo, revision or entry if the hub says so, else
     None.
     """
 
@@ -60,13 +60,13 @@ class ErrorResponse(Exception):
         self.response = response
         code = str(response.headers.get("X-Error-Code", ""))
         self.kind = _CODES.get(code)
-        # private or not there: it does not say which
+        # a private or missing repository; the hub does not say which
         if response.status_code == 401 and not code and "Invalid credentials" not in reason:
             self.kind = "repo"
 
 
 class ByteLimit:
-    """Counts the bytes of one answer, or of several together, against a maximum."""
+    """Counts the bytes of one response, or of several together, against a maximum."""
 
     def __init__(self, where: object, maximum: int) -> None:
         self.where, self.maximum, self._left = where, maximum, maximum
@@ -88,8 +88,8 @@ class ByteLimit:
 
 
 def allowed_seconds(count: int) -> float:
-    """The time that ``count`` bytes may take: the client's own timeout only limits the pause between two of
-    them.
+    """Returns the time that ``count`` bytes may take. The client's own timeout only limits the pause between
+    two reads.
     """
     from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
@@ -109,15 +109,15 @@ def open_response(
     check: Callable[[Any], None] | None = None,
     **content: Any,
 ) -> Iterator[Any]:
-    """The response to one request, its body not read yet; redirects of a GET are followed, each as a request
-    of its own.
+    """Sends a request and yields its response before the body is read. Follows redirects of a GET as separate
+    requests.
 
-    ``seconds`` is how long its head may take to come, by default a minute, and ``pause`` how long the hub may
-    be silent, by default as long. ``check`` looks at the first response, before a redirect is followed.
-    ``content`` is the body, as json= or content=.
+    ``seconds`` limits the time until the response's head arrives, by default a minute, and ``pause`` the
+    silence between reads, by default the same. ``check`` inspects the first response before a redirect is
+    followed. ``content`` is the body, as json= or content=.
 
     Raises:
-        HubError: the address is neither the hub's nor https, or the head does not come in time.
+        HubError: a URL is neither the hub's nor https, or the head does not arrive in time.
         ErrorResponse: the hub answers with an error.
     """
     from huggingface_hub.utils import build_hf_headers, get_session  # noqa: PLC0415
@@ -162,11 +162,10 @@ def open_response(
 
 
 def require_unrepeated(secret: str, text: str, where: object) -> None:
-    """Goes on only if an answer does not hold the token, which would be shown or kept with what is said of
-    the answer.
+    """Checks that a response does not contain the token, which could otherwise end up in logs and files.
 
     Raises:
-        HubError: it does.
+        HubError: the response contains the token.
     """
     if secret and secret in text:
         raise HubError(
@@ -177,10 +176,10 @@ def require_unrepeated(secret: str, text: str, where: object) -> None:
 
 
 def require_identity(response: Any, where: object) -> None:
-    """Goes on only if the body comes as it is: a compressed one could unpack to any size.
+    """Checks that the body is not compressed, because a compressed one could expand to any size.
 
     Raises:
-        HubError: it is compressed.
+        HubError: the body is compressed.
     """
     encoding = str(response.headers.get("Content-Encoding", "identity"))
     if encoding != "identity":
@@ -188,10 +187,10 @@ def require_identity(response: Any, where: object) -> None:
 
 
 def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
-    """The chunks of a body as they arrive; the caller counts their bytes.
+    """Yields the chunks of a body as they arrive; the caller counts their bytes.
 
     Raises:
-        HubError: it comes too slowly.
+        HubError: the body arrives too slowly.
     """
     started, count = time.monotonic(), 0
     for chunk in chunks:
@@ -204,11 +203,11 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
 def request_json(
     method: str, url: str, endpoint: Endpoint, where: object, limit: ByteLimit | None = None, **content: Any
 ) -> tuple[Any, Any]:
-    """The response and the JSON value in it, None for an empty one; ``limit`` may be shared by several
-    requests.
+    """Sends a request and returns the response with its JSON value, None for an empty body. Several requests
+    may share ``limit``.
 
     Raises:
-        HubError: it is no JSON, or too large, or as for :func:`open_response` and :func:`in_time`.
+        HubError: the body is no JSON or too large, or see :func:`open_response` and :func:`in_time`.
         ErrorResponse: the hub answers with an error.
     """
     limit, data = limit or ByteLimit(where, MAX_ANSWER), bytearray()
@@ -216,13 +215,13 @@ def request_json(
         for chunk in in_time(response.iter_raw(), where):
             limit.add(len(chunk))
             data += chunk
-        # which the client's session keeps, in part, as cookies
+        # headers count too: the session keeps some as cookies
         limit.add(sum(map(len, response.headers.values())))
     text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
     require_unrepeated(secret, text, where)
     try:
         value = json.loads(data) if data else None
-        if "\\" in text:  # written in escapes
+        if "\\" in text:  # the token could be hidden in JSON escapes
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
         return response, value
     except (ValueError, RecursionError):
@@ -232,22 +231,22 @@ def request_json(
 
 
 def post_json(url: str, endpoint: Endpoint, where: object, value: dict[str, Any], **options: Any) -> None:
-    """Posts a JSON value to which no answer but success is expected.
+    """Posts a JSON value and expects success without a result.
 
     Raises:
-        HubError, ErrorResponse: as for :func:`open_response`.
+        HubError, ErrorResponse: see :func:`open_response`.
     """
     with open_response("POST", url, endpoint, where, json=value, **options):
         pass
 
 
 def origin(request: Any) -> tuple[str, str, int | None]:
-    """Scheme, host and port of a request, as the client that sends it reads them."""
+    """Returns scheme, host and port of a request, as the sending client parses them."""
     return request.url.scheme, request.url.host, request.url.port
 
 
 def same_origin(url: str, other: str) -> bool:
-    """Whether two addresses have the same scheme, host and port, as the client reads them."""
+    """Returns whether two URLs have the same scheme, host and port, as the client parses them."""
     from huggingface_hub.utils import get_session  # noqa: PLC0415
 
     return origin(get_session().build_request("GET", url)) == origin(
@@ -256,7 +255,7 @@ def same_origin(url: str, other: str) -> bool:
 
 
 def too_slow(where: object, found: str) -> HubError:
-    """The error for a hub that holds its clients up."""
+    """Makes the error for a hub that sends too slowly."""
     return HubError(
         "the hub sends too slowly",
         where=where,
@@ -267,8 +266,8 @@ def too_slow(where: object, found: str) -> HubError:
 
 
 def _send(session: Any, request: Any, where: object, seconds: float) -> Any:
-    """The response once its head is here. The client waits for that in a thread, which is left behind where
-    it trickles for too long.
+    """Returns the response once its head has arrived. A thread waits for it, and is abandoned if the head
+    takes too long.
     """
     future: Future[Any] = Future()
 
@@ -295,7 +294,7 @@ def _close(future: Future[Any]) -> None:
 
 
 def _error(response: Any, where: object, host: str | None) -> Exception:
-    """The error that an answer is; ``host`` is the one that gave it, if that is not the hub's own."""
+    """Makes the error for a response; ``host`` is the host that sent it, if it is not the hub's own."""
     if "X-Xet-Hash" in response.headers:
         return HubError(
             "the hub gives this file through the Xet service only",

@@ -1,6 +1,4 @@
-"""Lists files to publish, with the digests by which a hub lists them; what was just validated is not read
-again.
-"""
+"""Lists the files to publish with their digests; files that were just validated are not read again."""
 
 from __future__ import annotations
 
@@ -23,7 +21,7 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class LocalFile:
-    """One file by its size in bytes and its sha256 (hex); its bytes lie at a path, or are here."""
+    """One file with its size in bytes and its SHA-256 (hex); its content is a path or bytes."""
 
     content: Path | bytes
     size: int
@@ -31,7 +29,7 @@ class LocalFile:
 
     @classmethod
     def of(cls, content: Path | bytes) -> LocalFile:
-        """A file that no manifest lists: it is read and hashed."""
+        """Makes an entry for a file that no manifest lists, by reading and hashing it."""
         if isinstance(content, bytes):
             return cls(content, len(content), hashlib.sha256(content).hexdigest())
         with storage_errors(content):
@@ -39,12 +37,12 @@ class LocalFile:
 
     @classmethod
     def of_entry(cls, folder: Path, entry: FileEntry) -> LocalFile:
-        """A file as a manifest lists it, whose digest was verified before."""
+        """Makes an entry for a file of a manifest, whose digest was verified before."""
         return cls(folder / entry.path, entry.size, entry.sha256)
 
     @cached_property
     def git(self) -> str:
-        """Git's blob id, by which hubs list small files; reads the file."""
+        """Git's blob id, by which hubs list small files; computing it reads the file."""
         hasher = hashlib.sha1(b"blob %d\x00" % self.size, usedforsecurity=False)
         with self.opened() as file:
             while chunk := file.read(_CHUNK):
@@ -53,7 +51,7 @@ class LocalFile:
 
     @contextmanager
     def opened(self) -> Iterator[BinaryIO]:
-        """Its bytes as a file."""
+        """Opens its content as a binary file."""
         if isinstance(self.content, bytes):
             yield BytesIO(self.content)
         else:
@@ -63,12 +61,12 @@ class LocalFile:
                 yield file
 
     def text(self, most: int) -> bytes:
-        """Its first bytes."""
+        """Reads its first ``most`` bytes."""
         with self.opened() as file:
             return file.read(most)
 
     def part(self, start: int, length: int) -> Iterator[bytes]:
-        """Some of its bytes in pieces.
+        """Yields ``length`` bytes from ``start`` on, in pieces.
 
         Raises:
             StorageError: they cannot be read.

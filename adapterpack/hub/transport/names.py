@@ -1,6 +1,4 @@
-"""Checks names that strangers choose: repositories, folders in them, revisions, and paths inside a
-repository.
-"""
+"""Checks untrusted names: repositories, folders in them, revisions, and paths inside of a repository."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ _REPO = re.compile(f"{_PART}/{_PART}")
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 _LONGEST_REVISION = 200
-"""Characters, so that with its slashes as %2F it can be the name of a file."""
+"""The most characters of a revision: with its slashes as %2F it must still fit a file name."""
 _DEVICES = frozenset(
     {"con", "prn", "aux", "nul", *(f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10))}
 )
@@ -27,7 +25,7 @@ MAIN = "main"
 
 class HubReference(NamedTuple):
     """A repository, a revision of it (a branch, a tag, a pull request's ref or a commit), and a folder in it
-    ("" for the whole).
+    ("" for all).
     """
 
     repo: str
@@ -36,21 +34,21 @@ class HubReference(NamedTuple):
 
     @property
     def address(self) -> str:
-        """OWNER/NAME and the folder."""
+        """OWNER/NAME, with the folder."""
         return f"{self.repo}/{self.folder}" if self.folder else self.repo
 
     @property
     def name(self) -> str:
-        """What a folder with this in it is called."""
+        """The name for a local folder with these contents."""
         return self.address.rpartition("/")[2]
 
     @property
     def prefix(self) -> str:
-        """How the paths in the folder begin."""
+        """The prefix of paths in the folder."""
         return f"{self.folder}/" if self.folder else ""
 
     def at(self, revision: str) -> HubReference:
-        """The same at another revision."""
+        """Returns the reference with another revision."""
         return self._replace(revision=revision)
 
     def __str__(self) -> str:
@@ -58,7 +56,7 @@ class HubReference(NamedTuple):
 
 
 def is_repo(text: str) -> bool:
-    """Whether this is OWNER/NAME in plain ASCII, as every hub takes it.
+    """Returns whether a text is OWNER/NAME in plain ASCII, as every hub accepts it.
 
     Example:
         >>> is_repo("org/name"), is_repo("../name"), is_repo("name")
@@ -73,7 +71,7 @@ def is_repo(text: str) -> bool:
 
 
 def is_revision(text: str) -> bool:
-    """Whether this can be the name of a branch or a tag, or a commit.
+    """Returns whether a text can be the name of a branch or tag, or a commit.
 
     Example:
         >>> is_revision("v1.0"), is_revision("refs/pr/1"), is_revision("a..b")
@@ -84,7 +82,7 @@ def is_revision(text: str) -> bool:
 
 
 def is_folder(text: str) -> bool:
-    """Whether this can be a folder of a repository, as it is written in an address: plain segments.
+    """Returns whether a text can be a folder of a repository in a reference: plain path segments.
 
     Example:
         >>> is_folder("adapters/tickets"), is_folder("a/../b"), is_folder("a//b")
@@ -94,10 +92,10 @@ def is_folder(text: str) -> bool:
 
 
 def parse(text: str) -> HubReference:
-    """The reference behind ``hf://org/name/folder@revision`` or ``org/name``.
+    """Parses ``hf://org/name/folder@revision`` or ``org/name``.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the text has neither form.
 
     Example:
         >>> parse("hf://org/name/adapters/tickets@v1")
@@ -120,7 +118,7 @@ def parse(text: str) -> HubReference:
 
 
 def unsafe(path: str) -> str | None:
-    """Why a path of a listing must not become a file here, or None.
+    """Returns why a path of a listing must not become a local file, or None if it may.
 
     Example:
         >>> unsafe("adapters/a/adapterpack.json"), unsafe("../x")
@@ -144,10 +142,10 @@ def unsafe(path: str) -> str | None:
 
 
 def require_safe(paths: list[str], where: object) -> None:
-    """Checks every path of a listing, and that no two of them would be one file where letters have no case.
+    """Checks every path of a listing, and that no two become one file on a case-insensitive file system.
 
     Raises:
-        FormatError: one leads out of its folder, or cannot be a file everywhere.
+        FormatError: a path leads out of its folder, or is not valid on every system.
     """
     for path in paths:
         if reason := unsafe(path):
@@ -167,8 +165,8 @@ def require_safe(paths: list[str], where: object) -> None:
 
 
 def clash(paths: Iterable[str]) -> tuple[str, str] | None:
-    """Two paths that cannot both exist: equal on a file system that ignores case, or one is a folder of the
-    other. None if all can.
+    """Returns two paths that cannot both exist: they differ only in case, or one is a folder of the other.
+    None if all can.
 
     Example:
         >>> clash(["a/b", "A/c"]), clash(["a", "A"]), clash(["a/b", "A"])

@@ -1,5 +1,5 @@
-"""Lets the official client download bases, which it keeps for other programs too, without giving a hub more
-than it is due.
+"""Lets the official client download base models into its shared cache, while limiting what a hub can do to
+it.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from .http import MAX_ANSWER, ByteLimit, in_time, origin, require_identity
 
 _LOCK = threading.Lock()
 _FILE_NAMES = ("ETag", "X-Linked-Etag", "X-Repo-Commit")
-"""The headers that the official client makes paths of."""
+"""The headers from which the official client forms paths."""
 _PLAIN = re.compile(r'(W/)?"?[A-Za-z0-9_=+-]{0,200}"?')
 _LONG_WAIT = re.compile(r"\d{4,}")
 
 
 @contextmanager
 def guarded_downloads(endpoint: str) -> Iterator[None]:
-    """While the block runs, the official client takes the token to this hub alone, and the hub's answers are
-    bounded as ours are.
+    """While the block runs, the official client sends the token to this hub only, and the hub's responses are
+    limited.
 
-    By itself it takes it also to where a listing goes on, and to where a hub says that its Xet service gives
-    out keys. Its session belongs to the whole process, and it makes a new one where a connection fails: so
-    what makes it is replaced, by one thread at a time. Another thread that uses it for another hub meanwhile
-    goes there without its token.
+    By itself the client also sends the token wherever a listing continues, and wherever a hub says that its
+    Xet service issues keys. Its session is global and is recreated when a connection fails, so this replaces
+    the factory of sessions, for one thread at a time. Another thread that meanwhile uses another hub does so
+    without its token.
     """
     from huggingface_hub import set_client_factory  # noqa: PLC0415 - only a named hub pays for it
     from huggingface_hub.utils import _http  # noqa: PLC0415
@@ -42,7 +42,7 @@ def guarded_downloads(endpoint: str) -> Iterator[None]:
         return session
 
     with _LOCK:
-        factory: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY  # it can be set, and not be read otherwise
+        factory: Callable[[], Any] = _http._GLOBAL_CLIENT_FACTORY  # the library has a setter, but no getter
         set_client_factory(make_guarded)
         try:
             yield
@@ -57,9 +57,7 @@ class _Guard:
         self.home, self.listings = home, 0
 
     def request(self, request: Any) -> None:
-        """Takes the token away from other hosts, asks for answers as they are, and ends a listing that has no
-        end.
-        """
+        """Removes the token for other hosts, asks for uncompressed responses, and ends an endless listing."""
         if origin(request) != self.home:
             request.headers.pop("Authorization", None)
         if "/api/" in request.url.path:
@@ -72,8 +70,8 @@ class _Guard:
                 )
 
     def response(self, response: Any) -> None:
-        """Bounds the answers that are no files, how long the hub may ask the client to wait, and what the
-        client names its files by.
+        """Limits responses that are no files and the time that the hub may ask the client to wait, and checks
+        the headers that become file names.
         """
         if response.request.method == "HEAD" or origin(response.request) == self.home:
             for name in _FILE_NAMES:

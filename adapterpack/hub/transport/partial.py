@@ -1,4 +1,4 @@
-"""Keeps what has arrived of a large file for the next try, under its sha256; nothing else reads it."""
+"""Keeps partial downloads of large files for the next try, by their SHA-256. Nothing else reads them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ...io.cache import cache_folder
 from ...io.locks import CAN_LOCK, take_lock
 
 LARGE = 8 << 20
-"""Bytes from which a file is worth keeping."""
+"""The least size of a file whose partial download is kept."""
 _KEPT_SECONDS = 7 * 86_400
 
 
 @contextmanager
 def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
-    """Where to write a file that arrives, after what is there of it already; when the block ends well it is
-    moved to ``target``.
+    """Yields the path to which to write an incoming file, which may already contain its beginning. On success
+    the file is moved to ``target``.
 
-    A large file whose sha256 is known is kept if the block ends otherwise, unless its bytes are wrong; every
-    other is removed.
+    On failure a large file with a known SHA-256 is kept, unless its bytes are wrong; any other file is
+    removed.
 
     Raises:
         StorageError: the file system refuses.
@@ -57,7 +57,7 @@ def partial_file(target: Path, sha256: str | None, size: int) -> Iterator[Path]:
 
 
 def remove_old(folder: Path, seconds: float) -> None:
-    """Removes the entries of a folder that were not changed for so long."""
+    """Removes the entries of a folder that have not changed for so long."""
     for path in folder.iterdir():
         with suppress(OSError):
             if time.time() - path.lstat().st_mtime > seconds:
@@ -69,7 +69,7 @@ def remove_old(folder: Path, seconds: float) -> None:
 
 @contextmanager
 def _lock(sha256: str) -> Iterator[Path | None]:
-    """The place of a partial file, while no other process writes to it; else None."""
+    """Yields the path of a partial file while no other process writes to it, else None."""
     folder = own_folder(cache_folder() / "partial")
     with storage_errors(folder):
         remove_old(folder, _KEPT_SECONDS)
@@ -78,7 +78,7 @@ def _lock(sha256: str) -> Iterator[Path | None]:
         )
     try:
         taken = False
-        with suppress(OSError):  # a disk without locks
+        with suppress(OSError):  # a file system without locks
             taken = CAN_LOCK and take_lock(descriptor)
         yield folder / sha256 if taken else None
     finally:

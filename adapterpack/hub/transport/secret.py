@@ -1,4 +1,4 @@
-"""Refuses to publish text that holds secrets; the error names their kind and place, never their
+"""Refuses to publish text that contains secrets. The error names their kind and place, never their
 characters.
 """
 
@@ -17,14 +17,14 @@ PATTERNS: dict[str, re.Pattern[bytes]] = {
     "a private key": re.compile(rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
     "an address with a password": re.compile(rb"https?://[^/\s:@\"']{1,100}:[^/\s:@\"']{1,100}@"),
 }
-"""What it is -> how it looks; each runs in linear time."""
+"""Kind of secret -> its pattern, which runs in linear time."""
 
 
 def refuse_secrets(files: Mapping[str, bytes]) -> None:
-    """Looks through the text that is to be published, file by file.
+    """Searches the texts that are to be published for secrets.
 
     Raises:
-        ConfigError: one of them holds something that looks like a secret.
+        ConfigError: a text contains something that looks like a secret.
 
     Example:
         >>> refuse_secrets({"README.md": b"nothing to see"})

@@ -1,4 +1,4 @@
-"""Downloads files from a hub: never more bytes than expected, and hashed while they arrive."""
+"""Downloads files from a hub, hashed on arrival and never more bytes than expected."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from .partial import partial_file
 
 _CHUNK = 1 << 20
 Progress = Callable[[int], None]
-"""Is called with the number of bytes that have arrived since the last call."""
+"""Called with the number of bytes that have arrived since the last call."""
 
 
 def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
-    """``length`` bytes of a file from ``start`` on, by a range request.
+    """Reads ``length`` bytes of a file from ``start`` on, by a range request.
 
     Raises:
-        FormatError: the hub sends fewer.
-        HubError: it does not send that range.
+        FormatError: the hub sends fewer bytes. HubError: the hub does not send that range.
     """
 
     def once() -> bytes:
@@ -61,29 +60,28 @@ def fetch(
     sha256: str | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Downloads one file into a new one, hashed on the way against ``sha256`` or what the tree lists; never
-    more than it lists.
+    """Downloads one file and checks it against ``sha256`` or the digest in the listing; never reads more
+    bytes than are listed.
 
-    What breaks off goes on where it was: within this call, and of large files also in a later one, by the
-    sha256.
+    An interrupted download resumes where it stopped: within this call, and for large files with a known
+    digest also in a later one.
 
     Raises:
-        FormatError: the bytes are others; nothing is left.
-        HubError: the hub does not send them.
+        FormatError: the bytes differ; nothing is kept. HubError: the hub does not send them.
     """
     with partial_file(target, sha256 or listed.sha256, listed.size) as place:
         download = _Download(remote, listed, place, sha256, progress)
         resumed = download.left < listed.size
         with hub_errors(remote):
             with_retries(download.more)
-            if resumed and not download.whole:  # what was kept is not the beginning of this file
+            if resumed and not download.whole:  # the kept bytes were not the beginning of this file
                 download.restart()
                 with_retries(download.more)
         download.require_complete()
 
 
 class _Download:
-    """One file: how much of it has arrived, and the digests of that."""
+    """The state of one download: how much has arrived, and its digests so far."""
 
     def __init__(
         self, remote: Remote, listed: ListedFile, place: Path, sha256: str | None, progress: Progress | None
@@ -97,7 +95,7 @@ class _Download:
                     self._take(chunk)
 
     def restart(self) -> None:
-        """Begins anew."""
+        """Starts over."""
         self.left = self.listed.size
         self.content = hashlib.sha256()
         self.git = (
@@ -117,9 +115,7 @@ class _Download:
             self.progress(len(chunk))
 
     def more(self) -> None:
-        """Downloads the rest, from where it broke off; from its beginning where the hub does not send
-        ranges.
-        """
+        """Downloads the rest; from the beginning if the hub does not send ranges."""
         start = self.listed.size - self.left
         if self.left <= 0 and start:
             return
@@ -139,7 +135,7 @@ class _Download:
 
     @property
     def whole(self) -> bool:
-        """Whether all of it has arrived, and is what was listed."""
+        """Whether the complete file has arrived and matches the listing."""
         wanted = [
             (self.content.hexdigest(), self.wanted),
             (self.content.hexdigest(), self.listed.sha256),
@@ -148,7 +144,7 @@ class _Download:
         return not self.left and all(known in {None, found} for found, known in wanted)
 
     def require_complete(self) -> None:
-        """Goes on only if what arrived is what was listed."""
+        """Checks that the complete file has arrived and matches the listing."""
         if not self.whole:
             what = "truncated" if self.left > 0 else "longer than listed" if self.left else "altered"
             raise FormatError(
@@ -160,10 +156,10 @@ class _Download:
 
 
 def _is_rest(response: Any, start: int, where: str) -> bool:
-    """Whether a response is the rest from ``start`` on; False if it is the whole.
+    """Returns whether a response is the rest of the file from ``start`` on; False if it is the complete file.
 
     Raises:
-        HubError: it is another range.
+        HubError: the response is another range.
     """
     sent = response.headers.get("Content-Range", "")
     if response.status_code == 206 and not sent.startswith(f"bytes {start}-"):
@@ -178,7 +174,7 @@ def _is_rest(response: Any, start: int, where: str) -> bool:
 
 @contextmanager
 def _open_file(remote: Remote, path: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The response with the bytes of a file at the remote's commit."""
+    """Opens the response with the bytes of a file at the remote's commit."""
     from huggingface_hub import constants  # noqa: PLC0415 - only a named hub pays for it
 
     where, pause = f"{remote}, {path}", constants.HF_HUB_DOWNLOAD_TIMEOUT

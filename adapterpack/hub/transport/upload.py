@@ -1,5 +1,5 @@
-"""Uploads large files by git's LFS protocol, whole or in numbered parts; parts that the hub has already are
-not sent again.
+"""Uploads large files by the git LFS protocol, complete or in numbered parts; skips parts that the hub
+already has.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .local_files import LocalFile
 _LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
 _BATCH = 100
 _MAX_ADDRESSES = 64 << 20
-"""Bytes of an answer with the addresses of 100 files, each with up to a thousand signed ones."""
+"""The most bytes of a response with the URLs of 100 files, each with up to a thousand signed ones."""
 _MAX_PARTS = 10_000
-"""Of a file: stores that take files in parts have this limit."""
+"""The most parts of a file, the limit of S3 and similar stores."""
 _JOIN_SECONDS = 600.0
-"""For a hub to put the parts of one file together."""
+"""The most seconds for a hub to join the parts of one file."""
 
 
 def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: Callable[[int], None]) -> None:
-    """Uploads those files that the hub does not have; ``progress`` is called with the bytes of each file or
-    part that is there.
+    """Uploads the files that the hub lacks; ``progress`` is called with the bytes of each file or part that
+    is done.
 
-    They go out without the token, to addresses that the hub gave.
+    They are sent without the token, to URLs that the hub supplied.
 
     Raises:
-        HubError: the hub refuses, or answers what is no such address.
+        HubError: the hub refuses, or does not return such URLs.
     """
     wanted = {file.sha256: file for file in files}
     with hub_errors(f"{repo}, large files"):
@@ -66,7 +66,7 @@ def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[dict[st
 
 def _send(hub: Endpoint, file: LocalFile, actions: dict[str, Any], progress: Callable[[int], None]) -> None:
     upload, verify = actions.get("upload"), actions.get("verify")
-    if upload is None:  # it is there
+    if upload is None:  # the hub has it already
         progress(file.size)
         return
     header = upload.get("header") or {}
@@ -75,7 +75,7 @@ def _send(hub: Endpoint, file: LocalFile, actions: dict[str, Any], progress: Cal
     else:
         with_retries(lambda: _put(hub, upload["href"], file, 0, file.size))
         progress(file.size)
-    if verify is not None:  # the hub's own address, or one that hears nothing of the token
+    if verify is not None:  # open_response sends the token only to the hub's own host
         with_retries(
             lambda: post_json(
                 verify["href"], hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS
@@ -135,7 +135,7 @@ def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int)
 
 
 def _put(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> Any:
-    """The headers of the answer to some bytes of a file."""
+    """Uploads bytes of a file and returns the headers of the response."""
     with open_response(
         "PUT",
         address,
