@@ -18,20 +18,20 @@ from .audit_report import Audit, AuditVerdict
 from .measures import Measures
 
 OPPOSITE, ALIGNED, APART = -0.25, 0.5, 0.1
-"""Cosines: at or below the first packs undo each other, from the second on they say the same, within the
-third they hardly meet.
+"""Thresholds of cosines: packs at or below the first undo each other, at or above the second are redundant,
+and within the third (either sign) hardly interact.
 """
 CONFLICT = 0.56
-"""Of the common energy of two packs; a half is what unrelated ones have."""
+"""The share of the common energy of two packs at which their signs conflict; unrelated packs have a half."""
 SHARED = 0.25
-"""The mean squared cosine of principal angles, of inputs and outputs both, from which subspaces are
-shared.
+"""The mean squared cosine of principal angles, of both inputs and outputs, from which two packs share
+subspaces.
 """
 UNEVEN = 3.0
-"""A change that many times larger than another drowns it."""
+"""A change that is this many times larger than another dominates it."""
 LOSSY = 0.25
-"""A relative error of a fold above which a quarter of the change is rounding noise, as
-:mod:`adapterpack.merging.checkpoint.report` has it.
+"""The relative error of a fold above which a quarter of the change is rounding noise, as in
+:mod:`adapterpack.merging.checkpoint.report`.
 """
 COMPRESSIBLE = 0.02
 
@@ -129,7 +129,7 @@ _KINDS = (
         ("linear", "cat"),
     ),
 )
-"""In the order in which they are tried; the last always holds."""
+"""The kinds in the order in which they are tried; the last always holds."""
 
 
 def of(audit: Audit) -> AuditVerdict:

@@ -69,7 +69,8 @@ device_options = combine(
         help="An option of the provider, by ONNX Runtime's name; may be repeated.",
     ),
 )
-"""Where a bundle runs; a command takes them by the names of the fields of :class:`.Device`."""
+"""Options for where a bundle runs; a command receives them under the names of the fields of :class:`.Device`.
+"""
 
 
 def device_of(parameters: dict[str, Any]) -> Device:
@@ -142,7 +143,9 @@ sampling_options = combine(
         help="Answer in this grammar, written for Lark or as GBNF; needs the extra structured.",
     ),
 )
-"""How tokens are chosen, and what form an answer has; a command takes them by the names of ``Sampling``."""
+"""Options for how tokens are chosen and which form an answer has; a command receives them under the names of
+``Sampling``.
+"""
 
 
 def sampling_parameters(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -57,8 +57,8 @@ COMMANDS = {
     "completion": "print the code that makes a shell complete commands and values",
     "doctor": "check this installation; show or empty the caches",
 }
-"""Command -> what it is about, in the order of a piece of work, which is that of the listing; a file of its
-name holds ``command``.
+"""Command -> its summary, in the order of a typical workflow, which the listing uses; the module of that name
+defines ``command``.
 """
 
 

@@ -62,7 +62,7 @@ global_options = combine(
     ),
     _flag(TRACEBACK, about="Show the Python traceback of an error."),
 )
-"""The flags that mean the same before the name of a command and after it."""
+"""The flags that mean the same before and after the name of a command."""
 common_options = combine(
     click.option(
         "--json",
@@ -133,7 +133,7 @@ structural_option = click.option(
     is_flag=True,
     help="Accept a base with the same names, dtypes and shapes, whatever its weights.",
 )
-"""Leave for a base of which nothing better is known."""
+"""The option that accepts a base which can only be compared by structure."""
 
 weight_option = click.option(
     "--weight",
@@ -228,7 +228,7 @@ quantization_options = combine(
         help="Scheme mixed: the least error within this size of all products.",
     ),
 )
-"""How the graphs of a bundle are quantized: the fields of
+"""The options of quantizing a bundle's graphs: the fields of
 :class:`~adapterpack.quantizing.graphs.options.GraphOptions`.
 """
 

@@ -116,8 +116,8 @@ PATHS: Mapping[str, Path] = {
         lambda s: 8 * (s.packs + 1) * (s.m + s.n),
     ),
 }
-"""By the class of a rule, by what it reads, or for dense rules by how a site is cut; ``within`` where the
-packs' method has sums.
+"""The paths by the class of a rule, by what it reads, or for dense rules by how a site is truncated;
+``within`` is the path of packs whose method has its own sums.
 """
 
 

@@ -40,8 +40,8 @@ BATCH = 1 << 20
 batches threads wait for the interpreter's lock between calls, which costs more.
 """
 LARGEST = float(np.finfo(np.float32).max) ** 2
-"""The squared size of a change beyond which its numbers may not fit into float32, though its factors, which
-share the size, would.
+"""The squared norm of a change beyond which its entries may overflow float32, although those of its factors,
+which share the size, would not.
 """
 
 

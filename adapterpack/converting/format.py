@@ -69,7 +69,7 @@ class Format(NamedTuple):
 FORMATS: Registry[Format] = Registry(
     "adapter format", Format, "adapterpack.formats", "adapterpack.converting.formats"
 )
-"""Name -> format; every file of ``formats/`` registers its own."""
+"""Name -> format; every module of ``formats/`` registers its own."""
 
 
 def formats() -> dict[str, Format]:

@@ -76,7 +76,7 @@ REFUSED = (
         "save it as safetensors with the tool that wrote it, where you trust it",
     ),
 )
-"""In the order in which they are asked."""
+"""The refused kinds, in the order in which they are tried."""
 
 
 def refuse_known(path: Path) -> None:

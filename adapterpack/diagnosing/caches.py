@@ -85,7 +85,7 @@ KINDS = (
         name="web-tests", holds="packages that adapterpack's tests of pages need", entries="[0-9a-f]{16}"
     ),
 )
-"""Every cache that the package writes; a test compares them with the code that does."""
+"""Every cache that the package writes; a test compares this list with the code that writes caches."""
 
 
 @dataclass(frozen=True)

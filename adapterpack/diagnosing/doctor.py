@@ -29,7 +29,7 @@ CHECKS: Mapping[str, tuple[str, Callable[[], CheckResult]]] = {
     "disk": ("Disk", check_disk),
     "hub": ("Hub", check_hub),
 }
-"""Name -> the title, and the check, in the order in which they run; the hub is asked on request."""
+"""Name -> the title and the check, in running order; the hub check runs only on request."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ have quite the same size everywhere.
 _EXPLAINED = 1.5
 """The remainder counts as rounding if its energy is at most this multiple of the expected energy."""
 _SINGLE = 1e-6
-"""Relative to the largest singular value, or to a sum of squares: smaller values are zero to float32."""
+"""The threshold, relative to the largest singular value or to a sum of squares, below which a value is zero
+to float32.
+"""
 _TRIES = 4
 ENERGY = 0.99
 """The share of the energy to keep of a change of full rank."""

@@ -35,7 +35,7 @@ _MOVERS = frozenset(
         "Unsqueeze",
     }
 )
-"""Operators of which the CPU provider has kernels in bfloat16."""
+"""Operators for which the CPU provider has bfloat16 kernels."""
 
 
 def computing_wide(path: Path) -> bytes:

@@ -13,7 +13,7 @@ from .page import Card, render
 
 Result = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
-"""Column names, rows."""
+"""Column names and rows."""
 Fields = Mapping[str, tuple[str, Callable[[Any], str]]]
 """Key of a row -> column name and format, in the order of the columns."""
 
@@ -28,7 +28,7 @@ _FORMS = {
     "average": "their average",
     "both_halves": "trained on both",
 }
-"""Key in the result -> how it is called in text, where that is not the key itself in words."""
+"""Key in the result -> its name in text, if that is not the key itself in words."""
 _COMPOSED = ("first_half", "second_half", "average", "both_halves")
 _ANSWERS = {"exact_match": "exact match", "valid_json": "valid JSON"}
 _PARITY: Fields = {
@@ -71,7 +71,7 @@ _DONE = {
     "served": "served them over HTTP",
     "speed": "measured the speed",
 }
-"""Key of the result -> what the run then did, in the order of the sentence."""
+"""Key of the result -> what the run did if it has that key, in the order of the sentence."""
 _MEANING = {
     "max abs": "max abs: the largest difference between any two raw scores (logits)",
     "label agreement": "label agreement: the share of test rows that get the same label from both",

@@ -27,7 +27,7 @@ _TITLES = {
     "scales": "Scales, and how many sites have each",
     "config": "Configuration",
 }
-"""Headings of parts whose keys do not say enough."""
+"""Headings of parts whose keys are not clear enough."""
 _LISTED = 500
 """The most rows of a table, so that a page stays readable."""
 

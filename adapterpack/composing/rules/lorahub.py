@@ -19,7 +19,7 @@ from ...lowrank.factors import FactorSum, Term, weighted_sum
 from .rule import ARXIV, SUM, Steps, rule
 
 Score = Callable[[np.ndarray], float]
-"""Weights ``[T]`` -> how good what they make is; more is better."""
+"""Scores the result of weights ``[T]``; higher is better."""
 
 
 @rule(

@@ -165,7 +165,7 @@ class Rule(NamedTuple):
 
 
 RULES: Registry[Rule] = Registry("composition rule", Rule, "adapterpack.rules", "adapterpack.composing.rules")
-"""The rules by name; a file of this folder registers those that it defines."""
+"""The rules by name; a module of this folder registers the rules that it defines."""
 
 
 def rules() -> dict[str, Rule]:

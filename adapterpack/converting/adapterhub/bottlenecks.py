@@ -47,7 +47,7 @@ _FREE = frozenset(
         "original_ln_before",
     }
 )
-"""Settings of the training alone, those that the tensors say again, and those that are read below."""
+"""Settings that only training uses, that repeat what the tensors show, or that the code below reads."""
 _UNDERSTOOD: dict[str, tuple[Any, ...]] = {
     "original_ln_after": (True,),
     "ln_before": (False,),
@@ -86,7 +86,9 @@ _PHM = {
     "adapter_up.W_left": "up_right",
     "adapter_up.b": "up_bias",
 }
-"""AdapterHub multiplies from the right: its factors are ours, transposed, and the other way round."""
+"""AdapterHub's names of the factors -> adapterpack's. AdapterHub multiplies from the right, so its factors
+are the transposes, in reverse order.
+"""
 
 
 def read(

@@ -81,7 +81,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": _LLAMA,
     "gpt2": _GPT2,
 }
-"""``model_type`` -> its layout; those that were compared with the library."""
+"""``model_type`` -> its layout, for the models that were compared with the library."""
 
 
 def family_of(model_type: object, where: object) -> Family:

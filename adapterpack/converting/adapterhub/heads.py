@@ -39,8 +39,8 @@ _HEADS: dict[tuple[str, str, int], AdapterHubHead] = {
     ("roberta", "tagging", 1): AdapterHubHead("token-classification", ("classifier",)),
     ("roberta", "question_answering", 1): AdapterHubHead("question-answering", ("qa_outputs",)),
 }
-"""(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads what the model's pooler
-gives.
+"""(``model_type``, ``head_type``, layers) -> the head. ``pooled``: whether it reads the output of the model's
+pooler.
 """
 
 

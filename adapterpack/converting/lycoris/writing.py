@@ -57,6 +57,4 @@ def _ia3(adapter: Adapter) -> dict[str, np.ndarray]:
 
 
 WRITERS: dict[str, Callable[[Adapter], dict[str, np.ndarray]]] = {"dora": _dora, "ia3": _ia3, "lokr": _lokr}
-"""Method -> function that returns the leaves of a site; other methods are written as the LoRA that they
-equal.
-"""
+"""Method -> function that returns the leaves of a site; methods without one are written as LoRA."""

@@ -69,4 +69,4 @@ class Frontend(NamedTuple):
 FRONTENDS: Registry[Frontend] = Registry(
     "frontend", Frontend, "adapterpack.frontends", "adapterpack.exporting.frontends"
 )
-"""Name -> the frontend; a file of this folder registers the one that it defines."""
+"""Name -> the frontend; a module of this folder registers the one that it defines."""

@@ -60,4 +60,4 @@ class Target(NamedTuple):
 
 
 TARGETS: Registry[Target] = Registry("target", Target, "adapterpack.targets", "adapterpack.exporting.targets")
-"""Name -> the target; a file of this folder registers the one that it defines."""
+"""Name -> the target; a module of this folder registers the one that it defines."""

@@ -41,7 +41,7 @@ _TYPES = frozenset(
         "smollm3",
     }
 )
-"""Model types that it knows by name; it treats every other decoder alike, as ``decoder``."""
+"""Model types that onnxruntime-genai knows by name; it treats every other decoder as ``decoder``."""
 _FED = ("input_ids", "attention_mask", "position_ids")
 """The inputs that onnxruntime-genai feeds, besides the cache."""
 _SEARCH: dict[str, Any] = {

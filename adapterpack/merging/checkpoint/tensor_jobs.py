@@ -325,9 +325,7 @@ class _Bias:
 
 
 _WIDE = frozenset({"float32", "float64", "bfloat16"})
-"""Dtypes in which nothing that a merge computes is too large: what is infinite there was so before it was
-rounded.
-"""
+"""Dtypes that can hold every number that a merge computes: an infinity there was infinite before rounding."""
 
 
 def require_finite(

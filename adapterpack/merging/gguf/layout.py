@@ -24,7 +24,7 @@ KEY = "adapterpack.merge"
 """The key under which the file states what it was merged from."""
 _FILE_TYPE = "general.file_type"
 _FILE_TYPES = {"F32": 0, "F16": 1, "BF16": 32}
-"""llama.cpp's number for a file most of which is of one type."""
+"""llama.cpp's number for a file that is mostly of one type."""
 
 
 def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> list[Shard]:
