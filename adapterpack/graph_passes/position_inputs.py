@@ -29,7 +29,9 @@ _SHAPING = frozenset({"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
 _OF_EACH = frozenset(
     {"Add", "Sub", "Mul", "Div", "Floor", "Log", "Exp", "Pow", "Sqrt", "Cast", "Max", "Min", "Clip"}
 )
-"""What changes the shape of numbers alone; and what makes one number of one."""
+"""Operators that only change the shape of their input (``_SHAPING``), and operators that compute each number
+from the same number of each input (``_OF_EACH``).
+"""
 
 
 class PositionInputs:
@@ -228,6 +230,7 @@ class PositionInputs:
                 expected=f"up to {_FARTHEST} tokens",
                 remedy="leave --static-cache out",
             )
+        # one query after all keys: reversed, key i is at distance i
         table = scores[0, :, 0, ::-1].T
         for tokens, before in _TRIALS:
             scores = self._run(value, tokens, before)[0]
@@ -259,6 +262,7 @@ class PositionInputs:
         keys = self._add(node, "Range", f"{name}/keys", zero, total, one)
         queries = self._add(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
         far = self._add(node, "Sub", f"{name}/distances", queries, keys)
+        # beyond the last distance of the table the bias is constant; later tokens are hidden by the operator
         near = self._add(
             node,
             "Clip",
@@ -276,6 +280,7 @@ class PositionInputs:
         import onnxruntime as ort  # noqa: PLC0415
 
         graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
+        # in memory, since external data has no folder once the part is serialized
         for held in graph.initializers.values():
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
         proto = ir.to_proto(in_float32(ir.Model(graph, ir_version=self.model.ir_version)))
@@ -292,7 +297,7 @@ class PositionInputs:
 
     @property
     def _position_ids(self) -> ir.Value:
-        """Returns the input with the position of each token ``[batch, sequence]``."""
+        """The input with the position of each token ``[batch, sequence]``; adds it if the graph has none."""
         known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
         if known is None:
             known = ir.val("position_ids", ir.DataType.INT64, self._ids.shape)

@@ -89,6 +89,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
                 tensors["attention_mask"], (_VIRTUAL, 0), value=1
             )
         if "past_key_values" in part.inputs:
+            # traces with a filled cache: an empty one would fix its length at 0
             inputs["past_key_values"] = tensors["present"]
         if "position_ids" in part.inputs:  # the tokens follow that many cached ones
             inputs["attention_mask"] = torch.cat([inputs["attention_mask"]] * 2, 1)
@@ -193,6 +194,7 @@ def _name_axes(model: ir.Model, part: Part) -> None:
             # skips sums of other symbols
             if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():
                 names.setdefault(str(dim.value), name)
+    # the symbols also occur within expressions such as ``s43 + s12``
     symbols = re.compile("|".join(rf"\b{symbol}\b" for symbol in names) or r"(?!)")
     for value in [
         *model.graph.inputs,

@@ -119,6 +119,7 @@ class Compensator:
         if self._roots is None or self._roots[0] != key:
             self._roots = (key, *_roots(second))
         _, root, inverse = self._roots
+        # the best approximation of E S^½ has the least error of the outputs at this rank
         scaled, _ = largest(InMemory(error @ root), cut).cut(cut)
         return _normalize(Factors((scaled.A @ inverse).astype(np.float32), scaled.B))
 
@@ -159,6 +160,7 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
     x, y, name = node.inputs[0], node.outputs[0], node.name
     divided = x.producer()
     if divided is not None and divided.name == f"{name.rpartition('_Q')[0]}/scaled":
+        # AWQ divides the input of its product; the correction is of the undivided weight
         x = divided.inputs[0]
     result = x
     for role, factor in factors.items():
@@ -182,6 +184,7 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
     graph.insert_after(node, total)
     corrected = total.outputs[0]
     corrected.shape, corrected.type, shown = y.shape, y.type, y.name
+    # this also replaces the Add's own input, which the next line restores
     y.replace_all_uses_with(corrected, replace_graph_outputs=True)
     total.replace_input_with(0, y)
     y.name, corrected.name = f"{name}/rounded:0", shown
@@ -200,6 +203,7 @@ def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``S^½`` and ``S^-½`` of a damped second moment, in float32."""
     S = second.astype(np.float64)
     sizes, vectors = np.linalg.eigh(S)
+    # rounding may give eigenvalues slightly below 0
     sizes = np.maximum(sizes, 0) + _DAMPING * float(np.trace(S)) / len(S)
     return tuple(
         ((vectors * power) @ vectors.T).astype(np.float32) for power in (np.sqrt(sizes), 1 / np.sqrt(sizes))
