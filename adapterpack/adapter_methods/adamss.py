@@ -199,6 +199,7 @@ def _candidates(
                 found=f"{noise:.2g}",
                 remedy="merge it with PEFT on the machine that trained it",
             )
+    # Perturbs the vectors as much as rounding might have: only groups that never change are certain.
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
     for points in (*several, *(U + size * rng.standard_normal(U.shape) for _ in range(_TRIES))):
         yield _group(points, groups)
@@ -264,6 +265,8 @@ def _normal_form(cfg: AdaMSS, params: Params, site: Site) -> NormalForm:
     A, B, groups, vectors = (params[f"adamss_{name}"] for name in ("A", "B", "groups", "newB"))
     xp = array_namespace(B)
     count, rank, r = A.shape
+    # One-hot membership puts each row's B into the columns of its own group, so all groups form one pair of
+    # factors.
     own = xp.astype(groups[:, None] == xp.arange(count, dtype=groups.dtype, device=groups.device), B.dtype)
     up = xp.reshape(own[:, :, None] * B[:, None, :], (B.shape[0], count * rank))
     down = xp.matmul(xp.reshape(A, (count * rank, r)), vectors)
@@ -414,6 +417,7 @@ def _place(
         )
     groups = np.array(found.pop(), np.int32)
     B = np.empty_like(params["adamss_B"])
+    # The file lists the rows group by group; a stable sort by group gives their places in the weight.
     B[np.argsort(groups, kind="stable")] = params["adamss_B"]
     return cfg, {**params, "adamss_B": B, "adamss_groups": groups}
 

@@ -63,6 +63,7 @@ def _forms(plain: PeftForm) -> PeftForm:
             alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else (),
         )
 
+    # A config that also asks for another variant of LoRA is not an aLoRA.
     def matches(config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [
             _TOKENS

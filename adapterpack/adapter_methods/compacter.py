@@ -117,6 +117,7 @@ def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Arra
     n, p, q = rules.shape
     _, a, b = factors.shape
     product = xp.matmul(xp.reshape(rules, (n, p * q)).T, xp.reshape(factors, (n, a * b)))
+    # Interleaves the axes of rule and factor, which turns the outer product into a Kronecker product.
     grid = xp.permute_dims(xp.reshape(product, (p, q, a, b)), (0, 2, 1, 3))
     return xp.reshape(grid, (p * a, q * b))[:rows, :columns]
 

@@ -79,6 +79,7 @@ def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nda
 
 def _normal_form(cfg: DeLoRA, params: Params, site: Site) -> NormalForm:
     A, B = params["delora_A"], params["delora_B"]
+    # Normalising each rank-one term bounds the size of the change by lambda, independently of A and B.
     share = params["delora_lambda"] / cfg.r / (_length(A, 1) * _length(B, 0))
     return NormalForm(down=Dense(A * params["delora_w_norm"]), up=Dense(B * share))
 

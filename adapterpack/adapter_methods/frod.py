@@ -154,6 +154,7 @@ def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
     width = stacked.shape[1]
     if len(stacked) < width:
         return np.linalg.svd(stacked)[2].T.astype(np.float32)
+    # The Gram matrices of the parts of Q sum to the identity, so their inverses can be averaged on one scale.
     Q, R = np.linalg.qr(stacked)
     parts = np.split(Q, np.cumsum([len(weight) for weight in weights])[:-1])
     mean = sum(np.linalg.inv(part.T @ part + ridge * np.eye(width)) for part in parts) / len(parts)

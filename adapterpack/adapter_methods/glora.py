@@ -108,6 +108,7 @@ def _normal_form(cfg: GLoRA, params: Params, site: Site) -> NormalForm:
     if C is not None:
         fed = (W @ C)[:, 0]
         shift = fed if shift is None else shift + fed
+    # D and E may be single numbers; the shift needs one value per output.
     if shift is not None and shift.shape[0] != W.shape[0]:
         xp = array_namespace(W)
         shift = shift + xp.zeros(W.shape[0], dtype=shift.dtype, device=shift.device)

@@ -81,6 +81,7 @@ def _normal_form(cfg: HRA, params: Params, site: Site) -> NormalForm:
             pre=IdentityPlusLowRank(linear(xp.linalg.solve, xp.matmul(unit.T, unit), -2 * unit.T), unit)
         )
     up, down = _steps(unit)
+    # I - N of the compact WY form: N couples each step only with the later ones.
     mixing = xp.eye(cfg.r, dtype=unit.dtype, device=unit.device) - params["later"] * xp.matmul(down, up)
     return NormalForm(pre=IdentityPlusLowRank(linear(xp.linalg.solve, mixing, down), up))
 

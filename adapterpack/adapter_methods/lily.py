@@ -94,6 +94,7 @@ class _Mean(NamedTuple):
             return xp.mean(weights, axis=tokens, keepdims=True) if tokens else weights
         kept = xp.astype(mask, weights.dtype)[..., None]
         total = xp.sum(kept, axis=tokens, keepdims=True)
+        # A row that is only padding would divide by zero.
         total = xp.where(total > 0, total, xp.ones_like(total))
         return xp.sum(weights * kept, axis=tokens, keepdims=True) / total
 

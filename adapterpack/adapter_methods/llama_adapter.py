@@ -67,6 +67,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     last layers.
     """
     (cfg, *other_configs), leaves = sites.values(), {path.rpartition(".")[2] for path in sites}
+    # The empty path stands for a config without sites, which only lists PEFT's keys.
     if sites.keys() != {""} and (
         cfg.adapter_layers != len(sites) or len(leaves) > 1 or any(other != cfg for other in other_configs)
     ):

@@ -153,6 +153,8 @@ def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, n
     if shown is not None:
         return math.prod(shown.shape[2:]) if shown.ndim > 2 else 0
     (_, b), (c, d) = _sides(joined, "lokr_w1"), _sides(joined, "lokr_w2")
+    # Only the product of channels and points is known: take the smallest count that explains the stored
+    # shapes.
     for points in range(1, min(d, _LARGEST) + 1):
         if (
             d % points == 0

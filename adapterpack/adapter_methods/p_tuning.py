@@ -115,6 +115,7 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     ones = xp.ones_like(bias[0, :hidden])
     # sigmoid(z) = tanh(z / 2) / 2 + 1 / 2: one tanh serves all gates
     part = xp.concat([0.5 * ones, 0.5 * ones, ones, 0.5 * ones])
+    # The backward direction is the forward one on the reversed sequence, so both run as one batch of two.
     ways = xp.stack([x, xp.flip(x, axis=0)])
     entering = part * (ways @ xp.matrix_transpose(both("weight_ih")) + bias[:, None, :])
     turn = part[:, None] * turn

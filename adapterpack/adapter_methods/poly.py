@@ -101,6 +101,7 @@ def _weights(cfg: Poly, params: Params) -> Array:
 def _normal_form(cfg: Poly, params: Params, site: Site) -> NormalForm:
     weights = _weights(cfg, params)
     xp = array_namespace(weights)
+    # Mixing the skills first leaves one ordinary pair of factors for the task.
     A, B = (xp.sum(weights * params[f"poly_lora_{side}"], axis=1) for side in "AB")
     down = xp.reshape(xp.permute_dims(A, (2, 0, 1)), (cfg.r, -1))
     up = xp.reshape(xp.permute_dims(B, (0, 2, 1)), (-1, cfg.r))

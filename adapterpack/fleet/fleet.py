@@ -88,6 +88,7 @@ class Fleet:
                 remedy=_REMEDY,
             )
         file = HeldFile(data, where)
+        # Headers are compared before any value is read.
         found = {name: (info.dtype, info.shape) for name, info in file.tensors.items()}
         if (
             found != {name: (dtype, shape) for name, dtype, shape in layout(manifest)}

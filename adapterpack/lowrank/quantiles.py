@@ -61,6 +61,7 @@ def _select_near(
     magnitudes; otherwise returns None.
     """
     ordered, count = np.sort(sample, axis=1)[:, ::-1], sample.shape[1]
+    # About two standard deviations of a sampled rank, plus some slack.
     spread = 0.005 * count + 2 * np.sqrt(count)
     first, last = round(share * count - spread), round(share * count + spread)
     low = ordered[:, last] if last < count else np.zeros(len(sample), np.float32)
@@ -93,6 +94,8 @@ def _select_near(
 
 def _select_by_bits(values: Callable[[], Iterator[np.ndarray]], share: float) -> np.ndarray:
     """Computes :func:`level` by counting bit patterns."""
+    # The bits of non-negative floats sort like the floats, so a histogram of the upper halves brackets the
+    # level.
     upper: list[np.ndarray] = []
     for piece in values():
         counts = [np.bincount(_bits(row) >> 16, minlength=_HALF) for row in _rows(piece)]

@@ -173,6 +173,7 @@ def _decompose(changes: Sequence[Change]) -> _Stack | None:
         frame.back is None and is_narrow for frame, is_narrow in zip((left, right), tried, strict=True)
     ):
         return None
+    # B A = (Q_left R_left)(Q_right R_right)^T, so the core has the singular values of B A.
     core = left_core @ right_core.transpose(0, 2, 1)
     # overflow: NaN makes it visible in the result, where LAPACK would only raise an error
     if not np.isfinite(core).all():

@@ -258,6 +258,8 @@ def check(canary: Canary, base: list[np.ndarray] | None, adapter: list[np.ndarra
             "a head that was not saved, makes another base too",
         )
     sides = {"expected": f"within {canary.tolerance:.2g}", "found": f"{error:.2g}"}
+    # Exactly equal logits mean that the adapter was not applied, if its recorded effect is large enough to be
+    # visible.
     unmoved = (
         base is not None
         and all(map(np.array_equal, base, adapter))

@@ -45,6 +45,7 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     name, own = pack.manifest.task.type, task_of(pack)
     if name == NO_TASK or own is task:
         return
+    # A pack that brings its own trained head cannot serve another task's head.
     heads = () if own is None else own.heads
     whole = [group.path for group in pack.manifest.groups if group.role == "full"]
     head = next((path for path in whole if path.rpartition(".")[2] in heads), None)

@@ -91,6 +91,7 @@ def _stack_on(base: Checkpoint, pack: Described, group: Group) -> str | None:
         stored = base.weight_shape(group.path, group.weight)
     except SiteNotFound:
         return group.kind
+    # A stack that is not square fits only one of the two orders of its axes.
     wanted = group.out_features, group.in_features
     fitting = [
         kind

@@ -199,6 +199,7 @@ class Pack(Described):
         groups = [group for group in self.groups if group.role == "adapter"]
         sites, configs = [self.site(group) for group in groups], [self.config_at(group) for group in groups]
         if shape_of is not None:
+            # With the base's widths known, values that depend on all sites can be resolved, method by method.
             shapes = [shape_of(group) for group in groups]
             sites = [
                 dataclasses.replace(
@@ -463,6 +464,7 @@ def build(
             add(path, param, names.full_name(method, path, param), value)
     digests, file = digest_tensors(tensors, METADATA)
     described = {key: entry_of(tensors[key], *places[key], digest=digests[key]) for key in sorted(tensors)}
+    # Checked when writing, too: no reader would accept a pack beyond the limit.
     require_limit(adapted, described, f"pack '{name}'")
     draft = m.Manifest(
         pack=m.PackInfo(name),

@@ -205,6 +205,7 @@ class Store:
                     found=f"sha256:{missing[0]}",
                     remedy="list what the store has: nothing was removed",
                 )
+            # Packs are hard links to blobs, so a blob is in use if a kept pack has a file with its inode.
             needed = {blobs.inode(file) for name in kept for file in folders[name].iterdir()}
             unneeded = [
                 file

@@ -166,6 +166,7 @@ def content_of(
     """
     candidates = [method for method in expected if method.peft is not None] or likely(config)
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
+        # Listing all methods imports plugins, so the likely ones are tried first.
         candidates = list(methods().values())
     require_peft_order(config, folder / CONFIG)
     refuse_layer_replication(config.get("layer_replication"), f"{folder / CONFIG}#/layer_replication")
@@ -266,6 +267,7 @@ def _adapters(
                 f"the tensors do not fit the PEFT configuration: {error}", where=file
             ) from error
     adapters = {}
+    # Sorted, so that equal adapters give equal packs whatever the order in the file.
     for path, tensors in sorted(params.items(), key=lambda item: _place(item[0], kinds)):
         if f"{WRAPPED}." in f"{path}.":  # PEFT adds one wrapper per adapted parameter of a module
             raise Unsupported(

@@ -22,6 +22,7 @@ def readers(pack: Described) -> dict[str, str]:
             ("PEFT", "transformers", "vLLM"),
             "PEFT has no such adapter, so that the folder has no adapter_config.json",
         )
+    # Reversed, so that reasons of the pack's own method win over those of secondary methods.
     forms = [method.peft for method in reversed(pack.methods) if method.peft is not None]
     reasons = {library: why for form in forms for library, why in form.refused_by.items()}
     return {

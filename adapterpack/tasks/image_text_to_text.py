@@ -53,6 +53,7 @@ def _ids(session: TaskSession, row: Row) -> list[int]:
             expected="1, or none",
             remedy="leave the others out: one stands for all positions of the image",
         )
+    # The decoder needs one token per position of the image, but a prompt writes only one.
     at = ids.index(token) if token in ids else 0
     return [*ids[:at], *[token] * session.image_positions, *ids[at + (token in ids) :]]
 

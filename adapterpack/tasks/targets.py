@@ -21,6 +21,7 @@ def target_ids(
     ids: list[int] = tokenizer(text_target=text)["input_ids"]
     if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids = [*ids, tokenizer.eos_token_id]
+    # Some tokenizers also write the start token, which the decoder prepends itself.
     if len(ids) > 1 and ids[0] == start:
         ids = ids[1:]
     return ids[:max_length]

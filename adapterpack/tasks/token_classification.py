@@ -75,6 +75,8 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
                 )
             tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
             targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
+            # Only the first token of a word carries its label, so that long words do not weigh more in the
+            # loss.
             firsts = [
                 IGNORED if word is None or word in of_words[:at] else targets[word]
                 for at, word in enumerate(of_words)

@@ -39,6 +39,7 @@ def columns(operator: Operator, ids: Array) -> Array:
 def _dense_columns(operator: Dense, ids: Array) -> Array:
     matrix = operator.matrix
     xp = array_namespace(matrix)
+    # The array API's `take` needs one-dimensional indices.
     return xp.reshape(xp.take(matrix.T, xp.reshape(ids, (-1,)), axis=0), (*ids.shape, matrix.shape[0]))
 
 

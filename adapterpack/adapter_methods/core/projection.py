@@ -128,6 +128,7 @@ class Projection(NamedTuple):
             path: {name: value for name, value in params.items() if name not in self.names}
             for path, params in content.sites.items()
         }
+        # The seed reproduces the stored pair bit for bit, so the pack need not store it.
         if not content.packed and all(map(_equal, pair, self.make(stored_cfg))):
             return content._replace(config=replace(stored_cfg, save_projection=False), shared={}, sites=sites)
         return content._replace(config=stored_cfg, sites=sites)

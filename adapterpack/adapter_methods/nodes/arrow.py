@@ -62,6 +62,7 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
         >>> prototype(np.array([[0.0, 2.0], [1.0, 0.0]]), np.eye(2))
         array([0., 1.])
     """
+    # With orthonormal bases taken off both sides, the small core has the singular values of the change.
     right, right_core = np.linalg.qr(down.astype(np.float64).T)
     with np.errstate(all="ignore"):  # overflow is reported below
         core = np.linalg.qr(up.astype(np.float64), mode="r") @ right_core.T

@@ -41,6 +41,7 @@ def attention_parameters(content: PeftContent) -> PeftContent:
             (f"{owner}.out_proj.weight", f"{owner}{OUT}", times),
         ):
             sites[path] = sites.pop(old)
+            # Doubling alpha doubles the change, which is what PEFT applied.
             ranks[f"^{path}"], alphas[f"^{path}"], kinds[path] = here.r, factor * here.alpha, "parameter"
     return content._replace(
         config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds

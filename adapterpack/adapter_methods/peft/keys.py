@@ -29,6 +29,7 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     """
     if len(set(values.values())) == 1:
         return next(iter(values.values())), {}
+    # Paths that are also the end of another path: as a plain name each would match both.
     others_end = {end for path in values for end in ends(path) if end in values and end != path}
     default = values[
         next(iter(values) if anchored else iter([path for path in values if path in others_end] or values))

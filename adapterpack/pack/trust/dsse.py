@@ -77,6 +77,7 @@ def unseal(data: bytes, key: EllipticCurvePublicKey, where: object) -> bytes:
             found=error.found,
             remedy="fetch the pack again",
         ) from error
+    # Checked first, so that a valid signature of another kind is not reported as malformed.
     if isinstance(bundle, dict) and isinstance(bundle.get("verificationMaterial"), dict):
         _only_local_keys(bundle["verificationMaterial"], where)
     _object(bundle, "", where)

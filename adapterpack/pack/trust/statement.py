@@ -114,6 +114,7 @@ def read(payload: bytes, where: object) -> Statement:
         ):
             raise ValueError("the files do not add up to the subject's digest")
         extension = predicate.get(EXTENSION) or {}
+        # An unknown member might restrict what was signed, so ignoring it would be unsafe.
         if extra := extension.keys() - {"identity", "expires"}:
             raise UnsupportedSignature(
                 "the signature says something that this version does not understand",

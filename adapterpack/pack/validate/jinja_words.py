@@ -111,6 +111,7 @@ def walk_nodes(over: Callable[[Iterable[n.Node], str], Iterator[n.Node]], tree: 
             node, depth = left.pop()
             if depth > MAX_DEPTH:
                 raise TooDeep(f"it is nested more than {MAX_DEPTH} levels deep")
+            # An explicit stack, because recursion over an untrusted tree could exhaust Python's.
             left.extend((child, depth + 1) for child in node.iter_child_nodes())
             yield node
 

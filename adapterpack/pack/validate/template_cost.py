@@ -68,6 +68,8 @@ def cost_problem(text: str, nodes: Iterable[n.Node]) -> str | None:
     for messages, values in _SAMPLES:
         # unknown variables get a value as long as a chat
         unknown = dict.fromkeys(sorted(others - values.keys()), messages)
+        # Rendered without and with the unknown variables, because a template may only be expensive in one
+        # case.
         for more in ({}, unknown) if unknown else ({},):
             try:
                 template.render(messages, {**more, **values})

@@ -52,6 +52,7 @@ def walk(value: Any) -> Iterator[tuple[Location, Any]]:
         >>> [(place.pointer, inner) for place, inner in walk({"a/b": [5]})][1:]
         [('/a~1b', [5]), ('/a~1b/0', 5)]
     """
+    # A stack of iterators holds one entry per level, however many items a level has.
     left = [iter([(Location(), value)])]
     while left:
         located = next(left[-1], None)
