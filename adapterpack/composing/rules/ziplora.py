@@ -41,8 +41,8 @@ class Overlaps(NamedTuple):
 def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rate: float = 0.01) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 
-        sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,   X = sum_i x_i
-        diag(m_i),   x_i = w_i D_i
+        sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,
+        X = sum_i x_i diag(m_i),   x_i = w_i D_i
 
     The published loss keeps each adapter's outputs on images of its own; this version assumes, like WUDI,
     that the inputs are distributed like the adapter's own rows ``x_i``, so it needs no images and no model.

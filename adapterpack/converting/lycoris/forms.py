@@ -1,10 +1,12 @@
-"""The forms of LyCORIS (lycoris-lora 4): their tensors, and what each of them is here.
+"""Reads the forms of LyCORIS (lycoris-lora 4): maps the tensors of each form to a method of adapterpack.
 
-    LoRA, LoCon   alpha / r * up down, with a kernel's middle factor alpha / r * up (mid * down); with
-    ``dora_scale`` DoRA LoHa          alpha / r * (w1_a w1_b) * (w2_a w2_b), elementwise LoKr          alpha /
-    r * kron(w1, w2); the factor is one where neither is split GLoRA         alpha / r * (W a1 a2 + b1 b2),
-    which is a LoRA of twice the rank once W is known (IA)^3        W * (1 + weight), by row or by column
-    full, norm    a difference to the weight and the bias
+- LoRA, LoCon: ``alpha / r * up down``, with a kernel's middle factor ``alpha / r * up (mid * down)``; with
+  ``dora_scale`` DoRA.
+- LoHa: ``alpha / r * (w1_a w1_b) * (w2_a w2_b)``, elementwise.
+- LoKr: ``alpha / r * kron(w1, w2)``; the scale is 1 where neither factor is split.
+- GLoRA: ``alpha / r * (W a1 a2 + b1 b2)``, which is a LoRA of twice the rank once W is known.
+- (IA)^3: ``W * (1 + weight)``, by row or by column.
+- full, norm: a difference to the weight and the bias.
 
 alpha = r where a file states none.
 """
