@@ -32,7 +32,7 @@ class Cartridge(CacheConfig):
     """``init``: ``text``, what the base makes of the first tokens of ``text``/``token_ids``, or ``random``
     (normal).
 
-    ``baked`` says that sink and rest are one tensor, as packs store them.
+    ``baked`` means that sink and rest are one tensor, as packs store them.
 
     Example:
         >>> Cartridge(num_virtual_tokens=64, text="...").num_frozen_tokens

@@ -34,7 +34,7 @@ class CPT(EmbeddingConfig):
     """``token_ids`` (or ``text``) is the context, ``token_types`` the type of each of its tokens (none given:
     all are 1).
 
-    ``baked`` says that the embeddings are stored in their final form.
+    ``baked`` means that the pack stores the final embeddings.
 
     Example:
         >>> CPT(token_ids=(5, 6, 7), token_types=(1, 2, 4)).num_virtual_tokens

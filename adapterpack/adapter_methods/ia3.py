@@ -35,8 +35,8 @@ class IA3(NoBranch):
     """Where (IA)^3 goes; ``feedforward`` names the sites whose inputs are scaled, or says it of all (true) or
     none.
 
-    ``channels`` counts the channels of a feedforward convolution whose kernel's points have one factor; 0:
-    each point has its own.
+    ``channels`` is the number of channels of a feedforward convolution with one factor for all points of a
+    channel's kernel; with 0 each point has its own factor.
 
     Example:
         >>> IA3(feedforward=("fc2",)).at("layers.0.fc2").feedforward

@@ -33,7 +33,7 @@ class PTuning(EmbeddingConfig):
     """``encoder``: ``mlp`` or ``lstm`` of ``encoder_layers``; ``encoder_hidden`` is its width (0: the model's
     own).
 
-    ``baked`` says that the network is gone and the embeddings themselves are stored.
+    ``baked`` means that the network was dropped and the embeddings themselves are stored.
 
     Example:
         >>> PTuning(num_virtual_tokens=8, encoder="lstm").encoder_layers

@@ -40,8 +40,8 @@ class PrefixTuning(CacheConfig):
     """``init``: ``random`` (normal), ``zero``, or ``text``: what the base makes of the first tokens of
     ``text``/``token_ids``.
 
-    ``projection``: trained through a network of width ``encoder_hidden`` (0: that of the keys); ``baked``
-    says that it is gone.
+    ``projection`` trains through a network of width ``encoder_hidden`` (0: the width of the keys); ``baked``
+    means that the network was dropped.
 
     Example:
         >>> PrefixTuning(num_virtual_tokens=8, num_layers=2, num_heads=2, head_dim=4).width(Site("@prompt", 0,

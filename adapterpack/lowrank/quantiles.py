@@ -61,7 +61,7 @@ def _select_near(
     magnitudes; otherwise returns None.
     """
     ordered, count = np.sort(sample, axis=1)[:, ::-1], sample.shape[1]
-    # About two standard deviations of a sampled rank, plus some slack.
+    # At least four standard deviations of a sampled rank, which are at most sqrt(count) / 2 each, plus slack.
     spread = 0.005 * count + 2 * np.sqrt(count)
     first, last = round(share * count - spread), round(share * count + spread)
     low = ordered[:, last] if last < count else np.zeros(len(sample), np.float32)

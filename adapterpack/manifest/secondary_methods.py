@@ -20,7 +20,7 @@ Sites = Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]]
 
 
 class MethodSites(NamedTuple):
-    """A method of a pack and the sites at which the pack has it."""
+    """A method of a pack with the sites at which the pack uses it."""
 
     method: Method
     adapters: Sites

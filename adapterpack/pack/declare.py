@@ -28,9 +28,9 @@ def declare(
 ) -> Pack:
     """Compares ``other`` with the base of a pack, and makes a copy of the pack that may be used on both.
 
-    A cast, a new sharding and a renaming are compared byte by byte; a quantization can only be recognized: by
-    what the checkpoint says of itself, and by the tensors that it left alone. The variant is then known by
-    its content. ``pack`` keeps its name, tensors and canary.
+    A cast, a new sharding and a renaming are compared byte by byte. A quantization can only be recognized by
+    what the checkpoint says about itself and by the tensors that it did not change; the variant is then
+    identified by its content. The copy keeps the pack's name, tensors and canary.
 
     Args:
         pack: the pack, or its folder.
@@ -39,12 +39,13 @@ def declare(
         out: a new folder to write the pack to.
 
     Raises:
-        BaseMismatch: ``base`` is not the very base that the pack names, or ``other`` is no variant of it.
-        NothingToDo: the pack is accepted on ``other`` as it is.
+        BaseMismatch: ``base`` is not exactly the base that the pack names, or ``other`` is not a variant of
+            it.
+        NothingToDo: ``other`` already accepts the pack as it is.
         SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module
             does not lead to it.
         Unsupported: in ``other`` another tensor has the name of one that the pack changes.
-        OutputExists: ``out`` is taken.
+        OutputExists: ``out`` already exists.
 
     Example:
         >>> declare("packs/tickets", "models/base",

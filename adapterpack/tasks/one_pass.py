@@ -35,7 +35,7 @@ class PreparedRow(NamedTuple):
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a task that has none."""
+    """The options of a task without options."""
 
 
 @dataclass(frozen=True)

@@ -313,6 +313,7 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
     if form.output_scale is not None:
         y = y * form.output_scale
     if form.post is not None:
+        # `output_scale` comes before `post`, as in the formula.
         y = form.post.apply(y)
     return y if form.shift is None else y + form.shift
 

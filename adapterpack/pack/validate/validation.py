@@ -219,14 +219,14 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to
     call it here.
 
-    A folder of a newer PEFT may have options that are not known here. One that is on is an error; those that
-    are off are named in a ``UserWarning``, since nothing tells whether off is their default (``validate``
-    reports them as AP604).
+    A folder of a newer PEFT may have options that are not known here. An unknown option that is on is an
+    error. Unknown options that are off are named in a ``UserWarning``, because nothing tells whether off is
+    their default (``validate`` reports them as AP604).
 
     Raises:
-        ConfigError: a pack cannot be called ``name``.
-        FormatError: truncated, altered or malformed.
-        NonFinite: a tensor holds NaN or infinity.
+        ConfigError: ``name`` is not a valid pack name.
+        FormatError: the pack is truncated, altered or malformed.
+        NonFinite: a tensor contains NaN or infinity.
         UnknownMethod: its method is not registered.
 
     Example:
