@@ -162,7 +162,8 @@ def _from_gguf(source: Path, target: Path) -> None:
         (model, "hf_quantizer"),
         (model, "is_quantized"),
     ):
-        if hasattr(owner, attribute):  # the weights are plain float32 from here on
+        # The weights have been dequantized to float32, so the model must not claim to be quantized.
+        if hasattr(owner, attribute):
             delattr(owner, attribute)
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -217,7 +218,8 @@ def demo(
     base = fetch(pinned) if model is None else folder_of(model)
     source = pinned.source if model is None else str(model)
     stages = load_stages("causal_lm" if causal_lm else "encoder")
-    with output_folder(target) as folder:  # an interrupt leaves nothing behind
+    # An interrupt removes the folder.
+    with output_folder(target) as folder:
         measured = stages.run(base, source, folder, say)
         result: dict[str, Any] = load_stages("common").finish(measured, folder, target)
     return result

@@ -20,9 +20,12 @@ PLAIN = "plain"
 
 BORDERS: Mapping[str, tuple[str, ...]] = {
     "cryptography": ("cryptography", "builtins.ValueError", "builtins.TypeError", INSIDE),
-    "datasets": ("datasets", "pyarrow", INSIDE),  # with those of pandas and the file systems under it
-    "jinja2": ("jinja2", INSIDE),  # a template computes, so it fails as Python does
-    "json": ("builtins.ValueError",),  # no JSON, no UTF-8, a number of too many digits
+    # INSIDE covers pandas and the file systems that it uses.
+    "datasets": ("datasets", "pyarrow", INSIDE),
+    # A template computes, so it can raise any of Python's errors.
+    "jinja2": ("jinja2", INSIDE),
+    # Invalid JSON, invalid UTF-8, or a number with too many digits.
+    "json": ("builtins.ValueError",),
     "llguidance": ("builtins.ValueError", "pyo3_runtime.PanicException"),
     "msgspec": ("msgspec", "builtins.ValueError"),
     "numpy": (

@@ -105,7 +105,8 @@ class Registry(Mapping[str, T]):
         for point in _points(self.group) if name not in self._values else ():
             if point.name == name:
                 self._load(point)
-        if name not in self._values:  # an entry point may have another name than its value
+        # The value of an entry point may have another name, so load all of them.
+        if name not in self._values:
             self.broken()
         return self._values.get(name)
 
@@ -158,9 +159,10 @@ class Registry(Mapping[str, T]):
             value = point.load()
             if isinstance(value, self.kind):
                 self.register(value)
-            elif point.name not in self._values:  # a decorator may have registered it, and left a function
+            elif point.name not in self._values:
+                # If a decorator has registered the value, the entry point may be a plain function.
                 raise TypeError(f"it is no {self.kind.__name__} but a {type(value).__name__}")
-        # whatever the module of another package does, it must not end an unrelated command
+        # A broken plugin must not end an unrelated command.
         except (Exception, SystemExit) as error:
             reason = (
                 error.sentence if isinstance(error, AdapterpackError) else f"{type(error).__name__}: {error}"

@@ -93,7 +93,8 @@ def raised() -> Iterator[Raising]:
     try:
         yield handler
     finally:
-        if handler.ended is None:  # else the process is about to end, and there is nothing left to disturb
+        # After a signal the process is about to end; leave the handlers in place.
+        if handler.ended is None:
             for number, found in before.items():
                 signal.signal(number, found)
             _before_fork.clear()

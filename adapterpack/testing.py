@@ -137,7 +137,8 @@ class Case(NamedTuple):
             return self.layer.site
         proof = PROOFS[self.method.kind]
         weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
-        biased = proof.folds and self.layer.bias  # a block may have any number of biases
+        # A block may have any number of biases, so its site declares none.
+        biased = proof.folds and self.layer.bias
         kind = self.method.traits.layers[0]
         return Site(
             "block.0.proj",
@@ -288,7 +289,8 @@ def compute_results(case: Case, params: Params, weight: Any, bias: Any, x: Any) 
 
 def fold_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
     """Returns weight and bias with the adapter merged in, or their block ``rows``."""
-    site = place_site(case, weight, bias) if rows is None else case.site  # which knows the whole weight
+    # With ``rows``, the site must describe the full weight, not just the block.
+    site = place_site(case, weight, bias) if rows is None else case.site
     return fold(case.method, case.config, params, site, weight, bias, rows)
 
 
@@ -356,7 +358,7 @@ def identity_at_init(case: Case) -> None:
     weight, bias, x = case.weight, case.bias, case.x
     before = {"the output": make_layer(weight, bias)(x), "the weight": weight, "the bias": bias}
     for what, after in compute_results(case, case.fresh(), weight, bias, x).items():
-        # no bias and a bias of zeros are the same
+        # No bias and a bias of zeros are equivalent.
         one, two = (0.0 if value is None else value for value in (before[what], after))
         require(bool(np.all(one == two)), f"a fresh adapter changes {what}")
 

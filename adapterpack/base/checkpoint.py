@@ -195,7 +195,8 @@ class Checkpoint:
             StorageError: the file has changed since it was opened, or cannot be read.
         """
         if not self.has_weights:
-            return self.view(name)  # which says so
+            # Without weights, the view raises an error that says so.
+            return self.view(name)
         info = self.stored[name]
         value = np.frombuffer(bytes_of(self.source(name)), DTYPES[info.dtype]).reshape(info.shape)
         value.flags.writeable = False

@@ -181,7 +181,8 @@ def _sample(data: memoryview) -> bytes:
 def _root(level: str, parts: Mapping[str, bytes]) -> str:
     """Returns the hash of a level over its parts, in the order of their keys."""
     hasher = hashlib.sha256(f"{SCHEME}:{level}\0".encode())
-    for key in sorted(parts):  # by code point, which is the order of the UTF-8 bytes
+    # Sorting by code point is the same as sorting by UTF-8 bytes.
+    for key in sorted(parts):
         hasher.update(parts[key])
     return f"{SCHEME}:{hasher.hexdigest()}"
 

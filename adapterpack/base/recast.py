@@ -53,7 +53,8 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
 
     def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:
         hasher, old, new = hashlib.sha256(), base.tensors[name].dtype, dtypes[name]
-        with np.errstate(all="ignore"):  # an overflow gives the infinity that it gives everywhere
+        # Overflow to infinity is what a cast does everywhere, so it is no reason to warn.
+        with np.errstate(all="ignore"):
             for block in blocks:
                 hasher.update(
                     block if old == new else cast(np.frombuffer(block, DTYPES[old]), new).view(np.uint8).data

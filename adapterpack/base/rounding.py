@@ -94,18 +94,21 @@ def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, sc
     if exponent_bits == 8:
         magnitude = bits & np.uint32(0x7FFFFFFF)
         up = magnitude + (chance >> np.uint32(16))
-        up[magnitude >= 0x7F800000] = magnitude[magnitude >= 0x7F800000]  # infinity and NaN
+        # Infinity and NaN must not change.
+        up[magnitude >= 0x7F800000] = magnitude[magnitude >= 0x7F800000]
         nan = magnitude > 0x7F800000
         codes = ((up >> np.uint32(16)) | ((bits >> np.uint32(16)) & np.uint32(0x8000))).astype(np.uint16)
         codes[nan] |= np.uint16(0x0040)
         return codes.view(dtype)
     # Other formats: |x| = q * unit exactly, where the unit depends on the value's exponent and stops
     # shrinking at subnormal numbers.
-    least = 2 - (1 << exponent_bits - 1)  # the exponent of the smallest normal number
+    # The exponent of the smallest normal number; below it, units stop shrinking.
+    least = 2 - (1 << exponent_bits - 1)
     wide = np.abs(values.astype(np.float64))
     with np.errstate(invalid="ignore", over="ignore"):
         _, exponent = np.frexp(wide)
         unit = np.ldexp(1.0, np.maximum(exponent - 1, least) - fraction_bits)
         rounded = np.floor(wide / unit + chance * 2.0**-32) * unit
         stored: np.ndarray = np.copysign(rounded, values).astype(np.float32).astype(dtype)
-        return stored  # exact: a number of the format, or larger than its largest
+        # Exact, since the value is one of the format's, or larger than its largest.
+        return stored

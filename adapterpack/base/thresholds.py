@@ -232,7 +232,8 @@ def _list_open_fields(config: Config) -> Iterator[str]:
     for name, rope in _rotations(config):
         if _kind(rope) not in _BY_LENGTH | _FIXED:
             yield f"{name}: {_kind(rope)}"
-        if rope.get("mrope_section"):  # a text's positions are plain, an image's come from its grid
+        # Positions of an image come from its grid, unlike those of text, so their effect is unknown.
+        if rope.get("mrope_section"):
             yield f"{name}.mrope_section"
 
 
@@ -374,7 +375,8 @@ def rows_past(config: Config, weights: int, layers: int, kept: int, context: int
         longest = threshold.length + (0 if threshold.ends else max(_BEYOND, threshold.length // 4))
         longest = longest if context is None else min(longest, context)
         if not threshold.ends and longest <= threshold.length:
-            continue  # the context ends before it
+            # The context ends before any row could exceed the threshold.
+            continue
         lengths = {longest} if threshold.ends else {threshold.length, longest}
         if weights * longest <= (_MOST_AT_THE_END if threshold.ends else _MOST_WHOLE):
             whole |= lengths

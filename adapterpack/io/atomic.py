@@ -77,7 +77,8 @@ def _exchange(new: Path, target: Path, spare: Path) -> None:
     if sys.platform == "linux":
         import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
 
-        with suppress(AttributeError):  # a C library without it
+        # The C library may lack the function.
+        with suppress(AttributeError):
             if (
                 ctypes.CDLL(None).renameat2(_HERE, os.fsencode(new), _HERE, os.fsencode(target), _EXCHANGE)
                 == 0
@@ -86,7 +87,8 @@ def _exchange(new: Path, target: Path, spare: Path) -> None:
     target.rename(spare)
     try:
         new.rename(target)
-    except BaseException:  # an interrupt, too, must not take the older one along
+    except BaseException:
+        # Restore the older folder, after an interrupt as well.
         if not target.exists():
             spare.rename(target)
         raise
@@ -170,9 +172,11 @@ def _private_folder(target: Path, shown: Path | None = None, remedy: str | None 
     except BaseException as error:  # an interrupt must clean up too
         _remove(folder)
         for parent in made:
-            with suppress(OSError):  # another output may be there by now
+            # Another process may have written an output there.
+            with suppress(OSError):
                 parent.rmdir()
-        if notes := getattr(error, "__notes__", None):  # what was kept in there is gone, too
+        # Drop notes about files in the folder: it no longer exists.
+        if notes := getattr(error, "__notes__", None):
             notes[:] = [note for note in notes if str(folder) not in note]
         raise
     finally:

@@ -172,7 +172,8 @@ def digests(
         except Empty:
             return
         except BaseException:
-            stop.set()  # the other threads end after their block, not after their source
+            # Makes the other threads stop after their current block instead of their current source.
+            stop.set()
             raise
 
     count = min(cores() if sum(sizes.values()) >= _MUCH else 1, len(sources))

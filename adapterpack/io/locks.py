@@ -94,7 +94,8 @@ def lock_folder(folder: Path) -> int | None:
                 not hasattr(os, "geteuid") or there.st_uid == os.geteuid()
             ):
                 return descriptor
-    except OSError:  # removed meanwhile, or on a disk without locks
+    except OSError:
+        # The folder was just removed, or its disk has no locks.
         pass
     os.close(descriptor)
     return None

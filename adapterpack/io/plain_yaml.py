@@ -98,7 +98,8 @@ def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:
         if isinstance(event, yaml.AliasEvent):
             if any(event.anchor == anchor for anchor, _ in open_nodes):
                 yield "an alias stands for what it is in itself", line
-            total += sizes.get(event.anchor, 0)  # that of no anchor is an error when it is read
+            # An alias without an anchor counts nothing; loading raises an error for it.
+            total += sizes.get(event.anchor, 0)
         elif isinstance(event, yaml.NodeEvent):
             total += 1
         if isinstance(event, yaml.CollectionStartEvent):

@@ -102,7 +102,8 @@ def write_parts(path: Path, parts: Iterable[bytes | memoryview], mode: str = "wb
         left = iter(parts)
         while together := list(itertools.islice(left, _TOGETHER)):
             written = os.writev(file.fileno(), together) if hasattr(os, "writev") else 0
-            for part in together:  # what one call does not take, of a gigabyte or on a full disk
+            # Write what the call did not take, since it may stop early after a gigabyte or on a full disk.
+            for part in together:
                 rest = memoryview(part)[min(written, len(part)) :]
                 written = max(0, written - len(part))
                 while rest:

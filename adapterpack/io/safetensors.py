@@ -293,7 +293,8 @@ def count_of(shape: Iterable[int], where: object) -> int:
     count = span = 1
     for extent in shape:
         count, span = count * extent, span * (extent or 1)
-    if not count and span > _MAX_COUNT:  # any other shape has to fit its bytes
+    # A shape with elements is checked against its bytes elsewhere.
+    if not count and span > _MAX_COUNT:
         raise FormatError("a shape that no array can have", where=where, found=repr(tuple(shape))[:80])
     return count
 

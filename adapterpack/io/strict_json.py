@@ -157,7 +157,8 @@ def _integer(where: object) -> Any:
     """Returns a hook that raises on ``-0``."""
 
     def hook(text: str) -> int:
-        if text == "-0":  # other readers take it for a float
+        # Other readers parse it as a float.
+        if text == "-0":
             raise FormatError("an integer that JSON readers do not agree on", where=where, found=text)
         return int(text)
 

@@ -83,11 +83,13 @@ def _set_limit() -> Callable[[], None]:
                 begun.set()
                 done.wait()
         finally:
-            begun.set()  # also where that failed: nobody waits for ever
+            # Set even after a failure, so that the caller does not wait forever.
+            begun.set()
 
     def lift() -> None:
         done.set()
-        thread.join()  # the limit is off before another one can be set
+        # Wait until the limit is lifted, before another one is set.
+        thread.join()
 
     thread = threading.Thread(target=limit, daemon=True)
     thread.start()

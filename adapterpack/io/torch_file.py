@@ -281,7 +281,8 @@ def _name(machine: _Machine, argument: Any) -> None:
 
 
 def _build(machine: _Machine, _: Any) -> None:
-    machine.stack.pop()  # what a state dict knows of its versions
+    # Discards the version metadata of a state dict.
+    machine.stack.pop()
 
 
 _NOTHING = frozenset({"PROTO", "FRAME", "STOP"})

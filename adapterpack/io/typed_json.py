@@ -48,7 +48,8 @@ def read(value: Any, kind: type[T], *, newer: bool = False) -> T | Misfit:
     try:
         struct = msgspec.convert(value, kind)
     except msgspec.ValidationError:
-        return misfit(value, kind) or Misfit("", "does not fit")  # which it cannot
+        # The fallback is unreachable: conversion has just failed.
+        return misfit(value, kind) or Misfit("", "does not fit")
     return _other_fields(value, struct, newer) or struct
 
 

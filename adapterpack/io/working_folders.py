@@ -43,7 +43,8 @@ def hold_folder(path: Path) -> int | None:
             remedy="wait for it, or choose another output",
         )
     try:
-        _require_own_contents(path)  # once the other process, whose files come and go, is out
+        # Check only under the lock: another process's files would appear and vanish.
+        _require_own_contents(path)
     except BaseException:
         if lock is not None:
             os.close(lock)
@@ -59,7 +60,8 @@ def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
             would change, too.
         OSError: the file system refuses.
     """
-    if path.is_symlink():  # said here, as systems have different words for it
+    # Checked here because systems report it with different errors.
+    if path.is_symlink():
         raise _not_own(path, f"a link to {path.readlink()}")
     descriptor = os.open(path, flags | _NO_LINK | getattr(os, "O_NONBLOCK", 0), mode)
     try:
@@ -93,7 +95,8 @@ def _require_own_contents(folder: Path) -> None:
     """Raises if the folder contains links or another user's files."""
     with storage_errors(folder):
         for entry in _entries(folder):
-            with suppress(FileNotFoundError):  # another machine's share of the work goes on
+            # Another machine may share the work, and its files appear and vanish.
+            with suppress(FileNotFoundError):
                 if entry.is_symlink():
                     raise _not_own(Path(entry.path), f"a link to {Path(entry.path).readlink()}")
                 if not _is_own(entry.stat(follow_symlinks=False)):

@@ -52,7 +52,8 @@ def unused_layers(
                 example = make_example()
                 if example is not None:
                     return _find(model, modules, owners, example)
-        except Exception as error:  # the model's own code, on inputs of ours
+        except Exception as error:
+            # The model's own code may raise anything on generated inputs.
             log.debug("the model does not run on an example: %s", error)
     return None
 
@@ -89,7 +90,7 @@ def _find(
     # Only the edges of the graph matter, so autograd need not store a single tensor for a backward pass.
     forget = torch.autograd.graph.saved_tensors_hooks(lambda value: None, lambda nothing: nothing)
     try:
-        with torch.enable_grad(), forget:  # only which tensor came from which is wanted
+        with torch.enable_grad(), forget:
             outputs = list(_tensors(model(**example)))
     finally:
         for hook in hooks:
@@ -101,7 +102,8 @@ def _find(
     # The graph alone may be wrong where the model computes with an operation that has no gradient. So the
     # suspects must also leave the outputs unchanged when their own outputs change.
     if silent and not _are_silent(model, silent, example, outputs):
-        silent = set()  # the model computes with something that passes no gradient on
+        # The model uses an operation without a gradient, so the graph proves nothing.
+        silent = set()
     return [
         path
         for path, module in modules.items()

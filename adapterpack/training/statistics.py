@@ -147,5 +147,6 @@ def _encode(
         and kind == "moment"
         and not set(reads.label_columns) & set(table.column_names)
     ):
-        table = table.add_column("label", [labels.names[0]] * len(table))  # at which nobody looks
+        # The encoder needs labels, but the moment does not depend on them.
+        table = table.add_column("label", [labels.names[0]] * len(table))
     return reads.encode(table, tokenizer, max_length, source, labels)

@@ -65,7 +65,8 @@ class Weight:
         """
         stored = self.unpack(parts, rows)
         before = self.grid.decode(stored)
-        wanted = before.copy()  # a last block may be longer than the rows
+        # The stored groups may extend beyond these rows; keep what they decode to there.
+        wanted = before.copy()
         wanted.reshape(-1)[: values.size] = values.reshape(-1)
         encoded = self.grid.encode(
             wanted,

@@ -50,7 +50,8 @@ class DequantizedCheckpoint(Checkpoint):
             owner, _ = self.part_owners.get(name, (None, ""))
             if owner is None:
                 tensors[name] = info
-            else:  # at the place of its first part
+            else:
+                # The weight takes the place of its first part.
                 weight = self.quantized[owner]
                 tensors.setdefault(
                     owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes)

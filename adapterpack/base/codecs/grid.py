@@ -139,6 +139,7 @@ class Grid(NamedTuple):
         best = best._replace(codes=np.where(values == before, stored.codes, best.codes))
         if round_scales is None:
             return best
+        # Try a scale fitted to the new values, and take it where it has the smaller error.
         error = self._joint(self._error(values, best))
         scale, point = self.levels.fit(
             self.groups.reduce(values, np.minimum), self.groups.reduce(values, np.maximum)
@@ -146,7 +147,8 @@ class Grid(NamedTuple):
         with np.errstate(all="ignore"):
             scale, point = round_scales(scale, point)
         other = self._nearest_codes(values, np.where(np.isfinite(scale), scale, stored.scale), point)
-        better = self._joint(self._error(values, other)) < error  # not where either is NaN
+        # Comparing with NaN is false, so a group whose error is NaN keeps its scale.
+        better = self._joint(self._error(values, other)) < error
         if not better.any():
             return best
         zero = None if best.zero is None or other.zero is None else np.where(better, other.zero, best.zero)
@@ -163,7 +165,8 @@ class Grid(NamedTuple):
 
     def _nearest_codes(self, values: Rows, scale: Rows, zero: Rows | None) -> QuantizedRows:
         """Returns the codes nearest to the values for given scales and zero points."""
-        with np.errstate(all="ignore"):  # a scale of zero, or a tiny one, is judged by its error
+        # A scale of zero, or a tiny one, may overflow here; its large error rules it out.
+        with np.errstate(all="ignore"):
             if zero is not None and self.shifted:
                 values = values - self.groups.per_code(zero, values.shape)
             level = values / self.groups.per_code(scale, values.shape)

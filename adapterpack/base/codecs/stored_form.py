@@ -203,7 +203,9 @@ def _block(width: int, columns: int, bits: int, weight: Weight) -> int:
     """Returns the largest block size of the operators that divides a group of ``width`` codes; for one group
     per row, the size that takes the fewest bytes.
     """
-    if width >= columns:  # one scale for a row: what takes the fewest bytes, its filling included
+    # With one scale per row any block size is exact: choose the fewest bytes, including padding and the 40
+    # bits of a block's scale and zero point.
+    if width >= columns:
         return min(BLOCKS, key=lambda block: -(-columns // block) * (block * bits + 40))
     fitting = next((block for block in BLOCKS if width % block == 0), None)
     if fitting is None:

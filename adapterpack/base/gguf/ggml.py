@@ -281,7 +281,8 @@ def _pack(type_: BlockType, parts: Parts, rows: slice, quantized: QuantizedRows)
     if minimum is not None and quantized.zero is not None:
         moved |= (quantized.zero != minimum).reshape(*blocks.shape, -1).any(axis=-1)
     fresh = blocks.copy()
-    with np.errstate(all="ignore"):  # blocks that keep their scales may have any
+    # Blocks that keep their scales may overflow here; their fresh fields are discarded below.
+    with np.errstate(all="ignore"):
         type_.scales.write(fresh, quantized.scale, quantized.zero)
     blocks = np.where(moved, fresh, blocks)
     type_.pack(blocks, quantized.codes.reshape(*blocks.shape, -1))

@@ -32,7 +32,8 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
     ids = canary.inputs(vocabulary, acts) if vocabulary else ()
     token = image_token(model)
     if _reads_text_and_images(model) and pixels is None and token is None:
-        return None  # two towers, of which one would have no input
+        # A model with two towers needs inputs for both.
+        return None
     if token is not None and pixels is not None:
         replacement = 1 if token != 1 else 2
         ids = tuple(
@@ -68,7 +69,7 @@ def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
             expected is None or expected.shape[1:] != recorded_recipe.shape[1:]
         ):
             yield f"the model does not take {what} of {recorded_recipe.shape[1:]}"
-        # a text alone is enough where images stand in its stream
+        # A model with images in its token sequence also takes text alone.
         if recorded_recipe is None and expected is not None and token is None:
             yield f"it has no {what}"
     if vocabulary and not recorded.input_ids:

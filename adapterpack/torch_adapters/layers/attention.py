@@ -122,7 +122,8 @@ class AdaptedAttention(Adapted):
         """Adds the prompt's part to the output ``h``; ``index`` are the batch rows that ``hidden`` and ``h``
         hold (None: all).
         """
-        if index is not None and places is not None:  # one for all rows, or one for each
+        # Positions are the same for all rows, or given for each.
+        if index is not None and places is not None:
             places = tuple(place if len(place) == 1 else place[index] for place in places)
         return h + self._weights.get(name, 1.0) * self._added(name, hidden, places).to(h.dtype)
 
@@ -133,7 +134,8 @@ class AdaptedAttention(Adapted):
         projections = _projections(attention)
         assert projections is not None
         queries = _queries(attention, projections.queries(attention, hidden), places)
-        dtype = torch.promote_types(queries.dtype, torch.float32)  # the softmax wants it
+        # Compute the softmax in float32 or finer.
+        dtype = torch.promote_types(queries.dtype, torch.float32)
         form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
         made = projections.keys_and_values(attention, form.prompt.to(hidden.dtype))
         shape: Any = (-1, attention.head_dim)
@@ -147,7 +149,8 @@ class AdaptedAttention(Adapted):
         out = innermost(module_at(attention, projections.out))
         y: torch.Tensor = out(added)
         bias = tensor_of(out, "bias", self._site.path)
-        return y if bias is None else y - bias  # the layer's own output has it
+        # The layer's own output already includes the bias.
+        return y if bias is None else y - bias
 
 
 def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Tensor:

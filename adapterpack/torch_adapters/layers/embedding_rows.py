@@ -50,7 +50,8 @@ class AdaptedTable(AdaptedLayer):
         rows: torch.Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         for name in names:
             rows = self._by_row(name, x, rows, partial(self._replaced, name))
-        scale = getattr(owner, "embed_scale", None)  # some models scale what they look up
+        # Some models scale the looked-up rows.
+        scale = getattr(owner, "embed_scale", None)
         return (
             rows.to(stored.dtype)
             if scale is None

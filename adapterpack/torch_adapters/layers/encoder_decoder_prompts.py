@@ -76,7 +76,8 @@ class EncoderDecoderPrompts(Prompts):
         super()._remove(name)
         if not self._names and self._decoder.__dict__.get("forward") == self._around_decoder:
             del self._decoder.forward
-            if self._decoder.forward != self._decode:  # somebody had put one of their own there
+            # Someone else had replaced ``forward`` before; restore theirs.
+            if self._decoder.forward != self._decode:
                 self._decoder.forward = self._decode
 
     def _around(self, *args: Any, **kwargs: Any) -> Any:

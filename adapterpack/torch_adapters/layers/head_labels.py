@@ -60,11 +60,13 @@ def name_outputs(model: Any) -> None:
     else:
         names, problem = own
         del model.__dict__[_KEPT]
-    model.config.problem_type = None  # of which some go with some numbers of labels only
+    # Reset first: the config rejects some combinations of problem type and number of labels.
+    model.config.problem_type = None
     model.config.id2label, model.config.label2id = (
         dict(names),
         {label: number for number, label in names.items()},
     )
     model.config.problem_type = problem
-    if hasattr(model, "num_labels"):  # by which transformers' classes shape their logits for a loss
+    # transformers reshapes logits by this attribute to compute a loss.
+    if hasattr(model, "num_labels"):
         model.num_labels = len(names)

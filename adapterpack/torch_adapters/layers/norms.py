@@ -80,7 +80,8 @@ class AdaptedNorm(AdaptedLayer):
             weight[:, 0].to(stored_weight.dtype),
             None if stored_bias is None or bias is None else bias.to(stored_bias.dtype),
         )
-        if type(self._base) is nn.LayerNorm:  # the call that functional_call comes to, without its swapping
+        # The same result as by functional_call, without swapping parameters.
+        if type(self._base) is nn.LayerNorm:
             x, _ = self._enter(args, kwargs)
             return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
         return functional_call(

@@ -41,7 +41,8 @@ class Prompts(Adapted):
     _whole_batch = "a prompt is tokens of its own, of which all rows of a batch have as many"
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
-        self._trunk_in_tuple = (self._trunk_of(model),)  # a tuple: it is no part of this module
+        # In a tuple, so that torch does not register the trunk as a child.
+        self._trunk_in_tuple = (self._trunk_of(model),)
         trunk, config = self._trunk_in_tuple[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
@@ -95,7 +96,8 @@ class Prompts(Adapted):
         if self._redirected and not self._names and self._trunk.forward == self._around:
             self._redirected = False
             del self._trunk.forward
-            if self._trunk.forward != self._inner:  # somebody had put one of their own there
+            # Someone else had replaced ``forward`` before; restore theirs.
+            if self._trunk.forward != self._inner:
                 self._trunk.forward = self._inner
 
     def _form(self, name: str) -> PromptForm:

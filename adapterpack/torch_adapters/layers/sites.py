@@ -49,7 +49,8 @@ def is_plain_linear(module: nn.Linear) -> bool:
         x = torch.empty(1, 3, module.in_features, dtype=module.weight.dtype, device="meta")
         with torch.no_grad():
             y = functional_call(module, empty, x)
-    except NotImplementedError:  # an operation that needs data
+    except NotImplementedError:
+        # An operation needs data, so the layer cannot be tried; assume that it is plain.
         return True
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
         return False
@@ -275,7 +276,8 @@ def _input_embedding(model: nn.Module) -> str:
     """Returns the path of the model's input embedding."""
     try:
         embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    except NotImplementedError:  # models of several parts
+    except NotImplementedError:
+        # Models of several parts do not declare one.
         embedding = None
     embedding_modules = {module for _, module in base_modules(embedding)} if embedding is not None else set()
     found_path = next((path for path, module in base_modules(model) if module in embedding_modules), None)

@@ -87,7 +87,8 @@ class Lead:
         """Drops what the first pass gave the layers; not in training, where activation checkpointing runs
         layers again after the call.
         """
-        if not module.training:  # activation checkpointing computes layers again when the pass is over
+        # In training, activation checkpointing runs layers again after the call, so keep the results.
+        if not module.training:
             for layer in self.layers:
                 layer._first_pass_params.pop(self.name, None)
 

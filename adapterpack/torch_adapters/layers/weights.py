@@ -60,7 +60,8 @@ def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
     from bitsandbytes import functional  # noqa: PLC0415 - only where there is such a layer
 
     state = copy.copy(weight.quant_state)
-    double, state.original_nested = state.original_nested, False  # else the scales are quantized once more
+    # Otherwise the inverse would quantize the scales again.
+    double, state.original_nested = state.original_nested, False
     codes, state = functional._convert_weight_packed_for_cpu_inverse(weight.data, state)
     state.absmax, state.original_nested = weight.quant_state.absmax.T.reshape(-1).float(), double
     return codes, state
@@ -131,7 +132,8 @@ def _misreads(width: int, block: int, kind: str) -> bool:
     # only where there is such a layer
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit  # noqa: PLC0415
 
-    sizes = 2.0 ** (torch.arange(width) % 8)[:, None]  # a block that is read by another one's scale must show
+    # Blocks differ in magnitude, so that reading one with another's scale shows.
+    sizes = 2.0 ** (torch.arange(width) % 8)[:, None]
     blocks = (torch.rand(width, block, generator=torch.Generator().manual_seed(0)) * 2 - 1) * sizes
     read = dequantize_4bit(*quantize_4bit(blocks.reshape(block, width), blocksize=block, quant_type=kind))
     return bool(((read.reshape(width, block) - blocks).abs() > _WIDEST_GAP * sizes).any())

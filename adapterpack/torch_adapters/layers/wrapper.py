@@ -76,13 +76,15 @@ class Wrapper(nn.Module):
         return args[0], lambda value: base(value, *args[1:], **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        base = self.__dict__.get("_modules", {}).get("base")  # there is none yet while a copy is made
+        # While the wrapper is being copied, it has no base yet.
+        base = self.__dict__.get("_modules", {}).get("base")
         if base is not None and not name.startswith("__"):
             try:
                 return getattr(innermost(base), name)
             except AttributeError:
                 pass
-        return super().__getattr__(name)  # a submodule of the wrapper, by its name in a state dict
+        # A submodule of the wrapper itself, by its name in state dicts.
+        return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         base = self.__dict__.get("_modules", {}).get("base")

@@ -24,7 +24,8 @@ def bound_tokenizer(tokenizer: Any, folder: Path) -> Any:
         FormatError: its rules could lengthen a text beyond the limit.
     """
     core = getattr(tokenizer, "backend_tokenizer", None)
-    if core is None:  # written in Python, with expressions of transformers' own
+    # A tokenizer in Python uses transformers' own regular expressions, which are trusted.
+    if core is None:
         return tokenizer
     with library_errors("tokenizers", "this is not a tokenizer", where=folder):
         require_bounded_growth(core, folder)

@@ -208,7 +208,8 @@ def load_tokenizer(source: str | Path) -> Any:
     folder = Path(source)
     if folder.is_dir():
         require_harmless(folder)
-        require_fitting(folder)  # its class depends on the configuration, which is read for that
+        # The tokenizer's class depends on the config, which transformers therefore reads.
+        require_fitting(folder)
     if folder.is_dir() and not any(path for pattern in _TOKENIZER_FILES for path in folder.glob(pattern)):
         raise _no_tokenizer(folder)
     if (path := folder / "tokenizer.json").is_file():

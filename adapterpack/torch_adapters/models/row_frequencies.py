@@ -35,7 +35,8 @@ class RowFrequencies(nn.Module):
             longer, _ = ROPE_INIT_FUNCTIONS[_KIND](
                 rotary.config, original.device, seq_len=limit + 1, layer_type=kind
             )
-            getattr(self.short, name).copy_(original)  # a pass over a long row leaves the other set there
+            # An earlier pass over a long row may have left the other set.
+            getattr(self.short, name).copy_(original)
             getattr(self.long, name).copy_(longer)
 
     def forward(
@@ -44,7 +45,8 @@ class RowFrequencies(nn.Module):
         """Returns cosines and sines for positions ``[batch, sequence]``, each row with the set that it would
         have alone.
         """
-        plain: Any = type(self.short).forward.__wrapped__  # without the choice for all rows
+        # The forward without its decorator, which chooses one set for all rows.
+        plain: Any = type(self.short).forward.__wrapped__
         kind = {} if layer_type is None else {"layer_type": layer_type}
         near: tuple[torch.Tensor, torch.Tensor] = plain(self.short, x, position_ids, **kind)
         limit = self._limits.get(layer_type)
@@ -115,7 +117,8 @@ def _last_positions(position_ids: torch.Tensor) -> torch.Tensor:
     """Returns the last position of the row that each token belongs to; packed rows restart at 0, so each has
     its own last position.
     """
-    if torch.compiler.is_exporting():  # graphs have no packed rows
+    # Exported graphs have no packed rows.
+    if torch.compiler.is_exporting():
         return position_ids.amax(-1, keepdim=True)
     rows = (position_ids == 0).cumsum(-1)
     last = torch.zeros(

@@ -120,13 +120,15 @@ def _computes_bf16() -> bool:
 
 VALUES: dict[str, Callable[[Any], Any]] = {
     "stage": lambda value: {"rm": "reward", "pt": "sft"}.get(value, value),
-    "adapter": lambda value: "lora" if value == "qlora" else value,  # load_in_4bit says the rest
+    # axolotl's ``qlora`` is LoRA; ``load_in_4bit`` quantizes the base.
+    "adapter": lambda value: "lora" if value == "qlora" else value,
     "lora_target": lambda value: "all-linear" if value == "all" else _names(value),
     "additional_target": _names,
     "torch_dtype": lambda value: dtypes.TORCH.get(
         dtypes.NAMES.get(str(value).lower().removeprefix("torch."), ""), value
     ),
-    "bf16": lambda value: _computes_bf16() if value == "auto" else value,  # as axolotl has it
+    # axolotl allows ``auto``.
+    "bf16": lambda value: _computes_bf16() if value == "auto" else value,
     **dict.fromkeys(("targets", "target_modules", "lora_target_modules"), _split),
     **dict.fromkeys(("modules_to_save", "lora_modules_to_save"), _split),
     "lora_target_linear": lambda value: "all-linear" if value is True else value,

@@ -105,7 +105,8 @@ def _property(name: str, those: list[Owner]) -> dict[str, Any]:
         if all(_plain(one) == _plain(defaults[0]) for one in defaults)
         else {}
     )
-    if "minimum" in described:  # a default may be below it: OFT has sizes of blocks in place of a rank
+    # A default may be lower: OFT has a rank of 0 when it uses block sizes instead.
+    if "minimum" in described:
         described = {
             **described,
             "minimum": min(

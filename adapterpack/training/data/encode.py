@@ -216,7 +216,8 @@ def _say(parts: Sequence[_Part], apart: Sequence[_Part]) -> None:
         for use, some in (("train", parts), ("eval", apart))
         for _, report in some
     ]
-    for line in table(shown).splitlines():  # a record is one line: texts of strangers cannot make another
+    # One record per line, so that names in the data cannot forge further records.
+    for line in table(shown).splitlines():
         log.info("%s", line)
     for _, report in (*parts, *apart):
         _say_bad(report)
@@ -231,4 +232,5 @@ def _say_bad(report: DataReport) -> None:
             log.warning("%s", reason)
         if len(reasons) > _SHOWN:
             log.warning("... and %d more", len(reasons) - _SHOWN)
-        report.bad.clear()  # the rows that are kept apart say the same
+        # Training and evaluation rows share the report; log it once.
+        report.bad.clear()

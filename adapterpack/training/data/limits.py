@@ -84,7 +84,8 @@ def require_bounded(path: Path, name: object = None) -> None:
                 marks = np.frombuffer(_STRINGS.sub(b"-", data[start:stop]).translate(None, _SPACE), np.uint8)
                 steps = _STEP[marks]
                 levels = depth + np.cumsum(steps, dtype=np.int32)
-                if np.any((levels == 0) & (steps == 0)):  # the reader dies of a null there
+                # A scalar at the top level; the reader crashes on null.
+                if np.any((levels == 0) & (steps == 0)):
                     raise ConfigError("a row must be an object", where=RowPlace((path,), (name,)))
                 if levels.max(initial=0) > MAX_DEPTH:
                     raise ConfigError(
@@ -231,7 +232,8 @@ def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     while start < size:
         stop = min(start + _BLOCK, size)
         end = start + _whole_texts(data[start:stop])
-        while end == start and stop < size and stop - start <= MAX_ROW:  # a text that is longer than a block
+        # A string is longer than the block, so enlarge it.
+        while end == start and stop < size and stop - start <= MAX_ROW:
             stop = min(2 * stop - start, size)
             end = start + _whole_texts(data[start:stop])
         long = stop - start > MAX_ROW
@@ -239,7 +241,8 @@ def _pieces(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
             raise ConfigError(
                 "a text is too long", where=name, expected=f"at most {MAX_ROW} bytes", found=longest
             )
-        end = end if end > start else stop  # a text that never ends
+        # For a string that never ends, take the rest; the reader reports it.
+        end = end if end > start else stop
         yield start, end
         start = end
 
@@ -256,7 +259,8 @@ def _blocks(data: bytes | mmap, name: object) -> Iterator[tuple[int, int]]:
     while start < size:
         stop = min(start + _BLOCK, size)
         end = size if stop == size else data.rfind(b"\n", start, stop) + 1
-        if not end:  # one line
+        # The block contains no end of line, so extend it to the next.
+        if not end:
             end = data.find(b"\n", stop) + 1 or size
             if end - start > MAX_ROW:
                 raise ConfigError(

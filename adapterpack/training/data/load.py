@@ -110,7 +110,8 @@ def _of_files(source: Source, files: list[Path], report: DataReport) -> Dataset:
             "the data file is empty" if len(files) == 1 else "the data files are empty", where=source.path
         )
     with _reading(source.path):
-        first = tables[0].features  # kinds of files read the same texts as types of different names
+        # Readers of different file kinds use different types for the same strings.
+        first = tables[0].features
         return (
             tables[0] if len(tables) == 1 else concatenate_datasets([table.cast(first) for table in tables])
         )
@@ -232,7 +233,8 @@ def _with_names(rows: Dataset) -> Dataset:
         return None if value is None or value < 0 else feature.int2str(value)
 
     for name, feature in rows.features.items():
-        inner = getattr(feature, "feature", feature)  # of a list of classes
+        # The element type, for a list of classes.
+        inner = getattr(feature, "feature", feature)
         if isinstance(inner, ClassLabel):
             rows = rows.remove_columns(name).add_column(name, [named(value, inner) for value in rows[name]])
     return rows

@@ -34,7 +34,8 @@ def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[s
     """
     lengths = [len(row["input_ids"]) for row in rows]
     bins: list[list[int]] = []
-    free: list[int] = []  # the different numbers of tokens that are left in bins, in order
+    # The distinct amounts of free space in bins, sorted.
+    free: list[int] = []
     with_free: dict[int, list[int]] = {}
     for number in sorted(range(len(rows)), key=lambda number: -lengths[number]):
         # Best fit: the bin with the least free space that is still enough.

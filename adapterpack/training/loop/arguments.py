@@ -56,7 +56,8 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         "activation_checkpointing" if "activation_checkpointing" in supported else "gradient_checkpointing"
     )
     taken[checkpointing] = config.gradient_checkpointing
-    if config.group_by_length:  # rows of about one length share a batch, so that little is padding
+    # Rows of similar length share a batch, which saves padding.
+    if config.group_by_length:
         taken["train_sampling_strategy"] = "group_by_length"
     _require_evaluation(config)
     if takes_best(config):

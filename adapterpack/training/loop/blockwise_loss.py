@@ -98,7 +98,8 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
             handle.remove()
             with loss.instead():
                 again = model(input_ids=ids, labels=ids).loss
-    except Exception:  # whatever such a model does with its logits, it is something else
+    except Exception:
+        # The model uses its logits in another way, so it keeps its own loss.
         return None
     finally:
         handle.remove()

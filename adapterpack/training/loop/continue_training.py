@@ -79,7 +79,8 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
             config.pack_name,
             ", ".join(unread),
         )
-    usual = max(configs, key=configs.count)  # sites may differ
+    # Sites may have different settings; take the most common ones.
+    usual = max(configs, key=configs.count)
     cls = type(usual)
     training = {
         field.name: getattr(said, field.name)

@@ -102,12 +102,14 @@ class _Blocks(torch.autograd.Function):
             sums = logits.sub_(largest).exp_().sum(1, keepdim=True)
             total += (largest + sums.log() - own).sum()
             if of_hidden is not None:
-                logits.div_(sums)  # these are chances now, and then gradients
+                # Now probabilities; subtracting the targets makes them gradients.
+                logits.div_(sums)
                 if smoothing:
                     logits.sub_(smoothing / width)
                 logits.scatter_add_(1, wanted, logits.new_full((), smoothing - 1).expand(wanted.shape))
                 of_hidden[start : start + size] = logits.to(weight.dtype) @ weight
-            del logits  # before the next block's are made
+            # Free the block before the next one is allocated.
+            del logits
         ctx.save_for_backward(*(() if of_hidden is None else (of_hidden,)))
         return total
 

@@ -58,7 +58,8 @@ def _tree(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         return tensors[plain["tensor"]]
     if "mapping" in plain:
         return {key: _tree(item, tensors) for key, item in plain["mapping"].items()}
-    module, name = plain["class"]  # of a method in use, so it is imported already
+    # Only modules that are imported already, as a method's in use is: a checkpoint cannot import code.
+    module, name = plain["class"]
     return getattr(sys.modules[module], name)(
         **{key: _tree(item, tensors) for key, item in plain["items"].items()}
     )

@@ -125,7 +125,8 @@ class RunFolder:
         """Removes the checkpoints; reports of metrics in the folder stay."""
         for checkpoint in self._checkpoints():
             shutil.rmtree(checkpoint, ignore_errors=True)
-        with suppress(OSError):  # reports of metrics are kept
+        # Fails if reports of metrics remain, which keeps them.
+        with suppress(OSError):
             (self.path / RUN).unlink(missing_ok=True)
             self.path.rmdir()
         self.release()
@@ -179,7 +180,8 @@ def _seal_of(checkpoint: Path) -> dict[str, Any]:
         for path in sorted(checkpoint.rglob("*"))
         if path.is_file() and path != checkpoint / _SEAL
     }
-    run = checkpoint.parent / RUN  # not there where somebody uses the trainer without a run
+    # Missing if the trainer is used without a run.
+    run = checkpoint.parent / RUN
     return {"run": sha256_of(run) if run.exists() else None, "files": files}
 
 
@@ -274,7 +276,8 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
                 raise KeyboardInterrupt
         except KeyboardInterrupt as interrupt:
             with add_notes(getattr(interrupt, "__notes__", ())):
-                for end in signals:  # says which signal it was
+                # Raises the exception that names the signal.
+                for end in signals:
                     end()
             raise
 

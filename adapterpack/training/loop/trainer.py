@@ -76,7 +76,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if extra is not None:
             # If the model divides by the items of all batches of a step, the trainer does not divide by the
             # number of batches, so the penalty must be divided here.
-            scaled = self.loss_is_scaled_for_ga  # None: told by what the model takes
+            # None means that it depends on the model's parameters.
+            scaled = self.loss_is_scaled_for_ga
             whole = (
                 self.model_accepts_loss_kwargs and num_items_in_batch is not None
                 if scaled is None
@@ -96,7 +97,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if self._asked or items is None or not self.model_accepts_loss_kwargs or self._blockwise is not None:
             return
         self._asked = True
-        if plain.__func__ is not transformers.Trainer.compute_loss:  # TRL's, which know what they do
+        # TRL's trainers scale their own losses.
+        if plain.__func__ is not transformers.Trainer.compute_loss:
             return
         training = model.training
         model.eval()
@@ -112,13 +114,15 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """Makes the model compute its loss without logits inside the block, if it can."""
         if not self._tried:
             self._tried = True
-            if self.args.n_gpu < 2:  # the threads of several share one head
+            # With several GPUs, threads of one process share the head, so it must not be replaced.
+            if self.args.n_gpu < 2:
                 self._blockwise = blockwise_loss(self.model, inputs, self.args.label_smoothing_factor)
         if self._blockwise is None:
             yield
             return
         smoother: Any = self.label_smoother  # type: ignore[has-type]
-        self.label_smoother = None  # the loss does that itself
+        # The blockwise loss smooths labels itself.
+        self.label_smoother = None
         try:
             with self._blockwise.instead():
                 yield
@@ -145,7 +149,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """Writes and seals a checkpoint, or raises a named error if the disk is full."""
         with written_checkpoints(str(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
-            self.accelerator.wait_for_everyone()  # each process has files of its own in it
+            # Every process writes files of its own; seal when all are done.
+            self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 seal(Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
 
