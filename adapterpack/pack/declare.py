@@ -41,7 +41,7 @@ def declare(
     Raises:
         BaseMismatch: ``base`` is not exactly the base that the pack names, or ``other`` is not a variant of
             it.
-        NothingToDo: ``other`` already accepts the pack as it is.
+        NothingToDo: the pack is already accepted on ``other``.
         SiteNotFound: ``other`` has renamed a tensor that the pack changes, so that the path of its module
             does not lead to it.
         Unsupported: in ``other`` another tensor has the name of one that the pack changes.

@@ -94,7 +94,7 @@ class SiteConfig:
 
 @dataclass(frozen=True)
 class RankConfig(SiteConfig):
-    """The config of a method with a rank, the same at every site.
+    """The config of a method with a rank.
 
     Example:
         >>> RankConfig(r=4).rank
