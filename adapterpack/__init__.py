@@ -1,8 +1,8 @@
 """adapterpack: train, pack, verify, merge, compose, quantize, export and run adapters for large pretrained
 models.
 
-The public names are listed once, in ``__init__.pyi``: type checkers read them there, and each is imported on
-first use, so that looking at a pack never costs an import of torch.
+``__init__.pyi`` lists the public names for type checkers, and each is imported on first use, so that looking
+at a pack never imports torch.
 """
 
 from typing import Any

@@ -13,7 +13,7 @@ EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
 EXIT_TRUST = 4
 _LONGEST = 2000
-"""Characters of one part of an error's text."""
+"""The most characters in one part of an error's text."""
 
 
 class AdapterpackError(Exception):
@@ -78,7 +78,7 @@ class AdapterpackError(Exception):
         text = self.what + (f" ({details})" if details else "") + "."
         if remedy:
             text += f" To fix it: {remedy.rstrip('.')}."
-        # one line: a name from a stranger cannot write a line of its own
+        # Keep to one line, so that a name from a stranger cannot forge a line of its own.
         return printable(text).replace("\n", "\\n")
 
     def to_json(self) -> dict[str, str | None]:
@@ -259,7 +259,7 @@ class NothingToDo(AdapterpackError):
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that ``name`` most likely means, or None.
+    """Returns the known name that ``name`` most likely means, or None.
 
     Example:
         >>> closest("lroa", ["lora", "ia3"])
@@ -271,7 +271,7 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A remedy that names the closest known names, or lists what there is.
+    """Returns a remedy that suggests the closest known name and lists the known names.
 
     Example:
         >>> nearest("lroa", ["lora", "ia3"])
@@ -285,12 +285,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _short(text: str) -> str:
-    """The text without its middle where it is long, as what a stranger wrote may be."""
+    """Cuts the middle out of long text, such as a stranger may have written."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"
 
 
 def printable(text: str) -> str:
-    """Text with control and bidirectional characters escaped, so that names from strangers cannot repaint a
+    """Escapes control and bidirectional characters, so that names from strangers cannot manipulate a
     terminal.
     """
     hidden = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
@@ -301,7 +301,7 @@ def printable(text: str) -> str:
 
 @contextmanager
 def storage_errors(where: object) -> Iterator[None]:
-    """Turns what the operating system says of ``where`` into a :class:`StorageError`."""
+    """Turns errors of the operating system about ``where`` into a :class:`StorageError`."""
     try:
         yield
     except OSError as error:

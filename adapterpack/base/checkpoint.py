@@ -267,6 +267,7 @@ class Checkpoint:
         pages that it has just read.
         """
         cached = {shard: _DIGESTS[state] for shard, state in self.identities.items() if state in _DIGESTS}
+        # Shards whose digests are cached need no reading.
         known = {name: cached[shard][name] for name, shard in self.shard_of.items() if shard in cached}
         todo = {("file", path): source for path, source in files.items()}
         todo |= {("tensor", name): self.source(name) for name in self.stored if name not in known}

@@ -212,6 +212,7 @@ def deciding_fingerprint(base: Checkpoint, wanted: m.Base, content: bool | None 
             base.probe != wanted.probe and base.structure in {one.structure for one in variants}
         )
         content = content or wanted.structure != base.structure
+    # If no accepted structure equals this one, the bytes cannot make it match, so they are not read.
     deciding = None in structures or (content and base.structure in structures)
     by_content = deciding and any(one.content is not None for one in accepted)
     by_files = deciding and any(one.content is None and one.files is not None for one in accepted)

@@ -114,7 +114,7 @@ def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryvie
     """Returns ``content`` for tensors in memory, given as (name, dtype, shape, bytes).
 
     Raises:
-        FormatError: a name stands twice.
+        FormatError: a name is repeated.
     """
     items = _distinct(tensors)
     hashes = digests({name: [data] for name, _, _, data in items})
@@ -142,7 +142,7 @@ def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
     tensor.
 
     Raises:
-        FormatError: a name stands twice.
+        FormatError: a name is repeated.
     """
     return _root(
         "probe",
@@ -158,7 +158,7 @@ def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryv
     ``files``.
 
     Raises:
-        FormatError: a name stands twice.
+        FormatError: a name is repeated.
 
     Example:
         >>> fingerprint = in_memory([("w", "U8", (3,), b"abc")])

@@ -79,6 +79,7 @@ def find_stacks(stored: Mapping[str, TensorInfo]) -> dict[str, ExpertStack]:
             ),
             owner,
         )
+        # The gate and up projections form one fused parameter, the down projection another.
         for members, fused in _FUSED.items():
             stack = _stack(f"{model}.{fused}", [layers.get(leaf, {}) for leaf in members])
             if stack is not None and stack.name not in stored:

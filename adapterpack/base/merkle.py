@@ -24,7 +24,7 @@ def decode(data: bytes, where: object) -> tuple[str, dict[str, str]]:
     """Returns the root and the leaves of a side file.
 
     Raises:
-        FormatError: the file is malformed, or its leaves do not give its root.
+        FormatError: the file is malformed, or its leaves do not match its root.
 
     Example:
         >>> leaves = {"w": fp.leaf("w", "U8", (3,), bytes(32))}
@@ -59,7 +59,7 @@ def verify_tensor(content: str, leaves: Mapping[str, str], header: fp.Header, sh
     ``content``.
 
     Raises:
-        BaseMismatch: the leaves do not give ``content``, or the tensor has another leaf.
+        BaseMismatch: the leaves do not match ``content``, or the tensor has another leaf.
         SiteNotFound: that base has no tensor of this name.
         FormatError: a leaf is malformed.
 

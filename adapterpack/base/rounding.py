@@ -70,6 +70,8 @@ def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
     key = int.from_bytes(
         hashlib.sha256(f"adapterpack stochastic rounding\0{seed}\0{name}".encode()).digest()[:16], "little"
     )
+    # Start at the counter step that contains the first element, so that any block gets the same bits as in a
+    # full pass.
     first = start // _WORDS
     last = -(-(start + count) // _WORDS)
     drawn = np.random.Philox(key=key, counter=first).random_raw(4 * (last - first))

@@ -108,6 +108,7 @@ def _cast(a: Checkpoint, b: Checkpoint) -> Relation | None:
     if not changed or not all({a.tensors[name].dtype, b.tensors[name].dtype} <= FLOATS for name in changed):
         return None
     dtypes = {name: info.dtype for name, info in b.tensors.items()}
+    # Samples first: they rule out most pairs without reading whole tensors.
     if cast_digests(a, dtypes, samples=True) != b.samples or cast_digests(a, dtypes) != b.digests:
         return None
     kinds = Counter(f"{a.tensors[name].dtype} to {dtypes[name]}" for name in changed)

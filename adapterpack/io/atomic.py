@@ -110,6 +110,8 @@ def publish(folder: Path, target: Path) -> None:
         for file in sorted(folder.rglob("*")):
             if file.is_file():
                 sync(file)
+        # Files first, then the folder, then the rename: after a power cut the final name never leads to
+        # partial contents.
         sync(folder)
         folder.chmod(0o755)
         refuse_existing(target)

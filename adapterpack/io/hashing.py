@@ -250,7 +250,7 @@ def sha256_of(path: Path) -> str:
     """Returns the sha256 of a file's bytes, as hex.
 
     Raises:
-        FormatError: it is no regular file.
+        FormatError: it is not a regular file.
         StorageError: the file system refuses.
     """
     with open_regular(path) as file:

@@ -30,7 +30,7 @@ def read_file(path: Path, limit: int) -> bytes:
     """Returns at most ``limit`` bytes of a file in its own folder.
 
     Raises:
-        FormatError: it is no regular file, or a link leads out of the folder.
+        FormatError: it is not a regular file, or a link leads out of the folder.
         StorageError: the file system refuses.
     """
     with open_inside(path) as file:
@@ -149,7 +149,7 @@ def open_inside(path: Path, folder: Path | None = None) -> Iterator[FileIO]:
     """Opens a file of the artifact in ``folder`` (default: the file's own folder) for reading, unbuffered.
 
     Raises:
-        FormatError: it is no regular file, or a link leads out of the folder.
+        FormatError: it is not a regular file, or a link leads out of the folder.
         StorageError: the file system refuses.
     """
     real = resolved_inside(path, folder)
@@ -163,7 +163,7 @@ def open_regular(path: Path) -> Iterator[FileIO]:
     device.
 
     Raises:
-        FormatError: it is no regular file.
+        FormatError: it is not a regular file.
         StorageError: the file system refuses.
     """
     with _open(path, path, 0) as file:
@@ -204,7 +204,7 @@ def copy_file(source: Path, target: Path, folder: Path | None = None) -> None:
     """Copies a file of the artifact in ``folder`` (default: the file's own folder) to a free path.
 
     Raises:
-        FormatError: it is no regular file, or a link leads out of the folder.
+        FormatError: it is not a regular file, or a link leads out of the folder.
         StorageError: it changed meanwhile, ``target`` is there, or the file system refuses.
     """
     with open_inside(source, folder) as file, storage_errors(target), target.open("xb") as copy:

@@ -67,8 +67,8 @@ def adapt(
     """Freezes ``model`` and puts a fresh trainable adapter into it, in place; only the adapter's parameters
     require gradients.
 
-    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several of
-    different methods at different sites, the one that the adapter is named by first: ``[LoRA(),
+    ``config`` is a method's config, for instance ``LoRA(r=16, targets="all-linear")``, or several, of
+    different methods at different sites, the adapter's main method first: ``[LoRA(),
     TrainableTokens(token_indices=(5,))]``. ``data``, batches of the model's keyword arguments, is for
     initialisations that look at samples (``eva``, ``corda``, ``lora_ga``). Modules missing from the model's
     checkpoint, such as a classifier's new head, are trained in full, like ``modules_to_save``: their initial
@@ -153,6 +153,7 @@ def _adapt(
                 )
         for path in whole:
             work.saved_module(path)._add(name)
+    # Freeze everything, then make only the new adapter trainable: other adapters stay frozen, too.
     model.requires_grad_(False)
     for module in work.touched:
         module._trainable(name)
@@ -371,6 +372,7 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
         # A variant of the base has different weights and so different logits: its canary would always fail.
         replayed = check_canary and (verdict is None or verdict.name != "variant")
         _require_behaviour(model, pack, name, replayed)
+    # Only the base is frozen: the pack's own parameters stay trainable.
     for _, module in base_modules(model):
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(False)
@@ -424,6 +426,7 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
     name_outputs(model)
     if not adapter_names(model):
         let_reorder(model)
+        # The last adapter is gone, so undo what attaching changed in the base.
         rejoin_rows(model)
     return model
 

@@ -46,6 +46,7 @@ def measure(
             expected="batches of the model's inputs",
             remedy="give adapt(..., data=batches)",
         )
+    # Fail before the first forward pass, which may take long.
     for site in sites:
         if not LAYOUTS[site.kind].linear:
             raise Unsupported(

@@ -50,7 +50,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
             where=name,
             remedy="keep the pack that it came from",
         )
-    # Nested wrappers of one module keep their order, since sorting is stable.
+    # Nested wrappers come outermost first, the last one added; list their sites in the model's order instead.
     order = path_order(model)
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
     method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][

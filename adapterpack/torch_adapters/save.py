@@ -215,6 +215,7 @@ def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> d
 def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
     """Describes the base for the manifest: its name, commit, fingerprint, architecture and sizes."""
     config = getattr(model, "config", None)
+    # A checkpoint on disk is the better evidence: it also identifies the files as a hub lists them.
     fingerprint = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
     name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
     return m.Base(

@@ -83,6 +83,8 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
             module._active = tuple(name for name in names if path not in unused[name])
             if module._active:
                 kept += _fold(model, module)
+        # In half precision, a small change may vanish entirely in rounding; say so instead of pretending to
+        # merge.
         if kept and all(one.original is not None and torch.equal(one.original, one.merged) for one in kept):
             raise NothingToDo(
                 "rounding to the precision of the base leaves nothing of the change",
@@ -124,8 +126,8 @@ def unmerge_from(model: nn.Module) -> nn.Module:
     """Takes the adapters that :func:`merge_into` folded out again: the base's parameters are the very objects
     of before, bit for bit.
 
-    The adapters are active then, so that what the model computes stays. A model that was moved or cast
-    meanwhile stays there.
+    Afterwards the adapters are active, so that the model's outputs stay the same. If the model was moved or
+    cast after the merge, the restored parameters follow it.
 
     Raises:
         NothingToDo: nothing is merged into the model.
@@ -227,6 +229,7 @@ def _fold(model: nn.Module, module: Adapted) -> list[Kept]:
                     remedy="load the base in float32 or bfloat16",
                 )
             merged = nn.Parameter(value, requires_grad=False)
+            # Tied modules share one new parameter, so that they stay tied.
             for place in (owner, *module._tied_to(leaf)):
                 kept.append(Kept(place, leaf, place._parameters.get(leaf), merged))
                 place._parameters[leaf] = merged

@@ -85,6 +85,7 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
                 expected=f"{value.dtype} {tuple(value.shape)}",
                 found=found,
             )
+    # Everything that can fail comes before the first copy, so that an error leaves the adapter unchanged.
     derived = _derive(model, name, state)
     with torch.no_grad():
         for key, value in own.items():

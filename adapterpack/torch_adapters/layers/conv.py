@@ -86,6 +86,8 @@ class AdaptedConv(AdaptedLayer):
         dtype = torch.promote_types(x.dtype, next(owned))
         dropout = self.training and any(self._methods[name][1].dropout for name in names)
         methods = [self._methods[name][0] for name in names]
+        # Compute the change apart from the base where merging would round it away or dropout must not touch
+        # the base, and where it is cheaper.
         apart = dropout or dtype != x.dtype or all(_is_thin(method) for method in methods)
         if apart and all(method.traits.additive for method in methods):
             return self._added(names, x, dtype)

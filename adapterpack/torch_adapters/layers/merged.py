@@ -72,6 +72,7 @@ def restore(kept: list[Kept]) -> None:
     """
     for module, leaf, original, _ in reversed(kept):
         if original is not None:
+            # Moving ``data`` keeps the parameter object, to which optimizers and ties may refer.
             now = module._parameters[leaf]
             if isinstance(now, torch.Tensor) and (now.device, now.dtype) != (original.device, original.dtype):
                 original.data = original.data.to(now.device, now.dtype)

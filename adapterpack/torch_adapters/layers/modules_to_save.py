@@ -54,6 +54,7 @@ class SavedModule(Wrapper):
         """
         require_in_memory(self._base, self._path)
         require_floats(self._base, self._path)
+        # Train in float32 whatever the base's precision: small updates would vanish in half precision.
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         tensors = twin.state_dict()
         for key, value in (params or {}).items():

@@ -62,6 +62,7 @@ class AdaptedParameter(Adapted):
         """Returns the module's output with the active adapters applied to its parameters."""
         changed: dict[str, torch.Tensor] = {}
         module: nn.Module = self
+        # Collect the values of all nested wrappers, then call the innermost module once with all of them.
         while isinstance(module, AdaptedParameter):
             if module._active:
                 changed[module._leaf] = module._changed(module._active)

@@ -58,6 +58,7 @@ class Rows:
         """
         each = self._entries_of_a_row(x, site)
         key = (name, each, x.device)
+        # All layers with the same number of entries per row share the index, so compute it once.
         if key not in self._places:
             places = [
                 row * each + entry

@@ -136,6 +136,8 @@ class Prompts(Adapted):
         form = self._form(name)
         past = _length(inputs.get(self._cache_name), name)
         wants_cache = inputs.get("use_cache") is not False or inputs.get(self._cache_name) is not None
+        # Masks and positions cover the virtual tokens in every pass, but the tokens themselves enter only in
+        # the first: later passes find them in the cache.
         self._count(inputs, form.length, past, shown=form.embeds is not None and not past)
         if not past:
             inputs = (

@@ -249,7 +249,7 @@ def require_in_memory(module: nn.Module, where: str) -> None:
     replace them in a call.
 
     Raises:
-        Unsupported: one is.
+        Unsupported: a parameter is on the meta device.
     """
     name_on_meta = next((name for name, value in module.named_parameters() if value.is_meta), None)
     if name_on_meta is not None:
@@ -265,7 +265,7 @@ def require_floats(module: nn.Module, where: str) -> None:
     """Raises if a parameter of a module is quantized, for callers that train copies of it.
 
     Raises:
-        Unsupported: one is.
+        Unsupported: a parameter is quantized.
     """
     for owner in module.modules():
         for leaf, value in owner.named_parameters(recurse=False):

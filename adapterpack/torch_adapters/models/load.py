@@ -94,6 +94,7 @@ def load_for_task(
         model.register_forward_pre_hook(_fill_padding, with_kwargs=True)
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     new = {*report["missing_keys"], *(name for name, *_ in report["mismatched_keys"])} & sizes.keys()
+    # A few new modules are a new head; more than half of the model means another architecture.
     if 2 * sum(sizes[name] for name in new) > sum(sizes.values()):
         raise Unsupported(
             "the checkpoint holds less than half of the task's model",

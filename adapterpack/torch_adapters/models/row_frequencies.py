@@ -53,6 +53,7 @@ class RowFrequencies(nn.Module):
         if limit is None:
             return near
         far = plain(self.long, x, position_ids, **kind)
+        # Compute both sets and choose per token: data-dependent branches would not compile or export.
         is_long = (_last_positions(position_ids) >= limit)[..., None]
         return torch.where(is_long, far[0], near[0]), torch.where(is_long, far[1], near[1])
 

@@ -105,7 +105,7 @@ def _property(name: str, those: list[Owner]) -> dict[str, Any]:
         if all(_plain(one) == _plain(defaults[0]) for one in defaults)
         else {}
     )
-    # A default may be lower: OFT has a rank of 0 when it uses block sizes instead.
+    # A default may be below the minimum: OFT has block sizes instead of a rank.
     if "minimum" in described:
         described = {
             **described,

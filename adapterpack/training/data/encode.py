@@ -52,7 +52,7 @@ def read(
     ``labels`` are those of a head that was trained before, which stay.
 
     Raises:
-        ConfigError: data of no known form, rows that cannot be read, or none is left.
+        ConfigError: the data has no known form, rows cannot be read, or no row is left.
     """
     parts = _choose(_load(config.train_file, config), config)
     if task.labelled and labels is None:
@@ -71,7 +71,7 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
     those to train on and those to evaluate on (None: none). Logs a table of what became of them.
 
     Raises:
-        ConfigError: data of no known form, rows that cannot be read, or none is left.
+        ConfigError: the data has no known form, rows cannot be read, or no row is left.
     """
     parts, apart = _divide(_choose(_load(config.train_file, config), config), config)
     train, evaluation = (_table(some, make) if some else None for some in (parts, apart))

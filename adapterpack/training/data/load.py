@@ -147,6 +147,8 @@ def _of_data_set(source: Source) -> Dataset:
     with _reading(source.path):
         builder = load_dataset_builder(source.path, **chosen)
         files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
+        # A data set's card may name any URL or local path as its files; accept only those of its own
+        # repository.
         own = tuple(f"{_HUB}{source.path}{end}" for end in "@/")
         if outside := [file for file in files if not file.startswith(own)]:
             raise ConfigError(

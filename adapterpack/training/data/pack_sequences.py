@@ -105,6 +105,8 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             together = logits(_join(pair))
     finally:
         model.train(was_training)
+    # A model that ignores restarting positions lets the second row attend to the first, which changes its
+    # logits far more than rounding does.
     off, most = float((alone - together).abs().max()), float(alone.abs().max())
     if off > max(_ROUNDED, coarse(model)) * most:
         raise Unsupported(

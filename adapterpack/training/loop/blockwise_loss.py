@@ -93,6 +93,8 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
     model.eval()
     try:
+        # Once as the model does it, once in blocks; the hook shows whether its logits are the head's output
+        # as such.
         with torch.no_grad():
             whole = model(input_ids=ids, labels=ids)
             handle.remove()

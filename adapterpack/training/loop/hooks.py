@@ -116,6 +116,7 @@ def with_context(
     ``items`` is the number of labels by which the loss was divided, if that is of all ``batches`` of a step
     instead of this batch; the other batches are then assumed to have as many rows.
     """
+    # A causal model predicts each label from the token before, so the first label of a row does not count.
     labelled = int((labels[:, 1:] != IGNORED).sum()) if items is None else int(items)
     total, number = more
     counted = labelled + number * (1 if items is None else batches)

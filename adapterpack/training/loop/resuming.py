@@ -90,6 +90,7 @@ class RunFolder:
             if last is not None:
                 self._require_unchanged(last)
         except BaseException as error:
+            # Remove a folder that this call created, or that has no complete checkpoint worth keeping.
             if new or (isinstance(error, StorageError) and self.last() is None):
                 self.end()
             self.release()

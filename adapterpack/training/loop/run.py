@@ -75,6 +75,7 @@ def train_adapter(
     run = RunFolder(config.output_dir, described | {"on_divergence": None})
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
+    # Only the process that saves locks the folder; the others just read from it.
     checkpoint = run.begin() if arguments.should_save else run.last()
     with (
         memory_errors(config),

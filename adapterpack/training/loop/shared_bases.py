@@ -47,6 +47,7 @@ class SharedBases:
             _share(model, self._held.setdefault(base, {}))
             self._fresh[key] = model, new
         model, new = self._fresh[key]
+        # With its parameters in the memo, deepcopy copies modules and buffers but shares the parameters.
         return copy.deepcopy(model, {id(value): value for value in model.parameters()}), list(new)
 
 

@@ -85,6 +85,8 @@ class Divergence:
         Raises:
             NonFinite: the losses have run away.
         """
+        # The warning compares with the first loss. The error compares with the median of the first steps,
+        # too, which is capped: losses that ran away at once must not raise the bar.
         recent, first = losses[max(1, len(losses) - _WINDOW) :], max(losses[0], self._least)
         begun = max(first, min(statistics.median(losses[:_WINDOW]), _far_above(_far_above(first))))
         self._far = self._far + 1 if _mostly_above(recent, _far_above(begun)) else 0
