@@ -72,14 +72,14 @@ def pull(
     """Pulls a pack or a bundle from a hub into the local store, and into a folder where one is named; only
     what is valid is kept.
 
-    With a ``lock`` file what it pins is fetched, whatever the revision means by now; ``update`` pins what it
-    means now. A PEFT adapter becomes a pack. Without network (``HF_HUB_OFFLINE``) what was pulled before is
-    hashed again and used. A large file that breaks off goes on where it was, also in a later pull.
+    With a ``lock`` file it fetches what the file pins, whatever the revision means by now; ``update`` pins
+    the current meaning. A PEFT adapter becomes a pack. Without a network (``HF_HUB_OFFLINE``) it hashes and
+    returns what was pulled before. An interrupted download of a large file resumes, also in a later pull.
     ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
-        FormatError: larger than ``max_bytes``, not what its manifest lists, or not valid.
-        HubError: the hub refuses, by name (RepoNotFound, GatedRepo, RevisionNotFound, HubOffline).
+        FormatError: the artifact is larger than ``max_bytes``, not what its manifest lists, or not valid.
+            HubError: the hub refuses (RepoNotFound, GatedRepo, RevisionNotFound, HubOffline).
         OutputExists: something is already at ``out``.
 
     Example:
@@ -290,7 +290,7 @@ def local_copy(reference: names.HubReference) -> Path | None:
     a base model.
 
     Raises:
-        HubError: by name.
+        HubError: the hub refuses; the subclass says why.
     """
     if offline():
         pinned = machine_lockfile(reference).get(reference)

@@ -69,15 +69,15 @@ def push(
 ) -> Pushed:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.
 
-    A folder in the repository is as good as a whole one: files outside of it stay. Equal content is left
-    alone. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` is for a repository that is made
-    anew. ``base_model`` (OWNER/NAME) and ``license`` say what a pack does not; such a pack has another id.
-    Large files go in parts where the hub takes them so: a push that was interrupted goes on with the part
-    that is missing. ``progress`` is called with (bytes done, bytes in all).
+    The target may be a folder in the repository; files outside of it stay. Files with equal content are not
+    sent again. ``pr`` opens a pull request; ``tag`` names the commit; ``private`` applies if the repository
+    is created. ``base_model`` (OWNER/NAME) and ``license`` supply what a pack does not say; such a pack gets
+    another id. Large files are sent in parts if the hub supports it, so an interrupted push resumes with the
+    missing part. ``progress`` is called with (bytes done, bytes in all).
 
     Raises:
-        ConfigError: no usable name of the base, no license, a secret, or files in the repository that belong
-            to something else.
+        ConfigError: the base has no usable name, there is no license, a text contains a secret, or the
+            repository has files of something else.
         FormatError: the artifact is not valid, or what arrived is not what was sent.
         HubConflict: somebody else changed the repository meanwhile.
         HubError: the hub refuses.

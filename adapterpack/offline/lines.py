@@ -21,8 +21,8 @@ REQUEST = frozenset({"custom_id", "method", "url", "body"})
 
 
 class Line(NamedTuple):
-    """A line that is not empty: its number, the offset of its end in the file, and its object, or what is
-    wrong with it.
+    """A line that is not empty: its number, the offset of its end in the file, and its object, or the error
+    of an invalid line.
     """
 
     number: int

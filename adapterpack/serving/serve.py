@@ -76,26 +76,25 @@ def serve(
 ) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
 
-    A decoder's bundle with the engine's graph has OpenAI's routes for text; an encoder's those for embeddings
-    or labels, and the Open Inference Protocol.
+    A decoder's bundle with the engine's graph gets OpenAI's routes for text; an encoder's bundle gets those
+    for embeddings or labels, and the Open Inference Protocol.
 
-    ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull``, that are loaded besides
-    its own. ``keys`` is a file of keys, ``api_key`` one for all; without either only this machine may ask,
-    unless ``insecure``. ``audit`` is a file for a line a request, ``"-"`` standard error. ``sampling`` says
-    what counts where a request for text says nothing: ``model`` (the default) or ``greedy``. What was read of
-    a prompt is known to later ones of the same key that begin as it does; with ``share_prefixes`` to those of
-    all keys, which can then find out by the time that an answer takes what others have asked. ``max_rows``
-    and ``max_length`` are the engine's. ``ready`` is called once requests are taken; ``port`` 0 takes a free
-    one. SIGTERM and Ctrl-C let answers end first.
+    ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull`` to load besides the
+    bundle's own. ``keys`` is a file of API keys, ``api_key`` a single one for all; without either only this
+    machine may use the server, unless ``insecure``. ``audit`` is a file with a line for each request, ``"-"``
+    standard error. ``sampling`` is the source of parameters that a request for text leaves out: ``model``
+    (the default) or ``greedy``. Requests of one key share cached prompt prefixes; with ``share_prefixes``
+    those of all keys do, which can then find out from response times what others have asked. ``max_rows`` and
+    ``max_length`` are the engine's. ``ready`` is called once the server takes requests; ``port`` 0 picks a
+    free one. On SIGTERM and Ctrl-C the server first finishes its answers.
 
-    With ``watch`` the folders and lock files are looked at every so many seconds, and what changes there is
-    loaded, exchanged or unloaded. A pack needs a signature of one of the keys ``require_signature``, which
-    are files. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at which the one who has the key in
-    ``admin_key_file`` loads and unloads adapters. ``page`` is whether browsers get a page at ``/``.
-
-    ``tls_cert`` and ``tls_key`` are PEM files, which are
-    read again when they change: both addresses then speak TLS, and a socket in the file system does not. With
-    ``traces`` every request is a span, which goes where the variables ``OTEL_*`` say.
+    With ``watch`` it checks the folders and lock files every so many seconds, and loads, replaces or unloads
+    what has changed there. With ``require_signature``, a list of key files, a pack needs a signature of one
+    of these keys. ``admin`` is an address (``HOST:PORT``, ``unix:PATH``) at which the holder of the key in
+    ``admin_key_file`` loads and unloads adapters. ``page`` says whether browsers get a page at ``/``.
+    ``tls_cert`` and ``tls_key`` are PEM files, which are read again when they change: both addresses then
+    speak TLS, but a Unix socket does not. With ``traces`` every request becomes a span, which goes where the
+    variables ``OTEL_*`` say.
 
     Raises:
         Unsupported: no engine runs the bundle, or no route answers its task.

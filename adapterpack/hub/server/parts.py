@@ -1,9 +1,9 @@
-"""Receives large files in parts, so that an upload that broke off goes on where it was.
+"""Receives large files in parts, so that an interrupted upload can resume.
 
     tmp/parts/SHA256/NUMBER-ETAG      one part; ETAG is the sha256 of its bytes
 
-Parts are whole or absent, and a client that sends the file again learns which are here. When all are, they
-become one blob, if it is the one that was announced.
+A part is either complete or absent, and a client that sends the file again learns which parts have arrived.
+When all have, they are joined to one blob, if its SHA-256 is the announced one.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ _CHUNK = 1 << 20
 
 
 class PartSizes(NamedTuple):
-    """How a file of ``size`` bytes is cut: every part has ``each`` bytes, the last one what is left."""
+    """How a file of ``size`` bytes is cut: every part has ``part_size`` bytes, the last one the rest."""
 
     size: int
     part_size: int
 
     @property
     def parts(self) -> int:
-        """The number of parts, which count from 1."""
+        """The number of parts, which are numbered from 1."""
         return math.ceil(self.size / self.part_size)
 
     def length(self, number: int) -> int:
-        """The bytes of one part."""
+        """Returns the bytes of a part."""
         return min(self.part_size, self.size - self.part_size * (number - 1))
 
 
 def part_sizes(size: int, part: int = PART) -> PartSizes | None:
-    """How a file is cut; None for one that is sent as a whole.
+    """Returns how a file is cut, or None if it is sent in one piece.
 
     Example:
         >>> part_sizes(100, part=40), part_sizes(40, part=40)
@@ -53,7 +53,7 @@ def part_sizes(size: int, part: int = PART) -> PartSizes | None:
 
 
 class UploadedParts:
-    """The parts of all files that are on their way into a storage."""
+    """The parts of all files that are being uploaded to a storage."""
 
     def __init__(self, storage: HubStorage) -> None:
         self.storage, self.root = storage, own_folder(storage.root / "tmp" / "parts")
@@ -65,28 +65,28 @@ class UploadedParts:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def list_received(self, sha256: str) -> dict[int, str]:
-        """Number -> sha256 of the parts that are here."""
+        """Returns the parts that have arrived: number -> SHA-256."""
         folder = self.root / sha256
         names = [_NAME.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
         return {int(match[1]): match[2] for match in names if match}
 
     def keep(self, sha256: str, number: int, source: Path, etag: str) -> None:
-        """Takes one part over by a rename."""
+        """Takes over one part by a rename."""
         with storage_errors(self.root):
             (self.root / sha256).mkdir(exist_ok=True)
             place = self.root / sha256 / f"{number}-{etag}"
             source.replace(place)
-            # sent before, and altered on the way
+            # an earlier upload of the same part with other bytes
             for other in self.root.joinpath(sha256).glob(f"{number}-*"):
                 if other != place:
                     other.unlink(missing_ok=True)
 
     def join(self, sha256: str, size: int, etags: list[str]) -> None:
-        """Makes the parts one blob, hashed while they are copied together; they go, also if it is another
-        one.
+        """Joins the parts to one blob, hashing them on the way. The parts are removed, even if the hash is
+        wrong.
 
         Raises:
-            HTTPError: a part is not here, or the whole is not what was announced.
+            HTTPError: a part is missing, or the file is not the announced one.
         """
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):

@@ -29,12 +29,12 @@ def serve(
 ) -> None:
     """Serves a hub from a folder, until it is interrupted.
 
-    ``tokens`` is a file of lines ``NAME read|write TOKEN``; without one everybody may read and nobody may
-    write. ``port`` 0 takes a free one. ``ready`` is called with the address once requests are taken. SIGTERM
-    is a good end. Put a proxy with TLS before it where others can listen.
+    ``tokens`` is a file of lines ``NAME read|write TOKEN``; without it everyone may read and no one may
+    write. ``port`` 0 picks a free one. ``ready`` is called with the address once the hub takes requests.
+    SIGTERM ends it cleanly. Put a TLS proxy in front of it if other machines can reach it.
 
     Raises:
-        ConfigError: the file of tokens is malformed, or others may read it.
+        ConfigError: the file of tokens is malformed, or other users may read it.
         StorageError: the folder or the address cannot be used.
         MissingExtra: the extra ``serve`` is not installed.
     """

@@ -34,12 +34,12 @@ class EngineRow(Protocol):
 
 
 class Engine:
-    """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` is an engine of the kind that
-    runs the bundle's task:
-    :class:`~.engine.DecoderEngine` for one that makes text, :class:`~.encoder_engine.EncoderEngine` for one
-    that takes one pass a row. Options are that kind's.
+    """Runs a bundle for requests that come one by one. ``Engine(bundle, ...)`` makes an engine of the kind
+    that runs the bundle's task: :class:`~.engine.DecoderEngine` for tasks that generate text,
+    :class:`~.encoder_engine.EncoderEngine` for tasks with one pass a row. The options are those of that
+    class.
 
-    One thread calls :meth:`step`; any thread may add and cancel requests, load and unload adapters.
+    One thread calls :meth:`step`; any thread may add and cancel requests, and load and unload adapters.
 
     Raises:
         Unsupported: no kind of engine runs the bundle.

@@ -39,7 +39,7 @@ from .requests import Event, Request
 from .sources import source_of
 
 SHORT = 32
-"""A step goes on to the next prompt until it has read this many tokens."""
+"""A step reads further prompts until it has read this many tokens."""
 _MOMENT = 0.02
 """Seconds that a step waits if every row still waits for its grammar."""
 LONGEST_POOL = 4096

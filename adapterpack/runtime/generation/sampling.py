@@ -55,37 +55,39 @@ _SAMPLED = {"temperature": 1.0, "top_k": 50}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen, by the names of transformers and vLLM.
+    """The sampling parameters of a row, by the names of transformers and vLLM.
 
-    ``temperature`` 0 takes the likeliest token. Otherwise one is drawn from the ``top_k`` likeliest (0: all),
-    of these from the fewest that have ``top_p`` of the probability, and of these from those that are
-    ``min_p`` times as likely as the likeliest. Tokens as likely as the last of them are kept, too.
-
+    Choosing tokens: ``temperature`` 0 takes the most likely token. Otherwise one is drawn from the ``top_k``
+    most likely (0: all), of these from the fewest that hold ``top_p`` of the probability, and of these from
+    those at least ``min_p`` times as likely as the most likely. Ties with the last of them are kept, too.
     ``repetition_penalty`` divides the positive logits of tokens in prompt and answer, and multiplies the
-    negative ones; ``presence_penalty`` is subtracted from those of tokens in the answer,
-    ``frequency_penalty`` as often as they are there; ``logit_bias`` (token id -> number) is added before.
+    negative ones. ``presence_penalty`` is subtracted once from the logits of tokens in the answer,
+    ``frequency_penalty`` as often as they occur. ``logit_bias`` (token id -> number) is added before that.
 
-    A row ends after ``max_new_tokens``, or where it has ``max_length`` with those of the prompt; at an end
+    Ending: a row ends after ``max_new_tokens``, or at ``max_length`` tokens including the prompt; at an end
     token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these
-    are cut off. Before ``min_new_tokens`` no such token is chosen. Special tokens have no text, unless
-    ``skip_special_tokens`` is off. ``logprobs`` N gives the log-probability of each token, and the N
-    likeliest in its place, by the model's own distribution, before anything above. ``json_schema``, ``regex``
-    or ``grammar`` (Lark) says which texts the answer may be; see :mod:`.structured`.
+    are cut off. No such token is chosen before ``min_new_tokens``.
 
-    ``no_repeat_ngram_size`` N lets no N tokens come twice in prompt and answer, ``bad_words_ids`` (lists of
-    token ids) no such sequence; ``suppress_tokens`` are never chosen, ``begin_suppress_tokens`` not in the
-    first place. ``forced_bos_token_id`` is the second token of all, ``forced_eos_token_id`` the last for
-    which there is room, and below ``min_length`` tokens with those of the prompt a row does not end. Of an
-    encoder with a decoder the prompt is what the decoder begins with.
+    Output: special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs`` N returns the
+    log-probability of each token and of the N most likely at its position, by the model's own distribution,
+    before any of the above. ``json_schema``, ``regex`` or ``grammar`` (Lark) constrains the text of the
+    answer; see :mod:`.structured`.
 
-    ``num_beams`` above 1 is a beam search, as of transformers: so many sequences go on at a time, and
-    ``num_return_sequences`` of those that end are given, best first by the sum of their log-probabilities
-    divided by their length to the power of ``length_penalty``. ``early_stopping``: the search ends when as
-    many sequences have ended as there are beams (True), when it is unlikely that better ones follow (False),
-    or when none can (``"never"``). Tokens are not drawn then, and have no log-probabilities of their own.
+    Excluding and forcing tokens: ``no_repeat_ngram_size`` N lets no N tokens occur twice in prompt and
+    answer, and ``bad_words_ids`` (lists of token ids) excludes these sequences. ``suppress_tokens`` are never
+    chosen, ``begin_suppress_tokens`` not at the first position. ``forced_bos_token_id`` is the second token
+    of the row, ``forced_eos_token_id`` the last for which there is room, and a row does not end below
+    ``min_length`` tokens including the prompt. In an encoder-decoder the prompt is what the decoder begins
+    with.
+
+    Beam search, as in transformers: ``num_beams`` above 1 keeps so many sequences at a time and returns
+    ``num_return_sequences`` of the finished ones, ordered by the sum of their log-probabilities divided by
+    their length to the power of ``length_penalty``. ``early_stopping``: the search ends when as many
+    sequences have finished as there are beams (True), when better ones are unlikely (False), or when none can
+    follow (``"never"``). Tokens are then not drawn, and have no log-probabilities of their own.
 
     Raises:
-        ConfigError: a parameter is of a wrong type or out of range, or parameters contradict each other.
+        ConfigError: a parameter has a wrong type or is out of range, or parameters contradict each other.
     """
 
     max_new_tokens: int = 128

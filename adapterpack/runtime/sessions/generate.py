@@ -72,7 +72,7 @@ def generate(
     Raises:
         Unsupported: the bundle does not generate, or has no graph for a beam search or for sums of adapters.
         NotASum: the changes of several adapters cannot be added.
-        UnknownAdapter: a name that the bundle does not hold.
+        UnknownAdapter: the bundle has no adapter of a name.
         ConfigError: a prompt has no tokens or is longer than the context (the error names the row), or the
             parameters leave no token to a row.
         NonFinite: the model gives NaN or infinity for a row.

@@ -60,18 +60,16 @@ def run(
     """Runs rows through a bundle, and gives a result for each, in order.
 
     A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with
-    ``image`` (the path of a PNG, a JPEG or a ``.npy`` file, ``data:image/...``, the bytes of a picture, or an
-    array) or ``audio`` (the path of a file, see
-    :mod:`~adapterpack.runtime.media.inputs`), and an optional ``adapter`` (null: the base). Rows that name
-    none are run with each of ``adapters`` in turn; if there are none, with the base, or with what is folded
-    into the bundle. A language model with a chat template reads a text as a user's message, or with ``raw``
-    as it is.
+    ``image`` (the path of a PNG, a JPEG or a ``.npy`` file, ``data:image/...``, the bytes of an encoded
+    image, or an array) or ``audio`` (the path of a file, see :mod:`~adapterpack.runtime.media.inputs`), and
+    an optional ``adapter`` (null: the base). A row that names no adapter runs with each of ``adapters`` in
+    turn, or without these with the base, or with the adapter that is folded into the bundle. A language model
+    with a chat template reads a text as a user's message, or with ``raw`` without the template.
 
     Raises:
-        ConfigError: a row of no known form, or one that cannot be run, with its number
-            (:class:`~adapterpack.tasks.data.rows.RowError`); or sampling parameters that do not exist or that
-            this task does not have.
-        UnknownAdapter: a name that the bundle does not hold; found before the row is run.
+        ConfigError: a row has no known form or cannot be run (:class:`~adapterpack.tasks.data.rows.RowError`,
+            with its number), or a sampling parameter does not exist, or not for this task. UnknownAdapter:
+            the bundle has no adapter of a name; raised before the row runs.
 
     Example:
         >>> list(run("bundle", [{"text": "hi", "adapter": "tickets"}]))  # doctest: +SKIP

@@ -27,18 +27,18 @@ from .generate import generate
 
 class Session(PreparingBundle):
     """A running bundle. ``provider`` is the name of a provider, a :class:`.Device` with its settings, or None
-    for CUDA where there is a card and the CPU elsewhere; ``session.provider`` says which runs. ``threads``
-    are those of each operator on the CPU.
+    for CUDA if there is a GPU and the CPU otherwise; ``session.provider`` names the one that runs.
+    ``threads`` is the number of threads of each operator on the CPU.
 
-    ``mapped`` is for a few runs on the CPU: weights are read from the bundle's files as they are, and not
-    laid out anew in memory, without which a run on a quantized graph takes many times longer. ``verify``:
-    graphs, weights, adapters, tokenizer and templates are compared with the digests in the manifest: all are
-    hashed (``full``), or only those that have changed since they were hashed before (``cached``); ``off`` is
-    for a bundle that was verified just now.
+    ``mapped`` is for a few runs on the CPU: it reads weights directly from the bundle's files instead of
+    repacking them in memory, which makes runs of a quantized graph many times slower. ``verify`` says how
+    files are compared with the digests in the manifest: ``full`` hashes graphs, weights, adapters, tokenizer
+    and templates; ``cached`` hashes only those that have changed since they were last hashed; ``off`` is for
+    a bundle that was verified a moment ago.
 
     Raises:
         FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered
-            or exchanged.
+            or swapped.
         ProviderError: the provider is unknown or did not start, or leaves nodes of a graph to the CPU.
 
     Example:

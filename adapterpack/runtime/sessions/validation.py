@@ -50,22 +50,22 @@ def validate_bundle(
     allow_structural: bool = False,
     provider: str | None = None,
 ) -> Report:
-    """The report on a bundle: files, digests, packs, and with ``base`` that it was made from that base;
-    within ``budget``.
+    """Checks a bundle's files, digests and packs, and with ``base`` that it was made from that base, within
+    ``budget``, and returns the report.
 
-    ``full`` also opens every graph: the canaries of its packs are replayed on those that answer, and with
-    ``base`` every matrix of it is looked for in the graphs. A bundle with an error is not run. With
-    ``provider`` the nodes of its graphs are compared with the table of what that provider implements, which
-    needs no card, and the canaries are replayed on it.
+    ``full`` also opens every graph, replays the canaries of its packs, and with ``base`` searches the graphs
+    for every matrix of the base. A bundle with an error is not run. With ``provider`` it compares the nodes
+    of the graphs with the table of that provider's kernels, which needs no GPU, and replays the canaries on
+    the provider.
 
     Raises:
         ProviderError: there is no provider of that name, or no table of what it implements.
 
-    A valid bundle is whole and agrees with itself: its files are the listed ones, its slots hold the packs
-    that it names, its tokenizer, chat template and configuration can be used, and with ``full`` its graphs
-    take and give what the manifest says. With ``base`` and ``full`` its matrices are the base's, and the
-    canaries' logits are right. That its graphs compute nothing else besides is shown by no check, only by the
-    signature of somebody whom one trusts.
+    A valid bundle is complete and consistent: its files are the listed ones, its slots hold the packs that it
+    names, its tokenizer, chat template and configuration can be used, and with ``full`` its graphs have the
+    inputs and outputs in the manifest. With ``base`` and ``full`` its matrices are the base's, and the
+    canaries' logits are right. No check can show that the graphs compute nothing else; only the signature of
+    a trusted person can.
     """
     findings: list[Finding] = []
     left_open: list[str] = []
