@@ -90,11 +90,13 @@ class Checkpoint:
             )
 
     def _opened(self, shards: Iterable[str]) -> Mapping[str, SafetensorsFile]:
+        """Opens the shards; records their identity first, so that a later change is noticed."""
         # before opening, so that a later change shows
         self.identities = {shard: identity(self.folder / shard) for shard in shards}
         return {shard: SafetensorsFile(self.folder / shard) for shard in self.identities}
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """Returns the index, if there are several shards, and the file names of the shards."""
         for single, self.index_name in _NAMES:
             if (self.folder / single).is_file():
                 return None, [single]
@@ -299,6 +301,7 @@ class Checkpoint:
         return _entries(sources, digests(sources, watch=self._watch))
 
     def _whole_files(self) -> dict[str, HashedSource]:
+        """Returns shards and index as sources to hash completely."""
         states = dict(self.identities)
         if self.index is not None:
             states[self.index_name] = identity(self.folder / self.index_name)

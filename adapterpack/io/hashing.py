@@ -163,6 +163,7 @@ def digests(
     stop = Event()
 
     def work() -> None:
+        """Hashes sources until none is left, or another thread fails."""
         files = [sizes[key] for key, source in sources.items() if isinstance(source, HashedSource)]
         buffer = memoryview(bytearray(min(BLOCK, max(files, default=0))))
         try:

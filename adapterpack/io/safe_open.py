@@ -172,6 +172,7 @@ def open_regular(path: Path) -> Iterator[FileIO]:
 
 @contextmanager
 def _open(real: Path, path: Path, flags: int) -> Iterator[FileIO]:
+    """Opens a path without blocking on a pipe, and raises unless it is a regular file."""
     with storage_errors(path):
         descriptor = os.open(
             real, os.O_RDONLY | flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)

@@ -356,6 +356,8 @@ def plan(
         sizes.append((name, dtype, tuple(shape), offset, nbytes))
         offset += nbytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    # With ``start``, align to pages as in the source, so that file systems can share unchanged pages between
+    # the files.
     text += b" " * (-len(text) % 8 if start is None or start % 8 else (start - 8 - len(text)) % PAGE)
     if len(text) > MAX_HEADER or len(sizes) > MAX_TENSORS:
         raise FormatError(

@@ -118,6 +118,7 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
         (program,) = (name for name in records if name.endswith("data.pkl"))
         folder = program.removesuffix("data.pkl")
         order = f"{folder}byteorder"
+        # Check sizes before reading: a zip archive can declare any.
         if records[program].file_size > _MAX_PROGRAM or (
             order in records and archive.read(order) != b"little"
         ):

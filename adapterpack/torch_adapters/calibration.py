@@ -131,6 +131,7 @@ class _Sums:
     def _forward(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
     ) -> None:
+        """Adds the inputs of a call to the second moment, and hooks its output's gradient."""
         x = input_of(layer, args, kwargs).detach()
         if "moment" in self.wanted:
             rows = (
@@ -144,6 +145,8 @@ class _Sums:
             output.register_hook(self._backward(x))
 
     def _backward(self, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
+        """Returns a hook that adds the gradient by the weight, for the input ``x``."""
+
         def add(gradient: torch.Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
             product = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()

@@ -66,6 +66,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
     rows = ready.rows.train
+    # Some trainers encode rows themselves; their lengths can only be estimated here.
     encoded = ready.rows.collator is not None
     lengths = (
         [token_count(row) for row in rows] if encoded else [_length(row, reader, config) for row in rows]

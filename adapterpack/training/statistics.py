@@ -95,6 +95,7 @@ def measure(
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if getattr(model.config, "pad_token_id", padding) is None:
         model.config.pad_token_id = padding
+    # The empirical Fisher information needs the gradient of each row, so its batches have a single row.
     collator, size = data.Collator(padding or 0), 1 if kind == "fisher" else _BATCH
 
     def batches() -> Any:
@@ -111,6 +112,7 @@ def measure(
     Statistics(
         kind, chosen.id, len(encoded), {path: getattr(measured, kind) for path, measured in by_site.items()}
     ).write(out)
+    # Read the file back, so that the caller gets exactly what later readers will get.
     return read(out)
 
 

@@ -68,6 +68,7 @@ def _weight(module: ModuleTensors, kind: str) -> Weight:
             "a table of levels must be numbers from -1 to 1", where=f"{base.folder}, {parts['map']}"
         )
     layout = _Layout(columns, block, nested)
+    # Blocks run across rows: a step is the fewest rows that begin at both a block and a byte.
     unit = math.lcm(columns, block, 2) // columns
     return Weight(
         module.codec,

@@ -141,6 +141,7 @@ def _integers(module: ModuleTensors, args: Mapping[str, Any], packed: bool) -> W
             raise unreadable(module.codec, base, "one zero point for all rows", parts["zero"])
         zero_range = (-layout.half, layout.half - 1)
     round_scales = rounded(DTYPES[base.stored[parts["scale"]].dtype])
+    # Packed zero points share words along the outputs, so blocks of rows must contain complete words.
     step = max(height, 32 // width if packed and zero_range else 1)
     return Weight(
         module.codec,

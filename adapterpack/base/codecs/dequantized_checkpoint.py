@@ -45,6 +45,9 @@ class DequantizedCheckpoint(Checkpoint):
 
     @cached_property
     def _model(self) -> dict[str, TensorInfo]:
+        """The model's tensors: plain ones, quantized weights in place of their parts, and fused
+        parameters.
+        """
         tensors = {}
         for name, info in self.stored.items():
             owner, _ = self.part_owners.get(name, (None, ""))

@@ -44,6 +44,7 @@ def tile_weight(module: ModuleTensors, weight: str, scale: str, tile: list[int] 
     codes = module.part(weight, tuple(LEVELS), (None, None))
     rows, columns = module.base.stored[codes].shape
     height, wide = tile or (rows, columns)
+    # A weight smaller than a tile has a single, smaller tile.
     height, wide = min(height, rows), min(wide, columns)
     shape = module.shape(scale) if module.has(scale) else ()
     grid_shape = (-(-rows // max(1, height)), -(-columns // max(1, wide)))

@@ -204,6 +204,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
         return codes
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        """Fits a symmetric scale, or a scale and a zero point within ``zero_range``."""
         if zero_range is None:
             return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(
                 min(high, -low) if low else high

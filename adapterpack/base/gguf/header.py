@@ -189,6 +189,7 @@ def read_header(data: Bytes, where: Path) -> Header:
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise FormatError("an alignment must be a power of two", where=where, found=alignment)
+    # The bytes of the tensors begin at the next aligned position after the header.
     start = align(cursor.at, alignment)
     tensors = {tensor.name: tensor for tensor in _place(infos, start, alignment, len(data), where)}
     return Header(version, values, spans, tensors, alignment, start)

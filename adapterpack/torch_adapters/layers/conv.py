@@ -55,6 +55,7 @@ class AdaptedConv(AdaptedLayer):
     """
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
+        """Adds an adapter; refuses dropout for methods that act on the weight itself."""
         if adapter.config.dropout and not adapter.method.traits.additive:
             raise Unsupported(
                 f"the method {adapter.method.name} changes a convolution in its weight, where dropout on the "

@@ -51,6 +51,7 @@ class AdaptedEmbedding(AdaptedLayer):
         method, cfg = self._methods[name]
 
         def result(ids: torch.Tensor) -> torch.Tensor:
+            """Looks up the rows of ``ids`` below the adapter and applies it."""
             y = before(ids)
             dtype = torch.promote_types(
                 y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point())

@@ -70,6 +70,9 @@ class AdaptedTable(AdaptedLayer):
         return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
+        """Returns the tied modules if all active adapters change them, none if no adapter does; raises if
+        only some do.
+        """
         if leaf != "weight" or not self._ties or not self._followed:
             return []
         if self._followed != self._active:

@@ -438,6 +438,7 @@ class AdaptedLayer(Adapted):
         return [(innermost(self), "weight")]
 
     def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+        """Merges the active adapters one after the other in float32 or finer, and rounds once at the end."""
         module = innermost(self)
         stored, stored_bias = self._stored
         owned = (

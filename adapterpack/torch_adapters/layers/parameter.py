@@ -39,6 +39,7 @@ class AdaptedParameter(Adapted):
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
+        """Adds an adapter; refuses dropout, which needs an input to act on."""
         require_in_memory(innermost(self), self._site.path)
         if adapter.config.dropout:
             raise Unsupported(
@@ -89,6 +90,7 @@ class AdaptedParameter(Adapted):
         def folded(
             matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]
         ) -> torch.Tensor:
+            """Applies the adapter to one matrix."""
             site = (
                 dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
             )

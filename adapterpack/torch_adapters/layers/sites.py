@@ -377,6 +377,7 @@ def select(
             raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))
         for path in matches:
             sites = sites_by_path[path]
+            # A word skips layers that the method does not support; a name that matches one is an error.
             if not sites or any(site.kind not in traits.layers for site in sites):
                 raise Unsupported(
                     "the method does not support this layer",
@@ -400,5 +401,6 @@ def select(
                     remedy="take it out of targets or out of modules_to_save",
                 )
             chosen |= {site.path: site for site in sites}
+    # In the model's order, whatever the order of targets: it decides the order of random initialisation.
     order = list(dict.fromkeys(site.path for sites in sites_by_path.values() for site in sites))
     return [chosen[path] for path in order if path in chosen]

@@ -81,6 +81,7 @@ def bounded_build(folder: Path) -> Iterator[None]:
             raise _too_large(f"{folder / CONFIG}#{key}", f"at most {longest}", _short(value))
 
     def count(module: nn.Module, name: str, value: Any) -> None:
+        """Counts what a module registers, and raises beyond the limits."""
         nonlocal numbers, parts
         # torch's registration hooks are global to the process, so they also see models that other threads
         # build.

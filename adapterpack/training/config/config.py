@@ -46,6 +46,8 @@ def read_config(
             source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where
         )
     entries = settings.pop("adapters", None)
+    # Later sources take precedence: another tool's defaults, the file's common keys, an adapter's own keys,
+    # overrides.
     wins = translate(dict(map(_override, overrides)), notes, "an override")
     common = {**with_defaults(settings, translate(settings, notes, where), notes), **wins}
     if entries is None:
@@ -204,6 +206,7 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     for name, field in run_fields.items():
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
+    # Keys are known and complete by now; what remains are their types and ranges.
     hints = {**_hints(method.config), **_hints(kind.config), **_hints(TrainConfig)}
     typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
     _require_bounds(typed, where)

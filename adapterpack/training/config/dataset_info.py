@@ -96,6 +96,7 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         form = ("sharegpt" if chats else "alpaca") + ("-pairs" if ranked else "")
         form = "messages" if openai and not ranked else form
     read = _READ | (_ELSEWHERE if _WHERE & entry.keys() else frozenset())
+    # Refuse what this package does not read, instead of training on other data than LLaMA-Factory would.
     unread = [key for key, value in entry.items() if value and key not in read]
     unread += [f"columns: {key}" for key, value in named.items() if value and key not in ours]
     known = _OPENAI_TOO if openai else _SHAREGPT
