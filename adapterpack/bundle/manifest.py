@@ -380,7 +380,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     """Reads the manifest of the bundle in ``folder``.
 
     Raises:
-        FormatError: there is none, or it does not fit its schema.
+        FormatError: there is no manifest, or it does not fit its schema.
     """
     return parse_bundle(manifest_bytes(folder), Path(folder) / FILE_NAME)
 
@@ -389,7 +389,7 @@ def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
     """Reads the bytes of the manifest in ``folder``, up to just above the permitted size.
 
     Raises:
-        FormatError: there is none, or it is no regular file.
+        FormatError: there is no manifest, or it is no regular file.
     """
     path = Path(folder) / FILE_NAME
     if not os.path.lexists(path):
@@ -409,7 +409,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
     """Parses the manifest of a bundle from its bytes.
 
     Raises:
-        FormatError: it does not fit its schema.
+        FormatError: the manifest does not fit its schema.
     """
     bundle = typed_json.read(_with_later_fields(strict_json.loads(data, where, _MAX_BYTES)), Bundle)
     if isinstance(bundle, Misfit):

@@ -35,8 +35,9 @@ class ChatTemplate:
         such as special tokens.
 
         Raises:
-            ConfigError: the messages contain values that JSON lacks. OutOfLimits: the template exceeds the
-                limits of time or memory. FormatError: the template cannot be compiled, or does not render.
+            ConfigError: the messages contain values that JSON lacks.
+            OutOfLimits: the template exceeds the limits of time or memory.
+            FormatError: the template cannot be compiled, or does not render.
         """
         if len(self.source) > MAX_SOURCE:
             raise FormatError(

@@ -23,7 +23,7 @@ class Certificate:
 
     Raises:
         ConfigError: the files hold no certificate with its key, or other users may read the key.
-            StorageError: the files cannot be read.
+        StorageError: the files cannot be read.
     """
 
     def __init__(self, certificate: Path, key: Path) -> None:

@@ -69,8 +69,8 @@ def open_remote(
     """Reads the manifest only. Downloads nothing else, and does not yet compare the listing with it.
 
     Raises:
-        FormatError: the manifest cannot be read, or the artifact is too large. HubError: there is no artifact
-            in the repository.
+        FormatError: the manifest cannot be read, or the artifact is too large.
+        HubError: there is no artifact in the repository.
     """
     mark = next((name for name in KINDS if name in listed), None)
     if mark is None:

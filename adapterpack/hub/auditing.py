@@ -56,7 +56,8 @@ def audit(
     still be there and be the pinned one.
 
     Raises:
-        ConfigError: a name is invalid. FormatError: the file is no lock file.
+        ConfigError: a name is invalid.
+        FormatError: the file is no lock file.
 
     Example:
         >>> audit([])

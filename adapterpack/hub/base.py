@@ -38,7 +38,7 @@ class RemoteBase(Checkpoint):
 
     Raises:
         FormatError: a header is malformed, the index does not match, or a file is too large for its kind.
-            HubError: the hub refuses; the subclass says why.
+        HubError: the hub refuses; the subclass says why.
         StorageError: the repository holds no safetensors checkpoint.
     """
 

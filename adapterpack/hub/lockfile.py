@@ -75,8 +75,8 @@ class Lockfile:
         """Pins a reference, and replaces the file atomically.
 
         Raises:
-            FormatError: the file is no lock file; it stays unchanged. StorageError: the file cannot be
-                written.
+            FormatError: the file is no lock file; it stays unchanged.
+            StorageError: the file cannot be written.
         """
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

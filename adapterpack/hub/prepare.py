@@ -57,7 +57,8 @@ def prepare(
 
     Raises:
         ConfigError: the base has no name that others can resolve, there is no license, or a text looks like a
-            secret. FormatError: the artifact is not valid, or is none.
+            secret.
+        FormatError: the artifact is not valid, or is none.
     """
     if base_model is not None and not names.is_repo(base_model):
         raise ConfigError(

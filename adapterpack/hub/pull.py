@@ -79,7 +79,7 @@ def pull(
 
     Raises:
         FormatError: the artifact is larger than ``max_bytes``, not what its manifest lists, or not valid.
-            HubError: the hub refuses (RepoNotFound, GatedRepo, RevisionNotFound, HubOffline).
+        HubError: the hub refuses (RepoNotFound, GatedRepo, RevisionNotFound, HubOffline).
         OutputExists: something is already at ``out``.
 
     Example:
@@ -190,7 +190,8 @@ def pinned_artifact(reference: names.HubReference, pinned: PinnedArtifact) -> Pa
 
     Raises:
         FormatError: the hub has another artifact at that commit, or a PEFT adapter now imports as another
-            pack. HubError: the hub refuses; the subclass says why.
+            pack.
+        HubError: the hub refuses; the subclass says why.
     """
     path = bundle_cache.find_bundle(pinned.kind, pinned.id)
     if path is not None or offline():

@@ -28,8 +28,8 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
     as a base model.
 
     Raises:
-        HubError: the hub refuses an ``hf://`` reference; the subclass says why. StorageError: there is
-            neither such a folder nor such a repository.
+        HubError: the hub refuses an ``hf://`` reference; the subclass says why.
+        StorageError: there is neither such a folder nor such a repository.
 
     Example:
         >>> folder_of(".").is_dir()

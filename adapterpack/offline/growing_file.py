@@ -92,8 +92,8 @@ def growing_file(out: Path, key: str) -> Iterator[GrowingFile]:
     call with the same ``out`` and ``key``; ``key`` covers everything on which the bytes depend.
 
     Raises:
-        OutputExists: ``out`` exists. StorageError: the file system refuses, or another process is writing the
-            same output.
+        OutputExists: ``out`` exists.
+        StorageError: the file system refuses, or another process is writing the same output.
     """
     refuse_existing(out)
     folder = out.with_name(f".{out.name[:_SHOWN]}.{key[:16]}.partial")

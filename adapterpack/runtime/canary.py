@@ -87,7 +87,7 @@ def judge(
     any effect fails at every tolerance.
 
     Raises:
-        BaseMismatch, NothingToDo, ParityError: one fails; see :func:`adapterpack.pack.canary.check`.
+        BaseMismatch, NothingToDo, ParityError: a canary fails; see :func:`adapterpack.pack.canary.check`.
     """
     replayed: dict[str, dict[str, float]] = {}
     reasons = {
@@ -118,7 +118,7 @@ def verify(session: OpenBundle) -> dict[str, Any]:
     when it was quantized.
 
     Raises:
-        BaseMismatch, NothingToDo, ParityError: one fails.
+        BaseMismatch, NothingToDo, ParityError: a canary fails.
     """
     return judge(session, replay(session), get_drift(session.bundle))
 

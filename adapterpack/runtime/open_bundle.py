@@ -291,7 +291,7 @@ class OpenBundle:
         """Removes an adapter and frees its slot; running rows keep the adapters with which they started.
 
         Raises:
-            UnknownAdapter: there is none of that name.
+            UnknownAdapter: no adapter has that name.
         """
         with self._changing:
             self.require_adapter(name)
@@ -306,7 +306,7 @@ class OpenBundle:
         """Returns the pack of that name.
 
         Raises:
-            UnknownAdapter: there is none.
+            UnknownAdapter: no adapter has that name.
         """
         packs = self.packs
         self.require(name, packs)
@@ -316,7 +316,7 @@ class OpenBundle:
         """Checks that an adapter has that name.
 
         Raises:
-            UnknownAdapter: there is none.
+            UnknownAdapter: no adapter has that name.
         """
         self.require(name, self.packs)
 
@@ -416,8 +416,8 @@ class OpenBundle:
         loaded or unloaded meanwhile.
 
         Raises:
-            UnknownAdapter: an adapter was unloaded. Unsupported: the bundle is folded, so rows cannot choose
-                an adapter.
+            UnknownAdapter: an adapter was unloaded.
+            Unsupported: the bundle is folded, so rows cannot choose an adapter.
         """
         adapters = self._adapters  # read once: another thread may replace it
         for name in names:

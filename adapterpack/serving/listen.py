@@ -38,7 +38,8 @@ def address_socket(address: str, scheme: str = "http") -> Iterator[tuple[socket.
     begins with ``scheme``.
 
     Raises:
-        ConfigError: the address has neither form. StorageError: the address cannot be used.
+        ConfigError: the address has neither form.
+        StorageError: the address cannot be used.
     """
     if address.startswith(UNIX):
         with _unix_socket(Path(address.removeprefix(UNIX))) as one:
@@ -58,7 +59,7 @@ def open_to_others(address: str) -> bool:
         (False, True, False)
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: the address has neither form.
     """
     return not address.startswith(UNIX) and not is_loopback(_parts(address)[0])
 

@@ -84,7 +84,7 @@ def run(
     """Serves until SIGTERM or Ctrl-C, and then finishes the answers that have begun.
 
     Raises:
-        KeyboardInterrupt: it was Ctrl-C.
+        KeyboardInterrupt: Ctrl-C ended the server.
     """
     interrupted = asyncio.run(_run(setup, listening, operator, ready))
     if interrupted:

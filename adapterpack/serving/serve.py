@@ -200,7 +200,7 @@ def _require_keys(host: str, known: bool, insecure: bool) -> None:
     """Checks that other machines cannot use the server without a key.
 
     Raises:
-        ConfigError: they could.
+        ConfigError: other machines could use it.
     """
     if not is_loopback(host) and not known and not insecure:
         raise ConfigError(

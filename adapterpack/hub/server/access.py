@@ -48,8 +48,8 @@ class Access:
         """Reads lines ``NAME read|write TOKEN``; skips empty lines and lines that begin with #.
 
         Raises:
-            ConfigError: a line has another form, or other users may read the file. StorageError: the file
-                cannot be read.
+            ConfigError: a line has another form, or other users may read the file.
+            StorageError: the file cannot be read.
         """
         require_private(path)
         with storage_errors(path):

@@ -28,7 +28,7 @@ async def json_of(request: Request) -> dict[str, Any]:
     """Parses the JSON object in the body; an empty body is an empty object.
 
     Raises:
-        FormatError: it is something else.
+        FormatError: the body is no JSON object.
     """
     return await parse_body(request, lambda body: json_object(body or b"{}"))
 
@@ -37,7 +37,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     """Parses a JSON object from bytes.
 
     Raises:
-        FormatError: it is something else.
+        FormatError: the body is no JSON object.
     """
     value = strict_json.loads(data, "request", len(data))
     if not isinstance(value, dict):

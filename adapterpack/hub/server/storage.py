@@ -157,7 +157,7 @@ class HubStorage:
         """Returns the commit of a branch, a tag, a pull request's ref or a commit.
 
         Raises:
-            HTTPError: there is none.
+            HTTPError: there is no such revision.
         """
         folder = self.folder(repo)
         if names.COMMIT.fullmatch(revision) and (folder / "commits" / f"{revision}.json").is_file():

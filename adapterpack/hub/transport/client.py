@@ -113,8 +113,8 @@ def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     """Resolves the revision of a reference to a commit.
 
     Raises:
-        RepoNotFound, GatedRepo, RevisionNotFound: the hub refuses for this reason. HubError: any other
-            failure of the hub.
+        RepoNotFound, GatedRepo, RevisionNotFound: the hub refuses for this reason.
+        HubError: any other failure of the hub.
     """
     hub = Endpoint(endpoint(), token)
     url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
@@ -150,7 +150,7 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
 
     Raises:
         FormatError: there are too many files, a path leads out of its folder, or an entry is incomplete.
-            HubError: the hub's response is not valid.
+        HubError: the hub's response is not valid.
     """
     folder, prefix = remote.reference.folder, remote.reference.prefix
     with hub_errors(remote):

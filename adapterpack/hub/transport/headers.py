@@ -35,8 +35,8 @@ def read_header(remote: Remote, path: str, size: int, first: int) -> HeaderFile:
     if it is longer.
 
     Raises:
-        FormatError: the file is no tensor file, or the hub sends fewer bytes. HubError: the hub does not send
-            that range.
+        FormatError: the file is no tensor file, or the hub sends fewer bytes.
+        HubError: the hub does not send that range.
     """
     head = read_range(remote, path, 0, min(size, first))
     length = 8 + int.from_bytes(head[:8], "little")

@@ -75,7 +75,7 @@ class ByteLimit:
         """Counts bytes that have arrived.
 
         Raises:
-            HubError: they are too many.
+            HubError: the response is too large.
         """
         self._left -= count
         if self._left < 0:

@@ -69,7 +69,7 @@ class LocalFile:
         """Yields ``length`` bytes from ``start`` on, in pieces.
 
         Raises:
-            StorageError: they cannot be read.
+            StorageError: the file cannot be read.
         """
         with self.opened() as file, storage_errors(self.content):
             file.seek(start, os.SEEK_SET)

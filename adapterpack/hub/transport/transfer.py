@@ -23,7 +23,8 @@ def read_range(remote: Remote, path: str, start: int, length: int) -> bytes:
     """Reads ``length`` bytes of a file from ``start`` on, by a range request.
 
     Raises:
-        FormatError: the hub sends fewer bytes. HubError: the hub does not send that range.
+        FormatError: the hub sends fewer bytes.
+        HubError: the hub does not send that range.
     """
 
     def once() -> bytes:
@@ -67,7 +68,8 @@ def fetch(
     digest also in a later one.
 
     Raises:
-        FormatError: the bytes differ; nothing is kept. HubError: the hub does not send them.
+        FormatError: the bytes differ; nothing is kept.
+        HubError: the hub does not send them.
     """
     with partial_file(target, sha256 or listed.sha256, listed.size) as place:
         download = _Download(remote, listed, place, sha256, progress)

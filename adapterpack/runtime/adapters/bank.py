@@ -55,7 +55,7 @@ class AdapterBank:
         slot 0 changes nothing. With None it checks nothing.
 
         Raises:
-            FormatError: a slot holds another adapter, or that of the base changes it.
+            FormatError: a slot holds another adapter, or slot 0 changes the base.
         """
         if packs is not None:
             require_base_slots(self.values)

@@ -49,7 +49,7 @@ def require_base_slots(values: SlotValues) -> None:
     """Checks that slot 0 of an exported bank, the one for rows without an adapter, changes nothing.
 
     Raises:
-        FormatError: it does.
+        FormatError: slot 0 changes the base.
     """
     base = {name: array[0] for name, array in values.exported_bank().items()}
     require_contents(values.pad({}), base, values.folder, None)
@@ -76,7 +76,7 @@ def require_file_contents(
     must not depend on the weights of the base model.
 
     Raises:
-        FormatError: one holds something else.
+        FormatError: a file holds other values.
     """
     values = pack_values(pack, None, sites)
     for part, path in files.items():

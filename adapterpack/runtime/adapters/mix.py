@@ -35,7 +35,7 @@ class Mix:
 
     Raises:
         ConfigError: there are none or too many, one is there twice, or a weight is out of range.
-        NotASum: one has a prompt, or they act at different positions of a row.
+        NotASum: an adapter has a prompt, or the adapters act at different positions of a row.
     """
 
     parts: tuple[Weighted, ...]

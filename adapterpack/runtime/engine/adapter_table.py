@@ -83,7 +83,7 @@ class AdapterTable:
         it.
 
         Raises:
-            UnknownAdapter: there is none of that name.
+            UnknownAdapter: no adapter has that name.
             AdapterpackError: the pack may not run here; see :meth:`load`.
             ConfigError, NotASum: the adapters do not form a mix; see :class:`.Mix`.
         """
@@ -144,8 +144,9 @@ class AdapterTable:
         """Gives an adapter another name.
 
         Raises:
-            UnknownAdapter: there is none of that name.
-            ConfigError: the new name is not valid. AdapterpackError: another adapter has the new name.
+            UnknownAdapter: no adapter has that name.
+            ConfigError: the new name is not valid.
+            AdapterpackError: another adapter has the new name.
         """
         with self._lock:
             pack = self.pack(name).called(other)
@@ -171,7 +172,7 @@ class AdapterTable:
         """Removes a name. The memory is freed once no row runs with the adapter.
 
         Raises:
-            UnknownAdapter: there is none of that name.
+            UnknownAdapter: no adapter has that name.
         """
         with self._lock:
             pack = self.pack(name)

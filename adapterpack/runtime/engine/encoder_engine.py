@@ -112,8 +112,8 @@ class EncoderEngine(Engine):
         unloaded meanwhile.
 
         Raises:
-            UnknownAdapter: there is none of that name.
-            BaseMismatch, Unsupported: a pack that belongs to another base or task.
+            UnknownAdapter: no adapter has that name.
+            BaseMismatch, Unsupported: the pack belongs to another base or task.
             ConfigError: the row is not one of this task, or longer than the model's context, or an option is
                 out of range.
         """
@@ -128,7 +128,7 @@ class EncoderEngine(Engine):
         stays in memory until then.
 
         Raises:
-            UnknownAdapter, BaseMismatch, ConfigError: as :meth:`add`.
+            UnknownAdapter, BaseMismatch, ConfigError: see :meth:`add`.
         """
         pack = self.adapters.of_row(adapter)
         return self.bound(*self.prepared(prompt, **options), pack)
@@ -140,7 +140,7 @@ class EncoderEngine(Engine):
         depend on the adapter.
 
         Raises:
-            ConfigError: as :meth:`add`.
+            ConfigError: see :meth:`add`.
         """
         chosen = self._answer.options_of(options)
         prepared = self._answer.prepare(self.bundle, _row(prompt), chosen)

@@ -124,8 +124,8 @@ class DecoderEngine(Engine):
         and the row keeps it, whatever is loaded or unloaded meanwhile.
 
         Raises:
-            UnknownAdapter: there is none of that name.
-            BaseMismatch, Unsupported: a pack that belongs to another base or task.
+            UnknownAdapter: no adapter has that name.
+            BaseMismatch, Unsupported: the pack belongs to another base or task.
             ConfigError: the prompt has no tokens or more than the model or the engine has positions for, or
                 an option is out of range.
             NotASum: the changes of several adapters cannot be added.
@@ -154,7 +154,7 @@ class DecoderEngine(Engine):
         grammar of the sampling parameters, if the caller has it.
 
         Raises:
-            ConfigError: as :meth:`add`.
+            ConfigError: see :meth:`add`.
         """
         adapter = None if pack is None else self.adapters.acquire(pack)
         try:

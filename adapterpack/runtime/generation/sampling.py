@@ -241,7 +241,8 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     ``sampling="model"`` those of the model's ``generation_config.json``, as transformers reads it.
 
     Raises:
-        ConfigError: a parameter is unknown or invalid. FormatError: the file has an invalid parameter.
+        ConfigError: a parameter is unknown or invalid.
+        FormatError: the file has an invalid parameter.
     """
     names = [field.name for field in dataclasses.fields(Sampling)]
     for name in options:

@@ -38,7 +38,7 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
 
     Raises:
         MissingExtra: Pillow is not installed.
-        Unsupported: another kind of file, or more than eight bits a channel.
+        Unsupported: the file is of another kind, or has more than eight bits a channel.
         FormatError: the image is too large, or cannot be decoded.
 
     Example:
@@ -75,7 +75,7 @@ def bytes_of(path: Path) -> bytes:
     """Reads a file that may be an image, if it is not too large.
 
     Raises:
-        FormatError: it is too large.
+        FormatError: the file is too large.
     """
     with storage_errors(path):
         _require_bytes(path.stat().st_size, path)
@@ -86,7 +86,7 @@ def bytes_in(text: str) -> bytes:
     """Returns the bytes of an image in a data URL, ``data:image/png;base64,...``.
 
     Raises:
-        FormatError: it is too large, or not in base 64.
+        FormatError: the image is too large, or not in base 64.
 
     Example:
         >>> bytes_in("data:image/png;base64,iVBORw==")

@@ -49,9 +49,9 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
     prepared as ``prepared()`` says; arrays must be prepared already.
 
     Raises:
-        ConfigError: Pillow is not installed, or the processor's configuration is invalid. Unsupported: the
-            kind of image, or the processor, is not known. FormatError: the image is too large, cannot be
-            decoded, or has another shape than the graph takes.
+        ConfigError: Pillow is not installed, or the processor's configuration is invalid.
+        Unsupported: the kind of image, or the processor, is not known.
+        FormatError: the image is too large, cannot be decoded, or has another shape than the graph takes.
         StorageError: the file cannot be read.
     """
     if isinstance(given, np.ndarray):
@@ -86,8 +86,8 @@ def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np
     power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
 
     Raises:
-        Unsupported: another kind of file, or another sampling rate, depth or number of channels.
-        FormatError: it is no wave file.
+        Unsupported: the file is of another kind, or has another sampling rate, depth or number of channels.
+        FormatError: the file is no wave file.
     """
     if path.suffix != ".wav":
         return array_of(path, shape, "speech")

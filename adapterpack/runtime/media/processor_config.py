@@ -110,7 +110,7 @@ def preparation(folder: Path) -> Preparation:
 
     Raises:
         Unsupported: no file says so, or the model's processor does more than this module supports.
-            ConfigError: a number in the configuration is invalid.
+        ConfigError: a number in the configuration is invalid.
 
     Example:
         >>> preparation(Path("bundle")).crop  # doctest: +SKIP

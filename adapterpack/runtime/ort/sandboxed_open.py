@@ -21,7 +21,8 @@ def require_openable(
     open them, and remembers the result for the next time.
 
     Raises:
-        OutOfLimits: a graph takes too much memory or time. FormatError: the sandbox process crashed.
+        OutOfLimits: a graph takes too much memory or time.
+        FormatError: the sandbox process crashed.
     """
     for part in parts:
         if not proofs.was_openable(part) and not is_inside():

@@ -50,7 +50,7 @@ def get_provider(name: str) -> Provider:
     """Returns the provider of that name.
 
     Raises:
-        ProviderError: there is none.
+        ProviderError: no provider has that name.
     """
     provider = PROVIDERS.find(name)
     if provider is None:

@@ -33,7 +33,8 @@ def replay_apart(folder: Path, verify: str = "cached", provider: str = "cpu") ->
 
     Raises:
         AdapterpackError: the bundle cannot be opened or run, or a canary fails; the error has the type that
-            it has in the sandbox. OutOfLimits: the replay takes too much memory or time.
+            it has in the sandbox.
+        OutOfLimits: the replay takes too much memory or time.
     """
     total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     limits = SandboxLimits(

@@ -86,8 +86,8 @@ class RowRunner:
     with each of ``adapters``. With ``raw`` texts are read without the chat template.
 
     Raises:
-        ConfigError: a sampling parameter does not exist, or not for this task. UnknownAdapter: the bundle has
-            no adapter of a name.
+        ConfigError: a sampling parameter does not exist, or not for this task.
+        UnknownAdapter: the bundle has no adapter of a name.
     """
 
     def __init__(

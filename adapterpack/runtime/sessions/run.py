@@ -68,8 +68,8 @@ def run(
 
     Raises:
         ConfigError: a row has no known form or cannot be run (:class:`~adapterpack.tasks.data.rows.RowError`,
-            with its number), or a sampling parameter does not exist, or not for this task. UnknownAdapter:
-            the bundle has no adapter of a name; raised before the row runs.
+            with its number), or a sampling parameter does not exist, or not for this task.
+        UnknownAdapter: the bundle has no adapter of a name; raised before the row runs.
 
     Example:
         >>> list(run("bundle", [{"text": "hi", "adapter": "tickets"}]))  # doctest: +SKIP

@@ -61,7 +61,8 @@ class Session(PreparingBundle):
             not have are -1e9.
 
         Raises:
-            UnknownAdapter: the bundle has no adapter of a name. ConfigError: an input is missing or unknown.
+            UnknownAdapter: the bundle has no adapter of a name.
+            ConfigError: an input is missing or unknown.
         """
         return run_parts(self.frozen(), inputs, adapters)
 

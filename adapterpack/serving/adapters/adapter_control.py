@@ -99,8 +99,9 @@ class AdapterControl:
         """Loads a pack under its own name. Loading the same pack under the same name again changes nothing.
 
         Raises:
-            NameTaken: another adapter, or the base, has the name. TrustError: a signature is required, and
-                none of the required keys signed the pack. AdapterpackError: see :meth:`.AdapterTable.load`.
+            NameTaken: another adapter, or the base, has the name.
+            TrustError: a signature is required, and none of the required keys signed the pack.
+            AdapterpackError: see :meth:`.AdapterTable.load`.
         """
         with self._lock:
             holder = self._adapters.get(pack.name)
@@ -111,8 +112,8 @@ class AdapterControl:
         of another adapter.
 
         Raises:
-            UnknownAdapter: no place has the name ``source``. AdapterpackError: the pack is not valid, or see
-                :meth:`add`.
+            UnknownAdapter: no place has the name ``source``.
+            AdapterpackError: the pack is not valid, or see :meth:`add`.
         """
         try:
             place = self.places.find(source)

@@ -34,7 +34,7 @@ class AdapterSource(Protocol):
         """Returns the current places and their states.
 
         Raises:
-            AdapterpackError: they cannot be listed.
+            AdapterpackError: the places cannot be listed.
         """
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
@@ -60,7 +60,8 @@ class AdapterSources:
         since requests supply it.
 
         Raises:
-            UnknownAdapter: no place has the name. ConfigError: several places have it.
+            UnknownAdapter: no place has the name.
+            ConfigError: several places have it.
         """
         places = [place for place in self.packs() if place.name == name]
         if not places:

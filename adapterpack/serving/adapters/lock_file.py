@@ -29,8 +29,9 @@ class Pin:
         """Loads the pack with the pinned digest.
 
         Raises:
-            UnknownAdapter: the lock file no longer has the entry. FormatError: the hub has another artifact,
-                or an invalid one, at that commit. HubError: the hub cannot be reached or refuses.
+            UnknownAdapter: the lock file no longer has the entry.
+            FormatError: the hub has another artifact, or an invalid one, at that commit.
+            HubError: the hub cannot be reached or refuses.
         """
         pinned = _read_pins(self.lock).get(self.name)
         if pinned is None:
@@ -51,7 +52,8 @@ class LockFile:
         """Returns its entries, each with its pin as state.
 
         Raises:
-            FormatError: the file is no lock file. StorageError: the file cannot be read.
+            FormatError: the file is no lock file.
+            StorageError: the file cannot be read.
         """
         return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
 

@@ -36,8 +36,8 @@ class InFolder:
         """Loads the pack in the folder.
 
         Raises:
-            FormatError: the folder is a link, or see :func:`adapterpack.load`. StorageError: the folder
-                cannot be read.
+            FormatError: the folder is a link, or see :func:`adapterpack.load`.
+            StorageError: the folder cannot be read.
         """
         if self.path.is_symlink():
             raise FormatError(

@@ -57,7 +57,8 @@ class StartupAdapters(NamedTuple):
         loads them. A source may be empty only if adapters can be loaded later (``changing``).
 
         Raises:
-            ConfigError: there is no source to watch. NothingToDo: a source has no pack.
+            ConfigError: there is no source to watch.
+            NothingToDo: a source has no pack.
         """
         if watched and not self.sources:
             raise ConfigError(

@@ -46,7 +46,7 @@ def find_model(
     :meth:`.Catalogue.request_model`.
 
     Raises:
-        HTTPError: there is none.
+        HTTPError: there is no such model.
     """
     model = context.state.catalogue.request_model(name, adapters, context.key)
     context.record.answers(model.adapter, model.digest, model.mixed)
@@ -59,7 +59,7 @@ def request_model(
     """Returns the model that a request names, and counts the request in the key's quotas.
 
     Raises:
-        HTTPError: there is none, or the key has no request left.
+        HTTPError: there is no such model, or the key has no request left.
     """
     context.state.quotas.ask(context.key)
     return find_model(context, name, adapters)

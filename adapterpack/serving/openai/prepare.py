@@ -69,8 +69,8 @@ class Preparer:
         """Tokenizes the prompts of a request, reads its parameters, and compiles its grammar.
 
         Raises:
-            HTTPError: the request exceeds a limit, or a prompt exceeds the context. AdapterpackError: a
-                prompt, a parameter or a grammar is invalid.
+            HTTPError: the request exceeds a limit, or a prompt exceeds the context.
+            AdapterpackError: a prompt, a parameter or a grammar is invalid.
         """
         loop = asyncio.get_running_loop()
         given, tools = body.parameters(self._limits), self._tool_use(body)

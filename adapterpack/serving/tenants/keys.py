@@ -113,7 +113,7 @@ class Keys:
 
         Raises:
             ConfigError: others may read the file, or it holds no single word of 16 characters or more.
-            StorageError: it cannot be read.
+            StorageError: the file cannot be read.
         """
         key = _private_bytes(path).decode("utf-8", "replace").strip()
         if len(key) < LEAST_CHARACTERS or not key.isascii() or not key.isprintable() or " " in key:
@@ -201,8 +201,9 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
     Raises:
         ConfigError: the file has another form, two entries share an id or a digest, or other users may read
-            the file. FormatError: the file begins like JSON but is not valid JSON.
-        StorageError: it cannot be read.
+            the file.
+        FormatError: the file begins like JSON but is not valid JSON.
+        StorageError: the file cannot be read.
     """
     from ...io import plain_yaml, strict_json  # noqa: PLC0415 - the help of the command must not pay for it
 
