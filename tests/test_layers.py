@@ -205,6 +205,15 @@ def test_the_examples_in_docstrings_run(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+def test_the_examples_of_the_upper_layers_run() -> None:
+    """Those of every module above, in one process, as most of their time is torch's import."""
+    names = modules(*LAYERS[LAYERS.index("onnx_graph") :])
+    shown = [
+        name for name in names if ">>>" in Path(importlib.import_module(name).__file__ or "").read_text()
+    ]
+    assert {name for name in shown if doctest.testmod(importlib.import_module(name)).failed} == set()
+
+
 def test_there_are_examples_to_run() -> None:
     """The parts that others build on show how they are used."""
     names = (

@@ -127,7 +127,8 @@ def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> 
 
     Example:
         >>> from adapterpack.manifest.manifest import Parent
-        >>> recipe = Recipe("both", (Parent("sha256:" + "0" * 64, "a", 0.5),), rule="linear")
+        >>> parent = Parent("sha256:" + "0" * 64, "a", 0.5)
+        >>> recipe = CompositionRecipe("both", (parent,), rule="linear")
         >>> to_mergekit(recipe, "org/base", ["packs/a"])["models"]
         [{'model': 'org/base+packs/a', 'parameters': {'weight': 0.5}}]
     """

@@ -137,8 +137,8 @@ def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
     Example:
         >>> files = {path: Entry(1, "", "", False) for path in ("a/x", "a/y", "b")}
         >>> change(files, [("a", None), ("a/x", Entry(2, "", "", False))])
-        >>> {path: entry.size for path, entry in files.items()}
-        {'b': 1, 'a/x': 2}
+        >>> sorted((path, entry.size) for path, entry in files.items())
+        [('a/x', 2), ('b', 1)]
     """
     paths = sorted({*files, *(path for path, entry in steps if entry is not None)})
     open_ = list(range(len(paths) + 1))

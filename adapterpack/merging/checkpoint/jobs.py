@@ -98,7 +98,7 @@ def parse_share(text: str) -> JobShare:
 
     Example:
         >>> parse_share("2/3")
-        Share(index=2, count=3)
+        JobShare(index=2, count=3)
     """
     match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
     share = JobShare(*map(int, match.groups())) if match else JobShare(0, 0)

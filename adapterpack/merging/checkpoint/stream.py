@@ -30,7 +30,8 @@ class JobQueue:
     keep their order.
 
     Example:
-        >>> jobs = [Job(frozenset({name}), 1) for name in "aab"]
+        >>> from types import SimpleNamespace
+        >>> jobs = [SimpleNamespace(files=frozenset({name}), nbytes=1) for name in "aab"]
         >>> queue = JobQueue(jobs, range(3))
         >>> queue.take(), queue.take(), queue.take(), queue.take()
         (0, 2, 1, None)

@@ -67,6 +67,7 @@ def using(
     Example:
         >>> from adapterpack import LoRA, adapt
         >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2), "tickets")
+        >>> import torch
         >>> with using(model, adapters=["tickets", None]):
         ...     tuple(model(torch.ones(2, 4)).shape)
         (2, 3)
@@ -115,6 +116,7 @@ def disabled(model: nn.Module) -> AbstractContextManager[nn.Module]:
     Example:
         >>> from adapterpack import LoRA, adapt
         >>> model = adapt(nn.Sequential(nn.Linear(4, 3)), LoRA(r=2))
+        >>> import torch
         >>> with disabled(model) as base:
         ...     tuple(base(torch.ones(2, 4)).shape)
         (2, 3)

@@ -57,8 +57,8 @@ def schema() -> dict[str, Any]:
     """Returns the training schema with the settings of every registered method and trainer.
 
     Example:
-        >>> schema()["properties"]["r"]["minimum"]
-        1
+        >>> schema()["properties"]["r"]["description"]
+        'The rank.'
     """
     written = resources.schema("train.v1")
     fields = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in PARTS]

@@ -29,7 +29,8 @@ def pack_sequences(rows: Sequence[Mapping[str, Any]], width: int) -> list[dict[s
     longest first.
 
     Example:
-        >>> packed([{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}], 4)
+        >>> rows = [{"input_ids": [1, 2], "labels": [1, 2]}, {"input_ids": [3], "labels": [3]}]
+        >>> pack_sequences(rows, 4)
         [{'input_ids': [1, 2, 3], 'labels': [-100, 2, -100], 'position_ids': [0, 1, 0]}]
     """
     lengths = [len(row["input_ids"]) for row in rows]

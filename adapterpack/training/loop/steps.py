@@ -52,7 +52,7 @@ def evaluation_scores(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics of an evaluation without the trainer's prefix, the loss last.
 
     Example:
-        >>> evaluated({"eval_loss": 0.5, "eval_accuracy": 1.0, "eval_runtime": 0.1, "epoch": 3})
+        >>> evaluation_scores({"eval_loss": 0.5, "eval_accuracy": 1.0, "eval_runtime": 0.1, "epoch": 3})
         {'accuracy': 1.0, 'loss': 0.5}
     """
     named = {
