@@ -44,6 +44,7 @@ def differences(
     """
     there = {entry.path: folder / entry.path for entry in bundle.files if _is_regular(folder, entry.path)}
     sizes = {name: identity(path).size for name, path in there.items()}
+    # Files of another size differ anyway and need not be hashed.
     whole = {entry.path: there[entry.path] for entry in bundle.files if sizes.get(entry.path) == entry.size}
     hashes = file_hashes(whole, again=again, watch=watch)
     for entry in bundle.files:

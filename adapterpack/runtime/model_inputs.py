@@ -93,6 +93,7 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
     for name, array in prefix.cache.items():
         given.setdefault(name, array)
     past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    # The caller's mask covers the row's own tokens; the prompt's positions in the cache are added below.
     own = past + length - prefix.width
     mask = given.get("attention_mask", np.ones((batch, own), np.int64))
     _require_mask(mask, (batch, own))

@@ -113,6 +113,7 @@ class _Child:
         paths = [str(Path(__file__).parents[2]), *(path for path in sys.path if path)]
         self._socket, inner = socket.socketpair()
         with inner:
+            # -I and -S ignore the environment and site packages; sys.path is passed as arguments instead.
             self._process = subprocess.Popen(
                 [
                     sys.executable,

@@ -129,6 +129,7 @@ def _sum(field: str, given: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
             array.astype(np.float32) * (np.float32(weight) if rule.weighted else 1) for array, weight in given
         ]
         return np.concatenate(arrays, axis=rule.lie)
+    # A scale of 1 changes nothing, so deviations from 1 are added, not the scales themselves.
     neutral = np.float32(FIELDS[field].neutral)
     total = sum(
         (weight * (array.astype(np.float64) - neutral) for array, weight in given), np.float64(neutral)

@@ -231,6 +231,7 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
         name: sites[path].dtype if (path := name.rpartition(".")[0]) in sites else DEFAULT for name in values
     }
     narrow = {name: array for name, array in values.items() if types[name] != DEFAULT}
+    # Only narrow float types need it; in float32 both factors have enough range.
     for down, up in _FACTORS:
         narrow = balance(narrow, down, up)
     return {**values, **{name: convert(array, types[name], name) for name, array in narrow.items()}}

@@ -86,6 +86,7 @@ class Tree(Mapping[str, Entry]):
                 parents = path[len(prefix) :].split("/")[:-1]
                 for depth in range(1, len(parents) + 1 if recursive else min(len(parents), 1) + 1):
                     parent = prefix + "/".join(parents[:depth]) + "/"
+                    # A folder is listed once, before the first of its files.
                     if not before.startswith(parent):
                         yield parent, None
                 if parents and not recursive:
@@ -148,6 +149,7 @@ def change(files: dict[str, Entry], steps: Sequence[Step]) -> None:
         end = at
         while open_[end] != end:
             end = open_[end]
+        # Path compression: later lookups jump straight to the end.
         while open_[at] != end:
             at, open_[at] = open_[at], end
         return end

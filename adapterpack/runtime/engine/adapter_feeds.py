@@ -163,6 +163,7 @@ class AdapterFeeds:
         wanted = self.layout.widest(
             [self._extents, *((adapter or self._base).extents for adapter in distinct)]
         )
+        # A wider adapter changes the shape of every buffer, so all are allocated again.
         if wanted != self._extents:
             self.forget()
             self._extents = wanted

@@ -251,6 +251,7 @@ class AdapterTable:
     def release(self, adapter: ResidentAdapter) -> None:
         """Records that a row no longer uses the adapter."""
         with self._lock:
+            # A row may outlive the name of its pack; its adapter is dropped with the last such row.
             adapter.users -= 1
             unnamed = not adapter.packs <= self._names.keys()
             if not adapter.users and unnamed and self._resident.get(adapter.digest) is adapter:

@@ -118,6 +118,7 @@ def next_batch(
             break
         if not bounds.allow(len(batch) + 1, max(longest, row.length), tokens + row.length):
             continue
+        # The bank has no slot for one more adapter; rows with the adapters of this batch can still join.
         if row.adapter not in adapters and not fit({*adapters, row.adapter}):
             continue
         batch.append(row)

@@ -189,6 +189,7 @@ def _copier(kind: str, dtype: Any, resolved: ResolvedDevice) -> ort.InferenceSes
         ir.Shape(["heads", "positions" if kind == "take" else "length", "width"]),
     )
     model = ir.Model(ir.Graph(inputs, [to], nodes=nodes, opset_imports={"": 21}, name=kind), ir_version=10)
+    # Their shapes vary with the block, which a captured graph does not permit.
     plain = resolved.without_capture()
     return ort.InferenceSession(
         ir.to_proto(model).SerializeToString(),

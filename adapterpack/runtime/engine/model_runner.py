@@ -253,6 +253,7 @@ class ModelRunner:
     def add_rows(self, rows: Sequence[SequenceState]) -> None:
         """Makes room for rows after the running ones; :meth:`rearrange` then fills their caches."""
         first = len(self.running)
+        # From the last on, so that no row overwrites one that has yet to move.
         for place, row in reversed(list(enumerate(self.reading, first))):
             self._move(row, place, place + len(rows))
         self.running += rows
@@ -264,6 +265,7 @@ class ModelRunner:
         The first continuation of a row keeps its place in the pool. Further continuations are copied to the
         places of rows that nothing continues.
         """
+        # Rows that nothing continues; their places take the copies of rows that are continued more than once.
         free, kept = [row for place, row in enumerate(rows) if place not in parents], set[int]()
         result = []
         for place in parents:
@@ -313,6 +315,7 @@ class ModelRunner:
         for place, row in enumerate(rows, first):
             if row.kv_len == self._short:
                 self._reread(row, place)
+        # The bound pass is valid while the rows and their adapters stay the same.
         composition = first, [row.adapter for row in rows]
         if self._pass is None or composition != self._composition:
             self._pass = self._bound(first, len(rows), self._feeds.of(composition[1]))

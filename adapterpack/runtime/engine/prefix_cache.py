@@ -91,6 +91,7 @@ def _keys(row: ReadRow, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]
     """Yields the keys of the complete blocks of a row; each is chained to the one before."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
     # every token attends to the adapter's prompt, so all values depend on it
+    # The first link of the chain of keys: everything on which all blocks depend.
     key = row.salt + b"long" * is_long + (digest if _virtual(row) else b"")
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]

@@ -107,6 +107,8 @@ class SharedArrays:
             ):
                 continue  # not a low-rank site, or not one of the fleet
             arrays = self._arrays(path, members, cores, names, values)
+            # The core is multiplied into the smaller factor, which then differs by pack; the larger one is
+            # shared.
             narrow = values[names[0]].size <= sum(values[name].size for name in ups)
             for name in names:
                 down = name == names[0]

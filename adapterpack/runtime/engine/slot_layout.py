@@ -113,6 +113,7 @@ class SlotLayout:
         """Whether rows with one adapter can share its values. They cannot at a flat site (tokens without a
         row axis, as in a mixture of experts) that masks positions by row.
         """
+        # Last, because own() reads the fields above.
         self.base = self.own({})
 
     def _add(self, path: str, site: MappedSite, field: str, owner: str) -> None:

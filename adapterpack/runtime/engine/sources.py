@@ -130,6 +130,8 @@ class Sources:
         self._pool = None
 
     def _grow(self, length: int, rows: int) -> None:
+        # Only a ragged graph masks the end of shorter rows, so only there may the memory be longer than the
+        # rows.
         room = -(-length // _STEP) * _STEP if self._ragged else length
         old, new = self._pool, KVPool(self._decoder, self._rows, room, ENCODED)
         for place in range(rows if old is not None else 0):

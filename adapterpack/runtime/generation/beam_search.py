@@ -53,6 +53,7 @@ class BeamAnswer:
         first = _Beam((), request.make_sampler())
         self._beams = [first] * self.width
         self._scores = np.full(self.width, _NEVER)
+        # All beams start equal, so only the first may score: otherwise all would choose the same tokens.
         self._scores[0] = 0
         self._finished = [_Finished()] * self.width
         self.sequences: tuple[Ending, ...] = ()
@@ -94,6 +95,7 @@ class BeamAnswer:
         ]
         reasons = [self._reason(beam) for beam in candidates]
         ended = np.array([reason is not None for reason in reasons])
+        # A finished candidate gets a score so low that it is never continued while real ones remain.
         going = np.maximum(scores, _NEVER) + np.where(ended, _NEVER, np.float32(0))
         chosen = _largest(going, self.width)
         self._finish(scores, candidates, reasons)
@@ -146,6 +148,8 @@ class BeamAnswer:
 
     def _maybe_end(self, length: int, all_ended: bool) -> None:
         options, finished = self._sampling, all(one.done for one in self._finished)
+        # The best that a running beam can still reach: with "never" it may grow to the longest length, which
+        # a positive penalty favours.
         longest = self._room if options.early_stopping == "never" and options.length_penalty > 0 else length
         best = self._scores[0] / np.float32(longest**options.length_penalty)
         worst = min(one.score for one in self._finished)

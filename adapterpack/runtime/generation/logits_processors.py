@@ -125,6 +125,8 @@ def _no_repeats(size: int, row: RowStart) -> LogitsProcessor:
 
     def process(logits: np.ndarray, tokens: np.ndarray) -> None:
         if len(tokens) >= size:
+            # Every n-gram of the row; those whose first n-1 tokens equal the row's last n-1 would be
+            # completed again.
             windows = np.lib.stride_tricks.sliding_window_view(tokens, size)
             _ban(logits, windows[(windows[:, :-1] == tokens[len(tokens) + 1 - size :]).all(axis=1), -1])
 

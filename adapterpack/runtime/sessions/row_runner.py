@@ -257,6 +257,8 @@ def _in_order(executor: RowExecutor, rows: Iterator[RowOutcome]) -> Iterator[Row
                     row.error = error
                 else:
                     if request is None:
+                        # The row needs a larger engine, which can replace this one only when its rows have
+                        # ended.
                         held.append(row)
                         break
                     running[request] = row

@@ -137,6 +137,7 @@ class SessionEngine:
             engine.submit(row)
         try:
             while engine.busy:
+                # In the order of the rows, so that callbacks come in the same order every time.
                 for event in sorted(engine.step(), key=lambda event: places[event.request]):
                     if event.error is not None:
                         with row_errors(places[event.request] + 1):

@@ -65,6 +65,8 @@ def require_bounded_load(data: bytes, where: Path) -> None:
         ) from error
     vocab, merges = bytes(file.model.vocab), bytes(file.model.merges)
     size = (
+        # Counts brackets in the raw JSON instead of parsing it, which would take the very memory to be
+        # bounded.
         _MERGE * max(merges.count(b"["), merges.count(b",") if merges.count(b"[") < 2 else 0)
         + _TOKEN * max(vocab.count(b":"), vocab.count(b"["))
         + sum(_ADDED + _ADDED_CHARACTER * len(token.content) for token in file.added_tokens)

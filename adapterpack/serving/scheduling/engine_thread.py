@@ -207,6 +207,7 @@ class EngineThread:
                 messages.append(
                     partial(self._leave, row, AdapterpackError(f"{type(error).__name__}: {error}"))
                 )
+        # One message for all rows, so that the engine starts them in the same step.
         self._messages.put(partial(_all, messages))
 
     def _begin(self, row: ScheduledRow, request: EngineRow) -> None:

@@ -70,6 +70,7 @@ class FairQueue(Generic[AnyRow]):
             self._make_room()
         tenant = self._tenants.setdefault(row.tenant, _Tenant())
         if not tenant.busy:
+            # A returning tenant starts level with the tenant served last, and cannot use up saved turns.
             tenant.used = max(tenant.used, self._level)
         heapq.heappush(tenant.rows, (row.priority, next(self._numbers), row))
         self._waiting += 1

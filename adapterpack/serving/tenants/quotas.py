@@ -164,6 +164,7 @@ class Quotas:
         waits = []
         for quota, limit, meter in self._of(key):
             need = needed.get(quota.unit, 0)
+            # min: a prompt longer than the complete quota may run once nothing is used.
             excess = meter.used + min(need, limit) - limit
             if need and excess > _ROUNDING:
                 self._refused[key.id, quota.name] += 1
