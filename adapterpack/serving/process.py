@@ -216,8 +216,8 @@ class _Bounded(uvicorn.Server):  # type: ignore[misc]
         self.break_off()
 
     def break_off(self) -> None:
-        """Closes all connections and cancels their tasks. ``force_exit`` keeps uvicorn from logging an error
-        for each.
+        """Closes all connections and cancels their tasks. Each counts as disconnected by its client, since
+        uvicorn would otherwise log an error for it.
         """
         self.force_exit = True
         for connection in list(self.server_state.connections):

@@ -45,7 +45,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
         ir.to_proto(model).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     count = embeds.shape[0]
-    # The ids only give the shape: embeddings replace their lookup.
+    # The token ids are all 0, because the embeddings replace their lookup and only their shape counts.
     row = np.arange(count, dtype=np.int64)[None]
     feeds = {
         "input_ids": 0 * row,

@@ -59,8 +59,8 @@ class Engine:
     max_length: int | None
     """The most tokens of a row, its answer included; None if nothing bounds them."""
     rows_a_turn: int
-    """The number of rows that one turn of the engine finishes: 1 for a decoder, a full batch for an encoder.
-    Schedulers estimate waiting times with it.
+    """The number of rows that cost the engine as much as one answer: 1 for a decoder, a full batch for an
+    encoder. Admission counts so many rows as one.
     """
     ahead: int
     """How many more rows a caller with a queue of its own should submit ahead, so that the engine never

@@ -136,7 +136,8 @@ class SlotLayout:
         )
 
     def own(self, values: Values) -> Values:
-        """Groups one adapter's values by slot; slots that it leaves neutral are missing.
+        """Groups one adapter's values by slot, and adds the base's heads if the adapter has none. Slots that
+        it leaves neutral are missing.
 
         Raises:
             Unsupported: the graph has no slot for a part of the adapter.

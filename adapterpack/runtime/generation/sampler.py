@@ -146,7 +146,7 @@ class Sampler:
             known = self._tokens < size
             tokens, counts = self._tokens[known], self._counts[known]
             values = logits[tokens]
-            # As in transformers: the penalty makes a logit smaller, whatever its sign.
+            # As in transformers: a penalty above 1 makes a logit smaller, whatever its sign.
             values = np.where(
                 values < 0,
                 values * np.float32(options.repetition_penalty),
