@@ -32,7 +32,7 @@ class Audited:
         return self.report.state if self.report else self.error.code if self.error else "unknown"
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return {
             "repo": self.repo,
             "state": self.state,

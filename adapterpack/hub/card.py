@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _ROWS = 8
 _EIGHTHS = " ▁▂▃▄▅▆▇█"
 MARK = "<!-- written by adapterpack push from the manifest; remove this line to keep a text of your own -->"
-"""A push replaces a card with this line; any other card belongs to somebody and stays."""
+"""A push replaces a card with this line; any other card is the owner's and stays."""
 _SIGNS = re.compile(r"([\\`*_\[\]<>|#~&$])")
 """Characters that can be Markdown anywhere in a line."""
 _START = re.compile(r"^(\d+(?=[.)])|(?=[-+=]))")

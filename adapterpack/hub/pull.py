@@ -55,7 +55,7 @@ class Pulled:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return dict(strict_json.plain({**vars(self), "path": str(self.path)}))
 
 

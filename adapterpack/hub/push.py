@@ -49,7 +49,7 @@ class Pushed:
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """The result as JSON values."""
+        """Returns the result as JSON values."""
         return dict(strict_json.plain(self))
 
 
@@ -79,7 +79,7 @@ def push(
         ConfigError: the base has no usable name, there is no license, a text contains a secret, or the
             repository has files of something else.
         FormatError: the artifact is not valid, or what arrived is not what was sent.
-        HubConflict: somebody else changed the repository meanwhile.
+        HubConflict: someone else changed the repository meanwhile.
         HubError: the hub refuses.
 
     Example:

@@ -180,7 +180,7 @@ def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
 
 
 def _compared_values(one: Replay) -> Rows:
-    """Returns the components that were recorded. Where a row is too short the last component stands in;
+    """Returns the components that were recorded. If a row is too short, its last component is repeated;
     ``canary.check`` then refuses the row.
     """
     pairs = [

@@ -49,7 +49,7 @@ class KVPool:
         return sum(math.prod(one.shape) * one.dtype.itemsize for one in self._buffers.values())
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """The float type of a buffer."""
+        """Returns the dtype of a buffer."""
         return self._buffers[name].dtype
 
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Window]]:

@@ -79,11 +79,11 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
 
 
 def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
-    """The log-mel features ``[mel, frames]`` of a ``.wav`` file, or what a ``.npy`` file holds of them.
+    """Returns the log-mel features ``[mel, frames]`` of a ``.wav`` file, or reads them from a ``.npy`` file.
 
-    ``config`` is what the model's files say of its ``feature_extractor``. The formula is that of Radford et
-    al. 2022 (https://arxiv.org/abs/2212.04356), section 2.2, as Whisper's extractor has it: log10 of the
-    power in Slaney's mel bands, no lower than 8 below the largest, plus 4, by 4.
+    ``config`` is the ``feature_extractor`` section of the model's files. The formula is that of Radford et
+    al. 2022 (https://arxiv.org/abs/2212.04356), section 2.2, as in Whisper's extractor: log10 of the power in
+    Slaney's mel bands, at least its maximum minus 8, then plus 4 and divided by 4.
 
     Raises:
         Unsupported: the file is of another kind, or has another sampling rate, depth or number of channels.
@@ -164,7 +164,7 @@ def _open_file(path: Path) -> Iterator[FileIO]:
 
 
 def _fitting(array: np.ndarray, shape: Sequence[Any], what: str, path: object) -> np.ndarray:
-    if array.ndim == len(shape) + 1 and array.shape[0] == 1:  # a processor's batch of one
+    if array.ndim == len(shape) + 1 and array.shape[0] == 1:  # a batch of one, as processors return it
         array = array[0]
     if array.ndim != len(shape) or any(
         isinstance(wide, int) and wide != own for wide, own in zip(shape, array.shape, strict=True)

@@ -25,9 +25,9 @@ class Provider:
     wheel that contains it.
 
     ``settings`` converts each supported setting of a :class:`.Device` to options of the provider; ``options``
-    are always set, and ``session`` holds attributes for the session's options. ``behind`` are providers that
-    may run the nodes which this one leaves. Arrays stay in ``memory`` between runs, under ``OrtValue``'s name
-    for it. ``absent`` returns what is missing on this machine, or None.
+    are always set, and ``session`` holds attributes for the session's options. ``behind`` names providers
+    that may run the nodes which this one leaves. Arrays stay in ``memory`` between runs, under ``OrtValue``'s
+    name for it. ``absent`` returns what is missing on this machine, or None.
     """
 
     name: str

@@ -35,7 +35,7 @@ class StartupAdapters(NamedTuple):
 
     @classmethod
     def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> StartupAdapters:
-        """Sorts paths into packs and sources: a file is a lock file, a fleet stands for all its members, and
+        """Sorts paths into packs and sources: a file is a lock file, a fleet counts as all its members, and
         a folder that is no pack is a folder of packs.
         """
         given = [
