@@ -369,12 +369,15 @@ def test_a_bank_takes_prompts_while_it_runs(qwen: Path, tmp_path: Path) -> None:
 def test_a_quantized_bank_takes_prompts(qwen: Path, tmp_path: Path) -> None:
     """The quantized projections make the keys and values: near those of the float graph, and not the same."""
     packs = qwen_packs(qwen)
-    ap.export(qwen, [packs["long"], packs["lora"]], tmp_path / "bundle", slots=4)
+    ap.export(qwen, [packs["long"], packs["lora"]], tmp_path / "bundle", slots=5)
     ap.quantize(tmp_path / "bundle", tmp_path / "small", scheme="int8")
     session, given = ap.Session(tmp_path / "small", provider="cpu"), pad(ROWS, 0, left=True)
-    session.load(packs["long"], "again")
+    session.load(packs["long"], "same")
+    session.load(packs["long"].renamed("again"))
     real = given["attention_mask"] > 0
-    first, second, base = (session.run(given, [name] * 3)["logits"][real] for name in ("long", "again", None))
+    names = ("long", "same", "again", None)
+    first, same, second, base = (session.run(given, [name] * 3)["logits"][real] for name in names)
+    assert (same == first).all()  # the pack that the bundle was exported with keeps its exported values
     assert 0 < np.abs(first - second).max() < 0.1 * np.abs(first - base).max()
 
 

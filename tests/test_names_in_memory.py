@@ -64,7 +64,7 @@ class Family(NamedTuple):
     config: str
     fields: dict[str, Any]
     targets: str
-    move_paths: bool = True
+    moves: bool = True
 
     def build(self) -> Any:
         torch.manual_seed(2)
@@ -202,8 +202,8 @@ def test_an_adapter_of_peft_means_the_same_by_the_names_in_memory_and_by_those_o
     family.build().save_pretrained(tmp_path / "base")
     wanted = _adapter(family, tmp_path / "base", tmp_path / "peft")
     names = _proved(family, tmp_path / "base", tmp_path / "peft", wanted, tmp_path / "new")
-    assert any(path != stored for path, stored in names.items()) == family.moved
-    if family.moved:
+    assert any(path != stored for path, stored in names.items()) == family.moves
+    if family.moves:
         old = _renamed(tmp_path / "peft", tmp_path / "old", names)
         assert _proved(family, tmp_path / "base", old, wanted, tmp_path / "again") == names
 
