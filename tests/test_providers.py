@@ -271,16 +271,17 @@ def scripted(engine: Engine) -> list[np.ndarray]:
 
     def admitted(seed: int, name: str | None) -> Any:
         prompt = np.random.default_rng(seed).integers(3, 60, 37).tolist()
-        row = engine.row(prompt, None if name is None else engine.bundle.pack(name), Sampling())
+        pack = None if name is None else engine.bundle.pack(name)
+        row = engine.row(prompt, pack, Sampling()).sequences[0]
         rows.admit(row)
         rows.next_to_read()
-        logits.append(rows.prefill(len(prompt) - row.done))
+        logits.append(rows.prefill(len(prompt) - row.num_computed_tokens))
         return row
 
     def stepped(count: int) -> None:
         for step in range(count):
             for place, row in enumerate(rows.running):
-                row.token = 5 + 7 * step + place
+                row.next_token = 5 + 7 * step + place
             logits.extend(rows.decode())
 
     running = [admitted(seed, name) for seed, name in enumerate((None, "alpha", "beta"))]
@@ -288,7 +289,7 @@ def scripted(engine: Engine) -> list[np.ndarray]:
     rows.remove(running[0])
     stepped(2)
     again = admitted(1, "alpha")
-    assert again.done == len(again.prompt) and rows.reused == 32
+    assert again.num_computed_tokens == len(again.prompt) and rows.reused == 32
     stepped(2)
     rows.remove(running[2])
     stepped(2)
