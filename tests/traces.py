@@ -12,6 +12,7 @@ from copy import copy
 from functools import cache
 from hashlib import sha256
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ LARGEST = 128 << 20
 @contextmanager
 def kept(folder: Path) -> Iterator[None]:
     """While it lasts, the graph of a model that was traced before is read from ``folder``."""
+    if find_spec("torch") is None:  # nothing is traced where the hub's tests run by themselves
+        yield
+        return
     frontend = import_module("adapterpack.exporting.tracing.trace")
     trace = frontend._trace
 
