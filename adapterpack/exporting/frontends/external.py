@@ -292,7 +292,8 @@ def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
     if ids.shape is None or any(
         value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"
     ):
-        from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415 - most graphs declare their shapes
+        # most graphs declare their shapes
+        from onnx_ir.passes.common import ShapeInferencePass  # noqa: PLC0415
 
         ShapeInferencePass()(model)
 
