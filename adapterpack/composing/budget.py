@@ -14,9 +14,10 @@ FULL_RANK = 256
 
 
 def check_budget(budget: float | None, cut: Cut) -> None:
-    """Raises:
+    """Refuses a budget that cannot be kept.
+
     Raises:
-    ConfigError: the budget is out of range, or the call also sets another criterion, such as a rank.
+        ConfigError: the budget is out of range, or the call also sets another criterion, such as a rank.
     """
     if budget is not None and cut.criteria:
         raise ConfigError(

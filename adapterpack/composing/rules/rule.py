@@ -204,9 +204,10 @@ def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
 
 
 def choice(where: str, name: str, value: object, *choices: str) -> None:
-    """Raises:
+    """Refuses a value that is not among the choices.
+
     Raises:
-    ConfigError: the value is not among the choices.
+        ConfigError: the value is not among them.
     """
     if value not in choices:
         raise ConfigError(
@@ -219,8 +220,10 @@ def choice(where: str, name: str, value: object, *choices: str) -> None:
 
 
 def share(name: str, value: float, *, above: float = 0.0) -> None:
-    """Raises:
-    ConfigError: the value is not above ``above`` and at most 1.
+    """Refuses a value that is no share.
+
+    Raises:
+        ConfigError: the value is not above ``above`` and at most 1.
     """
     if not above < value <= 1:
         raise ConfigError(
