@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import method_fields
 import test_layers
 
 PACKAGE = test_layers.PACKAGE
@@ -192,43 +193,6 @@ def folder_circles() -> list[set[str]]:
     return circles
 
 
-def method_fields() -> dict[str, int]:
-    """The fields of a method's description and of its groups, each with how many methods use it."""
-    from adapterpack.adapter_methods import METHODS
-    from adapterpack.adapter_methods.core import base
-
-    users: dict[str, int] = {}
-    methods = [METHODS[name] for name in METHODS]
-    for method in methods:
-        pending: list[object] = [method]
-        seen: set[str] = set()
-        while pending:
-            value = pending.pop()
-            kind = type(value)
-            if isinstance(value, dict):
-                pending += value.values()
-            elif kind in (tuple, list):
-                pending += value
-            for field in getattr(kind, "__dataclass_fields__", None) or getattr(kind, "_fields", ()):
-                part = getattr(value, field)
-                key = f"{kind.__name__}.{field}"
-                users.setdefault(key, 0)
-                default = getattr(kind, "_field_defaults", {}).get(field, base)
-                if default is base and hasattr(kind, "__dataclass_fields__"):
-                    default = kind.__dataclass_fields__[field].default
-                if part != default and key not in seen:
-                    seen.add(key)
-                    users[key] += 1
-                if isinstance(part, (dict, list, tuple)) or type(part).__module__.startswith(
-                    base.__package__
-                ):
-                    pending.append(part)
-    groups = ("Method", "Training", "Storage", "Limits", "Traits", "PeftForm", "PeftLayer")
-    return {
-        key: count for key, count in sorted(users.items()) if key.startswith(tuple(f"{g}." for g in groups))
-    }
-
-
 def measure() -> dict[str, float]:
     """Every figure by its name in the record."""
     library = modules()
@@ -257,7 +221,7 @@ def measure() -> dict[str, float]:
         ),
         "imports inside functions": sum(len(late_imports(module)) for module in library),
         "bare Any among arguments of graph code, per mille": round(1000 * untyped / typed),
-        "fields of a method": len(method_fields()),
+        "fields of a method": len(method_fields.count_users()),
     }
 
 

@@ -87,13 +87,13 @@ def test_nf4_rounds_to_the_nearest_value_of_its_block() -> None:
     """Every value goes to the nearest of the sixteen, times its block's largest magnitude; zeros stay; an odd
     end is a block of its own.
     """
-    from adapterpack.adapter_methods.inits.loftq import _NF4
+    from adapterpack.adapter_methods.inits.loftq import NF4
 
     values = RNG.normal(size=130)
     rounded = nf4(values)
     for begin in range(0, 130, 64):
         block = values[begin : begin + 64]
-        grid = _NF4 * np.abs(block).max()
+        grid = NF4 * np.abs(block).max()
         np.testing.assert_allclose(
             rounded[begin : begin + 64], grid[np.abs(block[:, None] - grid).argmin(axis=1)], atol=1e-12
         )

@@ -9,29 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..adapter_methods.inits.loftq import NF4
+
 _FP4 = np.array([0, 0.0052083333, 0.6666667, 1, 0.33333334, 0.5, 0.16666667, 0.25], np.float32)
-_NF4 = np.array(
-    [
-        -1.0,
-        -0.6961928009986877,
-        -0.5250730514526367,
-        -0.39491748809814453,
-        -0.28444138169288635,
-        -0.18477343022823334,
-        -0.09105003625154495,
-        0.0,
-        0.07958029955625534,
-        0.16093020141124725,
-        0.24611230194568634,
-        0.33791524171829224,
-        0.44070982933044434,
-        0.5626170039176941,
-        0.7229568362236023,
-        1.0,
-    ],
-    np.float32,
-)
-TABLES = (np.concatenate([_FP4, -_FP4]), _NF4)
+TABLES = (np.concatenate([_FP4, -_FP4]), NF4.astype(np.float32))
 """The levels of each ``quant_type``: 0 is FP4, 1 is NF4 (QLoRA, arXiv 2305.14314, appendix E)."""
 
 

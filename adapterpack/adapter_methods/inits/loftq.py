@@ -16,7 +16,7 @@ from ..core.site import Site
 from .base import INITS, Factors, Init, pad, split
 from .svd import top
 
-_NF4 = np.array(
+NF4 = np.array(
     [
         -1.0,
         -0.6961928009986877,
@@ -52,9 +52,9 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
     blocks = np.pad(flat, (0, -len(flat) % _BLOCK)).reshape(-1, _BLOCK)
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     unit = blocks / np.where(scales == 0, 1, scales)
-    middles = (_NF4[1:] + _NF4[:-1]) / 2
+    middles = (NF4[1:] + NF4[:-1]) / 2
     rounded: np.ndarray = (
-        (_NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
+        (NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
     )
     return rounded
 
