@@ -26,8 +26,7 @@ FLAGS = ["-O3", "-Wno-psabi"]
 
 
 def source_hash() -> str:
-    """The hash of the C sources and of how they are compiled; each compiled module holds the one that it was
-    made from.
+    """Returns the hash of the C sources and of the compiler's options, which each compiled module stores.
 
     Example:
         >>> len(source_hash())

@@ -59,9 +59,7 @@ class OSF(SiteConfig):
 
 
 def _share_or_number(value: Any) -> Any:
-    """Returns a share below 1 as it is and anything else as an integer, because a YAML file may contain 8.0
-    for 8.
-    """
+    """Returns a share below 1 unchanged and other values as integers: a YAML file may write 8 as 8.0."""
     if value is None or (isinstance(value, float) and 0 < value < 1):
         return value
     number = int(value) if isinstance(value, float) and value.is_integer() else value

@@ -179,7 +179,7 @@ def _in_order(
 
 
 def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) -> bool:
-    """Whether the factors fit a parameter of that ``shape``, stored as it is or transposed."""
+    """Returns whether the factors fit a parameter of this ``shape``, in its stored layout or transposed."""
     A, B = factors["lora_A"], factors["lora_B"]
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
         return False
