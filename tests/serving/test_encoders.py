@@ -119,7 +119,7 @@ def test_vectors_of_many_at_once(embedder: Served, features: Path) -> None:
     )
     rows = sum(len(texts) for texts, *_ in asked)
     assert float(figures["adapterpack_passed_rows"]) == rows
-    assert float(figures["adapterpack_passes"]) < rows / 2  # four rows at most
+    assert float(figures["adapterpack_passes"]) < rows  # those of a request, at the least, go together
     coded_answer = embedder.post(
         "/v1/embeddings", {"model": "alpha", "input": "w1 w2", "encoding_format": "base64"}
     )
