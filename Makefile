@@ -49,7 +49,7 @@ golden:
 	python -m adapterpack.manifest.schema > schemas/manifest.v1.json
 	python -m adapterpack.bundle.schema > schemas/bundle.v1.json
 	python -m adapterpack.fleet.schema > schemas/fleet.v1.json
-	python -m adapterpack.training.config.schema > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
+	python tests/train_schema.py > train.v1.json.new && mv train.v1.json.new schemas/train.v1.json
 
 guide:
 	for page in commands catalogue pack_format errors; do python tests/guide/$${page}_page.py > page.new && mv page.new docs/$$(echo $$page | tr _ -).md || exit 1; done

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from shipped_schemas import fits
+from train_schema import schema
 
 from adapterpack import LoRA
 from adapterpack.adapter_methods import methods
@@ -21,7 +22,6 @@ from adapterpack.tasks.task import TASKS
 from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import as_mapping, read_config
 from adapterpack.training.config.fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
-from adapterpack.training.config.schema import schema
 from adapterpack.training.config.sources import Source, sources_of
 from adapterpack.training.trainers.kind import TRAINERS, NoSettings
 

@@ -1,8 +1,8 @@
 """Generates the part of the training schema that covers settings of methods and trainers, from the
 registries.
 
-``python -m adapterpack.training.config.schema > schemas/train.v1.json`` updates the schema; the settings of a
-run stay as they are written there.
+``python tests/train_schema.py`` prints the schema, which ``make golden`` writes to ``schemas/train.v1.json``;
+the settings of a run stay as they are written there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ... import resources
-from ...adapter_methods import Method, methods
-from ..trainers.kind import TRAINERS, TrainerKind
-from .fields import PARTS, TrainConfig
+from adapterpack import resources
+from adapterpack.adapter_methods import Method, methods
+from adapterpack.training.config.fields import PARTS, TrainConfig
+from adapterpack.training.trainers.kind import TRAINERS, TrainerKind
 
 Owner = Method | TrainerKind
 """A method or trainer, which has settings of its own."""
