@@ -65,6 +65,7 @@ from .composing.pipeline import compose as compose
 from .composing.resize import resize as resize
 from .composing.rules.rule import rules as rules
 from .compressing.pipeline import compress as compress
+from .converting.declare import declare as declare
 from .converting.pipeline import convert as convert
 from .demos import demo as demo
 from .diagnosing.doctor import doctor as doctor
@@ -76,9 +77,7 @@ from .hub.pull import pull as pull
 from .hub.push import push as push
 from .merging.pipeline import merge as merge
 from .merging.unmerge import unmerge as unmerge
-from .pack.declare import declare as declare
 from .pack.pack import Pack as Pack
-from .pack.store import Store as Store
 from .pack.validate.validation import load as load
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
@@ -86,6 +85,7 @@ from .runtime.engine.base import Engine as Engine
 from .runtime.sessions.run import run as run
 from .runtime.sessions.session import Session as Session
 from .serving.serve import serve as serve
+from .store import Store as Store
 from .torch_adapters.adapt import adapt as adapt
 from .torch_adapters.adapt import attach as attach
 from .torch_adapters.adapt import detach as detach

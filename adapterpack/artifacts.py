@@ -24,8 +24,8 @@ from .pack.pack import Pack
 from .pack.trust.sign import Signature
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack
-from .pack.validate.budget import Budget
-from .pack.validate.validation import Report
+from .pack.validate.checks.budget import Budget
+from .pack.validate.validation import Report, load
 from .pack.validate.validation import validate as validate_pack
 from .peft import layout
 
@@ -149,9 +149,9 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _inspect_bundle(folder)
     if kind == "fleet":
         return inspect_fleet(folder)
-    from .pack.inspect import inspect_base, inspect_pack  # noqa: PLC0415 - validating does not need it
+    from .pack.inspect import describe, inspect_base  # noqa: PLC0415 - validating does not need it
 
-    return inspect_base(folder) if kind == "base" else inspect_pack(folder)
+    return inspect_base(folder) if kind == "base" else describe(load(folder), folder)
 
 
 def sign(

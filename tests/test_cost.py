@@ -31,13 +31,13 @@ from adapterpack.io import strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate import validation as validating
-from adapterpack.pack.validate.budget import Budget, Spent
 from adapterpack.pack.validate.checks.base import difference
+from adapterpack.pack.validate.checks.budget import Budget, Spent
+from adapterpack.pack.validate.checks.context import Check, Subject
 from adapterpack.pack.validate.checks.text import addresses
-from adapterpack.pack.validate.context import Check, Subject
+from adapterpack.pack.validate.checks.walk import walk
 from adapterpack.pack.validate.registry import CHECKS
 from adapterpack.pack.validate.validation import load, validate
-from adapterpack.pack.validate.walk import walk
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
 import make_bad as bad

@@ -58,8 +58,8 @@ from adapterpack.manifest.structs import (
     Variant,
 )
 from adapterpack.pack.pack import Pack, build, seal
-from adapterpack.pack.store import Store
 from adapterpack.pack.validate.validation import load, validate
+from adapterpack.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent / "packs"))
 from make_bad import sealed_json

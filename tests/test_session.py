@@ -46,7 +46,7 @@ from adapterpack.io import file_hashes, hashing, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import validation
-from adapterpack.pack.validate.budget import Budget
+from adapterpack.pack.validate.checks.budget import Budget
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.runtime.ort import sandboxed_open
 from adapterpack.runtime.providers import builtin

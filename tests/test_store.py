@@ -24,7 +24,7 @@ from adapterpack.io.cache import cache_folder
 from adapterpack.io.locks import hold_lock
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
-from adapterpack.pack.store import Store
+from adapterpack.store import Store
 
 pytestmark = pytest.mark.fast
 
@@ -238,7 +238,7 @@ def test_without_keep_only_leftovers_go(store: Store, tmp_path: Path) -> None:
     for path in (lonely, store.root / "tmp" / "left", store.root / "quarantine" / "old"):
         path.write_bytes(b"x" * 1000)
     assert store.gc().bytes == 3000
-    assert store.gc(dry_run=False) == adapterpack.pack.store.Garbage((), 3, 3000, False)
+    assert store.gc(dry_run=False) == adapterpack.store.Garbage((), 3, 3000, False)
     assert store.get(pack.id).id == pack.id
     assert store.gc().files == 0
 
@@ -255,7 +255,7 @@ def test_collecting_that_dies_half_way_leaves_no_half_pack(
         next(path for path in Path(tree).rglob("*") if path.is_file()).unlink()
         raise OSError("dies here")
 
-    monkeypatch.setattr("adapterpack.pack.store.shutil.rmtree", dies)
+    monkeypatch.setattr("adapterpack.store.shutil.rmtree", dies)
     with pytest.raises(StorageError):
         store.gc(keep=[], dry_run=False)
     monkeypatch.undo()
@@ -290,7 +290,7 @@ def test_where_there_are_no_hard_links_copies_do(store: Store, monkeypatch: pyte
 
 ADD = """
 import sys, time
-from adapterpack.pack.store import Store
+from adapterpack.store import Store
 while time.time() < float(sys.argv[2]): pass
 store = Store(sys.argv[1])
 for folder in sys.argv[3:]:
@@ -299,7 +299,7 @@ for folder in sys.argv[3:]:
 """
 COLLECT = """
 import sys, time
-from adapterpack.pack.store import Store
+from adapterpack.store import Store
 store = Store(sys.argv[1])
 while time.time() < float(sys.argv[2]): store.gc(dry_run=False)
 """
@@ -337,7 +337,7 @@ def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> 
 WORK = """
 import random, sys, time
 from adapterpack.errors import UnknownName
-from adapterpack.pack.store import Store
+from adapterpack.store import Store
 root, start, what, *folders = sys.argv[1:]
 store, draw, rounds = Store(root), random.Random(what), 0
 while time.time() < float(start): pass
@@ -553,7 +553,7 @@ def test_a_folder_of_the_store_that_is_a_link_is_refused(name: str, store: Store
 
 FULL = """
 import resource, sys
-from adapterpack.pack.store import Store
+from adapterpack.store import Store
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     Store(sys.argv[1]).add(sys.argv[2])
@@ -583,7 +583,7 @@ def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Pa
     pack = make_pack(width=400_001)
     folder = pack.write(tmp_path / "big").path
     program = (
-        "import sys\nfrom adapterpack.pack.store import Store\nprint('ready', "
+        "import sys\nfrom adapterpack.store import Store\nprint('ready', "
         "flush=True)\nStore(sys.argv[1]).add(sys.argv[2])"
     )
     for number in range(12):

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from ..errors import storage_errors
 from ..io.cache import cache_folder
-from ..pack.store import Store
 from ..readable import size
+from ..store import Store
 from .finding import CheckResult
 
 _AT_WORK = 600.0

@@ -29,8 +29,8 @@ from ..pack.shared_factors import SharedFactors
 from ..pack.trust.keys import private_key, public_key
 from ..pack.trust.sign import Signable, Signature, seal, unseal
 from ..pack.trust.statement import Statement
+from ..pack.validate.checks.finding import Finding
 from ..pack.validate.checks.folder import REGULAR, entries
-from ..pack.validate.finding import Finding
 from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, layout, parse
 
 _REMEDY = "fetch the fleet again, or compress the packs again"

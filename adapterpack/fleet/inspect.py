@@ -8,8 +8,8 @@ from typing import Any
 from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError
 from ..io import strict_json
+from ..pack.validate.checks.finding import Report
 from ..pack.validate.checks.reading import unreadable
-from ..pack.validate.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from .fleet import Fleet
 

@@ -18,7 +18,7 @@ from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
 from ..pack.pack import MUTABLE, SIGNATURE
 from ..pack.validate.checks import folder as files
-from ..pack.validate.finding import Finding
+from ..pack.validate.checks.finding import Finding
 from ..peft import layout
 from .transport.client import ListedFile, Remote
 from .transport.transfer import fetch

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdapterpackError, FormatError
-from ..pack.validate.budget import Budget
-from ..pack.validate.finding import Report
+from ..pack.validate.checks.budget import Budget
+from ..pack.validate.checks.finding import Report
 from ..pack.validate.sarif import sarif
 from .lockfile import Lockfile, PinnedArtifact
 from .remote import validate_remote

@@ -12,8 +12,8 @@ from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, U
 from ..io.atomic import publish
 from ..io.cache import cache_folder
 from ..pack.pack import Pack
-from ..pack.store import Store
 from ..runtime.sessions.validation import validate_bundle
+from ..store import Store
 
 
 def find_bundle(kind: str, identity: str) -> Path | None:

@@ -20,7 +20,7 @@ from ..errors import printable
 from ..manifest import manifest as m
 from ..manifest.structs import settings_of
 from ..pack.pack import Pack
-from ..pack.validate.finding import Report
+from ..pack.validate.checks.finding import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
 from ..tasks.task import NO_TASK, TASKS, Task

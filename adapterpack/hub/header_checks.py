@@ -18,13 +18,13 @@ from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
 from ..pack import from_peft
 from ..pack.pack import SIGNATURE, Pack
-from ..pack.validate.budget import Budget
 from ..pack.validate.checks.base import base_verdict
+from ..pack.validate.checks.budget import Budget
 from ..pack.validate.checks.composition import composition
+from ..pack.validate.checks.context import Subject
+from ..pack.validate.checks.finding import Finding, Report
 from ..pack.validate.checks.peft_agreement import options
 from ..pack.validate.checks.remote import remote_code
-from ..pack.validate.context import Subject
-from ..pack.validate.finding import Finding, Report
 from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
 from ..pack.validate.validation import require_known, run_checks

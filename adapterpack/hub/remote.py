@@ -7,9 +7,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import AdapterpackError, HubError
-from ..pack.validate.budget import Budget, Spent
 from ..pack.validate.checks import reading
-from ..pack.validate.finding import Report
+from ..pack.validate.checks.budget import Budget, Spent
+from ..pack.validate.checks.finding import Report
 from ..pack.validate.open_questions import NO_BASE
 from ..pack.validate.validation import examine
 from ..runtime.sessions.validation import validate_bundle

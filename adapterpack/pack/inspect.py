@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 from ..base import compatibility
 from ..io import strict_json
 from .pack import Pack
-from .validate.validation import load
 
 if TYPE_CHECKING:
     from ..manifest.structs import Composition
-
-
-def inspect_pack(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Loads and verifies the pack in a folder, and returns its summary as JSON values."""
-    return describe(load(path), path)
 
 
 def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:

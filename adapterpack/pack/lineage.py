@@ -8,7 +8,9 @@ from typing import Any
 from ..errors import FormatError
 from ..manifest.manifest import Lineage, Parent
 from .pack import Pack
-from .validate.checks.lineage import MAX_DEPTH, depths
+
+MAX_DEPTH = 8
+"""The most generations that a manifest can name."""
 
 MAX_ANCESTORS = 256
 """The most ancestors that a manifest can name."""
@@ -62,3 +64,34 @@ def _parents_of(parents: Sequence[Pack]) -> dict[str, tuple[str, ...]]:
                         remedy="see what validate says of each, or pack them again",
                     )
     return {digest: before for digest, before in parents_of.items() if before}
+
+
+def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict[str, int] | None:
+    """Returns the generation of every reachable pack (parents are 1) along the longest path; None if there is
+    a cycle.
+
+    Example:
+        >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})
+        ({'c': 3, 'b': 2, 'a': 1}, None)
+    """
+    order: list[str] = []
+    state: dict[str, bool] = {}  # False: on the way down, True: done
+    stack: list[tuple[str, bool]] = [(parent, False) for parent in parents]
+    while stack:
+        digest, leaving = stack.pop()
+        if leaving:
+            state[digest] = True
+            order.append(digest)
+        elif digest not in state:
+            state[digest] = False
+            stack.append((digest, True))
+            for before in ancestors.get(digest, ()):
+                if state.get(before) is False:
+                    return None
+                stack.append((before, False))
+    generation = dict.fromkeys(order, 1)
+    # Reversed post-order is a topological order: every pack comes before its ancestors.
+    for digest in reversed(order):
+        for before in ancestors.get(digest, ()):
+            generation[before] = max(generation[before], generation[digest] + 1)
+    return generation

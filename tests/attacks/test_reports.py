@@ -103,7 +103,7 @@ def _card(text: str) -> None:
     from adapterpack.hub import card
     from adapterpack.hub.transport import names
     from adapterpack.io import plain_yaml
-    from adapterpack.pack.validate.finding import Finding, Report
+    from adapterpack.pack.validate.checks.finding import Finding, Report
     from adapterpack.pack.validate.validation import load
 
     bad.good(Path("pack"))
@@ -208,7 +208,7 @@ def _sarif(text: str) -> None:
     import re
 
     from adapterpack.io import strict_json
-    from adapterpack.pack.validate.finding import Finding, Report
+    from adapterpack.pack.validate.checks.finding import Finding, Report
     from adapterpack.pack.validate.sarif import sarif
 
     report = Report("pack", text, None, (Finding("AP101", "error", text, text, text, file=text),), (text,))

@@ -22,7 +22,7 @@ from adapterpack.errors import printable
 from adapterpack.hub import card as cards
 from adapterpack.hub.card import MARK, bundle_card, pack_card
 from adapterpack.hub.transport import names
-from adapterpack.pack.validate.finding import Finding, Report
+from adapterpack.pack.validate.checks.finding import Finding, Report
 
 pytestmark = pytest.mark.fast
 

@@ -38,8 +38,8 @@ from adapterpack.hub.auditing import audit, audit_sarif
 from adapterpack.hub.lockfile import Lockfile
 from adapterpack.hub.server.storage import HubStorage
 from adapterpack.hub.transport import client, names, transfer
-from adapterpack.pack.store import Store
 from adapterpack.resources import schema
+from adapterpack.store import Store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "packs"))
 from make_bad import sealed_json

@@ -27,8 +27,8 @@ from ...io.hashing import sha256_of
 from ...io.safe_open import read_file
 from ...manifest import manifest as m
 from ..pack import MUTABLE, SIGNATURE, Pack
+from ..validate.checks.finding import Finding
 from ..validate.checks.folder import entries, regular_files
-from ..validate.finding import Finding
 from ..validate.validation import load
 from . import dsse, statement
 from .keys import key_digest, private_key, public_key

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..pack import SIGNATURE
-from .context import Subject
+from .checks.context import Subject
 
 NO_BASE = "base: none was named (--base)"
 SHAPES_ONLY = "base: compared by its shapes only"

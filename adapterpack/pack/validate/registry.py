@@ -17,8 +17,8 @@ from .checks import (
     text,
     values,
 )
-from .context import Check
-from .finding import CheckRule
+from .checks.context import Check
+from .checks.finding import CheckRule
 
 _GROUPS = (
     reading,

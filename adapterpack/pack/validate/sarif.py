@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import printable
-from .finding import Finding, Report
+from .checks.finding import Finding, Report
 from .registry import RULES
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

@@ -25,16 +25,16 @@ from ...manifest.composed_method import method_of
 from ...peft import layout
 from .. import from_peft
 from ..pack import TEMPLATE, Pack
-from .budget import Budget, Spent
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
+from .checks.budget import Budget, Spent
 from .checks.composition import composition
+from .checks.context import Check, Subject
+from .checks.finding import Finding, Report
 from .checks.peft_agreement import OPTION, options
 from .checks.remote import remote_code
 from .checks.template import template_findings
-from .context import Check, Subject
-from .finding import Finding, Report
 from .open_questions import NO_BASE, SHAPES_ONLY, questions_about
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from ...pack.pack import SIGNATURE
 from ...pack.trust.keys import private_key, public_key
 from ...pack.trust.sign import Signable, Signature, seal, unseal
 from ...pack.trust.statement import Statement
-from ...pack.validate.finding import Finding
+from ...pack.validate.checks.finding import Finding
 from .validation import IRREGULAR, validate_bundle
 
 

@@ -14,9 +14,9 @@ from ....base.base_metadata import chat_template_of
 from ....base.compatibility import Verdict
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
-from ..budget import Budget
-from ..context import Subject
-from ..finding import CheckRule, Finding
+from .budget import Budget
+from .context import Subject
+from .finding import CheckRule, Finding
 
 if TYPE_CHECKING:
     from ....base.checkpoint import Checkpoint

@@ -10,8 +10,8 @@ from ....adapter_methods import complete
 from ....errors import AdapterpackError, FormatError
 from ....manifest import manifest as m
 from ....manifest.composed_method import FEATURE, method_of
-from ..context import Subject, group_pointer
-from ..finding import CheckRule, Finding
+from .context import Subject, group_pointer
+from .finding import CheckRule, Finding
 
 SAID = CheckRule(
     "AP911",

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from ....io import hashing
 from ....io.safe_open import TENSORS
-from ..context import Subject
-from ..finding import Finding
 from . import folder, tensors
+from .context import Subject
+from .finding import Finding
 
 
 def digests(s: Subject) -> Iterator[Finding]:

@@ -10,8 +10,8 @@ from ....errors import FormatError
 from ....io.safe_open import LARGE, TENSORS, in_hub_cache, map_file, read_file
 from ....manifest import manifest as m
 from ...pack import MUTABLE
-from ..budget import Budget
-from ..finding import CheckRule, Finding
+from .budget import Budget
+from .finding import CheckRule, Finding
 from .magic import magic_of
 
 REGULAR = CheckRule(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
-from ..context import Subject
-from ..finding import CheckRule, Finding
+from ...lineage import MAX_DEPTH, depths
+from .context import Subject
+from .finding import CheckRule, Finding
 
 CYCLE = CheckRule("AP901", "error", "No pack is among its own ancestors.", "pack the adapter again")
 DEPTH = CheckRule(
@@ -22,8 +23,6 @@ NOTHING = CheckRule(
     "leave the lineage out",
 )
 RULES = (CYCLE, DEPTH, STRAY, NOTHING)
-
-MAX_DEPTH = 8
 
 
 def lineage(s: Subject) -> Iterator[Finding]:
@@ -43,34 +42,3 @@ def lineage(s: Subject) -> Iterator[Finding]:
         yield STRAY.at(
             "lineage", f"{digest[:17]} is no ancestor of any parent", pointer=f"/lineage/ancestors/{digest}"
         )
-
-
-def depths(parents: list[str], ancestors: Mapping[str, tuple[str, ...]]) -> dict[str, int] | None:
-    """Returns the generation of every reachable pack (parents are 1) along the longest path; None if there is
-    a cycle.
-
-    Example:
-        >>> depths(["a"], {"a": ("b",), "b": ("c",)}), depths(["a"], {"a": ("a",)})
-        ({'c': 3, 'b': 2, 'a': 1}, None)
-    """
-    order: list[str] = []
-    state: dict[str, bool] = {}  # False: on the way down, True: done
-    stack: list[tuple[str, bool]] = [(parent, False) for parent in parents]
-    while stack:
-        digest, leaving = stack.pop()
-        if leaving:
-            state[digest] = True
-            order.append(digest)
-        elif digest not in state:
-            state[digest] = False
-            stack.append((digest, True))
-            for before in ancestors.get(digest, ()):
-                if state.get(before) is False:
-                    return None
-                stack.append((before, False))
-    generation = dict.fromkeys(order, 1)
-    # Reversed post-order is a topological order: every pack comes before its ancestors.
-    for digest in reversed(order):
-        for before in ancestors.get(digest, ()):
-            generation[before] = max(generation[before], generation[digest] + 1)
-    return generation

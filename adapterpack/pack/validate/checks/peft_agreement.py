@@ -12,8 +12,8 @@ from ....peft import layout
 from ....peft.options import unknown_sentence
 from ...files import METADATA
 from ...pack import FILE_ROLES, TEMPLATE
-from ..context import Subject
-from ..finding import CheckRule, Finding
+from .context import Subject
+from .finding import CheckRule, Finding
 
 FACE = CheckRule(
     "AP601", "error", "PEFT would read from the folder what the manifest says.", "pack the adapter again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....errors import AdapterpackError
-from ..finding import CheckRule, Finding
+from .finding import CheckRule, Finding
 
 CHECK = CheckRule("AP000", "error", "Every check can be made to its end.", "pack the adapter again")
 UNREADABLE = CheckRule(

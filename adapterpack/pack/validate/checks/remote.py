@@ -9,10 +9,10 @@ from typing import Any
 
 from ....errors import FormatError
 from ....io import strict_json
-from ..budget import Budget
-from ..context import Subject
-from ..finding import CheckRule, Finding
-from ..walk import texts_in, walk
+from .budget import Budget
+from .context import Subject
+from .finding import CheckRule, Finding
+from .walk import texts_in, walk
 
 CODE = CheckRule(
     "AP110",

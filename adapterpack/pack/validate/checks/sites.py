@@ -15,8 +15,8 @@ from ....io.safe_open import TENSORS
 from ....manifest import manifest as m
 from ...expansion_limit import require_limit
 from ...pack import SHARED, site_of
-from ..context import Subject, group_pointer, quantized_numbers, tensor_pointer
-from ..finding import CheckRule, Finding
+from .context import Subject, group_pointer, quantized_numbers, tensor_pointer
+from .finding import CheckRule, Finding
 
 TWICE = CheckRule("AP401", "error", "No two groups have the same path.", "pack the adapter again")
 NO_GROUP = CheckRule(

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 
 from ...pack import TEMPLATE
-from ..budget import Budget
-from ..context import Subject
-from ..finding import CheckRule, Finding
+from .budget import Budget
+from .context import Subject
+from .finding import CheckRule, Finding
 
 PARSE = CheckRule(
     "AP851", "error", "A chat template is Jinja that parses, of at most 64 KiB.", "repair the template"
@@ -80,8 +80,8 @@ def template_findings(
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
     from ....chat.rendering import GenerationExtension  # noqa: PLC0415
-    from ..jinja_words import TooDeep, walk_nodes, word_problems  # noqa: PLC0415
-    from ..template_cost import cost_problem  # noqa: PLC0415
+    from .jinja_words import TooDeep, walk_nodes, word_problems  # noqa: PLC0415
+    from .template_cost import cost_problem  # noqa: PLC0415
 
     try:
         if len(data) > MAX_TEMPLATE:

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from ....io.safe_open import TENSORS
 from ....manifest.manifest import PACKED
 from ...quantized_tensors import overflows, problem
-from ..context import Subject, tensor_pointer
-from ..finding import CheckRule, Finding
+from .context import Subject, tensor_pointer
+from .finding import CheckRule, Finding
 from .values import NONFINITE
 
 MISSING = CheckRule(

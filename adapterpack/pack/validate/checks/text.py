@@ -10,9 +10,9 @@ import string
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from ..context import Subject
-from ..finding import CheckRule, Finding
-from ..walk import texts_in, walk
+from .context import Subject
+from .finding import CheckRule, Finding
+from .walk import texts_in, walk
 
 URL = CheckRule(
     "AP801",

@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import nodes as n
 
-from ...chat.template import ChatTemplate
-from ...errors import FormatError
-from ...sandbox.sandbox import OutOfLimits
+from ....chat.template import ChatTemplate
+from ....errors import FormatError
+from ....sandbox.sandbox import OutOfLimits
 from .jinja_words import FUNCTIONS
 
 _ARGUMENTS = {"town": "Bern", "days": [1, 2], "units": {"degrees": "C"}}

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..errors import (
+from .errors import (
     AdapterpackError,
     CorruptBlob,
     FormatError,
@@ -34,16 +34,16 @@ from ..errors import (
     nearest,
     storage_errors,
 )
-from ..io import blobs
-from ..io.atomic import own_folder, sync
-from ..io.cache import cache_folder
-from ..io.hashing import sha256_of
-from ..io.locks import hold_lock
-from ..io.safe_open import open_inside, read_at_most, read_file
-from ..manifest import manifest as m
-from .pack import Pack
-from .validate.checks.folder import regular_files
-from .validate.validation import load
+from .io import blobs
+from .io.atomic import own_folder, sync
+from .io.cache import cache_folder
+from .io.hashing import sha256_of
+from .io.locks import hold_lock
+from .io.safe_open import open_inside, read_at_most, read_file
+from .manifest import manifest as m
+from .pack.pack import Pack
+from .pack.validate.checks.folder import regular_files
+from .pack.validate.validation import load
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 

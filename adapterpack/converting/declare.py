@@ -16,8 +16,8 @@ from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io.atomic import refuse_existing
 from ..manifest import manifest as m
 from ..manifest.structs import Variant
-from .pack import Pack, seal
-from .validate.validation import load
+from ..pack.pack import Pack, seal
+from ..pack.validate.validation import load
 
 
 def declare(

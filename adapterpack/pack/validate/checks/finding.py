@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ...base.compatibility import Verdict
-from ...errors import AdapterpackError, FormatError
+from ....base.compatibility import Verdict
+from ....errors import AdapterpackError, FormatError
 
 
 class Finding(NamedTuple):

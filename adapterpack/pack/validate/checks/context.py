@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from ...io.safetensors import SafetensorsFile
-from ...manifest.manifest import Manifest
-from ..pack import Pack
+from ....io.safetensors import SafetensorsFile
+from ....manifest.manifest import Manifest
+from ...pack import Pack
 from .budget import Budget
 from .finding import Finding
 
 if TYPE_CHECKING:
-    from ...base.checkpoint import Checkpoint
+    from ....base.checkpoint import Checkpoint
 
 
 class Subject(NamedTuple):

@@ -24,7 +24,7 @@ class Budget:
         >>> Budget(seconds=0).require_time("the values")
         Traceback (most recent call last):
         ...
-        adapterpack.pack.validate.budget.Spent: the values: the time ran out
+        adapterpack.pack.validate.checks.budget.Spent: the values: the time ran out
     """
 
     seconds: float = 600.0
