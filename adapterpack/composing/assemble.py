@@ -91,9 +91,7 @@ def assemble(
         task=task,
         base=base,
         problem=common_problem(parents),
-        shared=_init_shared_parameters(method, len(sites), seed)
-        if shared is None
-        else _take_trained_values(method, adapters, shared),
+        shared=_shared_parameters(method, adapters, seed, shared),
         full=average(parents, [part[member] for member in by_name]),
         weights=weights,
         lineage=descend(NAME, parents, {"seed": seed} if is_random(method) else {}),
@@ -219,18 +217,25 @@ def _adapter(
         f"{name}/{key}": value for name, (_, adapter) in parts.items() for key, value in adapter.wide.items()
     }
     # such members may need the base's weight, which is not loaded here
-    if not any(spot.kind.made is not None for spot in method.config.spots):
+    if not any(spot.kind.made for spot in method.config.spots):
         return cfg, params
     return cfg, {**params, **make_own(method, cfg, complete(method, cfg, params, site), site, seed)}
 
 
-def _take_trained_values(
-    method: Method, adapters: Mapping[Site, tuple[Any, Any]], shared: Mapping[str, np.ndarray]
+def _shared_parameters(
+    method: Method,
+    adapters: Mapping[Site, tuple[Any, Any]],
+    seed: int,
+    trained: Mapping[str, np.ndarray] | None,
 ) -> Mapping[str, np.ndarray]:
-    """Returns the ``shared`` parameters after checking that they have the shapes that the tree gives them."""
-    cfg, _ = next(iter(adapters.values()))
-    wanted = {} if method.storage.shared is None else method.storage.shared.shapes(cfg, list(adapters))
-    found = {param: value.shape for param, value in shared.items()}
+    """Returns the parameters that the nodes have once for all sites: the ``trained`` ones after checking that
+    they have the shapes that the tree gives them, or else initial values.
+    """
+    shared, (cfg, _), sites = method.storage.shared, next(iter(adapters.values())), list(adapters)
+    if trained is None:
+        return {} if shared is None else shared.init(cfg, sites, np.random.default_rng(seed))
+    wanted = {} if shared is None else shared.shapes(cfg, sites)
+    found = {param: value.shape for param, value in trained.items()}
     if found != wanted:
         raise FormatError(
             "the parameters of the nodes are not those of this tree",
@@ -238,15 +243,4 @@ def _take_trained_values(
             expected=wanted,
             found=found,
         )
-    return shared
-
-
-def _init_shared_parameters(method: Method, sites: int, seed: int) -> dict[str, np.ndarray]:
-    """Returns the initial values of the parameters that a node has once for all sites."""
-    rng = np.random.default_rng(seed)
-    values: dict[str, np.ndarray] = {}
-    for spot in method.config.spots:
-        if spot.kind.made_shared is not None:
-            tensors = spot.kind.made_shared(spot.settings, len(spot.children), sites, rng)
-            values |= {f"{spot.prefix}{key}": value for key, value in tensors.items()}
-    return values
+    return trained

@@ -113,7 +113,7 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
             )
         leaves = {
             **scoring,
-            "pick": np.eye(count)[gate.top_k - 1],
+            "pick": np.eye(count)[min(gate.top_k, count) - 1],
             "down": np.asarray(route.down).T,
             "up": np.asarray(route.up).T,
             "spread": np.repeat(np.eye(count), route.widths, axis=1),

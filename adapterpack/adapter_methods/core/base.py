@@ -309,7 +309,7 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
         inner = form.down.apply(x if drop is None else drop(x))
         y = y + (inner if form.up is None else form.up.apply(inner))
     for route in form.routes:
-        y = y + route.mixed(x, x if drop is None else drop(x))
+        y = y + route.apply(x, x if drop is None else drop(x))
     if form.output_scale is not None:
         y = y * form.output_scale
     if form.post is not None:

@@ -50,17 +50,28 @@ class Weights(Protocol):
         ...
 
 
-def _softmax_of_largest(scores: Array, top_k: int) -> Array:
+def softmax(scores: Array) -> Array:
+    """Returns the softmax over the last axis."""
+    xp = array_namespace(scores)
+    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
+    return powers / xp.sum(powers, axis=-1, keepdims=True)
+
+
+def keep_largest(scores: Array, top_k: int, other: float) -> Array:
+    """Returns scores ``[..., experts]`` with ``other`` in place of all but the ``top_k`` largest."""
+    xp, experts = array_namespace(scores), scores.shape[-1]
+    if top_k >= experts:
+        return scores
+    # A threshold instead of indices keeps every score that ties with the k-th, in any array library.
+    least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
+    return xp.where(scores >= least, scores, xp.full_like(scores, other))
+
+
+def softmax_of_largest(scores: Array, top_k: int) -> Array:
     """Returns the softmax over the ``top_k`` largest scores of ``[..., experts]``; the other experts get
     0.
     """
-    xp, experts = array_namespace(scores), scores.shape[-1]
-    if top_k < experts:
-        # A threshold instead of indices keeps every score that ties with the k-th, in any array library.
-        least = xp.sort(scores, axis=-1)[..., experts - top_k : experts - top_k + 1]
-        scores = xp.where(scores >= least, scores, xp.full_like(scores, -math.inf))
-    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    return powers / xp.sum(powers, axis=-1, keepdims=True)
+    return softmax(keep_largest(scores, top_k, -math.inf))
 
 
 class SoftmaxGate(NamedTuple):
@@ -81,7 +92,7 @@ class SoftmaxGate(NamedTuple):
         scores = x @ self.keys.T
         scores = xp.abs(scores) if self.magnitude else scores
         scores = scores if self.bias is None else scores + self.bias
-        return _softmax_of_largest(scores, self.top_k)
+        return softmax_of_largest(scores, self.top_k)
 
 
 class Attention(NamedTuple):
@@ -105,7 +116,7 @@ class Attention(NamedTuple):
         for width in self.widths:
             parts.append(xp.sum(products[..., start : start + width], axis=-1, keepdims=True))
             start += width
-        return _softmax_of_largest(xp.concat(parts, axis=-1), self.top_k)
+        return softmax_of_largest(xp.concat(parts, axis=-1), self.top_k)
 
 
 class Precomputed(NamedTuple):
@@ -137,18 +148,15 @@ class Precomputed(NamedTuple):
 
 
 class Fixed(NamedTuple):
-    """Assigns one expert to each section of an axis of the input. Section i has ``sizes[i]`` entries along
-    ``axis`` and uses expert ``experts[i]`` of ``total``.
+    """Divides the rows of a batch, or the positions of each row, among the experts: the first ``sizes[0]`` to
+    the first expert, the next ``sizes[1]`` to the second, and so on.
 
-    With ``whole`` the sections must fill the axis; without it the last section takes the rest. Tokens that a
-    mask in ``masks`` marks as padding are not counted.
+    With ``by_row`` the sizes must add up to the number of rows; by position, the last expert also gets all
+    that follow. Tokens that a mask in ``masks`` marks as padding are not counted.
     """
 
     sizes: tuple[int, ...]
-    axis: int
-    whole: bool
-    experts: tuple[int, ...]
-    total: int
+    by_row: bool
     masks: tuple[Array, ...] = ()
 
     def weights(self, x: Array) -> Array:
@@ -157,48 +165,30 @@ class Fixed(NamedTuple):
         Raises:
             Unsupported: the number of rows differs from the sum of the sizes, or the input has no such axis.
         """
-        axis = self.axis if self.axis >= 0 else x.ndim + self.axis
-        if not 0 <= axis < x.ndim - 1:
+        if x.ndim < 2:
             raise Unsupported(
                 "this layer's input has no such axis to divide",
                 expected="[rows, positions, width]",
                 found=tuple(x.shape),
             )
-        length = x.shape[axis]
-        if self.whole and length != sum(self.sizes):
+        if self.by_row and len(x) != sum(self.sizes):
             raise Unsupported(
                 "the batch has another number of rows than are divided",
                 expected=sum(self.sizes),
-                found=length,
+                found=len(x),
                 remedy="give a batch of that size, or use a bank, where every row names its adapter",
             )
-        xp = array_namespace(x)
-        mask = mask_of(self.masks, tuple(x.shape[:-1]), "split") if axis == x.ndim - 2 else None
+        xp, mask = array_namespace(x), mask_of(self.masks, tuple(x.shape[:-1]), "split")
         if mask is not None:
-            return self._counted(xp.cumulative_sum(xp.astype(mask, xp.int64), axis=1) - 1, x)
-        pieces, start = [], 0
-        for place, (size, expert) in enumerate(zip(self.sizes, self.experts, strict=True)):
-            end = length if place == len(self.sizes) - 1 else min(start + size, length)
-            one_hot = [
-                xp.ones_like(x[..., :1]) if number == expert else xp.zeros_like(x[..., :1])
-                for number in range(self.total)
-            ]
-            cut = (slice(None),) * axis + (slice(start, end),)
-            pieces.append(xp.concat(one_hot, axis=-1)[cut])
-            start = end
-        return xp.concat(pieces, axis=axis)
-
-    def _counted(self, places: Array, x: Array) -> Array:
-        """Returns the weights for tokens ``[rows, tokens]`` numbered by ``places`` within their rows; padding
-        gets arbitrary weights.
-        """
-        xp, ends = array_namespace(x), list(itertools.accumulate(self.sizes))
-        stretch = sum(xp.astype(places >= end, xp.int64) for end in ends[:-1])
-        chosen = [
-            [stretch == number for number, expert in enumerate(self.experts) if expert == one]
-            for one in range(self.total)
-        ]
-        return xp.stack([xp.astype(sum(inside) > 0, x.dtype) for inside in chosen], axis=-1)
+            places = xp.cumulative_sum(xp.astype(mask, xp.int64), axis=1) - 1
+        elif self.by_row:
+            places = xp.reshape(xp.arange(len(x), device=x.device), (-1,) + (1,) * (x.ndim - 2))
+        else:
+            places = xp.arange(x.shape[-2], device=x.device)
+        ends = itertools.accumulate(self.sizes[:-1])
+        chosen = sum((xp.astype(places >= end, xp.int64) for end in ends), start=xp.zeros_like(places))
+        experts = range(len(self.sizes))
+        return xp.stack([xp.astype(chosen == expert, x.dtype) for expert in experts], axis=-1)
 
 
 class Route(NamedTuple):
@@ -211,13 +201,9 @@ class Route(NamedTuple):
     up: Array
     widths: tuple[int, ...]
 
-    def apply(self, x: Array) -> Array:
-        """Returns what the experts add to the layer's output: ``[..., in]`` to ``[..., out]``."""
-        return self.mixed(x, x)
-
-    def mixed(self, x: Array, branch: Array) -> Array:
-        """Does what :meth:`apply` does with separate inputs for the gate (``x``) and the experts (``branch``,
-        after dropout).
+    def apply(self, x: Array, branch: Array) -> Array:
+        """Returns what the experts add to the layer's output, ``[..., out]``, for the inputs ``[..., in]`` of
+        the gate (``x``) and of the experts (``branch``, which is ``x`` after dropout).
         """
         weights = self.gate.weights(x)
         xp = array_namespace(weights)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from ..core.arrays import array_namespace
 from ..core.base import Traits
 from ..core.operators import Array
+from ..core.routers import softmax
 
 TRAITS = Traits(
     additive=False,
@@ -55,9 +56,7 @@ def attend(form: AttentionForm, queries: Array, keys: Array, values: Array, scal
     heads, shared = queries.shape[1], queries.shape[1] // keys.shape[0]
     keys, values = (xp.repeat(heads, shared, axis=0) for heads in (keys, values))
     scores = scale * xp.matmul(queries, xp.permute_dims(keys, (0, 2, 1)))
-    weights = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-    added = form.gate[:, None, None] * xp.matmul(weights, values)
+    added = form.gate[:, None, None] * xp.matmul(softmax(scores), values)
     return xp.reshape(
         xp.permute_dims(added, (0, 2, 1, 3)), (queries.shape[0], queries.shape[2], heads * queries.shape[3])
     )

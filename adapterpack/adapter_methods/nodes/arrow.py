@@ -22,7 +22,7 @@ from ..core.config import require_number, require_whole
 from ..core.operators import Array
 from ..core.routers import SoftmaxGate
 from ..core.site import Site
-from .base import NodeKind, NodePart, as_float, experts, route_parts
+from .base import NodeKind, NodePart, as_float, mix
 from .registry import NODES
 
 KEYS = "keys"
@@ -80,12 +80,11 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _join(settings: Arrow, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
-    present, _ = experts(parts)
-    if not present:
-        return None
-    return route_parts(
-        SoftmaxGate(tensors[KEYS] / settings.temperature, min(settings.top_k, len(present)), magnitude=True),
-        present,
+    return mix(
+        parts,
+        lambda down, up, ranks: SoftmaxGate(
+            tensors[KEYS] / settings.temperature, settings.top_k, magnitude=True
+        ),
     )
 
 
@@ -94,12 +93,8 @@ def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ..
 
 
 def _make(settings: Arrow, parts: Sequence[NodePart], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    assert all(part.down is not None for part in parts)
-    return {
-        KEYS: np.stack([prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]).astype(
-            np.float32
-        )
-    }
+    keys = [prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]
+    return {KEYS: np.stack(keys).astype(np.float32)}
 
 
 arrow = NODES.register(
@@ -113,11 +108,8 @@ arrow = NODES.register(
         ),
         settings=Arrow,
         join=_join,
-        shares=lambda settings, children: [1 / children] * children,
-        unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
         made=_make,
-        derived=True,
         examples=(
             "arrow(a, b, c, top_k=2)",
             "arrow(a, b, temperature=0.5)",

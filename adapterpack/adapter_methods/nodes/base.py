@@ -15,7 +15,7 @@ from ..core.arrays import array_namespace
 from ..core.base import Forward, NormalForm
 from ..core.config import is_number
 from ..core.operators import Array, Dense
-from ..core.routers import Route
+from ..core.routers import Route, Weights
 from ..core.site import Site
 
 Transform = Callable[[Forward], Forward]
@@ -30,6 +30,11 @@ class Leaf:
     """A leaf: a member adapter, by its name."""
 
     member: str
+
+    @property
+    def members(self) -> frozenset[str]:
+        """The name alone, as a set."""
+        return frozenset({self.member})
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class NodePart(NamedTuple):
     routes: tuple[Route, ...] = ()
 
 
+def share_evenly(settings: Any, children: int) -> list[float]:
+    """Returns equal weights with a sum of one."""
+    return [1 / children] * children
+
+
 class NodeKind(NamedTuple):
     """One kind of node: how it combines its children, and which tensors of its own it needs.
 
@@ -68,9 +78,9 @@ class NodeKind(NamedTuple):
     can hold the node; ``one_pass`` means that the model must see a sequence in a single pass. ``tensors``
     returns the shapes of the node's own tensors at a site with that many present experts, ``made`` computes
     their values when the tree is composed, with a generator seeded for the site, and ``trained`` says that
-    they are trainable parameters. ``shared`` and ``made_shared`` do the same for tensors that all sites
-    share; ``weigh`` computes from the last hidden states of a first pass the experts' weights at layer
-    ``layer``.
+    they are trainable parameters, and otherwise follow from the members. ``shared`` and ``made_shared`` do
+    the same for tensors that all sites share; ``weigh`` computes from the last hidden states of a first pass
+    the experts' weights at layer ``layer``.
     """
 
     name: str
@@ -79,16 +89,14 @@ class NodeKind(NamedTuple):
     formula: str
     settings: type[Any]
     join: Callable[[Any, Sequence[NodePart | None], Mapping[str, Array]], NodePart | None]
-    shares: Callable[[Any, int], list[float]]
+    shares: Callable[[Any, int], list[float]] = share_evenly
     evaluate: Callable[[Any, Sequence[Transform], Forward], Forward] | None = None
     fold: Callable[[Any, Sequence[Folding], Folded], Folded] | None = None
-    unfoldable: str = ""
+    unfoldable: str = "its weights depend on the token, which no weight of a layer does"
     torch_only: str = ""
     one_pass: bool = False
     tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
     made: Callable[[Any, Sequence[NodePart], np.random.Generator], dict[str, np.ndarray]] | None = None
-    derived: bool = False
-    """Whether the node's tensors at the sites are computed from the members."""
     trained: bool = False
     shared: Callable[[Any, int, int], dict[str, tuple[int, ...]]] | None = None
     made_shared: Callable[[Any, int, int, np.random.Generator], dict[str, np.ndarray]] | None = None
@@ -100,6 +108,14 @@ class NodeKind(NamedTuple):
     def routes(self) -> bool:
         """Whether the node's weights depend on the input."""
         return self.fold is None
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """The settings of a kind of node that has none."""
+
+    def check(self, children: int) -> None:
+        """Accepts any number of children."""
 
 
 def as_float(value: Any) -> Any:
@@ -143,18 +159,21 @@ def add_parts(parts: Sequence[NodePart | None]) -> NodePart | None:
     present = [part for part in parts if part is not None]
     if len(present) < 2:
         return present[0] if present else None
-    pairs = [(part.down, part.up) for part in present if part.down is not None and part.up is not None]
-    down = up = None
-    if pairs:
-        xp = array_namespace(pairs[0][0])
-        down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
     return NodePart(
-        down,
-        up,
+        *_stack_factors(present),
         _total([part.delta for part in present]),
         _total([part.shift for part in present]),
         tuple(route for part in present for route in part.routes),
     )
+
+
+def _stack_factors(parts: Sequence[NodePart]) -> tuple[Array | None, Array | None]:
+    """Returns the ``down`` and the ``up`` factors of all parts, stacked; None if no part has any."""
+    pairs = [(part.down, part.up) for part in parts if part.down is not None]
+    if not pairs:
+        return None, None
+    xp = array_namespace(pairs[0][0])
+    return xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
 
 
 def _total(values: Sequence[Array | None]) -> Array | None:
@@ -176,9 +195,14 @@ def as_form(part: NodePart | None) -> NormalForm:
     return NormalForm(down=down, up=up, shift=part.shift, routes=part.routes)
 
 
-def experts(parts: Sequence[NodePart | None], absent: bool = False) -> tuple[list[NodePart], tuple[int, ...]]:
-    """Returns the experts of a router that are present at a site, and their ranks. With ``absent``, absent
-    experts are included with rank 0.
+def mix(
+    parts: Sequence[NodePart | None],
+    make_gate: Callable[[Array, Array, tuple[int, ...]], Weights],
+    absent: bool = False,
+) -> NodePart | None:
+    """Returns the part of a router over experts. ``make_gate`` returns its gate from the stacked factors of
+    the experts, ``down`` and ``up``, and their ranks; with ``absent``, experts that change nothing at the
+    site are among them, with rank 0.
 
     Raises:
         Unsupported: an expert has no factors, has a bias, or contains a router.
@@ -191,15 +215,8 @@ def experts(parts: Sequence[NodePart | None], absent: bool = False) -> tuple[lis
                 "router inside",
                 remedy="put the router outermost, or the other members next to it in a sum",
             )
-    return present, tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
-
-
-def route_parts(gate: Any, parts: Sequence[NodePart]) -> NodePart | None:
-    """Returns the part of a router with that gate over these experts."""
-    pairs = [(part.down, part.up) for part in parts if part.down is not None and part.up is not None]
-    if not pairs:
+    down, up = _stack_factors(present)
+    if down is None:
         return None
-    xp = array_namespace(pairs[0][0])
-    widths = tuple(0 if part.down is None else int(part.down.shape[0]) for part in parts)
-    down, up = xp.concat([down for down, _ in pairs], axis=0), xp.concat([up for _, up in pairs], axis=1)
-    return NodePart(routes=(Route(gate, down, up, widths),))
+    ranks = tuple(0 if part.down is None else int(part.down.shape[0]) for part in present)
+    return NodePart(routes=(Route(make_gate(down, up, ranks), down, up, ranks),))

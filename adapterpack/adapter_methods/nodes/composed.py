@@ -7,10 +7,11 @@ member's parameters carry its name as a prefix (``a/lora_A``), a node's own tens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,7 +26,6 @@ from ..core.base import (
     Traits,
     amount,
     fold,
-    resolve_configs,
     run,
 )
 from ..core.config import SiteConfig
@@ -36,22 +36,22 @@ from ..core.site import Params, Site
 from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of
 from .registry import NODES
 
+T = TypeVar("T")
 NAME = "composed"
 """The name of this method in the manifest of a composed pack."""
-_LINEAR, _ROUTED = (*LINEAR, "embedding"), LINEAR
+_LINEAR = (*LINEAR, "embedding")
 _WIDE = 720720
 """A width that all block sizes divide, for naming parameters before any width is known."""
 
 
 class Spot(NamedTuple):
-    """A node or a leaf (``member``) at its position in a tree; ``prefix`` begins the names of the node's own
-    tensors.
+    """A node at its position in a tree; ``prefix`` begins the names of its own tensors, and ``members`` are
+    the members in its subtree.
     """
 
-    member: str | None
-    kind: NodeKind | None
+    kind: NodeKind
     settings: Any
-    children: tuple[Spot, ...]
+    children: tuple[Spot | Leaf, ...]
     prefix: str
     members: frozenset[str]
 
@@ -61,20 +61,24 @@ class Spot(NamedTuple):
 
     def every(self) -> list[Spot]:
         """Returns all nodes of the subtree, each before its children."""
-        return (
-            [] if self.kind is None else [self, *(spot for child in self.children for spot in child.every())]
-        )
+        below = [child.every() for child in self.children if isinstance(child, Spot)]
+        return [self, *itertools.chain.from_iterable(below)]
+
+    def name(self, values: Mapping[str, T]) -> dict[str, T]:
+        """Returns values of the node's own tensors under the tensors' full names."""
+        return {f"{self.prefix}{key}": value for key, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Composed(SiteConfig):
     """The configs of the members that change one site, by member name. Each composition has its own
-    subclass.
+    subclass, with its ``tree`` and all ``spots`` in it.
     """
 
     members: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     methods: ClassVar[Mapping[str, Method]] = {}
+    tree: ClassVar[Spot | Leaf] = Leaf("")
     spots: ClassVar[tuple[Spot, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -97,22 +101,21 @@ class Composed(SiteConfig):
         }
 
     @property
+    def present_members(self) -> Iterator[tuple[str, Method, Any]]:
+        """The members that change the site: name, method and config of each."""
+        return ((name, self.methods[name], cfg) for name, cfg in self.configs.items())
+
+    @property
     def frozen(self) -> frozenset[str]:
         """The parameters that are not trained: under a router all parameters of the members, otherwise those
         that the members themselves freeze.
         """
-        routed, site = (
-            any(spot.kind is not None and spot.kind.routes for spot in self.spots),
-            Site("", _WIDE, _WIDE),
-        )
-        kept = {
-            f"{spot.prefix}{key}"
-            for spot in self.spots
-            if spot.kind is not None and not spot.kind.trained and spot.kind.tensors
-            for key in spot.kind.tensors(spot.settings, 1, site)
-        }
-        for name, cfg in self.configs.items():
-            method = self.methods[name]
+        routed, site = bool(_routers(self.spots)), Site("", _WIDE, _WIDE)
+        kept: set[str] = set()
+        for spot in self.spots:
+            if spot.kind.tensors is not None and not spot.kind.trained:
+                kept |= spot.name(spot.kind.tensors(spot.settings, 1, site)).keys()
+        for name, method, cfg in self.present_members:
             member_params = method.shapes(cfg, site) if routed else cfg.frozen | set(method.traits.frozen)
             kept |= {f"{name}/{key}" for key in member_params}
         return frozenset(kept)
@@ -126,50 +129,45 @@ def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any =
         Unsupported: a member cannot be part of a tree, or not under its router; the error names the member,
             the node and a remedy.
     """
-    spot = _number(tree, [0])
-    spots = tuple(spot.every())
+    root = _number(tree, itertools.count())
+    spots = () if isinstance(root, Leaf) else tuple(root.every())
     routers = _routers(spots)
     _require_outermost(routers)
     linear = _require_members(methods, routers)
-    traits_by_member = {name: methods[name].traits for name in methods}
-    of_tree = {"methods": dict(methods), "spots": spots, "composition": composition}
-    config = type("Composed", (Composed,), {**of_tree, "__doc__": Composed.__doc__})
-    sharing = [node for node in spots if node.kind is not None and node.kind.shared is not None]
-    layers = _ROUTED if routers or not linear else _LINEAR
+    traits, storages = (
+        [getattr(method, group) for method in methods.values()] for group in ("traits", "storage")
+    )
+    of_tree = {"methods": dict(methods), "tree": root, "spots": spots, "composition": composition}
+    sharing = [spot for spot in spots if spot.kind.shared is not None]
+    layers = LINEAR if routers or not linear else _LINEAR
     overrides: Overrides = {"refuse": partial(_refuse, routers)}
     if not linear:
-        overrides |= {"forward": partial(_forward, spot, methods), "fold": partial(_fold, spot, methods)}
+        overrides |= {"forward": _forward, "fold": _fold}
     if sharing:
         overrides["first_pass"] = partial(_first_pass, sharing)
     return Method(
         name=NAME,
         summary="several adapters under a tree of composition",
         paper="",
-        config=config,
+        config=type("Composed", (Composed,), {**of_tree, "__doc__": Composed.__doc__}),
         traits=Traits(
             additive=linear,
             identity_at_init=False,
-            row_separable=all(traits.row_separable for traits in traits_by_member.values()),
-            low_rank=linear and not routers and all(traits.low_rank for traits in traits_by_member.values()),
+            row_separable=all(each.row_separable for each in traits),
+            low_rank=linear and not routers and all(each.low_rank for each in traits),
             reads_weight=not linear,
-            quantizable=not routers and all(traits.quantizable for traits in traits_by_member.values()),
-            layers=tuple(
-                kind for kind in layers if any(kind in traits.layers for traits in traits_by_member.values())
-            ),
+            quantizable=not routers and all(each.quantizable for each in traits),
+            layers=tuple(kind for kind in layers if any(kind in each.layers for each in traits)),
         ),
-        shapes=partial(_shapes, spots, methods),
+        shapes=_shapes,
         init=_no_init,
-        normal_form=partial(_as_form if linear else _densely, spot, methods),
+        normal_form=_additive_form if linear else _dense_form,
         examples=(),
         storage=Storage(
-            expanded_size=partial(_expanded_size, methods),
-            constants=partial(_constants, methods)
-            if any(method.storage.constants for method in methods.values())
-            else None,
-            resolve=partial(_resolve, methods)
-            if any(method.storage.resolve for method in methods.values())
-            else None,
-            shared=Shared(partial(_shared_shapes, sharing), _no_init) if sharing else None,
+            expanded_size=_expanded_size,
+            constants=_constants if any(each.constants for each in storages) else None,
+            resolve=_resolve if any(each.resolve for each in storages) else None,
+            shared=Shared(_shared_shapes, _init_shared) if sharing else None,
         ),
         overrides=overrides,
     )
@@ -178,7 +176,7 @@ def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any =
 def _refuse(routers: Sequence[Spot], stage: str) -> str:
     """Returns why the routers of a tree cannot do a stage (``refuse`` of :class:`Overrides`)."""
     reasons = []
-    for kind in (router.kind for router in routers if router.kind is not None):
+    for kind in (router.kind for router in routers):
         if stage == "fold":
             reasons.append(f"the node '{kind.name}' cannot be folded: {kind.unfoldable}")
         elif stage == "graph" and kind.torch_only:
@@ -193,64 +191,48 @@ def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0
 
     Random numbers depend only on ``seed`` and the site's path, not on the sites before it.
     """
-    spots, methods = method.config.spots, method.config.methods
     # Seeding with the path makes the values independent of the order of the sites.
     rng = np.random.default_rng([seed, *site.path.encode()])
     values: dict[str, np.ndarray] = {}
-    for spot in reversed(spots):  # children before their parents
-        child_parts = (
-            []
-            if spot.kind.made is None
-            else [_part(child, methods, cfg, params, site) for child in spot.children]
-        )
-        if parts := [part for part in child_parts if part is not None]:
-            values |= {
-                f"{spot.prefix}{key}": value
-                for key, value in spot.kind.made(spot.settings, parts, rng).items()
-            }
+    for spot in reversed(method.config.spots):  # children before their parents
+        if spot.kind.made is not None:
+            parts = [_part(child, cfg, params, site) for child in spot.children]
+            if present := [part for part in parts if part is not None]:
+                values |= spot.name(spot.kind.made(spot.settings, present, rng))
     return values
 
 
 def is_random(method: Method) -> bool:
     """Whether a node's tensors may start from random numbers, because they are trained."""
-    return bool(method.storage.shared) or any(spot.kind.trained for spot in method.config.spots)
+    return any(spot.kind.trained for spot in method.config.spots)
 
 
 def derived_prefixes(method: Method) -> frozenset[str]:
     """Returns the name prefixes of the node tensors that are computed from the members."""
-    return frozenset(spot.prefix for spot in method.config.spots if spot.kind.derived)
+    return frozenset(spot.prefix for spot in method.config.spots if spot.kind.made and not spot.kind.trained)
 
 
-def _number(tree: Tree, counter: list[int]) -> Spot:
+def _number(tree: Tree, numbers: Iterator[int]) -> Spot | Leaf:
     if isinstance(tree, Leaf):
-        return Spot(tree.member, None, None, (), "", frozenset({tree.member}))
-    prefix = f"@{counter[0]}/"
-    counter[0] += 1
-    children = tuple(_number(child, counter) for child in tree.children)
-    return Spot(
-        None,
-        NODES[tree.kind],
-        tree.settings,
-        children,
-        prefix,
-        frozenset().union(*(child.members for child in children)),
-    )
+        return tree
+    prefix = f"@{next(numbers)}/"
+    children = tuple(_number(child, numbers) for child in tree.children)
+    members = frozenset().union(*(child.members for child in children))
+    return Spot(NODES[tree.kind], tree.settings, children, prefix, members)
 
 
 def _routers(spots: Sequence[Spot]) -> list[Spot]:
-    return [spot for spot in spots if spot.kind is not None and spot.kind.routes]
+    return [spot for spot in spots if spot.kind.routes]
 
 
 def _require_outermost(routers: Sequence[Spot]) -> None:
     for outer in routers:
-        for child in outer.children:
-            if inner := _routers(child.every()):
-                kinds = [spot.kind.name for spot in (outer, inner[0]) if spot.kind is not None]
-                raise Unsupported(
-                    "an expert of a router is a change of low rank, without another router inside",
-                    found=f"'{kinds[1]}' below '{kinds[0]}'",
-                    remedy="put the router outermost, or the other next to it in a sum",
-                )
+        if inner := _routers(outer.every()[1:]):
+            raise Unsupported(
+                "an expert of a router is a change of low rank, without another router inside",
+                found=f"'{inner[0].kind.name}' below '{outer.kind.name}'",
+                remedy="put the router outermost, or the other next to it in a sum",
+            )
 
 
 def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
@@ -284,7 +266,7 @@ def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> 
         wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]
     ):
         names = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
-        kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers if spot.kind is not None)
+        kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers)
         raise Unsupported(
             f"a tree with a router ({kinds}) takes members of low rank that are added to the layer",
             found=names,
@@ -302,128 +284,96 @@ def _params_of(params: Params, prefix: str) -> dict[str, Array]:
     return {key[len(prefix) :]: value for key, value in params.items() if key.startswith(prefix)}
 
 
-def _shapes(
-    spots: Sequence[Spot], methods: Mapping[str, Method], cfg: Composed, site: Site
-) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Composed, site: Site) -> dict[str, tuple[int, ...]]:
     shapes = {
         f"{name}/{key}": shape
-        for name, config in cfg.configs.items()
-        for key, shape in methods[name].shapes(config, site).items()
+        for name, method, config in cfg.present_members
+        for key, shape in method.shapes(config, site).items()
     }
-    for spot in spots:
-        if spot.kind is not None and spot.kind.tensors is not None and (count := spot.present(cfg.configs)):
-            shapes |= {
-                f"{spot.prefix}{key}": shape
-                for key, shape in spot.kind.tensors(spot.settings, count, site).items()
-            }
+    for spot in cfg.spots:
+        if spot.kind.tensors is not None and (count := spot.present(cfg.configs)):
+            shapes |= spot.name(spot.kind.tensors(spot.settings, count, site))
     return shapes
 
 
-def _part(
-    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
-) -> NodePart | None:
+def _part(tree: Spot | Leaf, cfg: Composed, params: Params, site: Site) -> NodePart | None:
     """Returns what a subtree adds at a site, or None if none of its members changes the site."""
-    if spot.members.isdisjoint(cfg.configs):
+    if tree.members.isdisjoint(cfg.configs):
         return None
-    if spot.member is not None or spot.kind is None:
-        name = str(spot.member)
-        form = methods[name].normal_form(cfg.configs[name], _params_of(params, f"{name}/"), site)
+    if isinstance(tree, Leaf):
+        name = tree.member
+        form = cfg.methods[name].normal_form(cfg.configs[name], _params_of(params, f"{name}/"), site)
         return part_of(form, f"{site.path}, member '{name}'")
-    parts = [_part(child, methods, cfg, params, site) for child in spot.children]
-    masks = {key: params[key] for key in MASKS if spot.kind.one_pass and key in params}
-    return spot.kind.join(spot.settings, parts, {**_params_of(params, spot.prefix), **masks})
+    parts = [_part(child, cfg, params, site) for child in tree.children]
+    masks = {key: params[key] for key in MASKS if tree.kind.one_pass and key in params}
+    return tree.kind.join(tree.settings, parts, {**_params_of(params, tree.prefix), **masks})
 
 
-def _as_form(
-    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
-) -> NormalForm:
-    return as_form(_part(spot, methods, cfg, params, site))
+def _additive_form(cfg: Composed, params: Params, site: Site) -> NormalForm:
+    return as_form(_part(cfg.tree, cfg, params, site))
 
 
-def _densely(
-    spot: Spot, methods: Mapping[str, Method], cfg: Composed, params: Params, site: Site
-) -> NormalForm:
+def _dense_form(cfg: Composed, params: Params, site: Site) -> NormalForm:
     """Returns a dense normal form: members that are not additive have none together, but their folded change
     does.
     """
     weight, bias = site.weight, site.base_bias
-    folded, moved = _fold(spot, methods, cfg, params, site, weight, bias, slice(0, site.out_features))
+    folded, moved = _fold(cfg, params, site, weight, bias, slice(0, site.out_features))
     shift = None if moved is bias or moved is None else moved if bias is None else moved - bias
     return NormalForm(down=Dense(folded - weight), shift=shift)
 
 
-def _forward(
-    spot: Spot,
-    methods: Mapping[str, Method],
-    cfg: Composed,
-    params: Params,
-    site: Site,
-    base: Forward,
-    x: Array,
-    drop: Forward,
-) -> Array:
-    def transform(node: Spot) -> Transform:
-        if node.members.isdisjoint(cfg.configs):
+def _forward(cfg: Composed, params: Params, site: Site, base: Forward, x: Array, drop: Forward) -> Array:
+    def transform(tree: Spot | Leaf) -> Transform:
+        if tree.members.isdisjoint(cfg.configs):
             return lambda before: before
-        if node.kind is not None and node.kind.evaluate is not None:
-            return partial(node.kind.evaluate, node.settings, [transform(child) for child in node.children])
-        name = str(node.member)
-        member_params = _params_of(params, f"{name}/")
+        if isinstance(tree, Spot):
+            assert tree.kind.evaluate is not None  # only a router has none, and its members are additive
+            return partial(tree.kind.evaluate, tree.settings, [transform(child) for child in tree.children])
+        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
         return lambda before: (
-            lambda value: run(methods[name], cfg.configs[name], member_params, site, before, value, drop)
+            lambda value: run(cfg.methods[name], cfg.configs[name], member_params, site, before, value, drop)
         )
 
-    return transform(spot)(base)(x)
+    return transform(cfg.tree)(base)(x)
 
 
 def _fold(
-    spot: Spot,
-    methods: Mapping[str, Method],
-    cfg: Composed,
-    params: Params,
-    site: Site,
-    weight: Array,
-    bias: Array | None,
-    rows: slice,
+    cfg: Composed, params: Params, site: Site, weight: Array, bias: Array | None, rows: slice
 ) -> Folded:
-    def folding(node: Spot) -> Folding:
-        if node.members.isdisjoint(cfg.configs):
+    def folding(tree: Spot | Leaf) -> Folding:
+        if tree.members.isdisjoint(cfg.configs):
             return lambda start: start
-        if node.kind is not None and node.kind.fold is not None:
-            return partial(node.kind.fold, node.settings, [folding(child) for child in node.children])
-        name = str(node.member)
-        member_params = _params_of(params, f"{name}/")
-        return lambda start: fold(
-            methods[name], cfg.configs[name], member_params, site, start[0], start[1], rows
-        )
+        if isinstance(tree, Spot):
+            assert tree.kind.fold is not None
+            return partial(tree.kind.fold, tree.settings, [folding(child) for child in tree.children])
+        name, member_params = tree.member, _params_of(params, f"{tree.member}/")
+        return lambda start: fold(cfg.methods[name], cfg.configs[name], member_params, site, *start, rows)
 
-    return folding(spot)((weight, bias))
+    return folding(cfg.tree)((weight, bias))
 
 
-def _constants(methods: Mapping[str, Method], cfg: Composed, site: Site) -> dict[str, np.ndarray]:
-    values: dict[str, np.ndarray] = {}
-    for name, member_cfg in cfg.configs.items():
-        if (constants := methods[name].storage.constants) is not None:
-            values |= {f"{name}/{key}": value for key, value in constants(member_cfg, site).items()}
-    return values
+def _constants(cfg: Composed, site: Site) -> dict[str, np.ndarray]:
+    return {
+        f"{name}/{key}": value
+        for name, method, config in cfg.present_members
+        if method.storage.constants is not None
+        for key, value in method.storage.constants(config, site).items()
+    }
 
 
-def _expanded_size(methods: Mapping[str, Method], cfg: Composed, site: Site) -> int:
-    return sum(amount(methods[name], member_cfg, site) for name, member_cfg in cfg.configs.items())
+def _expanded_size(cfg: Composed, site: Site) -> int:
+    return sum(amount(method, config, site) for _, method, config in cfg.present_members)
 
 
-def _resolve(
-    methods: Mapping[str, Method], configs: Sequence[Composed], sites: Sequence[Site]
-) -> list[Composed]:
+def _resolve(configs: Sequence[Composed], sites: Sequence[Site]) -> list[Composed]:
     """Resolves each member's configs over the sites that it changes."""
     members_by_site: list[dict[str, Any]] = [dict(cfg.members) for cfg in configs]
-    for name, method in methods.items():
+    for name, method in configs[0].methods.items() if configs else ():
         if method.storage.resolve is not None:
             there = [number for number, cfg in enumerate(configs) if name in cfg.configs]
-            resolved = resolve_configs(
-                method,
-                [configs[number].configs[name] for number in there],
-                [sites[number] for number in there],
+            resolved = method.storage.resolve(
+                [configs[number].configs[name] for number in there], [sites[number] for number in there]
             )
             for number, member_cfg in zip(there, resolved, strict=True):
                 members_by_site[number][name] = pack_config(member_cfg)
@@ -441,15 +391,20 @@ def pack_config(cfg: Any) -> dict[str, Any]:
     }
 
 
-def _shared_shapes(
-    sharing: Sequence[Spot], cfg: Composed, sites: Sequence[Site]
-) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
-    for spot in sharing:
-        assert spot.kind is not None and spot.kind.shared is not None
-        own_shapes = spot.kind.shared(spot.settings, len(spot.children), len(sites))
-        shapes |= {f"{spot.prefix}{key}": shape for key, shape in own_shapes.items()}
+    for spot in cfg.spots:
+        if spot.kind.shared is not None:
+            shapes |= spot.name(spot.kind.shared(spot.settings, len(spot.children), len(sites)))
     return shapes
+
+
+def _init_shared(cfg: Composed, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    values: dict[str, np.ndarray] = {}
+    for spot in cfg.spots:
+        if spot.kind.made_shared is not None:
+            values |= spot.name(spot.kind.made_shared(spot.settings, len(spot.children), len(sites), rng))
+    return values
 
 
 def _first_pass(
@@ -458,9 +413,7 @@ def _first_pass(
     """Computes the experts' weights at one of the adapted layers, as further parameters of that layer."""
     weights: dict[str, Array] = {}
     for spot in sharing:
-        weigh: Callable[..., Array] | None = spot.kind.weigh if spot.kind is not None else None
-        assert weigh is not None
-        weights[f"{spot.prefix}weights"] = weigh(
-            spot.settings, _params_of(shared, spot.prefix), hidden, layer, layers
-        )
+        assert spot.kind.weigh is not None
+        own = _params_of(shared, spot.prefix)
+        weights |= spot.name({"weights": spot.kind.weigh(spot.settings, own, hidden, layer, layers)})
     return weights

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import MASKS, Fixed
-from .base import NodeKind, NodePart, experts, route_parts
+from .base import NodeKind, NodePart, mix
 from .registry import NODES
 
 
@@ -35,27 +36,10 @@ class Stretches:
 
 
 def _join(
-    settings: Stretches,
-    parts: Sequence[NodePart | None],
-    axis: int,
-    whole: bool,
-    masks: tuple[Array, ...] = (),
+    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array], by_row: bool
 ) -> NodePart | None:
-    present, _ = experts(parts, absent=True)
-    numbers = tuple(range(len(present)))
-    return route_parts(Fixed(settings.sizes, axis, whole, numbers, len(present), masks), present)
-
-
-def _rows(
-    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
-) -> NodePart | None:
-    return _join(settings, parts, 0, True)
-
-
-def _positions(
-    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
-) -> NodePart | None:
-    return _join(settings, parts, -2, False, tuple(tensors[name] for name in MASKS if name in tensors))
+    masks = tuple(tensors[name] for name in MASKS if name in tensors)
+    return mix(parts, lambda down, up, ranks: Fixed(settings.sizes, by_row, masks), absent=True)
 
 
 batch_split = NODES.register(
@@ -65,8 +49,7 @@ batch_split = NODES.register(
         paper="https://arxiv.org/abs/2311.11077",
         formula="f(x)[row] = f_e(x)[row]",
         settings=Stretches,
-        join=_rows,
-        shares=lambda settings, children: [1 / children] * children,
+        join=partial(_join, by_row=True),
         unfoldable="rows of one batch have different members, and a weight is the same for all",
         torch_only=(
             "it counts the rows of the batch: export the packs side by side in a bank, where every row "
@@ -82,8 +65,7 @@ split = NODES.register(
         paper="https://arxiv.org/abs/2311.11077",
         formula="f(x)[position] = f_e(x)[position]",
         settings=Stretches,
-        join=_positions,
-        shares=lambda settings, children: [1 / children] * children,
+        join=partial(_join, by_row=False),
         unfoldable="positions have different members, and a weight is the same for all",
         one_pass=True,
         torch_only=(

@@ -18,7 +18,7 @@ from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import Attention
 from ..core.site import Site
-from .base import NodeKind, NodePart, experts, route_parts
+from .base import NodeKind, NodePart, mix
 from .registry import NODES
 
 QUERY, KEY = "query", "key"
@@ -39,20 +39,13 @@ class Fuse:
 
 
 def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
-    present, widths = experts(parts)
-    part = route_parts(None, present)
-    if part is None:
-        return None
-    (route,) = part.routes
     # (Q x) . (K up down x) = (up^T K^T Q x) . (down x): folding K and Q into one matrix keeps the keys
     # narrow.
-    query = (route.up.T @ tensors[KEY].T) @ tensors[QUERY]
-    return NodePart(
-        routes=(
-            route._replace(
-                gate=Attention(query, route.down, widths, min(settings.top_k or len(present), len(present)))
-            ),
-        )
+    return mix(
+        parts,
+        lambda down, up, ranks: Attention(
+            (up.T @ tensors[KEY].T) @ tensors[QUERY], down, ranks, settings.top_k or len(ranks)
+        ),
     )
 
 
@@ -76,8 +69,6 @@ fuse = NODES.register(
         formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of (Q x) . (K D_i x)",
         settings=Fuse,
         join=_join,
-        shares=lambda settings, children: [1 / children] * children,
-        unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
         made=_make,
         trained=True,

@@ -15,9 +15,9 @@ import numpy as np
 
 from ..core.config import require_whole
 from ..core.operators import Array
-from ..core.routers import SoftmaxGate as Softmax
+from ..core.routers import SoftmaxGate
 from ..core.site import Site
-from .base import NodeKind, NodePart, experts, route_parts
+from .base import NodeKind, NodePart, mix
 from .registry import NODES
 
 
@@ -35,9 +35,10 @@ class GateSettings:
 def _join(
     settings: GateSettings, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
 ) -> NodePart | None:
-    present, _ = experts(parts)
-    top_k = min(settings.top_k or len(present), len(present))
-    return route_parts(Softmax(tensors["weight"], top_k, tensors["bias"]), present) if present else None
+    return mix(
+        parts,
+        lambda down, up, ranks: SoftmaxGate(tensors["weight"], settings.top_k or len(ranks), tensors["bias"]),
+    )
 
 
 def _tensors(settings: GateSettings, count: int, site: Site) -> dict[str, tuple[int, ...]]:
@@ -62,8 +63,6 @@ gate = NODES.register(
         formula="f(x) = base(x) + sum_i g_i D_i x,  g = softmax over the k largest of G x + c",
         settings=GateSettings,
         join=_join,
-        shares=lambda settings, children: [1 / children] * children,
-        unfoldable="its weights depend on the token, which no weight of a layer does",
         tensors=_tensors,
         made=_make,
         trained=True,

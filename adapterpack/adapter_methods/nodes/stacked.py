@@ -8,28 +8,17 @@ For members that only add to the weight the order does not matter, and the stack
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import reduce
+from typing import TypeVar
 
-from ..core.base import Forward
-from .base import Folded, Folding, NodeKind, Transform, add_parts
+from .base import NodeKind, NoSettings, add_parts
 from .registry import NODES
 
-
-@dataclass(frozen=True)
-class StackSettings:
-    """A stack has no settings."""
-
-    def check(self, children: int) -> None:
-        """Accepts any number of children."""
+T = TypeVar("T")
 
 
-def _evaluate(settings: StackSettings, children: Sequence[Transform], base: Forward) -> Forward:
-    return reduce(lambda inner, child: child(inner), children, base)
-
-
-def _fold(settings: StackSettings, children: Sequence[Folding], start: Folded) -> Folded:
+def _apply_in_turn(settings: NoSettings, children: Sequence[Callable[[T], T]], start: T) -> T:
     return reduce(lambda inner, child: child(inner), children, start)
 
 
@@ -39,11 +28,11 @@ stack = NODES.register(
         summary="each member changes what the ones before it made of the layer",
         paper="https://arxiv.org/abs/2007.07779",
         formula="f = f_n( ... f_2(f_1(base)))",
-        settings=StackSettings,
+        settings=NoSettings,
         join=lambda settings, parts, tensors: add_parts(parts),
         shares=lambda settings, children: [1.0] * children,
-        evaluate=_evaluate,
-        fold=_fold,
+        evaluate=_apply_in_turn,
+        fold=_apply_in_turn,
         examples=("stack(a, b)", "stack(sum(0.5*a, b), c)"),
     )
 )

@@ -6,13 +6,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.base import Forward
 from ..core.config import require_number
 from ..core.operators import Array
-from .base import Folded, Folding, NodeKind, Transform, add_parts, as_float, scale_part
+from .base import (
+    Folded,
+    Folding,
+    NodeKind,
+    NoSettings,
+    Transform,
+    add_parts,
+    as_float,
+    scale_part,
+    share_evenly,
+)
 from .registry import NODES
 
 
@@ -36,20 +47,8 @@ class SumSettings:
             require_number("a weight", weight)
 
 
-@dataclass(frozen=True)
-class Parallel:
-    """The average has no settings."""
-
-    def check(self, children: int) -> None:
-        """Accepts any number of children."""
-
-
 def _sum_weights(settings: SumSettings, children: int) -> list[float]:
     return [float(weight) for weight in settings.weights] or [1.0] * children
-
-
-def _even(settings: Parallel, children: int) -> list[float]:
-    return [1 / children] * children
 
 
 def _evaluate(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
@@ -74,40 +73,43 @@ def _fold(weights: Sequence[float], children: Sequence[Folding], start: Folded) 
     return total, offset
 
 
+def _weighted(weights_of: Callable[[Any, int], list[float]], **about: Any) -> NodeKind:
+    """Returns the kind of node that sums the changes of its children with these weights."""
+    return NodeKind(
+        join=lambda settings, parts, tensors: add_parts(
+            [
+                None if part is None else scale_part(part, weight)
+                for part, weight in zip(parts, weights_of(settings, len(parts)), strict=True)
+            ]
+        ),
+        shares=weights_of,
+        evaluate=lambda settings, children, base: _evaluate(
+            weights_of(settings, len(children)), children, base
+        ),
+        fold=lambda settings, children, start: _fold(weights_of(settings, len(children)), children, start),
+        **about,
+    )
+
+
 weighted_sum = NODES.register(
-    NodeKind(
+    _weighted(
+        _sum_weights,
         name="sum",
         summary="the changes added up, each with a weight of any sign",
         paper="https://arxiv.org/abs/2212.04089",
         formula="f(x) = base(x) + sum_i w_i (f_i(x) - base(x))",
         settings=SumSettings,
-        join=lambda settings, parts, tensors: add_parts(
-            [
-                None if part is None else scale_part(part, weight)
-                for part, weight in zip(parts, _sum_weights(settings, len(parts)), strict=True)
-            ]
-        ),
-        shares=_sum_weights,
-        evaluate=lambda settings, children, base: _evaluate(
-            _sum_weights(settings, len(children)), children, base
-        ),
-        fold=lambda settings, children, start: _fold(_sum_weights(settings, len(children)), children, start),
         examples=("sum(a, b)", "sum(0.7*a, -0.3*b, c)", "sum(0.5*sum(a, -2*b), sum(c), 0.25*a)"),
     )
 )
 parallel = NODES.register(
-    NodeKind(
+    _weighted(
+        share_evenly,
         name="parallel",
         summary="the outputs of the adapted layers, averaged",
         paper="https://arxiv.org/abs/2007.07779",
         formula="f(x) = 1/n sum_i f_i(x)",
-        settings=Parallel,
-        join=lambda settings, parts, tensors: add_parts(
-            [None if part is None else scale_part(part, 1 / len(parts)) for part in parts]
-        ),
-        shares=_even,
-        evaluate=lambda settings, children, base: _evaluate(_even(settings, len(children)), children, base),
-        fold=lambda settings, children, start: _fold(_even(settings, len(children)), children, start),
+        settings=NoSettings,
         examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
     )
 )

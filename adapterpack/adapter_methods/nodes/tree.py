@@ -138,7 +138,7 @@ def encode(tree: Tree) -> dict[str, Any]:
     """
     if isinstance(tree, Leaf):
         return {"member": tree.member}
-    settings = {field.name: getattr(tree.settings, field.name) for field in dataclasses.fields(tree.settings)}
+    settings = dataclasses.asdict(tree.settings)
     written = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     return {"kind": tree.kind, "of": [encode(child) for child in tree.children], **written}
 

@@ -21,8 +21,8 @@ import numpy as np
 from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
-from ..core.routers import Precomputed
-from .base import NodeKind, NodePart, as_float, experts, route_parts, scale_part
+from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
+from .base import NodeKind, NodePart, as_float, mix, scale_part
 from .registry import NODES
 
 
@@ -99,28 +99,13 @@ def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: i
         count = value.shape[-1] // layers
         value = value[..., layer * count : (layer + 1) * count]
     if settings.softmax:
-        value = _softmax(value / settings.temperature)
-    count = value.shape[-1]
-    if 0 < settings.top_k < count:
-        least = xp.sort(value, axis=-1)[..., count - settings.top_k : count - settings.top_k + 1]
-        kept = value >= least
-        value = xp.where(kept, value, xp.zeros_like(value))
-        if settings.softmax_topk:
-            value = _softmax(xp.where(kept, value, xp.full_like(value, -math.inf)))
-    elif settings.softmax_topk:
-        value = _softmax(value)
-    return value
-
-
-def _softmax(scores: Array) -> Array:
-    xp = array_namespace(scores)
-    powers = xp.exp(scores - xp.max(scores, axis=-1, keepdims=True))
-    return powers / xp.sum(powers, axis=-1, keepdims=True)
+        value = softmax(value / settings.temperature)
+    top_k = settings.top_k or value.shape[-1]
+    return softmax_of_largest(value, top_k) if settings.softmax_topk else keep_largest(value, top_k, 0)
 
 
 def _join(settings: XLoRA, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
-    present, _ = experts(parts, absent=True)
-    part = route_parts(Precomputed(tensors.get("weights")), present)
+    part = mix(parts, lambda down, up, ranks: Precomputed(tensors.get("weights")), absent=True)
     return None if part is None else scale_part(part, settings.scale)
 
 
@@ -138,7 +123,6 @@ xlora = NODES.register(
         ),
         settings=XLoRA,
         join=_join,
-        shares=lambda settings, children: [1 / children] * children,
         unfoldable="its weights come from a first pass over the same tokens",
         torch_only="its weights come from a first pass over the same tokens",
         one_pass=True,
