@@ -20,7 +20,6 @@ from adapterpack.lowrank.factors import gram, weighted_sum
     formula="sum w_i min(1, c m / |D_i|) D_i, m = median |D_i|",
     paper="https://arxiv.org/abs/2212.04089",
     needs="G",
-    exact=True,
     neutral={"factor": 1e9},
     laws=Laws(sums=True),
 )

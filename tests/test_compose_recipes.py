@@ -519,7 +519,7 @@ def test_the_search_finds_what_scores_best(tmp_path: Path) -> None:
         ({}, "nothing says what is good"),
         ({"score": score, "weights": [1, 1, 1]}, "not searched for"),
         ({"score": lambda pack: float("nan")}, "not a finite number"),
-        ({"score": score, "params": {"bound": 0.0}}, "bounds"),
+        ({"score": score, "params": {"bound": 0.0}}, "bound.*expected float > 0"),
     ):
         with pytest.raises(AdapterpackError, match=words):
             compose(packs, rule="lorahub", **options)

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import ConfigError, FormatError
+from ...errors import FormatError
 from ...lowrank.factors import Factors, Term, stack, zero
 from .entries import EntryBlock, EntryBlocks, entry_rule, weigh
-from .rule import ARXIV, MEAN, rule, share
+from .rule import MEAN, Fraction, Positive, Share, rule
 
 
 @rule(
@@ -18,13 +18,12 @@ from .rule import ARXIV, MEAN, rule, share
     "the change whose outputs are nearest to each adapter's own on that adapter's data; needs moments "
     "of the inputs",
     formula="sum w_i D_i G_i (sum |w_j| G_j)^-1, G_i = X_i^T X_i",
-    paper=f"{ARXIV}2212.09849",
+    paper="https://arxiv.org/abs/2212.09849",
     needs="S",
-    exact=True,
     laws=MEAN,
     statistics="moment",
 )
-def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -> Factors:
+def regmean(terms: Sequence[Term], *, alpha: Fraction = 0.9, ridge: Positive = 1e-6) -> Factors:
     """``sum_i w_i D_i G_i (sum_j |w_j| G_j)^-1``: the change whose outputs are nearest to each adapter's own
     on that adapter's inputs.
 
@@ -33,25 +32,8 @@ def regmean(terms: Sequence[Term], *, alpha: float = 0.9, ridge: float = 1e-6) -
     and nothing of the size of the weight is formed. Source: RegMean, arXiv 2212.09849, section 3.
 
     Raises:
-        ConfigError: alpha or the ridge is out of its range.
         FormatError: the statistics do not have the shape of the site.
     """
-    if not 0 <= alpha <= 1:
-        raise ConfigError(
-            "alpha is the share of the off-diagonal moments",
-            where="alpha",
-            expected="0 to 1",
-            found=alpha,
-            remedy="give a number such as 0.9",
-        )
-    if not ridge > 0:
-        raise ConfigError(
-            "without a ridge the equations may have no single solution",
-            where="ridge",
-            expected="above 0",
-            found=ridge,
-            remedy="give a number such as 1e-6",
-        )
     present = [term for term in terms if len(term.A)]
     n = terms[0].change.shape[1]
     total = np.zeros((n, n))
@@ -95,14 +77,14 @@ def fisher_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     "fisher",
     "at every entry the mean, by how much each adapter's loss depends on that entry; needs squared gradients",
     formula="sum w_i F_i D_i / sum |w_i| F_i, F_i = mean (dL/dW)^2",
-    paper=f"{ARXIV}2111.09832",
+    paper="https://arxiv.org/abs/2111.09832",
     survey=fisher_survey,
     scope="tensor",
     laws=MEAN,
     statistics="fisher",
 )
 def fisher(
-    block: EntryBlock, means: np.ndarray, *, floor: float = 1e-3, normalize: bool = False
+    block: EntryBlock, means: np.ndarray, *, floor: Share = 1e-3, normalize: bool = False
 ) -> np.ndarray:
     """``sum w_t F_t x_t / sum |w_t| F_t``: at every entry the mean, by how much each adapter's loss depends
     on that entry.
@@ -110,11 +92,7 @@ def fisher(
     ``floor`` times the mean of all is added to every ``F``, so that entries on which no loss depends are
     plainly averaged; ``normalize`` brings every adapter's ``F`` to the mean 1 first. Source: Matena and
     Raffel, arXiv 2111.09832, section 3.
-
-    Raises:
-        ConfigError: the floor is not above 0.
     """
-    share("floor", floor)
     F = _gradients(block).astype(np.float64)
     if normalize:
         F, means = F / np.where(means > 0, means, 1)[:, None, None], np.where(means > 0, 1.0, 0.0)

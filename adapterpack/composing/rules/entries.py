@@ -198,7 +198,7 @@ def entry_rule(
     and is an adapter already (class C).
     """
     classified: dict[str, Any] = (
-        {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C", "exact": True}
+        {"needs": "D", "exact": False, "cut": True} if over is dense else {"needs": "C"}
     )
 
     def register(fuse: Function) -> Function:

@@ -9,7 +9,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
 from .entries import EntryBlock, EntryBlocks, core_space, entry_rule, knots, weigh
-from .rule import ARXIV, MEAN, SUM, THINNED, Count, Laws, Seed, share
+from .rule import MEAN, SUM, THINNED, Count, Fraction, Laws, Seed, Share
 from .trim import band, band_levels, drop, dropped_by_rank, largest_level, trim
 
 _TIE = 1e-6
@@ -71,12 +71,12 @@ def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
     "magnitude_prune",
     "the weighted sum of the largest entries of each change",
     formula="sum w_i trim(D_i)",
-    paper=f"{ARXIV}2306.01708",
+    paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
     neutral=THINNED,
     laws=SUM,
 )
-def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.5) -> np.ndarray:
+def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
     return np.asarray(weigh(block.weights, trim(block.values, least)).sum(axis=0))
 
@@ -85,7 +85,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.
     "ties",
     "the largest entries of each change; at each place a vote on the sign, and the mean of those who agree",
     formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|",
-    paper=f"{ARXIV}2306.01708",
+    paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
     neutral=THINNED,
     laws=MEAN,
@@ -94,7 +94,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.
     "knots_ties",
     "TIES on the columns' coordinates in the changes' joint singular vectors: an adapter as it stands",
     formula="U ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
-    paper=f"{ARXIV}2410.19735",
+    paper="https://arxiv.org/abs/2410.19735",
     over=knots,
     survey=largest_level,
     neutral=THINNED,
@@ -104,14 +104,14 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: float = 0.
     "core_ties",
     "TIES in the bases of all columns and all rows: an adapter as it stands",
     formula="U ties(U^T D_t V) V^T",
-    paper=f"{ARXIV}2509.17786",
+    paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
     survey=largest_level,
     neutral=THINNED,
     laws=MEAN,
 )
 def ties(
-    block: EntryBlock, least: np.ndarray, *, density: float = 0.2, lam: float = 1.0, normalize: bool = True
+    block: EntryBlock, least: np.ndarray, *, density: Share = 0.2, lam: float = 1.0, normalize: bool = True
 ) -> np.ndarray:
     """Returns ``lam`` times the disjoint mean of the trimmed changes: the mean of the entries that have the
     elected sign.
@@ -123,11 +123,11 @@ def ties(
     "dare_linear",
     "entries dropped at random and the rest scaled up, then the weighted sum",
     formula="sum w_i m_i D_i / density",
-    paper=f"{ARXIV}2311.03099",
+    paper="https://arxiv.org/abs/2311.03099",
     neutral=THINNED,
     laws=SUM,
 )
-def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed = 0) -> np.ndarray:
+def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
     return np.asarray(weigh(block.weights, drop(block, density, seed)).sum(axis=0))
 
@@ -136,7 +136,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed 
     "dare_ties",
     "entries dropped at random and the rest scaled up, then TIES' vote and mean",
     formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)",
-    paper=f"{ARXIV}2311.03099",
+    paper="https://arxiv.org/abs/2311.03099",
     neutral=THINNED,
     laws=MEAN,
 )
@@ -144,7 +144,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed 
     "knots_dare_ties",
     "DARE with TIES' vote in KnOTS' coordinates: an adapter as it stands",
     formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
-    paper=f"{ARXIV}2410.19735",
+    paper="https://arxiv.org/abs/2410.19735",
     over=knots,
     neutral=THINNED,
     laws=MEAN,
@@ -153,7 +153,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: float = 0.5, seed: Seed 
     "core_dare_ties",
     "DARE with TIES' vote in the bases of all columns and all rows: an adapter as it stands",
     formula="U dare_ties(U^T D_t V) V^T",
-    paper=f"{ARXIV}2509.17786",
+    paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
     neutral=THINNED,
     laws=MEAN,
@@ -162,7 +162,7 @@ def dare_ties(
     block: EntryBlock,
     _: None,
     *,
-    density: float = 0.5,
+    density: Share = 0.5,
     lam: float = 1.0,
     normalize: bool = True,
     seed: Seed = 0,
@@ -175,7 +175,7 @@ def dare_ties(
     "della",
     "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
     formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|",
-    paper=f"{ARXIV}2406.11617",
+    paper="https://arxiv.org/abs/2406.11617",
     neutral=THINNED,
     laws=MEAN,
 )
@@ -183,8 +183,8 @@ def della(
     block: EntryBlock,
     _: None,
     *,
-    density: float = 0.5,
-    epsilon: float = 0.15,
+    density: Share = 0.5,
+    epsilon: Fraction = 0.15,
     lam: float = 1.0,
     normalize: bool = True,
     seed: Seed = 0,
@@ -199,12 +199,12 @@ def della(
     "della_linear",
     "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
     formula="sum w_i m_i D_i / p_i",
-    paper=f"{ARXIV}2406.11617",
+    paper="https://arxiv.org/abs/2406.11617",
     neutral=THINNED,
     laws=SUM,
 )
 def della_linear(
-    block: EntryBlock, _: None, *, density: float = 0.5, epsilon: float = 0.15, seed: Seed = 0
+    block: EntryBlock, _: None, *, density: Share = 0.5, epsilon: Fraction = 0.15, seed: Seed = 0
 ) -> np.ndarray:
     """Sums, by weight, changes that keep larger entries with a higher probability and divide each entry by
     its probability.
@@ -216,13 +216,13 @@ def della_linear(
     "breadcrumbs",
     "the weighted sum without the largest and without the smallest entries",
     formula="sum w_i band(D_i)",
-    paper=f"{ARXIV}2312.06795",
+    paper="https://arxiv.org/abs/2312.06795",
     survey=band_levels,
     neutral={"density": 1.0, "gamma": 0.0},
     laws=SUM,
 )
 def breadcrumbs(
-    block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: float = 0.9, gamma: float = 0.01
+    block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: Share = 0.9, gamma: Fraction = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
     return np.asarray(weigh(block.weights, band(block, levels)).sum(axis=0))
@@ -232,7 +232,7 @@ def breadcrumbs(
     "breadcrumbs_ties",
     "without the largest and without the smallest entries, TIES' vote and mean",
     formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|",
-    paper=f"{ARXIV}2312.06795",
+    paper="https://arxiv.org/abs/2312.06795",
     survey=band_levels,
     neutral={"density": 1.0, "gamma": 0.0},
     laws=MEAN,
@@ -241,8 +241,8 @@ def breadcrumbs_ties(
     block: EntryBlock,
     levels: tuple[np.ndarray, np.ndarray],
     *,
-    density: float = 0.9,
-    gamma: float = 0.01,
+    density: Share = 0.9,
+    gamma: Fraction = 0.01,
     lam: float = 1.0,
     normalize: bool = True,
 ) -> np.ndarray:
@@ -254,7 +254,7 @@ def breadcrumbs_ties(
     "magmax",
     "at each place the entry of the largest size",
     formula="alpha w_j D_j, j = argmax |w_i D_i|",
-    paper=f"{ARXIV}2407.06322",
+    paper="https://arxiv.org/abs/2407.06322",
     unit=True,
 )
 def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
@@ -283,7 +283,6 @@ class Selected(NamedTuple):
 
 def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     """Finds the positions where the changes differ most, and the energy of each change there."""
-    share("density", density)
     least = level(lambda: (_variance(block) for block in blocks()), density)
     energy = sum(
         np.sum(np.where(_variance(block) >= least, block.values, 0).astype(np.float64) ** 2, axis=(1, 2))
@@ -296,13 +295,13 @@ def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     "sce",
     "the places where the changes differ most, weights by the energy there, minority signs erased",
     formula="lam sum_{agree} e_i D_i / sum_{agree} |e_i|, e_i = w_i mean(D_i^2)",
-    paper=f"{ARXIV}2408.07990",
+    paper="https://arxiv.org/abs/2408.07990",
     survey=sce_survey,
     scope="tensor",
     neutral=THINNED,
     laws=MEAN,
 )
-def sce(block: EntryBlock, selected: Selected, *, density: float = 0.5, lam: float = 1.0) -> np.ndarray:
+def sce(block: EntryBlock, selected: Selected, *, density: Share = 0.5, lam: float = 1.0) -> np.ndarray:
     """Keeps positions of high variance, weights the changes by their energy there, drops minority signs, and
     averages the rest.
     """
@@ -337,7 +336,6 @@ def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
 
 def pcb_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Balance:
     """Computes the quantiles of magnitudes and scores that :class:`Balance` lists."""
-    share("density", density)
     sizes = lambda: (magnitudes(block.values) for block in blocks())  # noqa: E731
     lower, upper = level(sizes, 0.9999), level(sizes, 0.0001)
     least = (
@@ -353,12 +351,12 @@ def pcb_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Balance:
     "pcb",
     "entries weighed by their size in their change and by their agreement with the others; not free of scale",
     formula="lam sum w_i s_i D_i / sum |w_i| s_i, s_i = exp(T norm(|D_i|)^2) tanh(D_i sum D)",
-    paper=f"{ARXIV}2410.02396",
+    paper="https://arxiv.org/abs/2410.02396",
     survey=pcb_survey,
     neutral=THINNED,
     laws=MEAN._replace(homogeneous=False),
 )
-def pcb(block: EntryBlock, balance: Balance, *, density: float = 0.1, lam: float = 1.0) -> np.ndarray:
+def pcb(block: EntryBlock, balance: Balance, *, density: Share = 0.1, lam: float = 1.0) -> np.ndarray:
     """``lam sum_t w_t x_t score_t / sum_t |w_t| score_t``, of the entries whose score is among the
     ``density`` largest.
     """
@@ -405,7 +403,7 @@ def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     "emr",
     "the elected sign with the largest entry that has it; or, for one task, with that pack's mask and scale",
     formula="sgn(sum w_i D_i) max_{agree} |D_i|",
-    paper=f"{ARXIV}2405.17461",
+    paper="https://arxiv.org/abs/2405.17461",
     survey=emr_survey,
     laws=MEAN,
 )
@@ -435,7 +433,7 @@ def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     "consensus",
     "the sum, where enough packs find it important for themselves (TALL masks)",
     formula="alpha [count(|w_i D_i| > threshold |sum - w_i D_i|) >= agreeing] sum w_i D_i",
-    paper=f"{ARXIV}2405.07813",
+    paper="https://arxiv.org/abs/2405.07813",
     unit=True,
     neutral={"agreeing": 1, "threshold": 0.0},
     laws=Laws(sums=True),

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
-from ...errors import ConfigError, Unsupported
+from ...errors import Unsupported
 from ...lowrank.factors import Factors, Term, zero
 from ...lowrank.quantiles import level, magnitudes
 from ...lowrank.spectra import spectra
-from .rule import ARXIV, THINNED, Count, Laws, choice, rule, share
+from .rule import THINNED, Count, Fraction, Laws, Share, rule
 
 _ROUNDS = 100
 """The most rounds of k-means; it converges much earlier."""
@@ -42,9 +43,8 @@ def canonical(terms: Sequence[Term]) -> list[Factors]:
     "lora_lego",
     "singular units of all adapters in clusters, each its centroid at the mean length",
     formula="sqrt(r / k) sum_c b_c a_c^T",
-    paper=f"{ARXIV}2409.16167",
+    paper="https://arxiv.org/abs/2409.16167",
     needs="F",
-    exact=True,
     unit=True,
 )
 def lego(terms: Sequence[Term], *, clusters: Count = 0) -> Factors:
@@ -101,29 +101,19 @@ def _cluster(units: np.ndarray, k: int) -> np.ndarray:
     "robust_merge",
     "singular units trimmed, and weighted up where that cost them most; has cross terms",
     formula="(c sum_t S_t B_t^ / sum S_t) (c sum_t A_t^)",
-    paper=f"{ARXIV}2502.17159",
+    paper="https://arxiv.org/abs/2502.17159",
     needs="F",
-    exact=True,
     unit=True,
     neutral={"density": 1.0, "coefficient": 1.0},
 )
 def robust_merge(
-    terms: Sequence[Term], *, density: float = 0.2, quantile: float = 0.8, coefficient: float = 2.0
+    terms: Sequence[Term], *, density: Share = 0.2, quantile: Fraction = 0.8, coefficient: float = 2.0
 ) -> Factors:
     """``A = c sum A_t^``, ``B = c sum_t S_t B_t^ / sum_t S_t``: trims the units, and weights up those that
     lost most of ``A``.
 
     ``S_t`` is ``sum |A| / sum |A^|`` of each unit, and at least the ``quantile`` of the adapter's units.
     """
-    share("density", density)
-    if not 0 <= quantile <= 1:
-        raise ConfigError(
-            "quantile is a share",
-            where="quantile",
-            expected="0 to 1",
-            found=quantile,
-            remedy="give a number such as 0.8",
-        )
     changes = canonical(terms)
     rank = max(change.rank for change in changes)
     A, B, S = (
@@ -148,9 +138,8 @@ def robust_merge(
     "peft_linear",
     "PEFT's linear, for the same numbers: not the sum of the changes",
     formula="(sum sqrt(w_i s_i) B_i) (sum sqrt(w_i s_i) A_i)",
-    paper=f"{ARXIV}2212.04089",
+    paper="https://arxiv.org/abs/2212.04089",
     needs="F",
-    exact=True,
     laws=Laws(gauge=False, mixed_ranks=False),
 )
 def peft_linear(terms: Sequence[Term]) -> Factors:
@@ -167,21 +156,20 @@ def peft_linear(terms: Sequence[Term]) -> Factors:
     "peft_ties",
     "PEFT's ties, for the same numbers: votes on the factors, weights after the vote",
     formula="ties(sqrt(w_i s_i) B_i) ties(sqrt(w_i s_i) A_i)",
-    paper=f"{ARXIV}2306.01708",
+    paper="https://arxiv.org/abs/2306.01708",
     needs="F",
-    exact=True,
     neutral=THINNED,
     laws=Laws(gauge=False, mixed_ranks=False),
 )
-def peft_ties(terms: Sequence[Term], *, density: float = 0.2, majority: str = "total") -> Factors:
+def peft_ties(
+    terms: Sequence[Term], *, density: Share = 0.2, majority: Literal["total", "frequency"] = "total"
+) -> Factors:
     """PEFT's ``ties``: trims, elects and averages each of the two factors separately; the weights apply after
     the vote.
 
     Raises:
         Unsupported: the ranks differ.
     """
-    share("density", density)
-    choice("rule peft_ties", "majority", majority, "total", "frequency")
     present = _of_one_rank(terms, "peft_ties")
     merged = []
     for parts, stored in zip(_weigh(present), _stack_factors(present), strict=True):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ...errors import Unsupported
 from ...lowrank.factors import Factors, FactorSum, Term, column_gram, gram, row_gram, stack, weighted_sum
-from .rule import ARXIV, MEAN, RULES, SUM, Function, Rule, Steps, choice, rule, with_scope
+from .rule import MEAN, RULES, SUM, Function, Rule, Steps, rule, with_scope
 
 _ORTHOGONAL = 0.1
 """Model Stock warns below this share of the mean, where it removes nearly the full change."""
@@ -44,9 +44,8 @@ rule(
     "cat",
     "the factors side by side: the weighted sum of the changes, as it stands, of rank sum r_i",
     formula="sum w_i D_i",
-    paper=f"{ARXIV}2212.04089",
+    paper="https://arxiv.org/abs/2212.04089",
     needs="G",
-    exact=True,
     reduce=False,
     laws=SUM,
     coefficients=_as_given,
@@ -55,9 +54,8 @@ rule(
     "linear",
     "the weighted sum of the changes, brought to the smallest rank that holds it",
     formula="sum w_i D_i",
-    paper=f"{ARXIV}2212.04089",
+    paper="https://arxiv.org/abs/2212.04089",
     needs="G",
-    exact=True,
     laws=SUM,
     coefficients=_as_given,
 )(weighted_sum)
@@ -87,9 +85,8 @@ def total(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     "task_arithmetic",
     "the sum of the changes at one scale; every pack counts 1 without weights",
     formula="lam sum w_i D_i",
-    paper=f"{ARXIV}2212.04089",
+    paper="https://arxiv.org/abs/2212.04089",
     needs="G",
-    exact=True,
     unit=True,
     neutral={"lam": 1.0},
     laws=SUM,
@@ -104,9 +101,8 @@ def task_arithmetic(terms: Sequence[Term], *, lam: float = 0.3) -> FactorSum:
     "negate",
     "the opposite of the changes: what they taught is taken away",
     formula="-lam sum w_i D_i",
-    paper=f"{ARXIV}2212.04089",
+    paper="https://arxiv.org/abs/2212.04089",
     needs="G",
-    exact=True,
     unit=True,
     neutral={"lam": -1.0},
     laws=SUM,
@@ -121,9 +117,8 @@ def negate(terms: Sequence[Term], *, lam: float = 1.0) -> FactorSum:
     "average",
     "the mean of the changes (model soup), by weights whose size alone counts",
     formula="sum w_i D_i / sum |w_i|",
-    paper=f"{ARXIV}2203.05482",
+    paper="https://arxiv.org/abs/2203.05482",
     needs="G",
-    exact=True,
     laws=MEAN,
     coefficients=_shares,
 )
@@ -155,7 +150,7 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
             return reweighted(terms, c * signs)
 
         combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
-        RULES.register(Rule(name, summary, function=combine, survey=products, **fields))
+        RULES.register(Rule(name, summary, function=combine, survey=products, **{"needs": "G", **fields}))
         return coefficients
 
     return register
@@ -166,8 +161,6 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     "two changes along the arc between their directions",
     formula="(sin((1-t) th) x_1 + sin(t th) x_2) / sin th, t = |w_2| / (|w_1| + |w_2|)",
     paper="https://doi.org/10.1145/325334.325242",
-    needs="G",
-    exact=True,
     laws=MEAN,
 )
 def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
@@ -195,12 +188,10 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     formula="row_j: slerp(x_1[j], x_2[j], t)",
     paper="https://doi.org/10.1145/325334.325242",
     needs="S",
-    exact=True,
     laws=MEAN,
 )
-def nuslerp(terms: Sequence[Term], *, per: str = "row") -> Factors:
+def nuslerp(terms: Sequence[Term], *, per: Literal["row", "column"] = "row") -> Factors:
     """Applies :func:`slerp` to every row, or every column, of two changes separately."""
-    choice("rule nuslerp", "per", per, "row", "column")
     signs, a = _signed(terms)
     if len(terms) > 2:
         raise Unsupported(
@@ -230,8 +221,6 @@ def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
     "many changes on one sphere: the mean direction, moved by the mean of the tangents there",
     formula="(sum a_i |x_i|) exp_mu(sum a_i (u_i - <u_i, mu> mu)), u_i = x_i / |x_i|",
     paper="https://doi.org/10.1145/502122.502124",
-    needs="G",
-    exact=True,
     laws=MEAN,
 )
 def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
@@ -250,8 +239,6 @@ def multi_slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     "the direction whose squared angles to all changes sum to the least, at their mean length",
     formula="(sum a_i |x_i|) argmin_u sum a_i angle(u, u_i)^2",
     paper="https://doi.org/10.1002/cpa.3160300502",
-    needs="G",
-    exact=True,
     laws=MEAN,
 )
 def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: float = 1e-12) -> np.ndarray:
@@ -292,16 +279,14 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     "model_stock",
     "the mean, drawn to the base by the angle between the changes: near 0 where they are orthogonal",
     formula="t mean_i D_i, t = T cos th / (1 + (T - 1) cos th)",
-    paper=f"{ARXIV}2403.19522",
+    paper="https://arxiv.org/abs/2403.19522",
     needs="G",
-    exact=True,
     laws=MEAN,
 )
-def model_stock(terms: Sequence[Term], *, per: str = "tensor") -> Factors | FactorSum:
+def model_stock(terms: Sequence[Term], *, per: Literal["tensor", "row"] = "tensor") -> Factors | FactorSum:
     """Returns ``t mean_i D_i`` with ``t`` from the angle between the changes, one ``t`` for the site or for
     every row.
     """
-    choice("rule model_stock", "per", per, "tensor", "row")
     signs, a = _signed(terms)
     mean = signs * a / a.sum()
     G = (row_gram(terms) if per == "row" else gram(terms)[None]) * np.outer(signs, signs)

@@ -14,9 +14,9 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from ...errors import ConfigError, NonFinite
+from ...errors import NonFinite
 from ...lowrank.factors import FactorSum, Term, weighted_sum
-from .rule import ARXIV, SUM, Steps, rule
+from .rule import SUM, NotNegative, Positive, Steps, rule
 
 Score = Callable[[np.ndarray], float]
 """Scores the result of weights ``[T]``; higher is better."""
@@ -27,9 +27,8 @@ Score = Callable[[np.ndarray], float]
     "the weighted sum under the weights that score best, searched for without gradients; needs a score, "
     "or weights",
     formula="sum w_i D_i, w = argmax score(w) - penalty mean |w_i|",
-    paper=f"{ARXIV}2307.13269",
+    paper="https://arxiv.org/abs/2307.13269",
     needs="G",
-    exact=True,
     unit=True,
     laws=SUM,
     search=True,
@@ -38,8 +37,8 @@ def lorahub(
     terms: Sequence[Term],
     *,
     evaluations: Steps = 40,
-    bound: float = 1.5,
-    penalty: float = 0.05,
+    bound: Positive = 1.5,
+    penalty: NotNegative = 0.05,
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)] = 0,
 ) -> FactorSum:
     """Returns ``sum_i w_i D_i`` under the weights of the search; the parameters are those of
@@ -65,7 +64,6 @@ def search_weights(
     Hansen 2016, The CMA evolution strategy: a tutorial, arXiv 1604.00772, algorithm in appendix A.
 
     Raises:
-        ConfigError: a parameter is out of its range.
         NonFinite: the score is not a number.
 
     Example:
@@ -74,14 +72,6 @@ def search_weights(
         >>> [round(value, 1) for value in found]
         [0.8, -0.3]
     """
-    if not bound > 0 or not penalty >= 0:
-        raise ConfigError(
-            "the weights are searched for within bounds",
-            where="rule lorahub",
-            expected="a bound above 0, a penalty of at least 0",
-            found=f"bound {bound:g}, penalty {penalty:g}",
-            remedy="leave them as they are",
-        )
     best: tuple[float, np.ndarray] | None = None
 
     def judged(weights: np.ndarray) -> float:

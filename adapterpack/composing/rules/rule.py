@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
+import msgspec
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
@@ -24,6 +25,12 @@ Steps = Annotated[int, Meta(ge=1, le=10_000)]
 Count = Annotated[int, Meta(ge=0, le=10_000)]
 """A number of packs or of parts."""
 Seed = Annotated[int, Meta(ge=-(1 << 63), le=(1 << 63) - 1)]
+Share = Annotated[float, Meta(gt=0, le=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Scope = Literal["adapter", "tensor"]
+"""Whether a rule measures the whole adapter or each tensor for itself."""
 
 
 class Laws(NamedTuple):
@@ -54,7 +61,6 @@ class Laws(NamedTuple):
     """The packs may have different ranks."""
 
 
-ARXIV = "https://arxiv.org/abs/"
 SUM = Laws(sums=True)
 MEAN = Laws(weighted=False)
 """The laws of a mean, in which a lone pack's weight cancels out."""
@@ -82,8 +88,8 @@ class Rule(NamedTuple):
     formula: str
     paper: str
     needs: str
-    exact: bool
     function: Callable[..., Combination]
+    exact: bool = True
     survey: Callable[..., Any] | None = None
     reduce: bool = True
     cut: bool = False
@@ -97,7 +103,7 @@ class Rule(NamedTuple):
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
         """The rule's parameters by name: the keyword-only parameters of its function. An annotation such as
-        :data:`Steps` declares the bounds of an integer.
+        :data:`Steps` or a ``Literal`` declares which values there are.
         """
         parameters = _signature(self.function).parameters
         return {
@@ -134,9 +140,7 @@ class Rule(NamedTuple):
                     expected=name,
                     remedy=f"give {name}",
                 )
-            values[name] = _typed(f"rule {self.name}, {name}", value, parameters[name])
-        if "scope" in values:
-            choice(f"rule {self.name}", "scope", values["scope"], "adapter", "tensor")
+            values[name] = _convert(f"rule {self.name}, {name}", value, parameters[name])
         return values
 
     def prepared(
@@ -199,40 +203,8 @@ def with_scope(function: Callable[..., Any], default: str) -> inspect.Signature:
     """Returns the signature of a rule built on ``function``: its keywords and ``scope``."""
     parameters = _signature(function).parameters.values()
     keywords = [parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-    scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation="str")
+    scope = inspect.Parameter("scope", inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Scope)
     return inspect.Signature([*keywords, scope])
-
-
-def choice(where: str, name: str, value: object, *choices: str) -> None:
-    """Refuses a value that is not among the choices.
-
-    Raises:
-        ConfigError: the value is not among them.
-    """
-    if value not in choices:
-        raise ConfigError(
-            f"unknown {name}",
-            where=where,
-            expected=" or ".join(choices),
-            found=repr(value),
-            remedy="give one of them",
-        )
-
-
-def share(name: str, value: float, *, above: float = 0.0) -> None:
-    """Refuses a value that is no share.
-
-    Raises:
-        ConfigError: the value is not above ``above`` and at most 1.
-    """
-    if not above < value <= 1:
-        raise ConfigError(
-            f"{name} is a share",
-            where=name,
-            expected=f"above {above:g}, at most 1",
-            found=value,
-            remedy="give a number such as 0.5",
-        )
 
 
 def _present(terms: Sequence[Term]) -> tuple[Term, ...]:
@@ -247,28 +219,24 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
         return inspect.signature(function)
 
 
-def _typed(where: str, value: Any, parameter: inspect.Parameter) -> Any:
-    """Returns the value if it has the default's type and is within the declared bounds. Without a default any
-    value passes.
+def _convert(where: str, value: Any, parameter: inspect.Parameter) -> Any:
+    """Returns the value as the parameter's annotation has it; a parameter without one has the type of its
+    default.
+
+    Raises:
+        ConfigError: the value is of another type, or not one of those that the annotation admits.
     """
-    default = parameter.default
-    if default is None or default is inspect.Parameter.empty or type(value) is type(default):
-        for bounds in getattr(parameter.annotation, "__metadata__", ()):
-            if not bounds.ge <= value <= bounds.le:
-                raise ConfigError(
-                    "a parameter out of its bounds",
-                    where=where,
-                    expected=f"{bounds.ge} to {bounds.le}",
-                    found=value,
-                    remedy=f"give a value such as {default!r}",
-                )
-        return value
-    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    raise ConfigError(
-        "a parameter of another type",
-        where=where,
-        expected=type(default).__name__,
-        found=f"{value!r}",
-        remedy=f"give a value such as {default!r}",
-    )
+    kind, default = parameter.annotation, parameter.default
+    if kind is parameter.empty or isinstance(kind, str):
+        kind = Any if default is None or default is parameter.empty else type(default)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        choices = get_args(kind) if get_origin(kind) is Literal else ()
+        raise ConfigError(
+            "the rule's parameter has no such value",
+            where=where,
+            expected=" or ".join(choices) or str(error).removeprefix("Expected ").replace("`", ""),
+            found=repr(value),
+            remedy="leave it out" if default is parameter.empty else f"give a value such as {default!r}",
+        ) from error

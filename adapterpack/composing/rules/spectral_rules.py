@@ -8,14 +8,15 @@ sum of low-rank changes, and so amplifies rounding.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError
 from ...lowrank.factors import Factors, JointCore, Term, core, zero
-from .rule import ARXIV, MEAN, Laws, choice, rule, share
+from .rule import MEAN, Laws, Positive, Share, rule
 
+Mean = Literal["support", "site"]
+"""What Iso-C takes the mean of singular values over."""
 _NULL = 1e-5
 """The share of the largest singular value below which singular values of float32 changes are only rounding.
 """
@@ -65,16 +66,14 @@ def polar(X: np.ndarray) -> np.ndarray:
     "tsv_m",
     "singular triplets of all changes side by side, made orthogonal; the same in the core space",
     formula="lam polar([U_1 .. U_T]) diag(S_1 .. S_T) polar([V_1 .. V_T])^T",
-    paper=f"{ARXIV}2412.00081",
+    paper="https://arxiv.org/abs/2412.00081",
     needs="C",
-    exact=True,
     unit=True,
 )
-def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -> Factors:
+def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: Share = 1.0) -> Factors:
     """``lam U^ S V^T^``: puts the singular triplets of all changes side by side, and replaces ``U`` and ``V``
     by their orthogonal polar factors.
     """
-    share("share_kept", share_kept)
     space, changes = _weigh(terms)
     kept = [
         triplets.first(max(1, round(share_kept * len(triplets.S)))) for triplets in map(decompose, changes)
@@ -89,17 +88,15 @@ def tsv_m(terms: Sequence[Term], *, lam: float = 1.0, share_kept: float = 1.0) -
     "iso_c",
     "the sum with all its singular values made equal, on its support alone",
     formula="alpha mean(S) U V^T, U S V^T = sum w_i D_i",
-    paper=f"{ARXIV}2502.04959",
+    paper="https://arxiv.org/abs/2502.04959",
     needs="C",
-    exact=True,
     unit=True,
     laws=Laws(identity=False),
 )
-def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -> Factors:
+def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: Mean = "support") -> Factors:
     """``alpha mean(S) U V^T`` of the weighted sum, on its support: R directions. ``mean="site"`` takes the
     mean over all ``min(m, n)``.
     """
-    choice("rule iso_c", "mean", mean, "support", "site")
     space, changes = _weigh(terms)
     total = decompose(changes.sum(axis=0), _least(changes))
     if not len(total.S):
@@ -111,20 +108,17 @@ def iso_c(terms: Sequence[Term], *, alpha: float = 1.0, mean: str = "support") -
     "iso_cts",
     "Iso-C of the common directions and of the first own directions of each change, on their support alone",
     formula="alpha mean(S*) polar(U*) polar(V*)^T, U* = [U_k, U_1 .. U_T]",
-    paper=f"{ARXIV}2502.04959",
+    paper="https://arxiv.org/abs/2502.04959",
     needs="C",
-    exact=True,
     unit=True,
     laws=Laws(identity=False),
 )
 def iso_cts(
-    terms: Sequence[Term], *, alpha: float = 1.0, common: float = 0.8, mean: str = "support"
+    terms: Sequence[Term], *, alpha: float = 1.0, common: Share = 0.8, mean: Mean = "support"
 ) -> Factors:
     """Applies Iso-C to the ``common`` share of the sum's directions together with the leading remaining
     directions of each change.
     """
-    share("common", common)
-    choice("rule iso_cts", "mean", mean, "support", "site")
     space, changes = _weigh(terms)
     total = decompose(changes.sum(axis=0), _least(changes))
     if not len(total.S):
@@ -148,16 +142,14 @@ def iso_cts(
     "cart",
     "the mean, and of each change's way from it the first directions",
     formula="M + lam sum_t svd_k(x_t - M), M = sum w_t D_t / sum |w_t|",
-    paper=f"{ARXIV}2412.12153",
+    paper="https://arxiv.org/abs/2412.12153",
     needs="C",
-    exact=True,
     laws=MEAN,
 )
-def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -> Factors:
+def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: Share = 0.04) -> Factors:
     """``M + lam sum_t svd_k(D_t - M)`` with the mean ``M``: keeps of each change's difference from the mean
     the rank ``share_kept`` of ``min(m, n)``.
     """
-    share("share_kept", share_kept)
     space, changes = _weigh(terms)
     weights = np.array([term.weight for term in terms])
     mean = changes.sum(axis=0) / np.abs(weights).sum()
@@ -171,29 +163,17 @@ def cart(terms: Sequence[Term], *, lam: float = 0.1, share_kept: float = 0.04) -
     "wudi",
     "the change whose difference from each adapter is least in that adapter's own row space, in closed form",
     formula="X (sum C_t + ridge I) = sum w_t D_t C_t + ridge sum w_t D_t, C_t = D_t^T D_t / |D_t|^2",
-    paper=f"{ARXIV}2503.08099",
+    paper="https://arxiv.org/abs/2503.08099",
     needs="S",
-    exact=True,
     unit=True,
 )
-def wudi(terms: Sequence[Term], *, ridge: float = 0.01) -> Factors:
+def wudi(terms: Sequence[Term], *, ridge: Positive = 0.01) -> Factors:
     """``X (sum C_t + ridge I) = sum D_t C_t + ridge sum D_t`` with ``C_t = D_t^T D_t / |D_t|^2``, solved in
     the joint row space.
 
     The stationary point of WUDI's ``sum |(X - D_t) D_t^T|^2 / |D_t|^2`` under a ridge towards the sum, from
     which its descent begins.
-
-    Raises:
-        ConfigError: the ridge is not above 0.
     """
-    if not ridge > 0:
-        raise ConfigError(
-            "without a ridge the equations have no single solution",
-            where="ridge",
-            expected="above 0",
-            found=ridge,
-            remedy="give a number such as 0.01",
-        )
     space, changes = _weigh(terms)
     sizes = np.sum(changes**2, axis=(1, 2))
     C = np.array([change.T @ change / size for change, size in zip(changes, sizes, strict=True) if size > 0])

@@ -10,12 +10,10 @@ from ...errors import ConfigError
 from ...lowrank.quantiles import level, magnitudes
 from ...lowrank.seeded_random import uniform
 from .entries import EntryBlock, EntryBlocks
-from .rule import share
 
 
 def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarray:
     """Returns ``[T]``: the magnitude of the smallest of the ``density`` largest entries of each change."""
-    share("density", density)
     return level(lambda: (block.values for block in blocks()), density, blocks.sample)
 
 
@@ -28,12 +26,11 @@ def band_levels(
     Raises:
         ConfigError: the two shares add up to more than 1.
     """
-    share("density", density)
-    if not 0 <= gamma < 1 or density + gamma > 1 + 1e-12:
+    if density + gamma > 1 + 1e-12:
         raise ConfigError(
             "density and gamma are shares of the same entries",
             where="gamma",
-            expected=f"at least 0, at most {1 - density:g}",
+            expected=f"at most {1 - density:g}",
             found=gamma,
             remedy="lower one of them",
         )
@@ -62,7 +59,6 @@ def drop(block: EntryBlock, density: float, seed: int) -> np.ndarray:
     """Keeps each entry with probability ``density`` and divides it by that, which preserves the
     expectation.
     """
-    share("density", density)
     if density == 1:
         return block.values
     return np.where(_numbers(block, seed) < density, block.values / block.values.dtype.type(density), 0)
@@ -78,12 +74,11 @@ def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int
     Raises:
         ConfigError: the window reaches 0.
     """
-    share("density", density)
-    if not 0 <= epsilon < density:
+    if epsilon >= density:
         raise ConfigError(
             "epsilon is half the window of probabilities around density",
             where="epsilon",
-            expected=f"at least 0, below density {density:g}",
+            expected=f"below density {density:g}",
             found=epsilon,
             remedy="lower it",
         )

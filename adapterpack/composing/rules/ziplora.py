@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError
 from ...lowrank.factors import Factors, Term, zero
 from .gram_rules import scaled_lines
-from .rule import ARXIV, Steps, rule
+from .rule import NotNegative, Positive, Steps, rule
 
 _FIRST, _SECOND, _SMALL = 0.9, 0.999, 1e-8
 """Adam's decays and its epsilon, as published."""
@@ -33,12 +32,13 @@ class Overlaps(NamedTuple):
         "sum_i x_i diag(m_i), m = argmin sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2 + lam mean_k |m_i[k] "
         "m_j[k]|"
     ),
-    paper=f"{ARXIV}2311.13600",
+    paper="https://arxiv.org/abs/2311.13600",
     needs="S",
-    exact=True,
     unit=True,
 )
-def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rate: float = 0.01) -> Factors:
+def ziplora(
+    terms: Sequence[Term], *, lam: NotNegative = 0.01, steps: Steps = 100, rate: Positive = 0.01
+) -> Factors:
     """``sum_i D_i diag(m_i)`` with the ``m_i`` that minimise ZipLoRA's loss, from ``m_i = 1`` by Adam.
 
         sum_i |(X - x_i) x_i^T|^2 / |x_i x_i^T|^2  +  lam mean_k sum_{i<j} |m_i[k] m_j[k]|,
@@ -48,18 +48,7 @@ def ziplora(terms: Sequence[Term], *, lam: float = 0.01, steps: Steps = 100, rat
     that the inputs are distributed like the adapter's own rows ``x_i``, so it needs no images and no model.
     It works on the factors alone, ``O(T^2 r^2 n)`` a step. The sizes are relative, so ``lam`` means the same
     whatever the adapters' scale. Source: Shah et al. 2023, arXiv 2311.13600, equations 3 and 4.
-
-    Raises:
-        ConfigError: a parameter is out of its range.
     """
-    if not rate > 0 or not lam >= 0:
-        raise ConfigError(
-            "the columns' numbers are found by descending",
-            where="rule ziplora",
-            found=f"rate {rate:g}, lam {lam:g}",
-            expected="a rate above 0, lam of at least 0",
-            remedy="leave them as they are",
-        )
     present = [term for term in terms if len(term.A)]
     scaled = [(term.A.astype(np.float64), term.weight * term.B.astype(np.float64)) for term in present]
     P = [[left.T @ right for _, right in scaled] for _, left in scaled]
