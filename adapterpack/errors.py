@@ -8,6 +8,7 @@ import errno
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 EXIT_FAILED = 1
 EXIT_INCOMPLETE = 3
@@ -265,8 +266,6 @@ def closest(name: str, known: Iterable[str]) -> str | None:
         >>> closest("lroa", ["lora", "ia3"])
         'lora'
     """
-    from difflib import get_close_matches  # noqa: PLC0415 - most runs never need it
-
     return next(iter(get_close_matches(name, list(known), n=1)), None)
 
 

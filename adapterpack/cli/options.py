@@ -15,6 +15,8 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub.resolve import folder_of
+from ..io.atomic import output_file
+from ..report.page import PAGE
 from .logs import QUIET, VERBOSE
 
 TRACEBACK = "--traceback"
@@ -120,9 +122,6 @@ def open_page(html: str | None) -> Iterator[Path | None]:
     if html is None:
         yield None
         return
-    from ..io.atomic import output_file  # noqa: PLC0415 - the listing of commands must not pay for it
-    from ..report.page import PAGE  # noqa: PLC0415 - as above
-
     with output_file(html, renews=PAGE) as page:
         yield page
 

@@ -13,9 +13,6 @@ from typing import Any
 _SECONDS = 120.0
 """Seconds that a provider may take to start: a GPU's provider compiles kernels the first time."""
 _SHOWN = 300
-_GRAPH = (
-    '<ir_version: 10, opset_import: ["" : 21]> doctor (float[8,8] x) => (float[8,8] y) { y = MatMul(x, x) }'
-)
 
 
 def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None, str]:
@@ -26,7 +23,7 @@ def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None,
         >>> ask_onnxruntime("cpu")[0]
         {'started': 'CPUExecutionProvider'}
     """
-    command = [sys.executable, "-P", "-m", __name__, *([provider] if provider else [])]
+    command = [sys.executable, "-P", "-m", f"{__package__}.provider_child", *([provider] if provider else [])]
     # the child imports from the same places as this process
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
@@ -53,54 +50,3 @@ def ask_onnxruntime(provider: str | None = None) -> tuple[dict[str, Any] | None,
     # libraries may have printed lines before it
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer, ""
-
-
-def _build() -> dict[str, Any]:
-    import onnxruntime as ort  # noqa: PLC0415 - this is what may fail, and only the child may fail with it
-    from onnxruntime.capi import build_and_package_info as build  # noqa: PLC0415 - as above
-
-    return {
-        "version": ort.__version__,
-        "package": getattr(build, "package_name", None),
-        "cuda": getattr(build, "cuda_version", None),
-        "providers": ort.get_available_providers(),
-    }
-
-
-def _start(name: str) -> dict[str, Any]:
-    import numpy as np  # noqa: PLC0415 - as above
-    import onnxruntime as ort  # noqa: PLC0415 - as above
-    from onnx import parser  # noqa: PLC0415 - as above
-
-    from ..runtime.providers.device import Device  # noqa: PLC0415 - as above
-    from ..runtime.providers.resolved_device import resolve  # noqa: PLC0415 - as above
-
-    started = resolve(Device(provider=name))
-    session = ort.InferenceSession(
-        parser.parse_model(_GRAPH).SerializeToString(),
-        started.session_options(),
-        providers=[kind for kind, _ in started.providers],
-        provider_options=[dict(options) for _, options in started.providers],
-    )
-    running = started.require(session)
-    x = np.arange(64, dtype=np.float32).reshape(8, 8) / 64
-    [y] = session.run(None, {"x": x})
-    # some providers multiply in half precision; a broken one deviates much more
-    if not np.allclose(y, x @ x, rtol=0, atol=1e-2):
-        sys.exit(f"{running} runs, and computes a wrong product")
-    return {"started": running}
-
-
-def main() -> None:
-    """Prints one line of JSON, or fails."""
-    from ..errors import AdapterpackError  # noqa: PLC0415 - as above
-
-    try:
-        answer = _start(sys.argv[1]) if len(sys.argv) > 1 else _build()
-    except AdapterpackError as error:
-        sys.exit(error.sentence)
-    sys.stdout.write(json.dumps(answer) + "\n")
-
-
-if __name__ == "__main__":
-    main()

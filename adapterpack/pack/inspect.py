@@ -7,7 +7,9 @@ import os
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from ..adapter_methods.nodes import as_text, decode
 from ..base import compatibility
+from ..base.checkpoint import Checkpoint
 from ..io import strict_json
 from .pack import Pack
 
@@ -71,15 +73,11 @@ def quantization_report(pack: Pack) -> dict[str, Any] | None:
 
 
 def _tree(composition: Composition) -> str:
-    from ..adapter_methods.nodes import as_text, decode  # noqa: PLC0415 - few packs are composed
-
     return as_text(decode(composition.tree))
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Returns a summary of a base checkpoint as JSON values."""
-    from ..base.checkpoint import Checkpoint  # noqa: PLC0415 - packs are looked at without one
-
     base = Checkpoint(path)
     return {
         "kind": "base",

@@ -22,6 +22,7 @@ from ..base import compatibility
 from ..base.compatibility import Verdict
 from ..base.fingerprint import Fingerprint
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
+from ..io.atomic import output_folder
 from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..io.streamed_tensors import Streamed, Unread
@@ -289,8 +290,6 @@ class Pack(Described):
             OutputExists: ``out`` already exists.
             StorageError: the file system refuses.
         """
-        from ..io.atomic import output_folder  # noqa: PLC0415 - reading a pack needs nothing that writes
-
         with output_folder(out) as folder:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))

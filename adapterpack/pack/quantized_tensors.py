@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, NonFinite
@@ -42,15 +43,11 @@ class Code(NamedTuple):
 
 
 def _float8(codes: np.ndarray) -> np.ndarray:
-    import ml_dtypes  # noqa: PLC0415 - it takes 3 ms to import, and few packs need it
-
     numbers: np.ndarray = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
     return numbers
 
 
 def _to_float8(numbers: np.ndarray) -> np.ndarray:
-    import ml_dtypes  # noqa: PLC0415 - as above
-
     codes: np.ndarray = (
         np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapter_methods import get
+from ...base.checkpoint import Checkpoint
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported
 from ...io import strict_json
 from ...io.safe_open import LARGE, TENSORS, read_file
@@ -36,6 +37,7 @@ from .checks.peft_agreement import OPTION, options
 from .checks.remote import remote_code
 from .checks.template import template_findings
 from .open_questions import NO_BASE, SHAPES_ONLY, questions_about
+from .registry import CHECKS
 
 if TYPE_CHECKING:
     from ...base.checkpoint import Checkpoint
@@ -74,8 +76,6 @@ def validate(
 
 
 def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
-    from ...base.checkpoint import Checkpoint  # noqa: PLC0415 - most packs are looked at without a base
-
     return Checkpoint(base)
 
 
@@ -161,8 +161,6 @@ def _examine(
         folder,
         {name: bytes(data) for name, data in contents.items() if name == TEMPLATE},
     )
-    from .registry import CHECKS  # noqa: PLC0415 - a folder that PEFT wrote is read by other means
-
     subject = Subject(folder, pack, file, contents, base, full, budget, allow_structural)
     findings, spent_on = run_checks(subject, CHECKS)
     # A large pack keeps no arrays in memory: tensors are read again on access and compared with their

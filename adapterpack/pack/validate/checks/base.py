@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
+from difflib import unified_diff
 from typing import TYPE_CHECKING
 
 from ....base import compatibility, quantization
@@ -173,8 +174,6 @@ def difference(base: str, carried: str) -> str:
 
     Comparing everything would take time proportional to the product of their lengths.
     """
-    from difflib import unified_diff  # noqa: PLC0415 - most templates are the base's
-
     base_lines, pack_lines = base.splitlines(), carried.splitlines()
     # The common beginning is skipped, because difflib takes quadratic time.
     same = next(

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....adapter_methods import complete
+from ....adapter_methods.nodes import decode, leaves
+from ....adapter_methods.nodes.composed import derived_prefixes, make_own
 from ....errors import AdapterpackError, FormatError
 from ....manifest import manifest as m
 from ....manifest.composed_method import FEATURE, method_of
@@ -72,9 +74,6 @@ def composition(manifest: m.Manifest) -> Iterator[Finding]:
         return
     if composed is None:
         return
-    # few packs are composed, and the others do not need it
-    from ....adapter_methods.nodes import decode, leaves  # noqa: PLC0415
-
     try:
         tree = decode(composed.tree)
     except FormatError as error:
@@ -115,8 +114,6 @@ def follows(s: Subject) -> Iterator[Finding]:
     method = s.pack.method
     if method.config.composition is None:
         return
-    from ....adapter_methods.nodes.composed import derived_prefixes, make_own  # noqa: PLC0415 - as above
-
     if not (prefixes := derived_prefixes(method)):
         return
     numbers = {group.path: number for number, group in enumerate(s.pack.manifest.groups)}

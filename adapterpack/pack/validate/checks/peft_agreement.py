@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import safetensors
+
 from ....io.safe_open import TENSORS
 from ....peft import layout
 from ....peft.options import unknown_sentence
@@ -80,13 +82,11 @@ def second_reader(s: Subject) -> Iterator[Finding]:
     """AP603: safetensors' own reader reads the same tensors; only in a full validation."""
     if not s.full:
         return
-    from safetensors import SafetensorError, deserialize  # noqa: PLC0415 - only here
-
     # the reader needs the file as bytes and copies every tensor
     s.require_memory(2 * len(s.file_bytes[TENSORS]), _SECOND)
     try:
-        theirs = dict(deserialize(bytes(s.file_bytes[TENSORS])))  # type: ignore[no-untyped-call]
-    except SafetensorError as error:
+        theirs = dict(safetensors.deserialize(bytes(s.file_bytes[TENSORS])))  # type: ignore[no-untyped-call]
+    except safetensors.SafetensorError as error:
         yield READERS.at(TENSORS, f"the reference reader refuses the file: {error}", file=TENSORS)
         return
     if theirs.keys() != s.file.tensors.keys() or not all(_agrees(s, name, theirs[name]) for name in theirs):
