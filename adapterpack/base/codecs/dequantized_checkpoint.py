@@ -14,11 +14,10 @@ from ...errors import Unsupported
 from ...io.safetensors import FLOATS, TensorInfo
 from ..checkpoint import Checkpoint
 from .base import Parts
-from .expert_stack import StackReader, StackWriter
-from .plain import PlainReader, PlainWriter
-from .quantized_storage import QuantizedMatrix, QuantizedReader, QuantizedWriter
+from .plain import plain_storage, plain_writer, stack_storage
+from .quantized_storage import decoded, quantized_reader, quantized_writer
 from .registry import weights
-from .storage import WeightStorage
+from .storage import LazyMatrix, WeightStorage
 
 
 class DequantizedCheckpoint(Checkpoint):
@@ -90,9 +89,9 @@ class DequantizedCheckpoint(Checkpoint):
         """
         return None
 
-    def matrix(self, name: str) -> QuantizedMatrix:
+    def matrix(self, name: str) -> LazyMatrix:
         """Returns a quantized weight that is decoded when rows are indexed."""
-        return QuantizedMatrix(self.quantized[name], self.parts(name))
+        return decoded(self.quantized[name], self.parts(name))
 
     def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
         """Returns how the weight ``name`` is stored here, and how in an output of the safetensors dtype
@@ -101,17 +100,13 @@ class DequantizedCheckpoint(Checkpoint):
         Raises:
             Unsupported: the weight is neither in a quantized format nor floating point.
         """
-        return self._storage(name, out, self.matrix(name) if name in self.quantized else None, where)
-
-    def _storage(
-        self, name: str, out: str | None, matrix: QuantizedMatrix | None, where: object
-    ) -> WeightStorage:
-        """Returns reader and writer of a weight: quantized (``matrix``), a stack of experts, or plain."""
+        if name in self.quantized:
+            weight, parts = self.quantized[name], self.parts(name)
+            return WeightStorage(
+                quantized_reader(weight, parts, f"{self.folder}, {name}"),
+                quantized_writer(weight, parts) if out is None else plain_writer(name, out),
+            )
         info = self.tensors[name]
-        stack = self.stacks.get(name)
-        if matrix is not None:
-            reader = QuantizedReader(matrix, f"{self.folder}, {name}")
-            return WeightStorage(reader, QuantizedWriter(matrix) if out is None else PlainWriter(name, out))
         if info.dtype not in FLOATS:
             raise Unsupported(
                 "the weight of this site is not stored as floating point",
@@ -119,6 +114,6 @@ class DequantizedCheckpoint(Checkpoint):
                 found=info.dtype,
                 remedy="merge into the original checkpoint, and quantize the result",
             )
-        if stack is not None:
-            return WeightStorage(StackReader(self, stack), StackWriter(self, stack, out or info.dtype))
-        return WeightStorage(PlainReader(self, name), PlainWriter(name, out or info.dtype))
+        if name in self.stacks:
+            return stack_storage(self, self.stacks[name], out or info.dtype)
+        return plain_storage(self, name, out or info.dtype)

@@ -1,112 +1,166 @@
-"""Reads and writes weights that are stored unquantized, in a floating dtype."""
+"""Reads and writes weights that are stored unquantized, in a floating dtype: as one tensor, or as the tensors
+of the experts of a stack.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...adapter_methods import is_stacked, to_matrix
+from ...errors import Unsupported
 from ...io.buffers import Scratch
 from ...io.byte_ranges import open_descriptor, read_into
-from ...io.safetensors import DTYPES, TensorInfo
+from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
+from ..fused_experts import ExpertStack
 from ..rounding import Round
-from .storage import MAIN_PART, EncodedRows, PartUpdate, Read
+from .storage import MAIN_PART, EncodedRows, LazyMatrix, PartUpdate, Read, Reader, WeightStorage, Writer
 
 
-class PlainReader(NamedTuple):
-    """A :class:`~adapterpack.base.codecs.storage.Reader` of the tensor ``name`` of ``base``."""
+class _Run(NamedTuple):
+    """The rows of a weight, with all its matrices concatenated, that the tensor with this role holds."""
 
-    base: Checkpoint
-    name: str
-    step: int = 1
+    role: str
+    tensor: str
+    start: int
+    stop: int
 
-    @property
-    def info(self) -> TensorInfo:
-        """The tensor's dtype, shape and position in the file."""
-        return self.base.tensors[self.name]
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The stored dtype."""
-        return DTYPES[self.info.dtype]
+def _cut(runs: Sequence[_Run], rows: slice) -> Iterator[tuple[_Run, slice, slice]]:
+    """Yields each run that holds some of ``rows``, with these rows inside it and relative to the start of
+    ``rows``.
+    """
+    for run in runs:
+        first, last = max(rows.start, run.start), min(rows.stop, run.stop)
+        if first < last:
+            yield (
+                run,
+                slice(first - run.start, last - run.start),
+                slice(first - rows.start, last - rows.start),
+            )
 
-    @property
-    def work(self) -> np.dtype[Any]:
-        """float32, or float64 for float64."""
-        return work_dtype(self.info.dtype)
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The elements as one column."""
-        return math.prod(self.info.shape), 1
+def plain_storage(base: Checkpoint, name: str, out: str) -> WeightStorage:
+    """Returns the storage of the tensor ``name`` of ``base``, in its own dtype and in ``out``."""
+    info = base.tensors[name]
 
-    def matrices(self, kind: str) -> list[np.ndarray]:
+    def matrices(kind: str) -> list[np.ndarray]:
         """Returns the matrices of the weight, as views of the mapped file."""
-        weight = to_matrix(kind, self.base.view(self.name))
+        weight = to_matrix(kind, base.view(name))
         return list(weight) if is_stacked(kind) else [weight]
 
+    reader = _reader(base, _whole(name), info.dtype, (math.prod(info.shape), 1), matrices)
+    return WeightStorage(reader, plain_writer(name, out))
+
+
+def plain_writer(name: str, out: str) -> Writer:
+    """Returns the writer of the tensor ``name`` in the dtype ``out``."""
+    return _writer(_whole(name), out)
+
+
+def _whole(name: str) -> list[_Run]:
+    return [_Run(MAIN_PART, name, 0, sys.maxsize)]
+
+
+def stack_storage(base: Checkpoint, stack: ExpertStack, out: str) -> WeightStorage:
+    """Returns the storage of experts that a checkpoint stores one by one, and the model as a single stacked
+    parameter.
+    """
+    runs, at = list[_Run](), 0
+    for number, name in enumerate(name for names in stack.parts for name in names):
+        rows = base.stored[name].shape[0]
+        runs.append(_Run(f"expert part {number}" if number else MAIN_PART, name, at, at + rows))
+        at += rows
+    count, rows, columns = stack.shape
+
+    def expert(names: Sequence[str]) -> LazyMatrix:
+        tensors = [base.view(name) for name in names]
+
+        def read(start: int, stop: int) -> np.ndarray:
+            blocks, at = [], 0
+            for part in tensors:
+                blocks.append(part[max(0, start - at) : max(0, stop - at)])
+                at += len(part)
+            return np.concatenate(blocks)
+
+        return LazyMatrix((rows, columns), DTYPES[stack.dtype], read)
+
+    def matrices(kind: str) -> list[LazyMatrix]:
+        """Returns each expert's matrix; raises for sites of other kinds than experts."""
+        if kind != "experts":
+            raise Unsupported(
+                f"experts that are stored one by one are no weight of a site of kind '{kind}'",
+                expected="experts",
+                where=f"{base.folder}, {stack.name}",
+                remedy="keep the adapter unmerged",
+            )
+        return [expert(names) for names in stack.parts]
+
+    return WeightStorage(
+        _reader(base, runs, stack.dtype, (count * rows, columns), matrices), _writer(runs, out)
+    )
+
+
+def _reader(
+    base: Checkpoint,
+    runs: Sequence[_Run],
+    name: str,
+    shape: tuple[int, int],
+    matrices: Callable[[str], Sequence[Any]],
+) -> Reader:
+    """Returns the reader of a weight of the safetensors dtype ``name``."""
+    dtype, work = DTYPES[name], work_dtype(name)
+
     @contextmanager
-    def opened(self) -> Iterator[Read]:
-        """Opens the file; yields a function that reads a block of rows."""
-        info = self.info
-        dtype = DTYPES[info.dtype]
-        with open_descriptor(self.base.source(self.name).path, os.O_RDONLY) as descriptor:
+    def opened() -> Iterator[Read]:
+        """Opens the files of all runs; yields a function that reads a block of rows across them."""
+        sources = {run.tensor: base.source(run.tensor) for run in runs}
+        with ExitStack() as files:
+            descriptors = {
+                path: files.enter_context(open_descriptor(path, os.O_RDONLY))
+                for path in {source.path for source in sources.values()}
+            }
 
             def read(rows: slice, columns: int, scratch: Scratch) -> np.ndarray:
                 raw = scratch.get("raw", (rows.stop - rows.start, columns), dtype)
-                read_into(descriptor, raw, info.offset + rows.start * columns * dtype.itemsize)
+                for run, in_run, in_block in _cut(runs, rows):
+                    source = sources[run.tensor]
+                    start = source.ranges[0][0] + in_run.start * columns * dtype.itemsize
+                    read_into(descriptors[source.path], raw[in_block], start)
                 return raw
 
             yield read
 
-    def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """Converts stored rows to the working dtype."""
-        return widen(raw, self.work, scratch, "old")
+    return Reader(
+        work, shape, matrices, opened, lambda raw, scratch: widen(raw, work, scratch, "old"), plain=dtype
+    )
 
 
-class PlainWriter(NamedTuple):
-    """A :class:`~adapterpack.base.codecs.storage.Writer` of the tensor ``name`` in the dtype ``out``."""
+def _writer(runs: Sequence[_Run], out: str) -> Writer:
+    """Returns the writer that rounds rows once, to the dtype ``out``, and divides them among the runs."""
 
-    name: str
-    out: str
-    stochastic: bool = True
-    read_only_reason: str | None = None
+    def encode(values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
+        stored = rounding(values, DTYPES[out], scratch)
+        updates = [
+            PartUpdate(run.role, in_run, stored[in_block]) for run, in_run, in_block in _cut(runs, rows)
+        ]
+        return EncodedRows(updates, stored, stored.dtype.itemsize >= values.dtype.itemsize)
 
-    @property
-    def label(self) -> str:
-        """The dtype."""
-        return self.out
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype."""
-        return DTYPES[self.out]
-
-    @property
-    def parts(self) -> Mapping[str, str]:
-        """The tensor itself."""
-        return {MAIN_PART: self.name}
-
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """Rounds rows once, to the output's dtype."""
-        stored = rounding(values, DTYPES[self.out], scratch)
-        return EncodedRows(
-            (PartUpdate(MAIN_PART, rows, stored),), stored, stored.dtype.itemsize >= values.dtype.itemsize
-        )
-
-    def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """Converts rows that were just stored to the working dtype."""
-        return widen(raw, work, scratch, "old")
-
-    def rest(self, role: str) -> np.ndarray:
-        """Returns an empty part: a part without updates belongs to a weight without rows."""
-        return np.empty(0, DTYPES[self.out])
+    return Writer(
+        out,
+        {run.role: run.tensor for run in runs},
+        encode,
+        lambda raw, work, scratch: widen(raw, work, scratch, "old"),
+        stochastic=True,
+        plain=DTYPES[out],
+    )
 
 
 def work_dtype(dtype: str) -> np.dtype[Any]:

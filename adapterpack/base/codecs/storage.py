@@ -1,5 +1,4 @@
-"""Defines the interfaces with which a merge reads blocks of a weight as the base stores it, and writes them
-as the output does.
+"""Defines how a merge reads blocks of a weight as the base stores it, and writes them as the output does.
 
 Reader and writer are independent: a quantized weight written in bfloat16 has the reader of its quantized
 format and a plain writer.
@@ -9,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +37,8 @@ class PartUpdate(NamedTuple):
 class EncodedRows(NamedTuple):
     """A block as it is stored.
 
-    ``updates`` are written to the parts. ``raw`` is what :meth:`Writer.reread` decodes, ``exact`` means that
-    nothing was rounded, and ``noise`` is the expected squared error of the grid that these rows had in a
+    ``updates`` are written to the parts. ``raw`` is what the writer's ``reread`` decodes, ``exact`` means
+    that nothing was rounded, and ``noise`` is the expected squared error of the grid that these rows had in a
     quantized base.
     """
 
@@ -49,91 +48,77 @@ class EncodedRows(NamedTuple):
     noise: float = 0.0
 
 
-class Reader(Protocol):
+class LazyMatrix:
+    """A matrix ``[out, in]`` whose rows ``read`` returns, from a start and a stop, when they are indexed."""
+
+    ndim = 2
+
+    def __init__(
+        self, shape: tuple[int, int], dtype: np.dtype[Any], read: Callable[[int, int], np.ndarray]
+    ) -> None:
+        self.shape, self.dtype, self._read = shape, dtype, read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        return self._read(start, stop)
+
+    def astype(self, dtype: Any, copy: bool = True) -> np.ndarray:
+        """Reads the whole matrix."""
+        return self[:].astype(dtype, copy=copy)
+
+
+class Reader(NamedTuple):
     """How the base stores a weight.
 
-    ``work`` is the dtype in which changes are computed; blocks of rows begin at multiples of ``step``.
-    ``shape`` serves to walk through a weight that no adapter changes.
+    Attributes:
+        work: the dtype in which changes are computed.
+        shape: rows and columns as stored, for walking through a weight that no adapter changes.
+        matrices: returns the matrices ``[out, in]`` of the weight of a layer of a kind: arrays, or objects
+            that return an array for a slice of rows. Raises :class:`Unsupported` if a weight in this format
+            cannot belong to such a layer.
+        opened: opens the weight for reading.
+        decode: returns the values of raw rows in ``work``: the rows themselves or a buffer that is valid
+            until the next call; read-only.
+        step: blocks of rows begin and end at multiples of this.
+        plain: the dtype of a weight that is stored as floats in the order of its matrix, else None.
     """
 
-    @property
-    def work(self) -> np.dtype[Any]:
-        """The dtype in which changes are computed."""
-        ...
-
-    @property
-    def step(self) -> int:
-        """Blocks of rows begin and end at multiples of this."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns as stored."""
-        ...
-
-    def matrices(self, kind: str) -> Sequence[Any]:
-        """Returns the matrices ``[out, in]`` of the weight of a layer of that kind: arrays, or objects that
-        return an array for a slice of rows.
-
-        Raises:
-            Unsupported: a weight in this format cannot belong to such a layer.
-        """
-        ...
-
-    def opened(self) -> AbstractContextManager[Read]:
-        """Opens the weight for reading."""
-        ...
-
-    def decode(self, raw: np.ndarray, scratch: Scratch) -> np.ndarray:
-        """Returns the values of rows in ``work``: ``raw`` itself or a buffer that is valid until the next
-        call; read-only.
-        """
-        ...
+    work: np.dtype[Any]
+    shape: tuple[int, int]
+    matrices: Callable[[str], Sequence[Any]]
+    opened: Callable[[], AbstractContextManager[Read]]
+    decode: Callable[[np.ndarray, Scratch], np.ndarray]
+    step: int = 1
+    plain: np.dtype[Any] | None = None
 
 
-class Writer(Protocol):
+class Writer(NamedTuple):
     """How the output stores a weight.
 
-    ``label`` names the form in reports. ``parts`` maps roles to the output's tensors, by their names in the
-    base. ``stochastic`` says whether it can round stochastically, and ``read_only_reason`` why it cannot
-    write, if it cannot.
+    Attributes:
+        label: the name of the stored form in reports.
+        parts: maps roles to the output's tensors, by their names in the base.
+        encode: encodes rows into buffers that are valid until the next call. Raises :class:`NonFinite` if the
+            format cannot store NaN or infinity.
+        reread: returns the values of rows that ``encode`` has just stored, in the given dtype, as a reader
+            would decode them.
+        rest: returns a part without updates as it is in the base; an empty one if it has no rows.
+        stochastic: whether values may be rounded stochastically.
+        plain: as for a reader.
+        read_only_reason: why a changed weight cannot be stored in this form; None if it can.
     """
 
-    @property
-    def label(self) -> str:
-        """The name of the stored form in reports."""
-        ...
-
-    @property
-    def parts(self) -> Mapping[str, str]:
-        """The tensors of the output that hold the weight, by role."""
-        ...
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether values may be rounded stochastically."""
-        ...
-
-    @property
-    def read_only_reason(self) -> str | None:
-        """Why a changed weight cannot be stored in this form; None if it can."""
-        ...
-
-    def encode(self, values: np.ndarray, rows: slice, rounding: Round, scratch: Scratch) -> EncodedRows:
-        """Encodes rows into buffers that are valid until the next call.
-
-        Raises:
-            NonFinite: the format cannot store NaN or infinity.
-        """
-        ...
-
-    def reread(self, raw: np.ndarray, work: np.dtype[Any], scratch: Scratch) -> np.ndarray:
-        """Returns the values of rows that ``encode`` has just stored, as a reader would decode them."""
-        ...
-
-    def rest(self, role: str) -> np.ndarray:
-        """Returns a part without updates, as it is in the base."""
-        ...
+    label: str
+    parts: Mapping[str, str]
+    encode: Callable[[np.ndarray, slice, Round, Scratch], EncodedRows]
+    reread: Callable[[np.ndarray, np.dtype[Any], Scratch], np.ndarray]
+    rest: Callable[[str], np.ndarray] = lambda role: np.empty(0, np.uint8)
+    stochastic: bool = False
+    plain: np.dtype[Any] | None = None
+    read_only_reason: str | None = None
 
 
 class WeightStorage(NamedTuple):

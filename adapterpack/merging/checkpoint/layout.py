@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...base.checkpoint import Checkpoint
-from ...base.codecs.plain import PlainWriter
+from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage
 from ...io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .base_model import MergeBase
@@ -131,7 +131,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mappin
                     else (
                         {"source": info}
                         if out == info.dtype and copied not in base.quantized
-                        else {"storage": WeightStorage(reader, PlainWriter(name, out))}
+                        else {"storage": WeightStorage(reader, plain_writer(name, out))}
                     )
                 )
         if shard == last:

@@ -10,8 +10,8 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, matrix_shape
 from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
-from ...base.codecs.plain import PlainWriter
-from ...base.codecs.storage import WeightStorage
+from ...base.codecs.plain import plain_writer
+from ...base.codecs.storage import WeightStorage, Writer
 from ...base.compatibility import Verdict
 from ...errors import NothingToDo, Unsupported
 from ...manifest.manifest import Group
@@ -254,12 +254,12 @@ def _in_own_places(contributions: list[Contribution]) -> bool:
     )
 
 
-def _plan_copies(base: MergeBase, copied: str, name: str, out: str | None) -> PlainWriter:
+def _plan_copies(base: MergeBase, copied: str, name: str, out: str | None) -> Writer:
     if copied in base.quantized and out is None:
         raise Unsupported(
             "a quantized weight is not written twice", where=f"{base.where}, {copied}", remedy=_DEQUANTIZE
         )
-    return PlainWriter(name, out or base.tensors[copied].dtype)
+    return plain_writer(name, out or base.tensors[copied].dtype)
 
 
 def _target(

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...base.codecs.quantized_storage import QuantizedMatrix
-from ...base.codecs.storage import EncodedRows, WeightStorage
+from ...base.codecs.storage import EncodedRows, LazyMatrix, WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
 from .fold import Change, Contribution, prepare
@@ -45,7 +44,7 @@ class Arithmetic(Protocol):
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | QuantizedMatrix,
+        weight: np.ndarray | LazyMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """Computes once what all blocks of a matrix need, as :func:`~adapterpack.merging.fold.fold.prepare`
@@ -82,7 +81,7 @@ class InNumpy:
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | QuantizedMatrix,
+        weight: np.ndarray | LazyMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """Computes in numpy what all blocks of a matrix need."""

@@ -15,7 +15,7 @@ from ..._native import lowrank
 from ...adapter_methods import Dense, Method, NormalForm, complete, is_stacked
 from ...adapter_methods.core.arrays import array_namespace
 from ...adapter_methods.core.base import fold_form
-from ...base.codecs.quantized_storage import QuantizedMatrix
+from ...base.codecs.storage import LazyMatrix
 from ...io.safetensors import FLOATS, dtype_name
 from ...pack.pack import Adapter
 
@@ -59,7 +59,7 @@ class Bound(NamedTuple):
 def bind(
     contribution: Contribution,
     dtype: np.dtype[Any],
-    weight: np.ndarray | QuantizedMatrix,
+    weight: np.ndarray | LazyMatrix,
     bias: np.ndarray | None,
     to_device: ToDevice | None = None,
 ) -> Bound:
@@ -92,10 +92,10 @@ def bind(
     return Bound(lambda block, bias, rows: fold_form(form, block, bias, rows), form)
 
 
-def _widen(value: np.ndarray | QuantizedMatrix, dtype: np.dtype[Any]) -> np.ndarray:
+def _widen(value: np.ndarray | LazyMatrix, dtype: np.dtype[Any]) -> np.ndarray:
     return (
         value.astype(dtype, copy=False)
-        if isinstance(value, QuantizedMatrix) or dtype_name(value.dtype) in FLOATS
+        if isinstance(value, LazyMatrix) or dtype_name(value.dtype) in FLOATS
         else value
     )
 
@@ -226,7 +226,7 @@ class Change(NamedTuple):
 def prepare(
     contributions: Sequence[Contribution],
     dtype: np.dtype[Any],
-    weight: np.ndarray | QuantizedMatrix,
+    weight: np.ndarray | LazyMatrix,
     bias: np.ndarray | None,
     to_device: ToDevice | None = None,
 ) -> Change:

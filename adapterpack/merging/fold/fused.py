@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from ..._native import lowrank
-from ...base.codecs.expert_stack import StackReader, StackWriter
-from ...base.codecs.plain import PlainReader, PlainWriter
 from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
@@ -68,14 +66,13 @@ def _kernel_applies(change: Change, storage: WeightStorage) -> bool:
     """Whether the change is a product of factors, and weight and output are stored as floats of one dtype in
     the order of the matrix.
     """
-    reader, writer = storage
-    if not isinstance(reader, PlainReader | StackReader) or not isinstance(writer, PlainWriter | StackWriter):
-        return False
+    stored = storage.reader.plain
     return (
         change.panels is not None
         and change.is_plain
-        and reader.dtype.name in lowrank.STORED
-        and writer.dtype == reader.dtype
+        and stored is not None
+        and stored.name in lowrank.STORED
+        and storage.writer.plain == stored
     )
 
 

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...base.codecs.quantized_storage import QuantizedMatrix
-from ...base.codecs.storage import WeightStorage
+from ...base.codecs.storage import LazyMatrix, WeightStorage
 from ...base.rounding import Round
 from ...errors import ProviderError
 from ...io.buffers import Scratch
@@ -52,7 +51,7 @@ class InTorch:
         self,
         contributions: Sequence[Contribution],
         dtype: np.dtype[Any],
-        weight: np.ndarray | QuantizedMatrix,
+        weight: np.ndarray | LazyMatrix,
         bias: np.ndarray | None,
     ) -> Change:
         """Computes on the device what all blocks of a matrix need."""
