@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .http_error import HTTPError
+from .http_error import HTTPError, bad_request
 
 PAUSE_SECONDS = 60.0
 """The longest pause between two pieces of a body, and the grace period for the complete body."""
@@ -79,7 +79,7 @@ def require_size(request: Request, max_bytes: int) -> None:
     request.scope["max_bytes"] = max_bytes
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal() and len(length) < 16):
-        raise HTTPError(400, "BadRequest", "Content-Length is a number of bytes")
+        raise bad_request("Content-Length is a number of bytes")
     if int(length) > max_bytes:
         raise _too_large(max_bytes)
 
@@ -109,7 +109,7 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
                 408, "Timeout", f"The request is slower than {_MIN_RATE} bytes a second, or paused"
             ) from None
         except ClientDisconnect:
-            raise HTTPError(400, "BadRequest", "The request was broken off") from None
+            raise bad_request("The request was broken off") from None
         count += len(chunk)
         yield chunk
 

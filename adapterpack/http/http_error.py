@@ -17,3 +17,8 @@ class HTTPError(AdapterpackError):
     def __init__(self, status: int, name: str, what: str, **more: Any) -> None:
         super().__init__(what)
         self.status, self.name, self.more = status, name, more
+
+
+def bad_request(what: str) -> HTTPError:
+    """Makes the error for a request that no server could answer (400)."""
+    return HTTPError(400, "BadRequest", what)

@@ -116,12 +116,13 @@ class Access:
         until = int(time.time()) + _VALID_SECONDS
         return f"size={size}&until={until}&signature={self._signature(what, size, until)}"
 
-    def require_signed(self, what: str, size: str, until: str, signature: str) -> int:
-        """Checks the signature of an upload URL and returns the signed size.
+    def require_signed(self, what: str, query: Mapping[str, str]) -> int:
+        """Checks the signature in the query of an upload URL and returns the signed size.
 
         Raises:
             HTTPError: this hub did not sign the URL, or the URL has expired.
         """
+        size, until, signature = (query.get(key, "") for key in ("size", "until", "signature"))
         if not (
             _NUMBER.fullmatch(size)
             and _NUMBER.fullmatch(until)

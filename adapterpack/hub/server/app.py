@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -20,15 +21,17 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
-from ...http.bodies import require_size
-from ...http.http_error import HTTPError
+from ...http.bodies import body_of, require_size
+from ...http.http_error import HTTPError, bad_request
 from . import large, reading, writing
 from .access import Access
 from .collecting import Collector
 from .parts import PART, UploadedParts
+from .requests import Hub, HubRequest
 from .storage import HubStorage
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[HubRequest], Response | Awaitable[Response]]
+"""Answers a request, in a thread; an upload, whose body is read while it arrives, in the event loop."""
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _HOST = re.compile(rb"([A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?")
 _LOG = logging.getLogger("uvicorn.error")
@@ -95,21 +98,20 @@ def build(folder: str | os.PathLike[str], access: Access | None = None, part: in
         >>> [route.path for route in build(tempfile.mkdtemp()).routes][0]
         '/api/whoami-v2'
     """
+    storage = HubStorage(folder)
+    hub = Hub(storage, access or Access(), UploadedParts(storage), part)
     app = Starlette(
-        routes=[Route(route.path, _handler(route), methods=[route.method]) for route in ROUTES],
-        lifespan=_collecting,
+        routes=[Route(route.path, _handler(route, hub), methods=[route.method]) for route in ROUTES],
+        lifespan=lambda app: _collecting(Collector(storage, hub.parts)),
     )
     app.router.redirect_slashes = False  # a redirect would echo an untrusted URL
-    app.state.storage, app.state.access, app.state.part = HubStorage(folder), access or Access(), part
-    app.state.parts = UploadedParts(app.state.storage)
     app.add_middleware(AddressMiddleware)
     return app
 
 
 @asynccontextmanager
-async def _collecting(app: Starlette) -> AsyncIterator[None]:
+async def _collecting(collector: Collector) -> AsyncIterator[None]:
     """Removes unneeded files periodically while the hub runs."""
-    collector = Collector(app.state.storage, app.state.parts)
 
     async def rounds() -> None:
         while True:
@@ -152,56 +154,52 @@ class AddressMiddleware:
 
         raw = scope.get("raw_path")
         if scope["type"] == "http" and raw is not None:
-            segments = [
-                unquote(part).replace("/", "%2F")
-                for part in raw.partition(b"?")[0].decode("latin-1").split("/")
-            ]
-            scope = {**scope, "path": "/".join(segments)}
+            parts = raw.partition(b"?")[0].decode("latin-1").split("/")
+            scope = {**scope, "path": "/".join(unquote(part).replace("/", "%2F") for part in parts)}
+            problem = None
             if _CONTROL.search(unquote_to_bytes(raw + b"?" + scope["query_string"])):
-                await _refusal(HTTPError(400, "BadRequest", "No address holds a control character"))(
-                    scope, receive, send_clean
-                )
-                return
-            if not all(_HOST.fullmatch(value) for key, value in scope["headers"] if key == b"host"):
-                await _refusal(HTTPError(400, "BadRequest", "Host is a name or an address, and a port"))(
-                    scope, receive, send_clean
-                )
+                problem = "No address holds a control character"
+            elif not all(_HOST.fullmatch(value) for key, value in scope["headers"] if key == b"host"):
+                problem = "Host is a name or an address, and a port"
+            if problem is not None:
+                await _refusal(bad_request(problem))(scope, receive, send_clean)
                 return
         await self.app(scope, receive, send_clean)
 
 
-def _handler(route: HubRoute) -> Handler:
+def _handler(route: HubRoute, hub: Hub) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         try:
-            access: Access = request.app.state.access
-            request.scope["account"] = access.account(request.headers.get("authorization"))
+            asked = HubRequest(request, hub, hub.access.account(request.headers.get("authorization")))
             if "org" in request.path_params:
-                await run_in_threadpool(_require_visible, request)
+                await run_in_threadpool(_require_visible, asked)
             if route.writes:
-                access.require_writer(request.scope["account"])
-            if route.max_bytes is not None:
-                require_size(request, route.max_bytes)
-            return await route.handler(request)
+                hub.access.require_writer(asked.account)
+            if route.max_bytes is None:
+                return await route.handler(asked)
+            require_size(request, route.max_bytes)
+            if route.max_bytes:
+                asked = replace(asked, body=await body_of(request))
+            return await run_in_threadpool(route.handler, asked)
         except HTTPError as refused:
             return _refusal(refused)
         except FormatError as error:
-            return _refusal(HTTPError(400, "BadRequest", error.what))
+            return _refusal(bad_request(error.what))
         except AdapterpackError as error:
             return _refusal(HTTPError(500, "ServerError", error.what))
 
     return answer
 
 
-def _require_visible(request: Request) -> None:
+def _require_visible(asked: HubRequest) -> None:
     """Checks that a request may see the repository. Without a token a private repository looks as if it did
     not exist.
     """
-    storage: HubStorage = request.app.state.storage
     try:
-        hidden = storage.private(reading.repo_of(request))
+        hidden = asked.hub.storage.settings(asked.repo).private
     except HTTPError:
         hidden = True
-    if hidden and request.scope["account"] is None:
+    if hidden and asked.account is None:
         raise HTTPError(401, "RepoNotFound", "Repository not found")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import storage_errors
-from ...http.http_error import HTTPError
+from ...http.http_error import bad_request
 from ...io.atomic import own_folder
 from .storage import HubStorage
 
@@ -90,7 +90,7 @@ class UploadedParts:
         """
         paths = [self.root / sha256 / f"{number}-{etag}" for number, etag in enumerate(etags, 1)]
         if not all(path.is_file() for path in paths):
-            raise HTTPError(400, "BadRequest", "A part is missing: send the file again")
+            raise bad_request("A part is missing: send the file again")
         hasher, count = hashlib.sha256(), 0
         with storage_errors(self.root), self.storage.incoming() as whole:
             with whole.open("wb") as target:
@@ -102,5 +102,5 @@ class UploadedParts:
                             count += len(chunk)
             shutil.rmtree(self.root / sha256, ignore_errors=True)
             if count != size or hasher.hexdigest() != sha256:
-                raise HTTPError(400, "BadRequest", "These are not the announced bytes")
+                raise bad_request("These are not the announced bytes")
             self.storage.adopt(whole, sha256)

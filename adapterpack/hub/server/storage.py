@@ -8,7 +8,6 @@ sha1 of those bytes repos/ORG/NAME/refs/KIND/NAME         a commit; slashes of a
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import shutil
@@ -21,8 +20,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
+import msgspec
+
 from ...errors import OutputExists, StorageError, storage_errors
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, bad_request
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import hold_lock
@@ -58,13 +59,15 @@ class Commit:
         return hashlib.sha1(self.to_bytes(), usedforsecurity=False).hexdigest()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The visibility of a repository. ``private``: only holders of a token see it. ``gated`` ("auto",
-    "manual" or False): everyone sees it, but only ``granted`` users and writers can read its files.
+class Settings(msgspec.Struct, frozen=True):
+    """The visibility of a repository, and when it was ``created``.
+
+    ``private``: only holders of a token see it. ``gated`` ("auto", "manual" or False): everyone sees it, but
+    only ``granted`` users and writers can read its files.
     """
 
     private: bool
+    created: str = ""
     gated: str | bool = False
     granted: tuple[str, ...] = ()
 
@@ -109,9 +112,7 @@ class HubStorage:
             HTTPError: the name is taken or invalid.
         """
         if not names.is_repo(repo) or names.unsafe(repo):
-            raise HTTPError(
-                400, "BadRequest", "A repository is OWNER/NAME, and neither is a device on any system"
-            )
+            raise bad_request("A repository is OWNER/NAME, and neither is a device on any system")
         first = Commit(None, "initial commit", "", author, _now())
         try:
             with output_folder(self.root / "repos" / repo) as folder:
@@ -119,9 +120,7 @@ class HubStorage:
                     (folder / name).mkdir(parents=True)
                 (folder / "commits" / f"{first.oid}.json").write_bytes(first.to_bytes())
                 (folder / "refs" / "heads" / names.MAIN).write_text(first.oid, "ascii")
-                (folder / "repo.json").write_bytes(
-                    strict_json.canonical({"private": private, "created": first.time})
-                )
+                (folder / "repo.json").write_bytes(strict_json.canonical(Settings(private, first.time)))
         except (OutputExists, StorageError) as error:  # taken before, or by another process during the rename
             if (self.root / "repos" / repo / "repo.json").is_file():
                 raise HTTPError(409, "Conflict", "You already created this model repo") from error
@@ -129,20 +128,16 @@ class HubStorage:
 
     def settings(self, repo: str) -> Settings:
         """Returns the visibility of a repository."""
-        value = _read(self.folder(repo) / "repo.json")
-        return Settings(bool(value["private"]), value.get("gated", False), tuple(value.get("granted", ())))
-
-    def private(self, repo: str) -> bool:
-        """Returns whether only holders of a token see a repository."""
-        return self.settings(repo).private
+        path = self.folder(repo) / "repo.json"
+        return msgspec.convert(_load(path.read_bytes(), path), Settings)
 
     def set(self, repo: str, change: Callable[[Settings], Settings]) -> None:
         """Changes the settings of a repository."""
         folder = self.folder(repo)
         with hold_lock(folder / ".lock", alone=True):
-            value = _read(folder / "repo.json") | dataclasses.asdict(change(self.settings(repo)))
+            settings = change(self.settings(repo))
             with output_file(folder / "repo.json") as path:
-                path.write_bytes(strict_json.canonical(value))
+                path.write_bytes(strict_json.canonical(settings))
 
     def refs(self, repo: str, kind: str) -> dict[str, str]:
         """Returns the refs of one kind: name -> commit."""
@@ -162,14 +157,9 @@ class HubStorage:
         folder = self.folder(repo)
         if names.COMMIT.fullmatch(revision) and (folder / "commits" / f"{revision}.json").is_file():
             return revision
-        kind, name = (
-            ("pr", revision.removeprefix("refs/pr/")) if revision.startswith("refs/pr/") else ("", revision)
-        )
-        for place in (kind,) if kind else ("heads", "tags"):
-            path = folder / "refs" / place / quote(name, safe="")
-            if names.is_revision(revision):
-                with suppress(FileNotFoundError):
-                    return path.read_text("ascii")
+        for kind, name in _refs_of(revision) if names.is_revision(revision) else ():
+            with suppress(FileNotFoundError):
+                return (folder / "refs" / kind / quote(name, safe="")).read_text("ascii")
         raise HTTPError(404, "RevisionNotFound", f"Invalid rev id: {revision[:80]}")
 
     def commit(self, repo: str, oid: str) -> Commit:
@@ -231,16 +221,10 @@ class HubStorage:
             with output_file(folder / "commits" / f"{made.oid}.json") as path:
                 path.write_bytes(made.to_bytes())
             number = len(self.refs(repo, "pr")) + 1 if as_pr else None
-            ref = (
-                ("pr", str(number))
-                if as_pr
-                else ("pr", revision.removeprefix("refs/pr/"))
-                if revision.startswith("refs/pr/")
-                else ("heads", revision)
-            )
-            if not as_pr and ref[1] not in self.refs(repo, ref[0]):
-                raise HTTPError(400, "BadRequest", "Commits go to a branch")
-            self._point(folder, *ref, made.oid)
+            kind, name = ("pr", str(number)) if as_pr else _refs_of(revision)[0]
+            if not as_pr and name not in self.refs(repo, kind):
+                raise bad_request("Commits go to a branch")
+            self._point(folder, kind, name, made.oid)
         return made.oid, number
 
     def add_ref(self, repo: str, kind: str, name: str, revision: str) -> None:
@@ -255,7 +239,7 @@ class HubStorage:
             or names.COMMIT.fullmatch(name)
             or name.startswith("refs/")
         ):
-            raise HTTPError(400, "BadRequest", "Not the name of a ref")
+            raise bad_request("Not the name of a ref")
         folder = self.folder(repo)
         with hold_lock(folder / ".lock", alone=True):
             if (count := len(there := self.refs(repo, kind))) >= MAX_REFS:
@@ -342,7 +326,7 @@ class HubStorage:
             HTTPError: the file was never uploaded.
         """
         if not self.renew(sha256):
-            raise HTTPError(400, "BadRequest", f"The object {sha256} was not uploaded")
+            raise bad_request(f"The object {sha256} was not uploaded")
         size = self.blob(sha256).stat().st_size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
         return Entry(size, sha256, git_oid([pointer], len(pointer)), True)
@@ -365,8 +349,11 @@ def git_oid(parts: Iterable[bytes], size: int) -> str:
     return sha.hexdigest()
 
 
-def _read(path: Path) -> Any:
-    return _load(path.read_bytes(), path)
+def _refs_of(revision: str) -> list[tuple[str, str]]:
+    """Returns the kinds and names of refs that a revision can mean, a branch before a tag."""
+    if revision.startswith("refs/pr/"):
+        return [("pr", revision.removeprefix("refs/pr/"))]
+    return [("heads", revision), ("tags", revision)]
 
 
 def _load(data: bytes, path: Path) -> Any:

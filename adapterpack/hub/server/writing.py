@@ -4,49 +4,123 @@ write.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import dataclasses
-import re
-from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from starlette.concurrency import run_in_threadpool
-from starlette.requests import Request
+import msgspec
+from msgspec import Meta
+from msgspec.structs import replace
 from starlette.responses import JSONResponse, Response
 
 from ...errors import ConfigError
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, bad_request
 from ...io import plain_yaml
 from ..transport import names
 from ..transport.client import MAX_LISTED
 from . import trees
 from .access import NAME
-from .bodies import json_object, json_of, parse_body
-from .reading import author_of, origin_of, repo_of, revision_of, storage_of
+from .requests import HubRequest, parse_json
 from .storage import HubStorage, Settings
 from .trees import Entry
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 _LARGE = frozenset({".safetensors", ".onnx", ".onnx_adapter", ".data", ".bin", ".model", ".gguf"})
 _MAX_REGULAR = 10 << 20
 _MAX_GRANTED = 1000
 _LONGEST_HEADER = 256 << 10
 
 
-async def create(request: Request) -> Response:
+class NewRepo(msgspec.Struct):
+    """The repository to create: its name, and its owner, by default the account's name."""
+
+    name: str
+    organization: str | None = None
+    type: Any = None
+    visibility: Any = None
+    private: Any = None
+
+
+class Readme(msgspec.Struct):
+    """The text of a README."""
+
+    content: str = ""
+
+
+class AnnouncedFile(msgspec.Struct):
+    """A file of the next commit: its path, its size, and its first bytes."""
+
+    path: str
+    size: int
+    sample: bytes = b""
+
+
+class Announcement(msgspec.Struct):
+    """The files of the next commit."""
+
+    files: list[AnnouncedFile]
+
+
+class Summary(msgspec.Struct, rename="camel"):
+    """What a commit says of itself, and the commit on which it is made."""
+
+    summary: str = ""
+    description: str = ""
+    parent_commit: str | None = None
+
+
+class Header(msgspec.Struct, tag="header", tag_field="key"):
+    """The first line of a commit."""
+
+    value: Summary
+
+
+class ChangedFile(msgspec.Struct):
+    """A file or folder by its path, with its bytes (JSON has them as base64) or the ``oid`` of an upload."""
+
+    path: str
+    content: bytes = b""
+    oid: Sha256 | None = None
+
+
+class Operation(msgspec.Struct):
+    """A further line of a commit."""
+
+    key: Literal["file", "lfsFile", "deletedFile", "deletedFolder"]
+    value: ChangedFile
+
+    def step(self, storage: HubStorage) -> trees.Step:
+        """Stores the bytes of a new file, and returns the step of the commit."""
+        if self.key.startswith("deleted"):
+            return self.value.path.rstrip("/"), None
+        path = _kept(self.value.path)
+        if self.key == "file":
+            return path, storage.keep_bytes(self.value.content)
+        if self.value.oid is None:
+            raise bad_request("a large file is named by its sha256")
+        return path, storage.large(self.value.oid)
+
+
+class NewTag(msgspec.Struct):
+    """The name of a tag."""
+
+    tag: str
+
+
+class NewBranch(msgspec.Struct, rename="camel"):
+    """The revision at which a branch begins."""
+
+    starting_point: str | None = None
+
+
+def create(asked: HubRequest) -> Response:
     """Creates a repository. If it exists already, the error contains its URL."""
-    value, name = await json_of(request), author_of(request)
-    owner, title = name if value.get("organization") is None else value["organization"], value.get("name")
-    if not (isinstance(owner, str) and isinstance(title, str)):
-        raise HTTPError(400, "BadRequest", "name and organization are text")
-    repo = f"{owner}/{title}"
-    address = {"url": f"{origin_of(request)}/{repo}", "id": repo}
-    if value.get("type") not in {None, "model"}:
-        raise HTTPError(400, "BadRequest", "This hub keeps models only")
-    private = value.get("visibility") == "private" or value.get("private") is True
+    new = asked.json(NewRepo)
+    repo = f"{asked.author if new.organization is None else new.organization}/{new.name}"
+    address = {"url": f"{asked.origin}/{repo}", "id": repo}
+    if new.type not in {None, "model"}:
+        raise bad_request("This hub keeps models only")
+    private = new.visibility == "private" or new.private is True
     try:
-        await run_in_threadpool(storage_of(request).create, repo, private=private, author=name)
+        asked.hub.storage.create(repo, private=private, author=asked.author)
     except HTTPError as refused:
         if refused.status == 409:
             refused.more = address
@@ -54,211 +128,126 @@ async def create(request: Request) -> Response:
     return JSONResponse(address)
 
 
-async def settings(request: Request) -> Response:
+def settings(asked: HubRequest) -> Response:
     """Sets who may see a repository (``visibility``), and whether reading its files needs a grant
     (``gated``).
     """
-    value = await json_of(request)
-    changes: dict[str, Any] = {}
+    value, changes = asked.json(dict[str, Any]), dict[str, Any]()
     if "gated" in value:
         changes["gated"] = value["gated"]
     if "visibility" in value or "private" in value:
         changes["private"] = value.get("visibility") == "private" or value.get("private") is True
     if changes.get("gated", False) not in ("auto", "manual", False) or not changes:
-        raise HTTPError(400, "BadRequest", "gated is auto, manual or false; visibility is public or private")
-    await run_in_threadpool(
-        storage_of(request).set, repo_of(request), lambda before: dataclasses.replace(before, **changes)
-    )
+        raise bad_request("gated is auto, manual or false; visibility is public or private")
+    asked.hub.storage.set(asked.repo, lambda before: replace(before, **changes))
     return JSONResponse(changes)
 
 
-async def grant(request: Request) -> Response:
+def grant(asked: HubRequest) -> Response:
     """Grants a user access to the files of a gated repository."""
-    user = (await json_of(request)).get("user")
+    user = asked.json(dict[str, Any]).get("user")
     if not isinstance(user, str) or not NAME.fullmatch(user):
-        raise HTTPError(400, "BadRequest", "user is a name")
+        raise bad_request("user is a name")
 
     def change(before: Settings) -> Settings:
         granted = {*before.granted, user}
         if len(granted) > _MAX_GRANTED:
             raise HTTPError(413, "TooLarge", f"A repository is granted to {_MAX_GRANTED} users at most")
-        return dataclasses.replace(before, granted=tuple(sorted(granted)))
+        return replace(before, granted=tuple(sorted(granted)))
 
-    await run_in_threadpool(storage_of(request).set, repo_of(request), change)
+    asked.hub.storage.set(asked.repo, change)
     return JSONResponse({})
 
 
-async def validate_yaml(request: Request) -> Response:
+def validate_yaml(asked: HubRequest) -> Response:
     """Checks that the header of a README is a YAML mapping."""
-
-    def look(body: bytes) -> str | None:
-        text = str(json_object(body).get("content", ""))
-        return header_problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
-
-    message = await parse_body(request, look)
+    text = asked.json(Readme).content
+    message = header_problem(text[4:].partition("\n---")[0]) if text.startswith("---\n") else None
     return JSONResponse(
         {"errors": [{"message": message}] if message else [], "warnings": []}, 400 if message else 200
     )
 
 
-async def preupload(request: Request) -> Response:
+def preupload(asked: HubRequest) -> Response:
     """Tells how to send each file: in the commit, or separately as a large file. Files that exist come with
     their id.
     """
-    repo, storage, wanted = repo_of(request), storage_of(request), (await json_of(request)).get("files")
-    present = (
-        await run_in_threadpool(lambda: storage.commit(repo, storage.resolve(repo, revision_of(request))))
-    ).files
-    if not isinstance(wanted, list) or not all(isinstance(file, dict) for file in wanted):
-        raise HTTPError(400, "BadRequest", "files is a list")
+    storage = asked.hub.storage
+    present = storage.commit(asked.repo, storage.resolve(asked.repo, asked.revision)).files
     answer = []
-    for file in wanted:
-        path, size = _path(file), file.get("size")
-        if not isinstance(size, int) or names.unsafe(path):
-            raise HTTPError(400, "BadRequest", "a file has a path and a size")
-        sample = _decode(str(file.get("sample", "")))
-        large = size > _MAX_REGULAR or b"\0" in sample or f".{path.rpartition('.')[2].lower()}" in _LARGE
-        oid = (
-            {"oid": present[path].sha256 if present[path].lfs else present[path].git}
-            if path in present
-            else {}
-        )
-        answer.append(
-            {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid}
-        )
+    for file in asked.json(Announcement).files:
+        suffix, entry = f".{_kept(file.path).rpartition('.')[2].lower()}", present.get(file.path)
+        large = file.size > _MAX_REGULAR or b"\0" in file.sample or suffix in _LARGE
+        mode = {"path": file.path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+        answer.append(mode if entry is None else {**mode, "oid": entry.sha256 if entry.lfs else entry.git})
     return JSONResponse({"files": answer})
 
 
-async def commit(request: Request) -> Response:
+def commit(asked: HubRequest) -> Response:
     """Makes one commit from lines of JSON; with ``create_pr=1`` on a new pull request."""
-    author, repo, storage = author_of(request), repo_of(request), storage_of(request)
-    header, *operations = await parse_body(request, _lines)
-    value = header.get("value")
-    if (
-        header.get("key") != "header"
-        or not isinstance(value, dict)
-        or not all(isinstance(one.get("value"), dict) for one in operations)
-    ):
-        raise HTTPError(400, "BadRequest", "A commit is a header and operations")
-    as_pr = request.query_params.get("create_pr") == "1"
+    if asked.body.count(b"\n") > MAX_LISTED + 1:
+        raise HTTPError(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
+    first, *lines = [line for line in asked.body.split(b"\n") if line.strip()] or [b"{}"]
+    header = parse_json(first, Header).value
+    operations = [parse_json(line, Operation) for line in lines]
 
     def change(files: dict[str, Entry]) -> None:
-        steps: list[trees.Step] = []
-        for operation in operations:
-            step = _OPERATIONS.get(str(operation.get("key")))
-            if step is None:
-                raise HTTPError(400, "BadRequest", "An operation that this hub does not have")
-            steps.append(step(storage, operation["value"]))
-        trees.change(files, steps)
+        trees.change(files, [operation.step(asked.hub.storage) for operation in operations])
         if clash := names.clash(files):
-            raise HTTPError(
-                400,
-                "BadRequest",
-                f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}",
+            raise bad_request(
+                f"Two paths that are one file on some systems: {clash[0][:80]!r} and {clash[1][:80]!r}"
             )
 
-    oid, number = await run_in_threadpool(
-        storage.change,
-        repo,
-        revision_of(request),
-        author,
-        str(value.get("summary", "")),
-        str(value.get("description", "")),
-        parent=value.get("parentCommit"),
+    oid, number = asked.hub.storage.change(
+        asked.repo,
+        asked.revision,
+        asked.author,
+        header.summary,
+        header.description,
+        parent=header.parent_commit,
         change=change,
-        as_pr=as_pr,
+        as_pr=asked.request.query_params.get("create_pr") == "1",
     )
-    origin = origin_of(request)
-    request_url = {"pullRequestUrl": f"{origin}/{repo}/discussions/{number}"} if number is not None else {}
+    place = f"{asked.origin}/{asked.repo}"
+    answer = {
+        "success": True,
+        "commitOid": oid,
+        "commitUrl": f"{place}/commit/{oid}",
+        "hookOutput": "",
+    }
     return JSONResponse(
-        {
-            "success": True,
-            "commitOid": oid,
-            "commitUrl": f"{origin}/{repo}/commit/{oid}",
-            "hookOutput": "",
-            **request_url,
-        }
+        answer if number is None else {**answer, "pullRequestUrl": f"{place}/discussions/{number}"}
     )
 
 
-async def tag(request: Request) -> Response:
+def tag(asked: HubRequest) -> Response:
     """Creates a tag on a revision."""
-    name = (await json_of(request)).get("tag")
-    if not isinstance(name, str):
-        raise HTTPError(400, "BadRequest", "tag is a name")
-    return await _ref(request, "tags", name, revision_of(request))
+    asked.hub.storage.add_ref(asked.repo, "tags", asked.json(NewTag).tag, asked.revision)
+    return Response()
 
 
-async def branch(request: Request) -> Response:
+def branch(asked: HubRequest) -> Response:
     """Creates a branch, by default from the main branch."""
-    return await _ref(
-        request,
-        "heads",
-        revision_of(request),
-        str((await json_of(request)).get("startingPoint") or names.MAIN),
-    )
+    start = asked.json(NewBranch).starting_point or names.MAIN
+    asked.hub.storage.add_ref(asked.repo, "heads", asked.revision, start)
+    return Response()
 
 
-async def drop_tag(request: Request) -> Response:
+def drop_tag(asked: HubRequest) -> Response:
     """Removes a tag."""
-    await run_in_threadpool(storage_of(request).drop_ref, repo_of(request), "tags", revision_of(request))
+    asked.hub.storage.drop_ref(asked.repo, "tags", asked.revision)
     return Response()
 
 
-async def _ref(request: Request, kind: str, name: str, revision: str) -> Response:
-    await run_in_threadpool(storage_of(request).add_ref, repo_of(request), kind, name, revision)
-    return Response()
+def _kept(path: str) -> str:
+    """Returns a path that a repository can keep.
 
-
-def _lines(body: bytes) -> list[dict[str, Any]]:
-    """Parses the header and operations of a commit; an empty body is an empty header."""
-    if body.count(b"\n") > MAX_LISTED + 1:
-        raise HTTPError(413, "TooLarge", f"A commit has at most {MAX_LISTED} operations")
-    return [json_object(line) for line in body.split(b"\n") if line.strip()] or [{}]
-
-
-def _add(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
-    return _new_path(value), storage.keep_bytes(_decode(str(value.get("content", ""))))
-
-
-def _add_large(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
-    sha256 = str(value.get("oid"))
-    if not _SHA256.fullmatch(sha256):
-        raise HTTPError(400, "BadRequest", "a large file is named by its sha256")
-    return _new_path(value), storage.large(sha256)
-
-
-def _delete(storage: HubStorage, value: dict[str, Any]) -> trees.Step:
-    return _path(value).rstrip("/"), None
-
-
-_OPERATIONS: dict[str, Callable[[HubStorage, dict[str, Any]], trees.Step]] = {
-    "file": _add,
-    "lfsFile": _add_large,
-    "deletedFile": _delete,
-    "deletedFolder": _delete,
-}
-
-
-def _new_path(value: dict[str, Any]) -> str:
-    path = _path(value)
+    Raises:
+        HTTPError: it could not become a file on every system.
+    """
     if reason := names.unsafe(path):
-        raise HTTPError(400, "BadRequest", f"A path that cannot be kept: {reason}")
+        raise bad_request(f"A path that cannot be kept: {reason}")
     return path
-
-
-def _path(value: dict[str, Any]) -> str:
-    path = value.get("path")
-    if not isinstance(path, str):
-        raise HTTPError(400, "BadRequest", "path is text")
-    return path
-
-
-def _decode(text: str) -> bytes:
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise HTTPError(400, "BadRequest", "This is not base64") from error
 
 
 def header_problem(text: str) -> str | None:
