@@ -346,7 +346,7 @@ def build_pack(case: Case) -> Pack:
         case.method,
         {case.site: stored},
         shared=shared,
-        task=m.Task("image-classification"),
+        task=m.PackTask("image-classification"),
         base=m.Base("org/base"),
     )
 

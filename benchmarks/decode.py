@@ -101,7 +101,7 @@ def build_pack(
                 {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()},
             )
     made_for = m.Base("base", structure=checkpoint.structure, content=checkpoint.content)
-    build(folder.name, get("lora"), adapters, task=m.Task("text-generation"), base=made_for).write(folder)
+    build(folder.name, get("lora"), adapters, task=m.PackTask("text-generation"), base=made_for).write(folder)
     return len(adapters)
 
 

@@ -55,7 +55,7 @@ def make_bundle(folder: Path, size: int) -> None:
         "tickets",
         get("lora"),
         {Site("net.q", 7, 5): (LoRA(r=3, alpha=6), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("org/base"),
         license="mit",
     ).write(folder / "adapters" / "tickets")

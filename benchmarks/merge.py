@@ -164,7 +164,7 @@ def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> 
                 {key: rng.normal(0, 0.02, shape).astype(np.float32) for key, shape in shapes.items()},
             )
             weights[site.path] = name
-    task = m.Task("text-generation")
+    task = m.PackTask("text-generation")
     pack_base = m.Base(
         "base", None, None, structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe
     )

@@ -40,7 +40,7 @@ def make_pack(out: Path) -> Path:
         for layer in range(20)
         for name in "qkvo"
     }
-    build("big", get("lora"), sites, task=m.Task("text-generation"), base=m.Base("org/base")).write(out)
+    build("big", get("lora"), sites, task=m.PackTask("text-generation"), base=m.Base("org/base")).write(out)
     return out
 
 

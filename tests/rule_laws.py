@@ -268,4 +268,4 @@ def _some(c: Combiner) -> list[Pack]:
 
 def _built(name: str, adapters: Any) -> Pack:
     base = m.Base("acme/base", None, "llama", "bfp1:" + "1" * 64, "bfp1:" + "2" * 64)
-    return build(name, lora, adapters, task=m.Task("text-generation"), base=base)
+    return build(name, lora, adapters, task=m.PackTask("text-generation"), base=base)

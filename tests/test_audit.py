@@ -88,7 +88,7 @@ def made(
         site = Site(path, A.shape[1], len(B))
         adapters[site] = (LoRA(r=len(A), alpha=scale * len(A)), {"lora_A": A, "lora_B": B})
         deltas[path] = scale * B.astype(np.float64) @ A.astype(np.float64)
-    settings = {"task": m.Task("text-generation"), "base": origin or m.Base("org/base"), **rest}
+    settings = {"task": m.PackTask("text-generation"), "base": origin or m.Base("org/base"), **rest}
     return build(name, get("lora"), adapters, **settings), deltas
 
 
@@ -333,7 +333,7 @@ def test_other_methods_by_what_the_fold_makes_of_the_weight(base: Path, name: st
         name,
         method,
         {Site("layers.0.q", 7, 33): (cfg, params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=of_base(base),
     )
     folded, _ = fold(method, cfg, complete(method, cfg, params, site), site, weight, None)
@@ -428,7 +428,7 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
     def headed(name: str, seed: int, labels: tuple[str, ...], rows: int = 2) -> Pack:
         head = {"weight": np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)}
         return made(
-            name, factors(seed, 2), task=m.Task("text-classification", None, labels), full={"score": head}
+            name, factors(seed, 2), task=m.PackTask("text-classification", None, labels), full={"score": head}
         )[0]
 
     one = headed("one", 1, ("no", "yes"))
@@ -450,7 +450,7 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
         "needy",
         dora,
         {site: (dora.config(r=1), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("org/base"),
     )
     both = audit([made("one", factors(1, 2))[0], needy]).to_json()
@@ -467,7 +467,7 @@ def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path
 
     def headed(name: str, seed: int, rows: int) -> Pack:
         head = {"weight": np.random.default_rng(seed).standard_normal((rows, 5)).astype(np.float32)}
-        labels = m.Task("text-classification", None, ("no", "yes"))
+        labels = m.PackTask("text-classification", None, ("no", "yes"))
         return made(name, factors(seed, 2), task=labels, full={"score": head})[0]
 
     apart = [headed("one", 1, 2), headed("two", 2, 3)]
@@ -491,7 +491,7 @@ def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path
                     {"hra_u": rng.standard_normal((columns, 2)).astype(np.float32)},
                 )
             },
-            task=m.Task("text-generation"),
+            task=m.PackTask("text-generation"),
             base=origin,
         )
         for name in ("one", "two")

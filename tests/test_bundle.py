@@ -23,7 +23,7 @@ from adapterpack.bundle.manifest import (
     read_bundle,
 )
 from adapterpack.bundle.schema import schema
-from adapterpack.bundle.signature import Port, Signature, signature_of
+from adapterpack.bundle.signature import GraphSignature, Port, signature_of
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.io import strict_json
 from adapterpack.manifest.manifest import Base
@@ -68,8 +68,8 @@ BUNDLE = Bundle(
         "tolerance": 1e-4,
         "canary": {"replayed": {"alpha": {"max_abs": 0.0, "tolerance": 1.0}}, "not_replayed": {}},
     },
-    io=Signature((Port("input_ids", "int64", ("batch", None, 3)),)),
-    io_before={"encoder": Signature()},
+    io=GraphSignature((Port("input_ids", "int64", ("batch", None, 3)),)),
+    io_before={"encoder": GraphSignature()},
 )
 
 
@@ -104,7 +104,7 @@ def test_an_older_bundle_lacks_what_came_later() -> None:
     assert list(Draft202012Validator(SCHEMA).iter_errors(value)) == []
     site = dataclasses.replace(SITE, ranks={}, heads=None)
     assert read(value) == dataclasses.replace(
-        BUNDLE, sites={"layers.0.q": site}, io=Signature(), io_before={}
+        BUNDLE, sites={"layers.0.q": site}, io=GraphSignature(), io_before={}
     )
 
 

@@ -77,7 +77,7 @@ def made(
             A, B = Q @ A, B @ np.linalg.inv(Q)
         adapters[site] = (cfg, {"lora_A": A.astype(dtype), "lora_B": B.astype(dtype)})
     weights = {site.path: f"model.{site.path}.weight" for site in sites}
-    settings = {"task": m.Task("text-generation"), "base": BASE, "weights": weights, **rest}
+    settings = {"task": m.PackTask("text-generation"), "base": BASE, "weights": weights, **rest}
     return Made(build(f"pack-{seed}", get("lora"), adapters, **settings), deltas)
 
 
@@ -85,7 +85,7 @@ def headed(seed: int, labels: tuple[str, ...] | None = ("no", "yes"), **head: np
     weights = {"weight": np.random.default_rng(seed).standard_normal((2, 5)).astype(np.float32), **head}
     return made(
         seed,
-        task=m.Task("text-classification", "BertForSequenceClassification", labels),
+        task=m.PackTask("text-classification", "BertForSequenceClassification", labels),
         full={"classifier": weights},
     )
 
@@ -220,7 +220,7 @@ def rank_patterns(rule: str) -> None:
         "both",
         get("lora"),
         {item.site: (item.config, item.params) for part in (narrow, broad) for item in part.pack.adapters()},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=BASE,
     )
     agrees(rule, [Made(whole, {**narrow.deltas, **broad.deltas}), made(3)], [0.9, 0.1])
@@ -430,7 +430,7 @@ def test_the_pack_carries_its_history_and_is_written_whole(tmp_path: Any) -> Non
     )
     assert (manifest.base, manifest.task, manifest.canary, composed.name) == (
         BASE,
-        m.Task("text-generation"),
+        m.PackTask("text-generation"),
         None,
         "both",
     )
@@ -491,7 +491,7 @@ def test_packs_that_do_not_go_together_are_refused() -> None:
         "structure",
     )
     refused(
-        [made(1), made(2, task=m.Task("feature-extraction"))],
+        [made(1), made(2, task=m.PackTask("feature-extraction"))],
         Unsupported,
         "text-generation",
         "feature-extraction",
@@ -499,7 +499,7 @@ def test_packs_that_do_not_go_together_are_refused() -> None:
     refused([headed(1), headed(2, ("bad", "good"))], Unsupported, "no, yes", "bad, good", "bank bundle")
     refused([headed(1), headed(2, None)], Unsupported, "no, yes", "no labels")
     refused(
-        [headed(1), made(2, task=m.Task("text-classification", None, ("no", "yes")))],
+        [headed(1), made(2, task=m.PackTask("text-classification", None, ("no", "yes")))],
         Unsupported,
         "pack-2",
         "classifier",

@@ -29,7 +29,7 @@ def pack(name: str, base: m.Base) -> Pack:
         name,
         get("lora"),
         {Site("layers.0.q", 5, 3): (LoRA(r=2, alpha=2), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=base,
     )
 

@@ -59,7 +59,7 @@ def packs_of(rule: str, sites: tuple[Site, ...] = SITES) -> tuple[list[Pack], li
                 A[1] = A[0]
             adapters[site] = WIDE, {"lora_A": A.astype(np.float32), "lora_B": B.astype(np.float32)}
         packs.append(
-            build(f"p{number}", lora, adapters, task=m.Task("text-generation"), base=m.Base("org/base"))
+            build(f"p{number}", lora, adapters, task=m.PackTask("text-generation"), base=m.Base("org/base"))
         )
     return packs, weights
 

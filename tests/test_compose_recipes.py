@@ -274,7 +274,7 @@ def headed(name: str, seed: int, labels: tuple[str, ...] | None, **more: np.ndar
         name,
         lora,
         {Site("q", 8, 6): (LoRA(r=2), params)},
-        task=m.Task("text-classification", None, labels),
+        task=m.PackTask("text-classification", None, labels),
         base=BASE,
         full=full,
     )

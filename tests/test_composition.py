@@ -67,7 +67,7 @@ def member(
         start = method.init(config, site, rng)
         values = {key: rng.standard_normal(value.shape) for key, value in start.items()}
         adapters[Site(path, shape[1], shape[0], bias=True)] = config, values
-    return build(name, method, adapters, task=m.Task("text-generation"), base=m.Base("org/base"))
+    return build(name, method, adapters, task=m.PackTask("text-generation"), base=m.Base("org/base"))
 
 
 def members() -> dict[str, Pack]:

@@ -96,7 +96,7 @@ def pack_on(
             "lora_B": rng.normal(size=(rows, cfg.r)).astype(dtype),
         }
         adapters[Site(path, columns, rows)] = (cfg, params)
-    rest = {"task": m.Task("feature-extraction"), "base": m.Base(), **rest}
+    rest = {"task": m.PackTask("feature-extraction"), "base": m.Base(), **rest}
     return build("example", get("lora"), adapters, **rest)
 
 

@@ -328,7 +328,7 @@ def test_a_pack_that_no_reader_would_take_is_not_built() -> None:
     for rank, refused in ((6_000, True), (1_000, False)):
         site = {Site("net.q", 2, 7): (HRA(r=rank), {"hra_u": np.ones((2, rank), np.float32)})}
         with pytest.raises(FormatError, match=r"far more numbers.*36000000") if refused else nullcontext():
-            build("x", get("hra"), site, task=m.Task("text-generation"), base=m.Base())
+            build("x", get("hra"), site, task=m.PackTask("text-generation"), base=m.Base())
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -368,7 +368,9 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = tmp_path_factory.mktemp("many") / "pack"
     factors = {"lora_A": np.ones((2, 5), np.float32), "lora_B": np.ones((7, 2), np.float32)}
     sites = {Site(f"net.{number}.q", 5, 7): (LoRA(r=2), factors) for number in range(40)}
-    build("many", get("lora"), sites, task=m.Task("text-generation"), base=m.Base("org/base")).write(folder)
+    build("many", get("lora"), sites, task=m.PackTask("text-generation"), base=m.Base("org/base")).write(
+        folder
+    )
     seen: list[Subject] = []
 
     def taken(subject: Subject) -> tuple[list[Any], list[str]]:

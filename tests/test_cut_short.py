@@ -42,7 +42,7 @@ def pack(name: str, seed: int) -> Pack:
         )
         for path in SITES
     }
-    return build(name, get("lora"), sites, task=m.Task("feature-extraction"), base=m.Base("base"))
+    return build(name, get("lora"), sites, task=m.PackTask("feature-extraction"), base=m.Base("base"))
 
 
 def test_a_tensor_is_read_from_the_file_that_was_opened(base: Path) -> None:

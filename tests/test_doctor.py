@@ -203,7 +203,7 @@ def test_cleaning_empties_a_store(tmp_path: Path) -> None:
         "tickets",
         get("lora"),
         {Site("net.q", 7, 5): (adapterpack.LoRA(r=3), factors)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("org/base"),
     )
     store = adapterpack.Store(tmp_path / "store")

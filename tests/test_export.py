@@ -653,7 +653,7 @@ def test_a_method_of_ones_own_in_a_real_model(
             },
         )
     base = m.Base("tiny", None, None, *checkpoint.fingerprint()[:2])
-    task = m.Task("text-generation")
+    task = m.PackTask("text-generation")
     packs = [
         build("whole", whole_form, adapters, task=task, base=base),
         build("lora", get("lora"), lora, task=task, base=base),
@@ -1108,7 +1108,7 @@ def test_a_site_that_the_graph_lacks(tiny_llama: Path, tmp_path: Path) -> None:
         "odd",
         get("lora"),
         {site: (LoRA(r=1), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("tiny", None, None, *checkpoint.fingerprint()[:2]),
     )
     with pytest.raises(SiteNotFound, match=r"model\.embed_tokens"):

@@ -96,7 +96,7 @@ def lora_on(base: Path, r: int, size: float, seed: int = 1) -> Pack:
         "tickets",
         get("lora"),
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=_base(Checkpoint(base)),
         weights=weights,
     )
@@ -369,7 +369,7 @@ def made(seed: int = 1, r: int = 12, dtype: Any = np.float32) -> tuple[Pack, dic
         adapters[Site(f"layers.{index}", n, m_)] = (LoRA(r=r, alpha=2 * r), {"lora_A": A, "lora_B": B})
         exact[f"layers.{index}"] = 2 * B.astype(float) @ A.astype(float)
     return build(
-        "tickets", get("lora"), adapters, task=m.Task("text-generation"), base=m.Base("acme/base")
+        "tickets", get("lora"), adapters, task=m.PackTask("text-generation"), base=m.Base("acme/base")
     ), exact
 
 
@@ -442,7 +442,7 @@ def test_resize_makes_a_lora_of_other_methods() -> None:
         name: rng.standard_normal(shape).astype(np.float32) for name, shape in lokr.shapes(cfg, site).items()
     }
     pack = build(
-        "kron", lokr, {site: (cfg, params)}, task=m.Task("text-generation"), base=m.Base("acme/base")
+        "kron", lokr, {site: (cfg, params)}, task=m.PackTask("text-generation"), base=m.Base("acme/base")
     )
     exact = lokr.normal_form(cfg, params, site).down.dense()
     small = adapterpack.resize(pack, rank=3)

@@ -74,7 +74,11 @@ def _headless(found: Pack) -> Pack:
         if entry.group in {group.path for group in groups}
     }
     manifest = replace(
-        found.manifest, groups=groups, tensors=kept, task=m.Task("feature-extraction"), base=m.Base("base")
+        found.manifest,
+        groups=groups,
+        tensors=kept,
+        task=m.PackTask("feature-extraction"),
+        base=m.Base("base"),
     )
     return Pack(manifest, {name: found.tensors[name] for name in kept})
 
@@ -113,7 +117,7 @@ def dora_pack(base: Path, first: float = -1.9999999) -> Pack:
         "huge",
         get("dora"),
         {Site("layer", 4, 3): (DoRA(r=1, alpha=1), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("base", structure=checkpoint.structure, content=checkpoint.content),
         weights={"layer": "layer.weight"},
     )
@@ -156,7 +160,7 @@ def test_slots_get_no_number_beyond_float32() -> None:
         "huge",
         get("lora"),
         {site: (adapterpack.LoRA(r=1, alpha=1e9), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("base"),
     )
     assert all(np.isfinite(value).all() for value in pack_values(found).values())
@@ -165,7 +169,7 @@ def test_slots_get_no_number_beyond_float32() -> None:
         "huge",
         get("lora"),
         {site: (adapterpack.LoRA(r=1, alpha=1e9), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("base"),
     )
     with pytest.raises(NonFinite, match=r"layer\.up"):

@@ -74,7 +74,7 @@ def member(seed: int, sites: tuple[Site, ...] = SITES, rank: int = 3, **more: An
         f"member-{seed}",
         get("lora"),
         adapters,
-        task=m.Task("text-classification", None, ("a", "b")),
+        task=m.PackTask("text-classification", None, ("a", "b")),
         base=m.Base("acme/base"),
         **more,
     )

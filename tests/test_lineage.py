@@ -36,7 +36,7 @@ def made(seed: int, lineage: m.Lineage | None = None) -> Pack:
         f"p{seed}",
         method_of(cfg),
         {SITE: (cfg, params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(name="b"),
         lineage=lineage,
     )

@@ -131,7 +131,7 @@ def lora_pack(
             {key: value.astype(dtype) for key, value in params.items()},
         )
     given = {
-        "task": m.Task("text-generation"),
+        "task": m.PackTask("text-generation"),
         "base": m.Base("base", structure=base.structure, content=base.content),
         "weights": {site.path: base.weight_name(site.path) for site in adapters},
         **rest,
@@ -145,7 +145,7 @@ def lone_pack(name: str, site: Site, params: dict[str, np.ndarray]) -> Pack:
         name,
         get("lora"),
         {site: (LoRA(r=1, alpha=1), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base(),
     )
 
@@ -418,7 +418,7 @@ def rescale_pack(folder: Path, method: Method, suffix: str, shifted: bool, name:
         name,
         method,
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(structure=base.structure, content=base.content),
     )
 
@@ -472,7 +472,7 @@ def test_an_own_fold_and_an_additive_shift_are_summed(tmp_path: Path, rescale: M
             "plus",
             method,
             {Site("layer", 5, 9): (Rescale(), params)},
-            task=m.Task("feature-extraction"),
+            task=m.PackTask("feature-extraction"),
             base=m.Base(),
         )
         lora = lora_pack(base, sites={"layer": (9, 5)})
@@ -516,7 +516,7 @@ def headed_pack(
         "bias": rng.normal(0, 1, 3).astype(np.float32),
     }
     given = {
-        "task": m.Task("text-classification", "BertForSequenceClassification", labels),
+        "task": m.PackTask("text-classification", "BertForSequenceClassification", labels),
         "full": {"classifier": head},
         **rest,
     }
@@ -575,7 +575,7 @@ def test_a_head_of_the_base_is_replaced(tmp_path: Path) -> None:
         tmp_path / "base",
         sites={site: base.tensors[f"{site}.weight"].shape},
         full=full,
-        task=m.Task("text-classification", "BertForSequenceClassification", ("a", "b", "c")),
+        task=m.PackTask("text-classification", "BertForSequenceClassification", ("a", "b", "c")),
     )
     adapterpack.merge(tmp_path / "base", [pack], tmp_path / "out")
     model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -591,7 +591,9 @@ def test_a_head_joins_a_sharded_decoder(tmp_path: Path) -> None:
     base = save_llama(tmp_path / "base", tied=True, shard="12KB")
     full = {"score": {"weight": np.random.default_rng(0).normal(0, 1, (2, 24)).astype(np.float32)}}
     pack = lora_pack(
-        base, full=full, task=m.Task("text-classification", "LlamaForSequenceClassification", ("no", "yes"))
+        base,
+        full=full,
+        task=m.PackTask("text-classification", "LlamaForSequenceClassification", ("no", "yes")),
     )
     adapterpack.merge(base, [pack], tmp_path / "out")
     model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -620,7 +622,7 @@ def test_token_classification_head(tmp_path: Path) -> None:
     """Another task model of the same encoder: its trained head loads, and nothing is missing."""
     base = save_bert(tmp_path / "base")
     pack = headed_pack(
-        base, task=m.Task("token-classification", "BertForTokenClassification", ("O", "B", "I"))
+        base, task=m.PackTask("token-classification", "BertForTokenClassification", ("O", "B", "I"))
     )
     adapterpack.merge(base, [pack], tmp_path / "out")
     model, info = AutoModelForTokenClassification.from_pretrained(tmp_path / "out", output_loading_info=True)

@@ -212,7 +212,7 @@ def pack_on(
         "one",
         get(method),
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(
             "base", structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe
         ),
@@ -348,7 +348,7 @@ def test_an_embedding_in_codes_is_folded(llama: Path, file_of: Callable[[str], P
         "one",
         get("lora"),
         {site: (LoRA(r=2, alpha=2), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
     )
     adapterpack.merge(file_of("Q8_0"), [pack], tmp_path / "out.gguf")
@@ -404,7 +404,7 @@ def test_refusals(llama: Path, file_of: Callable[[str], Path], tmp_path: Path) -
     }
     # only who knows its base knows that it is another
     for known, error in ((m.Base(), SiteNotFound), (pack.manifest.base, BaseMismatch)):
-        lora = build("two", get("lora"), deeper, task=m.Task("text-generation"), base=known)
+        lora = build("two", get("lora"), deeper, task=m.PackTask("text-generation"), base=known)
         with pytest.raises(
             error, match="another model than this file's" if error is BaseMismatch else "layers.7"
         ):

@@ -229,7 +229,7 @@ def lora(base: Path, shapes: dict[str, tuple[int, int]], kind: str = "linear", s
         "p",
         get("lora"),
         adapters,
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("base", structure=checkpoint.structure, content=checkpoint.content),
     )
 

@@ -55,7 +55,7 @@ def lora(size: float, rows: slice = slice(None)) -> tuple[Pack, np.ndarray]:
         "one",
         get("lora"),
         {Site(PATH, COLUMNS, ROWS): (LoRA(r=2, alpha=2), {"lora_A": down, "lora_B": up})},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
         weights={PATH: f"{PATH}.weight"},
     )
@@ -267,7 +267,7 @@ def large(
         "one",
         get("lora"),
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
         weights={site.path: f"{site.path}.weight" for site in adapters},
     ).write(folder / "pack")

@@ -101,7 +101,7 @@ def test_both_uses_changed_alike_stay_tied(base: Path, tmp_path: Path) -> None:
             "one",
             get("lora"),
             {table: (LoRA(r=2, alpha=2), {"lora_A": a, "lora_B": b}), head: (LoRA(r=2, alpha=2), params)},
-            task=m.Task("text-generation", "Qwen2ForCausalLM"),
+            task=m.PackTask("text-generation", "Qwen2ForCausalLM"),
             base=m.Base(),
             weights=dict.fromkeys(("model.embed_tokens", "lm_head"), "model.embed_tokens.weight"),
         )
@@ -131,7 +131,12 @@ def test_a_table_that_was_trained_whole(kept: bool, base: Path, tmp_path: Path) 
     }
     full = {"model.embed_tokens": {"weight": value}, **({} if kept else {"lm_head": {"weight": value}})}
     pack = build(
-        "one", get("lora"), lora, task=m.Task("text-generation", "Qwen2ForCausalLM"), base=m.Base(), full=full
+        "one",
+        get("lora"),
+        lora,
+        task=m.PackTask("text-generation", "Qwen2ForCausalLM"),
+        base=m.Base(),
+        full=full,
     )
     if kept:
         with pytest.raises(Unsupported, match=r"only one of them was trained.*--untie"):
@@ -225,7 +230,7 @@ def test_a_table_that_grew_alone_is_refused(tmp_path: Path) -> None:
         "one",
         get("lora"),
         lora,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
         full={"model.embed_tokens": {"weight": np.ones((WORDS + 2, 24), np.float32)}},
     )

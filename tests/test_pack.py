@@ -50,11 +50,11 @@ from adapterpack.manifest.structs import (
     BaseQuantization,
     Canary,
     Composition,
+    CompositionMember,
     Dims,
     Features,
-    Member,
+    PackTokenizer,
     Pixels,
-    Tokenizer,
     Variant,
 )
 from adapterpack.pack.pack import Pack, build, seal
@@ -105,7 +105,7 @@ def make_pack(base: Path | None = None, name: str = "tickets") -> Pack:
         name,
         get("lora"),
         adapters,
-        task=m.Task("text-classification", "Tiny", ("yes", "no")),
+        task=m.PackTask("text-classification", "Tiny", ("yes", "no")),
         base=identity,
         full={"head": {"weight": ramp(2, 3), "bias": ramp(2)}},
         weights=weights,
@@ -122,7 +122,12 @@ def with_methods() -> Pack:
     )
     q = {Site("net.q", 5, 7): (LoRA(r=2, alpha=3), {"lora_A": ramp(2, 5), "lora_B": ramp(7, 2)})}
     return build(
-        "golden", get("lora"), q, secondary=[rows], task=m.Task("text-generation"), base=m.Base("org/base")
+        "golden",
+        get("lora"),
+        q,
+        secondary=[rows],
+        task=m.PackTask("text-generation"),
+        base=m.Base("org/base"),
     )
 
 
@@ -262,7 +267,7 @@ def test_a_pack_comes_back_as_it_was_built(folder: Path) -> None:
     assert (q.weight, v.weight) == ("net.q.weight", "net.v.weight")
     assert np.array_equal(q.params["lora_B"], ramp(7, 2))
     assert {path: sorted(params) for path, params in pack.full().items()} == {"head": ["bias", "weight"]}
-    assert pack.manifest.task == m.Task("text-classification", "Tiny", ("yes", "no"))
+    assert pack.manifest.task == m.PackTask("text-classification", "Tiny", ("yes", "no"))
 
 
 def test_the_repr_of_a_pack_is_a_line() -> None:
@@ -385,7 +390,7 @@ def test_tensors_with_nan_are_not_packed() -> None:
     def packed(value: float) -> Pack:
         params = {"lora_A": np.full((2, 5), value), "lora_B": ramp(7, 2)}
         return build(
-            "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base()
+            "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.PackTask("t"), base=m.Base()
         )
 
     for bad in (np.nan, np.inf):
@@ -397,7 +402,7 @@ def test_tensors_with_nan_are_not_packed() -> None:
 def test_a_pack_of_nothing_is_not_built() -> None:
     """Neither an adapter nor a whole module: there is nothing to pack."""
     with pytest.raises(NothingToDo):
-        build("x", get("lora"), {}, task=m.Task("text-generation"), base=m.Base())
+        build("x", get("lora"), {}, task=m.PackTask("text-generation"), base=m.Base())
 
 
 def test_an_output_that_exists_is_left_as_it_is(folder: Path) -> None:
@@ -716,7 +721,7 @@ def test_a_warning_says_where_an_adapter_has_no_effect(tmp_path: Path) -> None:
     """A site whose B is all zero is valid and does nothing: AP302, a warning."""
     params = {"lora_A": ramp(2, 5), "lora_B": np.zeros((7, 2), np.float32)}
     build(
-        "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.Task("t"), base=m.Base()
+        "x", get("lora"), {Site("net.q", 5, 7): (LoRA(r=2), params)}, task=m.PackTask("t"), base=m.Base()
     ).write(tmp_path / "x")
     report = validate(tmp_path / "x")
     assert report.valid
@@ -1031,7 +1036,7 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
         ("", m.Manifest),
         ("/pack", m.PackInfo),
         ("/method", m.MethodRef),
-        ("/task", m.Task),
+        ("/task", m.PackTask),
         ("/base", m.Base),
         ("/groups/[]", m.Group),
         ("/tensors/{}", m.TensorEntry),
@@ -1041,10 +1046,10 @@ def subschemas(schema: Any, at: str = "") -> list[tuple[str, dict[str, Any]]]:
         ("/canary", Canary),
         ("/base/dims", Dims),
         ("/base/variants/[]", Variant),
-        ("/tokenizer", Tokenizer),
+        ("/tokenizer", PackTokenizer),
         ("/base_quantization", BaseQuantization),
         ("/composition", Composition),
-        ("/composition/members/[]", Member),
+        ("/composition/members/[]", CompositionMember),
         ("/canary/pixels", Pixels),
         ("/canary/features", Features),
     ],

@@ -161,7 +161,7 @@ def our_pack(model: torch.nn.Module, config: Callable[[int], LoRA]) -> Pack:
     }
     full = {"classifier": head} if isinstance(model, BertForSequenceClassification) else {}
     return build(
-        "ours", get("lora"), adapters, task=m.Task(TASKS[type(model)]), base=m.Base("org/base"), full=full
+        "ours", get("lora"), adapters, task=m.PackTask(TASKS[type(model)]), base=m.Base("org/base"), full=full
     )
 
 

@@ -438,7 +438,7 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
                 {"prompt_embeddings": np.ones((1, 64), np.float32)},
             )
         },
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
     )
     ap.detach(llama)
@@ -485,7 +485,7 @@ def test_a_prompt_is_the_one_site_of_its_kind(llama: Any, tmp_path: Path) -> Non
         "p",
         methods()["prompt_tuning"]._replace(peft=None),
         {site: (ap.PromptTuning(num_virtual_tokens=1), {"prompt_embeddings": np.ones((1, 4), np.float32)})},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("org/base"),
     )
     pack.write(tmp_path / "pack")
@@ -495,7 +495,7 @@ def test_a_prompt_is_the_one_site_of_its_kind(llama: Any, tmp_path: Path) -> Non
         "p",
         methods()["lora"],
         {Site("@other", 32, 32): (ap.LoRA(r=1), factors)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
     )
     with pytest.raises(SiteNotFound, match="@other"):

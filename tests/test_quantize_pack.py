@@ -55,7 +55,7 @@ def pack(dtype: Any = np.float32, zero: bool = False) -> Pack:
         "tickets",
         get("lora"),
         adapters,
-        task=m.Task("text-classification", None, ("a", "b", "c")),
+        task=m.PackTask("text-classification", None, ("a", "b", "c")),
         base=m.Base("acme/base"),
         full={"classifier": head},
         metrics=({"name": "accuracy", "value": 0.9},),
@@ -202,7 +202,7 @@ def test_files_are_as_small_as_promised(tmp_path: Path, scheme: str, rank: int, 
         "a",
         get("lora"),
         {Site("encoder.layer.0.attention.self.query", 384, 384): (LoRA(r=rank), factors)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("acme/base"),
     )
     whole, small = (
@@ -223,7 +223,7 @@ def test_ranks_are_cut_within_their_budget() -> None:
         "a",
         get("lora"),
         {SITES[0]: (LoRA(r=5, alpha=5), factors)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("acme/base"),
     )
     small = quantize_pack(exact, rank_budget=0.3)

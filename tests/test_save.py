@@ -23,7 +23,7 @@ from adapterpack.base.base_metadata import license_of, tokenizer_of
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.errors import OutputExists, Unsupported
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.structs import Dims, Tokenizer
+from adapterpack.manifest.structs import Dims, PackTokenizer
 from adapterpack.torch_adapters.checkpoint_names import drawn_modules
 
 pytestmark = pytest.mark.fast
@@ -90,7 +90,7 @@ def test_the_tokenizer_is_known_by_its_digests(base: Path, tmp_path: Path) -> No
     (base / "added_tokens.json").write_text('{"<x>": 96}')
     (base / "chat_template.jinja").write_text("{{ messages[0].content }} é\n")
     pack = packed(base)
-    assert pack.manifest.tokenizer == Tokenizer(
+    assert pack.manifest.tokenizer == PackTokenizer(
         *(
             sha256((base / name).read_bytes())
             for name in ("tokenizer.json", "added_tokens.json", "chat_template.jinja")

@@ -98,7 +98,7 @@ def pack_for(
         name,
         get("lora"),
         {Site(path, wide, out): (LoRA(r=rank), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("tiny", None, None, *finger),
     )
 
@@ -763,7 +763,9 @@ def test_rows_of_a_classifier(bundle_of: Make) -> None:
         np.testing.assert_allclose(list(row["scores"].values()), shares, rtol=0, atol=2e-6)
     # PEFT's folders hold a head and no names for its labels: transformers numbers them
     named = session.packs["beta"]
-    unnamed = dataclasses.replace(named, manifest=replace(named.manifest, task=m.Task("text-classification")))
+    unnamed = dataclasses.replace(
+        named, manifest=replace(named.manifest, task=m.PackTask("text-classification"))
+    )
     assert session.head(unnamed).labels == tuple(
         f"LABEL_{place}" for place in range(len(session.labels("beta")))
     )
@@ -895,6 +897,8 @@ def test_half_precision_factors_are_widened_before_they_are_scaled() -> None:
         "lora_A": rng.standard_normal((3, 7)).astype(bfloat16),
         "lora_B": rng.standard_normal((5, 3)).astype(bfloat16),
     }
-    pack = build("half", get("lora"), {site: (cfg, params)}, task=m.Task("feature-extraction"), base=m.Base())
+    pack = build(
+        "half", get("lora"), {site: (cfg, params)}, task=m.PackTask("feature-extraction"), base=m.Base()
+    )
     expected = params["lora_B"].astype(np.float64).T / 3
     np.testing.assert_allclose(pack_values(pack)["net.q.up"], expected, rtol=2**-23)

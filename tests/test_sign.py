@@ -88,7 +88,7 @@ def folder(tmp_path: Path) -> Path:
         "tickets",
         get("lora"),
         {Site("net.q", 7, 5): (LoRA(r=3, alpha=6), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("org/base"),
     )
     pack.write(tmp_path / "tickets")

@@ -41,7 +41,7 @@ def make_pack(name: str = "tickets", seed: int = 7, width: int = 7) -> Pack:
         name,
         get("lora"),
         {Site("net.q", width, 5): (LoRA(r=3, alpha=6), params)},
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("org/base"),
     )
 

@@ -255,7 +255,7 @@ def test_the_second_reader_reads_a_large_pack(tmp_path: Path) -> None:
         "large",
         get("lora"),
         {Site("net.q", wide, 4): (LoRA(r=4), factors)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
     )
     pack.write(tmp_path / "large")
@@ -468,7 +468,7 @@ def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned
         "x",
         get("lora"),
         site,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base(),
         full={"lm_head": {"weight": np.ones((20, 30), np.float32)}},
     ).write(tmp_path / "x")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..io.hashing import sha256_of
 from ..io.safe_open import open_inside, read_at_most
-from ..manifest.structs import Tokenizer
+from ..manifest.structs import PackTokenizer
 from .base_folder import read_json
 from .checkpoint import Checkpoint
 
@@ -20,7 +20,7 @@ _MAX_LICENSE = 200
 _MAX_TEMPLATE = 4 << 20
 
 
-def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
+def tokenizer_of(base: Checkpoint) -> PackTokenizer | None:
     """Returns the digests of the base's tokenizer and chat template; None if it has neither."""
     files = {
         field: base.folder / name
@@ -28,11 +28,11 @@ def tokenizer_of(base: Checkpoint) -> Tokenizer | None:
     }
     digests = {field: sha256_of(path) if path.is_file() else None for field, path in files.items()}
     template = chat_template_of(base)
-    tokenizer = Tokenizer(
+    tokenizer = PackTokenizer(
         **digests,
         chat_template=None if template is None else hashlib.sha256(template.encode("utf-8")).hexdigest(),
     )
-    return None if tokenizer == Tokenizer() else tokenizer
+    return None if tokenizer == PackTokenizer() else tokenizer
 
 
 def chat_template_of(base: Checkpoint) -> str | None:

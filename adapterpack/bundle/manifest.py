@@ -29,7 +29,7 @@ from ..tasks.data.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, get_task
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .reports import CanaryReport, DecoderReport, QuantizationReport
-from .signature import Signature
+from .signature import GraphSignature
 
 GRAPH = f"{MAIN}.onnx"
 PAST, PRESENT = "past_key_values.", "present."
@@ -198,8 +198,8 @@ class Bundle:
     base_problem: Annotated[str, Meta(pattern=rf"^({'|'.join(PROBLEMS)})\Z")] = ONE.name
     quantization: Mapping[str, Any] | None = None
     parity: Mapping[str, Any] = field(default_factory=dict)
-    io: Signature = field(default_factory=Signature)
-    io_before: Annotated[Mapping[PartName, Signature], Meta(max_length=8)] = field(default_factory=dict)
+    io: GraphSignature = field(default_factory=GraphSignature)
+    io_before: Annotated[Mapping[PartName, GraphSignature], Meta(max_length=8)] = field(default_factory=dict)
     target: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")] = "ort"
     pooling: Annotated[str, Meta(pattern=r"^(mean|cls|last)\Z")] = "mean"
     padding: Annotated[str, Meta(pattern=r"^(left|right)\Z")] = "left"
@@ -449,7 +449,7 @@ OPTIONAL: Mapping[str, Mapping[str, Any]] = {
         "dtype": "float32",
         "head": None,
     },
-    "Signature": {"inputs": [], "outputs": [], "slots": []},
+    "GraphSignature": {"inputs": [], "outputs": [], "slots": []},
 }
 """Part of a manifest -> the fields that older bundles may lack, with their values in that case."""
 
@@ -459,10 +459,10 @@ def _with_later_fields(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     new = {**OPTIONAL["Bundle"], **value}
-    for key, part in (("base", "Base"), ("io", "Signature")):
+    for key, part in (("base", "Base"), ("io", "GraphSignature")):
         if isinstance(item := new.get(key), dict):
             new[key] = {**OPTIONAL[part], **item}
-    for key, part in (("sites", "MappedSite"), ("io_before", "Signature")):
+    for key, part in (("sites", "MappedSite"), ("io_before", "GraphSignature")):
         if isinstance(items := new.get(key), dict):
             new[key] = {
                 name: {**OPTIONAL[part], **item} if isinstance(item, dict) else item

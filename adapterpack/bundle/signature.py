@@ -26,7 +26,7 @@ Ports = Annotated[tuple[Port, ...], Meta(max_length=1 << 16)]
 
 
 @dataclass(frozen=True)
-class Signature:
+class GraphSignature:
     """The signature of a graph. ``inputs`` must be fed; ``slots`` may be fed: ONNX Runtime calls such inputs
     with a default overridable initializers.
     """
@@ -36,14 +36,14 @@ class Signature:
     slots: Ports = ()
 
 
-def signature_of(model: Any) -> Signature:
+def signature_of(model: Any) -> GraphSignature:
     """Returns the signature of an ``onnx_ir`` model.
 
     Raises:
         Unsupported: an input or output has no type.
     """
     ports = [_port(value) for value in model.graph.inputs]
-    return Signature(
+    return GraphSignature(
         tuple(port for port in ports if port.name not in model.graph.initializers),
         tuple(_port(value) for value in model.graph.outputs),
         tuple(port for port in ports if port.name in model.graph.initializers),

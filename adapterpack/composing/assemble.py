@@ -16,7 +16,7 @@ from ..adapter_methods.nodes.registry import NODES
 from ..adapter_methods.nodes.tree import MEMBER
 from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
-from ..manifest.structs import Composition, Member
+from ..manifest.structs import Composition, CompositionMember
 from ..pack.lineage import descend
 from ..pack.pack import Adapter, Pack, build
 from .compatibility import common_base, common_problem, common_task, require_same_site
@@ -53,7 +53,7 @@ def assemble(
     chosen = _with_base_width(read_tree(tree), base)
     by_name = _members(parents, chosen)
     members = tuple(
-        Member(name, pack.id, pack.method.name, pack.method.config.spec_version)
+        CompositionMember(name, pack.id, pack.method.name, pack.method.config.spec_version)
         for name, pack in by_name.items()
     )
     method = compose_method(

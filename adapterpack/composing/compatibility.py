@@ -92,7 +92,7 @@ def require_same_site(first: tuple[str, Site], second: tuple[str, Site], what_fo
         )
 
 
-def common_task(packs: Sequence[Pack]) -> m.Task:
+def common_task(packs: Sequence[Pack]) -> m.PackTask:
     """Returns the task of all packs, with its labels.
 
     Packs that contain a fully trained module, such as a head, must all have the same labels; other packs may
@@ -138,7 +138,7 @@ def common_problem(packs: Sequence[Pack]) -> str:
     return next(iter(problems), ONE.name)
 
 
-def common_type(packs: Sequence[Pack]) -> m.Task:
+def common_type(packs: Sequence[Pack]) -> m.PackTask:
     """Returns the task of all packs that name one; labels may differ.
 
     Raises:
@@ -156,7 +156,7 @@ def common_type(packs: Sequence[Pack]) -> m.Task:
                 remedy=SIDE_BY_SIDE,
             )
     architecture = next((task.architecture for task in tasks if task.architecture is not None), None)
-    return m.Task(named[0][1] if named else NO_TASK, architecture, None)
+    return m.PackTask(named[0][1] if named else NO_TASK, architecture, None)
 
 
 def list_labels(labels: tuple[str, ...] | None) -> str:

@@ -24,7 +24,7 @@ class CombinedModules(NamedTuple):
     head.
     """
 
-    task: m.Task
+    task: m.PackTask
     modules: Modules
     problem: str
 

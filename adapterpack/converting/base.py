@@ -119,13 +119,13 @@ class BaseModel:
         base = self.checkpoint
         return m.Base(base.name, base.commit, self.model_type, base.structure, base.content, probe=base.probe)
 
-    def task(self) -> m.Task:
+    def task(self) -> m.PackTask:
         """Returns the task of the base, by its class."""
         classes = self.config.get("architectures")
         architecture = (
             classes[0] if isinstance(classes, list) and classes and isinstance(classes[0], str) else None
         )
-        return m.Task(type_of(architecture, self.config), architecture)
+        return m.PackTask(type_of(architecture, self.config), architecture)
 
 
 def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:

@@ -76,7 +76,7 @@ def foreign_pack(
     *,
     shared: Mapping[str, np.ndarray] | None = None,
     full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
-    task: m.Task | None = None,
+    task: m.PackTask | None = None,
     **claims: Any,
 ) -> Pack:
     """Builds a pack from another tool's adapter: the sites of each method (the first is the pack's own), the
@@ -89,7 +89,7 @@ def foreign_pack(
         NonFinite: a tensor holds NaN or infinity.
         NothingToDo: the adapter is empty.
     """
-    task = task or (m.Task(NO_TASK) if source.base is None else source.base.task())
+    task = task or (m.PackTask(NO_TASK) if source.base is None else source.base.task())
     first = sites[0] if sites else MethodSites(get("lora"), {})
     return build(
         source.name,

@@ -293,14 +293,14 @@ def _layer_factors(change: SiteChange) -> Factors:
     return Factors(B.T, A.T) if LAYOUTS[change.matrix.kind].turned else Factors(A, B)
 
 
-def _task(new: Checkpoint) -> m.Task:
+def _task(new: Checkpoint) -> m.PackTask:
     architecture = new.architecture
     task = type_of(architecture, new.config)
     labels = new.config.get("id2label") if task in TASKS and TASKS[task].labelled else None
     ordered = None
     if isinstance(labels, dict) and all(key.isdigit() for key in labels):
         ordered = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    return m.Task(task, architecture, ordered)
+    return m.PackTask(task, architecture, ordered)
 
 
 def _base(old: Checkpoint) -> m.Base:

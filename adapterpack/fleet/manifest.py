@@ -21,7 +21,7 @@ from ..io.safetensors import DTYPES, FLOATS
 from ..io.typed_json import Misfit, StrictStruct
 from ..manifest import limits
 from ..manifest.integrity import KEY, require_whole, seal
-from ..manifest.structs import Base, Task
+from ..manifest.structs import Base, PackTask
 from ..tasks.data.problems import MARKED, ONE
 
 FILE_NAME = "adapterfleet.json"
@@ -70,7 +70,7 @@ class Member(StrictStruct, frozen=True):
 
     name: limits.PackName
     pack: limits.Sha256
-    task: Task
+    task: PackTask
     problem: Annotated[str, Meta(pattern=rf"^({'|'.join([ONE.name, *sorted(MARKED)])})\Z")]
     license: limits.ShortText | None
     cluster: Annotated[int, Meta(ge=0, le=63)] | None

@@ -15,7 +15,7 @@ from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
 from ..slots.blocks import BRANCHES, Branch
 from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
-from ..slots.routes import Branch as RouteBranch
+from ..slots.routes import RouteBranch
 from ..tasks.task import AXES
 from .constants import add_initializer
 

@@ -42,12 +42,12 @@ from .structs import (
     Packed,
     PackFile,
     PackInfo,
+    PackTask,
+    PackTokenizer,
     Parent,
     Quantization,
     Safety,
-    Task,
     TensorEntry,
-    Tokenizer,
     TrainingClaims,
 )
 
@@ -66,8 +66,8 @@ __all__ = [
     "MethodRef",
     "PackFile",
     "PackInfo",
+    "PackTask",
     "Parent",
-    "Task",
     "TensorEntry",
     "parse",
     "seal",
@@ -106,7 +106,7 @@ class Manifest(StrictStruct, frozen=True, dict=True):
     pack: PackInfo
     method: MethodRef
     config: Settings
-    task: Task
+    task: PackTask
     base: Base
     groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=50_000)]
     tensors: Annotated[Mapping[limits.Path, TensorEntry], Meta(min_length=1, max_length=50_000)]
@@ -130,7 +130,7 @@ class Manifest(StrictStruct, frozen=True, dict=True):
     ] = field(default_factory=dict)
     format: Literal["adapterpack"] = "adapterpack"
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = FORMAT_VERSION
-    tokenizer: Tokenizer | None = None
+    tokenizer: PackTokenizer | None = None
     base_quantization: BaseQuantization | None = None
     base_license: ShortText | None = None
     license_link: Annotated[str, Meta(max_length=2000)] | None = None

@@ -68,7 +68,7 @@ class MethodRef(StrictStruct, frozen=True):
     spec_version: SpecVersion = 1
 
 
-class Task(StrictStruct, frozen=True):
+class PackTask(StrictStruct, frozen=True):
     """What the adapted model does: the Hugging Face pipeline name, the model class, and the labels in
     order.
     """
@@ -225,7 +225,7 @@ class Lineage(StrictStruct, frozen=True):
             yield from find_duplicates(parents, f"/ancestors/{digest}")
 
 
-class Tokenizer(StrictStruct, frozen=True):
+class PackTokenizer(StrictStruct, frozen=True):
     """The tokenizer in training: sha256 of ``tokenizer.json``, of ``added_tokens.json`` and of the chat
     template, as hex.
 
@@ -322,7 +322,7 @@ class Features(Recipe, frozen=True):
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=65_536)], ...], Meta(min_length=3, max_length=3)]
 
 
-class Member(StrictStruct, frozen=True):
+class CompositionMember(StrictStruct, frozen=True):
     """An adapter that a composed pack holds: its name there, the digest of the pack that it came from, and
     its method.
     """
@@ -342,7 +342,7 @@ class Composition(StrictStruct, frozen=True):
     """
 
     tree: Annotated[Mapping[Key, Any], Meta(min_length=1, max_length=32, extra_json_schema=OF_SETTINGS)]
-    members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=64)]
+    members: Annotated[tuple[CompositionMember, ...], Meta(min_length=1, max_length=64)]
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields settings of nodes beyond their bounds."""

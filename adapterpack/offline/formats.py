@@ -45,7 +45,7 @@ class Setting(NamedTuple):
         }
 
 
-class Format(NamedTuple):
+class RowFormat(NamedTuple):
     """A format of lines: a function that recognizes it by its first line, and one that opens the
     job for it.
     """
@@ -93,8 +93,8 @@ def _requests(setting: Setting) -> OfflineJob:
 
 
 FORMATS = (
-    Format("requests in OpenAI's batch format", is_request, _requests),
-    Format("rows", lambda row: True, _rows),
+    RowFormat("requests in OpenAI's batch format", is_request, _requests),
+    RowFormat("rows", lambda row: True, _rows),
 )
 """All formats; the first that recognizes the first line applies."""
 

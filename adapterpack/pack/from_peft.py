@@ -93,7 +93,7 @@ def import_folder(
         shared=content.shared,
         full=content.full,
         secondary=[MethodSites(*sites) for sites in content.secondary],
-        task=m.Task(kind),
+        task=m.PackTask(kind),
         base=base_hint(config),
         training={"imported_from": "peft", **({"peft_version": version} if isinstance(version, str) else {})},
     )

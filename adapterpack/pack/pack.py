@@ -380,7 +380,7 @@ def build(
     method: Method,
     adapters: Sites,
     *,
-    task: m.Task,
+    task: m.PackTask,
     base: m.Base,
     secondary: Sequence[MethodSites] = (),
     shared: Mapping[str, np.ndarray] | None = None,

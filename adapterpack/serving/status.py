@@ -40,7 +40,7 @@ class Facts(msgspec.Struct, frozen=True):
     bytes: int
 
 
-class Status(msgspec.Struct, frozen=True, kw_only=True):
+class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     """The state of a server, and the traffic of the key, or of all keys for an operator.
 
     Attributes:
@@ -102,7 +102,7 @@ class StatusRoutes:
         """``GET /v1/status``: returns the traffic of the key, or of all keys."""
         tally = _tally(context.state, context.key)
         return json_response(
-            Status(
+            ServerStatus(
                 version=VERSION,
                 base=context.state.catalogue.base,
                 of="all" if context.key.admin else "key",
@@ -184,7 +184,7 @@ class StatusRoutes:
                 "key",
                 "the traffic of the key, or of all",
                 None,
-                Status,
+                ServerStatus,
                 quiet=True,
             ),
             RouteSpec(

@@ -46,7 +46,7 @@ attention to the experts' answers.
 """
 
 
-class Branch(NamedTuple):
+class RouteBranch(NamedTuple):
     """One router of a site: its number there, and how it scores."""
 
     number: int
@@ -74,7 +74,8 @@ class Branch(NamedTuple):
 
 
 BRANCHES = {
-    branch.name: branch for branch in (Branch(number, scores) for number in range(MOST) for scores in SCORES)
+    branch.name: branch
+    for branch in (RouteBranch(number, scores) for number in range(MOST) for scores in SCORES)
 }
 """Every possible route, by name."""
 FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
@@ -98,10 +99,10 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
     for number, route in enumerate(routes):
         gate = route.gate
         if isinstance(gate, Attention):
-            branch, count = Branch(number, "fuse"), len(gate.widths)
+            branch, count = RouteBranch(number, "fuse"), len(gate.widths)
             scoring = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
         elif isinstance(gate, SoftmaxGate):
-            branch, count = Branch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
+            branch, count = RouteBranch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
             scoring = {
                 "keys": np.asarray(gate.keys).T,
                 "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias),

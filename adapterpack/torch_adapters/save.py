@@ -96,7 +96,7 @@ def save(
         secondary=parts.secondary,
         shared=parts.shared,
         full=parts.full,
-        task=m.Task(
+        task=m.PackTask(
             task,
             None if getattr(model, "config", None) is None else type(model).__name__,
             None if head is None else head.names,

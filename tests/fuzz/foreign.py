@@ -131,7 +131,7 @@ def _lora(name: str) -> Pack:
         name,
         get("lora"),
         {Site("net.q", 12, 6): (LoRA(r=2, alpha=4), params)},
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("org/base"),
     )
 

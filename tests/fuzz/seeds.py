@@ -140,7 +140,7 @@ def packs_of_methods() -> tuple[bytes, ...]:
             made_by,
             {site: (cfg, params)},
             shared=common,
-            task=m.Task("text-generation"),
+            task=m.PackTask("text-generation"),
             base=m.Base("org/base"),
         )
         pack.write(METHODS / name)

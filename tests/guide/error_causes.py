@@ -71,7 +71,7 @@ def _pack(name: str, base: Any, **sites: tuple[int, int]) -> Pack:
         for key, sizes in (sites or SIZES).items()
     }
     return build(
-        name, get("lora"), adapters, task=m.Task("feature-extraction"), base=base, license="apache-2.0"
+        name, get("lora"), adapters, task=m.PackTask("feature-extraction"), base=base, license="apache-2.0"
     )
 
 
@@ -120,16 +120,16 @@ def _hot_base(folder: Path) -> None:
     adapters = {
         Site("net.q", 5, 7): (LoRA(r=1, alpha=1_000_000), {"lora_A": _ramp(1, 5), "lora_B": _ramp(7, 1)})
     }
-    build("hot", get("lora"), adapters, task=m.Task("feature-extraction"), base=_identity(base)).write(
+    build("hot", get("lora"), adapters, task=m.PackTask("feature-extraction"), base=_identity(base)).write(
         folder / "packs" / "hot"
     )
 
 
 def _scales(folder: Path) -> None:
     adapters = {Site("net.q", 5, 7): (IA3(), {"ia3_l": _ramp(7, 1)})}
-    build("scales", get("ia3"), adapters, task=m.Task("feature-extraction"), base=m.Base("org/base")).write(
-        folder / "packs" / "scales"
-    )
+    build(
+        "scales", get("ia3"), adapters, task=m.PackTask("feature-extraction"), base=m.Base("org/base")
+    ).write(folder / "packs" / "scales")
 
 
 def _signed(folder: Path, **options: Any) -> None:

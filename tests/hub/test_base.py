@@ -24,7 +24,7 @@ from adapterpack.errors import HubError
 from adapterpack.hub.server.storage import HubStorage
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
-from adapterpack.manifest.structs import Tokenizer
+from adapterpack.manifest.structs import PackTokenizer
 from adapterpack.pack.pack import Pack, build, seal
 
 pytestmark = pytest.mark.fast
@@ -84,7 +84,7 @@ def test_equal_files_are_the_same_base_without_a_byte_of_weights(
 ) -> None:
     folder, name = write_base(tmp_path / "base", shards=shards), f"org/base{shards}"
     put(hub, name, folder)
-    tokenizer = Tokenizer(tokenizer_json=hashlib.sha256(b"{}").hexdigest())
+    tokenizer = PackTokenizer(tokenizer_json=hashlib.sha256(b"{}").hexdigest())
     adapterpack.push(made_for(knows(folder, name), tokenizer=tokenizer), f"hf://org/fits{shards}")
     for full in (False, True):
         report = adapterpack.validate(f"hf://org/fits{shards}", full=full)
@@ -117,7 +117,9 @@ def test_other_shards_leave_the_weights_open_and_other_shapes_are_another_base(
 def test_another_tokenizer_on_the_hub_is_a_finding(hub: Hub, tmp_path: Path) -> None:
     folder = write_base(tmp_path / "base")
     put(hub, "org/base-other-tokenizer", folder)
-    pack = made_for(knows(folder, "org/base-other-tokenizer"), tokenizer=Tokenizer(tokenizer_json="0" * 64))
+    pack = made_for(
+        knows(folder, "org/base-other-tokenizer"), tokenizer=PackTokenizer(tokenizer_json="0" * 64)
+    )
     adapterpack.push(pack, "hf://org/tokenized")
     assert [finding.rule for finding in adapterpack.validate("hf://org/tokenized").findings] == ["AP702"]
 
@@ -237,7 +239,7 @@ def test_a_look_at_an_adapter_of_a_2_gb_base_reads_less_than_2_mb(hub: Hub) -> N
             "small",
             get("lora"),
             {site: (LoRA(r=8, alpha=16), params)},
-            task=m.Task("text-generation"),
+            task=m.PackTask("text-generation"),
             base=base,
             license="mit",
         ),

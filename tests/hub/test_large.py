@@ -219,7 +219,12 @@ def test_a_pack_is_unpacked_from_what_was_sent(hub: Hub) -> None:
     params = {"lora_A": np.ones((8, width), np.float32), "lora_B": np.ones((2, 8), np.float32)}
     site = {Site("net.q", width, 2): (LoRA(r=8, alpha=8), params)}
     pack = build(
-        "wide", get("lora"), site, task=m.Task("feature-extraction"), base=m.Base("org/base"), license="mit"
+        "wide",
+        get("lora"),
+        site,
+        task=m.PackTask("feature-extraction"),
+        base=m.Base("org/base"),
+        license="mit",
     )
     seen: list[tuple[int, int]] = []
     assert (

@@ -70,7 +70,7 @@ def pack(base: DequantizedCheckpoint, size: float) -> Pack:
         "one",
         get("lora"),
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("base", structure=base.structure, content=base.content),
         weights={site.path: f"{site.path}.weight" for site in adapters},
     )

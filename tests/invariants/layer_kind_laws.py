@@ -236,7 +236,7 @@ def _round(
         case.method,
         {site: (cfg, own)},
         shared=shared,
-        task=m.Task("image-classification"),
+        task=m.PackTask("image-classification"),
         base=m.Base("org/base"),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -54,7 +54,7 @@ def pack(name: str, seed: int, shapes: dict[str, tuple[int, int]], task: str = "
             )
             for path, (rows, columns) in shapes.items()
         },
-        task=m.Task(task),
+        task=m.PackTask(task),
         base=m.Base("org/base"),
         license="apache-2.0",
     )

@@ -24,7 +24,7 @@ from adapterpack.adapter_methods import Method, Site, get
 from adapterpack.composing.pipeline import compose
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.secondary_methods import MethodSites
-from adapterpack.manifest.structs import Tokenizer
+from adapterpack.manifest.structs import PackTokenizer
 from adapterpack.pack.pack import build
 from adapterpack.pack.pack import seal as seal_pack
 
@@ -64,10 +64,10 @@ def good(folder: Path, template: str | None = None) -> None:
         "tickets",
         get("lora"),
         adapters,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("org/base"),
         full={"head": {"weight": ramp(2, 3)}},
-        tokenizer=data and Tokenizer(chat_template=hashlib.sha256(data).hexdigest()),
+        tokenizer=data and PackTokenizer(chat_template=hashlib.sha256(data).hexdigest()),
         lineage=m.Lineage("linear", (m.Parent("sha256:" + "1" * 64, "one", 1.0),)),
     )
     (pack if data is None else seal_pack(pack.manifest, pack.tensors, {TEMPLATE: data})).write(folder)
@@ -552,7 +552,7 @@ def remade(folder: Path, method: Method, cfg: Any, site: Site, secondary: Sequen
         method,
         {site: (cfg, params)},
         secondary=secondary,
-        task=m.Task("text-generation"),
+        task=m.PackTask("text-generation"),
         base=m.Base("org/base"),
     )
     pack.write(folder)
@@ -696,7 +696,7 @@ def composed(folder: Path, tree: str = "arrow(a, b, top_k=1)") -> None:
             name,
             get("lora"),
             {Site("net.q", 5, 7): (LoRA(r=r), {"lora_A": ramp(r, r, 5), "lora_B": ramp(2 * r, 7, r)})},
-            task=m.Task("text-generation"),
+            task=m.PackTask("text-generation"),
             base=m.Base("org/base"),
         )
         for name, r in (("a", 2), ("b", 3))

@@ -236,7 +236,7 @@ def our_pack(row: Row, net: nn.Module) -> tuple[Pack, nn.Module]:
         adapters,
         shared=shared,
         full=full,
-        task=m.Task("feature-extraction"),
+        task=m.PackTask("feature-extraction"),
         base=m.Base("org/base"),
     ), model
 
@@ -508,7 +508,7 @@ def test_a_vector_bank_that_is_missing_is_named(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="vblora_vector_bank"):
         from_peft.read(tmp_path / "cut")
     adapters = {adapter.site: (adapter.config, pack.params(adapter.site.path)) for adapter in pack.adapters()}
-    build("cut", pack.method, adapters, task=m.Task("feature-extraction"), base=m.Base()).write(
+    build("cut", pack.method, adapters, task=m.PackTask("feature-extraction"), base=m.Base()).write(
         tmp_path / "ours"
     )
     with pytest.raises(FormatError, match="vblora_vector_bank"):

@@ -81,7 +81,7 @@ def test_no_task_is_invented(tmp_path: Path) -> None:
     theirs = shaken(peft.get_peft_model(Plain(), peft.LoraConfig(r=2, target_modules=["lin0", "lin1"])))
     theirs.save_pretrained(tmp_path / "theirs")
     pack = convert(tmp_path / "theirs", tmp_path / "pack", to="pack").pack
-    assert pack.manifest.task == m.Task("other")
+    assert pack.manifest.task == m.PackTask("other")
     convert(pack, tmp_path / "back", to="peft")
     save(attach(Plain(), pack), tmp_path / "saved")
     for name in ("pack", "back", "saved"):
@@ -157,7 +157,7 @@ def test_a_task_that_is_named_stays(tmp_path: Path) -> None:
     peft.get_peft_model(made("BertModel"), config).save_pretrained(tmp_path / "theirs")
     pack = load(tmp_path / "theirs").write(tmp_path / "pack")
     assert (pack.manifest.task, task_of(tmp_path / "pack")) == (
-        m.Task("feature-extraction"),
+        m.PackTask("feature-extraction"),
         "FEATURE_EXTRACTION",
     )
     assert json.loads(layout.config_bytes(pack.manifest) or b"")["task_type"] == "FEATURE_EXTRACTION"

@@ -48,7 +48,7 @@ class WholeHead(NamedTuple):
     """A head as a pack stores it: its modules by path, and the task with its labels."""
 
     modules: dict[str, dict[str, np.ndarray]]
-    task: m.Task
+    task: m.PackTask
 
 
 def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str) -> WholeHead:
@@ -104,7 +104,7 @@ def read(saved: Mapping[str, Any], tensors: Mapping[str, np.ndarray], where: str
         )
     return WholeHead(
         modules,
-        m.Task(head.task, labels=_labels(config, len(next(reversed(modules.values()))["weight"]), where)),
+        m.PackTask(head.task, labels=_labels(config, len(next(reversed(modules.values()))["weight"]), where)),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, Bundle, MappedSite
-from ...bundle.signature import Port, Signature
+from ...bundle.signature import GraphSignature, Port
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
 from ...slots.values import PEFT_NAMES, slot_shapes
@@ -49,7 +49,7 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
     first = next(one for one in get_task(bundle.task).parts if one.name == part).inputs[0]
     if first not in graph.inputs:
         yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
-    signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, Signature())
+    signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, GraphSignature())
     yield from _ports("inputs", signature.inputs, graph.inputs.values())
     yield from _ports("outputs", signature.outputs, graph.results.values())
     if bundle.mode == "bank":

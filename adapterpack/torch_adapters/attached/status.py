@@ -44,7 +44,7 @@ class AdapterStatus:
 
 
 @dataclass(frozen=True)
-class Status:
+class ModelStatus:
     """A model and its adapters; as text a table, and as JSON by :meth:`to_json`.
 
     ``parameters`` counts all scalar values of the model including its adapters, ``trainable`` those that
@@ -120,7 +120,7 @@ class Status:
         return "\n".join(lines)
 
 
-def status(model: nn.Module) -> Status:
+def status(model: nn.Module) -> ModelStatus:
     """What adapters a model holds: their methods, sites, weights, parameters, dtypes and devices, which are
     active or merged, and what share of the model would be trained.
 
@@ -149,7 +149,7 @@ def status(model: nn.Module) -> Status:
     ]
     everything = list(model.parameters())
     total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
-    return Status(
+    return ModelStatus(
         model=type(model).__name__,
         adapters=tuple(
             _adapter(model, name, name in active, name in folded) for name in adapter_names(model)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ....bundle.decoder_graph import DECODER
 from ....bundle.manifest import GRAPH, Bundle, graph_file, read_bundle
-from ....bundle.signature import Signature
+from ....bundle.signature import GraphSignature
 from ....graph_passes.float_products import write_float_products
 from ....io import strict_json
 from ....slots.precision import DEFAULT
@@ -53,7 +53,7 @@ def _finish(folder: Path, most: int | None) -> None:
     write_page(folder.parent)
 
 
-def _require_inputs(io: Signature, slots: Collection[str]) -> Signature:
+def _require_inputs(io: GraphSignature, slots: Collection[str]) -> GraphSignature:
     """Returns the signature of a graph in which only slots are optional."""
     kept = tuple(port for port in io.slots if port.name in slots)
     return dataclasses.replace(
