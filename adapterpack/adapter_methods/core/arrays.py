@@ -26,3 +26,8 @@ def array_namespace(*arrays: Any) -> Any:
     import array_api_compat  # noqa: PLC0415 - not needed for numpy arrays, and slow to import
 
     return array_api_compat.array_namespace(*arrays)
+
+
+def identity(size: int, like: Any) -> Any:
+    """Returns the identity matrix of a ``size``, with the library, dtype and device of an array."""
+    return array_namespace(like).eye(size, dtype=like.dtype, device=like.device)

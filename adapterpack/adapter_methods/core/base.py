@@ -22,7 +22,7 @@ from ...errors import Unsupported
 from .columns import columns
 from .config import SiteConfig
 from .layouts import WEIGHTS
-from .operators import Array, Operator
+from .operators import Array, Operator, rows_of
 from .peft_form import PeftForm
 from .routers import Route
 from .site import Params, Site
@@ -359,7 +359,9 @@ def fold_form(form: NormalForm, weight: Array, bias: Array | None, rows: slice) 
         )
     folded = weight if form.pre is None else form.pre.after(weight)
     if form.down is not None:
-        folded = folded + (form.down.rows(rows) if form.up is None else form.down.after(form.up.rows(rows)))
+        folded = folded + (
+            rows_of(form.down, rows) if form.up is None else form.down.after(rows_of(form.up, rows))
+        )
     if form.output_scale is not None:
         scale = _block(form.output_scale, rows)
         folded = folded * scale[:, None]

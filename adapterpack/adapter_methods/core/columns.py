@@ -4,8 +4,6 @@ needs for token ids.
 
 from __future__ import annotations
 
-from typing import Any
-
 from ...errors import Unsupported
 from .arrays import array_namespace
 from .operators import Array, Chain, Dense, Kronecker, Operator
@@ -26,36 +24,24 @@ def columns(operator: Operator, ids: Array) -> Array:
         array([[[2, 5],
                 [0, 3]]])
     """
-    for kind, look_up in _COLUMNS.items():
-        if isinstance(operator, kind):
-            return look_up(operator, ids)
-    raise Unsupported(
-        "the columns of this matrix cannot be looked up one by one, as an embedding needs them",
-        found=type(operator).__name__,
-        expected=", ".join(kind.__name__ for kind in _COLUMNS),
-    )
-
-
-def _dense_columns(operator: Dense, ids: Array) -> Array:
+    if isinstance(operator, Chain):
+        return operator.second.apply(columns(operator.first, ids))
+    if isinstance(operator, Kronecker):
+        # Column b d' + d is the product of column b of `left` and column d of `right`, which has d' columns.
+        narrow = operator.right.shape[1]
+        left, right = (
+            columns(Dense(operator.left), ids // narrow),
+            columns(Dense(operator.right), ids % narrow),
+        )
+        product = left[..., :, None] * right[..., None, :]
+        return array_namespace(left).reshape(product, (*ids.shape, left.shape[-1] * right.shape[-1]))
+    if not isinstance(operator, Dense):
+        raise Unsupported(
+            "the columns of this matrix cannot be looked up one by one, as an embedding needs them",
+            found=type(operator).__name__,
+            expected="Dense, Kronecker, Chain",
+        )
     matrix = operator.matrix
     xp = array_namespace(matrix)
     # The array API's `take` needs one-dimensional indices.
     return xp.reshape(xp.take(matrix.T, xp.reshape(ids, (-1,)), axis=0), (*ids.shape, matrix.shape[0]))
-
-
-def _kronecker_columns(operator: Kronecker, ids: Array) -> Array:
-    """Column ``b d' + d`` of ``left ⊗ right`` is the product of column ``b`` of ``left`` and column ``d`` of
-    ``right``; ``d'`` is the number of columns of ``right``.
-    """
-    narrow = operator.right.shape[1]
-    left, right = columns(Dense(operator.left), ids // narrow), columns(Dense(operator.right), ids % narrow)
-    return array_namespace(left).reshape(
-        left[..., :, None] * right[..., None, :], (*ids.shape, left.shape[-1] * right.shape[-1])
-    )
-
-
-_COLUMNS: dict[type[Any], Any] = {
-    Dense: _dense_columns,
-    Kronecker: _kronecker_columns,
-    Chain: lambda operator, ids: operator.second.apply(columns(operator.first, ids)),
-}

@@ -1,20 +1,23 @@
 """The structured matrices that ``pre``, ``down``, ``up`` and ``post`` of a normal form may be.
 
 Each operator holds arrays of any array-API library and applies its matrix without materialising it; only
-``dense`` (and ``rows``, where it needs ``dense``) builds the full matrix.
+``dense`` builds the full matrix.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple, Protocol
 
-from .arrays import array_namespace
+from .arrays import array_namespace, identity
 
 Array = Any
 
 
 class Operator(Protocol):
-    """A linear map on the last axis, ``x -> x M^T``, with ``M`` of shape ``[out, in]``."""
+    """A linear map on the last axis, ``x -> x M^T``, with ``M`` of shape ``[out, in]``.
+
+    An operator that makes single rows without ``dense`` also has ``rows(block)``: :func:`rows_of` calls it.
+    """
 
     def apply(self, x: Array) -> Array:
         """``x M^T``: shape ``[..., in]`` to ``[..., out]``."""
@@ -24,15 +27,16 @@ class Operator(Protocol):
         """``M`` itself, shape ``[out, in]``."""
         ...
 
-    def rows(self, block: slice) -> Array:
-        """Returns the rows ``M[block]``, shape ``[len(block), in]``."""
-        ...
-
     def after(self, weight: Array) -> Array:
         """``weight M``: the weight ``[k, in]`` that results if ``M`` acts on the input of a dense weight
         ``[k, out]``.
         """
         ...
+
+
+def rows_of(operator: Any, block: slice) -> Array:
+    """Returns the rows ``M[block]``, shape ``[len(block), in]``."""
+    return operator.rows(block) if hasattr(operator, "rows") else operator.dense()[block]
 
 
 class Dense(NamedTuple):
@@ -102,12 +106,7 @@ class Diagonal(NamedTuple):
 
     def dense(self) -> Array:
         """``M`` itself."""
-        xp = array_namespace(self.vector)
-        return xp.eye(self.vector.shape[0], dtype=self.vector.dtype, device=self.vector.device) * self.vector
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
+        return identity(self.vector.shape[0], self.vector) * self.vector
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -131,19 +130,13 @@ class BlockDiagonal(NamedTuple):
         """``M`` itself."""
         xp = array_namespace(self.blocks)
         count, wide, narrow = self.blocks.shape
-        spread = (
-            xp.eye(count, dtype=self.blocks.dtype, device=self.blocks.device)[:, None, :, None]
-            * self.blocks[:, :, None, :]
-        )
+        spread = identity(count, self.blocks)[:, None, :, None] * self.blocks[:, :, None, :]
         return xp.reshape(spread, (count * wide, count * narrow))
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
-        return transpose(self).apply(weight)
+        turned = array_namespace(self.blocks).permute_dims(self.blocks, (0, 2, 1))
+        return BlockDiagonal(turned).apply(weight)
 
 
 class BlockCirculant(NamedTuple):
@@ -216,13 +209,9 @@ class Kronecker(NamedTuple):
         (a, b), (c, d) = self.left.shape, self.right.shape
         return xp.reshape(self.left[:, None, :, None] * self.right[None, :, None, :], (a * c, b * d))
 
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
-
     def after(self, weight: Array) -> Array:
         """``weight M``."""
-        return transpose(self).apply(weight)
+        return Kronecker(self.left.T, self.right.T).apply(weight)
 
 
 class Permutation(NamedTuple):
@@ -238,10 +227,6 @@ class Permutation(NamedTuple):
         """``M`` itself."""
         xp = array_namespace(self.order)
         return xp.take(xp.eye(self.order.shape[0], device=self.order.device), self.order, axis=0)
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -263,29 +248,17 @@ class PairRotation(NamedTuple):
 
     def apply(self, x: Array) -> Array:
         """``x M^T``."""
-        xp = array_namespace(x, self.sin)
         x = self._even(x)
-        # Swapping the two halves and negating part of `sin` costs less, in the backward pass too, than
-        # assembling (-b, a).
-        parts = xp.reshape(self.sin, (-1, 2, self.half))
-        signed_sin = xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
-        exchanged = xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
-        turned = x * self.cos + exchanged * signed_sin
-        return turned if turned.shape[-1] == self.width else turned[..., : self.width]
+        return (x * self.cos + self._exchange(x) * self._signed_sin())[..., : self.width]
 
     def dense(self) -> Array:
         """``M`` itself."""
-        xp = array_namespace(self.cos)
-        return self.apply(xp.eye(self.width, dtype=self.cos.dtype, device=self.cos.device)).T
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
+        return self.apply(identity(self.width, self.cos)).T
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
         weight = self._even(weight)
-        return (weight * self.cos - self._turned(weight * self.sin))[..., : self.width]
+        return (weight * self.cos + self._exchange(weight * self._signed_sin()))[..., : self.width]
 
     def _even(self, x: Array) -> Array:
         if self.cos.shape[0] == self.width:
@@ -293,10 +266,18 @@ class PairRotation(NamedTuple):
         xp = array_namespace(x)
         return xp.concat([x, xp.zeros((*x.shape[:-1], 1), dtype=x.dtype, device=x.device)], axis=-1)
 
-    def _turned(self, x: Array) -> Array:
+    def _signed_sin(self) -> Array:
+        """Returns ``sin`` with the sign that its pair takes. Exchanging the halves of ``x`` and negating part
+        of ``sin`` costs less, in the backward pass too, than assembling (-b, a).
+        """
+        xp = array_namespace(self.sin)
+        parts = xp.reshape(self.sin, (-1, 2, self.half))
+        return xp.reshape(xp.stack([-parts[:, 0, :], parts[:, 1, :]], axis=1), (-1,))
+
+    def _exchange(self, x: Array) -> Array:
+        """Exchanges the two numbers of every pair."""
         xp = array_namespace(x)
-        groups = xp.reshape(x, (*x.shape[:-1], -1, 2, self.half))
-        return xp.reshape(xp.stack([-groups[..., 1, :], groups[..., 0, :]], axis=-2), x.shape)
+        return xp.reshape(xp.flip(xp.reshape(x, (*x.shape[:-1], -1, 2, self.half)), axis=-2), x.shape)
 
 
 class Chain(NamedTuple):
@@ -315,7 +296,7 @@ class Chain(NamedTuple):
 
     def rows(self, block: slice) -> Array:
         """``M[block]``."""
-        return self.first.after(self.second.rows(block))
+        return self.first.after(rows_of(self.second, block))
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -336,13 +317,7 @@ class IdentityPlusLowRank(NamedTuple):
     def dense(self) -> Array:
         """``M`` itself."""
         xp = array_namespace(self.down, self.up)
-        return xp.eye(self.up.shape[0], dtype=self.up.dtype, device=self.up.device) + xp.matmul(
-            self.up, self.down
-        )
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
+        return identity(self.up.shape[0], self.up) + xp.matmul(self.up, self.down)
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -369,12 +344,7 @@ class Repeat(NamedTuple):
 
     def dense(self) -> Array:
         """``M`` itself."""
-        xp = array_namespace(self.like)
-        return self.apply(xp.eye(self.width, dtype=self.like.dtype, device=self.like.device)).T
-
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
+        return self.apply(identity(self.width, self.like)).T
 
     def after(self, weight: Array) -> Array:
         """``weight M``."""
@@ -406,17 +376,6 @@ class BlockSums(NamedTuple):
         """``M`` itself."""
         return Repeat(self.length, self.width, self.like).dense().T
 
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
-
     def after(self, weight: Array) -> Array:
         """``weight M``."""
         return Repeat(self.length, self.width, self.like).apply(weight)
-
-
-def transpose(operator: BlockDiagonal | Kronecker) -> Any:
-    """Returns ``M^T`` as an operator of the same structure."""
-    if isinstance(operator, Kronecker):
-        return Kronecker(operator.left.T, operator.right.T)
-    return BlockDiagonal(array_namespace(operator.blocks).permute_dims(operator.blocks, (0, 2, 1)))

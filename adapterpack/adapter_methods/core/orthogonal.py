@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from .arrays import array_namespace
+from .arrays import array_namespace, identity
 from .operators import Array
 
 MOST_TERMS = 64
@@ -64,7 +64,7 @@ def cayley(generator: Array, terms: int = 0) -> Array:
     the coefficient 1 and is at least the third, as in PEFT (OFTv2, arXiv 2506.19847).
     """
     xp = array_namespace(generator)
-    eye = xp.eye(generator.shape[-1], dtype=generator.dtype, device=generator.device)
+    eye = identity(generator.shape[-1], generator)
     if terms:
         if terms == 2:
             return eye + 2 * generator

@@ -27,10 +27,6 @@ class Sparse(NamedTuple):
         """``M`` itself."""
         return scatter(array_namespace(self.values), self.values, self.at, self.shape)
 
-    def rows(self, block: slice) -> Array:
-        """``M[block]``."""
-        return self.dense()[block]
-
     def after(self, weight: Array) -> Array:
         """``weight M``."""
         return weight @ self.dense()
