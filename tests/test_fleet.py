@@ -20,6 +20,7 @@ import pytest
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from format_schemas import fleet_schema
 from shipped_schemas import fits
 
 import adapterpack
@@ -35,7 +36,6 @@ from adapterpack.errors import (
     Unsupported,
     WronglySigned,
 )
-from adapterpack.fleet.schema import schema
 from adapterpack.io import strict_json
 from adapterpack.lowrank.factors import Factors
 from adapterpack.manifest import manifest as m
@@ -388,7 +388,8 @@ def test_altered_fleets_are_refused(folder: Path, tmp_path: Path, fault: str) ->
     assert adapterpack.validate(folder).state == "valid"
     assert fits(json.loads((folder / "adapterfleet.json").read_bytes()), "fleet.v1")
     assert (
-        json.loads((Path(__file__).parents[1] / "schemas" / "fleet.v1.json").read_text("utf-8")) == schema()
+        json.loads((Path(__file__).parents[1] / "schemas" / "fleet.v1.json").read_text("utf-8"))
+        == fleet_schema()
     )
 
 

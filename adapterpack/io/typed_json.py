@@ -1,6 +1,4 @@
-"""Converts JSON values to typed structs with limits, reports the value that does not fit, and generates the
-JSON Schema.
-"""
+"""Converts JSON values to typed structs with limits, and reports the value that does not fit."""
 
 from __future__ import annotations
 
@@ -177,38 +175,6 @@ def find_duplicates(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfi
         yield Misfit(pointer, "an item stands there twice")
 
 
-def schema_of(kind: type[Any], others: Mapping[str, Any], more: Sequence[Any] = ()) -> dict[str, Any]:
-    """Returns the JSON Schema (2020-12) of a struct, with definitions of its parts, of the types in ``more``,
-    and of ``others``.
-    """
-    (schema, *_), parts = msgspec.json.schema_components([kind, *more], ref_template="#/$defs/{name}")
-    root = parts.pop(schema["$ref"].rpartition("/")[2])
-    written: dict[str, Any] = _write_schema(
-        portable({**root, "$defs": {**{name: parts[name] for name in sorted(parts)}, **others}})
-    )
-    for name, absent in _absent(msgspec.inspect.multi_type_info([kind, *more]), set()):
-        part = written["$defs"][name]
-        part["required"] = [field for field in part["required"] if field not in absent]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **written}
-
-
-def _absent(info: Any, seen: set[type[Any]]) -> Iterator[tuple[str, set[str]]]:
-    """Yields the name of every typed mapping in a type, with the keys that it may lack."""
-    if isinstance(info, tuple):
-        for item in info:
-            yield from _absent(item, seen)
-    elif (
-        isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field)
-        and (cls := getattr(info, "cls", None)) not in seen
-    ):
-        if isinstance(info, msgspec.inspect.TypedDictType):
-            yield info.cls.__name__, {field.name for field in info.fields if not field.required}
-        if cls is not None:
-            seen.add(cls)
-        for attribute in type(info).__struct_fields__:
-            yield from _absent(getattr(info, attribute), seen)
-
-
 def portable(schema: Any) -> Any:
     """Replaces Python's ``\\Z`` by ``$`` in a generated schema: JSON Schema uses ECMAScript's expressions,
     where ``$`` is the end of the text.
@@ -227,25 +193,3 @@ def portable(schema: Any) -> Any:
             for key, item in schema.items()
         }
     return schema
-
-
-def _write_schema(schema: Any) -> Any:
-    """Normalises a generated schema: every field is required, no other is allowed, and choices have a fixed
-    order.
-    """
-    if isinstance(schema, list):
-        return [_write_schema(item) for item in schema]
-    if not isinstance(schema, dict):
-        return schema
-    written = {key: _write_schema(item) for key, item in schema.items() if key != "default"}
-    if isinstance(described := written.get("description"), str):
-        written["description"] = " ".join(described.split())
-    if isinstance(choices := written.get("anyOf"), list):
-        written["anyOf"] = sorted(
-            choices, key=lambda choice: (choice == {"type": "null"}, repr(sorted(choice.items())))
-        )
-    if isinstance(names := written.get("propertyNames"), dict):
-        written["propertyNames"] = {"type": "string", **names}
-    if isinstance(written.get("properties"), dict) and "additionalProperties" not in written:
-        written |= {"required": list(written["properties"]), "additionalProperties": False}
-    return written

@@ -10,12 +10,6 @@ from ..errors import FormatError
 from ..io import strict_json
 
 KEY = "integrity"
-SCHEMA = {
-    "description": "The sha256 of the manifest's own bytes with this text empty.",
-    "type": "string",
-    "pattern": "^[0-9a-f]{64}$",
-}
-"""The JSON Schema of that field."""
 _BEFORE = b'\n  "integrity": "'
 """The bytes before the digest in canonical bytes, which occur nowhere else because JSON strings contain no
 line breaks.

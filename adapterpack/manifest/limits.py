@@ -45,35 +45,6 @@ Settings = Annotated[Mapping[Key, Any], Meta(max_length=64, extra_json_schema=OF
 Claims = Annotated[Mapping[Key, Any], Meta(max_length=64, extra_json_schema=OF_CLAIMS)]
 
 
-def _values(name: str, description: str, largest: float) -> dict[str, Any]:
-    inner = {"$ref": f"#/$defs/{name}"}
-    return {
-        name: {
-            "description": description,
-            "type": ["null", "boolean", "string", "number", "array", "object"],
-            "maxLength": MAX_TEXT,
-            "minimum": -largest,
-            "maximum": largest,
-            "items": inner,
-            "maxItems": MAX_ITEMS,
-            "maxProperties": MAX_KEYS,
-            "propertyNames": {"type": "string", "maxLength": 512},
-            "additionalProperties": inner,
-        }
-    }
-
-
-DEFINITIONS = {
-    **_values(
-        "setting",
-        "A value that a method or a node computes with, of any kind that JSON has.",
-        LARGEST_SETTING,
-    ),
-    **_values("claim", "A value that nothing computes with, of any kind that JSON has.", LARGEST_CLAIM),
-}
-"""The JSON Schema of what :func:`too_large` checks."""
-
-
 def too_large(value: Any, pointer: str, largest: float) -> Iterator[Misfit]:
     """Yields the strings, lists, objects and numbers (beyond ``largest``) that are too large in an arbitrary
     JSON value.

@@ -11,7 +11,9 @@ from typing import Any
 
 from adapterpack.manifest.manifest import FEATURES, FORMAT_VERSION, MAX_BYTES
 from adapterpack.manifest.migrations import STEPS
-from adapterpack.manifest.schema import part_at
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from format_schemas import part_at
 
 SCHEMA = Path(__file__).parents[2] / "schemas" / "manifest.v1.json"
 INTRO = f"""# The pack format
