@@ -10,6 +10,7 @@ import math
 import sys
 import time
 import tracemalloc
+import typing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -214,7 +215,7 @@ WHOLE = [
     (name, field.name)
     for name, method in methods().items()
     for field in dataclasses.fields(method.config)
-    if str(field.type) in {"int", "int | None"}
+    if typing.get_type_hints(method.config)[field.name] in (int, int | None)
     and any(type(getattr(cfg, field.name)) is int for cfg in method.examples)
 ]
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from adapterpack import resources
 from adapterpack.adapter_methods import Method, methods
+from adapterpack.adapter_methods.core.config import types_of_fields
 from adapterpack.training.config.fields import PARTS, TrainConfig
 from adapterpack.training.trainers.kind import TRAINERS, TrainerKind
 
@@ -88,7 +89,7 @@ def _property(name: str, those: list[Owner]) -> dict[str, Any]:
     fields = [
         next(field for field in dataclasses.fields(method.config) if field.name == name) for method in those
     ]
-    kinds = [_kind(typing.get_type_hints(method.config)[name]) for method in those]
+    kinds = [_kind(types_of_fields(method.config)[name]) for method in those]
     described = DESCRIBED.get(name, {})
     different = [kind for number, kind in enumerate(kinds) if kind not in kinds[:number]]
     kind = (

@@ -15,14 +15,24 @@ afterwards stay zero, and a pack does not store them. A penalty keeps A and B cl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Progress, Storage, TrainedSite, Traits
-from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_number, require_whole
+from .core.config import (
+    LARGEST_WHOLE,
+    Number,
+    Seed,
+    SiteConfig,
+    Whole,
+    pattern_of,
+    require_whole,
+    set_defaults,
+)
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, widths_of
@@ -44,39 +54,24 @@ class AdaLoRA(SiteConfig):
         12
     """
 
-    init_r: int = 12
-    target_r: int = 8
-    alpha: float | None = None
-    tinit: int = 0
-    tfinal: int = 0
-    deltaT: int = 1  # noqa: N815 - the paper's and PEFT's name
-    beta1: float = 0.85
-    beta2: float = 0.85
-    orth_reg_weight: float = 0.5
+    init_r: Whole = 12
+    target_r: Whole = 8
+    alpha: Number | None = None
+    tinit: Seed = 0
+    tfinal: Seed = 0
+    deltaT: Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)] = 1  # noqa: N815 - the paper's and PEFT's name
+    beta1: Number = 0.85
+    beta2: Number = 0.85
+    orth_reg_weight: Number = 0.5
     total_step: int | None = None
-    r: int | None = None
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    r: Whole | None = None
+    rank_pattern: Mapping[str, int] = pattern_of("r")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("init_r", "target_r"):
-            require_whole(name, getattr(self, name))
-        for name, least in (("tinit", 0), ("tfinal", 0), ("deltaT", 1)):
-            require_whole(name, getattr(self, name), least, LARGEST_WHOLE)
         if self.total_step is not None:
             require_whole("total_step", self.total_step, self.tinit + self.tfinal + 1, LARGEST_WHOLE)
-        for name in ("beta1", "beta2", "orth_reg_weight"):
-            require_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
-        alpha = 2.0 * self.init_r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))
-        object.__setattr__(self, "r", self.init_r if self.r is None else self.r)
-        require_whole("r", self.r)
-
-    def at(self, path: str) -> Self:
-        """Returns the config for one site, with its remaining rank."""
-        return replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
+        set_defaults(self, alpha=2.0 * self.init_r, r=self.init_r)
 
     @property
     def scale(self) -> float:

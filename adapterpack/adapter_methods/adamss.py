@@ -21,10 +21,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+from msgspec import Meta
 
 from ..errors import Unsupported
 from ..extras import needed_by
@@ -32,13 +33,13 @@ from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
 from .core.config import (
     FOR_TRAINING,
-    LARGEST_WHOLE,
     OPTIONAL,
     WIDEST,
+    Number,
+    Seed,
     SiteConfig,
-    is_number,
-    require_flag,
-    require_whole,
+    Whole,
+    pattern_of,
 )
 from .core.layouts import LINEAR
 from .core.operators import Dense
@@ -67,28 +68,15 @@ class AdaMSS(SiteConfig):
         1
     """
 
-    r: int = 100
-    num_subspaces: int = 5
-    subspace_rank: int = 1
+    r: Whole = 100
+    num_subspaces: Annotated[int, Meta(ge=1, le=MOST_GROUPS)] = 5
+    subspace_rank: Annotated[int, Meta(ge=1, le=WIDEST // MOST_GROUPS)] = 1
     use_dynamic_rank: bool = False
-    svd_threshold: float = 0.1
-    random_seed: int = 0
-    length: int | None = None
-    lengths: Mapping[str, int] = field(default_factory=dict, metadata=FOR_TRAINING)
+    svd_threshold: Number = 0.1
+    random_seed: Seed = 0
+    length: Whole | None = None
+    lengths: Mapping[str, int] = pattern_of("length", **FOR_TRAINING)
     parts: tuple[tuple[int, int], ...] | None = field(default=None, metadata=OPTIONAL)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_whole("num_subspaces", self.num_subspaces, 1, MOST_GROUPS)
-        require_whole("subspace_rank", self.subspace_rank, 1, WIDEST // MOST_GROUPS)
-        require_flag("use_dynamic_rank", self.use_dynamic_rank)
-        if not is_number(self.svd_threshold):
-            raise ValueError(f"svd_threshold must be a finite number, not {self.svd_threshold!r}")
-        object.__setattr__(self, "svd_threshold", float(self.svd_threshold))
-        require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
-        if self.length is not None:
-            require_whole("length", self.length)
 
     @property
     def rank(self) -> int:
@@ -101,10 +89,6 @@ class AdaMSS(SiteConfig):
         ones.
         """
         return True
-
-    def at(self, path: str) -> Self:
-        """Returns the config for one site."""
-        return replace(self, length=self.lengths[path], lengths={}) if path in self.lengths else self
 
 
 def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:

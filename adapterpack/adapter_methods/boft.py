@@ -24,7 +24,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, require_whole
+from .core.config import Count, NoBranch, Whole, require_whole
 from .core.operators import BlockDiagonal, Chain, Operator, Permutation
 from .core.orthogonal import block_size, cayley
 from .core.peft_form import PeftContent, PeftForm, PeftLayer
@@ -46,14 +46,12 @@ class BOFT(NoBranch):
     """
 
     block_size: int = 4
-    block_num: int = 0
-    n_butterfly_factor: int = 1
+    block_num: Count = 0
+    n_butterfly_factor: Whole = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("block_num", self.block_num, 0)
         require_whole("block_size", self.block_size, 0 if self.block_num else 2)
-        require_whole("n_butterfly_factor", self.n_butterfly_factor)
 
 
 class _Layout(NamedTuple):

@@ -16,7 +16,6 @@ from typing import Any, Self
 import numpy as np
 
 from .core.base import Method
-from .core.config import require_flag
 from .core.operators import Dense
 from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
@@ -35,11 +34,6 @@ class Bottleneck(BlockConfig):
 
     norm: bool = False
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_flag("norm", self.norm)
-        require_flag("bias", self.bias)
 
     @classmethod
     def houlsby(cls, **changes: Any) -> Self:

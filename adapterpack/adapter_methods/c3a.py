@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .core.base import Method, NormalForm, Storage, Traits, zeros
-from .core.config import SiteConfig, by_suffix, require_whole
+from .core.config import SiteConfig, Whole, pattern_of
 from .core.operators import BlockCirculant
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
@@ -32,20 +32,8 @@ class C3A(SiteConfig):
         64
     """
 
-    block_size: int = 256
-    block_size_pattern: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("block_size", self.block_size)
-
-    def at(self, path: str) -> C3A:
-        """Returns the config for one site, with the ``block_size`` for its literal path or its last
-        components.
-        """
-        return replace(
-            self, block_size=by_suffix(self.block_size_pattern, path, self.block_size), block_size_pattern={}
-        )
+    block_size: Whole = 256
+    block_size_pattern: Mapping[str, int] = pattern_of("block_size")
 
 
 def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:

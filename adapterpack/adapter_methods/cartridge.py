@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, Storage
-from .core.config import require_choice, require_flag, require_whole
+from .core.config import Count
 from .core.operators import Array
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
@@ -39,15 +39,12 @@ class Cartridge(CacheConfig):
         1
     """
 
-    init: str = "text"
-    num_frozen_tokens: int = 1
+    init: Literal["random", "text"] = "text"
+    num_frozen_tokens: Count = 1
     baked: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("init", self.init, ("random", "text"))
-        require_whole("num_frozen_tokens", self.num_frozen_tokens, 0)
-        require_flag("baked", self.baked)
         if self.num_frozen_tokens >= self.num_virtual_tokens:
             raise ValueError(
                 f"num_frozen_tokens {self.num_frozen_tokens} leaves none of {self.num_virtual_tokens} "

@@ -22,7 +22,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, Shared, Storage
-from .core.config import FOR_TRAINING, require_flag, require_whole
+from .core.config import FOR_TRAINING, Whole
 from .core.operators import Array, Dense
 from .core.site import Params, Site
 from .forms.blocks import TRAITS, BlockConfig, BlockForm
@@ -42,17 +42,10 @@ class Compacter(BlockConfig):
     targets: str | tuple[str, ...] = field(default="all-blocks", metadata=FOR_TRAINING)
     reduction: float = 32
     act: str = "gelu"
-    phm_dim: int = 4
-    phm_rank: int = 1
+    phm_dim: Whole = 4
+    phm_rank: Whole = 1
     shared_rule: bool = True
     factorized_rule: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("phm_dim", self.phm_dim)
-        require_whole("phm_rank", self.phm_rank)
-        require_flag("shared_rule", self.shared_rule)
-        require_flag("factorized_rule", self.factorized_rule)
 
     def width(self, site: Site) -> int:
         """Returns how wide the bottleneck is at a site: a multiple of ``phm_dim``."""

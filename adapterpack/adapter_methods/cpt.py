@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, Storage
-from .core.config import require_choice, require_flag, require_number, require_whole
+from .core.config import Number, require_whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
@@ -42,21 +42,16 @@ class CPT(EmbeddingConfig):
     """
 
     token_types: tuple[int, ...] = ()
-    opt_weighted_loss_type: str = "none"
-    opt_loss_decay_factor: float = 1.0
-    input_epsilon: float = 0.1
-    format_epsilon: float = 0.1
+    opt_weighted_loss_type: Literal["none", "decay"] = "none"
+    opt_loss_decay_factor: Number = 1.0
+    input_epsilon: Number = 0.1
+    format_epsilon: Number = 0.1
     baked: bool = False
 
     def __post_init__(self) -> None:
         if self.token_ids:
             object.__setattr__(self, "num_virtual_tokens", len(self.token_ids))
         super().__post_init__()
-        require_flag("baked", self.baked)
-        require_choice("opt_weighted_loss_type", self.opt_weighted_loss_type, ("none", "decay"))
-        for name in ("input_epsilon", "format_epsilon", "opt_loss_decay_factor"):
-            require_number(name, getattr(self, name))
-            object.__setattr__(self, name, float(getattr(self, name)))
         for kind in self.token_types:
             require_whole("token_types", kind, 0)
         if self.token_ids and len(self.token_types) not in {0, len(self.token_ids)}:

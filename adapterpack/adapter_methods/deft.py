@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import RankConfig, require_choice, require_number
+from .core.config import Positive, RankConfig
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, widths_of
@@ -40,17 +40,8 @@ class DEFT(RankConfig):
         (1.0, 0.5)
     """
 
-    alpha: float | None = None
-    decomposition_method: str = "relu"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("decomposition_method", self.decomposition_method, METHODS_OF_P)
-        if self.alpha is not None:
-            require_number("alpha", self.alpha)
-            if self.alpha <= 0:
-                raise ValueError(f"alpha must be above 0, not {self.alpha!r}")
-            object.__setattr__(self, "alpha", float(self.alpha))
+    alpha: Positive | None = None
+    decomposition_method: Literal["relu", "qr"] = "relu"
 
     @property
     def scale(self) -> float:

@@ -11,14 +11,14 @@ base.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Training, Traits
-from .core.config import RanksConfig, by_suffix, require_number
+from .core.config import Number, RanksConfig, Whole, pattern_of
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, widths_of
@@ -41,22 +41,9 @@ class DeLoRA(RanksConfig):
         5.0
     """
 
-    r: int = 16
-    bound: float = 15.0
-    bound_pattern: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("bound", self.bound)
-        object.__setattr__(self, "bound", float(self.bound))
-
-    def at(self, path: str) -> Self:
-        """Returns the config for one site, with its rank and bound; names match as in
-        :meth:`RanksConfig.at`.
-        """
-        return replace(
-            super().at(path), bound=by_suffix(self.bound_pattern, path, self.bound), bound_pattern={}
-        )
+    r: Whole = 16
+    bound: Number = 15.0
+    bound_pattern: Mapping[str, float] = pattern_of("bound")
 
 
 def _shapes(cfg: DeLoRA, site: Site) -> dict[str, tuple[int, ...]]:

@@ -20,14 +20,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from ..errors import FormatError, Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import LARGEST_WHOLE, SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.config import (
+    Positive,
+    Seed,
+    SiteConfig,
+)
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
@@ -46,22 +51,10 @@ class FRoD(SiteConfig):
         True
     """
 
-    sparse_rate: float = 0.01
-    projection_prng_key: int = 0
-    regularization_alpha: float = 1e-3
+    sparse_rate: Annotated[float, Meta(gt=0, le=1)] = 0.01
+    projection_prng_key: Seed = 0
+    regularization_alpha: Positive = 1e-3
     own_basis: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not is_number(self.sparse_rate) or not 0 < self.sparse_rate <= 1:
-            raise ValueError(f"sparse_rate must be above 0 and at most 1, not {self.sparse_rate!r}")
-        require_number("regularization_alpha", self.regularization_alpha)
-        if self.regularization_alpha <= 0:
-            raise ValueError(f"regularization_alpha must be above 0, not {self.regularization_alpha!r}")
-        require_whole("projection_prng_key", self.projection_prng_key, 0, LARGEST_WHOLE)
-        require_flag("own_basis", self.own_basis)
-        for name in ("sparse_rate", "regularization_alpha"):
-            object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
     def redundant(self) -> bool:

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, require_choice, require_whole
+from .core.config import NoBranch, Whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent
@@ -43,19 +43,12 @@ class GLoRA(NoBranch):
         'lora'
     """
 
-    r: int = 8
-    config_A_B: str = "lora"  # noqa: N815 - PEFT's name
-    config_C: str = "lora"  # noqa: N815
-    config_D_E: str = "constant"  # noqa: N815
+    r: Whole = 8
+    config_A_B: Literal["lora", "vector", "constant"] = "lora"  # noqa: N815 - PEFT's name
+    config_C: Literal["lora", "vector", "none"] = "lora"  # noqa: N815
+    config_D_E: Literal["vector", "constant", "none"] = "constant"  # noqa: N815
     biased: bool | None = None
     unbiased: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_choice("config_A_B", self.config_A_B, ("lora", "vector", "constant"))
-        require_choice("config_C", self.config_C, ("lora", "vector", "none"))
-        require_choice("config_D_E", self.config_D_E, ("vector", "constant", "none"))
 
     def at(self, path: str) -> Self:
         """Returns the config for one site."""

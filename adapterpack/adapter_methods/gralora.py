@@ -23,7 +23,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import RankConfig, require_number, require_whole
+from .core.config import Count, Number, RankConfig, Whole, set_defaults
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_form import TRANSPOSED, PeftForm
@@ -42,19 +42,15 @@ class GraLoRA(RankConfig):
         (0.5, 20)
     """
 
-    alpha: float | None = None
-    k: int = 2
-    hybrid_r: int = 0
+    alpha: Number | None = None
+    k: Whole = 2
+    hybrid_r: Count = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("k", self.k)
-        require_whole("hybrid_r", self.hybrid_r, least=0)
         if self.r % self.k:
             raise ValueError(f"k must divide r, but {self.k} does not divide {self.r}")
-        alpha = 2.0 * self.r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))
+        set_defaults(self, alpha=2.0 * self.r)
 
     @property
     def scale(self) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, require_flag, require_whole
+from .core.config import NoBranch, Whole
 from .core.operators import Array, IdentityPlusLowRank
 from .core.orthogonal import linear
 from .core.peft_form import PeftLayer
@@ -38,13 +38,8 @@ class HRA(NoBranch):
         False
     """
 
-    r: int = 8
+    r: Whole = 8
     apply_gs: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_flag("apply_gs", self.apply_gs)
 
 
 def _shapes(cfg: HRA, site: Site) -> dict[str, tuple[int, ...]]:

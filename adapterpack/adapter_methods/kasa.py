@@ -23,7 +23,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import require_number
+from .core.config import Number
 from .core.operators import Array, Dense
 from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
@@ -41,13 +41,8 @@ class KaSA(LoRA):
         2.0
     """
 
-    beta: float = 1e-4
-    gamma: float = 1e-3
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_number("beta", self.beta)
-        require_number("gamma", self.gamma)
+    beta: Number = 1e-4
+    gamma: Number = 1e-3
 
 
 def _shapes(cfg: KaSA, site: Site) -> dict[str, tuple[int, ...]]:

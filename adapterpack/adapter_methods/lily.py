@@ -15,13 +15,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import MOST_SITES, RankConfig, require_flag, require_number, require_whole
+from .core.config import MOST_SITES, Number, RankConfig, Whole
 from .core.operators import Array
 from .core.peft_form import Factorise, PeftForm
 from .core.routers import MASKS, Route, SoftmaxGate, mask_of
@@ -49,22 +50,12 @@ class Lily(RankConfig):
         1.0
     """
 
-    r: int = 32
-    stride: int = 1
-    num_experts: int = 2
-    scaling: float = 1.0
-    block: int | None = None
+    r: Whole = 32
+    stride: Annotated[int, Meta(ge=1, le=MOST_SITES)] = 1
+    num_experts: Annotated[int, Meta(ge=2, le=_MOST_EXPERTS)] = 2
+    scaling: Number = 1.0
+    block: Annotated[int, Meta(ge=0, le=MOST_SITES)] | None = None
     spread: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("stride", self.stride, 1, MOST_SITES)
-        require_whole("num_experts", self.num_experts, 2, _MOST_EXPERTS)
-        require_number("scaling", self.scaling)
-        object.__setattr__(self, "scaling", float(self.scaling))
-        if self.block is not None:
-            require_whole("block", self.block, 0, MOST_SITES)
-        require_flag("spread", self.spread)
 
     @property
     def scale(self) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from .core.base import Method
-from .core.config import FOR_TRAINING, NoBranch, require_whole
+from .core.config import FOR_TRAINING, Count, NoBranch, Whole
 from .core.peft_form import NOT_IN_LAYERS, PeftForm
 from .core.site import Params, Site
 from .forms.attention import TRAITS, AttentionForm
@@ -40,13 +40,8 @@ class LLaMAAdapter(NoBranch):
     """
 
     targets: str | tuple[str, ...] = field(default="all-attention", metadata=FOR_TRAINING)
-    adapter_len: int = 10
-    adapter_layers: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("adapter_len", self.adapter_len)
-        require_whole("adapter_layers", self.adapter_layers, 0)
+    adapter_len: Whole = 10
+    adapter_layers: Count = 0
 
 
 def _shapes(cfg: LLaMAAdapter, site: Site) -> dict[str, tuple[int, ...]]:

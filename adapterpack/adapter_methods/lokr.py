@@ -20,7 +20,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import OPTIONAL, AlphaConfig, by_suffix, require_flag, require_whole
+from .core.config import OPTIONAL, AlphaConfig, Count, pattern_of, require_whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Array, Kronecker
 from .core.peft_form import PeftContent, PeftForm, PeftLayer, refuse_site
@@ -43,26 +43,13 @@ class LoKr(AlphaConfig):
 
     decompose_both: bool = False
     decompose_factor: int = -1
-    kernel: int = field(default=0, metadata=OPTIONAL)
-    kernel_pattern: Mapping[str, int] = field(default_factory=dict)
+    kernel: Count = field(default=0, metadata=OPTIONAL)
+    kernel_pattern: Mapping[str, int] = pattern_of("kernel")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_flag("decompose_both", self.decompose_both)
         if self.decompose_factor != -1:
             require_whole("decompose_factor", self.decompose_factor)
-        require_whole("kernel", self.kernel, 0)
-
-    def at(self, path: str) -> LoKr:
-        """Returns the config for one site, with its rank, alpha and kernel; names match as in
-        :meth:`RanksConfig.at`.
-        """
-        here = super().at(path)
-        return (
-            replace(here, kernel=by_suffix(self.kernel_pattern, path, self.kernel), kernel_pattern={})
-            if self.kernel_pattern
-            else here
-        )
 
 
 def split_width(width: int, factor: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import FOR_TRAINING, AlphaConfig, require_flag, require_number
+from .core.config import FOR_TRAINING, AlphaConfig, Positive
 from .core.layouts import LAYOUTS, STACKS, WEIGHTS
 from .core.operators import Array, BlockDiagonal, Dense
 from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
@@ -51,17 +51,12 @@ class LoRA(AlphaConfig):
     """
 
     use_rslora: bool = False
-    lr_ratio: float | None = field(default=None, metadata=FOR_TRAINING)
+    lr_ratio: Positive | None = field(default=None, metadata=FOR_TRAINING)
     init: str = field(default="default", metadata=FOR_TRAINING)
     init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_flag("use_rslora", self.use_rslora)
-        if self.lr_ratio is not None:
-            require_number("lr_ratio", self.lr_ratio)
-            if self.lr_ratio <= 0:
-                raise ValueError(f"lr_ratio must be above 0, not {self.lr_ratio!r}")
         options = INITS[str(self.init)].options
         if unknown := sorted(set(self.init_options) - set(options)):
             raise ValueError(f"the init {self.init!r} has no option {unknown[0]!r}, only {sorted(options)}")

@@ -23,7 +23,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method
-from .core.config import FOR_TRAINING, SiteConfig, require_flag, require_whole
+from .core.config import FOR_TRAINING, SiteConfig, Whole
 from .core.operators import Array, Dense
 from .core.site import Params, Site
 from .core.token_positions import Ends, ends_of
@@ -44,15 +44,13 @@ class LoReFT(SiteConfig):
     """
 
     targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
-    r: int = 4
+    r: Whole = 4
     orthogonal: bool = True
     positions: str = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ends_of(self.positions)
-        require_whole("r", self.r)
-        require_flag("orthogonal", self.orthogonal)
 
     @property
     def acts(self) -> Ends | None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import RankConfig, require_whole
+from .core.config import RankConfig, Whole
 from .core.operators import BlockSums, Chain, Dense, Repeat
 from .core.peft_form import PeftForm
 from .core.site import Params, Site
@@ -33,11 +33,7 @@ class MiSSMini(RankConfig):
         64
     """
 
-    mini_r: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("mini_r", self.mini_r)
+    mini_r: Whole = 1
 
 
 def _shapes(cfg: MiSSMini, site: Site) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -36,12 +37,7 @@ class MoRA(RankConfig):
         'rope'
     """
 
-    form: str = "rope"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.form not in ("rope", "sharing"):
-            raise ValueError(f"form must be rope or sharing, not {self.form!r}")
+    form: Literal["rope", "sharing"] = "rope"
 
 
 def _side(cfg: MoRA, site: Site) -> int:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from .core.base import Method, Storage
-from .core.config import require_whole
+from .core.config import Count, Whole
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PromptTuning, start
@@ -31,17 +31,14 @@ class MultitaskPromptTuning(PromptTuning):
         1
     """
 
-    num_tasks: int = 1
-    num_ranks: int = 1
-    default_task: int = 0
+    num_tasks: Whole = 1
+    num_ranks: Whole = 1
+    default_task: Count = 0
 
     task_field: ClassVar[str] = "default_task"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("num_tasks", self.num_tasks)
-        require_whole("num_ranks", self.num_ranks)
-        require_whole("default_task", self.default_task, 0)
         if self.default_task >= self.num_tasks:
             raise ValueError(
                 f"task {self.default_task} is none of {self.num_tasks}, which are counted from 0"

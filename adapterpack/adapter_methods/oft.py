@@ -20,10 +20,10 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, zeros
-from .core.config import NoBranch, require_flag, require_number, require_whole
+from .core.config import Count, NoBranch, Positive, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import BlockDiagonal
-from .core.orthogonal import MOST_TERMS, block_size, cayley, skew, triangle, within
+from .core.orthogonal import Terms, block_size, cayley, skew, triangle, within
 from .core.peft_form import PeftForm, PeftLayer
 from .core.site import Params, Site
 from .peft.keys import PeftKeys
@@ -42,23 +42,16 @@ class OFT(NoBranch):
     """
 
     block_size: int = 32
-    r: int = 0
+    r: Count = 0
     block_share: bool = False
     coft: bool = False
-    eps: float = 6e-5
+    eps: Positive = 6e-5
     use_cayley_neumann: bool = False
-    num_cayley_neumann_terms: int = 5
+    num_cayley_neumann_terms: Terms = 5
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("r", self.r, 0)
         require_whole("block_size", self.block_size, 0 if self.r else 2)
-        for name in ("block_share", "coft", "use_cayley_neumann"):
-            require_flag(name, getattr(self, name))
-        require_number("eps", self.eps)
-        if self.eps <= 0:
-            raise ValueError(f"eps must be above zero, not {self.eps!r}")
-        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2, MOST_TERMS)
 
 
 def _shapes(cfg: OFT, site: Site) -> dict[str, tuple[int, ...]]:

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, constant
-from .core.config import SiteConfig, by_suffix, require_whole
+from .core.config import SiteConfig, pattern_of, require_whole
 from .core.layouts import WEIGHTS
 from .core.operators import Array, Dense
 from .core.peft_form import PeftContent, PeftForm, widths_of
@@ -41,7 +41,7 @@ class OSF(SiteConfig):
     """
 
     effective_rank: float | None = None
-    rank_pattern: Mapping[str, float] = field(default_factory=dict)
+    rank_pattern: Mapping[str, float] = pattern_of("effective_rank")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -49,13 +49,6 @@ class OSF(SiteConfig):
         object.__setattr__(
             self, "rank_pattern", {name: _share_or_number(value) for name, value in self.rank_pattern.items()}
         )
-
-    def at(self, path: str) -> OSF:
-        """Returns the config for one site; a pattern's name matches the literal path or its last
-        components.
-        """
-        found = by_suffix(self.rank_pattern, path, self.effective_rank)
-        return replace(self, effective_rank=found, rank_pattern={}) if self.rank_pattern else self
 
 
 def _share_or_number(value: Any) -> Any:

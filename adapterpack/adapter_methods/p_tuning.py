@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from .core.arrays import array_namespace
 from .core.base import Method, Storage
-from .core.config import require_choice, require_flag, require_whole
+from .core.config import Count
 from .core.operators import Array
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
@@ -40,17 +41,10 @@ class PTuning(EmbeddingConfig):
         2
     """
 
-    encoder: str = "mlp"
-    encoder_hidden: int = 0
-    encoder_layers: int = 2
+    encoder: Literal["mlp", "lstm"] = "mlp"
+    encoder_hidden: Count = 0
+    encoder_layers: Annotated[int, Meta(ge=1, le=_MOST_LAYERS)] = 2
     baked: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("encoder", self.encoder, ("mlp", "lstm"))
-        require_whole("encoder_hidden", self.encoder_hidden, 0)
-        require_whole("encoder_layers", self.encoder_layers, 1, _MOST_LAYERS)
-        require_flag("baked", self.baked)
 
 
 def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
@@ -145,9 +139,10 @@ def _to_peft(cfg: PTuning) -> dict[str, Any]:
 
 
 def _from_peft(config: Mapping[str, Any]) -> PTuning:
+    encoder: Any = str(config.get("encoder_reparameterization_type") or "MLP").lower()
     return PTuning(
         **embedding_fields(config),
-        encoder=str(config.get("encoder_reparameterization_type") or "MLP").lower(),
+        encoder=encoder,
         encoder_hidden=config.get("encoder_hidden_size") or 0,
         encoder_layers=config.get("encoder_num_layers") or 2,
         baked=True,

@@ -11,17 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import NormalForm
-from .core.config import RankConfig, require_choice
+from .core.config import RankConfig
 from .core.operators import Dense
 from .core.peft_form import PeftForm, widths_of
 from .core.site import Params, Site
-from .deft import METHODS_OF_P, deft, sides
+from .deft import deft, sides
 from .registry import METHODS
 
 
@@ -34,11 +34,7 @@ class PaRa(RankConfig):
         8
     """
 
-    decomposition_method: str = "relu"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("decomposition_method", self.decomposition_method, METHODS_OF_P)
+    decomposition_method: Literal["relu", "qr"] = "relu"
 
 
 def _shapes(cfg: PaRa, site: Site) -> dict[str, tuple[int, ...]]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import RankConfig, require_number, require_whole
+from .core.config import Number, RankConfig, Whole
 from .core.layouts import WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import PeftForm, widths_of
@@ -44,20 +45,17 @@ class PEANuT(RankConfig):
         'silu'
     """
 
-    r: int = 32
-    depth: int = 0
+    r: Whole = 32
+    depth: Annotated[int, Meta(ge=0, le=_DEEPEST)] = 0
     act_fn: str = "relu"
-    scaling: float = 1.0
+    scaling: Number = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("depth", self.depth, 0, _DEEPEST)
-        require_number("scaling", self.scaling)
         act = ALIASES.get(self.act_fn, self.act_fn)
         if act not in ACTIVATIONS:
             raise ValueError(f"act_fn must be one of {', '.join(ACTIVATIONS)}, not {self.act_fn!r:.80}")
         object.__setattr__(self, "act_fn", act)
-        object.__setattr__(self, "scaling", float(self.scaling))
 
     @property
     def scale(self) -> float:

@@ -27,7 +27,7 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import RankConfig, require_whole
+from .core.config import Count, RankConfig, Whole
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense
 from .core.peft_form import LORA_ALONE
@@ -47,18 +47,15 @@ class Poly(RankConfig):
         0.25
     """
 
-    n_tasks: int = 1
-    n_skills: int = 4
-    n_splits: int = 1
-    default_task: int = 0
+    n_tasks: Whole = 1
+    n_skills: Whole = 4
+    n_splits: Whole = 1
+    default_task: Count = 0
 
     task_field: ClassVar[str] = "default_task"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("n_tasks", "n_skills", "n_splits"):
-            require_whole(name, getattr(self, name))
-        require_whole("default_task", self.default_task, 0)
         if self.default_task >= self.n_tasks:
             raise ValueError(f"task {self.default_task} is none of {self.n_tasks}, which are counted from 0")
 

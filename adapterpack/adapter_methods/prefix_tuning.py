@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, Storage
-from .core.config import require_choice, require_flag, require_whole
+from .core.config import Count
 from .core.site import Params, Site
 from .forms.prompt import (
     STORED,
@@ -49,17 +49,13 @@ class PrefixTuning(CacheConfig):
         32
     """
 
-    init: str = "random"
+    init: Literal["random", "zero", "text"] = "random"
     projection: bool = False
-    encoder_hidden: int = 0
+    encoder_hidden: Count = 0
     baked: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_choice("init", self.init, ("random", "zero", "text"))
-        require_flag("projection", self.projection)
-        require_flag("baked", self.baked)
-        require_whole("encoder_hidden", self.encoder_hidden, 0)
         if self.projection and self.init == "text":
             raise ValueError(
                 "a projection cannot be made to give the keys and values of a text: leave out one of them"

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from .core.base import Method
-from .core.config import require_choice
 from .core.site import Params, Site
 from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, repeat, traits
 from .forms.prompt_config import EmbeddingConfig, PromptSite
@@ -32,11 +31,7 @@ class PromptTuning(EmbeddingConfig):
         1.0
     """
 
-    init: str = "vocabulary"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("init", self.init, ("vocabulary", "random", "text"))
+    init: Literal["vocabulary", "random", "text"] = "vocabulary"
 
 
 def _shapes(cfg: PromptTuning, site: Site) -> dict[str, tuple[int, ...]]:

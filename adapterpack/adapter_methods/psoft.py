@@ -24,25 +24,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
 from .core.config import (
-    LARGEST_WHOLE,
     OPTIONAL,
-    SiteConfig,
+    WIDEST,
+    RankConfig,
+    Seed,
     is_number,
-    require_choice,
-    require_flag,
-    require_number,
-    require_whole,
 )
 from .core.operators import Array, Dense
-from .core.orthogonal import MOST_TERMS, cayley, skew, triangle, within
+from .core.orthogonal import Terms, cayley, skew, triangle, within
 from .core.peft_form import Estimate, Factorise, PeftForm
 from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
@@ -56,7 +54,7 @@ default is 10.
 
 
 @dataclass(frozen=True)
-class PSOFT(SiteConfig):
+class PSOFT(RankConfig):
     """The hyper-parameters of PSOFT; the rank is at most the smaller width of a layer. ``svd``: "full", or
     "lowrank" for an estimate.
 
@@ -65,40 +63,17 @@ class PSOFT(SiteConfig):
         16
     """
 
-    r: int = 32
-    ab_svd_init: str = "psoft_init"
+    r: Annotated[int, Meta(ge=2, le=WIDEST)] = 32
+    ab_svd_init: Literal["psoft_init", "pissa_init"] = "psoft_init"
     orth: bool = True
     mag_a: bool = True
     mag_b: bool = True
     use_cayley_neumann: bool = False
-    num_cayley_neumann_terms: int = 5
-    cayley_neumann_eps: float | None = None
-    svd: str = field(default="full", metadata=OPTIONAL)
-    svd_lowrank_niter: int = field(default=10, metadata=OPTIONAL)
-    random_seed: int = field(default=0, metadata=OPTIONAL)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r, 2)
-        if self.ab_svd_init not in {"psoft_init", "pissa_init"}:
-            raise ValueError(f"ab_svd_init must be psoft_init or pissa_init, not {self.ab_svd_init!r}")
-        for name in ("orth", "mag_a", "mag_b", "use_cayley_neumann"):
-            require_flag(name, getattr(self, name))
-        require_whole("num_cayley_neumann_terms", self.num_cayley_neumann_terms, 2, MOST_TERMS)
-        if self.cayley_neumann_eps is not None:
-            require_number("cayley_neumann_eps", self.cayley_neumann_eps)
-            if not 0 < self.cayley_neumann_eps < 1:
-                raise ValueError(
-                    f"cayley_neumann_eps must lie between 0 and 1, not {self.cayley_neumann_eps!r}"
-                )
-        require_choice("svd", self.svd, ("full", "lowrank"))
-        require_whole("svd_lowrank_niter", self.svd_lowrank_niter, 0, _MOST_ROUNDS)
-        require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension of B and A."""
-        return self.r
+    num_cayley_neumann_terms: Terms = 5
+    cayley_neumann_eps: Annotated[float, Meta(gt=0, lt=1)] | None = None
+    svd: Literal["full", "lowrank"] = field(default="full", metadata=OPTIONAL)
+    svd_lowrank_niter: Annotated[int, Meta(ge=0, le=_MOST_ROUNDS)] = field(default=10, metadata=OPTIONAL)
+    random_seed: Seed = field(default=0, metadata=OPTIONAL)
 
 
 def _rank(cfg: PSOFT, site: Site) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import FOR_TRAINING, require_flag
+from .core.config import FOR_TRAINING
 from .core.layouts import LINEAR
 from .core.operators import Array, Dense, Scaled
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
@@ -41,10 +41,6 @@ class PVeRA(VeRA):
     """
 
     sample: bool = field(default=True, compare=False, metadata=FOR_TRAINING)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_flag("sample", self.sample)
 
 
 _PROJECTION = Projection(

@@ -21,7 +21,7 @@ import numpy as np
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import require_flag, require_number, require_whole
+from .core.config import Number, Whole, set_defaults
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED
@@ -42,19 +42,14 @@ class RandLoRA(Projected):
         20.0
     """
 
-    r: int = 32
-    alpha: float | None = None
+    r: Whole = 32
+    alpha: Number | None = None
     sparse: bool = False
     very_sparse: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("r", self.r)
-        require_flag("sparse", self.sparse)
-        require_flag("very_sparse", self.very_sparse)
-        alpha = 20.0 * self.r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))
+        set_defaults(self, alpha=20.0 * self.r)
 
     @property
     def scale(self) -> float:

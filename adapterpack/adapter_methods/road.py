@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
+from msgspec import Meta
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Traits
-from .core.config import NoBranch, require_whole
+from .core.config import WIDEST, NoBranch
 from .core.operators import Array, PairRotation
 from .core.orthogonal import nearest_divisor
 from .core.site import Params, Site
@@ -65,14 +66,11 @@ class RoAd(NoBranch):
         1.0
     """
 
-    variant: str = "road_1"
-    group_size: int = 64
+    variant: Literal["road_1", "road_2", "road_4"] = "road_1"
+    group_size: Annotated[int, Meta(ge=2, le=WIDEST)] = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variant not in VARIANTS:
-            raise ValueError(f"variant must be one of {', '.join(VARIANTS)}, not {self.variant!r}")
-        require_whole("group_size", self.group_size, 2)
         if self.group_size % 2:
             raise ValueError(f"group_size must be even, not {self.group_size!r}")
 

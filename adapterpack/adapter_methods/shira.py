@@ -15,7 +15,7 @@ from functools import lru_cache
 import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
-from .core.config import LARGEST_WHOLE, SiteConfig, require_whole
+from .core.config import Seed, SiteConfig, Whole
 from .core.peft_form import PeftContent
 from .core.seeded_indices import places
 from .core.site import Params, Site
@@ -33,14 +33,8 @@ class SHiRA(SiteConfig):
         0
     """
 
-    r: int = 32
-    random_seed: int | None = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        if self.random_seed is not None:
-            require_whole("random_seed", self.random_seed, 0, LARGEST_WHOLE)
+    r: Whole = 32
+    random_seed: Seed | None = 0
 
     @property
     def redundant(self) -> bool:

@@ -13,14 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Training, Traits, require_widths
-from .core.config import SiteConfig, is_number, require_flag, require_number, require_whole
+from .core.config import (
+    Number,
+    SiteConfig,
+    Whole,
+    set_defaults,
+)
 from .core.layouts import LINEAR
 from .core.operators import Dense
 from .core.peft_form import PeftContent
@@ -40,25 +46,17 @@ class SuperTuning(SiteConfig):
         (None, 2.0)
     """
 
-    sparsity: float = 0.99
+    sparsity: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     select_top: bool = True
-    r: int | None = None
-    alpha: float | None = None
+    r: Whole | None = None
+    alpha: Number | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not is_number(self.sparsity) or not 0 <= self.sparsity < 1:
-            raise ValueError(f"sparsity must lie in [0, 1), not {self.sparsity!r}")
-        object.__setattr__(self, "sparsity", float(self.sparsity))
-        require_flag("select_top", self.select_top)
-        if self.r is None:
-            if self.alpha is not None or self.dropout:
-                raise ValueError("alpha and dropout belong to the low-rank part, which there is with r only")
-            return
-        require_whole("r", self.r)
-        alpha = 2.0 * self.r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        object.__setattr__(self, "alpha", float(alpha))
+        if self.r is not None:
+            set_defaults(self, alpha=2.0 * self.r)
+        elif self.alpha is not None or self.dropout:
+            raise ValueError("alpha and dropout belong to the low-rank part, which there is with r only")
 
     @property
     def scale(self) -> float:

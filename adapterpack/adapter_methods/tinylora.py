@@ -12,16 +12,23 @@ pack that stores A and B (``save_factors``), as PEFT itself does; ``convert --ba
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import LARGEST_WHOLE, MOST_SITES, SiteConfig, is_number, require_flag, require_whole
+from .core.config import (
+    MOST_SITES,
+    RankConfig,
+    Seed,
+    Whole,
+    pattern_of,
+)
 from .core.layouts import WEIGHTS
 from .core.operators import Chain, Dense
 from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm, PeftLayer
@@ -32,7 +39,7 @@ from .registry import METHODS
 
 
 @dataclass(frozen=True)
-class TinyLoRA(SiteConfig):
+class TinyLoRA(RankConfig):
     """The hyper-parameters of TinyLoRA. ``weight_tying`` goes from 0, a vector for each layer, to 1, one for
     all.
 
@@ -44,37 +51,14 @@ class TinyLoRA(SiteConfig):
         2
     """
 
-    r: int = 2
-    u: int = 64
-    weight_tying: float = 0.0
-    projection_seed: int = 42
+    r: Whole = 2
+    u: Whole = 64
+    weight_tying: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    projection_seed: Seed = 42
     save_factors: bool = False
-    index: int | None = None
-    count: int | None = None
-    indices: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_whole("u", self.u)
-        require_whole("projection_seed", self.projection_seed, 0, LARGEST_WHOLE)
-        require_flag("save_factors", self.save_factors)
-        if not is_number(self.weight_tying) or not 0 <= self.weight_tying <= 1:
-            raise ValueError(f"weight_tying must lie in [0, 1], not {self.weight_tying!r}")
-        object.__setattr__(self, "weight_tying", float(self.weight_tying))
-        if self.index is not None:
-            require_whole("index", self.index, 0, MOST_SITES)
-        if self.count is not None:
-            require_whole("count", self.count, 1, MOST_SITES)
-
-    def at(self, path: str) -> TinyLoRA:
-        """Returns the config for one site, with the number for its literal path."""
-        return replace(self, index=self.indices.get(path, self.index), indices={})
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension; at a layer that is narrower, the layer's width."""
-        return self.r
+    index: Annotated[int, Meta(ge=0, le=MOST_SITES)] | None = None
+    count: Annotated[int, Meta(ge=1, le=MOST_SITES)] | None = None
+    indices: Mapping[str, int] = pattern_of("index")
 
     @property
     def redundant(self) -> bool:

@@ -12,16 +12,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
-from .core.config import LARGEST_WHOLE, SiteConfig, ends, require_number, require_whole
+from .core.config import (
+    Number,
+    RankConfig,
+    Seed,
+    Whole,
+    ends,
+    pattern_of,
+)
 from .core.operators import Dense
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent
 from .core.site import Params, Site
@@ -34,7 +42,7 @@ _MOST = 1 << 28
 
 
 @dataclass(frozen=True)
-class UniLoRA(SiteConfig):
+class UniLoRA(RankConfig):
     """The hyper-parameters of Uni-LoRA.
 
     ``start`` is the number of a site's first entry among the ``total`` entries of the adapter, and ``starts``
@@ -45,33 +53,13 @@ class UniLoRA(SiteConfig):
         4
     """
 
-    r: int = 4
-    theta_d_length: int = 256
-    proj_seed: int = 42
-    init_theta_d_bound: float = 0.02
-    start: int | None = None
-    total: int | None = None
-    starts: Mapping[str, int] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_whole("theta_d_length", self.theta_d_length)
-        require_whole("proj_seed", self.proj_seed, 0, LARGEST_WHOLE)
-        require_number("init_theta_d_bound", self.init_theta_d_bound)
-        if self.start is not None:
-            require_whole("start", self.start, 0, _MOST)
-        if self.total is not None:
-            require_whole("total", self.total, 1, _MOST)
-
-    def at(self, path: str) -> UniLoRA:
-        """Returns the config for one site, with the start for its literal path."""
-        return replace(self, start=self.starts.get(path, self.start), starts={})
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension of ``B A``."""
-        return self.r
+    r: Whole = 4
+    theta_d_length: Whole = 256
+    proj_seed: Seed = 42
+    init_theta_d_bound: Number = 0.02
+    start: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
+    total: Annotated[int, Meta(ge=1, le=_MOST)] | None = None
+    starts: Mapping[str, int] = pattern_of("start")
 
 
 @lru_cache(maxsize=2)

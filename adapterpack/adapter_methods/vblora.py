@@ -20,7 +20,7 @@ import numpy as np
 from ..errors import Unsupported
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
-from .core.config import SiteConfig, require_flag, require_number, require_whole
+from .core.config import Number, RankConfig, Whole
 from .core.operators import Array, Dense
 from .core.peft_form import SHARES_A_PART, TRANSPOSED
 from .core.site import Params, Site
@@ -29,7 +29,7 @@ from .registry import METHODS
 
 
 @dataclass(frozen=True)
-class VBLoRA(SiteConfig):
+class VBLoRA(RankConfig):
     """The hyper-parameters of VB-LoRA.
 
     With ``save_only_topk_weights`` a file holds only the weights of the best ``topk`` vectors instead of all
@@ -40,28 +40,18 @@ class VBLoRA(SiteConfig):
         4
     """
 
-    r: int = 4
-    num_vectors: int = 256
-    vector_length: int = 256
-    topk: int = 2
-    init_vector_bank_bound: float = 0.02
-    init_logits_std: float = 0.1
+    r: Whole = 4
+    num_vectors: Whole = 256
+    vector_length: Whole = 256
+    topk: Whole = 2
+    init_vector_bank_bound: Number = 0.02
+    init_logits_std: Number = 0.1
     save_only_topk_weights: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("r", "num_vectors", "vector_length", "topk"):
-            require_whole(name, getattr(self, name))
         if self.topk > self.num_vectors:
             raise ValueError(f"topk must be at most num_vectors, {self.num_vectors}, not {self.topk}")
-        require_number("init_vector_bank_bound", self.init_vector_bank_bound)
-        require_number("init_logits_std", self.init_logits_std)
-        require_flag("save_only_topk_weights", self.save_only_topk_weights)
-
-    @property
-    def rank(self) -> int:
-        """The inner dimension of ``B A``."""
-        return self.r
 
 
 _SIDES = ("vblora_logits_A", "vblora_logits_B")

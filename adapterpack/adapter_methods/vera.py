@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 
 from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import require_number, require_whole
+from .core.config import Number, Whole
 from .core.layouts import STACKS, WEIGHTS
 from .core.operators import Dense, Scaled
 from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
@@ -37,13 +37,8 @@ class VeRA(Projected):
         64
     """
 
-    r: int = 256
-    d_initial: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
-        require_number("d_initial", self.d_initial)
+    r: Whole = 256
+    d_initial: Number = 0.1
 
     @property
     def rank(self) -> int:

@@ -10,15 +10,22 @@ bottom left, both fine bottom right. They start at zero, so that a fresh adapter
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from .core.arrays import array_namespace
 from .core.base import Method, NormalForm, Storage, Traits, require_widths
-from .core.config import LARGEST_WHOLE, SiteConfig, by_suffix, require_flag, require_number, require_whole
+from .core.config import (
+    LARGEST_WHOLE,
+    Number,
+    Seed,
+    SiteConfig,
+    pattern_of,
+)
 from .core.operators import Dense
 from .core.peft_form import TRANSPOSED, PeftContent
 from .core.seeded_indices import places
@@ -42,33 +49,17 @@ class WaveFT(SiteConfig):
         500
     """
 
-    n_frequency: int = 2592
-    scaling: float = 25.0
+    n_frequency: Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)] = 2592
+    scaling: Number = 25.0
     wavelet_family: str = "db1"
     use_idwt: bool = True
-    random_loc_seed: int = 777
-    n_frequency_pattern: Mapping[str, int] = field(default_factory=dict)
+    random_loc_seed: Seed = 777
+    n_frequency_pattern: Mapping[str, int] = pattern_of("n_frequency")
     proportional_parameters: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("n_frequency", self.n_frequency, 1, LARGEST_WHOLE)
-        require_whole("random_loc_seed", self.random_loc_seed, 0, LARGEST_WHOLE)
-        require_number("scaling", self.scaling)
-        require_flag("use_idwt", self.use_idwt)
-        require_flag("proportional_parameters", self.proportional_parameters)
         filters(self.wavelet_family)
-        object.__setattr__(self, "scaling", float(self.scaling))
-
-    def at(self, path: str) -> WaveFT:
-        """Returns the config for one site, with the ``n_frequency`` for its literal path or its last
-        components.
-        """
-        return replace(
-            self,
-            n_frequency=by_suffix(self.n_frequency_pattern, path, self.n_frequency),
-            n_frequency_pattern={},
-        )
 
     @property
     def scale(self) -> float:

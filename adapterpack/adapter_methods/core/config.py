@@ -3,9 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+import operator
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, partial
+from types import NoneType, UnionType
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from msgspec import Meta
 
 if TYPE_CHECKING:
     from .token_positions import Acts
@@ -16,11 +32,31 @@ LARGEST_WHOLE = 1 << 53
 """The largest integer that every JSON reader represents exactly: the limit of seeds and of step counts."""
 MOST_SITES = 50_000
 """The most sites that a pack can have."""
+Whole = Annotated[int, Meta(ge=1, le=WIDEST)]
+"""The type of a rank, a width or a count that cannot be zero. Configs come from untrusted files, so
+:class:`SiteConfig` checks the bounds of every field whose type has some.
+"""
+Count = Annotated[int, Meta(ge=0, le=WIDEST)]
+"""The type of a count that may be zero."""
+Seed = Annotated[int, Meta(ge=0, le=LARGEST_WHOLE)]
+"""The type of a seed of random numbers."""
+Number = Annotated[float, Meta()]
+"""The type of a finite number."""
+Positive = Annotated[float, Meta(gt=0)]
+"""The type of a finite number above zero."""
+
 FOR_TRAINING = {"packed": False}
 """Metadata of a field that only training reads; a pack does not store it."""
 
 OPTIONAL = {"optional": True}
 """Metadata of a field that a pack omits if it has its default at every site."""
+
+
+def pattern_of(name: str, **metadata: Any) -> Any:
+    """Returns the dataclass field that maps names of sites to the values that the field ``name`` has there
+    (:meth:`SiteConfig.at`).
+    """
+    return field(default_factory=dict, metadata={"of": name, **metadata})
 
 
 def _names(key: str, value: Any) -> tuple[str, ...]:
@@ -33,6 +69,9 @@ def _names(key: str, value: Any) -> tuple[str, ...]:
 class SiteConfig:
     """Where an adapter goes. A method's config is a frozen dataclass derived from this class; its fields are
     the method's only schema.
+
+    Types say which values a field can have: ``bool``, a ``Literal``, or a number with bounds such as
+    :data:`Whole`; each of them may also allow None. Other types allow every value.
 
     Example:
         >>> SiteConfig(targets=("q_proj", "v_proj")).at("layers.0.q_proj").scale
@@ -59,6 +98,12 @@ class SiteConfig:
         object.__setattr__(self, "modules_to_save", _names("modules_to_save", whole))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
+        config: Any = type(self)
+        for name, optional, check in _checks(config):
+            value = getattr(self, name)
+            if not (optional and value is None) and (number := check(name, value)) is not None:
+                # 16 and 16.0 are one config, and must be the same bytes in a manifest
+                object.__setattr__(self, name, number)
 
     @property
     def acts(self) -> Acts | None:
@@ -78,8 +123,17 @@ class SiteConfig:
         return frozenset()
 
     def at(self, path: str) -> Self:
-        """Returns the config for one site, with the patterns resolved."""
-        return self
+        """Returns the config for one site, with the patterns resolved. A pattern's name matches the literal
+        path or its last components.
+
+        The longest name that matches wins; a name that begins with ``^`` matches only the path after it.
+        """
+        here: dict[str, Any] = {}
+        for pattern in fields(self):
+            name, values = pattern.metadata.get("of"), getattr(self, pattern.name)
+            if name is not None and values:
+                here |= {name: by_suffix(values, path, getattr(self, name)), pattern.name: {}}
+        return replace(self, **here) if here else self
 
     @property
     def scale(self) -> float:
@@ -101,11 +155,7 @@ class RankConfig(SiteConfig):
         4
     """
 
-    r: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("r", self.r)
+    r: Whole = 8
 
     @property
     def rank(self) -> int | None:
@@ -122,18 +172,7 @@ class RanksConfig(RankConfig):
         4
     """
 
-    rank_pattern: Mapping[str, int] = field(default_factory=dict)
-
-    def at(self, path: str) -> Self:
-        """Returns the config for one site. A pattern's name matches the literal path or its last components.
-
-        The longest name that matches wins; a name that begins with ``^`` matches only the path after it.
-        """
-        return (
-            replace(self, r=by_suffix(self.rank_pattern, path, self.r), rank_pattern={})
-            if self.rank_pattern
-            else self
-        )
+    rank_pattern: Mapping[str, int] = pattern_of("r")
 
 
 @dataclass(frozen=True)
@@ -146,24 +185,12 @@ class AlphaConfig(RanksConfig):
         1.5
     """
 
-    alpha: float | None = None
-    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    alpha: Number | None = None
+    alpha_pattern: Mapping[str, float] = pattern_of("alpha")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        alpha = 2.0 * self.r if self.alpha is None else self.alpha
-        require_number("alpha", alpha)
-        # 16 and 16.0 are one config, and must be the same bytes in a manifest
-        object.__setattr__(self, "alpha", float(alpha))
-
-    def at(self, path: str) -> Self:
-        """Returns the config for one site, with its rank and alpha; names match as in
-        :meth:`RanksConfig.at`.
-        """
-        ranked = super().at(path)
-        if not self.alpha_pattern:
-            return ranked
-        return replace(ranked, alpha=by_suffix(self.alpha_pattern, path, self.alpha), alpha_pattern={})
+        set_defaults(self, alpha=2.0 * self.r)
 
     @property
     def scale(self) -> float:
@@ -184,6 +211,52 @@ class NoBranch(SiteConfig):
                 "dropout acts on a branch parallel to the layer, and this method has none: not "
                 f"{self.dropout!r}"
             )
+
+
+def set_defaults(config: SiteConfig, **usual: Any) -> None:
+    """Sets those fields of a config that are None to their usual values."""
+    for name, value in usual.items():
+        if getattr(config, name) is None:
+            object.__setattr__(config, name, value)
+
+
+def types_of_fields(config: type[Any], with_bounds: bool = False) -> dict[str, Any]:
+    """Returns field -> type, which is Any where the annotations of a plugin cannot be resolved at run
+    time.
+    """
+    try:
+        return get_type_hints(config, include_extras=with_bounds)
+    except NameError:
+        inherited = types_of_fields(config.__base__ or object, with_bounds)
+        return {**inherited, **dict.fromkeys(config.__annotations__, Any)}
+
+
+@cache
+def _checks(config: type[Any]) -> tuple[tuple[str, bool, Callable[[str, Any], Any]], ...]:
+    """Returns each field whose type says which values it can have: its name, whether None is one of them, and
+    the check of the others.
+    """
+    checks = []
+    for name, hint in types_of_fields(config, with_bounds=True).items():
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        found = [check for kind in kinds if (check := _check_of(kind)) is not None]
+        if len(found) == len(kinds) - (NoneType in kinds):
+            checks += [(name, NoneType in kinds, check) for check in found]
+    return tuple(checks)
+
+
+def _check_of(kind: Any) -> Callable[[str, Any], Any] | None:
+    """Returns the check of the values of a type, or None if it allows every value."""
+    if kind is bool:
+        return require_flag
+    if get_origin(kind) is Literal:
+        return partial(require_choice, choices=get_args(kind))
+    if get_origin(kind) is not Annotated:
+        return None
+    number, bounds = get_args(kind)
+    if number is int:
+        return partial(require_whole, least=bounds.ge, most=bounds.le)
+    return partial(require_number, bounds=bounds)
 
 
 def is_number(value: Any) -> bool:
@@ -216,10 +289,30 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, not {value!r:.80}")
 
 
-def require_number(name: str, value: Any) -> None:
-    """Raises ValueError unless ``value`` is a finite number."""
-    if not is_number(value):
-        raise ValueError(f"{name} must be a finite number, not {value!r}")
+_ORDER = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+
+
+def require_number(name: str, value: Any, bounds: Meta | None = None) -> float:
+    """Returns a number as a float.
+
+    Raises:
+        ValueError: the value is not a finite number within the ``bounds``.
+
+    Example:
+        >>> require_number("eps", 1, Meta(gt=0, lt=1))
+        Traceback (most recent call last):
+        ValueError: eps must be a finite number, above 0 and below 1, not 1
+    """
+    limits = [(*_ORDER[key], limit) for key in _ORDER if (limit := getattr(bounds, key, None)) is not None]
+    if not is_number(value) or not all(holds(value, limit) for holds, _, limit in limits):
+        within = " and ".join(f"{words} {limit}" for _, words, limit in limits)
+        raise ValueError(f"{name} must be a finite number, {within and f'{within}, '}not {value!r}")
+    return float(value)
 
 
 def by_suffix(pattern: Mapping[str, Any], path: str, default: Any) -> Any:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
 from .arrays import array_namespace, identity
 from .operators import Array
@@ -17,6 +19,8 @@ MOST_TERMS = 64
 """The most terms of the Neumann series that replaces an inverse. Each term is a matrix product; methods use
 five.
 """
+Terms = Annotated[int, Meta(ge=2, le=MOST_TERMS)]
+"""The type of a number of terms of that series."""
 
 
 @lru_cache(maxsize=64)

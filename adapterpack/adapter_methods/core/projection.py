@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .base import Shared, require_widths
-from .config import LARGEST_WHOLE, SiteConfig, require_flag, require_whole
+from .config import Seed, SiteConfig, Whole
 from .peft_form import PeftContent
 from .site import Site
 
@@ -28,18 +28,10 @@ class Projected(SiteConfig):
     site's own. With ``save_projection`` the pack stores the pair although the seed determines it.
     """
 
-    projection_prng_key: int = 0
+    projection_prng_key: Seed = 0
     save_projection: bool = False
-    width: int | None = None
-    height: int | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_whole("projection_prng_key", self.projection_prng_key, 0, LARGEST_WHOLE)
-        require_flag("save_projection", self.save_projection)
-        for name in ("width", "height"):
-            if getattr(self, name) is not None:
-                require_whole(name, getattr(self, name))
+    width: Whole | None = None
+    height: Whole | None = None
 
 
 def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.arrays import array_namespace
 from ..core.base import Method, Traits
-from ..core.config import FOR_TRAINING, SiteConfig, by_suffix, is_number, require_number
+from ..core.config import FOR_TRAINING, Number, SiteConfig, is_number, pattern_of
 from ..core.operators import Array, Operator
 from ..core.site import Params, Site
 
@@ -178,29 +178,26 @@ class BlockConfig(SiteConfig):
     reduction: float = 16
     act: str = "relu"
     source: str = "output"
-    scaling: float = 1.0
-    reduction_pattern: Mapping[str, float] = field(default_factory=dict)
+    scaling: Number = 1.0
+    reduction_pattern: Mapping[str, float] = pattern_of("reduction")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for value in (self.reduction, *self.reduction_pattern.values()):
             if not is_number(value) or value < 1:
                 raise ValueError(f"reduction must be a number of at least 1, not {value!r}")
-        require_number("scaling", self.scaling)
         act = ALIASES.get(self.act, self.act)
         if act not in ACTIVATIONS:
             raise ValueError(f"act must be one of {', '.join(ACTIVATIONS)}, not {self.act!r}")
         if not isinstance(self.source, str) or not self.source:
             raise ValueError(f"source must be output, input or the name of a module, not {self.source!r}")
         object.__setattr__(self, "act", act)
-        object.__setattr__(self, "scaling", float(self.scaling))
 
     def at(self, path: str) -> Self:
         """Returns the config for one site, with its reduction and the full path of the module whose input is
         read.
         """
-        reduction = by_suffix(self.reduction_pattern, path, self.reduction)
-        return replace(self, reduction=reduction, source=entry_of(self.source, path), reduction_pattern={})
+        return replace(super().at(path), source=entry_of(self.source, path))
 
     @property
     def scale(self) -> float:

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
-from ..core.config import SiteConfig, require_choice, require_whole
+from ..core.config import Count, SiteConfig, Whole, require_whole
 from ..core.site import Site
 
 Rows = Callable[[Sequence[int]], np.ndarray]
@@ -39,13 +40,12 @@ class PromptConfig(SiteConfig):
     ``token_ids`` or ``text`` initialise the prompt; the model's own tokenizer turns a text into ids.
     """
 
-    num_virtual_tokens: int = 20
+    num_virtual_tokens: Whole = 20
     token_ids: tuple[int, ...] = ()
     text: str | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_whole("num_virtual_tokens", self.num_virtual_tokens)
         if self.targets != "all-linear" or self.dropout:
             raise ValueError("a prompt stands before the first token: it takes neither targets nor dropout")
         for token in self.token_ids:
@@ -58,7 +58,7 @@ class EmbeddingConfig(PromptConfig):
     (``input``), or the first virtual token (``prompt``), as PEFT does.
     """
 
-    pooled: str = "input"
+    pooled: Literal["input", "prompt"] = "input"
 
     @property
     def learnt(self) -> tuple[tuple[int, int, float], ...]:
@@ -67,23 +67,14 @@ class EmbeddingConfig(PromptConfig):
         """
         return ()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        require_choice("pooled", self.pooled, ("input", "prompt"))
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig(PromptConfig):
     """A prompt of keys and values. The pack stores the model's sizes; 0 means not known yet."""
 
-    num_layers: int = 0
-    num_heads: int = 0
-    head_dim: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("num_layers", "num_heads", "head_dim"):
-            require_whole(name, getattr(self, name), 0)
+    num_layers: Count = 0
+    num_heads: Count = 0
+    head_dim: Count = 0
 
     def sizes(self, site: Site) -> tuple[int, int, int]:
         """Returns the number of layers, the number of key heads and ``head_dim``, from the config or else

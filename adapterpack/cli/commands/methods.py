@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from typing import Any
+import re
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import click
 
 from ...adapter_methods import INITS, broken_plugins, describe_traits, get, methods
+from ...adapter_methods.core.config import types_of_fields
 from ...adapter_methods.nodes import NODES, traits
 from ..logs import log_message
 from ..options import common_options, suggest
@@ -83,10 +86,7 @@ def _describe_node(kind: Any) -> dict[str, Any]:
         "formula": kind.formula,
         "kind": "node",
         "traits": traits(kind),
-        "hyperparameters": [
-            {"name": field.name, "type": str(field.type), "default": _default(field)}
-            for field in dataclasses.fields(kind.settings)
-        ],
+        "hyperparameters": _hyperparameters(kind.settings),
     }
 
 
@@ -111,11 +111,27 @@ def _describe(method: Any) -> dict[str, Any]:
         "spec_version": method.config.spec_version,
         "peft": method.peft.peft_type if method.peft else None,
         "traits": {_KEYS.get(name, name): _plain(value) for name, value in describe_traits(method).items()},
-        "hyperparameters": [
-            {"name": field.name, "type": str(field.type), "default": _default(field)}
-            for field in dataclasses.fields(method.config)
-        ],
+        "hyperparameters": _hyperparameters(method.config),
     }
+
+
+def _hyperparameters(config: type[Any]) -> list[dict[str, Any]]:
+    types = types_of_fields(config)
+    return [
+        {"name": field.name, "type": _type_name(types[field.name]), "default": _default(field)}
+        for field in dataclasses.fields(config)
+    ]
+
+
+def _type_name(hint: Any) -> str:
+    """Returns a type as Python writes it, without the bounds of numbers."""
+    if get_origin(hint) in (Union, UnionType):
+        return " | ".join(map(_type_name, get_args(hint)))
+    if hint is NoneType:
+        return "None"
+    return (
+        hint.__name__ if isinstance(hint, type) else re.sub(r"\b(typing|collections\.abc)\.", "", str(hint))
+    )
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -6,12 +6,12 @@ import dataclasses
 import math
 import os
 import re
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...adapter_methods import Method
+from ...adapter_methods.core.config import types_of_fields
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...tasks.task import TASKS
@@ -145,16 +145,6 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _hints(cls: type[Any]) -> dict[str, Any]:
-    """Returns the types of a dataclass's fields, or Any for all of them if a plugin's annotations cannot be
-    resolved at run time.
-    """
-    try:
-        return typing.get_type_hints(cls)
-    except NameError:
-        return {f.name: Any for f in dataclasses.fields(cls)}
-
-
 def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
     """Raises if a number of a run is out of range."""
     for key, least in LEAST.items():
@@ -207,7 +197,7 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
         if field.default is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
     # Keys are known and complete by now; what remains are their types and ranges.
-    hints = {**_hints(method.config), **_hints(kind.config), **_hints(TrainConfig)}
+    hints = {**types_of_fields(method.config), **types_of_fields(kind.config), **types_of_fields(TrainConfig)}
     typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
     _require_bounds(typed, where)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
