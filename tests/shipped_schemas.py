@@ -86,7 +86,7 @@ def held() -> Iterator[None]:
     from adapterpack.manifest import manifest as pack
     from adapterpack.manifest.migrations import STEPS
     from adapterpack.pack.pack import Pack
-    from adapterpack.runtime.sessions.row_runner import RowRunner
+    from adapterpack.runtime.sessions.run import RowRunner
 
     write_pack, write_bundle, write_fleet, finite = (
         Pack.write_into,

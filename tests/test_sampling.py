@@ -33,7 +33,7 @@ from transformers import (
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, FormatError, NonFinite
-from adapterpack.runtime.generation.sampler import Sampler, candidates, sample
+from adapterpack.runtime.generation.sampler import SampledToken, Sampler, candidates
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
 from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import MAIN
@@ -44,6 +44,11 @@ PROMPT = [3, 5, 5, 7]
 
 def noise(seed: int, *shape: int, scale: float = 3.0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(np.float32)
+
+
+def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[SampledToken]:
+    """The next token of each row, from ``[rows, vocabulary]``."""
+    return [sampler.next(row) for row, sampler in zip(logits, rows, strict=True)]
 
 
 def dense(logits: np.ndarray, options: Sampling, output: Sequence[int] = ()) -> np.ndarray:
@@ -270,42 +275,26 @@ def test_rows_do_not_depend_on_their_neighbours(dtype: type) -> None:
     assert len({choices[0].token for choices in alone}) > 3
 
 
-def test_a_row_without_a_next_token_is_its_own_error() -> None:
-    """NaN, infinity, nothing at all, a token that there is not: an error of that row; its neighbours choose
-    what they choose alone.
-    """
-    logits = noise(4, 6, 300)
+def test_a_row_without_a_next_token_is_an_error() -> None:
+    """NaN, infinity, nothing at all, a token that there is not, and parameters that leave none."""
+    logits = noise(4, 4, 300)
     logits[1, 17], logits[2, 3], logits[3] = np.nan, np.inf, -np.inf
-    kinds = [
-        *[Sampling(temperature=1.0)] * 4,
-        Sampling(logit_bias={300: 1}),
-        Sampling(temperature=1.0, top_p=0.9),
-    ]
-    choices = sample(logits, [Sampler(options, stream=row) for row, options in enumerate(kinds)])
-    assert [type(choice.error) for choice in choices] == [
-        type(None),
-        NonFinite,
-        NonFinite,
-        NonFinite,
-        ConfigError,
-        type(None),
-    ]
-    assert "at logit_bias; expected at most 299, found 300" in str(choices[4].error)
-    for row in (0, 5):
-        assert choices[row] == sample(logits[row : row + 1], [Sampler(kinds[row], stream=row)])[0]
-    stops = Sampler(Sampling(stop_token_ids=[300]), ends=[300])
-    assert "at stop_token_ids" in str(sample(logits[:1], [stops])[0].error)
+    for row in logits[1:]:
+        with pytest.raises(NonFinite):
+            Sampler(Sampling(temperature=1.0)).next(row)
+    assert Sampler(Sampling(temperature=1.0)).next(logits[0]).token < 300
+    with pytest.raises(ConfigError, match="at logit_bias; expected at most 299, found 300"):
+        Sampler(Sampling(logit_bias={300: 1})).next(logits[0])
+    with pytest.raises(ConfigError, match="at stop_token_ids"):
+        Sampler(Sampling(stop_token_ids=[300]), ends=[300]).next(logits[0])
     logits[0, 7] = 3e38
-    (huge,) = sample(logits[:1], [Sampler(Sampling(temperature=1.0, repetition_penalty=0.01), [7])])
-    assert "no token may follow" in str(huge.error)
+    with pytest.raises(ConfigError, match="no token may follow"):
+        Sampler(Sampling(temperature=1.0, repetition_penalty=0.01), [7]).next(logits[0])
     logits[0, :] = np.where(np.arange(300) == 2, 0, -np.inf)
-    (banned,) = sample(logits[:1], [Sampler(Sampling(min_new_tokens=1), ends=[2])])
-    assert "no token may follow" in str(banned.error)
-    (unlikely,) = sample(
-        np.array([[-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))]], np.float32),
-        [Sampler(Sampling(temperature=1e-38))],
-    )
-    assert unlikely.token == 1 and unlikely.error is None
+    with pytest.raises(ConfigError, match="no token may follow"):
+        Sampler(Sampling(min_new_tokens=1), ends=[2]).next(logits[0])
+    unlikely = np.array([-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))], np.float32)
+    assert Sampler(Sampling(temperature=1e-38)).next(unlikely).token == 1
 
 
 def test_tokens_without_logits_do_no_harm() -> None:

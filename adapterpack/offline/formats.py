@@ -12,8 +12,7 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..runtime.providers.device import Device
-from ..runtime.sessions.row_runner import BLOCK
-from ..runtime.sessions.run import row_runner
+from ..runtime.sessions.run import BLOCK, row_runner
 from .job import OfflineJob
 from .lines import Line, is_request
 from .rows_job import RowsJob

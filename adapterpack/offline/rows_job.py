@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import AdapterpackError
-from ..runtime.sessions.row_runner import RowOutcome, RowRunner
+from ..runtime.sessions.run import RowOutcome, RowRunner
 from ..tasks.data.rows import Row, RowError
 from .job import Answered
 from .lines import Line

@@ -127,7 +127,7 @@ def tokens(folder: str, one: str, two: str) -> None:
 
 def run_row(session: Any, row: Mapping[str, Any], **sampling: Any) -> Any:
     """The result of one row as ``run`` gives it."""
-    from adapterpack.runtime.sessions.row_runner import RowRunner
+    from adapterpack.runtime.sessions.run import RowRunner
 
     (outcome,) = RowRunner(session, (), 1, sampling).outcomes([(1, row)])
     if outcome.error is not None:

@@ -74,7 +74,7 @@ def test_rows_come_and_go_while_others_run(bundle: Path, monkeypatch: pytest.Mon
     """
     rows = rows_of(200)
     rows[70]["prompt"] = "mugs " * 150
-    monkeypatch.setattr("adapterpack.runtime.sessions.row_runner._LENGTH", 1)
+    monkeypatch.setattr("adapterpack.runtime.sessions.run._LENGTH", 1)
     answers = list(run(bundle, rows, provider="cpu", batch_size=4, max_new_tokens=24))
     assert [answer["id"] for answer in answers] == list(range(200))
     session = Session(bundle, "cpu")

@@ -18,7 +18,7 @@ from ...bundle.decoder_graph import graphs_of
 from ...bundle.manifest import graph_file
 from ...errors import ConfigError
 from ...runtime.sessions.measured_texts import vocabulary
-from ...runtime.sessions.row_runner import RowRunner
+from ...runtime.sessions.run import RowRunner
 from ...runtime.sessions.session import Session
 from ...runtime.text.context_length import context_of
 from ...tasks.one_pass import text_inputs

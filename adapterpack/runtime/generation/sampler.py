@@ -1,8 +1,7 @@
-"""Samples the next token of each row of a batch from its logits. The result depends on the row alone, bit for
-bit.
+"""Samples the next token of a row from its logits.
 
-Each row is processed by itself, with operations over its full vocabulary: 128k logits fit the CPU's cache,
-and sums are the same in any batch. The vocabulary is never sorted; partitions find the largest logits faster.
+Each row is processed by itself, so that the result is the same in any batch, bit for bit; 128k logits fit the
+CPU's cache. The vocabulary is never sorted; partitions find the largest logits faster.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 
-from ...errors import AdapterpackError, ConfigError, NonFinite
+from ...errors import ConfigError, NonFinite
 from .bounds import require_in_vocabulary
 from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors
 from .sampling import Sampling
@@ -30,13 +29,12 @@ FEWER = f"give fewer of logit_bias, {', '.join(LOGITS_PROCESSORS)}, json_schema,
 
 class SampledToken(NamedTuple):
     """The next token of a row. If the row asks for them, it has the token's log-probability, and the most
-    likely tokens with theirs, in descending order. With an ``error`` the row has no next token.
+    likely tokens with theirs, in descending order.
     """
 
     token: int
     logprob: float | None = None
     top_logprobs: Logprobs = ()
-    error: AdapterpackError | None = None
 
 
 class TokenMask(Protocol):
@@ -117,17 +115,14 @@ class Sampler:
         top = logits.max()
         if not np.isfinite(top):  # max returns NaN if any logit is NaN
             raise NonFinite("the model's logits are not finite", found=top)
-        logprobs = None if self.options.logprobs is None else _log_total(logits, top)
-        original = logits if logprobs is None else logits.copy()
+        count = self.options.logprobs
+        original = logits if count is None else logits.copy()
         token = self._choose(self.process_logits(logits))
         self.accept(token)
-        if logprobs is None:
+        if count is None:
             return SampledToken(token)
-        return SampledToken(
-            token,
-            float(original[token]) - logprobs,
-            _top_logprobs(original, self.options.logprobs or 0, logprobs),
-        )
+        total = _log_total(original, top)
+        return SampledToken(token, float(original[token]) - total, _top_logprobs(original, count, total))
 
     def process_logits(self, logits: np.ndarray) -> np.ndarray:
         """Applies the row's bias, penalties and processors to logits ``[vocabulary]`` float32, in place, and
@@ -213,26 +208,13 @@ class Sampler:
             self._counts[place] += 1
 
 
-def sample(logits: np.ndarray, rows: Sequence[Sampler]) -> list[SampledToken]:
-    """Chooses the next token of each row from ``logits`` ``[rows, vocabulary]``, of any floating type. A row
-    that fails gets a choice with its error, and the others are unaffected.
-    """
-    choices = []
-    for row, sampler in zip(logits, rows, strict=True):
-        try:
-            choices.append(sampler.next(row))
-        except AdapterpackError as error:
-            choices.append(SampledToken(-1, error=error))
-    return choices
-
-
 def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
     """Returns the indices of the tokens to draw from, in ascending order, and weights proportional to their
     probabilities, from float32 logits.
     """
     places, top = np.arange(len(logits)), logits.max()
     if 0 < options.top_k < len(logits):
-        places = np.flatnonzero(logits >= _largest(logits, options.top_k))
+        places = np.flatnonzero(logits >= _kth_largest(logits, options.top_k))
         logits = logits[places]
     weights = logits - top
     with np.errstate(over="ignore"):  # very unlikely tokens underflow to 0
@@ -244,7 +226,7 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
     return places, weights
 
 
-def _largest(values: np.ndarray, count: int) -> np.float32:
+def _kth_largest(values: np.ndarray, count: int) -> np.float32:
     """Returns the smallest of the ``count`` largest values."""
     value: np.float32 = np.partition(values, -count)[-count]
     return value
@@ -298,6 +280,6 @@ def _log_total(logits: np.ndarray, top: np.float32) -> float:
 def _top_logprobs(logits: np.ndarray, count: int, total: float) -> Logprobs:
     if not count:
         return ()
-    ids = np.flatnonzero(logits >= _largest(logits, min(count, len(logits))))
+    ids = np.flatnonzero(logits >= _kth_largest(logits, min(count, len(logits))))
     order = ids[np.lexsort((ids, -logits[ids]))][:count]
     return tuple((int(token), float(logits[token]) - total) for token in order)

@@ -5,7 +5,7 @@ token. There is one class for each kind of model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -21,33 +21,13 @@ from ..prompts import start_ids
 from ..text.context_length import context_of
 
 
-class OrdinaryDecoder(Protocol):
-    """A batch for which text is generated.
+class DecoderOnly:
+    """A batch of a causal language model, with images if its graph takes them. Each pass returns the complete
+    cache as new arrays.
 
     ``prompts`` are the tokens with which the decoder begins each row. ``last`` ``[rows]`` is the index of
     each row's next-token logits after prefill. ``lengths`` ``[rows]`` are the positions that prefill takes,
     of which ``virtual`` belong to adapters' prompts.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    last: np.ndarray
-    lengths: np.ndarray
-    virtual: np.ndarray | int
-
-    def prefill(self) -> dict[str, Any]:
-        """Runs the pass over the prompts and returns its outputs."""
-        ...
-
-    def step(self, tokens: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Runs the pass over one new token for each row, ``[rows]``. ``outputs`` are those of the previous
-        pass, which hold the cache.
-        """
-        ...
-
-
-class DecoderOnly:
-    """A causal language model, with images if its graph takes them. Each pass returns the complete cache as
-    new arrays.
     """
 
     def __init__(
@@ -121,8 +101,8 @@ class DecoderOnly:
 
 
 class EncoderDecoder:
-    """A decoder with cross-attention to an encoder, which reads each row once. ``start`` are the tokens with
-    which its rows begin.
+    """A batch of a decoder with cross-attention to an encoder, which reads each row once. ``start`` are the
+    tokens with which its rows begin. The attributes are those of :class:`DecoderOnly`.
     """
 
     def __init__(
@@ -160,11 +140,6 @@ class EncoderDecoder:
         return self.run(
             {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **next_cache(outputs)}, MAIN
         )
-
-
-def decoder_of(session: OpenBundle) -> type[DecoderOnly | EncoderDecoder]:
-    """Returns the class for a bundle's decoder."""
-    return EncoderDecoder if session.task.has_encoder else DecoderOnly
 
 
 def next_cache(outputs: Mapping[str, Any]) -> dict[str, Any]:

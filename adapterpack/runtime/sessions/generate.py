@@ -19,7 +19,7 @@ from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, combine
 from ..generation.answer import Answer, AnswerRequest, Ending
 from ..generation.beam_search import BeamAnswer
-from ..generation.sampler import SampledToken, sample
+from ..generation.sampler import SampledToken
 from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
 from ..model_inputs import pad
@@ -28,8 +28,8 @@ from ..ort.values import array_of
 from ..pipeline import run_parts
 from ..prompts import Prompt, prompt_ids
 from ..text.context_length import context_of, require_context
-from .decoder import decoder_of
-from .session_engine import SessionEngine
+from .decoder import DecoderOnly, EncoderDecoder
+from .session_engine import SessionEngine, run_batch
 
 Emit = Callable[[int, int, str], None]
 """A callback for streaming: called with (row, token id, text so far) for every new token. Later calls only
@@ -52,6 +52,12 @@ class Generation:
     prompt_tokens: int
     logprobs: tuple[SampledToken, ...] | None = None
     sequences: tuple[Ending, ...] = ()
+
+    @classmethod
+    def of(cls, answer: Answer | BeamAnswer, adapter: str | None, prompt_tokens: int) -> Generation:
+        """Returns the result of an answer that has ended."""
+        reason = answer.reason or "length"
+        return cls(answer.text, answer.ids, reason, adapter, prompt_tokens, answer.logprobs, answer.sequences)
 
 
 def generate(
@@ -84,25 +90,76 @@ def generate(
             expected=", ".join(task.name for task in TASKS.values() if task.generates),
         )
     others = dict(given or {})
-    rows = map_rows(prompts, partial(prompt_ids, session))
-    count = len(rows) or next((array.shape[0] for array in others.values()), 0)
-    if not count:
+    rows: Sequence[Sequence[int]] = map_rows(prompts, partial(prompt_ids, session))
+    if not rows:  # speech, for example, in place of prompts
+        rows = [()] * next((len(array) for array in others.values()), 0)
+    if not rows:
         return []
     options = sampling or Sampling()
-    chosen, sums = _choose_adapters(session, adapters, count)
-    names = [
-        None if adapter is None else adapter if isinstance(adapter, str) else adapter.name
-        for adapter in chosen
-    ]
+    packs = _choose_adapters(session, adapters, len(rows))
     if options.num_beams > 1 and emit is not None:
         raise ConfigError(
             "a beam search has no tokens to pass on before its end",
             where="emit",
             remedy="leave it out, or give num_beams=1",
         )
-    if session.bundle.decoder:
-        return _by_engine(session, rows, chosen, names, options, emit, others)
-    if sums:
+    run = _by_engine if session.bundle.decoder else _without_engine
+    answers = run(session, rows, packs, others, options, emit)
+    return [
+        Generation.of(ended, name, len(ids))
+        for ended, name, ids in zip(answers, _names(packs), rows, strict=True)
+    ]
+
+
+def _choose_adapters(session: OpenBundle, adapters: Mixes, count: int) -> list[Pack | Mix | None]:
+    """Returns the adapter of each row, None for the base."""
+    if isinstance(adapters, Mapping):
+        adapters = [adapters] * count
+    if adapters is None or isinstance(adapters, str):
+        names, mixes = session.names(adapters, count), {}
+    else:
+        mixes = {place: row for place, row in enumerate(adapters) if isinstance(row, Mapping)}
+        names = session.names([None if isinstance(row, Mapping) else row for row in adapters], count)
+    packs: list[Pack | Mix | None] = [None if name is None else session.pack(name) for name in names]
+    for place, mix in mixes.items():
+        packs[place] = combine((session.pack(name), weight) for name, weight in mix.items())
+    return packs
+
+
+def _by_engine(
+    session: OpenBundle,
+    rows: Sequence[Sequence[int]],
+    packs: Sequence[Pack | Mix | None],
+    given: Arrays,
+    options: Sampling,
+    emit: Emit | None,
+) -> Sequence[Answer | BeamAnswer]:
+    """Answers a batch on the engine's graph."""
+    if given and session.task.has_encoder:
+        rows = [()] * len(rows)
+    elif given:
+        if any(isinstance(adapter, Mix) for adapter in packs):
+            raise Unsupported(
+                "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
+            )
+        batch = pad(rows, session.pad_id, left=session.pads_left)
+        given = run_parts(session, {**given, **batch}, _names(packs), parts=session.task.parts[:-1])
+    features = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(rows))]
+    with session.once("engine", SessionEngine).take() as engines:
+        ended = run_batch(engines, session, rows, packs, features, options, emit)
+    return [request.answer for request in ended]
+
+
+def _without_engine(
+    session: OpenBundle,
+    rows: Sequence[Sequence[int]],
+    packs: Sequence[Pack | Mix | None],
+    given: Arrays,
+    options: Sampling,
+    emit: Emit | None,
+) -> Sequence[Answer | BeamAnswer]:
+    """Answers a batch on the ordinary graph: a prefill pass, then one step for each token."""
+    if any(isinstance(adapter, Mix) for adapter in packs):
         raise Unsupported(
             "adapters are added on the engine's graph, which this bundle does not have",
             where=session.folder,
@@ -110,123 +167,33 @@ def generate(
         )
     if options.num_beams > 1:
         raise without_decoder(session.bundle, session.folder)
-    decoder = decoder_of(session)(session, rows, names, others)
+    decoder = (EncoderDecoder if session.task.has_encoder else DecoderOnly)(
+        session, rows, _names(packs), given
+    )
     require_context(session, decoder.lengths, decoder.virtual)
-    tokenizer = session.tokenizer_of(options)
+    tokenizer, context = session.tokenizer_of(options), context_of(session)
     mask = grammar_mask(tokenizer, options)
-    answers = [
-        Answer(
-            AnswerRequest(
-                tokenizer,
-                options,
-                prompt,
-                _room(session, int(length), options.room(len(prompt))),
-                row,
-                mask and mask.copy(),
-            )
-        )
-        for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True))
-    ]
+    answers = []
+    for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True)):
+        room = options.room(len(prompt))
+        if context is not None:  # the last token is never read, so it needs no position
+            room = min(room, context - int(length) + 1)
+        answers.append(Answer(AnswerRequest(tokenizer, options, prompt, room, row, mask and mask.copy())))
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        tokens = _sample_step(answers, array_of(outputs["logits"])[range(count), last], emit)
+        logits = array_of(outputs["logits"])[range(len(answers)), last]
+        tokens = np.zeros(len(answers), np.int64)  # rows that have ended run along, and get the token 0
+        for row, answer in enumerate(answers):
+            if answer.reason is None:
+                with row_errors(row + 1):
+                    taken = answer.advance([logits[row]])
+                (tokens[row],) = taken.tokens
+                if emit is not None and taken.choice is not None:
+                    emit(row, taken.choice.token, answer.text)
         if all(answer.reason for answer in answers):
-            break
+            return answers
         outputs, last = decoder.step(tokens, outputs), np.full_like(last, -1)
-    return _generations(answers, names, [len(row) for row in rows] or [0] * count)
 
 
-def _generations(
-    answers: Sequence[Answer | BeamAnswer], names: Sequence[str | None], lengths: Sequence[int]
-) -> list[Generation]:
-    return [
-        Generation(
-            answer.text,
-            answer.ids,
-            answer.reason or "length",
-            name,
-            length,
-            answer.logprobs,
-            answer.sequences,
-        )
-        for answer, name, length in zip(answers, names, lengths, strict=True)
-    ]
-
-
-def _choose_adapters(
-    session: OpenBundle, adapters: Mixes, count: int
-) -> tuple[list[str | Pack | Mix | None], bool]:
-    """Returns the adapter of each row, as a name or a mix, and whether any row has a mix."""
-    rows = (
-        [adapters] * count
-        if isinstance(adapters, Mapping)
-        else []
-        if adapters is None or isinstance(adapters, str)
-        else list(adapters)
-    )
-    if not any(isinstance(row, Mapping) for row in rows):
-        return list(session.names(adapters, count)), False  # type: ignore[arg-type]
-    names = session.names([None if isinstance(row, Mapping) else row for row in rows], count)
-    return [
-        combine((session.pack(part), weight) for part, weight in row.items())
-        if isinstance(row, Mapping)
-        else name
-        for row, name in zip(rows, names, strict=True)
-    ], True
-
-
-def _by_engine(
-    session: OpenBundle,
-    rows: Sequence[Sequence[int]],
-    chosen: Sequence[str | Pack | Mix | None],
-    names: Sequence[str | None],
-    options: Sampling,
-    emit: Emit | None,
-    given: Arrays,
-) -> list[Generation]:
-    packs = [session.pack(adapter) if isinstance(adapter, str) else adapter for adapter in chosen]
-    features: list[dict[str, np.ndarray]] = [{} for _ in names]
-    if given and session.task.has_encoder:
-        features, rows = (
-            [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(names))],
-            [()] * len(names),
-        )
-    elif given:
-        if any(isinstance(adapter, Mix) for adapter in chosen):
-            raise Unsupported(
-                "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
-            )
-        batch = pad(rows, session.pad_id, left=session.pads_left)
-        images = run_parts(session, {**given, **batch}, names, parts=session.task.parts[:-1])
-        features = [
-            {name: array[row : row + 1] for name, array in images.items()} for row in range(len(rows))
-        ]
-    ended = session.once("engine", SessionEngine).run(session, rows, packs, options, emit, features)
-    return _generations([row.answer for row in ended], names, [len(row) for row in rows])
-
-
-def _room(session: OpenBundle, length: int, most: int) -> int:
-    """Returns how many tokens may follow a row: its remaining positions and one more, since the last token is
-    never read.
-    """
-    context = context_of(session)
-    return most if context is None else min(most, context - length + 1)
-
-
-def _sample_step(answers: Sequence[Answer], logits: np.ndarray, emit: Emit | None) -> np.ndarray:
-    """Chooses one token for every unfinished row from ``logits`` ``[rows, vocabulary]``, and returns the
-    tokens of all rows, ``[rows]``.
-    """
-    tokens = np.zeros(len(answers), np.int64)  # finished rows run along, and get the token 0
-    going = [row for row, answer in enumerate(answers) if not answer.reason]
-    for row, choice in zip(
-        going, sample(logits[going], [answers[row].sampler for row in going]), strict=True
-    ):
-        if choice.error is not None:
-            with row_errors(row + 1):
-                raise choice.error
-        passed_on = answers[row].take(choice)
-        if emit and passed_on:
-            emit(row, choice.token, answers[row].text)
-        tokens[row] = choice.token
-    return tokens
+def _names(packs: Sequence[Pack | Mix | None]) -> list[str | None]:
+    return [None if pack is None else pack.name for pack in packs]

@@ -1,10 +1,10 @@
-"""Answers a batch of prompts with an engine that the session keeps for its next call."""
+"""The decoder engine that a session keeps between calls, and a batch of prompts answered on it."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -31,8 +31,8 @@ replaced.
 
 
 class GrowingEngine:
-    """The engine of a session: made on first use, and replaced by a larger one when a call needs more or
-    longer rows.
+    """An engine that is made on first use, and replaced by a larger one when a call needs more or longer
+    rows.
     """
 
     def __init__(self, prefix_budget: int = 0) -> None:
@@ -56,12 +56,35 @@ class GrowingEngine:
         return engine
 
 
-def room_for(session: OpenBundle, positions: int, virtual: int, new: int) -> int:
-    """Returns the positions that a row of the pool needs for an adapter's prompt, a prompt and ``new``
-    tokens, within the model's context.
+class SessionEngine:
+    """The engine of a session, which its calls take one at a time."""
+
+    def __init__(self) -> None:
+        self._lock, self._engine, self._taken = threading.RLock(), GrowingEngine(), False
+
+    @contextmanager
+    def take(self) -> Iterator[GrowingEngine]:
+        """Yields the engine to one call. A call from within another's ``emit`` gets an engine of its own."""
+        with self._lock:
+            inner, self._taken = self._taken, True
+            try:
+                yield GrowingEngine() if inner else self._engine
+            finally:
+                self._taken = inner
+
+
+def length_for(session: OpenBundle, positions: int, new: int) -> int:
+    """Returns the length that a row of the pool needs for so many positions and ``new`` tokens after them,
+    within the model's context.
     """
-    length = -(-(positions + virtual + new) // _STEP) * _STEP
-    return min(length, context_of(session) or max(_UNBOUNDED, positions + virtual))
+    length = -(-(positions + new) // _STEP) * _STEP
+    return min(length, context_of(session) or max(_UNBOUNDED, positions))
+
+
+def positions_of(session: OpenBundle, ids: Sequence[int], pack: Pack | Mix | None) -> int:
+    """Returns how many positions of a row's cache a prompt takes, with the prompt of its adapter."""
+    read = len(start_ids(session)) if session.task.has_encoder else len(ids)
+    return read + virtual_tokens(session, pack)
 
 
 def virtual_tokens(session: OpenBundle, pack: Pack | Mix | None) -> int:
@@ -69,102 +92,57 @@ def virtual_tokens(session: OpenBundle, pack: Pack | Mix | None) -> int:
     return 0 if pack is None or (prompt := session.prompt(pack)) is None else int(prompt.shape[3])
 
 
-class SessionEngine:
-    """Runs the calls of a session on its engine, one at a time."""
+def run_batch(
+    engines: GrowingEngine,
+    session: OpenBundle,
+    prompts: Sequence[Sequence[int]],
+    packs: Sequence[Pack | Mix | None],
+    features: Sequence[Mapping[str, np.ndarray]],
+    sampling: Sampling,
+    emit: Callable[[int, int, str], None] | None,
+) -> list[Request]:
+    """Runs prompts on the engine and returns their requests once all have ended. ``features`` are the other
+    inputs of each row.
 
-    def __init__(self) -> None:
-        self._lock = threading.RLock()
-        self._engine = GrowingEngine()
-        self._running = False
-
-    def run(
-        self,
-        session: OpenBundle,
-        prompts: Sequence[Sequence[int]],
-        packs: Sequence[Pack | Mix | None],
-        sampling: Sampling,
-        emit: Callable[[int, int, str], None] | None,
-        features: Sequence[Mapping[str, np.ndarray]],
-    ) -> list[Request]:
-        """Runs the prompts and returns their requests once all have ended. ``features`` are the other inputs
-        of each row. A call from within ``emit`` gets an engine of its own.
-
-        Raises:
-            RowError: the model has no positions for a prompt.
-            AdapterpackError: a row failed while it ran.
-        """
-        with self._lock:
-            if self._running:
-                return SessionEngine().run(session, prompts, packs, sampling, emit, features)
-            self._running = True
+    Raises:
+        RowError: the model has no positions for a prompt.
+        AdapterpackError: a row failed while it ran.
+    """
+    beams = sampling.num_beams
+    longest = max(positions_of(session, ids, pack) for ids, pack in zip(prompts, packs, strict=True))
+    engine = engines.of(
+        session,
+        max(min(len(prompts) * beams, _MOST_ROWS), beams),
+        length_for(session, longest, sampling.max_new_tokens),
+    )
+    rows: list[Request] = []
+    mask = grammar_mask(session.tokenizer_of(sampling), sampling)
+    try:
+        for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
             try:
-                return self._run(
-                    self._for(session, prompts, packs, sampling),
-                    session,
-                    prompts,
-                    packs,
-                    sampling,
-                    emit,
-                    features,
-                )
-            finally:
-                self._running = False
-
-    def _run(
-        self,
-        engine: DecoderEngine,
-        session: OpenBundle,
-        prompts: Sequence[Sequence[int]],
-        packs: Sequence[Pack | Mix | None],
-        sampling: Sampling,
-        emit: Callable[[int, int, str], None] | None,
-        features: Sequence[Mapping[str, np.ndarray]],
-    ) -> list[Request]:
-        rows: list[Request] = []
-        mask = grammar_mask(session.tokenizer_of(sampling), sampling)
-        try:
-            for number, (ids, pack, extra) in enumerate(zip(prompts, packs, features, strict=True)):
-                try:
-                    rows.append(engine.row(ids, pack, sampling, extra, number, mask and mask.copy()))
-                except RowError as error:
-                    raise error.moved(number + 1) from error
-        except BaseException:
-            for row in rows:
-                engine.discard(row)
-            raise
-        places = {row.number: place for place, row in enumerate(rows)}
+                rows.append(engine.row(ids, pack, sampling, extra, number, mask and mask.copy()))
+            except RowError as error:
+                raise error.moved(number + 1) from error
+    except BaseException:
         for row in rows:
-            engine.submit(row)
-        try:
-            while engine.busy:
-                # In the order of the rows, so that callbacks come in the same order every time.
-                for event in sorted(engine.step(), key=lambda event: places[event.request]):
-                    if event.error is not None:
-                        with row_errors(places[event.request] + 1):
-                            raise event.error
-                    if emit is not None and event.token is not None:
-                        emit(places[event.request], event.token, event.text)
-        finally:
-            self._empty(engine, rows)
-        return rows
-
-    def _for(
-        self,
-        session: OpenBundle,
-        prompts: Sequence[Sequence[int]],
-        packs: Sequence[Pack | Mix | None],
-        sampling: Sampling,
-    ) -> DecoderEngine:
-        count = max(min(len(prompts) * sampling.num_beams, _MOST_ROWS), sampling.num_beams)
-        virtual = max(virtual_tokens(session, pack) for pack in packs)
-        longest = len(start_ids(session)) if session.task.has_encoder else max(map(len, prompts))
-        return self._engine.of(session, count, room_for(session, longest, virtual, sampling.max_new_tokens))
-
-    @staticmethod
-    def _empty(engine: DecoderEngine, rows: Sequence[Request]) -> None:
-        """Cancels the remaining rows of a batch that an error ended."""
-        if engine.busy:
+            engine.discard(row)
+        raise
+    places = {row.number: place for place, row in enumerate(rows)}
+    for row in rows:
+        engine.submit(row)
+    try:
+        while engine.busy:
+            # In the order of the rows, so that callbacks come in the same order every time.
+            for event in sorted(engine.step(), key=lambda event: places[event.request]):
+                if event.error is not None:
+                    with row_errors(places[event.request] + 1):
+                        raise event.error
+                if emit is not None and event.token is not None:
+                    emit(places[event.request], event.token, event.text)
+    finally:
+        if engine.busy:  # an error ended the batch
             for row in rows:
                 engine.cancel(row.number)
             with suppress(AdapterpackError):
                 engine.step()
+    return rows
