@@ -18,9 +18,10 @@ from ..errors import ConfigError, FormatError, Unsupported, nearest
 from ..manifest import manifest as m
 from ..manifest.structs import Composition, CompositionMember
 from ..pack.lineage import descend
-from ..pack.pack import Adapter, Pack, build
+from ..pack.pack import Adapter, Pack
 from .compatibility import common_base, common_problem, common_task, require_same_site
-from .full_modules import average
+from .full_modules import CombinedModules, average
+from .result import build_composed
 from .tree_syntax import parse
 
 TreeLike = str | Mapping[str, Any] | Leaf | Node
@@ -77,25 +78,17 @@ def assemble(
         for group, _ in parts.values()
         if group.weight is not None
     }
-    weights |= {
-        group.path: group.weight
-        for pack in parents
-        for group in pack.manifest.groups
-        if group.role == "full" and group.weight
-    }
-    licenses = {pack.manifest.license for pack in parents}
-    return build(
+    modules = average(parents, [part[member] for member in by_name])
+    return build_composed(
         name,
         method,
         adapters,
-        task=task,
-        base=base,
-        problem=common_problem(parents),
-        shared=_shared_parameters(method, adapters, seed, shared),
-        full=average(parents, [part[member] for member in by_name]),
-        weights=weights,
-        lineage=descend(NAME, parents, {"seed": seed} if is_random(method) else {}),
-        license=licenses.pop() if len(licenses) == 1 else None,
+        base,
+        CombinedModules(task, modules, common_problem(parents)),
+        parents,
+        weights,
+        descend(NAME, parents, {"seed": seed} if is_random(method) else {}),
+        _shared_parameters(method, adapters, seed, shared),
     )
 
 

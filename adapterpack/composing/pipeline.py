@@ -5,11 +5,9 @@ rank is given.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
@@ -19,15 +17,11 @@ from ..pack.validate.validation import load
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
-from .rules.lorahub import search_weights
 from .rules.rule import RULES
-from .same_method import within_method
 from .statistics import Statistics
-from .steps import CompositionRequest, CompositionWork, Progress, build_pack, combine_sites, prepare
+from .steps import CompositionRequest, Progress, Score, compose_by_rule
 
 Packs = Sequence[Pack | str | os.PathLike[str]]
-Score = Callable[[Pack], float]
-"""Scores a pack; higher is better."""
 
 
 def compose(
@@ -115,57 +109,37 @@ def compose(
     """
     if out is not None:
         refuse_existing(Path(out))
+    chosen = (rule, whole) != ("linear", "average") or any(
+        option is not None for option in (weights, params, rank, energy, budget, score)
+    )
     if recipe is not None:
-        other_options: tuple[Any, ...] = (weights, params, rank, energy, budget, tree, score)
-        if (rule, whole, seed) != ("linear", "average", 0) or any(
-            option is not None for option in other_options
-        ):
+        if chosen or tree is not None or seed:
             raise ConfigError(
                 "a recipe says itself how the packs are combined",
                 where="recipe",
                 expected="the packs, and where they go",
                 remedy="leave the other options out, or the recipe",
             )
+        called = name or (None if out is None else Path(out).name)
         pack = repeat(
-            recipe,
-            load_all(packs),
-            base=base,
-            statistics=statistics,
-            name=name or (Path(out).name if out is not None else None),
-            progress=progress,
+            recipe, load_all(packs), base=base, statistics=statistics, name=called, progress=progress
         )
         return pack if out is None else pack.write(out)
-    if tree is not None:
-        other_options = (weights, params, rank, energy, budget, statistics, score)
-        if (rule, whole) != ("linear", "average") or any(option is not None for option in other_options):
-            raise ConfigError(
-                "a tree says itself how the packs are combined",
-                where="tree",
-                expected="no rule, weights, parameters, rank, energy or budget",
-                remedy="write weights into the tree: sum(0.7*a, 0.3*b)",
-            )
-        checked_weights(packs, None)
-        parents = load_all(packs)
-        pack = assemble(parents, tree, chosen_name(name, out, COMPOSED, parents), seed)
-        return pack if out is None else pack.write(out)
-    request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
+    if tree is not None and (chosen or statistics is not None):
+        raise ConfigError(
+            "a tree says itself how the packs are combined",
+            where="tree",
+            expected="no rule, weights, parameters, rank, energy or budget",
+            remedy="write weights into the tree: sum(0.7*a, 0.3*b)",
+        )
     checked_weights(packs, weights)
     parents = load_all(packs)
-    called = chosen_name(name, out, rule, parents)
-    own = within_method(parents, request, called) if statistics is None and score is None else None
-    if own is not None:
-        return own if out is None else own.write(out)
-    work = prepare(parents, request, base, statistics)
-    if work.rule.search:
-        work = _search_weights(work, score, called)
-    elif score is not None:
-        raise ConfigError(
-            "this rule searches for nothing",
-            where=f"rule {rule}",
-            expected="lorahub, if weights are to be searched for",
-            remedy="leave the score out",
-        )
-    pack = build_pack(work, combine_sites(work, progress), called)
+    called = chosen_name(name, out, rule if tree is None else COMPOSED, parents)
+    if tree is None:
+        request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
+        pack = compose_by_rule(parents, request, called, base, statistics, score, progress)
+    else:
+        pack = assemble(parents, tree, called, seed)
     return pack if out is None else pack.write(out)
 
 
@@ -193,31 +167,3 @@ def request_of(
 def load_all(packs: Packs) -> list[Pack]:
     """Returns the packs, reading those from disk that are given as folders."""
     return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
-
-
-def _search_weights(work: CompositionWork, score: Score | None, name: str) -> CompositionWork:
-    """Returns the work with the weights that score best; with the weights that the caller set, if it set
-    them, as a recipe does.
-    """
-    if score is None:
-        if work.request.weights is None:
-            raise ConfigError(
-                "this rule searches for its weights, and nothing says what is good",
-                where=f"rule {work.request.rule}",
-                expected="a score, or weights",
-                remedy="give score=FUNCTION, or --score EXECUTABLE; it gets a pack, and more is better",
-            )
-        return work
-    if work.request.weights is not None:
-        raise ConfigError(
-            "weights that are given are not searched for",
-            where=f"rule {work.request.rule}",
-            expected="a score, or weights",
-            remedy="leave one of them out",
-        )
-
-    def judged(weights: np.ndarray) -> float:
-        tried = work.weighing(list(weights))
-        return score(build_pack(tried, combine_sites(tried), name))
-
-    return work.weighing(search_weights(judged, len(work.parents), **work.arguments))

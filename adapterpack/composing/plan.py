@@ -17,14 +17,12 @@ from typing import Any, NamedTuple
 from ..adapter_methods import complete
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
-from .arguments import checked_weights, opened_base
+from .arguments import opened_base
 from .as_factors import exact_factors, require_cut, require_representable, with_widths
 from .budget import FULL_RANK
-from .compatibility import common_base
 from .pipeline import Packs, load_all, request_of
-from .rules.rule import RULES, Rule
-from .same_method import common_sums
-from .steps import BATCH, CompositionRequest, approximation
+from .sites import adapters_by_path
+from .steps import BATCH, CompositionRequest, CompositionWork, approximation, common_sums, prepare
 from .truncate import MAX_IN_MEMORY
 
 _BLOCKS = 64 << 20
@@ -182,35 +180,22 @@ def plan(
         >>> plan(["packs/a", "packs/b"], rule="ties", rank=16).groups[0].path  # doctest: +SKIP
         'dense entries, held'
     """
-    request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
-    chosen = RULES[rule]
-    chosen.arguments(request.params)
-    parents = load_all(packs)
-    factors = checked_weights(parents, weights, unit=chosen.unit)
-    request = request.with_rank(parents, factors)
-    common_base(parents)
-    checkpoint, parents = opened_base(base, parents)
+    work = prepare(load_all(packs), request_of(rule, weights, params, rank, energy, budget, whole, seed))
+    request, parents = work.request, work.parents
+    checkpoint, on_base = opened_base(base, parents)
     within = common_sums(parents, request) is not None
-    present = [pack for pack, weight in zip(parents, factors, strict=True) if weight] or parents
-    by_path: dict[str, list[tuple[Adapter, int, bool]]] = {}
-    for pack in present:
-        for adapter in pack.adapters():
-            sized = adapter._replace(site=with_widths(adapter, checkpoint))
-            by_path.setdefault(adapter.site.path, []).append(
-                (sized, *_rank(sized, request, within, checkpoint is not None))
-            )
+    present = [pack for pack, weight in zip(on_base, work.weights, strict=True) if weight] or on_base
     grouped: dict[tuple[int, int, tuple[int, ...], bool], list[str]] = {}
-    for path, parts in by_path.items():
-        site = parts[0][0].site
-        key = (
-            site.out_features or 0,
-            site.in_features or 0,
-            tuple(part[1] for part in parts),
-            all(part[2] for part in parts),
+    for path, adapters in adapters_by_path(present).items():
+        sized = [adapter._replace(site=with_widths(adapter, checkpoint)) for adapter in adapters.values()]
+        ranks, low_rank = zip(
+            *(_rank(adapter, request, within, checkpoint is not None) for adapter in sized), strict=True
         )
+        site = sized[0].site
+        key = (site.out_features or 0, site.in_features or 0, tuple(ranks), all(low_rank))
         grouped.setdefault(key, []).append(path)
     groups = tuple(
-        _within(paths, *key) if within else _group(chosen, request, paths, *key, base is not None)
+        _group(work, paths, *key, within=within, based=checkpoint is not None)
         for key, paths in grouped.items()
     )
     modules = sorted(
@@ -218,7 +203,7 @@ def plan(
     )
     return CompositionPlan(
         rule,
-        chosen.needs,
+        work.rule.needs,
         all(group.exact for group in groups),
         sum(group.sites * group.flops for group in groups),
         _bound(groups, modules, parents, request),
@@ -251,59 +236,44 @@ def _rank(adapter: Adapter, request: CompositionRequest, within: bool, based: bo
     return min(side, FULL_RANK if request.rank is None else 2 * request.rank), False
 
 
-def _within(paths: list[str], m: int, n: int, ranks: tuple[int, ...], low_rank: bool) -> SiteGroup:
-    path, sized = PATHS["within"], Sized(m, n, ranks, 0)
-    return SiteGroup(
-        len(paths),
-        paths[0],
-        (m, n),
-        ranks,
-        path.name,
-        path.why,
-        True,
-        0,
-        path.flops(sized),
-        path.bytes(sized),
-        (),
-    )
-
-
 def _group(
-    rule: Rule,
-    request: CompositionRequest,
+    work: CompositionWork,
     paths: list[str],
     m: int,
     n: int,
     ranks: tuple[int, ...],
     low_rank: bool,
+    *,
+    within: bool,
     based: bool,
 ) -> SiteGroup:
+    rule, request = work.rule, work.request
     side = min(m, n)
     most = side if rule.needs == "D" else min(side, sum(ranks))
-    k = min(most, request.rank or most)
+    k = 0 if within else min(most, request.rank or most)
     dense = "held" if m * n <= MAX_IN_MEMORY else "streamed"
-    path = PATHS[dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs]
-    sized = Sized(m, n, ranks, k)
-    loses = rule.needs == "D" or (
-        request.cuts and (k < most or request.energy is not None or request.budget is not None)
-    )
-    notes = []
-    if not low_rank:
-        notes.append(
-            "a change without a low rank is approximated first"
-            + ("" if based else "; methods that scale or turn need the base")
+    by_needs = dense if rule.needs == "D" else "moment" if rule.statistics == "moment" else rule.needs
+    path, sized = PATHS["within" if within else by_needs], Sized(m, n, ranks, k)
+    flops, peak, notes, exact = path.flops(sized), path.bytes(sized), list[str](), True
+    if not within:
+        loses = rule.needs == "D" or (
+            request.cuts and (k < most or request.energy is not None or request.budget is not None)
         )
-    if request.rank_is_default:
-        notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
-    if loses:
-        notes.append("the cut leaves something out; how much is measured and written into the lineage")
-    flops, peak = path.flops(sized), path.bytes(sized)
-    if rule.needs != "D" and (rule.reduce or request.cuts):
-        notes.append("brought to its rank by the singular values of a core")
-        flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
-        peak += 8 * 4 * (m + n) * sized.total
-    if not low_rank:
-        flops += 8 * m * n * max(ranks)
+        exact = low_rank and not loses
+        if not low_rank:
+            notes.append(
+                "a change without a low rank is approximated first"
+                + ("" if based else "; methods that scale or turn need the base")
+            )
+            flops += 8 * m * n * max(ranks)
+        if request.rank_is_default:
+            notes.append(f"no rank was given, so the packs' largest is taken: --rank {request.rank}")
+        if loses:
+            notes.append("the cut leaves something out; how much is measured and written into the lineage")
+        if rule.needs != "D" and (rule.reduce or request.cuts):
+            notes.append("brought to its rank by the singular values of a core")
+            flops += 8 * (m + n) * sized.total**2 + 22 * sized.total**3
+            peak += 8 * 4 * (m + n) * sized.total
     return SiteGroup(
         len(paths),
         paths[0],
@@ -311,7 +281,7 @@ def _group(
         ranks,
         path.name,
         path.why,
-        low_rank and not loses,
+        exact,
         k,
         int(flops),
         int(peak),

@@ -27,10 +27,9 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .assemble import assemble
 from .rules.rule import RULES
-from .same_method import within_method
 from .statistics import Statistics
 from .statistics import read as read_statistics
-from .steps import CompositionRequest, Progress, build_pack, combine_sites, prepare
+from .steps import CompositionRequest, Progress, compose_by_rule
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
@@ -216,11 +215,8 @@ def repeat(
     else:
         weights = tuple(parent.weight for parent in recipe.parents if parent.weight is not None)
         request = CompositionRequest(recipe.rule or TREE, weights or None, recipe.params, **recipe.options)
-        within = within_method(parents, request, recipe.name)
-        if within is None:
-            work = prepare(parents, request, base, _match_statistics(recipe, statistics))
-            within = build_pack(work, combine_sites(work, progress), recipe.name)
-        made = within
+        measured = _match_statistics(recipe, statistics)
+        made = compose_by_rule(parents, request, recipe.name, base, measured, progress=progress)
     if recipe.result is not None and made.id != recipe.result:
         raise FormatError(
             "the same packs gave another result than the recipe says",

@@ -4,7 +4,6 @@ budget for all sites.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +20,12 @@ from ..lowrank.factors import Factors, Term, stack, weighted_sum
 from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descend
-from ..pack.pack import Pack, build
+from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
-from .result import as_lora, truncation, whole_tensors
+from .full_modules import CombinedModules
+from .result import as_lora, build_composed, describe_losses
 from .sites import JointSite, gather
 
 
@@ -120,29 +120,22 @@ def resize(
         if joint.site.path in left_out:
             whole = energy_of(spectrum.S) + joint.loss.tail
             losses[joint.site.path] = Loss(whole, whole)
-    details: dict[str, Any] = {
+    details = {
         **cut.settings,
         **({} if budget is None else {"budget": budget}),
-        "truncation": truncation(losses),
+        **describe_losses(sites, losses, left_out),
     }
-    if left_out:
-        details["left_out"] = left_out
-    if approximated := {joint.site.path: joint.loss for joint in sites if joint.loss.tail}:
-        details["approximation"] = truncation(approximated)
     manifest = parent.manifest
-    made = build(
+    made = build_composed(
         called,
         lora,
         {joint.site: as_lora(change, dtype) for (joint, _, _), change in zip(kept, changes, strict=True)},
-        task=manifest.task,
-        base=manifest.base,
-        full=parent.full(),
-        problem=manifest.problem,
-        weights={**whole_tensors([parent]), **{joint.site.path: joint.weight for joint, _, _ in kept}},
-        lineage=descend("resize", [parent], details),
-        license=manifest.license,
+        manifest.base,
+        CombinedModules(manifest.task, parent.full(), manifest.problem),
+        [parent],
+        {joint.site.path: joint.weight for joint, _, _ in kept},
+        descend("resize", [parent], details),
     )
-    made = dataclasses.replace(made, extra={})
     return made if out is None else made.write(out)
 
 

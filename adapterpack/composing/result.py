@@ -1,4 +1,6 @@
-"""Turns a combined change into a LoRA of scale 1, and records its base tensors and the truncation error."""
+"""Builds the pack of combined changes: each as a LoRA of scale 1, with what its parents share and the
+truncation errors.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from ..adapter_methods import Method
 from ..adapter_methods.lora import LoRA
 from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
-from ..pack.pack import Pack
+from ..manifest import manifest as m
+from ..manifest.secondary_methods import Sites
+from ..pack.pack import Pack, build
+from .full_modules import CombinedModules
+from .sites import JointSite
 
 
 def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
@@ -32,17 +39,57 @@ def _of_rank(rank: int) -> LoRA:
     return LoRA(r=rank, alpha=float(rank))
 
 
-def whole_tensors(parents: Sequence[Pack]) -> dict[str, str | None]:
-    """Maps each fully trained module of the parents to its tensor in the base."""
-    return {
+def build_composed(
+    name: str,
+    method: Method,
+    adapters: Sites,
+    base: m.Base,
+    whole: CombinedModules,
+    parents: Sequence[Pack],
+    weights: Mapping[str, str | None],
+    lineage: m.Lineage,
+    shared: Mapping[str, np.ndarray] | None = None,
+) -> Pack:
+    """Builds a pack from combined changes and the fields that its parents share; ``weights`` are the base
+    tensors of its sites, ``shared`` the parameters that its sites share.
+    """
+    licenses = {parent.manifest.license for parent in parents}
+    of_modules = {
         group.path: group.weight
         for parent in parents
         for group in parent.manifest.groups
         if group.role == "full" and group.weight
     }
+    return build(
+        name,
+        method,
+        adapters,
+        task=whole.task,
+        base=base,
+        shared=shared,
+        full=whole.modules,
+        problem=whole.problem,
+        weights={**of_modules, **weights},
+        lineage=lineage,
+        license=licenses.pop() if len(licenses) == 1 else None,
+    )
 
 
 def truncation(losses: Mapping[str, Loss]) -> dict[str, Any]:
     """Returns the relative errors, of all sites together and of each, in the form that a manifest stores."""
     pooled = Loss(sum(loss.tail for loss in losses.values()), sum(loss.total for loss in losses.values()))
     return {"total": pooled.relative, "sites": {path: loss.relative for path, loss in losses.items()}}
+
+
+def describe_losses(
+    sites: Sequence[JointSite], losses: Mapping[str, Loss], left_out: Sequence[str]
+) -> dict[str, Any]:
+    """Returns what a lineage says of the cut: the errors at the sites, the sites without a rank, and the
+    errors of approximating changes without a low rank before.
+    """
+    details: dict[str, Any] = {"truncation": truncation(losses)}
+    if left_out:
+        details["left_out"] = list(left_out)
+    if approximated := {joint.site.path: joint.loss for joint in sites if joint.loss.tail}:
+        details["approximation"] = truncation(approximated)
+    return details

@@ -63,6 +63,17 @@ class _LazyTerms(Sequence[Term]):
         return self._makers[index]() if isinstance(index, int) else [make() for make in self._makers[index]]
 
 
+def adapters_by_path(packs: Sequence[Pack]) -> dict[str, dict[int, Adapter]]:
+    """Maps each path that a pack adapts to the adapters there by the index of their pack, in the order in
+    which they first appear.
+    """
+    by_path: dict[str, dict[int, Adapter]] = {}
+    for index, pack in enumerate(packs):
+        for adapter in pack.adapters():
+            by_path.setdefault(adapter.site.path, {})[index] = adapter
+    return by_path
+
+
 def gather(
     packs: Sequence[Pack],
     weights: Sequence[float],
@@ -79,21 +90,17 @@ def gather(
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
     """
-    by_path: dict[str, list[Adapter | None]] = {}
-    for index, pack in enumerate(packs):
-        for adapter in pack.adapters():
-            by_path.setdefault(adapter.site.path, [None] * len(packs))[index] = adapter
     with one_thread_each():
         return [
             _joint_site(
                 packs,
-                adapters,
+                [present.get(index) for index in range(len(packs))],
                 weights,
                 base,
                 cut,
                 [None] * len(packs) if statistics is None else [measured.at(path) for measured in statistics],
             )
-            for path, adapters in by_path.items()
+            for path, present in adapters_by_path(packs).items()
         ]
 
 

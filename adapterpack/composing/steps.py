@@ -1,5 +1,5 @@
-"""The three steps of a composition: read and check the packs, combine every site, build a pack from the
-results.
+"""The steps of a composition by a rule: check the packs, gather their sites, combine every site, build a pack
+from the results; or, where all packs are of one method that has such sums, combine them within that method.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..adapter_methods import Method, Site
 from ..adapter_methods.lora import lora
+from ..adapter_methods.nodes.composed import pack_config
 from ..errors import ConfigError, NonFinite, NothingToDo
 from ..io.threads import in_order, one_thread_each, workers
 from ..lowrank.factors import Factors
@@ -22,19 +23,22 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.lineage import descend
-from ..pack.pack import Pack, build
+from ..pack.pack import Pack
 from .arguments import checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
-from .compatibility import common_base
+from .compatibility import common_base, require_same_site
 from .full_modules import CombinedModules, apply_policy
-from .result import as_lora, truncation, whole_tensors
+from .result import as_lora, build_composed, describe_losses
+from .rules.lorahub import search_weights
 from .rules.rule import RULES, Rule
-from .sites import JointSite, gather
+from .sites import JointSite, adapters_by_path, gather
 from .statistics import Statistics, of_packs
 from .truncate import cut_all, decompose_all, finite
 
 Progress = Callable[[int, int], None]
 """Called with the bytes of factors combined so far, and those in all."""
+Score = Callable[[Pack], float]
+"""Scores a pack; higher is better."""
 BATCH = 1 << 20
 """The numbers of factors that a thread combines at a time. A core's cache holds fewer, but with smaller
 batches threads wait for the interpreter's lock between calls, which costs more.
@@ -117,7 +121,7 @@ class CompositionRequest:
 
 class CompositionWork(NamedTuple):
     """A composition after reading and checking. ``order`` is the order in which the packs are combined: by
-    name, whatever order the caller gave.
+    name, whatever order the caller gave. ``sites`` and ``statistics`` are set by :meth:`with_sites`.
     """
 
     request: CompositionRequest
@@ -127,8 +131,42 @@ class CompositionWork(NamedTuple):
     order: tuple[int, ...]
     weights: tuple[float, ...]
     base: m.Base
-    sites: tuple[JointSite, ...]
-    statistics: tuple[Statistics, ...]
+    sites: tuple[JointSite, ...] = ()
+    statistics: tuple[Statistics, ...] = ()
+
+    @property
+    def ordered(self) -> list[Pack]:
+        """The packs in the order in which they are combined."""
+        return [self.parents[index] for index in self.order]
+
+    @property
+    def ordered_weights(self) -> list[float]:
+        """Their weights, in that order."""
+        return [self.weights[index] for index in self.order]
+
+    def with_sites(
+        self,
+        base: str | os.PathLike[str] | None = None,
+        statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    ) -> CompositionWork:
+        """Returns the work with the sites of all packs, and with statistics of the packs where the rule needs
+        them.
+
+        Raises:
+            ConfigError, FormatError: the statistics are not those that the rule needs.
+            BaseMismatch, SiteNotFound: ``base`` is another base than the packs'.
+            Unsupported: a change that has no factors, or a site that two packs describe differently.
+        """
+        measured = of_packs(statistics, self.parents, self.rule.statistics, self.request.rule)
+        checkpoint, ordered = opened_base(base, self.ordered)
+        sites = gather(
+            ordered,
+            self.ordered_weights,
+            base=checkpoint,
+            cut=approximation(self.request),
+            statistics=None if measured is None else [measured[index] for index in self.order],
+        )
+        return self._replace(sites=tuple(sites), statistics=tuple(measured or ()))
 
     def weighing(self, weights: Sequence[float]) -> CompositionWork:
         """Returns the same work under other weights, one for each pack in the caller's order."""
@@ -144,47 +182,146 @@ class CompositionWork(NamedTuple):
         return self._replace(weights=tuple(map(float, weights)), sites=sites)
 
 
-def prepare(
-    parents: Sequence[Pack],
-    request: CompositionRequest,
-    base: str | os.PathLike[str] | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
-) -> CompositionWork:
-    """Reads and checks everything, without combining anything yet.
+def prepare(parents: Sequence[Pack], request: CompositionRequest) -> CompositionWork:
+    """Checks the request and that the packs have one base, without reading any site yet.
 
     Raises:
-        NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported, FormatError: see
+        NothingToDo, ConfigError, UnknownName, BaseMismatch, Unsupported: as for
             :func:`~adapterpack.composing.pipeline.compose`.
     """
     rule = RULES[request.rule]
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
-    request = request.with_rank(parents, weights)
-    measured = of_packs(statistics, parents, rule.statistics, request.rule)
-    origin = common_base(parents)
     # a fixed order makes the tensors the same to the bit, whatever order the caller gives
     order = sorted(
         range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index])
     )
-    checkpoint, ordered = opened_base(base, [parents[index] for index in order])
-    sites = gather(
-        ordered,
-        [weights[index] for index in order],
-        base=checkpoint,
-        cut=approximation(request),
-        statistics=None if measured is None else [measured[index] for index in order],
-    )
     return CompositionWork(
-        request,
+        request.with_rank(parents, weights),
         rule,
         arguments,
         tuple(parents),
         tuple(order),
         tuple(weights),
-        origin,
-        tuple(sites),
-        tuple(measured or ()),
+        common_base(parents),
     )
+
+
+def compose_by_rule(
+    parents: Sequence[Pack],
+    request: CompositionRequest,
+    name: str,
+    base: str | os.PathLike[str] | None = None,
+    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    score: Score | None = None,
+    progress: Progress | None = None,
+) -> Pack:
+    """Combines packs as a request says, within their own method where that has such sums; ``score`` is for a
+    rule that searches for its weights.
+
+    Raises:
+        AdapterpackError: as for :func:`~adapterpack.composing.pipeline.compose`.
+    """
+    work = prepare(parents, request)
+    if statistics is None and score is None and (pack := combine_within_method(work, name)) is not None:
+        return pack
+    work = work.with_sites(base, statistics)
+    if work.rule.search:
+        work = _search_weights(work, score, name)
+    elif score is not None:
+        raise ConfigError(
+            "this rule searches for nothing",
+            where=f"rule {request.rule}",
+            expected="lorahub, if weights are to be searched for",
+            remedy="leave the score out",
+        )
+    return build_pack(work, combine_sites(work, progress), name)
+
+
+def _search_weights(work: CompositionWork, score: Score | None, name: str) -> CompositionWork:
+    """Returns the work with the weights that score best; with the weights that the caller set, if it set
+    them, as a recipe does.
+    """
+    if score is None:
+        if work.request.weights is None:
+            raise ConfigError(
+                "this rule searches for its weights, and nothing says what is good",
+                where=f"rule {work.request.rule}",
+                expected="a score, or weights",
+                remedy="give score=FUNCTION, or --score EXECUTABLE; it gets a pack, and more is better",
+            )
+        return work
+    if work.request.weights is not None:
+        raise ConfigError(
+            "weights that are given are not searched for",
+            where=f"rule {work.request.rule}",
+            expected="a score, or weights",
+            remedy="leave one of them out",
+        )
+
+    def judged(weights: np.ndarray) -> float:
+        tried = work.weighing(list(weights))
+        return score(build_pack(tried, combine_sites(tried), name))
+
+    return work.weighing(search_weights(judged, len(work.parents), **work.arguments))
+
+
+def combine_within_method(work: CompositionWork, name: str) -> Pack | None:
+    """Returns the weighted sum of the packs' changes as a pack of their own method, exactly; None where that
+    method has no such sums, or the request asks for a LoRA.
+
+    This works if the rule's coefficients follow from the weights alone, nothing is truncated, all packs are
+    of one method that has such sums (:class:`~adapterpack.adapter_methods.core.base.Overrides`), and they
+    share one config at each site. The weights of PEFT's ``add_weighted_adapter`` for (IA)^3 give the same
+    numbers where their sum is 1; here a weight multiplies the change, as in every rule.
+
+    Raises:
+        ConfigError, Unsupported: as for :func:`~adapterpack.composing.pipeline.compose`.
+        NothingToDo: the combined change is zero everywhere.
+        NonFinite: it is too large for float32.
+    """
+    method = common_sums(work.parents, work.request)
+    if method is None or work.rule.coefficients is None:
+        return None
+    combine = method.overrides["linear_combination"]
+    coefficients = work.rule.coefficients(work.ordered_weights, **work.arguments)
+    adapters: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
+    weights: dict[str, str | None] = {}
+    changed = False
+    for path, present in adapters_by_path(work.ordered).items():
+        params = combine([(adapter.wide, coefficients[index]) for index, adapter in present.items()])
+        if not all(np.isfinite(value).all() for value in params.values()):
+            raise _too_large(path)
+        changed = changed or any(bool((params[key] != value).any()) for key, value in combine([]).items())
+        first, *_ = present.values()
+        adapters[first.site] = first.config, params
+        weights[path] = next((one.weight for one in present.values() if one.weight is not None), None)
+    whole = _combine_modules(work, changed)
+    details = {**work.arguments, **({"whole": work.request.whole} if whole.modules else {})}
+    lineage = descend(work.request.rule, work.parents, details, work.weights)
+    return build_composed(name, method, adapters, work.base, whole, work.parents, weights, lineage)
+
+
+def common_sums(parents: Sequence[Pack], request: CompositionRequest) -> Method | None:
+    """Returns the method that all packs share if the request is for a sum that this method can represent;
+    else None.
+    """
+    methods = {method.name: method for parent in parents for method in parent.methods}
+    method = next(iter(methods.values())) if len(methods) == 1 else None
+    if (
+        RULES[request.rule].coefficients is None
+        or request.cuts
+        or method is None
+        or "linear_combination" not in method.overrides
+    ):
+        return None
+    for present in adapters_by_path(parents).values():
+        (index, first), *others = present.items()
+        for other, adapter in others:
+            require_same_site((parents[index].name, first.site), (parents[other].name, adapter.site))
+            if pack_config(adapter.config) != pack_config(first.config):
+                return None
+    return method
 
 
 def combine_sites(work: CompositionWork, progress: Progress | None = None) -> SiteOutcome:
@@ -262,33 +399,22 @@ def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
         NothingToDo: nothing is left.
         Unsupported: the policy for modules trained whole cannot be followed.
     """
-    ordered, weights = (
-        [work.parents[index] for index in work.order],
-        [work.weights[index] for index in work.order],
+    whole = _combine_modules(
+        work,
+        any(change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes),
     )
-    whole = apply_policy(work.request.whole, ordered, weights)
-    if not whole.modules and not any(
-        change is not None and np.any(change.A) and np.any(change.B) for change in outcome.changes
-    ):
-        raise NothingToDo(
-            "the combined change is zero at every site",
-            where=", ".join(parent.name for parent in work.parents),
-            found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
-            remedy="choose weights under which something is left",
-        )
     details = _lineage_params(work, outcome)
     if work.request.rank_is_default:
         warnings.warn(
             RankChosen(work.request.rule, work.request.rank or 0, details["truncation"]["total"] ** 2),
-            stacklevel=3,
+            stacklevel=4,
         )
     kept = [
         (joint, change)
         for joint, change in zip(work.sites, outcome.changes, strict=True)
         if change is not None
     ]
-    lineage = descend(work.request.rule, work.parents, details, work.weights)
-    return describe(
+    return build_composed(
         name,
         lora,
         {joint.site: as_lora(change) for joint, change in kept},
@@ -296,36 +422,25 @@ def build_pack(work: CompositionWork, outcome: SiteOutcome, name: str) -> Pack:
         whole,
         work.parents,
         {joint.site.path: joint.weight for joint, _ in kept},
-        lineage,
+        descend(work.request.rule, work.parents, details, work.weights),
     )
 
 
-def describe(
-    name: str,
-    method: Method,
-    adapters: Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]],
-    base: m.Base,
-    whole: CombinedModules,
-    parents: Sequence[Pack],
-    weights: Mapping[str, str | None],
-    lineage: m.Lineage,
-) -> Pack:
-    """Builds a pack from combined changes and the fields that its parents share; ``weights`` are the base
-    tensors of its sites.
+def _combine_modules(work: CompositionWork, changed: bool) -> CombinedModules:
+    """Combines the fully trained modules.
+
+    Raises:
+        NothingToDo: there are none, and no site ``changed``.
     """
-    licenses = {parent.manifest.license for parent in parents}
-    return build(
-        name,
-        method,
-        adapters,
-        task=whole.task,
-        base=base,
-        full=whole.modules,
-        problem=whole.problem,
-        weights={**whole_tensors(parents), **weights},
-        lineage=lineage,
-        license=licenses.pop() if len(licenses) == 1 else None,
-    )
+    whole = apply_policy(work.request.whole, work.ordered, work.ordered_weights)
+    if not changed and not whole.modules:
+        raise NothingToDo(
+            "the combined change is zero at every site",
+            where=", ".join(parent.name for parent in work.parents),
+            found=f"weights {', '.join(f'{weight:g}' for weight in work.weights)}",
+            remedy="choose weights under which something is left",
+        )
+    return whole
 
 
 def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, Any]:
@@ -341,13 +456,12 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
     if work.statistics:
         details["statistics"] = [statistics.digest for statistics in work.statistics]
     if request.cuts:
-        details["truncation"] = truncation(outcome.losses)
-    if left_out := [
-        joint.site.path for joint, change in zip(work.sites, outcome.changes, strict=True) if change is None
-    ]:
-        details["left_out"] = left_out
-    if approximated := {joint.site.path: joint.loss for joint in work.sites if joint.loss.tail}:
-        details["approximation"] = truncation(approximated)
+        left_out = [
+            joint.site.path
+            for joint, change in zip(work.sites, outcome.changes, strict=True)
+            if change is None
+        ]
+        details |= describe_losses(work.sites, outcome.losses, left_out)
     return details
 
 
@@ -401,8 +515,10 @@ def _batches(sites: Sequence[JointSite]) -> list[list[int]]:
 def _require_fitting(fitting: Sequence[bool], sites: Sequence[JointSite]) -> None:
     for fits, joint in zip(fitting, sites, strict=True):
         if not fits:
-            raise NonFinite(
-                "the combined change is too large for float32",
-                where=joint.site.path,
-                remedy="choose smaller weights",
-            )
+            raise _too_large(joint.site.path)
+
+
+def _too_large(path: str) -> NonFinite:
+    return NonFinite(
+        "the combined change is too large for float32", where=path, remedy="choose smaller weights"
+    )
