@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from ..adapter_methods import Method, Site, is_stacked, matrix_shape
 from ..adapter_methods.core.layouts import CONVOLUTIONS, LAYOUTS, LINEAR, unfoldable
+from ..adapter_methods.core.peft_form import leave_open
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..base.linear_layers import has_transposed
@@ -150,7 +151,9 @@ def _same_tensors(method: Method, kind: str, other: str, shapes: Mapping[str, tu
     form = plain._replace(suffixes=dict(plain.suffixes or (method.peft.suffixes if method.peft else {})))
     named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
     if kind == method.traits.layers[0]:
-        return plain.is_silent or (plain.shapes_say_so is not None and plain.allows(named) is None)
+        return plain.is_silent or (
+            plain.shapes_say_so is not leave_open and plain.shapes_say_so(named) is None
+        )
     return form.is_of(form.config, named)
 
 

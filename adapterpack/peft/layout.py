@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form
 from .options import likely, not_read, parse_config, require_peft_order, unknown_options
-from .tensors import Sorted, as_parameters, kind_of, site_of, sort
+from .tensors import as_parameters, kind_of, site_of, sort
 
 CONFIG = "adapter_config.json"
 _COUNTED = ("attention",)
@@ -78,14 +79,16 @@ def config_bytes(
     ]
     layers = [group for group in adapters if group.path not in bare]
     forms = [
-        form_of(pack.method_of(group), group.kind, None if group.method is None else method)
+        form
         for group in layers
+        if (form := form_of(pack.method_of(group), group.kind, None if group.method is None else method))
+        and _is_in_peft_form(form, pack.shapes.get(group.path, {}))
     ]
-    if None in forms or not all(
-        map(_is_in_peft_form, forms, (pack.shapes.get(group.path, {}) for group in layers))
-    ):
+    if len(forms) < len(layers):
         return None
-    if not _is_from_peft(manifest) and any(
+    # PEFT can load tensors that came from its own folder again, even where the manifest leaves something open
+    from_peft = (manifest.training or {}).get("imported_from") == "peft"
+    if not from_peft and any(
         limit(pack.method_of(group), pack.config_at(group), _site(group)) for group in adapters
     ):
         return None
@@ -118,7 +121,7 @@ def config_bytes(
         ),
         "modules_to_save": [path for path in full if path not in biases] or None,
         **method_config,
-        **{key: value for form in forms if form is not None for key, value in form.config.items()},
+        **{key: value for form in forms for key, value in form.config.items()},
         **secondary_configs,
         **({"bias": "all"} if biases else {}),
         **(reordered or {}),
@@ -129,21 +132,12 @@ def config_bytes(
     return strict_json.canonical(config)
 
 
-def _is_in_peft_form(form: PeftLayer | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_in_peft_form(form: PeftLayer, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether tensors of these ``shapes`` (by parameter) are in PEFT's form; a pack may store them as
     matrices.
     """
-    if form is None or form.shapes_say_so is None:
-        return True
     named = {(form.suffixes or {}).get(param, param): shape for param, shape in shapes.items()}
-    return form.allows(named) is not False
-
-
-def _is_from_peft(manifest: m.Manifest) -> bool:
-    """Whether the tensors came from a PEFT folder, so that PEFT can load them again even where the manifest
-    leaves something open.
-    """
-    return (manifest.training or {}).get("imported_from") == "peft"
+    return form.shapes_say_so(named) is not False
 
 
 def _site(group: m.Group) -> Site:
@@ -183,11 +177,9 @@ def content_of(
     }
     file = folder / TENSORS
     config, tensors = _expand_patterns(method, config, tensors, folder)
-    try:
+    with _usable(folder / CONFIG):
         cfg, base_change = method.peft.from_config(config), method.peft.undo_base_change(config)
         written = method.peft.to_config({"": cfg}) or {}
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise FormatError(f"the PEFT configuration is not usable: {error}", where=folder / CONFIG) from error
     layers = [layer.config for layer in method.peft.layers.values()]
     known = {*secondary, *method.peft.known_keys}
     unknown = unknown_options(
@@ -195,12 +187,16 @@ def content_of(
     )
     tensors = tensors or SafetensorsFile(file, private=True)
     parts = sort(method, secondary, tensors, config, file)
-    adapters, shared = _adapters(method, cfg, config, parts, folder, packed, base)
+    kinds = {path: kind_of(method, config, stored) for path, stored in parts.params.items()}
+    sites = {path: as_parameters(method, kinds[path], stored) for path, stored in parts.params.items()}
+    adapters, shared = _adapters(
+        method, PeftContent(cfg, parts.shared, sites, packed, config, kinds, base), folder
+    )
     guests = [
         (guest, _secondary(guest, key, config[key], parts.secondary.get(key, {}), folder))
         for key, guest in secondary.items()
     ]
-    return Content(method, adapters, shared, guests, parts.full, unknown, base_change)
+    return Content(method, adapters, dict(shared), guests, parts.full, unknown, base_change)
 
 
 def _expand_patterns(
@@ -237,38 +233,22 @@ def _expand_patterns(
 
 
 def _adapters(
-    method: Method,
-    cfg: Any,
-    config: Mapping[str, Any],
-    sorted_tensors: Sorted,
-    folder: Path,
-    packed: bool,
-    base: OfBase | None,
-) -> tuple[Adapters, dict[str, np.ndarray]]:
+    method: Method, content: PeftContent, folder: Path
+) -> tuple[Adapters, Mapping[str, np.ndarray]]:
     """Returns the sites of the folder's own method and their shared tensors."""
     assert method.peft is not None
-    file = folder / TENSORS
-    kinds = {path: kind_of(method, config, tensors) for path, tensors in sorted_tensors.params.items()}
-    params = {
-        path: as_parameters(method, kinds[path], tensors) for path, tensors in sorted_tensors.params.items()
-    }
-    shared = sorted_tensors.shared
+    file, kinds = folder / TENSORS, content.kinds
     if method.peft.from_peft_file is not None:
         try:
-            adopted = method.peft.from_peft_file(PeftContent(cfg, shared, params, packed, config, base=base))
-            cfg, shared, params = (
-                adopted.config,
-                dict(adopted.shared),
-                {path: dict(tensors) for path, tensors in adopted.sites.items()},
-            )
-            kinds |= adopted.kinds
+            content = method.peft.from_peft_file(content)
         except (TypeError, ValueError, IndexError) as error:
             raise FormatError(
                 f"the tensors do not fit the PEFT configuration: {error}", where=file
             ) from error
+        kinds = {**kinds, **content.kinds}
     adapters = {}
     # Sorted, so that equal adapters give equal packs whatever the order in the file.
-    for path, tensors in sorted(params.items(), key=lambda item: _place(item[0], kinds)):
+    for path, tensors in sorted(content.sites.items(), key=lambda item: _place(item[0], kinds)):
         if f"{WRAPPED}." in f"{path}.":  # PEFT adds one wrapper per adapted parameter of a module
             raise Unsupported(
                 "an adapter of several bare parameters of one module has no form in which PEFT and this "
@@ -276,24 +256,16 @@ def _adapters(
                 where=f"{file}, {path}",
                 remedy="merge this adapter with the library that made it",
             )
-        try:
-            here = cfg.at(path)
-        except (TypeError, ValueError, ArithmeticError) as error:
-            raise FormatError(
-                f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}, {path}"
-            ) from error
-        site, here_params = site_of(
-            method, here, path, kinds.get(path) or kind_of(method, config, {}), tensors, file
-        )
-        adapters[site] = (here, here_params)
+        with _usable(f"{folder / CONFIG}, {path}"):
+            cfg = content.config.at(path)
+        kind = kinds.get(path) or kind_of(method, content.written, {})
+        site, params = site_of(method, cfg, path, kind, tensors, file)
+        adapters[site] = (cfg, params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    shapes = {name: value.shape for name, value in shared.items()}
-    wanted = (
-        {}
-        if method.storage.shared is None
-        else method.storage.shared.shapes(next(iter(adapters.values()))[0], list(adapters))
-    )
+    shapes, storage = {name: value.shape for name, value in content.shared.items()}, method.storage
+    first, _ = next(iter(adapters.values()))
+    wanted = {} if storage.shared is None else storage.shared.shapes(first, list(adapters))
     if shapes != wanted:
         raise FormatError(
             "the tensors that all sites share are not those of the method",
@@ -301,7 +273,16 @@ def _adapters(
             expected=wanted,
             found=shapes,
         )
-    return adapters, shared
+    return adapters, content.shared
+
+
+@contextmanager
+def _usable(where: object) -> Iterator[None]:
+    """Raises FormatError for a value of PEFT's configuration that the method refuses inside of the block."""
+    try:
+        yield
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise FormatError(f"the PEFT configuration is not usable: {error}", where=where) from error
 
 
 def _place(path: str, kinds: Mapping[str, str]) -> str:
@@ -321,12 +302,8 @@ def _secondary(
     names = {suffix: param for param, suffix in form.suffixes.items()}
     adapters = {}
     for path, tensors in sorted(tensors_by_path.items()):
-        try:
+        with _usable(f"{folder / CONFIG}#/{key}"):
             cfg = form.from_config(value, path)
-        except (TypeError, ValueError) as error:
-            raise FormatError(
-                f"the PEFT configuration is not usable: {error}", where=f"{folder / CONFIG}#/{key}"
-            ) from error
         params = {names[suffix]: tensor for suffix, tensor in tensors.items()}
         site, params = site_of(method, cfg, path, method.traits.layers[0], params, folder / TENSORS)
         adapters[site] = (cfg, params)

@@ -91,7 +91,7 @@ def limit(method: Method, cfg: Any, site: Site) -> str:
     :class:`PeftLayer`), or an empty string.
     """
     form = form_of(method, site.kind)
-    return "" if form is None or form.ambiguous_because is None else form.ambiguous_because(cfg, site)
+    return "" if form is None else form.ambiguous_because(cfg, site)
 
 
 def to_peft_shapes(
@@ -145,23 +145,18 @@ def shared_name(method: Method, param: str) -> str:
         return f"{PREFIX}@shared.{param}"
     if param in method.peft.shared:
         return method.peft.shared[param]
-    for stem, whole in method.peft.overrides.get("shared_modules", {}).items():
-        if param.startswith(f"{stem}_"):
-            return f"{whole}.{param.removeprefix(f'{stem}_').replace('/', '.')}"
     stem = next(stem for stem in method.peft.shared if param.startswith(f"{stem}_"))
-    return f"{method.peft.shared[stem]}.{param.removeprefix(f'{stem}_')}"
+    return f"{method.peft.shared[stem]}.{param.removeprefix(f'{stem}_').replace('/', '.')}"
 
 
 def shared_param(method: Method, name: str) -> str | None:
     """Returns the shared parameter that PEFT's tensor ``name`` holds, or None."""
     assert method.peft is not None
     for param, whole in method.peft.shared.items():
-        one = name.removeprefix(f"{whole}.")
-        if name == whole or (one not in {name, ""} and "." not in one):
-            return param if name == whole else f"{param}_{one}"
-    for stem, whole in method.peft.overrides.get("shared_modules", {}).items():
+        if name == whole:
+            return param
         if name.startswith(f"{whole}.") and "/" not in name:
-            return f"{stem}_{name.removeprefix(f'{whole}.').replace('.', '/')}"
+            return f"{param}_{name.removeprefix(f'{whole}.').replace('.', '/')}"
     return None
 
 

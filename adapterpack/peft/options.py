@@ -257,28 +257,30 @@ def require_tensors(file: Path) -> None:
     """
     if file.exists() or not file.parent.is_dir():
         return
-    names = sorted(path.name for path in file.parent.iterdir())
-    if found := next((name for name in names if name in PICKLES), None):
-        raise Unsupported(
-            "the adapter is stored as a pickle, which can run code and is not opened here",
-            where=file.parent / found,
-            expected=file.name,
-            remedy=f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing",
-        )
-    if found := next((name for name in names if SHARD.fullmatch(name)), None):
-        raise Unsupported(
-            "the adapter's tensors are in several files, of which PEFT reads none",
-            where=file.parent / found,
-            expected=file.name,
-            remedy=f"make a pack of them: {_CONVERT}",
-        )
-    if found := next((name for name in names if TORCHTUNE.fullmatch(name)), None):
-        raise Unsupported(
-            "the adapter is stored in torchtune's own form, a pickle with torchtune's names",
-            where=file.parent / found,
-            expected=file.name,
-            remedy="let torchtune's checkpointer write PEFT's form (safe_serialization: True)",
-        )
+    paths = sorted(file.parent.iterdir())
+    for names, what, remedy in _OTHER_FILES:
+        if found := next((path for path in paths if names.fullmatch(path.name)), None):
+            raise Unsupported(what, where=found, expected=file.name, remedy=remedy)
+
+
+_OTHER_FILES = (
+    (
+        re.compile("|".join(map(re.escape, PICKLES))),
+        "the adapter is stored as a pickle, which can run code and is not opened here",
+        f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing",
+    ),
+    (
+        SHARD,
+        "the adapter's tensors are in several files, of which PEFT reads none",
+        f"make a pack of them: {_CONVERT}",
+    ),
+    (
+        TORCHTUNE,
+        "the adapter is stored in torchtune's own form, a pickle with torchtune's names",
+        "let torchtune's checkpointer write PEFT's form (safe_serialization: True)",
+    ),
+)
+"""Names of files that hold an adapter's tensors in another form, the problem, and the remedy."""
 
 
 def base_hint(config: Mapping[str, Any]) -> m.Base:

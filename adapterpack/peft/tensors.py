@@ -13,6 +13,7 @@ import numpy as np
 
 from ..adapter_methods import Method, Site
 from ..adapter_methods.core.layouts import CONVOLUTIONS
+from ..adapter_methods.core.peft_form import leave_open
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import SafetensorsFile
@@ -70,10 +71,6 @@ _EMBEDDINGS = (
 """Modules that PEFT saves in full with an adapter after tokens were added (``save_embedding_layers``), by
 their names in transformers.
 """
-
-
-def _is_embedding(path: str, params: Mapping[str, np.ndarray]) -> bool:
-    return path.rpartition(".")[2] in _EMBEDDINGS and set(params) == {"weight"} and params["weight"].ndim == 2
 
 
 class Sorted(NamedTuple):
@@ -157,16 +154,25 @@ def sort(
 
 
 def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, config: Mapping[str, Any]) -> None:
-    """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases, tied
-    modules.
+    """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases, and
+    modules that are tied to one that was trained in full, which have equal tensors.
     """
     for path, params in list(unknown.items()):
-        if _is_embedding(path, params) or (
-            config.get("bias") == "all" and params.keys() == {"bias"} and not _holds(path, result.params)
+        if params.keys() == {"weight"}:
+            known = path.rpartition(".")[2] in _EMBEDDINGS and params["weight"].ndim == 2
+        else:
+            adapted = any(f"{site}.".startswith(f"{path}.") for site in result.params)
+            known = params.keys() == {"bias"} and config.get("bias") == "all" and not adapted
+        if known:
+            result.full[path] = unknown.pop(path)
+    if config.get("ensure_weight_tying") is not True:
+        return
+    for path, params in list(unknown.items()):
+        if any(
+            params.keys() == whole.keys() and all(np.array_equal(params[key], whole[key]) for key in whole)
+            for whole in result.full.values()
         ):
             result.full[path] = unknown.pop(path)
-    if config.get("ensure_weight_tying") is True:
-        _tie(result.full, unknown)
 
 
 def _ending(method: Method, rest: str, endings: Iterable[str]) -> str | None:
@@ -218,23 +224,6 @@ def _unaccounted_error(
     )
 
 
-def _holds(path: str, sites: Iterable[str]) -> bool:
-    """Whether a module is, or contains, an adapted module."""
-    return any(f"{site}.".startswith(f"{path}.") for site in sites)
-
-
-def _tie(full: dict[str, dict[str, np.ndarray]], unknown: dict[str, dict[str, np.ndarray]]) -> None:
-    """Accepts modules that PEFT saved because they are tied to a module trained in full: those with equal
-    tensors.
-    """
-    for path, params in list(unknown.items()):
-        if any(
-            params.keys() == whole.keys() and all(np.array_equal(params[key], whole[key]) for key in whole)
-            for whole in full.values()
-        ):
-            full[path] = unknown.pop(path)
-
-
 def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
     """Returns the kind of a site, from the names and axes of its tensors and from the config.
 
@@ -263,7 +252,7 @@ def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) 
 
 
 def site_of(
-    method: Method, cfg: Any, path: str, kind: str, whole: dict[str, np.ndarray], where: object
+    method: Method, cfg: Any, path: str, kind: str, whole: Mapping[str, np.ndarray], where: object
 ) -> tuple[Site, dict[str, np.ndarray]]:
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
@@ -316,7 +305,8 @@ def _require_kind(
     methods for convolutions in forms that are not read here, and LN tuning for any module.
     """
     assert method.peft is not None
-    if any(form.shapes_say_so for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS):
+    of_convolutions = (form for kind, form in method.peft.layers.items() if kind in CONVOLUTIONS)
+    if any(form.shapes_say_so is not leave_open for form in of_convolutions):
         return  # convolutions are supported, so the tensors are malformed and a later check names them
     # the set of parameters may depend on the widths, but not their numbers of axes
     sizes = [Site("", 1, 1, kind), Site("", 5040, 720720, kind)]

@@ -49,6 +49,11 @@ Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
 """What PEFT appends to a site's path -> the shape of that tensor."""
 
 
+def leave_open(shapes: Shapes) -> bool | None:
+    """Returns None: the shapes of a site's tensors do not tell its kind."""
+    return None
+
+
 class PeftLayer(NamedTuple):
     """How PEFT stores a method's parameters at a kind of site other than a linear layer.
 
@@ -65,25 +70,21 @@ class PeftLayer(NamedTuple):
 
     suffixes: Mapping[str, str] | None = None
     config: Mapping[str, Any] = {}
-    shapes_say_so: Callable[[Shapes], bool | None] | None = None
+    shapes_say_so: Callable[[Shapes], bool | None] = leave_open
     stored: Callable[[Any, Site, Params], dict[str, np.ndarray]] | None = None
     loaded: Callable[[Any, Params], dict[str, np.ndarray]] | None = None
-    ambiguous_because: Callable[[Any, Site], str] | None = None
+    ambiguous_because: Callable[[Any, Site], str] = lambda cfg, site: ""
 
     @property
     def is_silent(self) -> bool:
         """Whether no file of PEFT's can tell that a site is of this kind."""
-        return self.suffixes is None and not self.config and self.shapes_say_so is None
-
-    def allows(self, shapes: Shapes) -> bool | None:
-        """Whether the shapes of a site's tensors say that it is of this kind; None if they leave it open."""
-        return None if self.shapes_say_so is None else self.shapes_say_so(shapes)
+        return self.suffixes is None and not self.config and self.shapes_say_so is leave_open
 
     def is_of(self, config: Mapping[str, Any], shapes: Shapes) -> bool:
         """Whether PEFT's config and the shapes of a site's tensors say that it is of this kind."""
         if self.is_silent or any(config.get(key) != value for key, value in self.config.items()):
             return False
-        return self.shapes_say_so is None or self.shapes_say_so(shapes) is True
+        return self.shapes_say_so is leave_open or self.shapes_say_so(shapes) is True
 
 
 def has_axes(*counts: int) -> Callable[[Shapes], bool]:
@@ -225,10 +226,6 @@ class PeftOverrides(TypedDict, total=False):
     """Lists of tensors, each given by what PEFT writes between the module path and a tensor's number: a site
     may have ``NAME.0``, ``NAME.1``, ..., which become parameters with these names.
     """
-    shared_modules: Mapping[str, str]
-    """Like :attr:`PeftForm.shared` for entire modules: with ``{"v": "x"}`` the shared parameter ``v_a/b`` is
-    ``x.a.b``.
-    """
     secondary: PeftSecondary
     """How PEFT stores the method in another method's folder."""
     from_peft_with_base: Completed
@@ -261,7 +258,7 @@ class PeftForm(NamedTuple):
     """Parameters of a site -> its input and output width; None for a width that they do not determine."""
     shared: Mapping[str, str] = {}
     """Shared parameter name -> PEFT's full tensor name. With ``{"v": "x"}``, ``v_0`` is ``x.0``, and
-    ``v_query`` is ``x.query``.
+    ``v_query/weight`` is ``x.query.weight``.
     """
     matches: Callable[[Mapping[str, Any]], bool] | None = None
     """Whether a PEFT config describes this method; None means every config of its ``peft_type``. Needed where

@@ -254,10 +254,6 @@ shadow = Method(
         features=_features,
         from_peft_file=_with_tensors,
         refused_by=NOT_IN_LAYERS,
-        overrides={
-            "shared_modules": {
-                name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)
-            }
-        },
+        shared={name: f"base_model.shadow_{name}.default" for name in (BACKBONE, PROJECTION, HEAD)},
     ),
 )
