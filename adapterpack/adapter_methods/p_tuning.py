@@ -21,7 +21,8 @@ from .core.base import Method, Storage
 from .core.config import Count
 from .core.operators import Array
 from .core.site import Params, Site
-from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, relu, traits, uniform
+from .forms.blocks import relu
+from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, traits, uniform
 from .forms.prompt_config import EmbeddingConfig
 from .registry import METHODS
 

@@ -99,23 +99,15 @@ def spectra(changes: Sequence[Change]) -> list[Spectrum]:
     return over_stacks(changes, _stack_spectra)
 
 
-def recompress(change: Change, cut: Cut | None = None) -> tuple[Factors, Loss]:
-    """Returns the best approximation of a change that ``cut`` allows, by default everything above rounding,
-    and its loss.
+def recompress_all(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
+    """Returns the best approximation of each change that ``cut`` allows, and its loss. Changes are stacked by
+    shape and distributed over threads, and vectors that are not kept are not computed.
 
     Example:
         >>> from adapterpack.lowrank.truncation import Cut
-        >>> small, lost = recompress(Factors(np.diag([3.0, 2.0, 1.0]), np.eye(3)), Cut(rank=2))
+        >>> ((small, lost),) = recompress_all([Factors(np.diag([3.0, 2.0, 1.0]), np.eye(3))], Cut(rank=2))
         >>> small.B.shape, round(lost.relative ** 2, 12) == round(1 / 14, 12)
         ((3, 2), True)
-    """
-    full = spectrum(change)
-    return full.cut((cut or Cut()).kept(full.S))
-
-
-def recompress_all(changes: Sequence[Change], cut: Cut) -> list[tuple[Factors, Loss]]:
-    """Computes :func:`recompress` of many changes, stacked by shape and distributed over threads, without
-    computing vectors that are not kept.
     """
     return over_stacks(changes, lambda stack: _cut_stack(stack, cut))
 

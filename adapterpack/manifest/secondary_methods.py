@@ -45,50 +45,40 @@ def require_combinable(name: str, primary: MethodSites, secondary: MethodSites, 
     Raises:
         Unsupported: the methods cannot share a pack.
     """
-    method, twice = primary.method, sorted(taken & {site.path for site in secondary.adapters})
-    if secondary.method.name == method.name:
+    method, guest = primary.method, secondary.method
+    twice = sorted(taken & {site.path for site in secondary.adapters})
+    both, where, two_packs = f"{method.name} and {guest.name}", f"pack '{name}'", "make two packs"
+    if guest.name == method.name:
         raise Unsupported(
             "a pack has each of its methods once",
-            where=f"pack '{name}'",
+            where=where,
             found=f"{method.name} twice",
             remedy="give one configuration with all targets, or make two packs",
         )
     if twice:
         raise Unsupported(
             "two methods of one pack cannot be at one site",
-            where=f"pack '{name}', {', '.join(twice)}",
-            found=f"{method.name} and {secondary.method.name}",
+            where=f"{where}, {', '.join(twice)}",
+            found=both,
             remedy="choose other targets, or make two packs",
         )
-    if method.config.composition is not None or secondary.method.config.composition is not None:
+    if method.config.composition is not None or guest.config.composition is not None:
         raise Unsupported(
-            "a composed pack has no sites of other methods",
-            where=f"pack '{name}'",
-            found=f"{method.name} and {secondary.method.name}",
-            remedy="make two packs",
+            "a composed pack has no sites of other methods", where=where, found=both, remedy=two_packs
         )
-    if secondary.method.storage.shared is not None or secondary.method.kind != method.kind:
+    if guest.storage.shared is not None or guest.kind != method.kind:
         raise Unsupported(
             "this method cannot share a pack with another",
-            where=f"pack '{name}'",
-            found=secondary.method.name,
+            where=where,
+            found=guest.name,
             expected=f"a {method.kind} method that shares nothing between sites",
-            remedy="make two packs",
+            remedy=two_packs,
         )
-    if (
-        len(
-            acts := {
-                cfg.acts for sites in (primary.adapters, secondary.adapters) for cfg, _ in sites.values()
-            }
-        )
-        > 1
-    ):
+    acts = {cfg.acts for sites in (primary.adapters, secondary.adapters) for cfg, _ in sites.values()}
+    if len(acts) > 1:
         raise Unsupported(
             "the methods of one pack must act at the same positions of a row",
-            where=f"pack '{name}'",
-            found=(
-                f"{method.name} and {secondary.method.name}: "
-                f"{', '.join(sorted(str(at or 'all') for at in acts))}"
-            )[:200],
-            remedy="make two packs",
+            where=where,
+            found=f"{both}: {', '.join(sorted(str(at or 'all') for at in acts))}"[:200],
+            remedy=two_packs,
         )

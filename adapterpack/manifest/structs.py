@@ -40,6 +40,9 @@ from .limits import (
     too_large,
 )
 
+TokenizerDigest = Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")]
+Finite = Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]
+
 
 class PackInfo(StrictStruct, frozen=True):
     """Names and claims about the pack itself; ``created`` is RFC 3339."""
@@ -232,9 +235,9 @@ class PackTokenizer(StrictStruct, frozen=True):
     ``same-as-base`` says that the base's own was used; None that nothing is known, or that there is none.
     """
 
-    tokenizer_json: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
-    added_tokens: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
-    chat_template: Annotated[str, Meta(pattern=r"^(same-as-base|[0-9a-f]{64})\Z")] | None = None
+    tokenizer_json: TokenizerDigest | None = None
+    added_tokens: TokenizerDigest | None = None
+    chat_template: TokenizerDigest | None = None
 
 
 class BaseQuantization(StrictStruct, frozen=True):
@@ -393,7 +396,7 @@ class LossPoint(TypedDict):
     """The mean loss of the steps up to this one, from the point before on."""
 
     step: Count
-    loss: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]
+    loss: Finite
 
 
 class TrainingClaims(TypedDict, total=False):
@@ -411,11 +414,7 @@ class TrainingClaims(TypedDict, total=False):
     code_commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{7,64}\Z")]
     losses: Annotated[list[LossPoint], Meta(max_length=1000)]
     evaluations: Annotated[
-        list[
-            Annotated[
-                Mapping[Key, Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)]], Meta(max_length=64)
-            ]
-        ],
+        list[Annotated[Mapping[Key, Finite], Meta(max_length=64)]],
         Meta(max_length=1000),
     ]
 
@@ -434,8 +433,8 @@ class Metric(TypedDict, total=False):
     """What a pack may say of how good it is, among other claims."""
 
     name: Line
-    value: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)] | None
-    base_value: Annotated[float, Meta(ge=-LARGEST_CLAIM, le=LARGEST_CLAIM)] | None
+    value: Finite | None
+    base_value: Finite | None
     task: ShortText
     dataset: ShortText
     revision: ShortText

@@ -6,11 +6,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..lowrank.seeded_random import STEP, mix
 from .structs import Recipe
-
-_STEP, _FIRST, _SECOND = (
-    np.uint64(number) for number in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-)
 
 
 def make_row(recipe: Recipe, row: int) -> np.ndarray:
@@ -32,13 +29,5 @@ def make_row(recipe: Recipe, row: int) -> np.ndarray:
     counters = np.arange(row * size, (row + 1) * size, dtype=np.uint64) + (
         np.uint64(recipe.seed) << np.uint64(32)
     )
-    kept = (_mix(counters) >> np.uint64(40)).astype(np.float32)
+    kept = (mix((counters + np.uint64(1)) * STEP) >> np.uint64(40)).astype(np.float32)
     return (kept * np.float32(2.0**-23) - np.float32(1)).reshape(1, *shape)
-
-
-def _mix(counters: np.ndarray) -> np.ndarray:
-    """Returns SplitMix64's output for each state, ``[n]`` uint64; products wrap modulo 2^64."""
-    mixed = (counters + np.uint64(1)) * _STEP
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _FIRST
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _SECOND
-    return mixed ^ (mixed >> np.uint64(31))

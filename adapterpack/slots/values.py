@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, PROMPT, Diagonal, IdentityPlusLowRank, NormalForm, Site, complete
+from ..adapter_methods.core.arrays import block_diagonal
 from ..bundle.manifest import MappedSite
 from ..errors import BaseMismatch, NonFinite, Unsupported
 from ..io.safetensors import all_finite
@@ -343,19 +344,10 @@ def group_slots(
         ups = dict(zip(site.members, parts["up"], strict=True))
         if "up" in site.fields:
             result = {name: value for name, value in result.items() if name.rpartition(".up")[0] not in ups}
-            result[f"{path}.up"] = _blocks(parts["up"])
+            result[f"{path}.up"] = block_diagonal(parts["up"])
         else:
             result |= {f"{member}.up": up for member, up in ups.items()}
     return result
-
-
-def _blocks(matrices: list[np.ndarray]) -> np.ndarray:
-    """Returns a block-diagonal matrix."""
-    rows, columns = (np.cumsum([0, *(matrix.shape[axis] for matrix in matrices)]) for axis in (0, 1))
-    whole = np.zeros((rows[-1], columns[-1]), matrices[0].dtype)
-    for number, matrix in enumerate(matrices):
-        whole[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = matrix
-    return whole
 
 
 def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:

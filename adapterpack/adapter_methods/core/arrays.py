@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -31,3 +32,18 @@ def array_namespace(*arrays: Any) -> Any:
 def identity(size: int, like: Any) -> Any:
     """Returns the identity matrix of a ``size``, with the library, dtype and device of an array."""
     return array_namespace(like).eye(size, dtype=like.dtype, device=like.device)
+
+
+def block_diagonal(blocks: Sequence[np.ndarray]) -> np.ndarray:
+    """Returns the block-diagonal matrix of matrices of any shapes.
+
+    Example:
+        >>> block_diagonal([np.ones((1, 2)), np.full((1, 1), 3.0)])
+        array([[1., 1., 0.],
+               [0., 0., 3.]])
+    """
+    rows, columns = (np.cumsum([0, *(block.shape[axis] for block in blocks)]) for axis in (0, 1))
+    whole = np.zeros((rows[-1], columns[-1]), blocks[0].dtype)
+    for number, block in enumerate(blocks):
+        whole[rows[number] : rows[number + 1], columns[number] : columns[number + 1]] = block
+    return whole

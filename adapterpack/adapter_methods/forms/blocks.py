@@ -107,7 +107,8 @@ def run_block(
     return evaluate_block(method.normal_form(cfg, params, site), h, x, drop)
 
 
-def _relu(x: Array) -> Array:
+def relu(x: Array) -> Array:
+    """``max(x, 0)``."""
     xp = array_namespace(x)
     return xp.where(x > 0, x, xp.zeros_like(x))
 
@@ -134,7 +135,7 @@ def _gelu_tanh(x: Array) -> Array:
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "identity": lambda x: x,
-    "relu": _relu,
+    "relu": relu,
     "tanh": _tanh,
     "silu": _silu,
     "gelu": _gelu,

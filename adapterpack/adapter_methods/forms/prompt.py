@@ -122,12 +122,6 @@ def linear(x: Array, params: Params, name: str) -> Array:
     return x @ params[f"{name}_weight"].T + params[f"{name}_bias"]
 
 
-def relu(x: Array) -> Array:
-    """``max(x, 0)``."""
-    xp = array_namespace(x)
-    return xp.where(x > 0, x, xp.zeros_like(x))
-
-
 def traits(frozen: tuple[str, ...] = ()) -> Traits:
     """Returns the traits of a prompt method: it changes no weight, and only one prompt is active at a
     time.

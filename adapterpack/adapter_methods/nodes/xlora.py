@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.arrays import array_namespace
 from ..core.config import WIDEST, require_flag, require_number, require_whole
 from ..core.operators import Array
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
+from ..forms.blocks import relu
 from .base import NodeKind, NodePart, as_float, mix, scale_part
 from .registry import NODES
 
@@ -89,12 +89,11 @@ def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: i
     """Computes the weights at one layer, ``[batch, positions, experts]``, from the last hidden states
     ``[batch, positions, hidden]``.
     """
-    xp = array_namespace(hidden)
     value = hidden
     for number in range(settings.depth):
         value = value @ tensors[f"weight_{number}"].T + tensors[f"bias_{number}"]
         if number < settings.depth - 1:
-            value = xp.where(value > 0, value, xp.zeros_like(value))
+            value = relu(value)
     if settings.layerwise:
         count = value.shape[-1] // layers
         value = value[..., layer * count : (layer + 1) * count]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
+from ..core.arrays import block_diagonal
 from ..core.config import require_whole
 from ..core.peft_form import WITH_BASE, PeftContent
 
@@ -125,10 +126,4 @@ def _diagonal(stacked: np.ndarray, count: int) -> np.ndarray:
     """Builds the block-diagonal matrix from blocks stored one below the other."""
     if stacked.ndim != 2 or len(stacked) % count:
         raise ValueError(f"a factor of shape {stacked.shape} is not {count} blocks one below the other")
-    tall, wide = len(stacked) // count, stacked.shape[1]
-    matrix = np.zeros((len(stacked), count * wide), stacked.dtype)
-    for number in range(count):
-        matrix[number * tall : (number + 1) * tall, number * wide : (number + 1) * wide] = stacked[
-            number * tall : (number + 1) * tall
-        ]
-    return matrix
+    return block_diagonal(np.split(stacked, count))
