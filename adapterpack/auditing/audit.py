@@ -24,7 +24,7 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut, require_count
 from ..manifest import manifest as m
 from ..pack.pack import Adapter, Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
 from .measures import measure
@@ -90,7 +90,7 @@ def audit(
     for rank in ranks:
         require_count(rank, "ranks")
     codes = list(dict.fromkeys(parse(name) for name in dtypes))
-    loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    loaded = [as_pack(pack) for pack in packs]
     common_base(loaded)
     checkpoint, loaded = opened_base(base, loaded)
     union = _union(loaded)

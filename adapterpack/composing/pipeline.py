@@ -13,7 +13,7 @@ from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
@@ -166,4 +166,4 @@ def request_of(
 
 def load_all(packs: Packs) -> list[Pack]:
     """Returns the packs, reading those from disk that are given as folders."""
-    return [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    return [as_pack(pack) for pack in packs]

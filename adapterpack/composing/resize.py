@@ -21,7 +21,7 @@ from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descend
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .full_modules import CombinedModules
@@ -90,7 +90,7 @@ def resize(
     check_budget(budget, cut)
     if out is not None:
         refuse_existing(Path(out))
-    parent = pack if isinstance(pack, Pack) else load(pack)
+    parent = as_pack(pack)
     called = chosen_name(
         name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent]
     )

@@ -14,7 +14,7 @@ from ..fleet.fleet import Fleet
 from ..io.atomic import exchanged_folder, refuse_existing
 from ..io.threads import one_thread_each
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from .candidates import Candidate, candidates, joint_sites
 from .fitting import Fit, fit_bases
 from .members import assemble, drafts_of
@@ -69,7 +69,7 @@ def compress(
     _require_settings(basis, clusters, error_budget, size_budget, into)
     if out is not None:
         refuse_existing(Path(out))
-    loaded = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    loaded = [as_pack(pack) for pack in packs]
     if not loaded:
         raise NothingToDo("there are no packs to compress", remedy="name at least one pack")
     if into is not None:

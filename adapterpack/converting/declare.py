@@ -17,7 +17,7 @@ from ..io.atomic import refuse_existing
 from ..manifest import manifest as m
 from ..manifest.structs import Variant
 from ..pack.pack import Pack, seal
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 
 
 def declare(
@@ -54,7 +54,7 @@ def declare(
     """
     if out is not None:
         refuse_existing(Path(out))
-    source = pack if isinstance(pack, Pack) else load(pack)
+    source = as_pack(pack)
     first, second = Checkpoint(base), Checkpoint(other)
     if (verdict := source.require_base(first)).name != "same":
         raise BaseMismatch(

@@ -15,7 +15,7 @@ from ..io.atomic import refuse_existing
 from ..io.progress import Progress
 from ..io.threads import workers
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from ..version import VERSION
 from .base_kind import is_graph
 from .checkpoint import jobs, journal, plan, provenance, staging, stream
@@ -138,7 +138,7 @@ def merge(
     out_dtype = None if dtype is None else dtypes.parse(dtype)
     share = jobs.JobShare() if shard is None else jobs.parse_share(shard)
     arithmetic = choose_arithmetic(device, stochastic_rounding is not None)
-    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    opened = [as_pack(pack) for pack in packs]
     source, container = open_base(base, checkpoint)
     if container.file is None and target.suffix in {".gguf", ".onnx"}:
         raise ConfigError(

@@ -30,7 +30,7 @@ from ..io.buffers import Scratch
 from ..io.byte_ranges import Span, copy_span, open_descriptor
 from ..manifest import manifest as m
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from .checkpoint import plan, provenance
 from .checkpoint.base_model import MergeBase
 from .fold.blocks import InNumpy
@@ -99,7 +99,7 @@ def unmerge(
             expected="the base, or the packs",
             remedy=f"{_NO_BASE}, or the packs with packs=[PACK, ...] (--pack PACK)",
         )
-    opened = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    opened = [as_pack(pack) for pack in packs]
     return _compute_base(record, source, opened, Path(out))
 
 

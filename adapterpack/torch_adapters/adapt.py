@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ from ..manifest.secondary_methods import MethodSites, require_combinable
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
 from ..pack.pack import Pack
+from ..pack.validate.validation import as_pack
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .base_quantization import difference
@@ -287,9 +289,14 @@ def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
 
 
 def attach(
-    model: nn.Module, pack: Pack, name: str | None = None, check_base: bool = True, check_canary: bool = True
+    model: nn.Module,
+    pack: Pack | str | os.PathLike[str],
+    name: str | None = None,
+    check_base: bool = True,
+    check_canary: bool = True,
 ) -> nn.Module:
-    """Puts a trained pack into ``model``, in place, under the pack's name, and makes it the active one.
+    """Puts a trained pack, or the one in a folder, into ``model``, in place, under the pack's name, and makes
+    it the active one.
 
     The model's own parameters are frozen; the pack's can be trained further. While the adapter is active, the
     model's config holds the labels of its head, so that pipelines show them.
@@ -306,6 +313,7 @@ def attach(
         NothingToDo: the adapter has no effect on this model.
         ParityError: the adapted model gives other logits than when the pack was made.
     """
+    pack = as_pack(pack)
     name = name or pack.name
     _refuse_taken(model, name)
     with _prepare(model):

@@ -14,7 +14,7 @@ from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
-from ..pack.validate.validation import load
+from ..pack.validate.validation import as_pack
 from ..tasks.data.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import NO_TASK, Task, get_task, task_of
 from ..torch_adapters.adapt import attach
@@ -80,7 +80,7 @@ def measure(
             found=rows,
             remedy="give more rows",
         )
-    chosen, folder = pack if isinstance(pack, Pack) else load(pack), folder_of(base)
+    chosen, folder = as_pack(pack), folder_of(base)
     task = _task(chosen, folder)
     tokenizer = load_tokenizer(folder)
     labels = (

@@ -32,7 +32,7 @@ from ...onnx_graph.match import TensorPlace, match, match_bias
 from ...onnx_graph.pieces import WeightPiece
 from ...onnx_graph.sandboxed_check import problems
 from ...pack.pack import Pack
-from ...pack.validate.validation import load
+from ...pack.validate.validation import as_pack
 from ..checkpoint import plan, provenance
 from ..checkpoint.arguments import require_outside, weights_of
 from ..checkpoint.base_model import MergeBase
@@ -85,7 +85,7 @@ def merge_graph(
     started = time.perf_counter()
     target = Path(out)
     refuse_existing(target)
-    opened_packs = [pack if isinstance(pack, Pack) else load(pack) for pack in packs]
+    opened_packs = [as_pack(pack) for pack in packs]
     factors = weights_of(weights, opened_packs)
     with _open(Path(source), checkpoint, opened_packs) as origin:
         require_outside(

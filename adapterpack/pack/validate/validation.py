@@ -235,6 +235,11 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     return pack if name is None else pack.called(name)
 
 
+def as_pack(pack: Pack | str | os.PathLike[str]) -> Pack:
+    """Returns a pack as it is, or loads it from its folder like :func:`load`."""
+    return pack if isinstance(pack, Pack) else load(pack)
+
+
 def load_proved(path: Path, name: str) -> Pack:
     """Loads a pack like :func:`load`, from a folder whose bytes the caller knows to have passed all checks
     and not to have changed: only the manifest is read now, and each tensor on access, with its digest.

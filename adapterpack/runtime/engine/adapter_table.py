@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
 from ...pack.trust.signers import Signers
-from ...pack.validate.validation import load
+from ...pack.validate.validation import as_pack
 from ..adapters.mix import Mix, combine, parts_of
 from ..admission import admit
 from ..canary import Replay
@@ -119,7 +119,7 @@ class AdapterTable:
         Raises:
             AdapterpackError: the name is taken, or the pack may not run here.
         """
-        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
 
         def held(pack: Pack) -> AbstractContextManager[ResidentAdapter]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...pack.pack import Pack
-from ...pack.validate.validation import load
+from ...pack.validate.validation import as_pack
 from ...tasks.session import Arrays
 from ..adapters.mix import Mixes, Names
 from ..admission import admit
@@ -80,7 +80,7 @@ class Session(PreparingBundle):
             Unsupported: the pack is for another task, no slot is free, or it does not fit the graph's slots.
             NothingToDo, ParityError: its canary fails.
         """
-        loaded = pack if isinstance(pack, Pack) else load(pack)
+        loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
 
         def held(pack: Pack) -> AbstractContextManager[OpenBundle]:

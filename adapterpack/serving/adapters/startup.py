@@ -12,7 +12,7 @@ from ...fleet.fleet import Fleet
 from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
 from ...pack.pack import Pack
-from ...pack.validate.validation import load
+from ...pack.validate.validation import as_pack
 from .adapter_control import AdapterControl
 from .adapter_source import AdapterSource
 from .lock_file import LockFile
@@ -75,4 +75,4 @@ class StartupAdapters(NamedTuple):
             for place, pack in () if watched else source.at_start():
                 control.add(pack, place)
         for one in self.packs:
-            control.add(one if isinstance(one, Pack) else load(one))
+            control.add(as_pack(one))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
+from ...pack.validate.validation import as_pack
 from ..layers.active import require_names, wrappers_of
 from ..layers.head_labels import name_outputs
 from ..layers.layer import Adapted
@@ -27,9 +29,11 @@ _IN_TRAINING = {"dropout"}
 """Hyper-parameters that act only in training, so the packs may differ in them; the adapter keeps its own."""
 
 
-def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) -> nn.Module:
-    """Puts the values of ``pack`` into the adapter ``name`` of a model, in place: modules, graphs and
-    compiled code stay.
+def hotswap(
+    model: nn.Module, name: str, pack: Pack | str | os.PathLike[str], check_base: bool = True
+) -> nn.Module:
+    """Puts the values of ``pack``, or of the one in a folder, into the adapter ``name`` of a model, in place:
+    modules, graphs and compiled code stay.
 
     The pack must have the same methods at the same sites, with the same hyper-parameters and tensor shapes,
     so that nothing changes that ``torch.compile`` has specialised on. Attach a pack that differs as another
@@ -49,6 +53,7 @@ def hotswap(model: nn.Module, name: str, pack: Pack, check_base: bool = True) ->
     """
     require_unmerged(model)
     require_names(model, [name])
+    pack = as_pack(pack)
     if check_base:
         require_model_base(model, pack)
     layers = {

@@ -17,7 +17,7 @@ from ...tasks.task import TaskTraining
 
 
 @dataclass(frozen=True)
-class NoSettings:
+class NoTrainerSettings:
     """The settings of a kind without any of its own."""
 
 
@@ -48,7 +48,7 @@ class TrainerKind:
     arguments: str
     tasks: tuple[str, ...] = ()
     rows: Callable[[Any, DataReport], Any] | None = None
-    config: type[Any] = NoSettings
+    config: type[Any] = NoTrainerSettings
     defaults: Mapping[str, Any] = field(default_factory=dict)
     reference: bool = False
     rewards: bool = False
