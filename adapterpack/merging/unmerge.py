@@ -33,8 +33,7 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from .checkpoint import plan, provenance
 from .checkpoint.base_model import MergeBase
-from .fold.blocks import InNumpy
-from .fold.fold import Change, slice_of
+from .fold.fold import prepare, slice_of
 
 _NO_BASE = "give the base with base=BASE (--base BASE)"
 
@@ -224,14 +223,12 @@ def _restore(merged: Checkpoint, target: plan.MergeTarget, name: str) -> np.ndar
             remedy=_NO_BASE,
         )
     stored = merged.read(name)
-    work, numpy, scratch = target.storage.reader.work, InNumpy(), Scratch()
+    work, scratch = target.storage.reader.work, Scratch()
     result = np.empty_like(stored)
     matrices = (to_matrix(target.kind, value) for value in (stored, result))
     pairs = zip(*(matrix if is_stacked(target.kind) else [matrix] for matrix in matrices), strict=True)
     for number, (matrix, restored) in enumerate(pairs):
-        change: Change = numpy.prepare(
-            [slice_of(one, number) for one in target.contributions], work, matrix, None
-        )
+        change = prepare([slice_of(one, number) for one in target.contributions], work, matrix, None)
         delta, zero = np.empty(matrix.shape, work), np.zeros(matrix.shape, work)
         change.apply(zero, None, slice(0, len(matrix)), delta, np.empty_like(zero))
         restored[...] = to_nearest(matrix.astype(work) - delta, stored.dtype, scratch)

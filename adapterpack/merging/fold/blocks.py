@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...base.codecs.storage import EncodedRows, LazyMatrix, WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
-from .fold import Change, Contribution, prepare
+from .fold import Change, Contribution, ToDevice, prepare
 from .loss import LossSums, sums_of
 
 Write = Callable[[EncodedRows], None]
@@ -33,12 +33,17 @@ class WeightBlock(NamedTuple):
     bias: np.ndarray | None
 
 
-class Arithmetic(Protocol):
-    """Computes merged blocks: with numpy, with the compiled kernel, or with torch on a device."""
+class Arithmetic:
+    """Computes merged blocks with numpy; subclasses compute with the compiled kernel, or with torch on a
+    device.
+    """
+
+    to_device: ToDevice | None = None
+    """Moves an array to the device that computes, if that is not numpy."""
 
     def elements(self, change: Change, storage: WeightStorage) -> int:
-        """Returns how many numbers a block should have."""
-        ...
+        """Returns how many numbers a block should have, so that it is merged fastest."""
+        return ELEMENTS
 
     def prepare(
         self,
@@ -47,10 +52,18 @@ class Arithmetic(Protocol):
         weight: np.ndarray | LazyMatrix,
         bias: np.ndarray | None,
     ) -> Change:
-        """Computes once what all blocks of a matrix need, as :func:`~adapterpack.merging.fold.fold.prepare`
-        does for numpy.
+        """Computes once what all blocks of a matrix need."""
+        return prepare(contributions, dtype, weight, bias, self.to_device)
+
+    def compute(
+        self, change: Change, block: WeightBlock, old: np.ndarray, scratch: Scratch
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Returns the change of the decoded block ``old``, the changed block, and its part of the changed
+        bias.
         """
-        ...
+        delta, new = (scratch.get(name, old.shape, old.dtype) for name in ("change", "new"))
+        matrices = (old.T, delta.T, new.T) if block.transposed else (old, delta, new)
+        return delta, new, change.apply(matrices[0], block.bias, block.rows, matrices[1], matrices[2])
 
     def fold(
         self,
@@ -67,56 +80,21 @@ class Arithmetic(Protocol):
 
         ``moved`` says that a stored byte of the tensor is known to differ from the base already.
         """
-        ...
-
-
-class InNumpy:
-    """Computes with numpy."""
-
-    def elements(self, change: Change, storage: WeightStorage) -> int:
-        """Returns the block size at which numpy merges fastest."""
-        return ELEMENTS
-
-    def prepare(
-        self,
-        contributions: Sequence[Contribution],
-        dtype: np.dtype[Any],
-        weight: np.ndarray | LazyMatrix,
-        bias: np.ndarray | None,
-    ) -> Change:
-        """Computes in numpy what all blocks of a matrix need."""
-        return prepare(contributions, dtype, weight, bias)
-
-    def fold(
-        self,
-        change: Change,
-        storage: WeightStorage,
-        block: WeightBlock,
-        rounding: Round,
-        scratch: Scratch,
-        write: Write,
-        moved: bool,
-    ) -> tuple[LossSums, np.ndarray | None]:
-        """Decodes a block, adds the change and rounds it, in passes of numpy."""
         old = storage.reader.decode(block.raw, scratch)
-        new, delta = scratch.get("new", old.shape, old.dtype), scratch.get("change", old.shape, old.dtype)
-        matrices = (old.T, delta.T, new.T) if block.transposed else (old, delta, new)
-        bias = change.apply(matrices[0], block.bias, block.rows, matrices[1], matrices[2])
+        delta, new, bias = self.compute(change, block, old, scratch)
         stored = storage.writer.encode(new, block.stored, rounding, scratch)
         write(stored)
-        return block_sums(
-            storage, block, (old, delta, new), stored, scratch, moved, change.energy is None
-        ), bias
+        return _sums(storage, block, (old, delta, new), stored, scratch, moved, change.energy is None), bias
 
 
-def block_sums(
+def _sums(
     storage: WeightStorage,
     block: WeightBlock,
     values: tuple[np.ndarray, ...],
     stored: EncodedRows,
     scratch: Scratch,
     moved: bool,
-    energy: bool = True,
+    energy: bool,
 ) -> LossSums:
     """Returns the sums of a block, from its old values, their change, the new values and the stored form;
     overwrites the first three.

@@ -182,21 +182,9 @@ class Change(NamedTuple):
             change.fill(0)
         else:
             lowrank.product(self.up[rows], self.down, self.panels, change)
-        total = bias
-        for factor, reads, fold in self.others:
-            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at
-            # the base.
-            start, offset = (
-                (weight, bias)
-                if reads
-                else (np.zeros_like(weight), None if bias is None else np.zeros_like(bias))
-            )
-            folded, moved = fold(start, offset, rows)
-            change += factor * (folded - start)
-            if total is not None and moved is not None and offset is not None:
-                total = total + factor * (moved - offset)
+        moved = self._add_others(weight, bias, rows, change)
         np.add(weight, change, out=new)
-        return total
+        return moved
 
     def apply_to(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any, Any | None]:
         """Returns the change of a block, the changed block and the changed bias, for arrays of any library
@@ -209,18 +197,27 @@ class Change(NamedTuple):
                 folded, moved = fold(folded, moved, rows)
             return folded - weight, folded, moved
         change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
-        total = bias
+        moved = self._add_others(weight, bias, rows, change)
+        return change, weight + change, moved
+
+    def _add_others(self, weight: Any, bias: Any | None, rows: slice, change: Any) -> Any | None:
+        """Adds what is no plain product of factors to the ``change`` of a block, and returns the changed
+        bias.
+        """
+        xp, total = array_namespace(weight), bias
         for factor, reads, fold in self.others:
+            # The fold of zero is the change itself, free of the base's rounding, unless the method looks at
+            # the base.
             start, offset = (
                 (weight, bias)
                 if reads
                 else (xp.zeros_like(weight), None if bias is None else xp.zeros_like(bias))
             )
             folded, moved = fold(start, offset, rows)
-            change = change + factor * (folded - start)
+            change += factor * (folded - start)
             if total is not None and moved is not None and offset is not None:
                 total = total + factor * (moved - offset)
-        return change, weight + change, total
+        return total
 
 
 def prepare(

@@ -12,7 +12,7 @@ from ..._native import lowrank
 from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
 from ...io.buffers import Scratch
-from .blocks import Arithmetic, InNumpy, WeightBlock, Write
+from .blocks import Arithmetic, WeightBlock, Write
 from .fold import Change
 from .loss import LossSums
 
@@ -25,13 +25,13 @@ def choose_arithmetic(device: str | None, stochastic: bool = False) -> Arithmeti
         ProviderError: torch has no such device here.
     """
     if device is None:
-        return Fused() if lowrank.COMPILED and not stochastic else InNumpy()
+        return Fused() if lowrank.COMPILED and not stochastic else Arithmetic()
     from .in_torch import InTorch  # noqa: PLC0415 - a merge without a device works without torch
 
     return InTorch(device)
 
 
-class Fused(InNumpy):
+class Fused(Arithmetic):
     """Computes with the compiled kernel where it can, rounding to nearest, and with numpy elsewhere.
 
     The kernel's blocks are larger than numpy's: a number passes through the caches once, and a block costs
