@@ -21,25 +21,39 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Progress, Storage, TrainedSite, Traits
-from .core.config import (
+from . import (
     LARGEST_WHOLE,
+    MATRICES,
+    METHODS,
+    TRANSPOSED,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
     Number,
+    Params,
+    PeftForm,
+    PeftLayer,
+    Progress,
     Seed,
+    Shapes,
+    Site,
     SiteConfig,
+    Storage,
+    TrainedSite,
+    Traits,
     Whole,
+    array_namespace,
+    normal,
     pattern_of,
+    plain,
     require_whole,
     set_defaults,
+    widths_of,
+    zeros,
 )
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, widths_of
-from .core.site import Params, Site
 from .kasa import departure
-from .peft.keys import plain
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -84,15 +98,9 @@ class AdaLoRA(SiteConfig):
         return self.r
 
 
-def _shapes(cfg: AdaLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: AdaLoRA, site: Site) -> Shapes:
     r = cfg.r or cfg.init_r
     return {"lora_A": (r, site.in_features), "lora_B": (site.out_features, r), "lora_E": (r, 1)}
-
-
-def _init(cfg: AdaLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shapes = _shapes(cfg, site)
-    made = {name: rng.normal(0, 0.02, shapes[name]).astype(np.float32) for name in ("lora_A", "lora_B")}
-    return {**made, "lora_E": np.zeros(shapes["lora_E"], np.float32)}
 
 
 def _normal_form(cfg: AdaLoRA, params: Params, site: Site) -> NormalForm:
@@ -188,7 +196,7 @@ def _least(state: _State, count: int) -> dict[str, Array]:
     return {path: xp.astype(score <= threshold, score.dtype)[:, None] for path, score in scores.items()}
 
 
-def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, dict[str, np.ndarray]]:
+def _to_pack(cfg: AdaLoRA, params: Params, site: Site) -> tuple[AdaLoRA, Arrays]:
     """Removes the triplets whose value is zero, except one if all are, because a site needs a rank.
 
     A stacked site has one rank: that of the matrix with the most remaining triplets. The other matrices keep
@@ -268,13 +276,11 @@ adalora = METHODS.register(
         config=AdaLoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, lora_A=normal, lora_B=normal),
         normal_form=_normal_form,
         examples=(
             AdaLoRA(init_r=1, target_r=1),

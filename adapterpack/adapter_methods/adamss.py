@@ -29,25 +29,33 @@ from msgspec import Meta
 
 from ..errors import Unsupported
 from ..extras import needed_by
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import (
+from . import (
     FOR_TRAINING,
+    LINEAR,
+    METHODS,
     OPTIONAL,
     WIDEST,
+    Arrays,
+    Dense,
+    Factorise,
+    Method,
+    NormalForm,
     Number,
+    Params,
+    PeftContent,
+    PeftKeys,
     Seed,
+    Shapes,
+    Site,
     SiteConfig,
+    Storage,
+    Training,
+    Traits,
     Whole,
+    array_namespace,
     pattern_of,
 )
-from .core.layouts import LINEAR
-from .core.operators import Dense
-from .core.peft_form import Factorise, PeftContent
-from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 MOST_GROUPS = 1024
 
@@ -98,7 +106,7 @@ def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:
     return min(cfg.num_subspaces, site.out_features or cfg.num_subspaces), vectors, length
 
 
-def _shapes(cfg: AdaMSS, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: AdaMSS, site: Site) -> Shapes:
     groups, r, length = _sizes(cfg, site)
     if cfg.parts is None:
         return {
@@ -226,7 +234,7 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
     return float(np.linalg.norm(wide - wide @ V @ V.T)) / max(float(np.linalg.norm(wide)), 1e-30)
 
 
-def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> Arrays:
     matrix, (count, r, _) = _augment(site.weight, site.base_bias), _sizes(cfg, site)
     U, V = _estimate(matrix, _start(cfg, matrix, r))
     groups = _group(U, count)
@@ -311,7 +319,7 @@ def _gather(content: PeftContent) -> PeftContent:
     return content._replace(config=replace(content.config, lengths=lengths), sites=sites)
 
 
-def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> Arrays:
     count = sum(name.startswith("adamss_B.") for name in params)
     missing = [
         name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params
@@ -370,7 +378,7 @@ def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
 
 def _place(
     cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+) -> tuple[AdaMSS, Arrays]:
     """Moves the rows of a file's parameters to their places in the weight."""
     stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
     if stored.shape[1] != matrix.shape[1]:
@@ -408,7 +416,7 @@ def _place(
 
 def _in_parts(
     cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[AdaMSS, dict[str, np.ndarray]]:
+) -> tuple[AdaMSS, Arrays]:
     """Returns the parameters as PEFT's file stores them, for the groups that PEFT computes for this
     weight.
     """
@@ -430,7 +438,7 @@ def _in_parts(
             where=site.path,
             remedy="keep the pack as it is, or merge it",
         )
-    made: dict[str, np.ndarray] = {"adamss_newB": params["adamss_newB"]}
+    made: Arrays = {"adamss_newB": params["adamss_newB"]}
     for k, at in enumerate(rows):
         own = A[mine[at[0]]]
         rank = min(len(at), len(own))
@@ -449,8 +457,6 @@ adamss = METHODS.register(
         config=AdaMSS,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             frozen=("adamss_newB",),
             layers=LINEAR,

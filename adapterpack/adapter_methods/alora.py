@@ -14,12 +14,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .core.layouts import LINEAR
-from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
+from . import LINEAR, LORA_ALONE, METHODS, TRANSPOSED, PeftForm
 from .core.token_positions import Invoked, require_invocation
 from .lora import OTHERS, LoRA, derive_config, lora
 from .peft.base_change import require_kept_base
-from .registry import METHODS
 
 _TOKENS = "alora_invocation_tokens"
 

@@ -15,15 +15,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits, zeros
-from .core.config import RankConfig
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import PeftForm
-from .core.site import Params, Site
+from . import (
+    MATRICES,
+    METHODS,
+    Array,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    RankConfig,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    zeros,
+)
 from .miss import from_peft, is_miss, to_peft
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Bat(RankConfig):
     """
 
 
-def _shapes(cfg: Bat, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Bat, site: Site) -> Shapes:
     r = math.gcd(cfg.r, site.out_features)
     return {"miss_block": (site.out_features // r, r, r)}
 
@@ -70,12 +78,8 @@ bat = METHODS.register(
         formula="W'_ij = W_ij + W_ij M_i + M_i for r x r blocks",
         config=Bat,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=zeros(_shapes),

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .core.base import Method, NormalForm, Traits, zeros
-from .core.config import NoBranch
-from .core.peft_form import PeftForm
-from .core.site import Params, Site
-from .registry import METHODS
+from . import METHODS, Method, NoBranch, NormalForm, Params, PeftForm, Shapes, Site, Traits, zeros
 
 
 @dataclass(frozen=True)
@@ -27,7 +23,7 @@ class BEFT(NoBranch):
     """
 
 
-def _shapes(cfg: BEFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: BEFT, site: Site) -> Shapes:
     return {"beft_bias": (1, site.out_features)}
 
 
@@ -42,7 +38,9 @@ beft = METHODS.register(
         paper="https://arxiv.org/abs/2106.10199",
         formula="y' = W x + b + beta",
         config=BEFT,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        traits=Traits(
+            additive=True,
+        ),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

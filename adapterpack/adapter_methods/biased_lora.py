@@ -14,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import NormalForm
-from .core.layouts import LINEAR
-from .core.peft_form import LORA_ALONE, TRANSPOSED, PeftForm
-from .core.site import Params, Site
+from . import LINEAR, LORA_ALONE, METHODS, TRANSPOSED, Arrays, NormalForm, Params, PeftForm, Shapes, Site
 from .lora import OTHERS, LoRA, derive_config, lora
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -32,11 +28,11 @@ class BiasedLoRA(LoRA):
     """
 
 
-def _shapes(cfg: BiasedLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: BiasedLoRA, site: Site) -> Shapes:
     return {**lora.shapes(cfg, site), **({"bias": (site.out_features,)} if site.bias else {})}
 
 
-def _init(cfg: BiasedLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: BiasedLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     return {**lora.init(cfg, site, rng), **({"bias": np.array(site.base_bias)} if site.bias else {})}
 
 

@@ -22,14 +22,31 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import Count, NoBranch, Whole, require_whole
-from .core.operators import BlockDiagonal, Chain, Operator, Permutation
+from . import (
+    METHODS,
+    Arrays,
+    BlockDiagonal,
+    Chain,
+    Count,
+    Method,
+    NoBranch,
+    NormalForm,
+    Operator,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    Permutation,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+    require_whole,
+    zeros,
+)
 from .core.orthogonal import block_size, cayley
-from .core.peft_form import PeftContent, PeftForm, PeftLayer
-from .core.site import Params, Site
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -69,14 +86,9 @@ def _layout(cfg: BOFT, width: int) -> _Layout:
     return _Layout(factors, blocks, size)
 
 
-def _shapes(cfg: BOFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: BOFT, site: Site) -> Shapes:
     factors, blocks, size = _layout(cfg, site.in_features)
     return {"boft_R": (factors, blocks, size, size), "boft_s": (site.out_features, 1)}
-
-
-def _init(cfg: BOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shapes = _shapes(cfg, site)
-    return {"boft_R": np.zeros(shapes["boft_R"], np.float32), "boft_s": np.ones(shapes["boft_s"], np.float32)}
 
 
 @lru_cache(maxsize=64)
@@ -99,7 +111,7 @@ def _orders(layout: _Layout) -> np.ndarray:
     return np.array(orders, np.int32)
 
 
-def _constants(cfg: BOFT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: BOFT, site: Site) -> Arrays:
     layout = _layout(cfg, site.in_features)
     return {"orders": _orders(layout)} if layout.factors > 1 else {}
 
@@ -148,7 +160,7 @@ def _count_factors(content: PeftContent) -> PeftContent:
     return content._replace(config=replace(content.config, n_butterfly_factor=1))
 
 
-def _as_row(cfg: BOFT, site: Site, params: Params) -> dict[str, np.ndarray]:
+def _as_row(cfg: BOFT, site: Site, params: Params) -> Arrays:
     """PEFT stores the scales of a convolution's outputs as a row."""
     return {**params, "boft_s": params["boft_s"].reshape(1, -1)}
 
@@ -170,15 +182,11 @@ boft = METHODS.register(
         formula="y' = s * (W R x) + b,  R = B_1 ... B_m, butterflies of Cayley rotations",
         config=BOFT,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             min_features=(1, 2),
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, boft_s=1),
         normal_form=_normal_form,
         examples=(
             BOFT(),

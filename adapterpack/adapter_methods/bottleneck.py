@@ -9,17 +9,11 @@ in parallel, He et al. 2021 (arXiv 2110.04366, table 1). W_down ``[r, width]`` i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
-
-from .core.base import Method
-from .core.operators import Dense
-from .core.site import Params, Site
+from . import METHODS, Dense, Method, Params, Shapes, Site, kaiming, zeros
 from .forms.blocks import TRAITS, BlockConfig, BlockForm, Norm
-from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +60,7 @@ class Bottleneck(BlockConfig):
         )
 
 
-def _shapes(cfg: Bottleneck, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Bottleneck, site: Site) -> Shapes:
     r, n = cfg.width(site), site.out_features
     biases = {"down_bias": (r,), "up_bias": (n,)} if cfg.bias else {}
     return {
@@ -75,13 +69,6 @@ def _shapes(cfg: Bottleneck, site: Site) -> dict[str, tuple[int, ...]]:
         **biases,
         **({"norm_weight": (n,), "norm_bias": (n,)} if cfg.norm else {}),
     }
-
-
-def _init(cfg: Bottleneck, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    bound = 1 / math.sqrt(site.out_features)  # Kaiming uniform with a = sqrt(5)
-    made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
-    made["down"] = rng.uniform(-bound, bound, made["down"].shape).astype(np.float32)
-    return {name: np.ones_like(value) if name == "norm_weight" else value for name, value in made.items()}
 
 
 def _normal_form(cfg: Bottleneck, params: Params, site: Site) -> BlockForm:
@@ -106,7 +93,7 @@ bottleneck = METHODS.register(
         config=Bottleneck,
         traits=TRAITS,
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, down=kaiming, norm_weight=1),
         normal_form=_normal_form,
         examples=(
             Bottleneck.houlsby(reduction=2),

@@ -14,12 +14,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .core.base import Method, NormalForm, Storage, Traits, zeros
-from .core.config import SiteConfig, Whole, pattern_of
-from .core.operators import BlockCirculant
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from . import (
+    METHODS,
+    BlockCirculant,
+    Method,
+    NormalForm,
+    Params,
+    PeftKeys,
+    Shapes,
+    Site,
+    SiteConfig,
+    Storage,
+    Traits,
+    Whole,
+    pattern_of,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,7 @@ class C3A(SiteConfig):
     block_size_pattern: Mapping[str, int] = pattern_of("block_size")
 
 
-def _shapes(cfg: C3A, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: C3A, site: Site) -> Shapes:
     size = math.gcd(cfg.block_size, site.in_features, site.out_features)
     return {"c3a_kernel": (site.out_features // size, site.in_features // size, size)}
 
@@ -69,7 +79,9 @@ c3a = METHODS.register(
         paper="https://arxiv.org/abs/2407.19342",
         formula="W' = W + C / in,  C of circulant blocks",
         config=C3A,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        traits=Traits(
+            additive=True,
+        ),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

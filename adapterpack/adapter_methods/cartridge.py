@@ -15,14 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, Storage
-from .core.config import Count
-from .core.operators import Array
-from .core.site import Params, Site
+from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, constant, normal
 from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
 from .forms.prompt_config import CacheConfig
-from .registry import METHODS
 
 _SINK = "frozen_embedding"
 
@@ -57,7 +52,7 @@ class Cartridge(CacheConfig):
         return frozenset({_SINK})
 
 
-def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Cartridge, site: Site) -> Shapes:
     wide = cfg.width(site)
     if cfg.baked or not cfg.num_frozen_tokens:
         return {STORED: (cfg.num_virtual_tokens, wide)}
@@ -67,9 +62,9 @@ def _shapes(cfg: Cartridge, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: Cartridge, site: Site, rng: np.random.Generator) -> Arrays:
     shape = (cfg.num_virtual_tokens, cfg.width(site))
-    whole = prefill(cfg, site) if cfg.init == "text" else rng.normal(size=shape).astype(np.float32)
+    whole = prefill(cfg, site) if cfg.init == "text" else normal(rng, shape, 1)
     sink = cfg.num_frozen_tokens
     return {_SINK: whole[:sink], STORED: whole[sink:]} if sink else {STORED: whole}
 
@@ -78,17 +73,12 @@ def _normal_form(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
     rest, sink = params[STORED], params.get(_SINK)
     if sink is None and cfg.num_frozen_tokens:
         # A pack stores sink and rest as one tensor; further training must still leave the sink alone.
-        sink, rest = _still(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
+        sink, rest = constant(rest[: cfg.num_frozen_tokens, ...]), rest[cfg.num_frozen_tokens :, ...]
     flat = rest if sink is None else array_namespace(rest).concat([sink, rest], axis=0)
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 
-def _still(value: Array) -> Array:
-    """Returns the value detached from the autograd graph; numpy arrays are returned as they are."""
-    return value.detach() if hasattr(value, "detach") else value
-
-
-def _to_pack(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, dict[str, np.ndarray]]:
+def _to_pack(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, Arrays]:
     layers, heads, head_dim = cfg.sizes(site)
     parts = [params[name] for name in (_SINK, STORED) if name in params]
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)

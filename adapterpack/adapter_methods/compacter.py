@@ -20,13 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, Shared, Storage
-from .core.config import FOR_TRAINING, Whole
-from .core.operators import Array, Dense
-from .core.site import Params, Site
+from . import (
+    FOR_TRAINING,
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    Params,
+    Shapes,
+    Shared,
+    Site,
+    Storage,
+    Whole,
+    array_namespace,
+    normal,
+)
 from .forms.blocks import TRAITS, BlockConfig, BlockForm
-from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,19 +62,19 @@ class Compacter(BlockConfig):
         return self.phm_dim * math.ceil(super().width(site) / self.phm_dim)
 
 
-def _rule_shapes(cfg: Compacter) -> dict[str, tuple[int, ...]]:
+def _rule_shapes(cfg: Compacter) -> Shapes:
     n, k = cfg.phm_dim, cfg.phm_rank
     return {"rule_left": (n, n, k), "rule_right": (n, k, n)} if cfg.factorized_rule else {"rule": (n, n, n)}
 
 
-def _rules(cfg: Compacter, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _rules(cfg: Compacter, rng: np.random.Generator) -> Arrays:
     """Draws random rules; a product of two factors gets the same variance as a single rule."""
     inner = cfg.phm_rank if cfg.factorized_rule else 1
     std = (1 / cfg.phm_dim / inner) ** (0.25 if cfg.factorized_rule else 0.5)
-    return {name: rng.normal(0, std, shape).astype(np.float32) for name, shape in _rule_shapes(cfg).items()}
+    return {name: normal(rng, shape, std) for name, shape in _rule_shapes(cfg).items()}
 
 
-def _shapes(cfg: Compacter, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Compacter, site: Site) -> Shapes:
     n, k, r = cfg.phm_dim, cfg.phm_rank, cfg.width(site)
     wide, narrow = math.ceil(site.out_features / n), r // n
     factors = {
@@ -78,7 +88,7 @@ def _shapes(cfg: Compacter, site: Site) -> dict[str, tuple[int, ...]]:
     return factors if cfg.shared_rule else {**_rule_shapes(cfg), **factors}
 
 
-def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> Arrays:
     made = {} if cfg.shared_rule else _rules(cfg, rng)
     for name, shape in _shapes(cfg, site).items():
         if name in {"down_left", "down_right", "up_right"}:
@@ -89,11 +99,11 @@ def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> dict[str, np.
     return made
 
 
-def _shared_shapes(cfg: Compacter, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(cfg: Compacter, sites: Sequence[Site]) -> Shapes:
     return _rule_shapes(cfg) if cfg.shared_rule else {}
 
 
-def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
     return _rules(cfg, rng) if cfg.shared_rule else {}
 
 

@@ -18,13 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, Storage
-from .core.config import Number, require_whole
-from .core.site import Params, Site
+from . import METHODS, Arrays, Method, Number, Params, Shapes, Site, Storage, array_namespace, require_whole
 from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, traits
 from .forms.prompt_config import EmbeddingConfig
-from .registry import METHODS
 
 _DELTA = "delta_embedding"
 
@@ -85,16 +81,16 @@ def _radii(cfg: CPT, site: Site) -> np.ndarray:
     return radii
 
 
-def _constants(cfg: CPT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: CPT, site: Site) -> Arrays:
     return {} if cfg.baked else {"radii": _radii(cfg, site)}
 
 
-def _shapes(cfg: CPT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: CPT, site: Site) -> Shapes:
     wide = (cfg.num_virtual_tokens, site.in_features)
     return {STORED: wide} if cfg.baked else {STORED: wide, _DELTA: wide}
 
 
-def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: CPT, site: Site, rng: np.random.Generator) -> Arrays:
     if not cfg.token_ids:
         raise ValueError("the context is missing: name token_ids, or a text")
     context = embed(site, cfg.token_ids)
@@ -116,7 +112,7 @@ def _normal_form(cfg: CPT, params: Params, site: Site) -> PromptForm:
     )
 
 
-def _to_pack(cfg: CPT, params: Params, site: Site) -> tuple[CPT, dict[str, np.ndarray]]:
+def _to_pack(cfg: CPT, params: Params, site: Site) -> tuple[CPT, Arrays]:
     constants = (
         {name: value.astype(params[_DELTA].dtype) for name, value in _constants(cfg, site).items()}
         if _DELTA in params

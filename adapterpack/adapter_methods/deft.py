@@ -17,15 +17,27 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import Positive, RankConfig
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, widths_of
-from .core.site import Params, Site
-from .peft.keys import plain
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    TRANSPOSED,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    Positive,
+    RankConfig,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    normal,
+    plain,
+    widths_of,
+)
 
 METHODS_OF_P = ("relu", "qr")
 """The ways to compute Q and Z from P."""
@@ -49,13 +61,13 @@ class DEFT(RankConfig):
         return 1.0 if self.alpha is None else self.alpha / self.r
 
 
-def _shapes(cfg: DEFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: DEFT, site: Site) -> Shapes:
     r = min(cfg.r, site.out_features)
     return {"deft_P": (site.out_features, r), "deft_R": (r, site.in_features)}
 
 
-def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    P = rng.normal(0, 0.02, _shapes(cfg, site)["deft_P"]).astype(np.float32)
+def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> Arrays:
+    P = normal(rng, _shapes(cfg, site)["deft_P"])
     _, Z = sides(cfg.decomposition_method, P)
     return {"deft_P": P, "deft_R": (Z.T @ np.asarray(site.weight) / cfg.scale).astype(np.float32)}
 
@@ -109,12 +121,9 @@ deft = METHODS.register(
         formula="W' = W - Q Z^T W + s Q R",
         config=DEFT,
         traits=Traits(
-            additive=False,
             identity_at_init=False,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,

@@ -16,16 +16,31 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Training, Traits
-from .core.config import Number, RanksConfig, Whole, pattern_of
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, widths_of
-from .core.site import Params, Site
-from .loha import kaiming
-from .peft.keys import by_site, literal, plain
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftForm,
+    RanksConfig,
+    Shapes,
+    Site,
+    Training,
+    Traits,
+    Whole,
+    array_namespace,
+    by_site,
+    kaiming,
+    literal,
+    pattern_of,
+    plain,
+    widths_of,
+)
 
 _LEAST = 1e-4
 """Norms of A's rows and B's columns are at least this, as in PEFT."""
@@ -46,7 +61,7 @@ class DeLoRA(RanksConfig):
     bound_pattern: Mapping[str, float] = pattern_of("bound")
 
 
-def _shapes(cfg: DeLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: DeLoRA, site: Site) -> Shapes:
     return {
         "delora_A": (cfg.r, site.in_features),
         "delora_B": (site.out_features, cfg.r),
@@ -55,7 +70,7 @@ def _shapes(cfg: DeLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     return {
         "delora_A": kaiming(rng, (cfg.r, site.in_features)),
         "delora_B": np.zeros((site.out_features, cfg.r), np.float32),
@@ -108,11 +123,9 @@ delora = METHODS.register(
         config=DeLoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             frozen=("delora_w_norm",),
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,

@@ -19,26 +19,36 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits, constant, factors
-from .core.layouts import WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import (
+from . import (
     LORA_ALONE,
+    METHODS,
     TRANSPOSED,
+    WEIGHTS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
     PeftContent,
     PeftForm,
     PeftLayer,
+    Shapes,
+    Site,
+    Storage,
+    Training,
+    Traits,
+    array_namespace,
     as_kernels,
-    as_matrices,
+    constant,
     has_axes,
     refuse_site,
     widths_of,
 )
-from .core.site import Params, Site
+from .core.base import factors
+from .core.peft_form import as_matrices
 from .lora import EMBEDDED, LoRA, lora, spans_groups
 from .peft.base_change import undo_base_change
-from .registry import METHODS
 
 _LEAST = 1e-12
 """Row norms are at least this, so that a row of zeros does not cause a division by zero."""
@@ -54,11 +64,11 @@ class DoRA(LoRA):
     """
 
 
-def _shapes(cfg: DoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: DoRA, site: Site) -> Shapes:
     return {**lora.shapes(cfg, site), "lora_magnitude_vector": (site.out_features,)}
 
 
-def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: DoRA, site: Site, rng: np.random.Generator) -> Arrays:
     return {**lora.init(cfg, site, rng), "lora_magnitude_vector": _lengths(site)}
 
 
@@ -107,7 +117,7 @@ def _from_peft(config: Mapping[str, Any]) -> DoRA:
 _FACTORS = as_kernels("lora_A", "lora_B")
 
 
-def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
+def _as_kernels(cfg: DoRA, site: Site, params: Params) -> Arrays:
     """Returns the factors as for LoRA, and the norms along the axis of the outputs."""
     ones = (1,) * len(site.kernel)
     return {
@@ -116,7 +126,7 @@ def _as_kernels(cfg: DoRA, site: Site, params: Params) -> dict[str, np.ndarray]:
     }
 
 
-def _from_kernels(cfg: DoRA, params: Params) -> dict[str, np.ndarray]:
+def _from_kernels(cfg: DoRA, params: Params) -> Arrays:
     vector = params["lora_magnitude_vector"].reshape(-1)
     return {**as_matrices(params), "lora_magnitude_vector": vector}
 
@@ -146,10 +156,6 @@ dora = METHODS.register(
         formula="y' = c * (W x + s B A x) + b,  c = m / |W + s B A|_row",
         config=DoRA,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             layers=(*WEIGHTS, "embedding"),
         ),

@@ -15,22 +15,31 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits, require_widths
-from .core.config import (
+from . import (
     LARGEST_WHOLE,
+    METHODS,
+    TRANSPOSED,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
     Number,
+    Params,
+    PeftKeys,
     Seed,
+    Site,
     SiteConfig,
+    Storage,
+    Traits,
+    array_namespace,
     pattern_of,
+    require_widths,
 )
-from .core.operators import Dense
-from .core.peft_form import TRANSPOSED
 from .core.seeded_indices import places
-from .core.site import Params, Site
 from .core.sparse import scatter
-from .peft.keys import PeftKeys
-from .registry import METHODS
+
+Coefficients = Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)]
+"""The type of a number of coefficients."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +52,7 @@ class FourierFT(SiteConfig):
         500
     """
 
-    n_frequency: Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)] = 1000
+    n_frequency: Coefficients = 1000
     scaling: Number = 150.0
     random_loc_seed: Seed = 777
     n_frequency_pattern: Mapping[str, int] = pattern_of("n_frequency")
@@ -54,14 +63,17 @@ class FourierFT(SiteConfig):
         return self.scaling
 
 
-def _count(cfg: FourierFT, site: Site) -> int:
+def count_coefficients(cfg: FourierFT, site: Site) -> int:
+    """Returns how many coefficients a layer has: at most as many as weights."""
     return min(cfg.n_frequency, site.in_features * site.out_features)
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     """Limits a small layer's number of coefficients to its number of weights, because PEFT refuses more."""
     return [
-        replace(cfg, n_frequency=_count(cfg, site)) if site.in_features and site.out_features else cfg
+        replace(cfg, n_frequency=count_coefficients(cfg, site))
+        if site.in_features and site.out_features
+        else cfg
         for cfg, site in zip(configs, sites, strict=True)
     ]
 
@@ -91,10 +103,10 @@ def _half_spectrum(seed: int, rows: int, columns: int, count: int) -> tuple[np.n
     return np.stack(np.divmod(cells, columns)), numbers
 
 
-def _constants(cfg: FourierFT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: FourierFT, site: Site) -> Arrays:
     require_widths(site)
     cells, numbers = _half_spectrum(
-        cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site)
+        cfg.random_loc_seed, site.out_features, site.in_features, count_coefficients(cfg, site)
     )
     return {"fourierft_places": cells, "fourierft_numbers": numbers}
 
@@ -137,9 +149,13 @@ fourierft = METHODS.register(
         paper="https://arxiv.org/abs/2405.03003",
         formula="W' = W + s Re(ifft2(S)),  S sparse",
         config=FourierFT,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-        shapes=lambda cfg, site: {"fourierft_spectrum": (_count(cfg, site),)},
-        init=lambda cfg, site, rng: {"fourierft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+        traits=Traits(
+            additive=True,
+        ),
+        shapes=lambda cfg, site: {"fourierft_spectrum": (count_coefficients(cfg, site),)},
+        init=lambda cfg, site, rng: {
+            "fourierft_spectrum": np.zeros(count_coefficients(cfg, site), np.float32)
+        },
         normal_form=_normal_form,
         examples=(FourierFT(n_frequency=3), FourierFT(n_frequency=40, scaling=30, random_loc_seed=5)),
         storage=Storage(constants=_constants, resolve=_resolve),

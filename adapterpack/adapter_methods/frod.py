@@ -26,20 +26,29 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import FormatError, Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import (
+from . import (
+    LINEAR,
+    METHODS,
+    TRANSPOSED,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftKeys,
     Positive,
     Seed,
+    Shapes,
+    Shared,
+    Site,
     SiteConfig,
+    Storage,
+    Traits,
+    array_namespace,
 )
-from .core.layouts import LINEAR
-from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftContent, PeftForm
-from .core.site import Params, Site
 from .core.sparse import require_places, scatter
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -87,7 +96,7 @@ def _count(cfg: FRoD, width: int) -> int:
     return max(1, min(int(width * width * cfg.sparse_rate), width * width - width))
 
 
-def _shapes(cfg: FRoD, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: FRoD, site: Site) -> Shapes:
     return {"frod_lambda_l": (site.in_features,), "frod_lambda_s_values": (_count(cfg, site.in_features),)}
 
 
@@ -106,7 +115,7 @@ def _by_role(sites: Sequence[Site]) -> dict[str, list[Site]]:
     return roles
 
 
-def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
     for name, layers in _by_role(sites).items():
         width = layers[0].in_features
@@ -118,8 +127,8 @@ def _shared_shapes(cfg: FRoD, sites: Sequence[Site]) -> dict[str, tuple[int, ...
     return shapes
 
 
-def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    made: dict[str, np.ndarray] = {}
+def _init_shared(cfg: FRoD, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+    made: Arrays = {}
     draw = np.random.default_rng(cfg.projection_prng_key)
     for name, layers in sorted(_by_role(sites).items()):
         width = layers[0].in_features
@@ -171,7 +180,7 @@ float32.
 """
 
 
-def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> Arrays:
     shared = site.shared or _init_shared(cfg, [site], rng)
     made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
     return {
@@ -180,7 +189,7 @@ def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> dict[str, np.ndarr
     }
 
 
-def _derive(cfg: FRoD, params: Params, site: Site) -> dict[str, np.ndarray]:
+def _derive(cfg: FRoD, params: Params, site: Site) -> Arrays:
     """Computes U from parameters that come from a file."""
     try:
         require_places(
@@ -277,10 +286,7 @@ frod = METHODS.register(
         formula="W' = U (S + diag(l)) V^T,  V shared,  S sparse",
         config=FRoD,
         traits=Traits(
-            additive=False,
             identity_at_init=False,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             frozen=("frod_V",),
             layers=LINEAR,

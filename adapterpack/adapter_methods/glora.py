@@ -16,15 +16,25 @@ from typing import Literal, Self
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, Whole
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import PeftContent
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftKeys,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+)
 
 _PATHS = {"A": "config_A_B", "B": "config_A_B", "C": "config_C", "D": "config_D_E", "E": "config_D_E"}
 """Path (a term of the formula) -> the config field that selects its form."""
@@ -57,7 +67,7 @@ class GLoRA(NoBranch):
         )
 
 
-def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: GLoRA, site: Site) -> Shapes:
     out, wide = site.out_features, site.in_features
     every = {"A": (out, wide), "B": (out, wide), "C": (wide, 1), "D": (out,), "E": (out,)}
     shapes_by_name: dict[str, tuple[int, ...]] = {}
@@ -74,7 +84,7 @@ def _shapes(cfg: GLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     return shapes_by_name
 
 
-def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: GLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     """Starts everything at zero except ``Xu``, which is Kaiming uniform with ``a = sqrt(5)``."""
     shapes = _shapes(cfg, site)
     return {
@@ -148,12 +158,8 @@ glora = METHODS.register(
         formula="W' = W + W * A + B,  b' = b + b * D + E + W C",
         config=GLoRA,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,

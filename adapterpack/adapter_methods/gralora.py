@@ -21,16 +21,30 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import Count, Number, RankConfig, Whole, set_defaults
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, BlockDiagonal, Dense
-from .core.peft_form import TRANSPOSED, PeftForm
-from .core.site import Params, Site
-from .loha import kaiming
-from .peft.keys import plain
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    TRANSPOSED,
+    Array,
+    Arrays,
+    BlockDiagonal,
+    Count,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftForm,
+    RankConfig,
+    Shapes,
+    Site,
+    Traits,
+    Whole,
+    array_namespace,
+    kaiming,
+    plain,
+    set_defaults,
+)
 
 
 @dataclass(frozen=True)
@@ -63,9 +77,9 @@ class GraLoRA(RankConfig):
         return self.k * self.r + self.hybrid_r
 
 
-def _shapes(cfg: GraLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: GraLoRA, site: Site) -> Shapes:
     k = math.gcd(cfg.k, site.in_features, site.out_features)
-    blocks: dict[str, tuple[int, ...]] = {
+    blocks: Shapes = {
         "gralora_A": (k, site.in_features // k, cfg.r),
         "gralora_B": (k, cfg.r, site.out_features // k),
     }
@@ -76,7 +90,7 @@ def _shapes(cfg: GraLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     return {**blocks, **general} if cfg.hybrid_r else blocks
 
 
-def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: GraLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
     made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     blocks, narrow, rank = shapes["gralora_A"]
@@ -135,10 +149,8 @@ gralora = METHODS.register(
         config=GraLoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,

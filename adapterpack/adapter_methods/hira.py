@@ -11,18 +11,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import RankConfig
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftLayer, as_kernels, has_axes, widths_of
-from .core.site import Params, Site
-from .loha import kaiming
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    TRANSPOSED,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftKeys,
+    PeftLayer,
+    RankConfig,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    as_kernels,
+    has_axes,
+    kaiming,
+    widths_of,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -35,15 +44,8 @@ class HiRA(RankConfig):
     """
 
 
-def _shapes(cfg: HiRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: HiRA, site: Site) -> Shapes:
     return {"hira_A": (cfg.r, site.in_features), "hira_B": (site.out_features, cfg.r)}
-
-
-def _init(cfg: HiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {
-        "hira_A": kaiming(rng, (cfg.r, site.in_features)),
-        "hira_B": np.zeros((site.out_features, cfg.r), np.float32),
-    }
 
 
 def _normal_form(cfg: HiRA, params: Params, site: Site) -> NormalForm:
@@ -66,15 +68,11 @@ hira = METHODS.register(
         formula="W' = W + W * (B A), elementwise",
         config=HiRA,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, hira_A=kaiming),
         normal_form=_normal_form,
         examples=(HiRA(r=1), HiRA(r=3), HiRA(r=4, dropout=0.1)),
         peft=_KEYS.form(

@@ -12,21 +12,31 @@ for an odd number of reflections, and for any number with ``apply_gs``, which ma
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, Whole
-from .core.operators import Array, IdentityPlusLowRank
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    IdentityPlusLowRank,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftKeys,
+    PeftLayer,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+    kaiming,
+)
 from .core.orthogonal import linear
-from .core.peft_form import PeftLayer
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -42,14 +52,12 @@ class HRA(NoBranch):
     apply_gs: bool = False
 
 
-def _shapes(cfg: HRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: HRA, site: Site) -> Shapes:
     return {"hra_u": (site.in_features, cfg.r)}
 
 
-def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    # Kaiming uniform with a = sqrt(5), as in PEFT: the second axis is the fan-in
-    bound = 1 / math.sqrt(cfg.r)
-    vectors = rng.uniform(-bound, bound, (site.in_features, cfg.r)).astype(np.float32)
+def _init(cfg: HRA, site: Site, rng: np.random.Generator) -> Arrays:
+    vectors = kaiming(rng, (site.in_features, cfg.r))
     if not cfg.apply_gs:
         vectors[:, 1::2] = vectors[:, : 2 * (cfg.r // 2) : 2]
     return {"hra_u": vectors}
@@ -62,7 +70,7 @@ def _later(r: int) -> np.ndarray:
     return (pair[:, None] < pair[None, :]).astype(np.float32)
 
 
-def _constants(cfg: HRA, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: HRA, site: Site) -> Arrays:
     return {} if cfg.apply_gs else {"later": _later(cfg.r)}
 
 
@@ -110,9 +118,7 @@ hra = METHODS.register(
         paper="https://arxiv.org/abs/2405.17484",
         formula="y' = W (H_1 ... H_r x) + b,  H_i = I - 2 u_i u_i^T / |u_i|^2",
         config=HRA,
-        traits=Traits(
-            additive=False, identity_at_init=False, row_separable=True, low_rank=False, min_features=(1, 2)
-        ),
+        traits=Traits(identity_at_init=False, min_features=(1, 2)),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

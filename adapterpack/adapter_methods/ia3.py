@@ -20,14 +20,29 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import OPTIONAL, NoBranch, by_suffix, require_whole
+from . import (
+    METHODS,
+    OPTIONAL,
+    TRANSPOSED,
+    Arrays,
+    Diagonal,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    by_suffix,
+    has_axes,
+    require_whole,
+    zeros,
+)
 from .core.layouts import CONVOLUTIONS
-from .core.operators import Diagonal
-from .core.peft_form import TRANSPOSED, PeftContent, PeftForm, PeftLayer, has_axes
-from .core.site import Params, Site
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -70,12 +85,8 @@ class IA3(NoBranch):
         return {} if isinstance(self.feedforward, bool) else dict.fromkeys(self.feedforward, True)
 
 
-def _shapes(cfg: IA3, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: IA3, site: Site) -> Shapes:
     return {"ia3_l": (1, cfg.channels or site.in_features) if cfg.feedforward else (site.out_features, 1)}
-
-
-def _init(cfg: IA3, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
 
 
 def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
@@ -87,7 +98,7 @@ def _normal_form(cfg: IA3, params: Params, site: Site) -> NormalForm:
     return NormalForm(pre=Diagonal(xp.reshape(points, (site.in_features,))))
 
 
-def _combine(terms: Sequence[tuple[Params, float]]) -> dict[str, np.ndarray]:
+def _combine(terms: Sequence[tuple[Params, float]]) -> Arrays:
     """Computes ``l = 1 + sum_i w_i (l_i - 1)``: a change of (IA)^3 is linear in ``l - 1``, on inputs and on
     outputs.
     """
@@ -134,7 +145,7 @@ def _features(params: Params) -> tuple[int | None, int | None]:
     return (columns if columns > 1 else None, rows if rows > 1 else None)
 
 
-def _as_kernel(cfg: IA3, site: Site, params: Params) -> dict[str, np.ndarray]:
+def _as_kernel(cfg: IA3, site: Site, params: Params) -> Arrays:
     """PEFT stores the factors along the second axis of a convolution's output or input; the number of axes
     shows the dimensions of the kernel.
     """
@@ -177,9 +188,9 @@ ia3 = METHODS.register(
         paper="https://arxiv.org/abs/2205.05638",
         formula="y' = l * (W x + b), or W (l * x) + b in feedforward layers",
         config=IA3,
-        traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
+        traits=Traits(),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, ia3_l=1),
         normal_form=_normal_form,
         examples=(IA3(), IA3(feedforward=True), IA3(feedforward=("other", "0.proj"))),
         overrides={"linear_combination": _combine},

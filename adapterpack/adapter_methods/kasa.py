@@ -21,15 +21,26 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import Number
-from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, widths_of
-from .core.site import Params, Site
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftForm,
+    Shapes,
+    Site,
+    Storage,
+    Training,
+    Traits,
+    array_namespace,
+    widths_of,
+)
 from .lora import LoRA, lora
 from .peft.base_change import require_kept_base
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -45,15 +56,15 @@ class KaSA(LoRA):
     gamma: Number = 1e-3
 
 
-def _shapes(cfg: KaSA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: KaSA, site: Site) -> Shapes:
     return {**lora.shapes(cfg, site), "lora_diag": (cfg.r,)}
 
 
-def _init(cfg: KaSA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: KaSA, site: Site, rng: np.random.Generator) -> Arrays:
     return {**lora.init(cfg, site, rng), "lora_diag": rng.standard_normal(cfg.r).astype(np.float32)}
 
 
-def _cut(cfg: KaSA, site: Site) -> dict[str, np.ndarray]:
+def _cut(cfg: KaSA, site: Site) -> Arrays:
     """Returns the part of W that is removed, as factors: ``cut_up`` ``[out, k]`` and ``cut_down`` ``[k,
     in]``.
     """
@@ -111,9 +122,7 @@ kasa = METHODS.register(
         paper="https://arxiv.org/abs/2412.06071",
         formula="W' = W - U_r S_r V_r^T + s B diag(d) A",
         config=KaSA,
-        traits=Traits(
-            additive=True, identity_at_init=False, row_separable=True, low_rank=False, reads_weight=True
-        ),
+        traits=Traits(additive=True, identity_at_init=False, reads_weight=True),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

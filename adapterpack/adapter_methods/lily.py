@@ -20,16 +20,30 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import MOST_SITES, Number, RankConfig, Whole
-from .core.operators import Array
-from .core.peft_form import Factorise, PeftForm
+from . import (
+    METHODS,
+    MOST_SITES,
+    Array,
+    Arrays,
+    Factorise,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftForm,
+    PeftKeys,
+    RankConfig,
+    Shapes,
+    Shared,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+    kaiming,
+    zeros,
+)
 from .core.routers import MASKS, Route, SoftmaxGate, mask_of
-from .core.site import Params, Site
-from .loha import kaiming
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 _MOST_EXPERTS = 1 << 10
 _REFUSED = {
@@ -110,11 +124,11 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     return resolved
 
 
-def _factors(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
+def _factors(cfg: Lily, site: Site) -> Shapes:
     return {"lily_A": (cfg.r, site.in_features), "lily_B": (cfg.num_experts * cfg.r, site.out_features)}
 
 
-def _shapes(cfg: Lily, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Lily, site: Site) -> Shapes:
     return {"lily_router": (cfg.num_experts, cfg.r), **(_factors(cfg, site) if cfg.spread else {})}
 
 
@@ -138,16 +152,11 @@ def _common(cfg: Lily, sites: Sequence[Site]) -> Iterator[tuple[str, tuple[int, 
         )
 
 
-def _init_shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init_shared(cfg: Lily, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
     return {
         name: kaiming(rng, shape) if name.startswith("lily_A") else np.zeros(shape, np.float32)
         for name, shape in _common(cfg, sites)
     }
-
-
-def _init(cfg: Lily, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
-    return {name: 0 * value if name == "lily_B" else value for name, value in made.items()}
 
 
 def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
@@ -178,7 +187,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _copy_to_site(
     cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[Lily, dict[str, np.ndarray]]:
+) -> tuple[Lily, Arrays]:
     """Copies the shared A and B to the site, as PEFT stores them."""
     return replace(cfg, spread=True, block=None), {
         **params,
@@ -194,15 +203,12 @@ lily = METHODS.register(
         formula="y'_t = W x_t + b + s sum_e p_e B_e^T A x_t,  p = mean_t softmax(R A x_t)",
         config=Lily,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
             row_separable=False,
-            low_rank=False,
             batchable=False,
             layers=("linear",),
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, lily_router=kaiming, lily_A=kaiming),
         normal_form=_normal_form,
         examples=(Lily(r=3), Lily(r=2, stride=2, num_experts=3, scaling=0.5)),
         storage=Storage(

@@ -17,12 +17,22 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method
-from .core.config import FOR_TRAINING, Count, NoBranch, Whole
-from .core.peft_form import NOT_IN_LAYERS, PeftForm
-from .core.site import Params, Site
+from . import (
+    FOR_TRAINING,
+    METHODS,
+    NOT_IN_LAYERS,
+    Arrays,
+    Count,
+    Method,
+    NoBranch,
+    Params,
+    PeftForm,
+    Shapes,
+    Site,
+    Whole,
+    normal,
+)
 from .forms.attention import TRAITS, AttentionForm
-from .registry import METHODS
 
 _PROMPT, _GATE = "adaption_prompt", "adaption_gate"
 
@@ -44,13 +54,12 @@ class LLaMAAdapter(NoBranch):
     adapter_layers: Count = 0
 
 
-def _shapes(cfg: LLaMAAdapter, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LLaMAAdapter, site: Site) -> Shapes:
     return {_PROMPT: (1, cfg.adapter_len, site.in_features), _GATE: (1,)}
 
 
-def _init(cfg: LLaMAAdapter, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    prompt = rng.normal(size=_shapes(cfg, site)[_PROMPT])
-    return {_PROMPT: prompt.astype(np.float32), _GATE: np.zeros(1, np.float32)}
+def _init(cfg: LLaMAAdapter, site: Site, rng: np.random.Generator) -> Arrays:
+    return {_PROMPT: normal(rng, _shapes(cfg, site)[_PROMPT], 1), _GATE: np.zeros(1, np.float32)}
 
 
 def _normal_form(cfg: LLaMAAdapter, params: Params, site: Site) -> AttentionForm:

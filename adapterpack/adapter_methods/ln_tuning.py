@@ -16,12 +16,21 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import Method, NormalForm, Traits
-from .core.config import NoBranch
-from .core.operators import Array, Dense
-from .core.peft_form import PeftForm, PeftLayer
-from .core.site import Params, Site
-from .registry import METHODS
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftForm,
+    PeftLayer,
+    Shapes,
+    Site,
+    Traits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +45,12 @@ class LNTuning(NoBranch):
     targets: str | tuple[str, ...] = "all-norm"
 
 
-def _shapes(cfg: LNTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LNTuning, site: Site) -> Shapes:
     weight = (site.out_features,) if site.kind == "norm" else (site.out_features, site.in_features)
     return {"weight": weight, **({"bias": weight[:1]} if site.bias else {})}
 
 
-def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: LNTuning, site: Site, rng: np.random.Generator) -> Arrays:
     weight = {"weight": np.reshape(np.array(site.weight), _shapes(cfg, site)["weight"])}
     return {**weight, "bias": np.array(site.base_bias)} if site.bias else weight
 
@@ -75,10 +84,6 @@ ln_tuning = METHODS.register(
         config=LNTuning,
         traits=Traits(
             exclusive=True,
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             quantizable=False,
             batchable=False,

@@ -17,15 +17,31 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import AlphaConfig
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm, PeftLayer, widths_of
-from .core.site import Params, Site
-from .peft.keys import by_site, literal, plain
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    AlphaConfig,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
+    by_site,
+    kaiming,
+    literal,
+    plain,
+    widths_of,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -43,22 +59,9 @@ class LoHa(AlphaConfig):
         return self.r**2
 
 
-def _shapes(cfg: LoHa, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LoHa, site: Site) -> Shapes:
     up, down = (site.out_features, cfg.r), (cfg.r, site.in_features)
     return {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down}
-
-
-def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
-    return {**made, "hada_w2_b": np.zeros_like(made["hada_w2_b"])}
-
-
-def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws Kaiming uniform with a = sqrt(5), as the reference implementations do: the bound is ``1 /
-    sqrt(columns)``.
-    """
-    bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
-    return rng.uniform(-bound, bound, shape).astype(np.float32)
 
 
 def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
@@ -121,7 +124,7 @@ def _join(content: PeftContent) -> PeftContent:
     )
 
 
-def _whole(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _whole(tensors: Mapping[str, np.ndarray]) -> Arrays:
     if set(tensors) != {f"hada_{name}" for name in ("t1", "w1_a", "w1_b", "t2", "w2_a", "w2_b")}:
         raise ValueError(f"of a kernel's two factors there are only {', '.join(sorted(tensors))}")
     joined = {f"hada_w{n}_b": with_kernel(tensors[f"hada_t{n}"], tensors[f"hada_w{n}_b"]) for n in (1, 2)}
@@ -160,13 +163,11 @@ loha = METHODS.register(
         config=LoHa,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, hada_w1_a=kaiming, hada_w1_b=kaiming, hada_w2_a=kaiming),
         normal_form=_normal_form,
         examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
         storage=Storage(

@@ -18,15 +18,32 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import OPTIONAL, AlphaConfig, Count, pattern_of, require_whole
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Array, Kronecker
-from .core.peft_form import PeftContent, PeftForm, PeftLayer, refuse_site
-from .core.site import Params, Site
-from .loha import from_peft, kaiming, to_peft, with_kernel
-from .registry import METHODS
+from . import (
+    MATRICES,
+    METHODS,
+    OPTIONAL,
+    AlphaConfig,
+    Array,
+    Arrays,
+    Count,
+    Kronecker,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    kaiming,
+    pattern_of,
+    refuse_site,
+    require_whole,
+    zeros,
+)
+from .loha import from_peft, to_peft, with_kernel
 
 
 @dataclass(frozen=True)
@@ -67,7 +84,7 @@ def split_width(width: int, factor: int) -> tuple[int, int]:
     return small, width // small
 
 
-def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LoKr, site: Site) -> Shapes:
     points = cfg.kernel or 1
     (b, d), (a, c) = (
         split_width(site.in_features // points, cfg.decompose_factor),
@@ -78,14 +95,6 @@ def _shapes(cfg: LoKr, site: Site) -> dict[str, tuple[int, ...]]:
     first = {"lokr_w1_a": (a, cfg.r), "lokr_w1_b": (cfg.r, b)} if split1 else {"lokr_w1": (a, b)}
     second = {"lokr_w2_a": (c, cfg.r), "lokr_w2_b": (cfg.r, d)} if split2 else {"lokr_w2": (c, d)}
     return {**first, **second}
-
-
-def _init(cfg: LoKr, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    zero = {"lokr_w1", "lokr_w1_a"}
-    return {
-        name: np.zeros(shape, np.float32) if name in zero else kaiming(rng, shape)
-        for name, shape in _shapes(cfg, site).items()
-    }
 
 
 def _factor(params: Params, name: str) -> Array:
@@ -123,7 +132,7 @@ def _kernels(content: PeftContent) -> PeftContent:
     )
 
 
-def _join(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _join(tensors: Mapping[str, np.ndarray]) -> Arrays:
     if not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
         raise ValueError(f"a kernel without its factors: {', '.join(sorted(tensors))}")
     rest = {name: value for name, value in tensors.items() if name != "lokr_t2"}
@@ -178,7 +187,7 @@ def _features(params: Params) -> tuple[int, int]:
     return b * d, a * c
 
 
-def _as_kernel(cfg: LoKr, site: Site, params: Params) -> dict[str, np.ndarray]:
+def _as_kernel(cfg: LoKr, site: Site, params: Params) -> Arrays:
     """PEFT stores an undivided w2 with the kernel's axes."""
     w2 = params.get("lokr_w2")
     return (
@@ -216,13 +225,10 @@ lokr = METHODS.register(
         config=LoKr,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, lokr_w1_b=kaiming, lokr_w2=kaiming, lokr_w2_a=kaiming, lokr_w2_b=kaiming),
         normal_form=_normal_form,
         examples=(
             LoKr(r=8),

@@ -19,21 +19,42 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits
-from .core.config import FOR_TRAINING, AlphaConfig, Positive
-from .core.layouts import LAYOUTS, STACKS, WEIGHTS
-from .core.operators import Array, BlockDiagonal, Dense
-from .core.peft_form import TRANSPOSED, PeftForm, PeftLayer, as_kernels, has_axes
-from .core.site import Params, Site
-from .inits import INITS
+from . import (
+    FOR_TRAINING,
+    INITS,
+    LAYOUTS,
+    METHODS,
+    TRANSPOSED,
+    WEIGHTS,
+    AlphaConfig,
+    Array,
+    Arrays,
+    BlockDiagonal,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    PeftLayer,
+    Positive,
+    Shapes,
+    Site,
+    Storage,
+    Training,
+    Traits,
+    array_namespace,
+    as_kernels,
+    by_site,
+    has_axes,
+    literal,
+    plain,
+)
+from .core.layouts import STACKS
 from .peft.attention import attention_parameters
 from .peft.base_change import undo_base_change, widen
-from .peft.keys import by_site, literal, plain
 from .peft.lora_variants import FOR_TRAINING_ALONE, READ_AS_LORA, as_lora
 from .peft.parameters import KEY as TARGET_PARAMETERS
 from .peft.parameters import targeted_parameters, to_peft_factors
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -91,7 +112,7 @@ _START = frozenset({"start_A", "start_B"})
 """A0 and B0, which exist only during training; a pack does not store them."""
 
 
-def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LoRA, site: Site) -> Shapes:
     shares = site.stack if site.kind in LAYOUTS and LAYOUTS[site.kind].spanning else 1
     A, B = (cfg.r, site.in_features), (site.out_features, cfg.r // shares)
     return {
@@ -101,7 +122,7 @@ def _shapes(cfg: LoRA, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: LoRA, site: Site, rng: np.random.Generator) -> Arrays:
     init = INITS[cfg.init]
     A, B = init.make(cfg.r, cfg.scale, site, {**init.options, **cfg.init_options}, rng)
     return {"lora_A": A, "lora_B": B, **({"start_A": A.copy(), "start_B": B.copy()} if init.cancels else {})}
@@ -125,7 +146,7 @@ def _normal_form(cfg: LoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(up, cfg.scale))
 
 
-def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, dict[str, np.ndarray]]:
+def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, Arrays]:
     """Returns a plain LoRA: of rank 2 r if a start is subtracted, with an alpha that keeps the scale. Other
     parameters stay as they are.
     """
@@ -228,8 +249,6 @@ lora = METHODS.register(
         config=LoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             layers=(*WEIGHTS, "spanning_conv", "embedding", *STACKS),
         ),

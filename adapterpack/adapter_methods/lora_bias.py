@@ -14,12 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from .core.base import NormalForm
-from .core.layouts import LINEAR
-from .core.peft_form import LORA_ALONE, PeftForm, as_kernels
-from .core.site import Params, Site
+from . import LINEAR, LORA_ALONE, METHODS, Arrays, NormalForm, Params, PeftForm, Shapes, Site, as_kernels
 from .lora import OTHERS, LoRA, derive_config, lora
-from .registry import METHODS
 
 _BIAS, _KEY = "lora_B_bias", "lora_bias"
 
@@ -34,11 +30,11 @@ class LoRABias(LoRA):
     """
 
 
-def _shapes(cfg: LoRABias, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LoRABias, site: Site) -> Shapes:
     return {**lora.shapes(cfg, site), _BIAS: (site.out_features,)}
 
 
-def _init(cfg: LoRABias, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: LoRABias, site: Site, rng: np.random.Generator) -> Arrays:
     return {**lora.init(cfg, site, rng), _BIAS: np.zeros(site.out_features, np.float32)}
 
 
@@ -47,7 +43,7 @@ def _normal_form(cfg: LoRABias, params: Params, site: Site) -> NormalForm:
     return form._replace(shift=cfg.scale * params[_BIAS])
 
 
-def _as_kernels(cfg: LoRABias, site: Site, params: Params) -> dict[str, np.ndarray]:
+def _as_kernels(cfg: LoRABias, site: Site, params: Params) -> Arrays:
     """Returns the factors as convolutions, and the bias unchanged."""
     return {**params, **as_kernels("lora_A", "lora_B")(cfg, site, params)}
 

@@ -21,14 +21,22 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method
-from .core.config import FOR_TRAINING, SiteConfig, Whole
-from .core.operators import Array, Dense
-from .core.site import Params, Site
+from . import (
+    FOR_TRAINING,
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    Params,
+    Shapes,
+    Site,
+    SiteConfig,
+    Whole,
+    array_namespace,
+)
 from .core.token_positions import Ends, ends_of
 from .forms.blocks import TRAITS, BlockForm
-from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +71,12 @@ class LoReFT(SiteConfig):
         return self.r
 
 
-def _shapes(cfg: LoReFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: LoReFT, site: Site) -> Shapes:
     r, n = min(cfg.r, site.out_features), site.out_features
     return {"rotation": (r, n), "source": (r, n), "bias": (r,)}
 
 
-def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
     V = rng.normal(size=shapes["rotation"])
     made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}

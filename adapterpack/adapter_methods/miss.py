@@ -14,13 +14,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Unsupported
-from .core.base import Method, NormalForm, Traits, zeros
-from .core.config import RankConfig
-from .core.operators import BlockSums, Dense
-from .core.peft_form import PeftForm
-from .core.site import Params, Site
-from .registry import METHODS
+from . import (
+    METHODS,
+    BlockSums,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    RankConfig,
+    Shapes,
+    Site,
+    Traits,
+    require_widths,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -33,29 +41,14 @@ class MiSS(RankConfig):
     """
 
 
-def _shapes(cfg: MiSS, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: MiSS, site: Site) -> Shapes:
     return {"miss_block": (cfg.r, site.out_features)}
 
 
 def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
+    require_widths(site)
     block = params["miss_block"]
-    return NormalForm(down=BlockSums(with_known_widths(site).in_features, cfg.r, block), up=Dense(block.T))
-
-
-def with_known_widths(site: Site) -> Site:
-    """Returns the site after checking that its widths are known, because the tensors of these methods do not
-    determine them.
-
-    Raises:
-        Unsupported: a width is unknown.
-    """
-    if not (site.in_features and site.out_features):
-        raise Unsupported(
-            "the width of this layer is not known: the adapter's tensors do not say it",
-            where=site.path,
-            remedy="attach the adapter to its base and save it from there",
-        )
-    return site
+    return NormalForm(down=BlockSums(site.in_features, cfg.r, block), up=Dense(block.T))
 
 
 def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,7 +79,7 @@ miss = METHODS.register(
         paper="https://arxiv.org/abs/2409.15371",
         formula="y' = W x + b + M sum_blocks(x)",
         config=MiSS,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+        traits=Traits(additive=True, low_rank=True),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

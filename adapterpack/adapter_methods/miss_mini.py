@@ -13,15 +13,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import RankConfig, Whole
-from .core.operators import BlockSums, Chain, Dense, Repeat
-from .core.peft_form import PeftForm
-from .core.site import Params, Site
-from .miss import from_peft, is_miss, to_peft, with_known_widths
-from .registry import METHODS
+from . import (
+    METHODS,
+    BlockSums,
+    Chain,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    RankConfig,
+    Repeat,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    require_widths,
+    zeros,
+)
+from .miss import from_peft, is_miss, to_peft
 
 
 @dataclass(frozen=True)
@@ -36,19 +47,16 @@ class MiSSMini(RankConfig):
     mini_r: Whole = 1
 
 
-def _shapes(cfg: MiSSMini, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: MiSSMini, site: Site) -> Shapes:
     return {"miss_block": (cfg.r, cfg.mini_r)}
 
 
-def _init(cfg: MiSSMini, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"miss_block": np.zeros((cfg.r, cfg.mini_r), np.float32)}
-
-
 def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
-    block, out = params["miss_block"], with_known_widths(site).out_features
+    require_widths(site)
+    block = params["miss_block"]
     return NormalForm(
         down=Chain(BlockSums(site.in_features, cfg.r, block), Dense(block.T)),
-        up=Repeat(cfg.mini_r, out, block),
+        up=Repeat(cfg.mini_r, site.out_features, block),
     )
 
 
@@ -63,9 +71,9 @@ miss_mini = METHODS.register(
         paper="https://arxiv.org/abs/2409.15371",
         formula="y' = W x + b + repeat(M sum_blocks(x))",
         config=MiSSMini,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True),
+        traits=Traits(additive=True, low_rank=True),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes),
         normal_form=_normal_form,
         examples=(MiSSMini(r=2), MiSSMini(r=5, mini_r=3, dropout=0.1)),
         storage=Storage(

@@ -19,12 +19,26 @@ from typing import Literal
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits, zeros
-from .core.config import RankConfig
-from .core.operators import Array, BlockDiagonal, BlockSums, Chain, Dense, Repeat
-from .core.site import Params, Site
-from .registry import METHODS
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    BlockDiagonal,
+    BlockSums,
+    Chain,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    RankConfig,
+    Repeat,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
+    zeros,
+)
 
 
 @dataclass(frozen=True)
@@ -45,11 +59,11 @@ def _side(cfg: MoRA, site: Site) -> int:
     return max(2, n // 2 * 2) if cfg.form == "rope" else n
 
 
-def _shapes(cfg: MoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: MoRA, site: Site) -> Shapes:
     return {"mora_M": (_side(cfg, site), _side(cfg, site))}
 
 
-def _constants(cfg: MoRA, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: MoRA, site: Site) -> Arrays:
     n = _side(cfg, site)
     if cfg.form == "sharing":
         return {}
@@ -99,7 +113,9 @@ mora = METHODS.register(
         paper="https://arxiv.org/abs/2405.12130",
         formula="y' = W x + b + widen(M narrow(x)),  M square",
         config=MoRA,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        traits=Traits(
+            additive=True,
+        ),
         shapes=_shapes,
         init=zeros(_shapes),
         normal_form=_normal_form,

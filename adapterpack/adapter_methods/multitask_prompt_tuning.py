@@ -12,12 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .core.base import Method, Storage
-from .core.config import Count, Whole
-from .core.site import Params, Site
+from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, Whole, normal
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PromptTuning, start
-from .registry import METHODS
 
 _COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"
 
@@ -45,7 +42,7 @@ class MultitaskPromptTuning(PromptTuning):
             )
 
 
-def _shapes(cfg: MultitaskPromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: MultitaskPromptTuning, site: Site) -> Shapes:
     return {
         STORED: (cfg.num_virtual_tokens, site.in_features),
         _COLS: (cfg.num_tasks, cfg.num_virtual_tokens, cfg.num_ranks),
@@ -53,9 +50,9 @@ def _shapes(cfg: MultitaskPromptTuning, site: Site) -> dict[str, tuple[int, ...]
     }
 
 
-def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: MultitaskPromptTuning, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
-    small = {name: rng.normal(0, 0.02, shapes[name]).astype(np.float32) for name in (_COLS, _ROWS)}  # PEFT's
+    small = {name: normal(rng, shapes[name]) for name in (_COLS, _ROWS)}  # PEFT's
     return {STORED: start(cfg, site, rng), **small}
 
 

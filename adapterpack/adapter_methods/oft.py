@@ -16,18 +16,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits, zeros
-from .core.config import Count, NoBranch, Positive, require_whole
-from .core.layouts import WEIGHTS
-from .core.operators import BlockDiagonal
+from . import (
+    METHODS,
+    WEIGHTS,
+    Arrays,
+    BlockDiagonal,
+    Count,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftForm,
+    PeftKeys,
+    PeftLayer,
+    Positive,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
+    require_whole,
+    zeros,
+)
 from .core.orthogonal import Terms, block_size, cayley, skew, triangle, within
-from .core.peft_form import PeftForm, PeftLayer
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -54,13 +65,13 @@ class OFT(NoBranch):
         require_whole("block_size", self.block_size, 0 if self.r else 2)
 
 
-def _shapes(cfg: OFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: OFT, site: Site) -> Shapes:
     size = block_size(site.in_features, cfg.block_size, cfg.r)
     count = 1 if cfg.block_share else site.in_features // size if size else 0
     return {"oft_R": (count, size * (size - 1) // 2)}
 
 
-def _constants(cfg: OFT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: OFT, site: Site) -> Arrays:
     index, sign = triangle(block_size(site.in_features, cfg.block_size, cfg.r))
     return {"triangle": index, "sign": sign}
 
@@ -130,7 +141,7 @@ def _patches(cfg: OFT, site: Site) -> str:
     )
 
 
-def _back(params: Params) -> dict[str, np.ndarray]:
+def _back(params: Params) -> Arrays:
     return {"oft_R": -params["oft_R"]}
 
 
@@ -151,10 +162,6 @@ oft = METHODS.register(
         formula="y' = W (R x) + b,  R = diag of (I - Q_i)^-1 (I + Q_i)",
         config=OFT,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             min_features=(1, 2),
             layers=(*WEIGHTS, "table"),
         ),

@@ -19,15 +19,29 @@ from typing import Any
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits, constant
-from .core.config import SiteConfig, pattern_of, require_whole
-from .core.layouts import WEIGHTS
-from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm, widths_of
-from .core.site import Params, Site
+from . import (
+    METHODS,
+    WEIGHTS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    Shapes,
+    Site,
+    SiteConfig,
+    Storage,
+    Traits,
+    array_namespace,
+    constant,
+    pattern_of,
+    require_whole,
+    widths_of,
+)
 from .peft.keys import default_and_pattern
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -67,18 +81,18 @@ def _count_kept(cfg: OSF, site: Site) -> int:
     return min(kept, most - 1)
 
 
-def _shapes(cfg: OSF, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: OSF, site: Site) -> Shapes:
     k = min(site.out_features, site.in_features) - _count_kept(cfg, site)
     return {"osf_U": (site.out_features, k), "osf_S": (k,), "osf_V": (k, site.in_features)}
 
 
-def _parts(cfg: OSF, site: Site) -> dict[str, np.ndarray]:
+def _parts(cfg: OSF, site: Site) -> Arrays:
     U, S, V = np.linalg.svd(np.asarray(site.weight, np.float32), full_matrices=False)
     kept = _count_kept(cfg, site)
     return {"U_high": U[:, :kept], "V_high": V[:kept], "U_0": U[:, kept:], "S_0": S[kept:], "V_0": V[kept:]}
 
 
-def _init(cfg: OSF, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: OSF, site: Site, rng: np.random.Generator) -> Arrays:
     parts = _parts(cfg, site)
     return {f"osf_{name}": np.ascontiguousarray(parts[f"{name}_0"]) for name in ("U", "S", "V")}
 
@@ -139,10 +153,6 @@ osf = METHODS.register(
         formula="W' = W - U_0 S_0 V_0 + U S V,  U_0 S_0 V_0 the smallest terms of W",
         config=OSF,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             layers=WEIGHTS,
         ),

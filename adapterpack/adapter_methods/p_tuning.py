@@ -16,15 +16,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, Storage
-from .core.config import Count
-from .core.operators import Array
-from .core.site import Params, Site
+from . import METHODS, Array, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
 from .forms.blocks import relu
 from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, traits, uniform
 from .forms.prompt_config import EmbeddingConfig
-from .registry import METHODS
 
 _MOST_LAYERS = 64
 """The most LSTM layers: configs come from untrusted files, and each layer costs computation."""
@@ -71,13 +66,13 @@ def _layers(cfg: PTuning, site: Site) -> dict[str, tuple[tuple[int, ...], int]]:
     return layers
 
 
-def _shapes(cfg: PTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PTuning, site: Site) -> Shapes:
     network = {} if cfg.baked else {name: shape for name, (shape, _) in _layers(cfg, site).items()}
     return {STORED: (cfg.num_virtual_tokens, site.in_features), **network}
 
 
-def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    start = rng.normal(size=(cfg.num_virtual_tokens, site.in_features)).astype(np.float32)
+def _init(cfg: PTuning, site: Site, rng: np.random.Generator) -> Arrays:
+    start = normal(rng, (cfg.num_virtual_tokens, site.in_features), 1)
     return {
         STORED: start,
         **{name: uniform(rng, fan_in, shape) for name, (shape, fan_in) in _layers(cfg, site).items()},
@@ -126,7 +121,7 @@ def _both_ways(x: Array, params: Params, layer: str) -> Array:
     return xp.concat([states[0, ...], xp.flip(states[1, ...], axis=0)], axis=1)
 
 
-def _to_pack(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, dict[str, np.ndarray]]:
+def _to_pack(cfg: PTuning, params: Params, site: Site) -> tuple[PTuning, Arrays]:
     return replace(cfg, baked=True), {STORED: np.asarray(_normal_form(cfg, params, site).embeds, np.float32)}
 
 

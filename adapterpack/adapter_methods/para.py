@@ -13,16 +13,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-
-from .core.arrays import array_namespace
-from .core.base import NormalForm
-from .core.config import RankConfig
-from .core.operators import Dense
-from .core.peft_form import PeftForm, widths_of
-from .core.site import Params, Site
+from . import (
+    METHODS,
+    Dense,
+    NormalForm,
+    Params,
+    PeftForm,
+    RankConfig,
+    Shapes,
+    Site,
+    array_namespace,
+    normal,
+    widths_of,
+    zeros,
+)
 from .deft import deft, sides
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,8 @@ class PaRa(RankConfig):
     decomposition_method: Literal["relu", "qr"] = "relu"
 
 
-def _shapes(cfg: PaRa, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PaRa, site: Site) -> Shapes:
     return {"deft_P": (site.out_features, min(cfg.r, site.out_features))}
-
-
-def _init(cfg: PaRa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    return {"deft_P": rng.normal(0, 0.02, _shapes(cfg, site)["deft_P"]).astype(np.float32)}
 
 
 def _normal_form(cfg: PaRa, params: Params, site: Site) -> NormalForm:
@@ -90,7 +91,7 @@ para = METHODS.register(
         config=PaRa,
         traits=replace(deft.traits, layers=deft.traits.layers[:2], min_features=(2, 1)),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, deft_P=normal),
         normal_form=_normal_form,
         examples=(PaRa(r=2), PaRa(r=3, decomposition_method="qr", dropout=0.1)),
         peft=_form(deft.peft),

@@ -19,16 +19,27 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import Number, RankConfig, Whole
-from .core.layouts import WEIGHTS
-from .core.operators import Dense
-from .core.peft_form import PeftForm, widths_of
-from .core.site import Params, Site
+from . import (
+    METHODS,
+    WEIGHTS,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftForm,
+    PeftKeys,
+    RankConfig,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    kaiming,
+    widths_of,
+)
 from .forms.blocks import ACTIVATIONS, ALIASES
-from .loha import kaiming
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 _DEEPEST = 16
 """The most encoders and decoders; the paper uses up to three."""
@@ -63,14 +74,14 @@ class PEANuT(RankConfig):
         return self.scaling
 
 
-def _shapes(cfg: PEANuT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PEANuT, site: Site) -> Shapes:
     inner = {
         f"peanut_{part}_{i}": (cfg.r, cfg.r) for part in ("encoder", "decoder") for i in range(cfg.depth)
     }
     return {"peanut_A": (cfg.r, site.out_features), "peanut_B": (site.out_features, cfg.r), **inner}
 
 
-def _init(cfg: PEANuT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: PEANuT, site: Site, rng: np.random.Generator) -> Arrays:
     made = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
     return {**made, "peanut_B": np.zeros_like(made["peanut_B"])}
 
@@ -103,10 +114,6 @@ peanut = METHODS.register(
         formula="W' = W + s B f(... f(W^T A^T))^T,  f an activation",
         config=PEANuT,
         traits=Traits(
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             layers=WEIGHTS,
         ),

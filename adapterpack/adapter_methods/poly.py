@@ -25,16 +25,27 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import Count, RankConfig, Whole
-from .core.layouts import LINEAR
-from .core.operators import Array, Dense
-from .core.peft_form import LORA_ALONE
-from .core.site import Params, Site
-from .loha import kaiming
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from . import (
+    LINEAR,
+    LORA_ALONE,
+    METHODS,
+    Array,
+    Arrays,
+    Count,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftKeys,
+    RankConfig,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+    kaiming,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Poly(RankConfig):
         return 1 / self.r
 
 
-def _shapes(cfg: Poly, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Poly, site: Site) -> Shapes:
     splits = math.gcd(cfg.n_splits, site.in_features, site.out_features)
     return {
         "poly_lora_A": (splits, cfg.n_skills, site.in_features // splits, cfg.r),
@@ -74,7 +85,7 @@ def _shapes(cfg: Poly, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: Poly, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
     splits, skills, narrow, r = shapes["poly_lora_A"]
     A = kaiming(rng, (splits * skills * r, narrow)).reshape(splits, skills, r, narrow).swapaxes(2, 3)
@@ -128,7 +139,7 @@ poly = METHODS.register(
         paper="https://arxiv.org/abs/2202.13914",
         formula="y' = W x + b + (sum_s w_ts B_s) (sum_s w_ts A_s) x / r",
         config=Poly,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=True, layers=LINEAR),
+        traits=Traits(additive=True, low_rank=True, layers=LINEAR),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

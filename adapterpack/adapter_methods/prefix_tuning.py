@@ -15,10 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, Storage
-from .core.config import Count
-from .core.site import Params, Site
+from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
 from .forms.prompt import (
     STORED,
     PromptForm,
@@ -32,7 +29,6 @@ from .forms.prompt import (
     uniform,
 )
 from .forms.prompt_config import CacheConfig
-from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,7 @@ class PrefixTuning(CacheConfig):
         return self.projection and not self.baked
 
 
-def _shapes(cfg: PrefixTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PrefixTuning, site: Site) -> Shapes:
     wide, (_, heads, head_dim) = cfg.width(site), cfg.sizes(site)
     if not cfg.projects:
         return {STORED: (cfg.num_virtual_tokens, wide)}
@@ -82,11 +78,11 @@ def _shapes(cfg: PrefixTuning, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
     if cfg.init == "text":
         return {STORED: prefill(cfg, site)}
-    first = {STORED: rng.normal(size=shapes[STORED]).astype(np.float32)}
+    first = {STORED: normal(rng, shapes[STORED], 1)}
     if not cfg.projects:
         return {STORED: np.zeros(shapes[STORED], np.float32)} if cfg.init == "zero" else first
     for name in ("down", "up"):
@@ -108,7 +104,7 @@ def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
     return PromptForm(cache=as_cache(flat, cfg.sizes(site)))
 
 
-def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, dict[str, np.ndarray]]:
+def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, Arrays]:
     layers, heads, head_dim = cfg.sizes(site)
     final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
     return final, {STORED: np.asarray(as_flat(np.asarray(_normal_form(cfg, params, site).cache)), np.float32)}

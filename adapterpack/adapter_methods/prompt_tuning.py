@@ -14,11 +14,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .core.base import Method
-from .core.site import Params, Site
+from . import METHODS, Arrays, Method, Params, Shapes, Site
 from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, repeat, traits
 from .forms.prompt_config import EmbeddingConfig, PromptSite
-from .registry import METHODS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class PromptTuning(EmbeddingConfig):
     init: Literal["vocabulary", "random", "text"] = "vocabulary"
 
 
-def _shapes(cfg: PromptTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PromptTuning, site: Site) -> Shapes:
     return {STORED: (cfg.num_virtual_tokens, site.in_features)}
 
 
@@ -55,7 +53,7 @@ def start(cfg: Any, site: Site, rng: np.random.Generator) -> np.ndarray:
     )
 
 
-def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: PromptTuning, site: Site, rng: np.random.Generator) -> Arrays:
     return {STORED: start(cfg, site, rng)}
 
 

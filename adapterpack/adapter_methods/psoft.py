@@ -30,22 +30,31 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import (
+from . import (
+    METHODS,
     OPTIONAL,
     WIDEST,
+    Array,
+    Arrays,
+    Dense,
+    Estimate,
+    Factorise,
+    Method,
+    NormalForm,
+    Params,
+    PeftForm,
+    PeftKeys,
     RankConfig,
     Seed,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
     is_number,
 )
-from .core.operators import Array, Dense
 from .core.orthogonal import Terms, cayley, skew, triangle, within
-from .core.peft_form import Estimate, Factorise, PeftForm
-from .core.site import Params, Site
 from .core.torch_random import TorchGenerator, svd_lowrank
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 _MOST_ROUNDS = 100
 """The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's
@@ -80,15 +89,15 @@ def _rank(cfg: PSOFT, site: Site) -> int:
     return min([cfg.r, *(width for width in (site.in_features, site.out_features) if width)])
 
 
-def _shapes(cfg: PSOFT, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PSOFT, site: Site) -> Shapes:
     r = _rank(cfg, site)
-    vectors: dict[str, tuple[int, ...]] = {
+    vectors: Shapes = {
         f"vector_{side}": (r,) for side, there in (("a", cfg.mag_a), ("b", cfg.mag_b)) if there
     }
     return {"psoft_R": (r * (r - 1) // 2,) if cfg.orth else (r, r), **vectors}
 
 
-def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> Arrays:
     made = {name: np.ones(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
     return {
         **made,
@@ -96,7 +105,7 @@ def _init(cfg: PSOFT, site: Site, rng: np.random.Generator) -> dict[str, np.ndar
     }
 
 
-def _constants(cfg: PSOFT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: PSOFT, site: Site) -> Arrays:
     r = _rank(cfg, site)
     U, S, V = _principal(cfg, site, r)
     # Fixes the arbitrary signs: each left vector has a positive product with one fixed random direction.
@@ -148,7 +157,7 @@ value divided by the gap to the next one.
 
 def _change_frame(
     cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[PSOFT, dict[str, np.ndarray]]:
+) -> tuple[PSOFT, Arrays]:
     """Converts parameters between this package's frame and PEFT's; the conversion is its own inverse."""
     r = _rank(cfg, site)
     if r < cfg.r:
@@ -235,8 +244,6 @@ psoft = METHODS.register(
         config=PSOFT,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             reads_weight=True,
             min_features=(2, 2),

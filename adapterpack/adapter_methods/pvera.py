@@ -17,17 +17,27 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import FOR_TRAINING
-from .core.layouts import LINEAR
-from .core.operators import Array, Dense, Scaled
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
-from .core.projection import Projection, resolve
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
-from .vera import VeRA, pair
+from . import (
+    FOR_TRAINING,
+    LINEAR,
+    METHODS,
+    SHARES_A_PART,
+    TRANSPOSED,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Params,
+    PeftKeys,
+    Scaled,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    widths_of,
+)
+from .vera import VeRA, project
 
 
 @dataclass(frozen=True)
@@ -43,12 +53,7 @@ class PVeRA(VeRA):
     sample: bool = field(default=True, compare=False, metadata=FOR_TRAINING)
 
 
-_PROJECTION = Projection(
-    names=("pvera_A", "pvera_B"),
-    shapes=lambda cfg: ((2 * cfg.r, cfg.width), (cfg.height, cfg.r)),
-    make=lambda cfg: pair(cfg.projection_prng_key, 2 * cfg.r, cfg.r, cfg.width, cfg.height),
-    sizes=lambda A, B: (A.shape[1], B.shape[0]),
-)
+_PROJECTION = project("pvera_A", "pvera_B", lambda cfg: 2 * cfg.r)
 
 
 class _Drawn(NamedTuple):
@@ -66,11 +71,11 @@ class _Drawn(NamedTuple):
         return x @ self.mean.T + deviation * deviation.new_empty(deviation.shape).normal_()
 
 
-def _shapes(cfg: PVeRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: PVeRA, site: Site) -> Shapes:
     return {"pvera_lambda_b": (site.out_features,), "pvera_lambda_d": (2 * cfg.r,)}
 
 
-def _init(cfg: PVeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: PVeRA, site: Site, rng: np.random.Generator) -> Arrays:
     return {
         "pvera_lambda_b": np.zeros(site.out_features, np.float32),
         "pvera_lambda_d": np.full(2 * cfg.r, cfg.d_initial, np.float32),
@@ -135,8 +140,6 @@ pvera = METHODS.register(
         config=PVeRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             frozen=_PROJECTION.names,
             layers=LINEAR,
@@ -149,12 +152,7 @@ pvera = METHODS.register(
             PVeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1, sample=False),
         ),
         overrides={"training_form": _sample},
-        storage=Storage(
-            constants=_PROJECTION.constants,
-            expanded_size=_PROJECTION.expanded_size,
-            shared=_PROJECTION.shared,
-            resolve=resolve,
-        ),
+        storage=_PROJECTION.storage,
         peft=_KEYS.form(
             peft_type="PVERA",
             suffixes=("pvera_lambda_b", "pvera_lambda_d"),

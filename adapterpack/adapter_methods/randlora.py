@@ -19,17 +19,26 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import Number, Whole, set_defaults
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Dense
-from .core.peft_form import TRANSPOSED
-from .core.projection import Projected, Projection, resolve
-from .core.site import Params, Site
+from . import (
+    MATRICES,
+    METHODS,
+    TRANSPOSED,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftKeys,
+    Shapes,
+    Site,
+    Traits,
+    Whole,
+    array_namespace,
+    set_defaults,
+)
+from .core.projection import Projected, Projection
 from .core.torch_random import TorchGenerator
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -123,16 +132,15 @@ _PROJECTION = Projection(
     names=("randlora_A", "randlora_B"),
     shapes=_pair_shapes,
     make=_make,
-    sizes=lambda A, B: (A.shape[2], B.shape[0]),
 )
 
 
-def _shapes(cfg: RandLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: RandLoRA, site: Site) -> Shapes:
     narrow, _, bases = _sizes(cfg, site.in_features, site.out_features)
     return {"randlora_lambda": (cfg.r, bases), "randlora_gamma": (bases, narrow)}
 
 
-def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     shapes = _shapes(cfg, site)
     gamma = np.full(shapes["randlora_gamma"], 1 / max(shapes["randlora_gamma"]), np.float32)
     return {"randlora_lambda": np.zeros(shapes["randlora_lambda"], np.float32), "randlora_gamma": gamma}
@@ -173,11 +181,8 @@ randlora = METHODS.register(
         config=RandLoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             frozen=_PROJECTION.names,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,
@@ -188,12 +193,7 @@ randlora = METHODS.register(
             RandLoRA(r=2, sparse=True, projection_prng_key=3),
             RandLoRA(r=4, very_sparse=True),
         ),
-        storage=Storage(
-            constants=_PROJECTION.constants,
-            expanded_size=_PROJECTION.expanded_size,
-            shared=_PROJECTION.shared,
-            resolve=resolve,
-        ),
+        storage=_PROJECTION.storage,
         peft=_KEYS.form(
             peft_type="RANDLORA",
             suffixes=("randlora_lambda", "randlora_gamma", *_PROJECTION.names),

@@ -14,17 +14,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
-import numpy as np
 from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Traits
-from .core.config import WIDEST, NoBranch
-from .core.operators import Array, PairRotation
+from . import (
+    METHODS,
+    WIDEST,
+    Array,
+    Method,
+    NoBranch,
+    NormalForm,
+    PairRotation,
+    Params,
+    PeftKeys,
+    Shapes,
+    Site,
+    Traits,
+    array_namespace,
+    zeros,
+)
 from .core.orthogonal import nearest_divisor
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 class _Variant(NamedTuple):
@@ -75,17 +83,9 @@ class RoAd(NoBranch):
             raise ValueError(f"group_size must be even, not {self.group_size!r}")
 
 
-def _shapes(cfg: RoAd, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: RoAd, site: Site) -> Shapes:
     count = (site.out_features + 1) // 2 * VARIANTS[cfg.variant].numbers
     return {"road_theta": (count,), "road_alpha": (count,)}
-
-
-def _init(cfg: RoAd, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    shapes = _shapes(cfg, site)
-    return {
-        "road_theta": np.zeros(shapes["road_theta"], np.float32),
-        "road_alpha": np.ones(shapes["road_alpha"], np.float32),
-    }
 
 
 def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
@@ -106,11 +106,9 @@ road = METHODS.register(
         paper="https://arxiv.org/abs/2409.00119",
         formula="y' = alpha cos(theta) * y + alpha sin(theta) * turned(y)",
         config=RoAd,
-        traits=Traits(
-            additive=False, identity_at_init=True, row_separable=False, low_rank=False, min_features=(2, 1)
-        ),
+        traits=Traits(row_separable=False, min_features=(2, 1)),
         shapes=_shapes,
-        init=_init,
+        init=zeros(_shapes, road_alpha=1),
         normal_form=_normal_form,
         examples=(
             RoAd(),

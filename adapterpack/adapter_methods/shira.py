@@ -14,14 +14,25 @@ from functools import lru_cache
 
 import numpy as np
 
-from .core.base import Method, NormalForm, Storage, Traits, require_widths
-from .core.config import Seed, SiteConfig, Whole
-from .core.peft_form import PeftContent
+from . import (
+    METHODS,
+    Arrays,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftKeys,
+    Seed,
+    Shapes,
+    Site,
+    SiteConfig,
+    Storage,
+    Traits,
+    Whole,
+    require_widths,
+)
 from .core.seeded_indices import places
-from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -55,12 +66,12 @@ def _mask(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
     return drawn[:, np.lexsort((drawn[1], drawn[0]))]
 
 
-def _shapes(cfg: SHiRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: SHiRA, site: Site) -> Shapes:
     values = {"shira_weight": (_count(cfg, site),)}
     return {**values, "shira_indices": (2, _count(cfg, site))} if cfg.random_seed is None else dict(values)
 
 
-def _init(cfg: SHiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: SHiRA, site: Site, rng: np.random.Generator) -> Arrays:
     values = {"shira_weight": np.zeros(_count(cfg, site), np.float32)}
     if cfg.random_seed is not None:
         return values
@@ -68,7 +79,7 @@ def _init(cfg: SHiRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndar
     return {**values, "shira_indices": mask.astype(np.int32)}
 
 
-def _constants(cfg: SHiRA, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: SHiRA, site: Site) -> Arrays:
     if cfg.random_seed is None:
         return {}
     require_widths(site)
@@ -106,7 +117,9 @@ shira = METHODS.register(
         paper="https://arxiv.org/abs/2406.13175",
         formula="W' = W + S,  S sparse",
         config=SHiRA,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
+        traits=Traits(
+            additive=True,
+        ),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

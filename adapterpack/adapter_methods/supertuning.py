@@ -19,22 +19,30 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Training, Traits, require_widths
-from .core.config import (
+from . import (
+    LINEAR,
+    METHODS,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
     Number,
+    Params,
+    PeftContent,
+    PeftKeys,
+    Shapes,
+    Site,
     SiteConfig,
+    Storage,
+    Training,
+    Traits,
     Whole,
+    array_namespace,
+    kaiming,
+    require_widths,
     set_defaults,
 )
-from .core.layouts import LINEAR
-from .core.operators import Dense
-from .core.peft_form import PeftContent
-from .core.site import Params, Site
 from .core.sparse import Sparse, require_places
-from .loha import kaiming
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ def _count(cfg: SuperTuning, site: Site) -> int:
     return max(1, int(site.out_features * site.in_features * (1 - cfg.sparsity)))
 
 
-def _shapes(cfg: SuperTuning, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: SuperTuning, site: Site) -> Shapes:
     count = (_count(cfg, site),)
     sparse = {"supertuning_values": count, "supertuning_indices": count}
     if cfg.r is None:
@@ -86,7 +94,7 @@ def _shapes(cfg: SuperTuning, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> Arrays:
     count, sizes = _count(cfg, site), np.abs(np.asarray(site.weight)).reshape(-1)
     order = np.argsort(-sizes if cfg.select_top else sizes, kind="stable")
     made = {
@@ -151,9 +159,7 @@ supertuning = METHODS.register(
         paper="https://arxiv.org/abs/2607.09287",
         formula="W' = W + S + s B A,  S sparse, at the largest |W|;  s = alpha / r",
         config=SuperTuning,
-        traits=Traits(
-            additive=True, identity_at_init=True, row_separable=True, low_rank=False, layers=LINEAR
-        ),
+        traits=Traits(additive=True, layers=LINEAR),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

@@ -20,22 +20,34 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits
-from .core.config import (
+from . import (
+    METHODS,
     MOST_SITES,
+    TRANSPOSED,
+    WEIGHTS,
+    Arrays,
+    Chain,
+    Dense,
+    Factorise,
+    Method,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftKeys,
+    PeftLayer,
     RankConfig,
     Seed,
+    Shapes,
+    Shared,
+    Site,
+    Storage,
+    Traits,
     Whole,
+    array_namespace,
     pattern_of,
 )
-from .core.layouts import WEIGHTS
-from .core.operators import Chain, Dense
-from .core.peft_form import TRANSPOSED, Factorise, PeftContent, PeftForm, PeftLayer
-from .core.site import Params, Site
 from .core.torch_random import TorchGenerator
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,7 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     return [replace(cfg, index=index, count=len(sites)) for index, cfg in enumerate(configs)]
 
 
-def _shapes(cfg: TinyLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: TinyLoRA, site: Site) -> Shapes:
     rank = _rank(cfg, site)
     return (
         {"tinylora_A": (rank, site.in_features), "tinylora_B": (site.out_features, rank)}
@@ -98,11 +110,11 @@ def _shapes(cfg: TinyLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     )
 
 
-def _vectors(cfg: TinyLoRA, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _vectors(cfg: TinyLoRA, sites: Sequence[Site]) -> Shapes:
     return {f"tinylora_v_{group}": (cfg.u,) for group in range(_groups(cfg, cfg.count or len(sites)))}
 
 
-def _factors(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
+def _factors(cfg: TinyLoRA, site: Site) -> Arrays:
     """Computes A and B from the site's weight, with signs that do not depend on the library."""
     rank = _rank(cfg, site)
     left, values, right = np.linalg.svd(np.asarray(site.weight, np.float64), full_matrices=False)
@@ -120,7 +132,7 @@ def _projection(seed: int, u: int, rank: int) -> np.ndarray:
     return TorchGenerator(seed).normal((u, rank, rank), rank**-0.5)
 
 
-def _constants(cfg: TinyLoRA, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: TinyLoRA, site: Site) -> Arrays:
     P = {"tinylora_P": _projection(cfg.projection_seed + (cfg.index or 0), cfg.u, _rank(cfg, site))}
     return P if cfg.save_factors else {**P, **_factors(cfg, site)}
 
@@ -152,7 +164,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _add_factors(
     cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[TinyLoRA, dict[str, np.ndarray]]:
+) -> tuple[TinyLoRA, Arrays]:
     """Adds A and B to the parameters: PEFT uses the factors of its file whatever signs it would have
     computed.
     """
@@ -210,8 +222,6 @@ tinylora = METHODS.register(
         config=TinyLoRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             reads_weight=True,
             frozen=("tinylora_A", "tinylora_B"),

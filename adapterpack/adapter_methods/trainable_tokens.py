@@ -17,13 +17,29 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError, SiteNotFound, Unsupported
-from .core.arrays import array_namespace
-from .core.base import Forward, Method, NormalForm, Storage, Traits
-from .core.config import NoBranch, by_suffix, require_whole
-from .core.operators import Array, Dense
-from .core.peft_form import PeftContent, PeftForm, PeftLayer, PeftSecondary, widths_of
-from .core.site import Params, Site
-from .registry import METHODS
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NoBranch,
+    NormalForm,
+    Params,
+    PeftContent,
+    PeftForm,
+    PeftLayer,
+    PeftSecondary,
+    Shapes,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
+    by_suffix,
+    require_whole,
+    widths_of,
+)
+from .core.base import Forward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +62,11 @@ class TrainableTokens(NoBranch):
             raise ValueError(f"token_indices must not name a token twice: {self.token_indices!r}")
 
 
-def _shapes(cfg: TrainableTokens, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: TrainableTokens, site: Site) -> Shapes:
     return {"trainable_tokens_delta": (len(cfg.token_indices), site.in_features)}
 
 
-def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: TrainableTokens, site: Site, rng: np.random.Generator) -> Arrays:
     if not cfg.token_indices:
         raise ConfigError(
             "no token is named whose row is to be trained",
@@ -73,7 +89,7 @@ def _require_rows(cfg: TrainableTokens, site: Site) -> None:
         )
 
 
-def _constants(cfg: TrainableTokens, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: TrainableTokens, site: Site) -> Arrays:
     """Returns the chosen ids, and for every token its position among them counted from 1, or 0."""
     _require_rows(cfg, site)
     ids, place = np.array(cfg.token_indices, np.int64), np.zeros(site.out_features, np.int64)
@@ -202,10 +218,6 @@ trainable_tokens = METHODS.register(
         config=TrainableTokens,
         traits=Traits(
             exclusive=True,
-            additive=False,
-            identity_at_init=True,
-            row_separable=True,
-            low_rank=False,
             reads_weight=True,
             quantizable=False,
             layers=("table", "linear"),

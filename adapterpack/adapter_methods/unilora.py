@@ -20,21 +20,32 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
-from .core.config import (
+from . import (
+    METHODS,
+    SHARES_A_PART,
+    TRANSPOSED,
+    WITH_BASE,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
     Number,
+    Params,
+    PeftContent,
+    PeftKeys,
     RankConfig,
     Seed,
+    Shared,
+    Site,
+    Storage,
+    Traits,
     Whole,
-    ends,
+    array_namespace,
     pattern_of,
+    require_widths,
 )
-from .core.operators import Dense
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, WITH_BASE, OfBase, PeftContent
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from .core.config import ends
+from .core.peft_form import OfBase
 
 _INDICES = ("unilora_indices_A", "unilora_indices_B")
 _MOST = 1 << 28
@@ -100,7 +111,7 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
     ]
 
 
-def _constants(cfg: UniLoRA, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: UniLoRA, site: Site) -> Arrays:
     require_widths(site)
     start, total = (
         (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
@@ -129,7 +140,7 @@ def _normal_form(cfg: UniLoRA, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.reshape(down, (cfg.r, -1))), up=Dense(xp.reshape(up, (-1, cfg.r))))
 
 
-def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
     bound = cfg.init_theta_d_bound
     return {"unilora_theta_d": rng.uniform(-bound, bound, cfg.theta_d_length).astype(np.float32)}
 
@@ -248,7 +259,7 @@ unilora = METHODS.register(
         paper="https://arxiv.org/abs/2506.00799",
         formula="y' = W x + b + B A x,  A and B gathered from one vector theta",
         config=UniLoRA,
-        traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+        traits=Traits(additive=True, identity_at_init=False, low_rank=True),
         shapes=lambda cfg, site: {},
         init=lambda cfg, site, rng: {},
         normal_form=_normal_form,

@@ -18,14 +18,28 @@ from typing import Any
 import numpy as np
 
 from ..errors import Unsupported
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Shared, Storage, Traits, require_widths
-from .core.config import Number, RankConfig, Whole
-from .core.operators import Array, Dense
-from .core.peft_form import SHARES_A_PART, TRANSPOSED
-from .core.site import Params, Site
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from . import (
+    METHODS,
+    SHARES_A_PART,
+    TRANSPOSED,
+    Array,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftKeys,
+    RankConfig,
+    Shapes,
+    Shared,
+    Site,
+    Storage,
+    Traits,
+    Whole,
+    array_namespace,
+    require_widths,
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +76,7 @@ def _pieces(cfg: VBLoRA, site: Site) -> tuple[int, int]:
     return -(-site.in_features // cfg.vector_length), -(-site.out_features // cfg.vector_length)
 
 
-def _shapes(cfg: VBLoRA, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: VBLoRA, site: Site) -> Shapes:
     wide, tall = _pieces(cfg, site)
     pieces = dict(zip(_SIDES, ((cfg.r, wide), (tall, cfg.r)), strict=True))
     if not cfg.save_only_topk_weights:
@@ -74,7 +88,7 @@ def _shapes(cfg: VBLoRA, site: Site) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> Arrays:
     if cfg.save_only_topk_weights:
         raise Unsupported(
             "weights of the best vectors alone cannot be trained",
@@ -87,7 +101,7 @@ def _init(cfg: VBLoRA, site: Site, rng: np.random.Generator) -> dict[str, np.nda
     }
 
 
-def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _bank(cfg: VBLoRA, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
     bound = cfg.init_vector_bank_bound
     return {
         "vblora_vector_bank": rng.uniform(-bound, bound, (cfg.num_vectors, cfg.vector_length)).astype(
@@ -157,7 +171,7 @@ vblora = METHODS.register(
         paper="https://arxiv.org/abs/2405.15179",
         formula="y' = W x + b + B A x,  A and B mixed from one bank of vectors",
         config=VBLoRA,
-        traits=Traits(additive=True, identity_at_init=False, row_separable=True, low_rank=True),
+        traits=Traits(additive=True, identity_at_init=False, low_rank=True),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,

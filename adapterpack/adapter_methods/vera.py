@@ -11,21 +11,34 @@ that PEFT draws on a base in float32.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
-from .core.base import Method, NormalForm, Storage, Traits
-from .core.config import Number, Whole
-from .core.layouts import STACKS, WEIGHTS
-from .core.operators import Dense, Scaled
-from .core.peft_form import SHARES_A_PART, TRANSPOSED, widths_of
-from .core.projection import Projected, Projection, resolve
-from .core.site import Params, Site
+from . import (
+    MATRICES,
+    METHODS,
+    SHARES_A_PART,
+    TRANSPOSED,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
+    Number,
+    Params,
+    PeftKeys,
+    Scaled,
+    Shapes,
+    Site,
+    Traits,
+    Whole,
+    widths_of,
+)
+from .core.projection import Projected, Projection
 from .core.torch_random import TorchGenerator
-from .peft.keys import PeftKeys
-from .registry import METHODS
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class VeRA(Projected):
 
 
 @lru_cache(maxsize=4)
-def pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
+def _pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws A ``[r, width]`` and B ``[height, rank]`` in float32, as ``torch.nn.init.kaiming_uniform_`` with
     one generator.
     """
@@ -60,19 +73,23 @@ def pair(seed: int, r: int, rank: int, width: int, height: int) -> tuple[np.ndar
     return kaiming(r, width), kaiming(height, rank)
 
 
-_PROJECTION = Projection(
-    names=("vera_A", "vera_B"),
-    shapes=lambda cfg: ((cfg.r, cfg.width), (cfg.height, cfg.r)),
-    make=lambda cfg: pair(cfg.projection_prng_key, cfg.r, cfg.r, cfg.width, cfg.height),
-    sizes=lambda A, B: (A.shape[1], B.shape[0]),
-)
+def project(A: str, B: str, rows: Callable[[Any], int]) -> Projection:
+    """Returns the shared pair with these names, whose A has as many rows as ``rows`` says for a config."""
+    return Projection(
+        names=(A, B),
+        shapes=lambda cfg: ((rows(cfg), cfg.width), (cfg.height, cfg.r)),
+        make=lambda cfg: _pair(cfg.projection_prng_key, rows(cfg), cfg.r, cfg.width, cfg.height),
+    )
 
 
-def _shapes(cfg: VeRA, site: Site) -> dict[str, tuple[int, ...]]:
+_PROJECTION = project("vera_A", "vera_B", lambda cfg: cfg.r)
+
+
+def _shapes(cfg: VeRA, site: Site) -> Shapes:
     return {"vera_lambda_b": (site.out_features,), "vera_lambda_d": (cfg.r,)}
 
 
-def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> Arrays:
     return {
         "vera_lambda_b": np.zeros(site.out_features, np.float32),
         "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32),
@@ -100,22 +117,15 @@ vera = METHODS.register(
         config=VeRA,
         traits=Traits(
             additive=True,
-            identity_at_init=True,
-            row_separable=True,
             low_rank=True,
             frozen=_PROJECTION.names,
-            layers=(*WEIGHTS, "embedding", *STACKS),
+            layers=MATRICES,
         ),
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
         examples=(VeRA(r=3), VeRA(r=5, projection_prng_key=7, d_initial=0.5, dropout=0.1)),
-        storage=Storage(
-            constants=_PROJECTION.constants,
-            expanded_size=_PROJECTION.expanded_size,
-            shared=_PROJECTION.shared,
-            resolve=resolve,
-        ),
+        storage=_PROJECTION.storage,
         peft=_KEYS.form(
             peft_type="VERA",
             suffixes=("vera_lambda_b", "vera_lambda_d"),

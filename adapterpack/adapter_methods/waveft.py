@@ -9,35 +9,38 @@ bottom left, both fine bottom right. They start at zero, so that a fresh adapter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-from msgspec import Meta
 
-from .core.arrays import array_namespace
-from .core.base import Method, NormalForm, Storage, Traits, require_widths
-from .core.config import (
-    LARGEST_WHOLE,
+from . import (
+    METHODS,
+    TRANSPOSED,
+    Arrays,
+    Dense,
+    Method,
+    NormalForm,
     Number,
-    Seed,
-    SiteConfig,
-    pattern_of,
+    Params,
+    PeftContent,
+    PeftKeys,
+    Site,
+    Storage,
+    Traits,
+    array_namespace,
+    require_widths,
 )
-from .core.operators import Dense
-from .core.peft_form import TRANSPOSED, PeftContent
 from .core.seeded_indices import places
-from .core.site import Params, Site
 from .core.sparse import scatter
 from .core.wavelets import filters, inverse
-from .peft.keys import PeftKeys
-from .registry import METHODS
+from .fourierft import Coefficients, FourierFT, count_coefficients
 
 
 @dataclass(frozen=True)
-class WaveFT(SiteConfig):
+class WaveFT(FourierFT):
     """The hyper-parameters of WaveFT; a layer with fewer weights than ``n_frequency`` has a coefficient for
     each.
 
@@ -49,26 +52,15 @@ class WaveFT(SiteConfig):
         500
     """
 
-    n_frequency: Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)] = 2592
+    n_frequency: Coefficients = 2592
     scaling: Number = 25.0
     wavelet_family: str = "db1"
     use_idwt: bool = True
-    random_loc_seed: Seed = 777
-    n_frequency_pattern: Mapping[str, int] = pattern_of("n_frequency")
     proportional_parameters: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         filters(self.wavelet_family)
-
-    @property
-    def scale(self) -> float:
-        """``s``, the number that multiplies the inverse transform."""
-        return self.scaling
-
-
-def _count(cfg: WaveFT, site: Site) -> int:
-    return min(cfg.n_frequency, site.in_features * site.out_features)
 
 
 def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
@@ -88,7 +80,10 @@ def _resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
         else cfg
         for cfg, size in zip(configs, sizes, strict=True)
     ]
-    return [replace(cfg, n_frequency=_count(cfg, site)) for cfg, site in zip(dealt, sites, strict=True)]
+    return [
+        replace(cfg, n_frequency=count_coefficients(cfg, site))
+        for cfg, site in zip(dealt, sites, strict=True)
+    ]
 
 
 @lru_cache(maxsize=64)
@@ -108,9 +103,9 @@ def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.n
     return turned
 
 
-def _constants(cfg: WaveFT, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: WaveFT, site: Site) -> Arrays:
     require_widths(site)
-    drawn = (cfg.random_loc_seed, site.out_features, site.in_features, _count(cfg, site))
+    drawn = (cfg.random_loc_seed, site.out_features, site.in_features, count_coefficients(cfg, site))
     return {
         "waveft_places": _quarters(*drawn, len(filters(cfg.wavelet_family)[0]))
         if cfg.use_idwt
@@ -170,9 +165,11 @@ waveft = METHODS.register(
         paper="https://arxiv.org/abs/2505.12532",
         formula="W' = W + s IDWT2(S),  S sparse",
         config=WaveFT,
-        traits=Traits(additive=True, identity_at_init=True, row_separable=True, low_rank=False),
-        shapes=lambda cfg, site: {"waveft_spectrum": (_count(cfg, site),)},
-        init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(_count(cfg, site), np.float32)},
+        traits=Traits(
+            additive=True,
+        ),
+        shapes=lambda cfg, site: {"waveft_spectrum": (count_coefficients(cfg, site),)},
+        init=lambda cfg, site, rng: {"waveft_spectrum": np.zeros(count_coefficients(cfg, site), np.float32)},
         normal_form=_normal_form,
         examples=(
             WaveFT(n_frequency=4),

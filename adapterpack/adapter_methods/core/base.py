@@ -12,6 +12,7 @@ numpy arrays everywhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypedDict
@@ -25,7 +26,7 @@ from .layouts import WEIGHTS
 from .operators import Array, Operator, rows_of
 from .peft_form import PeftForm
 from .routers import Route
-from .site import Params, Site
+from .site import Arrays, Params, Shapes, Site
 
 Forward = Callable[[Array], Array]
 
@@ -72,15 +73,15 @@ class Traits:
     name.
     """
 
-    additive: bool
+    additive: bool = False
     """The change is added to the weight, so changes of several adapters can be summed, and a weight on the
     adapter multiplies the change.
     """
-    identity_at_init: bool
+    identity_at_init: bool = True
     """A freshly initialised adapter leaves the model's outputs exactly as they are."""
-    row_separable: bool
+    row_separable: bool = True
     """A block of output rows can be folded without reading the other rows."""
-    low_rank: bool
+    low_rank: bool = False
     """The change is ``up @ down`` with a small rank, so composing the factors is exact."""
     reads_weight: bool = False
     """``init`` and ``normal_form`` need the base weight."""
@@ -117,8 +118,8 @@ class Shared(NamedTuple):
     ``Site.shared``. With ``reads_weights`` their own ``init`` reads the weights of all sites.
     """
 
-    shapes: Callable[[Any, Sequence[Site]], dict[str, tuple[int, ...]]]
-    init: Callable[[Any, Sequence[Site], np.random.Generator], dict[str, np.ndarray]]
+    shapes: Callable[[Any, Sequence[Site]], Shapes]
+    init: Callable[[Any, Sequence[Site], np.random.Generator], Arrays]
     reads_weights: bool = False
 
 
@@ -160,7 +161,7 @@ class Storage(NamedTuple):
     """
 
     shared: Shared | None = None
-    constants: Callable[[Any, Site], dict[str, np.ndarray]] | None = None
+    constants: Callable[[Any, Site], Arrays] | None = None
     """(config, site) -> tensors that are neither trained nor stored, because they follow from the config, the
     site and, with ``reads_weight``, its weight: random bases drawn from a seed, for instance.
     """
@@ -174,7 +175,7 @@ class Storage(NamedTuple):
     together (their largest width, a site's number). Resolving twice gives the same result. A value that
     depends on an unknown width stays open.
     """
-    to_stored: Callable[[Any, Params, Site], tuple[Any, dict[str, np.ndarray]]] | None = None
+    to_stored: Callable[[Any, Params, Site], tuple[Any, Arrays]] | None = None
     """(config, parameters, site) -> the config and the parameters of a trained site as a pack stores them,
     where that differs from the form in training. A stacked site passes all its matrices in one call, along
     the first axis.
@@ -221,7 +222,7 @@ class Overrides(TypedDict, total=False):
     """Runs after each optimizer step, over all sites of an adapter at once: (progress, state, path -> site)
     -> (state, path -> new values of some parameters). The state is the method's own and None at first.
     """
-    derive: Callable[[Any, Params, Site], dict[str, np.ndarray]]
+    derive: Callable[[Any, Params, Site], Arrays]
     """(config, parameters, site) -> further constants, as in :class:`Storage`, that also depend on parameters
     that are stored but not trained.
     """
@@ -229,7 +230,7 @@ class Overrides(TypedDict, total=False):
     """(config, parameters, rows of the table) -> the rows that the adapter appends to an embedding table of
     that length (tokens added before training), or None.
     """
-    linear_combination: Callable[[Sequence[tuple[Params, float]]], dict[str, np.ndarray]]
+    linear_combination: Callable[[Sequence[tuple[Params, float]]], Arrays]
     """[(parameters, weight), ...] of several adapters with the same config at a site -> the parameters
     (numpy) of one adapter whose change is exactly the weighted sum of theirs.
     """
@@ -248,8 +249,8 @@ class Method(NamedTuple):
     paper: str
     config: type[Any]
     traits: Traits
-    shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]]
-    init: Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]
+    shapes: Callable[[Any, Site], Shapes]
+    init: Callable[[Any, Site, np.random.Generator], Arrays]
     normal_form: Callable[[Any, Params, Site], Any]
     """Returns the normal form for the method's ``kind``: a :class:`NormalForm`, a block's form or a prompt's
     form.
@@ -285,12 +286,36 @@ def describe_traits(method: Method) -> dict[str, Any]:
 
 
 def zeros(
-    shapes: Callable[[Any, Site], dict[str, tuple[int, ...]]],
-) -> Callable[[Any, Site, np.random.Generator], dict[str, np.ndarray]]:
-    """Returns an ``init`` that starts every parameter at zero."""
-    return lambda cfg, site, rng: {
-        name: np.zeros(shape, np.float32) for name, shape in shapes(cfg, site).items()
-    }
+    shapes: Callable[[Any, Site], Shapes],
+    **others: float | Callable[[np.random.Generator, tuple[int, ...]], np.ndarray],
+) -> Callable[[Any, Site, np.random.Generator], Arrays]:
+    """Returns an ``init`` that starts every parameter at zero, except the ``others``: name -> the number that
+    fills it, or a function that draws it, such as :func:`kaiming`.
+
+    Example:
+        >>> init = zeros(lambda cfg, site: {"A": (2, site.in_features), "scale": (3,)}, scale=1)
+        >>> init(None, Site("layer", 1, 3), np.random.default_rng(0))["scale"]
+        array([1., 1., 1.], dtype=float32)
+    """
+
+    def start(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+        value = others.get(name, 0.0)
+        return value(rng, shape) if callable(value) else np.full(shape, value, np.float32)
+
+    return lambda cfg, site, rng: {name: start(name, shape, rng) for name, shape in shapes(cfg, site).items()}
+
+
+def kaiming(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Draws Kaiming uniform with a = sqrt(5), as the reference implementations do: the bound is ``1 /
+    sqrt(columns)``.
+    """
+    bound = 1 / math.sqrt(max(1, math.prod(shape[1:])))
+    return rng.uniform(-bound, bound, shape).astype(np.float32)
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...], deviation: float = 0.02) -> np.ndarray:
+    """Draws normal numbers in float32."""
+    return rng.normal(0, deviation, shape).astype(np.float32)
 
 
 def constant(value: Array) -> Array:
@@ -419,7 +444,7 @@ def complete(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, 
     }
 
 
-def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> dict[str, np.ndarray]:
+def constants_of(method: Method, cfg: Any, params: Params, site: Site) -> Arrays:
     """Computes the tensors of a site that are neither trained nor stored: ``Storage.constants`` and
     ``Overrides.derive``.
     """

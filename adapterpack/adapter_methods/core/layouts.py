@@ -73,6 +73,10 @@ WEIGHTS = (*LINEAR, *CONVOLUTIONS)
 """The kinds supported by a method that can be folded into any matrix."""
 STACKS = tuple(kind for kind, layout in LAYOUTS.items() if layout.bare)
 """The kinds of bare parameters, single or stacked."""
+MATRICES = (*WEIGHTS, "embedding", *STACKS)
+"""The kinds supported by a method that adds a change to any matrix, also to one whose columns are looked
+up.
+"""
 
 
 def layout_of(kind: str) -> Layout:

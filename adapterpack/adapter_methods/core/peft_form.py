@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from ...errors import Unsupported
-from .site import Params, Site
+from .site import Params, Shapes, Site
 
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
 """The remedy in errors about a PEFT folder that cannot be read without its base model."""
@@ -45,10 +45,6 @@ class PeftContent(NamedTuple):
     base: OfBase | None = None
 
 
-Shapes: TypeAlias = "Mapping[str, tuple[int, ...]]"
-"""What PEFT appends to a site's path -> the shape of that tensor."""
-
-
 def leave_open(shapes: Shapes) -> bool | None:
     """Returns None: the shapes of a site's tensors do not tell its kind."""
     return None
@@ -59,8 +55,9 @@ class PeftLayer(NamedTuple):
 
     ``suffixes`` works as in :class:`PeftForm`; None means the method's own. Two fields recognise such a site:
     ``config``, the keys that PEFT's config must have, and ``shapes_say_so``, which decides by the shapes of
-    the site's tensors and returns None if they leave it open. If neither decides, the site is read as a
-    linear layer, and the model or the base determines its kind (:mod:`~adapterpack.pack.layer_kinds`).
+    the site's tensors (what PEFT appends to the site's path -> shape) and returns None if they leave it open.
+    If neither decides, the site is read as a linear layer, and the model or the base determines its kind
+    (:mod:`~adapterpack.pack.layer_kinds`).
 
     ``stored`` converts a site's parameters to PEFT's shapes under its config, and ``loaded`` converts them
     back; without ``loaded`` all axes after the first are flattened into one. ``ambiguous_because`` takes the

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .base import Shared, require_widths
+from .base import Shared, Storage, require_widths
 from .config import Seed, SiteConfig, Whole
 from .peft_form import PeftContent
 from .site import Site
@@ -44,14 +44,13 @@ def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:
 
 
 class Projection(NamedTuple):
-    """The shared pair of one method. ``shapes`` and ``make`` take a config with both widths; ``sizes`` reads
-    the widths off a pair.
+    """The shared pair of one method. ``shapes`` and ``make`` take a config with both widths; the last axis of
+    the first matrix is the input width, the first axis of the second one the output width.
     """
 
     names: tuple[str, str]
     shapes: Callable[[Any], tuple[tuple[int, ...], ...]]
     make: Callable[[Any], tuple[np.ndarray, ...]]
-    sizes: Callable[[np.ndarray, np.ndarray], tuple[int, int]]
 
     def constants(self, cfg: Any, site: Site) -> dict[str, np.ndarray]:
         """Returns the pair, or nothing if the pack stores it; every site of an adapter gets the same
@@ -70,6 +69,13 @@ class Projection(NamedTuple):
                 math.prod,
                 self.shapes(replace(resolved, width=resolved.width or 0, height=resolved.height or 0)),
             )
+        )
+
+    @property
+    def storage(self) -> Storage:
+        """What a pack stores of the pair, and what the reader draws."""
+        return Storage(
+            constants=self.constants, expanded_size=self.expanded_size, shared=self.shared, resolve=resolve
         )
 
     @property
@@ -104,7 +110,7 @@ class Projection(NamedTuple):
         pair = [shared[name] for name in self.names if name in shared]
         if len(pair) != 2:
             raise ValueError(f"expected {' and '.join(self.names)}, found {', '.join(shared) or 'neither'}")
-        width, height = self.sizes(*pair)
+        width, height = pair[0].shape[-1], pair[1].shape[0]
         stored_cfg = replace(cfg, width=width, height=height, save_projection=True)
         if tuple(value.shape for value in pair) != self.shapes(stored_cfg):
             raise ValueError(

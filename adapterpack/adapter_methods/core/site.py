@@ -11,6 +11,11 @@ import numpy as np
 from .operators import Array
 
 Params = Mapping[str, Array]
+"""Name of a parameter -> its value, an array of any library."""
+Arrays = dict[str, np.ndarray]
+"""Name of a parameter -> its value as a numpy array."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Name of a parameter -> its shape."""
 PROMPT = "@prompt"
 """The path of the only site of a prompt; no module can have this path."""
 

@@ -18,10 +18,7 @@ from ..core.operators import Array
 from ..core.routers import softmax
 
 TRAITS = Traits(
-    additive=False,
-    identity_at_init=True,
     row_separable=False,
-    low_rank=False,
     quantizable=False,
     batchable=True,
     layers=("attention",),

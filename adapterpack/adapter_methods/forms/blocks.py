@@ -27,10 +27,7 @@ EPSILON = 1e-5
 """Keeps the norm's division away from zero."""
 
 TRAITS = Traits(
-    additive=False,
-    identity_at_init=True,
     row_separable=False,
-    low_rank=False,
     quantizable=False,
     layers=("block",),
 )

@@ -127,10 +127,8 @@ def traits(frozen: tuple[str, ...] = ()) -> Traits:
     time.
     """
     return Traits(
-        additive=False,
         identity_at_init=False,
         row_separable=False,
-        low_rank=False,
         quantizable=False,
         layers=("prompt",),
         frozen=frozen,

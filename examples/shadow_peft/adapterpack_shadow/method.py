@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from adapterpack.adapter_methods import kaiming
 from adapterpack.adapter_methods.core.base import Method, Shared, Storage
 from adapterpack.adapter_methods.core.config import (
     FOR_TRAINING,
@@ -34,7 +35,6 @@ from adapterpack.adapter_methods.core.config import (
 )
 from adapterpack.adapter_methods.core.peft_form import NOT_IN_LAYERS, PeftContent
 from adapterpack.adapter_methods.core.site import Params, Site
-from adapterpack.adapter_methods.loha import kaiming
 from adapterpack.adapter_methods.peft.keys import PeftKeys
 from adapterpack.errors import Unsupported
 
