@@ -27,7 +27,7 @@ from adapterpack.adapter_methods import Site, get
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.exporting.frontends import FRONTENDS, ExportSource
-from adapterpack.manifest.manifest import Base, Task
+from adapterpack.manifest.structs import Base, PackTask
 from adapterpack.pack.pack import build
 from adapterpack.tasks.task import get_task
 
@@ -97,7 +97,11 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             "lora_B": (size * rng.normal(size=(7, 2))).astype(np.float32),
         }
         build(
-            name, get("lora"), {SITE: (LoRA(r=2, alpha=2), params)}, task=Task("text-generation"), base=Base()
+            name,
+            get("lora"),
+            {SITE: (LoRA(r=2, alpha=2), params)},
+            task=PackTask("text-generation"),
+            base=Base(),
         ).write(folder / name)
     return {name: folder / name for name in "abc"}
 

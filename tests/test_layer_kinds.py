@@ -52,7 +52,7 @@ from adapterpack.adapter_methods import (
 from adapterpack.adapter_methods.core.columns import columns
 from adapterpack.adapter_methods.core.operators import Chain, Diagonal
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
-from adapterpack.manifest.manifest import Task
+from adapterpack.manifest.structs import PackTask
 from adapterpack.pack.validate.validation import validate
 from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.layers.conv import AdaptedConv
@@ -777,7 +777,7 @@ def test_an_embedding_that_is_the_head_too_is_not_merged(tied: bool, says: bool,
     config = {"vocab_size": WORDS, **({"tie_word_embeddings": tied} if says else {})}
     base = stored(subject, tmp_path / "base", json.dumps(config))
     pack = save(trained(subject, base_of(subject, torch.float32)), None, name="a", base=base)
-    generating = dataclasses.replace(pack, manifest=replace(pack.manifest, task=Task("text-generation")))
+    generating = dataclasses.replace(pack, manifest=replace(pack.manifest, task=PackTask("text-generation")))
     if tied:
         with pytest.raises(Unsupported, match="input embedding and the output head at once"):
             merge(base, [generating], tmp_path / "merged")

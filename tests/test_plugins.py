@@ -43,7 +43,7 @@ from adapterpack.adapter_methods.lora import LoRA, lora
 from adapterpack.adapter_methods.prefix_tuning import prefix_tuning as prefix
 from adapterpack.adapter_methods.prompt_tuning import prompt_tuning as prompt
 from adapterpack.errors import AdapterpackError, UnknownMethod
-from adapterpack.manifest.manifest import Base, Task
+from adapterpack.manifest.structs import Base, PackTask
 from adapterpack.pack.pack import build
 from adapterpack.testing import LAYERS, Case, cases
 
@@ -183,7 +183,7 @@ def test_a_broken_plugin_is_one_line_of_the_catalogue_and_no_concern_of_other_co
         "tickets",
         lora,
         {Site("layers.0.fc", 4, 6): (LoRA(r=2), params)},
-        task=Task("feature-extraction"),
+        task=PackTask("feature-extraction"),
         base=Base(),
     )
     pack.write(tmp_path / "pack")

@@ -22,7 +22,7 @@ from adapterpack.composing.rules.rule import RULES, Laws, rules
 from adapterpack.composing.steps import RankChosen
 from adapterpack.errors import AdapterpackError, ConfigError, Unsupported
 from adapterpack.lowrank.factors import Term
-from adapterpack.manifest.manifest import Task
+from adapterpack.manifest.structs import PackTask
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.validation import load, validate
 
@@ -155,7 +155,9 @@ def test_packs_without_a_rank_give_none() -> None:
     scales = {
         site: (IA3(), {"ia3_l": np.full((site.out_features or 0, 1), 1.1, np.float32)}) for site in SITES
     }
-    pack = build("scales", method("ia3"), scales, task=Task("text-generation"), base=made(1).manifest.base)
+    pack = build(
+        "scales", method("ia3"), scales, task=PackTask("text-generation"), base=made(1).manifest.base
+    )
     with pytest.raises(ConfigError, match="a rank or an energy"):
         adapterpack.compose([pack], rule="ties")
 
