@@ -135,20 +135,12 @@ class Case(NamedTuple):
         """The layer as a site, with its weight for a method that reads it; or the model's site."""
         if isinstance(self.layer, DecoderShape):
             return self.layer.site
-        proof = PROOFS[self.method.kind]
-        weight, bias = (self.weight, self.bias) if self.method.traits.reads_weight else (None, None)
+        kind, (rows, columns, bias) = self.method.traits.layers[0], self.layer
         # A block may have any number of biases, so its site declares none.
-        biased = proof.folds and self.layer.bias
-        kind = self.method.traits.layers[0]
-        return Site(
-            "block.0.proj",
-            self.layer.in_features,
-            self.layer.out_features,
-            kind,
-            biased,
-            weight=weight,
-            base_bias=bias,
-        )
+        biased = bias and PROOFS[self.method.kind].folds
+        reads = self.method.traits.reads_weight
+        weight, base_bias = (self.weight, self.bias) if reads else (None, None)
+        return Site("block.0.proj", columns, rows, kind, biased, weight=weight, base_bias=base_bias)
 
     @property
     def weight(self) -> np.ndarray:
@@ -167,15 +159,10 @@ class Case(NamedTuple):
 
     def own(self) -> dict[str, np.ndarray]:
         """Returns the site's own parameters from ``init``."""
-        needs = frozenset() if self.method.training.needs is None else self.method.training.needs(self.config)
-        site = (
-            dataclasses.replace(self.site, weight=self.weight, base_bias=self.bias)
-            if "weight" in needs
-            else self.site
-        )
-        return self.method.init(
-            self.config, dataclasses.replace(site, shared=self.shared()), np.random.default_rng(4)
-        )
+        needs, site = self.method.training.needs, dataclasses.replace(self.site, shared=self.shared())
+        if needs is not None and "weight" in needs(self.config):
+            site = dataclasses.replace(site, weight=self.weight, base_bias=self.bias)
+        return self.method.init(self.config, site, np.random.default_rng(4))
 
     def shared(self) -> dict[str, np.ndarray]:
         """Returns the parameters that several sites would share."""
@@ -204,6 +191,52 @@ class Case(NamedTuple):
         }
         return {name: v.astype(dtype) if is_float(v) else v for name, v in moved.items()}
 
+    def adapted(self, params: Params | None = None) -> AdaptedLayer:
+        """Returns the layer with these parameters, by default the trained ones."""
+        return AdaptedLayer(self, self.trained() if params is None else params, self.weight, self.bias)
+
+
+class AdaptedLayer(NamedTuple):
+    """The layer of a case with an adapter, in numpy arrays or in tensors."""
+
+    case: Case
+    params: Params
+    weight: Any
+    bias: Any
+
+    @property
+    def site(self) -> Site:
+        """The case's site, with this weight and bias if the method reads them."""
+        if not self.case.method.traits.reads_weight:
+            return self.case.site
+        return dataclasses.replace(self.case.site, weight=self.weight, base_bias=self.bias)
+
+    @property
+    def base(self) -> Callable[[Any], Any]:
+        """The layer without the adapter, ``x -> x W^T + b``."""
+        return make_layer(self.weight, self.bias)
+
+    def run(self, x: Any) -> Any:
+        """Returns the output of the adapted layer or block at ``x``."""
+        return PROOFS[self.case.method.kind].output(self, x)
+
+    def fold(self, rows: slice | None = None) -> tuple[Any, Any]:
+        """Returns weight and bias with the adapter merged in, or their block ``rows``."""
+        block = slice(None) if rows is None else rows
+        bias = None if self.bias is None else self.bias[block]
+        return fold(
+            self.case.method, self.case.config, self.params, self.site, self.weight[block], bias, rows
+        )
+
+    def results(self, x: Any) -> dict[str, Any]:
+        """Returns all results of the method's functions: the output, and the merged weight and bias for kinds
+        that merge.
+        """
+        found = {"the output": self.run(x)}
+        if folds(self.case.method):
+            found["the weight"], found["the bias"] = self.fold()
+        return found
+
 
 def require(condition: bool, message: str) -> None:
     """Raises AssertionError with the message unless the condition holds."""
@@ -221,44 +254,35 @@ def is_float(value: np.ndarray) -> bool:
     return np.issubdtype(value.dtype, np.floating)
 
 
-def place_site(case: Case, weight: Any, bias: Any) -> Site:
-    """Returns the case's site, with this weight and bias if the method reads them."""
-    return (
-        dataclasses.replace(case.site, weight=weight, base_bias=bias)
-        if case.method.traits.reads_weight
-        else case.site
-    )
-
-
 def make_layer(weight: Any, bias: Any) -> Callable[[Any], Any]:
     """Returns the function ``x -> x W^T + b``."""
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _on_layer(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+def _on_layer(layer: AdaptedLayer, x: Any) -> Any:
     """Returns the output of the adapted layer."""
-    return run(case.method, case.config, params, place_site(case, weight, bias), make_layer(weight, bias), x)
+    return run(layer.case.method, layer.case.config, layer.params, layer.site, layer.base, x)
 
 
-def _on_block(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+def _on_block(layer: AdaptedLayer, x: Any) -> Any:
     """Returns the output of the adapted block."""
-    return run_block(case.method, case.config, params, case.site, make_layer(weight, bias)(x), x)
+    return run_block(layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x)
 
 
-def _on_attention(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+def _on_attention(layer: AdaptedLayer, x: Any) -> Any:
     """Returns the output of the adapted attention, with the layer as every projection of a single head and as
     the attention's own output.
     """
-    layer, form = make_layer(weight, bias), case.method.normal_form(case.config, params, case.site)
-    keys = layer(form.prompt)[None]
-    queries = layer(x.reshape(1, -1, x.shape[-1]))[:, None]
-    return layer(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
+    form = layer.case.method.normal_form(layer.case.config, layer.params, layer.case.site)
+    keys = layer.base(form.prompt)[None]
+    queries = layer.base(x.reshape(1, -1, x.shape[-1]))[:, None]
+    return layer.base(x) + attend(form, queries, keys, keys, x.shape[-1] ** -0.5).reshape(x.shape)
 
 
 class Proof(NamedTuple):
     """How to check a kind of method: by which output, and whether a weight can hold the change."""
 
-    output: Callable[[Case, Params, Any, Any, Any], Any]
+    output: Callable[[AdaptedLayer, Any], Any]
     folds: bool
 
 
@@ -270,28 +294,6 @@ PROOFS = {
 """Maps a kind of method to how it is checked. A package with a kind of its own adds an entry here and in
 SUBJECTS.
 """
-
-
-def run_adapted(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
-    """Returns the output of the adapted layer or block at ``x``."""
-    return PROOFS[case.method.kind].output(case, params, weight, bias, x)
-
-
-def compute_results(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> dict[str, Any]:
-    """Returns all results of the method's functions: the output, and the merged weight and bias for kinds
-    that merge.
-    """
-    found = {"the output": run_adapted(case, params, weight, bias, x)}
-    if PROOFS[case.method.kind].folds and not case.method.reason_against("fold"):
-        found["the weight"], found["the bias"] = fold_at(case, params, weight, bias)
-    return found
-
-
-def fold_at(case: Case, params: Params, weight: Any, bias: Any, rows: slice | None = None) -> tuple[Any, Any]:
-    """Returns weight and bias with the adapter merged in, or their block ``rows``."""
-    # With ``rows``, the site must describe the full weight, not just the block.
-    site = place_site(case, weight, bias) if rows is None else case.site
-    return fold(case.method, case.config, params, site, weight, bias, rows)
 
 
 def digests(values: Mapping[str, Any]) -> dict[str, str]:
@@ -355,9 +357,9 @@ def identity_at_init(case: Case) -> None:
     """``run(init(cfg, site), x) == base(x)`` and ``fold(init(cfg, site), W, b) == (W, b)``, bit for bit:
     nothing may be rounded.
     """
-    weight, bias, x = case.weight, case.bias, case.x
-    before = {"the output": make_layer(weight, bias)(x), "the weight": weight, "the bias": bias}
-    for what, after in compute_results(case, case.fresh(), weight, bias, x).items():
+    layer, x = case.adapted(case.fresh()), case.x
+    before = {"the output": layer.base(x), "the weight": layer.weight, "the bias": layer.bias}
+    for what, after in layer.results(x).items():
         # No bias and a bias of zeros are equivalent.
         one, two = (0.0 if value is None else value for value in (before[what], after))
         require(bool(np.all(one == two)), f"a fresh adapter changes {what}")
@@ -367,30 +369,26 @@ def trained_adapter_changes_the_output(case: Case) -> None:
     """``run(trained, x) != base(x)``: an adapter that does nothing would keep every other law. 1e-3 is far
     above rounding.
     """
-    change = np.abs(
-        run_adapted(case, case.trained(), case.weight, case.bias, case.x)
-        - make_layer(case.weight, case.bias)(case.x)
-    ).max()
+    layer = case.adapted()
+    change = np.abs(layer.run(case.x) - layer.base(case.x)).max()
     require(bool(change > 1e-3), f"a trained adapter changes outputs by {change:.1e} only")
 
 
 def fold_equals_forward(case: Case) -> None:
     """``x @ W'.T + b' == run(x)`` with ``W', b' = fold(W, b)``, within 1e-12 in float64 (:data:`EXACT`)."""
-    folded = make_layer(*fold_at(case, case.trained(), case.weight, case.bias))
-    expected = run_adapted(case, case.trained(), case.weight, case.bias, case.x)
-    require_close(folded(case.x), expected, "the folded layer and the adapted layer disagree")
+    layer = case.adapted()
+    folded = make_layer(*layer.fold())(case.x)
+    require_close(folded, layer.run(case.x), "the folded layer and the adapted layer disagree")
 
 
 def fold_in_row_blocks(case: Case) -> None:
     """``fold(W, b)[rows] == fold(W[rows], b[rows], rows)`` for blocks of 1 and 3 rows, within 1e-12: blocks
     may sum in another order.
     """
-    params, out = case.trained(), case.layer.out_features
-    weight, bias = fold_at(case, params, case.weight, case.bias)
+    layer, out = case.adapted(), case.layer.out_features
+    weight, bias = layer.fold()
     for rows in (slice(start, min(start + step, out)) for step in (1, 3) for start in range(0, out, step)):
-        block, block_bias = fold_at(
-            case, params, case.weight[rows], None if case.bias is None else case.bias[rows], rows
-        )
+        block, block_bias = layer.fold(rows)
         require_close(block, weight[rows], f"rows {rows.start} to {rows.stop} fold otherwise alone")
         require(
             (block_bias is None) == (bias is None),
@@ -420,16 +418,16 @@ def inputs_unchanged(case: Case) -> None:
     """The bytes of the parameters, W, b and x are the same after ``attach``, ``run`` and ``fold`` as
     before.
     """
-    params, weight, bias, x = case.trained(), case.weight, case.bias, case.x
+    layer, x = case.adapted(), case.x
     everything = {
-        **{f"parameter {name}": value for name, value in params.items()},
-        "the weight": weight,
-        "the bias": bias,
+        **{f"parameter {name}": value for name, value in layer.params.items()},
+        "the weight": layer.weight,
+        "the bias": layer.bias,
         "x": x,
     }
     before = digests(everything)
-    case.method.normal_form(case.config, params, place_site(case, weight, bias))
-    compute_results(case, params, weight, bias, x)
+    case.method.normal_form(case.config, layer.params, layer.site)
+    layer.results(x)
     after = digests(everything)
     changed = [name for name, digest in before.items() if after[name] != digest]
     require(not changed, f"changed in place: {', '.join(changed)}")
@@ -439,22 +437,23 @@ def additive_law(case: Case) -> None:
     """``fold(W) - W == fold(V) - V`` for any W and V, within 1e-12: the change is the adapter's alone. The
     same for the bias.
     """
-    params, other = case.trained(), np.random.default_rng(6).normal(size=case.weight.shape)
-    changes = []
-    for weight, bias in ((case.weight, case.bias), (other, None if case.bias is None else 2 * case.bias)):
-        folded, folded_bias = fold_at(case, params, weight, bias)
-        changes.append(
-            (folded - weight, 0.0 if folded_bias is None else folded_bias - (0.0 if bias is None else bias))
+    layer = case.adapted()
+    other = np.random.default_rng(6).normal(size=case.weight.shape)
+    on_other = layer._replace(weight=other, bias=None if case.bias is None else 2 * case.bias)
+    (folded, moved), (folded_other, moved_other) = layer.fold(), on_other.fold()
+    require_close(folded - layer.weight, folded_other - other, "the change depends on the weight")
+    if moved is not None:
+        before, before_other = (0.0 if bias is None else bias for bias in (layer.bias, on_other.bias))
+        require_close(
+            moved - before, moved_other - before_other, "the change of the bias depends on the bias"
         )
-    require_close(changes[0][0], changes[1][0], "the change depends on the weight")
-    require_close(changes[0][1], changes[1][1], "the change of the bias depends on the bias")
 
 
 def low_rank_law(case: Case) -> None:
     """``rank(fold(0)) <= cfg.rank``: singular values past the rank are below 1e-12 of the first, which is
     their rounding in float64.
     """
-    change, _ = fold_at(case, case.trained(), np.zeros_like(case.weight), None)
+    change, _ = case.adapted()._replace(weight=np.zeros_like(case.weight), bias=None).fold()
     require(case.config.rank is not None, "a method of low rank must say its rank")
     values = np.linalg.svd(change, compute_uv=False)
     beyond = values[case.config.rank :]
@@ -485,13 +484,9 @@ def torch_equals_numpy(case: Case) -> None:
     """``run`` and ``fold`` on torch float64 tensors give what they give on numpy arrays, within 1e-12
     (:data:`EXACT`).
     """
-    here = (case.trained(), case.weight, case.bias)
-    there = (
-        {name: to_tensor(value) for name, value in here[0].items()},
-        to_tensor(case.weight),
-        to_tensor(case.bias),
-    )
-    expected, found = compute_results(case, *here, case.x), compute_results(case, *there, to_tensor(case.x))
+    params = {name: to_tensor(value) for name, value in case.trained().items()}
+    there = AdaptedLayer(case, params, to_tensor(case.weight), to_tensor(case.bias))
+    expected, found = case.adapted().results(case.x), there.results(to_tensor(case.x))
     for what, value in expected.items():
         require((value is None) == (found[what] is None), f"{what} is given under one library only")
         if value is not None:
@@ -504,25 +499,19 @@ def gradients_reach_every_parameter(case: Case) -> None:
 
     Two, because a factor whose partner starts at zero (LoRA's A) can have none at the first.
     """
-    params, weight, bias = make_leaves(case, case.fresh()), to_tensor(case.weight), to_tensor(case.bias)
+    params, weight, bias = case.fresh(), to_tensor(case.weight), to_tensor(case.bias)
     kept = {"weight": weight.numpy(), "bias": None if bias is None else bias.numpy()}
     before, reached = digests(kept), set()
     for _ in range(2):
-        ((run_adapted(case, params, weight, bias, to_tensor(case.x)) - 1.0) ** 2).mean().backward()
-        reached |= {
-            name
-            for name, value in params.items()
-            if value.grad is not None and bool(value.grad.abs().max() > 0)
+        leaves = make_leaves(case, params)
+        ((AdaptedLayer(case, leaves, weight, bias).run(to_tensor(case.x)) - 1.0) ** 2).mean().backward()
+        gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
+        reached |= {name for name, gradient in gradients.items() if bool(gradient.abs().max() > 0)}
+        params = {
+            name: (value - 0.1 * gradients[name] if name in gradients else value).detach().numpy()
+            for name, value in leaves.items()
         }
-        params = make_leaves(
-            case,
-            {
-                name: (v if v.grad is None else v - 0.1 * v.grad).detach().numpy()
-                for name, v in params.items()
-            },
-        )
-    trained = {name for name, value in params.items() if value.requires_grad}
-    require(reached == trained, f"no gradient reaches {', '.join(sorted(trained - reached))}")
+    require(reached == case.trains, f"no gradient reaches {', '.join(sorted(case.trains - reached))}")
     require(digests(kept) == before, "training changed the base")
 
 
@@ -532,22 +521,16 @@ def rows_do_not_mix(case: Case) -> None:
 
     Of a method that must see a sequence whole the positions of a row may, ``run(x)[i] == run(x[i:i+1])[0]``.
     """
-    params, x = case.trained(), case.x
-    whole = run_adapted(case, params, case.weight, case.bias, x)
+    layer, x = case.adapted(), case.x
+    whole = layer.run(x)
     if case.method.reason_against("cache"):
-        parts = [
-            (
-                np.concatenate([run_adapted(case, params, case.weight, case.bias, row[None]) for row in x]),
-                "row",
-            )
-        ]
+        parts = {"row": [layer.run(row[None])[0] for row in x]}
     else:
-        rows = np.stack([run_adapted(case, params, case.weight, case.bias, row) for row in x])
-        positions = np.stack(
-            [[run_adapted(case, params, case.weight, case.bias, one[None])[0] for one in row] for row in x]
-        )
-        parts = [(rows, "row"), (positions, "position")]
-    for alone, what in parts:
+        parts = {
+            "row": [layer.run(row) for row in x],
+            "position": [[layer.run(position[None])[0] for position in row] for row in x],
+        }
+    for what, alone in parts.items():
         error = float(np.abs(alone - whole).max())
         require(error <= 1e-12 * np.abs(whole).max(), f"a {what} gives another result alone, by {error:.1e}")
 

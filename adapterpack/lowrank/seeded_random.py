@@ -32,6 +32,7 @@ def uniform(seed: int, key: str, rows: slice, columns: int) -> np.ndarray:
 
 def mix(states: np.ndarray) -> np.ndarray:
     """Returns SplitMix64's output for each of its states, ``[n]`` uint64; products wrap modulo 2^64."""
-    mixed: np.ndarray = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    output: np.ndarray = mixed ^ (mixed >> np.uint64(31))
+    return output

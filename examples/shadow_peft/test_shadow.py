@@ -24,10 +24,9 @@ from transformers import (
 )
 
 from adapterpack import active, adapt, attach, convert, detach, export, load, merge, save, validate
-from adapterpack.adapter_methods import Params
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
-from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, Case, Proof, make_layer, prove
+from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, AdaptedLayer, Proof, prove
 from adapterpack.torch_adapters.layers.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -123,10 +122,10 @@ def theirs_of(fresh: Any, case: str, folder: Path) -> Any:
     return theirs
 
 
-def _beside(case: Case, params: Params, weight: Any, bias: Any, x: Any) -> Any:
+def _beside(layer: AdaptedLayer, x: Any) -> Any:
     """The layer's output with a state that its input moved on once, from nothing."""
-    form = case.method.normal_form(case.config, params, case.site)
-    return make_layer(weight, bias)(inject(form, x, advance(form, x, 0 * x)))
+    form = layer.case.method.normal_form(layer.case.config, layer.params, layer.case.site)
+    return layer.base(inject(form, x, advance(form, x, 0 * x)))
 
 
 def test_it_keeps_what_every_method_promises(monkeypatch: pytest.MonkeyPatch) -> None:

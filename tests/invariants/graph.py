@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.adapter_methods import complete
-from adapterpack.testing import Case, fold_at, is_float, make_layer, place_site, require, run_adapted
+from adapterpack.testing import AdaptedLayer, Case, is_float, require
 
 from .layer_fixtures import Stand, stand_of
 from .model import in_single
@@ -36,8 +36,9 @@ def onnx_agrees(case: Case) -> None:
         for name, value in case.trained(np.float32).items()
         if name in {**case.shared(), **case.own()}
     }
-    params = complete(case.method, case.config, trained, place_site(case, weight, bias))
-    form = case.method.normal_form(case.config, params, place_site(case, weight, bias))
+    site = AdaptedLayer(case, trained, weight, bias).site
+    params = complete(case.method, case.config, trained, site)
+    form = case.method.normal_form(case.config, params, site)
     arrays = {
         f"{NAME}.{field}": value for field, value in ARRAYS[case.method.kind](form, case.site, None).items()
     }
@@ -59,15 +60,14 @@ def onnx_agrees(case: Case) -> None:
         name: value.astype(np.float64) if value.dtype == np.float32 else value
         for name, value in params.items()
     }
-    exact = (
-        weight.astype(np.float64),
-        None if bias is None else bias.astype(np.float64),
-        x.astype(np.float64),
+    layer = AdaptedLayer(
+        case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
     )
-    base, expected = make_layer(*exact[:2])(exact[2]), run_adapted(case, wide, *exact)
+    exact = x.astype(np.float64)
+    base, expected = layer.base(exact), layer.run(exact)
     if positional:
         expected = np.where(acting[:, None], expected, base)
-    size = np.abs(expected).max() + (np.abs(exact[2]) @ np.abs(exact[0]).T).max()
+    size = np.abs(expected).max() + (np.abs(exact) @ np.abs(layer.weight).T).max()
     for row, right in ((0, base), (1, expected)):
         error = float(np.abs(outputs[row] - right[row]).max())
         require(error <= 1e-5 * size, f"row {row} is off by {error:.2g}, of sums of size {size:.2g}")
@@ -81,9 +81,9 @@ def folded_onnx_agrees(case: Case) -> None:
 
     weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
-    folded, moved = fold_at(
+    folded, moved = AdaptedLayer(
         case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
-    )
+    ).fold()
     folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)
     stand = stand_of(case)
     x = stand.x(case)

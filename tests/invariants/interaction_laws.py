@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from adapterpack.adapter_methods import fold, run
-from adapterpack.testing import Case, fold_at, make_layer, place_site, require, run_adapted
+from adapterpack.testing import Case, make_layer, require
 
 
 def in_order(case: Case) -> None:
@@ -16,18 +16,12 @@ def in_order(case: Case) -> None:
     """
     first = case.trained()
     second = {name: v * 0.5 + 0.1 if name in case.trains else v for name, v in first.items()}
-    weight, bias, x = case.weight, case.bias, case.x
-    site = place_site(case, weight, bias)
+    x, site = case.x, case.adapted().site
     results = []
     for one, two in ((first, second), (second, first)):
-
-        def inner(value: np.ndarray, one: dict[str, np.ndarray] = one) -> np.ndarray:
-            output: np.ndarray = run_adapted(case, one, weight, bias, value)
-            return output
-
-        forward = run(case.method, case.config, two, site, inner, x)
-        folded = fold_at(case, one, weight, bias)
-        merged = make_layer(*fold(case.method, case.config, two, site, *folded))(x)
+        inner = case.adapted(one)
+        forward = run(case.method, case.config, two, site, inner.run, x)
+        merged = make_layer(*fold(case.method, case.config, two, site, *inner.fold()))(x)
         require(
             float(np.abs(forward - merged).max()) <= 1e-11 * np.abs(forward).max(),
             "forward and merge disagree on two adapters",

@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from adapterpack.testing import (
+    AdaptedLayer,
     Case,
-    compute_results,
     is_float,
     make_leaves,
     require,
-    run_adapted,
     to_tensor,
 )
 
@@ -25,16 +24,15 @@ def loss_falls(case: Case) -> None:
     """
     import torch
 
-    layer, params = (
-        (to_tensor(case.weight), to_tensor(case.bias), to_tensor(case.x)),
-        make_leaves(case, case.fresh()),
-    )
-    target = run_adapted(case, {name: to_tensor(value) for name, value in case.trained().items()}, *layer)
+    weight, bias, x = to_tensor(case.weight), to_tensor(case.bias), to_tensor(case.x)
+    params = make_leaves(case, case.fresh())
+    trained = {name: to_tensor(value) for name, value in case.trained().items()}
+    target = AdaptedLayer(case, trained, weight, bias).run(x)
     optimizer = torch.optim.Adam([value for value in params.values() if value.requires_grad], lr=0.05)
     losses = []
     for _ in range(51):
         optimizer.zero_grad()
-        loss = ((run_adapted(case, params, *layer) - target) ** 2).mean()
+        loss = ((AdaptedLayer(case, params, weight, bias).run(x) - target) ** 2).mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -64,5 +62,5 @@ def dtype_kept(case: Case) -> None:
             cast(case.weight),
             cast(case.bias),
         )
-        for name, value in compute_results(case, params, weight, bias, cast(case.x)).items():
+        for name, value in AdaptedLayer(case, params, weight, bias).results(cast(case.x)).items():
             require(value is None or value.dtype == dtype, f"{name} is not {dtype}, though all inputs are")
