@@ -8,11 +8,10 @@ of yours brings its format by an entry point, named as `quant_method` in config.
 
 import numpy as np
 
-from adapterpack.base.codecs.base import Codec, ModuleTensors, Weight, modules_with
-from adapterpack.base.codecs.grid import Grid, Groups, QuantizedRows, integers, rounded
+from adapterpack.base.codecs.base import SCALES, Codec, ModuleTensors, Weight, modules_with
+from adapterpack.base.codecs.grid import Grid, Groups, integers
+from adapterpack.base.codecs.layout import CodeLayout
 from adapterpack.base.codecs.registry import CODECS
-from adapterpack.base.codecs.storage import PartUpdate
-from adapterpack.io.safetensors import DTYPES
 
 LEVELS = integers(-127, 127, np.int8)
 
@@ -23,35 +22,14 @@ def match(base):
 
 
 def weight(module: ModuleTensors) -> Weight:
-    """How rows are decoded (`scale * code`) and stored again; the grid finds codes and scales of changed
-    values.
+    """Which tensors hold codes and scales (`scale * code`); the grid finds those of changed values. A
+    `CodeLayout` says how they are stored, here each number as an element.
     """
     codes = module.part("weight._data", ("I8",), (None, None))
-    rows, columns = module.base.stored[codes].shape
-    scales = module.part("weight._scale", ("F32", "BF16", "F16"), (rows, 1))
-    dtype = module.base.stored[scales].dtype
-    to_stored = rounded(DTYPES[dtype])
-
-    def unpack(parts, at):
-        return QuantizedRows(parts["codes"][at], parts["scale"][at].astype(np.float32))
-
-    def pack(parts, at, quantized):
-        return [
-            PartUpdate("codes", at, quantized.codes),
-            PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype)),
-        ]
-
-    return Weight(
-        "quanto",
-        f"{module.path}.weight",
-        (rows, columns),
-        dtype,
-        {"codes": codes, "scale": scales},
-        Grid(LEVELS, Groups(columns)),
-        unpack,
-        pack,
-        lambda parts, at, *fitted: to_stored(*fitted),
-    )
+    rows, columns = module.shape("weight._data")
+    parts = {"codes": codes, "scale": module.part("weight._scale", SCALES, (rows, 1))}
+    grid = Grid(LEVELS, Groups(columns))
+    return CodeLayout().weight(module, (rows, columns), module.dtype("weight._scale"), parts, grid)
 
 
 quanto = CODECS.register(Codec("quanto", "int8 with a scale for each row", match))

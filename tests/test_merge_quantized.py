@@ -21,7 +21,7 @@ from test_merge_stream import KILLED
 import adapterpack
 from adapterpack import LoRA
 from adapterpack.adapter_methods import Site, get
-from adapterpack.base.codecs import bits
+from adapterpack.base.codecs import layout
 from adapterpack.base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from adapterpack.base.codecs.registry import CODECS
 from adapterpack.cli.main import main
@@ -183,8 +183,8 @@ def test_refusals_name_the_format_and_the_way_out(tmp_path: Path) -> None:
 def test_words(width: int) -> None:
     """pack = the run of bits cut into words; unpack undoes it."""
     codes = np.random.default_rng(0).integers(0, 2**width, (5, 64))
-    np.testing.assert_array_equal(bits.pack(codes, width), words(codes, width))
-    np.testing.assert_array_equal(bits.unpack(bits.pack(codes, width), width, 64), codes)
+    np.testing.assert_array_equal(layout.pack(codes, width), words(codes, width))
+    np.testing.assert_array_equal(layout.unpack(layout.pack(codes, width), width, 64), codes)
 
 
 def test_the_command_says_what_requantizing_cost(tmp_path: Path) -> None:

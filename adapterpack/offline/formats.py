@@ -1,11 +1,11 @@
-"""The formats of input files. The first line decides which one a file has."""
+"""Opens the job for a file, whose first line decides whether it has rows or requests in OpenAI's format."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..bundle.manifest import manifest_bytes
@@ -42,16 +42,6 @@ class Setting(NamedTuple):
             "sampling": self.sampling,
             **({"raw": True} if self.raw else {}),
         }
-
-
-class RowFormat(NamedTuple):
-    """A format of lines: a function that recognizes it by its first line, and one that opens the
-    job for it.
-    """
-
-    name: str
-    recognizes: Callable[[object], bool]
-    open: Callable[[Setting], OfflineJob]
 
 
 def _rows(setting: Setting) -> OfflineJob:
@@ -91,18 +81,10 @@ def _requests(setting: Setting) -> OfflineJob:
     )
 
 
-FORMATS = (
-    RowFormat("requests in OpenAI's batch format", is_request, _requests),
-    RowFormat("rows", lambda row: True, _rows),
-)
-"""All formats; the first that recognizes the first line applies."""
-
-
 def job_for(first: Line | None, setting: Setting) -> OfflineJob:
     """Opens the job for a file that begins with this line.
 
     Raises:
         AdapterpackError: the bundle cannot be opened with these options.
     """
-    row = None if first is None else first.row
-    return next(form for form in FORMATS if form.recognizes(row)).open(setting)
+    return _requests(setting) if first is not None and is_request(first.row) else _rows(setting)

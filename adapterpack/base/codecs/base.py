@@ -19,6 +19,10 @@ from ..checkpoint import Checkpoint
 from .grid import Grid, QuantizedRows, Rows
 from .storage import PartUpdate
 
+SCALES = ("F32", "BF16", "F16")
+"""The dtypes in which formats store scales."""
+WORDS = ("I32", "U32")
+"""The dtypes of words of packed codes."""
 Parts = Mapping[str, np.ndarray]
 """Maps roles to stored tensors, as views of the mapped file."""
 

@@ -11,10 +11,10 @@ import numpy as np
 from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from . import bnb4
-from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
-from .grid import CodeSpan, Grid, Groups, QuantizedRows, integers
+from .base import Codec, ModuleTensors, Weight, modules_with, unreadable
+from .grid import CodeSpan, Grid, Groups, integers
+from .layout import CodeLayout
 from .registry import CODECS
-from .storage import PartUpdate
 
 _UNIT = np.float32(1 / 127)
 _BYTES = integers(-127, 127, np.int8)
@@ -27,15 +27,10 @@ LEVELS = _BYTES._replace(
 )
 
 
-def _match_int8(base: Checkpoint) -> list[Weight]:
-    """Returns the weights of modules with an ``SCB``."""
-    return [_int8_weight(module) for module in modules_with(base, "bitsandbytes int8", ".SCB")]
-
-
 def _int8_weight(module: ModuleTensors) -> Weight:
     """Returns the weight of one module, after checking the shapes of its parts."""
     base, codes = module.base, module.part("weight", ("I8",), (None, None))
-    rows, columns = base.stored[codes].shape
+    rows, columns = module.shape("weight")
     parts = {"codes": codes, "scale": module.part("SCB", ("F32",), (rows,))}
     if module.has("weight_format"):
         parts["format"] = module.part("weight_format", ("U8",), ())
@@ -49,27 +44,13 @@ def _int8_weight(module: ModuleTensors) -> Weight:
             )
     if not rows or not columns:
         raise FormatError("an empty weight", where=f"{base.folder}, {codes}")
-    return Weight(
-        module.codec,
-        codes,
-        (rows, columns),
-        "F32",
-        parts,
-        Grid(LEVELS, Groups(columns)),
-        lambda stored, at: QuantizedRows(stored["codes"][at], stored["scale"][at, None]),
-        _pack_int8,
-        lambda stored, at, *fitted: fitted,
-    )
-
-
-def _pack_int8(parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
-    """Returns the updates that store quantized rows."""
-    return [PartUpdate("codes", rows, quantized.codes), PartUpdate("scale", rows, quantized.scale[:, 0])]
+    return CodeLayout().weight(module, (rows, columns), "F32", parts, Grid(LEVELS, Groups(columns)))
 
 
 def match(base: Checkpoint) -> list[Weight]:
     """Returns the weights in 4 bits, then those in 8."""
-    return [*bnb4.match(base), *_match_int8(base)]
+    in_bytes = modules_with(base, "bitsandbytes int8", ".SCB")
+    return [*bnb4.match(base), *(_int8_weight(module) for module in in_bytes)]
 
 
 CODECS.register(Codec("bitsandbytes", "NF4 and FP4, with and without double quantization, and int8", match))

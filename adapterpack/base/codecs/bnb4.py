@@ -10,7 +10,6 @@ offset and ``nested_absmax``.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -77,9 +76,9 @@ def _weight(module: ModuleTensors, kind: str) -> Weight:
         dtype,
         parts,
         Grid(table(levels), Groups(block)),
-        partial(_unpack, layout),
-        partial(_pack, layout),
-        partial(_round_scales, layout),
+        layout.unpack,
+        layout.pack,
+        layout.round_scales,
         min(rows, unit),
     )
 
@@ -91,9 +90,65 @@ class _Layout(NamedTuple):
     block: int
     nested: tuple[int, float] | None
 
-    def blocks(self, rows: slice) -> slice:
+    def unpack(self, parts: Parts, rows: slice) -> QuantizedRows:
+        """Reads the codes and scales of rows; since blocks may cross rows, as one row per block."""
+        at = self._blocks(rows)
+        packed = _bytes(parts)[at.start * self.block // 2 : at.stop * self.block // 2]
+        codes = np.zeros((at.stop - at.start, self.block), np.uint8)
+        flat = codes.reshape(-1)
+        flat[: 2 * len(packed) : 2], flat[1 : 2 * len(packed) : 2] = packed >> 4, packed & 15
+        return QuantizedRows(codes, self._scales(parts, at, parts["absmax"][at])[:, None])
+
+    def pack(self, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
+        """Returns the updates that store quantized rows; unchanged scales keep their stored form."""
+        at, flat, scales = self._blocks(rows), quantized.codes.reshape(-1), quantized.scale[:, 0]
+        start = at.start * self.block // 2
+        packed = (flat[0::2] << 4 | flat[1::2])[: len(_bytes(parts)) - start]
+        old = parts["absmax"][at]
+        absmax = np.where(scales == self._scales(parts, at, old), old, self._codes(parts, at, scales))
+        return [
+            PartUpdate("codes", slice(start, start + len(packed)), packed),
+            PartUpdate("absmax", at, absmax),
+        ]
+
+    def round_scales(
+        self, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None
+    ) -> tuple[np.ndarray, None]:
+        """Rounds scales to what the second quantization can store."""
+        at = self._blocks(rows)
+        return self._scales(parts, at, self._codes(parts, at, scales[:, 0]))[:, None], None
+
+    def _blocks(self, rows: slice) -> slice:
         """Returns the blocks that contain these rows."""
         return slice(rows.start * self.columns // self.block, -(-rows.stop * self.columns // self.block))
+
+    def _scales(self, parts: Parts, blocks: slice, codes: np.ndarray) -> np.ndarray:
+        """Returns the scales that the stored ``absmax`` values of ``blocks`` stand for."""
+        if self.nested is None:
+            return codes
+        size, offset = self.nested
+        scales: np.ndarray = parts["nested_map"][codes] * _outer(parts, blocks, size) + np.float32(offset)
+        return scales
+
+    def _codes(self, parts: Parts, blocks: slice, scales: np.ndarray) -> np.ndarray:
+        """Returns the stored ``absmax`` values nearest to the scales."""
+        if self.nested is None:
+            return scales
+        size, offset = self.nested
+        with np.errstate(all="ignore"):
+            level = (scales - np.float32(offset)) / _outer(parts, blocks, size)
+        return table(parts["nested_map"]).nearest(np.nan_to_num(level))
+
+
+def _outer(parts: Parts, blocks: slice, size: int) -> np.ndarray:
+    """Returns the scale of the second quantization, with blocks of ``size``, for each block."""
+    scale: np.ndarray = parts["nested"][np.arange(blocks.start, blocks.stop) // size]
+    return scale
+
+
+def _bytes(parts: Parts) -> np.ndarray:
+    """Returns the packed codes as bytes, whatever dtype they are stored as (``bnb_4bit_quant_storage``)."""
+    return parts["codes"].reshape(-1).view(np.uint8)
 
 
 def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, float] | None, str]:
@@ -123,62 +178,3 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
         None if size is None else (size, float(offset)),
         _DTYPES.get(state.get("dtype"), "F32"),
     )
-
-
-def _unpack(layout: _Layout, parts: Parts, rows: slice) -> QuantizedRows:
-    """Reads the codes and scales of rows; since blocks may cross rows, as one row per block."""
-    at = layout.blocks(rows)
-    packed = _bytes(parts)[at.start * layout.block // 2 : at.stop * layout.block // 2]
-    codes = np.zeros((at.stop - at.start, layout.block), np.uint8)
-    flat = codes.reshape(-1)
-    flat[: 2 * len(packed) : 2], flat[1 : 2 * len(packed) : 2] = packed >> 4, packed & 15
-    return QuantizedRows(codes, _scales(layout, parts, at, parts["absmax"][at])[:, None])
-
-
-def _pack(layout: _Layout, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
-    """Returns the updates that store quantized rows; unchanged scales keep their stored form."""
-    at, flat, scales = layout.blocks(rows), quantized.codes.reshape(-1), quantized.scale[:, 0]
-    start = at.start * layout.block // 2
-    packed = (flat[0::2] << 4 | flat[1::2])[: len(_bytes(parts)) - start]
-    old = parts["absmax"][at]
-    absmax = np.where(scales == _scales(layout, parts, at, old), old, _codes(layout, parts, at, scales))
-    return [PartUpdate("codes", slice(start, start + len(packed)), packed), PartUpdate("absmax", at, absmax)]
-
-
-def _round_scales(
-    layout: _Layout, parts: Parts, rows: slice, scales: np.ndarray, zero: np.ndarray | None
-) -> tuple[np.ndarray, None]:
-    """Rounds scales to what the second quantization can store."""
-    at = layout.blocks(rows)
-    return _scales(layout, parts, at, _codes(layout, parts, at, scales[:, 0]))[:, None], None
-
-
-def _scales(layout: _Layout, parts: Parts, blocks: slice, codes: np.ndarray) -> np.ndarray:
-    """Returns the scales that the stored ``absmax`` values of ``blocks`` stand for."""
-    if layout.nested is None:
-        return codes
-    scales: np.ndarray = parts["nested_map"][codes] * _outer_scale(layout, parts, blocks) + np.float32(
-        layout.nested[1]
-    )
-    return scales
-
-
-def _codes(layout: _Layout, parts: Parts, blocks: slice, scales: np.ndarray) -> np.ndarray:
-    """Returns the stored ``absmax`` values nearest to the scales."""
-    if layout.nested is None:
-        return scales
-    with np.errstate(all="ignore"):
-        level = (scales - np.float32(layout.nested[1])) / _outer_scale(layout, parts, blocks)
-    return table(parts["nested_map"]).nearest(np.nan_to_num(level))
-
-
-def _outer_scale(layout: _Layout, parts: Parts, blocks: slice) -> np.ndarray:
-    """Returns the scale of the second quantization for each block."""
-    assert layout.nested is not None
-    scale: np.ndarray = parts["nested"][np.arange(blocks.start, blocks.stop) // layout.nested[0]]
-    return scale
-
-
-def _bytes(parts: Parts) -> np.ndarray:
-    """Returns the packed codes as bytes, whatever dtype they are stored as (``bnb_4bit_quant_storage``)."""
-    return parts["codes"].reshape(-1).view(np.uint8)

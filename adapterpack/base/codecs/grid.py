@@ -224,9 +224,10 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
     )
 
 
-def fixed_zero(levels: Levels, low: int, high: int, zero: float) -> Levels:
-    """Returns ``levels`` with a constant zero point, as in symmetric formats that store one."""
-    reach = F32.type(min(high - zero, zero - low))
+def fixed_zero(levels: Levels, zero: float) -> Levels:
+    """Returns evenly spaced ``levels`` with a constant zero point, as in symmetric formats that store one."""
+    assert levels.span is not None
+    reach = F32.type(min(levels.span.high - zero, zero - levels.span.low))
 
     def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         scale = np.maximum(np.abs(least), np.abs(greatest)) / reach

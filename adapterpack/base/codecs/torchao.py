@@ -6,25 +6,21 @@ Integers are ``scale * (code - zero)``, float8 is ``scale * code``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ...errors import FormatError
 from ...io import strict_json
-from ...io.safetensors import DTYPES
 from ..checkpoint import Checkpoint
-from .base import Codec, ModuleTensors, Parts, Weight, modules_with, unreadable
-from .fp8 import LEVELS
-from .grid import Grid, Groups, Levels, QuantizedRows, fixed_zero, integers, rounded
+from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
+from .fp8 import LEVELS, tile_of
+from .grid import Grid, Groups, fixed_zero, integers
+from .layout import CodeLayout, PartLayout
 from .registry import CODECS
-from .storage import PartUpdate
 
 _CODES = "_weight_qdata"
-_SCALES = ("F32", "BF16", "F16")
 _MAX_TEXT = 1 << 16
 _BITS = {f"int{n}": n for n in range(1, 9)}
 _INTEGERS = ("Int8Tensor", "IntxUnpackedToInt8Tensor")
@@ -48,43 +44,30 @@ def _weight(module: ModuleTensors) -> Weight:
     if kind not in _INTEGERS + _FLOATS:
         raise unreadable("torchao", base, f"the class of {name}", kind, ", ".join(_INTEGERS + _FLOATS))
     codes = module.part(_CODES, ("I8",) if kind in _INTEGERS else tuple(LEVELS), (None, None))
-    rows, columns = base.stored[codes].shape
-    block = data.get("block_size")
-    if (
-        not (isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block))
-        or rows % block[0]
-        or columns % block[1]
-    ):
+    rows, columns = module.shape(_CODES)
+    height, wide = tile_of(data.get("block_size"), f"{base.folder}, {name}, block_size")
+    if rows % height or columns % wide:
         raise FormatError(
             "a block size that the weight does not have",
             where=f"{base.folder}, {name}",
-            found=repr(block)[:80],
+            found=[height, wide],
             expected=f"divisors of {[rows, columns]}",
         )
-    height, wide = block
-    scales = module.part("_weight_scale", _SCALES, (rows // height, columns // wide))
-    parts, dtype = {"codes": codes, "scale": scales}, base.stored[scales].dtype
-    levels = LEVELS[base.stored[codes].dtype] if kind in _FLOATS else _integers(module, name, data)
-    if kind in _INTEGERS and module.has("_weight_zero_point"):
-        parts["zero"] = module.part(
-            "_weight_zero_point", ("I8", "I32", "F32"), (rows // height, columns // wide)
-        )
-        if np.any(base.read(parts["zero"])):
-            low, high = _range(module, name, data)
-            levels = integers(low, high, np.int8, (low, high))
-    round_scales = rounded(DTYPES[dtype])
-    return Weight(
-        "torchao",
-        name,
-        (rows, columns),
-        dtype,
-        parts,
-        Grid(levels, Groups(wide, height)),
-        partial(_unpack, height),
-        partial(_pack, height),
-        lambda _, __, *fitted: round_scales(*fitted),
-        height,
-    )
+    groups = (rows // height, columns // wide)
+    parts = {"codes": codes, "scale": module.part("_weight_scale", SCALES, groups)}
+    if kind in _FLOATS:
+        levels = LEVELS[module.dtype(_CODES)]
+    else:
+        low, high = _range(module, name, data)
+        levels = integers(low, high, np.int8)
+        if module.has("_weight_zero_point"):
+            parts["zero"] = module.part("_weight_zero_point", ("I8", "I32", "F32"), groups)
+            shifts = np.any(base.read(parts["zero"]))
+            # Zero points that are all zero remain so.
+            levels = integers(low, high, np.int8, (low, high)) if shifts else fixed_zero(levels, 0)
+    layout = CodeLayout(scale=PartLayout(height), zero=PartLayout(height))
+    grid = Grid(levels, Groups(wide, height))
+    return layout.weight(module, (rows, columns), module.dtype("_weight_scale"), parts, grid, height)
 
 
 def _class(module: ModuleTensors, name: str) -> tuple[str, Mapping[str, Any]]:
@@ -110,37 +93,6 @@ def _range(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> tuple[i
         raise unreadable("torchao", module.base, f"the codes of {name}", repr(kind)[:80], ", ".join(_BITS))
     half = 1 << _BITS[kind] - 1
     return -half, half - 1
-
-
-def _integers(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> Levels:
-    """Returns integer levels whose zero points are zero and remain so."""
-    low, high = _range(module, name, data)
-    return (
-        fixed_zero(integers(low, high, np.int8), low, high, 0)
-        if module.has("_weight_zero_point")
-        else integers(low, high, np.int8)
-    )
-
-
-def _unpack(height: int, parts: Parts, rows: slice) -> QuantizedRows:
-    """Reads the codes, scales and zero points of rows."""
-    at = slice(rows.start // height, math.ceil(rows.stop / height))
-    zero = parts["zero"][at].astype(np.float32) if "zero" in parts else None
-    return QuantizedRows(parts["codes"][rows], parts["scale"][at].astype(np.float32), zero)
-
-
-def _pack(height: int, parts: Parts, rows: slice, quantized: QuantizedRows) -> list[PartUpdate]:
-    """Returns the updates that store quantized rows."""
-    at = slice(rows.start // height, math.ceil(rows.stop / height))
-    updates = [
-        PartUpdate("codes", rows, quantized.codes),
-        PartUpdate("scale", at, quantized.scale.astype(parts["scale"].dtype)),
-    ]
-    return (
-        updates
-        if quantized.zero is None
-        else [*updates, PartUpdate("zero", at, quantized.zero.astype(parts["zero"].dtype))]
-    )
 
 
 CODECS.register(Codec("torchao", "int8, intx unpacked to int8, float8", match))
