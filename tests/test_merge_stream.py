@@ -291,7 +291,7 @@ def test_parts_write_no_common_file(tmp_path: Path) -> None:
 
     base = MergeBase(save_llama(tmp_path / "base", shard="12KB"))
     todo = plan.make(base, [lora_pack(base.folder)], [1.0])
-    work = jobs(layout.shards(base, todo, None, {}))
+    work = jobs(layout.shards(base, todo, None, ""))
     for count in (1, 2, 5, 40):
         parts = [jobs_of(work, JobShare(index, count)) for index in range(1, count + 1)]
         assert sorted(number for part in parts for number in part) == list(range(len(work)))

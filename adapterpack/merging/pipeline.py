@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,18 @@ from ..io.threads import workers
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from ..version import VERSION
-from .base_kind import is_graph
-from .checkpoint import jobs, journal, plan, provenance, staging, stream
+from .base_kind import is_gguf, is_graph
+from .checkpoint import jobs, journal, layout, plan, provenance, staging, stream
 from .checkpoint.arguments import require_outside, weights_of
 from .checkpoint.base_model import MergeBase
 from .checkpoint.report import MergedPack, MergeReport
 from .checkpoint.tensor_jobs import Fold
-from .container import open_base
 from .fold.fused import choose_arithmetic
 from .onnx.report import GraphReport
 
 VERIFY = ("structure", "full")
 _SIDE_FILES = 1 << 20
+LayOut = Callable[[Any, plan.MergePlan, "str | None", str], list[layout.Shard]]
 
 
 def merge(
@@ -139,8 +139,8 @@ def merge(
     share = jobs.JobShare() if shard is None else jobs.parse_share(shard)
     arithmetic = choose_arithmetic(device, stochastic_rounding is not None)
     opened = [as_pack(pack) for pack in packs]
-    source, container = open_base(base, checkpoint)
-    if container.file is None and target.suffix in {".gguf", ".onnx"}:
+    source, lay_out, file = _open_base(base, checkpoint)
+    if file is None and target.suffix in {".gguf", ".onnx"}:
         raise ConfigError(
             "a merged checkpoint is a folder",
             where=target,
@@ -166,7 +166,7 @@ def merge(
         for pack, factor, verdict in zip(opened, factors, todo.verdicts, strict=True)
     )
     note = provenance.note(source, merged, stochastic_rounding)
-    shards = container.shards(source, todo, out_dtype, note)
+    shards = lay_out(source, todo, out_dtype, note)
     key = provenance.key(
         [shard.header for shard in shards], {"version": VERSION, "safe": safe, "device": device}
     )
@@ -176,11 +176,11 @@ def merge(
         target, _SIDE_FILES + sum(shard.size for shard in shards) - staging.bytes_on_disk(folder)
     )
 
-    def report_of(done: dict[int, journal.FinishedJob], missing: int) -> MergeReport:
+    def report_of(done: journal.Finished, missing: int) -> MergeReport:
         losses = [
             job.loss(sums)
             for number, job in enumerate(work)
-            if isinstance(job, Fold) and number in done and (sums := done[number].sums) is not None
+            if isinstance(job, Fold) and (sums := done.get(number)) is not None
         ]
         return MergeReport(
             out=str(target),
@@ -205,12 +205,10 @@ def merge(
 
     def finish(folder: Path) -> None:
         report = report_of(done, 0)
-        full = todo.full_modules
         if (
             report.losses
             and not any(loss.stored for loss in report.losses)
-            and not full.added
-            and not full.replaced
+            and not (todo.full_modules.added or todo.full_modules.replaced)
         ):
             raise NothingToDo(
                 "the whole change was lost in rounding: the output would equal the base",
@@ -218,7 +216,8 @@ def merge(
                 found=report.losses[0].dtype,
                 remedy="merge with dtype float32, or keep the adapter unmerged",
             )
-        container.finish(folder, source, opened, todo, out_dtype, shards, report.provenance())
+        if file is None:  # a GGUF file is complete with its tensors
+            provenance.write_side_files(folder, source, opened, todo, out_dtype, shards, report.provenance())
 
     several = share.count > 1
     files = {file for number in mine for file in work[number].files}
@@ -248,8 +247,32 @@ def merge(
             done = journal.read_finished_jobs(folder, len(work))
         missing = len(work) - len(done)
         if not missing:
-            staging.publish(folder, target, finish, durable, container.file)
+            staging.publish(folder, target, finish, durable, file)
     return report_of(done, missing)
+
+
+def _open_base(
+    base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None
+) -> tuple[MergeBase, LayOut, str | None]:
+    """Opens the base at a path, and returns it with the function that lays out the output, which has the
+    base's form: a folder of safetensors, or one GGUF file, whose name comes last.
+
+    Raises:
+        StorageError, FormatError, Unsupported: it cannot be read.
+        ConfigError: a checkpoint was given although the base is one.
+    """
+    if is_gguf(base):
+        from .gguf import layout as gguf_layout  # noqa: PLC0415 - checkpoints need none of it
+        from .gguf.base_model import GGUFBase  # noqa: PLC0415 - as below
+
+        return GGUFBase(base, checkpoint), gguf_layout.shards, gguf_layout.NAME
+    if checkpoint is not None:
+        raise ConfigError(
+            "only an ONNX graph or a GGUF file is merged together with its checkpoint",
+            where=base,
+            remedy="leave --base out",
+        )
+    return MergeBase(base), layout.shards, None
 
 
 @contextmanager

@@ -31,7 +31,7 @@ from ..io.byte_ranges import Span, copy_span, open_descriptor
 from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
-from .checkpoint import plan, provenance
+from .checkpoint import layout, plan
 from .checkpoint.base_model import MergeBase
 from .fold.fold import prepare, slice_of
 
@@ -104,7 +104,7 @@ def unmerge(
 
 def _merge_record(merged: Checkpoint) -> dict[str, Any]:
     """Returns the merge's record in the metadata of the files."""
-    notes = {file.metadata.get(provenance.METADATA) for file in merged.files.values()}
+    notes = {file.metadata.get(layout.NOTE) for file in merged.files.values()}
     try:
         (text,) = notes
         record = strict_json.loads((text or "").encode(), merged.folder, st.MAX_HEADER)
@@ -117,7 +117,7 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
         raise FormatError(
             "this checkpoint does not say what it was merged from",
             where=merged.folder,
-            expected=f"'{provenance.METADATA}' in the metadata of its files",
+            expected=f"'{layout.NOTE}' in the metadata of its files",
             remedy="name a folder that adapterpack merge wrote",
         ) from error
     checked: dict[str, Any] = record
@@ -196,7 +196,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
                 name: _restore(merged, todo.targets[name], name) if name in todo.targets else file.read(name)
                 for name in file.tensors
             }
-            metadata = {key: value for key, value in file.metadata.items() if key != provenance.METADATA}
+            metadata = {key: value for key, value in file.metadata.items() if key != layout.NOTE}
             header, _ = st.plan(
                 [(name, info.dtype, info.shape) for name, info in file.tensors.items()], metadata
             )

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...errors import StorageError
 from ...io.atomic import sync
@@ -32,10 +32,8 @@ little to wait for at the end, and a power cut costs little.
 _MAX_LINE = 4096
 
 
-class FinishedJob(NamedTuple):
-    """A finished job: the sums of a changed weight, or None."""
-
-    sums: LossSums | None
+Finished = dict[int, LossSums | None]
+"""Finished jobs by number: the sums of a changed weight, or None."""
 
 
 class Journal:
@@ -135,21 +133,21 @@ def boot_id() -> str:
         return ""
 
 
-def read_finished_jobs(staging: Path, count: int) -> dict[int, FinishedJob]:
+def read_finished_jobs(staging: Path, count: int) -> Finished:
     """Returns the jobs, of ``count``, that are done according to trusted lines of the journals of all
     shares.
     """
-    done: dict[int, FinishedJob] = {}
+    done: Finished = {}
     for path in sorted((staging / FOLDER).glob("*.jsonl")):
         with suppress(FileNotFoundError):  # published meanwhile
             done |= _trusted(path.read_bytes(), count)
     return done
 
 
-def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
+def _trusted(data: bytes, count: int) -> Finished:
     current, same_boot, offset = boot_id(), False, 0
-    trusted: dict[int, FinishedJob] = {}
-    waiting: list[tuple[int, int, FinishedJob]] = []
+    trusted: Finished = {}
+    waiting: list[tuple[int, int, LossSums | None]] = []
     for raw in data.splitlines(keepends=True):
         line, offset = _parse_line(raw), offset + len(raw)
         if "boot" in line:
@@ -162,7 +160,7 @@ def _trusted(data: bytes, count: int) -> dict[int, FinishedJob]:
             waiting = [entry for entry in waiting if entry[0] > line["synced"]]
         elif isinstance(line.get("job"), int) and 0 <= line["job"] < count:
             sums = line.get("sums")
-            waiting.append((offset, line["job"], FinishedJob(None if sums is None else _sums(*sums))))
+            waiting.append((offset, line["job"], None if sums is None else _sums(*sums)))
     return trusted | ({number: done for _, number, done in waiting} if same_boot else {})
 
 

@@ -84,9 +84,13 @@ class Shard:
         )
 
 
-def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mapping[str, str]) -> list[Shard]:
+NOTE = "adapterpack_merge"
+"""The key in the metadata of a file under which it says what it was merged from."""
+
+
+def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> list[Shard]:
     """Returns the output's shards: the base's, with the same tensors in the same order; added tensors go to
-    the end of the last shard.
+    the end of the last shard. ``note`` says in the metadata of each what it was merged from.
 
     With ``dtype``, a weight that the base stores quantized becomes one tensor of that dtype, at the place of
     its first part.
@@ -141,7 +145,7 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, metadata: Mappin
         start = min((info.offset for info in file.tensors.values()), default=8)
         # it may describe the parts of quantized weights
         kept = file.metadata if dtype is None or not base.quantized else {}
-        header, places = _align(entries, {"format": "pt", **kept, **metadata}, start)
+        header, places = _align(entries, {"format": "pt", **kept, NOTE: note}, start)
         built.append(
             Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items()))
         )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...base.base_folder import CONFIG, copy_carried, read_json
 from ...base.checkpoint import Checkpoint
+from ...io import strict_json
 from ...pack.pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 
 FILE_NAME = "adapterpack.merge.json"
-METADATA = "adapterpack_merge"
 
 
 def content_if_read(base: Checkpoint) -> str | None:
@@ -52,9 +52,10 @@ def write_side_files(
     todo: plan.MergePlan,
     dtype: str | None,
     shards: list[layout.Shard],
+    report: Mapping[str, Any],
 ) -> None:
-    """Writes config, tokenizer, templates and index of the merged checkpoint; ``dtype`` is the safetensors
-    name of the chosen dtype.
+    """Writes config, tokenizer, templates, index and report of the merged checkpoint; ``dtype`` is the
+    safetensors name of the chosen dtype.
     """
     changed = config.merged_config(base.config, packs, todo.full_modules, dtype, bool(todo.copies))
     copy_carried(base.folder, folder)
@@ -63,6 +64,7 @@ def write_side_files(
     if base.config and changed != read_json(base.folder / CONFIG):
         _write_json(folder / "config.json", changed)
     _write_json(folder / base.index_name, layout.index(base, shards))
+    (folder / FILE_NAME).write_bytes(strict_json.canonical(report))
 
 
 def _write_json(path: Path, value: dict[str, Any] | None) -> None:

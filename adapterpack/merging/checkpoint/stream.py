@@ -17,7 +17,7 @@ from ...io.byte_ranges import open_descriptor, reserve, write_all
 from ...io.progress import Progress, StoppedError, Ticker
 from ...io.threads import one_thread_each
 from ..fold.blocks import Arithmetic
-from .journal import FinishedJob, Journal
+from .journal import Finished, Journal
 from .layout import Shard
 from .tensor_jobs import MergeContext, TensorJob
 
@@ -77,7 +77,7 @@ def create_files(shards: Sequence[Shard], folder: Path) -> None:
 def write(
     jobs: Sequence[TensorJob],
     mine: Sequence[int],
-    done_before: dict[int, FinishedJob],
+    done_before: Finished,
     journal: Journal,
     *,
     header: int,
@@ -86,7 +86,7 @@ def write(
     arithmetic: Arithmetic,
     workers: int,
     progress: Progress | None,
-) -> dict[int, FinishedJob]:
+) -> Finished:
     """Does the jobs with the numbers ``mine`` that are not in ``done_before``, and returns all that are done.
 
     ``header`` is the size of all headers in bytes. Memory: a few row blocks for each worker, whatever the
@@ -101,8 +101,8 @@ def write(
     context = MergeContext(journal.staging, ticker, safe, rounding, arithmetic)
     queue = JobQueue(jobs, [number for number in mine if number not in done_before])
 
-    def work() -> dict[int, FinishedJob]:
-        scratch, done = Scratch(), dict[int, FinishedJob]()
+    def work() -> Finished:
+        scratch, done = Scratch(), Finished()
         while (number := queue.take()) is not None:
             try:
                 ticker.check()
@@ -114,7 +114,7 @@ def write(
                 raise
             finally:
                 queue.done(number)
-            done[number] = FinishedJob(sums)
+            done[number] = sums
         return done
 
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:
@@ -127,8 +127,4 @@ def write(
     # the first real failure, not the StoppedError by which the other workers then ended
     for failure in sorted(failures, key=lambda error: isinstance(error, StoppedError)):
         raise failure
-    return {
-        number: done
-        for results in (done_before, *(future.result() for future in futures))
-        for number, done in results.items()
-    }
+    return done_before | {number: sums for future in futures for number, sums in future.result().items()}

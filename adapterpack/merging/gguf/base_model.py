@@ -21,8 +21,9 @@ from ...base.codecs.row_order import as_model, reorder_rows
 from ...base.codecs.storage import WeightStorage
 from ...base.compatibility import Verdict, recorded_fingerprint
 from ...base.gguf import ggml
-from ...base.gguf.header import GGUFTensor, read_header
+from ...base.gguf.header import read_header
 from ...base.gguf.names import FAMILIES, GGUFFamily, module_of, rope_row_order
+from ...base.gguf.tensor_types import TensorType
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported
 from ...io.hashing import identity
 from ...io.safe_open import open_regular
@@ -67,7 +68,10 @@ class GGUFFile:
         self.entries = {name: self.header.tensors[gguf_name] for gguf_name, name in self.names.items()}
         if len(self.entries) != len(self.names):
             raise FormatError("two tensors have one name in the model", where=path)
-        self.tensors = {name: _stored(name, tensor) for name, tensor in self.entries.items()}
+        self.tensors = {
+            name: tensor_info(name, tensor.shape, tensor.type, tensor.offset)
+            for name, tensor in self.entries.items()
+        }
 
     def _family(self) -> GGUFFamily:
         architecture = self.header.values.get("general.architecture")
@@ -114,17 +118,15 @@ class GGUFFile:
         ).reshape(info.shape)
 
 
-def _stored(name: str, tensor: GGUFTensor) -> TensorInfo:
-    tensor_type, shape = tensor.type, tensor.shape
+def tensor_info(name: str, shape: tuple[int, ...], tensor_type: TensorType, offset: int) -> TensorInfo:
+    """Describes a tensor of a GGUF file as one of safetensors; a quantized one as bytes ``[rows, bytes of a
+    row]``.
+    """
+    nbytes = math.prod(shape) // tensor_type.block * tensor_type.size
     if tensor_type.plain:
-        return TensorInfo(name, tensor_type.name, shape, tensor.offset, tensor.nbytes)
-    return TensorInfo(
-        name,
-        "U8",
-        (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size),
-        tensor.offset,
-        tensor.nbytes,
-    )
+        return TensorInfo(name, tensor_type.name, shape, offset, nbytes)
+    row = shape[-1] // tensor_type.block * tensor_type.size
+    return TensorInfo(name, "U8", (math.prod(shape[:-1]), row), offset, nbytes)
 
 
 class GGUFBase(MergeBase):

@@ -17,7 +17,7 @@ from ...errors import ConfigError, Unsupported
 from ...io.safetensors import DTYPES, TensorInfo
 from ..checkpoint.layout import Item, Shard, sources
 from ..checkpoint.plan import MergePlan
-from .base_model import GGUFBase
+from .base_model import GGUFBase, tensor_info
 
 NAME = "model.gguf"
 KEY = "adapterpack.merge"
@@ -47,7 +47,9 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
     head = MAGIC + struct.pack("<IQQ", header.version, len(types), len(keys)) + b"".join(keys) + infos
     head += bytes(gg.align(len(head), header.alignment) - len(head))
     items = tuple(
-        _item(base, todo, name, _place(name, tensor.shape, types[name], len(head) + offsets[name]), folds)
+        _item(
+            base, todo, name, tensor_info(name, tensor.shape, types[name], len(head) + offsets[name]), folds
+        )
         for name, tensor in base.file.entries.items()
     )
     return [Shard(NAME, base.file, head, items, gg.align(end, header.alignment) - end)]
@@ -86,15 +88,6 @@ def _type(tensor: gg.GGUFTensor, dtype: str | None) -> TensorType:
     if dtype is None or len(tensor.shape) == 1 or (tensor.type.name[0] == "I" and tensor.type.plain):
         return tensor.type
     return TENSOR_TYPES[TYPE_NUMBERS[dtype]]
-
-
-def _place(name: str, shape: tuple[int, ...], tensor_type: TensorType, offset: int) -> TensorInfo:
-    nbytes = math.prod(shape) // tensor_type.block * tensor_type.size
-    if tensor_type.plain:
-        return TensorInfo(name, tensor_type.name, shape, offset, nbytes)
-    return TensorInfo(
-        name, "U8", (math.prod(shape[:-1]), shape[-1] // tensor_type.block * tensor_type.size), offset, nbytes
-    )
 
 
 def _item(
