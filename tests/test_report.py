@@ -17,11 +17,11 @@ import pytest
 from jinja2 import UndefinedError
 
 from adapterpack.cli.output import print_table
+from adapterpack.demos import load_stages
 from adapterpack.errors import printable
 from adapterpack.palette import DARK, LIGHT
 from adapterpack.report.chart import line_charts, round_steps
 from adapterpack.report.comparison import comparison_report
-from adapterpack.report.demo import demo_report, demo_tables
 from adapterpack.report.inspection import inspect_report
 from adapterpack.report.page import Card, find_figures, page_environment, render
 from adapterpack.report.training import train_report
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.fast
 HOSTILE = ('</title></style></code><script src="https://evil.example/x.js">alert(1)</script><img src=x onerror=a> '
            '\u202eright to left\u2066 \x1b[31m " \' & \ufffe')  # fmt: skip
 """Closes every element that text stands in, loads from elsewhere, and turns the direction of what follows."""
+demo_report, demo_tables = load_stages("report").demo_report, load_stages("report").demo_tables
 ELEMENTS = {
     "html", "head", "meta", "link", "title", "style", "body", "main", "h1", "h2", "p", "ul", "li", "span",
     "strong", "div", "table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption", "dl",
@@ -526,10 +527,15 @@ def test_the_terminal_is_not_repainted(capsys: pytest.CaptureFixture[str]) -> No
     assert not re.search("\u202e|\x1b\\[31m", shown)
 
 
-@pytest.mark.parametrize("name", ["chart", "comparison", "demo", "inspection", "page", "training"])
+PAGES = ["chart", "comparison", "inspection", "page", "training"]
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"adapterpack.report.{page}" for page in PAGES), "adapterpack_demo.report"]
+)
 def test_the_examples_in_docstrings_run(name: str) -> None:
     """What the functions of the report show in their docstrings is what they give."""
-    ran = doctest.testmod(importlib.import_module(f"adapterpack.report.{name}"))
+    ran = doctest.testmod(importlib.import_module(name))
     assert ran.attempted and not ran.failed
 
 

@@ -19,9 +19,10 @@ from adapterpack.errors import AdapterpackError, FormatError
 from adapterpack.io.strict_json import canonical
 from adapterpack.pack.pack import Pack
 from adapterpack.pack.validate.validation import validate
-from adapterpack.report.demo import demo_report
 from adapterpack.resources import resource
 from adapterpack.version import VERSION
+
+from .report import demo_report
 
 Say = Callable[[str], None]
 _SECONDS = 60.0

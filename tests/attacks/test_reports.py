@@ -178,7 +178,9 @@ class _Page(HTMLParser):
 
 
 def _page(text: str) -> None:
-    from adapterpack.report.demo import demo_report
+    from adapterpack.demos import load_stages
+
+    demo_report = load_stages("report").demo_report
 
     def written(text: str) -> str:
         return demo_report(

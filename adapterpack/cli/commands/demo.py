@@ -6,6 +6,7 @@ import click
 
 import adapterpack
 
+from ...demos import load_stages
 from ..options import common_options
 from ..output import print_facts, print_json, print_line, print_table
 from ..progress import show_steps
@@ -36,9 +37,9 @@ def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) 
     if as_json:
         print_json({**result, "command": "demo"})
         return
-    from ...report.demo import demo_tables  # noqa: PLC0415 - only what prints needs it
+    tables = load_stages("report").demo_tables(result)
 
-    for title, (columns, rows) in demo_tables(result).items():
+    for title, (columns, rows) in tables.items():
         print_table(columns, rows, title)
     print_facts({key: result[key] for key in ("mixed_batch_equal", "token_agreement") if key in result})
     print_line(f"report: {result['report']}")

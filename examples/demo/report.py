@@ -8,8 +8,8 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..readable import MISSING, count, number, percent, seconds, size, small
-from .page import Card, render
+from adapterpack.readable import MISSING, count, number, percent, seconds, size, small
+from adapterpack.report.page import Card, render
 
 Result = Mapping[str, Any]
 Table = tuple[list[str], list[list[str]]]
