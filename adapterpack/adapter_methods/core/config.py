@@ -98,12 +98,7 @@ class SiteConfig:
         object.__setattr__(self, "modules_to_save", _names("modules_to_save", whole))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), not {self.dropout!r}")
-        config: Any = type(self)
-        for name, optional, check in _checks(config):
-            value = getattr(self, name)
-            if not (optional and value is None) and (number := check(name, value)) is not None:
-                # 16 and 16.0 are one config, and must be the same bytes in a manifest
-                object.__setattr__(self, name, number)
+        check_fields(self)
 
     @property
     def acts(self) -> Acts | None:
@@ -211,6 +206,21 @@ class NoBranch(SiteConfig):
                 "dropout acts on a branch parallel to the layer, and this method has none: not "
                 f"{self.dropout!r}"
             )
+
+
+def check_fields(settings: Any) -> None:
+    """Checks the fields of a frozen dataclass whose types say which values they can have, such as
+    :data:`Whole`, and makes floats of numbers.
+
+    Raises:
+        ValueError: a field has another value.
+    """
+    config: Any = type(settings)
+    for name, optional, check in _checks(config):
+        value = getattr(settings, name)
+        if not (optional and value is None) and (number := check(name, value)) is not None:
+            # 16 and 16.0 are one config, and must be the same bytes in a manifest
+            object.__setattr__(settings, name, number)
 
 
 def set_defaults(config: SiteConfig, **usual: Any) -> None:

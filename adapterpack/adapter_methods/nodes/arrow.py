@@ -18,34 +18,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from ..core.config import require_number, require_whole
+from ..core.config import Positive, Whole
 from ..core.operators import Array
 from ..core.routers import SoftmaxGate
 from ..core.site import Site
-from .base import NodeKind, NodePart, as_float, mix
+from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
 KEYS = "keys"
 
 
 @dataclass(frozen=True)
-class Arrow:
+class Arrow(NodeSettings):
     """``top_k`` is the number of experts per token (all, if there are fewer); a higher ``temperature``
     weights them more evenly.
     """
 
-    top_k: int = 3
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "temperature", as_float(self.temperature))
-
-    def check(self, children: int) -> None:
-        """Raises ValueError unless both settings are valid."""
-        require_whole("top_k", self.top_k)
-        require_number("temperature", self.temperature)
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+    top_k: Whole = 3
+    temperature: Positive = 1.0
 
 
 def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:

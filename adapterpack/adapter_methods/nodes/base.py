@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
 from ..core.base import Forward, NormalForm
-from ..core.config import is_number
+from ..core.config import check_fields
 from ..core.operators import Array, Dense
 from ..core.routers import Route, Weights
 from ..core.site import Site
@@ -111,16 +111,18 @@ class NodeKind(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NoSettings:
-    """The settings of a kind of node that has none."""
+class NodeSettings:
+    """The settings of a kind of node, or none; a type such as ``Whole`` says which values a field can have.
+
+    Raises:
+        ValueError: a field has another value.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check(self, children: int) -> None:
-        """Accepts any number of children."""
-
-
-def as_float(value: Any) -> Any:
-    """Returns a number as a float, and anything else unchanged, for a check to reject."""
-    return float(value) if is_number(value) else value
+        """Raises ValueError unless the settings fit so many children."""
 
 
 def part_of(form: NormalForm, where: str) -> NodePart:

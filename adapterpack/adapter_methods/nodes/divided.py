@@ -13,12 +13,12 @@ from functools import partial
 from ..core.config import require_whole
 from ..core.operators import Array
 from ..core.routers import MASKS, Fixed
-from .base import NodeKind, NodePart, mix
+from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
 
 @dataclass(frozen=True)
-class Stretches:
+class Stretches(NodeSettings):
     """The number of rows or positions of each child; by position, the last child also gets all that
     follow.
     """

@@ -11,31 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
-from ..core.config import require_whole
+from ..core.config import Count
 from ..core.operators import Array
 from ..core.routers import Attention
 from ..core.site import Site
-from .base import NodeKind, NodePart, mix
+from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
 QUERY, KEY = "query", "key"
-_WIDEST = 1 << 14
 
 
 @dataclass(frozen=True)
-class Fuse:
+class Fuse(NodeSettings):
     """``size`` is the width of query and key, ``top_k`` the number of experts per token (0: all)."""
 
-    size: int = 32
-    top_k: int = 0
-
-    def check(self, children: int) -> None:
-        """Raises ValueError unless both settings are valid integers."""
-        require_whole("size", self.size, 1, _WIDEST)
-        require_whole("top_k", self.top_k, 0)
+    size: Annotated[int, Meta(ge=1, le=1 << 14)] = 32
+    top_k: Count = 0
 
 
 def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:

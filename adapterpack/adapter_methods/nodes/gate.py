@@ -13,23 +13,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.config import require_whole
+from ..core.config import Count
 from ..core.operators import Array
 from ..core.routers import SoftmaxGate
 from ..core.site import Site
-from .base import NodeKind, NodePart, mix
+from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
 
 @dataclass(frozen=True)
-class GateSettings:
+class GateSettings(NodeSettings):
     """``top_k`` is the number of experts per token (0: all)."""
 
-    top_k: int = 0
-
-    def check(self, children: int) -> None:
-        """Raises ValueError unless ``top_k`` is an integer of at least 0."""
-        require_whole("top_k", self.top_k, 0)
+    top_k: Count = 0
 
 
 def _join(

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import TypeVar
 
-from .base import NodeKind, NoSettings, add_parts
+from .base import NodeKind, NodeSettings, add_parts
 from .registry import NODES
 
 T = TypeVar("T")
 
 
-def _apply_in_turn(settings: NoSettings, children: Sequence[Callable[[T], T]], start: T) -> T:
+def _apply_in_turn(settings: NodeSettings, children: Sequence[Callable[[T], T]], start: T) -> T:
     return reduce(lambda inner, child: child(inner), children, start)
 
 
@@ -28,7 +28,7 @@ stack = NODES.register(
         summary="each member changes what the ones before it made of the layer",
         paper="https://arxiv.org/abs/2007.07779",
         formula="f = f_n( ... f_2(f_1(base)))",
-        settings=NoSettings,
+        settings=NodeSettings,
         join=lambda settings, parts, tensors: add_parts(parts),
         shares=lambda settings, children: [1.0] * children,
         evaluate=_apply_in_turn,

@@ -13,42 +13,31 @@ from typing import Any
 from ..core.base import Forward
 from ..core.config import require_number
 from ..core.operators import Array
-from .base import (
-    Folded,
-    Folding,
-    NodeKind,
-    NoSettings,
-    Transform,
-    add_parts,
-    as_float,
-    scale_part,
-    share_evenly,
-)
+from .base import Folded, Folding, NodeKind, NodeSettings, Transform, add_parts, scale_part, share_evenly
 from .registry import NODES
 
 
 @dataclass(frozen=True)
-class SumSettings:
+class SumSettings(NodeSettings):
     """One weight per child, of any sign; an empty tuple means a weight of 1 for each."""
 
     weights: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         # 1 and 1.0 mean the same tree, which must be written as the same bytes
-        object.__setattr__(self, "weights", tuple(map(as_float, self.weights)))
+        weights = tuple(require_number("a weight", weight) for weight in self.weights)
+        object.__setattr__(self, "weights", weights)
 
     def check(self, children: int) -> None:
-        """Raises ValueError unless every child has a finite weight."""
+        """Raises ValueError unless every child has a weight."""
         if self.weights and len(self.weights) != children:
             raise ValueError(
                 f"there must be one weight for each of the {children} children, not {len(self.weights)}"
             )
-        for weight in self.weights:
-            require_number("a weight", weight)
 
 
 def _sum_weights(settings: SumSettings, children: int) -> list[float]:
-    return [float(weight) for weight in settings.weights] or [1.0] * children
+    return list(settings.weights) or [1.0] * children
 
 
 def _evaluate(weights: Sequence[float], children: Sequence[Transform], base: Forward) -> Forward:
@@ -109,7 +98,7 @@ parallel = NODES.register(
         summary="the outputs of the adapted layers, averaged",
         paper="https://arxiv.org/abs/2007.07779",
         formula="f(x) = 1/n sum_i f_i(x)",
-        settings=NoSettings,
+        settings=NodeSettings,
         examples=("parallel(a, b, c)", "parallel(a, sum(0.5*b, c))"),
     )
 )

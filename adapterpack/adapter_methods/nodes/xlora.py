@@ -15,19 +15,21 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+from msgspec import Meta
 
-from ..core.config import WIDEST, require_flag, require_number, require_whole
+from ..core.config import Count, Number, Positive
 from ..core.operators import Array
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
 from ..forms.blocks import relu
-from .base import NodeKind, NodePart, as_float, mix, scale_part
+from .base import NodeKind, NodePart, NodeSettings, mix, scale_part
 from .registry import NODES
 
 
 @dataclass(frozen=True)
-class XLoRA:
+class XLoRA(NodeSettings):
     """The classifier: ``depth`` linear layers with inner width ``size``, on hidden states of width ``hidden``
     (0: the base's own).
 
@@ -35,35 +37,15 @@ class XLoRA:
     zero; ``softmax_topk`` then normalises them to a sum of one.
     """
 
-    hidden: int = 0
-    depth: int = 1
-    size: int = 2048
+    hidden: Annotated[int, Meta(ge=0, le=1 << 20)] = 0
+    depth: Annotated[int, Meta(ge=1, le=32)] = 1
+    size: Annotated[int, Meta(ge=1, le=1 << 20)] = 2048
     layerwise: bool = False
     softmax: bool = True
-    temperature: float = 1.0
-    top_k: int = 0
+    temperature: Positive = 1.0
+    top_k: Count = 0
     softmax_topk: bool = False
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("temperature", "scale"):
-            object.__setattr__(self, name, as_float(getattr(self, name)))
-
-    def check(self, children: int) -> None:
-        """Raises ValueError unless all settings are valid."""
-        for name, least, most in (
-            ("hidden", 0, 1 << 20),
-            ("depth", 1, 32),
-            ("size", 1, 1 << 20),
-            ("top_k", 0, WIDEST),
-        ):
-            require_whole(name, getattr(self, name), least, most)
-        for name in ("layerwise", "softmax", "softmax_topk"):
-            require_flag(name, getattr(self, name))
-        for name in ("temperature", "scale"):
-            require_number(name, getattr(self, name))
-        if self.temperature <= 0:
-            raise ValueError(f"temperature must be above 0, not {self.temperature!r}")
+    scale: Number = 1.0
 
 
 def _shared_shapes(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:
