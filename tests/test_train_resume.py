@@ -224,7 +224,7 @@ def test_a_second_training_of_one_output_stops_at_once(tiny_llama: Path, tmp_pat
 
     def another(step: Step) -> None:
         if step.done in {2, 9}:
-            with pytest.raises(StorageError, match="another process is at work on this very output"):
+            with pytest.raises(StorageError, match="another process is writing this output"):
                 RunFolder(config["output_dir"], {"seed": 1}).begin()
 
     (pack,) = train(config, progress=another)

@@ -80,7 +80,7 @@ def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """
     if max(total, length) > _MOST:
         raise Unsupported(
-            "so many places are not dealt out",
+            "the adapter would have too many indices",
             expected=f"at most {_MOST}",
             found=max(total, length),
             remedy="use a smaller rank or fewer targets",
@@ -120,7 +120,7 @@ def _constants(cfg: UniLoRA, site: Site) -> Arrays:
     middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
     if end > total:
         raise Unsupported(
-            "the site has no such places",
+            "the indices lie outside the weight",
             where=site.path,
             expected=f"places up to {total}",
             found=end,

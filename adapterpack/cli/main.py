@@ -201,7 +201,7 @@ def _end_with_error(
 def _report_cut_file(ctx: click.Context, path: str) -> None:
     """Reports a file that became shorter while a library read it. The process is about to end."""
     error = StorageError(
-        "a file became shorter while it was in use",
+        "a file was cut short while it was in use",
         where=path,
         remedy="start again once nothing writes to it",
     )

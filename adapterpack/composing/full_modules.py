@@ -71,7 +71,7 @@ def _pick(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedM
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
         raise ConfigError(
-            "no pack of that name takes part",
+            "none of the packs has that name",
             where="whole",
             expected=" or ".join(by_name),
             found=repr(of),

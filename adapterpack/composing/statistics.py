@@ -131,7 +131,7 @@ def of_packs(
     if not wanted:
         if statistics:
             raise ConfigError(
-                "this rule looks at no data",
+                "this rule uses no data",
                 where=f"rule {rule}",
                 found=f"{len(statistics)} statistics",
                 remedy="leave them out",

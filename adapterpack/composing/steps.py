@@ -230,7 +230,7 @@ def compose_by_rule(
         work = _search_weights(work, score, name)
     elif score is not None:
         raise ConfigError(
-            "this rule searches for nothing",
+            "this rule does not search for weights",
             where=f"rule {request.rule}",
             expected="lorahub, if weights are to be searched for",
             remedy="leave the score out",

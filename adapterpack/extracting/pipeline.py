@@ -104,7 +104,7 @@ def extract(
     Cut(rank, energy)
     if rest not in REST:
         raise UnknownName(
-            "there is no such way to treat what is no matrix",
+            "unknown way to treat tensors that are no matrices",
             where="rest",
             found=repr(rest),
             remedy=nearest(rest, REST),

@@ -82,7 +82,7 @@ class Fleet:
         data = read_file(where, manifest.size + 1) if where.is_file() else b""
         if len(data) != manifest.size:
             raise FormatError(
-                "the file of the tensors is missing, or not as long as the manifest says",
+                "the tensor file is missing, or not as long as the manifest says",
                 where=where,
                 expected=f"{manifest.size} bytes",
                 remedy=_REMEDY,
@@ -107,7 +107,7 @@ class Fleet:
             tensors[name] = value
         if hashlib.sha256(data).hexdigest() != manifest.sha256:
             raise CorruptBlob(
-                "the file of the tensors was altered", where=where, expected=manifest.sha256, remedy=_REMEDY
+                "the tensor file was altered", where=where, expected=manifest.sha256, remedy=_REMEDY
             )
         return cls(manifest, tensors, folder)
 

@@ -210,7 +210,7 @@ def parse(data: bytes, where: object) -> FleetManifest:
         numbers += size
         if numbers > MOST_NUMBERS or count >= MOST_TENSORS:
             raise FormatError(
-                "a fleet is larger than there are any",
+                "the fleet is larger than a fleet may be",
                 where=where,
                 expected=f"at most {MOST_NUMBERS} numbers in {MOST_TENSORS} tensors",
                 remedy="compress fewer packs",

@@ -38,7 +38,7 @@ def hold_folder(path: Path) -> int | None:
     lock = lock_folder(path) if CAN_LOCK else None
     if lock is None and CAN_LOCK:
         raise StorageError(
-            "another process is at work on this very output",
+            "another process is writing this output",
             where=path,
             remedy="wait for it, or choose another output",
         )

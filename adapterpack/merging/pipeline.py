@@ -302,7 +302,7 @@ def _into_graph(
     for name, value in of_checkpoints.items():
         if value is not None and value is not False:
             raise ConfigError(
-                "this is for merges into checkpoints; a graph keeps its dtypes and is merged at one go",
+                "this is for merges into checkpoints; a graph keeps its dtypes and is merged in one go",
                 where=name,
                 found=repr(value),
                 remedy="leave it out",

@@ -170,9 +170,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
             remedy="give just the packs that the merge names",
         )
     if record.get("stochastic_rounding") is not None:
-        raise Unsupported(
-            "what was rounded by chance cannot be computed back", where=merged.folder, remedy=_NO_BASE
-        )
+        raise Unsupported("stochastic rounding cannot be undone", where=merged.folder, remedy=_NO_BASE)
     if any(pack.full() for pack in packs):
         raise Unsupported(
             "a module that was trained whole has taken the place of the base's",

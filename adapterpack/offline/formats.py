@@ -63,7 +63,7 @@ def _requests(setting: Setting) -> OfflineJob:
     given = [*(["--adapter"] if setting.adapters else []), *(["--raw"] if setting.raw else []), *others]
     if given:
         raise ConfigError(
-            "each request of this file says itself what it wants",
+            "each request of this file has parameters of its own",
             where=setting.where,
             found=given[0],
             remedy="leave out what is not --seed or --sampling",

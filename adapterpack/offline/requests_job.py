@@ -97,7 +97,10 @@ class RequestsJob:
             )
         if body.get("stream"):
             return ConfigError(
-                "the answers of a file are no streams", where=where, found="stream", remedy="leave it out"
+                "answers to a file of requests cannot be streamed",
+                where=where,
+                found="stream",
+                remedy="leave it out",
             )
         seal = hashlib.sha256(json.dumps([self._seed, number, row], sort_keys=True).encode()).hexdigest()
         if "seed" in getattr(route.body, "__struct_fields__", ()) and body.get("seed") is None:

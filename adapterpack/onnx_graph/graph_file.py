@@ -195,7 +195,7 @@ def external_entries(tensor: onnx.TensorProto, where: str) -> dict[str, str]:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     if len(entries) < len(tensor.external_data):
         raise FormatError(
-            "external data with two places",
+            "an initializer names two places for its external data",
             where=where,
             found=", ".join(entry.key for entry in tensor.external_data)[:200],
             remedy="save the model again",

@@ -139,7 +139,7 @@ def _encode(
             "packs of this task are not measured",
             where=f"task {task.name}",
             expected="text-generation, or text-classification with labels",
-            remedy="use a rule that looks at no data",
+            remedy="use a rule that needs no data",
         )
     table = data.load_rows(source)
     table = table.select(range(min(rows, len(table))))

@@ -48,7 +48,7 @@ class TorchGenerator:
         """
         if math.prod(shape) > _MOST:
             raise Unsupported(
-                "so large a random matrix is not made",
+                "the random matrix of this adapter would be too large",
                 expected=f"at most {_MOST} elements",
                 found=shape,
                 remedy="use a smaller rank",

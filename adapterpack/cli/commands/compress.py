@@ -81,7 +81,7 @@ def command(
       adapterpack compress --member fleet tickets -o packs/tickets
     """
     if out is None and (into is None or member is not None):
-        raise ConfigError("the output has no name", remedy="give -o OUT")
+        raise ConfigError("no output is named", remedy="give -o OUT")
     if member is not None:
         if packs or into is not None:
             raise ConfigError("--member takes no packs", remedy="give --member FLEET NAME -o OUT alone")

@@ -419,7 +419,7 @@ def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
     names = [key.rpartition(":")[0] for key in block.keys]
     if task not in names:
         raise ConfigError(
-            "no pack of that name takes part",
+            "none of the packs has that name",
             where="task",
             expected=" or ".join(names),
             found=repr(task),

@@ -121,7 +121,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
             where=f"{where}#/fine_tune_type",
             expected=", ".join(_METHODS),
             found=repr(kind)[:80],
-            remedy="fuse it with mlx_lm.fuse, and take the difference with adapterpack extract",
+            remedy="fuse it with mlx_lm.fuse, and extract the difference with adapterpack extract",
         )
     rank = parameters.get("rank") if isinstance(parameters, dict) else None
     if not isinstance(parameters, dict) or type(rank) is not int or not 0 < rank <= 1 << 16:

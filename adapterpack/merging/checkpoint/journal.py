@@ -55,7 +55,7 @@ class Journal:
             # without file locks two processes do the same work twice, and write the same bytes
             if not take_lock(self._file):
                 raise StorageError(
-                    "another process is at work on this very output",
+                    "another process is writing this output",
                     where=staging,
                     remedy="wait for it, or give the parts of several machines with --shard",
                 )

@@ -44,7 +44,7 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
             value = node.inputs[0] if path is None else heads[path]
             if value is None:
                 raise FormatError(
-                    "the bundle's graph is not what its site map says",
+                    "the bundle's graph does not fit its site map",
                     where=source / GRAPH,
                     found=node.name,
                     remedy="export the bundle again",

@@ -142,7 +142,7 @@ def seal(
     moment = statement.expiry(expires) if isinstance(expires, str) else expires
     if moment is not None and (moment.tzinfo is None or moment <= datetime.now(UTC)):
         raise ConfigError(
-            "the expiry has no time zone, or is over already", found=moment, remedy="name a later date"
+            "the expiry has no time zone, or is in the past", found=moment, remedy="name a later date"
         )
     if identity is not None and not 0 < len(identity) <= statement.MAX_IDENTITY:
         raise ConfigError(
@@ -212,7 +212,7 @@ def unseal(
         )
     if signed.expires is not None and (at or datetime.now(UTC)) > signed.expires:
         raise SignatureExpired(
-            "the signature is right, but its time is over",
+            "the signature is right, but it has expired",
             where=file,
             expected="a later expiry",
             found=statement.format_moment(signed.expires),

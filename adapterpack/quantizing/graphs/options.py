@@ -110,7 +110,7 @@ def quantization(
     chosen = GRAPH_SCHEMES[scheme]
     if chosen.of_base:
         raise Unsupported(
-            "this scheme has the codes of a quantized base, which a bundle holds no more",
+            "this scheme keeps the codes of a quantized base, which a bundle no longer holds",
             found=scheme,
             remedy="export the quantized base itself: that is what it becomes by default",
         )
@@ -145,13 +145,13 @@ def quantization(
     calibrated = setting is not None and ALGORITHMS[setting.algorithm].calibrated
     if calibrated and calibration is None:
         raise ConfigError(
-            "this algorithm looks at inputs of every product, which calibration rows give",
+            "this algorithm needs inputs of every product, which calibration rows give",
             found=algorithm,
             remedy="give --calibration FILE.jsonl, with rows like those that the model will see",
         )
     if calibration is not None and not (calibrated or compensate or chosen.budgeted):
         raise ConfigError(
-            "nothing here looks at calibration rows",
+            "these options use no calibration rows",
             where="--calibration",
             found=calibration,
             remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed, or leave it out",
@@ -193,7 +193,7 @@ def _refuse_options(scheme: GraphScheme, given: dict[str, object]) -> None:
         if value is not None and name not in scheme.takes:
             option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
             raise ConfigError(
-                f"this scheme has no codes, so that --{option} says nothing",
+                f"this scheme has no codes, so --{option} has no effect",
                 found=scheme.name,
                 remedy=f"leave --{option} out",
             )
@@ -254,5 +254,5 @@ def require_no_options(what: str, **given: object) -> None:
         if value is not None:
             option = name.replace("_", "-")
             raise ConfigError(
-                f"{what}, so that --{option} says nothing", found=value, remedy=f"leave --{option} out"
+                f"{what}, so --{option} has no effect", found=value, remedy=f"leave --{option} out"
             )

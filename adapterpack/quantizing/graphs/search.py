@@ -124,7 +124,7 @@ def greedy(
         offer(name)
     if size_budget is not None and size > size_budget:
         raise ConfigError(
-            "the products have no bits within this budget",
+            "no choice of bits fits this budget",
             where="--size-budget",
             found=size_budget,
             expected=f"at least {size}",
@@ -132,7 +132,7 @@ def greedy(
         )
     if limit is not None and error > limit:
         raise ConfigError(
-            "eight bits err more than this budget",
+            "even eight bits make a larger error than this budget",
             where="--error-budget",
             found=error_budget,
             expected=f"at least {(error / len(choices)) ** 0.5:.2g}",

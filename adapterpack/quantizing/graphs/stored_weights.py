@@ -58,7 +58,7 @@ class StoredWeights:
         difference = float(np.abs(form.values() - rows).max()) / (float(np.abs(rows).max()) or 1.0)
         if not difference <= _ALLOWED:
             raise ParityError(
-                "codes stand for other numbers than the checkpoint's",
+                "the quantized weights differ from the checkpoint's",
                 where=", ".join(names),
                 found=f"{difference:.2g}",
                 expected=f"at most {_ALLOWED:.2g} of the largest",

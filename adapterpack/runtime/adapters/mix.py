@@ -59,7 +59,7 @@ class Mix:
                 )
             if pack.method.kind == "prompt":
                 raise NotASum(
-                    "a prompt is no change that could be added to others",
+                    "a prompt cannot be added to other adapters",
                     where="adapters",
                     found=pack.name,
                     remedy="name it alone",

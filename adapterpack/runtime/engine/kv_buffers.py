@@ -147,7 +147,7 @@ def buffer(shape: Shape, dtype: np.dtype[Any], resolved: ResolvedDevice) -> Buff
 
 def _no_memory(shape: Shape, dtype: np.dtype[Any]) -> ConfigError:
     return ConfigError(
-        "there is no memory for the keys and values of so many rows",
+        "there is not enough memory for the keys and values of so many rows",
         found=f"{shape} {dtype} for one of a layer's two",
         remedy="open the engine with fewer max_rows or a smaller max_length",
     )

@@ -108,7 +108,7 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         unread.append(f"{what} with messages as {whose} has them")
     if unread:
         raise ConfigError(
-            "the list says of a data set what is not read",
+            "the list has a setting of a data set that is not read here",
             where=place,
             found=", ".join(unread),
             remedy="bring the data into a form of docs/train.md, and name it as train_file",

@@ -39,7 +39,7 @@ def load_start(config: TrainConfig) -> Pack:
         )
     if config.method != pack.manifest.method.type and "method" in given:
         raise ConfigError(
-            "the pack that is trained on is of another method",
+            "the pack that the training continues is of another method",
             where=source,
             expected=config.method,
             found=pack.manifest.method.type,
@@ -52,7 +52,7 @@ def load_start(config: TrainConfig) -> Pack:
         for name in sorted(compared):
             if _hashable(getattr(wanted, name)) != _hashable(getattr(own, name)):
                 raise ConfigError(
-                    "an adapter keeps the settings of its method when it is trained on",
+                    "an adapter keeps the settings of its method when its training continues",
                     where=f"{source}, {name}",
                     expected=getattr(own, name),
                     found=getattr(wanted, name),
