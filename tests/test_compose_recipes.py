@@ -465,7 +465,7 @@ def test_statistics_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         (files[:1], "regmean", "expected 2 files"),
         (files[::-1], "regmean", "another pack"),
         (files, "fisher", "another kind"),
-        (files, "linear", "looks at no data"),
+        (files, "linear", "uses no data"),
         ([files[0], wrong], "regmean", "does not fit"),
         ([files[0], lies], "regmean", "not finite"),
     ):
@@ -523,7 +523,7 @@ def test_the_search_finds_what_scores_best(tmp_path: Path) -> None:
     ):
         with pytest.raises(AdapterpackError, match=words):
             compose(packs, rule="lorahub", **options)
-    with pytest.raises(ConfigError, match="searches for nothing"):
+    with pytest.raises(ConfigError, match="does not search for weights"):
         compose(packs, score=score)
 
 

@@ -116,5 +116,5 @@ def test_a_command_whose_libraries_read_a_file_that_is_cut_short_says_so(
     done = _run(COMMAND, "export", base, "-o", tmp_path / "out", "--frontend", "mapping", "--json")
     assert done.returncode == 1, (done.returncode, done.stderr)
     assert json.loads(done.stdout)["error"]["where"] == str(base / "model.safetensors")
-    assert "became shorter while it was in use" in done.stderr
+    assert "was cut short while it was in use" in done.stderr
     assert not (tmp_path / "out").exists()

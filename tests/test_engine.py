@@ -201,7 +201,7 @@ def test_what_is_refused_before_a_row_begins(
         engine.add("hello", warmth=3)
     with pytest.raises(ConfigError, match="longer than the engine's rows"):
         Engine(engine.bundle, max_length=8).add([5] * 9)
-    with pytest.raises(ConfigError, match="no memory for the keys and values"):
+    with pytest.raises(ConfigError, match="not enough memory for the keys and values"):
         Engine(engine.bundle, max_rows=1 << 50)
     with pytest.raises(ConfigError, match="at least one row"):
         Engine(engine.bundle, max_rows=0)

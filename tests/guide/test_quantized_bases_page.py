@@ -56,7 +56,7 @@ def test_from_training_in_four_bits_to_a_graph(wide_base: None) -> None:
         (["packs/qlora", "packs/orders"], "of one form"),
         ([], "of one form"),
         (["packs/qlora", "--dtype", "float16"], "in float32"),
-        (["packs/qlora", "--head", "int8"], "says nothing"),
+        (["packs/qlora", "--head", "int8"], "has no effect"),
     ):
         done = CliRunner().invoke(
             main, ["export", "models/SmolLM2", *options, "--quantize", "as-trained", "-o", "refused"]
