@@ -22,7 +22,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .adapter_methods import PROMPT, Method, Params, Site, complete, fold, frozen, resolve_configs, run
+from .adapter_methods import (
+    PROMPT,
+    Arrays,
+    Method,
+    Params,
+    Site,
+    complete,
+    fold,
+    frozen,
+    resolve_configs,
+    run,
+)
 from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import run_block
 from .adapter_methods.forms.prompt_config import PromptSite
@@ -157,19 +168,19 @@ class Case(NamedTuple):
         """The inputs, ``[3, 5, in]`` float64."""
         return np.random.default_rng(3).normal(size=(3, 5, self.layer.in_features))
 
-    def own(self) -> dict[str, np.ndarray]:
+    def own(self) -> Arrays:
         """Returns the site's own parameters from ``init``."""
         needs, site = self.method.training.needs, dataclasses.replace(self.site, shared=self.shared())
         if needs is not None and "weight" in needs(self.config):
             site = dataclasses.replace(site, weight=self.weight, base_bias=self.bias)
         return self.method.init(self.config, site, np.random.default_rng(4))
 
-    def shared(self) -> dict[str, np.ndarray]:
+    def shared(self) -> Arrays:
         """Returns the parameters that several sites would share."""
         shared = self.method.storage.shared
         return {} if shared is None else shared.init(self.config, [self.site], np.random.default_rng(7))
 
-    def fresh(self) -> dict[str, np.ndarray]:
+    def fresh(self) -> Arrays:
         """Returns everything that the method's functions need, from ``init``."""
         return complete(self.method, self.config, {**self.shared(), **self.own()}, self.site)
 
@@ -180,7 +191,7 @@ class Case(NamedTuple):
         kept = frozen(self.method, self.config, stored)
         return frozenset(name for name, value in stored.items() if is_float(value) and name not in kept)
 
-    def trained(self, dtype: Any = np.float64) -> dict[str, np.ndarray]:
+    def trained(self, dtype: Any = np.float64) -> Arrays:
         """Returns what :meth:`fresh` does after a training: trained parameters are moved by normal noise of
         size 0.3.
         """

@@ -103,7 +103,7 @@ from .core.peft_form import (
     refuse_site,
     widths_of,
 )
-from .core.site import PROMPT, Arrays, Params, Shapes, Site
+from .core.site import PROMPT, Arrays, Params, Shapes, Site, Tensors
 from .inits import INITS, Calibration, Init
 from .peft.keys import PeftKeys, by_site, literal, plain
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
@@ -172,6 +172,7 @@ __all__ = [
     "Site",
     "SiteConfig",
     "Storage",
+    "Tensors",
     "TrainedSite",
     "Training",
     "Traits",

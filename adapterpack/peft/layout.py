@@ -7,9 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..adapter_methods import BaseChange, Method, PeftContent, PeftLayer, Site, is_bare, methods
+from ..adapter_methods import (
+    Arrays,
+    BaseChange,
+    Method,
+    PeftContent,
+    PeftLayer,
+    Site,
+    Tensors,
+    is_bare,
+    methods,
+)
 from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
 from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrap
@@ -30,7 +38,7 @@ from .tensors import as_parameters, kind_of, site_of, sort
 CONFIG = "adapter_config.json"
 _COUNTED = ("attention",)
 """The kinds of methods for which PEFT's config counts layers from the last one instead of naming modules."""
-Adapters = dict[Site, tuple[Any, dict[str, np.ndarray]]]
+Adapters = dict[Site, tuple[Any, Arrays]]
 """Site -> its config and its parameters."""
 
 
@@ -42,9 +50,9 @@ class Content(NamedTuple):
 
     method: Method
     adapters: Adapters
-    shared: dict[str, np.ndarray]
+    shared: Arrays
     secondary: list[tuple[Method, Adapters]]
-    full: dict[str, dict[str, np.ndarray]]
+    full: dict[str, Arrays]
     unknown: dict[str, Any]
     base_change: BaseChange | None = None
 
@@ -232,9 +240,7 @@ def _expand_patterns(
     }, tensors
 
 
-def _adapters(
-    method: Method, content: PeftContent, folder: Path
-) -> tuple[Adapters, Mapping[str, np.ndarray]]:
+def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapters, Tensors]:
     """Returns the sites of the folder's own method and their shared tensors."""
     assert method.peft is not None
     file, kinds = folder / TENSORS, content.kinds
@@ -293,7 +299,7 @@ def _place(path: str, kinds: Mapping[str, str]) -> str:
 
 
 def _secondary(
-    method: Method, key: str, value: Any, tensors_by_path: Mapping[str, dict[str, np.ndarray]], folder: Path
+    method: Method, key: str, value: Any, tensors_by_path: Mapping[str, Arrays], folder: Path
 ) -> Adapters:
     """Returns the sites of a secondary method in another method's folder, from the config's ``value`` and
     path -> tensors.

@@ -6,9 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import numpy as np
-
-from ..adapter_methods import Method, PeftLayer, PeftSecondary, Site, is_stacked
+from ..adapter_methods import Arrays, Method, PeftLayer, PeftSecondary, Site, Tensors, is_stacked
 from ..adapter_methods.core.layouts import unfoldable
 from ..adapter_methods.core.peft_form import as_matrices
 from ..errors import FormatError
@@ -94,17 +92,13 @@ def limit(method: Method, cfg: Any, site: Site) -> str:
     return "" if form is None else form.ambiguous_because(cfg, site)
 
 
-def to_peft_shapes(
-    method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def to_peft_shapes(method: Method, cfg: Any, site: Site, params: Tensors) -> Arrays:
     """Returns the parameters of a site in the shapes that PEFT stores."""
     form = form_of(method, site.kind)
     return form.stored(cfg, site, params) if form is not None and form.stored is not None else dict(params)
 
 
-def from_peft_shapes(
-    method: Method, kind: str, cfg: Callable[[], Any], params: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+def from_peft_shapes(method: Method, kind: str, cfg: Callable[[], Any], params: Tensors) -> Arrays:
     """Reverses :func:`to_peft_shapes`: returns a convolution's tensors as matrices; ``cfg`` returns the
     config of the site.
     """

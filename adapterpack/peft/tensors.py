@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, Site
+from ..adapter_methods import Arrays, Method, Site, Tensors
 from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.peft_form import leave_open
 from ..adapter_methods.core.shapes import check_shapes, features
@@ -79,10 +79,10 @@ class Sorted(NamedTuple):
     of the config to the sites of other methods.
     """
 
-    params: dict[str, dict[str, np.ndarray]]
-    shared: dict[str, np.ndarray]
-    full: dict[str, dict[str, np.ndarray]]
-    secondary: dict[str, dict[str, dict[str, np.ndarray]]]
+    params: dict[str, Arrays]
+    shared: Arrays
+    full: dict[str, Arrays]
+    secondary: dict[str, dict[str, Arrays]]
 
 
 def sort(
@@ -101,7 +101,7 @@ def sort(
     """
     assert method.peft is not None
     result = Sorted({}, {}, {}, {})
-    unknown: dict[str, dict[str, np.ndarray]] = {}
+    unknown: dict[str, Arrays] = {}
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]
     endings: dict[str, str | None] = dict.fromkeys(
         [*(end for suffixes in forms for end in suffixes.values()), *method.peft.aliases]
@@ -153,7 +153,7 @@ def sort(
     return result
 
 
-def _take_known(unknown: dict[str, dict[str, np.ndarray]], result: Sorted, config: Mapping[str, Any]) -> None:
+def _take_known(unknown: dict[str, Arrays], result: Sorted, config: Mapping[str, Any]) -> None:
     """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases, and
     modules that are tied to one that was trained in full, which have equal tensors.
     """
@@ -197,7 +197,7 @@ def _split_name(method: Method, rest: str, endings: Iterable[str]) -> tuple[str,
 
 
 def _unaccounted_error(
-    unknown: Mapping[str, Mapping[str, np.ndarray]],
+    unknown: Mapping[str, Tensors],
     prefix: str,
     endings: Iterable[str],
     config: Mapping[str, Any],
@@ -224,7 +224,7 @@ def _unaccounted_error(
     )
 
 
-def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+def kind_of(method: Method, config: Mapping[str, Any], tensors: Tensors) -> str:
     """Returns the kind of a site, from the names and axes of its tensors and from the config.
 
     PEFT keeps one ``fan_in_fan_out`` for all sites, that of the last one, and never sets it for HiRA; the
@@ -240,7 +240,7 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Mapping[str, np.
     return method.traits.layers[0]
 
 
-def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def as_parameters(method: Method, kind: str, tensors: Tensors) -> Arrays:
     """Renames tensors from PEFT's suffixes to parameters; a tensor that is not a parameter of that kind keeps
     its suffix.
     """
@@ -252,8 +252,8 @@ def as_parameters(method: Method, kind: str, tensors: Mapping[str, np.ndarray]) 
 
 
 def site_of(
-    method: Method, cfg: Any, path: str, kind: str, whole: Mapping[str, np.ndarray], where: object
-) -> tuple[Site, dict[str, np.ndarray]]:
+    method: Method, cfg: Any, path: str, kind: str, whole: Tensors, where: object
+) -> tuple[Site, Arrays]:
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
     shapes, params = (

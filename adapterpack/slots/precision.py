@@ -4,12 +4,12 @@ conversion.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
+from ..adapter_methods import Arrays, Tensors
 from ..errors import UnknownName, Unsupported, nearest
 
 ABSENT = np.float32(-1e9)
@@ -88,7 +88,7 @@ def convert(array: np.ndarray, dtype: str, where: str) -> np.ndarray:
     return result
 
 
-def balance(values: Mapping[str, np.ndarray], down: str, up: str) -> dict[str, np.ndarray]:
+def balance(values: Tensors, down: str, up: str) -> Arrays:
     """Scales every pair of factors ``PATH.down`` and ``PATH.up`` to similar size by a power of two, which
     leaves their product unchanged.
 

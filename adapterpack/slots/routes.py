@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..adapter_methods import Arrays
 from ..adapter_methods.core.routers import Attention, Route, SoftmaxGate
 from ..errors import Unsupported
 
@@ -82,7 +83,7 @@ FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() 
 """Field -> its route and its leaf."""
 
 
-def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
+def route_arrays(routes: tuple[Route, ...]) -> Arrays:
     """Converts the routes of a normal form to their fields, as float32 arrays.
 
     Raises:
@@ -95,7 +96,7 @@ def route_arrays(routes: tuple[Route, ...]) -> dict[str, np.ndarray]:
             found=len(routes),
             remedy="attach it to a torch model",
         )
-    fields: dict[str, np.ndarray] = {}
+    fields: Arrays = {}
     for number, route in enumerate(routes):
         gate = route.gate
         if isinstance(gate, Attention):

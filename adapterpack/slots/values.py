@@ -26,7 +26,16 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, PROMPT, Diagonal, IdentityPlusLowRank, NormalForm, Site, complete
+from ..adapter_methods import (
+    LAYOUTS,
+    PROMPT,
+    Diagonal,
+    IdentityPlusLowRank,
+    NormalForm,
+    Site,
+    Tensors,
+    complete,
+)
 from ..adapter_methods.core.arrays import block_diagonal
 from ..bundle.manifest import MappedSite
 from ..errors import BaseMismatch, NonFinite, Unsupported
@@ -251,7 +260,7 @@ def _with_widths(site: Site, sites: Mapping[str, MappedSite]) -> Site:
     return dataclasses.replace(site, **wide)
 
 
-def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
+def head_values(path: str, params: Tensors) -> Values:
     """Returns the slot values of a module that was trained in full: its linear layers' weights, transposed,
     and biases.
     """
@@ -273,10 +282,10 @@ def head_values(path: str, params: Mapping[str, np.ndarray]) -> Values:
 
 
 def pad_slots(
-    values: Mapping[str, np.ndarray],
+    values: Tensors,
     sites: Mapping[str, MappedSite],
     max_rank: int,
-    heads: Mapping[str, np.ndarray],
+    heads: Tensors,
 ) -> Values:
     """Returns one adapter's values for every slot of the graph, padded with neutral values: zeros up to
     ``max_rank``, and labels that are switched off.
@@ -310,9 +319,7 @@ def pad_slots(
     return result
 
 
-def group_slots(
-    values: Mapping[str, np.ndarray], sites: Mapping[str, MappedSite], width: int | None = None
-) -> Values:
+def group_slots(values: Tensors, sites: Mapping[str, MappedSite], width: int | None = None) -> Values:
     """Concatenates the ``down`` factors of siblings, each padded to ``width``, by default that of the widest.
 
     The siblings' ``up`` factors get as many rows, padded with neutral zeros, so that all parts have one size.

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 import numpy as np
 
 from ...errors import Unsupported
-from .site import Params, Shapes, Site
+from .site import Arrays, Params, Shapes, Site, Tensors
 
 WITH_BASE = "make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT"
 """The remedy in errors about a PEFT folder that cannot be read without its base model."""
@@ -37,8 +37,8 @@ class PeftContent(NamedTuple):
     """
 
     config: Any
-    shared: Mapping[str, np.ndarray]
-    sites: Mapping[str, Mapping[str, np.ndarray]]
+    shared: Tensors
+    sites: Mapping[str, Tensors]
     packed: bool = False
     written: Mapping[str, Any] = {}
     kinds: Mapping[str, str] = {}
@@ -68,8 +68,8 @@ class PeftLayer(NamedTuple):
     suffixes: Mapping[str, str] | None = None
     config: Mapping[str, Any] = {}
     shapes_say_so: Callable[[Shapes], bool | None] = leave_open
-    stored: Callable[[Any, Site, Params], dict[str, np.ndarray]] | None = None
-    loaded: Callable[[Any, Params], dict[str, np.ndarray]] | None = None
+    stored: Callable[[Any, Site, Params], Arrays] | None = None
+    loaded: Callable[[Any, Params], Arrays] | None = None
     ambiguous_because: Callable[[Any, Site], str] = lambda cfg, site: ""
 
     @property
@@ -95,7 +95,7 @@ def has_axes(*counts: int) -> Callable[[Shapes], bool]:
     return lambda shapes: {len(shape) for shape in shapes.values() if len(shape) > 1} <= set(counts)
 
 
-def as_matrices(params: Params) -> dict[str, np.ndarray]:
+def as_matrices(params: Params) -> Arrays:
     """Returns a site's tensors with all axes after the first flattened into one."""
     return {
         name: value.reshape(len(value), math.prod(value.shape[1:])) if value.ndim > 2 else value
@@ -113,7 +113,7 @@ def refuse_site(path: str, params: Params, reason: str) -> Unsupported:
     )
 
 
-def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np.ndarray]]:
+def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], Arrays]:
     """Returns a ``stored`` function for two factors that PEFT stores as convolutions: ``down`` with the
     layer's kernel, ``up`` with a kernel of size 1.
 
@@ -124,7 +124,7 @@ def as_kernels(down: str, up: str) -> Callable[[Any, Site, Params], dict[str, np
         {'A': (2, 3, 2, 2), 'B': (5, 2, 1, 1)}
     """
 
-    def stored(cfg: Any, site: Site, params: Params) -> dict[str, np.ndarray]:
+    def stored(cfg: Any, site: Site, params: Params) -> Arrays:
         A, B = params[down], params[up]
         return {down: A.reshape(len(A), -1, *site.kernel), up: B.reshape(*B.shape, *(1,) * len(site.kernel))}
 
@@ -170,9 +170,7 @@ class Factorise(Protocol):
         """U ``[out, r]``, S ``[r]`` and V^T ``[r, in]``."""
 
 
-Completed: TypeAlias = (
-    "Callable[[Any, Mapping[str, np.ndarray], Site, Factorise], tuple[Any, dict[str, np.ndarray]]]"
-)
+Completed: TypeAlias = "Callable[[Any, Tensors, Site, Factorise], tuple[Any, Arrays]]"
 """(config of a site, its own parameters, the site with its weight, how PEFT decomposes a weight) -> the
 config and the parameters that replace them.
 """
@@ -229,12 +227,12 @@ class PeftOverrides(TypedDict, total=False):
     """The reverse of :attr:`PeftForm.to_peft_with_base`, for methods whose PEFT tensors mean nothing without
     their base. The folder of such a pack is never a PEFT folder.
     """
-    reorder_for_peft: Callable[[Any, Params, str | None], tuple[dict[str, Any], dict[str, np.ndarray]] | None]
+    reorder_for_peft: Callable[[Any, Params, str | None], tuple[dict[str, Any], Arrays] | None]
     """(config of a site, its parameters, PEFT's task name) -> further keys of PEFT's config and the
     parameters in the order in which PEFT computes the same, where ``equivalent`` says that it does not; None
     if PEFT has no such adapter. Only ``convert`` writes this form; a pack's folder never contains it.
     """
-    bare_parameters: Callable[[Site, Params], dict[str, np.ndarray]]
+    bare_parameters: Callable[[Site, Params], Arrays]
     """(site, parameters) -> the parameters as PEFT stores them for a site that is a bare parameter of the
     base, or a stack of them (``target_parameters`` in PEFT's config). Only ``convert`` writes this form; a
     pack's tensors stay as they are.

@@ -5,13 +5,11 @@ use.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from ...errors import FormatError
 from .. import Method, PeftForm, Site, is_stacked
+from .site import Tensors
 
 _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for unknown widths: two different values each, so that a shape that depends on the width differs
@@ -19,9 +17,7 @@ between them.
 """
 
 
-def features(
-    form: PeftForm, kind: str, params: Mapping[str, np.ndarray], where: str
-) -> tuple[int | None, int | None]:
+def features(form: PeftForm, kind: str, params: Tensors, where: str) -> tuple[int | None, int | None]:
     """Returns the input and output width that the parameters of a site of that kind determine, None for a
     width they do not.
 
@@ -37,9 +33,7 @@ def features(
         ) from error
 
 
-def check_shapes(
-    method: Method, cfg: Any, site: Site, params: Mapping[str, np.ndarray], where: object
-) -> Site:
+def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: object) -> Site:
     """Checks the shape of every parameter of a site, as far as the site's known widths determine it, and the
     values; returns the site.
 

@@ -14,6 +14,8 @@ Params = Mapping[str, Array]
 """Name of a parameter -> its value, an array of any library."""
 Arrays = dict[str, np.ndarray]
 """Name of a parameter -> its value as a numpy array."""
+Tensors = Mapping[str, np.ndarray]
+"""The same, for a function that only reads them."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a parameter -> its shape."""
 PROMPT = "@prompt"

@@ -21,7 +21,7 @@ from ...errors import NonFinite
 from ..core.config import Positive, Whole
 from ..core.operators import Array
 from ..core.routers import SoftmaxGate
-from ..core.site import Site
+from ..core.site import Arrays, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
@@ -78,11 +78,11 @@ def _join(settings: Arrow, parts: Sequence[NodePart | None], tensors: Mapping[st
     )
 
 
-def _tensors(settings: Arrow, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+def _tensors(settings: Arrow, count: int, site: Site) -> Shapes:
     return {KEYS: (count, site.in_features)}
 
 
-def _make(settings: Arrow, parts: Sequence[NodePart], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Arrow, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
     keys = [prototype(np.asarray(part.down), np.asarray(part.up)) for part in parts]
     return {KEYS: np.stack(keys).astype(np.float32)}
 

@@ -16,7 +16,7 @@ from ..core.base import Forward, NormalForm
 from ..core.config import check_fields
 from ..core.operators import Array, Dense
 from ..core.routers import Route, Weights
-from ..core.site import Site
+from ..core.site import Arrays, Shapes, Site
 
 Transform = Callable[[Forward], Forward]
 """Forward function of a layer -> forward function of the changed layer."""
@@ -95,11 +95,11 @@ class NodeKind(NamedTuple):
     unfoldable: str = "its weights depend on the token, which no weight of a layer does"
     torch_only: str = ""
     one_pass: bool = False
-    tensors: Callable[[Any, int, Site], dict[str, tuple[int, ...]]] | None = None
-    made: Callable[[Any, Sequence[NodePart], np.random.Generator], dict[str, np.ndarray]] | None = None
+    tensors: Callable[[Any, int, Site], Shapes] | None = None
+    made: Callable[[Any, Sequence[NodePart], np.random.Generator], Arrays] | None = None
     trained: bool = False
-    shared: Callable[[Any, int, int], dict[str, tuple[int, ...]]] | None = None
-    made_shared: Callable[[Any, int, int, np.random.Generator], dict[str, np.ndarray]] | None = None
+    shared: Callable[[Any, int, int], Shapes] | None = None
+    made_shared: Callable[[Any, int, int, np.random.Generator], Arrays] | None = None
     weigh: Callable[[Any, Mapping[str, Array], Array, int, int], Array] | None = None
     examples: tuple[str, ...] = ()
     """Trees over members ``a``, ``b``, ``c`` as text, with which the tests check the kind."""

@@ -32,7 +32,7 @@ from ..core.config import SiteConfig
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
 from ..core.routers import MASKS
-from ..core.site import Params, Site
+from ..core.site import Arrays, Params, Shapes, Site
 from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of
 from .registry import NODES
 
@@ -186,14 +186,14 @@ def _refuse(routers: Sequence[Spot], stage: str) -> str:
     return "; ".join(dict.fromkeys(reasons))
 
 
-def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> dict[str, np.ndarray]:
+def make_own(method: Method, cfg: Any, params: Params, site: Site, seed: int = 0) -> Arrays:
     """Computes the nodes' own tensors at a site from the members' parameters there, when a tree is composed.
 
     Random numbers depend only on ``seed`` and the site's path, not on the sites before it.
     """
     # Seeding with the path makes the values independent of the order of the sites.
     rng = np.random.default_rng([seed, *site.path.encode()])
-    values: dict[str, np.ndarray] = {}
+    values: Arrays = {}
     for spot in reversed(method.config.spots):  # children before their parents
         if spot.kind.made is not None:
             parts = [_part(child, cfg, params, site) for child in spot.children]
@@ -284,7 +284,7 @@ def _params_of(params: Params, prefix: str) -> dict[str, Array]:
     return {key[len(prefix) :]: value for key, value in params.items() if key.startswith(prefix)}
 
 
-def _shapes(cfg: Composed, site: Site) -> dict[str, tuple[int, ...]]:
+def _shapes(cfg: Composed, site: Site) -> Shapes:
     shapes = {
         f"{name}/{key}": shape
         for name, method, config in cfg.present_members
@@ -353,7 +353,7 @@ def _fold(
     return folding(cfg.tree)((weight, bias))
 
 
-def _constants(cfg: Composed, site: Site) -> dict[str, np.ndarray]:
+def _constants(cfg: Composed, site: Site) -> Arrays:
     return {
         f"{name}/{key}": value
         for name, method, config in cfg.present_members
@@ -391,7 +391,7 @@ def pack_config(cfg: Any) -> dict[str, Any]:
     }
 
 
-def _shared_shapes(cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(cfg: Composed, sites: Sequence[Site]) -> Shapes:
     shapes: dict[str, tuple[int, ...]] = {}
     for spot in cfg.spots:
         if spot.kind.shared is not None:
@@ -399,8 +399,8 @@ def _shared_shapes(cfg: Composed, sites: Sequence[Site]) -> dict[str, tuple[int,
     return shapes
 
 
-def _init_shared(cfg: Composed, sites: Sequence[Site], rng: np.random.Generator) -> dict[str, np.ndarray]:
-    values: dict[str, np.ndarray] = {}
+def _init_shared(cfg: Composed, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
+    values: Arrays = {}
     for spot in cfg.spots:
         if spot.kind.made_shared is not None:
             values |= spot.name(spot.kind.made_shared(spot.settings, len(spot.children), len(sites), rng))

@@ -19,7 +19,7 @@ from msgspec import Meta
 from ..core.config import Count
 from ..core.operators import Array
 from ..core.routers import Attention
-from ..core.site import Site
+from ..core.site import Arrays, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
@@ -45,11 +45,11 @@ def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str
     )
 
 
-def _tensors(settings: Fuse, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+def _tensors(settings: Fuse, count: int, site: Site) -> Shapes:
     return {QUERY: (settings.size, site.in_features), KEY: (settings.size, site.out_features)}
 
 
-def _make(settings: Fuse, parts: Sequence[NodePart], rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make(settings: Fuse, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
     part = parts[0]
     assert part.down is not None and part.up is not None
     n, m = part.down.shape[1], part.up.shape[0]

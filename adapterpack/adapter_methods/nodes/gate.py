@@ -16,7 +16,7 @@ import numpy as np
 from ..core.config import Count
 from ..core.operators import Array
 from ..core.routers import SoftmaxGate
-from ..core.site import Site
+from ..core.site import Arrays, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, mix
 from .registry import NODES
 
@@ -37,13 +37,11 @@ def _join(
     )
 
 
-def _tensors(settings: GateSettings, count: int, site: Site) -> dict[str, tuple[int, ...]]:
+def _tensors(settings: GateSettings, count: int, site: Site) -> Shapes:
     return {"weight": (count, site.in_features), "bias": (count,)}
 
 
-def _make(
-    settings: GateSettings, parts: Sequence[NodePart], rng: np.random.Generator
-) -> dict[str, np.ndarray]:
+def _make(settings: GateSettings, parts: Sequence[NodePart], rng: np.random.Generator) -> Arrays:
     assert parts[0].down is not None
     return {
         "weight": np.zeros((len(parts), parts[0].down.shape[1]), np.float32),

@@ -23,6 +23,7 @@ from msgspec import Meta
 from ..core.config import Count, Number, Positive
 from ..core.operators import Array
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
+from ..core.site import Arrays, Shapes
 from ..forms.blocks import relu
 from .base import NodeKind, NodePart, NodeSettings, mix, scale_part
 from .registry import NODES
@@ -48,7 +49,7 @@ class XLoRA(NodeSettings):
     scale: Number = 1.0
 
 
-def _shared_shapes(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[int, ...]]:
+def _shared_shapes(settings: XLoRA, count: int, layers: int) -> Shapes:
     outputs = count * layers if settings.layerwise else count
     widths = [settings.hidden, *[settings.size] * (settings.depth - 1), outputs]
     shapes: dict[str, tuple[int, ...]] = {}
@@ -57,7 +58,7 @@ def _shared_shapes(settings: XLoRA, count: int, layers: int) -> dict[str, tuple[
     return shapes
 
 
-def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Generator) -> Arrays:
     """Draws uniformly within ``1 / sqrt(width)``, as torch initialises linear layers."""
     shapes = _shared_shapes(settings, count, layers)
     bounds = {name: 1 / math.sqrt(shapes[name.replace("bias", "weight")][1]) for name in shapes}

@@ -23,7 +23,7 @@ import numpy as np
 from ...errors import Unsupported
 from ..core.layouts import LINEAR, layout_of
 from ..core.peft_form import BaseChange, Completed, Factorise, PeftContent
-from ..core.site import Site
+from ..core.site import Arrays, Site, Tensors
 
 _KEEP = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 """PEFT's initialisations that leave the base's weight unchanged."""
@@ -110,7 +110,7 @@ def widen(content: PeftContent) -> PeftContent:
     )
 
 
-def _widen(params: Mapping[str, np.ndarray], r: int) -> Mapping[str, np.ndarray]:
+def _widen(params: Tensors, r: int) -> Tensors:
     A, B = params.get("lora_A"), params.get("lora_B")
     if (
         A is None
@@ -151,9 +151,7 @@ def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bo
     PEFT divides the start by the scale.
     """
 
-    def completed(
-        cfg: Any, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-    ) -> tuple[Any, dict[str, np.ndarray]]:
+    def completed(cfg: Any, params: Tensors, site: Site, factorise: Factorise) -> tuple[Any, Arrays]:
         if site.kind not in LINEAR:  # PEFT initialises an embedding as usual
             return cfg, dict(params)
         A, B = params["lora_A"], params["lora_B"]

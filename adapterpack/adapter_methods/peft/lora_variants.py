@@ -19,6 +19,7 @@ from ...errors import Unsupported
 from ..core.arrays import block_diagonal
 from ..core.config import require_whole
 from ..core.peft_form import WITH_BASE, PeftContent
+from ..core.site import Arrays, Tensors
 
 READ_AS_LORA = frozenset({"use_bdlora", "use_qalora", "monteclora_config", "velora_config"})
 """The keys of PEFT's config that this module handles."""
@@ -69,7 +70,7 @@ def as_lora(content: PeftContent) -> PeftContent:
     return content._replace(sites={path: _whole(path, params, blocks) for path, params in sites.items()})
 
 
-def _require_size(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, times: int) -> None:
+def _require_size(sites: Mapping[str, Tensors], factor: str, times: int) -> None:
     """Raises ValueError if a factor that grows ``times`` as large at every site would be far larger than
     everything stored.
     """
@@ -79,7 +80,7 @@ def _require_size(sites: Mapping[str, Mapping[str, np.ndarray]], factor: str, ti
         raise ValueError(f"{factor} would be {made} numbers, of a file of {stored}")
 
 
-def _sees_means(path: str, params: Mapping[str, np.ndarray], content: PeftContent) -> bool:
+def _sees_means(path: str, params: Tensors, content: PeftContent) -> bool:
     """Whether A reads means of inputs. PEFT does that only at GPTQ layers; the base's weight shows it by its
     number of inputs.
     """
@@ -108,7 +109,7 @@ def _ungroup(A: np.ndarray, group: int) -> np.ndarray:
     return np.repeat(A * A.dtype.type(A.shape[1] / group), group, axis=1)
 
 
-def _whole(path: str, params: Mapping[str, np.ndarray], blocks: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _whole(path: str, params: Tensors, blocks: Mapping[str, Any]) -> Arrays:
     """Returns the full factors of a site. PEFT applies a name of its config if it occurs anywhere in the
     module's own name.
     """

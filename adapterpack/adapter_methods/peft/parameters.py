@@ -21,7 +21,7 @@ from ...errors import Unsupported
 from ..core.config import ends
 from ..core.layouts import is_stacked
 from ..core.peft_form import WITH_BASE, PeftContent
-from ..core.site import Params, Site
+from ..core.site import Arrays, Params, Site, Tensors
 
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
@@ -111,7 +111,7 @@ def named_at(owner: str, names: Iterable[str], config: Mapping[str, Any]) -> lis
 
 
 def _in_order(
-    owner: str, candidates: Sequence[str], factors: Sequence[Mapping[str, np.ndarray]], content: PeftContent
+    owner: str, candidates: Sequence[str], factors: Sequence[Tensors], content: PeftContent
 ) -> Sequence[str]:
     """Returns the parameter that each pair of factors belongs to: the only order of the candidates whose
     shapes fit.
@@ -178,7 +178,7 @@ def _in_order(
     return fitting[0]
 
 
-def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) -> bool:
+def _fits(shape: tuple[int, ...], rank: int, factors: Tensors) -> bool:
     """Returns whether the factors fit a parameter of this ``shape``, in its stored layout or transposed."""
     A, B = factors["lora_A"], factors["lora_B"]
     if len(shape) not in (2, 3) or A.ndim != 2 or B.ndim != 2:
@@ -189,9 +189,7 @@ def _fits(shape: tuple[int, ...], rank: int, factors: Mapping[str, np.ndarray]) 
     )
 
 
-def _site(
-    name: str, params: Mapping[str, np.ndarray], rank: int, shape: tuple[int, ...] | None
-) -> tuple[str, dict[str, np.ndarray]]:
+def _site(name: str, params: Tensors, rank: int, shape: tuple[int, ...] | None) -> tuple[str, Arrays]:
     """Returns the kind of a parameter and its factors, separated for each matrix of a stack; ``shape`` is the
     shape in the base, if available.
     """
@@ -211,7 +209,7 @@ def _site(
     return "turned_experts" if turned else "experts", stack
 
 
-def to_peft_factors(site: Site, params: Params) -> dict[str, np.ndarray]:
+def to_peft_factors(site: Site, params: Params) -> Arrays:
     """Returns the factors of a parameter as PEFT stores them.
 
     Example:
