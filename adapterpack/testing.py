@@ -33,7 +33,9 @@ from .adapter_methods import (
     frozen,
     resolve_configs,
     run,
+    shapes_of,
 )
+from .adapter_methods.core.config import from_json
 from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import run_block
 from .adapter_methods.forms.prompt_config import PromptSite
@@ -415,7 +417,7 @@ def shapes_declared(case: Case) -> None:
     """``shapes(cfg, site)`` are the names and shapes that ``init(cfg, site)`` gives; the same seed gives the
     same bytes again.
     """
-    found = [{name: value.shape for name, value in made.items()} for made in (case.own(), case.shared())]
+    found = [shapes_of(made) for made in (case.own(), case.shared())]
     shared = case.method.storage.shared
     declared = [
         case.method.shapes(case.config, case.site),
@@ -480,9 +482,7 @@ def config_schema(case: Case) -> None:
     cls, values = case.method.config, dataclasses.asdict(case.config)
     require(cls.__dataclass_params__.frozen, f"{cls.__name__} is not a frozen dataclass")
     back = json.loads(json.dumps(values, allow_nan=False))
-    rebuilt = cls(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in back.items()}
-    )
+    rebuilt = from_json(cls, back)
     require(rebuilt == case.config, f"{case.config} came back as {rebuilt}")
     with contextlib.suppress(TypeError):
         require(

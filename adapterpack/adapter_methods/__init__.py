@@ -103,7 +103,7 @@ from .core.peft_form import (
     refuse_site,
     widths_of,
 )
-from .core.site import PROMPT, Arrays, Params, Shapes, Site, Tensors
+from .core.site import PROMPT, Arrays, Params, Shapes, Site, Tensors, shapes_of
 from .inits import INITS, Calibration, Init
 from .peft.keys import PeftKeys, by_site, literal, plain
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
@@ -215,6 +215,7 @@ __all__ = [
     "row_blocks",
     "run",
     "set_defaults",
+    "shapes_of",
     "takes_ids",
     "to_matrix",
     "widths_of",

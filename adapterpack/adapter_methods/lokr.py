@@ -43,6 +43,7 @@ from . import (
     require_whole,
     zeros,
 )
+from .core.site import shapes_of
 from .loha import from_peft, to_peft, with_kernel
 
 
@@ -201,7 +202,7 @@ def _is_mixed_up(tensors: Params) -> bool:
     """Whether PEFT multiplies a site's factors with their axes in the wrong order: w2 has a one-dimensional
     kernel, and neither factor is trivial.
     """
-    shapes = {name: value.shape for name, value in tensors.items()}
+    shapes = shapes_of(tensors)
     w2 = shapes.get("lokr_w2", ())
     a, b = shapes.get("lokr_w1") or (shapes.get("lokr_w1_a", (0,))[0], shapes.get("lokr_w1_b", (0,))[-1])
     return len(w2) == 3 and not (1 in {a, w2[0]} and 1 in {b, w2[1]})

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Method, Site, complete
+from ..adapter_methods import Method, Site, complete, shapes_of
 from ..adapter_methods.nodes import Tree, decode, encode, leaves, node, shares
 from ..adapter_methods.nodes.base import Leaf, Node
 from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, make_own
@@ -228,7 +228,7 @@ def _shared_parameters(
     if trained is None:
         return {} if shared is None else shared.init(cfg, sites, np.random.default_rng(seed))
     wanted = {} if shared is None else shared.shapes(cfg, sites)
-    found = {param: value.shape for param, value in trained.items()}
+    found = shapes_of(trained)
     if found != wanted:
         raise FormatError(
             "the parameters of the nodes are not those of this tree",

@@ -11,6 +11,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from ..adapter_methods import Method, get
+from ..adapter_methods.core.config import from_json
 from ..adapter_methods.core.token_positions import Acts
 from ..errors import FormatError
 from . import manifest as m
@@ -99,10 +100,7 @@ class Described:
             return self._common[0]
         written = {**(self.manifest.config if group.method is None else {}), **group.config}
         try:
-            values = {
-                key: tuple(value) if isinstance(value, list) else value for key, value in written.items()
-            }
-            cfg = self.method_of(group).config(**values)
+            cfg = from_json(self.method_of(group).config, written)
             _ = cfg.scale, cfg.rank  # a value of the wrong type may show only here
         except (TypeError, ValueError, ArithmeticError) as error:
             raise FormatError(

@@ -17,6 +17,7 @@ from ..adapter_methods import (
     Tensors,
     is_bare,
     methods,
+    shapes_of,
 )
 from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
@@ -269,7 +270,7 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
         adapters[site] = (cfg, params)
     if not adapters:
         raise FormatError("the folder holds no adapter tensors", where=file)
-    shapes, storage = {name: value.shape for name, value in content.shared.items()}, method.storage
+    shapes, storage = shapes_of(content.shared), method.storage
     first, _ = next(iter(adapters.values()))
     wanted = {} if storage.shared is None else storage.shared.shapes(first, list(adapters))
     if shapes != wanted:

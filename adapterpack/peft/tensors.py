@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Arrays, Method, Site, Tensors
+from ..adapter_methods import Arrays, Method, Site, Tensors, shapes_of
 from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.peft_form import leave_open
 from ..adapter_methods.core.shapes import check_shapes, features
@@ -231,7 +231,7 @@ def kind_of(method: Method, config: Mapping[str, Any], tensors: Tensors) -> str:
     base says more reliably how a linear layer is stored (:func:`~adapterpack.pack.layer_kinds.kinds_on`).
     """
     assert method.peft is not None
-    shapes = {suffix: value.shape for suffix, value in tensors.items()}
+    shapes = shapes_of(tensors)
     for kind, form in method.peft.layers.items():
         if form.is_of(config, shapes) and tensors.keys() <= set(
             (form.suffixes or method.peft.suffixes).values()
@@ -257,7 +257,7 @@ def site_of(
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
     shapes, params = (
-        {name: value.shape for name, value in whole.items()},
+        shapes_of(whole),
         from_peft_shapes(method, kind, lambda: cfg, whole),
     )
     _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
@@ -288,7 +288,7 @@ def site_of(
         )
     check_shapes(method, cfg, site, params, where)
     try:
-        right = {name: value.shape for name, value in to_peft_shapes(method, cfg, site, params).items()}
+        right = shapes_of(to_peft_shapes(method, cfg, site, params))
     except ValueError:  # the kernel does not divide the input's width
         right = None
     if shapes != right:

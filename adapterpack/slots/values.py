@@ -314,8 +314,7 @@ def pad_slots(
         dtype = sites[path].dtype
         result[name] = np.full(shape, neutral(field, dtype), dtype)
         if value is not None:
-            _require_fit(name, value.shape, shape, FIELDS[field].free)
-            result[name][tuple(slice(0, extent) for extent in value.shape)] = convert(value, dtype, name)
+            _fill(result[name], convert(value, dtype, name), name)
     return result
 
 
@@ -344,8 +343,7 @@ def group_slots(values: Tensors, sites: Mapping[str, MappedSite], width: int | N
             ):
                 filled = np.zeros(room, site.dtype)
                 if value is not None:
-                    _require_fit(f"{member}.{field}", value.shape, room, FIELDS[field].free)
-                    filled[tuple(slice(0, extent) for extent in value.shape)] = value
+                    _fill(filled, value, f"{member}.{field}")
                 parts[field].append(filled)
         result[f"{path}.down"] = np.concatenate(parts["down"], axis=1)
         ups = dict(zip(site.members, parts["up"], strict=True))
@@ -357,7 +355,13 @@ def group_slots(values: Tensors, sites: Mapping[str, MappedSite], width: int | N
     return result
 
 
-def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free: tuple[int, ...]) -> None:
+def _fill(slot: np.ndarray, value: np.ndarray, name: str) -> None:
+    """Writes a value into the beginning of its slot.
+
+    Raises:
+        BaseMismatch, Unsupported: as of :func:`pad_slots`.
+    """
+    found, room, free = value.shape, slot.shape, FIELDS[name.rpartition(".")[2]].free
     if len(found) != len(room) or any(
         a != b for axis, (a, b) in enumerate(zip(found, room, strict=True)) if axis not in free
     ):
@@ -376,6 +380,7 @@ def _require_fit(name: str, found: tuple[int, ...], room: tuple[int, ...], free:
             found=found[axis],
             remedy="export with a larger --max-rank or with this adapter among the packs, or resize it",
         )
+    slot[tuple(slice(0, extent) for extent in found)] = value
 
 
 def slot_shapes(sites: Mapping[str, MappedSite], max_rank: int) -> dict[str, tuple[int, ...]]:

@@ -15,6 +15,7 @@ from typing import (
     ClassVar,
     Literal,
     Self,
+    TypeVar,
     Union,
     get_args,
     get_origin,
@@ -26,6 +27,7 @@ from msgspec import Meta
 if TYPE_CHECKING:
     from .token_positions import Acts
 
+T = TypeVar("T")
 WIDEST = 1 << 24
 """The largest width of a layer and the largest vocabulary; the manifest's schema has the same limit."""
 LARGEST_WHOLE = 1 << 53
@@ -221,6 +223,13 @@ def check_fields(settings: Any) -> None:
         if not (optional and value is None) and (number := check(name, value)) is not None:
             # 16 and 16.0 are one config, and must be the same bytes in a manifest
             object.__setattr__(settings, name, number)
+
+
+def from_json(config: type[T], values: Mapping[str, Any]) -> T:
+    """Returns a config with these fields; lists, which is what JSON has, become tuples."""
+    return config(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    )
 
 
 def set_defaults(config: SiteConfig, **usual: Any) -> None:

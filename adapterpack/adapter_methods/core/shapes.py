@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import FormatError
 from .. import Method, PeftForm, Site, is_stacked
-from .site import Tensors
+from .site import Tensors, shapes_of
 
 _INPUTS, _OUTPUTS = (1, 5040, 1 << 20), (2, 720720, 12)
 """Stand-ins for unknown widths: two different values each, so that a shape that depends on the width differs
@@ -27,7 +27,7 @@ def features(form: PeftForm, kind: str, params: Tensors, where: str) -> tuple[in
     try:
         return form.features_of(kind, params)
     except (IndexError, KeyError, ValueError) as error:
-        shapes = {name: value.shape for name, value in params.items()}
+        shapes = shapes_of(params)
         raise FormatError(
             "the tensors of a site do not pair up, or have too few axes", where=where, found=shapes
         ) from error

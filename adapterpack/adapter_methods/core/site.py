@@ -18,6 +18,13 @@ Tensors = Mapping[str, np.ndarray]
 """The same, for a function that only reads them."""
 Shapes = Mapping[str, tuple[int, ...]]
 """Name of a parameter -> its shape."""
+
+
+def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of arrays by name."""
+    return {name: value.shape for name, value in params.items()}
+
+
 PROMPT = "@prompt"
 """The path of the only site of a prompt; no module can have this path."""
 

@@ -28,7 +28,7 @@ from ..core.base import (
     fold,
     run,
 )
-from ..core.config import SiteConfig
+from ..core.config import SiteConfig, from_json
 from ..core.layouts import LINEAR
 from ..core.operators import Array, Dense
 from ..core.routers import MASKS
@@ -93,12 +93,7 @@ class Composed(SiteConfig):
     @cached_property
     def configs(self) -> dict[str, Any]:
         """The members' configs as instances of their methods' config classes."""
-        return {
-            name: self.methods[name].config(
-                **{key: tuple(value) if isinstance(value, list) else value for key, value in cfg.items()}
-            )
-            for name, cfg in self.members.items()
-        }
+        return {name: from_json(self.methods[name].config, cfg) for name, cfg in self.members.items()}
 
     @property
     def present_members(self) -> Iterator[tuple[str, Method, Any]]:

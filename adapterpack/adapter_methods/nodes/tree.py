@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ...errors import FormatError, nearest
+from ..core.config import from_json
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
 
@@ -103,9 +104,7 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
                 remedy=nearest(name, names),
             )
     try:
-        made = kind.settings(
-            **{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}
-        )
+        made = from_json(kind.settings, settings)
         made.check(len(children))
     except (TypeError, ValueError) as error:
         raise FormatError(f"a setting of {kind.name} cannot be used: {error}", where=where) from error

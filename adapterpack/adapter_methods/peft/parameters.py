@@ -21,7 +21,7 @@ from ...errors import Unsupported
 from ..core.config import ends
 from ..core.layouts import is_stacked
 from ..core.peft_form import WITH_BASE, PeftContent
-from ..core.site import Arrays, Params, Site, Tensors
+from ..core.site import Arrays, Params, Site, Tensors, shapes_of
 
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
@@ -168,9 +168,7 @@ def _in_order(
             else "the tensors fit no parameters of this module",
             where=owner,
             expected=", ".join(map(str, shapes.items()))[:300],
-            found=", ".join(str({name: value.shape for name, value in pair.items()}) for pair in factors)[
-                :300
-            ],
+            found=", ".join(str(shapes_of(pair)) for pair in factors)[:300],
             remedy="merge this adapter with the library that made it"
             if fitting
             else "name the base that the adapter was trained on",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Site, get
+from ...adapter_methods import Site, get, shapes_of
 from ...adapter_methods.core.shapes import check_shapes
 from ...errors import FormatError, Unsupported
 from ...manifest.secondary_methods import MethodSites
@@ -186,12 +186,12 @@ def read(
         if method.storage.shared and sites
         else {}
     )
-    if {name: value.shape for name, value in rules.items()} != wanted:
+    if shapes_of(rules) != wanted:
         raise FormatError(
             "the rules that all places share are not those of the adapter's settings",
             where=where,
             expected=wanted,
-            found={name: value.shape for name, value in rules.items()},
+            found=shapes_of(rules),
         )
     return MethodSites(method, sites), rules
 
@@ -211,7 +211,7 @@ def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
     raise FormatError(
         "tensors of no place of the model",
         where=where,
-        found={name: value.shape for name, value in shared.items()},
+        found=shapes_of(shared),
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Site, get
+from ...adapter_methods import Site, get, shapes_of
 from ...errors import FormatError, Unsupported
 from ...manifest.secondary_methods import MethodSites
 from ...peft.tensors import site_of
@@ -86,7 +86,7 @@ def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Famil
                 "the tensors of a place are not those of the adapter's settings",
                 where=f"{where}, {path}",
                 expected=", ".join(sorted(names)),
-                found={name: value.shape for name, value in tensors.items()},
+                found=shapes_of(tensors),
             )
         enabled = [part in chosen for part in _PARTS] if path in fused else [True]
         site, cfg, params = (_lora if mode == "add" else _ia3)(tensors, rank, alpha, enabled, path, where)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...adapter_methods import shapes_of
 from ...adapter_methods.lokr import LoKr, split_width
 from ...errors import FormatError, Unsupported
 from ..packs import drop_targets
@@ -80,7 +81,7 @@ def factors_of(
         raise FormatError(
             "the factors of a module do not fit each other",
             where=where,
-            found={name: value.shape for name, value in params.items()},
+            found=shapes_of(params),
         )
     (a, b), (c, d) = first, (second[0], second[1] // points)
     rank = next(iter(ranks), None)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ....adapter_methods import PROMPT
+from ....adapter_methods import PROMPT, shapes_of
 from ....adapter_methods.core.shapes import check_shapes
 from ....errors import AdapterpackError, FormatError
 from ....io.safe_open import TENSORS
@@ -208,7 +208,7 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
     except AdapterpackError as error:
         yield SHAPES.at(group.path, error.what, pointer=pointer)
         return
-    shapes = {param: value.shape for param, value in params.items()}
+    shapes = shapes_of(params)
     if shapes != expected:
         yield SHAPES.at(group.path, f"expected {expected}, found {shapes}", pointer=pointer)
 
