@@ -62,6 +62,7 @@ from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.graph_passes.attach import MODES, AttachPlan, base_head, with_fields
 from adapterpack.graph_passes.sites import find_sites
 from adapterpack.manifest import manifest as m
+from adapterpack.onnx_graph.editing import add_initializer
 from adapterpack.pack.pack import build
 from adapterpack.runtime.model_inputs import pad
 from adapterpack.slots.precision import ABSENT
@@ -122,7 +123,7 @@ def assert_close(
 @pytest.mark.fast
 def test_the_call_and_the_command_take_the_fields_of_the_request() -> None:
     """Every field is a keyword of ``export`` and an option of the command, with the same default."""
-    request = importlib.import_module("adapterpack.exporting.request").ExportRequest
+    request = importlib.import_module("adapterpack.exporting.arguments").ExportRequest
     fields = dict(inspect.signature(request).parameters)
     assert dict(inspect.signature(export).parameters) == fields
     options = export_command.make_context("export", ["models/base", "-o", "bundle"]).params
@@ -929,14 +930,13 @@ def test_rows_that_take_each_others_adapter_are_found(
     emit = importlib.import_module("adapterpack.graph_passes.emit")
     gather = emit.Emitter.gather
 
-    def reversed_rows(self: Any, site: Any, field: str, bank: Any, ids: Any) -> Any:
-        self._after = None
-        order = self._constant(site, f"{field}/order", [2, 1, 0])
-        turned = self._op("Gather", site, f"{field}/turned", ids, order, attributes={"axis": 0})
-        rows = gather(self, site, field, bank, ids)
-        rows.producer().replace_input_with(1, turned)
-        self.graph.remove(turned.producer())
-        self.graph.insert_before(rows.producer(), turned.producer())
+    def reversed_rows(self: Any, site: Any, field: str, bank: Any) -> Any:
+        rows = gather(self, site, field, bank)
+        name = f"{site.path}.{field}/order"
+        order = add_initializer(self.graph, ir.tensor(np.array([2, 1, 0]), name=name))
+        turned = ir.node("Gather", [self.ids, order], name=f"{name}/turned")
+        rows.producer().replace_input_with(1, turned.outputs[0])
+        self.graph.insert_before(rows.producer(), turned)
         return rows
 
     monkeypatch.setattr(emit.Emitter, "gather", reversed_rows)

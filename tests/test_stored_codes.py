@@ -27,7 +27,7 @@ from adapterpack.cli.main import main
 from adapterpack.errors import Unsupported
 from adapterpack.io import safetensors as st
 from adapterpack.onnx_graph.bnb4 import quant_type
-from adapterpack.onnx_graph.save import save_graph
+from adapterpack.onnx_graph.editing import save_graph
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.stored_weights import StoredWeights
 

@@ -57,19 +57,11 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
     model = ir.load(folder / graph_file(DECODER))
-    make_int8(
-        model,
-        {
-            name: np.maximum(_MARGIN / 127 * most, _LEAST).astype(np.float32)
-            for name, most in before.largest.items()
-        },
-    )
+    scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
+    make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()})
     ir.save(model, folder / graph_file(DECODER))
-    change, largest = (
-        _run(folder, mapped, before.tokens).logits - before.logits,
-        float(np.abs(before.logits).max()),
-    )
-    moved = float(np.abs(change).max()) / largest
+    change = _run(folder, mapped, before.tokens).logits - before.logits
+    moved = float(np.abs(change).max()) / float(np.abs(before.logits).max())
     if not moved <= _TOLERANCE:
         raise ParityError(
             "caches in eight bits move the logits too far",
@@ -92,10 +84,8 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
     once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=mapped)
-    reader, prompts = (
-        AdapterReader(session, SlotValues(session.bundle, folder, session.stored)),
-        texts(session),
-    )
+    reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
+    prompts = texts(session)
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM

@@ -4,6 +4,7 @@ pieces and single steps.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 
 from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
-from ..bundle.manifest import graph_file
+from ..bundle.manifest import GRAPH, Bundle, graph_file
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
+from ..onnx_graph.sandboxed_check import try_opening
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
@@ -29,6 +31,7 @@ from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
 from .compare import in_pieces, largest_difference, require_close, takes_much
+from .int8_cache import quantize_cache
 
 _LENGTHS = (11, 4, 7)
 _STEPS = 20
@@ -44,15 +47,17 @@ _IDS = 64
 """Number of ids to draw row tokens from, if the model has as many."""
 
 
-def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """Writes the engine's graph into an unpublished bundle's folder, proves it on short rows and on the long
-    rows that proved the ordinary graph, and returns the parity report's entry. Quantized products are
-    computed exactly in the proof, since rounded activations would differ by more than float noise.
+def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bundle:
+    """Writes the engine's graph into the folder of an unpublished bundle, proves it on short rows and on the
+    long rows that proved the ordinary graph, and returns the bundle with the report on it. Quantized products
+    are computed exactly in the proof, since rounded activations would differ by more than float noise.
 
     Raises:
         Unsupported: an attention of the graph has an unknown form.
         ParityError: the two graphs disagree.
     """
+    made = dataclasses.replace(bundle, decoder=True)
+    made.write(folder, draft=True)
     ordinary, fast = folder / graph_file(MAIN), is_fast(folder / graph_file(MAIN))
     if fast:
         make_fast(ordinary, fast=False)
@@ -61,7 +66,13 @@ def with_decoder(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
-    return report
+    return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
+
+
+def with_report(bundle: Bundle, **entries: object) -> Bundle:
+    """Returns the bundle with these entries added to its report on the engine's graph."""
+    report = {**bundle.parity.get("decoder", {}), **entries}
+    return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": report})
 
 
 def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -73,14 +84,10 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
     reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
-    packs = session.packs if session.bundle.mode == "bank" else {}
     worst = 0.0
     for names in _names(session):
-        adapters = {name: reader.read(packs[name]) for name in names if name is not None and name in packs}
         grown = _ordinary(session, prompts, sources, names, tokens)
-        placed = _by_engine(
-            batch, prompts, sources, [adapters.get(name or "") for name in names], tokens, _PIECE
-        )
+        placed = _by_engine(batch, prompts, sources, _read(session, reader, names), tokens, _PIECE)
         worst = max(worst, _require_agreement(session, folder, grown, placed, "on short rows"))
     if long := _long_prompts(session, rng, most):
         worst = max(
@@ -88,6 +95,14 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
         )
     say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output")
     return {"max_relative": worst, "steps": _STEPS}
+
+
+def _read(
+    session: Session, reader: AdapterReader, names: Sequence[str | None]
+) -> list[ResidentAdapter | None]:
+    """Returns the adapter of each row; a row of the base, or of a folded bundle, has none."""
+    packs = session.packs if session.bundle.mode == "bank" else {}
+    return [reader.read(packs[name]) if name is not None and name in packs else None for name in names]
 
 
 def _most_ids(session: Session) -> int:
@@ -144,11 +159,8 @@ def _prove_long(
     )
     names = [choices[row % len(choices)] for row in range(len(prompts))]
     batch = ModelRunner(session, reader, len(prompts), max(map(len, prompts)) + len(tokens) + _ROOM)
-    packs = session.packs if session.bundle.mode == "bank" else {}
-    adapters = [reader.read(packs[name]) if name is not None and name in packs else None for name in names]
-    engine = _by_engine(
-        batch, prompts, None, adapters, tokens, max(_PIECE, max(map(len, prompts)) // _PIECES)
-    )
+    piece = max(_PIECE, max(map(len, prompts)) // _PIECES)
+    engine = _by_engine(batch, prompts, None, _read(session, reader, names), tokens, piece)
     alone = [
         _alone(session, ids, name, tokens[:, row])
         for row, (ids, name) in enumerate(zip(prompts, names, strict=True))
@@ -210,19 +222,12 @@ def _ordinary(
     if sources is None:
         going = DecoderOnly(session, rows, names, {})
     else:
-        texts = "input_ids" in sources[0]
-        given = (
-            {}
-            if texts
-            else {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
-        )
-        going = EncoderDecoder(
-            session,
-            [source["input_ids"][0].tolist() for source in sources] if texts else [],
-            names,
-            given,
-            rows[0],
-        )
+        texts, given = [], Arrays()
+        if "input_ids" in sources[0]:
+            texts = [source["input_ids"][0].tolist() for source in sources]
+        else:
+            given = {name: np.concatenate([source[name] for source in sources]) for name in sources[0]}
+        going = EncoderDecoder(session, texts, names, given, rows[0])
     outputs = going.prefill()
     logits = [array_of(outputs["logits"])[range(len(rows)), going.last]]
     for step_tokens in tokens:
@@ -240,13 +245,8 @@ def _by_engine(
     piece: int,
 ) -> np.ndarray:
     """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
-    rows, first = (
-        [
-            SequenceState(prompt=ids, adapter=adapter, source=source)
-            for ids, adapter, source in zip(prompts, adapters, sources or [{}] * len(prompts), strict=True)
-        ],
-        [],
-    )
+    given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
+    rows = [SequenceState(prompt=ids, adapter=adapter, source=source) for ids, adapter, source in given]
     for row in rows:
         batch.admit(row)
     for row in rows:
@@ -261,3 +261,21 @@ def _by_engine(
     for row in rows:
         batch.remove(row)
     return np.stack(logits).astype(np.float32)
+
+
+def rederive(bundle: Bundle, folder: Path, before: Bundle) -> Bundle:
+    """Derives the engine's graph from the ordinary graph in ``folder`` and returns the manifest of the
+    unpublished ``bundle`` with it. The caches keep the dtype that they had ``before``.
+
+    Raises:
+        OutOfLimits, FormatError: ONNX Runtime cannot open what is in ``folder``.
+        ParityError: the engine's graph disagrees with the ordinary one, or int8 caches move the logits too
+            far.
+    """
+    try_opening(folder / GRAPH, sum(path.stat().st_size for path in folder.iterdir() if path.is_file()))
+    rows = {key: before.parity[key] for key in ("long_rows",) if key in before.parity}
+    made = dataclasses.replace(bundle, parity={**bundle.parity, **rows})
+    made = with_decoder(made, folder, lambda text: None)
+    if "cache" in before.parity.get("decoder", {}):
+        made = with_report(made, cache=quantize_cache(folder))
+    return made

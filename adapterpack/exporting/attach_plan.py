@@ -67,31 +67,19 @@ def plans_of(
     # a graph without a cache has no place for a prompt
     if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):
         wanted |= {PROMPT for pack in packs if virtual_tokens(pack)}
-    kinds = {
-        group.path: _KINDS.get(group.kind, "linear")
-        for pack in packs
-        for group in pack.manifest.groups
-        if group.role == "adapter"
-    }
+    adapted = [(pack, group) for pack in packs for group in pack.manifest.groups if group.role == "adapter"]
+    kinds = {group.path: _KINDS.get(group.kind, "linear") for _, group in adapted}
     missing = sorted(
         path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind
     )
     if missing:
         _refuse(graph, base, packs, missing)
-    placed = {
-        group.path
-        for pack in packs
-        if pack.acts is not None
-        for group in pack.manifest.groups
-        if group.role == "adapter"
-    }
+    placed = {group.path for pack, group in adapted if pack.acts is not None}
     sites = {path: dataclasses.replace(site, positional=path in placed) for path, site in sites.items()}
     slots, max_rank = capacity
     ranks = largest_ranks(values)
-    mapped, needed = (
-        with_ranks(with_fields(sites, values, default), ranks, max_rank or 0),
-        max(ranks.get(RANK, 0), ranks.get(TURN, 0)),
-    )
+    needed = max(ranks.get(RANK, 0), ranks.get(TURN, 0))
+    mapped = with_ranks(with_fields(sites, values, default), ranks, max_rank or 0)
     if max_rank is not None and max_rank < needed:
         raise ConfigError(
             "the largest rank does not fit", expected=f"--max-rank at least {needed}", found=max_rank

@@ -35,13 +35,12 @@ from ..manifest.manifest import Base
 from ..merging.pipeline import merge
 from ..quantizing.graphs.stored_weights import StoredWeights
 from ..torch_adapters.models.load import empty_model
-from .arguments import ExportJob
+from .arguments import ExportJob, Progress
 from .bundle_writer import write_bundle
 from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
 from .proof.few_layers import stack_of, write_few_layers
 from .proof.long_rows import plan_long_rows
 from .quantize_base import quantize_base
-from .request import Progress
 from .targets import TARGETS
 from .tracing.example_inputs import config_of
 from .tracing.scratch_checkpoint import write_floats
@@ -62,7 +61,8 @@ def build_bundle(job: ExportJob) -> Bundle:
     with _open_source(job, say) as (opened, source):
         candidates = _candidates(job.request.frontend, source)
         if source.file is None:
-            _require_buildable(source)
+            # the configuration has to fit the checkpoint before a frontend allocates the sizes that it states
+            empty_model(source.folder, source.task)
         plan = plan_long_rows(source)
         for field, why in plan.left_out.items():
             # nearly every proof stops short of the longest context, so that is not worth a message
@@ -189,13 +189,6 @@ def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
     return candidates
 
 
-def _require_buildable(source: ExportSource) -> None:
-    """Builds the model without its weights: checks that the configuration fits the checkpoint before a
-    frontend allocates the sizes that it states.
-    """
-    empty_model(source.folder, source.task)
-
-
 def _prove_few_layers(
     frontend: Frontend, job: ExportJob, source: ExportSource, plan: LongRows, say: Progress
 ) -> None:
@@ -256,15 +249,15 @@ def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:
 def _collect_warnings() -> Iterator[list[str]]:
     """Collects the warnings that libraries log in the block, and keeps Python from printing them."""
     heard: list[str] = []
+
+    def hear(record: logging.LogRecord) -> None:
+        heard.append(" ".join(record.getMessage().split())[:_LONGEST])
+
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(_one_line(record))  # type: ignore[method-assign]
+    handler.emit = hear  # type: ignore[method-assign]
     root = logging.getLogger()
     root.addHandler(handler)
     try:
         yield heard
     finally:
         root.removeHandler(handler)
-
-
-def _one_line(record: logging.LogRecord) -> str:
-    return " ".join(record.getMessage().split())[:_LONGEST]

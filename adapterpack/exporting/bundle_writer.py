@@ -4,15 +4,16 @@ and proves the result against torch.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from ..adapter_methods import get
 from ..adapter_methods.lora import LoRA
@@ -25,15 +26,15 @@ from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, adapter_file, 
 from ..bundle.proofs import VerificationCache
 from ..bundle.signature import signature_of
 from ..engine_graph.int8_cache import quantize_cache
-from ..engine_graph.parity import with_decoder
+from ..engine_graph.parity import with_decoder, with_report
 from ..errors import Unsupported
 from ..graph_passes.attach import MODES, AttachPlan
 from ..graph_passes.checks import require_sites, slot_names
 from ..graph_passes.emit import give_zeros
-from ..graph_passes.packing import SHARED, pack_siblings
+from ..graph_passes.packing import pack_siblings
 from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
-from ..onnx_graph.save import save_graph
+from ..onnx_graph.editing import save_graph
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import quantize_in_place
 from ..readable import size
@@ -44,13 +45,10 @@ from ..tasks.data.problems import ONE, problem_in
 from ..tasks.task import MAIN, Task
 from ..torch_adapters.layers.sites import select
 from ..torch_adapters.models.load import empty_model
-from .arguments import ExportJob
+from .arguments import ExportJob, Progress
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
-from .limits import require_readable
 from .proof.parity import prove_bundle
-from .request import Progress
-from .targets import Target
 from .tracing.example_inputs import config_of
 
 _SECONDS = 2.0
@@ -84,10 +82,7 @@ def write_bundle(
         (job.slots, job.request.max_rank),
         _default_sites(job, source),
     )
-    attached = [
-        _attach(graph.parts[part], job.request.mode, job.target, sites, plan, job.task)
-        for part, plan in plans.items()
-    ]
+    attached = [_attach(graph.parts[part], job, sites, plan) for part, plan in plans.items()]
     bundle = _manifest(
         job,
         source,
@@ -145,24 +140,21 @@ def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -
         Unsupported: the family has no such graph, and the request requires it.
         ParityError: the engine's graph disagrees with the ordinary one.
     """
-    made = dataclasses.replace(bundle, decoder=True)
-    made.write(folder, draft=True)
     try:
-        report = with_decoder(folder, say)
+        made = with_decoder(bundle, folder, say)
     except Unsupported as error:
         if job.static_cache:
             raise
         (folder / graph_file(DECODER)).unlink(missing_ok=True)
         say(f"the engine's graph is left out: {error.sentence}")
-        return dataclasses.replace(
-            bundle, parity={**bundle.parity, "decoder": {"left_out": error.what[:400]}}
-        )
+        return with_report(bundle, left_out=error.what[:400])
     except Exception as error:
         error.add_note("The engine's graph was being made: export --no-static-cache leaves it out.")
         raise
-    if job.request.cache != CACHES[0]:
-        report["cache"] = quantize_cache(folder) if job.quantize is None else {"type": job.request.cache}
-    return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
+    if job.request.cache == CACHES[0]:
+        return made
+    cache = quantize_cache(folder) if job.quantize is None else {"type": job.request.cache}
+    return with_report(made, cache=cache)
 
 
 def write_graphs(folder: Path, graphs: Mapping[str, ir.Model], say: Progress) -> None:
@@ -220,22 +212,20 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.LazyTensor(copy, tensor.dtype, tensor.shape, name=tensor.name)
 
 
-def _attach(
-    model: ir.Model, mode: str, target: Target, sites: Mapping[str, MappedSite], plan: AttachPlan, task: Task
-) -> AttachPlan:
+def _attach(model: ir.Model, job: ExportJob, sites: Mapping[str, MappedSite], plan: AttachPlan) -> AttachPlan:
     """Packs siblings of one graph and attaches the graph's part of the packs; returns what it attached."""
-    plan, slots = plan._replace(slot_name=target.slot_name), slot_names(model)
+    mode, plan, slots = job.request.mode, plan._replace(slot_name=job.target.slot_name), slot_names(model)
     plan = pack_siblings(
         model,
         {path: site for path, site in sites.items() if site.part == plan.part},
         plan,
-        SHARED[mode] if target.groups else (),
+        mode == "bank" and job.target.groups,
     )
     require_sites("packing", model, plan.sites, slots)
     plan = MODES[mode](model, plan)
     slots |= {plan.slot_name(path, field) for path, site in plan.sites.items() for field in site.fields}
     require_sites("attaching", model, plan.sites, slots)
-    give_zeros(model, next(part.optional for part in task.parts if part.name == plan.part))
+    give_zeros(model, next(part.optional for part in job.task.parts if part.name == plan.part))
     require_readable(model)
     return plan
 
@@ -320,3 +310,68 @@ def _labels(folder: Path, task: Task) -> tuple[str, ...] | None:
         return None
     table = Checkpoint(folder).config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
     return tuple(table[key] for key in sorted(table, key=int))
+
+
+_LARGEST = 2**31 - 1
+"""The largest size of a protobuf message in bytes."""
+_INLINE = 1024
+"""Initializers up to this many bytes are stored in the message."""
+
+
+def require_readable(model: ir.Model) -> None:
+    """Opens a one-node model with the same IR version and operator sets, and adds up the size of the protobuf
+    message.
+
+    Raises:
+        Unsupported: the installed ONNX Runtime does not know these versions, or the message would be too
+            large to write.
+    """
+    reason = _refusal(model.ir_version, dict(model.opset_imports))
+    if reason is not None:
+        versions = f"IR version {model.ir_version}, " + ", ".join(
+            f"{domain or 'ai.onnx'} {version}" for domain, version in sorted(model.opset_imports.items())
+        )
+        limit = re.search(r"(?:is till opset|max supported)[^0-9]*([0-9]+)", reason)
+        raise Unsupported(
+            "the installed ONNX Runtime cannot read this graph",
+            where=f"onnxruntime {ort.__version__}",
+            found=versions,
+            expected=f"at most {limit.group(1)}" if limit else reason[:200],
+            remedy="install a newer onnxruntime, or choose another --frontend",
+        )
+    inline_bytes = sum(
+        value.const_value.nbytes
+        for value in model.graph.initializers.values()
+        if value.const_value is not None and value.const_value.nbytes <= _INLINE
+    )
+    inline_bytes += sum(
+        attribute.value.nbytes
+        for node in model.graph
+        for attribute in node.attributes.values()
+        if attribute.type == ir.AttributeType.TENSOR
+    )
+    if inline_bytes > _LARGEST:
+        raise Unsupported(
+            "the graph holds too much in its constants to be one file",
+            found=f"{inline_bytes} bytes",
+            expected=f"at most {_LARGEST}",
+            remedy="export it with its constants as initializers",
+        )
+
+
+def _refusal(version: int, imports: dict[str, int]) -> str | None:
+    """Returns why ONNX Runtime does not open an empty model of these versions, or None."""
+    opsets = ", ".join(f'"{domain}": {number}' for domain, number in {"": 17, **imports}.items())
+    probe = ir.from_onnx_text(
+        f"<ir_version: {version}, opset_import: [{opsets}]> probe (float[1] x) => (float[1] y)"
+        "{ y = Identity(x) }"
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(
+            ir.to_proto(probe).SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # ONNX Runtime raises its own exception classes
+        return str(error).partition("\n")[0]
+    return None

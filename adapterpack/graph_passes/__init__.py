@@ -2,6 +2,6 @@
 build the engine's decoder.
 
 A pass is a function that changes an ``onnx_ir`` model in place. Its docstring states what it requires of a
-graph and what it ensures. A pass leaves a graph that it cannot change as it is, or refuses it with the
-reason.
+graph and what it ensures. A pass that only makes a graph smaller or faster leaves what it cannot change as it
+is; any other pass refuses such a graph with the reason.
 """

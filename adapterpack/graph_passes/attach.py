@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ..bundle.manifest import MappedSite
 from ..errors import SiteNotFound, Unsupported
+from ..onnx_graph.editing import values_of
 from ..pack.pack import Pack
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..slots.values import Values, pad_slots, stack_slots
@@ -41,6 +42,7 @@ class AttachPlan(NamedTuple):
 def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     """Attaches nothing: in the folded mode the weights changed before the graph was exported.
 
+    Requires: nothing.
     Ensures: no site has a slot.
     """
     return plan._replace(
@@ -53,8 +55,11 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
     Requires: where an adapter acts at some tokens only, the site sees one vector for each token.
     Ensures: every slot is an optional input whose default has rank 0, or is the base's head.
+
+    Raises:
+        Unsupported: the graph is not as required.
     """
-    emitter = Emitter(model, batched=False, positions=_positions(model, plan))
+    emitter = Emitter(model, positions=_positions(model, plan))
     for number, site in enumerate(plan.sites.values()):
         values = {}
         for field in site.fields:
@@ -76,13 +81,7 @@ def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
         return None
-    value = positions_input(model)
-    values = {
-        value.name: value
-        for node in model.graph
-        for value in (*node.inputs, *node.outputs)
-        if value is not None
-    }
+    value, values = positions_input(model), values_of(model.graph)
     for site in placed:
         shape = values[site.output].shape
         if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
@@ -100,8 +99,12 @@ def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
 def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     """Attaches stacked slots, from which ``adapter_ids`` [batch] picks one for every row; slot 0 is the base.
 
-    Requires: the batch is a named axis, and the first axis of each site's input.
+    Requires: the batch is a named axis, and the first axis of each site's input, or a factor of it; as for
+    :func:`attach_inputs` where an adapter acts at some tokens only.
     Ensures: every slot is an input ``[slots, ...]`` whose default holds the packs.
+
+    Raises:
+        Unsupported: the graph is not as required.
     """
     if not plan.sites and plan.part != MAIN:
         return plan
@@ -112,7 +115,8 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
             found=str(batch),
             remedy="export with --mode inputs or folded",
         )
-    emitter = Emitter(model, batched=True, positions=_positions(model, plan))
+    positions = _positions(model, plan)
+    emitter = Emitter(model, ids_input(model, batch), positions)
     plan = plan._replace(
         sites={
             path: dataclasses.replace(site, flat=_is_flat(emitter.values[site.input].shape, str(batch)))
@@ -134,7 +138,6 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
                 found=str(x.shape),
                 remedy="export with --mode inputs or folded",
             )
-    emitter.ids = ids = ids_input(model, batch)
     base, *ready = (
         pad_slots(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
     )
@@ -146,7 +149,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
             slot = slot_input(model, name, filled[name], list(filled[name].shape))
             # look up one row for each token: gathering would copy the full table for each batch row
             looked_up = site.kind == "lookup" and field == "down"
-            values[field] = slot if looked_up else emitter.gather(site, field, slot, ids)
+            values[field] = slot if looked_up else emitter.gather(site, field, slot)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return plan
@@ -201,12 +204,11 @@ def with_fields(
         return {path: dataclasses.replace(site, fields=("down", "up")) for path, site in linear.items()}
     fields: dict[str, set[str]] = {}
     labels: dict[str, int] = {}
-    for tensors in values:
-        for name, array in tensors.items():
-            path, _, field = name.rpartition(".")
-            fields.setdefault(path, set()).add(field)
-            if field == "head":
-                labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
+    for name, array in (item for tensors in values for item in tensors.items()):
+        path, _, field = name.rpartition(".")
+        fields.setdefault(path, set()).add(field)
+        if field == "head":
+            labels[path] = max(labels.get(path, sites[path].out_features), array.shape[-1])
     for path, path_fields in fields.items():
         room = _FIELDS.get(sites[path].kind)
         if room is not None and path_fields - room:
@@ -217,8 +219,7 @@ def with_fields(
                 expected=", ".join(sorted(room)),
                 remedy="export with --mode folded",
             )
-    for path in labels:
-        if fields[path] != {"head", "head_bias"}:
+        if path in labels and path_fields != {"head", "head_bias"}:
             raise Unsupported(
                 "one pack replaces this module whole and another adapts it",
                 where=path,
@@ -235,29 +236,22 @@ def with_fields(
     }
 
 
+_ELSEWHERE = FIXED | {RANK, TURN, LABELS}
+"""Axes of slots that are widths of the base, have one size at all sites, or follow another rule."""
+
+
 def with_ranks(
     sites: Mapping[str, MappedSite], ranks: Mapping[str, int], least: int
 ) -> dict[str, MappedSite]:
     """Returns the sites with the sizes of their slots' own axes, as the packs need them at each site, so that
     one wide site does not pad the others.
     """
-    return {
-        path: dataclasses.replace(
-            site,
-            ranks={
-                axis: ranks[axis] if axis in ROUTED else max(least, ranks[axis])
-                for axis in sorted(_slot_axes(site))
-            },
-        )
-        for path, site in sites.items()
-    }
-
-
-def _slot_axes(site: MappedSite) -> set[str]:
-    """Returns the free axes of a site's fields, except those that have one size at all sites or follow
-    another rule.
-    """
-    return {axis for field in site.fields for axis in FIELDS[field].axes} - FIXED - {RANK, TURN, LABELS}
+    sized = {axis: number if axis in ROUTED else max(least, number) for axis, number in ranks.items()}
+    result = {}
+    for path, site in sites.items():
+        axes = {axis for field in site.fields for axis in FIELDS[field].axes} - _ELSEWHERE
+        result[path] = dataclasses.replace(site, ranks={axis: sized[axis] for axis in sorted(axes)})
+    return result
 
 
 def base_head(model: ir.Model, sites: Mapping[str, MappedSite]) -> Values:

@@ -93,6 +93,9 @@ def split_fused_norms(model: ir.Model, scope: Scope) -> Scope:
     function that knows the new nodes.
 
     Such a sum is a layer's output, so it belongs to the layer that computes the summand.
+
+    Requires: nothing; a norm that also adds a bias stays fused.
+    Ensures: values keep their names and numbers.
     """
     path_by_node: dict[ir.Node, str | None] = {}
     # a fifth input would be a bias inside the sum

@@ -1,19 +1,14 @@
-"""Adds constants and nodes with explicit names to graphs."""
+"""Names, constants and lists of nodes of the engine's graph."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
 
+from ..onnx_graph.editing import add_initializer, named_node
+
 PREFIX = "decoder/"
 """The prefix of the names of nodes and constants that the engine's graph adds."""
-
-
-def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
-    """Adds a tensor to a graph as an initializer under the tensor's own name, and returns its value."""
-    value = ir.val(tensor.name, const_value=tensor)
-    graph.register_initializer(value)
-    return value
 
 
 def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
@@ -22,8 +17,14 @@ def constant(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     return add_initializer(model.graph, ir.tensor(array, name=f"{PREFIX}{name}")) if known is None else known
 
 
-def named_node(op: str, name: str, *inputs: ir.Value | None, **attributes: object) -> ir.Node:
-    """Creates a node whose output has the node's name."""
-    node = ir.node(op, list(inputs), attributes, name=name)
-    node.outputs[0].name = f"{name}:0"
-    return node
+class NewNodes:
+    """Collects nodes whose names begin with a prefix, in order, until they are inserted into a graph."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = f"{PREFIX}{prefix}/"
+        self.nodes: list[ir.Node] = []
+
+    def __call__(self, op: str, name: str, *inputs: ir.Value | None, **attributes: object) -> ir.Value:
+        """Adds a node and returns its output."""
+        self.nodes.append(named_node(op, f"{self.prefix}{name}", *inputs, **attributes))
+        return self.nodes[-1].outputs[0]

@@ -8,18 +8,19 @@ of the stack's bytes: nothing is copied until the graph is saved.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 
-from ..onnx_graph.save import save_graph
-from .constants import add_initializer
+from ..onnx_graph.editing import add_initializer, constant_input, part_of, save_graph
 
 
 def unstack_experts(path: Path) -> int:
-    """Rewrites the graph at ``path`` and its data if it has such stacks; returns the number of stacks."""
+    """Rewrites the graph at ``path`` and its data if it has such stacks; returns the number of stacks.
+
+    Requires: nothing; a stack that anything but products of single matrices reads stays whole.
+    Ensures: each such product reads a constant; the graph computes the same numbers from the same bytes.
+    """
     model = ir.load(path)
     stacks = [node for node in model.graph if _cuts_a_stack(node)]
     for node in stacks:
@@ -46,47 +47,23 @@ def _cuts_a_stack(node: ir.Node) -> bool:
         return False
     return all(
         use.node.op_type == "Squeeze"
-        and _first_axis(use.node)
+        and (axes := constant_input(use.node, 1)) is not None
+        and axes.tolist() == [0]
         and all(user.node.op_type == "MatMul" and user.idx == 1 for user in use.node.outputs[0].uses())
         for output in node.outputs
         for use in output.uses()
     ) and all(not output.is_graph_output() for output in node.outputs)
 
 
-def _first_axis(squeeze: ir.Node) -> bool:
-    axes = (
-        squeeze.inputs[1].const_value if len(squeeze.inputs) > 1 and squeeze.inputs[1] is not None else None
-    )
-    return axes is not None and axes.numpy().tolist() == [0]
-
-
 def _unstack(graph: ir.Graph, node: ir.Node) -> None:
     stack = node.inputs[0]
-    for output, matrix in zip(list(node.outputs), _matrices(stack.const_value), strict=True):
-        value = add_initializer(graph, matrix)
+    tensor, extents = stack.const_value, tuple(stack.shape.numpy())[1:]
+    for number, output in enumerate(node.outputs):
+        at = tensor.nbytes // len(node.outputs) * number
+        value = add_initializer(graph, part_of(tensor, f"{stack.name}/{number}", extents, at=at))
         for squeeze in [use.node for use in output.uses()]:
             squeeze.outputs[0].replace_all_uses_with(value)
             graph.remove(squeeze, safe=True)
     graph.remove(node, safe=True)
     if not stack.uses():
         graph.initializers.pop(stack.name)
-
-
-def _matrices(stack: ir.TensorProtocol) -> Iterator[ir.TensorProtocol]:
-    """Yields the matrices of a stack, in order."""
-    count, *extents = stack.shape.numpy()
-    for number in range(count):
-        name, shape = f"{stack.name}/{number}", ir.Shape(extents)
-        if isinstance(stack, ir.ExternalTensor):
-            length = (stack.length or stack.nbytes) // count
-            yield ir.ExternalTensor(
-                stack.location,
-                (stack.offset or 0) + number * length,
-                length,
-                stack.dtype,
-                shape=shape,
-                name=name,
-                base_dir=stack.base_dir,
-            )
-        else:
-            yield ir.tensor(np.ascontiguousarray(stack.numpy()[number]), name=name)

@@ -10,36 +10,38 @@ https://onnx.ai/onnx/operators/onnx__DequantizeLinear.html, blocked; and :mod:`a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from .constants import add_initializer
+from ..onnx_graph.editing import add_initializer, part_of
 
 MOST = 2 << 30
 """Bytes of dequantized floats that fit into a browser's memory besides everything else."""
-_CODES: dict[int, tuple[Any, Any]] = {
-    4: (ir.DataType.UINT4, ml_dtypes.uint4),
-    8: (ir.DataType.UINT8, np.uint8),
-}
+_CODES = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 _OPSET = 21
 """The first opset whose ``DequantizeLinear`` has blocks."""
 
 
-def write_float_products(source: Path, target: Path) -> bool:
+def write_float_products(source: Path, target: Path) -> str | None:
     """Writes the graph at ``source`` to ``target``, on the same data files, with float products instead of
     products of codes.
 
+    Requires: opset 21 or newer; codes of 4 or 8 bits in full blocks. Other products stay as they are.
+    Ensures: the new graph has the same inputs, outputs and slots, and computes the same up to rounding.
+
     Returns:
-        Whether it wrote the graph: it skips a graph without codes and one whose floats would be too large.
+        Why it wrote nothing, or None.
     """
     model = ir.load(source)
     nodes = [node for node in model.graph if node.op_type == "MatMulNBits" and _readable(node)]
     floats = sum(4 * _number(node, "N") * _number(node, "K") for node in nodes)
-    if not nodes or floats > MOST or model.opset_imports.get("", 0) < _OPSET:
-        return False
+    if not nodes:
+        return "the graph has no products of codes in full blocks"
+    if floats > MOST:
+        return f"its weights would take {floats} bytes as floats, and a browser has room for {MOST}"
+    if (opset := model.opset_imports.get("", 0)) < _OPSET:
+        return f"opset {opset} has no DequantizeLinear with blocks"
     made: dict[str, ir.Value] = {}
     for node in nodes:
         _replace(model.graph, node, made)
@@ -48,11 +50,12 @@ def write_float_products(source: Path, target: Path) -> bool:
         if value not in used and value not in model.graph.inputs and value not in model.graph.outputs:
             del model.graph.initializers[name]
     ir.save(model, target)
-    return True
+    return None
 
 
 def _number(node: ir.Node, name: str) -> int:
-    return int(node.attributes[name].value) if name in node.attributes else {"bits": 4}.get(name, 0)
+    """Returns an attribute of a product of codes; ONNX Runtime's default of ``bits`` is 4."""
+    return int(node.attributes.get_int(name, 4 if name == "bits" else 0))
 
 
 def _readable(node: ir.Node) -> bool:
@@ -60,24 +63,17 @@ def _readable(node: ir.Node) -> bool:
     like the codes.
     """
     bits, block, columns = (_number(node, name) for name in ("bits", "block_size", "K"))
-    tensors = [value if value is None else value.const_value for value in node.inputs[1:]]
-    if (
-        bits not in _CODES
-        or not block
-        or columns % block
-        or len(tensors) < 2
-        or tensors[0] is None
-        or tensors[1] is None
-    ):
+    codes, scales, zeros, *others = [*list(node.inputs[1:]), None]
+    if bits not in _CODES or not block or columns % block:
+        return False
+    if codes.const_value is None or scales.const_value is None:
         return False
     # inputs from the fifth on reorder the columns or add a bias
-    if any(value is not None for value in node.inputs[4:]) or _number(node, "weight_prepacked"):
+    if any(value is not None for value in others) or _number(node, "weight_prepacked"):
         return False
-    if len(node.inputs) < 4 or node.inputs[3] is None:
-        return True
-    return (
-        tensors[2] is not None
-        and tensors[2].dtype == ir.DataType.UINT8
+    return zeros is None or (
+        zeros.const_value is not None
+        and zeros.dtype == ir.DataType.UINT8
         and (columns // block) * bits % 8 == 0
     )
 
@@ -95,8 +91,7 @@ def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
     """Returns the dequantized weights ``[K, N]`` of a node's codes."""
     weight, scales = node.inputs[1], node.inputs[2]
     bits, block, rows, columns = (_number(node, name) for name in ("bits", "block_size", "N", "K"))
-    dtype, numpy_type = _CODES[bits]
-    blocks = columns // block
+    dtype, blocks = _CODES[bits], columns // block
     zeros = node.inputs[3] if len(node.inputs) > 3 else None
     inputs = [
         _initializer(graph, weight, dtype, (rows, columns)),
@@ -105,7 +100,7 @@ def _floats(graph: ir.Graph, node: ir.Node) -> ir.Value:
     if zeros is not None:
         inputs.append(_initializer(graph, zeros, dtype, (rows, blocks)))
     else:
-        middle = np.full((rows, blocks), 1 << (bits - 1), np.uint8).astype(numpy_type)
+        middle = np.full((rows, blocks), 1 << (bits - 1), np.uint8).astype(dtype.numpy())
         inputs.append(add_initializer(graph, ir.tensor(middle, dtype, name=f"{weight.name}/zeros")))
     floats = ir.node(
         "DequantizeLinear", inputs, {"axis": 1, "block_size": block}, name=f"{weight.name}/floats"
@@ -119,29 +114,7 @@ def _initializer(graph: ir.Graph, value: ir.Value, dtype: ir.DataType, shape: tu
     """Reinterprets the bytes of an initializer as another type and shape: both pack codes from the low bits
     up.
     """
-    tensor, name = value.const_value, f"{value.name}/{'x'.join(map(str, shape))}"
+    name = f"{value.name}/{'x'.join(map(str, shape))}"
     if name in graph.initializers:
         return graph.initializers[name]
-    if isinstance(tensor, ir.ExternalTensor):
-        view: ir.TensorProtocol = ir.ExternalTensor(
-            tensor.location,
-            tensor.offset,
-            tensor.length,
-            dtype,
-            shape=ir.Shape(shape),
-            name=name,
-            base_dir=tensor.base_dir,
-        )
-    else:
-        view = _unpack(tensor, dtype, shape, name)
-    return add_initializer(graph, view)
-
-
-def _unpack(
-    tensor: ir.TensorProtocol, dtype: ir.DataType, shape: tuple[int, ...], name: str
-) -> ir.TensorProtocol:
-    """Reinterprets a small tensor that is stored inside the graph file."""
-    packed = tensor.numpy().reshape(-1)
-    if dtype == ir.DataType.UINT4 and tensor.dtype == ir.DataType.UINT8:
-        packed = np.stack([packed & 15, packed >> 4], axis=-1).reshape(-1).astype(ml_dtypes.uint4)
-    return ir.tensor(packed.reshape(shape), dtype, name=name)
+    return add_initializer(graph, part_of(value.const_value, name, shape, dtype))

@@ -16,23 +16,23 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle.manifest import MappedSite
+from ..onnx_graph.editing import add_initializer
 from .attach import AttachPlan
-from .constants import add_initializer
 
-SHARED: dict[str, tuple[str, ...]] = {"folded": (), "inputs": (), "bank": ("down",)}
-"""Mode -> the fields that siblings share in one slot."""
 _OWN_INPUT = frozenset({"pre", "turn", "turn_down", "head", "attended_keys"})
 """Fields that give a site's base product its own input or weights, so that siblings cannot share the product.
 """
 
 
 def pack_siblings(
-    model: ir.Model, every: Mapping[str, MappedSite], plan: AttachPlan, shared: tuple[str, ...]
+    model: ir.Model, every: Mapping[str, MappedSite], plan: AttachPlan, share: bool
 ) -> AttachPlan:
     """Packs the siblings among ``every`` linear site of ``model``, in place, and returns the updated plan;
-    ``shared`` are the fields of :data:`SHARED`, or none.
+    with ``share``, the siblings' ``down`` factors are in one slot.
 
-    What the graph computes stays the same, each output keeps its name, and a packed weight is the siblings'
+    Requires: nothing; siblings stay apart where an adapter changes the input or the weights of one, or where
+    they differ in dtype or layout.
+    Ensures: the graph computes the same, each output keeps its name, and a packed weight is the siblings'
     weights side by side.
     """
     sites = dict(plan.sites)
@@ -49,12 +49,8 @@ def pack_siblings(
             if site.path in sites:
                 sites[site.path] = dataclasses.replace(sites[site.path], **moved)
         members = [site.path for site in siblings if "down" in getattr(sites.get(site.path), "fields", ())]
-        if "up" in shared and (
-            len(members) < len(siblings) or any(sites[member].positional for member in members)
-        ):
-            continue  # the group's own site adds its branch to the full product, at every position
-        if shared and len(members) > 1:
-            sites = _share(sites, path, members, shared, packed.outputs[0].name)
+        if share and len(members) > 1:
+            sites = _share(sites, path, members, packed.outputs[0].name)
     return plan._replace(sites=sites)
 
 
@@ -81,7 +77,7 @@ def _packable(node: ir.Node, site: MappedSite) -> bool:
         and site.layout == "in_out"
         and site.at == 0
         and weight.shape == (site.in_features, site.out_features)
-        and len(list(weight.uses())) == 1
+        and len(weight.uses()) == 1
         and not weight.is_graph_input()
     )
 
@@ -122,10 +118,10 @@ def _pack(model: ir.Model, old: Sequence[ir.Node], path: str) -> ir.Node:
 
 
 def _share(
-    sites: Mapping[str, MappedSite], path: str, members: Sequence[str], shared: tuple[str, ...], product: str
+    sites: Mapping[str, MappedSite], path: str, members: Sequence[str], product: str
 ) -> dict[str, MappedSite]:
-    """Returns the sites with the group's site before its members; the group takes over the slots of the
-    ``shared`` fields.
+    """Returns the sites with the group's site before its members; the group takes over their slots for
+    ``down``.
     """
     first = sites[members[0]]
     group = dataclasses.replace(
@@ -134,7 +130,7 @@ def _share(
         weight="",
         bias=None,
         at=0,
-        fields=shared,
+        fields=("down",),
         members=tuple(members),
         positional=False,
         output=product,
@@ -147,8 +143,6 @@ def _share(
         # before its members: a member's branch reads what the group's site computes
         if name == members[0]:
             sites_with_group[path] = group
-        fields = (
-            tuple(field for field in site.fields if field not in shared) if name in members else site.fields
-        )
-        sites_with_group[name] = dataclasses.replace(site, fields=fields)
+        own = tuple(field for field in site.fields if field != "down" or name not in members)
+        sites_with_group[name] = dataclasses.replace(site, fields=own)
     return sites_with_group

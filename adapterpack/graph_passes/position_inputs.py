@@ -8,13 +8,16 @@ separately to find out what they compute.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
+from ..onnx_graph.editing import inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32
-from .constants import PREFIX, constant, named_node
+from .constants import PREFIX, constant
 
 _FARTHEST = 4096
 """The largest distance to test; a bias must be constant from some smaller distance on."""
@@ -68,46 +71,31 @@ class PositionInputs:
         sequence, total]`` of the type of ``queries``.
         """
         dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
+        add = partial(self._add, attention)
         if name not in self._biases:
-            lowest = np.array(-1e4 if dtype == ir.DataType.FLOAT16 else -1e9, np.float32)
-            number, zero = (
-                constant(self.model, f"{name}/{key}", np.array(value))
-                for key, value in (("size", size), ("zero", 0))
+            lowest = np.float32(-1e4 if dtype == ir.DataType.FLOAT16 else -1e9)
+            number, zero, one = (
+                self._number(f"{name}/{key}", value)
+                for key, value in (("size", size), ("zero", 0), ("one", 1))
             )
-            one = constant(self.model, f"{name}/one", np.array(1))
-            total = self._add(attention, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
-            keys = self._add(
-                attention,
-                "Div",
-                f"{name}/of_keys",
-                self._add(attention, "Range", f"{name}/keys", zero, total, one),
-                number,
+            keys = add("Div", f"{name}/of_keys", self._keys(attention, name, zero, one), number)
+            rows = add("Div", f"{name}/of_queries", self._queries(attention, name), number)
+            own = add("Equal", f"{name}/own", rows, keys)
+            none, hidden = (
+                self._number(f"{name}/{key}", value)
+                for key, value in (("none", np.float32(0)), ("hidden", lowest))
             )
-            rows = self._add(attention, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
-            own = self._add(
-                attention,
-                "Equal",
-                f"{name}/own",
-                self._add(attention, "Div", f"{name}/of_queries", rows, number),
-                keys,
-            )
-            none = constant(self.model, f"{name}/none", np.array(0, np.float32))
-            shown = self._add(
-                attention, "Where", f"{name}/shown", own, none, constant(self.model, f"{name}/hidden", lowest)
-            )
-            heads = self._add(
-                attention,
-                "Unsqueeze",
-                f"{name}/heads",
-                shown,
-                constant(self.model, "second_axis", np.array([1])),
-            )
-            self._biases[name] = [self._add(attention, "Cast", name, heads, to=dtype)]
+            shown = add("Where", f"{name}/shown", own, none, hidden)
+            heads = add("Unsqueeze", f"{name}/heads", shown, self._number("second_axis", [1]))
+            self._biases[name] = [add("Cast", name, heads, to=dtype)]
         (chunks,) = self._biases[name]
-        return [self._add(attention, "Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
+        return [add("Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
 
     def index_tables(self) -> None:
         """Makes position tables read ``position_ids`` as their index.
+
+        Requires: each such table is indexed by the positions of the tokens, plus a constant.
+        Ensures: no table's index depends on the length of the cache.
 
         Raises:
             Unsupported: a table is indexed by anything but the positions of the tokens.
@@ -118,16 +106,10 @@ class PositionInputs:
                 and node.inputs[0].const_value is not None
                 and self._positional(node.inputs[1])
             ):
-                offset = self._offset(node.inputs[1])
-                places = self._position_ids
+                offset, places = self._offset(node.inputs[1]), self._position_ids
                 if offset:
-                    places = self._add(
-                        node,
-                        "Add",
-                        "offset",
-                        places,
-                        constant(self.model, f"{node.name}/offset", np.array(offset)),
-                    )
+                    more = self._number(f"{node.name}/offset", offset)
+                    places = self._add(node, "Add", "offset", places, more)
                 if node.op_type == "GatherND":
                     places = self._add(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
@@ -138,6 +120,9 @@ class PositionInputs:
         """Computes factors of shape ``[1, sequence, 1, 1]``, one number for each position, from each row's
         own positions. Llama 4 scales its queries by their distance from the first token, and the original
         graph counts the padding.
+
+        Requires: nothing; a factor that is not computed elementwise from positions stays as it is.
+        Ensures: the other factors are ``[batch, sequence, 1, 1]``, and equal for rows without padding.
         """
         for node in [node for node in self.model.graph if node.op_type == "Mul"]:
             for place, value in enumerate(node.inputs):
@@ -152,10 +137,9 @@ class PositionInputs:
                     continue
                 factors = self._of_rows(value, node)
                 if factors is not None:
-                    axes = constant(self.model, "factor_axes", np.array([2, 3]))
-                    node.replace_input_with(
-                        place, self._add(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
-                    )
+                    axes = self._number("factor_axes", [2, 3])
+                    wide = self._add(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
+                    node.replace_input_with(place, wide)
 
     def _of_rows(self, value: ir.Value, before: ir.Node) -> ir.Value | None:
         """Returns a value that is computed elementwise from positions as ``[batch, sequence]``; None if the
@@ -256,23 +240,23 @@ class PositionInputs:
         return np.ascontiguousarray(table[:length]) if table[:length].any() else None
 
     def _look_up(self, table: np.ndarray, value: ir.Value) -> ir.Value:
-        node, name = value.producer(), f"bias/{len(self._biases)}"
-        zero, one = (constant(self.model, f"{name}/{number}", np.array(number)) for number in (0, 1))
-        total = self._add(node, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
-        keys = self._add(node, "Range", f"{name}/keys", zero, total, one)
-        queries = self._add(node, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
-        far = self._add(node, "Sub", f"{name}/distances", queries, keys)
+        name, add = f"bias/{len(self._biases)}", partial(self._add, value.producer())
+        zero, one = (self._number(f"{name}/{number}", number) for number in (0, 1))
+        keys = self._keys(value.producer(), name, zero, one)
+        far = add("Sub", f"{name}/distances", self._queries(value.producer(), name), keys)
         # beyond the last distance of the table the bias is constant; later tokens are hidden by the operator
-        near = self._add(
-            node,
-            "Clip",
-            f"{name}/places",
-            far,
-            zero,
-            constant(self.model, f"{name}/last", np.array(len(table) - 1)),
-        )
-        found = self._add(node, "Gather", f"{name}/found", constant(self.model, f"{name}/table", table), near)
-        return self._add(node, "Transpose", name, found, perm=[0, 3, 1, 2])
+        near = add("Clip", f"{name}/places", far, zero, self._number(f"{name}/last", len(table) - 1))
+        found = add("Gather", f"{name}/found", self._number(f"{name}/table", table), near)
+        return add("Transpose", name, found, perm=[0, 3, 1, 2])
+
+    def _keys(self, before: ir.Node, name: str, zero: ir.Value, one: ir.Value) -> ir.Value:
+        """Returns the positions of all keys ``[total]``."""
+        total = self._add(before, "Cast", f"{name}/total", self._total, to=ir.DataType.INT64)
+        return self._add(before, "Range", f"{name}/keys", zero, total, one)
+
+    def _queries(self, before: ir.Node, name: str) -> ir.Value:
+        """Returns the positions of the queries ``[batch, sequence, 1]``."""
+        return self._add(before, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
 
     def _run(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
         """Computes a value for one row of ``tokens`` tokens after ``before`` cached ones."""
@@ -298,7 +282,7 @@ class PositionInputs:
     @property
     def _position_ids(self) -> ir.Value:
         """The input with the position of each token ``[batch, sequence]``; adds it if the graph has none."""
-        known = next((one for one in self.model.graph.inputs if one.name == "position_ids"), None)
+        known = inputs_of(self.model.graph).get("position_ids")
         if known is None:
             known = ir.val("position_ids", ir.DataType.INT64, self._ids.shape)
             self.model.graph.inputs.append(known)
@@ -306,7 +290,10 @@ class PositionInputs:
 
     @property
     def _last_axis(self) -> ir.Value:
-        return constant(self.model, "last_axis", np.array([-1]))
+        return self._number("last_axis", [-1])
+
+    def _number(self, name: str, value: ArrayLike) -> ir.Value:
+        return constant(self.model, name, np.array(value))
 
     def _add(self, before: ir.Node, op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
         node = named_node(op, f"{PREFIX}{before.name}/{name}", *inputs, **attributes)

@@ -19,8 +19,8 @@ def rotate_in_attention(model: ir.Model) -> None:
     """Rewrites the attentions of a decoder's graph, in place, that follow a rotation by a table of positions
     or a packed product.
 
-    Remove unused nodes before the call, since every use counts; and after it, since nothing reads the nodes
-    that looked up the tables any more.
+    Requires: unused nodes are removed, since every use counts. An attention of another build stays as it is.
+    Ensures: the graph computes the same up to rounding; nodes that looked up the tables may have no reader.
     """
     positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
     for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:

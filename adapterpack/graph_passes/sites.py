@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..adapter_methods import PROMPT
 from ..bundle.manifest import MappedSite
+from ..onnx_graph.editing import inputs_of, only_reader
 from ..slots.precision import DEFAULT
 
 Scope = Callable[[ir.Node], str | None]
@@ -52,10 +53,18 @@ def uses_of_modules(model: ir.Model, scope: Scope) -> list[MappedSite]:
     return [site for site in uses if site is not None]
 
 
+def _extents(weight: ir.Value, axes: int) -> tuple[int, ...] | None:
+    """Returns the shape of a constant weight that has so many axes; None for any other value."""
+    constant = ir.convenience.get_const_tensor(weight) if weight.is_initializer() else None
+    if constant is None or len(constant.shape) != axes:
+        return None
+    return tuple(int(extent) for extent in constant.shape)
+
+
 def _linear(path: str, node: ir.Node) -> MappedSite | None:
     x, weight = node.inputs[0], node.inputs[1]
-    constant = ir.convenience.get_const_tensor(weight)
-    if constant is None or not weight.is_initializer() or len(constant.shape) != 2 or x.shape is None:
+    wide = _extents(weight, 2)
+    if wide is None or x.shape is None:
         return None
     attributes = node.attributes
     if (
@@ -65,21 +74,17 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
     ):
         return None  # only a Gemm that computes x W + b is a linear layer
     out_in = attributes.get_int("transB", 0) == 1
-    wide = tuple(int(extent) for extent in constant.shape)
     in_features, out_features = (wide[1], wide[0]) if out_in else wide
-    output, bias = node.outputs[0], None
-    if node.op_type == "Gemm":
-        bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
-    else:
-        output, added = with_bias(output, out_features)
-        bias = None if added is None else added.name
+    output, bias = node.outputs[0], _third(node)
+    if node.op_type == "MatMul":
+        output, bias = with_bias(output, out_features)
     return MappedSite(
         path,
         node.name,
         x.name,
         output.name,
         weight.name,
-        bias,
+        None if bias is None else bias.name,
         "out_in" if out_in else "in_out",
         in_features,
         out_features,
@@ -88,19 +93,24 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
     )
 
 
+def _third(node: ir.Node) -> ir.Value | None:
+    """Returns the bias of a Gemm or a convolution, if it has one."""
+    return node.inputs[2] if len(node.inputs) > 2 else None
+
+
 def with_bias(product: ir.Value, out_features: int) -> tuple[ir.Value, ir.Value | None]:
     """Returns the value after the Add of a bias, and that bias, if the Add is the only reader of the product;
     else the product and None.
     """
-    uses = list(product.uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not product.is_graph_output():
-        addend = uses[0].node.inputs[1 - uses[0].idx]
+    node = only_reader(product)
+    if node is not None and node.op_type == "Add" and not product.is_graph_output():
+        addend = node.inputs[1] if node.inputs[0] is product else node.inputs[0]
         if (
             addend.is_initializer()
             and addend.const_value is not None
             and tuple(addend.const_value.shape) == (out_features,)
         ):
-            return uses[0].node.outputs[0], addend
+            return node.outputs[0], addend
     return product, None
 
 
@@ -109,18 +119,10 @@ def _lookup(path: str, node: ir.Node) -> MappedSite | None:
     layer with one-hot inputs.
     """
     table, ids = node.inputs
-    constant = ir.convenience.get_const_tensor(table)
-    if (
-        constant is None
-        or not table.is_initializer()
-        or len(constant.shape) != 2
-        or ids.shape is None
-        or len(ids.shape) != 2
-    ):
+    extents = _extents(table, 2)
+    if extents is None or ids.shape is None or len(ids.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
         return None
-    if node.attributes.get_int("axis", 0) != 0:
-        return None
-    entries, width = (int(extent) for extent in constant.shape)
+    entries, width = extents
     return MappedSite(
         path,
         node.name,
@@ -142,31 +144,28 @@ def _patches(path: str, node: ir.Node) -> MappedSite | None:
     ``[channels * height * width]``.
     """
     x, weight = node.inputs[:2]
-    constant, attributes = ir.convenience.get_const_tensor(weight), node.attributes
-    if constant is None or not weight.is_initializer() or len(constant.shape) != 4 or x.shape is None:
+    extents, attributes = _extents(weight, 4), node.attributes
+    if extents is None or x.shape is None:
         return None
-    out, channels, *kernel = (int(extent) for extent in constant.shape)
-    plain = attributes.get_int("group", 1) == 1 and attributes.get_string("auto_pad", "NOTSET") in {
-        "NOTSET",
-        "VALID",
-    }
-    aside = list(attributes.get_ints("strides", [1, 1])) == kernel and set(
-        attributes.get_ints("dilations", [1, 1])
-    ) == {1}
+    out, channels, *kernel = extents
+    padding = attributes.get_string("auto_pad", "NOTSET")
+    plain = attributes.get_int("group", 1) == 1 and padding in {"NOTSET", "VALID"}
+    apart = set(attributes.get_ints("dilations", [1, 1])) == {1}
+    aside = apart and list(attributes.get_ints("strides", [1, 1])) == kernel
     whole = all(
         isinstance(extent, int) and extent % size == 0
         for extent, size in zip(list(x.shape)[2:], kernel, strict=True)
     )
     if not (plain and aside and whole) or any(attributes.get_ints("pads", [0])):
         return None
-    bias = node.inputs[2].name if len(node.inputs) > 2 and node.inputs[2] is not None else None
+    bias = _third(node)
     return MappedSite(
         path,
         node.name,
         x.name,
         node.outputs[0].name,
         weight.name,
-        bias,
+        None if bias is None else bias.name,
         "out_in",
         channels * kernel[0] * kernel[1],
         out,
@@ -180,13 +179,11 @@ def prompt_site(model: ir.Model) -> dict[str, MappedSite]:
     """Returns the site of the virtual tokens before the rows of a graph that was exported with room for them;
     nothing for other graphs.
     """
-    embeds = next((value for value in model.graph.inputs if value.name == "virtual"), None)
+    embeds = inputs_of(model.graph).get("virtual")
     if embeds is None:
         return {}
-    joined, width = (
-        next(use.node for use in embeds.uses() if use.node.op_type == "Concat"),
-        int(embeds.shape[-1]),
-    )
+    joined = next(use.node for use in embeds.uses() if use.node.op_type == "Concat")
+    width = int(embeds.shape[-1])
     output = joined.outputs[0]
     return {
         PROMPT: MappedSite(

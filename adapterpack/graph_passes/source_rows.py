@@ -9,33 +9,35 @@ import onnx_ir as ir
 
 from ..bundle.decoder_graph import SOURCE_LENGTHS
 from ..bundle.manifest import ENCODED
-from .constants import PREFIX, constant, named_node
+from ..onnx_graph.editing import inputs_of, named_node, only_reader
+from .constants import PREFIX, NewNodes, constant
 
 _TURNED = ("Reshape", "Transpose", "Reshape")
 """The nodes by which an exporter transposes the keys of heads, from the product backwards."""
 
 
 def read_sources(model: ir.Model) -> None:
-    """Rewrites how a decoder reads the encoder's output, in place; leaves a decoder without an encoder as it
-    is.
+    """Rewrites how a decoder reads the encoder's output, in place.
+
+    Requires: nothing; a decoder without an encoder, or without a mask for it, stays as it is.
+    Ensures: the input ``source_lengths`` ``[batch]`` takes the place of the mask.
     """
-    inputs = {value.name: value for value in model.graph.inputs}
-    keys = [value for name, value in inputs.items() if name.startswith(ENCODED) and name.endswith(".key")]
-    if keys and "attention_mask" in inputs:
-        _lengths_for_mask(model, inputs["attention_mask"], keys[0])
+    keys = [
+        value
+        for value in model.graph.inputs
+        if value.name.startswith(ENCODED) and value.name.endswith(".key")
+    ]
+    mask = inputs_of(model.graph).get("attention_mask")
+    if keys and mask is not None:
+        _lengths_for_mask(model, mask, keys[0])
     for value in keys:
         _turn(model, value)
 
 
 def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     """Replaces the mask ``[batch, source]`` by the input ``source_lengths`` ``[batch]``."""
-    graph, nodes = model.graph, list[ir.Node]()
+    graph, add = model.graph, NewNodes("source")
     lengths = ir.val(SOURCE_LENGTHS, ir.DataType.INT64, [mask.shape[0]])
-
-    def add(op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        nodes.append(named_node(op, f"{PREFIX}source/{name}", *inputs, **attributes))
-        return nodes[-1].outputs[0]
-
     zero, one, axis = (
         constant(model, f"source/{name}", np.array(number))
         for name, number in (("zero", 0), ("one", 1), ("axis", [1]))
@@ -46,7 +48,7 @@ def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     result = add("Cast", "mask", read, to=mask.dtype)
     result.shape, result.type = mask.shape, mask.type
     mask.replace_all_uses_with(result)
-    graph.insert_before(graph[0], nodes)
+    graph.insert_before(graph[0], add.nodes)
     graph.inputs.remove(mask)
     graph.inputs.append(lengths)
 
@@ -69,8 +71,7 @@ def _end_of_turn(node: ir.Node) -> ir.Value | None:
         if node.op_type != op:
             return None
         value = node.outputs[0]
-        uses = list(value.uses())
-        node = uses[0].node if len(uses) == 1 else None
+        node = only_reader(value)
         if node is None:
             return None
     return value if node.op_type == "MatMul" else None

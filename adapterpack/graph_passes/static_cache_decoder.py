@@ -41,11 +41,12 @@ from ..bundle.decoder_graph import (
 )
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
+from ..onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node, only_reader
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs
-from .constants import PREFIX, add_initializer, constant, named_node
+from .constants import PREFIX, NewNodes, constant
 from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
 from .source_rows import read_sources
@@ -93,9 +94,12 @@ def write_decoder(folder: Path) -> None:
 def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> None:
     """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config.
 
+    Requires: an attention of a known build on each cache, which nothing else reads, as nothing else reads the
+    mask; heads of a width that the operator accepts; biases and tables that depend on positions alone.
+    Ensures: the inputs and outputs that the module's docstring names; every weight is the ordinary graph's.
+
     Raises:
-        Unsupported: an attention of the graph has an unknown form, or its heads have a width that the
-            operator does not accept.
+        Unsupported: the graph is not as required.
     """
     graph = model.graph
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
@@ -152,21 +156,21 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     RemoveUnusedNodesPass()(model)
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
-    mask = _find_input(graph, "attention_mask")
+    mask = inputs_of(graph).get("attention_mask")
     wrong = sorted(
         name
         for name, value in caches.items()
         if not all(map(_knows_rows, (use.node for use in value.uses())))
     )
-    if wrong or (mask is not None and list(mask.uses())):
+    if wrong or (mask is not None and mask.uses()):
         raise Unsupported(
             "more than its attention reads a cache or the mask of this graph",
             found=", ".join(wrong[:4]) or "attention_mask",
             remedy="leave --static-cache out",
         )
     for name in ("attention_mask", "position_ids", ADAPTER_IDS):
-        value = _find_input(graph, name)
-        if value is not None and not list(value.uses()):
+        value = inputs_of(graph).get(name)
+        if value is not None and not value.uses():
             graph.inputs.remove(value)
     model.opset_imports["com.microsoft"] = 1
 
@@ -174,6 +178,9 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
 def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
     """Makes the caches of the engine's graph int8, in place, with the scales ``[heads, width]`` of each
     cache.
+
+    Requires: a graph of :func:`make_decoder`, and scales for each of its caches.
+    Ensures: caches are int8 inputs and outputs, and their scales constants.
     """
     for value in [*model.graph.inputs, *model.graph.outputs]:
         if value.name.startswith((PAST, PRESENT)):
@@ -197,10 +204,6 @@ def _input(
     return value
 
 
-def _find_input(graph: ir.Graph, name: str) -> ir.Value | None:
-    return next((value for value in graph.inputs if value.name == name), None)
-
-
 def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
     """Replaces the last position of each row, where the graph computes it, by an input: a pass over a piece
     of a row does not contain that position.
@@ -208,17 +211,14 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
     Raises:
         Unsupported: the graph uses the last position of the longest row instead.
     """
-    ends = [
-        node
-        for node in graph
-        if node.op_type == "ReduceMax" and node.inputs[0] is _find_input(graph, "position_ids")
-    ]
+    positions = inputs_of(graph).get("position_ids")
+    ends = [node for node in graph if node.op_type == "ReduceMax" and node.inputs[0] is positions]
     for node in ends:
-        axes = ir.convenience.get_const_tensor(node.inputs[1]) if len(node.inputs) > 1 else None
+        axes = constant_input(node, 1)
         if (
             axes is None
             # axis 1 or -1 of [batch, tokens]: the maximum within a row
-            or [int(axis) % 2 for axis in axes.numpy().reshape(-1)] != [1]
+            or [int(axis) % 2 for axis in axes.reshape(-1)] != [1]
             or not node.attributes.get_int("keepdims", 1)
         ):
             raise Unsupported(
@@ -263,7 +263,7 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     # the selected values take over the name of the output
     if full is logits:
         result.name, logits.name = logits.name, f"{logits.name}/all"
-        graph.outputs[next(number for number, value in enumerate(graph.outputs) if value is logits)] = result
+        graph.outputs[graph.outputs.index(logits)] = result
 
 
 def last_product(value: ir.Value) -> ir.Node | None:
@@ -301,7 +301,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
             ir.Shape(["adapters" if site.kind == "lookup" and field == "down" else "adapter_rows", *shape]),
             ir.TensorType(dtype),
         )
-        for node, _ in list(value.uses()):
+        for node, _ in value.uses():
             # the input now has the rows that this Gather would have picked
             if node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS:
                 node.outputs[0].replace_all_uses_with(value)
@@ -331,10 +331,7 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
     if split is None or not len(ups) == len(sums) == len(group.members):
         return False
     plain = [
-        value
-        for total in sums
-        for value in split.outputs
-        if value in total.inputs and len(list(value.uses())) == 1
+        value for total in sums for value in split.outputs if value in total.inputs and len(value.uses()) == 1
     ]
     # a part of the packed product has another reader, which must not see the adapters' sum
     if len(plain) < len(sums):
@@ -424,11 +421,10 @@ def _after_mask(value: ir.Value) -> ir.Value:
     """Returns an attention's output after the Where that zeroes tokens which attend to nothing; the engine
     needs no such Where, since every token attends to itself.
     """
-    uses = list(value.uses())
-    node = uses[0].node if len(uses) == 1 else None
-    if node is not None and node.op_type == "Where" and uses[0].idx == 2:
-        replacement = ir.convenience.get_const_tensor(node.inputs[1])
-        if replacement is not None and not replacement.numpy().any():
+    node = only_reader(value)
+    if node is not None and node.op_type == "Where" and node.inputs[2] is value:
+        replacement = constant_input(node, 1)
+        if replacement is not None and not replacement.any():
             return node.outputs[0]
     return value
 
@@ -444,19 +440,11 @@ def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | N
 
 def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: ir.Value, window: int) -> None:
     """Replaces an attention, and the cache that it outputs, by GroupQueryAttention."""
-    graph = model.graph
-    caches = [
-        next(value for value in graph.inputs if value.name == f"{PAST}{attention.layer}.{side}")
-        for side in ("key", "value")
-    ]
+    graph, layer, add = model.graph, attention.layer, NewNodes(f"{attention.layer}")
+    caches = [inputs_of(graph)[f"{PAST}{layer}.{side}"] for side in ("key", "value")]
     _, key_heads, _, width = caches[0].shape
     wide = [attention.heads * width, key_heads * width, key_heads * width]
-    nodes, flat = list[ir.Node](), list[ir.Value]()
-
-    def add(op: str, name: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        nodes.append(named_node(op, f"{PREFIX}{attention.layer}/{name}", *inputs, **attributes))
-        return nodes[-1].outputs[0]
-
+    flat = list[ir.Value]()
     for name, value, size in zip(
         ("queries", "keys", "values"),
         (attention.queries, attention.keys, attention.values),
@@ -468,7 +456,7 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
             continue
         # GroupQueryAttention takes [batch, tokens, heads, width]; the graph has [batch, heads, tokens, width]
         by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
-        shape = constant(model, f"{attention.layer}/{name}/shape", np.array([0, 0, size], np.int64))
+        shape = constant(model, f"{layer}/{name}/shape", np.array([0, 0, size], np.int64))
         flat.append(add("Reshape", name, by_token, shape))
     attributes: dict[str, object] = {
         "num_heads": attention.heads,
@@ -485,28 +473,22 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         [*flat, *caches, lengths, total, *bias],
         attributes,
         domain="com.microsoft",
-        name=f"{PREFIX}{attention.layer}/attention",
+        name=f"{PREFIX}{layer}/attention",
         num_outputs=3,
     )
-    nodes.append(node)
+    add.nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
     # the readers expect [batch, heads, tokens, width] if the graph computed attention by head
     if len(attention.output.shape) == 4:
-        shape = constant(
-            model, f"{attention.layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64)
-        )
+        shape = constant(model, f"{layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
         result = add("Transpose", "by_head", add("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
-    graph.insert_before(attention.output.producer(), nodes)
+    graph.insert_before(attention.output.producer(), add.nodes)
     attention.output.replace_all_uses_with(result)
     for value, cache, side in zip(node.outputs[1:], caches, ("key", "value"), strict=True):
-        place, old = next(
-            (at, output)
-            for at, output in enumerate(graph.outputs)
-            if output.name == f"{PRESENT}{attention.layer}.{side}"
-        )
+        old = next(output for output in graph.outputs if output.name == f"{PRESENT}{layer}.{side}")
         value.shape, value.type = cache.shape, cache.type
         # the operator's output takes the name of the cache that the Concat used to return
         old.name, value.name = f"{old.name}/grown", old.name
-        graph.outputs[place] = value
+        graph.outputs[graph.outputs.index(old)] = value

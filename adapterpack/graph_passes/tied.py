@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from .constants import add_initializer
+from ..onnx_graph.editing import add_initializer, part_of
 
 _TABLE = "/table"
 """The suffix for the name of codes in their other shape."""
@@ -26,8 +26,11 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
     """Makes the lookups in a float ``table`` read the codes of the product on it, if lookups are its only
     readers; the lookups keep their names.
 
-    Until :func:`share_bytes` rewrites the file, a ``Reshape`` gives the codes their other shape. A table
-    whose width is not a multiple of the block stays float, since its rows of codes are padded.
+    Until :func:`share_bytes` rewrites the file, a ``Reshape`` gives the codes their other shape.
+
+    Requires: nothing; a table that other nodes read stays float, and so does one whose width is not a
+    multiple of the block, since its rows of codes are padded.
+    Ensures: no node reads the float table any more, if its lookups read the codes.
     """
     readers = [use.node for use in table.uses()]
     width, block = (product.attributes.get_int(name) for name in ("K", "block_size"))
@@ -62,16 +65,16 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
 def share_bytes(path: Path) -> None:
     """Replaces, in the graph at ``path``, the reshaped codes by an initializer that refers to the same bytes
     of the data file.
+
+    Requires: nothing; a graph that :func:`look_up_codes` has not changed stays as it is.
+    Ensures: lookups and product read the same bytes.
     """
     model = ir.load(path)
     views = [node for node in model.graph if node.op_type == "Reshape" and (node.name or "").endswith(_TABLE)]
     for node in views:
         codes, extents = node.inputs
-        stored, shape = (
-            codes.const_value,
-            ir.Shape([codes.shape[0], codes.const_value.size // codes.shape[0]]),
-        )
-        table = ir.val(node.outputs[0].name, const_value=_reshape(stored, shape, node.name))
+        shape = (codes.shape[0], codes.const_value.size // codes.shape[0])
+        table = ir.val(node.outputs[0].name, const_value=part_of(codes.const_value, node.name, shape))
         node.outputs[0].replace_all_uses_with(table)
         node.outputs[0].name = f"{table.name}/made"
         model.graph.remove(node, safe=True)
@@ -83,17 +86,3 @@ def share_bytes(path: Path) -> None:
 
 def _looks_up(node: ir.Node, table: ir.Value) -> bool:
     return node.op_type == "Gather" and node.inputs[0] is table and node.attributes.get_int("axis", 0) == 0
-
-
-def _reshape(stored: ir.TensorProtocol, shape: ir.Shape, name: str) -> ir.TensorProtocol:
-    if not isinstance(stored, ir.ExternalTensor):  # small tensors are stored in the graph file itself
-        return ir.tensor(stored.numpy().reshape(shape.numpy()), name=name)
-    return ir.ExternalTensor(
-        stored.location,
-        stored.offset,
-        stored.length,
-        stored.dtype,
-        shape=shape,
-        name=name,
-        base_dir=stored.base_dir,
-    )

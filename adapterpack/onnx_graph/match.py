@@ -7,8 +7,9 @@ a merge needs to know only the places of a tensor, and a tensor that cannot be f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,10 +18,9 @@ from ..base.checkpoint import Checkpoint
 from ..errors import SiteNotFound, Unsupported
 from . import hints
 from .graph_file import FLOATS, GraphFile
-from .pieces import WeightPiece, coverage, views
+from .pieces import MatrixView, WeightPiece, coverage, views
 from .quantized import match_codes
-from .rows import find_runs
-from .vectors import find_vector
+from .rows import cast, find_runs
 
 _Key = tuple[str, int]
 
@@ -36,9 +36,14 @@ class TensorPlace(NamedTuple):
     nodes: tuple[str, ...]
 
     @property
+    def all_pieces(self) -> list[WeightPiece]:
+        """The pieces of all of its matrices."""
+        return [piece for pieces in self.pieces for piece in pieces]
+
+    @property
     def initializers(self) -> list[str]:
         """The initializers that store it, each once."""
-        return list(dict.fromkeys(piece.initializer for pieces in self.pieces for piece in pieces))
+        return list(dict.fromkeys(piece.initializer for piece in self.all_pieces))
 
 
 def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict[str, TensorPlace]:
@@ -63,13 +68,10 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
         for number, matrix in enumerate(_matrices(base, name, kind))
     }
     pieces_of = _pieces(graph, matrices)
-    twins = _Twins(base)
     missing, places = [], {}
     for name, kind in wanted.items():
-        numbers = [number for tensor, number in matrices if tensor == name]
-        by_matrix = [
-            _keep_own(graph, name, twins.of(name), pieces_of.get((name, number), [])) for number in numbers
-        ]
+        numbers, own = [number for tensor, number in matrices if tensor == name], _twins(base, name)
+        by_matrix = [_keep_own(graph, name, own, pieces_of.get((name, number), [])) for number in numbers]
         if any(
             coverage(pieces, matrices[name, number].shape) < matrices[name, number].size
             for number, pieces in enumerate(by_matrix)
@@ -129,7 +131,7 @@ def match_bias(graph: GraphFile, base: Checkpoint, bias: str, place: TensorPlace
         else hints.nearest_to(graph, place.initializers, [piece.initializer for piece in pieces])
     )
     kept = [piece for piece in pieces if piece.initializer in nearest] if nearest else pieces
-    kept = _keep_own(graph, bias, _Twins(base).of(bias), kept)
+    kept = _keep_own(graph, bias, _twins(base, bias), kept)
     if coverage(kept, (len(vector), 1)) < len(vector):
         _require(graph, base, [bias])
     if len({(piece.start, piece.stop) for piece in kept}) < len(kept) and not nearest:
@@ -148,7 +150,7 @@ def _matrices(base: Checkpoint, name: str, kind: str) -> list[np.ndarray]:
 
 
 def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key, list[WeightPiece]]:
-    pieces_of: dict[_Key, list[WeightPiece]] = {}
+    pieces_of = defaultdict[_Key, list[WeightPiece]](list)
     for key, matrix in matrices.items():
         if 1 in matrix.shape:
             column = find_vector(graph, np.ascontiguousarray(matrix).reshape(-1))
@@ -159,77 +161,62 @@ def _pieces(graph: GraphFile, matrices: Mapping[_Key, np.ndarray]) -> dict[_Key,
                 else [piece._replace(axis=1, transposed=not piece.transposed) for piece in column]
             )
     wide = {key: matrix for key, matrix in matrices.items() if 1 not in matrix.shape}
-    initializers = views(graph, FLOATS)
-    for key, number, runs in find_runs(wide, [view.matrix for view in initializers]):
-        view = initializers[number]
-        pieces_of.setdefault(key, []).extend(
-            WeightPiece(view.initializer, *run, 0, view.transposed, view.slot) for run in runs
-        )
+    stored = list(views(graph))
+    for key, piece in _float_pieces(wide, stored, axis=0):
+        pieces_of[key].append(piece)
     cut = {
-        key: matrix
-        for key, matrix in wide.items()
-        if coverage(pieces_of.get(key, []), matrix.shape) < matrix.size
+        key: matrix for key, matrix in wide.items() if coverage(pieces_of[key], matrix.shape) < matrix.size
     }
-    for key, number, runs in find_runs(
-        {key: matrix.T for key, matrix in cut.items()}, [view.matrix for view in initializers]
-    ):
-        view = initializers[number]
-        pieces_of.setdefault(key, []).extend(
-            WeightPiece(view.initializer, *run, 1, not view.transposed, view.slot) for run in runs
-        )
-    for key, quantized, near in match_codes(graph, wide):
-        pieces_of.setdefault(key, []).extend(
-            WeightPiece(quantized.weight, *run, nbits=quantized) for run in near.runs
-        )
+    for key, piece in _float_pieces(cut, stored, axis=1):
+        pieces_of[key].append(piece)
+    for key, quantized, runs in match_codes(graph, wide):
+        pieces_of[key] += [WeightPiece(quantized.weight, *run, nbits=quantized) for run in runs]
     return {key: _distinct(pieces) for key, pieces in pieces_of.items()}
 
 
+def _float_pieces(
+    wanted: Mapping[_Key, np.ndarray], stored: Sequence[MatrixView], axis: int
+) -> Iterator[tuple[_Key, WeightPiece]]:
+    """Yields the pieces of the wanted matrices along an axis that float initializers store."""
+    lines = {key: matrix.T if axis else matrix for key, matrix in wanted.items()}
+    for key, number, runs in find_runs(lines, [view.matrix for view in stored]):
+        name, transposed, slot, _ = stored[number]
+        for run in runs:
+            yield key, WeightPiece(name, *run, axis, transposed != bool(axis), slot)
+
+
 def _distinct(pieces: list[WeightPiece]) -> list[WeightPiece]:
-    """Returns the pieces without duplicates that describe the same part of an initializer differently, as for
-    a stack of one matrix.
-    """
-    kept: dict[tuple[object, ...], WeightPiece] = {}
+    """Returns the pieces without those that lie inside of another one."""
+    kept: list[WeightPiece] = []
     for piece in sorted(
         pieces, key=lambda piece: (piece.start - piece.stop, piece.slot is not None, piece.transposed)
     ):
-        inside = any(
-            kept_piece.initializer == piece.initializer
-            and kept_piece.slot == piece.slot
-            and kept_piece.axis == piece.axis
-            and kept_piece.transposed == piece.transposed
-            and kept_piece.at - kept_piece.start == piece.at - piece.start
-            and kept_piece.start <= piece.start
-            and piece.stop <= kept_piece.stop
-            for kept_piece in kept.values()
+        if not any(
+            other.start <= piece.start and piece.stop <= other.stop and _line(other) == _line(piece)
+            for other in kept
+        ):
+            kept.append(piece)
+    return sorted(kept, key=lambda piece: (piece.start, piece.initializer))
+
+
+def _line(piece: WeightPiece) -> tuple[object, ...]:
+    """Returns what pieces have in common that store a matrix at the same place and in the same way."""
+    return piece.initializer, piece.slot, piece.axis, piece.transposed, piece.at - piece.start
+
+
+def _twins(base: Checkpoint, name: str) -> list[str]:
+    """Returns all tensors of a checkpoint that equal ``name``, including itself."""
+    info = base.tensors[name]
+    alike = [twin for twin, its in base.tensors.items() if (its.shape, its.dtype) == (info.shape, info.dtype)]
+    return [
+        twin
+        for twin in alike
+        if twin == name
+        or (
+            base.samples[twin] == base.samples[name]
+            and np.array_equal(_bytes(base, twin), _bytes(base, name))
         )
-        if not inside:
-            kept[piece[:-1]] = piece
-    return sorted(kept.values(), key=lambda piece: (piece.start, piece.initializer))
-
-
-class _Twins:
-    """Finds the tensors of a checkpoint that equal another one."""
-
-    def __init__(self, base: Checkpoint) -> None:
-        self.base = base
-
-    def of(self, name: str) -> list[str]:
-        """Returns all tensors equal to ``name``, including itself."""
-        info = self.base.tensors[name]
-        alike = [
-            twin
-            for twin, its in self.base.tensors.items()
-            if (its.shape, its.dtype) == (info.shape, info.dtype)
-        ]
-        return [
-            twin
-            for twin in alike
-            if twin == name
-            or (
-                self.base.samples[twin] == self.base.samples[name]
-                and np.array_equal(_bytes(self.base, twin), _bytes(self.base, name))
-            )
-        ]
+    ]
 
 
 def _bytes(base: Checkpoint, name: str) -> np.ndarray:
@@ -275,3 +262,42 @@ def _require(graph: GraphFile, base: Checkpoint, missing: list[str]) -> None:
             remedy="name the checkpoint that the graph was made from; if it is, the exporter changed these "
             "weights: fold into the checkpoint, and export again",
         )
+
+
+def find_vector(graph: GraphFile, vector: np.ndarray) -> list[WeightPiece]:
+    """Returns the initializers that store ``vector`` ``[n]``, or parts of it, bit by bit after a cast to
+    their dtype.
+
+    The pieces are those of the column ``[n, 1]``.
+    """
+    whole: list[WeightPiece] = []
+    parts: list[WeightPiece] = []
+    for name, place in graph.stored.items():
+        width = place.dtype.itemsize
+        if place.dtype not in FLOATS or place.nbytes <= width or max(place.shape) * width != place.nbytes:
+            continue
+        stored = graph.array(name).reshape(-1)
+        wanted = cast(vector, stored.dtype)
+        is_row = len(place.shape) > 1 and place.shape[0] == 1
+        if len(stored) >= len(wanted):
+            whole += [WeightPiece(name, 0, len(wanted), at, 0, is_row) for at in _positions(wanted, stored)]
+        else:
+            parts += [
+                WeightPiece(name, start, start + len(stored), 0, 0, is_row)
+                for start in _positions(stored, wanted)
+            ]
+    return whole or parts
+
+
+def _positions(short: np.ndarray, long: np.ndarray) -> Iterator[int]:
+    """Yields the positions of ``short`` in ``long``; of overlapping ones only the first."""
+    a, b = _bits(short), _bits(long)
+    free = 0
+    for at in np.flatnonzero(b[: len(b) - len(a) + 1] == a[0]).tolist():
+        if at >= free and np.array_equal(b[at : at + len(a)], a):
+            yield at
+            free = at + len(a)
+
+
+def _bits(values: np.ndarray) -> Any:
+    return np.ascontiguousarray(values).view(np.dtype(f"u{values.dtype.itemsize}"))

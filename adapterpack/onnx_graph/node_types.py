@@ -17,19 +17,14 @@ if TYPE_CHECKING:
 _ONNX = ("", "ai.onnx")
 
 
-class _Formal(NamedTuple):
-    """A formal input or output of an operator: its name, and its type parameter or type."""
-
-    name: str
-    kind: str
-
-
 class _Schema(NamedTuple):
-    """A version of an operator, with the ``allowed`` types of each type parameter."""
+    """A version of an operator, with the ``allowed`` types of each type parameter. ``inputs`` and ``outputs``
+    are ONNX Runtime's own: each has a ``name``, and as ``typeStr`` its type parameter or its type.
+    """
 
     since: int
-    inputs: Sequence[_Formal]
-    outputs: Sequence[_Formal]
+    inputs: Sequence[Any]
+    outputs: Sequence[Any]
     allowed: Mapping[str, Sequence[str]]
 
 
@@ -83,9 +78,9 @@ def _infer_types(model: onnx.ModelProto, known: dict[str, str]) -> Iterator[Type
             for name, formal in zip(node.output, _formals(schema.outputs, len(node.output)), strict=True):
                 kind = (
                     known.get(name)
-                    or types.get(formal.kind)
-                    or _literal(formal.kind)
-                    or _type_by_attribute(onnx, node, schema, formal)
+                    or types.get(formal.typeStr)
+                    or (formal.typeStr if formal.typeStr.startswith("tensor(") else None)
+                    or _type_by_attribute(onnx, node, schema, formal.typeStr)
                 )
                 if name and kind:
                     known[name] = kind
@@ -123,42 +118,32 @@ def _schema(domain: str, operator: str, version: int) -> _Schema | None:
     for schema in _schemas().get((domain, operator), ()):
         if schema.since_version <= version:
             allowed = {one.type_param_str: tuple(one.allowed_type_strs) for one in schema.type_constraints}
-            inputs, outputs = (
-                tuple(_Formal(one.name, one.typeStr) for one in formals)
-                for formals in (schema.inputs, schema.outputs)
-            )
-            return _Schema(schema.since_version, inputs, outputs, allowed)
+            return _Schema(schema.since_version, schema.inputs, schema.outputs, allowed)
     return None
 
 
-def _formals(formals: Sequence[_Formal], count: int) -> list[_Formal]:
+def _formals(formals: Sequence[Any], count: int) -> list[Any]:
     """Returns one formal for each value: the last formal may be variadic."""
     return [formals[min(place, len(formals) - 1)] for place in range(count)] if formals else []
 
 
 def _bind(
-    types: dict[str, str], formals: Sequence[_Formal], names: Sequence[str], known: Mapping[str, str]
+    types: dict[str, str], formals: Sequence[Any], names: Sequence[str], known: Mapping[str, str]
 ) -> None:
     for name, formal in zip(names, _formals(formals, len(names)), strict=False):
         if name in known:
-            types.setdefault(formal.kind, known[name])
+            types.setdefault(formal.typeStr, known[name])
             types.setdefault(formal.name, known[name])
 
 
-def _literal(text: str) -> str | None:
-    return text if text.startswith("tensor(") else None
-
-
-def _type_by_attribute(
-    onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, formal: _Formal
-) -> str | None:
+def _type_by_attribute(onnx: ModuleType, node: onnx.NodeProto, schema: _Schema, kind: str) -> str | None:
     """Returns the type that an attribute states, or the only type that is allowed."""
     for attribute in node.attribute:
         if attribute.name in ("to", "dtype", "output_dtype") and attribute.i:
             return _tensor(onnx, attribute.i)
         if attribute.name == "value" and attribute.HasField("t"):
             return _tensor(onnx, attribute.t.data_type)
-    allowed = schema.allowed.get(formal.kind, ())
+    allowed = schema.allowed.get(kind, ())
     return str(allowed[0]) if len(allowed) == 1 else None
 
 

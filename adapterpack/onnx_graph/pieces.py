@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
-from .graph_file import GraphFile, StoredTensor
+from .graph_file import FLOATS, GraphFile
 from .nbits import NBits
 
 
@@ -47,39 +48,22 @@ class MatrixView(NamedTuple):
     matrix: np.ndarray
 
 
-def views(
-    graph: GraphFile, floats: frozenset[np.dtype[Any]], axes: tuple[int, ...] = (2, 3, 4, 5)
-) -> list[MatrixView]:
-    """Yields every float initializer of a graph as a matrix, as it is stored and transposed."""
-    matrices = []
-    for name, place in graph.stored.items():
-        if place.dtype in floats and len(place.shape) in axes and place.nbytes:
-            matrices += [
-                MatrixView(name, transposed, slot, orient(whole, transposed))
-                for slot in slots(place)
-                for whole in (as_matrix(graph.array(name), slot),)
-                for transposed in (False, True)
-            ]
-    return matrices
-
-
-def slots(place: StoredTensor) -> list[int | None]:
-    """Returns the ways to view an initializer as a matrix: None for all later axes as columns and, for three
-    axes, the index of each matrix of the stack.
+def views(graph: GraphFile) -> Iterator[MatrixView]:
+    """Yields every float initializer of a graph as a matrix, as it is stored and transposed: with all later
+    axes as columns and, for three axes, each matrix of the stack.
     """
-    stacked = list(range(place.shape[0])) if len(place.shape) == 3 else []
-    return [None, *stacked]
+    for name, place in graph.stored.items():
+        if place.dtype in FLOATS and 2 <= len(place.shape) <= 5 and place.nbytes:
+            for slot in (None, *range(place.shape[0] if len(place.shape) == 3 else 0)):
+                matrix = as_matrix(graph.array(name), slot)
+                yield MatrixView(name, False, slot, matrix)
+                yield MatrixView(name, True, slot, matrix.T)
 
 
 def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     """Returns one of the matrices of an initializer, without a copy."""
     matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
     return matrix
-
-
-def orient(matrix: np.ndarray, transposed: bool) -> np.ndarray:
-    """Returns the matrix, or its transpose."""
-    return matrix.T if transposed else matrix
 
 
 def coverage(pieces: list[WeightPiece], shape: tuple[int, int]) -> int:

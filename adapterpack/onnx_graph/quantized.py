@@ -5,7 +5,7 @@ allows.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -23,14 +23,9 @@ more, and about 1 at 2 bits.
 _PROBES = 5
 
 
-class Near(NamedTuple):
-    """The runs of one matrix in one quantized weight, and their distance in steps."""
-
-    runs: list[RowRun]
-    steps: float
-
-
-def match_codes(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[tuple[Key, NBits, Near]]:
+def match_codes(
+    graph: GraphFile, wanted: Mapping[Key, np.ndarray]
+) -> Iterator[tuple[Key, NBits, list[RowRun]]]:
     """Yields every quantized weight that contains rows of a wanted matrix ``[out, in]``, with the runs of
     these rows.
     """
@@ -42,14 +37,16 @@ def match_codes(graph: GraphFile, wanted: Mapping[Key, np.ndarray]) -> Iterator[
         first = dequantize(graph, quantized, slice(0, quantized.rows), first_block_only=True)
         step = grid_of(graph, quantized, slice(0, quantized.rows)).scale[:, :1]
         for key, matrix in fitting.items():
-            near = _near(graph, quantized, matrix, first, step)
-            if near is not None:
-                yield key, quantized, near
+            if runs := _near(graph, quantized, matrix, first, step):
+                yield key, quantized, runs
 
 
 def _near(
     graph: GraphFile, quantized: NBits, matrix: np.ndarray, first: np.ndarray, step: np.ndarray
-) -> Near | None:
+) -> list[RowRun]:
+    """Returns the runs of a matrix in one quantized weight, of whose rows ``first`` is the first block of
+    columns and ``step`` its scale.
+    """
     width = first.shape[1]
     shifts = set()
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
@@ -59,7 +56,6 @@ def _near(
         if distance[nearest] <= 2 * ALLOWED:
             shifts.add(nearest - int(row))
     runs: list[RowRun] = []
-    total, count = 0.0, 0
     for shift in sorted(shifts):
         low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
         equal = np.zeros(len(matrix), bool)
@@ -71,12 +67,8 @@ def _near(
             ]
             distance = _steps(dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
             equal[a:b] = distance <= ALLOWED
-            total, count = (
-                total + float(np.sum(np.square(distance[equal[a:b]]))),
-                count + int(equal[a:b].sum()),
-            )
         runs += [RowRun(start, stop, start + shift) for start, stop in true_runs(equal)]
-    return Near(runs, float(np.sqrt(total / count))) if runs else None
+    return runs
 
 
 def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:

@@ -42,15 +42,6 @@ class Embedded(NamedTuple):
     nbytes: int
 
 
-class Walked(NamedTuple):
-    """A model without its large payloads, as bytes that still parse, and the places of these payloads by the
-    initializer's name.
-    """
-
-    skeleton: bytes
-    embedded: dict[str, Embedded]
-
-
 _MOST_FIELDS = 1 << 19
 """The most fields of a file to visit one by one: fields of its initializers count, fields inside its nodes do
 not.
@@ -77,8 +68,9 @@ class _Bytes:
             )
 
 
-def walk(path: Path) -> Walked:
-    """Returns the skeleton of the model at ``path`` and the places of its initializers' numbers.
+def walk(path: Path) -> tuple[bytes, dict[str, Embedded]]:
+    """Returns the skeleton of the model at ``path``, which is the model without its large payloads as bytes
+    that still parse, and the places of its initializers' numbers by name.
 
     Raises:
         FormatError: the file is not a serialized model.
@@ -103,7 +95,7 @@ def walk(path: Path) -> Walked:
                 where=path,
                 remedy="name the .onnx file that an exporter wrote",
             )
-        return Walked(bytes(skeleton), embedded)
+        return bytes(skeleton), embedded
 
 
 def _graph(source: _Bytes, graph: _Field, embedded: dict[str, Embedded]) -> bytes:

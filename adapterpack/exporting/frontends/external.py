@@ -19,9 +19,9 @@ from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
 from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
-from ...graph_passes.constants import add_initializer
 from ...graph_passes.sites import with_bias
 from ...onnx_graph.confine import require_safe
+from ...onnx_graph.editing import add_initializer
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import TensorPlace, match
 from ...onnx_graph.pieces import WeightPiece
@@ -56,15 +56,13 @@ def _build(source: ExportSource) -> BaseGraph:
     _require_float(model, path, source.dtype)
     _name_inputs(model, base)
     owners: dict[ir.Node, str] = {}
-    parts: dict[str, list[_Part]] = {}
+    parts: dict[tuple[str, bool], list[_Part]] = {}
     for tensor, place in places.items():
         piece = _piece(model, place, path)
-        parts.setdefault(piece.initializer, []).append(
-            _Part(piece.at, piece.stop - piece.start, wanted[tensor][1])
-        )
-    for name, modules in parts.items():
-        for node, module in _separate_modules(model, name, sorted(modules), path):
-            owners[node] = module
+        part = _Part(piece.at, piece.stop - piece.start, wanted[tensor][1])
+        parts.setdefault((piece.initializer, piece.transposed), []).append(part)
+    for (name, transposed), modules in parts.items():
+        owners |= _separate_modules(model, name, transposed, sorted(modules), path)
     producer = " ".join(filter(None, (model.producer_name, model.producer_version))) or "unknown"
     return BaseGraph(model, owners.get, f"external, by {producer[:150]}", ("left", "right"))
 
@@ -97,7 +95,7 @@ def _piece(model: ir.Model, place: TensorPlace, where: Path) -> WeightPiece:
         and piece.slot is None
         and piece.nbits is None
         and (piece.start, piece.stop) == (0, whole)
-        and _nodes(model, piece)
+        and _nodes(model, piece.initializer, piece.transposed)
     ]
     if len(place.pieces) != 1 or not fitting:
         raise Unsupported(
@@ -109,44 +107,37 @@ def _piece(model: ir.Model, place: TensorPlace, where: Path) -> WeightPiece:
     return fitting[0]
 
 
-def _nodes(model: ir.Model, piece: WeightPiece) -> list[tuple[ir.Node, bool]]:
-    """Returns the nodes that multiply by an initializer, each with whether the initializer's rows are its
-    output features.
+def _nodes(model: ir.Model, name: str, transposed: bool) -> list[ir.Node]:
+    """Returns the nodes that multiply by an initializer, whose columns are their output features, or its rows
+    if it is not ``transposed``.
     """
-    value = model.graph.initializers[piece.initializer]
-    readers = []
-    for node, index in value.uses():
+    readers: list[ir.Node] = []
+    for node, index in model.graph.initializers[name].uses():
         if node.op_type == "Transpose":
-            readers += [
-                (user, True)
-                for user, place in node.outputs[0].uses()
-                if user.op_type == "MatMul" and place == 1
-            ]
+            products = [user for user, place in node.outputs[0].uses() if place == 1]
+            readers += [user for user in products if user.op_type == "MatMul" and not transposed]
         elif index == 1 and node.op_type in {"MatMul", "Gemm"}:
-            readers.append((node, node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1))
-    return [(node, rows) for node, rows in readers if rows != piece.transposed]
+            by_row = node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+            readers += [node] if by_row is not transposed else []
+    return readers
 
 
 def _separate_modules(
-    model: ir.Model, name: str, modules: Sequence[_Part], where: Path
-) -> list[tuple[ir.Node, str]]:
+    model: ir.Model, name: str, transposed: bool, modules: Sequence[_Part], where: Path
+) -> dict[ir.Node, str]:
     """Replaces one MatMul by a MatMul for each module, in place, and returns the nodes with their paths."""
-    value = model.graph.initializers[name]
-    (turned,) = {
-        rows for rows in (True, False) if _nodes(model, WeightPiece(name, 0, 1, 0, 0, not rows))
-    } or {False}
-    readers = _nodes(model, WeightPiece(name, 0, 1, 0, 0, not turned))
+    value, readers = model.graph.initializers[name], _nodes(model, name, transposed)
     if len(readers) != 1:
         raise Unsupported(
             "several nodes multiply by this weight, and a slot could not tell them apart",
             where=f"{where}, {name}",
-            found=", ".join(node.name for node, _ in readers)[:200],
+            found=", ".join(node.name for node in readers)[:200],
         )
-    node = readers[0][0]
-    total = value.shape[0] if turned else value.shape[1]
+    (node,) = readers
+    total = value.shape[1] if transposed else value.shape[0]
     if len(modules) == 1 and modules[0].width == total and node.inputs[1] is value:
         node.name = node.name or f"{modules[0].path}/{node.op_type}"
-        return [(node, modules[0].path)]
+        return {node: modules[0].path}
     if node.op_type != "MatMul":
         raise Unsupported(
             "a packed weight is read by another operator than MatMul",
@@ -155,13 +146,11 @@ def _separate_modules(
             remedy="export with --mode folded",
         )
     last, bias = with_bias(node.outputs[0], total)
-    outputs, branches = [], []
+    outputs, branches = [], {}
     for part in _fill_gaps(modules, total, name):
-        branch, ends = _linear(
-            model, node, part, _slice(value.const_value, turned), None if bias is None else bias.const_value
-        )
-        outputs.append(ends)
-        branches.append((branch, part.path))
+        branch, end = _linear(model, node, part, value.const_value, transposed, bias)
+        outputs.append(end)
+        branches[branch] = part.path
     joined = outputs[0]
     if len(outputs) > 1:
         concat = ir.node("Concat", outputs, {"axis": -1}, name=f"{node.name or name}/joined")
@@ -192,37 +181,34 @@ def _linear(
     model: ir.Model,
     old: ir.Node,
     part: _Part,
-    columns: Callable[[slice], Callable[[], np.ndarray]],
-    bias: ir.TensorProtocol | None,
+    packed: ir.TensorProtocol,
+    transposed: bool,
+    bias: ir.Value | None,
 ) -> tuple[ir.Node, ir.Value]:
     """Adds a MatMul, and an Add if there is a bias, for one part of a packed weight; returns the node and the
     final value.
     """
     features, x = slice(part.at, part.at + part.width), old.inputs[0]
-    weight = _initializer(model, f"{part.path}.weight_t", columns(features), (x.shape[-1], part.width))
+
+    def weight_of() -> np.ndarray:
+        """Reads the output features of the part as ``[in, out]``, only when they are written."""
+        numbers = packed.numpy()
+        return np.ascontiguousarray(numbers[:, features] if transposed else numbers[features].T)
+
+    weight = _initializer(model, f"{part.path}.weight_t", weight_of, (x.shape[-1], part.width))
     node = ir.node("MatMul", [x, weight], name=f"{part.path}/MatMul")
     nodes, end = [node], node.outputs[0]
     shape = ir.Shape([*list(x.shape)[:-1], part.width])
     end.name, end.shape, end.type = f"{part.path}/product", shape, x.type
     if bias is not None:
-        added = _initializer(
-            model, f"{part.path}.bias_", lambda: np.ascontiguousarray(bias.numpy()[features]), (part.width,)
-        )
+        own = bias.const_value.numpy()[features]
+        added = _initializer(model, f"{part.path}.bias_", lambda: np.ascontiguousarray(own), own.shape)
         plus = ir.node("Add", [end, added], name=f"{part.path}/Add")
         end = plus.outputs[0]
         end.name, end.shape, end.type = f"{part.path}/output", ir.Shape(list(shape)), x.type
         nodes.append(plus)
     model.graph.insert_before(old, nodes)
     return node, end
-
-
-def _slice(tensor: ir.TensorProtocol, turned: bool) -> Callable[[slice], Callable[[], np.ndarray]]:
-    """Returns a function that reads output features of a weight as ``[in, out]``, so that weights are read
-    only when written.
-    """
-    return lambda features: (
-        lambda: np.ascontiguousarray(tensor.numpy()[features].T if turned else tensor.numpy()[:, features])
-    )
 
 
 def _initializer(

@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from ...base.base_folder import read_json
 from ...base.thresholds import reaches_of
-from ...graph_passes.constants import add_initializer, named_node
 from ...graph_passes.sites import onnxscript_scope
+from ...onnx_graph.editing import add_initializer, named_node
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend

@@ -21,7 +21,7 @@ from ...tasks.session import Arrays
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import config_of, example
 from .few_layers import stack_of
-from .parity_runs import ModelOutputs, real_positions, row_of, run_alone, run_graph, run_step
+from .parity_runs import real_positions, row_of, run_alone, run_graph, run_step
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,7 +72,6 @@ def prove_long_rows(
         most -= virtual + task.generates + sum(len(rule.woven((1, 1))) - 2 for rule in rules)
         lengths = sorted({max(1, min(length, most)) for length in lengths})
     lengths = [min(_SHORT, *lengths), *lengths]
-    answered = {"answer": lengths[-1]} if task.has_encoder else {}
     batch = example(
         task,
         config,
@@ -82,7 +81,7 @@ def prove_long_rows(
         left=left,
         seed=11,
         model=lambda: model,
-        **answered,
+        answer=lengths[-1],
     )
     if "image_features" in task.main.inputs:
         batch.pop("pixel_values", None)  # long rows contain no images
@@ -91,12 +90,10 @@ def prove_long_rows(
     much = task.pads_left and takes_much(session, len(rows), lengths[-1])
     expected = run_alone(task, model, rows, [packs[name] for name in names], _KEPT if much else 0)
     outputs = _by_graph(session, batch, rows, names, much)
-    scale = max(
-        1.0, *(float(np.abs(array).max()) for outputs in expected for array in _arrays(outputs).values())
-    )
+    scale = max(1.0, *(float(np.abs(array).max()) for one in expected for array in one.values()))
     worst = 0.0
     for length, answer, right in zip(lengths, outputs, expected, strict=True):
-        error = _error(_arrays(answer), _arrays(right), much, session.bundle.dtype)
+        error = _error(answer, right, much, session.bundle.dtype)
         why = f"the graph disagrees with torch for {_describe(config.to_dict(), length, lengths)}"
         worst = max(worst, require_close(why, error, scale, tolerance, session.folder.name))
     return {"rows": list(lengths[1:]), "max_relative": worst}
@@ -104,7 +101,7 @@ def prove_long_rows(
 
 def _by_graph(
     session: Session, batch: Arrays, rows: Sequence[Arrays], names: Sequence[str | None], much: bool
-) -> list[ModelOutputs]:
+) -> list[Arrays]:
     """Returns the graph's outputs for each row, from one batch; from separate runs if the batch takes too
     much memory or rows cannot choose adapters.
     """
@@ -122,18 +119,14 @@ def _by_graph(
     return [run_graph(session, row, name) for row, name in zip(rows, names, strict=True)]
 
 
-def _of_row(outputs: ModelOutputs, batch: Arrays, row: int) -> ModelOutputs:
+def _of_row(outputs: Arrays, batch: Arrays, row: int) -> Arrays:
     """Returns the outputs of one row, without its padding."""
-    by_name = {}
-    for key, array in outputs.by_name.items():
+    own = {}
+    for key, array in outputs.items():
         if not key.startswith(PRESENT):
             real = real_positions(key, array, batch)
-            by_name[key] = array[row : row + 1] if real is None else array[row : row + 1][:, real[row]]
-    return ModelOutputs(by_name, None if outputs.step is None else outputs.step[row : row + 1])
-
-
-def _arrays(outputs: ModelOutputs) -> Arrays:
-    return {**outputs.by_name, **({} if outputs.step is None else {"step": outputs.step})}
+            own[key] = array[row : row + 1] if real is None else array[row : row + 1][:, real[row]]
+    return own
 
 
 def _error(

@@ -22,7 +22,7 @@ from ...tasks.session import Arrays
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
-from .parity_runs import BARE, ModelOutputs, real_positions, row_of, run_graph, run_torch
+from .parity_runs import BARE, STEP, real_positions, row_of, run_graph, run_torch
 from .reference import reference
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def prove(
         answer = run_graph(session, batch, name)
         outputs[name] = {
             key: array
-            for key, array in answer.by_name.items()
-            if key not in inner and not key.startswith(PRESENT)
+            for key, array in answer.items()
+            if key not in {STEP, *inner} and not key.startswith(PRESENT)
         }
         error = errors[name or _base_name(session)] = _compare(answer, expected, batch, folder)
         require_close(
@@ -155,22 +155,19 @@ def _base_name(session: Session) -> str:
     return "+".join(session.packs) if session.bundle.mode == "folded" and session.packs else "base"
 
 
-def _compare(graph: ModelOutputs, torch: ModelOutputs, batch: Arrays, folder: Path) -> Errors:
+def _compare(graph: Arrays, torch: Arrays, batch: Arrays, folder: Path) -> Errors:
     """Compares the first pass, and the next step of a model that generates."""
-    pairs = [(key, graph.by_name[key], torch.by_name[key]) for key in graph.by_name if key in torch.by_name]
-    if not pairs:
+    common = [key for key in graph if key in torch]
+    if not common:
         raise ParityError(
             "the graph has none of the model's outputs",
             where=folder.name,
-            expected=", ".join(torch.by_name),
-            found=", ".join(graph.by_name),
+            expected=", ".join(torch),
+            found=", ".join(graph),
         )
-    errors = [
-        _difference(output, expected, real_positions(key, output, batch)) for key, output, expected in pairs
-    ]
-    if graph.step is not None and torch.step is not None:
-        errors.append(_difference(graph.step, torch.step, np.ones(graph.step.shape[:2], bool)))
-    return _worst(errors)
+    return _worst(
+        [_difference(graph[key], torch[key], real_positions(key, graph[key], batch)) for key in common]
+    )
 
 
 def _worst(errors: Sequence[Errors]) -> Errors:
@@ -190,24 +187,15 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
         or (output[..., wide:] > NONE_BELOW).any()
     ):
         return Errors(float("inf"), 0.0, 0.0)
-    output = output[..., :wide]
+    output, chosen = output[..., :wide], ... if real is None else real
+    error, scale = np.abs(output - reference)[chosen].max(), np.abs(reference[chosen]).max()
     # with one number for each position, argmax picks one position of a row
     if real is not None and real.ndim == output.ndim:
-        agreement = float(
-            np.mean(
-                [
-                    a[row].argmax() == b[row].argmax()
-                    for a, b, row in zip(output, reference, real, strict=True)
-                ]
-            )
-        )
-        return Errors(
-            float(np.abs(output - reference)[real].max()), float(np.abs(reference[real]).max()), agreement
-        )
-    if real is not None:
-        output, reference = output[real], reference[real]
-    agreement = float((output.argmax(-1) == reference.argmax(-1)).mean())
-    return Errors(float(np.abs(output - reference).max()), float(np.abs(reference).max()), agreement)
+        rows = zip(output, reference, real, strict=True)
+        same: Any = [one[row].argmax() == other[row].argmax() for one, other, row in rows]
+    else:
+        same = output[chosen].argmax(-1) == reference[chosen].argmax(-1)
+    return Errors(float(error), float(scale), float(np.mean(same)))
 
 
 def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:

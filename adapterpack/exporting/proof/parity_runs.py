@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,36 +32,32 @@ BARE = (1,)
 """The rows of the batch without an image, where images come with text."""
 
 
-class ModelOutputs(NamedTuple):
-    """The outputs by name, and for a model that generates the logits ``[rows, 1, vocabulary]`` of one more
-    token.
-    """
-
-    by_name: Arrays
-    step: np.ndarray | None = None
+STEP = "step"
+"""The name of the logits ``[rows, 1, vocabulary]`` of one more token, among the outputs of a model that
+generates.
+"""
 
 
-def run_graph(session: Session, batch: Arrays, names: Names) -> ModelOutputs:
-    """Runs the graph on the batch with one adapter, one for each row, or none."""
+def run_graph(session: Session, batch: Arrays, names: Names) -> Arrays:
+    """Runs the graph on the batch with one adapter, one for each row, or none; and one more token."""
     return run_step(session, batch, session.run(batch, names), names)
 
 
-def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> ModelOutputs:
+def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> Arrays:
     """Runs one more token of each row on the caches in ``outputs``, and returns both."""
     if not session.task.generates:
-        return ModelOutputs(outputs)
+        return outputs
     ids, token, step_inputs = _next(batch)
     encoded = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
     acting = _acting(session, batch, token, names) if ids == "input_ids" else {}
     fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
-    return ModelOutputs(
-        outputs, session.run({ids: token, **fed, **encoded, **acting, **next_cache(outputs)}, names)["logits"]
-    )
+    more = session.run({ids: token, **fed, **encoded, **acting, **next_cache(outputs)}, names)
+    return {**outputs, STEP: more["logits"]}
 
 
 def run_torch(
     task: Task, model: PreTrainedModel, batch: Arrays, packs: Sequence[Pack]
-) -> Iterator[tuple[str | None, ModelOutputs]]:
+) -> Iterator[tuple[str | None, Arrays]]:
     """Runs the torch model on the batch, without an adapter and then with each of ``packs``."""
     yield None, _run_model(task, model, batch)
     for pack in packs:
@@ -72,11 +68,11 @@ def run_torch(
 
 def run_alone(
     task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
-) -> list[ModelOutputs]:
+) -> list[Arrays]:
     """Runs the torch model on each row by itself, with its pack; returns logits of the last ``kept``
     positions, or of all.
     """
-    found: dict[int, ModelOutputs] = {}
+    found: dict[int, Arrays] = {}
     for pack in {id(pack): pack for pack in packs}.values():
         if pack is not None:
             attach(model, pack, check_base=False)
@@ -90,7 +86,7 @@ def run_alone(
     return [found[number] for number in range(len(rows))]
 
 
-def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> ModelOutputs:
+def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
     parameters = signature(model.forward).parameters
     counted, first = "position_ids" in parameters, batch
     if task.generates and counted and "decoder_input_ids" not in batch:
@@ -99,7 +95,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     result = _torch(model, first, **({"use_cache": True} if task.generates else {}), **keeping)
     outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
     if not task.generates:
-        return ModelOutputs(outputs)
+        return outputs
     ids, token, step_inputs = _next(batch)
     # the name depends on the version of transformers
     cache = "cache" if "cache" in result else "past_key_values"
@@ -107,7 +103,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     if ids != "input_ids":
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
-    return ModelOutputs(outputs, _torch(model, {ids: token, **feed}, **more).logits.float().numpy())
+    outputs[STEP] = _torch(model, {ids: token, **feed}, **more).logits.float().numpy()
+    return outputs
 
 
 def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:

@@ -124,7 +124,7 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
     }
 
 
-def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
+def _cache_sizes(cache: list[Port]) -> tuple[object, object]:
     """Returns the number of heads and their width, which must be the same in every layer."""
     sizes = {(port.shape[1], port.shape[3]) for port in cache}
     if len(sizes) != 1:
@@ -133,9 +133,7 @@ def _cache_sizes(cache: list[Port]) -> tuple[int, int]:
             found=sorted(map(str, sizes)),
             remedy="leave --target out",
         )
-    heads, width = next(iter(sizes))
-    assert isinstance(heads, int)
-    assert isinstance(width, int)
+    ((heads, width),) = sizes
     return heads, width
 
 

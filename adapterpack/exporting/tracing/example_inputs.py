@@ -55,9 +55,8 @@ def example(
         images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
         inputs["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
     if "input_features" in task.inputs:
-        inputs["input_features"] = rng.standard_normal((len(lengths), *_feature_shape(config))).astype(
-            np.float32
-        )
+        sizes = (len(lengths), config.num_mel_bins, 2 * config.max_source_positions)
+        inputs["input_features"] = rng.standard_normal(sizes).astype(np.float32)
     if "input_ids" in task.inputs:
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]
         for rule in acts:
@@ -69,13 +68,13 @@ def example(
             ]
         inputs |= pad(rows, 0, left=task.pads_left if left is None else left)
         if "token_type_ids" in task.inputs and reads_types(model()):
-            inputs["token_type_ids"] = (np.cumsum(inputs["attention_mask"], axis=1) > 3) * inputs[
-                "attention_mask"
-            ]
+            mask = inputs["attention_mask"]
+            inputs["token_type_ids"] = (np.cumsum(mask, axis=1) > 3) * mask
     if "decoder_input_ids" in task.inputs:
         start = getattr(config, "decoder_start_token_id", None)
-        inputs["decoder_input_ids"] = rng.integers(1, _vocabulary(config), (len(lengths), answer))
-        inputs["decoder_input_ids"][:, 0] = 0 if start is None else start
+        ids = rng.integers(1, _vocabulary(config), (len(lengths), answer))
+        ids[:, 0] = 0 if start is None else start
+        inputs["decoder_input_ids"] = ids
     return inputs if task.example is None else {**inputs, **task.example(config, inputs, rng)}
 
 
@@ -95,12 +94,9 @@ def _seeing(
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 
 
-def _text(config: PretrainedConfig) -> Any:
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def _vocabulary(config: PretrainedConfig) -> int:
-    return int(_text(config).vocab_size)
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    return int(text.vocab_size)
 
 
 def _image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
@@ -114,7 +110,3 @@ def _image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
         )
     height, width = size if isinstance(size, list | tuple) else (size, size)
     return int(getattr(vision, "num_channels", 3)), int(height), int(width)
-
-
-def _feature_shape(config: PretrainedConfig) -> tuple[int, int]:
-    return int(config.num_mel_bins), 2 * int(config.max_source_positions)

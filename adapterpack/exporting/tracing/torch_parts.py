@@ -71,7 +71,7 @@ class CausalDecoder(TorchPart):
         self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
-        cache = DynamicCache([(pair[0], pair[1]) for pair in past])
+        cache = _cache(past)
         # some models compute positions from the mask
         counted = {"position_ids": position_ids} if self.counts else {}
         output = self.inner(
@@ -111,9 +111,7 @@ class CrossDecoder(TorchPart):
         """Returns the logits, and the cache extended by these tokens; ``attention_mask`` masks the encoder's
         tokens.
         """
-        cache = EncoderDecoderCache(
-            *(DynamicCache([(pair[0], pair[1]) for pair in pairs]) for pairs in (past_key_values, encoder))
-        )
+        cache = EncoderDecoderCache(_cache(past_key_values), _cache(encoder))
         key = encoder[0][0]
         masked = {} if attention_mask is None else {"attention_mask": attention_mask}
         width = (getattr(self.config, "encoder", None) or self.config).hidden_size
@@ -137,18 +135,12 @@ class Vision(TorchPart):
             (module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS),
             None,
         )
-        hook = (
-            None
-            if projector is None
-            else projector.register_forward_hook(lambda module, inputs, output: (output,))
-        )
-        # the model makes a list by image of what the projector gives, which would fix their number: now it is
-        # a list of one
-        try:
+        # the model makes a list by image of what the projector gives, which would fix their number: with the
+        # hook it is a list of one
+        with contextlib.ExitStack() as hooks:
+            if projector is not None:
+                hooks.enter_context(projector.register_forward_hook(lambda module, given, output: (output,)))
             features = features_of(self.inner.get_image_features(pixel_values=pixel_values))
-        finally:
-            if hook is not None:
-                hook.remove()
         return {
             "image_features": features.reshape(
                 pixel_values.shape[0], -1, self.config.get_text_config().hidden_size
@@ -286,6 +278,10 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
 def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Adds the last axis of the gathered tensor, if it has one, to places ``[batch, n]``."""
     return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
+
+
+def _cache(pairs: Pairs) -> DynamicCache:
+    return DynamicCache([(pair[0], pair[1]) for pair in pairs])
 
 
 def _pairs(name: str, cache: DynamicCache) -> Named:

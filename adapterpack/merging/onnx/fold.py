@@ -5,13 +5,14 @@ graph stores these rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.checkpoint import Checkpoint
+from ...io.safetensors import dtype_name
 from ...onnx_graph.match import TensorPlace
 from ...onnx_graph.pieces import WeightPiece
 from ..checkpoint.plan import MergeTarget
@@ -53,6 +54,17 @@ def fold(
     before = None if target.bias is None else base.read(target.bias).astype(dtype)
     after = None if before is None else np.empty_like(before)
     tally = _Tally()
+
+    def store(
+        pieces: Iterable[tuple[WeightPiece, bool]], block: slice, numbers: tuple[np.ndarray, ...], tensor: str
+    ) -> None:
+        """Writes the new numbers of a block, the last of ``numbers``, to the pieces that hold its rows."""
+        for piece, counted in pieces:
+            written = writer.put(piece, block, numbers[-1])
+            if written is not None:
+                tally.add(written, block, numbers, counted, piece)
+                _require_finite(written, safe, tensor)
+
     for number, matrix in enumerate(reader.matrices(target.kind)):
         change = prepare(
             [slice_of(contribution, number) for contribution in target.contributions],
@@ -60,33 +72,17 @@ def fold(
             matrix,
             target.base_bias,
         )
-        pieces = [(piece, counted) for piece, counted in _count_once(place.pieces[number])]
+        pieces = list(_count_once(place.pieces[number]))
         for block, (old, delta, new) in _blocks(matrix, dtype, LAYOUTS[target.kind].turned, change.whole):
             moved = change.apply(old, None if before is None else before[block], block, delta, new)
             if after is not None and moved is not None:
                 after[block] = moved
-            for piece, counted in pieces:
-                written = writer.put(piece, block, new)
-                if written is not None:
-                    tally.add(written, block, (old, delta, new), counted, piece)
-                    _require_finite(written, safe, target.weight)
+            store(pieces, block, (old, delta, new), target.weight)
             tick(new.size)
     if before is not None and after is not None and bias_place is not None:
-        for piece, counted in _count_once(bias_place.pieces[0]):
-            all_rows = slice(0, len(after))
-            written = writer.put(piece, all_rows, after[:, None])
-            if written is not None:
-                tally.add(
-                    written,
-                    all_rows,
-                    (before[:, None], (after - before)[:, None], after[:, None]),
-                    counted,
-                    piece,
-                )
-                _require_finite(written, safe, bias_place.tensor)
-    dtypes = sorted(
-        {_dtype(writer, piece) for pieces_of_matrix in place.pieces for piece in pieces_of_matrix}
-    )
+        columns = (before[:, None], (after - before)[:, None], after[:, None])
+        store(_count_once(bias_place.pieces[0]), slice(0, len(after)), columns, bias_place.tensor)
+    dtypes = sorted({_dtype(writer, piece) for piece in place.all_pieces})
     return Folded(tally.sums.loss(target.weight, "+".join(dtypes)), tally.quantized)
 
 
@@ -171,12 +167,8 @@ def _square(value: np.ndarray) -> float:
 
 
 def _dtype(writer: GraphWriter, piece: WeightPiece) -> str:
-    return (
-        f"INT{piece.nbits.bits}" if piece.nbits else _NAMES[writer.graph.stored[piece.initializer].dtype.name]
-    )
-
-
-_NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "bfloat16": "BF16"}
+    stored = writer.graph.stored[piece.initializer].dtype
+    return f"INT{piece.nbits.bits}" if piece.nbits else dtype_name(stored)
 
 
 def _require_finite(written: WrittenBlock, safe: bool, name: str) -> None:

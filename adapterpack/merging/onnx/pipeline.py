@@ -275,10 +275,11 @@ def _locate(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
 def _require_disjoint(graph: GraphFile, places: Sequence[TensorPlace]) -> None:
     """Checks that no number belongs to two changed tensors, or to another initializer as well."""
     pieces_of: dict[str, list[tuple[WeightPiece, str]]] = {}
+    changed = set[str]()
     for place in places:
-        for piece in (piece for pieces in place.pieces for piece in pieces):
+        for piece in place.all_pieces:
             for name in _changed_initializers(piece):
-                require_place(graph, name)
+                changed.add(require_place(graph, name).name)
             for other, tensor in pieces_of.get(piece.initializer, ()):
                 if tensor != place.tensor and _overlap(piece, other):
                     raise Unsupported(
@@ -288,13 +289,6 @@ def _require_disjoint(graph: GraphFile, places: Sequence[TensorPlace]) -> None:
                         remedy="fold into the checkpoint, and export again",
                     )
             pieces_of.setdefault(piece.initializer, []).append((piece, place.tensor))
-    changed = {
-        name
-        for place in places
-        for pieces in place.pieces
-        for piece in pieces
-        for name in _changed_initializers(piece)
-    }
     spans = sorted(
         (one.file, one.offset, one.offset + one.nbytes, one.name)
         for one in graph.stored.values()
@@ -322,11 +316,7 @@ def _overlap(one: WeightPiece, other: WeightPiece) -> bool:
 
 def _changed_initializers(piece: WeightPiece) -> list[str]:
     one = piece.nbits
-    return (
-        [piece.initializer]
-        if one is None
-        else [name for name in (one.weight, one.scales, one.zeros) if name is not None]
-    )
+    return [piece.initializer] if one is None else list(filter(None, (one.weight, one.scales, one.zeros)))
 
 
 def _tensor_report(folded: Folded, places: tuple[TensorPlace, TensorPlace | None]) -> GraphTensor:
@@ -334,7 +324,7 @@ def _tensor_report(folded: Folded, places: tuple[TensorPlace, TensorPlace | None
     return GraphTensor(
         folded.loss,
         tuple(name for place in present for name in place.initializers),
-        tuple(piece.layout for piece in (piece for matrix in places[0].pieces for piece in matrix)),
+        tuple(piece.layout for piece in places[0].all_pieces),
         tuple(dict.fromkeys(node for place in present for node in place.nodes)),
         folded.quantized,
     )
@@ -366,7 +356,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
     from ...bundle.signature import signature_of  # noqa: PLC0415
-    from ...engine_graph.rederive import rederive  # noqa: PLC0415 - only a bundle is run
+    from ...engine_graph.parity import rederive  # noqa: PLC0415 - only a bundle is run
     from ...runtime.sessions.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
     assert origin.bundle is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
-from ...onnx_graph.save import save_graph
+from ...onnx_graph.editing import save_graph
 from ...tasks.task import AXES
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ...io.byte_ranges import write_all
 from ...onnx_graph.graph_file import GraphFile, StoredTensor
 from ...onnx_graph.nbits import NBits, dequantize, grid_of, pack_zeros, requantize
-from ...onnx_graph.pieces import WeightPiece, as_matrix, orient
+from ...onnx_graph.pieces import WeightPiece, as_matrix
 
 
 class WrittenBlock(NamedTuple):
@@ -62,7 +62,7 @@ class GraphWriter:
     ) -> tuple[np.ndarray, np.ndarray]:
         place = self.graph.stored[piece.initializer]
         matrix = as_matrix(self.graph.array(piece.initializer), piece.slot)
-        view = orient(matrix, piece.transposed)
+        view = matrix.T if piece.transposed else matrix
         rows, columns = slice(row, row + part.shape[0]), slice(column, column + part.shape[1])
         before = view[rows, columns].astype(part.dtype)
         with np.errstate(all="ignore"):  # an overflow shows in the result

@@ -20,10 +20,10 @@ import onnx_ir as ir
 from ...bundle.manifest import Bundle
 from ...bundle.reports import CompensationReport
 from ...errors import NothingToDo
-from ...graph_passes.constants import add_initializer
 from ...lowrank.factors import Factors
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.truncation import Cut
+from ...onnx_graph.editing import add_initializer
 from ...onnx_graph.nbits import BlockGrid, fresh_grid, nearest, split_blocks, unpack, values
 from .product import output_error
 from .replace_products import find_head, find_products

@@ -21,14 +21,14 @@ from ...bundle.files import find_unlisted, require_files
 from ...bundle.manifest import Bundle, MappedSite, graph_file, manifest_bytes, read_bundle
 from ...bundle.proofs import VerificationCache
 from ...engine_graph.int8_cache import quantize_cache
-from ...engine_graph.parity import with_decoder
+from ...engine_graph.parity import with_decoder, with_report
 from ...errors import FormatError, NothingToDo, ParityError
 from ...graph_passes.experts import unstack_experts
 from ...graph_passes.tied import share_bytes
 from ...io.atomic import output_folder
 from ...io.safe_open import copy_folder
+from ...onnx_graph.editing import save_graph
 from ...onnx_graph.products import make_fast
-from ...onnx_graph.save import save_graph
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.ort.sandboxed_open import require_openable
@@ -94,13 +94,11 @@ def quantize_in_place(folder: Path, wanted: GraphQuantization) -> None:
     quantized, report = _with_codes(folder, bundle, wanted, rows)
     quantized.write(folder, draft=True)
     if bundle.decoder:
-        quantized = _with_decoder_proof(quantized, with_decoder(folder, lambda text: None))
+        quantized = with_decoder(quantized, folder, lambda text: None)
     measured, session, accuracies = _with_accuracy(folder, quantized, wanted, floats.answers)
     if "cache" in bundle.parity.get("decoder", {}):
         quantized.write(folder, draft=True)
-        quantized = _with_decoder_proof(
-            quantized, {**quantized.parity["decoder"], "cache": quantize_cache(folder)}
-        )
+        quantized = with_report(quantized, cache=quantize_cache(folder))
     shift = replay.drift(floats.canaries, measured.canaries)
     canary = {**replay.judge(session, measured.canaries, shift), "moved": shift}
     dataclasses.replace(
@@ -240,11 +238,6 @@ def _with_accuracy(
         session,
         {"accuracy": accuracy, "error_by_accuracy": dict(zip(ACCURACIES, errors, strict=True))},
     )
-
-
-def _with_decoder_proof(bundle: Bundle, proof: dict[str, Any]) -> Bundle:
-    """Returns the bundle with the results of the proof of its engine's graph."""
-    return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": proof})
 
 
 def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, MappedSite]:

@@ -13,9 +13,9 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from ...bundle.manifest import ADDED
-from ...graph_passes.constants import add_initializer
 from ...graph_passes.static_cache_decoder import last_product
 from ...graph_passes.tied import look_up_codes
+from ...onnx_graph.editing import add_initializer
 from ...onnx_graph.products import QUANTIZED
 from .algorithm import ALGORITHMS
 from .product import ConstantProduct

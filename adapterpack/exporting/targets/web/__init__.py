@@ -8,18 +8,23 @@ graph has a second form for WebAssembly on the same data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from ....base.base_folder import read_json
 from ....bundle.decoder_graph import DECODER
-from ....bundle.manifest import GRAPH, Bundle, graph_file, read_bundle
+from ....bundle.manifest import ADAPTER_IDS, GRAPH, PAST, Bundle, graph_file, read_bundle
 from ....bundle.signature import GraphSignature
+from ....errors import Unsupported
 from ....graph_passes.float_products import write_float_products
 from ....io import strict_json
+from ....pack.validate.validation import load
+from ....runtime.text.context_length import context_length
+from ....runtime.text.tokenizer import Tokenizer
 from ....slots.precision import DEFAULT
 from ..base import TARGETS, Target
-from .data_files import data_files, split
-from .facts import FACTS, facts, require_fed
+from .data_files import SlotPlace, data_files, split
 from .page import write_page
 
 SPLIT = 64 << 20
@@ -45,9 +50,9 @@ def _finish(folder: Path, most: int | None) -> None:
         (folder / name).unlink()
     # JavaScript can only fill float32 slots
     slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places
-    wasm = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
+    without = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
     (folder / FACTS).write_bytes(
-        strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if wasm else None))
+        strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if without is None else None))
     )
     dataclasses.replace(bundle, decoder=False, io=io).write(folder)
     write_page(folder.parent)
@@ -61,10 +66,6 @@ def _require_inputs(io: GraphSignature, slots: Collection[str]) -> GraphSignatur
     )
 
 
-def _place(bundle: Bundle) -> str:
-    return "bundle"
-
-
 web = TARGETS.register(
     Target(
         "web",
@@ -73,9 +74,85 @@ web = TARGETS.register(
         frozenset({"bank", "folded"}),
         "export with --mode bank: a browser feeds no ONNX Runtime adapters",
         lambda task: task.name in TASKS,
-        place=_place,
+        place=lambda bundle: "bundle",
         finish=_finish,
         next_step="fetch the packages that run it, once: npm install --ignore-scripts --prefix {out}\n"
         "serve it to browsers: python -m http.server --bind 127.0.0.1 --directory {out}",
     )
 )
+
+
+FACTS = "web.json"
+_TOKENIZERS = frozenset({"BPE", "Unigram", "WordPiece"})
+"""The tokenizer models that the package @huggingface/tokenizers supports."""
+_TYPES = frozenset({"float32", "int64"})
+_FED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids", ADAPTER_IDS})
+"""The inputs that ``adapterpack.js`` feeds, besides the cache."""
+
+
+def require_fed(folder: Path, bundle: Bundle) -> None:
+    """Checks that a browser can feed the graph and start the rows of each adapter.
+
+    Raises:
+        Unsupported: the graph has another input or float type, the tokenizer is of another kind, or an
+            adapter is a prompt.
+    """
+    if unknown := [
+        port.name for port in bundle.io.inputs if port.name not in _FED and not port.name.startswith(PAST)
+    ]:
+        raise Unsupported(
+            "a browser does not feed an input of this graph",
+            found=", ".join(unknown),
+            expected=", ".join(sorted(_FED)),
+            remedy="leave out the adapter that acts at some positions only, or --target web",
+        )
+    if others := sorted({port.dtype for port in (*bundle.io.inputs, *bundle.io.outputs)} - _TYPES):
+        raise Unsupported(
+            "a browser reads and writes other numbers than this graph's",
+            found=", ".join(others),
+            expected=", ".join(sorted(_TYPES)),
+            remedy="export with --dtype float32",
+        )
+    if (kind := type(Tokenizer(folder).core.model).__name__) not in _TOKENIZERS:
+        raise Unsupported(
+            "a browser has no tokenizer of this kind",
+            where=folder / "tokenizer.json",
+            found=kind,
+            expected=", ".join(sorted(_TOKENIZERS)),
+            remedy="leave --target web out",
+        )
+    for adapter in bundle.adapters:
+        if load(folder / adapter.path).method.kind == "prompt":
+            raise Unsupported(
+                "a browser does not begin a row with an adapter's prompt",
+                where=adapter.name,
+                found="a prompt",
+                remedy="leave this adapter out, or --target web",
+            )
+
+
+def facts(
+    folder: Path, bundle: Bundle, slots: Mapping[str, SlotPlace], wasm_graph: str | None
+) -> dict[str, Any]:
+    """Returns the facts as plain JSON values; reads tokenizer, template and lengths the way the runtime
+    does.
+    """
+    tokenizer = Tokenizer(folder)
+    problems = {
+        adapter.name: load(folder / adapter.path).manifest.problem
+        for adapter in bundle.adapters
+        if adapter.labels
+    }
+    return {
+        "context": context_length(read_json(folder / "config.json"), folder / "config.json"),
+        "ends": sorted(tokenizer.eos_ids),
+        "pad": tokenizer.pad_id,
+        "problems": problems,
+        "slots": {
+            name: {"file": place.file, "offset": place.offset, "shape": list(place.shape)}
+            for name, place in slots.items()
+        },
+        "special": tokenizer.special_tokens,
+        "template": tokenizer.template,
+        "wasm_graph": wasm_graph,
+    }

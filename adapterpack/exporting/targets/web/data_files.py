@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import onnx_ir as ir
 from onnx_ir.external_data import convert_tensors_to_external
 
+from ....onnx_graph.editing import part_of
+
 _ALIGNMENT = 4096
 """Every tensor begins at a multiple of this many bytes."""
 
@@ -64,8 +66,9 @@ def split(graph: Path, slots: Collection[str], required: Collection[str], most: 
                 align_threshold=0,
             )
             for same, tensor in zip(part, tensors, strict=True):
-                for value in same:
-                    value.const_value = _at(value.const_value, tensor, graph.parent)
+                for value in same:  # tensors may share bytes, as tied embeddings do
+                    own = value.const_value
+                    value.const_value = part_of(tensor, own.name, own.shape.numpy(), own.dtype)
     ir.save(model, graph)
     return {
         value.name: SlotPlace(
@@ -80,19 +83,6 @@ def data_files(graph: Path) -> set[str]:
     model = ir.load(graph)
     tensors = (value.const_value for inner in model.graphs() for value in inner.initializers.values())
     return {Path(tensor.location).name for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
-
-
-def _at(tensor: ir.TensorProtocol, place: ir.ExternalTensor, folder: Path) -> Any:
-    """Returns a tensor whose numbers are at ``place``; tensors may share bytes, as tied embeddings do."""
-    return ir.ExternalTensor(
-        place.location,
-        place.offset,
-        place.length,
-        tensor.dtype,
-        shape=tensor.shape,
-        name=tensor.name,
-        base_dir=folder,
-    )
 
 
 def _parts(groups: Iterable[list[Any]], most: int) -> Iterator[list[list[Any]]]:

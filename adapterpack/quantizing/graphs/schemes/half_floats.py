@@ -11,7 +11,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from ....bundle.manifest import ADDED
-from ....graph_passes.constants import named_node
+from ....onnx_graph.editing import named_node
 from ..scheme import GRAPH_SCHEMES, GraphScheme, Rewriting
 
 
