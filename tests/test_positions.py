@@ -367,6 +367,20 @@ def test_a_bundle_acts_where_torch_does(
         )
 
 
+def test_a_fold_leaves_nothing_of_adapters_that_act_at_positions(
+    packs: dict[str, Path], tiny_llama: Path, pack_of: Callable[..., Path], tmp_path: Path
+) -> None:
+    """A pack folded into their bundle gives the graph that it gives folded into the base."""
+    ap.export(tiny_llama, [packs["activated"]], tmp_path / "bank", in_place=False)
+    ap.merge(tmp_path / "bank", [pack_of("llama", "gamma")], tmp_path / "merged")
+    ap.export(tiny_llama, [pack_of("llama", "gamma")], tmp_path / "folded", mode="folded", in_place=False)
+    found, wanted = (
+        ap.Session(tmp_path / name, "cpu").run(pad(ROWS, 0, left=True))["logits"]
+        for name in ("merged", "folded")
+    )
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", ["bank", "inputs"])
 def test_rows_keep_the_positions_of_their_adapter(
     mode: str, packs: dict[str, Path], tiny_llama: Path, tmp_path: Path

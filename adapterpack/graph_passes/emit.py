@@ -323,7 +323,7 @@ class _SiteNodes:
         """Returns the input of an output projection plus the heads' attention to a prompt: ``gate softmax(q
         keys + absent) values``.
         """
-        site, slots, op = self.site, self.slots, self._numbered("attended")
+        site, slots, op = self.site, self.slots, self._op_under("attended")
         assert site.heads is not None
         heads, queries = site.heads, self.emitter.latest(site.heads.queries)
 
@@ -344,7 +344,7 @@ class _SiteNodes:
 
     def _branch(self, branch: Branch, z: ir.Value) -> ir.Value:
         """Computes ``act(norm(z) down + down_bias) up + up_bias``; the branch's name prefixes the fields."""
-        slots, op = self.slots, self._numbered(branch.name)
+        slots, op = self.slots, self._op_under(branch.name)
 
         def vector(leaf: str) -> ir.Value:
             return self._lift(slots[f"{branch.name}_{leaf}"])
@@ -364,7 +364,7 @@ class _SiteNodes:
         """Computes ``((x down) (g spread)) up``, where g is the softmax over the scores that reach the k-th
         largest.
         """
-        slots, op = self.slots, self._numbered(route.name)
+        slots, op = self.slots, self._op_under(route.name)
 
         def product(value: ir.Value, leaf: str) -> ir.Value:
             return self._product(f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
@@ -433,7 +433,7 @@ class _SiteNodes:
             values[full] = add_initializer(self.emitter.graph, ir.tensor(array, name=full))
         return values[full]
 
-    def _numbered(self, prefix: str) -> Op:
+    def _op_under(self, prefix: str) -> Op:
         """Returns an :data:`Op` whose nodes have this prefix and a number in their names."""
 
         def op(name: str, *inputs: ir.Value | float, outputs: int = 1, **attributes: object) -> ir.Value:

@@ -57,9 +57,9 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
             domain="com.microsoft",
             name=node.name,
         )
-        old, new = node.outputs[0], lookup.outputs[0]
-        new.name, new.shape, new.type = old.name, old.shape, old.type
-        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [lookup], [old], [new])
+        ir.convenience.replace_nodes_and_values(
+            node.graph, node, [node], [lookup], node.outputs, lookup.outputs
+        )
 
 
 def share_bytes(path: Path) -> None:

@@ -37,8 +37,3 @@ def pack_nibbles(q: np.ndarray) -> np.ndarray:
     packed = flat[0::2] << 4
     packed[: len(flat) // 2] |= flat[1::2]
     return packed
-
-
-def nibbles(packed: np.ndarray, count: int) -> np.ndarray:
-    """Unpacks the first ``count`` codes from bytes: the reverse of :func:`pack_nibbles`."""
-    return np.stack([packed >> 4, packed & 15], axis=-1).reshape(-1)[:count]

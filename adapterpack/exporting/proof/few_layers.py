@@ -38,10 +38,10 @@ def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
     """
     for part in _PARTS:
         settings = config.get(part) if part else config
-        count = next(
-            (key for key in _COUNTS if isinstance(settings, Mapping) and type(settings.get(key)) is int), None
-        )
-        if count is not None and isinstance(settings, Mapping):
+        if not isinstance(settings, Mapping):
+            continue
+        count = next((key for key in _COUNTS if type(settings.get(key)) is int), None)
+        if count is not None:
             layers = settings[count]
             if any(numbers == layers for numbers in _stacks(base).values()):
                 return LayerStack(layers, _count_kinds(settings, layers), part, count)

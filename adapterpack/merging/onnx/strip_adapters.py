@@ -9,7 +9,7 @@ from typing import Any
 
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
-from ...onnx_graph.editing import save_graph
+from ...onnx_graph.editing import save_graph, values_of
 from ...tasks.task import AXES
 
 
@@ -24,24 +24,23 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
 
     model = ir.load(source / GRAPH)
     graph = model.graph
-    added = [node for node in graph if node.name and node.name.startswith(ADDED)]
-    names = {
-        value.name: value for node in graph for value in [*node.inputs, *node.outputs] if value is not None
-    }
+    added = {node for node in graph if (node.name or "").startswith(ADDED)}
+    values = values_of(graph)
     heads = {
-        path: names.get(f"{site.output}/base") or names.get(site.output)
+        path: values.get(f"{site.output}/base") or values.get(site.output)
         for path, site in bundle.sites.items()
         if "head" in site.fields
     }
 
     def original(value: Any) -> Any:
-        """The value before adapters were attached: the first input of an added node, or the output that an
-        added head replaced.
+        """The value before adapters were attached: the first input of an added node, the last of a choice by
+        positions, or the output that an added head replaced.
         """
-        while value.producer() in added_nodes:
+        while value.producer() in added:
             node = value.producer()
             path = next((path for path in heads if node.name.startswith(f"{ADDED}{path}/")), None)
-            value = node.inputs[0] if path is None else heads[path]
+            plain = node.inputs[-1 if node.op_type == "Where" else 0]
+            value = plain if path is None else heads[path]
             if value is None:
                 raise FormatError(
                     "the bundle's graph does not fit its site map",
@@ -51,28 +50,23 @@ def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:
                 )
         return value
 
-    added_nodes = set(added)
     for node in graph:
-        if node not in added_nodes:
+        if node not in added:
             for index, value in enumerate(node.inputs):
-                if value is not None and value.producer() in added_nodes:
+                if value is not None and value.producer() in added:
                     node.replace_input_with(index, original(value))
     for index, value in enumerate(graph.outputs):
-        if value.producer() in added_nodes:
+        if value.producer() in added:
             name, old = value.name, original(value)
             value.name, old.name = f"{name}/attached", name
             old.type = old.type or value.type
             old.shape = old.shape or value.shape
             graph.outputs[index] = old
     graph.remove(added, safe=False)
-    slots = ({value.name for value in graph.inputs if value.name in graph.initializers} - {*AXES}) | {
-        ADAPTER_IDS,
-        ADAPTER_POSITIONS,
-    }
-    kept = [value for value in graph.inputs if value.name not in slots]
-    graph.inputs[:] = kept
-    for name in [
-        name for name, value in graph.initializers.items() if name in slots or (name or "").startswith(ADDED)
-    ]:
-        del graph.initializers[name]
+    slots = {value.name for value in graph.inputs if value.name in graph.initializers} - {*AXES}
+    slots |= {ADAPTER_IDS, ADAPTER_POSITIONS}
+    graph.inputs[:] = [value for value in graph.inputs if value.name not in slots]
+    for name in list(graph.initializers):
+        if name in slots or name.startswith(ADDED):
+            del graph.initializers[name]
     save_graph(model, out)
