@@ -22,7 +22,7 @@ from ..io import safetensors
 from ..io.atomic import output_folder
 from ..io.safe_open import in_hub_cache, read_file
 from ..io.safetensors import HeldFile
-from ..manifest.digests import tensor_digest
+from ..manifest.digests import digest_tensors, tensor_digest
 from ..manifest.manifest import Lineage, Parent
 from ..pack.pack import MUTABLE, Pack, build
 from ..pack.shared_factors import SharedFactors
@@ -117,12 +117,8 @@ class Fleet:
         its manifest.
         """
         tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
-        hasher, size = hashlib.sha256(), 0
-        for part in safetensors.pieces(tensors):
-            hasher.update(part)
-            size += len(part)
-        digests = {name: tensor_digest(value) for name, value in tensors.items()}
-        manifest = FleetManifest(tensors=digests, size=size, sha256=hasher.hexdigest(), **fields)
+        digests, file = digest_tensors(tensors, {})
+        manifest = FleetManifest(tensors=digests, size=file.size, sha256=file.sha256, **fields)
         return cls(parse(manifest.bytes, f"fleet '{manifest.name}'"), tensors)
 
     def write(self, out: str | os.PathLike[str]) -> Fleet:
