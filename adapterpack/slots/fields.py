@@ -37,26 +37,6 @@ FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
 """The axes that are widths of the base model."""
 
 
-def _of_blocks() -> dict[str, SlotField]:
-    return {
-        field: SlotField(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
-        for field, (branch, leaf) in blocks.FIELDS.items()
-    }
-
-
-def _of_routes() -> dict[str, SlotField]:
-    named = {
-        field: ({"i": "in", "o": "out", "e": route.experts, "r": route.name}, leaf)
-        for field, (route, leaf) in routes.FIELDS.items()
-    }
-    return {
-        field: SlotField(
-            tuple(names[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0
-        )
-        for field, (names, leaf) in named.items()
-    }
-
-
 FIELDS: dict[str, SlotField] = {
     "down": SlotField(("in", RANK)),
     "up": SlotField((RANK, "out")),
@@ -70,8 +50,17 @@ FIELDS: dict[str, SlotField] = {
     "shift": SlotField(("out",)),
     "head": SlotField(("in", LABELS)),
     "head_bias": SlotField((LABELS,), float(ABSENT)),
-    **_of_blocks(),
-    **_of_routes(),
+    **{
+        field: SlotField(tuple({"n": "out", "r": branch}[axis] for axis in blocks.LEAVES[leaf]))
+        for field, (branch, leaf) in blocks.FIELDS.items()
+    },
+    **{
+        f"{route.name}_{leaf}": SlotField(
+            tuple(route.axes[axis] for axis in routes.LEAVES[leaf]), float(ABSENT) if leaf == "bias" else 0.0
+        )
+        for route in routes.BRANCHES.values()
+        for leaf in route.leaves
+    },
     **{
         field: SlotField(axes, float(ABSENT) if field == "attended_absent" else 0.0)
         for field, axes in prompt_kv.LEAVES.items()

@@ -73,14 +73,17 @@ class RouteBranch(NamedTuple):
         """The name of its number of experts among the ranks of a site."""
         return f"{self.name}_experts"
 
+    @property
+    def axes(self) -> dict[str, str]:
+        """The axes in :data:`LEAVES` -> their names."""
+        return {"i": "in", "o": "out", "e": self.experts, "r": self.name}
+
 
 BRANCHES = {
     branch.name: branch
     for branch in (RouteBranch(number, scores) for number in range(MOST) for scores in SCORES)
 }
 """Every possible route, by name."""
-FIELDS = {f"{name}_{leaf}": (branch, leaf) for name, branch in BRANCHES.items() for leaf in branch.leaves}
-"""Field -> its route and its leaf."""
 
 
 def route_arrays(routes: tuple[Route, ...]) -> Arrays:
@@ -98,23 +101,20 @@ def route_arrays(routes: tuple[Route, ...]) -> Arrays:
         )
     fields: Arrays = {}
     for number, route in enumerate(routes):
-        gate = route.gate
+        gate, count, bias = route.gate, len(route.widths), None
         if isinstance(gate, Attention):
-            branch, count = RouteBranch(number, "fuse"), len(gate.widths)
-            scoring = {"query": np.asarray(gate.query).T, "bias": np.zeros(count)}
+            branch, weights = RouteBranch(number, "fuse"), gate.query
         elif isinstance(gate, SoftmaxGate):
-            branch, count = RouteBranch(number, "abs" if gate.magnitude else "dot"), gate.keys.shape[0]
-            scoring = {
-                "keys": np.asarray(gate.keys).T,
-                "bias": np.zeros(count) if gate.bias is None else np.asarray(gate.bias),
-            }
+            branch, weights = RouteBranch(number, "abs" if gate.magnitude else "dot"), gate.keys
+            bias = gate.bias
         else:
             raise Unsupported(
                 "the weights of this router come from outside of the layer",
                 remedy="attach it to a torch model",
             )
         leaves = {
-            **scoring,
+            branch.leaf: np.asarray(weights).T,
+            "bias": np.zeros(count) if bias is None else np.asarray(bias),
             "pick": np.eye(count)[min(gate.top_k, count) - 1],
             "down": np.asarray(route.down).T,
             "up": np.asarray(route.up).T,
