@@ -105,7 +105,7 @@ from .core.peft_form import (
 )
 from .core.site import PROMPT, Arrays, Params, Shapes, Site, Tensors, shapes_of
 from .inits import INITS, Calibration, Init
-from .peft.keys import PeftKeys, by_site, literal, plain
+from .peft.keys import PeftKeys
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
@@ -181,7 +181,6 @@ __all__ = [
     "array_namespace",
     "as_kernels",
     "broken_plugins",
-    "by_site",
     "by_suffix",
     "columns",
     "complete",
@@ -199,14 +198,12 @@ __all__ = [
     "is_stacked",
     "kaiming",
     "layout_of",
-    "literal",
     "look_up",
     "matrix_shape",
     "method_of",
     "methods",
     "normal",
     "pattern_of",
-    "plain",
     "refuse_site",
     "register",
     "require_whole",

@@ -33,7 +33,7 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
+    PeftKeys,
     PeftLayer,
     Progress,
     Seed,
@@ -47,7 +47,6 @@ from . import (
     array_namespace,
     normal,
     pattern_of,
-    plain,
     require_whole,
     set_defaults,
     widths_of,
@@ -218,50 +217,44 @@ def _total(cfg: AdaLoRA) -> int:
     return cfg.total_step or cfg.tinit + cfg.tfinal + 1
 
 
+_KEYS = PeftKeys(
+    AdaLoRA,
+    {
+        "init_r": 12,
+        "target_r": 8,
+        "alpha": 8,
+        "tinit": 0,
+        "tfinal": 0,
+        "deltaT": 1,
+        "beta1": 0.85,
+        "beta2": 0.85,
+        "orth_reg_weight": 0.5,
+        "total_step": None,
+        "dropout": 0.0,
+    },
+    # PEFT ignores r but warns if it is not 8
+    {"r": 8, "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True},
+    renamed={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+    whole=("alpha",),
+)
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: AdaLoRA = next(iter(sites.values()))
-    same = ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight")
     pattern = {
         f"{path}.lora_E": [True] * cfg.r + [False] * (cfg.init_r - cfg.r)
         for path, cfg in sites.items()
         if cfg.r < cfg.init_r
     }
-    return {
-        **{name: getattr(first, name) for name in same},
-        "total_step": _total(first),
-        "rank_pattern": pattern or None,
-        "r": 8,  # PEFT ignores this value but warns if it is not 8
-        "lora_alpha": plain(first.alpha or 0.0),
-        "lora_dropout": first.dropout,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-    }
+    first: AdaLoRA = next(iter(sites.values()))
+    return {**_KEYS.to_config(sites), "total_step": _total(first), "rank_pattern": pattern or None}
 
 
-def _from_peft(config: Mapping[str, Any]) -> AdaLoRA:
+def _from_peft(config: Mapping[str, Any]) -> Any:
     pattern = config.get("rank_pattern") or {}
     if not isinstance(pattern, Mapping) or not all(isinstance(value, list) for value in pattern.values()):
         raise ValueError(f"rank_pattern must map names to lists of truth values, not {pattern!r:.80}")
-    same = (
-        "init_r",
-        "target_r",
-        "tinit",
-        "tfinal",
-        "deltaT",
-        "beta1",
-        "beta2",
-        "orth_reg_weight",
-        "total_step",
-    )
-    return AdaLoRA(
-        **{name: config[name] for name in same if name in config},
-        alpha=config.get("lora_alpha", 8),
-        dropout=config.get("lora_dropout", 0.0),
-        rank_pattern={
-            f"^{name.removesuffix('.lora_E')}": sum(map(bool, value)) for name, value in pattern.items()
-        },
-    )
+    ranks = {f"^{name.removesuffix('.lora_E')}": sum(map(bool, value)) for name, value in pattern.items()}
+    return replace(_KEYS.from_config(config), rank_pattern=ranks)
 
 
 adalora = METHODS.register(
@@ -289,9 +282,9 @@ adalora = METHODS.register(
         ),
         overrides={"penalty": _penalty, "after_step": _after_step},
         storage=Storage(to_stored=_to_pack),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="ADALORA",
-            suffixes={"lora_A": "lora_A", "lora_B": "lora_B", "lora_E": "lora_E"},
+            suffixes=("lora_A", "lora_B", "lora_E"),
             layers={"conv": PeftLayer(), **TRANSPOSED},
             to_config=_to_peft,
             from_config=_from_peft,

@@ -314,9 +314,10 @@ def _gather(content: PeftContent) -> PeftContent:
     """Joins a file's factors of all groups into one array each, with the rows group by group, as in the
     file.
     """
-    sites = {path: _one_array(content.config, params) for path, params in content.sites.items()}
-    lengths = {path: params["adamss_newB"].shape[1] for path, params in sites.items()}
-    return content._replace(config=replace(content.config, lengths=lengths), sites=sites)
+    joined = content.change_sites(lambda params: _one_array(content.config, params))
+    return joined.configure(
+        lengths={path: params["adamss_newB"].shape[1] for path, params in joined.sites.items()}
+    )
 
 
 def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> Arrays:

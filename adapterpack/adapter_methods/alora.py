@@ -10,13 +10,11 @@ adapter can continue a KV cache that the base filled.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
-from . import LINEAR, LORA_ALONE, METHODS, TRANSPOSED, PeftForm
+from . import LINEAR, LORA_ALONE, METHODS, TRANSPOSED
 from .core.token_positions import Invoked, require_invocation
-from .lora import OTHERS, LoRA, derive_config, lora
+from .lora import LoRA, derive_form, lora
 from .peft.base_change import require_kept_base
 
 _TOKENS = "alora_invocation_tokens"
@@ -43,44 +41,6 @@ class ALoRA(LoRA):
         return Invoked(self.alora_invocation_tokens)
 
 
-def _forms(plain: PeftForm) -> PeftForm:
-    """Returns LoRA's PEFT form extended by the invocation tokens, which are the same at all sites."""
-
-    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-        written, (tokens, *other_tokens) = (
-            plain.to_config(sites),
-            {cfg.alora_invocation_tokens for cfg in sites.values()},
-        )
-        return None if written is None or other_tokens else {**written, _TOKENS: list(tokens)}
-
-    def from_config(config: Mapping[str, Any]) -> ALoRA:
-        tokens = config.get(_TOKENS)
-        return derive_config(
-            ALoRA,
-            plain.from_config(config),
-            alora_invocation_tokens=tuple(tokens) if isinstance(tokens, list) else (),
-        )
-
-    # A config that also asks for another variant of LoRA is not an aLoRA.
-    def matches(config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == plain.peft_type and [key for key in OTHERS if config.get(key)] == [
-            _TOKENS
-        ]
-
-    return plain._replace(
-        to_config=to_config,
-        from_config=from_config,
-        matches=matches,
-        layers=TRANSPOSED,
-        undo_base_change=require_kept_base,
-        refused_by={
-            **LORA_ALONE,
-            "transformers": "it acts at all positions, those before the invocation, too",
-        },
-    )
-
-
-assert lora.peft is not None  # for the type checker
 alora = METHODS.register(
     lora._replace(
         name="alora",
@@ -98,6 +58,18 @@ alora = METHODS.register(
             ALoRA(r=4, use_rslora=True, dropout=0.1, alora_invocation_tokens=(4,)),
             ALoRA(r=2, init="pissa", alora_invocation_tokens=(1, 2)),
         ),
-        peft=_forms(lora.peft),
+        peft=derive_form(
+            ALoRA,
+            _TOKENS,
+            suffixes={},
+            write=lambda cfg: list(cfg.alora_invocation_tokens),
+            read=lambda tokens: {_TOKENS: tuple(tokens) if isinstance(tokens, list) else ()},
+            layers=TRANSPOSED,
+            undo_base_change=require_kept_base,
+            refused_by={
+                **LORA_ALONE,
+                "transformers": "it acts at all positions, those before the invocation, too",
+            },
+        ),
     )
 )

@@ -11,9 +11,7 @@ the largest divisor of r that does replaces it (PEFT refuses both cases).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from . import (
     MATRICES,
@@ -23,7 +21,6 @@ from . import (
     Method,
     NormalForm,
     Params,
-    PeftForm,
     RankConfig,
     Shapes,
     Site,
@@ -31,7 +28,7 @@ from . import (
     array_namespace,
     zeros,
 )
-from .miss import from_peft, is_miss, to_peft
+from .miss import is_miss, miss_keys
 
 
 @dataclass(frozen=True)
@@ -66,10 +63,6 @@ def _normal_form(cfg: Bat, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.reshape(turned, (out, wide * r))[:, :width]))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    return {**to_peft(sites), "init_weights": "bat"}
-
-
 bat = METHODS.register(
     Method(
         name="bat",
@@ -85,11 +78,9 @@ bat = METHODS.register(
         init=zeros(_shapes),
         normal_form=_normal_form,
         examples=(Bat(r=1), Bat(r=4), Bat(r=5)),
-        peft=PeftForm(
+        peft=miss_keys(Bat, init_weights="bat").form(
             peft_type="MISS",
-            suffixes={"miss_block": "miss_block"},
-            to_config=_to_peft,
-            from_config=lambda config: Bat(**from_peft(config)),
+            suffixes=("miss_block",),
             features=lambda params: (None, params["miss_block"].shape[0] * params["miss_block"].shape[1]),
             matches=lambda config: is_miss(config, "bat"),
             aliases={"bone_block": "miss_block"},

@@ -8,14 +8,12 @@ bias has only A and B.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from . import LINEAR, LORA_ALONE, METHODS, TRANSPOSED, Arrays, NormalForm, Params, PeftForm, Shapes, Site
-from .lora import OTHERS, LoRA, derive_config, lora
+from . import LINEAR, METHODS, TRANSPOSED, Arrays, NormalForm, Params, Shapes, Site
+from .lora import LoRA, derive_form, is_lora, lora
 
 
 @dataclass(frozen=True)
@@ -41,30 +39,6 @@ def _normal_form(cfg: BiasedLoRA, params: Params, site: Site) -> NormalForm:
     return form._replace(shift=params["bias"] - site.base_bias) if site.bias else form
 
 
-def _form(of_lora: PeftForm) -> PeftForm:
-    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-        written = of_lora.to_config(sites)
-        return None if written is None else {**written, "bias": "lora_only"}
-
-    def matches(config: Mapping[str, Any]) -> bool:
-        return (
-            config.get("peft_type") == of_lora.peft_type
-            and config.get("bias") in ("lora_only", "all")
-            and not any(map(config.get, OTHERS))
-        )
-
-    return of_lora._replace(
-        refused_by=LORA_ALONE,
-        suffixes={**of_lora.suffixes, "bias": "base_layer.bias"},
-        to_config=to_config,
-        from_config=lambda config: derive_config(BiasedLoRA, of_lora.from_config(config)),
-        matches=matches,
-        layers=TRANSPOSED,
-        known_keys=of_lora.known_keys | {"bias"},
-    )
-
-
-assert lora.peft is not None  # for the type checker
 biased_lora = METHODS.register(
     lora._replace(
         name="biased_lora",
@@ -77,6 +51,13 @@ biased_lora = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(BiasedLoRA(r=3, alpha=5), BiasedLoRA(r=2, use_rslora=True, init="olora", dropout=0.1)),
-        peft=_form(lora.peft),
+        peft=derive_form(
+            BiasedLoRA,
+            "bias",
+            suffixes={"bias": "base_layer.bias"},
+            write=lambda cfg: "lora_only",
+            matches=lambda config: is_lora(config) and config.get("bias") in ("lora_only", "all"),
+            layers=TRANSPOSED,
+        ),
     )
 )

@@ -16,7 +16,7 @@ tensors have one.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from . import (
     Operator,
     Params,
     PeftContent,
-    PeftForm,
+    PeftKeys,
     PeftLayer,
     Permutation,
     Shapes,
@@ -131,25 +131,21 @@ def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(pre=reduce(Chain, steps), output_scale=scale, shift=shift)
 
 
+_KEYS = PeftKeys(
+    BOFT,
+    {"block_size": 4, "block_num": 0, "n_butterfly_factor": 1},
+    {"boft_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True},
+    renamed={name: f"boft_{name}" for name in ("block_size", "block_num", "n_butterfly_factor")},
+)
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
     first: BOFT = next(iter(sites.values()))
-    return {
-        "boft_block_size": 0 if first.block_num else first.block_size,
-        "boft_block_num": first.block_num,
-        "boft_n_butterfly_factor": first.n_butterfly_factor,
-        "boft_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_weights": True,
-    }
+    return {**_KEYS.to_config(sites), "boft_block_size": 0 if first.block_num else first.block_size}
 
 
-def _from_peft(config: Mapping[str, Any]) -> BOFT:
-    return BOFT(
-        block_size=config.get("boft_block_size", 4) or 4,
-        block_num=config.get("boft_block_num", 0),
-        n_butterfly_factor=config.get("boft_n_butterfly_factor", 1),
-    )
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    return _KEYS.from_config({**config, "boft_block_size": config.get("boft_block_size") or 4})
 
 
 def _count_factors(content: PeftContent) -> PeftContent:
@@ -157,7 +153,7 @@ def _count_factors(content: PeftContent) -> PeftContent:
     counts = {tensors["boft_R"].shape[0] for tensors in content.sites.values() if "boft_R" in tensors}
     if content.packed or counts != {1}:
         return content
-    return content._replace(config=replace(content.config, n_butterfly_factor=1))
+    return content.configure(n_butterfly_factor=1)
 
 
 def _as_row(cfg: BOFT, site: Site, params: Params) -> Arrays:
@@ -198,7 +194,7 @@ boft = METHODS.register(
             constants=_constants,
             expanded_size=lambda cfg, site: _layout(cfg, site.in_features).factors * site.in_features,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             # more factors need PEFT's CUDA extension, and its kernels are square
             peft_supports=lambda cfg, site: (
                 _layout(cfg, site.in_features).factors == 1 and len(set(site.kernel)) < 2
@@ -206,7 +202,7 @@ boft = METHODS.register(
             from_peft_file=_count_factors,
             layers={"conv": _CONVOLUTION},
             peft_type="BOFT",
-            suffixes={"boft_R": "boft_R", "boft_s": "boft_s"},
+            suffixes=("boft_R", "boft_s"),
             to_config=_to_peft,
             from_config=_from_peft,
             features=lambda params: (

@@ -11,9 +11,8 @@ their number replaces r.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,7 +26,7 @@ from . import (
     Method,
     NormalForm,
     Params,
-    PeftForm,
+    PeftKeys,
     Positive,
     RankConfig,
     Shapes,
@@ -35,7 +34,6 @@ from . import (
     Traits,
     array_namespace,
     normal,
-    plain,
     widths_of,
 )
 
@@ -89,29 +87,21 @@ def _normal_form(cfg: DEFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: DEFT = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "alpha": None if first.alpha is None else plain(first.alpha),
-        "deft_dropout": first.dropout,
-        "decomposition_method": first.decomposition_method,
-        "para": False,
-        "init_scale": 1.0,
-        "init_weights": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> DEFT:
-    return DEFT(
-        r=config.get("r", 8),
-        alpha=config.get("alpha"),
-        dropout=config.get("deft_dropout", 0.0),
-        decomposition_method=config.get("decomposition_method", "relu"),
-    )
-
+CONSTANTS = {
+    "para": False,
+    "init_scale": 1.0,
+    "init_weights": True,
+    "fan_in_fan_out": False,
+    "bias": "none",
+}
+"""The keys of PEFT's config that have fixed values."""
+_KEYS = PeftKeys(
+    DEFT,
+    {"r": 8, "alpha": None, "dropout": 0.0, "decomposition_method": "relu"},
+    CONSTANTS,
+    renamed={"dropout": "deft_dropout"},
+    whole=("alpha",),
+)
 
 deft = METHODS.register(
     Method(
@@ -129,12 +119,10 @@ deft = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(DEFT(r=1), DEFT(r=3, alpha=2), DEFT(r=4, dropout=0.1)),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="DEFT",
-            suffixes={"deft_P": "deft_P", "deft_R": "deft_R"},
+            suffixes=("deft_P", "deft_R"),
             layers=TRANSPOSED,
-            to_config=_to_peft,
-            from_config=_from_peft,
             features=widths_of("deft_R", "deft_P"),
             matches=lambda config: config.get("peft_type") == "DEFT" and not config.get("para"),
         ),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
+    PeftKeys,
     RanksConfig,
     Shapes,
     Site,
@@ -34,11 +33,8 @@ from . import (
     Traits,
     Whole,
     array_namespace,
-    by_site,
     kaiming,
-    literal,
     pattern_of,
-    plain,
     widths_of,
 )
 
@@ -94,25 +90,13 @@ def _length(matrix: Array, axis: int) -> Array:
     return xp.sqrt(xp.clip(xp.sum(matrix * matrix, axis=axis), _LEAST**2, None))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
-        **by_site("delora_lambda", {path: plain(cfg.bound) for path, cfg in sites.items()}, "lambda_pattern"),
-        "module_dropout": next(iter(sites.values())).dropout,
-        "init_weights": True,
-        "bias": "none",
-    }
-
-
-def _from_peft(config: Mapping[str, Any]) -> DeLoRA:
-    return DeLoRA(
-        r=config.get("r", 8),
-        bound=config.get("delora_lambda", 15),
-        dropout=config.get("module_dropout", 0.0),
-        rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
-        bound_pattern=literal(config.get("lambda_pattern"), "lambda_pattern"),
-    )
-
+_KEYS = PeftKeys(
+    DeLoRA,
+    {"r": 8, "bound": 15, "dropout": 0.0},
+    {"init_weights": True, "bias": "none"},
+    renamed={"bound": "delora_lambda", "bound_pattern": "lambda_pattern", "dropout": "module_dropout"},
+    whole=("bound",),
+)
 
 delora = METHODS.register(
     Method(
@@ -132,11 +116,9 @@ delora = METHODS.register(
         normal_form=_normal_form,
         examples=(DeLoRA(r=2, bound=6), DeLoRA(r=3, bound=3), DeLoRA(r=5, bound=2.5, dropout=0.1)),
         training=Training(needs=lambda cfg: frozenset({"weight"})),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="DELORA",
-            suffixes={name: name for name in ("delora_A", "delora_B", "delora_lambda", "delora_w_norm")},
-            to_config=_to_peft,
-            from_config=_from_peft,
+            suffixes=("delora_A", "delora_B", "delora_lambda", "delora_w_norm"),
             features=widths_of("delora_A", "delora_B"),
         ),
     )

@@ -12,10 +12,7 @@ never formed, because
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +28,6 @@ from . import (
     NormalForm,
     Params,
     PeftContent,
-    PeftForm,
     PeftLayer,
     Shapes,
     Site,
@@ -43,12 +39,10 @@ from . import (
     constant,
     has_axes,
     refuse_site,
-    widths_of,
 )
 from .core.base import factors
 from .core.peft_form import as_matrices
-from .lora import EMBEDDED, LoRA, lora, spans_groups
-from .peft.base_change import undo_base_change
+from .lora import EMBEDDED, PLAIN_FILES, LoRA, derive_form, lora, spans_groups
 
 _LEAST = 1e-12
 """Row norms are at least this, so that a row of zeros does not cause a division by zero."""
@@ -103,17 +97,6 @@ def _norm(lengths: Array, weight: Array, A: Array, B: Array) -> Array:
     return lengths * xp.sqrt(xp.clip(1 + (2 * cross + square) / lengths**2, _LEAST, None))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    assert lora.peft is not None
-    return {**(lora.peft.to_config(sites) or {}), "use_dora": True}
-
-
-def _from_peft(config: Mapping[str, Any]) -> DoRA:
-    assert lora.peft is not None
-    plain = lora.peft.from_config(config)
-    return DoRA(**{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)})
-
-
 _FACTORS = as_kernels("lora_A", "lora_B")
 
 
@@ -165,13 +148,11 @@ dora = METHODS.register(
         examples=(DoRA(r=1), DoRA(r=3, alpha=5), DoRA(r=5, alpha=4, use_rslora=True, dropout=0.1)),
         training=Training(rates=lora.training.rates),
         storage=Storage(expanded_size=factors, constants=lambda cfg, site: {"lengths": _lengths(site)}),
-        peft=PeftForm(
-            peft_type="LORA",
-            suffixes={
-                "lora_A": "lora_A.weight",
-                "lora_B": "lora_B.weight",
-                "lora_magnitude_vector": "lora_magnitude_vector",
-            },
+        peft=derive_form(
+            DoRA,
+            "use_dora",
+            suffixes={"lora_magnitude_vector": "lora_magnitude_vector"},
+            write=lambda cfg: True,
             layers={
                 "conv": PeftLayer(
                     shapes_say_so=has_axes(3, 4, 5),
@@ -181,13 +162,9 @@ dora = METHODS.register(
                 "embedding": PeftLayer({**EMBEDDED, "lora_magnitude_vector": "lora_magnitude_vector"}),
                 **TRANSPOSED,
             },
-            to_config=_to_peft,
-            from_config=_from_peft,
-            features=widths_of("lora_A", "lora_B"),
             matches=lambda config: config.get("peft_type") == "LORA" and bool(config.get("use_dora")),
-            undo_base_change=undo_base_change,
             refused_by={**LORA_ALONE, "transformers": "it leaves the lengths as the base has them"},
-            from_peft_file=_require_plain_rows,
+            **{**PLAIN_FILES, "from_peft_file": _require_plain_rows},
         ),
     )
 )

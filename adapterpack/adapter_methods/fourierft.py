@@ -136,7 +136,6 @@ _KEYS = PeftKeys(
     FourierFT,
     {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
     {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
-    by_site="n_frequency",
     anchored=False,
 )
 

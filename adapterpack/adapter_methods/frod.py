@@ -36,7 +36,6 @@ from . import (
     NormalForm,
     Params,
     PeftContent,
-    PeftForm,
     PeftKeys,
     Positive,
     Seed,
@@ -301,9 +300,9 @@ frod = METHODS.register(
             shared=Shared(_shared_shapes, _init_shared, reads_weights=True),
         ),
         overrides={"derive": _derive},
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="FROD",
-            suffixes={name: name for name in ("frod_lambda_l", "frod_lambda_s_values")},
+            suffixes=("frod_lambda_l", "frod_lambda_s_values"),
             layers=TRANSPOSED,
             to_config=_to_peft,
             from_config=_from_peft,

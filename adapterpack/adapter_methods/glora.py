@@ -136,12 +136,14 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
     """Drops the zeros that PEFT stores for missing paths; a site that then has nothing of C, D and E has no
     bias.
     """
-    sites = {
-        path: {name: value for name, value in params.items() if not name.startswith("zeros_")}
-        for path, params in content.sites.items()
-    }
-    unbiased = tuple(path for path, params in sites.items() if not any(name[6] in "CDE" for name in params))
-    return content._replace(config=replace(content.config, unbiased=unbiased), sites=sites)
+    kept = content.change_sites(
+        lambda params: {name: value for name, value in params.items() if not name.startswith("zeros_")}
+    )
+    return kept.configure(
+        unbiased=tuple(
+            path for path, params in kept.sites.items() if not any(name[6] in "CDE" for name in params)
+        )
+    )
 
 
 def _features(params: Params) -> tuple[int | None, int | None]:

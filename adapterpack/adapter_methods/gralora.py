@@ -15,9 +15,7 @@ its own part of the rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -34,7 +32,7 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
+    PeftKeys,
     RankConfig,
     Shapes,
     Site,
@@ -42,7 +40,6 @@ from . import (
     Whole,
     array_namespace,
     kaiming,
-    plain,
     set_defaults,
 )
 
@@ -126,19 +123,13 @@ def _as_matrix(B: Array) -> Array:
     return xp.reshape(parts * diagonal, (k * wide, k * k * block_rank))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: GraLoRA = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "alpha": plain(first.alpha or 0.0),
-        "gralora_k": first.k,
-        "hybrid_r": first.hybrid_r,
-        "gralora_dropout": first.dropout,
-        "init_weights": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-    }
-
+_KEYS = PeftKeys(
+    GraLoRA,
+    {"r": 32, "alpha": 64, "k": 2, "hybrid_r": 0, "dropout": 0.0},
+    {"init_weights": True, "fan_in_fan_out": False, "bias": "none"},
+    renamed={"k": "gralora_k", "dropout": "gralora_dropout"},
+    whole=("alpha",),
+)
 
 gralora = METHODS.register(
     Method(
@@ -161,7 +152,7 @@ gralora = METHODS.register(
             GraLoRA(r=4, k=2, alpha=5, hybrid_r=3, dropout=0.1),
             GraLoRA(r=3, k=1),
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="GRALORA",
             suffixes={
                 "gralora_A": "gralora_A",
@@ -171,14 +162,6 @@ gralora = METHODS.register(
             },
             layers=TRANSPOSED,
             peft_supports=lambda cfg, site: site.in_features % cfg.k == 0 == site.out_features % cfg.k,
-            to_config=_to_peft,
-            from_config=lambda config: GraLoRA(
-                r=config.get("r", 32),
-                alpha=config.get("alpha", 64),
-                k=config.get("gralora_k", 2),
-                hybrid_r=config.get("hybrid_r", 0),
-                dropout=config.get("gralora_dropout", 0.0),
-            ),
             features=lambda params: (
                 params["gralora_A"].shape[0] * params["gralora_A"].shape[1],
                 params["gralora_B"].shape[0] * params["gralora_B"].shape[2],

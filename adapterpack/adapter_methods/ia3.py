@@ -171,7 +171,7 @@ def _channels(content: PeftContent) -> PeftContent:
         for path, tensors in content.sites.items()
         if tensors.get("ia3_l", np.zeros(0)).ndim > 2 and content.config.at(path).feedforward
     }
-    return content._replace(config=replace(content.config, channels=count)) if count else content
+    return content.configure(channels=count) if count else content
 
 
 _CONVOLUTION = PeftLayer(

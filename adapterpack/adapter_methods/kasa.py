@@ -14,7 +14,6 @@ A penalty in the loss keeps d small and A and B close to orthogonal (equations 9
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,16 +29,14 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
     Shapes,
     Site,
     Storage,
     Training,
     Traits,
     array_namespace,
-    widths_of,
 )
-from .lora import LoRA, lora
+from .lora import PLAIN_FILES, LoRA, derive_form, lora
 from .peft.base_change import require_kept_base
 
 
@@ -97,22 +94,10 @@ def departure(gram: Array) -> Array:
     return xp.sqrt(xp.sum(difference * difference))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    assert lora.peft is not None
-    first: KaSA = next(iter(sites.values()))
-    return {**(lora.peft.to_config(sites) or {}), "kasa_config": {"beta": first.beta, "gamma": first.gamma}}
-
-
-def _from_peft(config: Mapping[str, Any]) -> KaSA:
-    assert lora.peft is not None
-    plain, kasa_keys = lora.peft.from_config(config), config.get("kasa_config")
-    if not isinstance(kasa_keys, Mapping):
-        raise ValueError(f"kasa_config must be an object, not {kasa_keys!r:.80}")
-    return KaSA(
-        **{field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)},
-        beta=kasa_keys.get("beta", KaSA.beta),
-        gamma=kasa_keys.get("gamma", KaSA.gamma),
-    )
+def _read_penalty(weights: Any) -> dict[str, Any]:
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"kasa_config must be an object, not {weights!r:.80}")
+    return {"beta": weights.get("beta", KaSA.beta), "gamma": weights.get("gamma", KaSA.gamma)}
 
 
 kasa = METHODS.register(
@@ -130,18 +115,20 @@ kasa = METHODS.register(
         training=Training(rates=lora.training.rates),
         overrides={"penalty": _penalty},
         storage=Storage(constants=_cut),
-        peft=PeftForm(
-            peft_type="LORA",
-            suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "lora_diag": "lora_diag"},
-            to_config=_to_peft,
-            from_config=_from_peft,
-            features=widths_of("lora_A", "lora_B"),
+        peft=derive_form(
+            KaSA,
+            "kasa_config",
+            suffixes={"lora_diag": "lora_diag"},
+            write=lambda cfg: {"beta": cfg.beta, "gamma": cfg.gamma},
+            read=_read_penalty,
             matches=lambda config: (
                 config.get("peft_type") == "LORA"
                 and bool(config.get("kasa_config"))
                 and not config.get("use_dora")
             ),
+            layers={},
             undo_base_change=require_kept_base,
+            **PLAIN_FILES,
         ),
     )
 )

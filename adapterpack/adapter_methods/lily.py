@@ -30,7 +30,6 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
     PeftKeys,
     RankConfig,
     Shapes,
@@ -217,7 +216,7 @@ lily = METHODS.register(
             resolve=_resolve,
         ),
         overrides={"refuse": lambda stage: _REFUSED.get(stage, "")},
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="LILY",
             suffixes={
                 "lily_A": "lily_A.weight",

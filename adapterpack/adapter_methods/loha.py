@@ -22,23 +22,18 @@ from . import (
     METHODS,
     AlphaConfig,
     Array,
-    Arrays,
     Dense,
     Method,
     NormalForm,
     Params,
-    PeftContent,
-    PeftForm,
+    PeftKeys,
     PeftLayer,
     Shapes,
     Site,
     Storage,
     Traits,
     array_namespace,
-    by_site,
     kaiming,
-    literal,
-    plain,
     widths_of,
     zeros,
 )
@@ -114,45 +109,27 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return joined.reshape(len(factor), -1).astype(np.float32)
 
 
-def _join(content: PeftContent) -> PeftContent:
-    """Returns the sites with their kernels multiplied into the input factors."""
-    return content._replace(
-        sites={
-            path: _whole(tensors) if "hada_t1" in tensors else tensors
-            for path, tensors in content.sites.items()
-        }
-    )
-
-
-def _whole(tensors: Mapping[str, np.ndarray]) -> Arrays:
+def _join(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Returns the tensors of a site with the kernels multiplied into the input factors."""
+    if "hada_t1" not in tensors:
+        return tensors
     if set(tensors) != {f"hada_{name}" for name in ("t1", "w1_a", "w1_b", "t2", "w2_a", "w2_b")}:
         raise ValueError(f"of a kernel's two factors there are only {', '.join(sorted(tensors))}")
     joined = {f"hada_w{n}_b": with_kernel(tensors[f"hada_t{n}"], tensors[f"hada_w{n}_b"]) for n in (1, 2)}
     return {**joined, **{f"hada_w{n}_a": np.ascontiguousarray(tensors[f"hada_w{n}_a"].T) for n in (1, 2)}}
 
 
-def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the keys that the PEFT configs of LoHa and LoKr share."""
-    return {
-        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
-        **by_site("alpha", {path: plain(cfg.alpha) for path, cfg in sites.items()}, "alpha_pattern"),
-        "rank_dropout": 0.0,
-        "module_dropout": 0.0,
-        "init_weights": True,
-        "use_effective_conv2d": False,
-    }
-
-
-def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads those keys from a PEFT config. Dropout of ranks or modules and the initialisation only matter in
-    training and are ignored.
-    """
-    return {
-        "r": config.get("r", 8),
-        "alpha": config.get("alpha", 8),
-        **{name: literal(config.get(name), name) for name in ("rank_pattern", "alpha_pattern")},
-    }
-
+FIELDS: Mapping[str, Any] = {"r": 8, "alpha": 8}
+CONSTANTS: Mapping[str, Any] = {
+    "rank_dropout": 0.0,
+    "module_dropout": 0.0,
+    "init_weights": True,
+    "use_effective_conv2d": False,
+}
+"""What the PEFT configs of LoHa and LoKr share; dropout of ranks or modules and the initialisation only
+matter in training and are ignored.
+"""
+_KEYS = PeftKeys(LoHa, FIELDS, CONSTANTS, whole=("alpha",))
 
 loha = METHODS.register(
     Method(
@@ -175,14 +152,12 @@ loha = METHODS.register(
                 cfg.rank * (site.in_features + site.out_features), site.in_features * site.out_features
             ),
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="LOHA",
-            suffixes={name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+            suffixes=("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"),
             aliases={name: name for name in ("hada_t1", "hada_t2")},
-            from_peft_file=_join,
+            from_peft_file=lambda content: content.change_sites(_join),
             layers={"conv": PeftLayer(), "grouped_conv": PeftLayer()},
-            to_config=to_peft,
-            from_config=lambda config: LoHa(**from_peft(config)),
             features=widths_of("hada_w1_b", "hada_w1_a"),
         ),
     )

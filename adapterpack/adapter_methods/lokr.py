@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from . import (
     NormalForm,
     Params,
     PeftContent,
-    PeftForm,
+    PeftKeys,
     PeftLayer,
     Shapes,
     Site,
@@ -44,7 +43,7 @@ from . import (
     zeros,
 )
 from .core.site import shapes_of
-from .loha import from_peft, to_peft, with_kernel
+from .loha import CONSTANTS, FIELDS, with_kernel
 
 
 @dataclass(frozen=True)
@@ -166,16 +165,6 @@ _LARGEST = 1024
 """The most kernel points that are tried if only the product of channels and points is known."""
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: LoKr = next(iter(sites.values()))
-    return {
-        **to_peft(sites),
-        "decompose_both": first.decompose_both,
-        "decompose_factor": first.decompose_factor,
-        "rank_dropout_scale": False,
-    }
-
-
 def _sides(params: Params, name: str) -> tuple[int, int]:
     """Returns the shape of a factor, stored as one matrix or as two."""
     whole = params.get(name)
@@ -217,6 +206,13 @@ _CONVOLUTION = PeftLayer(
 )
 
 
+_KEYS = PeftKeys(
+    LoKr,
+    {**FIELDS, "decompose_both": False, "decompose_factor": -1},
+    {**CONSTANTS, "rank_dropout_scale": False},
+    whole=("alpha",),
+)
+
 lokr = METHODS.register(
     Method(
         name="lokr",
@@ -237,18 +233,9 @@ lokr = METHODS.register(
             LoKr(r=1, alpha=2, decompose_both=True, decompose_factor=4),
             LoKr(r=2, decompose_factor=3),
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="LOKR",
-            suffixes={
-                name: name
-                for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
-            },
-            to_config=_to_peft,
-            from_config=lambda config: LoKr(
-                **from_peft(config),
-                decompose_both=config.get("decompose_both", False),
-                decompose_factor=config.get("decompose_factor", -1),
-            ),
+            suffixes=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
             features=_features,
             aliases={"lokr_t2": "lokr_t2"},
             from_peft_file=_kernels,

@@ -13,9 +13,9 @@ which is zero at the start without any rounding, and is a plain LoRA of rank 2 r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from . import (
     FOR_TRAINING,
     INITS,
     LAYOUTS,
+    LORA_ALONE,
     METHODS,
     TRANSPOSED,
     WEIGHTS,
@@ -35,6 +36,7 @@ from . import (
     NormalForm,
     Params,
     PeftForm,
+    PeftKeys,
     PeftLayer,
     Positive,
     Shapes,
@@ -44,10 +46,7 @@ from . import (
     Traits,
     array_namespace,
     as_kernels,
-    by_site,
     has_axes,
-    literal,
-    plain,
 )
 from .core.layouts import STACKS
 from .peft.attention import attention_parameters
@@ -96,16 +95,6 @@ class LoRA(AlphaConfig):
     def frozen(self) -> frozenset[str]:
         """The factor that the init freezes, and the start that is subtracted."""
         return INITS[self.init].frozen | _START
-
-
-Kind = TypeVar("Kind", bound=LoRA)
-
-
-def derive_config(kind: type[Kind], plain: LoRA, **more: Any) -> Kind:
-    """Returns the config of a method derived from LoRA, with the hyper-parameters of ``plain`` and the
-    further ones in ``more``.
-    """
-    return kind(**{field.name: getattr(plain, field.name) for field in fields(LoRA)}, **more)
 
 
 _START = frozenset({"start_A", "start_B"})
@@ -195,49 +184,110 @@ SPANNING = PeftLayer(shapes_say_so=spans_groups, stored=as_kernels("lora_A", "lo
 """PEFT's factors at a grouped convolution, recognised by their shapes; it must be tried before other
 convolutions.
 """
+CONVOLUTION = SPANNING._replace(
+    shapes_say_so=lambda shapes: has_axes(3, 4, 5)(shapes) and not spans_groups(shapes)
+)
+"""PEFT's factors at another convolution."""
 
 
 OTHERS = ("use_dora", "kasa_config", "alora_invocation_tokens", "lora_bias")
 """The keys of PEFT's config that mark other methods of the type ``LORA``."""
-_SUFFIXES = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"}
 EMBEDDED = {"lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 """PEFT's names of the factors at an embedding."""
 
 
+_KEYS = PeftKeys(
+    LoRA,
+    {"r": 8, "alpha": 8, "use_rslora": False, "dropout": 0.0},
+    # the `layers` below set `fan_in_fan_out` where it is true
+    {"use_dora": False, "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True},
+    renamed={"alpha": "lora_alpha", "dropout": "lora_dropout"},
+    whole=("alpha",),
+)
+
+
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns PEFT's keys, of which ``use_rslora`` is one for all sites: a site whose own differs gets the
+    alpha that gives the same scale.
+    """
     first: LoRA = next(iter(sites.values()))
-
-    def alpha(cfg: LoRA) -> float:
-        """Returns the alpha for PEFT, which has one ``use_rslora`` for all sites: if a site's own setting
-        differs, the alpha that gives the same scale.
-        """
-        same = cfg.use_rslora == first.use_rslora
-        value = (
-            float(cfg.alpha or 0) if same else cfg.scale * (math.sqrt(cfg.r) if first.use_rslora else cfg.r)
-        )
-        return plain(value)
-
-    return {
-        **by_site("r", {path: cfg.r for path, cfg in sites.items()}, "rank_pattern"),
-        **by_site("lora_alpha", {path: alpha(cfg) for path, cfg in sites.items()}, "alpha_pattern"),
-        "lora_dropout": first.dropout,
-        "use_rslora": first.use_rslora,
-        "use_dora": False,
-        "bias": "none",
-        "fan_in_fan_out": False,  # the `layers` below set it where it is true
-        "init_lora_weights": True,
+    root = math.sqrt if first.use_rslora else float
+    same = {
+        path: cfg if cfg.use_rslora == first.use_rslora else replace(cfg, alpha=cfg.scale * root(cfg.r))
+        for path, cfg in sites.items()
     }
+    return _KEYS.to_config(same)
 
 
-def _from_peft(config: Mapping[str, Any]) -> LoRA:
-    return LoRA(
-        r=config.get("r", 8),
-        alpha=config.get("lora_alpha", 8),
-        use_rslora=config.get("use_rslora", False),
-        dropout=config.get("lora_dropout", 0.0),
-        rank_pattern=literal(config.get("rank_pattern"), "rank_pattern"),
-        alpha_pattern=literal(config.get("alpha_pattern"), "alpha_pattern"),
+def is_lora(config: Mapping[str, Any], *marks: str) -> bool:
+    """Whether a PEFT config is of the type ``LORA`` with just these keys that mark other methods."""
+    return config.get("peft_type") == "LORA" and [key for key in OTHERS if config.get(key)] == [*marks]
+
+
+_FORM = PeftForm(
+    peft_type="LORA",
+    suffixes={"lora_A": "lora_A.weight", "lora_B": "lora_B.weight"},
+    to_config=_to_peft,
+    from_config=_KEYS.from_config,
+    features=lambda params: (params["lora_A"].shape[-2:][1], params["lora_B"].shape[-2]),
+    matches=lambda config: is_lora(config) and config.get("bias") in (None, "none"),
+    undo_base_change=undo_base_change,
+    from_peft_file=lambda content: attention_parameters(targeted_parameters(widen(as_lora(content)))),
+    known_keys=READ_AS_LORA | {TARGET_PARAMETERS},
+    ignored_suffixes=FOR_TRAINING_ALONE,
+    layers={
+        "spanning_conv": SPANNING,
+        "conv": CONVOLUTION,
+        "embedding": PeftLayer(EMBEDDED),
+        **TRANSPOSED,
+    },
+    refused_by={},
+    overrides={"bare_parameters": to_peft_factors},
+)
+
+
+def derive_form(
+    kind: type[LoRA],
+    key: str,
+    suffixes: Mapping[str, str],
+    write: Callable[[Any], Any],
+    read: Callable[[Any], Mapping[str, Any]] = lambda value: {},
+    **changes: Any,
+) -> PeftForm:
+    """Returns the PEFT form of a method derived from LoRA, which adds a ``key`` to PEFT's config and tensors
+    with these ``suffixes``.
+
+    ``write`` returns the key's value for a config, which is the same at all sites, and ``read`` the method's
+    own hyper-parameters from the key's value. The other ``changes`` are fields of :class:`PeftForm`.
+    """
+
+    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
+        value, *other_values = map(write, sites.values())
+        return {**_to_peft(sites), key: value} if all(other == value for other in other_values) else None
+
+    def from_config(config: Mapping[str, Any]) -> LoRA:
+        plain = _KEYS.from_config(config)
+        own = {field.name: getattr(plain, field.name) for field in fields(LoRA)}
+        return kind(**own, **read(config.get(key)))
+
+    derived = _FORM._replace(
+        suffixes={**_FORM.suffixes, **suffixes},
+        to_config=to_config,
+        from_config=from_config,
+        matches=lambda config: is_lora(config, key),
+        known_keys=_FORM.known_keys | {key},
+        refused_by=LORA_ALONE,
     )
+    return derived._replace(**changes)
+
+
+PLAIN_FILES: dict[str, Any] = {
+    "from_peft_file": None,
+    "known_keys": frozenset(),
+    "ignored_suffixes": (),
+    "overrides": {},
+}
+"""The ``changes`` of a method whose files PEFT has in fewer forms than those of LoRA."""
 
 
 lora = METHODS.register(
@@ -274,31 +324,6 @@ lora = METHODS.register(
             rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
         ),
         storage=Storage(to_stored=_to_pack),
-        peft=PeftForm(
-            peft_type="LORA",
-            suffixes=_SUFFIXES,
-            to_config=_to_peft,
-            from_config=_from_peft,
-            features=lambda params: (params["lora_A"].shape[-2:][1], params["lora_B"].shape[-2]),
-            matches=lambda config: (
-                config.get("peft_type") == "LORA"
-                and not any(map(config.get, OTHERS))
-                and config.get("bias") in (None, "none")
-            ),
-            undo_base_change=undo_base_change,
-            from_peft_file=lambda content: attention_parameters(targeted_parameters(widen(as_lora(content)))),
-            known_keys=READ_AS_LORA | {TARGET_PARAMETERS},
-            ignored_suffixes=FOR_TRAINING_ALONE,
-            layers={
-                "spanning_conv": SPANNING,
-                "conv": SPANNING._replace(
-                    shapes_say_so=lambda shapes: has_axes(3, 4, 5)(shapes) and not spans_groups(shapes)
-                ),
-                "embedding": PeftLayer(EMBEDDED),
-                **TRANSPOSED,
-            },
-            refused_by={},
-            overrides={"bare_parameters": to_peft_factors},
-        ),
+        peft=_FORM,
     )
 )

@@ -8,16 +8,14 @@ refused, as in PEFT, because the base's files have no place for it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from . import LINEAR, LORA_ALONE, METHODS, Arrays, NormalForm, Params, PeftForm, Shapes, Site, as_kernels
-from .lora import OTHERS, LoRA, derive_config, lora
+from . import LINEAR, METHODS, TRANSPOSED, Arrays, NormalForm, Params, Shapes, Site, as_kernels
+from .lora import CONVOLUTION, SPANNING, LoRA, derive_form, lora
 
-_BIAS, _KEY = "lora_B_bias", "lora_bias"
+_BIAS = "lora_B_bias"
 
 
 @dataclass(frozen=True)
@@ -48,33 +46,6 @@ def _as_kernels(cfg: LoRABias, site: Site, params: Params) -> Arrays:
     return {**params, **as_kernels("lora_A", "lora_B")(cfg, site, params)}
 
 
-def _form(of_lora: PeftForm) -> PeftForm:
-    def to_config(sites: Mapping[str, Any]) -> dict[str, Any] | None:
-        written = of_lora.to_config(sites)
-        return None if written is None else {**written, _KEY: True}
-
-    def matches(config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == of_lora.peft_type and [
-            key for key in OTHERS if config.get(key)
-        ] == [_KEY]
-
-    return of_lora._replace(
-        refused_by=LORA_ALONE,
-        suffixes={**of_lora.suffixes, _BIAS: "lora_B.bias"},
-        to_config=to_config,
-        from_config=lambda config: derive_config(LoRABias, of_lora.from_config(config)),
-        matches=matches,
-        layers={
-            kind: form if kind not in {"spanning_conv", "conv"} else form._replace(stored=_as_kernels)
-            for kind, form in of_lora.layers.items()
-            if kind != "embedding"
-        },
-        overrides={},
-        peft_supports=lambda cfg, site: site.bias,
-    )
-
-
-assert lora.peft is not None  # for the type checker
 lora_bias = METHODS.register(
     lora._replace(
         name="lora_bias",
@@ -87,6 +58,18 @@ lora_bias = METHODS.register(
         init=_init,
         normal_form=_normal_form,
         examples=(LoRABias(r=3, alpha=5), LoRABias(r=2, use_rslora=True, init="pissa", dropout=0.1)),
-        peft=_form(lora.peft),
+        peft=derive_form(
+            LoRABias,
+            "lora_bias",
+            suffixes={_BIAS: "lora_B.bias"},
+            write=lambda cfg: True,
+            layers={
+                **TRANSPOSED,
+                "spanning_conv": SPANNING._replace(stored=_as_kernels),
+                "conv": CONVOLUTION._replace(stored=_as_kernels),
+            },
+            overrides={},
+            peft_supports=lambda cfg, site: site.bias,
+        ),
     )
 )

@@ -21,7 +21,7 @@ from . import (
     Method,
     NormalForm,
     Params,
-    PeftForm,
+    PeftKeys,
     RankConfig,
     Shapes,
     Site,
@@ -51,15 +51,16 @@ def _normal_form(cfg: MiSS, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=BlockSums(site.in_features, cfg.r, block), up=Dense(block.T))
 
 
-def to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns PEFT's keys for the methods of this family; PEFT has one rank for all sites."""
-    first = next(iter(sites.values()))
-    return {"r": first.r, "miss_dropout": first.dropout, "mini_r": 1, "init_weights": True, "bias": "none"}
-
-
-def from_peft(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads this package's fields from PEFT's keys."""
-    return {"r": config.get("r", 64), "dropout": config.get("miss_dropout", 0.0)}
+def miss_keys(config: type[Any], *fields: str, **constants: Any) -> PeftKeys:
+    """Returns PEFT's keys for a method of this family; PEFT has one rank for all sites."""
+    usual = {"r": 64, "dropout": 0.0, **dict.fromkeys(fields, 1)}
+    written = {"mini_r": 1, "init_weights": True, "bias": "none", **constants}
+    return PeftKeys(
+        config,
+        usual,
+        {key: value for key, value in written.items() if key not in fields},
+        renamed={"dropout": "miss_dropout"},
+    )
 
 
 def is_miss(config: Mapping[str, Any], variant: str | None) -> bool:
@@ -84,11 +85,9 @@ miss = METHODS.register(
         init=zeros(_shapes),
         normal_form=_normal_form,
         examples=(MiSS(r=2), MiSS(r=5, dropout=0.1)),
-        peft=PeftForm(
+        peft=miss_keys(MiSS).form(
             peft_type="MISS",
-            suffixes={"miss_block": "miss_block"},
-            to_config=to_peft,
-            from_config=lambda config: MiSS(**from_peft(config)),
+            suffixes=("miss_block",),
             features=lambda params: (None, params["miss_block"].shape[1]),
             matches=lambda config: is_miss(config, None),
             aliases={"bone_block": "miss_block"},

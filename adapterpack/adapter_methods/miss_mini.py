@@ -9,9 +9,7 @@ number, which PEFT refuses).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from . import (
     METHODS,
@@ -21,7 +19,6 @@ from . import (
     Method,
     NormalForm,
     Params,
-    PeftForm,
     RankConfig,
     Repeat,
     Shapes,
@@ -32,7 +29,7 @@ from . import (
     require_widths,
     zeros,
 )
-from .miss import from_peft, is_miss, to_peft
+from .miss import is_miss, miss_keys
 
 
 @dataclass(frozen=True)
@@ -60,10 +57,6 @@ def _normal_form(cfg: MiSSMini, params: Params, site: Site) -> NormalForm:
     )
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    return {**to_peft(sites), "mini_r": next(iter(sites.values())).mini_r, "init_weights": "mini"}
-
-
 miss_mini = METHODS.register(
     Method(
         name="miss_mini",
@@ -79,11 +72,9 @@ miss_mini = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: (cfg.r + cfg.mini_r) * (site.in_features + site.out_features)
         ),
-        peft=PeftForm(
+        peft=miss_keys(MiSSMini, "mini_r", init_weights="mini").form(
             peft_type="MISS",
-            suffixes={"miss_block": "miss_block"},
-            to_config=_to_peft,
-            from_config=lambda config: MiSSMini(**from_peft(config), mini_r=config.get("mini_r", 1)),
+            suffixes=("miss_block",),
             matches=lambda config: is_miss(config, "mini"),
             aliases={"bone_block": "miss_block"},
         ),

@@ -26,7 +26,6 @@ from . import (
     NoBranch,
     NormalForm,
     Params,
-    PeftForm,
     PeftKeys,
     PeftLayer,
     Positive,
@@ -177,7 +176,7 @@ oft = METHODS.register(
             OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3),
         ),
         storage=Storage(constants=_constants, expanded_size=_makes),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="OFT",
             suffixes={"oft_R": "oft_R.weight"},
             layers={"conv": PeftLayer(ambiguous_because=_patches), "table": _EMBEDDING},

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -142,7 +142,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         site = Site(path, V.shape[1], U.shape[0])
         if _shapes(content.config, site)["osf_U"] != U.shape:
             found[f"^{path}"] = min(V.shape[1], U.shape[0]) - U.shape[1]
-    return content._replace(config=replace(content.config, rank_pattern=found))
+    return content.configure(rank_pattern=found)
 
 
 osf = METHODS.register(

@@ -9,16 +9,16 @@ In PEFT this is DEFT's option ``para``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from . import (
     METHODS,
+    TRANSPOSED,
     Dense,
     NormalForm,
     Params,
-    PeftForm,
+    PeftKeys,
     RankConfig,
     Shapes,
     Site,
@@ -27,7 +27,7 @@ from . import (
     widths_of,
     zeros,
 )
-from .deft import deft, sides
+from .deft import CONSTANTS, deft, sides
 
 
 @dataclass(frozen=True)
@@ -52,36 +52,13 @@ def _normal_form(cfg: PaRa, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(xp.matmul(Z.T, site.weight)), up=Dense(Q, -1.0))
 
 
-def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    first: PaRa = next(iter(sites.values()))
-    return {
-        "r": first.r,
-        "alpha": None,
-        "deft_dropout": first.dropout,
-        "decomposition_method": first.decomposition_method,
-        "para": True,
-        "init_scale": 1.0,
-        "init_weights": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-    }
+_KEYS = PeftKeys(
+    PaRa,
+    {"r": 8, "dropout": 0.0, "decomposition_method": "relu"},
+    {**CONSTANTS, "alpha": None, "para": True},
+    renamed={"dropout": "deft_dropout"},
+)
 
-
-def _form(of_deft: PeftForm) -> PeftForm:
-    return of_deft._replace(
-        suffixes={"deft_P": "deft_P"},
-        to_config=_to_peft,
-        from_config=lambda config: PaRa(
-            r=config.get("r", 8),
-            dropout=config.get("deft_dropout", 0.0),
-            decomposition_method=config.get("decomposition_method", "relu"),
-        ),
-        features=widths_of(None, "deft_P"),
-        matches=lambda config: config.get("peft_type") == of_deft.peft_type and config.get("para") is True,
-    )
-
-
-assert deft.peft is not None  # for the type checker
 para = METHODS.register(
     deft._replace(
         name="para",
@@ -94,6 +71,12 @@ para = METHODS.register(
         init=zeros(_shapes, deft_P=normal),
         normal_form=_normal_form,
         examples=(PaRa(r=2), PaRa(r=3, decomposition_method="qr", dropout=0.1)),
-        peft=_form(deft.peft),
+        peft=_KEYS.form(
+            peft_type="DEFT",
+            suffixes=("deft_P",),
+            layers=TRANSPOSED,
+            features=widths_of(None, "deft_P"),
+            matches=lambda config: config.get("peft_type") == "DEFT" and config.get("para") is True,
+        ),
     )
 )

@@ -28,7 +28,6 @@ from . import (
     NormalForm,
     Number,
     Params,
-    PeftForm,
     PeftKeys,
     RankConfig,
     Shapes,
@@ -124,7 +123,7 @@ peanut = METHODS.register(
         storage=Storage(
             expanded_size=lambda cfg, site: (2 * cfg.depth + 2) * cfg.r * (site.in_features + cfg.r)
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="PEANUT",
             suffixes={
                 "peanut_A": "peanut_A.weight",
@@ -136,7 +135,6 @@ peanut = METHODS.register(
                 },
             },
             to_config=_to_peft,
-            from_config=_KEYS.from_config,
             features=widths_of(None, "peanut_B"),
         ),
     )

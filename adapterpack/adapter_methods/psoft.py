@@ -42,7 +42,6 @@ from . import (
     Method,
     NormalForm,
     Params,
-    PeftForm,
     PeftKeys,
     RankConfig,
     Seed,
@@ -259,7 +258,7 @@ psoft = METHODS.register(
             PSOFT(r=3, svd="lowrank", svd_lowrank_niter=4, random_seed=7),
         ),
         storage=Storage(constants=_constants),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="PSOFT",
             suffixes={
                 "psoft_R": "psoft_R.weight",

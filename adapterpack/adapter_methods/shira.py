@@ -9,7 +9,7 @@ values, in int32.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -107,7 +107,7 @@ _KEYS = PeftKeys(
 def _from_peft_file(content: PeftContent) -> PeftContent:
     """Drops the seed if the file stores the positions: PEFT stores them even if it has a seed."""
     stored = any("shira_indices" in params for params in content.sites.values())
-    return content._replace(config=replace(content.config, random_seed=None)) if stored else content
+    return content.configure(random_seed=None) if stored else content
 
 
 shira = METHODS.register(

@@ -33,7 +33,6 @@ from . import (
     NormalForm,
     Params,
     PeftContent,
-    PeftForm,
     PeftKeys,
     PeftLayer,
     RankConfig,
@@ -206,11 +205,9 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
                 remedy="merge this adapter with the library that made it",
             )
         indices[path] = index
-    sites = {
-        path: {name: value for name, value in params.items() if name != "tinylora_P"}
-        for path, params in content.sites.items()
-    }
-    return PeftContent(replace(cfg, count=count, indices=indices), content.shared, sites)
+    return content.configure(count=count, indices=indices).change_sites(
+        lambda params: {name: value for name, value in params.items() if name != "tinylora_P"}
+    )
 
 
 tinylora = METHODS.register(
@@ -246,9 +243,9 @@ tinylora = METHODS.register(
             ),
             resolve=_resolve,
         ),
-        peft=PeftForm(
+        peft=_KEYS.form(
             peft_type="TINYLORA",
-            suffixes={name: name for name in ("tinylora_A", "tinylora_B", "tinylora_P")},
+            suffixes=("tinylora_A", "tinylora_B", "tinylora_P"),
             layers={"table": PeftLayer(), **TRANSPOSED},
             to_config=_to_peft,
             from_config=_from_peft,

@@ -140,7 +140,6 @@ _KEYS = PeftKeys(
         "proportional_parameters": False,
     },
     {"proportional_parameters": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
-    by_site="n_frequency",
 )
 
 
@@ -153,9 +152,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         for path, params in content.sites.items()
         if "waveft_spectrum" in params
     }
-    return content._replace(
-        config=replace(content.config, n_frequency_pattern=counts, proportional_parameters=False)
-    )
+    return content.configure(n_frequency_pattern=counts, proportional_parameters=False)
 
 
 waveft = METHODS.register(

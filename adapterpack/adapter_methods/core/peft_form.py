@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -43,6 +44,16 @@ class PeftContent(NamedTuple):
     written: Mapping[str, Any] = {}
     kinds: Mapping[str, str] = {}
     base: OfBase | None = None
+
+    def configure(self, **changes: Any) -> PeftContent:
+        """Returns the content with another config, which differs by these fields."""
+        return self._replace(config=replace(self.config, **changes))
+
+    def change_sites(
+        self, change: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+    ) -> PeftContent:
+        """Returns the content with the tensors that ``change`` makes of those of each site."""
+        return self._replace(sites={path: change(params) for path, params in self.sites.items()})
 
 
 def leave_open(shapes: Shapes) -> bool | None:

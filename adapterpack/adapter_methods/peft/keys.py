@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ...errors import Unsupported
@@ -46,16 +47,23 @@ class PeftKeys(NamedTuple):
 
     ``fields``: each field that PEFT also has -> the value that a missing key means in PEFT; ``renamed``:
     field -> PEFT's name, where it differs; ``constants``: further keys with a fixed value that PEFT requires.
-    The field ``by_site`` may differ between sites and has a pattern in PEFT named after it
-    (:func:`default_and_pattern` explains ``anchored``).
+    A field that has a pattern in the config (:func:`~..core.config.pattern_of`) has one in PEFT, too, of that
+    name (:func:`default_and_pattern` explains ``anchored``). ``whole`` are the numbers that PEFT has as
+    integers where they are integral.
     """
 
     config: type[Any]
     fields: Mapping[str, Any]
     constants: Mapping[str, Any]
     renamed: Mapping[str, str] = {}
-    by_site: str = ""
     anchored: bool = True
+    whole: tuple[str, ...] = ()
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """Field that may differ between sites -> the field that is its pattern."""
+        found = {field.metadata.get("of"): field.name for field in fields(self.config)}
+        return {name: found[name] for name in self.fields if name in found}
 
     def form(self, peft_type: str, suffixes: Mapping[str, str] | Sequence[str], **fields: Any) -> PeftForm:
         """Builds the :class:`PeftForm` of a method with these keys; ``suffixes`` may be a list if PEFT uses
@@ -67,37 +75,30 @@ class PeftKeys(NamedTuple):
 
     def to_config(self, sites: Mapping[str, Any]) -> dict[str, Any]:
         """Converts site path -> config to PEFT's keys."""
-        first, keys = next(iter(sites.values())), dict(self.constants)
-        if self.by_site:
-            values = {path: getattr(cfg, self.by_site) for path, cfg in sites.items()}
-            keys |= by_site(self.by_site, values, f"{self.by_site}_pattern", self.anchored)
-        return {**{self.renamed.get(name, name): getattr(first, name) for name in self.fields}, **keys}
+        first, patterns, keys = next(iter(sites.values())), self.patterns, dict[str, Any]()
+        for name in self.fields:
+            key = self.renamed.get(name, name)
+            if name in patterns:
+                values = {path: self._written(name, cfg) for path, cfg in sites.items()}
+                default, differing = default_and_pattern(values, self.anchored)
+                keys |= {key: default, self.renamed.get(patterns[name], patterns[name]): differing}
+            else:
+                keys[key] = self._written(name, first)
+        return {**keys, **self.constants}
+
+    def _written(self, name: str, cfg: Any) -> Any:
+        value = getattr(cfg, name)
+        return int(value) if name in self.whole and value is not None and value.is_integer() else value
 
     def from_config(self, config: Mapping[str, Any]) -> Any:
         """Converts PEFT's keys to a config."""
-        pattern = f"{self.by_site}_pattern"
-        differing = {pattern: literal(config.get(pattern), pattern)} if self.by_site else {}
         values = {
             name: config.get(self.renamed.get(name, name), missing) for name, missing in self.fields.items()
         }
-        return self.config(**values, **differing)
-
-
-def by_site(name: str, values: Mapping[str, Any], pattern: str, anchored: bool = True) -> dict[str, Any]:
-    """Returns two keys of PEFT's config: ``name`` with the default value, and ``pattern`` with the values of
-    the sites that differ.
-
-    Example:
-        >>> by_site("r", {"q": 2, "inner.q": 3, "v": 2}, "rank_pattern")
-        {'r': 2, 'rank_pattern': {'inner.q': 3}}
-    """
-    default, differing = default_and_pattern(values, anchored)
-    return {name: default, pattern: differing}
-
-
-def plain(value: float) -> float:
-    """Returns a number as PEFT writes it: as an int if it is integral."""
-    return int(value) if float(value).is_integer() else value
+        for pattern in self.patterns.values():
+            key = self.renamed.get(pattern, pattern)
+            values[pattern] = literal(config.get(key), key)
+        return self.config(**values)
 
 
 def literal(pattern: Any, where: str) -> dict[str, Any]:
