@@ -49,6 +49,7 @@ from . import (
     Site,
     SiteConfig,
     Storage,
+    Tensors,
     Training,
     Traits,
     Whole,
@@ -320,7 +321,7 @@ def _gather(content: PeftContent) -> PeftContent:
     )
 
 
-def _one_array(cfg: AdaMSS, params: Mapping[str, np.ndarray]) -> Arrays:
+def _one_array(cfg: AdaMSS, params: Tensors) -> Arrays:
     count = sum(name.startswith("adamss_B.") for name in params)
     missing = [
         name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params
@@ -377,9 +378,7 @@ def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
     )
 
 
-def _place(
-    cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[AdaMSS, Arrays]:
+def _place(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) -> tuple[AdaMSS, Arrays]:
     """Moves the rows of a file's parameters to their places in the weight."""
     stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
     if stored.shape[1] != matrix.shape[1]:
@@ -415,9 +414,7 @@ def _place(
     return cfg, {**params, "adamss_B": B, "adamss_groups": groups}
 
 
-def _in_parts(
-    cfg: AdaMSS, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[AdaMSS, Arrays]:
+def _in_parts(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) -> tuple[AdaMSS, Arrays]:
     """Returns the parameters as PEFT's file stores them, for the groups that PEFT computes for this
     weight.
     """

@@ -36,6 +36,7 @@ from . import (
     Shared,
     Site,
     Storage,
+    Tensors,
     Traits,
     Whole,
     array_namespace,
@@ -184,9 +185,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).spread else None
 
 
-def _copy_to_site(
-    cfg: Lily, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[Lily, Arrays]:
+def _copy_to_site(cfg: Lily, params: Tensors, site: Site, factorise: Factorise) -> tuple[Lily, Arrays]:
     """Copies the shared A and B to the site, as PEFT stores them."""
     return replace(cfg, spread=True, block=None), {
         **params,

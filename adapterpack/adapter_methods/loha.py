@@ -31,6 +31,7 @@ from . import (
     Shapes,
     Site,
     Storage,
+    Tensors,
     Traits,
     array_namespace,
     kaiming,
@@ -109,7 +110,7 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
     return joined.reshape(len(factor), -1).astype(np.float32)
 
 
-def _join(tensors: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def _join(tensors: Tensors) -> Tensors:
     """Returns the tensors of a site with the kernels multiplied into the input factors."""
     if "hada_t1" not in tensors:
         return tensors

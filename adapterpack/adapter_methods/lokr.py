@@ -34,15 +34,16 @@ from . import (
     PeftLayer,
     Shapes,
     Site,
+    Tensors,
     Traits,
     array_namespace,
     kaiming,
     pattern_of,
     refuse_site,
     require_whole,
+    shapes_of,
     zeros,
 )
-from .core.site import shapes_of
 from .loha import CONSTANTS, FIELDS, with_kernel
 
 
@@ -132,7 +133,7 @@ def _kernels(content: PeftContent) -> PeftContent:
     )
 
 
-def _join(tensors: Mapping[str, np.ndarray]) -> Arrays:
+def _join(tensors: Tensors) -> Arrays:
     if not {"lokr_w2_a", "lokr_w2_b"} <= tensors.keys():
         raise ValueError(f"a kernel without its factors: {', '.join(sorted(tensors))}")
     rest = {name: value for name, value in tensors.items() if name != "lokr_t2"}
@@ -143,7 +144,7 @@ def _join(tensors: Mapping[str, np.ndarray]) -> Arrays:
     }
 
 
-def _points(cfg: LoKr, tensors: Mapping[str, np.ndarray], joined: Mapping[str, np.ndarray]) -> int:
+def _points(cfg: LoKr, tensors: Tensors, joined: Tensors) -> int:
     """Returns how many kernel points the second factor contains; 0 if the tensors are those of a matrix."""
     shown = tensors.get("lokr_w2", tensors.get("lokr_t2"))
     if shown is not None:

@@ -48,6 +48,7 @@ from . import (
     Shapes,
     Site,
     Storage,
+    Tensors,
     Traits,
     array_namespace,
     is_number,
@@ -154,9 +155,7 @@ value divided by the gap to the next one.
 """
 
 
-def _change_frame(
-    cfg: PSOFT, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[PSOFT, Arrays]:
+def _change_frame(cfg: PSOFT, params: Tensors, site: Site, factorise: Factorise) -> tuple[PSOFT, Arrays]:
     """Converts parameters between this package's frame and PEFT's; the conversion is its own inverse."""
     r = _rank(cfg, site)
     if r < cfg.r:

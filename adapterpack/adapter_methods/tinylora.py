@@ -41,6 +41,7 @@ from . import (
     Shared,
     Site,
     Storage,
+    Tensors,
     Traits,
     Whole,
     array_namespace,
@@ -161,9 +162,7 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any] | None:
     return _KEYS.to_config(sites) if next(iter(sites.values())).save_factors else None
 
 
-def _add_factors(
-    cfg: TinyLoRA, params: Mapping[str, np.ndarray], site: Site, factorise: Factorise
-) -> tuple[TinyLoRA, Arrays]:
+def _add_factors(cfg: TinyLoRA, params: Tensors, site: Site, factorise: Factorise) -> tuple[TinyLoRA, Arrays]:
     """Adds A and B to the parameters: PEFT uses the factors of its file whatever signs it would have
     computed.
     """
