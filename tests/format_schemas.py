@@ -15,7 +15,7 @@ from adapterpack.bundle.manifest import OPTIONAL, Bundle
 from adapterpack.bundle.reports import CanaryReport, DecoderReport, QuantizationReport
 from adapterpack.fleet.manifest import FleetManifest
 from adapterpack.io.typed_json import portable
-from adapterpack.manifest import limits
+from adapterpack.manifest import structs
 from adapterpack.manifest.integrity import KEY
 from adapterpack.manifest.manifest import Manifest
 from adapterpack.manifest.migrations import EACH, STEPS
@@ -34,12 +34,12 @@ def _values(name: str, description: str, largest: float) -> dict[str, Any]:
         name: {
             "description": description,
             "type": ["null", "boolean", "string", "number", "array", "object"],
-            "maxLength": limits.MAX_TEXT,
+            "maxLength": structs.MAX_TEXT,
             "minimum": -largest,
             "maximum": largest,
             "items": inner,
-            "maxItems": limits.MAX_ITEMS,
-            "maxProperties": limits.MAX_KEYS,
+            "maxItems": structs.MAX_ITEMS,
+            "maxProperties": structs.MAX_KEYS,
             "propertyNames": {"type": "string", "maxLength": 512},
             "additionalProperties": inner,
         }
@@ -50,10 +50,10 @@ _DEFINITIONS = {
     **_values(
         "setting",
         "A value that a method or a node computes with, of any kind that JSON has.",
-        limits.LARGEST_SETTING,
+        structs.LARGEST_SETTING,
     ),
     **_values(
-        "claim", "A value that nothing computes with, of any kind that JSON has.", limits.LARGEST_CLAIM
+        "claim", "A value that nothing computes with, of any kind that JSON has.", structs.LARGEST_CLAIM
     ),
 }
 """The JSON Schema of what ``too_large`` checks."""

@@ -22,7 +22,7 @@ from ..io import strict_json, typed_json
 from ..io.hashing import sha256_of
 from ..io.safe_open import read_file
 from ..io.typed_json import Misfit
-from ..manifest import limits
+from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
 from ..pack.pack import SIGNATURE
 from ..tasks.data.problems import ONE, PROBLEMS
@@ -116,7 +116,7 @@ class MappedSite:
         head: for an embedding, the output head that is tied to it.
     """
 
-    path: limits.Path
+    path: structs.Path
     node: str
     input: str
     output: str
@@ -156,8 +156,8 @@ class BundledAdapter:
     ``slot``.
     """
 
-    name: limits.PackName
-    pack: limits.Sha256
+    name: structs.PackName
+    pack: structs.Sha256
     path: FilePath
     slot: Annotated[int, Meta(ge=1)] | None = None
     labels: Labels | None = None
@@ -186,7 +186,7 @@ class Bundle:
     mode: Annotated[str, Meta(pattern=rf"^({'|'.join(MODES)})\Z")]
     task: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9-]{0,63}\Z")]
     base: Base
-    frontend: limits.ShortText
+    frontend: structs.ShortText
     sites: Annotated[Mapping[str, MappedSite], Meta(max_length=50_000)]
     adapters: Annotated[tuple[BundledAdapter, ...], Meta(max_length=4096)]
     files: Annotated[tuple[BundleFile, ...], Meta(max_length=1 << 16)]

@@ -21,8 +21,8 @@ from ..io.atomic import output_file
 from ..io.safe_open import open_regular, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
-from ..manifest.limits import PackName
 from ..manifest.manifest import Parent
+from ..manifest.structs import PackName
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from .assemble import assemble

@@ -19,7 +19,7 @@ from ..errors import FormatError
 from ..io import strict_json, typed_json
 from ..io.safetensors import DTYPES, FLOATS
 from ..io.typed_json import Misfit, StrictStruct
-from ..manifest import limits
+from ..manifest import structs
 from ..manifest.integrity import KEY, require_whole, seal
 from ..manifest.structs import Base, PackTask
 from ..tasks.data.problems import MARKED, ONE
@@ -41,10 +41,10 @@ Index = Annotated[int, Meta(ge=0, le=50_000)]
 class FleetSite(StrictStruct, frozen=True):
     """A module that members change: its place, its kind and widths, and the tensor of the base behind it."""
 
-    path: limits.Path
+    path: structs.Path
     kind: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,31}\Z")]
-    in_features: limits.Width
-    out_features: limits.Width
+    in_features: structs.Width
+    out_features: structs.Width
     bias: bool
     weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
 
@@ -52,8 +52,8 @@ class FleetSite(StrictStruct, frozen=True):
 class Whole(StrictStruct, frozen=True):
     """A parameter of a module that a member has trained whole."""
 
-    path: limits.Path
-    param: limits.Path
+    path: structs.Path
+    param: structs.Path
     weight: Annotated[str, Meta(min_length=1, max_length=512)] | None
     dtype: Annotated[str, Meta(pattern=rf"^({'|'.join(DTYPES)})\Z")]
     shape: Annotated[tuple[Annotated[int, Meta(ge=1, le=1 << 33)], ...], Meta(max_length=8)]
@@ -68,17 +68,17 @@ class Member(StrictStruct, frozen=True):
     error over all sites, ``worst`` that of the worst site.
     """
 
-    name: limits.PackName
-    pack: limits.Sha256
+    name: structs.PackName
+    pack: structs.Sha256
     task: PackTask
     problem: Annotated[str, Meta(pattern=rf"^({'|'.join([ONE.name, *sorted(MARKED)])})\Z")]
-    license: limits.ShortText | None
+    license: structs.ShortText | None
     cluster: Annotated[int, Meta(ge=0, le=63)] | None
     sites: Annotated[tuple[Index, ...], Meta(max_length=50_000)]
     ranks: Annotated[tuple[Rank, ...], Meta(max_length=50_000)]
     whole: Annotated[tuple[Whole, ...], Meta(max_length=1000)]
-    error: limits.Positive
-    worst: limits.Positive
+    error: structs.Positive
+    worst: structs.Positive
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields sites out of order, and ranks that do not match the sites."""
@@ -93,16 +93,16 @@ class FleetManifest(StrictStruct, frozen=True, dict=True):
     ``error_budget`` the relative error above which a member keeps its own factors, None for no bound.
     """
 
-    name: limits.PackName
+    name: structs.PackName
     base: Base
     rank: Rank
     clusters: Annotated[int, Meta(ge=1, le=64)]
-    error_budget: limits.Positive | None
+    error_budget: structs.Positive | None
     sites: Annotated[tuple[FleetSite, ...], Meta(min_length=1, max_length=10_000)]
     members: Annotated[tuple[Member, ...], Meta(min_length=1, max_length=10_000)]
-    tensors: Annotated[Mapping[str, limits.Hex], Meta(min_length=1, max_length=MOST_TENSORS)]
-    size: limits.Count
-    sha256: limits.Hex
+    tensors: Annotated[Mapping[str, structs.Hex], Meta(min_length=1, max_length=MOST_TENSORS)]
+    size: structs.Count
+    sha256: structs.Hex
     format: Literal["adapterfleet"] = "adapterfleet"
     format_version: Annotated[str, Meta(pattern=r"^1\.[0-9]{1,4}\Z")] = FORMAT_VERSION
     must_understand: Annotated[tuple[str, ...], Meta(max_length=0)] = ()
@@ -169,7 +169,7 @@ def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]
 
 
 def parse(data: bytes, where: object) -> FleetManifest:
-    """Parses the manifest in ``data`` and checks its limits.
+    """Parses the manifest in ``data`` and checks its structs.
 
     Raises:
         FormatError: the manifest is malformed, altered, not in its canonical form, or of another version.

@@ -15,27 +15,22 @@ from ..errors import FormatError
 from ..io import strict_json, typed_json
 from ..io.typed_json import Misfit, StrictStruct
 from ..tasks.data.problems import MARKED, ONE
-from . import limits
+from . import structs
 from .integrity import digests_in, require_whole, seal
-from .limits import (
+from .migrations import refuse_layer_replication, upgrade
+from .structs import (
     LARGEST_CLAIM,
     LARGEST_SETTING,
     OF_CLAIMS,
-    Claims,
-    Hex,
-    Key,
-    Settings,
-    ShortText,
-    too_large,
-)
-from .migrations import refuse_layer_replication, upgrade
-from .structs import (
     Base,
     BaseQuantization,
     Canary,
+    Claims,
     Composition,
     FileEntry,
     Group,
+    Hex,
+    Key,
     Lineage,
     MethodRef,
     Metric,
@@ -47,8 +42,11 @@ from .structs import (
     Parent,
     Quantization,
     Safety,
+    Settings,
+    ShortText,
     TensorEntry,
     TrainingClaims,
+    too_large,
 )
 
 __all__ = [
@@ -82,7 +80,7 @@ MOST_SETTINGS = 1 << 20
 """The most hyper-parameter values of all sites together: every site with its own values also reads the common
 ones again.
 """
-NAME = re.compile(limits.NAME)
+NAME = re.compile(structs.NAME)
 METHODS = "methods"
 """The feature of a pack in which some group has another method than the pack."""
 PACKED = "packed"
@@ -109,7 +107,7 @@ class Manifest(StrictStruct, frozen=True, dict=True):
     task: PackTask
     base: Base
     groups: Annotated[tuple[Group, ...], Meta(min_length=1, max_length=50_000)]
-    tensors: Annotated[Mapping[limits.Path, TensorEntry], Meta(min_length=1, max_length=50_000)]
+    tensors: Annotated[Mapping[structs.Path, TensorEntry], Meta(min_length=1, max_length=50_000)]
     files: Annotated[tuple[PackFile, ...], Meta(min_length=1, max_length=64)]
     lineage: Lineage | None = None
     quantization: Quantization | None = None
