@@ -18,7 +18,7 @@ import onnxruntime as ort
 import pytest
 from transformers import LlamaForCausalLM
 
-from adapterpack import DoRA, Session, adapt, export, quantize, save, validate
+from adapterpack import OFT, DoRA, Session, adapt, export, quantize, save, validate
 from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName, Unsupported
 from adapterpack.io.hashing import sha256_of
@@ -27,6 +27,8 @@ from adapterpack.quantizing.graphs import replace_products
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.model_inputs import pad
+from adapterpack.tasks.task import get_task
+from adapterpack.torch_adapters.models.load import load_model
 
 Make = Callable[..., Any]
 CODES = ("int4", "int8")
@@ -155,6 +157,34 @@ def test_every_weight_is_within_half_a_step(scheme: str, bundle_of: Make, quanti
         zero = np.repeat(zeros[:, : scales.shape[1]], setting.block_size, 1)[:, : weight.shape[0]]
         found = (codes[:, : weight.shape[0]].astype(np.float64) - zero) * step
         assert (np.abs(found - weight.T) <= np.abs(step) * 1.001).all()
+
+
+@pytest.fixture(scope="module")
+def turned_inputs(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bank with an adapter that turns the inputs of products, and rows."""
+    folder, model = (
+        tmp_path_factory.mktemp("turned"),
+        load_model(get_task("text-generation"), tiny_llama, None),
+    )
+    model.config._name_or_path = ""  # else a head that the base does not hold would be trained whole
+    adapt(model, OFT(block_size=4), "one")
+    save(model, folder / "pack", base=tiny_llama)
+    export(tiny_llama, [folder / "pack"], folder / "bundle", mode="bank", in_place=False)
+    (folder / "rows.jsonl").write_text('{"text": "some words"}\n{"text": "and more"}\n')
+    return folder
+
+
+@pytest.mark.parametrize("algorithm", ["gptq", "awq", "hqq"])
+def test_algorithms_take_inputs_that_an_adapter_changes(
+    algorithm: str, turned_inputs: Path, tmp_path: Path
+) -> None:
+    """The graph states neither type nor shape of such inputs, which calibration reads and hqq sums over."""
+    rows = None if algorithm == "hqq" else turned_inputs / "rows.jsonl"
+    made = quantize(
+        turned_inputs / "bundle", tmp_path / "out", scheme="int4", algorithm=algorithm, calibration=rows
+    )
+    assert made.quantization["algorithm"] == algorithm
+    assert 0 < made.quantization["max_error"]["pack"] < 1
 
 
 @pytest.mark.parametrize("scheme", CODES)

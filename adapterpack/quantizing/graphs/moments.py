@@ -40,13 +40,10 @@ class Moments:
         self.folder, self.rows = folder, rows
         self._path = folder / graph_file(MAIN)
         self._original = self._path.read_bytes()
-        widths: dict[str, int] = {}
-        for product in find_products(ir.load(self._path)):
-            shape = product.weight.shape
-            widths[product.node.inputs[0].name] = int(
-                shape[0 if product.weight is product.node.inputs[1] else 1]
-            )
-        self._widths, self._moments = widths, dict[str, np.ndarray]()
+        products = {product.node.inputs[0].name: product for product in find_products(ir.load(self._path))}
+        self._widths = {name: product.width for name, product in products.items()}
+        self._inputs = {name: product.input() for name, product in products.items()}
+        self._moments: dict[str, np.ndarray] = {}
 
     def of(self, name: str) -> np.ndarray:
         """Returns the mean of ``x xᵀ`` ``[in, in]`` of an input in float32, over all tokens of all rows.
@@ -102,6 +99,7 @@ class Moments:
         present = {value.name for value in model.graph.outputs}
         for name in names:
             if name not in present:
+                values[name].shape, values[name].type = self._inputs[name].shape, self._inputs[name].type
                 model.graph.outputs.append(values[name])
         ir.save(model, self._path)
         replace(read_bundle(self.folder), io=signature_of(model), decoder=False).write(

@@ -78,7 +78,7 @@ class ConstantProduct:
     def alone(self) -> onnx.ModelProto:
         """Returns an ``onnx`` model with the product as its only node, and its weight in memory."""
         weight = _initializer(ir.Tensor(self.matrix(), dtype=self.dtype, name=self.weight.name))
-        product = ir.Node("", "MatMul", [self._input(), weight], name=self.node.name)
+        product = ir.Node("", "MatMul", [self.input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
     def in_bits(self, codes: Codes, bits: int) -> ir.Graph:
@@ -134,9 +134,14 @@ class ConstantProduct:
         y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
         return graph.ending_with(y)
 
-    def _input(self) -> ir.Value:
-        x = self.node.inputs[0]
-        return ir.val(x.name, shape=x.shape, type=x.type)
+    def input(self) -> ir.Value:
+        """Returns a new value with the name, shape and type of the product's input."""
+        x, y = self.node.inputs[0], self.node.outputs[0]
+        # The graph may not state what an adapter that changes the input has made of it.
+        shape = x.shape
+        if shape is None and y.shape is not None:
+            shape = ir.Shape([*y.shape[:-1], self.width])
+        return ir.val(x.name, shape=shape, type=x.type or ir.TensorType(self.dtype))
 
     def _graph(
         self, nodes: Sequence[ir.Node], constants: Sequence[ir.Value], x: ir.Value | None = None
@@ -157,7 +162,7 @@ class _Nodes:
     """Collects the nodes and constants that replace a product."""
 
     def __init__(self, product: ConstantProduct) -> None:
-        self.replaced, self.x = product, product._input()
+        self.replaced, self.x = product, product.input()
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
 
