@@ -23,13 +23,12 @@ from hypothesis import strategies as st
 
 from adapterpack.base import checkpoint as checkpoint_module
 from adapterpack.base import fingerprint as fp
-from adapterpack.base import merkle
 from adapterpack.base.checkpoint import INDEX, Checkpoint, shards_in
 from adapterpack.base.compatibility import BaseVariant, match
 from adapterpack.base.quantization import read_quantization
-from adapterpack.base.recast import cast, cast_fingerprint
+from adapterpack.base.recast import cast, cast_digests
 from adapterpack.base.variants import relation, variant
-from adapterpack.errors import BaseMismatch, ConfigError, FormatError, NothingToDo, SiteNotFound, StorageError
+from adapterpack.errors import BaseMismatch, FormatError, NothingToDo, StorageError
 from adapterpack.io import hashing, safetensors
 
 pytestmark = pytest.mark.fast
@@ -240,7 +239,7 @@ def test_fields_cannot_flow_into_each_other() -> None:
         for shape in ((), (1, 2), (2,), (12,), (1, 2, 1))
     ]
     assert len({fp.structure([header]) for header in headers}) == len(headers)
-    assert len({fp.leaf(*header, bytes(32)) for header in headers}) == len(headers)
+    assert len({fp.content([(*header, bytes(32))]) for header in headers}) == len(headers)
     joined = framed("a", "F32", "1,2").decode("utf-8")
     assert fp.structure([(joined, "F32", (1, 2))]) != fp.structure(
         [("a", "F32", (1, 2)), (joined, "F32", (1, 2))]
@@ -252,13 +251,13 @@ def test_fields_cannot_flow_into_each_other() -> None:
     [
         lambda: fp.structure([("a", "F32", ()), ("a", "F16", ())]),
         lambda: fp.probe([("a", "F32", (), b""), ("a", "F32", (), b"")]),
-        lambda: fp.content([("a", "U8", (1,), b"x"), ("a", "U8", (1,), b"y")]),
+        lambda: fp.content([("a", "U8", (1,), bytes(32)), ("a", "U8", (1,), bytes(32))]),
+        lambda: fp.in_memory([("a", "U8", (1,), b"x"), ("a", "U8", (1,), b"y")]),
         lambda: fp.files([("a", 1, "0" * 64), ("a", 2, "0" * 64)]),
         lambda: fp.files([("a", -1, "0" * 64)]),
         lambda: fp.files([("a", 1, "0" * 63)]),
         lambda: fp.files([("a", 1, "A" * 64)]),
         lambda: fp.structure([("\ud800", "F32", ())]),
-        lambda: fp.root({"a": "0" * 65}),
         lambda: shards_in({"weight_map": {"w": "../a"}}, "index"),
     ],
 )
@@ -288,57 +287,6 @@ def test_structure_and_files_of_a_remote_base_cost_no_weights(tmp_path: Path) ->
     assert fp.structure(headers) == base.structure
     assert fp.files(entries) == fp.files(base.file_entries)
     assert downloaded < 2000
-
-
-# ------------------------------------------------------------------------------------------------------------
-# one tensor alone
-
-
-def test_one_tensor_is_proven_from_the_leaves(tmp_path: Path) -> None:
-    """root(leaves) = content; a tensor of another base, another name, or leaves of another base are
-    refused.
-    """
-    base, other = Checkpoint(save(tmp_path / "base", model())), Checkpoint(save(tmp_path / "other", model(1)))
-    content, leaves = merkle.decode(merkle.encode(base.leaves), "the side file")
-    assert (content, leaves) == (base.content, base.leaves)
-    part = Checkpoint(
-        save(tmp_path / "part", {"model.layers.0.proj.weight": model()["model.layers.0.proj.weight"]})
-    )
-    part.verify_tensors(content, leaves, ["model.layers.0.proj.weight"])
-    with pytest.raises(SiteNotFound, match=r"did you mean 'model\.layers\.0\.proj\.weight'"):
-        part.verify_tensors(content, leaves, ["model.layers.1.proj.weight"])
-    other.verify_tensors(content, leaves, ["model.positions", "model.layers.0.norm.weight"])  # equal in both
-    with pytest.raises(BaseMismatch, match=r"model\.layers\.0\.proj"):
-        other.verify_tensors(content, leaves, ["model.positions", "model.layers.0.proj.weight"])
-    with pytest.raises(BaseMismatch, match="leaves belong to another base"):
-        base.verify_tensors(content, other.leaves, ["model.positions"])
-    with pytest.raises(SiteNotFound, match="no such tensor"):
-        merkle.verify_tensor(content, leaves, ("model.none", "F32", ()), bytes(32))
-    swapped = {**leaves, "model.layers.0.norm.weight": leaves["model.layers.0.proj.weight"]}
-    with pytest.raises(BaseMismatch):
-        base.verify_tensors(content, swapped, ["model.layers.0.norm.weight"])
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda v: v | {"format": "x"},
-        lambda v: v | {"more": 1},
-        lambda v: v | {"leaves": []},
-        lambda v: v | {"leaves": {"w": 1}},
-        lambda v: v | {"content": "bfp1:0"},
-        lambda v: v | {"leaves": {"w": "0" * 64}},
-        lambda v: v | {"leaves": {"w": "z" * 64}},
-        lambda v: [v],
-    ],
-)
-def test_a_spoilt_side_file_is_refused(spoil: Callable[[dict[str, object]], object]) -> None:
-    """FormatError that names the file, for another format, another shape, or leaves that do not give the
-    root.
-    """
-    good = json.loads(merkle.encode({"w": fp.leaf("w", "U8", (1,), bytes(32))}))
-    with pytest.raises(FormatError):
-        merkle.decode(json.dumps(spoil(good)).encode(), "side.json")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -393,16 +341,12 @@ def test_the_verdict_follows_the_strongest_level_that_both_know(label: str) -> N
 @pytest.mark.parametrize("dtype", ["F64", "F16", "BF16", "F8_E5M2", "F8_E4M3"])
 @pytest.mark.parametrize("source", ["F64", "F32", "BF16"])
 def test_a_cast_is_the_one_that_torch_makes(source: str, dtype: str, tmp_path: Path) -> None:
-    """The bytes of ``tensor.to(dtype)`` for every size of number; content, structure and probe are those of
-    torch's file.
+    """The bytes of ``tensor.to(dtype)`` for every size of number; the digests of tensors and samples are
+    those of torch's file.
     """
     import torch
 
     if source == dtype:
-        with pytest.raises(NothingToDo, match=dtype):
-            cast_fingerprint(
-                Checkpoint(save(tmp_path / "a", {"w": np.ones(3, safetensors.DTYPES[dtype])})), dtype
-            )
         return
     kinds = {
         "F64": torch.float64,
@@ -421,7 +365,9 @@ def test_a_cast_is_the_one_that_torch_makes(source: str, dtype: str, tmp_path: P
     ids = np.arange(7, dtype=np.int64)
     a = Checkpoint(save(tmp_path / "a", {"w": values, "ids": ids}))
     b = Checkpoint(save(tmp_path / "b", {"ids": ids}, {"w": expected.view(safetensors.DTYPES[dtype])}))
-    assert cast_fingerprint(a, dtype) == b.fingerprint()
+    dtypes = {"w": dtype, "ids": "I64"}
+    assert cast_digests(a, dtypes) == b.digests
+    assert cast_digests(a, dtypes, samples=True) == b.samples
     found = relation(a, b)
     assert (found.kind, found.proven, found.detail) == (
         "dtype_cast",
@@ -434,12 +380,6 @@ def test_a_dtype_without_infinity_saturates() -> None:
     """e4m3 holds at most 448; NaN stays NaN."""
     values = cast(np.array([449, 1e5, -1e5, np.inf, np.nan], np.float32), "F8_E4M3").astype(np.float32)
     assert np.array_equal(values, np.array([448, 448, -448, 448, np.nan], np.float32), equal_nan=True)
-
-
-def test_a_cast_needs_a_floating_dtype(tmp_path: Path) -> None:
-    """ConfigError with the names that there are."""
-    with pytest.raises(ConfigError, match="BF16"):
-        cast_fingerprint(Checkpoint(save(tmp_path / "a", model())), "I8")
 
 
 def test_a_cast_with_one_other_number_is_another_base(tmp_path: Path) -> None:
@@ -602,7 +542,6 @@ def test_a_file_that_changes_under_a_reader_is_an_error(tmp_path: Path) -> None:
         for read in (
             lambda base=base: base.content,
             lambda base=base: base.probe,
-            lambda base=base: base.verify_tensors("", {}, ["model.scalar"]),
         ):
             with pytest.raises(StorageError, match=r"changed.*model\.safetensors"):
                 read()
@@ -697,13 +636,13 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, monkeypatch: py
 
 MEASURE = """
 import sys
-from adapterpack.base.recast import cast_fingerprint
+from adapterpack.base.recast import cast_digests
 from adapterpack.base.checkpoint import Checkpoint
 def high():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 base = Checkpoint(sys.argv[1])
 before = high()
-assert base.fingerprint(files=True).content and cast_fingerprint(base, "BF16").content
+assert base.fingerprint(files=True).content and cast_digests(base, dict.fromkeys(base.stored, "BF16"))
 print(high() - before)
 """
 

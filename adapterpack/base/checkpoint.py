@@ -21,7 +21,7 @@ from ..io.hashing import HashedSource, Identity, bytes_of, digests, identity, re
 from ..io.safe_open import open_inside
 from ..io.safetensors import DTYPES, SafetensorsFile, TensorInfo
 from . import fingerprint as fp
-from . import linear_layers, merkle
+from . import linear_layers
 from .base_folder import CONFIG, read_json, require_harmless, without_code
 from .fused_experts import ExpertStack, find_stacks, stored_as
 from .renamings import Renaming, find, in_memory, rename_all, renamings_of
@@ -283,16 +283,9 @@ class Checkpoint:
         return known | fresh, {path: digest for (kind, path), digest in hashes.items() if kind == "file"}
 
     @cached_property
-    def leaves(self) -> dict[str, str]:
-        """The leaf of each tensor in ``content``, as hex, with which one tensor can be verified without the
-        others.
-        """
-        return {header[0]: fp.leaf(*header, self.digests[header[0]]) for header in self._headers()}
-
-    @cached_property
     def content(self) -> str:
         """The fingerprint of every byte of every tensor; reads the whole checkpoint once."""
-        return fp.root(self.leaves)
+        return fp.content((*header, self.digests[header[0]]) for header in self._headers())
 
     @cached_property
     def file_entries(self) -> tuple[fp.HashedFile, ...]:
@@ -330,27 +323,6 @@ class Checkpoint:
             fp.files(self.file_entries) if files else None,
             self.probe,
         )
-
-    def verify_tensors(self, content: str, leaves: Mapping[str, str], names: Iterable[str]) -> None:
-        """Raises unless the tensors ``names`` are those of the base with the fingerprint ``content``; reads
-        only these.
-
-        Raises:
-            BaseMismatch: the leaves do not belong to ``content``, or a tensor differs.
-            SiteNotFound: that base, or this one, has no such tensor.
-        """
-        wanted = list(names)
-        for name in wanted:
-            if name not in self.stored:
-                raise SiteNotFound(
-                    "the base has no such tensor",
-                    where=self.folder,
-                    found=name,
-                    remedy=nearest(name, self.stored),
-                )
-        for name, sha256 in digests({name: self.source(name) for name in wanted}).items():
-            info = self.stored[name]
-            merkle.verify_tensor(content, leaves, (name, info.dtype, info.shape), sha256)
 
     def _headers(self) -> list[fp.Header]:
         return [(info.name, info.dtype, info.shape) for info in self.stored.values()]

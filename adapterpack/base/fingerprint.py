@@ -30,6 +30,8 @@ SAMPLE = 4096
 
 Header = tuple[str, str, tuple[int, ...]]
 """Name, safetensors dtype, shape."""
+DigestedHeader = tuple[str, str, tuple[int, ...], bytes]
+"""The same with a sha256."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _Item = TypeVar("_Item", bound="tuple[Any, ...]")
 
@@ -91,34 +93,13 @@ def files(entries: Iterable[tuple[str, int, str]]) -> str:
     return _root("files", framed)
 
 
-def leaf(name: str, dtype: str, shape: tuple[int, ...], sha256: bytes) -> str:
-    """Returns one tensor's part of ``content``, as hex: ``H(name, dtype, shape, sha256 of its bytes)``."""
-    return hashlib.sha256(b"bfp1:leaf\0" + _header(name, dtype, shape) + sha256).hexdigest()
-
-
-def root(leaves: Mapping[str, str]) -> str:
-    """Returns ``content`` from the leaves: the hash over all of them in the order of their names.
-
-    Raises:
-        FormatError: a leaf is not 64 lowercase hex digits.
-
-    Example:
-        >>> w = leaf("w", "U8", (3,), hashlib.sha256(b"abc").digest())
-        >>> root({"w": w}) == content([("w", "U8", (3,), b"abc")])
-        True
-    """
-    return _root("content", {name: _unhex(name, value) for name, value in leaves.items()})
-
-
-def content(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> str:
-    """Returns ``content`` for tensors in memory, given as (name, dtype, shape, bytes).
+def content(tensors: Iterable[DigestedHeader]) -> str:
+    """Returns the hash over (name, dtype, shape, sha256 of the bytes) of every tensor.
 
     Raises:
         FormatError: a name is repeated.
     """
-    items = _distinct(tensors)
-    hashes = digests({name: [data] for name, _, _, data in items})
-    return root({name: leaf(name, dtype, shape, hashes[name]) for name, dtype, shape, _ in items})
+    return _root("content", _digested(b"bfp1:leaf\0", tensors))
 
 
 def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
@@ -137,20 +118,22 @@ def spans(nbytes: int) -> tuple[tuple[int, int], ...]:
     return (0, SAMPLE), (last // 2 // 8 * 8, SAMPLE), (last, SAMPLE)
 
 
-def probe(samples: Iterable[tuple[str, str, tuple[int, ...], bytes]]) -> str:
+def probe(samples: Iterable[DigestedHeader]) -> str:
     """Returns the hash over (name, dtype, shape, sha256 of the concatenated bytes at :func:`spans`) of every
     tensor.
 
     Raises:
         FormatError: a name is repeated.
     """
-    return _root(
-        "probe",
-        {
-            name: hashlib.sha256(b"bfp1:sample\0" + _header(name, dtype, shape) + sha256).digest()
-            for name, dtype, shape, sha256 in _distinct(samples)
-        },
-    )
+    return _root("probe", _digested(b"bfp1:sample\0", samples))
+
+
+def _digested(kind: bytes, tensors: Iterable[DigestedHeader]) -> dict[str, bytes]:
+    """Returns the digest of each tensor's header and bytes."""
+    return {
+        name: hashlib.sha256(kind + _header(name, dtype, shape) + sha256).digest()
+        for name, dtype, shape, sha256 in _distinct(tensors)
+    }
 
 
 def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryview]]) -> Fingerprint:
@@ -162,20 +145,23 @@ def in_memory(tensors: Iterable[tuple[str, str, tuple[int, ...], bytes | memoryv
 
     Example:
         >>> fingerprint = in_memory([("w", "U8", (3,), b"abc")])
-        >>> fingerprint.content == content([("w", "U8", (3,), b"abc")]), fingerprint.files
-        (True, None)
+        >>> fingerprint.content[:12], fingerprint.files
+        ('bfp1:d448978', None)
     """
-    views = [(name, dtype, shape, memoryview(data)) for name, dtype, shape, data in tensors]
-    sampled = ((name, dtype, shape, _sample(data)) for name, dtype, shape, data in views)
-    return Fingerprint(structure(item[:3] for item in views), content(views), None, probe(sampled))
-
-
-def _sample(data: memoryview) -> bytes:
-    """Returns the sha256 of the samples of a tensor."""
-    hasher = hashlib.sha256()
-    for start, length in spans(data.nbytes):
-        hasher.update(data[start : start + length])
-    return hasher.digest()
+    listed = _distinct(tensors)
+    headers = [item[:3] for item in listed]
+    views = {name: memoryview(data) for name, _, _, data in listed}
+    sampled = {
+        name: [data[start : start + length] for start, length in spans(data.nbytes)]
+        for name, data in views.items()
+    }
+    whole, samples = digests({name: [data] for name, data in views.items()}), digests(sampled)
+    return Fingerprint(
+        structure(headers),
+        content((*header, whole[header[0]]) for header in headers),
+        None,
+        probe((*header, samples[header[0]]) for header in headers),
+    )
 
 
 def _root(level: str, parts: Mapping[str, bytes]) -> str:
@@ -212,12 +198,3 @@ def _distinct(items: Iterable[_Item]) -> list[_Item]:
             "a name stands twice in one base", found=repr(next(n for n in names if names.count(n) > 1))[:200]
         )
     return listed
-
-
-def _unhex(name: str, value: str) -> bytes:
-    """Returns the bytes of a leaf."""
-    if not _SHA256.fullmatch(value):
-        raise FormatError(
-            "this is not a leaf", where=name, expected="64 lowercase hex digits", found=repr(value)[:80]
-        )
-    return bytes.fromhex(value)

@@ -9,41 +9,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..errors import ConfigError, NothingToDo, nearest
 from ..io.hashing import HashedSource, digests
-from ..io.safetensors import DTYPES, FLOATS
+from ..io.safetensors import DTYPES
 from . import fingerprint as fp
 from .checkpoint import Checkpoint
 
 _LARGEST = {"F8_E4M3": 448.0}
 """The largest value of dtypes without infinity, to which PyTorch saturates."""
-
-
-def cast_fingerprint(base: Checkpoint, dtype: str) -> fp.Fingerprint:
-    """Returns structure, content and probe of ``base`` with every floating tensor in ``dtype`` (a safetensors
-    name), rounded as PyTorch does.
-
-    Reads the whole base once, in constant memory.
-
-    Raises:
-        ConfigError: the dtype is not a floating dtype.
-        NothingToDo: every floating tensor already has that dtype.
-    """
-    if dtype not in FLOATS:
-        raise ConfigError(
-            "not a floating dtype", where="dtype", found=repr(dtype), remedy=nearest(dtype, FLOATS)
-        )
-    dtypes = {name: dtype if info.dtype in FLOATS else info.dtype for name, info in base.tensors.items()}
-    if all(dtypes[name] == info.dtype for name, info in base.tensors.items()):
-        raise NothingToDo(
-            "the cast would change nothing", where=base.folder, found=f"every floating tensor is {dtype}"
-        )
-    whole, samples = cast_digests(base, dtypes), cast_digests(base, dtypes, samples=True)
-    headers = [(name, dtypes[name], info.shape) for name, info in base.tensors.items()]
-    content = fp.root({header[0]: fp.leaf(*header, whole[header[0]]) for header in headers})
-    return fp.Fingerprint(
-        fp.structure(headers), content, None, fp.probe((*header, samples[header[0]]) for header in headers)
-    )
 
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:

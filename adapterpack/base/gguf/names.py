@@ -54,15 +54,12 @@ _LAYER = {
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
 }
-_POST_NORMS = {
-    "post_attention_norm": "post_attention_layernorm",
-    "post_ffw_norm": "post_feedforward_layernorm",
-}
 _SPECIAL: Mapping[str, Mapping[str, str]] = {
     "phi3": {"attn_qkv": "self_attn.qkv_proj", "ffn_up": "mlp.gate_up_proj"},
-    "olmo2": _POST_NORMS,
-    "gemma2": {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"},
-    "gemma3": {**_POST_NORMS, "ffn_norm": "pre_feedforward_layernorm"},
+    "olmo2": {
+        "post_attention_norm": "post_attention_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
 }
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _BERT_LAYER = {
