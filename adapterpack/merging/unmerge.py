@@ -52,13 +52,7 @@ class UnmergeReport:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the report as ``unmerge --json`` prints it."""
-        return {
-            "kind": "unmerge",
-            "out": self.out,
-            "way": self.way,
-            "proof": self.proof,
-            "tensors": self.tensors,
-        }
+        return {"kind": "unmerge", **dataclasses.asdict(self)}
 
 
 def unmerge(
@@ -201,9 +195,7 @@ def _compute_base(record: dict[str, Any], merged: Checkpoint, packs: list[Pack],
             with (folder / shard).open("xb") as sink:
                 sink.write(header)
                 for name in file.tensors:
-                    sink.write(
-                        np.ascontiguousarray(values[name]).data.cast("B") if values[name].size else b""
-                    )
+                    sink.write(st.raw(values[name]))
         copy_carried(merged.folder, folder, [merged.index_name])
         proof = _verify_base(record, Checkpoint(folder), out)
     return UnmergeReport(str(out), "computed", proof, len(merged.tensors))

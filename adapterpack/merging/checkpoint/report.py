@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..fold.loss import TensorLoss, finite
@@ -110,10 +110,7 @@ class MergeReport:
                 "probe": self.base_probe,
                 "content": self.base_content,
             },
-            "packs": [
-                {"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base}
-                for pack in self.packs
-            ],
+            "packs": [asdict(pack) for pack in self.packs],
             "dtype": self.dtype,
             "stochastic_rounding": self.stochastic_rounding,
             "tensors": self.tensors,

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...base.codecs.storage import MAIN_PART, EncodedRows, WeightStorage
-from ...base.rounding import Round, Rounding
+from ...base.rounding import Rounding
 from ...errors import NonFinite
 from ...io.buffers import Scratch
 from ...io.byte_ranges import Span, copy_span, open_descriptor, write_all
@@ -190,8 +190,19 @@ class Fold(TensorJob):
         """Folds the change into the weight and returns the sums of its loss."""
         target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, LossSums(), 0
-        bias = _Bias(self.bias, target.bias, reader.work)
+        before = after = written = None
+        if self.bias is not None and target.bias is not None:
+            before = self.bias.shard.base.read(target.bias).astype(reader.work)
+            after = np.empty_like(before)
         with reader.opened() as read, OutputParts(context, self.parts) as parts:
+
+            def write(stored: EncodedRows) -> None:
+                nonlocal written
+                if context.safe and stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
+                    require_finite(stored.raw, None, True, place.name)
+                written = stored.raw
+                parts.write(stored)
+
             for number, matrix in enumerate(reader.matrices(target.kind)):
                 contributions = [slice_of(contribution, number) for contribution in target.contributions]
                 change = context.arithmetic.prepare(contributions, reader.work, matrix, target.base_bias)
@@ -199,22 +210,35 @@ class Fold(TensorJob):
                 for block in _blocks(
                     change, matrix.shape, LAYOUTS[target.kind].turned, storage, context.arithmetic
                 ):
-                    count = block.columns if block.transposed else block.rows.stop - block.rows.start
-                    across = (block.rows.stop - block.rows.start) if block.transposed else block.columns
-                    stored = slice(done // max(1, across), done // max(1, across) + count)
-                    raw = read(stored, across, scratch)
-                    read_block = WeightBlock(raw, stored, block.rows, block.transposed, bias.part(block.rows))
-                    write = _FiniteWriter(parts, context.safe, place.name)
-                    rounding = context.rounding(place.name, done)
-                    block_sums, after = context.arithmetic.fold(
-                        block.change, storage, read_block, rounding, scratch, write, sums.moved
+                    sides = block.rows.stop - block.rows.start, block.columns
+                    count, across = reversed(sides) if block.transposed else sides
+                    start = done // max(1, across)
+                    raw = read(slice(start, start + count), across, scratch)
+                    block_sums, moved = context.arithmetic.fold(
+                        block.change,
+                        storage,
+                        WeightBlock(
+                            raw,
+                            slice(start, start + count),
+                            block.rows,
+                            block.transposed,
+                            None if before is None else before[block.rows],
+                        ),
+                        context.rounding(place.name, done),
+                        scratch,
+                        write,
+                        sums.moved,
                     )
-                    write.check(block_sums, raw)
-                    bias.put(block.rows, after)
+                    if written is not None and not math.isfinite(block_sums.error):
+                        require_finite(written, None if context.safe else raw, context.safe, place.name)
+                    if after is not None and moved is not None:
+                        after[block.rows] = moved
                     sums += block_sums
                     done += raw.size
             parts.finish(storage.writer.rest)
-        return sums + bias.write(context, scratch)
+        if self.bias is None or before is None or after is None:
+            return sums
+        return sums + _write_bias(self.bias, before, after, context, scratch)
 
     def loss(self, sums: LossSums) -> TensorLoss:
         """Returns the loss by storing the weight."""
@@ -270,58 +294,18 @@ def blocks(rows: int, columns: int, step: int, elements: int) -> Iterator[slice]
         yield slice(start, min(rows, start + size))
 
 
-class _FiniteWriter:
-    """Writes a block, and refuses one that is not finite: with ``safe`` native floats at once, else if the
-    sums are not finite.
-    """
-
-    def __init__(self, parts: OutputParts, safe: bool, name: str) -> None:
-        self._parts, self._safe, self._name = parts, safe, name
-        self._raw: np.ndarray | None = None
-
-    def __call__(self, stored: EncodedRows) -> None:
-        if self._safe and stored.raw.dtype in {np.dtype(np.float32), np.dtype(np.float64)}:
-            require_finite(stored.raw, None, True, self._name)
-        self._raw = stored.raw
-        self._parts.write(stored)
-
-    def check(self, sums: LossSums, before: np.ndarray) -> None:
-        if self._raw is not None and not math.isfinite(sums.error):
-            require_finite(self._raw, None if self._safe else before, self._safe, self._name)
-
-
-class _Bias:
-    """The bias of a weight, which changes block by block with it; does nothing where the bias is
-    unchanged.
-    """
-
-    def __init__(self, tensor: MergedTensor | None, name: str | None, dtype: np.dtype[Any]) -> None:
-        self._tensor = tensor
-        if tensor is not None and name is not None:
-            self._before = tensor.shard.base.read(name).astype(dtype)
-            self._after = np.empty_like(self._before)
-
-    def part(self, rows: slice) -> np.ndarray | None:
-        return None if self._tensor is None else self._before[rows]
-
-    def put(self, rows: slice, after: np.ndarray | None) -> None:
-        if self._tensor is not None and after is not None:
-            self._after[rows] = after
-
-    def write(self, context: MergeContext, scratch: Scratch) -> LossSums:
-        if self._tensor is None:
-            return LossSums()
-        place = self._tensor.item.place
-        rounding: Round = context.rounding(place.name, 0)
-        stored = rounding(self._after, DTYPES[place.dtype], scratch)
-        require_finite(stored, None if context.safe else self._before, context.safe, place.name)
-        with self._tensor.write(context) as sink:
-            write_all(sink, stored, place.offset)
-        context.ticker.add(stored.nbytes)
-        change, reread = self._after - self._before, stored.astype(self._before.dtype)
-        return sums_of(
-            change[None], ((reread - self._before) - change)[None], bool(np.any(reread != self._before))
-        )
+def _write_bias(
+    tensor: MergedTensor, before: np.ndarray, after: np.ndarray, context: MergeContext, scratch: Scratch
+) -> LossSums:
+    """Rounds and writes the changed bias of a weight, and returns the sums of its loss."""
+    place = tensor.item.place
+    stored = context.rounding(place.name, 0)(after, DTYPES[place.dtype], scratch)
+    require_finite(stored, None if context.safe else before, context.safe, place.name)
+    with tensor.write(context) as sink:
+        write_all(sink, stored, place.offset)
+    context.ticker.add(stored.nbytes)
+    change, reread = after - before, stored.astype(before.dtype)
+    return sums_of(change[None], ((reread - before) - change)[None], bool(np.any(reread != before)))
 
 
 _WIDE = frozenset({"float32", "float64", "bfloat16"})

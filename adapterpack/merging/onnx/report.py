@@ -5,7 +5,7 @@ its stored dtype.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from ..checkpoint.report import MergedPack, advice, kept_share, relative_error
@@ -89,10 +89,7 @@ class GraphReport:
         return {
             "graph": self.graph,
             "base": {"name": self.base_name, "structure": self.base_structure, "content": self.base_content},
-            "packs": [
-                {"name": pack.name, "id": pack.id, "weight": pack.weight, "base": pack.base}
-                for pack in self.packs
-            ],
+            "packs": [asdict(pack) for pack in self.packs],
             "tensors": [_tensor(tensor) for tensor in self.tensors],
             "replaced": list(self.replaced),
             "initializers": self.initializers,
