@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from ..io.safetensors import FLOATS, all_finite, dtype_name
 from ..manifest.secondary_methods import MethodSites
 from ..pack.pack import Adapter, Pack
 from .format import ConversionSource, list_first
+from .numbers import most_frequent, scale_factor
 from .packs import foreign_pack
 
 _LEAVES = ("lora_A", "lora_B")
@@ -176,6 +177,73 @@ def check_pair(down: np.ndarray, up: np.ndarray, where: str) -> None:
                 where=where,
                 remedy="get the adapter again from where it came",
             )
+
+
+def group_leaves(
+    keys: Iterable[str],
+    split: Callable[[str], tuple[str, str] | None],
+    where: object,
+    expected: str,
+    remedy: str,
+) -> dict[str, dict[str, str]]:
+    """Groups the keys of a file: module -> leaf -> key; ``split`` returns the module and the leaf of a key.
+
+    Raises:
+        Unsupported: a key has none (``split`` returns None); ``expected`` names the leaves that are read.
+    """
+    modules: dict[str, dict[str, str]] = {}
+    for key in keys:
+        parts = split(key)
+        if parts is None:
+            raise Unsupported(
+                "a tensor of no form that is read", where=where, found=key, expected=expected, remedy=remedy
+            )
+        modules.setdefault(parts[0], {})[parts[1]] = key
+    return modules
+
+
+def split_key(key: str, leaves: Collection[str]) -> tuple[str, str] | None:
+    """Returns the module and the leaf of a key that ends with a dot and one of the leaves, else None.
+
+    Example:
+        >>> split_key("layer.0.lora_A.weight", ("lora_A.weight",))
+        ('layer.0', 'lora_A.weight')
+    """
+    leaf = next((leaf for leaf in leaves if key.endswith(f".{leaf}")), None)
+    return None if leaf is None or key == f".{leaf}" else (key.removesuffix(f".{leaf}"), leaf)
+
+
+def pad_to_one_rank(
+    sites: Sequence[SiteFactors], tool: str, leaf: str
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], int, float, tuple[str, ...]]:
+    """Returns the factors for a file that has one rank and one scale: ``down`` and ``up`` by path, the rank,
+    the scale, and notes on what was padded with zeros, or multiplied into ``leaf``.
+
+    Raises:
+        Unsupported: the scale of a module cannot be written into its factor.
+    """
+    scale = most_frequent(site.scale for site in sites) or 1.0
+    rank = max(site.down.shape[0] for site in sites)
+    padded = {}
+    for site in sites:
+        spare = rank - site.down.shape[0]
+        up = scale_factor(site.up, site.scale / scale, site.path)
+        padded[site.path] = (
+            np.pad(site.down, ((0, spare), (0, 0))),
+            np.pad(up, ((0, 0), (0, spare))),
+        )
+    notes = []
+    if differing := sum(site.scale != scale for site in sites):
+        notes.append(
+            f"{tool} has one scale for all modules: that of {differing} of {len(sites)} modules is "
+            f"written into {leaf} (scale {scale:g})"
+        )
+    if narrower := sum(site.down.shape[0] != rank for site in sites):
+        notes.append(
+            f"{tool} has one rank for all modules: {narrower} of {len(sites)} modules are padded with "
+            f"zeros to {rank}"
+        )
+    return padded, rank, scale, tuple(notes)
 
 
 def require_pairs(tensors: Mapping[str, Mapping[str, Any]], roles: tuple[str, ...], where: object) -> None:

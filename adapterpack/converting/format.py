@@ -25,7 +25,7 @@ class ConversionSource(NamedTuple):
     choose from a file with several.
 
     ``converted``: the caller converts the adapter, which allows reading tensors from a pickle; inspection
-    refuses pickles.
+    refuses pickles. Without a base and a conversion, all of the file is read under the names that it has.
     """
 
     path: Path
@@ -33,6 +33,11 @@ class ConversionSource(NamedTuple):
     base: BaseModel | None = None
     part: str | None = None
     converted: bool = False
+
+    @property
+    def inspected(self) -> bool:
+        """Whether the file is read by itself, to look at it."""
+        return self.base is None and not self.converted
 
 
 class Reading(NamedTuple):
@@ -47,10 +52,10 @@ class Format(NamedTuple):
     returns notes.
 
     ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is
-    None for a format that is only read. ``read_without_base`` reads an adapter for inspection; modules keep
-    the names that they have in the file. Detection tries the formats in the order of their ``rank``.
-    ``parts``: one file may hold adapters of several models. ``tensors`` is the file with the tensors in a
-    folder. ``suffix`` is the ending of the file's name, for formats of one file.
+    None for a format that is only read. ``needs_base`` says why a conversion from it needs the base; without
+    one ``read`` keeps the names that modules have in the file. Detection tries the formats in the order of
+    their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file with the
+    tensors in a folder. ``suffix`` is the ending of the file's name, for formats of one file.
     """
 
     name: str
@@ -59,7 +64,7 @@ class Format(NamedTuple):
     detect: Callable[[Path], bool]
     read: Callable[[ConversionSource], Reading]
     write: Callable[[Pack, Path, BaseModel | None], tuple[str, ...]] | None
-    read_without_base: Callable[[ConversionSource], Reading]
+    needs_base: str = ""
     rank: int = 50
     parts: bool = False
     tensors: str = TENSORS

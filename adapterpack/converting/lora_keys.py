@@ -11,7 +11,7 @@ from pathlib import Path
 from ..base.renamings import publish_path, renamings_of
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
 from ..io.safe_open import open_regular
-from ..io.safetensors import SafetensorsFile, parse_header
+from ..io.safetensors import parse_header
 from ..pack.pack import Pack
 from ..readable import things
 from .base import BaseModel
@@ -30,15 +30,6 @@ def keys_of(path: Path) -> list[str]:
             return list(parse_header(file, os.fstat(file.fileno()).st_size, path)[0])
     except AdapterpackError:
         return []
-
-
-def open_file(source: ConversionSource) -> SafetensorsFile:
-    """Opens the file and reads all of its bytes.
-
-    Raises:
-        FormatError: it is malformed.
-    """
-    return SafetensorsFile(source.path, private=True)
 
 
 def is_text_model(base: BaseModel | None, model_type: str | None) -> bool:
@@ -60,14 +51,21 @@ def published_in(pack: Pack, base: BaseModel | None) -> Callable[[str], str]:
     return lambda path: publish_path(path, steps)
 
 
-def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -> tuple[str, tuple[str, ...]]:
-    """Returns the chosen model among those of a file, and a note about the models that are left out.
+def choose_models(
+    parts: Mapping[str, Iterable[str]], source: ConversionSource
+) -> tuple[list[str], tuple[str, ...]]:
+    """Returns the models of a file that are read, all of them for inspection, and a note about several;
+    ``parts`` maps each model to its modules.
 
     Raises:
         Unsupported: the file has several models and the caller chose none: a pack belongs to one base.
         UnknownName: the file has no such part.
     """
-    sizes, counts = _count(parts)
+    sizes = {part: len(set(modules)) for part, modules in parts.items()}
+    counts = ", ".join(f"{part} ({things(count, 'module')})" for part, count in sorted(sizes.items()))
+    if source.inspected:
+        note = f"adapters of several models: {counts}; each becomes a pack of its own (--part)"
+        return list(sizes), (note,) if len(sizes) > 1 else ()
     if source.part is None:
         if len(sizes) > 1:
             raise Unsupported(
@@ -76,7 +74,7 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -
                 found=counts,
                 remedy="choose one with --part, and convert each",
             )
-        return next(iter(sizes)), ()
+        return list(sizes), ()
     if source.part not in sizes:
         raise UnknownName(
             "the file has no such part",
@@ -85,24 +83,8 @@ def choose_model(parts: Mapping[str, Iterable[str]], source: ConversionSource) -
             remedy=nearest(source.part, sizes),
         )
     left_out = sorted(set(sizes) - {source.part})
-    return source.part, (
-        f"only {source.part} was read, as asked; left out: {list_first(left_out)}",
-    ) if left_out else ()
-
-
-def several_models_note(parts: Mapping[str, Iterable[str]]) -> tuple[str, ...]:
-    """Returns the note about a file with adapters for several models."""
-    sizes, counts = _count(parts)
-    return (
-        (f"adapters of several models: {counts}; each becomes a pack of its own (--part)",)
-        if len(sizes) > 1
-        else ()
-    )
-
-
-def _count(parts: Mapping[str, Iterable[str]]) -> tuple[dict[str, int], str]:
-    sizes = {part: len(set(modules)) for part, modules in parts.items()}
-    return sizes, ", ".join(f"{part} ({things(count, 'module')})" for part, count in sorted(sizes.items()))
+    note = f"only {source.part} was read, as asked; left out: {list_first(left_out)}"
+    return [source.part], (note,) if left_out else ()
 
 
 def missing_alpha_note(modules: list[str]) -> tuple[str, ...]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, dtype_name
-from .factors import SiteFactors
 
 
 def finite_number(value: Any, where: str) -> float:
@@ -64,23 +63,6 @@ def most_frequent(values: Iterable[float]) -> float | None:
     """
     counts = {value: count for value, count in Counter(values).items() if value and math.isfinite(value)}
     return max(counts, key=lambda value: (counts[value], value)) if counts else None
-
-
-def common_scale(sites: Sequence[SiteFactors], tool: str, leaf: str) -> tuple[float, tuple[str, ...]]:
-    """Returns the scale for a file that stores only one: that of most sites; and a note if others differ,
-    whose factor ``leaf`` takes the difference.
-    """
-    scale = most_frequent(site.scale for site in sites) or 1.0
-    differing = sum(site.scale != scale for site in sites)
-    notes = (
-        ()
-        if not differing
-        else (
-            f"{tool} has one scale for all modules: that of {differing} of {len(sites)} modules is "
-            f"written into {leaf} (scale {scale:g})",
-        )
-    )
-    return scale, notes
 
 
 def scale_factor(up: np.ndarray, ratio: float, where: str) -> np.ndarray:

@@ -17,7 +17,7 @@ from ..io.safetensors import SafetensorsFile
 from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
-from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name
+from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name, require_base
 from .labels import name_labels, unnamed_note
 from .packs import require_base_fits, source_digest, with_parent
 from .refused import refuse_known
@@ -117,6 +117,8 @@ def convert(
         path = folder_of(source)
         form = detect(path)
         source_name = plain_name(path.resolve().name if path.is_dir() else path.stem)
+        if form.needs_base:
+            require_base(model, path, form.needs_base)
         pack, notes = form.read(
             ConversionSource(path, name if to == "pack" else source_name, model, part, converted=True)
         )

@@ -55,4 +55,4 @@ def validate_file(path: Path, base: Path | None = None, full: bool = False) -> R
 def _read(path: Path, base: Path | None = None) -> tuple[Format, Reading]:
     form = detect(path)
     source = ConversionSource(path, plain_name(path.stem), None if base is None else open_base(base))
-    return form, (form.read_without_base if base is None else form.read)(source)
+    return form, form.read(source)

@@ -99,15 +99,10 @@ def _lora(
 ) -> tuple[Site, Any, dict[str, np.ndarray]]:
     down, up, method, count = tensors["lora_A"], tensors["lora_B"], get("lora"), sum(enabled)
     if len(enabled) > 1:
-        _require_parts(up, enabled, path, where)
-        rows, whole = (
-            len(up) // count,
-            np.zeros((len(up) // count * len(enabled), count * up.shape[1]), up.dtype),
-        )
-        for number, part in enumerate(place for place, on in enumerate(enabled) if on):
-            block = slice(number * up.shape[1], (number + 1) * up.shape[1])
-            whole[part * rows : (part + 1) * rows, block] = up[number * rows : (number + 1) * rows]
-        up = whole
+        parts = _split_rows(up, enabled, path, where)
+        whole = np.zeros((len(enabled), parts.shape[1], count, up.shape[1]), up.dtype)
+        whole[np.flatnonzero(enabled), :, np.arange(count)] = parts
+        up = whole.reshape(-1, count * up.shape[1])
     if down.shape[0] != rank * count or up.shape[1] != rank * count:
         raise FormatError(
             "the rank that the file states is not that of its tensors",
@@ -129,19 +124,18 @@ def _ia3(
             "(IA)^3 has one factor for each output", where=f"{where}, {path}", found=factors.shape
         )
     if len(enabled) > 1:
-        _require_parts(factors, enabled, path, where)
-        rows = len(factors) // sum(enabled)
-        whole = np.ones((rows * len(enabled), 1), factors.dtype)
-        for number, part in enumerate(place for place, on in enumerate(enabled) if on):
-            whole[part * rows : (part + 1) * rows] = factors[number * rows : (number + 1) * rows]
-        factors = whole
+        parts = _split_rows(factors, enabled, path, where)
+        whole = np.ones((len(enabled), *parts.shape[1:]), factors.dtype)
+        whole[np.flatnonzero(enabled)] = parts
+        factors = whole.reshape(-1, 1)
     cfg = drop_targets(method.config())
     wide = factors if alpha == 1 else (factors.astype(np.float64) * alpha).astype(np.float32)
     site, params = site_of(method, cfg, path, "linear", {"ia3_l": wide}, where)
     return site, cfg, params
 
 
-def _require_parts(up: np.ndarray, enabled: list[bool], path: str, where: str) -> None:
+def _split_rows(up: np.ndarray, enabled: list[bool], path: str, where: str) -> np.ndarray:
+    """Returns ``[parts, rows of a part, columns]`` of the parts that are enabled."""
     if not sum(enabled) or len(up) % sum(enabled):
         raise FormatError(
             "the rows are not those of the parts that the settings adapt",
@@ -149,3 +143,4 @@ def _require_parts(up: np.ndarray, enabled: list[bool], path: str, where: str) -
             found=up.shape,
             expected=f"a multiple of {sum(enabled)}",
         )
+    return up.reshape(sum(enabled), -1, up.shape[1])

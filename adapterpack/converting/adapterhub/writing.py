@@ -15,9 +15,8 @@ import numpy as np
 from ...adapter_methods.forms.blocks import entry_of
 from ...errors import Unsupported
 from ...pack.pack import Adapter, Pack
-from ..factors import SiteFactors, site_factors
+from ..factors import pad_to_one_rank, site_factors
 from ..format import list_first
-from ..numbers import common_scale, scale_factor
 from .families import Family
 
 _ACTS = {"relu": "relu", "silu": "swish", "gelu": "gelu_orig", "gelu_tanh": "gelu_new", "tanh": "tanh"}
@@ -103,31 +102,17 @@ def _left_out(numbers: Iterable[int], layers: int) -> list[int]:
 def _lora(pack: Pack, family: Family, layers: int) -> Written:
     sites = list(site_factors(pack, "adapterhub"))
     config = _linear(pack, (site.path for site in sites), family, layers)
-    scale, notes = common_scale(sites, "AdapterHub", "lora_B")
-    rank = max(site.down.shape[0] for site in sites)
+    padded, rank, scale, notes = pad_to_one_rank(sites, "AdapterHub", "lora_B")
     tensors = {
-        (f"{site.path}.loras", part): value
-        for site in sites
-        for part, value in _pad(site, rank, scale).items()
+        (f"{path}.loras", part): value
+        for path, pair in padded.items()
+        for part, value in zip(("lora_A", "lora_B"), pair, strict=True)
     }
-    if padded := sum(site.down.shape[0] != rank for site in sites):
-        notes += (
-            f"AdapterHub has one rank for all modules: {padded} of {len(sites)} modules are padded with "
-            f"zeros to {rank}",
-        )
     return Written(
         {**config, "r": rank, "alpha": scale * rank, "composition_mode": "add", "init_weights": "lora"},
         tensors,
         notes,
     )
-
-
-def _pad(site: SiteFactors, rank: int, scale: float) -> dict[str, np.ndarray]:
-    spare = rank - site.down.shape[0]
-    return {
-        "lora_A": np.pad(site.down, ((0, spare), (0, 0))),
-        "lora_B": np.pad(scale_factor(site.up, site.scale / scale, site.path), ((0, 0), (0, spare))),
-    }
 
 
 def _ia3(pack: Pack, family: Family, layers: int) -> Written:

@@ -46,10 +46,6 @@ def _detect(path: Path) -> bool:
 
 
 def _read(source: ConversionSource) -> Reading:
-    return Reading(bind_to_base(_pack(source), source.base))
-
-
-def _pack(source: ConversionSource) -> Pack:
     where = source.path / layout.CONFIG
     saved = read_config(where)
     config, name = (setting(saved, key, kind, str(where)) for key, kind in (("config", dict), ("name", str)))
@@ -85,9 +81,10 @@ def _pack(source: ConversionSource) -> Pack:
             low_rank.read(_as_trained(config, saved.get("version")), places, family, str(where)),
             {},
         )
-    return foreign_pack(
+    pack = foreign_pack(
         source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task
     )
+    return Reading(bind_to_base(pack, source.base))
 
 
 _SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
@@ -227,7 +224,6 @@ ADAPTERHUB = FORMATS.register(
         _detect,
         _read,
         _write,
-        lambda source: Reading(_pack(source)),
         rank=20,
         tensors=_FILE,
     )

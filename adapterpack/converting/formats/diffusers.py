@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,18 +18,17 @@ from ...adapter_methods import method_of
 from ...adapter_methods.lora import LoRA
 from ...errors import FormatError, Unsupported
 from ...io import safetensors, strict_json
+from ...io.safetensors import SafetensorsFile
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
+from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
 from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules
 from ..lora_keys import (
-    choose_model,
+    choose_models,
     is_text_model,
     keys_of,
     missing_alpha_note,
-    open_file,
     published_in,
-    several_models_note,
 )
 from ..numbers import tensor_number
 from ..packs import dequantize
@@ -49,16 +49,6 @@ _PARTS = (
 _ITSELF = "model"
 _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_replication", "target_parameters")
 """PEFT's options that change the mathematics of a plain LoRA."""
-
-
-def _split(key: str) -> tuple[str, str, str] | None:
-    """Returns (part, module path, leaf) of a key, or None for a key that is not diffusers'."""
-    leaf = next((leaf for leaf in (_A, _B, _ALPHA) if key.endswith(f".{leaf}")), None)
-    if leaf is None:
-        return None
-    rest = key.removesuffix(f".{leaf}")
-    part = next((part for part in _PARTS if rest.startswith(f"{part}.")), _ITSELF)
-    return part, rest.removeprefix(f"{part}.") if part != _ITSELF else rest, leaf
 
 
 def _detect(path: Path) -> bool:
@@ -98,54 +88,42 @@ _Sites = dict[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]]
 
 
 def _read(source: ConversionSource) -> Reading:
-    file = open_file(source)
+    """Reads the chosen model; for inspection all models: the name of the model then precedes each module
+    path.
+    """
+    file = SafetensorsFile(source.path, private=True)
     parts = _parts(file, source)
-    part, notes = choose_model(parts, source)
-    sites, without_alpha = _sites(file, parts[part], part, source)
-    pack = lora_pack(source, sites, "diffusers", part=part)
+    chosen, notes = choose_models(parts, source)
+    sites: _Sites = {}
+    without_alpha: list[str] = []
+    for part in chosen:
+        of_part, missing = _sites(file, parts[part], part, source)
+        sites |= {f"{part}.{path}" if len(chosen) > 1 else path: value for path, value in of_part.items()}
+        without_alpha += missing
+    claims: dict[str, Any] = {} if source.inspected else {"part": chosen[0]}
+    pack = lora_pack(source, sites, "diffusers", **claims)
     return Reading(bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
 
 
-def _read_without_base(source: ConversionSource) -> Reading:
-    """Reads all models of the file; if there are several, the name of the model precedes each module path."""
-    file = open_file(source)
-    parts = _parts(file, source)
-    sites: _Sites = {}
-    without_alpha: list[str] = []
-    for part in parts:
-        of_part, missing = _sites(file, parts[part], part, source)
-        sites |= {f"{part}.{path}" if len(parts) > 1 else path: value for path, value in of_part.items()}
-        without_alpha += missing
-    return Reading(
-        lora_pack(source, sites, "diffusers"), several_models_note(parts) + missing_alpha_note(without_alpha)
-    )
-
-
-def _parts(
-    file: safetensors.SafetensorsFile, source: ConversionSource
-) -> dict[str, dict[str, dict[str, str]]]:
+def _parts(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[str, dict[str, str]]]:
     """Returns part -> module path -> leaf -> key."""
+    modules = group_leaves(
+        file.tensors,
+        lambda key: split_key(key, (_A, _B, _ALPHA)),
+        source.path,
+        f"{_A}, {_B}, {_ALPHA}",
+        "convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms are not read)",
+    )
     parts: dict[str, dict[str, dict[str, str]]] = {}
-    for key in file.tensors:
-        split = _split(key)
-        if split is None:
-            raise Unsupported(
-                "a key that is not of a plain LoRA",
-                where=source.path,
-                found=key,
-                expected=f"{_A}, {_B}, {_ALPHA}",
-                remedy=(
-                    "convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms "
-                    "are not read)"
-                ),
-            )
-        part, path, leaf = split
-        parts.setdefault(part, {}).setdefault(path, {})[leaf] = key
+    for module, leaves in modules.items():
+        part = next((part for part in _PARTS if module.startswith(f"{part}.")), _ITSELF)
+        path = module if part == _ITSELF else module.removeprefix(f"{part}.")
+        parts.setdefault(part, {})[path] = leaves
     return parts
 
 
 def _sites(
-    file: safetensors.SafetensorsFile,
+    file: SafetensorsFile,
     modules: Mapping[str, Mapping[str, str]],
     part: str,
     source: ConversionSource,
@@ -216,7 +194,6 @@ DIFFUSERS = FORMATS.register(
         _detect,
         _read,
         _write,
-        _read_without_base,
         rank=40,
         parts=True,
         suffix=".safetensors",

@@ -27,7 +27,7 @@ from ...manifest import manifest as m
 from ...pack.pack import Pack
 from ...readable import things
 from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, lora_pack, require_pairs, site_factors
+from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
 from ..format import (
     FORMATS,
     ConversionSource,
@@ -209,9 +209,16 @@ def _add(gguf: Any, writer: Any, name: str, value: np.ndarray) -> None:
 
 
 def _read(source: ConversionSource) -> Reading:
-    base = require_base(source.base, source.path, _WHY)
-    layout, file = _layout(base), read_gguf(source.path)
+    """Reads the file; without a base with its own order of rows and its own tensor names as module names."""
+    file, base = read_gguf(source.path), source.base
     pairs, notes = _pairs(file, source)
+    if base is None:
+        pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
+        stated = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
+        name, family = (value if isinstance(value, str) else None for value in stated)
+        manifest = replace(pack.manifest, base=m.Base(name, model_type=family))
+        return Reading(dataclasses.replace(pack, manifest=manifest), notes)
+    layout = _layout(base)
     if file.values.get("general.architecture") != layout.family.name:
         raise BaseMismatch(
             "the adapter was made for another kind of model",
@@ -236,47 +243,26 @@ def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(lora_pack(source, sites, "gguf"), base), notes)
 
 
-def _read_without_base(source: ConversionSource) -> Reading:
-    """Reads the file with its own order of rows and its own tensor names as module names."""
-    file = read_gguf(source.path)
-    pairs, notes = _pairs(file, source)
-    pack = lora_pack(source, {name.removesuffix(".weight"): pair for name, pair in pairs.items()}, "gguf")
-    stated = [file.values.get(key) for key in ("general.base_model.0.name", "general.architecture")]
-    name, family = (value if isinstance(value, str) else None for value in stated)
-    return Reading(
-        dataclasses.replace(pack, manifest=replace(pack.manifest, base=m.Base(name, model_type=family))),
-        notes,
-    )
-
-
 def _pairs(file: GGUFAdapter, source: ConversionSource) -> tuple[dict[str, SiteFactors], tuple[str, ...]]:
     """Returns the factors by the name of the tensor that they change, in the file's order of rows."""
     _require_lora(file.values, source)
     alpha, notes = _alpha(file.values, source)
     if packed := sorted(name for name, kind in file.types.items() if kind == "Q8_0"):
         notes += (f"read as float32, with the error that they have: {things(len(packed), 'tensor')} in Q8_0",)
-    pairs: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in file.tensors.items():
-        target, _, role = name.rpartition(".")
-        if role not in _ROLES:
-            raise Unsupported(
-                "a tensor that is no low-rank factor",
-                where=source.path,
-                found=name,
-                expected="...lora_a and ...lora_b",
-                remedy="merge this adapter with llama.cpp",
-            )
-        pairs.setdefault(target, {})[role] = value
+    pairs = group_leaves(
+        file.tensors,
+        lambda key: split_key(key, _ROLES),
+        source.path,
+        "...lora_a and ...lora_b",
+        "merge this adapter with llama.cpp",
+    )
     require_pairs(pairs, _ROLES, source.path)
-    return {
-        target: SiteFactors(
-            target,
-            pair["lora_a"],
-            pair["lora_b"],
-            1.0 if alpha is None else alpha / max(1, pair["lora_a"].shape[0]),
-        )
-        for target, pair in pairs.items()
-    }, notes
+    sites = {}
+    for target, keys in pairs.items():
+        down, up = (file.tensors[keys[role]] for role in _ROLES)
+        scale = 1.0 if alpha is None else alpha / max(1, down.shape[0])
+        sites[target] = SiteFactors(target, down, up, scale)
+    return sites, notes
 
 
 def _require_lora(values: dict[str, Any], source: ConversionSource) -> None:
@@ -318,7 +304,7 @@ GGUF = FORMATS.register(
         lambda path: first_bytes(path, 4) == MAGIC,
         _read,
         _write,
-        _read_without_base,
+        _WHY,
         suffix=".gguf",
     )
 )

@@ -23,16 +23,14 @@ from ...io.safetensors import SafetensorsFile
 from ...manifest.secondary_methods import MethodSites
 from ...pack.pack import Pack
 from ..base import BaseModel, bind_to_base
-from ..factors import require_linear, site_factors
-from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules, require_base
+from ..factors import group_leaves, require_linear, site_factors
+from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
 from ..lora_keys import (
-    choose_model,
+    choose_models,
     is_text_model,
     keys_of,
     missing_alpha_note,
-    open_file,
     published_in,
-    several_models_note,
 )
 from ..lycoris.forms import FORMS, LEAVES, LycorisLayer, form_of
 from ..lycoris.writing import WRITERS, number
@@ -44,16 +42,10 @@ _PREFIXES = ("lora_unet", "lora_te1", "lora_te2", "lora_te3", "lora_te", "lora_t
 _NUMBER = re.compile(r"_(\d+)_")
 
 
-def is_key(key: str) -> bool:
-    """Whether a key is one of kohya's.
-
-    Example:
-        >>> (is_key("lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"),
-        ...     is_key("unet.conv.lora_A.weight"))
-        (True, False)
-    """
-    module, dot, leaf = key.partition(".")
-    return bool(dot) and _prefix(module) is not None and leaf in LEAVES
+def _split(key: str) -> tuple[str, str] | None:
+    """Returns the module and the leaf of a key, or None for a key that is not kohya's."""
+    module, _, leaf = key.partition(".")
+    return (module, leaf) if _prefix(module) is not None and leaf in LEAVES else None
 
 
 def _prefix(module: str) -> str | None:
@@ -112,47 +104,37 @@ def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
 
 
 def _read(source: ConversionSource) -> Reading:
-    base = require_base(
-        source.base, source.path, "names with underscores do not say where the dots of a module's path are"
+    """Reads the chosen model; for inspection all models, with dots only around numbers, where they are
+    certain.
+    """
+    file = SafetensorsFile(source.path, private=True)
+    modules = group_leaves(
+        file.tensors,
+        _split,
+        source.path,
+        ", ".join(FORMS),
+        "merge it with the tool that made it, or convert it to plain LoRA there",
     )
-    file = open_file(source)
-    modules = _modules(file, source)
-    part, notes = choose_model(_parts(modules), source)
-    names = [module for module in modules if _prefix(module) == part]
-    paths = _paths(base, {module.removeprefix(f"{part}_") for module in names}, source)
-    layers = {
-        module: _layer(base, paths[module.removeprefix(f"{part}_")], f"{source.path}, {module}")
-        for module in names
-    }
-    pack, without_alpha = _pack(file, modules, layers, source, part=part)
-    return Reading(bind_to_base(pack, base), notes + missing_alpha_note(without_alpha))
-
-
-def _read_without_base(source: ConversionSource) -> Reading:
-    """Reads all models of the file; restores dots only around numbers, where they are certain."""
-    file = open_file(source)
-    modules = _modules(file, source)
-    layers = {
-        module: LycorisLayer(_NUMBER.sub(r".\1.", module), f"{source.path}, {module}") for module in modules
-    }
-    pack, without_alpha = _pack(file, modules, layers, source)
-    return Reading(pack, several_models_note(_parts(modules)) + missing_alpha_note(without_alpha))
-
-
-def _modules(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[str, str]]:
-    modules: dict[str, dict[str, str]] = {}
-    for key in file.tensors:
-        if not is_key(key):
-            raise Unsupported(
-                "a key of no form that is read",
-                where=source.path,
-                found=key,
-                expected=", ".join(FORMS),
-                remedy="merge it with the tool that made it, or convert it to plain LoRA there",
-            )
-        module, _, leaf = key.partition(".")
-        modules.setdefault(module, {})[leaf] = key
-    return modules
+    parts: dict[str, list[str]] = {}
+    for module in modules:
+        parts.setdefault(_prefix(module) or "", []).append(module)
+    chosen, notes = choose_models(parts, source)
+    if source.base is None:
+        layers = {
+            module: LycorisLayer(_NUMBER.sub(r".\1.", module), f"{source.path}, {module}")
+            for module in modules
+        }
+        pack, without_alpha = _pack(file, modules, layers, source)
+    else:
+        (part,) = chosen
+        names = {module: module.removeprefix(f"{part}_") for module in parts[part]}
+        paths = _paths(source.base, set(names.values()), source)
+        layers = {
+            module: _layer(source.base, paths[name], f"{source.path}, {module}")
+            for module, name in names.items()
+        }
+        pack, without_alpha = _pack(file, modules, layers, source, part=part)
+    return Reading(bind_to_base(pack, source.base), notes + missing_alpha_note(without_alpha))
 
 
 def _layer(base: BaseModel, path: str, where: str) -> LycorisLayer:
@@ -191,13 +173,6 @@ def _pack(
     return foreign_pack(
         source, [MethodSites(get(name), sites[name]) for name in by_size], "kohya", full=full, **claims
     ), without_alpha
-
-
-def _parts(modules: Mapping[str, Any]) -> dict[str, list[str]]:
-    parts: dict[str, list[str]] = {}
-    for module in modules:
-        parts.setdefault(_prefix(module) or "", []).append(module)
-    return parts
 
 
 def _paths(base: BaseModel, wanted: set[str], source: ConversionSource) -> dict[str, str]:
@@ -240,7 +215,7 @@ KOHYA = FORMATS.register(
         lambda path: any(_prefix(key) for key in keys_of(path)),
         _read,
         _write,
-        _read_without_base,
+        "names with underscores do not say where the dots of a module's path are",
         rank=30,
         parts=True,
         suffix=".safetensors",

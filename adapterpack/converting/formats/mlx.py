@@ -24,9 +24,17 @@ from ...peft import layout
 from ...peft.options import read_config
 from ...peft.tensors import site_of
 from ..base import BaseModel, bind_to_base
-from ..factors import SiteFactors, check_pair, require_pairs, site_factors
+from ..factors import (
+    SiteFactors,
+    check_pair,
+    group_leaves,
+    pad_to_one_rank,
+    require_pairs,
+    site_factors,
+    split_key,
+)
 from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
-from ..numbers import common_scale, finite_number, scale_factor
+from ..numbers import finite_number
 from ..packs import dequantize, drop_targets, foreign_pack
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
@@ -48,10 +56,6 @@ def _detect(path: Path) -> bool:
 
 
 def _read(source: ConversionSource) -> Reading:
-    return Reading(bind_to_base(_read_pack(source), source.base))
-
-
-def _read_pack(source: ConversionSource) -> Pack:
     method, rank, scale = _settings(read_config(source.path / layout.CONFIG), source.path / layout.CONFIG)
     if not (source.path / _FILE).is_file():
         raise Unsupported(
@@ -65,7 +69,15 @@ def _read_pack(source: ConversionSource) -> Pack:
         )
     alpha = finite_number(scale * rank, f"{source.path / layout.CONFIG}#/lora_parameters/scale")
     file = SafetensorsFile(source.path / _FILE, private=True)
-    modules = _modules(file, (_A, _B, _M) if method.name == "dora" else (_A, _B))
+    leaves = (_A, _B, _M) if method.name == "dora" else (_A, _B)
+    modules = group_leaves(
+        file.tensors,
+        lambda key: split_key(key, leaves),
+        file.path,
+        ", ".join(leaves),
+        "fuse it with mlx_lm.fuse",
+    )
+    require_pairs(modules, leaves, file.path)
     sites: dict[Site, tuple[Any, dict[str, np.ndarray]]] = {}
     for path, keys in modules.items():
         where = f"{file.path}, {path}"
@@ -101,7 +113,8 @@ def _read_pack(source: ConversionSource) -> Pack:
         cfg = drop_targets(method.config(r=rank, alpha=alpha))
         site, params = site_of(method, cfg, path, "linear", params, file.path)
         sites[site] = (cfg, params)
-    return foreign_pack(source, [MethodSites(method, sites)], "mlx")
+    pack = foreign_pack(source, [MethodSites(method, sites)], "mlx")
+    return Reading(bind_to_base(pack, source.base))
 
 
 def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, float]:
@@ -160,24 +173,6 @@ def _scale(config: Mapping[str, Any], parameters: Mapping[str, Any], rank: int, 
     return scale * alpha / rank
 
 
-def _modules(file: SafetensorsFile, leaves: tuple[str, ...]) -> dict[str, dict[str, str]]:
-    """Returns module path -> leaf -> key."""
-    modules: dict[str, dict[str, str]] = {}
-    for key in file.tensors:
-        path, _, leaf = key.rpartition(".")
-        if not path or leaf not in leaves:
-            raise Unsupported(
-                "a tensor that belongs to no LoRA",
-                where=file.path,
-                found=key,
-                expected=", ".join(leaves),
-                remedy="fuse it with mlx_lm.fuse",
-            )
-        modules.setdefault(path, {})[leaf] = key
-    require_pairs(modules, leaves, file.path)
-    return modules
-
-
 def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "mlx")
     plain, notes = dequantize(pack)
@@ -194,23 +189,13 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
             found=list_first(looked_up),
             remedy="train without it, or merge the pack",
         )
-    scale, scale_notes = common_scale(sites, "mlx-lm", "lora_b")
-    rank = max(site.down.shape[0] for site in sites)
-    tensors: dict[str, np.ndarray] = {}
-    for site in sites:
-        down, up = site.down, scale_factor(site.up, site.scale / scale, site.path)
-        spare = rank - down.shape[0]
-        tensors |= {
-            f"{site.path}.{_A}": np.ascontiguousarray(np.pad(down, ((0, spare), (0, 0))).T),
-            f"{site.path}.{_B}": np.ascontiguousarray(np.pad(up, ((0, 0), (0, spare))).T),
-        }
-        if site.path in decomposed:
-            tensors[f"{site.path}.{_M}"] = decomposed[site.path]
-    if padded := sum(site.down.shape[0] != rank for site in sites):
-        scale_notes += (
-            f"mlx-lm has one rank for all modules: {padded} of {len(sites)} modules are padded with "
-            f"zeros to {rank}",
-        )
+    padded, rank, scale, scale_notes = pad_to_one_rank(sites, "mlx-lm", _B)
+    tensors = {
+        f"{path}.{leaf}": np.ascontiguousarray(value.T)
+        for path, pair in padded.items()
+        for leaf, value in zip((_A, _B), pair, strict=True)
+    }
+    tensors |= {f"{path}.{_M}": value for path, value in decomposed.items()}
     safetensors.write(folder / _FILE, tensors, {"format": "mlx"})
     config = {
         "fine_tune_type": "dora" if decomposed else "lora",
@@ -249,7 +234,6 @@ MLX = FORMATS.register(
         _detect,
         _read,
         _write,
-        lambda source: Reading(_read_pack(source)),
         rank=20,
         tensors=_FILE,
     )

@@ -161,7 +161,6 @@ ONNX_ADAPTER = FORMATS.register(
         lambda path: first_bytes(path, 8)[4:] == MAGIC,
         _read,
         _write,
-        _read,
         suffix=".onnx_adapter",
     )
 )

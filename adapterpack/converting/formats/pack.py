@@ -31,7 +31,6 @@ PACK = FORMATS.register(
         lambda path: os.path.lexists(path / m.FILE_NAME),
         _read,
         _write,
-        _read,
         rank=0,
     )
 )

@@ -99,7 +99,6 @@ PEFT = FORMATS.register(
         lambda path: (path / layout.CONFIG).is_file(),
         _read,
         write,
-        _read,
         rank=90,
         parts=True,
     )

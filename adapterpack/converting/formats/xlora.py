@@ -254,7 +254,6 @@ XLORA = FORMATS.register(
         _detect,
         _read,
         _write,
-        _read,
         rank=80,
     )
 )

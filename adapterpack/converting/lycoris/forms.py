@@ -26,7 +26,7 @@ from ...errors import BaseMismatch, FormatError, Unsupported, printable
 from ..factors import check_pair
 from ..numbers import tensor_number
 from ..packs import drop_targets
-from .kronecker import factors_of
+from .kronecker import split_kronecker
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -77,14 +77,16 @@ class LycorisReading(NamedTuple):
 
 
 class LycorisForm(NamedTuple):
-    """A form: the leaves that it must have, the leaves that it may have, and its reader. ``scaled``: it is
-    multiplied by ``alpha / r``.
-    """
+    """A form: the leaves that it must have, its reader, and the leaves that it may have."""
 
     needs: frozenset[str]
-    may: frozenset[str]
     read: Callable[[Tensors, LycorisLayer], LycorisReading]
-    scaled: bool = True
+    may: frozenset[str] = frozenset({"alpha"})
+
+    @property
+    def scaled(self) -> bool:
+        """Whether it is multiplied by ``alpha / r``."""
+        return "alpha" in self.may
 
 
 def form_of(leaves: Iterable[str], where: str) -> LycorisForm:
@@ -117,8 +119,17 @@ def _flat(value: np.ndarray) -> np.ndarray:
 
 
 def _check(
-    method: str, cfg: Any, site: Site, params: dict[str, np.ndarray], layer: LycorisLayer
+    method: str,
+    layer: LycorisLayer,
+    rows: int,
+    columns: int,
+    params: dict[str, np.ndarray],
+    **settings: Any,
 ) -> LycorisReading:
+    """Returns a site of ``[rows, columns]`` matrices, with the settings of its config, after checking the
+    shapes.
+    """
+    site, cfg = layer.site(rows, columns), drop_targets(get(method).config(**settings))
     check_shapes(get(method), cfg, site, params, layer.where)
     return LycorisReading(method, site, cfg, params)
 
@@ -138,11 +149,11 @@ def _lora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     down = _flat(down)
     check_pair(down, up, layer.where)
     rank, method = down.shape[0], "dora" if "dora_scale" in tensors else "lora"
-    cfg = drop_targets(get(method).config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
     params = {"lora_A": down, "lora_B": up}
     if method == "dora":
         params["lora_magnitude_vector"] = _lengths(tensors["dora_scale"], up.shape[0], layer)
-    return _check(method, cfg, layer.site(up.shape[0], down.shape[1]), params, layer)
+    alpha = _scale(tensors, rank, layer) * rank
+    return _check(method, layer, up.shape[0], down.shape[1], params, r=rank, alpha=alpha)
 
 
 def _core(core: np.ndarray, factor: np.ndarray, layer: LycorisLayer) -> np.ndarray:
@@ -179,24 +190,21 @@ def _loha(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     for number in ("1", "2") if "hada_t1" in tensors else ():
         params[f"hada_w{number}_a"] = np.ascontiguousarray(params[f"hada_w{number}_a"].T)
         params[f"hada_w{number}_b"] = _core(tensors[f"hada_t{number}"], params[f"hada_w{number}_b"], layer)
-    rank = params["hada_w1_b"].shape[0]
-    cfg = drop_targets(get("loha").config(r=rank, alpha=_scale(tensors, rank, layer) * rank))
-    return _check(
-        "loha", cfg, layer.site(params["hada_w1_a"].shape[0], params["hada_w1_b"].shape[1]), params, layer
-    )
+    (rows, _), (rank, columns) = params["hada_w1_a"].shape, params["hada_w1_b"].shape
+    alpha = _scale(tensors, rank, layer) * rank
+    return _check("loha", layer, rows, columns, params, r=rank, alpha=alpha)
 
 
 def _lokr(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     points = 1 if layer.shape is None else math.prod(layer.shape[2:])
-    found = factors_of(tensors, points, layer.where, _core_of(layer))
-    scale = 1.0 if found.rank is None else _scale(tensors, found.rank, layer)
-    return _check(
-        "lokr", found.config(scale), layer.site(found.rows, found.columns), dict(found.params), layer
-    )
-
-
-def _core_of(layer: LycorisLayer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    return lambda core, factor: _core(core, factor, layer)
+    params = {name: value for name, value in tensors.items() if name not in ("alpha", "lokr_t2")}
+    if "lokr_t2" in tensors:
+        params["lokr_w2_a"] = np.ascontiguousarray(params["lokr_w2_a"].T)
+        params["lokr_w2_b"] = _core(tensors["lokr_t2"], params["lokr_w2_b"], layer)
+    params = {name: _flat(value) for name, value in params.items()}
+    split = split_kronecker(params, points, layer.where)
+    scale = 1.0 if split.rank is None else _scale(tensors, split.rank, layer)
+    return _check("lokr", layer, split.rows, split.columns, params, **split.settings(scale))
 
 
 def _glora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
@@ -221,8 +229,8 @@ def _glora(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
     down = np.concatenate([a2, b2]).astype(np.float32)
     up = np.concatenate([fed, b1.astype(np.float64)], axis=1).astype(np.float32)
     rank = len(down)
-    cfg = drop_targets(get("lora").config(r=rank, alpha=_scale(tensors, len(a2), layer) * rank))
-    return _check("lora", cfg, layer.site(len(up), down.shape[1]), {"lora_A": down, "lora_B": up}, layer)
+    alpha = _scale(tensors, len(a2), layer) * rank
+    return _check("lora", layer, len(up), down.shape[1], {"lora_A": down, "lora_B": up}, r=rank, alpha=alpha)
 
 
 def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
@@ -246,11 +254,8 @@ def _ia3(tensors: Tensors, layer: LycorisLayer) -> LycorisReading:
             found=layer.shape and list(layer.shape),
             remedy="name the base with --base, or merge it where it was made",
         )
-    rows, columns = layer.shape
     params = {"ia3_l": factors.reshape((1, -1) if on_input else (-1, 1)).astype(np.float32)}
-    return _check(
-        "ia3", drop_targets(get("ia3").config(feedforward=on_input)), layer.site(rows, columns), params, layer
-    )
+    return _check("ia3", layer, *layer.shape, params, feedforward=on_input)
 
 
 def _difference(names: Mapping[str, str]) -> Callable[[Tensors, LycorisLayer], LycorisReading]:
@@ -292,47 +297,30 @@ def _difference(names: Mapping[str, str]) -> Callable[[Tensors, LycorisLayer], L
     return read
 
 
+_LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
+_CORE = frozenset({"alpha", "lokr_t2"})
+
 FORMS: dict[str, LycorisForm] = {
     "LoRA": LycorisForm(
         frozenset({"lora_down.weight", "lora_up.weight"}),
-        frozenset({"alpha", "lora_mid.weight", "dora_scale"}),
         _lora,
+        frozenset({"alpha", "lora_mid.weight", "dora_scale"}),
     ),
-    "LoHa": LycorisForm(
-        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset({"alpha"}), _loha
-    ),
-    "LoHa of kernels": LycorisForm(
-        frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}),
-        frozenset({"alpha"}),
-        _loha,
-    ),
-    "LoKr": LycorisForm(frozenset({"lokr_w1", "lokr_w2"}), frozenset({"alpha"}), _lokr),
-    "LoKr with w1 split": LycorisForm(
-        frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset({"alpha"}), _lokr
-    ),
-    "LoKr with w2 split": LycorisForm(
-        frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"alpha", "lokr_t2"}), _lokr
-    ),
+    "LoHa": LycorisForm(_LOHA, _loha),
+    "LoHa of kernels": LycorisForm(_LOHA | {"hada_t1", "hada_t2"}, _loha),
+    "LoKr": LycorisForm(frozenset({"lokr_w1", "lokr_w2"}), _lokr),
+    "LoKr with w1 split": LycorisForm(frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), _lokr),
+    "LoKr with w2 split": LycorisForm(frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), _lokr, _CORE),
     "LoKr with both split": LycorisForm(
-        frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}),
-        frozenset({"alpha", "lokr_t2"}),
-        _lokr,
+        frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}), _lokr, _CORE
     ),
-    "GLoRA": LycorisForm(
-        frozenset({f"{name}.weight" for name in ("a1", "a2", "b1", "b2")}), frozenset({"alpha"}), _glora
-    ),
-    "(IA)^3": LycorisForm(frozenset({"weight", "on_input"}), frozenset(), _ia3, scaled=False),
+    "GLoRA": LycorisForm(frozenset({"a1.weight", "a2.weight", "b1.weight", "b2.weight"}), _glora),
+    "(IA)^3": LycorisForm(frozenset({"weight", "on_input"}), _ia3, frozenset()),
     "full": LycorisForm(
-        frozenset({"diff"}),
-        frozenset({"diff_b"}),
-        _difference({"diff": "weight", "diff_b": "bias"}),
-        scaled=False,
+        frozenset({"diff"}), _difference({"diff": "weight", "diff_b": "bias"}), frozenset({"diff_b"})
     ),
     "norm": LycorisForm(
-        frozenset({"w_norm"}),
-        frozenset({"b_norm"}),
-        _difference({"w_norm": "weight", "b_norm": "bias"}),
-        scaled=False,
+        frozenset({"w_norm"}), _difference({"w_norm": "weight", "b_norm": "bias"}), frozenset({"b_norm"})
     ),
 }
 LEAVES = frozenset().union(*(form.needs | form.may for form in FORMS.values()))

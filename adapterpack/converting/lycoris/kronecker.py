@@ -4,32 +4,31 @@ widths in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...adapter_methods import shapes_of
-from ...adapter_methods.lokr import LoKr, split_width
+from ...adapter_methods.lokr import split_width
 from ...errors import FormatError, Unsupported
-from ..packs import drop_targets
 
 _LARGEST = 1 << 16
 
 
-class KroneckerFactors(NamedTuple):
-    """The factors under adapterpack's names, the shapes ``[a, b]`` and ``[c, d]`` of their products, and the
-    number of kernel points, all of which are in w2.
+class KroneckerSplit(NamedTuple):
+    """How two factors divide the widths of a layer: the shapes ``[a, b]`` and ``[c, d]`` of their products,
+    the number of kernel points, all of which are in w2, and the ``factor`` of adapterpack's LoKr.
 
     ``rank`` is None if neither is split: then the file's alpha has no meaning.
     """
 
-    params: Mapping[str, np.ndarray]
     first: tuple[int, int]
     second: tuple[int, int]
     points: int
     rank: int | None
     factor: int
+    both: bool
 
     @property
     def rows(self) -> int:
@@ -41,40 +40,27 @@ class KroneckerFactors(NamedTuple):
         """The number of inputs of the layer, times the kernel points."""
         return self.first[1] * self.second[1]
 
-    def config(self, scale: float) -> LoKr:
-        """Returns the config that gives these factors, with ``scale`` as the multiplier of their product."""
+    def settings(self, scale: float) -> dict[str, Any]:
+        """Returns the settings of LoKr's config for these factors, with ``scale`` as the multiplier of their
+        product.
+        """
         rank = self.rank or max(self.second)
-        return drop_targets(
-            LoKr(
-                r=rank,
-                alpha=scale * rank,
-                decompose_both="lokr_w1_a" in self.params,
-                decompose_factor=self.factor,
-                kernel=self.points if self.points > 1 else 0,
-            )
-        )
+        return {
+            "r": rank,
+            "alpha": scale * rank,
+            "decompose_both": self.both,
+            "decompose_factor": self.factor,
+            "kernel": self.points if self.points > 1 else 0,
+        }
 
 
-def factors_of(
-    tensors: Mapping[str, np.ndarray],
-    points: int,
-    where: str,
-    with_core: Callable[[np.ndarray, np.ndarray], np.ndarray],
-) -> KroneckerFactors:
-    """Returns the factors of a module whose kernel has ``points`` points; ``with_core`` joins a kernel's own
-    factor with w2's.
+def split_kronecker(params: Mapping[str, np.ndarray], points: int, where: str) -> KroneckerSplit:
+    """Returns how the factors of a module, whose kernel has ``points`` points, divide its widths.
 
     Raises:
         FormatError: they do not fit each other.
         Unsupported: adapterpack's LoKr cannot divide the widths in this way.
     """
-    params = {name: value for name, value in tensors.items() if name not in ("alpha", "lokr_t2")}
-    if "lokr_t2" in tensors:
-        params["lokr_w2_a"] = np.ascontiguousarray(params["lokr_w2_a"].T)
-        params["lokr_w2_b"] = with_core(tensors["lokr_t2"], params["lokr_w2_b"])
-    params = {
-        name: value.reshape(len(value), -1) if value.ndim > 2 else value for name, value in params.items()
-    }
     (first, one), (second, two) = (_sides(params, name, where) for name in ("lokr_w1", "lokr_w2"))
     ranks = {rank for rank in (one, two) if rank is not None}
     if len(ranks) > 1 or second[1] % points:
@@ -89,7 +75,7 @@ def factors_of(
         if (split_width(a * c, factor), split_width(b * d, factor)) == ((a, c), (b, d)) and _splits(
             params, first, (c, d), rank
         ):
-            return KroneckerFactors(params, first, second, points, rank, factor)
+            return KroneckerSplit(first, second, points, rank, factor, "lokr_w1_a" in params)
     raise Unsupported(
         "the widths are divided in a way that the method here does not have: unbalanced, or with a whole "
         "matrix that the rank would split",
