@@ -36,7 +36,7 @@ from adapterpack import export, load
 from adapterpack.demos import MINILM, fetch
 from adapterpack.runtime.engine.encoder_batch import Bounds, next_batch
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.tasks.embeddings import POOLING
 

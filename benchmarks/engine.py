@@ -31,7 +31,7 @@ from decode import SIZES, build_base, build_pack
 
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.model_runner import SequenceState
+from adapterpack.runtime.engine.requests import SequenceState
 from adapterpack.runtime.providers.device import Device
 
 CONTEXT = 64

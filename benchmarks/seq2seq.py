@@ -29,7 +29,7 @@ from adapterpack import Session
 from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import DecoderEngine
-from adapterpack.runtime.engine.model_runner import SequenceState
+from adapterpack.runtime.engine.requests import SequenceState
 from adapterpack.runtime.sessions.decoder import EncoderDecoder
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import adapt

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 import adapterpack
 from adapterpack.io.safetensors import dtype_name
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.sessions.session import Session
 
 pytestmark = pytest.mark.fast

@@ -43,7 +43,7 @@ from adapterpack.errors import SiteNotFound, Unsupported
 from adapterpack.graph_passes.blocks import wanted_blocks
 from adapterpack.graph_passes.emit import ACTIVATION_NODES
 from adapterpack.quantizing.packs import quantize_pack
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.slots.blocks import FIELDS
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.block import AdaptedBlock

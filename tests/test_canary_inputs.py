@@ -59,7 +59,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.manifest.structs import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import make_row
 from adapterpack.pack import canary
-from adapterpack.runtime.canary_reasons import not_replayable
+from adapterpack.runtime.canary import not_replayable
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.canaries.inputs import misfit
 from adapterpack.torch_adapters.layers.active import adapter_names

@@ -19,7 +19,7 @@ from families import FAMILIES, WORDS
 
 from adapterpack import Session, export
 from adapterpack.errors import ConfigError
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.text.context_length import context_length
 from adapterpack.tasks.data.rows import RowError
 
@@ -110,7 +110,7 @@ def test_learned_positions_on_both_graphs(tiny_llama: Path, tmp_path: Path) -> N
 def test_a_prompt_that_is_too_long_is_refused_first(bundle_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """By its row, with its length and the limit, before a graph runs; the text of a prompt and ids alike."""
     session = Session(bundle_of("llama", "bank"), "cpu")
-    for graph in session.graphs.values():
+    for graph in map(session.graph, session.bundle.parts):
         monkeypatch.setattr(graph, "call", lambda *_: pytest.fail("a graph ran"))
     for prompts, row, length in (([[5], [5] * 65], 2, 65), (["w1 " * 100, "w1"], 1, 100)):
         with pytest.raises(

@@ -127,7 +127,7 @@ def test_every_request_is_what_it_is_alone(
             engine.adapters.load(packs[now["turn"]].called("turn"), replace=True)
         elif action < 0.9:
             if now["gamma"] is None:
-                engine.adapters.load_soon(packs["gamma"]).result(60)
+                engine.adapters.load(packs["gamma"])
                 now["gamma"] = "gamma"
             else:
                 engine.adapters.unload("gamma")
@@ -283,7 +283,7 @@ def test_batches_keep_to_their_bounds_and_to_the_oldest() -> None:
         array = np.ones((1, 400 if number == 9 else dice.randrange(1, 100)), np.int64)
         inputs = {"input_ids": array, **({"token_type_ids": array} if dice.random() < 0.3 else {})}
         waiting.append(
-            EncoderRow(number, PreparedRow(inputs), None, RowHead(False, None), None, dice.choice(adapters))
+            EncoderRow(number, PreparedRow(inputs), None, RowHead(False, None), dice.choice(adapters))
         )
     padding, sizes = Padding(), []
     while waiting:

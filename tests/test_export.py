@@ -64,7 +64,7 @@ from adapterpack.graph_passes.sites import find_sites
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.editing import add_initializer
 from adapterpack.pack.pack import build
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import get_task

@@ -17,7 +17,7 @@ import adapterpack
 from adapterpack import Session
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter, Unsupported
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import MAIN
 
@@ -102,7 +102,7 @@ def test_the_end_token_ends_a_row(
     assert found[0].finish_reason == "stop"
     assert end not in [token for answer in found for token in answer.ids]
     session, calls = Session(folder, "cpu"), []
-    graph = session.graphs[MAIN]
+    graph = session.graph(MAIN)
     call = graph.call
     monkeypatch.setattr(graph, "call", lambda feeds: calls.append(1) or call(feeds))
     session.generate(PROMPTS[:1], "alpha", max_new_tokens=TOKENS)

@@ -32,7 +32,7 @@ import adapterpack as ap
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import FormatError, Unsupported
 from adapterpack.peft import layout
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.slots.projections import project
 
 ROWS = [[5, 6, 7, 30, 31], [8, 9], [10, 11, 12, 13, 14, 15, 16]]

@@ -24,7 +24,7 @@ from transformers import (
 from adapterpack import LoRA, Pack, Session, adapt, attach, detach, export, merge, save
 from adapterpack.base.thresholds import longrope_length
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.tasks.data.rows import RowError
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model

@@ -21,7 +21,7 @@ from adapterpack.adapter_methods.core.token_positions import Ends, Invoked
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, NothingToDo, Unsupported
 from adapterpack.pack.pack import build
 from adapterpack.peft import layout
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 
 TOKENS = (7, 8)
 ROWS = [[5, 7, 8, 3, 7, 8, 9, 10], [7, 8, 4], [3, 4, 5, 6, 11], [9, 9, 9, 9, 9, 9, 7, 8], [8, 7]]

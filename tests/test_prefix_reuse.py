@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 import adapterpack as ap
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.model_runner import SequenceState
 from adapterpack.runtime.engine.prefix_cache import BLOCK
+from adapterpack.runtime.engine.requests import SequenceState
 
 Make = Callable[..., Any]
 INVOCATION = (7, 8)

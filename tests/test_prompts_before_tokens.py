@@ -24,7 +24,7 @@ from transformers import (
 import adapterpack as ap
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.runtime.engine.encoder_engine import EncoderEngine
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CLOSE = 1e-4

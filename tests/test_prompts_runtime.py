@@ -27,7 +27,7 @@ import adapterpack as ap
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.runtime.adapters import soft_prompt
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.sessions.decoder import DecoderOnly
 
 Make = Callable[..., Any]

@@ -29,7 +29,7 @@ from adapterpack.errors import ConfigError, ProviderError
 from adapterpack.runtime import canary
 from adapterpack.runtime.engine import kv_pool
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.kv_buffers import DeviceBuffer, HostBuffer
+from adapterpack.runtime.engine.kv_pool import DeviceBuffer, HostBuffer
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.ort.values import BFLOAT16
 from adapterpack.runtime.providers import builtin

@@ -26,7 +26,7 @@ from adapterpack.pack import canary
 from adapterpack.quantizing.graphs import replace_products
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 

@@ -502,7 +502,7 @@ def test_where_a_row_ends(bundle_of: Make, tmp_path: Path, session: Session) -> 
 
 def test_a_row_that_fails_is_named(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the model gives NaN for a row, the error says which."""
-    graph = session.graphs[MAIN]
+    graph = session.graph(MAIN)
     call = graph.call
 
     def broken(feeds: Any) -> Any:

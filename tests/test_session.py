@@ -47,8 +47,8 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import validation
 from adapterpack.pack.validate.checks.budget import Budget
-from adapterpack.runtime.model_inputs import pad
-from adapterpack.runtime.ort import sandboxed_open
+from adapterpack.runtime import open_bundle
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.providers import builtin
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import pack_values
@@ -369,8 +369,8 @@ def test_device_bindings_give_the_same(bundle_of: Make, monkeypatch: pytest.Monk
     names = ["alpha", None, "beta"]
     expected = session.run(batch_of(), names)
     calls = []
-    bound = session.graphs["model"]._bound
-    opened = session.graphs["model"]._ort
+    bound = session.graph("model")._bound
+    opened = session.graph("model")._ort
     monkeypatch.setattr(opened, "run_with_ort_values", lambda outputs, feeds: calls.append(1) or bound(feeds))
     found = session.run(batch_of(), names)
     assert calls == [1]
@@ -521,9 +521,9 @@ def test_a_graph_of_a_stranger_is_opened_in_a_sandbox_first_and_once(
     not again.
     """
     tried: list[str] = []
-    real = sandboxed_open.try_opening
+    real = open_bundle.try_opening
     monkeypatch.setattr(
-        sandboxed_open,
+        open_bundle,
         "try_opening",
         lambda path, *rest, **more: tried.append(path.name) or real(path, *rest, **more),
     )

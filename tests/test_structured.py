@@ -23,7 +23,7 @@ from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation import structured
 from adapterpack.runtime.generation.answer import AnswerRequest
-from adapterpack.runtime.generation.beam_search import begin_answer
+from adapterpack.runtime.generation.beam_search import BeamAnswer
 from adapterpack.runtime.generation.sampler import Sampler
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.generation.structured import Beside, grammar_mask
@@ -294,7 +294,7 @@ def test_every_beam_of_a_search_has_the_form(tokenizer: Tokenizer) -> None:
     dice = np.random.default_rng(4)
     for fields in ({"regex": DATE}, {"grammar": GBNF}, {"regex": DATE, "repetition_penalty": 1.5}):
         options = Sampling(**fields, num_beams=4, num_return_sequences=4, max_new_tokens=30)  # type: ignore[arg-type]
-        answer = begin_answer(
+        answer = BeamAnswer(
             AnswerRequest(tokenizer, options, [1, 2, 3], 30, mask=grammar_mask(tokenizer, options))
         )
         while answer.reason is None:

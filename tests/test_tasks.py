@@ -318,7 +318,7 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
         exact, moved = (session.run(rows, adapter) for session in (before, after))
         for part in parts:
             outputs = (
-                before.graphs[part].outputs
+                before.graph(part).outputs
                 if part != "model"
                 else ["logits" if "logits" in exact else "image_embeds"]
             )

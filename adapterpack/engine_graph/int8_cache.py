@@ -22,7 +22,8 @@ from ..graph_passes.static_cache_decoder import make_int8
 from ..onnx_graph.products import is_fast
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.model_runner import ModelRunner, SequenceState
+from ..runtime.engine.model_runner import ModelRunner
+from ..runtime.engine.requests import SequenceState
 from ..runtime.sessions.measured_texts import texts
 from ..runtime.sessions.session import Session
 from ..runtime.text.context_length import context_of

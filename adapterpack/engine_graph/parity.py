@@ -20,7 +20,8 @@ from ..onnx_graph.sandboxed_check import try_opening
 from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
-from ..runtime.engine.model_runner import ModelRunner, SequenceState
+from ..runtime.engine.model_runner import ModelRunner
+from ..runtime.engine.requests import SequenceState
 from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder

@@ -16,8 +16,7 @@ from ..pack.fits import require_task, task_of
 from ..pack.pack import Pack
 from ..pack.trust.signers import Signers
 from ..tasks.task import NO_TASK
-from .canary import Replay, widen_canary
-from .canary_reasons import NONE, foreign_inputs, of_graph
+from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle
 
 T = TypeVar("T")

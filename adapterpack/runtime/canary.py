@@ -16,14 +16,14 @@ from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
-from ..slots.values import head_values, in_slots, pad_slots, stack_slots
+from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots
 from ..tasks.session import Arrays
-from ..tasks.task import MAIN
-from .canary_reasons import not_replayable
+from ..tasks.task import MAIN, get_task
 from .open_bundle import OpenBundle
 from .pipeline import run_parts, values
 
 Rows = list[np.ndarray]
+NONE = "the pack carries none"
 
 
 class Replay(NamedTuple):
@@ -150,31 +150,35 @@ def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:
     """
     if session.bundle.mode == "folded":
         return None
-    modules, sites = _trained_modules(session.bundle, pack), session.bundle.sites
+    modules, sites = _fed_modules(session.bundle, pack), session.bundle.sites
 
     def run(feeds: Mapping[str, Any], part: str = MAIN, rows: Sequence[int] | None = None) -> dict[str, Any]:
         fixed = {
             name: array for name, array in modules.items() if sites[name.rpartition(".")[0]].part == part
         }
-        if ADAPTER_IDS in session.graphs[part].inputs:
+        if ADAPTER_IDS in session.graph(part).inputs:
             fixed[ADAPTER_IDS] = np.zeros(1 if rows is None else len(rows), np.int64)
-        return session.graphs[part].call({**feeds, **values(fixed)})
+        return session.graph(part).call({**feeds, **values(fixed)})
 
     row = session.pin([None])._replace(run=run)
     return [canary.row_of(run_parts(session, inputs, pinned=row)) for inputs in _feeds(session, recorded)]
 
 
-def _trained_modules(bundle: Bundle, pack: Pack) -> dict[str, np.ndarray]:
-    """Returns slot values that hold only the modules that the pack trained in full. In a bank every slot gets
-    them, slot 0 included.
-    """
+def trained_modules(bundle: Bundle, pack: Pack) -> Values:
+    """Returns slot values that hold only the modules that the pack trained in full."""
     values = {
         name: array
         for path, params in pack.full().items()
         for name, array in head_values(path, params).items()
     }
+    return in_slots(values, bundle.sites)
+
+
+def _fed_modules(bundle: Bundle, pack: Pack) -> Values:
+    """Returns the trained modules as a graph takes them: in a bank every slot has them, slot 0 included."""
+    values = trained_modules(bundle, pack)
     if bundle.mode != "bank" or not values:
-        return in_slots(values, bundle.sites)
+        return values
     sites = {path: site for path, site in bundle.sites.items() if f"{path}.head" in values}
     return stack_slots([pad_slots(values, sites, bundle.max_rank, {})] * bundle.slots)
 
@@ -188,3 +192,47 @@ def _compared_values(one: Replay) -> Rows:
         *zip(one.recorded.adapter, one.adapter, strict=True),
     ]
     return [np.take(row, kept["ids"], mode="clip") for kept, row in pairs]
+
+
+def not_replayable(bundle: Bundle, pack: Pack) -> str | None:
+    """Returns why the canary of ``pack`` does not apply to this graph, or None if it does."""
+    recorded = pack.manifest.canary
+    return NONE if recorded is None else canary.flaw(recorded) or next(_reasons(bundle, pack, recorded), None)
+
+
+def _reasons(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
+    architecture = pack.manifest.task.architecture
+    yield from foreign_inputs(bundle, recorded)
+    if architecture is not None and not architecture.endswith(get_task(bundle.task).suffixes):
+        yield f"it was recorded on {architecture}, the graph is for {bundle.task}"
+    yield from of_graph(bundle, pack, recorded)
+
+
+def foreign_inputs(bundle: Bundle, recorded: Canary) -> Iterator[str]:
+    """Yields a reason if the canary has inputs that no graph of the bundle's task takes."""
+    if not canary.input_names(recorded) <= set(get_task(bundle.task).inputs):
+        yield f"it has inputs that a graph for {bundle.task} does not take"
+
+
+def of_graph(bundle: Bundle, pack: Pack, recorded: Canary) -> Iterator[str]:
+    """Yields the reasons in the bundle's own graphs that prevent a replay, for a pack of the right task."""
+    mine, other = pack.manifest.base.content, bundle.base.content
+    if bundle.mode == "folded" and len(bundle.adapters) > 1:
+        yield "it is folded together with others"
+    if mine is not None and other is not None and mine != other:
+        yield "the graph's base has other bytes than the one that it was recorded on"
+    yield from _other_shapes(bundle, recorded)
+
+
+def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
+    """Yields a reason if the canary's images or speech have another shape than the graphs take; checked
+    before any are generated.
+    """
+    ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
+    for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
+        taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        if recipe and (
+            len(taken) != len(made)
+            or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))
+        ):
+            yield f"its {name} are of {made}, the graph's of {taken}"

@@ -1,5 +1,5 @@
-"""Opens a bundle under ONNX Runtime: its graphs and its adapters, which can be loaded and unloaded while rows
-run.
+"""Opens a bundle under ONNX Runtime: its graphs, the inputs that it makes of texts, images and speech, and
+its adapters, which can be loaded and unloaded while rows run.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from ..bundle.proofs import VerificationCache
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
+from ..onnx_graph.sandboxed_check import try_opening
 from ..pack.pack import Pack
 from ..pack.validate.validation import load, load_proved
+from ..sandbox.child import is_inside
 from ..slots.prompt_rows import virtual_tokens
 from ..tasks.data.problems import PROBLEMS, number_labels
-from ..tasks.session import RowHead
+from ..tasks.data.rows import Picture, map_rows
+from ..tasks.session import Arrays, RowHead
 from ..tasks.task import MAIN, get_task
 from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
@@ -36,9 +39,12 @@ from .adapters.pinned import Adapters, PinnedRows
 from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
+from .media.inputs import image_of, speech_of
+from .media.processor_config import preparation, section
 from .ort.contract import require_contract
 from .ort.model import OrtModel
-from .ort.sandboxed_open import require_openable
+from .ort.values import BFLOAT16
+from .padding import pad
 from .providers.device import Device
 from .providers.kernels import list_unfit
 from .providers.placement import CpuNodesWarning
@@ -107,6 +113,18 @@ class OpenBundle:
         if verify != "off":
             self._proofs.remember_validity()
 
+    @staticmethod
+    def of(
+        bundle: str | os.PathLike[str] | OpenBundle,
+        provider: str | Device | None,
+        threads: int | None,
+        verify: str,
+    ) -> OpenBundle:
+        """Returns an open bundle as it is, or opens the bundle in a folder."""
+        return (
+            bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
+        )
+
     def frozen(self) -> Self:
         """Returns a copy that keeps the current adapters, whatever is loaded or unloaded later. A row looks
         up its adapter, prompt and labels by name, and must not see two adapters of one name.
@@ -115,7 +133,7 @@ class OpenBundle:
 
     def _open(self, part: str) -> OrtModel:
         if self._verify != "off":
-            require_openable(self.folder, self.bundle, self._proofs, [part], self._resolved.provider.name)
+            require_openable(self.folder, self.bundle, self._proofs, part, self._resolved.provider.name)
         graph = self._run_time(part, self._resolved if part == DECODER else self._resolved.without_capture())
         require_contract(self.bundle, part, graph)
         if graph.cpu_nodes:
@@ -185,11 +203,6 @@ class OpenBundle:
         return graph
 
     @property
-    def graphs(self) -> Mapping[str, OrtModel]:
-        """The graphs of the task's parts, each opened on first use."""
-        return _Graphs(self)
-
-    @property
     def inputs(self) -> Mapping[str, Any]:
         """The inputs of the task's last graph, which gives the answer."""
         return self.graph(MAIN).inputs
@@ -243,7 +256,7 @@ class OpenBundle:
         """
         positions = next(
             graph.shapes["image_features"][1]
-            for graph in self.graphs.values()
+            for graph in map(self.graph, self.bundle.parts)
             if "image_features" in graph.shapes
         )
         if not isinstance(positions, int):
@@ -278,6 +291,55 @@ class OpenBundle:
             return self.tokenizer
         return self.once("no tokenizer", lambda: NoTokenizer(self.folder))  # type: ignore[no-any-return]
 
+    def encode(self, texts: Sequence[str]) -> Arrays:
+        """Tokenizes texts into a padded batch: ``input_ids`` and ``attention_mask`` ``[batch, longest]``,
+        int64, padded on the right.
+
+        Raises:
+            ConfigError: a text has no tokens.
+        """
+        return pad(map_rows(texts, self.tokenizer.row), self.tokenizer.pad_id, left=False)
+
+    def pixels(self, images: Sequence[Picture]) -> np.ndarray:
+        """Returns images as ``pixel_values`` ``[images, channels, height, width]`` float32.
+
+        An image is the path or the bytes of a PNG or JPEG, prepared as the base model's processor does, or a
+        ``.npy`` file or an array that is prepared already. PNG and JPEG need the extra ``vision``.
+
+        Raises:
+            ConfigError, FormatError, StorageError, Unsupported: see
+                :func:`adapterpack.runtime.media.inputs.image_of`.
+
+        Example:
+            >>> session.run({"pixel_values": session.pixels(["photo.jpg"])},
+            ...     ["leaves"])["logits"].argmax()  # doctest: +SKIP
+            4
+        """
+        shape = self.shape("pixel_values")
+        prepared = partial(self.once, "image_processor", lambda: preparation(self.folder))
+        return np.stack([image_of(image, shape, prepared) for image in images])
+
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]]
+    ) -> tuple[Arrays, list[list[tuple[int, int] | None]]]:
+        """Tokenizes pairs of texts into a padded batch, with ``token_type_ids`` where the graph reads them.
+        Also returns, for each token of a row, the character range in the second text, or None for other
+        tokens.
+        """
+        rows = map_rows(pairs, lambda pair: self.tokenizer.pair(*pair))
+        inputs = pad([ids for ids, _, _ in rows], self.tokenizer.pad_id, left=False)
+        if "token_type_ids" in self.inputs or "token_type_ids" in self.graph(MAIN).optional:
+            inputs["token_type_ids"] = pad([types for _, types, _ in rows], 0, left=False)["input_ids"]
+        return inputs, [spans for _, _, spans in rows]
+
+    def speech(self, files: Sequence[str | Path]) -> np.ndarray:
+        """Returns speech files as ``input_features`` ``[files, mel, frames]``;
+        :func:`adapterpack.runtime.media.inputs.speech_of` describes them.
+        """
+        config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
+        shape = self.shape("input_features")
+        return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
+
     def _with(self, pack: Pack) -> Self:
         """Returns a copy, as :meth:`frozen` does, with one more adapter."""
         one, before = self.frozen(), self._adapters
@@ -294,7 +356,7 @@ class OpenBundle:
             UnknownAdapter: no adapter has that name.
         """
         with self._changing:
-            self.require_adapter(name)
+            self.pack(name)
             packs, prompts, attached = self._adapters
             self._adapters = Adapters(
                 {other: pack for other, pack in packs.items() if other != name},
@@ -311,14 +373,6 @@ class OpenBundle:
         packs = self.packs
         self.require(name, packs)
         return packs[name]
-
-    def require_adapter(self, name: str) -> None:
-        """Checks that an adapter has that name.
-
-        Raises:
-            UnknownAdapter: no adapter has that name.
-        """
-        self.require(name, self.packs)
 
     def require(self, name: str | None, known: Collection[str]) -> None:
         """Checks that a row's adapter is the base (None) or among ``known``.
@@ -376,14 +430,6 @@ class OpenBundle:
             ),
             0,
         )
-
-    def head_trained(self, adapter: str | None) -> bool:
-        """Returns whether a row's head was trained, in its adapter or in the base."""
-        return self.head(None if adapter is None else self.pack(adapter)).trained
-
-    def trained_labels(self, adapter: str | None) -> Sequence[str] | None:
-        """Returns the labels of a row's logits, in order, or None if its head was never trained."""
-        return self.head(None if adapter is None else self.pack(adapter)).labels
 
     def shape(self, name: str) -> list[Any]:
         """Returns the shape of one row of an input, from the graph that has it; variable extents
@@ -446,18 +492,21 @@ class OpenBundle:
         return None if before_tokens else prompt_kv(pack, self.folder, self._cache_inputs)
 
 
-class _Graphs(Mapping[str, OrtModel]):
-    def __init__(self, bundle: OpenBundle) -> None:
-        self._bundle = bundle
+def require_openable(
+    folder: Path, bundle: Bundle, proofs: VerificationCache, part: str, provider: str = "cpu"
+) -> None:
+    """Checks that ONNX Runtime survives opening the graph of a part, as a session on ``provider`` would open
+    it, by opening it in a sandbox process first; and remembers the result for the next time.
 
-    def __getitem__(self, part: str) -> OrtModel:
-        return self._bundle.graph(part)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._bundle.bundle.parts)
-
-    def __len__(self) -> int:
-        return len(self._bundle.bundle.parts)
+    Raises:
+        OutOfLimits: the graph takes too much memory or time.
+        FormatError: the sandbox process crashed.
+    """
+    if not proofs.was_openable(part) and not is_inside():
+        size = sum(entry.size for entry in bundle.files)
+        wide = bundle.dtype == BFLOAT16.name and provider == "cpu"
+        try_opening(folder / graph_file(part), size, wide=wide)
+        proofs.remember_opening(part)
 
 
 def _packs(folder: Path, bundle: Bundle, read: Callable[[Path, str], Pack]) -> dict[str, Pack]:

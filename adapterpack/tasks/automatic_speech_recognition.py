@@ -34,15 +34,14 @@ def encode(
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "audio", ("text", "sentence"), "speech recognition needs")
-    start, encoded = getattr(media.config, "decoder_start_token_id", None), []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
-            report.cut += len(ids) > max_length
-            encoded.append(
-                {"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]}
-            )
-    return encoded
+    start = getattr(media.config, "decoder_start_token_id", None)
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
+        report.cut += len(ids) > max_length
+        return {"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]}
+
+    return report.encode(rows, encode_row)
 
 
 TASKS.register(

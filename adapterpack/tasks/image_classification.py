@@ -9,20 +9,14 @@ from .data.problems import LABEL_COLUMNS, Labels
 from .data.report import report_of
 from .data.rows import Row, file_of
 from .one_pass import NoOptions, OnePass, PreparedRow
-from .session import Arrays, RowHead, RowInputs
+from .session import RowInputs
 from .task import MAIN, TASKS, Part, Task, TaskTraining
+from .text_classification import result
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     """Prepares an image."""
     return PreparedRow({"pixel_values": session.pixels([file_of(row, "image")])})
-
-
-def result(
-    session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
-) -> dict[str, Any]:
-    """Returns ``label`` and ``scores``."""
-    return head.score(outputs["logits"][0])
 
 
 def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:
@@ -34,16 +28,13 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "image", LABEL_COLUMNS, "image classification needs")
-    encoded = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            encoded.append(
-                {
-                    "pixel_values": partial(media.pixels, row["image"], place),
-                    "labels": labels.target(row[column], place),
-                }
-            )
-    return encoded
+    return report.encode(
+        rows,
+        lambda row, place: {
+            "pixel_values": partial(media.pixels, row["image"], place),
+            "labels": labels.target(row[column], place),
+        },
+    )
 
 
 TASKS.register(

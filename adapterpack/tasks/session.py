@@ -83,9 +83,3 @@ class TaskSession(RowInputs, Protocol):
         **sampling: Any,
     ) -> list[Any]:
         """Generates answers token by token."""
-
-    def trained_labels(self, adapter: str | None) -> Sequence[str] | None:
-        """Returns the labels of a row's logits, in order; None if its head was never trained."""
-
-    def head_trained(self, adapter: str | None) -> bool:
-        """Whether a row's head was trained, by its adapter or with the base."""

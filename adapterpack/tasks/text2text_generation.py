@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ..errors import ConfigError
-from ..library_errors import library_errors
-from .conversations.form import form_of, text_of
+from .conversations.form import read_form, text_of
 from .data.problems import Labels
 from .data.report import report_of
-from .data.rows import prompt_of
+from .data.rows import Row, prompt_of
 from .targets import target_ids
 from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 from .text_generation import answer
-
-log = logging.getLogger(__name__)
 
 
 def encode(
@@ -30,26 +26,23 @@ def encode(
         ConfigError: a row does not have the format that its columns indicate, or has no source text.
     """
     report = report_of(where)
-    form = form_of(rows.column_names, where, report.choose())
-    report.read_as(form.name, rows.column_names, form.columns | form.optional)
-    encoded = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            with library_errors(
-                "transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError
-            ):
-                *before, last = form.read(row).messages
-                source = "\n".join(text_of(message["content"]) for message in before)
-            if not source:
-                raise ConfigError("a row has nothing to read before its answer", where=place)
-            ids, answer_ids = (
-                tokenizer(source)["input_ids"],
-                target_ids(tokenizer, last["content"], max_length + 1, place),
-            )
-            report.cut += max(len(ids), len(answer_ids)) > max_length
-            encoded.append({"input_ids": ids[:max_length], "labels": answer_ids[:max_length]})
-    if report.cut:
-        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, report.cut, len(rows), max_length)
+    form = read_form(rows, report)
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        with form.errors(place):
+            *before, last = form.read(row).messages
+            source = "\n".join(text_of(message["content"]) for message in before)
+        if not source:
+            raise ConfigError("a row has nothing to read before its answer", where=place)
+        ids, wanted = (
+            tokenizer(source)["input_ids"],
+            target_ids(tokenizer, last["content"], max_length + 1, place),
+        )
+        report.cut += max(len(ids), len(wanted)) > max_length
+        return {"input_ids": ids[:max_length], "labels": wanted[:max_length]}
+
+    encoded = report.encode(rows, encode_row)
+    report.warn_of_cuts(rows, max_length)
     return encoded
 
 

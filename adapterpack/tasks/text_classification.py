@@ -65,17 +65,17 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
         )
     report = report_of(where)
     report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
-    encoded = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            target, texts = labels.target(row[label], place), [row[column] for column in columns]
-            if not all(isinstance(text, str) for text in texts):
-                raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-            tokens = report.tokenize(tokenizer, max_length, *texts)
-            encoded.append({"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)})
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        target, texts = labels.target(row[label], place), [row[column] for column in columns]
+        if not all(isinstance(text, str) for text in texts):
+            raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
+        tokens = report.tokenize(tokenizer, max_length, *texts)
+        return {"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)}
+
+    encoded = report.encode(rows, encode_row)
     log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
-    if report.cut:
-        log.warning("%s: %d of %d rows are cut at max_length (%d)", where, report.cut, len(rows), max_length)
+    report.warn_of_cuts(rows, max_length)
     return encoded
 
 

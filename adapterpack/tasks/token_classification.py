@@ -58,32 +58,32 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")
-    encoded = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            words, wanted = words_of(row["tokens"]), words_of(row[column])
-            if (
-                not words
-                or not isinstance(wanted, list)
-                or len(words) != len(wanted)
-                or not all(isinstance(word, str) for word in words)
-            ):
-                raise ConfigError(
-                    "a row needs words and as many labels: lists, or texts with spaces between them",
-                    where=place,
-                    found=f"{words!r:.80} and {wanted!r:.80}",
-                )
-            tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
-            targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
-            # Only the first token of a word carries its label, so that long words do not weigh more in the
-            # loss.
-            firsts = [
-                IGNORED if word is None or word in of_words[:at] else targets[word]
-                for at, word in enumerate(of_words)
-            ]
-            report.cut += max((word for word in of_words if word is not None), default=-1) < len(words) - 1
-            encoded.append({"input_ids": tokens["input_ids"], "labels": firsts, **types_of(tokens)})
-    return encoded
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        words, wanted = words_of(row["tokens"]), words_of(row[column])
+        if (
+            not words
+            or not isinstance(wanted, list)
+            or len(words) != len(wanted)
+            or not all(isinstance(word, str) for word in words)
+        ):
+            raise ConfigError(
+                "a row needs words and as many labels: lists, or texts with spaces between them",
+                where=place,
+                found=f"{words!r:.80} and {wanted!r:.80}",
+            )
+        tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
+        targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
+        # Only the first token of a word carries its label, so that long words do not weigh more in the
+        # loss.
+        firsts = [
+            IGNORED if word is None or word in of_words[:at] else targets[word]
+            for at, word in enumerate(of_words)
+        ]
+        report.cut += max((word for word in of_words if word is not None), default=-1) < len(words) - 1
+        return {"input_ids": tokens["input_ids"], "labels": firsts, **types_of(tokens)}
+
+    return report.encode(rows, encode_row)
 
 
 TASKS.register(

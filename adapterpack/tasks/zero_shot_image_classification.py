@@ -50,18 +50,16 @@ def encode(
     """
     report = report_of(where)
     column = report.read_pair(rows.column_names, "image", ("text", "caption"), "images and texts need")
-    encoded = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            if not isinstance(row[column], str):
-                raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
-            encoded.append(
-                {
-                    "input_ids": report.tokenize(media.tokenizer, max_length, row[column])["input_ids"],
-                    "pixel_values": partial(media.pixels, row["image"], place),
-                }
-            )
-    return encoded
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        if not isinstance(row[column], str):
+            raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
+        return {
+            "input_ids": report.tokenize(media.tokenizer, max_length, row[column])["input_ids"],
+            "pixel_values": partial(media.pixels, row["image"], place),
+        }
+
+    return report.encode(rows, encode_row)
 
 
 TASKS.register(

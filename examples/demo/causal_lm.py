@@ -13,7 +13,7 @@ import torch
 
 from adapterpack.exporting.pipeline import export
 from adapterpack.pack.validate.validation import load
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.sessions.run import run as answer_rows
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.torch_adapters.layers.active import active

@@ -15,7 +15,7 @@ from adapterpack.merging.pipeline import merge
 from adapterpack.pack.pack import Pack
 from adapterpack.pack.validate.validation import load
 from adapterpack.quantizing.pipeline import quantize
-from adapterpack.runtime.model_inputs import pad
+from adapterpack.runtime.padding import pad
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.tasks.task import get_task

@@ -113,7 +113,7 @@ def prove(
     batch = example(task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=lambda: model)
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
-    inner = {key for graph in session.graphs.values() for key in graph.inputs}
+    inner = {key for graph in map(session.graph, session.bundle.parts) for key in graph.inputs}
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
         outputs[name] = {

@@ -16,7 +16,7 @@ from ...adapter_methods.core.token_positions import has_acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.adapters.mix import Names
-from ...runtime.model_inputs import positions
+from ...runtime.padding import positions
 from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays

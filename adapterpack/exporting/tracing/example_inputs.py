@@ -10,7 +10,7 @@ import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import Unsupported
-from ...runtime.model_inputs import pad
+from ...runtime.padding import pad
 from ...tasks.session import Arrays
 from ...tasks.task import Task, reads_types
 

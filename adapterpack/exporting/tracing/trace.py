@@ -23,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import torch_scope
-from ...runtime.model_inputs import positions
+from ...runtime.padding import positions
 from ...slots.prompt_rows import LEAVES
 from ...tasks.task import Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...errors import ParityError
 from ...pack import canary
-from ...runtime.model_inputs import last_places, pad
+from ...runtime.padding import last_places, pad
 from ...runtime.sessions.measured_texts import texts, vocabulary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
@@ -50,7 +50,7 @@ def answers(session: Session) -> dict[str, MeasuredOutputs]:
     for key, name in kinds.items():
         outputs = session.run(batch, name)
         before = {
-            part: np.concatenate([_sample(outputs[output]) for output in session.graphs[part].outputs])
+            part: np.concatenate([_sample(outputs[output]) for output in session.graph(part).outputs])
             for part in session.bundle.parts
             if part != MAIN
         }
@@ -150,7 +150,11 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
     """
     rng, rows = np.random.default_rng(canary.SEED), len(canary.LENGTHS)
     inputs: dict[str, np.ndarray] = {}
-    shapes = {name: value.shape for graph in session.graphs.values() for name, value in graph.inputs.items()}
+    shapes = {
+        name: value.shape
+        for graph in map(session.graph, session.bundle.parts)
+        for name, value in graph.inputs.items()
+    }
     for name in session.task.inputs:
         if name == "input_ids":
             inputs |= pad(texts(session), 0, left=session.pads_left)
@@ -168,7 +172,7 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
 
 def _last(session: Session, batch: Arrays, outputs: Arrays) -> np.ndarray:
     """Returns the outputs of the last graph at each row's last position: its logits, or its first output."""
-    output = outputs["logits"] if "logits" in outputs else outputs[session.graphs[MAIN].outputs[0]]
+    output = outputs["logits"] if "logits" in outputs else outputs[session.graph(MAIN).outputs[0]]
     if output.ndim == 3:
         last = (
             last_places(batch["attention_mask"])

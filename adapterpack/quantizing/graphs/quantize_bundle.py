@@ -31,7 +31,7 @@ from ...onnx_graph.editing import save_graph
 from ...onnx_graph.products import make_fast
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
-from ...runtime.ort.sandboxed_open import require_openable
+from ...runtime.open_bundle import require_openable
 from ...runtime.sessions.session import Session
 from ...tasks.task import MAIN
 from . import measure
@@ -64,7 +64,9 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
             "the bundle is quantized already", where=source, remedy="start from the float bundle"
         )
     require_files(source, bundle, "cached")  # new digests must not hide an old change
-    require_openable(Path(source), bundle, VerificationCache(manifest_bytes(source)), graphs_of(bundle))
+    proofs = VerificationCache(manifest_bytes(source))
+    for part in graphs_of(bundle):
+        require_openable(Path(source), bundle, proofs, part)
     if extra := find_unlisted(source, bundle):
         raise FormatError(
             "a file in the bundle is not in its manifest",

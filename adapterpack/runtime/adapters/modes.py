@@ -1,29 +1,29 @@
 """Runs a graph with adapters, in one class for each mode of a bundle.
 
 ``folded``: the adapters are merged into the weights. ``inputs``: each run feeds the values of one adapter.
-``bank``: the graph holds several adapters, and each row selects its own.
+``bank``: the graph stacks the values of several adapters along a first axis, one slot an adapter, and the
+input ``adapter_ids`` selects the slot of each row. Slot 0 belongs to the base model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ...bundle.files import adapter_files
 from ...bundle.manifest import ADAPTER_IDS, Bundle
-from ...errors import Unsupported
+from ...errors import AdapterpackError, Unsupported
 from ...pack.pack import Pack
+from ...slots.values import Values
 from ...tasks.task import MAIN
 from ..ort.model import OrtModel
-from ..ort.values import Memory, array_of, value_of
-from .bank import AdapterBank, BankState
-from .contents import require_file_contents
+from ..ort.values import HOST, Memory, array_of, value_of
+from .contents import require_base_slots, require_file_contents, require_pack_slots
 from .files import read_adapter_file
-from .pinned import Adapters, RunRows
-from .rows_apart import join_rows, owning
+from .pinned import Adapters, RunRows, join_passes, owning
 from .slot_values import SlotValues, reads_weights
 
 
@@ -40,40 +40,38 @@ class OpenGraphs(Protocol):
         ...
 
 
-class AdapterMode(Protocol):
+class AdapterMode:
     """How a session runs adapters.
 
     The state that a mode needs for that is an immutable value, :attr:`Adapters.attached`. Loading and
     unloading return a new value, so rows that are running keep the adapters with which they started.
     """
 
+    def __init__(self, session: OpenGraphs) -> None:
+        self.session = session
+
     def open(self, packs: Mapping[str, Pack] | None) -> Any:
         """Returns the state for the bundle's own adapters, after comparing them with these packs; with None
         it compares nothing.
         """
-        ...
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """Returns a function that runs passes of rows with these adapters, one name a row."""
-        ...
+        raise NotImplementedError
 
     def load(self, attached: Any, pack: Pack) -> Any:
         """Returns the state with one more pack of the bundle's base."""
-        ...
+        raise Unsupported(
+            "this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank"
+        )
 
     def unload(self, attached: Any, name: str) -> Any:
         """Returns the state without an adapter."""
-        ...
+        raise NotImplementedError
 
 
-class FoldedMode:
+class FoldedMode(AdapterMode):
     """The adapters are folded into the weights: every row runs with all of them."""
-
-    def __init__(self, session: OpenGraphs) -> None:
-        self.session = session
-
-    def open(self, packs: Mapping[str, Pack] | None) -> None:
-        """Returns None: the weights hold the adapters, so there is no state."""
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """Runs the graph as it is, after refusing rows that ask for the base or for one adapter of
@@ -95,12 +93,6 @@ class FoldedMode:
             )
         return lambda feeds, part=MAIN, rows=None: self.session.graph(part).call(feeds)
 
-    def load(self, attached: None, pack: Pack) -> None:
-        """Refuses the pack: a folded graph has no slots."""
-        raise Unsupported(
-            "a folded bundle takes no further adapters", found=pack.name, remedy="export with --mode bank"
-        )
-
     def unload(self, attached: None, name: str) -> None:
         """Refuses: the adapter cannot be taken out of the weights."""
         raise Unsupported(
@@ -112,11 +104,8 @@ Slots = Mapping[str, Mapping[str, Any]]
 """Part of a bundle -> input of its graph -> the value to feed."""
 
 
-class InputsMode:
+class InputsMode(AdapterMode):
     """Each run feeds the slots of one adapter; a batch with several adapters runs once for each."""
-
-    def __init__(self, session: OpenGraphs) -> None:
-        self.session = session
 
     def open(self, packs: Mapping[str, Pack] | None) -> dict[str, Slots]:
         """Reads the adapter files of the bundle into memory, so that later changes of the files do not reach
@@ -152,39 +141,62 @@ class InputsMode:
             graph = self.session.graph(part)
             if len(set(chosen)) <= 1:
                 return graph.call({**feeds, **slots(next(iter(chosen), None), part)})
-            parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-            for name in dict.fromkeys(chosen):
-                mine = np.array([row for row, other in enumerate(chosen) if other == name])
+
+            def share(name: str | None) -> tuple[np.ndarray, dict[str, Any]]:
+                mine = np.flatnonzero([other == name for other in chosen])
                 some = {key: value_of(array_of(value)[mine]) for key, value in feeds.items()}
-                for key, value in graph.call({**some, **slots(name, part)}).items():
-                    parts.setdefault(key, []).append((mine, array_of(value)))
-            return {key: owning(join_rows(pieces)) for key, pieces in parts.items()}
+                return mine, graph.call({**some, **slots(name, part)})
+
+            return join_passes(map(share, dict.fromkeys(chosen)))
 
         return run
-
-    def load(self, attached: Any, pack: Pack) -> Any:
-        """Refuses the pack: the adapter files are written at export."""
-        raise Unsupported(
-            "this bundle takes its adapters at export", found=pack.name, remedy="export with --mode bank"
-        )
 
     def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Returns the files without those of one adapter."""
         return {other: files for other, files in attached.items() if other != name}
 
 
-class BankMode:
+class BankState(NamedTuple):
+    """A snapshot of the bank, which a run keeps while others load and unload adapters.
+
+    ``slots`` maps an adapter to its slot. ``arrays`` maps an input of a graph to the contents of all slots,
+    and ``overrides`` holds the same arrays on the device, by part of the bundle. While both are empty, the
+    graph uses the initializers with which it was exported. ``used`` are the slots that hold or once held an
+    adapter: a run that started earlier may still read them.
+    """
+
+    slots: Mapping[str, int]
+    arrays: Mapping[str, np.ndarray] = {}
+    overrides: Mapping[str, Mapping[str, Any]] = {}
+    used: frozenset[int] = frozenset()
+
+
+class BankMode(AdapterMode):
     """The graph holds a bank of slots, and ``adapter_ids`` selects a slot for each row, so mixed batches take
     one pass.
+
+    Until the first pack is loaded the graphs use their exported initializers; after that every run feeds the
+    whole bank.
     """
 
     def __init__(self, session: OpenGraphs) -> None:
-        self.session = session
-        self.bank = AdapterBank(session.slot_values, session.memory)
+        super().__init__(session)
+        self.values, self.bundle = session.slot_values, session.bundle
 
     def open(self, packs: Mapping[str, Pack] | None) -> BankState:
-        """Returns the state of the bank as it was exported."""
-        return self.bank.open(packs)
+        """Returns the exported bank, after it has checked that each slot holds the pack of its name and that
+        slot 0 changes nothing. With None it checks nothing.
+
+        Raises:
+            FormatError: a slot holds another adapter, or slot 0 changes the base.
+        """
+        if packs is not None:
+            require_base_slots(self.values)
+        for pack in (packs or {}).values():
+            if not self.values.reads_lost_weights(pack):
+                require_pack_slots(self.values, pack)
+        slots = {adapter.name: int(adapter.slot or 0) for adapter in self.bundle.adapters}
+        return BankState(slots, used=frozenset(slots.values()))
 
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """Returns a function that runs the graph with the slot number of each row."""
@@ -203,15 +215,63 @@ class BankMode:
         return run
 
     def load(self, attached: BankState, pack: Pack) -> BankState:
-        """Returns the state with a pack in a free slot."""
-        return self.bank.load(attached, pack)
+        """Returns the state with a pack in a free slot. A pack without a head of its own uses the base
+        model's head.
+
+        Raises:
+            BaseMismatch: the pack was made for layers of other widths.
+            Unsupported: no slot is free, or it does not fit.
+        """
+        values, slots = self.values.in_bank(pack), attached.slots
+        if pack.name in slots:
+            raise AdapterpackError(
+                "the session already has an adapter of that name",
+                where=pack.name,
+                remedy="choose another name",
+            )
+        free = set(range(1, self.bundle.slots)) - set(slots.values())
+        if not free:
+            raise Unsupported(
+                "no slot is free",
+                where=self.session.folder,
+                expected=f"at most {self.bundle.slots - 1} adapters",
+                found=len(slots) + 1,
+                remedy="unload one, or export with more --slots",
+            )
+        # Prefers a slot that was never used: it can be written in place, without a copy of the bank.
+        slot = min(free, key=lambda slot: (slot in attached.used, slot))
+        changed = self.write(attached, {slot: values}, in_place=slot not in attached.used)
+        return changed._replace(slots={**slots, pack.name: slot}, used=attached.used | {slot})
 
     def unload(self, attached: BankState, name: str) -> BankState:
-        """Returns the state with the slot of an adapter free."""
-        return attached.without(name)
+        """Returns the state with the slot of an adapter free. Its contents stay until another adapter takes
+        the slot.
+        """
+        slots = {other: slot for other, slot in attached.slots.items() if other != name}
+        return attached._replace(slots=slots)
+
+    def write(self, state: BankState, values: Mapping[int, Values], *, in_place: bool) -> BankState:
+        """Returns the state with these values in these slots. ``in_place`` promises that no run reads the
+        slots, so the arrays of the others need not be copied.
+        """
+        arrays, known = state.arrays, in_place and bool(state.arrays)
+        if not known:
+            arrays = {
+                name: np.array(array) for name, array in (arrays or self.values.exported_bank()).items()
+            }
+        for slot, written in values.items():
+            for name, array in written.items():
+                arrays[name][slot] = array
+        if known and self.session.memory == HOST:  # on the CPU the OrtValues share the memory of the arrays
+            return state
+        overrides: dict[str, dict[str, Any]] = {}
+        for name, array in arrays.items():
+            part = self.bundle.sites[name.rpartition(".")[0]].part
+            overrides.setdefault(part, {})[name] = value_of(array, self.session.memory)
+        return state._replace(arrays=arrays, overrides=overrides)
 
 
-ADAPTER_MODES: dict[str, Callable[[Any], AdapterMode]] = {
+ADAPTER_MODES: dict[str, type[AdapterMode]] = {
     "folded": FoldedMode,
     "inputs": InputsMode,
     "bank": BankMode,

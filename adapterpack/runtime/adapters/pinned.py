@@ -4,19 +4,18 @@ session loads or unloads meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ...bundle.manifest import ENCODED
 from ...pack.pack import Pack
+from ...slots.precision import ABSENT, convert
 from ...slots.prompt_rows import virtual_tokens
 from ...tasks.task import MAIN
-from ..ort.values import array_of
-from .positions import acting
+from ..ort.values import HOST, Memory, array_of, empty, fill
 from .prompt_cache import PromptCache, Prompts, make_prompt_cache, prompt_lengths, split_by_length
-from .rows_apart import join_rows, owning
 
 
 class Adapters(NamedTuple):
@@ -56,11 +55,9 @@ class PinnedRows(NamedTuple):
         lengths = self.in_cache() if self.adapters.prompts else []
         if len(set(lengths)) < 2 or not any(name.startswith(ENCODED) for name in feeds):
             return self.run(feeds, part)
-        pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for rows, some in split_by_length(feeds, lengths):
-            for key, value in self.run(some, part, list(rows)).items():
-                pieces.setdefault(key, []).append((rows, array_of(value)))
-        return {key: owning(join_rows(parts)) for key, parts in pieces.items()}
+        return join_passes(
+            (rows, self.run(some, part, list(rows))) for rows, some in split_by_length(feeds, lengths)
+        )
 
     def in_cache(self) -> list[int]:
         """Returns how many positions of the cache the prompt of each row takes."""
@@ -96,9 +93,49 @@ class PinnedRows(NamedTuple):
         ``inputs`` holds the ``input_ids`` of the pass and the ``attention_mask`` of these tokens. In a pass
         on a cache, ``before`` ``[batch]`` says in which rows the adapter has acted already.
         """
-        rules = {name: pack.acts for name, pack in self.adapters.packs.items()}
-        return acting(rules, self.names, inputs["input_ids"], inputs["attention_mask"], before)
+        ids, mask = inputs["input_ids"], inputs["attention_mask"]
+        positions = np.ones(ids.shape, bool)
+        for name in {name for name in self.names if name is not None}:
+            acts = self.adapters.packs[name].acts
+            if acts is not None:
+                rows = np.flatnonzero([other == name for other in self.names])
+                real = mask[rows] > 0
+                positions[rows] = acts.mask(ids[rows], real, real, None if before is None else before[rows])
+        return positions
 
     def acts_in_parts(self) -> bool:
         """Returns whether the adapter of some row acts at part of its positions only."""
         return any(name is not None and self.adapters.packs[name].acts is not None for name in self.names)
+
+
+def join_passes(passes: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, Any]:
+    """Joins the outputs of passes over some rows of a batch each, given with the indices of those rows."""
+    pieces: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for rows, outputs in passes:
+        for key, value in outputs.items():
+            pieces.setdefault(key, []).append((rows, array_of(value)))
+    return {key: owning(_join_rows(parts)) for key, parts in pieces.items()}
+
+
+def _join_rows(pieces: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Puts the rows of several passes back into their order. Narrower logits are padded with the logit of an
+    absent label, and shorter keys and values ``[rows, heads, length, width]`` with zeros that the mask hides.
+    """
+    first = pieces[0][1]
+    shape = np.max([array.shape[1:] for _, array in pieces], axis=0, initial=0)
+    total = sum(len(rows) for rows, _ in pieces)
+    absent = 0 if first.ndim == 4 else convert(np.array(ABSENT), first.dtype.name, "logits")
+    whole = np.full((total, *shape), absent, first.dtype)
+    for rows, array in pieces:
+        place: tuple[Any, ...] = (rows, *(slice(extent) for extent in array.shape[1:]))
+        whole[place] = array
+    return whole
+
+
+def owning(array: np.ndarray, memory: Memory = HOST) -> Any:
+    """Copies an array into an ``OrtValue`` that owns its memory. A value made directly from an array only
+    borrows the memory of that array.
+    """
+    value = empty(array.shape, array.dtype, memory)
+    fill(value, array)
+    return value

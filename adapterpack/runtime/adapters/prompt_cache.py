@@ -50,10 +50,13 @@ class PromptCache(NamedTuple):
 
 
 def make_prompt_cache(
-    inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
+    inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None], left: bool = True
 ) -> PromptCache:
     """Builds the initial cache of rows with these adapters for a graph with these inputs. The cache has width
     0 if no row has a prompt.
+
+    Shorter prompts are padded on the left; or on the right for a decoder with cross-attention, which has no
+    mask for its own cache, so that :func:`split_by_length` removes the padding before the pass.
 
     Example:
         >>> from types import SimpleNamespace
@@ -73,37 +76,11 @@ def make_prompt_cache(
     }
     for row, prompt in enumerate(by_row):
         if prompt is not None:
-            start = width - prompt.shape[3]
-            mask[row, start:] = 1
+            place = slice(width - prompt.shape[3], width) if left else slice(prompt.shape[3])
+            mask[row, place] = 1
             for name, array in cache.items():
-                layer, side = layer_and_side(name)
-                array[row, :, start:] = prompt[layer, side]
+                array[row, :, place] = prompt[layer_and_side(name)]
     return PromptCache(cache, mask)
-
-
-def cross_prompt_cache(
-    inputs: Mapping[str, Any], prompts: Prompts, names: Sequence[str | None]
-) -> dict[str, np.ndarray]:
-    """Builds the initial cache for a decoder with cross-attention, which has no mask for its own cache: each
-    row's prompt, padded on the right. :func:`split_by_length` removes the padding before the pass.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> inputs = {"past_key_values.0.key": SimpleNamespace(shape=["b", 1, "p", 2])}
-        >>> cache = cross_prompt_cache(inputs, {"a": np.ones((1, 2, 1, 3, 2), np.float32)}, ["a", None])
-        >>> cache["past_key_values.0.key"][:, 0, :, 0].tolist()
-        [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
-    """
-    lengths = prompt_lengths(prompts, names)
-    cache = {
-        name: np.zeros((len(names), value.shape[1], max(lengths), value.shape[3]), np.float32)
-        for name, value in inputs.items()
-        if name.startswith(PAST)
-    }
-    for row, length in enumerate(lengths):
-        for name, array in cache.items() if length else ():
-            array[row, :, :length] = prompts[names[row]][layer_and_side(name)]  # type: ignore[index]
-    return cache
 
 
 def prompt_lengths(prompts: Prompts, names: Sequence[str | None]) -> list[int]:
@@ -115,7 +92,7 @@ def split_by_length(
     feeds: Mapping[str, Any], lengths: Sequence[int]
 ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
     """Groups the rows of a pass by the length of their prompts and yields the indices and feeds of each
-    group. The feeds leave out the padding of :func:`cross_prompt_cache`.
+    group. The feeds leave out the padding of :func:`make_prompt_cache`.
     """
     for length in dict.fromkeys(lengths):
         rows = np.flatnonzero(np.array(lengths) == length)

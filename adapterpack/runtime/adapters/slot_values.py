@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import Bundle, Heads, graph_file
+from ...bundle.manifest import Bundle, Heads, MappedSite, graph_file
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import StoredTensor, map_tensor
 from ...pack.pack import Adapter, Pack
@@ -18,12 +18,27 @@ from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Summand, add_changes
 from ...slots.values import Values, pack_values, pad_slots
 from .mix import Mix, parts_of
-from .positions import require_positions
 
 
 def reads_weights(pack: Pack) -> bool:
     """Returns whether the slot values of a pack depend on weights of the base model."""
     return any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods)
+
+
+def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:
+    """Checks that a graph can restrict an adapter to the positions at which it acts.
+
+    Raises:
+        Unsupported: the adapter acts at some positions only, and a site of the graph has no input for them.
+    """
+    for group in pack.manifest.groups if pack.acts is not None else ():
+        if group.role == "adapter" and not (group.path in sites and sites[group.path].positional):
+            raise Unsupported(
+                "this adapter acts at some positions of a row only, which this graph does not ask for",
+                where=group.path,
+                found=str(pack.acts)[:80],
+                remedy="export the bundle again with this adapter among the packs",
+            )
 
 
 class SlotValues:
@@ -80,12 +95,15 @@ class SlotValues:
         """Pads slot values to the widths of the bank's slots; where they have no head, they get the base
         model's.
         """
-        heads = {
-            name: array[0]
-            for name, array in self.exported_bank().items()
-            if name.endswith((".head", ".head_bias"))
+        return pad_slots(values, self.bundle.sites, self.bundle.max_rank, self.base_heads())
+
+    def base_heads(self) -> Values:
+        """Returns the base model's heads by slot name: those of slot 0 of the exported bank."""
+        return {
+            name: np.array(map_tensor(self._stored(site.part)[name])[0])
+            for path, site in self.bundle.sites.items()
+            for name in (f"{path}.{field}" for field in ("head", "head_bias") if field in site.fields)
         }
-        return pad_slots(values, self.bundle.sites, self.bundle.max_rank, heads)
 
     def in_bank(self, adapter: Pack | Mix) -> Values:
         """Returns the values that a pack or a mix has in a slot of the bank: the exported ones if it was

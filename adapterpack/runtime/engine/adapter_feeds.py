@@ -1,4 +1,4 @@
-"""Builds the adapter inputs of a batch for the engine's graph.
+"""Holds adapters in memory, and builds the adapter inputs of a batch for the engine's graph.
 
 If every row has the same adapter, the graph gets one set of values and broadcasts it; a mixed batch gets one
 set for each row.
@@ -9,21 +9,77 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
+from weakref import ReferenceType, ref
 
 import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
 from ...bundle.manifest import ADAPTER_IDS
 from ...io.threads import one_thread_each
+from ...pack.shared_factors import SharedFactors
 from ...slots.values import Values
 from ..ort.values import Memory, value_of
-from .shared_values import SlotValue, array_of
 from .slot_layout import Axis, SlotLayout
 
 Feeds = dict[str, Any]
 """Name of a graph input -> ``OrtValue``."""
+
+
+@dataclass(eq=False)
+class FactoredValue:
+    """The values of a slot as a product: the parts of the ``shared`` array ``[in, parts k]`` or ``[parts k,
+    out]``, each multiplied by its core ``[k, k]``, or zero for a part without a core. With ``columns`` the
+    parts are ranges of columns.
+    """
+
+    shared: np.ndarray
+    cores: Sequence[SharedFactors | None]
+    columns: bool
+    _made: ReferenceType[np.ndarray] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the values."""
+        return self.shared.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the cores, the only memory that belongs to this pack alone."""
+        return sum(one.codes.nbytes + one.scales.nbytes for one in self.cores if one is not None)
+
+    def array(self) -> np.ndarray:
+        """Returns the product. It reuses the last one while something still refers to it, as during the
+        prefill of a prompt.
+        """
+        last = None if self._made is None else self._made()
+        if last is None:
+            last = self._multiply()
+            self._made = ref(last)
+        return last
+
+    def _multiply(self) -> np.ndarray:
+        made = np.zeros(self.shared.shape, self.shared.dtype)
+        width = self.shared.shape[int(self.columns)] // len(self.cores)
+        for number, core in enumerate(self.cores):
+            if core is not None:
+                small = core.core.T
+                part = slice(number * width, number * width + len(small))
+                if self.columns:
+                    made[:, part] = self.shared[:, part].astype(np.float32, copy=False) @ small
+                else:
+                    made[part] = small @ self.shared[part].astype(np.float32, copy=False)
+        return made
+
+
+SlotValue = np.ndarray | FactoredValue
+"""The values of a slot, as an array or as a product."""
+
+
+def array_of(value: SlotValue) -> np.ndarray:
+    """Returns the values of a slot as an array."""
+    return value.array() if isinstance(value, FactoredValue) else value
 
 
 @dataclass(eq=False)
@@ -93,7 +149,9 @@ class AdapterFeeds:
     """
 
     def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
-        self.layout, self.rows, self.memory = layout, rows, memory
+        self.layout, self.rows = layout, rows
+        # On the CPU the OrtValue borrows the memory of the array and keeps it alive.
+        self._value = partial(value_of, memory=memory)
         self._buffers: dict[str, np.ndarray] = {}
         self._extents: dict[Axis, int] = {}
         self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
@@ -222,9 +280,3 @@ class AdapterFeeds:
                     slot.fill(stacked[place], None if value is None else array_of(value))
                 feeds[name] = self._value(stacked)
         return feeds
-
-    def _value(self, array: np.ndarray) -> Any:
-        """Wraps an array as a feed. On the CPU the ``OrtValue`` borrows the memory of the array and keeps it
-        alive.
-        """
-        return value_of(array, self.memory)

@@ -1,8 +1,15 @@
-"""Reads a pack into memory in the form that the engine's graph takes."""
+"""Reads a pack into memory in the form that the engine's graph takes.
+
+The packs of a fleet share large arrays. Their change is ``x down core up``, where ``down`` and ``up`` belong
+to the fleet. A row's slots need two factors, so the core is multiplied into the smaller one when a row needs
+it, and the other stays a single array for all rows. Memory thus holds ``down`` and ``up`` once, and only the
+core of each pack.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -11,15 +18,14 @@ from ...bundle.manifest import PAST
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import map_tensor
 from ...pack.pack import Pack
+from ...pack.shared_factors import SharedFactors
 from ...slots.values import Values, pad_slots
 from ...tasks.task import MAIN
 from ..adapters.mix import Mix, parts_of
-from ..adapters.positions import require_positions
 from ..adapters.prompt_cache import layer_and_side
-from ..adapters.slot_values import SlotValues
+from ..adapters.slot_values import SlotValues, require_positions
 from ..open_bundle import OpenBundle
-from .adapter_feeds import ResidentAdapter
-from .shared_values import SharedArrays
+from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue
 from .slot_layout import SlotLayout
 
 
@@ -35,7 +41,7 @@ class AdapterReader:
         )
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of the adapter that is folded into the graph's weights, if one is."""
-        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._base_heads())
+        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, values.base_heads())
         self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
@@ -121,12 +127,66 @@ class AdapterReader:
             )
         return values
 
-    def _base_heads(self) -> Values:
-        heads = ("head", "head_bias")
-        if not any(field in heads for site in self.bundle.bundle.sites.values() for field in site.fields):
-            return {}
-        return {
-            name: np.array(array[0])
-            for name, array in self._values.exported_bank().items()
-            if name.rpartition(".")[2] in heads
-        }
+
+class SharedArrays:
+    """Computes the values of fleet packs, and shares the large arrays among them for as long as one of them
+    is in memory.
+    """
+
+    def __init__(self, layout: SlotLayout) -> None:
+        self._layout = layout
+        self._known: MutableMapping[tuple[str, ...], np.ndarray] = WeakValueDictionary()
+
+    def of(
+        self, factored: Mapping[str, SharedFactors], values: Values
+    ) -> tuple[dict[str, SlotValue], frozenset[str]]:
+        """Splits a pack's values at its ``factored`` sites into shared arrays and products. Returns the
+        values, and the names of the slots whose arrays are shared.
+        """
+        result: dict[str, SlotValue] = dict(values)
+        shared = set()
+        for path, site in self._layout.sites.items():
+            members = site.members or (path,)
+            joined = f"{path}.up" in self._layout.slots
+            ups = [f"{path}.up"] if joined else [f"{member}.up" for member in members]
+            names = [f"{path}.down", *ups]
+            cores = [factored.get(member) for member in members]
+            if (
+                not set(names) <= values.keys()
+                or not values[names[0]].size
+                or all(core is None for core in cores)
+            ):
+                continue  # not a low-rank site, or not one of the fleet
+            arrays = self._arrays(members, cores, names)
+            # The core is multiplied into the smaller factor, which then differs by pack; the larger one is
+            # shared.
+            narrow = values[names[0]].size <= sum(values[name].size for name in ups)
+            for name in names:
+                down = name == names[0]
+                if down != narrow:
+                    result[name] = arrays[name]
+                    shared.add(name)
+                else:
+                    own = cores if down or len(ups) == 1 else [factored.get(name.removesuffix(".up"))]
+                    result[name] = FactoredValue(arrays[name], own, columns=down)
+        return result, frozenset(shared)
+
+    def _arrays(
+        self, members: Sequence[str], cores: Sequence[SharedFactors | None], names: Sequence[str]
+    ) -> Values:
+        """Returns the fleet's ``down`` and ``up`` at a site in the layout of the slots, as arrays that all
+        packs of these bases share.
+        """
+        key = tuple("" if core is None else core.bases for core in cores)
+        found = {name: array for name in names if (array := self._known.get((name, *key))) is not None}
+        if len(found) < len(names):
+            bare: Values = {}
+            for member, core in zip(members, cores, strict=True):
+                if core is not None:
+                    dtype = self._layout.sites[member].dtype
+                    bare[f"{member}.down"] = core.down.T.astype(dtype)
+                    bare[f"{member}.up"] = core.up.T.astype(dtype)
+            made = self._layout.own(bare)
+            found = {name: np.ascontiguousarray(made[name]) for name in names}
+            self._known.update({(name, *key): array for name, array in found.items()})
+        return found

@@ -11,7 +11,6 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 from ...errors import AdapterpackError, UnknownAdapter, nearest
@@ -54,7 +53,6 @@ class AdapterTable:
         self._reading: dict[str, threading.Event] = {}
         """Digest -> an event that is set once the adapter has been read, or reading has failed."""
         self._pinned: set[str] = set()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="adapterpack-load")
 
     @property
     def names(self) -> list[str]:
@@ -153,20 +151,6 @@ class AdapterTable:
             self._require_free(pack, replace=name == other)
             self._name(name, None)
             self._name(other, pack)
-
-    def load_soon(
-        self,
-        pack: Pack | str | os.PathLike[str],
-        name: str | None = None,
-        *,
-        replace: bool = False,
-        pin: bool = False,
-        allow_structural: bool = False,
-    ) -> Future[str]:
-        """Runs :meth:`load` on another thread; the future holds the digest or the error."""
-        return self._loader.submit(
-            self.load, pack, name, replace=replace, pin=pin, allow_structural=allow_structural
-        )
 
     def unload(self, name: str) -> None:
         """Removes a name. The memory is freed once no row runs with the adapter.

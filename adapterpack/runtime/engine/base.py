@@ -74,7 +74,8 @@ class Engine:
     ) -> Engine:
         """Makes an engine; ``Engine`` itself picks the kind that runs the bundle's task."""
         engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
-        engine._numbers, engine._messages, engine._stepping = count(1), deque(), threading.Lock()
+        engine._numbers, engine._stepping = count(1), threading.Lock()
+        engine._messages, engine._waiting = deque(), deque()
         return engine
 
     _numbers: count[int]
@@ -82,10 +83,13 @@ class Engine:
     """Messages of other threads to the next step: rows to add, and numbers of requests to cancel."""
     _stepping: threading.Lock
 
+    _waiting: deque[Any]
+    """The rows that have not begun."""
+
     @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
-        raise NotImplementedError
+        return bool(self._messages or self._waiting)
 
     def add(self, prompt: Any, adapter: Named = None, **options: Any) -> int:
         """Adds a request and returns its number; any thread may call it. Raises here, before the row begins,
@@ -134,8 +138,21 @@ class Engine:
         finally:
             self._stepping.release()
 
+    def _take_messages(self, events: list[Event]) -> None:
+        """Takes in the rows and cancellations of other threads."""
+        while self._messages:
+            kind, what = self._messages.popleft()
+            if kind == "add":
+                self._waiting.append(what)
+            else:
+                self._cancel(what, events)
+
     def _step(self) -> list[Event]:
         """Does one step of work; :meth:`step` makes sure that one thread at a time calls it."""
+        raise NotImplementedError
+
+    def _cancel(self, number: int, events: list[Event]) -> None:
+        """Ends the request of that number, if it has not ended."""
         raise NotImplementedError
 
 

@@ -14,7 +14,8 @@ from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
 from .adapter_reader import AdapterReader
-from .model_runner import ModelRunner, SequenceState
+from .model_runner import ModelRunner
+from .requests import SequenceState
 
 
 def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Replay]:

@@ -5,61 +5,27 @@ bundle.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from ...errors import Unsupported
 from ...pack import canary
 from ...pack.pack import Pack
-from ...slots.values import Values, head_values, in_slots
+from ...slots.values import Values
 from ...tasks.session import Arrays
-from ..adapters.bank import BankState
 from ..adapters.mix import Mix, parts_of
-from ..adapters.modes import BankMode
+from ..adapters.modes import BankMode, BankState
 from ..adapters.pinned import Adapters, PinnedRows
-from ..canary import Replay, replay_one
+from ..canary import Replay, replay_one, trained_modules
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
-from .adapter_feeds import ResidentAdapter
-from .shared_values import array_of
-
-Packs = Sequence[Pack | Mix | None]
-"""The pack or mix of each row, None for the base."""
-
-
-class BatchAdapters(Protocol):
-    """How batches of a bundle run with the adapters of their rows."""
-
-    def read(self, pack: Pack | Mix) -> ResidentAdapter:
-        """Reads a pack into memory and returns it as rows hold it.
-
-        Raises:
-            Unsupported: the bundle cannot run rows with it.
-            BaseMismatch: the adapter was made for layers of other widths.
-        """
-        ...
-
-    def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
-        """Returns whether rows with all of these adapters fit into one batch."""
-        ...
-
-    def run(
-        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
-    ) -> Arrays:
-        """Runs one pass of a batch whose adapters fit. Each row has an adapter and its pack, or None for the
-        base.
-        """
-        ...
-
-    def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
-        """Runs the canary of a pack that was read as this adapter."""
-        ...
+from .adapter_feeds import ResidentAdapter, array_of
 
 
 class BankedAdapters:
-    """Runs any number of adapters on a bank with a few slots, as an LRU cache.
+    """Runs batches with any number of adapters on a bank with a few slots, as an LRU cache.
 
     A batch can use as many adapters as the bank has slots. Adapters without a slot take those that rows have
     not used for the longest time, and only their own arrays are written. Mixes give up their slots first and
@@ -78,7 +44,13 @@ class BankedAdapters:
         """Held during every pass, because slots are written in place between passes."""
 
     def read(self, pack: Pack | Mix) -> ResidentAdapter:
-        """Computes the values of a pack, padded to the widths of the bank's slots."""
+        """Reads a pack into memory and returns it as rows hold it: its values, padded to the widths of the
+        bank's slots.
+
+        Raises:
+            Unsupported: the bundle cannot run rows with it.
+            BaseMismatch: the adapter was made for layers of other widths.
+        """
         if self._bundle.bundle.slots < 2:
             raise Unsupported(
                 "the bundle's bank has room for the base alone",
@@ -87,36 +59,30 @@ class BankedAdapters:
                 remedy="export with more --slots",
             )
         with self._bundle.compared():
-            values = self._mode.bank.values.in_bank(pack)
+            values = self._mode.values.in_bank(pack)
         packs = frozenset(one.id for one, _ in parts_of(pack))
-        return ResidentAdapter(pack.name, pack.id, values, {}, packs=packs)
+        return ResidentAdapter(pack.name, pack.id, values, {}, pack.acts, packs=packs)
 
     def fit(self, adapters: Collection[ResidentAdapter | None]) -> bool:
         """Returns whether the bank has a slot for each adapter, and mixes stay within half of the slots. The
         base has slot 0.
         """
-        distinct, slots = (
-            {adapter for adapter in adapters if adapter is not None},
-            self._bundle.bundle.slots - 1,
-        )
+        distinct = {adapter for adapter in adapters if adapter is not None}
+        slots = self._bundle.bundle.slots - 1
         return len(distinct) <= slots and sum(adapter.mixed for adapter in distinct) <= max(1, slots // 2)
 
-    def run(
-        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
-    ) -> Arrays:
-        """Puts the adapters into slots and runs one pass."""
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None]) -> Arrays:
+        """Puts adapters that :meth:`fit` into slots and runs one pass; each row has an adapter, or None for
+        the base.
+        """
         digests = [None if adapter is None else adapter.digest for adapter in adapters]
-        named = {
-            digest: parts_of(pack)[0].pack  # all parts of a mix act at the same positions
-            for digest, pack in zip(digests, packs, strict=True)
-            if digest is not None and pack is not None
-        }
+        # A pass on a bank only asks its packs where they act, which these adapters say as well.
+        named: dict[str, Any] = {adapter.digest: adapter for adapter in adapters if adapter is not None}
         with self._running:
-            self._place({adapter.digest: adapter for adapter in adapters if adapter is not None})
+            self._place(named)
             attached = Adapters(named, {}, self._state)
-            return run_parts(
-                self._bundle, inputs, pinned=PinnedRows(digests, attached, self._mode.run(attached, digests))
-            )
+            pinned = PinnedRows(digests, attached, self._mode.run(attached, digests))
+            return run_parts(self._bundle, inputs, pinned=pinned)
 
     def _place(self, wanted: Mapping[str, ResidentAdapter]) -> None:
         """Puts each of these adapters into a slot and marks it as recently used."""
@@ -131,7 +97,7 @@ class BankedAdapters:
             written[slot] = {name: array_of(value) for name, value in adapter.values.items()}
             if adapter.mixed:
                 self._mixes.add(adapter.digest)
-        self._state = self._mode.bank.write(self._state, written, in_place=True)
+        self._state = self._mode.write(self._state, written, in_place=True)
 
     def _free(self, wanted: Mapping[str, ResidentAdapter]) -> int:
         """Returns a slot that no row of the batch needs: an empty one, else the least recently used one,
@@ -148,20 +114,16 @@ class BankedAdapters:
         return self._slots.pop(digest)
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
-        """Runs the canary with the adapter, and as its base with a temporary adapter of the trained modules
-        alone.
+        """Runs the canary of a pack that was read as this adapter, and as its base with a temporary adapter
+        of the trained modules alone.
         """
         recorded = pack.manifest.canary
         assert recorded is not None
-        trained = {
-            name: array
-            for path, params in pack.full().items()
-            for name, array in head_values(path, params).items()
-        }
-        values = self._mode.bank.values.pad(in_slots(trained, self._bundle.bundle.sites))
-        bare = ResidentAdapter(pack.name, f"{pack.id}, its trained modules alone", values, {})
+        values = self._mode.values.pad(trained_modules(self._bundle.bundle, pack))
+        digest = f"{pack.id}, its trained modules alone"
+        bare = ResidentAdapter(pack.name, digest, values, {}, pack.acts)
         base, adapted = (
-            [canary.row_of(self.run(inputs, [one], [pack])) for inputs in canary.feeds(recorded)]
+            [canary.row_of(self.run(inputs, [one])) for inputs in canary.feeds(recorded)]
             for one in (bare, adapter)
         )
         return Replay(recorded, base, adapted)
@@ -190,20 +152,17 @@ class ExportedAdapters:
         """Returns whether the rows share one adapter: these graphs run with one at a time."""
         return len({*adapters}) == 1
 
-    def run(
-        self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None], packs: Packs
-    ) -> Arrays:
+    def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[ResidentAdapter | None]) -> Arrays:
         """Runs one pass with the adapter of the batch."""
-        return run_parts(
-            self._bundle, inputs, [None if adapter is None else adapter.name for adapter in adapters]
-        )
+        names = [None if adapter is None else adapter.name for adapter in adapters]
+        return run_parts(self._bundle, inputs, names)
 
     def replay(self, pack: Pack, adapter: ResidentAdapter) -> Replay:
         """Runs the canary of a pack that the bundle was exported with."""
         return replay_one(self._bundle, pack, adapter.name)
 
 
-BATCH_ADAPTERS: dict[str, Callable[[OpenBundle], BatchAdapters]] = {
+BATCH_ADAPTERS: dict[str, type[BankedAdapters | ExportedAdapters]] = {
     "bank": BankedAdapters,
     "inputs": ExportedAdapters,
     "folded": ExportedAdapters,

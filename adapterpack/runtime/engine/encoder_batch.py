@@ -12,11 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from ...pack.pack import Pack
 from ...tasks.one_pass import PreparedRow
 from ...tasks.session import Arrays, RowHead
 from ...tasks.task import AXES
-from ..adapters.mix import Mix
 from .adapter_feeds import ResidentAdapter
 
 LOOK_AHEAD = 1024
@@ -25,15 +23,12 @@ LOOK_AHEAD = 1024
 
 @dataclass(eq=False)
 class EncoderRow:
-    """One request of an encoder engine. It holds its pack and adapter itself, since their names may change
-    while it waits.
-    """
+    """One request of an encoder engine. It holds its adapter itself, since names may change meanwhile."""
 
     number: int
     prepared: PreparedRow
     options: Any
     head: RowHead
-    pack: Pack | Mix | None
     adapter: ResidentAdapter | None
 
     @property

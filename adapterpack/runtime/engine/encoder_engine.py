@@ -15,7 +15,6 @@ from ...slots.prompt_rows import virtual_room
 from ...tasks.one_pass import OnePass, PreparedRow
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
-from ..preparing_bundle import PreparingBundle
 from ..providers.device import Device
 from ..text.context_length import context_of, require_context
 from .adapter_table import AdapterTable, Named
@@ -59,7 +58,7 @@ class EncoderEngine(Engine):
         adapter_budget: int = 1 << 30,
         verify: str = "cached",
     ) -> None:
-        self.bundle: PreparingBundle = _session(bundle, provider, threads, verify)
+        self.bundle = OpenBundle.of(bundle, provider, threads, verify)
         answer = self.bundle.task.answer
         if not isinstance(answer, OnePass):
             raise Unsupported(
@@ -93,12 +92,6 @@ class EncoderEngine(Engine):
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.replay, adapter_budget)
         self.padding = Padding()
-        self._waiting = deque[EncoderRow]()
-
-    @property
-    def busy(self) -> bool:
-        """Whether a request is waiting."""
-        return bool(self._messages or self._waiting)
 
     def add(
         self, prompt: str | Sequence[int] | Mapping[str, Any], adapter: Named = None, **options: Any
@@ -159,7 +152,7 @@ class EncoderEngine(Engine):
         """Makes a request of a prepared row with a pack, a mix, or the base (None)."""
         head = self.bundle.head(pack)
         resident = None if pack is None else self.adapters.acquire(pack)
-        return EncoderRow(next(self._numbers), prepared, options, head, pack, resident)
+        return EncoderRow(next(self._numbers), prepared, options, head, resident)
 
     def _step(self) -> list[Event]:
         """Takes in messages and runs one batch."""
@@ -172,15 +165,10 @@ class EncoderEngine(Engine):
             self._run(rows, events)
         return events
 
-    def _take_messages(self, events: list[Event]) -> None:
-        while self._messages:
-            kind, what = self._messages.popleft()
-            if kind == "add":
-                self._waiting.append(what)
-                continue
-            for row in [row for row in self._waiting if row.number == what]:
-                self._waiting.remove(row)
-                events.append(self._end(row, "cancelled"))
+    def _cancel(self, number: int, events: list[Event]) -> None:
+        for row in [row for row in self._waiting if row.number == number]:
+            self._waiting.remove(row)
+            events.append(self._end(row, "cancelled"))
 
     def _run(self, rows: Sequence[EncoderRow], events: list[Event]) -> None:
         """Runs one pass. If it fails, each row runs again alone, so that only the row at fault ends with the
@@ -188,7 +176,7 @@ class EncoderEngine(Engine):
         """
         inputs = collate([row.prepared.inputs for row in rows], self.bundle.pad_id)
         try:
-            outputs = self._batches.run(inputs, [row.adapter for row in rows], [row.pack for row in rows])
+            outputs = self._batches.run(inputs, [row.adapter for row in rows])
         except AdapterpackError as error:
             if len(rows) == 1:
                 events.append(self._end(rows[0], "error", error=error))
@@ -214,8 +202,7 @@ class EncoderEngine(Engine):
         result: Mapping[str, Any] | None = None,
         error: AdapterpackError | None = None,
     ) -> Event:
-        if row.adapter is not None:
-            self.adapters.release(row.adapter)
+        self.discard(row)
         return Event(
             row.number,
             row.digest,
@@ -224,20 +211,6 @@ class EncoderEngine(Engine):
             result=result,
             prompt_tokens=row.prepared.tokens,
         )
-
-
-def _session(
-    bundle: str | os.PathLike[str] | OpenBundle,
-    provider: str | Device | None,
-    threads: int | None,
-    verify: str,
-) -> PreparingBundle:
-    """Returns a bundle that can also prepare rows, which tasks need for texts and images."""
-    if isinstance(bundle, PreparingBundle):
-        return bundle
-    return PreparingBundle(
-        bundle.folder if isinstance(bundle, OpenBundle) else bundle, provider, threads, verify=verify
-    )
 
 
 def _row(prompt: str | Sequence[int] | Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
@@ -21,8 +20,8 @@ from ...bundle.decoder_graph import without_decoder
 from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
-from ..generation.answer import AnswerRequest
-from ..generation.beam_search import begin_answer
+from ..generation.answer import Answer, AnswerRequest
+from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken, TokenMask
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
@@ -34,8 +33,8 @@ from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .canary_replay import replay_resident
-from .model_runner import ModelRunner, SequenceState
-from .requests import Event, Request
+from .model_runner import ModelRunner
+from .requests import Event, Request, SequenceState
 from .sources import source_of
 
 SHORT = 32
@@ -78,9 +77,7 @@ class DecoderEngine(Engine):
         prefix_budget: int = 256 << 20,
         verify: str = "cached",
     ) -> None:
-        self.bundle = (
-            bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
-        )
+        self.bundle = OpenBundle.of(bundle, provider, threads, verify)
         if not self.bundle.bundle.decoder:
             raise without_decoder(self.bundle.bundle, self.bundle.folder)
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
@@ -96,13 +93,12 @@ class DecoderEngine(Engine):
         self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
         self.rows = ModelRunner(self.bundle, reader, max_rows, self.max_length, prefix_budget)
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
-        self._waiting = deque[Request]()
         self._prompts_next = False
 
     @property
     def busy(self) -> bool:
         """Whether a request is waiting or running."""
-        return bool(self._messages or self._waiting or len(self.rows))
+        return super().busy or bool(len(self.rows))
 
     def add(
         self,
@@ -171,7 +167,8 @@ class DecoderEngine(Engine):
             )
             room, tokenizer = self._room(sequence, sampling), self.bundle.tokenizer_of(sampling)
             mask = mask or grammar_mask(tokenizer, sampling)
-            answer = begin_answer(AnswerRequest(tokenizer, sampling, ids, room, place, mask))
+            begin = Answer if sampling.num_beams == 1 else BeamAnswer
+            answer = begin(AnswerRequest(tokenizer, sampling, ids, room, place, mask))
             return Request(next(self._numbers), answer, [sequence])
         except BaseException:
             if adapter is not None:
@@ -184,7 +181,7 @@ class DecoderEngine(Engine):
         Raises:
             ConfigError: the prompt is too long, or the engine has too few rows for its beams.
         """
-        virtual = 0 if sequence.adapter is None else sequence.adapter.virtual
+        virtual = sequence.virtual
         total = virtual + len(sequence.prompt)
         require_context(self.bundle, np.array([total]), virtual)
         if total > self.max_length:
@@ -235,15 +232,10 @@ class DecoderEngine(Engine):
         reading: int = sum(row.request.answer.width for row in self.rows.reading)
         return len(self.rows.running) + reading
 
-    def _take_messages(self, events: list[Event]) -> None:
-        while self._messages:
-            kind, what = self._messages.popleft()
-            if kind == "add":
-                self._waiting.append(what)
-                continue
-            known = [*self._waiting, *(row.request for row in (*self.rows.reading, *self.rows.running))]
-            for request in {request for request in known if request.number == what}:
-                self._end(request, "cancelled", events)
+    def _cancel(self, number: int, events: list[Event]) -> None:
+        known = [*self._waiting, *(row.request for row in (*self.rows.reading, *self.rows.running))]
+        for request in {request for request in known if request.number == number}:
+            self._end(request, "cancelled", events)
 
     def _decode(self, events: list[Event]) -> None:
         """Decodes one token for every running row. A row whose grammar is not ready takes the step back and
@@ -267,7 +259,8 @@ class DecoderEngine(Engine):
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
-            return self.rows.decode_alone(place)
+            logits: np.ndarray = self.rows.decode(place)[0]
+            return logits
         except AdapterpackError as error:
             return error
 

@@ -1,27 +1,35 @@
 """Runs the passes of the decoder engine and keeps its rows packed in the KV pool: running rows first, then
 rows whose prompts are being read.
 
-A decode pass runs on a contiguous range of rows, so the runner moves rows when one leaves.
+A decode pass runs on a contiguous range of rows, so the runner moves rows when one leaves. Binding inputs and
+outputs costs time in every step, so a pass is bound once and reused while its rows stay the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from ...adapter_methods.core.token_positions import has_acted
 from ...base.thresholds import longrope_length
-from ...bundle.decoder_graph import DECODER, LAST_POSITIONS
+from ...bundle.decoder_graph import (
+    CACHE_LENGTHS,
+    DECODER,
+    LAST_POSITIONS,
+    LOGITS_POSITIONS,
+    LONGEST,
+    SOURCE_LENGTHS,
+)
+from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
 from ..open_bundle import OpenBundle
-from ..ort.values import HOST
+from ..ort.model import TYPES, OrtModel
+from ..ort.values import HOST, array_of, empty, fill, value_of
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
-from .bound_step import BoundStep
 from .kv_pool import KVPool
 from .prefix_cache import PrefixCache
+from .requests import SequenceState
 from .sources import Sources
 
 MOST_CAPTURED = 64
@@ -30,59 +38,91 @@ uncaptured.
 """
 
 
-@dataclass(eq=False, kw_only=True)
-class SequenceState:
-    """One sequence of tokens in the runner. It holds its adapter itself, since names may change while it
-    runs.
+class BoundStep:
+    """A pass over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from row ``first`` on,
+    with the adapters' ``feeds``.
 
-    ``prompt`` are its tokens, of which ``num_computed_tokens`` have been read. Sequences share cached
-    prefixes only with those of the same ``salt``. ``features`` are other inputs of its pass, and ``source``
-    the inputs of the encoder. ``kv_len`` is the number of its positions in the cache, and ``next_token`` the
-    token to read next. ``request`` is the request to which it belongs.
+    The graph returns ``kept`` logits of each row. ``sources`` holds the encoder's keys and values, and
+    ``features`` other inputs of the graph. With a number in ``capture``, the provider records the first run
+    (as a CUDA graph) and replays it afterwards; the pass then owns its memory, and :meth:`feed` changes its
+    values.
     """
 
-    prompt: Sequence[int]
-    adapter: ResidentAdapter | None = None
-    features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    source: Mapping[str, np.ndarray] = field(default_factory=dict)
-    salt: bytes = b""
-    request: Any = None
-    source_length: int = field(init=False, default=0)
-    """The length of the encoder's output for it; 0 until the encoder has run."""
-    num_computed_tokens: int = 0
-    kv_len: int = 0
-    next_token: int = 0
-    acting: np.ndarray | None = field(init=False, default=None)
-    """The prompt tokens at which its adapter acts, ``[tokens]`` bool; None if it acts everywhere."""
-    acted: bool = field(init=False, default=False)
-    """Whether the adapter has acted at some token so far."""
-    acted_before: bool = field(init=False, default=False)
-    """The value of ``acted`` before the last step, which :meth:`ModelRunner.retract` restores."""
-    answered: list[int] = field(init=False, default_factory=list)
-    """The tokens after the prompt that are in the cache."""
-    begun: bool = field(init=False, default=False)
-    """Whether its prompt is being read, or has been."""
+    def __init__(
+        self,
+        graph: OrtModel,
+        pool: KVPool,
+        first: int,
+        rows: int,
+        feeds: Feeds,
+        sources: Sources,
+        *,
+        tokens: int = 1,
+        kept: int = 1,
+        features: Mapping[str, np.ndarray] | None = None,
+        capture: int | None = None,
+    ) -> None:
+        self.graph, self._binding, self._capture = graph, graph.binding(), capture
+        self._alive: list[Any] = [feeds, pool, sources]
+        self._inputs: list[tuple[np.ndarray, Any]] = []
+        self.ids = self._input("input_ids", (rows, tokens))
+        self.positions = self._input("position_ids", (rows, tokens))
+        self.last = self._input(CACHE_LENGTHS, (rows,))
+        self.longest = self._input(LONGEST, ())
+        self.ends = self._input(LAST_POSITIONS, (rows, 1))
+        self.kept = self._input(LOGITS_POSITIONS, (rows, kept))
+        self.read = self._input(SOURCE_LENGTHS, (rows,))
+        self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
+        self._feeds = (
+            feeds
+            if capture is None
+            else {name: value_of(array_of(value).copy(), graph.memory) for name, value in feeds.items()}
+        )
+        given = {name: value_of(array, graph.memory) for name, array in (features or {}).items()}
+        for name, value in {**self._feeds, **given}.items():
+            self._alive.append(value)
+            self._binding.bind_ortvalue_input(name, value)
+        # Input and output caches are the same memory: the graph appends keys and values in place.
+        for name, window in pool.windows(first, rows):
+            self._binding.bind_input(name, *window)
+            self._binding.bind_output(PRESENT + name.removeprefix(PAST), *window)
+        for name, window in sources.windows(first, rows):
+            self._binding.bind_input(name, *window)
+        logits = graph.results["logits"]
+        shape, dtype = (rows, kept, int(logits.shape[2])), np.dtype(TYPES[logits.type])
+        self._near = np.empty(shape, dtype) if graph.memory == HOST else None
+        self._logits = empty(shape, dtype, graph.memory) if self._near is None else value_of(self._near)
+        self._binding.bind_ortvalue_output("logits", self._logits)
 
-    def fork(self) -> SequenceState:
-        """Returns another sequence of the same prompt and request that has computed nothing yet."""
-        return replace(self, num_computed_tokens=0, kv_len=0, next_token=0)
+    def feed(self, feeds: Feeds) -> None:
+        """Copies the values of other adapters, of the same shapes, into the memory of a captured pass."""
+        for name, value in self._feeds.items():
+            fill(value, array_of(feeds[name]))
 
-    def follow(self, other: SequenceState) -> None:
-        """Takes over the progress of another sequence of the same prompt."""
-        self.num_computed_tokens, self.kv_len = other.num_computed_tokens, other.kv_len
-        self.source_length, self.acted = other.source_length, other.acted
-        self.begun, self.answered = other.begun, list(other.answered)
+    def run(self) -> np.ndarray:
+        """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
+        kept, vocabulary]``. The next run overwrites them.
+        """
+        for array, value in self._inputs:
+            fill(value, array)
+        self.graph.run_bound(self._binding, self._capture)
+        return array_of(self._logits) if self._near is None else self._near
 
-    def __post_init__(self) -> None:
-        if self.adapter is not None and self.adapter.acts is not None:
-            whole = np.ones((1, len(self.prompt)), bool)
-            self.acting = self.adapter.acts.mask(np.array([self.prompt], np.int64), whole, whole, None)[0]
-            self.acted = bool(self.acting.any())
-
-    @property
-    def tokens(self) -> list[int]:
-        """The tokens in its cache, without the virtual tokens of the adapter's prompt."""
-        return [*self.prompt[: self.num_computed_tokens], *self.answered]
+    def _input(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        """Binds an array of zeros to an input and returns the array. If the graph lacks the input, nothing
+        reads the array.
+        """
+        value = self.graph.inputs.get(name)
+        array = np.zeros(shape, TYPES[value.type] if value is not None else np.int64)
+        if value is not None:
+            # kernels read this length on the host
+            memory = HOST if name == LONGEST else self.graph.memory
+            bound = value_of(array, memory)
+            self._binding.bind_ortvalue_input(name, bound)
+            if memory != HOST:
+                self._inputs.append((array, bound))
+            self._alive.append(bound)
+        return array
 
 
 class ModelRunner:
@@ -157,20 +197,10 @@ class ModelRunner:
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
             self._pass = None
-        acting = (
-            None
-            if row.acting is None
-            else row.acting[row.num_computed_tokens : row.num_computed_tokens + tokens]
-        )
-        whole = row.kv_len + len(row.prompt) - row.num_computed_tokens
-        logits = self._read(
-            row,
-            len(self.running),
-            row.kv_len,
-            row.prompt[row.num_computed_tokens : row.num_computed_tokens + tokens],
-            acting,
-            whole,
-        )
+        piece = slice(row.num_computed_tokens, row.num_computed_tokens + tokens)
+        acting = None if row.acting is None else row.acting[piece]
+        whole = row.virtual + len(row.prompt)
+        logits = self._read(row, len(self.running), row.kv_len, row.prompt[piece], acting, whole)
         row.num_computed_tokens += tokens
         row.kv_len += tokens
         self.prefilled += tokens
@@ -214,11 +244,8 @@ class ModelRunner:
         """Recomputes the cache of a row that is about to exceed the short length of LongRoPE: with the long
         factors all its keys change.
         """
-        tokens, acting = row.tokens, None
-        if row.adapter is not None and row.adapter.acts is not None:
-            every = np.ones((1, len(tokens)), bool)
-            acting = row.adapter.acts.mask(np.array([tokens], np.int64), every, every, None)[0]
-        self._read(row, place, row.kv_len - len(tokens), tokens, acting, row.kv_len + 1)
+        tokens, start = row.tokens, row.virtual
+        self._read(row, place, start, tokens, row.acting_at(tokens), row.kv_len + 1)
         self._pass = None
 
     def _is_long(self, positions: int) -> bool:
@@ -228,20 +255,15 @@ class ModelRunner:
         if self.prefixes.budget and not (row.features or row.source):
             self.prefixes.keep(row, self._pool, place, self._is_long(row.kv_len))
 
-    def decode(self) -> np.ndarray:
-        """Reads one more token in every running row and returns the logits ``[rows, vocabulary]``
-        after it.
+    def decode(self, place: int | None = None) -> np.ndarray:
+        """Reads one more token in every running row, or in the one at a place alone, and returns the logits
+        ``[rows, vocabulary]`` after it.
         """
-        logits = self._decode(self.running, 0).copy()
-        for row in self.running:
-            _advance(row)
-        return logits
-
-    def decode_alone(self, place: int) -> np.ndarray:
-        """Reads one more token in a single running row and returns its logits ``[vocabulary]``."""
-        row = self.running[place]
-        logits: np.ndarray = self._decode([row], place)[0].copy()
-        _advance(row)
+        rows, first = (self.running, 0) if place is None else ([self.running[place]], place)
+        logits = self._decode(rows, first).copy()
+        for row in rows:
+            row.kv_len += 1
+            row.answered.append(row.next_token)
         return logits
 
     def retract(self, row: SequenceState) -> None:
@@ -335,17 +357,15 @@ class ModelRunner:
         Captured passes treat every row as long as the pool, since a recording fixes the longest length, which
         the host reads.
         """
-        if not self.fixed:
-            return BoundStep(
-                self.graph, self._pool, first, rows, feeds, self._sources, features=self._no_features(rows)
-            )
-        feed_shapes = tuple((name, tuple(value.shape())) for name, value in feeds.items())
-        shape = first, rows, feed_shapes, tuple(self._sources.windows(first, rows))
-        one = self._captured.get(shape)
-        if one is not None:
-            one.feed(feeds)
-            return one
-        number = len(self._captured) if len(self._captured) < MOST_CAPTURED else None
+        shape: object = None
+        number = None
+        if self.fixed:
+            feed_shapes = tuple((name, tuple(value.shape())) for name, value in feeds.items())
+            shape = first, rows, feed_shapes, tuple(self._sources.windows(first, rows))
+            if (one := self._captured.get(shape)) is not None:
+                one.feed(feeds)
+                return one
+            number = len(self._captured) if len(self._captured) < MOST_CAPTURED else None
         one = BoundStep(
             self.graph,
             self._pool,
@@ -365,17 +385,10 @@ class ModelRunner:
         return {} if value is None else {"image_features": np.zeros((rows, 0, value.shape[2]), np.float32)}
 
 
-def _advance(row: SequenceState) -> None:
-    row.kv_len += 1
-    row.answered.append(row.next_token)
-
-
 def _acts(row: SequenceState) -> bool:
     """Returns whether a row's adapter acts at its next token, and records that in the row."""
-    if row.adapter is None or row.adapter.acts is None:
+    acting = row.acting_at([row.next_token], row.acted)
+    if acting is None:
         return True
-    row.acted_before = row.acted
-    one, before = np.ones((1, 1), bool), np.array([row.acted])
-    mask = row.adapter.acts.mask(np.array([[row.next_token]], np.int64), one, one, before)
-    row.acted = bool(has_acted(mask, before)[0])
-    return bool(mask[0, 0])
+    row.acted_before, row.acted = row.acted, row.acted or bool(acting[0])
+    return bool(acting[0])

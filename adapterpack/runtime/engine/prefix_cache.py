@@ -13,29 +13,14 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 
-from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool
+from .requests import SequenceState
 
 BLOCK = 16
 """The number of tokens in a block."""
-
-
-class ReadRow(Protocol):
-    """The attributes of a row that the cache uses."""
-
-    adapter: ResidentAdapter | None
-    acting: np.ndarray | None
-    prompt: Sequence[int]
-    salt: bytes
-
-    @property
-    def tokens(self) -> Sequence[int]:
-        """The tokens whose keys and values are in the row's cache, without those of the adapter's prompt."""
-        ...
 
 
 class PrefixCache:
@@ -50,14 +35,14 @@ class PrefixCache:
         self.nbytes = 0
         self._blocks.clear()
 
-    def restore(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> int:
+    def restore(self, row: SequenceState, pool: KVPool, place: int, is_long: bool = False) -> int:
         """Writes the cached blocks of a row's prompt into its place in the pool, after the adapter's prompt,
         and returns the number of tokens that they hold.
 
         The last token is always read, because its logits are needed. With LongRoPE long rows (``is_long``)
         have other values than short ones, hence other keys.
         """
-        start, keys = _virtual(row), list[bytes]()
+        start, keys = row.virtual, list[bytes]()
         for number, key in enumerate(_keys(row, row.prompt[:-1], is_long)):
             block = self._blocks.get(key)
             if block is None:
@@ -69,9 +54,9 @@ class PrefixCache:
             self._blocks.move_to_end(key)
         return len(keys) * BLOCK
 
-    def keep(self, row: ReadRow, pool: KVPool, place: int, is_long: bool = False) -> None:
+    def keep(self, row: SequenceState, pool: KVPool, place: int, is_long: bool = False) -> None:
         """Stores the complete blocks of what a row has read."""
-        start, keys = _virtual(row), list(_keys(row, row.tokens, is_long))
+        start, keys = row.virtual, list(_keys(row, row.tokens, is_long))
         for number, key in enumerate(keys):
             if key not in self._blocks:
                 block = pool.read(place, start + number * BLOCK, start + (number + 1) * BLOCK)
@@ -83,16 +68,12 @@ class PrefixCache:
             self.nbytes -= _size(self._blocks.popitem(last=False)[1])
 
 
-def _virtual(row: ReadRow) -> int:
-    return 0 if row.adapter is None else row.adapter.virtual
-
-
-def _keys(row: ReadRow, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
+def _keys(row: SequenceState, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
     """Yields the keys of the complete blocks of a row; each is chained to the one before."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
     # every token attends to the adapter's prompt, so all values depend on it
     # The first link of the chain of keys: everything on which all blocks depend.
-    key = row.salt + b"long" * is_long + (digest if _virtual(row) else b"")
+    key = row.salt + b"long" * is_long + (digest if row.virtual else b"")
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]
         acts = row.adapter is not None and (acting is None or len(acting) < BLOCK or bool(acting.any()))

@@ -1,17 +1,18 @@
-"""The requests of an engine, and the events that its steps return."""
+"""The requests of an engine, the sequences that it runs for them, and the events that its steps return."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import numpy as np
 
 from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken
 from .adapter_feeds import ResidentAdapter
-from .model_runner import SequenceState
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,76 @@ class Event:
     result: Mapping[str, Any] | None = None
     prompt_tokens: int | None = None
     sequences: tuple[Ending, ...] = ()
+
+
+@dataclass(eq=False, kw_only=True)
+class SequenceState:
+    """One sequence of tokens in the runner. It holds its adapter itself, since names may change while it
+    runs.
+
+    ``prompt`` are its tokens, of which ``num_computed_tokens`` have been read. Sequences share cached
+    prefixes only with those of the same ``salt``. ``features`` are other inputs of its pass, and ``source``
+    the inputs of the encoder. ``kv_len`` is the number of its positions in the cache, and ``next_token`` the
+    token to read next. ``request`` is the request to which it belongs.
+    """
+
+    prompt: Sequence[int]
+    adapter: ResidentAdapter | None = None
+    features: Mapping[str, np.ndarray] = field(default_factory=dict)
+    source: Mapping[str, np.ndarray] = field(default_factory=dict)
+    salt: bytes = b""
+    request: Any = None
+    source_length: int = field(init=False, default=0)
+    """The length of the encoder's output for it; 0 until the encoder has run."""
+    num_computed_tokens: int = 0
+    kv_len: int = 0
+    next_token: int = 0
+    acting: np.ndarray | None = field(init=False, default=None)
+    """The prompt tokens at which its adapter acts, ``[tokens]`` bool; None if it acts everywhere."""
+    acted: bool = field(init=False, default=False)
+    """Whether the adapter has acted at some token so far."""
+    acted_before: bool = field(init=False, default=False)
+    """The value of ``acted`` before the last step, which :meth:`.ModelRunner.retract` restores."""
+    answered: list[int] = field(init=False, default_factory=list)
+    """The tokens after the prompt that are in the cache."""
+    begun: bool = field(init=False, default=False)
+    """Whether its prompt is being read, or has been."""
+
+    def fork(self) -> SequenceState:
+        """Returns another sequence of the same prompt and request that has computed nothing yet."""
+        return replace(self, num_computed_tokens=0, kv_len=0, next_token=0)
+
+    def follow(self, other: SequenceState) -> None:
+        """Takes over the progress of another sequence of the same prompt."""
+        self.num_computed_tokens, self.kv_len = other.num_computed_tokens, other.kv_len
+        self.source_length, self.acted = other.source_length, other.acted
+        self.begun, self.answered = other.begun, list(other.answered)
+
+    def __post_init__(self) -> None:
+        self.acting = self.acting_at(self.prompt)
+        self.acted = self.acting is not None and bool(self.acting.any())
+
+    def acting_at(self, tokens: Sequence[int], before: bool | None = None) -> np.ndarray | None:
+        """Returns at which of these tokens its adapter acts, ``[tokens]`` bool; None if it acts everywhere.
+        ``before`` says whether it has acted at an earlier token; by default these are the first ones.
+        """
+        acts = None if self.adapter is None else self.adapter.acts
+        if acts is None:
+            return None
+        whole = np.ones((1, len(tokens)), bool)
+        earlier = None if before is None else np.array([before])
+        acting: np.ndarray = acts.mask(np.array([tokens], np.int64), whole, whole, earlier)[0]
+        return acting
+
+    @property
+    def virtual(self) -> int:
+        """The number of positions that its adapter's prompt takes in its cache."""
+        return 0 if self.adapter is None else self.adapter.virtual
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens in its cache, without the virtual tokens of the adapter's prompt."""
+        return [*self.prompt[: self.num_computed_tokens], *self.answered]
 
 
 @dataclass(eq=False)

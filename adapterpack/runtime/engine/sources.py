@@ -4,8 +4,7 @@ each row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -19,21 +18,13 @@ from ..open_bundle import OpenBundle
 from ..ort.model import OrtModel
 from ..ort.values import array_of, value_of
 from ..text.context_length import require_context
-from .adapter_feeds import ResidentAdapter
 from .kv_pool import KVPool, Window
+from .requests import SequenceState
 
 _STEP = 64
 """The memory of all rows grows by this many positions. It stays small, because cross-attention covers the
 longest row's length in every row.
 """
-
-
-class SourceRow(Protocol):
-    """The attributes of a row that this module uses."""
-
-    adapter: ResidentAdapter | None
-    source: Mapping[str, np.ndarray]
-    source_length: int
 
 
 def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray]) -> Arrays:
@@ -74,7 +65,7 @@ def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray
     return arrays
 
 
-def _virtual(row: SourceRow) -> int:
+def _virtual(row: SequenceState) -> int:
     """Returns the number of virtual tokens that the adapter puts before a row's encoder tokens."""
     here = None if row.adapter is None else row.adapter.source.get(f"{PROMPT}.virtual_here")
     return 0 if here is None else int(here[0].sum())
@@ -92,7 +83,7 @@ class Sources:
         self._ragged = SOURCE_LENGTHS in decoder.inputs
         self._pool: KVPool | None = None
 
-    def read(self, row: SourceRow, place: int) -> bool:
+    def read(self, row: SequenceState, place: int) -> bool:
         """Runs the encoder on a row and stores its keys and values at ``place``. Returns whether the memory
         was reallocated, which invalidates bound passes.
         """
@@ -118,12 +109,9 @@ class Sources:
         if self._pool is not None and length:
             self._pool.move(source, target, length)
 
-    def windows(self, first: int, rows: int) -> Iterator[tuple[str, Any, Window]]:
-        """Yields the memory of ``rows`` rows from ``first`` on: graph input, float type, window."""
-        if self._pool is not None:
-            yield from (
-                (name, self._pool.dtype(name), window) for name, window in self._pool.windows(first, rows)
-            )
+    def windows(self, first: int, rows: int) -> Iterable[tuple[str, Window]]:
+        """Returns the memory of ``rows`` rows from ``first`` on, with the graph input that it feeds."""
+        return () if self._pool is None else self._pool.windows(first, rows)
 
     def forget(self) -> None:
         """Frees the memory."""
@@ -138,15 +126,15 @@ class Sources:
             new.write(place, old.read(place, 0, old.length))  # type: ignore[union-attr]
         self._pool = new
 
-    def _encode(self, row: SourceRow) -> Arrays:
+    def _encode(self, row: SequenceState) -> Arrays:
         part = self.bundle.task.parts[0].name
         graph, feeds = self.bundle.graph(part), dict(row.source)
         ids = feeds.get("input_ids")
         if "attention_mask" in graph.inputs and ids is not None:
             feeds.setdefault("attention_mask", np.ones_like(ids))
         if ADAPTER_POSITIONS in graph.inputs and ids is not None:
-            whole, acts = np.ones(ids.shape, bool), None if row.adapter is None else row.adapter.acts
-            feeds[ADAPTER_POSITIONS] = whole if acts is None else acts.mask(ids, whole, whole, None)
+            acting = row.acting_at(ids[0])
+            feeds[ADAPTER_POSITIONS] = np.ones(ids.shape, bool) if acting is None else acting[None]
         if ADAPTER_IDS in graph.inputs:
             feeds[ADAPTER_IDS] = np.zeros(1, np.int64)
         values = {

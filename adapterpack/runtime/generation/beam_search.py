@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import ConfigError
-from .answer import Answer, AnswerRequest, Ending, NextTokens
+from .answer import AnswerRequest, Ending, NextTokens
 from .sampler import FEWER, Sampler
 
 _NEVER = np.float32(-1e9)
@@ -168,11 +168,6 @@ class BeamAnswer:
                 stream.push(token)
         stream.finish()
         return Ending(tuple(stream.ids), stream.text, float(one.score), one.reason)
-
-
-def begin_answer(request: AnswerRequest) -> Answer | BeamAnswer:
-    """Makes the answer that the request asks for: by beam search if it has several beams."""
-    return Answer(request) if request.sampling.num_beams == 1 else BeamAnswer(request)
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 
 from ...errors import ConfigError, NonFinite
-from .bounds import require_in_vocabulary
-from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors
+from .logits_processors import LOGITS_PROCESSORS, RowStart, make_processors, require_in_vocabulary
 from .sampling import Sampling
 
 Logprobs = tuple[tuple[int, float], ...]

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, FormatError, nearest
-from .bounds import MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
-from .logits_processors import LOGITS_PROCESSORS
+from .logits_processors import LOGITS_PROCESSORS, MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
 
 GRAMMARS = ("json_schema", "regex", "grammar")
 """The parameters that constrain the text of an answer; a row has at most one of them."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ _FILTERS = range(6)
 """Pillow's numbers of resampling filters, which configurations use."""
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_BOTH, _SHORT = {"height", "width"}, {"shortest_edge"}
 _SHORTEST = {"shortest_edge": 224}
 _SQUARE = {"height": 224, "width": 224}
 _USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
@@ -128,74 +130,56 @@ def preparation(folder: Path) -> Preparation:
             remedy="give what the model's own processor makes of the picture, as an array or a .npy file",
         )
     config = {**_KINDS[name], **{key: value for key, value in written.items() if value is not None}}
-    read = _Reader(config, where)
-    size, crop = (
-        read.size("size") if config["do_resize"] else {},
-        read.size("crop_size") if config["do_center_crop"] else {},
-    )
-    moments = [read.moments(key) if config["do_normalize"] else None for key in ("image_mean", "image_std")]
-    if moments[1] is not None and 0 in moments[1]:
-        raise read.wrong("image_std", "3 numbers that are not 0")
-    both = (size["height"], size["width"]) if "height" in size else None
-    return Preparation(
-        size.get("shortest_edge"),
-        both,
-        read.filter(),
-        (crop["height"], crop["width"]) if crop else None,
-        read.number("rescale_factor") if config["do_rescale"] else 1.0,
-        *moments,
-    )
 
-
-class _Reader:
-    """Reads and checks the values of an untrusted configuration."""
-
-    def __init__(self, config: Mapping[str, Any], where: Path) -> None:
-        self.config, self.where = config, where
-
-    def size(self, key: str) -> dict[str, int]:
-        """Reads a size: ``height`` and ``width``, or ``shortest_edge``."""
-        size = self.config[key]
-        if type(size) is int:
-            both = self.config["square"] or key == "crop_size"
-            size = {"height": size, "width": size} if both else {"shortest_edge": size}
-        allowed = [{"height", "width"}, *([{"shortest_edge"}] if key == "size" else [])]
-        complete = isinstance(size, dict) and set(size) in allowed
-        if not complete or not all(type(edge) is int and 0 < edge <= _LARGEST for edge in size.values()):
-            raise self.wrong(
-                key, f"{' or '.join(' and '.join(sorted(keys)) for keys in allowed)}, at most {_LARGEST}"
+    def read(key: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
+        if not is_valid(config[key]):
+            raise ConfigError(
+                "a number of the processor's configuration cannot be",
+                where=where,
+                expected=f"{key}: {expected}",
+                found=repr(config[key])[:100],
             )
-        return dict(size)
+        return config[key]
 
-    def moments(self, key: str) -> tuple[float, ...]:
-        """Reads one number for each channel."""
-        channels = self.config[key]
-        if not isinstance(channels, list | tuple) or len(channels) != 3 or not all(map(_finite, channels)):
-            raise self.wrong(key, "3 numbers")
-        return tuple(map(float, channels))
-
-    def number(self, key: str) -> float:
-        """Reads a finite number."""
-        if not _finite(self.config[key]):
-            raise self.wrong(key, "a number")
-        return float(self.config[key])
-
-    def filter(self) -> int:
-        """Reads the number of a resampling filter."""
-        number = self.config["resample"]
-        if type(number) is not int or number not in _FILTERS:
-            raise self.wrong("resample", f"{_FILTERS.start} to {_FILTERS.stop - 1}")
-        return number
-
-    def wrong(self, key: str, expected: str) -> ConfigError:
-        """Makes the error for an invalid value."""
-        return ConfigError(
-            "a number of the processor's configuration cannot be",
-            where=self.where,
-            expected=f"{key}: {expected}",
-            found=repr(self.config[key])[:100],
+    def read_size(key: str, *forms: set[str]) -> dict[str, int]:
+        expected = f"{' or '.join(' and '.join(sorted(form)) for form in forms)}, at most {_LARGEST}"
+        size = read(key, expected, partial(_is_size, forms))
+        if isinstance(size, dict):
+            return size
+        return (
+            {"shortest_edge": size}
+            if _SHORT in forms and not config["square"]
+            else dict.fromkeys(_BOTH, size)
         )
 
+    size = read_size("size", _BOTH, _SHORT) if config["do_resize"] else {}
+    crop = read_size("crop_size", _BOTH) if config["do_center_crop"] else {}
+    mean, std = (
+        tuple(map(float, read(key, "3 numbers", _are_moments))) if config["do_normalize"] else None
+        for key in ("image_mean", "image_std")
+    )
+    if std is not None:
+        read("image_std", "3 numbers that are not 0", all)
+    last = _FILTERS.stop - 1
+    return Preparation(
+        size.get("shortest_edge"),
+        (size["height"], size["width"]) if "height" in size else None,
+        read("resample", f"0 to {last}", lambda number: type(number) is int and number in _FILTERS),
+        (crop["height"], crop["width"]) if crop else None,
+        float(read("rescale_factor", "a number", _is_finite)) if config["do_rescale"] else 1.0,
+        mean,
+        std,
+    )
 
-def _finite(value: Any) -> bool:
+
+def _is_size(forms: Sequence[set[str]], size: Any) -> bool:
+    edges = size.values() if isinstance(size, dict) and set(size) in forms else [size]
+    return all(type(edge) is int and 0 < edge <= _LARGEST for edge in edges)
+
+
+def _are_moments(channels: Any) -> bool:
+    return isinstance(channels, list | tuple) and len(channels) == 3 and all(map(_is_finite, channels))
+
+
+def _is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

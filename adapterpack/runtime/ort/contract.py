@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
@@ -32,6 +32,9 @@ def require_contract(bundle: Bundle, part: str, graph: OrtModel) -> None:
 
 
 Difference = tuple[str, object, object]
+"""What differs, what was expected, and what was found."""
+Values = Mapping[str, Any]
+"""Name -> input, output or slot of a graph, with its ``type`` and ``shape``."""
 
 
 def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Difference]:
@@ -40,27 +43,28 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
         for path, site in bundle.sites.items()
         if site.part == (MAIN if part == DECODER else part) and site.fields
     }
+    yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
     if part == DECODER:
         yield from _decoder_differences(bundle, own, graph)
         return
     if own or bundle.mode != "bank":  # a bank that holds only prompts may declare ids that no node reads
         yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
-    yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in own.values()))
     first = next(one for one in get_task(bundle.task).parts if one.name == part).inputs[0]
     if first not in graph.inputs:
         yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
     signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, GraphSignature())
-    yield from _ports("inputs", signature.inputs, graph.inputs.values())
-    yield from _ports("outputs", signature.outputs, graph.results.values())
+    yield from _ports("input", signature.inputs, graph.inputs)
+    yield from _ports("output", signature.outputs, graph.results)
     if bundle.mode == "bank":
         for name, shape in slot_shapes(own, bundle.max_rank).items():
-            yield from _slot(graph, name, own[name.rpartition(".")[0]].dtype, (bundle.slots, *shape))
+            dtype = own[name.rpartition(".")[0]].dtype
+            yield from _value(graph.slots, "slot", name, dtype, (bundle.slots, *shape))
     elif bundle.mode == "inputs":
         for path, site in own.items():
             for field in site.fields:
                 names = [f"{path}.{name}" for name in (field, PEFT_NAMES.get(field, field))]
                 name = next((name for name in names if name in graph.slots), names[0])
-                yield from _slot(graph, name, site.dtype, (None,) * len(FIELDS[field].axes))
+                yield from _value(graph.slots, "slot", name, site.dtype, (None,) * len(FIELDS[field].axes))
 
 
 def _decoder_differences(
@@ -71,37 +75,26 @@ def _decoder_differences(
     """
     for name in ("input_ids", CACHE_LENGTHS, LONGEST, LOGITS_POSITIONS):
         yield from _switch(graph, name, True)
-    yield from _switch(graph, ADAPTER_POSITIONS, any(site.positional for site in sites.values()))
     logits = graph.results.get("logits")
-    if (
-        logits is None
-        or logits.type not in TYPES
-        or len(logits.shape) != 3
-        or not isinstance(logits.shape[2], int)
-    ):
+    if logits is None or not _is_fixed(logits, 3, [2]):
         yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
     for name, value in graph.inputs.items():
-        if name.startswith((PAST, ENCODED)) and (
-            len(value.shape) != 4
-            or value.type not in TYPES
-            or not all(isinstance(value.shape[axis], int) for axis in (1, 3))
-        ):
+        if name.startswith((PAST, ENCODED)) and not _is_fixed(value, 4, [1, 3]):
             yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
     joined = {
         member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members
     }
-    for path, site in sites.items():
-        for field in site.fields if bundle.mode == "bank" else ():
-            if field == "up" and path in joined:
-                continue
-            name = f"{path}.{field}"
-            shape = extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
-            if name not in graph.inputs or not _fits(site.dtype, (None, *shape), graph.inputs[name]):
-                yield (
-                    f"the slot {name!r}",
-                    (site.dtype, shape),
-                    "none" if name not in graph.inputs else graph.inputs[name].shape,
-                )
+    for path, site in sites.items() if bundle.mode == "bank" else ():
+        for field in site.fields:
+            if field != "up" or path not in joined:
+                shape = extents(field, site, lambda axis: None)  # type: ignore[arg-type, return-value]
+                yield from _value(graph.inputs, "slot", f"{path}.{field}", site.dtype, (None, *shape))
+
+
+def _is_fixed(value: Any, axes: int, fixed: Sequence[int]) -> bool:
+    """Returns whether a value has so many axes, of which these have a fixed length, and a known type."""
+    shape = value.shape
+    return value.type in TYPES and len(shape) == axes and all(isinstance(shape[at], int) for at in fixed)
 
 
 def _switch(graph: OrtModel, name: str, wanted: bool) -> Iterator[Difference]:
@@ -109,39 +102,30 @@ def _switch(graph: OrtModel, name: str, wanted: bool) -> Iterator[Difference]:
         yield f"the input {name!r}", "one" if wanted else "none", "none" if wanted else "one"
 
 
-def _slot(graph: OrtModel, name: str, dtype: str, shape: tuple[int | None, ...]) -> Iterator[Difference]:
-    if name not in graph.slots:
-        yield f"it has no slot {name!r}", (dtype, shape), "none"
-        return
-    found = graph.slots[name]
-    if not _fits(dtype, shape, found):
-        yield f"the slot {name!r}", (dtype, shape), (found.type, found.shape)
-
-
-def _ports(kind: str, ports: Iterable[Port], found: Iterable[Any]) -> Iterator[Difference]:
-    expected: Mapping[str, Port] = {port.name: port for port in ports}
+def _ports(kind: str, ports: Iterable[Port], found: Values) -> Iterator[Difference]:
+    expected = {port.name: port for port in ports}
     if not expected:  # older bundles do not record their signature
         return
-    values = {value.name: value for value in found}
-    if expected.keys() != values.keys():
-        yield f"its {kind}", ", ".join(sorted(expected))[:300], ", ".join(sorted(values))[:300] or "none"
+    if expected.keys() != found.keys():
+        yield f"its {kind}s", ", ".join(sorted(expected))[:300], ", ".join(sorted(found))[:300] or "none"
         return
     for name, port in expected.items():
-        if not _fits(port.dtype, port.shape, values[name]):
-            yield (
-                f"its {kind[:-1]} {name!r}",
-                (port.dtype, port.shape),
-                (values[name].type, values[name].shape),
-            )
+        yield from _value(found, kind, name, port.dtype, port.shape)
 
 
-def _fits(dtype: str, shape: tuple[int | str | None, ...], found: Any) -> bool:
-    """Returns whether a value of ONNX Runtime has this type and shape; variable extents match anything."""
-    return (
-        TYPES.get(found.type, found.type) == dtype
-        and len(shape) == len(found.shape)
-        and all(
-            not (type(one) is int and type(two) is int) or one == two
-            for one, two in zip(shape, found.shape, strict=True)
+def _value(
+    values: Values, kind: str, name: str, dtype: str, shape: Sequence[int | str | None]
+) -> Iterator[Difference]:
+    """Yields a difference unless a value has this type and shape; variable extents match anything."""
+    value = values.get(name)
+    if value is None:
+        yield f"it has no {kind} {name!r}", (dtype, shape), "none"
+    elif (
+        TYPES.get(value.type, value.type) != dtype
+        or len(shape) != len(value.shape)
+        or any(
+            type(one) is int and type(two) is int and one != two
+            for one, two in zip(shape, value.shape, strict=True)
         )
-    )
+    ):
+        yield f"the {kind} {name!r}", (dtype, shape), (value.type, value.shape)

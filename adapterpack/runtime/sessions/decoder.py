@@ -14,9 +14,9 @@ from ...base.thresholds import longrope_length
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
-from ..model_inputs import complete, last_places, pad, positions
 from ..open_bundle import OpenBundle
-from ..pipeline import run_parts, values
+from ..padding import last_places, pad, positions
+from ..pipeline import complete, run_parts, values
 from ..prompts import start_ids
 from ..text.context_length import context_of
 

@@ -22,9 +22,9 @@ from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken
 from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
-from ..model_inputs import pad
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of
+from ..padding import pad
 from ..pipeline import run_parts
 from ..prompts import Prompt, prompt_ids
 from ..text.context_length import context_of, require_context

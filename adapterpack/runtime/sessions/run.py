@@ -158,7 +158,7 @@ class RowRunner:
         raw: bool = False,
     ) -> None:
         for name in adapters:
-            session.require_adapter(name)
+            session.pack(name)
         self.provider = session.provider
         self._session, self._sampling, self._raw = session, sampling, raw
         self._adapters = tuple(adapters) or (session.default,)

@@ -21,11 +21,10 @@ from ..engine.canary_replay import replay_by_engine
 from ..generation.sampling import sampling_of
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
-from ..preparing_bundle import PreparingBundle
 from .generate import generate
 
 
-class Session(PreparingBundle):
+class Session(OpenBundle):
     """A running bundle. ``provider`` is the name of a provider, a :class:`.Device` with its settings, or None
     for CUDA if there is a GPU and the CPU otherwise; ``session.provider`` names the one that runs.
     ``threads`` is the number of threads of each operator on the CPU.

@@ -12,12 +12,12 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any, Literal, NamedTuple
 
 from ..text.detokenizer import overlap
-from .brackets import Brackets
 from .family import Call, ToolFamily
 
 _DECODER = json.JSONDecoder()
 _SPACE = " \t\r\n"
 _BETWEEN = f"{_SPACE},;"
+_BRACKETS = re.compile(r'\\.?|["{}\[\]]', re.DOTALL)
 _NAME = r"(?P<name>[A-Za-z0-9_.-]{1,64})"
 
 
@@ -28,6 +28,40 @@ class AnswerPiece(NamedTuple):
 
     kind: Literal["text", "name", "arguments", "end"]
     value: str = ""
+
+
+class Brackets:
+    """Finds where the brackets of JSON close in a growing text, ``depth`` of which are open at first. It
+    reads each character once.
+
+    Example:
+        >>> brackets = Brackets(0)
+        >>> brackets.end('{"a}": ['), brackets.end('{"a}": []} and more')
+        (None, 10)
+    """
+
+    def __init__(self, at: int, depth: int = 0) -> None:
+        self._at, self._depth, self._quoted = at, depth, False
+
+    def end(self, said: str) -> int | None:
+        """Returns the index after the bracket that closes the outermost open one, or None if it has not come
+        yet.
+        """
+        for match in _BRACKETS.finditer(said, self._at):
+            mark = match[0]
+            if mark == "\\":  # the escaped character has not come yet
+                self._at = match.start()
+                return None
+            if mark == '"':
+                self._quoted = not self._quoted
+            elif not self._quoted and mark in "{[":
+                self._depth += 1
+            elif not self._quoted and mark in "}]":
+                self._depth -= 1
+                if self._depth <= 0:
+                    return match.end()
+        self._at = len(said)
+        return None
 
 
 class CallReader:

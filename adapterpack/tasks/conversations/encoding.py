@@ -10,11 +10,10 @@ from typing import Any
 
 from ...chat.template import ChatTemplate
 from ...errors import ConfigError
-from ...library_errors import library_errors
 from ...readable import things
 from ..data.problems import IGNORED, Labels
 from ..data.report import report_of
-from .form import Conversation, Message, form_of, text_of
+from .form import Conversation, Message, read_form, text_of
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +42,7 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
             tokenizer has no end token.
     """
     report = report_of(where)
-    form = form_of(rows.column_names, where, report.choose())
-    report.read_as(form.name, rows.column_names, form.columns | form.optional)
+    form = read_form(rows, report)
     if form.remark:
         log.info("%s: %s", where, form.remark)
     if tokenizer.eos_token_id is None:
@@ -60,9 +58,7 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            with library_errors(
-                "transformers", f"a row is not of the form {form.name}", where=place, kind=ConfigError
-            ):
+            with form.errors(place):
                 conversation = form.read(row)
                 pieces = list(_pieces(conversation, tokenizer))
             skipped += sum(learned for _, learned in pieces) < _answers(conversation)

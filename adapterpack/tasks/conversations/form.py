@@ -1,5 +1,4 @@
-"""Defines a format of training data (:class:`DataForm`) and the registry of formats; each file of this folder
-registers its own.
+"""Defines a format of training data (:class:`DataForm`) and the registry of formats.
 
 Another package provides a format through an entry point of the group ``adapterpack.data_forms``.
 """
@@ -8,11 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, UnknownName, nearest
+from ...library_errors import library_errors
 from ...registry import Registry
+from ..data.report import DataReport
 from ..data.rows import Row
 
 Message = Mapping[str, Any]
@@ -52,38 +54,40 @@ class DataForm:
     aliases: frozenset[str] = frozenset()
     remark: str = ""
 
+    def errors(self, place: object) -> AbstractContextManager[None]:
+        """Translates errors of reading the row at that place."""
+        return library_errors(
+            "transformers", f"a row is not of the form {self.name}", where=place, kind=ConfigError
+        )
+
 
 FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data_forms", __package__)
 """Name -> format."""
 
 
-def form_of(columns: Sequence[str], where: object, wanted: str | None = None) -> DataForm:
-    """Returns the first format, in the order of their names, whose columns are all present; or the format
-    called ``wanted``.
+def read_form(rows: Any, report: DataReport) -> DataForm:
+    """Returns the format that the report's configuration names, or else the first format, in the order of
+    their names, whose columns are all present; and records it in the report.
 
     Raises:
-        ConfigError: no format fits, or the wanted one does not.
-        UnknownName: no format is called ``wanted``.
-
-    Example:
-        >>> form_of(["prompt", "completion", "id"], "here").name
-        'prompt-completion'
+        ConfigError: no format fits, or the named one does not.
+        UnknownName: no format has that name.
     """
-    for form in FORMS.values() if wanted is None else [get_form(wanted)]:
-        if form.columns <= set(columns):
-            return form
-        if wanted is not None:
-            raise ConfigError(
-                f"the rows are not of the form {form.name}",
-                where=where,
-                expected=" + ".join(sorted(form.columns)),
-                found=", ".join(columns),
-                remedy="say under columns what the data calls these",
-            )
-    forms = "; ".join(" + ".join(sorted(form.columns)) for form in FORMS.values())
-    raise ConfigError(
-        "these columns are of no known form", where=where, expected=forms, found=", ".join(columns)
-    )
+    columns, wanted = rows.column_names, report.choose()
+    forms = FORMS.values() if wanted is None else [get_form(wanted)]
+    form = next((form for form in forms if form.columns <= set(columns)), None)
+    if form is None:
+        raise ConfigError(
+            "these columns are of no known form"
+            if wanted is None
+            else f"the rows are not of the form {wanted}",
+            where=report,
+            expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
+            found=", ".join(columns),
+            remedy=None if wanted is None else "say under columns what the data calls these",
+        )
+    report.read_as(form.name, columns, form.columns | form.optional)
+    return form
 
 
 def get_form(name: str) -> DataForm:

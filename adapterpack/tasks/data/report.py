@@ -8,12 +8,14 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ...errors import ConfigError
 from ...readable import align_columns
+from .rows import Row
 
 log = logging.getLogger(__name__)
+_Encoded = TypeVar("_Encoded")
 
 OWN_COLUMNS = (
     "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, "
@@ -77,6 +79,20 @@ class DataReport:
                     remedy=_LEAVE_OUT,
                 ) from error
             self.bad[own] = str(error)
+
+    def encode(self, rows: Iterable[Row], encode: Callable[[Row, object], _Encoded]) -> list[_Encoded]:
+        """Returns ``encode(row, its place)`` for each row, without the bad rows that are skipped."""
+        encoded = []
+        for number, row in enumerate(rows):
+            with self.row(number) as place:
+                encoded.append(encode(row, place))
+        return encoded
+
+    def warn_of_cuts(self, rows: Sequence[Row], max_length: int) -> None:
+        """Logs how many of the rows were cut, if any."""
+        if self.cut:
+            count = len(rows)
+            log.warning("%s: %d of %d rows are cut at max_length (%d)", self, self.cut, count, max_length)
 
     def choose(self) -> str | None:
         """Returns the requested format, and marks the request as used."""

@@ -1,5 +1,4 @@
-"""Defines a format of preferences (:class:`PreferenceForm`) and the registry of formats; each file of this
-folder registers its own.
+"""Defines a format of preferences (:class:`PreferenceForm`) and the registry of formats.
 
 Another package provides a format through an entry point of the group ``adapterpack.preference_forms``.
 """
@@ -12,7 +11,6 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...registry import Registry
-from ..conversations.form import Message, make_message
 from ..data.report import DataReport
 from ..data.rows import Row
 
@@ -60,14 +58,14 @@ def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
 def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
     form = _form_of(rows.column_names, report, paired)
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
-    read = []
-    for number, row in enumerate(rows):
-        with report.row(number) as place:
-            try:
-                read.append(form.read(row))
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                raise ConfigError(f"a row is not of the form {form.name}: {error}", where=place) from error
-    return read
+
+    def read(row: Row, place: object) -> dict[str, Any]:
+        try:
+            return form.read(row)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"a row is not of the form {form.name}: {error}", where=place) from error
+
+    return report.encode(rows, read)
 
 
 def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> PreferenceForm:
@@ -83,12 +81,3 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
             expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
         )
     return max(fitting, key=lambda form: len(form.columns))
-
-
-def answer(value: Any) -> list[Message]:
-    """Returns an answer as messages; it may be a text, one message, or several."""
-    if isinstance(value, str):
-        return [make_message("assistant", value)]
-    if value is None:
-        raise ValueError("an answer is missing")
-    return [dict(value)] if isinstance(value, dict) else list(value)
