@@ -4,7 +4,7 @@ named policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,16 +29,6 @@ class CombinedModules(NamedTuple):
     problem: str
 
 
-class Policy(NamedTuple):
-    """A way to combine fully trained modules: ``decide`` takes the packs, their weights, and the text after
-    the colon in the policy's name.
-    """
-
-    summary: str
-    decide: Callable[[Sequence[Pack], Sequence[float], str], CombinedModules]
-    named: bool = False
-
-
 def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
     """Combines the packs' tasks and fully trained modules by a policy: ``average``, ``union`` or
     ``pick:NAME``.
@@ -47,26 +37,27 @@ def apply_policy(policy: str, packs: Sequence[Pack], weights: Sequence[float]) -
         ConfigError: there is no such policy, or no pack of that name.
         Unsupported: the policy cannot be followed; the message says why.
     """
-    name, _, of = policy.partition(":")
-    if name not in POLICIES or POLICIES[name].named != bool(of):
-        spellings = [
-            f"{policy_name}:NAME" if entry.named else policy_name for policy_name, entry in POLICIES.items()
-        ]
-        raise ConfigError(
-            "unknown policy for modules trained whole",
-            where="whole",
-            expected=" or ".join(spellings),
-            found=repr(policy),
-            remedy="give one of them",
-        )
-    return POLICIES[name].decide(packs, weights, of)
+    if policy == "average":
+        return _average(packs, weights)
+    if policy == "union":
+        return _unite(packs, weights)
+    if policy.startswith("pick:"):
+        return _pick(packs, policy.removeprefix("pick:"))
+    raise ConfigError(
+        "unknown policy for modules trained whole",
+        where="whole",
+        expected="average or union or pick:NAME",
+        found=repr(policy),
+        remedy="give one of them",
+    )
 
 
-def _average(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _average(packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
+    """Averages modules of all packs under the weights; their labels must be the same."""
     return CombinedModules(common_task(packs), average(packs, weights), common_problem(packs))
 
 
-def _pick(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _pick(packs: Sequence[Pack], of: str) -> CombinedModules:
     """Returns the modules of the pack named ``of``, with its labels."""
     by_name = {pack.name: pack for pack in packs}
     if of not in by_name:
@@ -84,7 +75,7 @@ def _pick(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedM
     )
 
 
-def _unite(packs: Sequence[Pack], weights: Sequence[float], of: str) -> CombinedModules:
+def _unite(packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
     """Averages heads with equal labels, and concatenates heads with different labels into one with all their
     outputs, in order.
     """
@@ -93,7 +84,7 @@ def _unite(packs: Sequence[Pack], weights: Sequence[float], of: str) -> Combined
         if pack.full():
             sets.setdefault(pack.manifest.task.labels, []).append(index)
     if len(sets) < 2:
-        return _average(packs, weights, of)
+        return _average(packs, weights)
     named = [(labels, packs[members[0]].name) for labels, members in sets.items()]
     for labels, name in named:
         if labels is None:
@@ -157,17 +148,6 @@ def _join(
                 "side in a bank bundle",
             )
     return joined
-
-
-POLICIES = {
-    "average": Policy("modules of all packs averaged under the weights; labels must be the same", _average),
-    "union": Policy(
-        "averaged where the labels are the same; heads of other labels side by side, as one head of all "
-        "labels",
-        _unite,
-    ),
-    "pick": Policy("those of the pack NAME, with its labels", _pick, named=True),
-}
 
 
 def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:

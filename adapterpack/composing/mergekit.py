@@ -18,92 +18,81 @@ from .recipe import CompositionRecipe
 
 class MergekitMethod(NamedTuple):
     """A mergekit method that computes the same as a rule, with the parameters of one model (by its weight)
-    and the parameters common to all models.
+    and the parameters common to all models; by default those of a plain sum.
 
     ``mismatch`` returns the reason why the given weights and parameters would give a different result in
     mergekit, or "" if the results agree.
     """
 
     method: str
-    per_model: Callable[[float, Mapping[str, Any]], dict[str, Any]]
-    common: Callable[[Mapping[str, Any]], dict[str, Any]]
+    per_model: Callable[[float, Mapping[str, Any]], dict[str, Any]] = lambda weight, params: {
+        "weight": weight
+    }
+    common: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda params: {
+        "normalize": False,
+        "lambda": 1.0,
+    }
     mismatch: Callable[[Sequence[float], Mapping[str, Any]], str] = lambda weights, params: ""
 
 
-def _sum() -> MergekitMethod:
-    return MergekitMethod(
-        "task_arithmetic",
-        lambda weight, params: {"weight": weight},
-        lambda params: {"normalize": False, "lambda": 1.0},
-    )
-
-
-def _per_tensor(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    if params.get("scope") != "tensor":
-        return "mergekit trims each tensor for itself; compose with --param scope=tensor"
-    return _positive(weights, params)
-
-
 def _positive(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    return (
-        ""
-        if all(weight > 0 for weight in weights)
-        else "mergekit divides by the sum of the weights, not of their sizes"
-    )
+    return "" if min(weights) > 0 else "mergekit divides by the sum of the weights, not of their sizes"
 
 
-def _banded(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+def _trims_alone(weights: Sequence[float], params: Mapping[str, Any]) -> str:
     if params.get("gamma") == 0:
         return "with gamma 0 mergekit makes every change zero"
-    return (
-        ""
-        if params.get("scope") == "tensor"
-        else "mergekit trims each tensor for itself; compose with --param scope=tensor"
-    )
+    if params.get("scope") != "tensor":
+        return "mergekit trims each tensor for itself; compose with --param scope=tensor"
+    return ""
+
+
+def _measures_alone(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    alone = params.get("scope", "tensor") == params.get("per", "tensor") == "tensor"
+    return "" if alone else "mergekit measures each tensor for itself"
 
 
 def _even(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    if params.get("scope", "tensor") != "tensor" or params.get("per", "tensor") != "tensor":
-        return "mergekit measures each tensor for itself"
     return "" if len(set(weights)) == 1 and weights[0] > 0 else "mergekit's model_stock has no weights"
 
 
-def _arc(weights: Sequence[float], params: Mapping[str, Any]) -> str:
-    if params.get("scope", "tensor") != "tensor":
-        return "mergekit measures each tensor for itself"
-    return _positive(weights, params) if len(weights) == 2 else "mergekit's nuslerp takes two models"
+def _two(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    return "" if len(weights) == 2 else "mergekit's nuslerp takes two models"
+
+
+def _first(*reasons: Callable[[Sequence[float], Mapping[str, Any]], str]) -> Callable[..., str]:
+    """Returns a function that returns the first reason of several."""
+    return lambda weights, params: next(filter(None, (reason(weights, params) for reason in reasons)), "")
 
 
 def _voted(weight: float, params: Mapping[str, Any]) -> dict[str, Any]:
-    return {"weight": weight, "density": params["density"]} | (
-        {"gamma": params["gamma"]} if "gamma" in params else {}
-    )
+    return {"weight": weight, **{name: params[name] for name in ("density", "gamma") if name in params}}
 
 
 def _scaled(params: Mapping[str, Any]) -> dict[str, Any]:
     return {"normalize": bool(params.get("normalize", False)), "lambda": float(params.get("lam", 1.0))}
 
 
+_SUM = MergekitMethod("task_arithmetic")
+
 MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
-    **dict.fromkeys(("linear", "cat", "svd", "lorahub"), _sum()),
-    "task_arithmetic": _sum()._replace(
-        common=lambda params: {"normalize": False, "lambda": float(params["lam"])}
-    ),
-    "negate": _sum()._replace(common=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
-    "average": _sum()._replace(common=lambda params: {"normalize": True, "lambda": 1.0}, mismatch=_positive),
-    "ties": MergekitMethod("ties", _voted, _scaled, _per_tensor),
-    "breadcrumbs": MergekitMethod("breadcrumbs", _voted, _scaled, _banded),
-    "breadcrumbs_ties": MergekitMethod(
-        "breadcrumbs_ties",
-        _voted,
-        _scaled,
-        lambda weights, params: _banded(weights, params) or _positive(weights, params),
-    ),
+    **dict.fromkeys(("linear", "cat", "svd", "lorahub"), _SUM),
+    "task_arithmetic": _SUM._replace(common=_scaled),
+    "negate": _SUM._replace(common=lambda params: {"normalize": False, "lambda": -float(params["lam"])}),
+    "average": _SUM._replace(common=lambda params: {"normalize": True, "lambda": 1.0}, mismatch=_positive),
+    "ties": MergekitMethod("ties", _voted, _scaled, _first(_trims_alone, _positive)),
+    "breadcrumbs": MergekitMethod("breadcrumbs", _voted, _scaled, _trims_alone),
+    "breadcrumbs_ties": MergekitMethod("breadcrumbs_ties", _voted, _scaled, _first(_trims_alone, _positive)),
     "slerp": MergekitMethod(
-        "nuslerp", lambda weight, params: {"weight": weight}, lambda params: {"nuslerp_flatten": True}, _arc
+        "nuslerp",
+        common=lambda params: {"nuslerp_flatten": True},
+        mismatch=_first(_measures_alone, _two, _positive),
     ),
     "model_stock": MergekitMethod(
-        "model_stock", lambda weight, params: {}, lambda params: {"filter_wise": False}, _even
+        "model_stock",
+        lambda weight, params: {},
+        lambda params: {"filter_wise": False},
+        _first(_measures_alone, _even),
     ),
 }
 """Rule -> mergekit's method with the same formula."""

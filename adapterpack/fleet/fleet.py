@@ -7,9 +7,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +35,28 @@ from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, 
 _REMEDY = "fetch the fleet again, or compress the packs again"
 
 
-class _Made(Mapping[str, np.ndarray]):
-    """Tensors that are computed at each access from smaller arrays, so that a member needs little memory."""
+class _MemberTensors(Mapping[str, np.ndarray]):
+    """The tensors of a member's pack. The factors of its change in ``shared`` bases, by site, are computed at
+    each access, so that a member needs little memory.
+    """
 
-    def __init__(self, makers: Mapping[str, Callable[[], np.ndarray]]) -> None:
-        self._makers = makers
+    def __init__(self, pack: Pack, shared: Mapping[str, SharedFactors]) -> None:
+        self._entries, self._shared = pack.manifest.tensors, shared
+        self._held = {
+            name: pack.tensors[name] for name, entry in self._entries.items() if entry.group not in shared
+        }
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._makers[name]()
+        if name in self._held:
+            return self._held[name]
+        factors = self._shared[self._entries[name].group]
+        return factors.down if self._entries[name].param == "lora_A" else factors.up @ factors.core
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._makers)
+        return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(self._makers)
+        return len(self._entries)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,17 +223,9 @@ class Fleet:
         pack, shared = dataclasses.replace(pack, vouched=self._vouched), self.shared(name)
         if not shared:
             return pack
-        changed = {self.manifest.sites[s].path: shared[self.manifest.sites[s].path] for s in member.sites}
-        makers = {
-            key: partial(
-                _value,
-                changed.get(entry.group),
-                entry.param,
-                None if entry.group in changed else pack.tensors[key],
-            )
-            for key, entry in pack.manifest.tensors.items()
-        }
-        return dataclasses.replace(pack, tensors=_Made(makers), factored=shared)
+        paths = [self.manifest.sites[number].path for number in member.sites]
+        changed = {path: shared[path] for path in paths}
+        return dataclasses.replace(pack, tensors=_MemberTensors(pack, changed), factored=shared)
 
     def _vouched(self, key: Path) -> None:
         """Checks that the holder of a key signed the folder that this fleet was read from, with these
@@ -260,16 +259,6 @@ class Fleet:
                 yield site, self.tensors[f"A.{number}.{s}"], self.tensors[f"B.{number}.{s}"]
             else:
                 yield site, shared[one.path].down, shared[one.path].up @ shared[one.path].core
-
-
-def _value(shared: SharedFactors | None, param: str, held: np.ndarray | None) -> np.ndarray:
-    """Returns one tensor of a member: ``held`` itself, or a factor of its change computed from the shared
-    bases.
-    """
-    if shared is None:
-        assert held is not None
-        return held
-    return shared.down if param == "lora_A" else shared.up @ shared.core
 
 
 def sign_fleet(
