@@ -311,7 +311,7 @@ def test_what_becomes_of_heads_is_said() -> None:
         ([a, b], "average", "different labels"),
         ([a, headed("d", 4, ("yes", "maybe"))], "union", "label in common"),
         ([a, headed("d", 4, None)], "union", "names none"),
-        ([a, b], "pick:z", "no pack of that name"),
+        ([a, b], "pick:z", "none of the packs has that name"),
         ([a, b], "pick", "unknown policy"),
         ([a, b], "drop", "unknown policy"),
         (
