@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..adapter_methods import METHODS, Method
 from ..errors import FormatError, Unsupported, printable
@@ -18,66 +18,55 @@ from ..manifest import manifest as m
 _MAX_CONFIG = 4 << 20
 
 
-class Option(NamedTuple):
-    """An option of PEFT (up to 0.21): the values with which it changes nothing (None: any value), and why."""
-
-    harmless: tuple[Any, ...] | None
-    because: str
-
-
-_CHANGES_RESULT = "another value would change the result, or is what the method itself writes"
-_OF_SOME_METHODS = "a method has it, and another leaves it off"
-_SAID_BY_TENSORS = "it says where the tensors came from and where they go, which they say themselves"
-OPTIONS: dict[str, Option] = {
-    "bias": Option((None, "none"), _CHANGES_RESULT),
-    **dict.fromkeys(
-        ("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), Option((None, False), _CHANGES_RESULT)
-    ),
-    **dict.fromkeys(
-        ("layer_replication", "alora_invocation_tokens", "target_parameters"),
-        Option((None, []), _CHANGES_RESULT),
-    ),
-    "trainable_token_indices": Option((None, [], {}), _CHANGES_RESULT),
-    "alpha_pattern": Option((None, {}), _OF_SOME_METHODS),
-    **dict.fromkeys(
-        ("arrow_config", "enable_lora", "kasa_config", "monteclora_config", "velora_config"),
-        Option((None,), _OF_SOME_METHODS),
-    ),
-    **dict.fromkeys(("use_bdlora", "use_rslora"), Option((None, False), _OF_SOME_METHODS)),
-    **dict.fromkeys(
-        (
-            "auto_mapping",
-            "base_model_name_or_path",
-            "corda_config",
-            "ensure_weight_tying",
-            "eva_config",
-            "exclude_modules",
-            "inference_mode",
-            "layers_pattern",
-            "layers_to_transform",
-            "loftq_config",
-            "lora_ga_config",
-            "megatron_config",
-            "megatron_core",
-            "merge_weights",
-            "modules_to_save",
-            "peft_type",
-            "peft_version",
-            "psoft_alpha",
-            "psoft_svd_lowrank_niter",
-            "qalora_group_size",
-            "random_seed",
-            "revision",
-            "runtime_config",
-            "target_modules",
-            "task_type",
-            "lora_B_layout",
-            "unsloth_fused_expert_lora",
-        ),
-        Option(None, _SAID_BY_TENSORS),
-    ),
+_DECISIVE: dict[str, tuple[Any, ...]] = {
+    "bias": (None, "none"),
+    **dict.fromkeys(("use_dora", "fan_in_fan_out", "lora_bias", "use_qalora"), (None, False)),
+    **dict.fromkeys(("layer_replication", "alora_invocation_tokens", "target_parameters"), (None, [])),
+    "trainable_token_indices": (None, [], {}),
 }
-"""The known options of PEFT that no method writes, by key."""
+"""Options of PEFT (up to 0.21) that change the result unless they have one of these values, or the value that
+the method itself writes.
+"""
+_OF_SOME_METHODS: dict[str, tuple[Any, ...]] = {
+    "alpha_pattern": (None, {}),
+    **dict.fromkeys(
+        ("arrow_config", "enable_lora", "kasa_config", "monteclora_config", "velora_config"), (None,)
+    ),
+    **dict.fromkeys(("use_bdlora", "use_rslora"), (None, False)),
+}
+"""Options that a method has, and the values with which another leaves them off."""
+_SAID_BY_TENSORS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "corda_config",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "loftq_config",
+        "lora_ga_config",
+        "megatron_config",
+        "megatron_core",
+        "merge_weights",
+        "modules_to_save",
+        "peft_type",
+        "peft_version",
+        "psoft_alpha",
+        "psoft_svd_lowrank_niter",
+        "qalora_group_size",
+        "random_seed",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+        "lora_B_layout",
+        "unsloth_fused_expert_lora",
+    }
+)
+"""Options about where the tensors came from and where they go, which the tensors say themselves."""
 _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -140,8 +129,7 @@ def likely(config: Mapping[str, Any]) -> list[Method]:
 
 def _is_harmless(key: str, value: Any) -> bool:
     """Whether an option is known to change nothing with this value."""
-    option = OPTIONS.get(key)
-    return option is not None and (option.harmless is None or value in option.harmless)
+    return key in _SAID_BY_TENSORS or value in _DECISIVE.get(key, _OF_SOME_METHODS.get(key, ()))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -185,13 +173,12 @@ def unknown_options(
     """
     unknown = {}
     for key, value in config.items():
-        option = OPTIONS.get(key)
-        decisive = option is not None and option.because == _CHANGES_RESULT
-        if (key in written and (not decisive or value == written[key])) or _is_harmless(key, value):
+        understood = key in written and (key not in _DECISIVE or value == written[key])
+        if understood or _is_harmless(key, value):
             continue
         if any(key in options and options[key] == value for options in layers):
             continue
-        if option is not None or value not in _OFF:
+        if key in _DECISIVE or key in _OF_SOME_METHODS or value not in _OFF:
             raise Unsupported(
                 f"this PEFT option is not supported: {key}",
                 where=f"{where}#/{key}",
