@@ -12,7 +12,7 @@ together, B is ``[out, r n]`` with the columns of the experts interleaved.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, permutations
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -57,11 +57,8 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
         if any(params.keys() != {"lora_A", "lora_B"} for params in factors):
             raise ValueError(f"the tensors of {owner} do not pair up")
         for name, params in zip(_in_order(owner, candidates, factors, content), factors, strict=True):
-            rank, shape = (
-                content.config.at(name).r,
-                None if content.base is None else content.base.shape(name),
-            )
-            kinds[name], sites[name] = _site(name, params, rank, shape)
+            shape = None if content.base is None else content.base.shape(name)
+            kinds[name], sites[name] = _site(name, params, content.config.at(name).r, shape)
     return content._replace(sites=sites, kinds=kinds)
 
 
@@ -128,10 +125,8 @@ def _in_order(
         )
     shapes = {name: shape for name in candidates if (shape := content.base.shape(name)) is not None}
     if len(shapes) != len(factors):
-        there, missing = (
-            ", ".join(shapes) or "none",
-            ", ".join(name for name in candidates if name not in shapes) or "any",
-        )
+        there = ", ".join(shapes) or "none"
+        missing = ", ".join(name for name in candidates if name not in shapes) or "any"
         raise Unsupported(
             "the base has other parameters of this module than the file has tensors for",
             where=owner,
@@ -147,33 +142,32 @@ def _in_order(
             found=len(shapes),
             remedy="merge this adapter with the library that made it",
         )
-    fitting = list(
-        islice(
-            (
-                order
-                # Two matches are enough to know that the order is ambiguous.
-                for order in permutations(shapes)
-                if all(
-                    _fits(shapes[name], content.config.at(name).r, pair)
-                    for name, pair in zip(order, factors, strict=True)
-                )
-            ),
-            2,
+    ranks = {name: content.config.at(name).r for name in shapes}
+    fitting = [
+        order
+        for order in permutations(shapes)
+        if all(_fits(shapes[name], ranks[name], pair) for name, pair in zip(order, factors, strict=True))
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    problem, remedy = (
+        (
+            "the shapes of the base do not tell which of a module's parameters the tensors change",
+            "merge this adapter with the library that made it",
+        )
+        if fitting
+        else (
+            "the tensors fit no parameters of this module",
+            "name the base that the adapter was trained on",
         )
     )
-    if len(fitting) != 1:
-        raise Unsupported(
-            "the shapes of the base do not tell which of a module's parameters the tensors change"
-            if fitting
-            else "the tensors fit no parameters of this module",
-            where=owner,
-            expected=", ".join(map(str, shapes.items()))[:300],
-            found=", ".join(str(shapes_of(pair)) for pair in factors)[:300],
-            remedy="merge this adapter with the library that made it"
-            if fitting
-            else "name the base that the adapter was trained on",
-        )
-    return fitting[0]
+    raise Unsupported(
+        problem,
+        where=owner,
+        expected=", ".join(map(str, shapes.items()))[:300],
+        found=", ".join(str(shapes_of(pair)) for pair in factors)[:300],
+        remedy=remedy,
+    )
 
 
 def _fits(shape: tuple[int, ...], rank: int, factors: Tensors) -> bool:
