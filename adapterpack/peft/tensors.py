@@ -256,33 +256,24 @@ def site_of(
 ) -> tuple[Site, Arrays]:
     """Returns the site that parameters in PEFT's form belong to, and the parameters as matrices."""
     assert method.peft is not None
-    shapes, params = (
-        shapes_of(whole),
-        from_peft_shapes(method, kind, lambda: cfg, whole),
-    )
-    _require_kind(method, cfg, kind, shapes, f"{where}, {path}")
-    widths = features(method.peft, kind, params, f"{where}, {path}")
-    site = Site(
-        path,
-        widths[0] or 0,
-        widths[1] or 0,
-        kind,
-        "bias" in params,
-        kernel_of(kind, shapes.values()),
-        stack_of(kind, shapes),
-    )
+    shapes, params = shapes_of(whole), from_peft_shapes(method, kind, lambda: cfg, whole)
+    here = f"{where}, {path}"
+    _require_kind(method, cfg, kind, shapes, here)
+    width, height = (size or 0 for size in features(method.peft, kind, params, here))
+    kernel, stack = kernel_of(kind, shapes.values()), stack_of(kind, shapes)
+    site = Site(path, width, height, kind, "bias" in params, kernel, stack)
     try:
         declared = method.shapes(cfg, site)  # the set of parameters may depend on the widths
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise FormatError(
             "the tensors of a site do not pair up, or have too few axes",
-            where=f"{where}, {path}",
+            where=here,
             found=shapes,
         ) from error
     if params.keys() != declared.keys():
         raise FormatError(
             "the tensors of a site do not pair up",
-            where=f"{where}, {path}",
+            where=here,
             expected=sorted(declared),
             found=sorted(params),
         )
@@ -292,9 +283,7 @@ def site_of(
     except ValueError:  # the kernel does not divide the input's width
         right = None
     if shapes != right:
-        raise FormatError(
-            "a tensor has the wrong shape", where=f"{where}, {path}", expected=right, found=shapes
-        )
+        raise FormatError("a tensor has the wrong shape", where=here, expected=right, found=shapes)
     return site, params
 
 

@@ -27,29 +27,27 @@ def features(form: PeftForm, kind: str, params: Tensors, where: str) -> tuple[in
     try:
         return form.features_of(kind, params)
     except (IndexError, KeyError, ValueError) as error:
-        shapes = shapes_of(params)
         raise FormatError(
-            "the tensors of a site do not pair up, or have too few axes", where=where, found=shapes
+            "the tensors of a site do not pair up, or have too few axes", where=where, found=shapes_of(params)
         ) from error
 
 
-def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: object) -> Site:
+def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: object) -> None:
     """Checks the shape of every parameter of a site, as far as the site's known widths determine it, and the
-    values; returns the site.
+    values.
 
     Raises:
         FormatError: a shape is wrong (the error names the site, the parameter and both shapes), or the values
             do not fit the site.
     """
-    widths, stack = (site.in_features, site.out_features), (site.stack,) if is_stacked(site.kind) else ()
+    widths, here = (site.in_features, site.out_features), f"{where}, {site.path}"
+    stack = (site.stack,) if is_stacked(site.kind) else ()
     if method.peft is not None and not stack and not all(widths) and params:
-        stored_widths = features(method.peft, site.kind, params, f"{where}, {site.path}")
-        if any(
-            width == 0 and stored is not None for width, stored in zip(widths, stored_widths, strict=True)
-        ):
+        stored_widths = features(method.peft, site.kind, params, here)
+        if any(not width and stored for width, stored in zip(widths, stored_widths, strict=True)):
             raise FormatError(
                 "the tensors say a width that the site leaves out",
-                where=f"{where}, {site.path}",
+                where=here,
                 expected=stored_widths,
                 found=widths,
             )
@@ -63,7 +61,7 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: o
         ):
             raise FormatError(
                 "a tensor has the wrong shape",
-                where=f"{where}, {site.path}, {param}",
+                where=f"{here}, {param}",
                 expected=shape,
                 found="no such tensor" if stored is None else stored,
             )
@@ -71,10 +69,7 @@ def check_shapes(method: Method, cfg: Any, site: Site, params: Tensors, where: o
         try:
             method.storage.require(cfg, params, site)
         except ValueError as error:
-            raise FormatError(
-                f"the values of a tensor do not fit the site: {error}", where=f"{where}, {site.path}"
-            ) from error
-    return site
+            raise FormatError(f"the values of a tensor do not fit the site: {error}", where=here) from error
 
 
 def _known_shapes(method: Method, cfg: Any, site: Site) -> dict[str, tuple[int | None, ...]]:

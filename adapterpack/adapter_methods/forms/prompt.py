@@ -186,12 +186,7 @@ def peft_form(
                 return _take(value, content.config.num_layers)
             return value[:rows] if len(value) == 2 * rows else value
 
-        return content._replace(
-            sites={
-                path: {name: taken(value) for name, value in params.items()}
-                for path, params in content.sites.items()
-            }
-        )
+        return content.change_sites(lambda params: {name: taken(value) for name, value in params.items()})
 
     def equivalent(sites: Mapping[str, Any], task: str | None) -> bool:
         """Whether PEFT computes the same: PEFT pools a classifier's first virtual token, and mixes up the
