@@ -62,9 +62,7 @@ def assemble(
     )
     by_path: dict[str, dict[str, tuple[m.Group, Adapter]]] = {}
     for member, pack in by_name.items():
-        for group, adapter in zip(
-            (group for group in pack.manifest.groups if group.role == "adapter"), pack.adapters(), strict=True
-        ):
+        for group, adapter in zip(pack.manifest.adapter_groups, pack.adapters(), strict=True):
             by_path.setdefault(adapter.site.path, {})[member] = (group, adapter)
     sites = [_site(method, parts) for parts in by_path.values()]
     adapters = {

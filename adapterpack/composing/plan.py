@@ -198,9 +198,7 @@ def plan(
         _group(work, paths, *key, within=within, based=checkpoint is not None)
         for key, paths in grouped.items()
     )
-    modules = sorted(
-        {group.path for pack in parents for group in pack.manifest.groups if group.role == "full"}
-    )
+    modules = sorted({group.path for pack in parents for group in pack.manifest.full_groups})
     return CompositionPlan(
         rule,
         work.rule.needs,

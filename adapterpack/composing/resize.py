@@ -163,7 +163,7 @@ def _dtype(pack: Pack) -> np.dtype[Any]:
     """Returns the floating dtype that all tensors of the adapters share, or float32 if they differ or are
     integers.
     """
-    groups = {group.path for group in pack.manifest.groups if group.role == "adapter"}
+    groups = {group.path for group in pack.manifest.adapter_groups}
     stored_names = {entry.dtype for entry in pack.manifest.tensors.values() if entry.group in groups}
     dtypes = {value.dtype for path in sorted(groups)[:1] for value in pack.params(path).values()}
     uniform = (

@@ -57,8 +57,8 @@ def build_composed(
     of_modules = {
         group.path: group.weight
         for parent in parents
-        for group in parent.manifest.groups
-        if group.role == "full" and group.weight
+        for group in parent.manifest.full_groups
+        if group.weight
     }
     return build(
         name,

@@ -67,7 +67,7 @@ def plans_of(
     # a graph without a cache has no place for a prompt
     if "input_ids" not in inputs or not any(name.startswith(PAST) for name in inputs):
         wanted |= {PROMPT for pack in packs if virtual_tokens(pack)}
-    adapted = [(pack, group) for pack in packs for group in pack.manifest.groups if group.role == "adapter"]
+    adapted = [(pack, group) for pack in packs for group in pack.manifest.adapter_groups]
     kinds = {group.path: _KINDS.get(group.kind, "linear") for _, group in adapted}
     missing = sorted(
         path for path in wanted if path not in sites or kinds.get(path, sites[path].kind) != sites[path].kind

@@ -156,6 +156,16 @@ class Manifest(StrictStruct, frozen=True, dict=True):
                 yield Misfit(pointer + problem.pointer, problem.message)
             yield from too_large(claims, pointer, LARGEST_CLAIM)
 
+    @cached_property
+    def adapter_groups(self) -> tuple[Group, ...]:
+        """The groups of the modules that an adapter changes."""
+        return tuple(group for group in self.groups if group.role == "adapter")
+
+    @cached_property
+    def full_groups(self) -> tuple[Group, ...]:
+        """The groups of the modules that were trained in full."""
+        return tuple(group for group in self.groups if group.role == "full")
+
     @property
     def packed(self) -> Mapping[str, Packed]:
         """Tensor name -> how to read its bytes, for tensors stored as codes."""

@@ -79,7 +79,7 @@ class Described:
         Raises:
             FormatError: the sites have different rules.
         """
-        rules = {self.config_at(group).acts for group in self.manifest.groups if group.role == "adapter"}
+        rules = {self.config_at(group).acts for group in self.manifest.adapter_groups}
         if len(rules) > 1:
             raise FormatError(
                 "the sites of an adapter must act at the same positions",

@@ -47,7 +47,7 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
         return
     # A pack that brings its own trained head cannot serve another task's head.
     heads = () if own is None else own.heads
-    whole = [group.path for group in pack.manifest.groups if group.role == "full"]
+    whole = [group.path for group in pack.manifest.full_groups]
     head = next((path for path in whole if path.rpartition(".")[2] in heads), None)
     if name not in accepted or head is not None:
         raise Unsupported(

@@ -36,7 +36,7 @@ def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
 def summary(pack: Pack) -> dict[str, Any]:
     """Returns what a pack's tensors are, what they change, and for which base."""
     manifest = pack.manifest
-    adapters = [group for group in manifest.groups if group.role == "adapter"]
+    adapters = manifest.adapter_groups
     parameters = sum(math.prod(manifest.shape_of(name)) for name in pack.tensors)
     return {
         "name": pack.name,
@@ -54,7 +54,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "sites_by_module": dict(Counter(group.path.rpartition(".")[2] for group in adapters)),
         "ranks": dict(Counter(str(group.rank) for group in adapters)),
         "scales": dict(Counter(f"{group.scale:g}" for group in adapters)),
-        "modules_to_save": [group.path for group in manifest.groups if group.role == "full"],
+        "modules_to_save": [group.path for group in manifest.full_groups],
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
     }

@@ -68,8 +68,7 @@ def kinds_on(base: Checkpoint, pack: Described) -> dict[str, str | None]:
     """
     return {
         group.path: _stack_on(base, pack, group) if is_stacked(group.kind) else _kind_on(base, pack, group)
-        for group in pack.manifest.groups
-        if group.role == "adapter"
+        for group in pack.manifest.adapter_groups
     }
 
 

@@ -250,7 +250,7 @@ class Pack(Described):
 
     def full(self) -> dict[str, dict[str, np.ndarray]]:
         """Returns the modules that were trained in full: path -> parameter name -> array."""
-        return {group.path: self.params(group.path) for group in self.manifest.groups if group.role == "full"}
+        return {group.path: self.params(group.path) for group in self.manifest.full_groups}
 
     def unloaded(self) -> Pack:
         """Returns this pack with its tensors on disk: each is read on access and compared with its digest.

@@ -73,7 +73,7 @@ def config_bytes(
     needs these further keys.
     """
     pack, method = Described(manifest), method_of(manifest)
-    adapters = [group for group in manifest.groups if group.role == "adapter"]
+    adapters = manifest.adapter_groups
     if (
         not adapters
         or method.peft is None
@@ -102,7 +102,7 @@ def config_bytes(
     ):
         return None
     sites = {group.path: pack.config_at(group) for group in adapters if group.method is None}
-    full = [group.path for group in manifest.groups if group.role == "full"]
+    full = [group.path for group in manifest.full_groups]
     task, method_config = peft_type_of(manifest.task.type), method.peft.to_config(sites) if sites else {}
     if method_config is None or (reordered is None and not method.peft.equivalent(sites, task)):
         return None
@@ -338,7 +338,7 @@ def disagreement(
         return f"PEFT's reading of it fails: {error}"
     parts = [(content.method, content.adapters), *content.secondary]
     # a module trained in full may be several layers for PEFT
-    whole = [group.path for group in manifest.groups if group.role == "full"]
+    whole = [group.path for group in manifest.full_groups]
     # Compare what matters for the result at each module: its role, method, rank and scale.
     theirs: dict[str, tuple[Any, ...]] = {
         site.path: ("adapter", method.name, cfg.rank, cfg.scale)
@@ -351,8 +351,7 @@ def disagreement(
     }
     ours: dict[str, tuple[Any, ...]] = {
         group.path: ("adapter", pack.method_of(group).name, group.rank, group.scale)
-        for group in manifest.groups
-        if group.role == "adapter"
+        for group in manifest.adapter_groups
     } | dict.fromkeys(whole, ("full",))
     for path in sorted(theirs.keys() ^ ours.keys()):
         return f"the modules differ at {path}"
@@ -369,7 +368,7 @@ def disagreement(
         for key in sorted(read.keys() | said.keys()):
             if read.get(key) != said.get(key):
                 return f"{key} is {read.get(key)!r:.100} there and {said.get(key)!r:.100} in the manifest"
-    adapted = {group.path for group in manifest.groups if group.role == "adapter" and group.method is None}
+    adapted = {group.path for group in manifest.adapter_groups if group.method is None}
     form = truth[0].peft
     if (
         form is not None

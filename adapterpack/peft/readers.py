@@ -35,7 +35,7 @@ def readers(pack: Described) -> dict[str, str]:
 def _not_in_vllm(pack: Described) -> str:
     """Returns why vLLM does not load a LoRA pack, or an empty string if it does."""
     task = TASKS.find(pack.manifest.task.type)
-    groups = [group for group in pack.manifest.groups if group.role == "adapter"]
+    groups = pack.manifest.adapter_groups
     if task is None or task.peft_type != _CAUSAL:
         return "it serves adapters of language models, and this is none"
     if len(groups) < len(pack.manifest.groups):

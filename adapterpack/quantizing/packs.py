@@ -62,7 +62,7 @@ def quantize_pack(
         else resize(pack, energy=_energy(rank_budget), name=pack.name)
     )
     manifest = floats.manifest
-    adapters = {group.path for group in manifest.groups if group.role == "adapter"}
+    adapters = {group.path for group in manifest.adapter_groups}
     tensors, entries, packed = dict(floats.tensors), dict(manifest.tensors), dict[str, Packed]()
     for key, entry in manifest.tensors.items():
         if entry.group in adapters and len(entry.shape) >= 2:

@@ -40,8 +40,8 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     unsupported = next(
         (
             group
-            for group in pack.manifest.groups
-            if group.role == "adapter" and group.kind in LAYOUTS and not LAYOUTS[group.kind].linear
+            for group in pack.manifest.adapter_groups
+            if group.kind in LAYOUTS and not LAYOUTS[group.kind].linear
         ),
         None,
     )

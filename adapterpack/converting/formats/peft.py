@@ -75,7 +75,7 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     if layout.CONFIG not in files and (in_order := reorder_for_peft(plain)) is not None:
         files = in_order
     if layout.CONFIG not in files:
-        kinds = dict.fromkeys(group.kind for group in pack.manifest.groups if group.role == "adapter")
+        kinds = dict.fromkeys(group.kind for group in pack.manifest.adapter_groups)
         raise Unsupported(
             "PEFT has no such method, or another form of it at a kind of layer",
             where=f"pack '{pack.name}'",

@@ -175,7 +175,7 @@ def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer:
 
 def _primary_groups(s: Subject) -> list[m.Group]:
     """Returns the sites of the pack's own method, the only method that may share tensors between sites."""
-    return [group for group in s.pack.manifest.groups if group.role == "adapter" and group.method is None]
+    return [group for group in s.pack.manifest.adapter_groups if group.method is None]
 
 
 def _shared_missing(s: Subject) -> Iterator[Finding]:
@@ -215,7 +215,7 @@ def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: 
 
 def bounded(s: Subject) -> Iterator[Finding]:
     """AP408: the methods do not compute far more than the pack stores."""
-    groups = [group for group in s.pack.manifest.groups if group.role == "adapter"]
+    groups = s.pack.manifest.adapter_groups
     sites = ((s.pack.method_of(group), s.pack.config_at(group), s.pack.site(group)) for group in groups)
     try:
         require_limit(s.budget.over(sites, "what the methods make"), s.pack.manifest.tensors, s.folder.name)
