@@ -24,7 +24,7 @@ from .pack.pack import Pack
 from .pack.trust.sign import Signature
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack
-from .pack.validate.checks.budget import Budget
+from .pack.validate.checks.context import Budget
 from .pack.validate.validation import Report, load
 from .pack.validate.validation import validate as validate_pack
 from .peft import layout

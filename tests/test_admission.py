@@ -26,7 +26,7 @@ from adapterpack.errors import (
     TrustError,
     Unsupported,
 )
-from adapterpack.pack.trust.signers import Signers
+from adapterpack.pack.trust.sign import Signers
 from adapterpack.quantizing.graphs.options import quantization
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.serving.adapters.adapter_control import AdapterControl

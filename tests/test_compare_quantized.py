@@ -115,7 +115,10 @@ def test_labels_of_a_classifier(bundle_of: Make, tmp_path: Path) -> None:
     """
     bundle, file = bundle_of("bert", "bank"), tmp_path / "rows.jsonl"
     session = Session(bundle, "cpu")
-    labels, texts = session.head(session.pack("alpha")).labels, [f"{one} {two}" for one in WORDS for two in WORDS[:4]]
+    labels, texts = (
+        session.head(session.pack("alpha")).labels,
+        [f"{one} {two}" for one in WORDS for two in WORDS[:4]],
+    )
     assert labels is not None
     best = [
         labels[int(session.run(session.encode([text]), "alpha")["logits"][0, : len(labels)].argmax())]

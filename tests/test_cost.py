@@ -33,8 +33,7 @@ from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate import validation as validating
 from adapterpack.pack.validate.checks.base import difference
-from adapterpack.pack.validate.checks.budget import Budget, Spent
-from adapterpack.pack.validate.checks.context import Check, Subject
+from adapterpack.pack.validate.checks.context import Budget, Check, Spent, Subject
 from adapterpack.pack.validate.checks.text import addresses
 from adapterpack.pack.validate.checks.walk import walk
 from adapterpack.pack.validate.registry import CHECKS

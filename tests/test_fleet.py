@@ -40,7 +40,7 @@ from adapterpack.io import strict_json
 from adapterpack.lowrank.factors import Factors
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
-from adapterpack.pack.trust.signers import Signers
+from adapterpack.pack.trust.sign import Signers
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.serving.adapters.startup import StartupAdapters

@@ -46,7 +46,7 @@ from adapterpack.io import file_hashes, hashing, strict_json
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import Pack, build
 from adapterpack.pack.validate import validation
-from adapterpack.pack.validate.checks.budget import Budget
+from adapterpack.pack.validate.checks.context import Budget
 from adapterpack.runtime import open_bundle
 from adapterpack.runtime.padding import pad
 from adapterpack.runtime.providers import builtin

@@ -12,7 +12,7 @@ import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from adapterpack.chat import template
-from adapterpack.pack.validate.checks.budget import Budget, Spent
+from adapterpack.pack.validate.checks.context import Budget, Spent
 from adapterpack.pack.validate.checks.template import MAX_TEMPLATE, template_findings
 from adapterpack.sandbox.sandbox import Sandbox
 

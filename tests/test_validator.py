@@ -33,7 +33,7 @@ from adapterpack.io.safe_open import LARGE
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
 from adapterpack.pack.validate.checks import folder as files
-from adapterpack.pack.validate.checks.budget import Budget, Spent
+from adapterpack.pack.validate.checks.context import Budget, Spent
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.pack.validate.checks.text import looks_like, unsafe
 from adapterpack.pack.validate.registry import RULES, rules_table

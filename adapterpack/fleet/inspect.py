@@ -10,7 +10,7 @@ from ..errors import AdapterpackError
 from ..io import strict_json
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.checks.reading import unreadable
-from ..pack.validate.open_questions import NO_BASE
+from ..pack.validate.validation import NO_BASE
 from .fleet import Fleet
 
 

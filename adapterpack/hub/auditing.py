@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import AdapterpackError, FormatError
-from ..pack.validate.checks.budget import Budget
+from ..pack.validate.checks.context import Budget
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.sarif import sarif
 from .lockfile import Lockfile, PinnedArtifact

@@ -19,15 +19,13 @@ from ..manifest import manifest as m
 from ..pack import from_peft
 from ..pack.pack import SIGNATURE, Pack
 from ..pack.validate.checks.base import base_verdict
-from ..pack.validate.checks.budget import Budget
 from ..pack.validate.checks.composition import composition
-from ..pack.validate.checks.context import Subject
+from ..pack.validate.checks.context import Budget, Subject
 from ..pack.validate.checks.finding import Finding, Report
 from ..pack.validate.checks.peft_agreement import options
 from ..pack.validate.checks.remote import remote_code
-from ..pack.validate.open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from ..pack.validate.registry import HEADER_CHECKS
-from ..pack.validate.validation import require_known, run_checks
+from ..pack.validate.validation import NO_BASE, SHAPES_ONLY, questions_about, require_known, run_checks
 from ..peft.options import base_hint, parse_config
 from ..runtime.sessions.validation import about_base, about_texts, other_tokenizer, texts_of_base
 from .artifact import Artifact

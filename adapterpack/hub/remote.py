@@ -8,10 +8,9 @@ from pathlib import Path
 
 from ..errors import AdapterpackError, HubError
 from ..pack.validate.checks import reading
-from ..pack.validate.checks.budget import Budget, Spent
+from ..pack.validate.checks.context import Budget, Spent
 from ..pack.validate.checks.finding import Report
-from ..pack.validate.open_questions import NO_BASE
-from ..pack.validate.validation import examine
+from ..pack.validate.validation import NO_BASE, examine
 from ..runtime.sessions.validation import validate_bundle
 from .artifact import differences, open_remote
 from .header_checks import HEADER_REPORTS, RemoteContext

@@ -14,7 +14,7 @@ from ..manifest.structs import Canary
 from ..pack import canary
 from ..pack.fits import require_task, task_of
 from ..pack.pack import Pack
-from ..pack.trust.signers import Signers
+from ..pack.trust.sign import Signers
 from ..tasks.task import NO_TASK
 from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle

@@ -17,7 +17,7 @@ from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
 from ..io.pinned_files import allow_more_files
 from ..pack.pack import Pack
-from ..pack.trust.signers import Signers
+from ..pack.trust.sign import Signers
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.adapter_control import AdapterControl

@@ -26,7 +26,7 @@ from servers import ANN, Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsigned
-from adapterpack.pack.trust.signers import Signers
+from adapterpack.pack.trust.sign import Signers
 from adapterpack.runtime.engine.base import Engine
 from adapterpack.serving.adapters.adapter_control import AdapterControl
 from adapterpack.serving.adapters.adapter_source import AdapterSources

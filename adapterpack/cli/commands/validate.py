@@ -12,7 +12,7 @@ import adapterpack
 from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
 from ...io import strict_json
 from ...io.atomic import output_file
-from ...pack.validate.checks.budget import Budget
+from ...pack.validate.checks.context import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
 from ..options import common_options, structural_option, suggest

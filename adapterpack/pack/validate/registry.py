@@ -5,7 +5,6 @@ from __future__ import annotations
 from .checks import (
     base,
     composition,
-    digests,
     folder,
     lineage,
     peft_agreement,
@@ -39,7 +38,7 @@ RULES: dict[str, CheckRule] = {rule.id: rule for group in _GROUPS for rule in gr
 """Every rule by its id. Ids are never reused: the wording of a rule may change, its subject does not."""
 
 CHECKS: tuple[Check, ...] = (
-    tensors.tensor_index, digests.digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
+    tensors.tensor_index, tensors.digests, remote.in_pack, tensors.quantized, values.finite, sites.roles,
     sites.bounded, sites.positions, sites.scales, composition.follows, peft_agreement.peft_face, text.texts,
     lineage.lineage, template.carried, base.base_model, base.tokenizer, base.tied,
     base.quantization_trained_on, values.fused, base.share, peft_agreement.second_reader,

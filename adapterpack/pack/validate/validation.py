@@ -25,18 +25,16 @@ from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
 from ...peft import layout
 from .. import from_peft
-from ..pack import TEMPLATE, Pack
+from ..pack import SIGNATURE, TEMPLATE, Pack
 from .checks import folder as files
 from .checks import reading
 from .checks.base import base_findings, base_verdict
-from .checks.budget import Budget, Spent
 from .checks.composition import composition
-from .checks.context import Check, Subject
+from .checks.context import Budget, Check, Spent, Subject
 from .checks.finding import Finding, Report
 from .checks.peft_agreement import OPTION, options
 from .checks.remote import remote_code
 from .checks.template import template_findings
-from .open_questions import NO_BASE, SHAPES_ONLY, questions_about
 from .registry import CHECKS
 
 if TYPE_CHECKING:
@@ -368,3 +366,32 @@ def require_known(manifest: m.Manifest, where: object) -> None:
                 found=made_by.spec_version,
                 remedy=f"update the package that brings {method.name}",
             )
+
+
+NO_BASE = "base: none was named (--base)"
+SHAPES_ONLY = "base: compared by its shapes only"
+_CANARY = (
+    "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX "
+    "Runtime) replay it"
+)
+_CLAIMS = ("training", "metrics", "license", "base_license")
+
+
+def questions_about(s: Subject) -> Iterator[str]:
+    """Yields one text per open question, each ``what: why, or how to check it``."""
+    manifest = s.pack.manifest
+    if s.base is None:
+        yield NO_BASE
+    elif manifest.base.content is None and manifest.base.files is None:
+        yield SHAPES_ONLY
+    elif manifest.tokenizer is None:
+        yield "tokenizer: the pack does not say which one it was trained with"
+    yield _CANARY if manifest.canary else "canary: the pack carries none"
+    if (s.folder / SIGNATURE).exists():
+        yield f"signature: not verified (adapterpack verify {s.folder} --key KEY)"
+    if not s.full:
+        yield "second reader: the reference reader of safetensors was not asked (--full)"
+    if manifest.lineage and manifest.lineage.parents:
+        yield "lineage: the parents are named by digest and were not fetched"
+    if claims := [name for name in _CLAIMS if getattr(manifest, name)]:
+        yield f"claims: {', '.join(name.replace('_', ' ') for name in claims)} cannot be checked"

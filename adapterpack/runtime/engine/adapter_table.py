@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
-from ...pack.trust.signers import Signers
+from ...pack.trust.sign import Signers
 from ...pack.validate.validation import as_pack
 from ..adapters.mix import Mix, combine, parts_of
 from ..admission import admit

@@ -22,11 +22,10 @@ from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest.manifest import Manifest
 from ...onnx_graph.graph_file import GraphFile
 from ...pack.pack import SIGNATURE, Pack
-from ...pack.validate.checks.budget import Budget, Spent
+from ...pack.validate.checks.context import Budget, Spent
 from ...pack.validate.checks.folder import entries
 from ...pack.validate.checks.template_cost import cost_problem
-from ...pack.validate.open_questions import NO_BASE
-from ...pack.validate.validation import Finding, Report, examine
+from ...pack.validate.validation import NO_BASE, Finding, Report, examine
 from ...tasks.task import MAIN, get_task
 from ..adapters.contents import require_base_slots, require_file_contents, require_pack_slots
 from ..adapters.slot_values import SlotValues, reads_weights

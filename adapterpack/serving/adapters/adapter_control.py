@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 from ...errors import AdapterpackError, ConfigError, HubError
 from ...pack.pack import Pack
-from ...pack.trust.signers import Signers
+from ...pack.trust.sign import Signers
 from ...runtime.engine.adapter_table import AdapterTable
 from .adapter_source import AdapterSources, PackPlace
 from .pack_folders import InFolder

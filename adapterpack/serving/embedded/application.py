@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...pack.pack import Pack
-from ...pack.trust.signers import Signers
+from ...pack.trust.sign import Signers
 from ...runtime.engine.base import Engine
 from ...runtime.providers.device import Device
 from ..adapters.adapter_control import AdapterControl

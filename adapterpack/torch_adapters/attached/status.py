@@ -44,7 +44,7 @@ class AdapterStatus:
 
 
 @dataclass(frozen=True)
-class ModelStatus:
+class AdaptedModelStatus:
     """A model and its adapters; as text a table, and as JSON by :meth:`to_json`.
 
     ``parameters`` counts all scalar values of the model including its adapters, ``trainable`` those that
@@ -120,7 +120,7 @@ class ModelStatus:
         return "\n".join(lines)
 
 
-def status(model: nn.Module) -> ModelStatus:
+def status(model: nn.Module) -> AdaptedModelStatus:
     """What adapters a model holds: their methods, sites, weights, parameters, dtypes and devices, which are
     active or merged, and what share of the model would be trained.
 
@@ -149,7 +149,7 @@ def status(model: nn.Module) -> ModelStatus:
     ]
     everything = list(model.parameters())
     total, trainable = _count(everything), _count(value for value in everything if value.requires_grad)
-    return ModelStatus(
+    return AdaptedModelStatus(
         model=type(model).__name__,
         adapters=tuple(
             _adapter(model, name, name in active, name in folded) for name in adapter_names(model)

@@ -15,8 +15,7 @@ from ....base.base_metadata import chat_template_of
 from ....base.compatibility import Verdict
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
-from .budget import Budget
-from .context import Subject
+from .context import Budget, Subject
 from .finding import CheckRule, Finding
 
 if TYPE_CHECKING:

@@ -9,8 +9,7 @@ from typing import Any
 
 from ....errors import FormatError
 from ....io import strict_json
-from .budget import Budget
-from .context import Subject
+from .context import Budget, Subject
 from .finding import CheckRule, Finding
 from .walk import texts_in, walk
 

@@ -9,8 +9,7 @@ import re
 from collections.abc import Iterator
 
 from ...pack import TEMPLATE
-from .budget import Budget
-from .context import Subject
+from .context import Budget, Subject
 from .finding import CheckRule, Finding
 
 PARSE = CheckRule(

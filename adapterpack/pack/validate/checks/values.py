@@ -12,8 +12,7 @@ import numpy as np
 from ....errors import NonFinite
 from ....io.safe_open import TENSORS
 from ....io.safetensors import FLOATS, all_finite, dtype_name
-from .budget import Budget
-from .context import Subject, group_pointer, quantized_numbers
+from .context import Budget, Subject, group_pointer, quantized_numbers
 from .finding import CheckRule, Finding
 
 NONFINITE = CheckRule(
