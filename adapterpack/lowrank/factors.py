@@ -224,10 +224,7 @@ def gram(terms: Sequence[Term]) -> np.ndarray:
         array([[ 6., -6.],
                [-6.,  6.]])
     """
-    A, B = (
-        _wide(np.concatenate([term.A for term in terms], axis=0)),
-        _wide(np.concatenate([term.B for term in terms], axis=1)),
-    )
+    A, B = _join_factors(terms)
     return _by_term(terms, (B.T @ B) * (A @ A.T))
 
 
@@ -282,8 +279,9 @@ def core(terms: Sequence[Term]) -> JointCore:
         >>> space.cores.shape, np.allclose(space.change(space.cores[1]).dense(), terms[1].change.dense())
         ((2, 3, 3), True)
     """
-    left, left_core = np.linalg.qr(_wide(np.concatenate([term.B for term in terms], axis=1)))
-    right, right_core = np.linalg.qr(_wide(np.concatenate([term.A for term in terms], axis=0)).T)
+    A, B = _join_factors(terms)
+    left, left_core = np.linalg.qr(B)
+    right, right_core = np.linalg.qr(A.T)
     ends = np.cumsum([len(term.A) for term in terms])[:-1]
     parts = zip(np.split(left_core, ends, axis=1), np.split(right_core, ends, axis=1), strict=True)
     dtype = np.result_type(*(term.B.dtype for term in terms))
@@ -329,6 +327,12 @@ def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np
     """Yields the dense change in blocks of rows of about ``elements`` numbers: (rows, ``D[rows]``)."""
     for block in row_blocks(*change.shape, elements):
         yield block, change.rows(block)
+
+
+def _join_factors(terms: Sequence[Term]) -> Factors:
+    """Returns the factors of all terms side by side, without their weights, in float64."""
+    A = np.concatenate([term.A for term in terms], axis=0)
+    return Factors(_wide(A), _wide(np.concatenate([term.B for term in terms], axis=1)))
 
 
 def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:

@@ -91,12 +91,7 @@ class Cut:
         ``sum S^2`` if ``S`` is incomplete.
         """
         kept = len(S)
-        if (
-            self.energy is None
-            and self.sv_fro is None
-            and self.sv_cumulative is None
-            and self.sv_ratio is None
-        ):
+        if not self.criteria:
             return kept if self.rank is None else min(kept, self.rank)
         squares = np.cumsum(S**2)
         whole = (float(squares[-1]) if kept else 0.0) if total is None else total

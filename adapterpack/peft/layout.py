@@ -186,7 +186,7 @@ def content_of(
     }
     file = folder / TENSORS
     config, tensors = _expand_patterns(method, config, tensors, folder)
-    with _usable(folder / CONFIG):
+    with _translate_errors(folder / CONFIG):
         cfg, base_change = method.peft.from_config(config), method.peft.undo_base_change(config)
         written = method.peft.to_config({"": cfg}) or {}
     layers = [layer.config for layer in method.peft.layers.values()]
@@ -263,7 +263,7 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
                 where=f"{file}, {path}",
                 remedy="merge this adapter with the library that made it",
             )
-        with _usable(f"{folder / CONFIG}, {path}"):
+        with _translate_errors(f"{folder / CONFIG}, {path}"):
             cfg = content.config.at(path)
         kind = kinds.get(path) or kind_of(method, content.written, {})
         site, params = site_of(method, cfg, path, kind, tensors, file)
@@ -284,7 +284,7 @@ def _adapters(method: Method, content: PeftContent, folder: Path) -> tuple[Adapt
 
 
 @contextmanager
-def _usable(where: object) -> Iterator[None]:
+def _translate_errors(where: object) -> Iterator[None]:
     """Raises FormatError for a value of PEFT's configuration that the method refuses inside of the block."""
     try:
         yield
@@ -309,7 +309,7 @@ def _secondary(
     names = {suffix: param for param, suffix in form.suffixes.items()}
     adapters = {}
     for path, tensors in sorted(tensors_by_path.items()):
-        with _usable(f"{folder / CONFIG}#/{key}"):
+        with _translate_errors(f"{folder / CONFIG}#/{key}"):
             cfg = form.from_config(value, path)
         params = {names[suffix]: tensor for suffix, tensor in tensors.items()}
         site, params = site_of(method, cfg, path, method.traits.layers[0], params, folder / TENSORS)

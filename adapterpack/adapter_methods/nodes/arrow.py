@@ -12,17 +12,16 @@ router: ``arrow(sum(a, -0.5*g, -0.5*h), ...)``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ...errors import NonFinite
 from ..core.config import Positive, Whole
-from ..core.operators import Array
 from ..core.routers import SoftmaxGate
-from ..core.site import Arrays, Shapes, Site
-from .base import NodeKind, NodePart, NodeSettings, mix
+from ..core.site import Arrays, Params, Shapes, Site
+from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 
 KEYS = "keys"
@@ -69,7 +68,7 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     return signed
 
 
-def _join(settings: Arrow, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
+def _join(settings: Arrow, parts: Parts, tensors: Params) -> NodePart | None:
     return mix(
         parts,
         lambda down, up, ranks: SoftmaxGate(

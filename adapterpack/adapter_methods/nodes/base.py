@@ -4,7 +4,7 @@ subtree adds to a layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from ..core.base import Forward, NormalForm
 from ..core.config import check_fields
 from ..core.operators import Array, Dense
 from ..core.routers import Route, Weights
-from ..core.site import Arrays, Shapes, Site
+from ..core.site import Arrays, Params, Shapes, Site
 
 Transform = Callable[[Forward], Forward]
 """Forward function of a layer -> forward function of the changed layer."""
@@ -63,6 +63,10 @@ class NodePart(NamedTuple):
     routes: tuple[Route, ...] = ()
 
 
+Parts = Sequence[NodePart | None]
+"""The parts of a node's children, None for a child that changes nothing at the site."""
+
+
 def share_evenly(settings: Any, children: int) -> list[float]:
     """Returns equal weights with a sum of one."""
     return [1 / children] * children
@@ -88,7 +92,7 @@ class NodeKind(NamedTuple):
     paper: str
     formula: str
     settings: type[Any]
-    join: Callable[[Any, Sequence[NodePart | None], Mapping[str, Array]], NodePart | None]
+    join: Callable[[Any, Parts, Params], NodePart | None]
     shares: Callable[[Any, int], list[float]] = share_evenly
     evaluate: Callable[[Any, Sequence[Transform], Forward], Forward] | None = None
     fold: Callable[[Any, Sequence[Folding], Folded], Folded] | None = None
@@ -100,7 +104,7 @@ class NodeKind(NamedTuple):
     trained: bool = False
     shared: Callable[[Any, int, int], Shapes] | None = None
     made_shared: Callable[[Any, int, int, np.random.Generator], Arrays] | None = None
-    weigh: Callable[[Any, Mapping[str, Array], Array, int, int], Array] | None = None
+    weigh: Callable[[Any, Params, Array, int, int], Array] | None = None
     examples: tuple[str, ...] = ()
     """Trees over members ``a``, ``b``, ``c`` as text, with which the tests check the kind."""
 
@@ -156,7 +160,7 @@ def scale_part(part: NodePart, weight: float) -> NodePart:
     )
 
 
-def add_parts(parts: Sequence[NodePart | None]) -> NodePart | None:
+def add_parts(parts: Parts) -> NodePart | None:
     """Returns the sum of parts; their factors are stacked."""
     present = [part for part in parts if part is not None]
     if len(present) < 2:
@@ -198,7 +202,7 @@ def as_form(part: NodePart | None) -> NormalForm:
 
 
 def mix(
-    parts: Sequence[NodePart | None],
+    parts: Parts,
     make_gate: Callable[[Array, Array, tuple[int, ...]], Weights],
     absent: bool = False,
 ) -> NodePart | None:

@@ -6,14 +6,13 @@ split, Poth et al. 2023, arXiv 2311.11077).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from ..core.config import require_whole
-from ..core.operators import Array
 from ..core.routers import MASKS, Fixed
-from .base import NodeKind, NodePart, NodeSettings, mix
+from ..core.site import Params
+from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 
 
@@ -35,9 +34,7 @@ class Stretches(NodeSettings):
             require_whole("a size", size)
 
 
-def _join(
-    settings: Stretches, parts: Sequence[NodePart | None], tensors: Mapping[str, Array], by_row: bool
-) -> NodePart | None:
+def _join(settings: Stretches, parts: Parts, tensors: Params, by_row: bool) -> NodePart | None:
     masks = tuple(tensors[name] for name in MASKS if name in tensors)
     return mix(parts, lambda down, up, ranks: Fixed(settings.sizes, by_row, masks), absent=True)
 

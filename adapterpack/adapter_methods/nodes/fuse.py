@@ -9,7 +9,7 @@ static fusion. K starts at zero, so that all experts have equal weights, and K r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,10 +17,9 @@ import numpy as np
 from msgspec import Meta
 
 from ..core.config import Count
-from ..core.operators import Array
 from ..core.routers import Attention
-from ..core.site import Arrays, Shapes, Site
-from .base import NodeKind, NodePart, NodeSettings, mix
+from ..core.site import Arrays, Params, Shapes, Site
+from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 
 QUERY, KEY = "query", "key"
@@ -34,7 +33,7 @@ class Fuse(NodeSettings):
     top_k: Count = 0
 
 
-def _join(settings: Fuse, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
+def _join(settings: Fuse, parts: Parts, tensors: Params) -> NodePart | None:
     # (Q x) . (K up down x) = (up^T K^T Q x) . (down x): folding K and Q into one matrix keeps the keys
     # narrow.
     return mix(

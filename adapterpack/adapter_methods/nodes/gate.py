@@ -8,16 +8,15 @@ G and c start at zero, so that all experts have equal weights. The experts are f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.config import Count
-from ..core.operators import Array
 from ..core.routers import SoftmaxGate
-from ..core.site import Arrays, Shapes, Site
-from .base import NodeKind, NodePart, NodeSettings, mix
+from ..core.site import Arrays, Params, Shapes, Site
+from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 
 
@@ -28,9 +27,7 @@ class GateSettings(NodeSettings):
     top_k: Count = 0
 
 
-def _join(
-    settings: GateSettings, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]
-) -> NodePart | None:
+def _join(settings: GateSettings, parts: Parts, tensors: Params) -> NodePart | None:
     return mix(
         parts,
         lambda down, up, ranks: SoftmaxGate(tensors["weight"], settings.top_k or len(ranks), tensors["bias"]),

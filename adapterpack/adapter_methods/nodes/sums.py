@@ -62,7 +62,7 @@ def _fold(weights: Sequence[float], children: Sequence[Folding], start: Folded) 
     return total, offset
 
 
-def _weighted(weights_of: Callable[[Any, int], list[float]], **about: Any) -> NodeKind:
+def _make_sum(weights_of: Callable[[Any, int], list[float]], **about: Any) -> NodeKind:
     """Returns the kind of node that sums the changes of its children with these weights."""
     return NodeKind(
         join=lambda settings, parts, tensors: add_parts(
@@ -81,7 +81,7 @@ def _weighted(weights_of: Callable[[Any, int], list[float]], **about: Any) -> No
 
 
 weighted_sum = NODES.register(
-    _weighted(
+    _make_sum(
         _sum_weights,
         name="sum",
         summary="the changes added up, each with a weight of any sign",
@@ -92,7 +92,7 @@ weighted_sum = NODES.register(
     )
 )
 parallel = NODES.register(
-    _weighted(
+    _make_sum(
         share_evenly,
         name="parallel",
         summary="the outputs of the adapted layers, averaged",

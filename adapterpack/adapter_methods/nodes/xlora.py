@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,9 +22,9 @@ from msgspec import Meta
 from ..core.config import Count, Number, Positive
 from ..core.operators import Array
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
-from ..core.site import Arrays, Shapes
+from ..core.site import Arrays, Params, Shapes
 from ..forms.blocks import relu
-from .base import NodeKind, NodePart, NodeSettings, mix, scale_part
+from .base import NodeKind, NodePart, NodeSettings, Parts, mix, scale_part
 from .registry import NODES
 
 
@@ -68,7 +67,7 @@ def _make_shared(settings: XLoRA, count: int, layers: int, rng: np.random.Genera
     }
 
 
-def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: int, layers: int) -> Array:
+def weigh(settings: XLoRA, tensors: Params, hidden: Array, layer: int, layers: int) -> Array:
     """Computes the weights at one layer, ``[batch, positions, experts]``, from the last hidden states
     ``[batch, positions, hidden]``.
     """
@@ -86,7 +85,7 @@ def weigh(settings: XLoRA, tensors: Mapping[str, Array], hidden: Array, layer: i
     return softmax_of_largest(value, top_k) if settings.softmax_topk else keep_largest(value, top_k, 0)
 
 
-def _join(settings: XLoRA, parts: Sequence[NodePart | None], tensors: Mapping[str, Array]) -> NodePart | None:
+def _join(settings: XLoRA, parts: Parts, tensors: Params) -> NodePart | None:
     part = mix(parts, lambda down, up, ranks: Precomputed(tensors.get("weights")), absent=True)
     return None if part is None else scale_part(part, settings.scale)
 
