@@ -197,7 +197,7 @@ def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
             if path not in module:
                 raise Unsupported(
                     "a module that another pack trained whole is missing",
-                    where=f"pack '{pack.name}'",
+                    where=pack.where,
                     expected=path,
                     found=", ".join(module) or "none",
                     remedy=SIDE_BY_SIDE,

@@ -91,7 +91,7 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
     if lineage is None or (lineage.operation not in RULES and pack.manifest.composition is None):
         raise ConfigError(
             "this pack was not composed, so there is no recipe for it",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found="no lineage" if lineage is None else lineage.operation,
             remedy="name a recipe, or a pack that compose made",
         )
@@ -109,7 +109,7 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
     if not all(isinstance(digest, str) for digest in statistics):
         raise ConfigError(
             "the statistics of this pack are in no file",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             remedy="write them to files first",
         )
     return CompositionRecipe(
@@ -246,7 +246,7 @@ def _match_packs(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]
         if pack.id not in wanted:
             raise FormatError(
                 "a pack is none of the recipe's",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 expected=", ".join(f"'{parent.name}' {parent.digest[:23]}" for parent in recipe.parents),
                 found=pack.id,
                 remedy="leave it out",

@@ -101,7 +101,7 @@ def resize(
     if not sites or not any(len(spectrum.S) for spectrum in decompositions):
         raise NothingToDo(
             "the change is zero at every site",
-            where=f"pack '{parent.name}'",
+            where=parent.where,
             remedy="resize a pack that changes something",
         )
     ranks = _ranks(parent, sites, decompositions, cut, budget)

@@ -159,7 +159,7 @@ def of_packs(
         if measured.pack != pack.id:
             raise FormatError(
                 "these statistics were measured of another pack",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 expected=pack.id[:23],
                 found=measured.pack[:23] or "none",
                 remedy="give the files in the order of the packs, or measure again",

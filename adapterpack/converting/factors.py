@@ -47,7 +47,7 @@ def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[S
         if method.is_positional:
             raise Unsupported(
                 f"the format {form} cannot say that an adapter acts at some positions of a row only",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 found=method.name,
                 remedy="keep the pack as it is",
             )
@@ -56,7 +56,7 @@ def site_factors(pack: Pack, form: str, but: Collection[str] = ()) -> Iterator[S
         if not method.traits.low_rank or not method.traits.additive or method.traits.reads_weight:
             raise Unsupported(
                 f"the format {form} holds low-rank factors, which the method {method.name} is not made of",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 remedy="merge the pack, or keep it as it is",
             )
     for adapter in pack.adapters():

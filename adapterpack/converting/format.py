@@ -137,7 +137,7 @@ def refuse_full_modules(pack: Pack, form: str) -> None:
     if whole := list(pack.full()):
         raise Unsupported(
             f"the format {form} cannot carry modules that were trained whole",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             expected="low-rank factors only",
             found=list_first(whole),
             remedy="convert to peft or onnx_adapter, or merge the pack",

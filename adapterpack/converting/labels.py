@@ -27,7 +27,7 @@ def name_labels(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
     if not width:
         raise Unsupported(
             "only a classifier with a head of its own has labels to name",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=(
                 f"the task {pack.manifest.task.type}, {'another' if list(pack.full()) else 'no'} module "
                 "trained whole"
@@ -41,7 +41,7 @@ def name_labels(pack: Pack, labels: Sequence[str], *, child: bool) -> Pack:
     ):
         raise ConfigError(
             "the labels do not fit the head",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=", ".join(map(repr, labels)),
             expected=f"{width} different ones of 1 to {LONGEST} characters",
             remedy="name one for each logit, in the order of the label ids of the training",

@@ -46,7 +46,7 @@ def to_peft(pack: Pack, base: BaseModel | None) -> Pack | None:
     if base is None:
         raise ConfigError(
             f"what PEFT's file of '{pack.method.name}' holds depends on the weights of the base",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             expected="the base",
             remedy="name it with --base",
         )

@@ -210,7 +210,7 @@ def _require_room(pack: Pack, task: Task) -> None:
     if task.reads_at_once:
         raise Unsupported(
             "keys and values go into a decoder's cache, and the graph of this task has none",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=f"{pack.method.name} for {task.name}",
             expected="text-generation, text2text-generation",
             remedy=(
@@ -219,7 +219,7 @@ def _require_room(pack: Pack, task: Task) -> None:
         )
     raise Unsupported(
         "a graph has room for prompts where it reads a row at once, or in the cache of a decoder alone",
-        where=f"pack '{pack.name}'",
+        where=pack.where,
         found=f"{pack.method.name} for {task.name}",
         expected="text-generation, text2text-generation, or an encoder of texts",
         remedy=(

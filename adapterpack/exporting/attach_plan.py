@@ -152,7 +152,7 @@ def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list
             if path in missing:
                 raise Unsupported(
                     "the pack calls its layers as another version of transformers does",
-                    where=f"pack '{pack.name}'",
+                    where=pack.where,
                     found=path,
                     expected=place,
                     remedy="make a pack with the names of this one: adapterpack convert PACK "

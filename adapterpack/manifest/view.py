@@ -35,6 +35,11 @@ class Described:
         return self.alias or self.manifest.pack.name
 
     @property
+    def where(self) -> str:
+        """The pack as errors name it."""
+        return f"pack '{self.name}'"
+
+    @property
     def method(self) -> Method:
         """The method of the pack; a group may have its own (:meth:`method_of`)."""
         return method_of(self.manifest)
@@ -83,7 +88,7 @@ class Described:
         if len(rules) > 1:
             raise FormatError(
                 "the sites of an adapter must act at the same positions",
-                where=f"pack '{self.name}'",
+                where=self.where,
                 found="; ".join(sorted(map(str, rules)))[:200],
             )
         return next(iter(rules), None)

@@ -52,7 +52,7 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     if name not in accepted or head is not None:
         raise Unsupported(
             "the pack has a head for another task" if head else "the pack is for another task",
-            where=", ".join([f"pack '{pack.name}'", *([head] if head else [])]),
+            where=", ".join([pack.where, *([head] if head else [])]),
             expected=task.name,
             found=name,
             remedy="export it for its own task: adapterpack export BASE PACK -o BUNDLE",

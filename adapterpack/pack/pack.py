@@ -220,12 +220,12 @@ class Pack(Described):
         require_limit(
             zip(map(self.method_of, groups), configs, sites, strict=True),
             self.manifest.tensors,
-            f"pack '{self.name}'",
+            self.where,
         )
         for group, site, cfg in zip(groups, sites, configs, strict=True):
             params, method = self._params_at(group.path), self.method_of(group)
             if shape_of is not None:
-                check_shapes(method, cfg, site, params, f"pack '{self.name}'")
+                check_shapes(method, cfg, site, params, self.where)
             yield Adapter(
                 site,
                 cfg,
@@ -297,7 +297,7 @@ class Pack(Described):
     def write_into(self, folder: Path) -> None:
         """Writes the pack's files into an existing empty folder; the caller publishes it."""
         manifest = self.manifest.to_bytes()
-        m.parse(manifest, f"pack '{self.name}'")
+        m.parse(manifest, self.where)
         write_files(folder, contents(self.manifest, self.tensors, self.extra))
         (folder / m.FILE_NAME).write_bytes(manifest)
 
@@ -346,7 +346,7 @@ class Pack(Described):
                 error names both.
         """
         return compatibility.require(
-            f"pack '{self.name}'",
+            self.where,
             self.manifest.base,
             found,
             name=name,

@@ -71,7 +71,7 @@ def quantize_pack(
     if not packed:
         raise NothingToDo(
             "the pack holds no matrix to quantize",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             remedy="keep this pack as it is",
         )
     settings = {"scheme": scheme, **({} if rank_budget is None else {"rank_budget": rank_budget})}
@@ -103,7 +103,7 @@ def _require_quantizable(pack: Pack) -> None:
     if manifest.quantization is not None:
         raise NothingToDo(
             f"the pack is quantized already, as {manifest.quantization['scheme']}",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             remedy="quantize the pack that it was made from",
         )
     for method in pack.methods:
@@ -111,7 +111,7 @@ def _require_quantizable(pack: Pack) -> None:
             raise Unsupported(
                 f"tensors of the method {method.name} stay float: the error in the change could not be "
                 "bounded or measured",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 remedy="keep this pack as it is",
             )
     if stacks := [group.path for group in manifest.groups if is_stacked(group.kind)]:

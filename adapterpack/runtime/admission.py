@@ -93,7 +93,7 @@ def _why_not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:
 
 
 def _require_replayable(bundle: OpenBundle, pack: Pack, recorded: Canary) -> None:
-    where = f"pack '{pack.name}'"
+    where = pack.where
     if problem := canary.flaw(recorded):
         raise FormatError(f"{_FAILS}: {problem}", where=where, remedy="pack the adapter again")
     if problem := next(foreign_inputs(bundle.bundle, recorded), None):

@@ -138,7 +138,7 @@ def _require_held(pack: Pack, drawn: list[str]) -> None:
             raise SiteNotFound(
                 "the adapter changes a module that the base does not hold, so the pack could never be "
                 "attached",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 found=group.path,
                 remedy="train such modules whole: modules_to_save of the config names them",
             )

@@ -53,7 +53,7 @@ def to_settings(pack: Pack, family: Family, layers: int) -> Written:
 
 
 def _refused(pack: Pack, why: str, found: str) -> Unsupported:
-    return Unsupported(why, where=f"pack '{pack.name}'", found=found[:200], remedy="keep the pack as it is")
+    return Unsupported(why, where=pack.where, found=found[:200], remedy="keep the pack as it is")
 
 
 def _linear(pack: Pack, paths: Iterable[str], family: Family, layers: int) -> dict[str, Any]:

@@ -104,19 +104,17 @@ def _layout(base: BaseModel) -> _Layout:
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
-    base = require_base(base, f"pack '{pack.name}'", _WHY)
+    base = require_base(base, pack.where, _WHY)
     refuse_full_modules(pack, "gguf")
     layout, gguf = _layout(base), library()
     plain, notes = dequantize(pack)
     named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
-        raise FormatError("the pack holds no adapter", where=f"pack '{pack.name}'")
+        raise FormatError("the pack holds no adapter", where=pack.where)
     if repeated := [
         path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1
     ]:
-        raise Unsupported(
-            "two modules have one name in GGUF", where=f"pack '{pack.name}'", found=list_first(repeated)
-        )
+        raise Unsupported("two modules have one name in GGUF", where=pack.where, found=list_first(repeated))
     alpha, alpha_notes = common_alpha([site for site, _ in named.values()])
     writer = gguf.GGUFWriter(out, layout.family.name)
     writer.add_type("adapter")

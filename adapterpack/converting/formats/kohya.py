@@ -81,7 +81,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
         if any(f"{name}.{leaf}" in tensors for leaf in leaves):
             raise Unsupported(
                 "two modules have one name when their dots become underscores",
-                where=f"pack '{pack.name}'",
+                where=pack.where,
                 found=name,
                 remedy="convert to diffusers or peft",
             )

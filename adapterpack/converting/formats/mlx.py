@@ -185,7 +185,7 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     if looked_up := [site.path for site in sites if site.path.rpartition(".")[2] in _LOOKUPS]:
         raise Unsupported(
             "mlx-lm's adapter of an embedding changes the output layer that is tied to it, too",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=list_first(looked_up),
             remedy="train without it, or merge the pack",
         )
@@ -216,7 +216,7 @@ def _decompose(pack: Pack) -> list[SiteFactors]:
     if [method.name for method in pack.methods] != ["dora"]:
         raise Unsupported(
             "an adapter of mlx-lm is LoRA throughout or DoRA throughout",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=", ".join(method.name for method in pack.methods),
             remedy="keep the pack as it is, or merge it",
         )

@@ -33,7 +33,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     if pack.acts is not None:
         raise Unsupported(
             "the format cannot say that an adapter acts at some positions of a row only",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=str(pack.acts)[:80],
             remedy="keep it as a pack, or export a bundle",
         )
@@ -57,14 +57,14 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     if not values:
         raise Unsupported(
             "the format holds inputs of a graph, and this adapter has none",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=pack.method.name,
             remedy="keep it as a pack: sessions put it into the cache that a row begins with",
         )
     for name, value in values.items():
         if not np.isfinite(value).all():
             raise Unsupported(
-                "a value leaves the range of float32 with its scale", where=f"pack '{pack.name}'", found=name
+                "a value leaves the range of float32 with its scale", where=pack.where, found=name
             )
     write_adapter_file(out, values)
     if labels := pack.manifest.task.labels:

@@ -78,7 +78,7 @@ def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
         kinds = dict.fromkeys(group.kind for group in pack.manifest.adapter_groups)
         raise Unsupported(
             "PEFT has no such method, or another form of it at a kind of layer",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
             remedy="keep the pack as it is",
         )

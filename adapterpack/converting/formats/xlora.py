@@ -192,14 +192,14 @@ def _write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     ):
         raise Unsupported(
             "PEFT's X-LoRA is a classifier over LoRAs, and this pack is not composed so",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             expected=f"xlora(a, b, ...) of at most {_MOST} packs",
             remedy="keep the pack as it is",
         )
     if pack.full():
         raise Unsupported(
             "PEFT's X-LoRA has no place for modules that were trained whole",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             remedy="keep the pack as it is",
         )
     notes: list[str] = [WHERE]

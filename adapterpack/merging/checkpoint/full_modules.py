@@ -153,7 +153,7 @@ def _prefix(base: Checkpoint, pack: Pack) -> str:
     if len(prefixes) > 1:
         raise Unsupported(
             "the sites do not agree on how the task model's names differ from the base's",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=sorted(prefixes),
             remedy="keep the adapter unmerged",
         )

@@ -167,7 +167,7 @@ def _require_writable(base: MergeBase, target: MergeTarget, stochastic: bool) ->
 
 
 def _contributions(base: MergeBase, pack: Pack, weight: float) -> Iterator[tuple[str, Contribution]]:
-    owner = f"pack '{pack.name}'"
+    owner = pack.where
     for method in pack.methods:
         if method.kind != "weight":
             raise Unsupported(

@@ -295,7 +295,7 @@ def _folder(pack: Pack | str | os.PathLike[str]) -> Path:
     if where is None or not where.is_dir():
         raise StorageError(
             "there is no such pack folder",
-            where=where or f"pack '{pack.name}'" if isinstance(pack, Pack) else where,
+            where=where or pack.where if isinstance(pack, Pack) else where,
             remedy="write the pack first, and name its folder",
         )
     return where

@@ -76,7 +76,7 @@ def _named_base(pack: Pack) -> str:
     if name is None or not (names.is_repo(name) or commit):
         raise ConfigError(
             "the pack does not name a base on a hub",
-            where=f"pack '{pack.name}'",
+            where=pack.where,
             found=name,
             remedy="give the base: load_for(pack, base)",
         )
