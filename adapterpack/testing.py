@@ -204,12 +204,12 @@ class Case(NamedTuple):
         }
         return {name: v.astype(dtype) if is_float(v) else v for name, v in moved.items()}
 
-    def adapted(self, params: Params | None = None) -> AdaptedLayer:
+    def adapted(self, params: Params | None = None) -> AdaptedCase:
         """Returns the layer with these parameters, by default the trained ones."""
-        return AdaptedLayer(self, self.trained() if params is None else params, self.weight, self.bias)
+        return AdaptedCase(self, self.trained() if params is None else params, self.weight, self.bias)
 
 
-class AdaptedLayer(NamedTuple):
+class AdaptedCase(NamedTuple):
     """The layer of a case with an adapter, in numpy arrays or in tensors."""
 
     case: Case
@@ -272,17 +272,17 @@ def make_layer(weight: Any, bias: Any) -> Callable[[Any], Any]:
     return lambda x: x @ weight.T if bias is None else x @ weight.T + bias
 
 
-def _on_layer(layer: AdaptedLayer, x: Any) -> Any:
+def _on_layer(layer: AdaptedCase, x: Any) -> Any:
     """Returns the output of the adapted layer."""
     return run(layer.case.method, layer.case.config, layer.params, layer.site, layer.base, x)
 
 
-def _on_block(layer: AdaptedLayer, x: Any) -> Any:
+def _on_block(layer: AdaptedCase, x: Any) -> Any:
     """Returns the output of the adapted block."""
     return run_block(layer.case.method, layer.case.config, layer.params, layer.case.site, layer.base(x), x)
 
 
-def _on_attention(layer: AdaptedLayer, x: Any) -> Any:
+def _on_attention(layer: AdaptedCase, x: Any) -> Any:
     """Returns the output of the adapted attention, with the layer as every projection of a single head and as
     the attention's own output.
     """
@@ -295,7 +295,7 @@ def _on_attention(layer: AdaptedLayer, x: Any) -> Any:
 class Proof(NamedTuple):
     """How to check a kind of method: by which output, and whether a weight can hold the change."""
 
-    output: Callable[[AdaptedLayer, Any], Any]
+    output: Callable[[AdaptedCase, Any], Any]
     folds: bool
 
 
@@ -496,7 +496,7 @@ def torch_equals_numpy(case: Case) -> None:
     (:data:`EXACT`).
     """
     params = {name: to_tensor(value) for name, value in case.trained().items()}
-    there = AdaptedLayer(case, params, to_tensor(case.weight), to_tensor(case.bias))
+    there = AdaptedCase(case, params, to_tensor(case.weight), to_tensor(case.bias))
     expected, found = case.adapted().results(case.x), there.results(to_tensor(case.x))
     for what, value in expected.items():
         require((value is None) == (found[what] is None), f"{what} is given under one library only")
@@ -515,7 +515,7 @@ def gradients_reach_every_parameter(case: Case) -> None:
     before, reached = digests(kept), set()
     for _ in range(2):
         leaves = make_leaves(case, params)
-        ((AdaptedLayer(case, leaves, weight, bias).run(to_tensor(case.x)) - 1.0) ** 2).mean().backward()
+        ((AdaptedCase(case, leaves, weight, bias).run(to_tensor(case.x)) - 1.0) ** 2).mean().backward()
         gradients = {name: value.grad for name, value in leaves.items() if value.grad is not None}
         reached |= {name for name, gradient in gradients.items() if bool(gradient.abs().max() > 0)}
         params = {

@@ -26,7 +26,7 @@ from transformers import (
 from adapterpack import active, adapt, attach, convert, detach, export, load, merge, save, validate
 from adapterpack.errors import BaseMismatch, FormatError, Unsupported
 from adapterpack.peft import layout
-from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, AdaptedLayer, Proof, prove
+from adapterpack.testing import BLOCKS, PROOFS, SUBJECTS, AdaptedCase, Proof, prove
 from adapterpack.torch_adapters.layers.active import using
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -122,7 +122,7 @@ def theirs_of(fresh: Any, case: str, folder: Path) -> Any:
     return theirs
 
 
-def _beside(layer: AdaptedLayer, x: Any) -> Any:
+def _beside(layer: AdaptedCase, x: Any) -> Any:
     """The layer's output with a state that its input moved on once, from nothing."""
     form = layer.case.method.normal_form(layer.case.config, layer.params, layer.case.site)
     return layer.base(inject(form, x, advance(form, x, 0 * x)))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.adapter_methods import complete
-from adapterpack.testing import AdaptedLayer, Case, is_float, require
+from adapterpack.testing import AdaptedCase, Case, is_float, require
 
 from .layer_fixtures import Stand, stand_of
 from .model import in_single
@@ -36,7 +36,7 @@ def onnx_agrees(case: Case) -> None:
         for name, value in case.trained(np.float32).items()
         if name in {**case.shared(), **case.own()}
     }
-    site = AdaptedLayer(case, trained, weight, bias).site
+    site = AdaptedCase(case, trained, weight, bias).site
     params = complete(case.method, case.config, trained, site)
     form = case.method.normal_form(case.config, params, site)
     arrays = {
@@ -60,7 +60,7 @@ def onnx_agrees(case: Case) -> None:
         name: value.astype(np.float64) if value.dtype == np.float32 else value
         for name, value in params.items()
     }
-    layer = AdaptedLayer(
+    layer = AdaptedCase(
         case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
     )
     exact = x.astype(np.float64)
@@ -81,7 +81,7 @@ def folded_onnx_agrees(case: Case) -> None:
 
     weight, bias = case.weight.astype(np.float32), None if case.bias is None else case.bias.astype(np.float32)
     wide = {name: v.astype(np.float64) if is_float(v) else v for name, v in case.trained(np.float32).items()}
-    folded, moved = AdaptedLayer(
+    folded, moved = AdaptedCase(
         case, wide, weight.astype(np.float64), None if bias is None else bias.astype(np.float64)
     ).fold()
     folded, moved = folded.astype(np.float32), None if moved is None else moved.astype(np.float32)

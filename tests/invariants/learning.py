@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.testing import (
-    AdaptedLayer,
+    AdaptedCase,
     Case,
     is_float,
     make_leaves,
@@ -27,12 +27,12 @@ def loss_falls(case: Case) -> None:
     weight, bias, x = to_tensor(case.weight), to_tensor(case.bias), to_tensor(case.x)
     params = make_leaves(case, case.fresh())
     trained = {name: to_tensor(value) for name, value in case.trained().items()}
-    target = AdaptedLayer(case, trained, weight, bias).run(x)
+    target = AdaptedCase(case, trained, weight, bias).run(x)
     optimizer = torch.optim.Adam([value for value in params.values() if value.requires_grad], lr=0.05)
     losses = []
     for _ in range(51):
         optimizer.zero_grad()
-        loss = ((AdaptedLayer(case, params, weight, bias).run(x) - target) ** 2).mean()
+        loss = ((AdaptedCase(case, params, weight, bias).run(x) - target) ** 2).mean()
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -62,5 +62,5 @@ def dtype_kept(case: Case) -> None:
             cast(case.weight),
             cast(case.bias),
         )
-        for name, value in AdaptedLayer(case, params, weight, bias).results(cast(case.x)).items():
+        for name, value in AdaptedCase(case, params, weight, bias).results(cast(case.x)).items():
             require(value is None or value.dtype == dtype, f"{name} is not {dtype}, though all inputs are")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.adapter_methods import fold
-from adapterpack.testing import AdaptedLayer, Case, digests, is_float, require, to_tensor
+from adapterpack.testing import AdaptedCase, Case, digests, is_float, require, to_tensor
 
 from .layer_fixtures import stand_of
 
@@ -111,7 +111,7 @@ def in_single(case: Case, everywhere: bool = False) -> tuple[np.ndarray, float]:
     weight = case.weight.astype(np.float32).astype(np.float64)
     bias = None if case.bias is None else case.bias.astype(np.float32).astype(np.float64)
     stand, x = stand_of(case), stand_of(case).x(case)
-    layer = AdaptedLayer(case, wide, weight, bias)
+    layer = AdaptedCase(case, wide, weight, bias)
     there = layer.run(x) if stand.node is None else stand.output(*layer.fold(), x)
     expected: np.ndarray = np.where(everywhere or _where(case), there, stand.output(weight, bias, x))
     return expected, float(np.abs(expected).max() + stand.output(np.abs(weight), None, np.abs(x)).max())
@@ -138,7 +138,7 @@ def active_together(case: Case) -> None:
         }
         _set(model, name, values)
         wide = {key: v.astype(np.float64) if is_float(v) else v for key, v in values.items()}
-        site = AdaptedLayer(case, wide, *original).site
+        site = AdaptedCase(case, wide, *original).site
         folded = fold(case.method, case.config, wide, site, *folded)
     with torch.no_grad():
         found = active(model, ["a", "b"])(inputs_of(case)).numpy()
