@@ -49,7 +49,7 @@ from .layers.position_tracking import forget
 from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import lead, release
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
-from .layers.wrapper import base_modules
+from .layers.wrapper import as_list, base_modules, is_inside, is_named
 from .models.row_frequencies import rejoin_rows, separate_rows
 from .save import require_model_base
 from .unused import report, unused_layers, unwatch, watch
@@ -176,17 +176,10 @@ def _draw(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str])
     ``whole`` are the paths that ``modules_to_save`` names; modules that a target names explicitly are left to
     their method.
     """
-    named = {
-        target
-        for config in configs
-        for target in ([config.targets] if isinstance(config.targets, str) else config.targets)
-    }
+    named = [target for config in configs for target in as_list(config.targets)]
     drawn = [
-        path
-        for path in drawn_modules(model)
-        if not any(path == name or path.startswith(f"{name}.") for name in whole)
+        path for path in drawn_modules(model) if not is_inside(path, whole) and not is_named(path, named)
     ]
-    drawn = [path for path in drawn if not any(path == name or path.endswith(f".{name}") for name in named)]
     if drawn:
         log.info("the checkpoint does not hold %s: trained whole", ", ".join(drawn))
     return drawn
@@ -222,8 +215,7 @@ def _plan(
     modules = {path for path, _ in base_modules(model)}
     layers = [] if allow_unused else [site.path for site in sites if site.path in modules]
     named = {
-        target: [path for path in layers if path == target or path.endswith(f".{target}")]
-        for target in ([config.targets] if isinstance(config.targets, str) else config.targets)
+        target: [path for path in layers if is_named(path, [target])] for target in as_list(config.targets)
     }
     unused = unused_layers(model, layers, data or ())
     if unused:
@@ -263,7 +255,7 @@ def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[s
 
 def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
     """Logs which layers of a mixture-of-experts model ``all-linear`` leaves unadapted."""
-    if "all-linear" not in ([targets] if isinstance(targets, str) else targets):
+    if "all-linear" not in as_list(targets):
         return
     left = left_out(model, sites)
     if any("experts" in name for name in left):
@@ -462,9 +454,7 @@ def _module_path(model: nn.Module, name: str) -> str:
     matches none or several.
     """
     paths = [path for path, _ in base_modules(model) if path]
-    matches = [path for path in paths if path == name] or [
-        path for path in paths if path.endswith(f".{name}")
-    ]
+    matches = [path for path in paths if path == name] or [path for path in paths if is_named(path, [name])]
     if len(matches) != 1:
         raise SiteNotFound(
             "modules_to_save must name one module each",

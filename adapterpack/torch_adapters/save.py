@@ -39,7 +39,7 @@ from .layers.head_labels import labels_of, own_outputs
 from .layers.merged import require_unmerged
 from .layers.modules_to_save import HeadLabels
 from .layers.weights import tensor_of
-from .layers.wrapper import base_modules
+from .layers.wrapper import base_modules, is_inside
 
 log = logging.getLogger(__name__)
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
@@ -132,9 +132,7 @@ def _require_held(pack: Pack, drawn: list[str]) -> None:
     the pack.
     """
     for group in pack.manifest.groups:
-        if group.role == "adapter" and any(
-            group.path == path or group.path.startswith(f"{path}.") for path in drawn
-        ):
+        if group.role == "adapter" and is_inside(group.path, drawn):
             raise SiteNotFound(
                 "the adapter changes a module that the base does not hold, so the pack could never be "
                 "attached",

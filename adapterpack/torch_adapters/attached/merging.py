@@ -18,7 +18,6 @@ from ..adapt import detach
 from ..layers.active import (
     active,
     adapter_names,
-    as_list,
     get_active,
     require_names,
     restore_active,
@@ -28,6 +27,7 @@ from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
 from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
 from ..layers.modules_to_save import SavedModule
+from ..layers.wrapper import as_list
 from ..unused import unused_of
 from ..wrap import swap
 

@@ -6,9 +6,8 @@ adapter each row of the batch has (``_rows``). The functions here set these on a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -19,6 +18,7 @@ from .merged import require_unmerged
 from .modules_to_save import SavedModule
 from .per_row import Rows
 from .sites import in_experts
+from .wrapper import as_list
 
 
 def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
@@ -156,13 +156,6 @@ def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
     """
     path = module._site.path if isinstance(module, Adapted) else module._path
     return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
-
-
-def as_list(names: object) -> list[Any]:
-    """Returns one name, several names or None as a list."""
-    if names is None:
-        return []
-    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
 def require_names(model: nn.Module, names: Sequence[str]) -> None:

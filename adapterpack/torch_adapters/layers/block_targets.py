@@ -10,7 +10,7 @@ from torch import nn
 from ...adapter_methods import Site, Traits
 from ...errors import SiteNotFound, Unsupported, nearest
 from .sites import BYPASSED
-from .wrapper import base_modules, innermost
+from .wrapper import as_list, base_modules, innermost, is_inside, is_named
 
 
 class BlockLayout(NamedTuple):
@@ -66,7 +66,7 @@ def select_blocks(
         else _find_names(modules, targets)
     )
     for path in paths:
-        if any(path == name or path.startswith(f"{name}.") for name in exclude):
+        if is_inside(path, exclude):
             raise Unsupported(
                 "a module can be adapted or trained whole, not both",
                 where=path,
@@ -130,8 +130,8 @@ def _find_word(modules: Mapping[str, Any], word: str) -> set[str]:
 def _find_names(modules: Mapping[str, Any], targets: str | tuple[str, ...]) -> set[str]:
     """Returns the paths of the modules that names select."""
     chosen = set()
-    for name in (targets,) if isinstance(targets, str) else targets:
-        matches = {path for path in modules if path and (path == name or path.endswith(f".{name}"))}
+    for name in as_list(targets):
+        matches = {path for path in modules if path and is_named(path, [name])}
         if not matches:
             leaves = {path.rpartition(".")[2] for path in modules}
             raise SiteNotFound(

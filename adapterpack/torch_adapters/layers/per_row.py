@@ -6,7 +6,6 @@ name must be next to each other.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from ...adapter_methods import Site
 from ...errors import Unsupported
+from .calls import named_arguments
 
 _INPUTS = (
     "input_ids",
@@ -101,8 +101,7 @@ class Rows:
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Reads the number of rows from the inputs of the model's call, as a hook."""
-        takes = tuple(inspect.signature(type(module).forward).parameters)[1:]
-        inputs = {**dict(zip(takes, args, strict=False)), **kwargs}
+        inputs = named_arguments(module, args, kwargs)
         values = [inputs.get(name) for name in _INPUTS] + list(inputs.values())
         first = next((value for value in values if isinstance(value, torch.Tensor) and value.ndim), None)
         batch = 0 if first is None else len(first)

@@ -27,7 +27,7 @@ from .active import evaluating
 from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
-from .wrapper import base_modules
+from .wrapper import base_modules, is_inside
 
 CACHES = ("cache", "past_key_values")
 """The names of a trunk's cache argument in newer and older versions of transformers."""
@@ -335,7 +335,7 @@ def select(
     embedding_modules = {module for _, module in base_modules(of_transformers(model).get_input_embeddings())}
     inside = [path for path, module in base_modules(model) if module in embedding_modules]
     for path in exclude:
-        if any(table == path or table.startswith(f"{path}.") for table in inside):
+        if any(is_inside(table, [path]) for table in inside):
             raise Unsupported(
                 "a prompt and the whole input embedding cannot be trained together",
                 where=path,

@@ -23,7 +23,7 @@ from .conv import CONVOLUTIONS, is_plain_convolution
 from .embedding import is_plain_embedding
 from .norms import is_norm
 from .weights import format_of, is_plain
-from .wrapper import base_modules, innermost, module_at
+from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at
 
 
 def _linear(path: str, module: Any) -> Site | None:
@@ -346,14 +346,9 @@ def select(
     modules = {path: module for path, module in base_modules(model) if path}
     traits = replace(traits, layers=tuple(kind for kind in traits.layers if not unfoldable(kind)))
     sites_by_path = targetable_sites(model, traits.layers)
-    skipped = {
-        path for path in sites_by_path if any(path == name or path.startswith(f"{name}.") for name in exclude)
-    }
-    names = (targets,) if isinstance(targets, str) else targets
-    if targets == "input-embedding":
-        names = (_input_embedding(model),)
+    skipped = {path for path in sites_by_path if is_inside(path, exclude)}
     chosen: dict[str, Site] = {}
-    for name in names:
+    for name in [_input_embedding(model)] if targets == "input-embedding" else as_list(targets):
         if name in ALL:
             aside, inside = skipped | _aside(model, sites_by_path), ALL[name].inside(model)
             every = {
@@ -371,7 +366,7 @@ def select(
                 )
             chosen |= every
             continue
-        matches = [path for path in sites_by_path if path == name or path.endswith(f".{name}")]
+        matches = [path for path in sites_by_path if is_named(path, [name])]
         if not matches:
             leaves = {path.rpartition(".")[2] for path, sites in sites_by_path.items() if sites}
             raise SiteNotFound("the model has no such site", found=repr(name), remedy=nearest(name, leaves))

@@ -4,10 +4,9 @@ method needs it, runs the base once before each call.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import PreTrainedModel
 
 from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
+from .calls import named_arguments
 from .layer import Adapted
 from .wrapper import Wrapper, module_at, path_order
 
@@ -69,7 +69,7 @@ class Lead:
         """Passes the padding masks that a part of the model takes on to the adapter's layers inside it."""
         if not any(self.name in layer._active for layer in layers):
             return
-        given = {**dict(zip(_parameters(type(part).forward), args, strict=False)), **kwargs}
+        given = named_arguments(part, args, kwargs)
         values = (given.get(key) for key in ("attention_mask", "encoder_attention_mask"))
         masks = {
             key: value.bool()
@@ -113,12 +113,6 @@ def _part_of(model: nn.Module, path: str) -> nn.Module:
     owners = (path.split(".")[:end] for end in range(path.count("."), 0, -1))
     parts = (module_at(model, ".".join(owner)) for owner in owners)
     return next((part for part in parts if isinstance(part, PreTrainedModel)), model)
-
-
-@lru_cache(maxsize=256)
-def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
-    """Returns the parameter names of a ``forward``, without ``self``."""
-    return tuple(inspect.signature(forward).parameters)[1:]
 
 
 def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:

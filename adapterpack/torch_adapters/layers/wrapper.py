@@ -4,14 +4,14 @@ through wrappers.
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from torch import nn
 
+from .calls import argument_names, input_key
 from .per_row import Rows
 from .tensors import as_numpy
 
@@ -43,7 +43,7 @@ class Wrapper(nn.Module):
         self.training = base.training
         self._modules["base"] = base
         self._active, self._rows = (), None
-        self._entry = first_parameter(type(innermost(base)).forward)
+        self._entry = next(iter(argument_names(innermost(base))), None)
 
     @property
     def _names(self) -> tuple[str, ...]:
@@ -94,33 +94,9 @@ class Wrapper(nn.Module):
             setattr(innermost(base), name, value)
 
 
-@lru_cache(maxsize=1024)
-def first_parameter(forward: Callable[..., Any]) -> str | None:
-    """Returns the name of the input, the first parameter of a module's ``forward``; None if the forward takes
-    ``*args``.
-    """
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = list(inspect.signature(forward).parameters.values())[1:]
-    return parameters[0].name if parameters and parameters[0].kind in named else None
-
-
-def input_key(parameter: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
-    """Returns where the input of a call is: 0 for its first positional argument, else the keyword
-    ``parameter`` or the first keyword.
-
-    Raises:
-        TypeError: the call has no arguments.
-    """
-    if args:
-        return 0
-    if not kwargs:
-        raise TypeError("a module with adapters was called without an input")
-    return parameter if parameter is not None and parameter in kwargs else next(iter(kwargs))
-
-
 def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """Returns the input of a module that is called with these arguments."""
-    key = input_key(first_parameter(type(innermost(module)).forward), args, kwargs)
+    key = input_key(next(iter(argument_names(innermost(module))), None), args, kwargs)
     return kwargs[key] if isinstance(key, str) else args[key]
 
 
@@ -163,6 +139,23 @@ def module_at(model: nn.Module, path: str) -> nn.Module:
     for leaf in filter(None, path.split(".")):
         module = getattr(innermost(module), leaf)
     return module
+
+
+def is_named(path: str, names: Iterable[str]) -> bool:
+    """Whether a path is one of the names, or ends with one, compared by whole components."""
+    return f".{path}".endswith(tuple(f".{name}" for name in names))
+
+
+def is_inside(path: str, owners: Iterable[str]) -> bool:
+    """Whether a path is one of the paths ``owners``, or lies below one."""
+    return f"{path}.".startswith(tuple(f"{owner}." for owner in owners))
+
+
+def as_list(names: object) -> list[Any]:
+    """Returns one name, several names or None as a list."""
+    if names is None:
+        return []
+    return list(names) if isinstance(names, Iterable) and not isinstance(names, str) else [names]
 
 
 def innermost(module: nn.Module) -> nn.Module:

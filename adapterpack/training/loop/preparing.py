@@ -27,7 +27,7 @@ from ...torch_adapters.layers.active import wrappers_of
 from ...torch_adapters.layers.layer import Adapted
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
-from ...torch_adapters.layers.wrapper import Wrapper
+from ...torch_adapters.layers.wrapper import Wrapper, as_list
 from ...torch_adapters.models.load import load_config, load_for_task, stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
@@ -116,10 +116,11 @@ def prepare(
         _require_seen(model, kind)
         return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
     heads = _heads(task, model, new) if task.heads else ()
+    targets = as_list(config.method_config.targets)
     method_config = dataclasses.replace(
         config.method_config,
         modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
-        **({"targets": _with_experts(config.method_config.targets)} if config.experts else {}),
+        **({"targets": tuple(dict.fromkeys([*targets, "all-experts"]))} if config.experts else {}),
     )
     if method_config.acts is not None and rows.collator is not None:
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
@@ -264,11 +265,6 @@ def _dtype(config: TrainConfig, folder: Path) -> str:
         )
         return "float32"
     return stored
-
-
-def _with_experts(targets: str | tuple[str, ...]) -> tuple[str, ...]:
-    """Adds all experts to the targets."""
-    return tuple(dict.fromkeys([*([targets] if isinstance(targets, str) else targets), "all-experts"]))
 
 
 def _quantization(config: TrainConfig, dtype: str) -> Any:
