@@ -308,5 +308,5 @@ def test_the_loss_on_a_context_is_pefts(
     found.backward()
     np.testing.assert_allclose(float(found.detach()), float(expected.detach()), rtol=1e-5)
     np.testing.assert_allclose(own.grad, prompt.grad, rtol=0, atol=1e-5)
-    learnt = mine.get_input_embeddings()._methods["default"][1].learnt
+    learnt = mine.get_input_embeddings()._held["default"].config.learnt
     assert learnt == ((2, 5, factor**2), (4, 11, factor), (5, 12, factor))

@@ -114,9 +114,9 @@ def dense(model: nn.Module, x: torch.Tensor, names: list[str]) -> np.ndarray:
         x64 = y
         y = x64 @ _float64(module.weight).T + (0 if module.bias is None else _float64(module.bias))
         for name in names:
-            if name in getattr(module, "_methods", {}):
+            if name in getattr(module, "_held", {}):
                 p = {key: value.astype(np.float64) for key, value in module._params(name).items()}
-                y = y + module._methods[name][1].scale * (x64 @ p["lora_A"].T @ p["lora_B"].T)
+                y = y + module._held[name].config.scale * (x64 @ p["lora_A"].T @ p["lora_B"].T)
     return y
 
 
@@ -532,7 +532,7 @@ def test_a_shared_layer_is_adapted_at_both_places() -> None:
 
 
 def dense_twice(layer: Any, x: torch.Tensor) -> np.ndarray:
-    W = _float64(layer.weight) + layer._methods["default"][1].scale * (
+    W = _float64(layer.weight) + layer._held["default"].config.scale * (
         layer._params("default")["lora_B"].astype(np.float64)
         @ layer._params("default")["lora_A"].astype(np.float64)
     )

@@ -270,9 +270,9 @@ def test_a_layer_that_is_more_than_its_weight_is_called(why: str) -> None:
     )
     if why == "second":
         A, B = (layer._params("other")[f"lora_{side}"].astype(np.float64) for side in "AB")
-        expected += layer._methods["other"][1].scale * x.double().numpy() @ A.T @ B.T
+        expected += layer._held["other"].config.scale * x.double().numpy() @ A.T @ B.T
     else:
-        assert layer._methods["default"][1].scale == 2
+        assert layer._held["default"].config.scale == 2
     np.testing.assert_allclose(y.detach(), expected, atol=1e-5)
     y.sum().backward()
     assert (base.weight.grad is not None) == (why == "trained")

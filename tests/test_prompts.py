@@ -81,7 +81,7 @@ def logits(model: Any, rows: list[list[int]] = ROWS, left: bool = False, **more:
 def form_of(model: Any) -> Any:
     """The normal form of the adapter, in float64 by numpy."""
     holder = model.get_input_embeddings()
-    method, cfg = holder._methods["p"]
+    method, cfg = holder._held["p"].method, holder._held["p"].config
     params = {key: np.float64(value) for key, value in holder._params("p").items()}
     constants = method.storage.constants(cfg, holder._site) if method.storage.constants else {}
     return method.normal_form(cfg, {**constants, **params}, holder._site)
@@ -139,7 +139,7 @@ def test_a_text_is_read_by_the_models_tokenizer(llama: Any) -> None:
     """``text`` becomes ids, repeated to the number of virtual tokens, and the ids are in the pack."""
     ap.adapt(llama, CONFIGS["text"], "p")
     holder = llama.get_input_embeddings()
-    assert holder._methods["p"][1].token_ids == (5, 6, 7)
+    assert holder._held["p"].config.token_ids == (5, 6, 7)
     rows = holder._base.weight[[5, 6, 7, 5, 6]]
     assert torch.equal(holder._adapters["adapter:p"]["prompt_embeddings"], rows)
 
@@ -284,7 +284,7 @@ def test_the_loss_is_that_of_the_real_tokens(llama: Any, name: str) -> None:
     assert graded == {
         f"adapters.adapter:p.{key}"
         for key in holder._params("p")
-        if key not in holder._methods["p"][0].traits.frozen
+        if key not in holder._held["p"].method.traits.frozen
     }
 
 

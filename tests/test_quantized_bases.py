@@ -307,7 +307,7 @@ def test_a_form_that_is_not_known_is_refused_by_name(config: SiteConfig, stored:
             * x.numpy()
             @ params[1]["lora_A"].T
             @ params[1]["lora_B"].T
-            * adapted[0]._methods["default"][1].scale
+            * adapted[0]._held["default"].config.scale
         )
         np.testing.assert_allclose(adapted(x).detach(), np.tanh(x[:, :4].numpy() + change), rtol=0, atol=1e-6)
 

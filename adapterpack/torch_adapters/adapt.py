@@ -45,14 +45,14 @@ from .layers.embedding_rows import AdaptedTable
 from .layers.head_labels import name_outputs
 from .layers.merged import require_unmerged
 from .layers.modules_to_save import HeadLabels
-from .layers.position_tracking import forget
+from .layers.observers import observe, stop_observing
 from .layers.sites import attachable_sites, left_out
-from .layers.two_pass import lead, release
+from .layers.two_pass import Lead
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
 from .layers.wrapper import as_list, base_modules, is_inside, is_named
 from .models.row_frequencies import rejoin_rows, separate_rows
 from .save import require_model_base
-from .unused import report, unused_layers, unwatch, watch
+from .unused import Watch, report, unused_layers
 from .wrap import Work, is_linear, swap, wrapping
 
 log = logging.getLogger(__name__)
@@ -160,10 +160,11 @@ def _adapt(
     for module in work.touched:
         module._trainable(name)
     if unknown := [path for plan in plans for path in plan.unknown]:
-        watch(model, name, unknown, {target: paths for plan in plans for target, paths in plan.named.items()})
-    # Such a method must see whole sequences: ``lead`` makes the model refuse a KV cache with it.
+        named = {target: paths for plan in plans for target, paths in plan.named.items()}
+        observe(model, name, Watch(model, name, unknown, named))
+    # Such a method must see whole sequences: ``Lead`` makes the model refuse a KV cache with it.
     if any(plan.method.reason_against("cache") for plan in plans):
-        lead(model, name)
+        observe(model, name, Lead(model, name))
     follow(model)
     separate_rows(model)
     return active(model, name)
@@ -367,7 +368,7 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
         for path, params in pack.full().items():
             work.saved_module(path)._add(name, params, labels)
     if pack.method.reason_against("cache"):
-        lead(model, name)
+        observe(model, name, Lead(model, name))
     if check_base:
         # A variant of the base has different weights and so different logits: its canary would always fail.
         replayed = check_canary and (verdict is None or verdict.name != "variant")
@@ -406,22 +407,18 @@ def detach(model: nn.Module, name: str | None = None) -> nn.Module:
         UnknownAdapter: the model has no adapter of that name.
     """
     require_unmerged(model)
-    names = adapter_names(model)
-    if name is not None:
-        require_names(model, [name])
+    names = adapter_names(model) if name is None else [name]
+    require_names(model, names)
     empty: dict[nn.Module, nn.Module] = {}
-    for adapter in names if name is None else [name]:
-        release(model, adapter)
+    stop_observing(model, names)
     for module in wrappers_of(model):
-        for adapter in names if name is None else [name]:
+        for adapter in names:
             module._remove(adapter)
         if not module._names:
             empty[module] = module._base
             if isinstance(module, AdaptedTable):
                 module._release()
     swap(model, empty)
-    forget(model, names if name is None else [name])
-    unwatch(model, names if name is None else [name])
     follow(model)
     name_outputs(model)
     if not adapter_names(model):

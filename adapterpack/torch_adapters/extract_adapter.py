@@ -53,16 +53,14 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     # Nested wrappers come outermost first, the last one added; list their sites in the model's order instead.
     order = path_order(model)
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
-    method = next((module for module in adapted if name not in module._secondary), adapted[0])._methods[name][
-        0
-    ]
+    method = min((module._held[name] for module in adapted), key=lambda held: held.secondary).method
     sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
     methods: dict[str, Method] = {}
     for module in adapted:
-        site_method, cfg = module._methods[name]
-        methods[site_method.name] = site_method
-        part, to_stored = (cfg, module._params(name)), site_method.storage.to_stored
-        sites_by_method.setdefault(site_method.name, {})[module._site] = (
+        held = module._held[name]
+        methods[held.method.name] = held.method
+        part, to_stored = (held.config, module._params(name)), held.method.storage.to_stored
+        sites_by_method.setdefault(held.method.name, {})[module._site] = (
             part if to_stored is None else to_stored(*part, module._site)
         )
     shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}

@@ -21,14 +21,13 @@ from transformers.utils import ModelOutput
 from ..errors import NothingToDo
 from .canaries.canary import examples_of
 from .layers.active import evaluating
+from .layers.observers import Observer, observers_of
 from .layers.sites import in_experts
 from .layers.weights import device_of, is_loaded
 from .layers.wrapper import innermost, module_at
 
 log = logging.getLogger(__name__)
 
-_WATCHES = "_adapterpack_watches"
-"""The attribute of a model that maps the names of adapters to their :class:`Watch`."""
 _SHOWN = 5
 
 
@@ -198,7 +197,7 @@ def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:
     return {node.variable for node in seen if hasattr(node, "variable")}
 
 
-class Watch:
+class Watch(Observer):
     """Observes which layers of a new adapter a model calls in its first pass, for models that no example can
     be made for.
 
@@ -218,6 +217,7 @@ class Watch:
             if path
         }
         self._first = model.register_forward_hook(self._end)
+        self.handles = [*self._uncalled.values(), self._first]
 
     def _call(self, path: str, module: nn.Module, args: Any) -> None:
         """Removes the hook of a module that has been called: it is used."""
@@ -240,11 +240,6 @@ class Watch:
             for path, owner in self._owners.items()
             if path in self._uncalled and owner not in self._uncalled and self.ran
         ]
-
-    def close(self) -> None:
-        """Removes all hooks from the model."""
-        for hook in (*self._uncalled.values(), self._first):
-            hook.remove()
 
 
 def report(adapter: str, unused: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
@@ -271,22 +266,9 @@ def _list(paths: Sequence[str]) -> str:
     return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
 
 
-def watch(model: nn.Module, adapter: str, paths: Sequence[str], names: Mapping[str, Sequence[str]]) -> None:
-    """Starts observing which layers of an adapter the model calls."""
-    model.__dict__.setdefault(_WATCHES, {})[adapter] = Watch(model, adapter, paths, names)
-
-
-def unwatch(model: nn.Module, adapters: Iterable[str]) -> None:
-    """Stops what :func:`watch` started, for these adapters."""
-    watches: dict[str, Watch] = model.__dict__.get(_WATCHES, {})
-    for adapter in adapters:
-        if adapter in watches:
-            watches.pop(adapter).close()
-
-
 def unused_of(model: nn.Module, adapter: str) -> frozenset[str]:
     """Returns the paths of an adapter's layers that the model has not called so far although it called their
     owners.
     """
-    watches: dict[str, Watch] = model.__dict__.get(_WATCHES, {})
-    return frozenset(watches[adapter].unused) if adapter in watches else frozenset()
+    watches = (one for one in observers_of(model, adapter) if isinstance(one, Watch))
+    return frozenset(path for watch in watches for path in watch.unused)

@@ -23,8 +23,9 @@ from .adapter_kinds import KINDS
 from .layers.embedding_rows import AdaptedTable
 from .layers.layer import Adapted, NewAdapter
 from .layers.modules_to_save import SavedModule
+from .layers.observers import stop_observing
 from .layers.parameter import AdaptedParameter
-from .layers.position_tracking import forget, tell
+from .layers.position_tracking import tell
 from .layers.tensors import as_numpy, as_parameter
 from .layers.weights import device_of, tensor_of
 from .layers.wrapper import Wrapper, innermost, module_at
@@ -79,7 +80,7 @@ class Work:
         shared = self._shared.get(method.name, {})
         wrapper._add(self.name, NewAdapter(method, cfg, site_params, constants, shared))
         if secondary:
-            wrapper._secondary.add(self.name)
+            wrapper._held[self.name].secondary = True
         return wrapper
 
     def site_with_weight(self, path: str, method: Method) -> Site:
@@ -181,7 +182,7 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
     except BaseException:
         for module in work.touched:
             module._remove(name)
-        forget(model, [name])
+        stop_observing(model, [name])
         raise
     swap(model, work.swaps)
     for wrapper in work.swaps.values():
@@ -201,7 +202,7 @@ def _require_one_of_tied(model: nn.Module, work: Work) -> None:
             for own in (
                 module for module in work.touched if isinstance(module, Adapted) and innermost(module) is tied
             ):
-                if all(module._methods[work.name][0].traits.tied for module in (own, table)):
+                if all(module._held[work.name].method.traits.tied for module in (own, table)):
                     raise Unsupported(
                         "the embedding and the output head are one weight, and the adapter changes each "
                         "in its own way",
@@ -272,10 +273,10 @@ def derive_constants(
     """Returns the constants that the adapter's method derives from stored parameters, for the values
     ``params``.
     """
-    method, cfg = wrapper._methods[name]
-    assert "derive" in method.overrides
-    made = method.overrides["derive"](
-        cfg, {key: as_numpy(value) for key, value in params.items()}, _with_weight(wrapper)
+    held = wrapper._held[name]
+    assert "derive" in held.method.overrides
+    made = held.method.overrides["derive"](
+        held.config, {key: as_numpy(value) for key, value in params.items()}, _with_weight(wrapper)
     )
     return {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in made.items()}
 

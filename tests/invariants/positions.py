@@ -127,15 +127,16 @@ def _logits_at(model: Any, ids: np.ndarray, acts: np.ndarray) -> np.ndarray:
 
     from adapterpack.torch_adapters.layers.layer import Adapted
 
-    holders = [module for module in model.modules() if isinstance(module, Adapted) and module._where]
-    kept = [dict(holder._where) for holder in holders]
+    adapted = [module._held["a"] for module in model.modules() if isinstance(module, Adapted)]
+    held = [one for one in adapted if one.where is not None]
+    kept = [one.where for one in held]
     try:
-        for holder in holders:
-            holder._where = {"a": lambda: torch.tensor(acts)}
+        for one in held:
+            one.where = lambda: torch.tensor(acts)
         return _logits(model, torch.tensor(ids), torch.ones(ids.shape, dtype=torch.int64))
     finally:
-        for holder, where in zip(holders, kept, strict=True):
-            holder._where = where
+        for one, where in zip(held, kept, strict=True):
+            one.where = where
 
 
 def _places(mask: Any) -> Any:

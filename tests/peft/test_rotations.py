@@ -287,7 +287,7 @@ def merged_by_us(model: nn.Module) -> dict[str, np.ndarray]:
     for path, layer in model.named_modules():
         if isinstance(layer, Adapted):
             (name,) = layer._names
-            method, cfg = layer._methods[name]
+            method, cfg = layer._held[name].method, layer._held[name].config
             weight, bias = (
                 layer.weight.detach().double().numpy(),
                 None if layer.bias is None else layer.bias.detach().double().numpy(),
@@ -468,7 +468,7 @@ def test_rotations_are_orthogonal(config: Any, net: Net) -> None:
     """M M^T = I within rounding, for what acts on the inputs after training."""
     ours = shaken(adapt(net, type(config)(**{**vars(config), "targets": "wide"})))
     layer = ours.get_submodule("wide")
-    method, cfg = layer._methods["default"]
+    method, cfg = layer._held["default"].method, layer._held["default"].config
     tensors = {
         key: value.double() if value.is_floating_point() else value
         for key, value in layer._every("default").items()

@@ -57,7 +57,7 @@ def hotswap(
     if check_base:
         require_model_base(model, pack)
     layers = {
-        (module._site.path, module._methods[name][0].name): module
+        (module._site.path, module._held[name].method.name): module
         for module in wrappers_of(model)
         if isinstance(module, Adapted) and name in module._names
     }
@@ -73,7 +73,7 @@ def hotswap(
                 found=method,
                 remedy="attach it as another adapter",
             )
-        _require_equal(layers[path, method]._methods[name][1], adapter.config, f"{name}, {path}")
+        _require_equal(layers[path, method]._held[name].config, adapter.config, f"{name}, {path}")
         state |= {
             f"{path}.{key}": _tensor(value)
             for key, value in adapter.params.items()

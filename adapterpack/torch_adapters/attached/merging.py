@@ -174,7 +174,7 @@ def _require_fold(model: nn.Module, name: str) -> None:
     for module in wrappers_of(model):
         if not isinstance(module, Adapted) or name not in module._names:
             continue
-        method = module._methods[name][0]
+        method = module._held[name].method
         if method.kind != "weight":
             raise Unsupported(
                 f"method '{method.name}' does not act on weights, so it cannot be folded into them",
@@ -185,7 +185,7 @@ def _require_fold(model: nn.Module, name: str) -> None:
             raise Unsupported(reason, where=name, remedy=_UNMERGED)
         if reason := unfoldable(module._site.kind):
             raise Unsupported(reason, where=module._site.path, found=name, remedy=_UNMERGED)
-        if name in module._where:
+        if module._held[name].where is not None:
             raise Unsupported(
                 "this adapter acts at some positions of a row only, which no weight can tell apart",
                 where=name,

@@ -107,7 +107,7 @@ def _derive(
         if (
             isinstance(module, Adapted)
             and name in module._names
-            and "derive" in module._methods[name][0].overrides
+            and "derive" in module._held[name].method.overrides
         ):
             params = {
                 key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()

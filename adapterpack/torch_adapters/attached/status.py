@@ -170,11 +170,11 @@ def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> Adapter
     """Returns the status of one adapter."""
     wrappers = [module for module in wrappers_of(model) if name in module._names]
     layers = [module for module in wrappers if isinstance(module, Adapted)]
-    layers.sort(key=lambda module: name in module._secondary)
+    layers.sort(key=lambda module: module._held[name].secondary)
     values = list({id(value): value for value in _parameters(wrappers, name)}.values())
     return AdapterStatus(
         name=name,
-        methods=tuple(dict.fromkeys(module._methods[name][0].name for module in layers)),
+        methods=tuple(dict.fromkeys(module._held[name].method.name for module in layers)),
         active=active,
         merged=merged,
         weight=weight_of_adapter(model, name),

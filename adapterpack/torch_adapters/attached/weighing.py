@@ -64,7 +64,7 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
             remedy="leave its weight at 1",
         )
     for module in holders:
-        module._weights[name] = float(weight)
+        module._held[name].weight = float(weight)
     return model
 
 
@@ -72,7 +72,7 @@ def weight_of_adapter(model: nn.Module, name: str) -> float:
     """Returns the weight of an adapter in a model; 1 unless :func:`set_weight` has set another."""
     return next(
         (
-            module._weights.get(name, 1.0)
+            module._held[name].weight
             for module in wrappers_of(model)
             if isinstance(module, Adapted) and name in module._names
         ),

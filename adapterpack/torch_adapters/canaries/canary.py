@@ -40,10 +40,8 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     Some models need further inputs that their config does not describe. If such a model refuses images or
     speech alone, it gets no canary, and the log says why.
     """
-    holders = (
-        module for module in model.modules() if isinstance(module, Adapted) and name in module._methods
-    )
-    acts = next((holder._methods[name][1].acts for holder in holders), None)
+    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module._held)
+    acts = next((holder._held[name].config.acts for holder in holders), None)
     inputs = inputs_of(model, acts)
     if inputs is None:
         return None

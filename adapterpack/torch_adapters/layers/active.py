@@ -183,18 +183,19 @@ def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
     at weight 1.
     """
     modes = {module: module.training for module in model.modules()}
-    weights = {module: module._weights for module in modes if isinstance(module, Adapted)}
+    held = [one for module in modes if isinstance(module, Adapted) for one in module._held.values()]
+    weights = [one.weight for one in held]
     with using(model, name):
         try:
             model.eval()
-            for module in weights:
-                module._weights = {}
+            for one in held:
+                one.weight = 1.0
             yield
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            for module, own in weights.items():
-                module._weights = own
+            for one, weight in zip(held, weights, strict=True):
+                one.weight = weight
 
 
 def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:

@@ -105,11 +105,9 @@ class AdaptedAttention(Adapted):
     base's projections alone, so that the prompt means the same whichever other adapters are active.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the attention's output with the active prompt's part added."""
         output = self._base(*args, **kwargs)
-        if not self._active:
-            return output
         hidden, _ = self._enter(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
         for name in self._active if self._rows is not None else self._active[-1:]:
@@ -125,18 +123,17 @@ class AdaptedAttention(Adapted):
         # Positions are the same for all rows, or given for each.
         if index is not None and places is not None:
             places = tuple(place if len(place) == 1 else place[index] for place in places)
-        return h + self._weights.get(name, 1.0) * self._added(name, hidden, places).to(h.dtype)
+        return h + self._held[name].weight * self._added(name, hidden, places).to(h.dtype)
 
     def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
         """Computes what attending to the prompt adds to the output, for the input ``hidden``."""
-        method, cfg = self._methods[name]
         attention = innermost(self)
         projections = _projections(attention)
         assert projections is not None
         queries = _queries(attention, projections.queries(attention, hidden), places)
         # Compute the softmax in float32 or finer.
         dtype = torch.promote_types(queries.dtype, torch.float32)
-        form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
+        form = self._normal_form(name, dtype)
         made = projections.keys_and_values(attention, form.prompt.to(hidden.dtype))
         shape: Any = (-1, attention.head_dim)
         keys, values = (heads.unflatten(-1, shape) for heads in made)

@@ -50,11 +50,8 @@ class AdaptedBlock(Adapted):
         if name in self._hooks:
             self._hooks.pop(name).remove()
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the block's output with the active adapters applied."""
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = self._base(*args, **kwargs)
-        if not self._active:
-            return output
         h = output[0] if isinstance(output, tuple) else output
         block_input = self._enter(args, kwargs)[0] if args or kwargs else None
         for name in self._active:
@@ -76,13 +73,8 @@ class AdaptedBlock(Adapted):
 
     def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
         """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
-        method, cfg = self._methods[name]
-        own_dtype = next(value.dtype for value in self._part(name).parameters() if value.is_floating_point())
-        # As in AdaptedLayer, compute in the adapter's precision, or in the block's if that is finer.
-        dtype = torch.promote_types(h.dtype, own_dtype)
-        drop = (
-            (lambda value: functional.dropout(value, cfg.dropout)) if self.training and cfg.dropout else None
-        )
+        cfg, dtype = self._held[name].config, self._precision(name, h.dtype)
+        drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
             if not isinstance(x, torch.Tensor) or x.shape != h.shape:
                 raise Unsupported(
@@ -94,7 +86,7 @@ class AdaptedBlock(Adapted):
                 )
             x = x.to(dtype)
         changed: torch.Tensor = run_block(
-            method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
+            self._held[name].method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
         )
         return changed.to(h.dtype)
 

@@ -66,33 +66,23 @@ class AdaptedConv(AdaptedLayer):
             )
         super()._add(name, adapter)
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Returns the convolution's output with the active adapters applied."""
-        if not self._active:
-            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, base = self._enter(args, kwargs)
         if self._rows is None:
             return self._with(self._active, x)
-        y: torch.Tensor = base(x)
-        for name in self._active:
-            run: Any = lambda own, *_, only=(name,): self._with(only, own)  # noqa: E731
-            y = self._by_row(name, x, y, run)
-        return y
+        return self._in_rows(x, base(x), lambda name, own, *_: self._with((name,), own))
 
     def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
         """Returns the convolution's output with the adapters ``names`` applied."""
-        owned = (
-            value.dtype for name in names for value in self._all_params(name) if value.is_floating_point()
-        )
-        dtype = torch.promote_types(x.dtype, next(owned))
-        dropout = self.training and any(self._methods[name][1].dropout for name in names)
-        methods = [self._methods[name][0] for name in names]
+        dtype, held = self._precision(names[0], x.dtype), [self._held[name] for name in names]
+        dropout = self.training and any(one.config.dropout for one in held)
         # Compute the change apart from the base where merging would round it away or dropout must not touch
         # the base, and where it is cheaper.
-        apart = dropout or dtype != x.dtype or all(_is_thin(method) for method in methods)
-        if apart and all(method.traits.additive for method in methods):
+        apart = dropout or dtype != x.dtype or all(_is_thin(one.method) for one in held)
+        if apart and all(one.method.traits.additive for one in held):
             return self._added(names, x, dtype)
-        weight, bias = self._wide(dtype)
+        site = self._with_weight(dtype)
+        weight, bias = site.weight, site.base_bias
         for name in names:
             weight, bias = self._fold(name, weight, bias, dtype)
         y = self._convolve(x.to(dtype), weight, bias)
@@ -103,11 +93,8 @@ class AdaptedConv(AdaptedLayer):
         y: torch.Tensor = self._base(x)
         result = y
         for name in names:
-            method, cfg = self._methods[name]
-            inner = nn.functional.dropout(x.to(dtype), cfg.dropout, self.training)
-            form = (
-                method.normal_form(cfg, self._tensors(name, dtype), self._site) if _is_thin(method) else None
-            )
+            inner = nn.functional.dropout(x.to(dtype), self._held[name].config.dropout, self.training)
+            form = self._normal_form(name, dtype) if _is_thin(self._held[name].method) else None
             thin = (
                 form is not None
                 and low_rank.is_low_rank(form)
@@ -129,18 +116,14 @@ class AdaptedConv(AdaptedLayer):
 
     def _whole(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """Computes any other change by a convolution with the merged weight minus the original one."""
-        weight, bias = self._wide(dtype)
-        if not self._methods[name][0].traits.reads_weight:
+        site = self._with_weight(dtype)
+        weight, bias = site.weight, site.base_bias
+        if not self._held[name].method.traits.reads_weight:
             # The change does not depend on the weight, so merging it into zeros gives exactly the change,
             # without rounding.
             weight, bias = torch.zeros_like(weight), None if bias is None else torch.zeros_like(bias)
         folded, moved = self._fold(name, weight, bias, dtype)
         return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
-
-    def _wide(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns the frozen weight as a matrix, and the bias, in ``dtype``."""
-        site = self._with_weight(dtype)
-        return site.weight, site.base_bias
 
     def _convolve(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Runs the layer's own convolution with another weight, ``[any number of outputs, in / groups *
@@ -163,11 +146,10 @@ class SpanningConv(AdaptedConv):
         y: torch.Tensor = self._base(x)
         result = y
         for name in names:
-            method, cfg = self._methods[name]
-            dtype = torch.promote_types(x.dtype, next(value.dtype for value in self._all_params(name)))
-            form = method.normal_form(cfg, self._tensors(name, dtype), self._site)
-            change = self._across(nn.functional.dropout(x.to(dtype), cfg.dropout, self.training), form)
-            result = result + (self._weigh(name, torch.zeros_like(change), change))
+            dtype = self._precision(name, x.dtype)
+            inner = nn.functional.dropout(x.to(dtype), self._held[name].config.dropout, self.training)
+            change = self._across(inner, self._normal_form(name, dtype))
+            result = result + self._weigh(name, torch.zeros_like(change), change)
         return result.to(y.dtype)
 
     def _across(self, x: torch.Tensor, form: Any) -> torch.Tensor:

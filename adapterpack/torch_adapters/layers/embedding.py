@@ -30,10 +30,8 @@ class AdaptedEmbedding(AdaptedLayer):
     embedding keeps the base's weight. Dropout drops the change of a whole position.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
-        if not self._active:
-            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._enter(args, kwargs)
         weight, _ = self._stored
         result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
@@ -48,23 +46,17 @@ class AdaptedEmbedding(AdaptedLayer):
 
     def _looked_up(self, name: str, before: LookUp) -> LookUp:
         """Returns a look-up that applies the adapter on top of the look-up ``before``."""
-        method, cfg = self._methods[name]
+        dropout = self._held[name].config.dropout if self.training else 0
 
         def result(ids: torch.Tensor) -> torch.Tensor:
             """Looks up the rows of ``ids`` below the adapter and applies it."""
             y = before(ids)
-            dtype = torch.promote_types(
-                y.dtype, next(value.dtype for value in self._all_params(name) if value.is_floating_point())
-            )
-            site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-            form = method.normal_form(cfg, self._tensors(name, dtype), site)
+            dtype = self._precision(name, y.dtype)
+            form = self._normal_form(name, dtype)
 
             def adapted(ids: torch.Tensor, y: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
-                keep = None
-                if self.training and cfg.dropout:
-                    keep = nn.functional.dropout(
-                        torch.ones(ids.shape, dtype=dtype, device=ids.device), cfg.dropout
-                    )
+                every = torch.ones(ids.shape, dtype=dtype, device=ids.device)
+                keep = nn.functional.dropout(every, dropout) if dropout else None
                 changed: torch.Tensor = self._weigh(name, y, look_up(form, lambda _: y, ids, keep))
                 return changed.to(y.dtype)
 

@@ -30,17 +30,15 @@ class AdaptedTable(AdaptedLayer):
         super().__init__(base, site)
         self._ties: dict[nn.Module, Any] = {}
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
-        if not self._active:
-            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
         x, _ = self._enter(args, kwargs)
         return self._looked_up(x, self._base, self._active)
 
     @property
     def _followed(self) -> tuple[str, ...]:
         """The active adapters that also change modules tied to the table."""
-        return tuple(name for name in self._active if self._methods[name][0].traits.tied)
+        return tuple(name for name in self._active if self._held[name].method.traits.tied)
 
     def _looked_up(self, x: torch.Tensor, owner: nn.Module, names: tuple[str, ...]) -> torch.Tensor:
         """Looks up rows with the adapters ``names`` applied, scaled as ``owner``, the embedding that was
@@ -62,10 +60,9 @@ class AdaptedTable(AdaptedLayer):
         self, name: str, x: torch.Tensor, rows: torch.Tensor, _: torch.Tensor | None
     ) -> torch.Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
-        method, cfg = self._methods[name]
-        flat = rows.reshape(-1, rows.shape[-1])
+        held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
-        folded, _ = fold(method, cfg, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
+        folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
         changed: torch.Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
         return changed
 
@@ -108,19 +105,15 @@ class AdaptedTable(AdaptedLayer):
         self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor
     ) -> torch.Tensor:
         """As a hook on a tied head, adds what the adapters change in the logits."""
-        x = input_of(head, args, kwargs)
+        x, site = (
+            input_of(head, args, kwargs),
+            dataclasses.replace(self._site, weight=self._stored[0].detach()),
+        )
+
+        def changed(x: torch.Tensor, y: torch.Tensor, _: Any) -> Any:
+            held, tensors = self._held[name], self._tensors(name, y.dtype)
+            return self._weigh(name, y, run(held.method, held.config, tensors, site, lambda _: y, x))
+
         for name in self._followed:
-            method, cfg = self._methods[name]
-            tensors = {
-                key: value.to(y.dtype) if value.is_floating_point() else value
-                for key, value in self._every(name).items()
-            }
-            act = partial(
-                run, method, cfg, tensors, dataclasses.replace(self._site, weight=self._stored[0].detach())
-            )
-
-            def changed(x: torch.Tensor, y: torch.Tensor, _: Any, name: str = name, act: Any = act) -> Any:
-                return self._weigh(name, y, act(lambda _: y, x))
-
             y = self._by_row(name, x, y, changed)
         return y

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,24 +30,40 @@ from .wrapper import Wrapper, child, innermost, key_of
 Tensors = Mapping[str, nn.Parameter]
 
 
-def _describe(method: Method, cfg: Any) -> tuple[Any, Any]:
-    """Returns a method and its config in a form that can be pickled; :func:`_rebuild` reverses it.
+@dataclasses.dataclass
+class Held:
+    """An adapter at a site, apart from its tensors: its method and config there, and how the model uses it.
 
-    A registered method becomes its name, a composed one the composition it is made from: method objects hold
-    functions, which pickle cannot write.
+    ``secondary``: of an adapter of several methods, this is not the main one. ``weight`` multiplies the
+    adapter's change. ``where`` returns the positions at which it acts, ``[batch, length]``; None: everywhere.
+    ``first_pass`` holds results of the model's first pass for the current call.
     """
-    if method.config.composition is not None:
-        fields = {field.name: getattr(cfg, field.name) for field in dataclasses.fields(cfg)}
-        return method.config.composition, fields
-    return (method.name if METHODS.find(method.name) is method else method), cfg
 
+    method: Method
+    config: Any
+    secondary: bool = False
+    weight: float = 1.0
+    where: Callable[[], torch.Tensor] | None = None
+    first_pass: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-def _rebuild(method: Any, cfg: Any) -> tuple[Method, Any]:
-    """Returns the method and config that :func:`_describe` described."""
-    if isinstance(method, Composition):
-        composed = method_of_composition(method)
-        return composed, composed.config(**cfg)
-    return (METHODS[method] if isinstance(method, str) else method), cfg
+    def __getstate__(self) -> dict[str, Any]:
+        """Describes the method by its name or composition: method objects hold functions, which pickle cannot
+        write.
+        """
+        method, config = self.method, self.config
+        if method.config.composition is None:
+            return {**self.__dict__, "method": method.name if METHODS.find(method.name) is method else method}
+        fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+        return {**self.__dict__, "method": method.config.composition, "config": fields}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        method, config = state["method"], state["config"]
+        if isinstance(method, Composition):
+            method = method_of_composition(method)
+            config = method.config(**config)
+        elif isinstance(method, str):
+            method = METHODS[method]
+        self.__dict__.update(state, method=method, config=config)
 
 
 class NewAdapter(NamedTuple):
@@ -82,21 +98,7 @@ class Adapted(Wrapper):
         super().__init__(base)
         self._site = site
         self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
-        self._methods: dict[str, tuple[Method, Any]] = {}
-        # Adapters of several methods whose main method is not the one at this site.
-        self._secondary: set[str] = set()
-        self._first_pass_params: dict[str, Mapping[str, torch.Tensor]] = {}
-        self._where: dict[str, Callable[[], torch.Tensor]] = {}
-        self._weights: dict[str, float] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Describes methods by name or composition, so that copies and pickles need no functions."""
-        methods = {name: _describe(*made) for name, made in self._methods.items()}
-        return {**self.__dict__, "_methods": methods}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        made = {name: _rebuild(*described) for name, described in state["_methods"].items()}
-        super().__setstate__({**state, "_methods": made})
+        self._held: dict[str, Held] = {}
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
         """Adds an adapter on the base's device; its parameters are float32 and trainable, unless the method
@@ -108,15 +110,15 @@ class Adapted(Wrapper):
         )
         self._common[key_of(name)] = nn.ParameterDict(dict(adapter.shared))
         self._fixed[key_of(name)] = nn.ParameterDict(dict(adapter.constants))
-        self._methods[name] = adapter.method, adapter.config
+        self._held[name] = Held(adapter.method, adapter.config)
         self._trainable(name)
 
     def _trainable(self, name: str, yes: bool = True) -> None:
         """Makes the adapter's parameters require gradients, or stop requiring them; those that its method
         freezes never do.
         """
-        parts = (self._adapters[key_of(name)], self._common[key_of(name)])
-        kept = frozen(*self._methods[name], [key for part in parts for key in part])
+        parts, held = (self._adapters[key_of(name)], self._common[key_of(name)]), self._held[name]
+        kept = frozen(held.method, held.config, [key for part in parts for key in part])
         for part in parts:
             for key, value in part.items():
                 value.requires_grad_(yes and value.is_floating_point() and key not in kept)
@@ -124,7 +126,7 @@ class Adapted(Wrapper):
     @property
     def _names(self) -> tuple[str, ...]:
         """The names of the adapters, in the order in which they were added."""
-        return tuple(self._methods)
+        return tuple(self._held)
 
     def _part(self, name: str) -> nn.Module:
         """Returns the module that holds the adapter's own parameters."""
@@ -136,35 +138,32 @@ class Adapted(Wrapper):
 
     def _remove(self, name: str) -> None:
         """Removes an adapter; unknown names are ignored."""
-        if name in self._methods:
-            del (
-                self._adapters[key_of(name)],
-                self._common[key_of(name)],
-                self._fixed[key_of(name)],
-                self._methods[name],
-            )
-            self._secondary.discard(name)
-            self._first_pass_params.pop(name, None)
-            self._where.pop(name, None)
-            self._weights.pop(name, None)
+        if name in self._held:
+            for part in (self._adapters, self._common, self._fixed):
+                del part[key_of(name)]
+            del self._held[name]
             self._active = tuple(active for active in self._active if active != name)
 
     def _excluding(self, names: Sequence[str]) -> list[str]:
         """Returns those of the adapters ``names`` that exclude each other from being active; empty if all can
         be active together.
         """
-        alone = [name for name in names if name in self._methods and self._methods[name][0].traits.exclusive]
-        methods = {self._methods[name][0].name: self._methods[name][0] for name in alone}
+        alone = {
+            name: self._held[name]
+            for name in names
+            if name in self._held and self._held[name].method.traits.exclusive
+        }
+        methods = {held.method.name: held.method for held in alone.values()}
         overrides = next(iter(methods.values())).overrides if len(methods) == 1 else {}
         together = overrides.get("active_together")
         fitting = len(alone) < 2 or (
-            together is not None and together([self._methods[name][1] for name in alone])
+            together is not None and together([held.config for held in alone.values()])
         )
-        return [] if fitting else alone
+        return [] if fitting else list(alone)
 
     def _same_for_all_rows(self, name: str) -> str:
         """Returns why the adapter cannot act on some rows of a batch only; empty if it can."""
-        method = self._methods[name][0]
+        method = self._held[name].method
         return self._whole_batch or (
             "it looks at more than the tokens of a row"
             if method.reason_against("cache") or method.reason_against("graph")
@@ -173,7 +172,7 @@ class Adapted(Wrapper):
 
     def _weigh(self, name: str, plain: Any, changed: Any) -> Any:
         """Scales the change from ``plain`` to ``changed`` by the adapter's weight."""
-        weight = self._weights.get(name, 1.0)
+        weight = self._held[name].weight
         return changed if weight == 1 else plain + weight * (changed - plain)
 
     def _by_row(
@@ -189,6 +188,14 @@ class Adapted(Wrapper):
         index = self._rows.index(name, x, self._site)
         return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
 
+    def _in_rows(self, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Returns the base's output ``y`` with ``run(name, x, y, index)`` in the rows of each active
+        adapter.
+        """
+        for name in self._active:
+            y = self._by_row(name, x, y, functools.partial(run, name))
+        return y
+
     def _mask(self, name: str, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
         """Returns where the adapter acts, ``[rows, length]``, in the batch rows ``index`` (None: all) that
         ``x`` holds; None if it acts everywhere.
@@ -196,9 +203,10 @@ class Adapted(Wrapper):
         Raises:
             Unsupported: ``index`` selects rows, and the layer's input does not keep rows apart.
         """
-        if name not in self._where:
+        where = self._held[name].where
+        if where is None:
             return None
-        mask = self._where[name]()
+        mask = where()
         if index is not None and x.ndim < 3:
             raise Unsupported(
                 "this layer does not see rows of tokens, so its adapter cannot act at some tokens of "
@@ -234,6 +242,16 @@ class Adapted(Wrapper):
         module = innermost(self)
         return weight_of(module, "weight", self._site), tensor_of(module, "bias", self._site.path)
 
+    def _precision(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """Returns the precision in which an adapter computes: its own, or ``dtype`` if that is finer."""
+        own = (
+            value.dtype
+            for part in (self._adapters, self._common, self._fixed)
+            for value in part[key_of(name)].values()
+            if value.is_floating_point()
+        )
+        return torch.promote_types(dtype, next(own))
+
     def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Returns the tensors of :meth:`_every`, with floats cast to ``dtype``."""
         return {
@@ -258,11 +276,7 @@ class Adapted(Wrapper):
                 found="the meta device",
                 remedy="let accelerate offload the base first, and put the adapter into it then",
             )
-        return {**tensors, **self._first_pass_params[name]} if name in self._first_pass_params else tensors
-
-    def _all_params(self, name: str) -> Iterator[torch.Tensor]:
-        """Yields the adapter's own and shared parameters."""
-        return iter((*self._part(name).parameters(), *self._shared(name).values()))
+        return {**tensors, **self._held[name].first_pass}
 
     def _with_weight(self, dtype: torch.dtype) -> Site:
         """Returns the site with the frozen weight and bias in ``dtype``, detached from the graph."""
@@ -271,6 +285,17 @@ class Adapted(Wrapper):
         return dataclasses.replace(
             self._site, weight=weight, base_bias=None if bias is None else bias.detach().to(dtype)
         )
+
+    def _site_for(self, name: str, dtype: torch.dtype) -> Site:
+        """Returns the site as an adapter's method reads it: with the frozen weight and bias if it reads
+        them.
+        """
+        return self._with_weight(dtype) if self._held[name].method.traits.reads_weight else self._site
+
+    def _normal_form(self, name: str, dtype: torch.dtype) -> Any:
+        """Returns an adapter's normal form here, computed in ``dtype``."""
+        held = self._held[name]
+        return held.method.normal_form(held.config, self._tensors(name, dtype), self._site_for(name, dtype))
 
 
 class _Pass:
@@ -285,27 +310,19 @@ class _Pass:
     def __init__(
         self, layer: AdaptedLayer, name: str, below: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
     ) -> None:
-        self._below, self._input_dtype = below, x.dtype
-        self._method, self._cfg = layer._methods[name]
-        every = layer._every(name)
-        own = next(value.dtype for value in every.values() if value.is_floating_point())
-        self.dtype = torch.promote_types(x.dtype, own)
-        self._tensors = {
-            leaf: value.to(self.dtype) if value.is_floating_point() else value
-            for leaf, value in every.items()
-        }
-        self._site = layer._with_weight(self.dtype) if self._method.traits.reads_weight else layer._site
-        self._dropout = self._cfg.dropout if layer.training else 0
+        self._below, self._input_dtype, self._held = below, x.dtype, layer._held[name]
+        self.dtype = layer._precision(name, x.dtype)
+        self._tensors, self._site = layer._tensors(name, self.dtype), layer._site_for(name, self.dtype)
+        self._dropout = self._held.config.dropout if layer.training else 0
         self._autocast = torch.is_autocast_enabled(x.device.type)
-        self.weight = layer._weights.get(name, 1.0)
-        self.form = self._normal_form(layer.training)
+        self.weight, self.form = self._held.weight, self._normal_form(layer.training)
         # For a low-rank branch, the weight is just another factor of ``up``, so the fast kernels still apply.
         if self.weight != 1 and self.is_branch and isinstance(self.form.up, Dense):
             up = self.form.up._replace(factor=self.form.up.factor * self.weight)
             self.form, self.weight = self.form._replace(up=up), 1.0
         # Autocast does not apply inside the backward pass of a custom autograd function, so kernels are not
         # used under it. A compiler recomputes dropout itself, and cannot trace the seeded one.
-        self.has_kernels = (
+        self._has_kernels = (
             self.form is not None
             and not self._autocast
             and not (self._dropout and torch.compiler.is_compiling())
@@ -335,16 +352,20 @@ class _Pass:
         """Returns the adapter's output at ``x`` on top of ``ask``; ``inner`` is ``x`` in the adapter's
         precision.
         """
-        if self.has_kernels and low_rank.is_low_rank(self.form):
+        if self._has_kernels and low_rank.is_low_rank(self.form):
             return low_rank.add_low_rank(self.form, ask(x), x, self._seeded_dropout())
         drop = functools.partial(functional.dropout, p=self._dropout) if self._dropout else None
         if self.form is None:
-            return run(self._method, self._cfg, self._tensors, self._site, ask, inner, drop)
+            held = self._held
+            return run(held.method, held.config, self._tensors, self._site, ask, inner, drop)
         return evaluate(self.form, ask, inner, drop)
 
-    def fuse(self, layer: low_rank.Frozen, x: torch.Tensor) -> torch.Tensor | None:
-        """Computes the layer and the adapter by one kernel; None if there is none for the adapter's form."""
-        return low_rank.fuse(self.form, layer, x, self._seeded_dropout())
+    def fuse(self, layer: AdaptedLayer, x: torch.Tensor) -> torch.Tensor | None:
+        """Computes the layer and the adapter by one kernel; None unless the layer is a plain one and there is
+        a kernel for the adapter's form.
+        """
+        bare = layer._bare(self.dtype) if self._has_kernels and x.dtype == self.dtype else None
+        return None if bare is None else low_rank.fuse(self.form, bare, x, self._seeded_dropout())
 
     def _seeded_dropout(self) -> Dropout | None:
         """Draws the dropout of this call, or None without dropout."""
@@ -352,11 +373,11 @@ class _Pass:
 
     def _normal_form(self, training: bool) -> Any:
         """Returns the adapter's normal form; None for a method with a forward function of its own."""
-        overrides = self._method.overrides
+        overrides = self._held.method.overrides
         if "forward" in overrides:
             return None
-        make = (overrides.get("training_form") if training else None) or self._method.normal_form
-        return make(self._cfg, self._tensors, self._site)
+        make = (overrides.get("training_form") if training else None) or self._held.method.normal_form
+        return make(self._held.config, self._tensors, self._site)
 
 
 class AdaptedLayer(Adapted):
@@ -366,10 +387,7 @@ class AdaptedLayer(Adapted):
     order.
     """
 
-    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Returns the layer's output with the active adapters applied."""
-        if not self._active:
-            return self._base(*args, **kwargs)  # type: ignore[no-any-return]
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         x, result = self._enter(args, kwargs)
         if self._rows is not None:
             return self._row_by_row(x, result)
@@ -378,22 +396,21 @@ class AdaptedLayer(Adapted):
         for position, name in enumerate(self._active):
             first = position == 0 and len(args) + len(kwargs) == 1
             result = functools.partial(self._with_adapter, name, result, first, None)
-        return result(x)  # type: ignore[no-any-return]
+        return result(x)
 
     def _row_by_row(self, x: torch.Tensor, base: Any) -> torch.Tensor:
         """Returns the output of a batch whose rows have one adapter each, or none."""
-        y: torch.Tensor = base(x)
 
         # The base has run for the whole batch already; an adapter that asks for its output at the same input
         # gets that, instead of a second run.
-        def apply(own: torch.Tensor, plain: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        def apply(
+            name: str, own: torch.Tensor, plain: torch.Tensor, index: torch.Tensor | None
+        ) -> torch.Tensor:
             return self._with_adapter(
                 name, lambda value: plain if value is own else base(value), False, index, own
             )
 
-        for name in self._active:
-            y = self._by_row(name, x, y, apply)
-        return y
+        return self._in_rows(x, base(x), apply)
 
     def _with_adapter(
         self,
@@ -410,7 +427,7 @@ class AdaptedLayer(Adapted):
         """
         step, mask = _Pass(self, name, below, x), self._mask(name, x, index)
         if mask is None and step.weight == 1:
-            y = self._fuse(step, x) if first else None
+            y = step.fuse(self, x) if first else None
             return (step.output(step.below, x, step.read(x)) if y is None else y).to(step.output_dtype)
         plain = step.below(x)
         # A branch adds nothing for zeros, so zeroing the input where the adapter must not act is enough, and
@@ -427,13 +444,6 @@ class AdaptedLayer(Adapted):
         changed = changed.to(step.output_dtype)
         return changed if mask is None else place(mask, changed, plain, self._site)
 
-    def _fuse(self, step: _Pass, x: torch.Tensor) -> torch.Tensor | None:
-        """Computes the layer and the adapter by one kernel, if the layer is a plain one and the adapter's
-        form has a kernel; else returns None.
-        """
-        layer = self._bare(step.dtype) if step.has_kernels and x.dtype == step.dtype else None
-        return None if layer is None else step.fuse(layer, x)
-
     def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
         return [(innermost(self), "weight")]
 
@@ -441,18 +451,12 @@ class AdaptedLayer(Adapted):
         """Merges the active adapters one after the other in float32 or finer, and rounds once at the end."""
         module = innermost(self)
         stored, stored_bias = self._stored
-        owned = (
-            value.dtype
-            for name in self._active
-            for value in self._all_params(name)
-            if value.is_floating_point()
-        )
-        dtype = torch.promote_types(stored.dtype, functools.reduce(torch.promote_types, owned, torch.float32))
+        dtype = torch.promote_types(stored.dtype, torch.float32)
+        for name in self._active:
+            dtype = self._precision(name, dtype)
         with torch.no_grad():
-            weight, bias = (
-                to_matrix(self._site.kind, stored).to(dtype),
-                None if stored_bias is None else stored_bias.to(dtype),
-            )
+            weight = to_matrix(self._site.kind, stored).to(dtype)
+            bias = None if stored_bias is None else stored_bias.to(dtype)
             for name in self._active:
                 weight, bias = self._fold(name, weight, bias, dtype)
             merged = {
@@ -475,9 +479,8 @@ class AdaptedLayer(Adapted):
         self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Returns the weight ``[out, in]`` and the bias with the adapter merged in, all in ``dtype``."""
-        method, cfg = self._methods[name]
-        site = self._with_weight(dtype) if method.traits.reads_weight else self._site
-        folded, moved = fold(method, cfg, self._tensors(name, dtype), site, weight, bias)
+        held, site = self._held[name], self._site_for(name, dtype)
+        folded, moved = fold(held.method, held.config, self._tensors(name, dtype), site, weight, bias)
         if moved is not None and bias is None:
             bias = torch.zeros_like(moved)
         return self._weigh(name, weight, folded), None if moved is None else self._weigh(name, bias, moved)
@@ -490,14 +493,7 @@ class AdaptedLayer(Adapted):
         replaced ``forward`` (as offloading and sharding install), no tensor subclass.
         """
         base: Any = self._base
-        hooked = (
-            base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
-        )
-        if (
-            f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS
-            or hooked
-            or "forward" in base.__dict__
-        ):
+        if f"{type(base).__module__}.{type(base).__qualname__}" not in _PLAIN_LAYERS or is_hooked(base):
             return None
         tensors = [value for value in (base.weight, base.bias) if value is not None]
         plain = all(
@@ -509,6 +505,17 @@ class AdaptedLayer(Adapted):
 _PLAIN = (nn.Parameter, torch.Tensor)
 _PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytorch_utils.Conv1D"})
 """Classes whose forward is ``x W^T + b``, by name because transformers need not be installed."""
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a call of a module does more than its class says: it has hooks, or a replaced ``forward``."""
+    hooks = (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+    return bool(hooks) or "forward" in module.__dict__
 
 
 def place(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:

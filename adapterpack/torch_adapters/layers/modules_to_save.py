@@ -95,10 +95,8 @@ class SavedModule(Wrapper):
             del self._copies[key_of(name)], self._labels[name]
             self._active = tuple(active for active in self._active if active != name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the output of the last active copy, or of the original; in the original's precision."""
-        if not self._active:
-            return self._base(*args, **kwargs)
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns the output of the last active copy, in the original's precision."""
         if self._rows is None:
             return self._copied(self._active[-1], args, kwargs)
         x, base = self._enter(args, kwargs)

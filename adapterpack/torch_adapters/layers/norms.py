@@ -45,10 +45,7 @@ class AdaptedNorm(AdaptedLayer):
         require_in_memory(innermost(self), self._site.path)
         super()._add(name, adapter)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Returns the layer's output with the active adapters applied."""
-        if not self._active:
-            return self._base(*args, **kwargs)
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._rows is None:
             return self._with(self._active, args, kwargs)
         x, base = self._enter(args, kwargs)
@@ -60,20 +57,16 @@ class AdaptedNorm(AdaptedLayer):
                 found=type(self._base).__name__,
                 remedy="use one adapter for all rows",
             )
-        y = base(x)
-        for name in self._active:
-            run: Any = lambda own, *_, only=(name,): self._with(only, (own,), {})  # noqa: E731
-            y = self._by_row(name, x, y, run)
-        return y
+        return self._in_rows(x, base(x), lambda name, own, *_: self._with((name,), (own,), {}))
 
     def _with(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the layer's output with the adapters ``names`` applied."""
         stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
         weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()
         for name in names:
-            method, cfg = self._methods[name]
-            site, before = dataclasses.replace(self._site, weight=weight, base_bias=bias), weight
-            weight, moved = fold(method, cfg, self._every(name), site, weight, bias)
+            held, before = self._held[name], weight
+            site = dataclasses.replace(self._site, weight=weight, base_bias=bias)
+            weight, moved = fold(held.method, held.config, self._every(name), site, weight, bias)
             weight = self._weigh(name, before, weight)
             bias = moved if moved is None or bias is None else self._weigh(name, bias, moved)
         new, bias = (

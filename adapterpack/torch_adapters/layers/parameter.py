@@ -80,11 +80,7 @@ class AdaptedParameter(Adapted):
 
     def _fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
         """Applies one adapter to the parameter, matrix by matrix in a stack."""
-        method, cfg = self._methods[name]
-        dtype = torch.promote_types(
-            weight.dtype,
-            next(value.dtype for value in self._part(name).parameters() if value.is_floating_point()),
-        )
+        held, dtype = self._held[name], self._precision(name, weight.dtype)
         every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
 
         def folded(
@@ -92,12 +88,14 @@ class AdaptedParameter(Adapted):
         ) -> torch.Tensor:
             """Applies the adapter to one matrix."""
             site = (
-                dataclasses.replace(self._site, weight=original) if method.traits.reads_weight else self._site
+                dataclasses.replace(self._site, weight=original)
+                if held.method.traits.reads_weight
+                else self._site
             )
-            changed, bias = fold(method, cfg, {**every, **params}, site, matrix, None)
+            changed, bias = fold(held.method, held.config, {**every, **params}, site, matrix, None)
             if bias is not None:
                 raise Unsupported(
-                    f"the method {method.name} gives this parameter a bias, and it has none",
+                    f"the method {held.method.name} gives this parameter a bias, and it has none",
                     where=self._site.path,
                 )
             result: torch.Tensor = changed

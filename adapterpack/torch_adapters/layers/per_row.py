@@ -15,6 +15,7 @@ from torch import nn
 from ...adapter_methods import Site
 from ...errors import Unsupported
 from .calls import named_arguments
+from .observers import Observer
 
 _INPUTS = (
     "input_ids",
@@ -27,7 +28,7 @@ _INPUTS = (
 """The names of model inputs whose first axis is the batch."""
 
 
-class Rows:
+class Rows(Observer):
     """The adapter of each row (None: the base), and the number of rows in the current call.
 
     Layers cannot see which axis of their input is the batch, so :meth:`index` derives it from the sizes, and
@@ -41,14 +42,9 @@ class Rows:
         self._first: set[str] = set()
         self._batch = 0
         self._places: dict[tuple[str, int, torch.device], torch.Tensor] = {}
-        self._handles = [
+        self.handles = [
             entry.register_forward_pre_hook(self._enter, with_kwargs=True) for entry in _entries(model)
         ]
-
-    def close(self) -> None:
-        """Removes the hooks from the model."""
-        for handle in self._handles:
-            handle.remove()
 
     def index(self, name: str, x: torch.Tensor, site: Site) -> torch.Tensor:
         """Returns the indices along the first axis of a layer's input that belong to the rows of an adapter.

@@ -9,8 +9,7 @@ first pass on, and records which adapter they belong to.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
 from .active import evaluating
+from .calls import argument_names, named_arguments
 from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
@@ -35,50 +35,70 @@ OWNER = "_adapterpack_prompt"
 """The attribute of a cache that names the adapter whose virtual tokens are in it."""
 
 
+class Redirect:
+    """Replaces the ``forward`` of a module for a while, and keeps the one that it had."""
+
+    def __init__(self, module: PreTrainedModel, around: Callable[..., Any]) -> None:
+        self.module, self.inner, self._around, self._begun = module, module.forward, around, False
+
+    def begin(self) -> None:
+        """Replaces the module's ``forward``."""
+        if not self._begun:
+            self.inner, self.module.forward, self._begun = self.module.forward, self._around, True
+
+    def end(self) -> None:
+        """Restores the module's ``forward``, unless someone else has replaced it since."""
+        if self._begun and self.module.forward == self._around:
+            self._begun = False
+            del self.module.forward
+            # Someone else had replaced ``forward`` before; restore theirs.
+            if self.module.forward != self.inner:
+                self.module.forward = self.inner
+
+
 class Prompts(Adapted):
     """The input embedding, with named prompts for the trunk above it, one of which can be active."""
 
     _whole_batch = "a prompt is tokens of its own, of which all rows of a batch have as many"
 
     def __init__(self, embedding: nn.Module, model: PreTrainedModel) -> None:
-        # In a tuple, so that torch does not register the trunk as a child.
-        self._trunk_in_tuple = (self._trunk_of(model),)
-        trunk, config = self._trunk_in_tuple[0], model.config.get_text_config()
         super().__init__(embedding, Site(PROMPT, 0, 0, "prompt"))
         vocabulary, width = embedding.weight.shape  # type: ignore[misc, operator]
-        heads = config.num_attention_heads
         self._site = PromptSite(
             PROMPT,
             int(width),
             0,
             "prompt",
-            layers=config.num_hidden_layers,
-            heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            **self._sizes(model.config),
             vocabulary=int(vocabulary),
             embed=self._embed,
             prefill=self._prefill,
         )
-        self._takes = tuple(inspect.signature(type(trunk).forward).parameters)[1:]
-        self._cache_name = next((name for name in CACHES if name in self._takes), "")
-        self._inner = trunk.forward
-        self._redirected = False
+        self._redirect = Redirect(self._trunk_of(model), self._around)
+        self._cache_name = next((name for name in CACHES if name in argument_names(self._trunk)), "")
         self._prompt_states: torch.Tensor | None = None
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
         return trunk_of(model)
 
+    @staticmethod
+    def _sizes(config: Any) -> dict[str, Any]:
+        """Returns the sizes of the keys and values that a prompt may consist of."""
+        config = config.get_text_config()
+        heads = config.num_attention_heads
+        return {
+            "layers": config.num_hidden_layers,
+            "heads": getattr(config, "num_key_value_heads", None) or heads,
+            "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        }
+
     @property
     def _trunk(self) -> PreTrainedModel:
         """The model without its heads."""
-        return self._trunk_in_tuple[0]
+        return self._redirect.module
 
-    @property
-    def _is_encoder(self) -> bool:
-        return is_encoder(self._trunk)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Returns the embeddings of the model's own tokens."""
         return self._base(*args, **kwargs)
 
@@ -86,24 +106,17 @@ class Prompts(Adapted):
         """Adds a prompt; the first one redirects the trunk's ``forward`` to this wrapper."""
         super()._add(name, adapter)
         self._require_fit(name)
-        if not self._redirected:
-            self._inner, self._redirected = self._trunk.forward, True
-            self._trunk.forward = self._around
+        self._redirect.begin()
 
     def _remove(self, name: str) -> None:
         """Removes a prompt; the last one restores the trunk's ``forward``."""
         super()._remove(name)
-        if self._redirected and not self._names and self._trunk.forward == self._around:
-            self._redirected = False
-            del self._trunk.forward
-            # Someone else had replaced ``forward`` before; restore theirs.
-            if self._trunk.forward != self._inner:
-                self._trunk.forward = self._inner
+        if not self._names:
+            self._redirect.end()
 
     def _form(self, name: str) -> PromptForm:
         """Returns the normal form of a prompt, in float32 and with gradients."""
-        method, cfg = self._methods[name]
-        form: PromptForm = method.normal_form(cfg, self._tensors(name, torch.float32), self._site)
+        form: PromptForm = self._normal_form(name, torch.float32)
         return form
 
     def _require_fit(self, name: str) -> None:
@@ -126,15 +139,15 @@ class Prompts(Adapted):
         tokens.
         """
         if not self._active:
-            return self._inner(*args, **kwargs)
+            return self._redirect.inner(*args, **kwargs)
         name = self._active[-1]
-        inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
+        inputs = named_arguments(self._trunk, args, kwargs)
         for name_in_call in CACHES if self._cache_name else ():
             if name_in_call in inputs:
                 inputs[self._cache_name] = inputs.pop(name_in_call)
         tasks, as_dict = inputs.pop("task_ids", None), inputs.pop("return_dict", None)
         form = self._form(name)
-        past = _length(inputs.get(self._cache_name), name)
+        past = cached_length(inputs.get(self._cache_name), name)
         wants_cache = inputs.get("use_cache") is not False or inputs.get(self._cache_name) is not None
         # Masks and positions cover the virtual tokens in every pass, but the tokens themselves enter only in
         # the first: later passes find them in the cache.
@@ -145,10 +158,10 @@ class Prompts(Adapted):
                 if form.embeds is not None
                 else self._with_cache(inputs, form)
             )
-        output = self._inner(**inputs, return_dict=True)
+        output = self._redirect.inner(**inputs, return_dict=True)
         cut = self._length_cut(form, name) if form.embeds is not None and not past else 0
         # Kept for the loss on the prompt's own tokens (``hooks.context`` in training).
-        if self.training and cut and getattr(self._methods[name][1], "learnt", ()):
+        if self.training and cut and getattr(self._held[name].config, "learnt", ()):
             self._prompt_states = output.last_hidden_state[:, :cut]
         output = self._without_prompt(output, cut, wants_cache, name)
         plain = as_dict is False or (as_dict is None and not getattr(self._trunk.config, "return_dict", True))
@@ -160,7 +173,7 @@ class Prompts(Adapted):
         """
         return (
             0
-            if self._is_encoder and getattr(self._methods[name][1], "pooled", None) == "prompt"
+            if is_encoder(self._trunk) and getattr(self._held[name].config, "pooled", None) == "prompt"
             else form.length
         )
 
@@ -169,8 +182,7 @@ class Prompts(Adapted):
 
         ``shown`` means that the virtual tokens are among this pass's inputs; otherwise they are in the cache.
         """
-        ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        batch, length = ids.shape[:2]  # type: ignore[union-attr]
+        batch, length = tokens_of(inputs).shape[:2]
         mask, places, kinds = (
             inputs.get("attention_mask"),
             inputs.get("position_ids"),
@@ -187,18 +199,18 @@ class Prompts(Adapted):
                     expected=(batch, covered),
                     remedy="give a mask [batch, tokens] of the model's own tokens and the cache's",
                 )
-            inputs["attention_mask"] = mask = torch.cat([mask.new_ones(batch, extra), mask], dim=1)
+            inputs["attention_mask"] = mask = with_room(mask, extra)
         if places is not None:
             first = torch.arange(extra, device=places.device).expand(*places.shape[:-1], extra)
             inputs["position_ids"] = torch.cat([first, places + extra], dim=-1) if shown else places + extra
         # Without explicit positions, the model would count left padding, and leave a gap between the prompt
         # and the text.
-        elif mask is not None and not self._is_encoder:
+        elif mask is not None and not is_encoder(self._trunk):
             inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)[
                 :, -(length + (extra if shown else 0)) :
             ]
         if kinds is not None and shown:
-            inputs["token_type_ids"] = torch.cat([kinds.new_zeros(kinds.shape[0], extra), kinds], dim=1)
+            inputs["token_type_ids"] = with_room(kinds, extra, 0)
 
     def _with_embeds(self, inputs: dict[str, Any], form: PromptForm, tasks: Any) -> dict[str, Any]:
         """Returns the inputs with the prompt's embeddings before those of the tokens."""
@@ -221,28 +233,28 @@ class Prompts(Adapted):
                 found=type(self._trunk).__name__,
                 remedy="use a method of virtual embeddings, such as prompt_tuning",
             )
-        again = any(getattr(module, "gradient_checkpointing", False) for module in self._trunk.modules())
-        if again and self.training and torch.is_grad_enabled():
+        if runs_layers_again(self._trunk) and self.training and torch.is_grad_enabled():
             raise Unsupported(
                 "gradient checkpointing drops the cache, and with it the prompt",
                 where=PROMPT,
                 remedy="switch it off, or use a method of virtual embeddings, such as prompt_tuning",
             )
-        ids = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        batch, prompt = ids.shape[0], form.cache  # type: ignore[union-attr]
-        assert prompt is not None
-        device = prompt.device.type
-        weight = self._base.weight
-        assert isinstance(weight, torch.Tensor)
-        prompt = prompt.to(
-            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        )
         cache = inputs.get(self._cache_name)
         if cache is None:
             cache = DynamicCache(config=self._trunk.config)
+        self._fill(cache, form, len(tokens_of(inputs)))
+        return {**inputs, self._cache_name: cache}
+
+    def _fill(self, cache: Any, form: PromptForm, batch: int) -> None:
+        """Puts the prompt's keys and values into an empty cache, for each row of the batch."""
+        prompt, weight = form.cache, self._base.weight
+        assert prompt is not None and isinstance(weight, torch.Tensor)
+        device = prompt.device.type
+        prompt = prompt.to(
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        )
         for layer, (keys, values) in enumerate(prompt):
             cache.update(keys.expand(batch, *keys.shape), values.expand(batch, *values.shape), layer)
-        return {**inputs, self._cache_name: cache}
 
     def _without_prompt(self, output: Any, cut: int, wants_cache: bool, name: str) -> Any:
         """Returns the output at the model's own tokens; an encoder's pooled output is computed again from its
@@ -281,7 +293,7 @@ class Prompts(Adapted):
         cache = DynamicCache(config=self._trunk.config)
         with evaluating(self._trunk, None), torch.no_grad():
             row = torch.tensor([list(ids)], device=device_of(self._base, PROMPT))
-            self._inner(input_ids=row, **{self._cache_name: cache}, use_cache=True)
+            self._redirect.inner(input_ids=row, **{self._cache_name: cache}, use_cache=True)
         return np.stack(
             [np.stack([as_numpy(layer.keys[0]), as_numpy(layer.values[0])]) for layer in cache.layers]
         )
@@ -296,21 +308,38 @@ def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
 
 def is_encoder(trunk: nn.Module) -> bool:
     """Whether a trunk computes positions in an embedding module of its own, where they may start anywhere."""
-    return (
-        hasattr(trunk, "embeddings")
-        or "position_ids" not in inspect.signature(type(trunk).forward).parameters
-    )
+    return hasattr(trunk, "embeddings") or "position_ids" not in argument_names(trunk)
 
 
-def _length(cache: Any, name: str) -> int:
-    """Returns how many tokens a cache holds; raises if it holds tokens but not the prompt ``name``."""
+def runs_layers_again(trunk: nn.Module) -> bool:
+    """Whether gradient checkpointing is on, which runs layers again in the backward pass."""
+    return any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
+
+
+def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
+    tokens: torch.Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
+    return tokens
+
+
+def with_room(mask: torch.Tensor, count: int, value: int = 1) -> torch.Tensor:
+    """Extends a mask ``[batch, length]`` on the left by ``count`` positions of this value."""
+    return torch.cat([mask.new_full((len(mask), count), value), mask], dim=1)
+
+
+def cached_length(cache: Any, name: str, kind: type[Any] = DynamicCache) -> int:
+    """Returns how many tokens a cache holds.
+
+    Raises:
+        Unsupported: it is of another kind, or holds tokens but not the prompt ``name``.
+    """
     if cache is None:
         return 0
-    if not isinstance(cache, DynamicCache):
+    if not isinstance(cache, kind):
         raise Unsupported(
             "a prompt needs a cache that grows",
             where=PROMPT,
-            expected=DynamicCache.__name__,
+            expected=kind.__name__,
             found=type(cache).__name__,
         )
     length = int(cache.get_seq_length())

@@ -4,8 +4,7 @@ method needs it, runs the base once before each call.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,17 +14,19 @@ from transformers import PreTrainedModel
 
 from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
+from .active import disabled
 from .calls import named_arguments
 from .layer import Adapted
-from .wrapper import Wrapper, module_at, path_order
+from .observers import Observer
+from .wrapper import module_at, path_order
 
 _CACHES = ("past_key_values", "cache", "past_key_value")
-_ATTRIBUTE = "_adapterpack_first_passes"
-"""The attribute of a model that maps the names of such adapters to their :class:`Lead`."""
 
 
-class Lead:
-    """The hooks of an adapter that must see whole rows, on the model and on its parts that take a mask."""
+class Lead(Observer):
+    """Makes every call of a model with the adapter active refuse a cache, passes padding masks to the
+    adapter's layers, and, if its method has a ``first_pass``, runs the base alone first, without gradients.
+    """
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
@@ -53,7 +54,7 @@ class Lead:
         if not any(self.name in layer._active for layer in self.layers):
             return
         _refuse_cache(kwargs, self.name)
-        weigh = self.layers[0]._methods[self.name][0].overrides.get("first_pass")
+        weigh = self.layers[0]._held[self.name].method.overrides.get("first_pass")
         if weigh is None:
             return
         hidden = _hidden(self.model, args, kwargs, self.name)
@@ -61,7 +62,7 @@ class Lead:
             shared = layer._shared(self.name)
             first_shared = next(iter(shared.values()))
             params = weigh(shared, hidden.to(first_shared.dtype), number, len(self.layers))
-            layer._first_pass_params[self.name] = params
+            layer._held[self.name].first_pass = params
 
     def _mask(
         self, layers: list[Adapted], part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -77,11 +78,9 @@ class Lead:
             if isinstance(value, torch.Tensor) and value.ndim == 2
         }
         for layer in layers:
-            before = layer._first_pass_params.get(self.name, {})
-            layer._first_pass_params[self.name] = {
-                **{key: value for key, value in before.items() if key not in MASKS},
-                **masks,
-            }
+            held = layer._held[self.name]
+            before = {key: value for key, value in held.first_pass.items() if key not in MASKS}
+            held.first_pass = {**before, **masks}
 
     def _after(self, module: nn.Module, *_: Any) -> None:
         """Drops what the first pass gave the layers; not in training, where activation checkpointing runs
@@ -90,22 +89,7 @@ class Lead:
         # In training, activation checkpointing runs layers again after the call, so keep the results.
         if not module.training:
             for layer in self.layers:
-                layer._first_pass_params.pop(self.name, None)
-
-
-def lead(model: nn.Module, name: str) -> None:
-    """Makes every call of ``model`` with the adapter active refuse a cache, pass padding masks to the
-    adapter's layers, and, if its method has a ``first_pass``, run the base alone first, without gradients.
-    """
-    leads = model.__dict__.get(_ATTRIBUTE, {})
-    model.__dict__[_ATTRIBUTE] = {**leads, name: Lead(model, name)}
-
-
-def release(model: nn.Module, name: str) -> None:
-    """Removes the hooks of an adapter, if it has any."""
-    if name in (leads := model.__dict__.get(_ATTRIBUTE, {})):
-        for handle in leads.pop(name).handles:
-            handle.remove()
+                layer._held[self.name].first_pass = {}
 
 
 def _part_of(model: nn.Module, path: str) -> nn.Module:
@@ -131,7 +115,7 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
 def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
     """Returns the base's last hidden states ``[batch, positions, width]`` for the inputs of a call."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
-    with torch.no_grad(), _bare(model):
+    with torch.no_grad(), disabled(model):
         output = model.forward(
             *args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)}
         )
@@ -149,17 +133,3 @@ def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
 def _no_cache(model: nn.Module) -> dict[str, bool]:
     """Returns the argument that switches the cache off, if the model knows it."""
     return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
-
-
-@contextmanager
-def _bare(model: nn.Module) -> Iterator[None]:
-    """Deactivates all adapters inside the block."""
-    wrappers = [module for module in model.modules() if isinstance(module, Wrapper)]
-    before = [wrapper._active for wrapper in wrappers]
-    try:
-        for wrapper in wrappers:
-            wrapper._active = ()
-        yield
-    finally:
-        for wrapper, active in zip(wrappers, before, strict=True):
-            wrapper._active = active

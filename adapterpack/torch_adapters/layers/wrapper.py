@@ -50,6 +50,14 @@ class Wrapper(nn.Module):
         """The names of the adapters, in the order in which they were added."""
         raise NotImplementedError
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Returns what the module does, with the active adapters applied."""
+        return self._adapted(args, kwargs) if self._active else self._base(*args, **kwargs)
+
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Returns the module's output for the arguments of a call with the active adapters applied."""
+        raise NotImplementedError
+
     def _part(self, name: str) -> nn.Module:
         """Returns the module that holds the adapter's parameters."""
         raise NotImplementedError

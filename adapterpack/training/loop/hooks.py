@@ -66,7 +66,8 @@ def parts(model: nn.Module) -> Iterator[AdapterPart]:
                     for parameters in (module._part(name).named_parameters(), module._shared(name).items())
                 )
                 if site_params or shared:
-                    yield AdapterPart(name, module._site, *module._methods[name], site_params, shared)
+                    held = module._held[name]
+                    yield AdapterPart(name, module._site, held.method, held.config, site_params, shared)
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:
@@ -100,7 +101,7 @@ def context(model: Any) -> tuple[torch.Tensor, int] | None:
     for module in model.modules():
         if isinstance(module, Prompts) and module._prompt_states is not None and module._active:
             hidden, module._prompt_states = module._prompt_states, None
-            places, ids, weights = zip(*module._methods[module._active[-1]][1].learnt, strict=True)
+            places, ids, weights = zip(*module._held[module._active[-1]].config.learnt, strict=True)
             logits = model.get_output_embeddings()(hidden[:, [place - 1 for place in places]]).float()
             targets = torch.tensor(ids, device=logits.device).expand(logits.shape[:2])
             entropies = functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")

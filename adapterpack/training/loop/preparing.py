@@ -209,10 +209,10 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
     if kind.rows is None:
         return
     if any(
-        getattr(method_config, "learnt", ())
+        getattr(held.config, "learnt", ())
         for prompts in model.modules()
         if isinstance(prompts, Prompts)
-        for _, method_config in prompts._methods.values()
+        for held in prompts._held.values()
     ):
         raise Unsupported(
             f"the trainer {kind.name} does not learn the labels in a prompt's context",

@@ -45,10 +45,8 @@ class ShadowedLayer(Adapted):
         super().__init__(base, site)
         self._run = run_of(trunk)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The layer's output for the input that the active adapter makes of its own; the state moves on."""
-        if not self._active:
-            return self._base(*args, **kwargs)
         name, (hidden, base) = self._active[-1], self._enter(args, kwargs)
         state = self._run.state
         if state is None:
@@ -58,9 +56,8 @@ class ShadowedLayer(Adapted):
                 found=name,
                 remedy="call the whole model",
             )
-        method, cfg = self._methods[name]
-        dtype = torch.promote_types(hidden.dtype, state.dtype)
-        form: ShadowForm = method.normal_form(cfg, self._tensors(name, dtype), self._site)
+        cfg, dtype = self._held[name].config, torch.promote_types(hidden.dtype, state.dtype)
+        form: ShadowForm = self._normal_form(name, dtype)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
         entering = self._weigh(name, hidden, inject(form, hidden.to(dtype), state, drop).to(hidden.dtype))
         output = base(entering)
@@ -134,7 +131,7 @@ class Run:
             return
         name, layer = active[-1]
         inputs = {**dict(zip(self._takes, args, strict=False)), **kwargs}
-        shared, cfg = layer._shared(name), layer._methods[name][1]
+        shared, cfg = layer._shared(name), layer._held[name].config
         own = {
             key.removeprefix(f"{BACKBONE}_").replace("/", "."): value
             for key, value in shared.items()
@@ -246,7 +243,7 @@ def run_of(trunk: PreTrainedModel) -> Run:
 
 def _fitting(trunk: PreTrainedModel, layer: ShadowedLayer, name: str) -> nn.Module:
     """The backbone of an adapter, without its parameters."""
-    cfg = layer._methods[name][1]
+    cfg = layer._held[name].config
     found = {key: tuple(value.shape) for key, value in layer._shared(name).items()}
     wanted = shapes_of(trunk, cfg, layer._site.out_features, len(found))
     for key in sorted(
