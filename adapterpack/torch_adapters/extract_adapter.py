@@ -10,8 +10,7 @@ from torch import nn
 from ..adapter_methods import Method, Site
 from ..errors import Unsupported
 from ..manifest.secondary_methods import MethodSites
-from .layers.active import require_names, wrappers_of
-from .layers.layer import Adapted
+from .layers.active import adapted_layers, require_names, wrappers_of
 from .layers.modules_to_save import SavedModule
 from .layers.tensors import as_numpy
 from .layers.wrapper import path_order
@@ -40,10 +39,8 @@ def parts_of(model: nn.Module, name: str) -> Parts:
         UnknownAdapter: the model has no adapter of that name.
     """
     require_names(model, [name])
-    wrappers = [module for module in wrappers_of(model) if name in module._names]
     unused = unused_of(model, name)
-    adapted = [module for module in wrappers if isinstance(module, Adapted)]
-    adapted = [module for module in adapted if module._site.path not in unused]
+    adapted = [module for module in adapted_layers(model, name) if module._site.path not in unused]
     if not adapted:
         raise Unsupported(
             "this adapter changes no layer by a method, so its method is not known here",
@@ -67,5 +64,9 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     secondary = [
         MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name
     ]
-    full = {module._path: module._params(name) for module in wrappers if isinstance(module, SavedModule)}
+    full = {
+        module._site.path: module._params(name)
+        for module in wrappers_of(model, name)
+        if isinstance(module, SavedModule)
+    }
     return Parts(method, sites_by_method[method.name], secondary, shared, full)

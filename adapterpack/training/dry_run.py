@@ -17,7 +17,7 @@ from ..hub.resolve import folder_of
 from ..readable import size
 from ..tasks.data.problems import IGNORED
 from ..tasks.task import get_task
-from ..torch_adapters.layers.layer import Adapted
+from ..torch_adapters.layers.active import adapted_layers, wrappers_of
 from ..torch_adapters.layers.modules_to_save import SavedModule
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
@@ -62,7 +62,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
     task = get_task(config.task)
     reader = reader_of(task, TRAINERS[config.trainer], base)
     ready = prepare(config, task, base, reader)
-    adapted = [module for module in ready.model.modules() if isinstance(module, Adapted)]
+    adapted = adapted_layers(ready.model)
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
     rows = ready.rows.train
@@ -81,7 +81,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
         "sites": len(adapted),
         "sites_by_module": dict(Counter(module._site.path.rpartition(".")[2] for module in adapted)),
         "trained_whole": sorted(
-            module._path for module in ready.model.modules() if isinstance(module, SavedModule)
+            module._site.path for module in wrappers_of(ready.model) if isinstance(module, SavedModule)
         ),
         "trainable_parameters": trained,
         "base_parameters": sum(value.numel() for value in owned),

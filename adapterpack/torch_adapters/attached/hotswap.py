@@ -16,9 +16,8 @@ from ...errors import Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
-from ..layers.active import require_names, wrappers_of
+from ..layers.active import adapted_layers, require_names, wrappers_of
 from ..layers.head_labels import name_outputs
-from ..layers.layer import Adapted
 from ..layers.merged import require_unmerged
 from ..layers.modules_to_save import HeadLabels, SavedModule
 from ..layers.tensors import as_tensor
@@ -57,9 +56,7 @@ def hotswap(
     if check_base:
         require_model_base(model, pack)
     layers = {
-        (module._site.path, module._held[name].method.name): module
-        for module in wrappers_of(model)
-        if isinstance(module, Adapted) and name in module._names
+        (module._site.path, module._held[name].method.name): module for module in adapted_layers(model, name)
     }
     shared = pack.shared()
     state: dict[str, torch.Tensor] = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
@@ -87,8 +84,8 @@ def hotswap(
     load_adapter_state_dict(model, name, state)
     if pack.manifest.task.labels is not None:
         labels = HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
-        for module in wrappers_of(model):
-            if isinstance(module, SavedModule) and name in module._names:
+        for module in wrappers_of(model, name):
+            if isinstance(module, SavedModule):
                 module._labels[name] = labels
         name_outputs(model)
     return model

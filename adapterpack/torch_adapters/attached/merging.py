@@ -17,6 +17,7 @@ from ...errors import NonFinite, NothingToDo, Unsupported
 from ..adapt import detach
 from ..layers.active import (
     active,
+    adapted_layers,
     adapter_names,
     get_active,
     require_names,
@@ -76,9 +77,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
     kept: list[Kept] = []
     unused = {name: unused_of(model, name) for name in chosen}
     try:
-        for module in list(wrappers_of(model)):
-            if not isinstance(module, Adapted):
-                continue
+        for module in adapted_layers(model):
             # Where the model does not call a layer but reads its weight directly, the adapter has no effect,
             # and merging it would have one.
             path, names = module._site.path, module._active
@@ -100,9 +99,8 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         restore(kept)
         restore_active(model, before)
         raise
-    for module in wrappers_of(model):
-        if isinstance(module, Adapted):
-            module._active = ()
+    for module in adapted_layers(model):
+        module._active = ()
     if keep:
         remember(model, Merged(tuple(chosen), kept))
         log.info(
@@ -117,7 +115,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         model,
         {
             module: _final(module)
-            for module in list(wrappers_of(model))
+            for module in wrappers_of(model)
             if isinstance(module, SavedModule) and module._active
         },
     )
@@ -150,7 +148,7 @@ def unmerge_from(model: nn.Module) -> nn.Module:
 def _choose(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
     """Returns the adapters to merge, in order."""
     if names is None:
-        wrappers = list(wrappers_of(model))
+        wrappers = wrappers_of(model)
         if any(module._rows is not None for module in wrappers):
             raise Unsupported(
                 "the rows of a batch have different adapters, and a weight is the same for all",
@@ -171,9 +169,7 @@ def _choose(model: nn.Module, names: str | Sequence[str] | None) -> list[str]:
 
 def _require_fold(model: nn.Module, name: str) -> None:
     """Raises if the adapter ``name`` cannot be merged into the weights that it changes."""
-    for module in wrappers_of(model):
-        if not isinstance(module, Adapted) or name not in module._names:
-            continue
+    for module in adapted_layers(model, name):
         method = module._held[name].method
         if method.kind != "weight":
             raise Unsupported(

@@ -9,8 +9,7 @@ from torch import nn
 
 from ...errors import FormatError, SiteNotFound, nearest
 from ...pack.pack import SHARED
-from ..layers.active import require_names, wrappers_of
-from ..layers.layer import Adapted
+from ..layers.active import adapted_layers, require_names, wrappers_of
 from ..layers.wrapper import key_of
 from ..wrap import derive_constants
 
@@ -35,17 +34,9 @@ def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
     """
     require_names(model, [name])
     state: dict[str, torch.Tensor] = {}
-    for module in wrappers_of(model):
-        if name not in module._names:
-            continue
-        if isinstance(module, Adapted):
-            own = {
-                f"{module._site.path}.{key}": value for key, value in module._part(name).named_parameters()
-            }
-            own |= {f"{SHARED}.{key}": value for key, value in module._shared(name).items()}
-        else:
-            own = {f"{module._path}.{key}": value for key, value in module._part(name).state_dict().items()}
-        state |= {key: value.detach() for key, value in own.items() if isinstance(value, torch.Tensor)}
+    for module in wrappers_of(model, name):
+        for owner, tensors in ((module._site.path, module._own(name)), (SHARED, module._shared(name))):
+            state |= {f"{owner}.{key}": value.detach() for key, value in tensors.items()}
     return state
 
 
@@ -103,15 +94,9 @@ def _derive(
     Returns pairs of a constant in the model and its new value, so that the caller can copy them all at once.
     """
     pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for module in wrappers_of(model):
-        if (
-            isinstance(module, Adapted)
-            and name in module._names
-            and "derive" in module._held[name].method.overrides
-        ):
-            params = {
-                key: state[f"{module._site.path}.{key}"] for key, _ in module._part(name).named_parameters()
-            }
+    for module in adapted_layers(model, name):
+        if "derive" in module._held[name].method.overrides:
+            params = {key: state[f"{module._site.path}.{key}"] for key in module._own(name)}
             params |= {key: state[f"{SHARED}.{key}"] for key in module._shared(name)}
             pairs += [
                 (module._fixed[key_of(name)][key], made)

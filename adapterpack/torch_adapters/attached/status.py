@@ -4,7 +4,7 @@ are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ import torch
 from torch import nn
 
 from ...readable import align_columns, percent, size
-from ..layers.active import adapter_names, wrappers_of
+from ..layers.active import adapted_layers, adapter_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.merged import merged_in
-from ..layers.modules_to_save import SavedModule
 from ..layers.wrapper import base_modules
 from .weighing import weight_of_adapter
 
@@ -130,7 +129,7 @@ def status(model: nn.Module) -> AdaptedModelStatus:
         >>> found.active, found.trainable, found.adapters[0].sites
         (('tickets',), 14, 1)
     """
-    wrappers, merged = list(wrappers_of(model)), merged_in(model)
+    wrappers, merged = wrappers_of(model), merged_in(model)
     folded = () if merged is None else merged.names
     rows = next((module._rows.adapters for module in wrappers if module._rows is not None), None)
     active = list(
@@ -168,10 +167,12 @@ def status(model: nn.Module) -> AdaptedModelStatus:
 
 def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> AdapterStatus:
     """Returns the status of one adapter."""
-    wrappers = [module for module in wrappers_of(model) if name in module._names]
-    layers = [module for module in wrappers if isinstance(module, Adapted)]
-    layers.sort(key=lambda module: module._held[name].secondary)
-    values = list({id(value): value for value in _parameters(wrappers, name)}.values())
+    wrappers = wrappers_of(model, name)
+    layers = sorted(adapted_layers(model, name), key=lambda module: module._held[name].secondary)
+    own = (value for module in wrappers for value in module._part(name).parameters())
+    shared = (value for module in wrappers for value in module._shared(name).values())
+    # Parameters that several sites share count once.
+    values = list({id(value): value for value in (*own, *shared)}.values())
     return AdapterStatus(
         name=name,
         methods=tuple(dict.fromkeys(module._held[name].method.name for module in layers)),
@@ -185,14 +186,6 @@ def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> Adapter
         dtypes=_names(value.dtype for value in values),
         devices=_names(value.device for value in values),
     )
-
-
-def _parameters(wrappers: Iterable[Adapted | SavedModule], name: str) -> Iterator[nn.Parameter]:
-    """Yields all parameters of an adapter, shared ones once per site."""
-    for module in wrappers:
-        yield from module._part(name).parameters()
-        if isinstance(module, Adapted):
-            yield from module._shared(name).values()
 
 
 def _count(values: Iterable[torch.Tensor]) -> int:

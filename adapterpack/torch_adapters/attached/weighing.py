@@ -7,8 +7,7 @@ import math
 from torch import nn
 
 from ...errors import ConfigError, Unsupported
-from ..layers.active import require_names, wrappers_of
-from ..layers.layer import Adapted
+from ..layers.active import adapted_layers, require_names
 from ..layers.merged import require_unmerged
 from ..layers.prompts import Prompts
 
@@ -54,9 +53,7 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
             expected=f"-{_LARGEST:g} to {_LARGEST:g}",
             found=weight,
         )
-    holders = [
-        module for module in wrappers_of(model) if isinstance(module, Adapted) and name in module._names
-    ]
+    holders = adapted_layers(model, name)
     if any(isinstance(module, Prompts) for module in holders):
         raise Unsupported(
             "a prompt is there or not: it has no change to be multiplied",
@@ -70,11 +67,4 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
 
 def weight_of_adapter(model: nn.Module, name: str) -> float:
     """Returns the weight of an adapter in a model; 1 unless :func:`set_weight` has set another."""
-    return next(
-        (
-            module._held[name].weight
-            for module in wrappers_of(model)
-            if isinstance(module, Adapted) and name in module._names
-        ),
-        1.0,
-    )
+    return next((layer._held[name].weight for layer in adapted_layers(model, name)), 1.0)

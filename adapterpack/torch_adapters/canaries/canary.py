@@ -13,8 +13,7 @@ from ...errors import NothingToDo
 from ...manifest.structs import Canary
 from ...pack import canary
 from ...pack.pack import Pack
-from ..layers.active import evaluating
-from ..layers.layer import Adapted
+from ..layers.active import adapted_layers, evaluating
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules
 from .inputs import image_of, inputs_of, misfit, texts_alone
@@ -40,8 +39,7 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     Some models need further inputs that their config does not describe. If such a model refuses images or
     speech alone, it gets no canary, and the log says why.
     """
-    holders = (module for module in model.modules() if isinstance(module, Adapted) and name in module._held)
-    acts = next((holder._held[name].config.acts for holder in holders), None)
+    acts = next((layer._held[name].config.acts for layer in adapted_layers(model, name)), None)
     inputs = inputs_of(model, acts)
     if inputs is None:
         return None
@@ -165,9 +163,8 @@ def _outputs(model: nn.Module, name: str, inputs: Canary) -> tuple[Outputs, Outp
     """
     with evaluating(model, name):
         adapted = _run(model, inputs)
-        for module in model.modules():
-            if isinstance(module, Adapted):
-                module._active = ()
+        for layer in adapted_layers(model):
+            layer._active = ()
         return _run(model, inputs), adapted
 
 

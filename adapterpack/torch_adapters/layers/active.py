@@ -33,7 +33,7 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
     wanted = as_list(names)
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers = list(wrappers_of(model))
+    wrappers = wrappers_of(model)
     for module in wrappers:
         if isinstance(module, Adapted) and (alone := module._excluding(wanted)):
             raise Unsupported(
@@ -133,11 +133,11 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
         )
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers = list(wrappers_of(model))
+    wrappers = wrappers_of(model)
     for module in wrappers:
         for name in wanted:
             if name in module._names and (
-                reason := module._same_for_all_rows(name) or _in_experts(model, module)
+                reason := module._same_for_all_rows(name) or _in_experts(model, module._site.path)
             ):
                 raise Unsupported(
                     f"this adapter cannot differ from row to row: {reason}",
@@ -150,11 +150,10 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
     return rows
 
 
-def _in_experts(model: nn.Module, module: Adapted | SavedModule) -> str:
-    """Returns why an adapter at this module cannot differ by row, if the module is in experts; else an empty
+def _in_experts(model: nn.Module, path: str) -> str:
+    """Returns why an adapter at a module cannot differ by row, if the module is in experts; else an empty
     string.
     """
-    path = module._site.path if isinstance(module, Adapted) else module._path
     return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
 
 
@@ -183,7 +182,7 @@ def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
     at weight 1.
     """
     modes = {module: module.training for module in model.modules()}
-    held = [one for module in modes if isinstance(module, Adapted) for one in module._held.values()]
+    held = [one for module in adapted_layers(model) for one in module._held.values()]
     weights = [one.weight for one in held]
     with using(model, name):
         try:
@@ -198,6 +197,15 @@ def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
                 one.weight = weight
 
 
-def wrappers_of(model: nn.Module) -> Iterator[Adapted | SavedModule]:
-    """Yields the modules of a model that hold adapters."""
-    return (module for module in model.modules() if isinstance(module, Adapted | SavedModule))
+def wrappers_of(model: nn.Module, name: str | None = None) -> list[Adapted | SavedModule]:
+    """Returns the modules of a model that hold adapters, or those that hold the adapter ``name``."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, Adapted | SavedModule) and (name is None or name in module._names)
+    ]
+
+
+def adapted_layers(model: nn.Module, name: str | None = None) -> list[Adapted]:
+    """Returns those of :func:`wrappers_of` at which an adapter changes a layer by a method."""
+    return [module for module in wrappers_of(model, name) if isinstance(module, Adapted)]

@@ -95,8 +95,7 @@ class Adapted(Wrapper):
     _fixed: nn.ModuleDict = child("fixed")
 
     def __init__(self, base: nn.Module, site: Site) -> None:
-        super().__init__(base)
-        self._site = site
+        super().__init__(base, site)
         self._modules.update({key: nn.ModuleDict() for key in ("adapters", "common", "fixed")})
         self._held: dict[str, Held] = {}
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...adapter_methods import Site
 from ...errors import SiteNotFound, Unsupported, nearest
-from .tensors import as_numpy, as_tensor
+from .tensors import as_tensor
 from .weights import require_floats, require_in_memory
 from .wrapper import Wrapper, bare, child, key_of
 
@@ -36,8 +36,7 @@ class SavedModule(Wrapper):
     _copies: nn.ModuleDict = child("copies")
 
     def __init__(self, base: nn.Module, path: str) -> None:
-        super().__init__(base)
-        self._path = path
+        super().__init__(base, Site(path, 0, 0))
         self._modules["copies"] = nn.ModuleDict()
         self._labels: dict[str, HeadLabels | None] = {}
 
@@ -52,8 +51,8 @@ class SavedModule(Wrapper):
         """Adds a trainable float32 copy; ``params`` replaces its tensors, also by tensors of other shapes (a
         head with other labels).
         """
-        require_in_memory(self._base, self._path)
-        require_floats(self._base, self._path)
+        require_in_memory(self._base, self._site.path)
+        require_floats(self._base, self._site.path)
         # Train in float32 whatever the base's precision: small updates would vanish in half precision.
         twin = bare(copy.deepcopy(self._base)).float().requires_grad_(True)
         tensors = twin.state_dict()
@@ -61,7 +60,7 @@ class SavedModule(Wrapper):
             if key not in tensors:
                 raise SiteNotFound(
                     "the module has no such parameter",
-                    where=self._path,
+                    where=self._site.path,
                     found=key,
                     remedy=nearest(key, tensors),
                 )
@@ -76,14 +75,6 @@ class SavedModule(Wrapper):
     def _part(self, name: str) -> nn.Module:
         """Returns the copy ``name``."""
         return self._copies[key_of(name)]
-
-    def _params(self, name: str) -> dict[str, np.ndarray]:
-        """Returns the copy's parameters and buffers as numpy arrays: floats as float32, others unchanged."""
-        return {
-            key: as_numpy(value)
-            for key, value in self._part(name).state_dict().items()
-            if isinstance(value, torch.Tensor)
-        }
 
     def _trainable(self, name: str, yes: bool = True) -> None:
         """Makes the copy's parameters require gradients, or stop requiring them."""
@@ -100,9 +91,9 @@ class SavedModule(Wrapper):
         if self._rows is None:
             return self._copied(self._active[-1], args, kwargs)
         x, base = self._enter(args, kwargs)
-        y, site = base(x), Site(self._path, 0, 0)
+        y = base(x)
         for name in self._active:
-            index = self._rows.index(name, x, site)
+            index = self._rows.index(name, x, self._site)
             if not len(index):
                 continue
             own = self._copied(name, (x[index],), {})
@@ -110,7 +101,7 @@ class SavedModule(Wrapper):
                 raise Unsupported(
                     "a module that was trained whole gives other outputs than the base, and one batch "
                     "cannot hold both",
-                    where=self._path,
+                    where=self._site.path,
                     found=f"'{name}'",
                     remedy="use one adapter for all rows",
                 )

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
-from .active import disabled
+from .active import adapted_layers, disabled
 from .calls import named_arguments
 from .layer import Adapted
 from .observers import Observer
@@ -31,10 +31,7 @@ class Lead(Observer):
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
         order = path_order(model)
-        layers = [
-            module for module in model.modules() if isinstance(module, Adapted) and name in module._names
-        ]
-        self.layers = sorted(layers, key=lambda layer: order[layer._site.path])
+        self.layers = sorted(adapted_layers(model, name), key=lambda layer: order[layer._site.path])
         self.handles = [
             model.register_forward_pre_hook(self._before, with_kwargs=True),
             model.register_forward_hook(self._after, always_call=True),

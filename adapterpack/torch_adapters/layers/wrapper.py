@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
+from ...adapter_methods import Site
 from .calls import argument_names, input_key
 from .per_row import Rows
 from .tensors import as_numpy
@@ -33,15 +35,17 @@ class Wrapper(nn.Module):
     this package use them.
     """
 
+    _site: Site
     _active: tuple[str, ...]
     _rows: Rows | None
     """Which active adapter each row of the batch has; None: every row has all of them."""
     _base: nn.Module = child("base")
 
-    def __init__(self, base: nn.Module) -> None:
+    def __init__(self, base: nn.Module, site: Site) -> None:
         super().__init__()
         self.training = base.training
         self._modules["base"] = base
+        self._site = site
         self._active, self._rows = (), None
         self._entry = next(iter(argument_names(innermost(base))), None)
 
@@ -66,9 +70,18 @@ class Wrapper(nn.Module):
         """Removes an adapter; unknown names are ignored."""
         raise NotImplementedError
 
+    def _own(self, name: str) -> dict[str, torch.Tensor]:
+        """Returns the adapter's own tensors: its parameters, and the buffers of a module trained in full."""
+        state = self._part(name).state_dict(keep_vars=True)
+        return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
     def _params(self, name: str) -> dict[str, np.ndarray]:
-        """Returns the adapter's own parameters as numpy arrays: floats as float32, others unchanged."""
-        return {key: as_numpy(value) for key, value in self._part(name).named_parameters()}
+        """Returns the adapter's own tensors as numpy arrays: floats as float32, others unchanged."""
+        return {key: as_numpy(value) for key, value in self._own(name).items()}
+
+    def _shared(self, name: str) -> dict[str, nn.Parameter]:
+        """Returns the parameters that the adapter shares between all its sites."""
+        return {}
 
     def _same_for_all_rows(self, name: str) -> str:
         """Returns why the adapter cannot act on some rows of a batch only; empty if it can."""

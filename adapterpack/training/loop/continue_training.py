@@ -120,9 +120,8 @@ def put_back(model: Any, pack: Pack, config: TrainConfig, reference: bool) -> st
         return None
     name = f"{config.pack_name} as it was"
     attach(model, pack, name, check_base=False)
-    for wrapper in wrappers_of(model):
-        if name in wrapper._names:
-            wrapper._trainable(name, False)
+    for wrapper in wrappers_of(model, name):
+        wrapper._trainable(name, False)
     active(model, config.pack_name)
     return name
 

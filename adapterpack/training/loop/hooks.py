@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from ...adapter_methods import Method, Progress, Site, TrainedSite, is_stacked
 from ...tasks.data.problems import IGNORED
-from ...torch_adapters.layers.layer import Adapted
+from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 
 
@@ -58,16 +58,15 @@ class AdapterPart(NamedTuple):
 
 def parts(model: nn.Module) -> Iterator[AdapterPart]:
     """Yields every active adapter of ``model`` at every site with trained parameters."""
-    for module in model.modules():
-        if isinstance(module, Adapted):
-            for name in module._active:
-                site_params, shared = (
-                    {key: value for key, value in parameters if value.requires_grad}
-                    for parameters in (module._part(name).named_parameters(), module._shared(name).items())
-                )
-                if site_params or shared:
-                    held = module._held[name]
-                    yield AdapterPart(name, module._site, held.method, held.config, site_params, shared)
+    for module in adapted_layers(model):
+        for name in module._active:
+            site_params, shared = (
+                {key: value for key, value in parameters if value.requires_grad}
+                for parameters in (module._part(name).named_parameters(), module._shared(name).items())
+            )
+            if site_params or shared:
+                held = module._held[name]
+                yield AdapterPart(name, module._site, held.method, held.config, site_params, shared)
 
 
 def penalty(model: nn.Module) -> torch.Tensor | None:

@@ -23,8 +23,7 @@ from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, TaskTraining, reads_types
 from ...torch_adapters.adapt import adapt
-from ...torch_adapters.layers.active import wrappers_of
-from ...torch_adapters.layers.layer import Adapted
+from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
 from ...torch_adapters.layers.wrapper import Wrapper, as_list
@@ -135,8 +134,8 @@ def prepare(
 def _say_served(model: Any) -> None:
     """Warns that a server cannot run an adapter that changes layers outside of the language model."""
     inside, head = (*language_part(model), PROMPT), model.get_output_embeddings()
-    adapted = [module for module in wrappers_of(model) if isinstance(module, Adapted) and module is not head]
-    others = [module._site.path for module in adapted if not module._site.path.startswith(inside)]
+    paths = [module._site.path for module in adapted_layers(model) if module is not head]
+    others = [path for path in paths if not path.startswith(inside)]
     if others:
         count = things(len(others), "layer")
         log.warning(
