@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
@@ -80,7 +80,7 @@ def measure(
     return {path: site_sums.means(path, batches) for path, site_sums in sums.items()}
 
 
-def _run(model: nn.Module, batch: Mapping[str, torch.Tensor], backward: bool) -> None:
+def _run(model: nn.Module, batch: Mapping[str, Tensor], backward: bool) -> None:
     """Runs one batch, forward and, if ``backward``, backward from the model's loss."""
     if not backward:
         model(**batch)
@@ -119,7 +119,7 @@ class _Sums:
         self.rows = 0
         self._open = ExitStack()
 
-    mask: torch.Tensor | None
+    mask: Tensor | None
 
     def __enter__(self) -> None:
         handle = self.layer.register_forward_hook(self._forward, with_kwargs=True)
@@ -129,7 +129,7 @@ class _Sums:
         self._open.close()
 
     def _forward(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> None:
         """Adds the inputs of a call to the second moment, and hooks its output's gradient."""
         x = input_of(layer, args, kwargs).detach()
@@ -144,10 +144,10 @@ class _Sums:
         if self.wanted & _BACKWARD and output.requires_grad:
             output.register_hook(self._backward(x))
 
-    def _backward(self, x: torch.Tensor) -> Callable[[torch.Tensor], None]:
+    def _backward(self, x: Tensor) -> Callable[[Tensor], None]:
         """Returns a hook that adds the gradient by the weight, for the input ``x``."""
 
-        def add(gradient: torch.Tensor) -> None:
+        def add(gradient: Tensor) -> None:
             flat = gradient.reshape(-1, gradient.shape[-1]).double()
             product = (flat.T @ x.reshape(-1, x.shape[-1]).double()).cpu()
             self.batch = product if self.batch is None else self.batch + product
@@ -168,8 +168,7 @@ class _Sums:
         """Returns the means over all batches; raises if one that is needed was never measured."""
         moment = self.moment / self.rows if self.rows else None
         gradient, fisher = (
-            total / batches if isinstance(total, torch.Tensor) else None
-            for total in (self.gradient, self.fisher)
+            total / batches if isinstance(total, Tensor) else None for total in (self.gradient, self.fisher)
         )
         values = {"moment": moment, "gradient": gradient, "fisher": fisher}
         if missing := [name for name, value in values.items() if name in self.wanted and value is None]:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
@@ -70,7 +70,7 @@ def _find(
     autograd graph of the outputs contains its zero.
     """
     called: set[nn.Module | None] = set()
-    marks: dict[nn.Module, torch.Tensor] = {}
+    marks: dict[nn.Module, Tensor] = {}
 
     def mark(module: nn.Module, args: Any, output: Any) -> Any:
         called.add(module)
@@ -112,7 +112,7 @@ def _find(
 
 
 def _are_silent(
-    model: nn.Module, modules: set[nn.Module], example: Mapping[str, Any], outputs: list[torch.Tensor]
+    model: nn.Module, modules: set[nn.Module], example: Mapping[str, Any], outputs: list[Tensor]
 ) -> bool:
     """Whether the outputs stay equal, bit for bit, when random noise is added to the outputs of
     ``modules``.
@@ -131,7 +131,7 @@ def _are_silent(
     )
 
 
-def _noisy(value: torch.Tensor) -> torch.Tensor:
+def _noisy(value: Tensor) -> Tensor:
     """Adds random noise to a tensor."""
     return value + torch.rand_like(value, dtype=torch.float32).to(value.dtype)
 
@@ -165,20 +165,20 @@ def _aside(model: nn.Module) -> Iterator[None]:
         yield
 
 
-def _with(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+def _with(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Applies ``change`` to a module's output if that is a float tensor, or to its first element if it is a
     tuple that begins with one; returns other outputs unchanged.
     """
-    if type(output) is tuple and output and isinstance(output[0], torch.Tensor):
+    if type(output) is tuple and output and isinstance(output[0], Tensor):
         return (_with(output[0], change), *output[1:]) if output[0].is_floating_point() else output
-    return change(output) if isinstance(output, torch.Tensor) and output.is_floating_point() else output
+    return change(output) if isinstance(output, Tensor) and output.is_floating_point() else output
 
 
-def _tensors(output: Any) -> Iterator[torch.Tensor]:
+def _tensors(output: Any) -> Iterator[Tensor]:
     """Yields the tensors in a model's output, without nested outputs of its parts (a tower's, say), which the
     model only passes on.
     """
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, Tensor):
         yield output
     elif isinstance(output, Mapping | tuple | list):
         for value in output.values() if isinstance(output, Mapping) else output:
@@ -186,7 +186,7 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
                 yield from _tensors(value)
 
 
-def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:
+def _leaves(outputs: Iterable[Tensor]) -> set[Tensor]:
     """Returns the leaf tensors in the autograd graph of these outputs."""
     nodes: list[Any] = [value.grad_fn for value in outputs]
     seen: set[Any] = {None}

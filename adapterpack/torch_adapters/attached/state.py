@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import FormatError, SiteNotFound, nearest
 from ...pack.pack import SHARED
@@ -14,7 +14,7 @@ from ..layers.wrapper import key_of
 from ..wrap import derive_constants
 
 
-def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
+def adapter_state_dict(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The tensors of an adapter by the path of their site and their own name: ``layers.0.q_proj.lora_A``.
 
     Parameters that all sites share are under ``@shared``, a prompt is under ``@prompt``, and a module that
@@ -33,14 +33,14 @@ def adapter_state_dict(model: nn.Module, name: str) -> dict[str, torch.Tensor]:
         {'0.lora_A': (2, 4), '0.lora_B': (3, 2)}
     """
     require_names(model, [name])
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Tensor] = {}
     for module in wrappers_of(model, name):
         for owner, tensors in ((module._site.path, module._own(name)), (SHARED, module._shared(name))):
             state |= {f"{owner}.{key}": value.detach() for key, value in tensors.items()}
     return state
 
 
-def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, torch.Tensor]) -> nn.Module:
+def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, Tensor]) -> nn.Module:
     """Copies tensors into an adapter of a model, in place: what has been compiled or captured with it sees
     the new values.
 
@@ -65,11 +65,11 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
             )
         new = state[key]
         if (
-            not isinstance(new, torch.Tensor)
+            not isinstance(new, Tensor)
             or new.shape != value.shape
             or new.is_floating_point() != value.is_floating_point()
         ):
-            found = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, torch.Tensor) else type(new).__name__
+            found = f"{new.dtype} {tuple(new.shape)}" if isinstance(new, Tensor) else type(new).__name__
             raise FormatError(
                 "a tensor does not fit the adapter's",
                 where=f"{name}, {key}",
@@ -86,14 +86,12 @@ def load_adapter_state_dict(model: nn.Module, name: str, state: Mapping[str, tor
     return model
 
 
-def _derive(
-    model: nn.Module, name: str, state: Mapping[str, torch.Tensor]
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _derive(model: nn.Module, name: str, state: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
     """Computes the constants that the adapter derives from its stored tensors anew, for those in ``state``.
 
     Returns pairs of a constant in the model and its new value, so that the caller can copy them all at once.
     """
-    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
+    pairs: list[tuple[Tensor, Tensor]] = []
     for module in adapted_layers(model, name):
         if "derive" in module._held[name].method.overrides:
             params = {key: state[f"{module._site.path}.{key}"] for key in module._own(name)}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...errors import NothingToDo
 from ...manifest.structs import Canary
@@ -176,7 +176,7 @@ def _draws(model: nn.Module, name: str, inputs: Canary, adapted: Outputs) -> boo
         return not all(map(np.array_equal, _rows(adapted), _rows(_run(model, inputs))))
 
 
-def examples_of(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+def examples_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Yields inputs that a model can be called with, one row each; none for a model whose inputs no canary
     covers.
     """
@@ -184,7 +184,7 @@ def examples_of(model: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
     return iter(()) if inputs is None else _tensors(model, inputs)
 
 
-def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, torch.Tensor]]:
+def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, Tensor]]:
     """Yields the inputs row by row, on the model's device and in its precision."""
     dtype = next(
         (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32
@@ -204,11 +204,7 @@ def _run(model: nn.Module, inputs: Canary) -> Outputs:
         plain = {"logits": getattr(output, "logits", output[0] if isinstance(output, tuple) else output)}
         named = output if isinstance(output, Mapping) else plain
         outputs.append(
-            {
-                key: value.float().cpu().numpy()
-                for key, value in named.items()
-                if isinstance(value, torch.Tensor)
-            }
+            {key: value.float().cpu().numpy() for key, value in named.items() if isinstance(value, Tensor)}
         )
     return outputs
 

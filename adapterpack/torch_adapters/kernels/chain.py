@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ...adapter_methods import BlockSums, Chain, Dense, NormalForm, Repeat
@@ -22,18 +22,18 @@ Steps = tuple[Fixed | None, ...]
 """The structure of a chain, in constants that a compiler can trace; None is a matrix ``[out, in]``, which
 :data:`Matrices` holds.
 """
-Matrices = Sequence[torch.Tensor | None]
+Matrices = Sequence[Tensor | None]
 """The matrix of each step, None for a fixed map."""
 
 
-def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
+def chain_of(form: NormalForm) -> tuple[Steps, tuple[Tensor, ...]] | None:
     """Returns the branch of a form as a chain and its matrices; None if the form is not only a branch, or the
     branch has other parts.
     """
     if not form.is_parallel:
         return None
     steps: list[Fixed | None] = []
-    matrices: list[torch.Tensor] = []
+    matrices: list[Tensor] = []
     left = [form.up, form.down]
     while left:
         part = left.pop()
@@ -49,13 +49,13 @@ def chain_of(form: NormalForm) -> tuple[Steps, tuple[torch.Tensor, ...]] | None:
     return tuple(steps), tuple(matrices)
 
 
-def by_step(steps: Steps, matrices: Sequence[torch.Tensor]) -> Matrices:
+def by_step(steps: Steps, matrices: Sequence[Tensor]) -> Matrices:
     """Aligns the matrices with the steps that they belong to, with None at fixed maps."""
     left = iter(matrices)
     return [next(left) if step is None else None for step in steps]
 
 
-def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Tensor]:
+def entering(steps: Steps, matrices: Matrices, x: Tensor) -> list[Tensor]:
     """Returns the input of each step, for an input ``x`` ``[rows, in]`` of the chain."""
     values = [x]
     for step, matrix in zip(steps[:-1], matrices[:-1], strict=True):
@@ -64,7 +64,7 @@ def entering(steps: Steps, matrices: Matrices, x: torch.Tensor) -> list[torch.Te
     return values
 
 
-def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value: torch.Tensor) -> None:
+def add(y: Tensor, step: Fixed | None, matrix: Tensor | None, value: Tensor) -> None:
     """Computes ``y += step(value)`` in place, for ``y`` ``[rows, out]`` and ``value`` ``[rows, in]``."""
     if step is None:
         y.addmm_(value, matrix.T)  # type: ignore[union-attr]
@@ -72,9 +72,7 @@ def add(y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, value:
         _add_mapped(y, *step, value)
 
 
-def add_back(
-    y: torch.Tensor, step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
-) -> None:
+def add_back(y: Tensor, step: Fixed | None, matrix: Tensor | None, gradient: Tensor) -> None:
     """Computes ``y += gradient step`` in place, for ``y`` ``[rows, in]`` and ``gradient`` ``[rows, out]``:
     the backward pass of a step.
     """
@@ -85,7 +83,7 @@ def add_back(
         _add_mapped(y, not sums, length, width, gradient)
 
 
-def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor) -> torch.Tensor:
+def back(step: Fixed | None, matrix: Tensor | None, gradient: Tensor) -> Tensor:
     """Returns ``gradient step``: from ``[rows, out]`` to ``[rows, in]``."""
     if step is None:
         return through(gradient, matrix)  # type: ignore[arg-type]
@@ -93,7 +91,7 @@ def back(step: Fixed | None, matrix: torch.Tensor | None, gradient: torch.Tensor
     return _map(not sums, length, width, gradient)
 
 
-def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+def through(gradient: Tensor, matrix: Tensor) -> Tensor:
     """Returns ``gradient matrix``, for ``[rows, out]`` and ``[out, in]``.
 
     A matrix of few columns is first copied to column-major order: CPU libraries take two to three times as
@@ -104,7 +102,7 @@ def through(gradient: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     )
 
 
-def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def of_matrix(gradient: Tensor, value: Tensor) -> Tensor:
     """Returns ``gradient^T value``, the gradient of a matrix ``[out, in]``, for ``[rows, out]`` and ``[rows,
     in]``; few columns are treated as in :func:`through`.
     """
@@ -114,14 +112,14 @@ def of_matrix(gradient: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
 _FEW = 32
 
 
-def _map(sums: bool, width: int, length: int, value: torch.Tensor) -> torch.Tensor:
+def _map(sums: bool, width: int, length: int, value: Tensor) -> Tensor:
     """Applies a fixed map."""
     operator = BlockSums(width, length, value) if sums else Repeat(width, length, value)
-    result: torch.Tensor = operator.apply(value)
+    result: Tensor = operator.apply(value)
     return result
 
 
-def _add_mapped(y: torch.Tensor, sums: bool, width: int, length: int, value: torch.Tensor) -> None:
+def _add_mapped(y: Tensor, sums: bool, width: int, length: int, value: Tensor) -> None:
     """Adds the result of a fixed map to ``y`` in place; repeating broadcasts into the sum, so that the
     repeated tensor never exists.
     """

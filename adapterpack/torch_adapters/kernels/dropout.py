@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 _STEPS = 1 << 16
 """The dropout rate is rounded to a multiple of 1 / 65536, the resolution of a 16-bit random number."""
@@ -33,11 +34,11 @@ class Dropout(NamedTuple):
         """
         return cls(int(torch.randint(1 << 62, ())), min(round(rate * _STEPS), _STEPS - 1))
 
-    def of(self, x: torch.Tensor) -> torch.Tensor:
+    def of(self, x: Tensor) -> Tensor:
         """Returns ``x`` with dropout applied."""
         return x * self.factors(x)
 
-    def factors(self, x: torch.Tensor) -> torch.Tensor:
+    def factors(self, x: Tensor) -> Tensor:
         """Returns the factor of each value in ``x`` or a tensor of its size: zero, or slightly more than
         one.
         """

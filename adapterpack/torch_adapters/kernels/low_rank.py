@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -28,8 +29,8 @@ from .output_transform import after, turn_of
 class Frozen(NamedTuple):
     """A frozen linear layer that only an adapter uses: weight ``[out, in]`` and bias ``[out]`` or None."""
 
-    weight: torch.Tensor
-    bias: torch.Tensor | None
+    weight: Tensor
+    bias: Tensor | None
 
 
 def is_low_rank(form: NormalForm) -> bool:
@@ -55,8 +56,7 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
         len(form.up.left if isinstance(form.up, Scaled) else form.up.stored),
     )
     of_down, of_up = (
-        torch.is_grad_enabled()
-        and any(isinstance(value, torch.Tensor) and value.requires_grad for value in part)
+        torch.is_grad_enabled() and any(isinstance(value, Tensor) and value.requires_grad for value in part)
         for part in (form.down, form.up)
     )
     if not (of_down or of_up):
@@ -65,9 +65,7 @@ def belongs_within(form: NormalForm, rows: int) -> bool:
     return bool(wide * tall * (rows + rank * (1 + of_down + of_up)) < as_branch)
 
 
-def fuse(
-    form: NormalForm, layer: Frozen, x: torch.Tensor, dropout: Dropout | None = None
-) -> torch.Tensor | None:
+def fuse(form: NormalForm, layer: Frozen, x: Tensor, dropout: Dropout | None = None) -> Tensor | None:
     """Returns ``scale * (layer(x) + up(down(dropout(x)))) + shift`` for ``x`` ``[..., in]``, all in one
     precision; None if evaluating the form is as good.
     """
@@ -99,11 +97,11 @@ _WIDE_INSIDE = (BlockCirculant, Kronecker)
 """Operators that would store spectra, or products with one of two factors, for the backward pass."""
 
 
-def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
+def _again(operator: Any, x: Tensor) -> Tensor:
     """Returns ``operator.apply(x)``, keeping only ``x`` and the operator's tensors; the backward pass
     recomputes the rest. No random numbers are drawn inside, so their state is not kept.
     """
-    result: torch.Tensor = checkpoint(
+    result: Tensor = checkpoint(
         lambda value, *tensors: type(operator)(*tensors).apply(value),
         x,
         *operator,
@@ -113,10 +111,10 @@ def _again(operator: Any, x: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def _change(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
+def _change(form: NormalForm, weight: Tensor) -> Tensor:
     """Returns ``weight + up down``."""
     down: Any = form.down
-    result: torch.Tensor = (
+    result: Tensor = (
         weight + down.after(form.up.dense())
         if form.up is not None
         else (down.onto(weight) if isinstance(down, Sparse) else weight + down.dense())
@@ -124,9 +122,7 @@ def _change(form: NormalForm, weight: torch.Tensor) -> torch.Tensor:
     return result
 
 
-def add_low_rank(
-    form: NormalForm, y: torch.Tensor, x: torch.Tensor, dropout: Dropout | None = None
-) -> torch.Tensor:
+def add_low_rank(form: NormalForm, y: Tensor, x: Tensor, dropout: Dropout | None = None) -> Tensor:
     """Returns ``scale * (y + up(down(dropout(x)))) + shift`` for a form that :func:`is_low_rank` accepts;
     ``x`` is ``[..., in]``, ``y`` ``[..., out]``.
 
@@ -137,7 +133,7 @@ def add_low_rank(
     return _finish(form, flat.reshape(y.shape))
 
 
-def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalForm]:
+def _bias(form: NormalForm, layer: Frozen) -> tuple[Tensor | None, NormalForm]:
     """Returns the layer's bias with the form's shift added, and the form without it; unchanged if a scale
     comes between them.
     """
@@ -146,7 +142,7 @@ def _bias(form: NormalForm, layer: Frozen) -> tuple[torch.Tensor | None, NormalF
     return form.shift if layer.bias is None else layer.bias + form.shift, form._replace(shift=None)
 
 
-def _finish(form: NormalForm, y: torch.Tensor) -> torch.Tensor:
+def _finish(form: NormalForm, y: Tensor) -> Tensor:
     """Returns ``scale * y + shift``."""
     if form.output_scale is None:
         return y if form.shift is None else y + form.shift
@@ -165,13 +161,13 @@ class _Parallel(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
+        x: Tensor,
         dropout: Dropout | None,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        weight: Tensor,
+        bias: Tensor | None,
         steps: Steps,
-        *matrices: torch.Tensor,
-    ) -> tuple[torch.Tensor, ...]:
+        *matrices: Tensor,
+    ) -> tuple[Tensor, ...]:
         """Maps ``x`` ``[rows, in]``, with ``weight`` ``[out, in]`` and ``bias`` ``[out]`` or None, to
         ``[rows, out]`` and the values inside the chain that trained matrices read.
         """
@@ -187,9 +183,7 @@ class _Parallel(torch.autograd.Function):
         return y, *inside
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: torch.Tensor | None, *inside: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, *inside: Tensor | None) -> tuple[Tensor | None, ...]:
         """Returns the gradients of ``x``, the bias and the matrices."""
         steps: Steps = ctx.steps
         dropout: Dropout | None = ctx.dropout
@@ -197,7 +191,7 @@ class _Parallel(torch.autograd.Function):
         weight, *kept = ctx.saved_tensors
         at, trained = by_step(steps, kept[: ctx.count]), by_step(steps, of_matrices)
         values, added = kept[ctx.count :], [None, *inside] if steps and trained[0] else [*inside]
-        for_matrices: list[torch.Tensor | None] = []
+        for_matrices: list[Tensor | None] = []
         for_x, going, factors = gradient @ weight if of_x and gradient is not None else None, gradient, None
         # ``going`` is the gradient on its way back through the chain. ``extra`` is the gradient that a value
         # inside the chain receives as an output of its own, in second derivatives.
@@ -244,12 +238,12 @@ class _LowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
+        y: Tensor,
+        x: Tensor,
+        A: Tensor,
+        B: Tensor,
         dropout: Dropout | None = None,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Maps ``y`` ``[rows, out]``, ``x`` ``[rows, in]``, ``A`` ``[r, in]`` and ``B`` ``[out, r]`` to
         ``[rows, out]``.
         """
@@ -262,7 +256,7 @@ class _LowRank(torch.autograd.Function):
         return torch.addmm(y, inner, B.T) if y.dtype == B.dtype else y + inner @ B.T
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Returns the gradients of ``y``, ``x``, ``A`` and ``B``."""
         x, A, B = ctx.saved_tensors
         of_y, of_x, of_a, of_b, _ = ctx.needs_input_grad
@@ -278,6 +272,6 @@ class _LowRank(torch.autograd.Function):
         )
 
 
-def _flat(value: torch.Tensor) -> torch.Tensor:
+def _flat(value: Tensor) -> Tensor:
     """Reshapes ``[..., width]`` to ``[rows, width]``."""
     return value.reshape(value.shape[:-1].numel(), value.shape[-1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from ...adapter_methods import NormalForm, PairRotation
@@ -23,8 +24,8 @@ class Turn(NamedTuple):
     are ``half`` apart.
     """
 
-    cos: torch.Tensor
-    sin: torch.Tensor | None
+    cos: Tensor
+    sin: Tensor | None
     half: int
 
 
@@ -45,11 +46,11 @@ def turn_of(form: NormalForm, width: int) -> Turn | None:
     return None
 
 
-def after(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, turn: Turn) -> torch.Tensor:
+def after(x: Tensor, weight: Tensor, bias: Tensor | None, turn: Turn) -> Tensor:
     """Returns ``cos * y + sin * turned(y)``, ``[..., out]``, where ``y`` is a frozen layer's output for ``x``
     ``[..., in]``.
     """
-    y: torch.Tensor = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
+    y: Tensor = _After.apply(x.reshape(-1, x.shape[-1]), weight, bias, turn.cos, turn.sin, turn.half)[0]
     return y.reshape(*x.shape[:-1], weight.shape[0])
 
 
@@ -64,13 +65,13 @@ class _After(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        cos: torch.Tensor,
-        sin: torch.Tensor | None,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        cos: Tensor,
+        sin: Tensor | None,
         half: int,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """Returns the layer's output with and without the transform."""
         y = functional.linear(x, weight, bias)
         ctx.save_for_backward(weight, cos, sin, y)
@@ -79,9 +80,7 @@ class _After(torch.autograd.Function):
         return _turn(y, cos, sin, half), y
 
     @staticmethod
-    def backward(
-        ctx: Any, gradient: torch.Tensor | None, of_y: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor | None, of_y: Tensor | None) -> tuple[Tensor | None, ...]:
         """Returns the gradients of ``x``, ``cos`` and ``sin``."""
         weight, cos, sin, y = ctx.saved_tensors
         half, (of_x, _, _, of_cos, of_sin, _) = ctx.half, ctx.needs_input_grad
@@ -102,9 +101,7 @@ class _After(torch.autograd.Function):
         return for_x, None, None, for_cos, for_sin, None
 
 
-def _turn(
-    y: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor | None, half: int, axis: int = 1, back: bool = False
-) -> torch.Tensor:
+def _turn(y: Tensor, cos: Tensor, sin: Tensor | None, half: int, axis: int = 1, back: bool = False) -> Tensor:
     """Rotates the values along one of the two axes of ``y``; with ``back`` by the transpose, which is the
     rotation's backward pass.
     """

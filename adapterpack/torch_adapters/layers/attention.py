@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Site, Traits
 from ...adapter_methods.forms.attention import TRAITS, attend
@@ -37,16 +37,14 @@ class Projections(NamedTuple):
     joined: bool
     out: str | None
 
-    def queries(self, attention: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    def queries(self, attention: nn.Module, hidden: Tensor) -> Tensor:
         """Returns the queries ``[batch, length, heads * head_dim]`` of the input, with the adapters that are
         active inside the attention.
         """
-        made: torch.Tensor = getattr(attention, self.parts[0])(hidden)
+        made: Tensor = getattr(attention, self.parts[0])(hidden)
         return made.chunk(3, dim=-1)[0] if self.joined else made
 
-    def keys_and_values(
-        self, attention: nn.Module, prompt: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def keys_and_values(self, attention: nn.Module, prompt: Tensor) -> tuple[Tensor, Tensor]:
         """Returns a prompt's keys and values ``[1, n, heads * head_dim]`` by the base's own layers, for a
         prompt ``[n, width]``.
         """
@@ -114,9 +112,7 @@ class AdaptedAttention(Adapted):
             h = self._by_row(name, hidden, h, partial(self._changed, name, kwargs.get("position_embeddings")))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(
-        self, name: str, places: Any, hidden: torch.Tensor, h: torch.Tensor, index: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _changed(self, name: str, places: Any, hidden: Tensor, h: Tensor, index: Tensor | None) -> Tensor:
         """Adds the prompt's part to the output ``h``; ``index`` are the batch rows that ``hidden`` and ``h``
         hold (None: all).
         """
@@ -125,7 +121,7 @@ class AdaptedAttention(Adapted):
             places = tuple(place if len(place) == 1 else place[index] for place in places)
         return h + self._held[name].weight * self._added(name, hidden, places).to(h.dtype)
 
-    def _added(self, name: str, hidden: torch.Tensor, places: Any) -> torch.Tensor:
+    def _added(self, name: str, hidden: Tensor, places: Any) -> Tensor:
         """Computes what attending to the prompt adds to the output, for the input ``hidden``."""
         attention = innermost(self)
         projections = _projections(attention)
@@ -144,13 +140,13 @@ class AdaptedAttention(Adapted):
         if projections.out is None:
             return added
         out = innermost(module_at(attention, projections.out))
-        y: torch.Tensor = out(added)
+        y: Tensor = out(added)
         bias = tensor_of(out, "bias", self._site.path)
         # The layer's own output already includes the bias.
         return y if bias is None else y - bias
 
 
-def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Tensor:
+def _queries(attention: nn.Module, made: Tensor, places: Any) -> Tensor:
     """Returns the queries ``made`` as the attention uses them, ``[batch, heads, length, head_dim]``:
     normalised and rotated by position as the model does it.
     """
@@ -158,11 +154,11 @@ def _queries(attention: nn.Module, made: torch.Tensor, places: Any) -> torch.Ten
     queries = _normalize(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
-    turned: torch.Tensor = _rotation(attention)(queries, queries, *places)[0]
+    turned: Tensor = _rotation(attention)(queries, queries, *places)[0]
     return turned
 
 
-def _normalize(attention: nn.Module, leaf: str, heads: torch.Tensor) -> torch.Tensor:
+def _normalize(attention: nn.Module, leaf: str, heads: Tensor) -> Tensor:
     """Applies the attention's norm ``leaf`` to its heads, if it has one."""
     norm: Any = getattr(attention, leaf, None)
     return heads if norm is None else norm(heads)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapter_methods import Site
@@ -28,7 +27,7 @@ class AdaptedBlock(Adapted):
     def __init__(self, base: nn.Module, site: Site, model: nn.Module) -> None:
         super().__init__(base, site)
         self._find = partial(module_at, model)
-        self._watched_inputs: dict[str, torch.Tensor] = {}
+        self._watched_inputs: dict[str, Tensor] = {}
         self._hooks: dict[str, Any] = {}
 
     def _add(self, name: str, adapter: NewAdapter) -> None:
@@ -59,33 +58,31 @@ class AdaptedBlock(Adapted):
             h = self._by_row(name, h, h, partial(self._changed, name, source))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(
-        self, name: str, source: Any, h: torch.Tensor, _: torch.Tensor, index: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _changed(self, name: str, source: Any, h: Tensor, _: Tensor, index: Tensor | None) -> Tensor:
         """Applies an adapter to the output ``h`` at the positions where it acts; ``index`` are the batch rows
         that ``h`` holds (None: all).
         """
-        if index is not None and isinstance(source, torch.Tensor):
+        if index is not None and isinstance(source, Tensor):
             source = source[index]
-        changed: torch.Tensor = self._weigh(name, h, self._applied(name, h, source))
+        changed: Tensor = self._weigh(name, h, self._applied(name, h, source))
         mask = self._mask(name, h, index)
         return changed if mask is None else place(mask, changed, h, self._site)
 
-    def _applied(self, name: str, h: torch.Tensor, x: Any) -> torch.Tensor:
+    def _applied(self, name: str, h: Tensor, x: Any) -> Tensor:
         """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
         cfg, dtype = self._held[name].config, self._precision(name, h.dtype)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None
         if getattr(cfg, "reads_input", False):
-            if not isinstance(x, torch.Tensor) or x.shape != h.shape:
+            if not isinstance(x, Tensor) or x.shape != h.shape:
                 raise Unsupported(
                     "an adapter parallel to a block reads an input that is as wide as the output",
                     where=self._site.path,
                     expected=tuple(h.shape),
-                    found=tuple(x.shape) if isinstance(x, torch.Tensor) else "no tensor",
+                    found=tuple(x.shape) if isinstance(x, Tensor) else "no tensor",
                     remedy="name other targets, or another source",
                 )
             x = x.to(dtype)
-        changed: torch.Tensor = run_block(
+        changed: Tensor = run_block(
             self._held[name].method, cfg, self._tensors(name, dtype), self._site, h.to(dtype), x, drop
         )
         return changed.to(h.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Method, from_matrix
 from ...errors import Unsupported
@@ -25,7 +25,7 @@ def is_plain_convolution(module: nn.Module) -> bool:
     )
 
 
-_CONVOLVE: tuple[Callable[..., torch.Tensor], ...] = (
+_CONVOLVE: tuple[Callable[..., Tensor], ...] = (
     nn.functional.conv1d,
     nn.functional.conv2d,
     nn.functional.conv3d,
@@ -72,7 +72,7 @@ class AdaptedConv(AdaptedLayer):
             return self._with(self._active, x)
         return self._in_rows(x, base(x), lambda name, own, *_: self._with((name,), own))
 
-    def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+    def _with(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Returns the convolution's output with the adapters ``names`` applied."""
         dtype, held = self._precision(names[0], x.dtype), [self._held[name] for name in names]
         dropout = self.training and any(one.config.dropout for one in held)
@@ -88,9 +88,9 @@ class AdaptedConv(AdaptedLayer):
         y = self._convolve(x.to(dtype), weight, bias)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
-    def _added(self, names: tuple[str, ...], x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _added(self, names: tuple[str, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
         """Returns the base's output plus the output of each change."""
-        y: torch.Tensor = self._base(x)
+        y: Tensor = self._base(x)
         result = y
         for name in names:
             inner = nn.functional.dropout(x.to(dtype), self._held[name].config.dropout, self.training)
@@ -105,7 +105,7 @@ class AdaptedConv(AdaptedLayer):
             result = result + (self._weigh(name, torch.zeros_like(change), change) if thin else change)
         return result.to(y.dtype)
 
-    def _narrow(self, x: torch.Tensor, form: Any) -> torch.Tensor:
+    def _narrow(self, x: Tensor, form: Any) -> Tensor:
         """Computes a low-rank change by two convolutions: to the rank with the layer's own kernel, per group,
         then to the outputs with a 1x1 kernel.
         """
@@ -114,7 +114,7 @@ class AdaptedConv(AdaptedLayer):
         inner = self._convolve(x, down.repeat(groups, 1), None)
         return _CONVOLVE[len(kernel) - 1](inner, up.reshape(*up.shape, *(1,) * len(kernel)), groups=groups)
 
-    def _whole(self, name: str, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    def _whole(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Computes any other change by a convolution with the merged weight minus the original one."""
         site = self._with_weight(dtype)
         weight, bias = site.weight, site.base_bias
@@ -125,12 +125,12 @@ class AdaptedConv(AdaptedLayer):
         folded, moved = self._fold(name, weight, bias, dtype)
         return self._convolve(x, folded - weight, moved if moved is None or bias is None else moved - bias)
 
-    def _convolve(self, x: torch.Tensor, matrix: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _convolve(self, x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         """Runs the layer's own convolution with another weight, ``[any number of outputs, in / groups *
         kernel]``.
         """
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
-        y: torch.Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
+        y: Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
         return y
 
 
@@ -139,11 +139,11 @@ class SpanningConv(AdaptedConv):
     group's outputs reads all inputs.
     """
 
-    def _with(self, names: tuple[str, ...], x: torch.Tensor) -> torch.Tensor:
+    def _with(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Returns the base's output plus the output of each change: no weight of a grouped convolution can
         hold these changes.
         """
-        y: torch.Tensor = self._base(x)
+        y: Tensor = self._base(x)
         result = y
         for name in names:
             dtype = self._precision(name, x.dtype)
@@ -152,7 +152,7 @@ class SpanningConv(AdaptedConv):
             result = result + self._weigh(name, torch.zeros_like(change), change)
         return result.to(y.dtype)
 
-    def _across(self, x: torch.Tensor, form: Any) -> torch.Tensor:
+    def _across(self, x: Tensor, form: Any) -> Tensor:
         """Computes a change: from all inputs to the rank with the layer's own kernel, stride and padding,
         then from each group's share of the rank to its outputs.
         """

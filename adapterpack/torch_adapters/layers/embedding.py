@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import look_up
 from .layer import AdaptedLayer
 
-LookUp = Callable[[torch.Tensor], torch.Tensor]
+LookUp = Callable[[Tensor], Tensor]
 
 
 def is_plain_embedding(module: nn.Embedding) -> bool:
@@ -30,7 +30,7 @@ class AdaptedEmbedding(AdaptedLayer):
     embedding keeps the base's weight. Dropout drops the change of a whole position.
     """
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         weight, _ = self._stored
@@ -41,23 +41,23 @@ class AdaptedEmbedding(AdaptedLayer):
         y, scale = result(x), getattr(self._base, "embed_scale", None)
         if scale is None:
             return y
-        scaled: torch.Tensor = y * (scale.to(y.dtype) if isinstance(scale, torch.Tensor) else scale)
+        scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
         return scaled
 
     def _looked_up(self, name: str, before: LookUp) -> LookUp:
         """Returns a look-up that applies the adapter on top of the look-up ``before``."""
         dropout = self._held[name].config.dropout if self.training else 0
 
-        def result(ids: torch.Tensor) -> torch.Tensor:
+        def result(ids: Tensor) -> Tensor:
             """Looks up the rows of ``ids`` below the adapter and applies it."""
             y = before(ids)
             dtype = self._precision(name, y.dtype)
             form = self._normal_form(name, dtype)
 
-            def adapted(ids: torch.Tensor, y: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+            def adapted(ids: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
                 every = torch.ones(ids.shape, dtype=dtype, device=ids.device)
                 keep = nn.functional.dropout(every, dropout) if dropout else None
-                changed: torch.Tensor = self._weigh(name, y, look_up(form, lambda _: y, ids, keep))
+                changed: Tensor = self._weigh(name, y, look_up(form, lambda _: y, ids, keep))
                 return changed.to(y.dtype)
 
             return self._by_row(name, ids, y, adapted)

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Site, fold, run
 from ...errors import Unsupported
@@ -30,7 +30,7 @@ class AdaptedTable(AdaptedLayer):
         super().__init__(base, site)
         self._ties: dict[nn.Module, Any] = {}
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         return self._looked_up(x, self._base, self._active)
@@ -40,12 +40,12 @@ class AdaptedTable(AdaptedLayer):
         """The active adapters that also change modules tied to the table."""
         return tuple(name for name in self._active if self._held[name].method.traits.tied)
 
-    def _looked_up(self, x: torch.Tensor, owner: nn.Module, names: tuple[str, ...]) -> torch.Tensor:
+    def _looked_up(self, x: Tensor, owner: nn.Module, names: tuple[str, ...]) -> Tensor:
         """Looks up rows with the adapters ``names`` applied, scaled as ``owner``, the embedding that was
         called, scales them.
         """
         stored = self._stored[0].detach()
-        rows: torch.Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
+        rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         for name in names:
             rows = self._by_row(name, x, rows, partial(self._replaced, name))
         # Some models scale the looked-up rows.
@@ -56,14 +56,12 @@ class AdaptedTable(AdaptedLayer):
             else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
         )
 
-    def _replaced(
-        self, name: str, x: torch.Tensor, rows: torch.Tensor, _: torch.Tensor | None
-    ) -> torch.Tensor:
+    def _replaced(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
         held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
-        changed: torch.Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
+        changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
         return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
@@ -95,22 +93,18 @@ class AdaptedTable(AdaptedLayer):
             hook.remove()
         self._ties.clear()
 
-    def _twin(
-        self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor
-    ) -> torch.Tensor:
+    def _twin(self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """As a hook on a tied embedding, looks up the adapted rows instead."""
         return self._looked_up(input_of(twin, args, kwargs), twin, self._followed) if self._followed else y
 
-    def _head(
-        self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: torch.Tensor
-    ) -> torch.Tensor:
+    def _head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
         """As a hook on a tied head, adds what the adapters change in the logits."""
         x, site = (
             input_of(head, args, kwargs),
             dataclasses.replace(self._site, weight=self._stored[0].detach()),
         )
 
-        def changed(x: torch.Tensor, y: torch.Tensor, _: Any) -> Any:
+        def changed(x: Tensor, y: Tensor, _: Any) -> Any:
             held, tensors = self._held[name], self._tensors(name, y.dtype)
             return self._weigh(name, y, run(held.method, held.config, tensors, site, lambda _: y, x))
 

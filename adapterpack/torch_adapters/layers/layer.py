@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...adapter_methods import Dense, Method, Site, evaluate, fold, from_matrix, frozen, run, to_matrix
@@ -43,8 +43,8 @@ class Held:
     config: Any
     secondary: bool = False
     weight: float = 1.0
-    where: Callable[[], torch.Tensor] | None = None
-    first_pass: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    where: Callable[[], Tensor] | None = None
+    first_pass: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def __getstate__(self) -> dict[str, Any]:
         """Describes the method by its name or composition: method objects hold functions, which pickle cannot
@@ -174,9 +174,7 @@ class Adapted(Wrapper):
         weight = self._held[name].weight
         return changed if weight == 1 else plain + weight * (changed - plain)
 
-    def _by_row(
-        self, name: str, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
+    def _by_row(self, name: str, x: Tensor, y: Tensor, run: Callable[..., Tensor]) -> Tensor:
         """Returns ``y``, the output without the adapter, with ``run(x, y, index)`` in the rows that have the
         adapter.
 
@@ -187,7 +185,7 @@ class Adapted(Wrapper):
         index = self._rows.index(name, x, self._site)
         return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
 
-    def _in_rows(self, x: torch.Tensor, y: torch.Tensor, run: Callable[..., torch.Tensor]) -> torch.Tensor:
+    def _in_rows(self, x: Tensor, y: Tensor, run: Callable[..., Tensor]) -> Tensor:
         """Returns the base's output ``y`` with ``run(name, x, y, index)`` in the rows of each active
         adapter.
         """
@@ -195,7 +193,7 @@ class Adapted(Wrapper):
             y = self._by_row(name, x, y, functools.partial(run, name))
         return y
 
-    def _mask(self, name: str, x: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor | None:
+    def _mask(self, name: str, x: Tensor, index: Tensor | None) -> Tensor | None:
         """Returns where the adapter acts, ``[rows, length]``, in the batch rows ``index`` (None: all) that
         ``x`` holds; None if it acts everywhere.
 
@@ -220,7 +218,7 @@ class Adapted(Wrapper):
         """Returns the parameters, as module and name, that merging the adapters here would change."""
         return []
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
         """Returns these parameters (and a bias, if merging adds one) with the active adapters merged in, in
         their own shapes and precision.
 
@@ -234,7 +232,7 @@ class Adapted(Wrapper):
         return []
 
     @property
-    def _stored(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _stored(self) -> tuple[Tensor, Tensor | None]:
         """The frozen weight as floats, in the shape in which the module stores it, and the bias; see
         :func:`~.weights.weight_of`.
         """
@@ -251,14 +249,14 @@ class Adapted(Wrapper):
         )
         return torch.promote_types(dtype, next(own))
 
-    def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def _tensors(self, name: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """Returns the tensors of :meth:`_every`, with floats cast to ``dtype``."""
         return {
             leaf: value.to(dtype) if value.is_floating_point() else value
             for leaf, value in self._every(name).items()
         }
 
-    def _every(self, name: str) -> dict[str, torch.Tensor]:
+    def _every(self, name: str) -> dict[str, Tensor]:
         """Returns all tensors that the method's functions need: the adapter's own parameters, the shared
         ones, the constants, and results of the model's first pass for this call.
         """
@@ -306,9 +304,7 @@ class _Pass:
     autocast each operation chooses its own precision.
     """
 
-    def __init__(
-        self, layer: AdaptedLayer, name: str, below: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
-    ) -> None:
+    def __init__(self, layer: AdaptedLayer, name: str, below: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._below, self._input_dtype, self._held = below, x.dtype, layer._held[name]
         self.dtype = layer._precision(name, x.dtype)
         self._tensors, self._site = layer._tensors(name, self.dtype), layer._site_for(name, self.dtype)
@@ -333,7 +329,7 @@ class _Pass:
         """Whether the adapter adds to the layer's output, and adds nothing for an input of zero."""
         return self.form is not None and self.form.is_branch
 
-    def below(self, value: torch.Tensor) -> torch.Tensor:
+    def below(self, value: Tensor) -> Tensor:
         """Runs what the adapter builds on at ``value``: the layer, with the adapters before this one."""
         output = self._below(value.to(self._input_dtype))
         # Under autocast the output's dtype differs from the input's, and the layers around expect the
@@ -341,13 +337,11 @@ class _Pass:
         self.output_dtype = output.dtype
         return output
 
-    def read(self, value: torch.Tensor) -> torch.Tensor:
+    def read(self, value: Tensor) -> Tensor:
         """Returns ``value`` in the precision in which the adapter computes."""
         return value if self._autocast else value.to(self.dtype)
 
-    def output(
-        self, ask: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, inner: torch.Tensor
-    ) -> torch.Tensor:
+    def output(self, ask: Callable[[Tensor], Tensor], x: Tensor, inner: Tensor) -> Tensor:
         """Returns the adapter's output at ``x`` on top of ``ask``; ``inner`` is ``x`` in the adapter's
         precision.
         """
@@ -359,7 +353,7 @@ class _Pass:
             return run(held.method, held.config, self._tensors, self._site, ask, inner, drop)
         return evaluate(self.form, ask, inner, drop)
 
-    def fuse(self, layer: AdaptedLayer, x: torch.Tensor) -> torch.Tensor | None:
+    def fuse(self, layer: AdaptedLayer, x: Tensor) -> Tensor | None:
         """Computes the layer and the adapter by one kernel; None unless the layer is a plain one and there is
         a kernel for the adapter's form.
         """
@@ -397,14 +391,12 @@ class AdaptedLayer(Adapted):
             result = functools.partial(self._with_adapter, name, result, first, None)
         return result(x)
 
-    def _row_by_row(self, x: torch.Tensor, base: Any) -> torch.Tensor:
+    def _row_by_row(self, x: Tensor, base: Any) -> Tensor:
         """Returns the output of a batch whose rows have one adapter each, or none."""
 
         # The base has run for the whole batch already; an adapter that asks for its output at the same input
         # gets that, instead of a second run.
-        def apply(
-            name: str, own: torch.Tensor, plain: torch.Tensor, index: torch.Tensor | None
-        ) -> torch.Tensor:
+        def apply(name: str, own: Tensor, plain: Tensor, index: Tensor | None) -> Tensor:
             return self._with_adapter(
                 name, lambda value: plain if value is own else base(value), False, index, own
             )
@@ -414,11 +406,11 @@ class AdaptedLayer(Adapted):
     def _with_adapter(
         self,
         name: str,
-        below: Callable[[torch.Tensor], torch.Tensor],
+        below: Callable[[Tensor], Tensor],
         first: bool,
-        index: torch.Tensor | None,
-        x: torch.Tensor,
-    ) -> torch.Tensor:
+        index: Tensor | None,
+        x: Tensor,
+    ) -> Tensor:
         """Returns the output at ``x`` of the adapter on top of ``below``.
 
         ``first`` means that ``below`` is the wrapped layer itself. ``x`` holds the batch rows ``index``, or
@@ -446,7 +438,7 @@ class AdaptedLayer(Adapted):
     def _folded_parameters(self) -> list[tuple[nn.Module, str]]:
         return [(innermost(self), "weight")]
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
         """Merges the active adapters one after the other in float32 or finer, and rounds once at the end."""
         module = innermost(self)
         stored, stored_bias = self._stored
@@ -475,8 +467,8 @@ class AdaptedLayer(Adapted):
         return merged
 
     def _fold(
-        self, name: str, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        self, name: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor | None]:
         """Returns the weight ``[out, in]`` and the bias with the adapter merged in, all in ``dtype``."""
         held, site = self._held[name], self._site_for(name, dtype)
         folded, moved = fold(held.method, held.config, self._tensors(name, dtype), site, weight, bias)
@@ -501,7 +493,7 @@ class AdaptedLayer(Adapted):
         return low_rank.Frozen(to_matrix(self._site.kind, base.weight), base.bias) if plain else None
 
 
-_PLAIN = (nn.Parameter, torch.Tensor)
+_PLAIN = (nn.Parameter, Tensor)
 _PLAIN_LAYERS = frozenset({"torch.nn.modules.linear.Linear", "transformers.pytorch_utils.Conv1D"})
 """Classes whose forward is ``x W^T + b``, by name because transformers need not be installed."""
 
@@ -517,7 +509,7 @@ def is_hooked(module: nn.Module) -> bool:
     return bool(hooks) or "forward" in module.__dict__
 
 
-def place(mask: torch.Tensor, changed: torch.Tensor, plain: torch.Tensor, site: Site) -> torch.Tensor:
+def place(mask: Tensor, changed: Tensor, plain: Tensor, site: Site) -> Tensor:
     """Returns ``changed`` where ``mask`` ``[batch, length]`` is true, else ``plain``; both are ``[batch,
     length, ...]`` or ``[batch * length, ...]``.
 

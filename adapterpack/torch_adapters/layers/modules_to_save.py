@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Site
 from ...errors import SiteNotFound, Unsupported, nearest
@@ -97,7 +97,7 @@ class SavedModule(Wrapper):
             if not len(index):
                 continue
             own = self._copied(name, (x[index],), {})
-            if len(args) + len(kwargs) > 1 or not isinstance(y, torch.Tensor) or y.shape[1:] != own.shape[1:]:
+            if len(args) + len(kwargs) > 1 or not isinstance(y, Tensor) or y.shape[1:] != own.shape[1:]:
                 raise Unsupported(
                     "a module that was trained whole gives other outputs than the base, and one batch "
                     "cannot hold both",
@@ -119,7 +119,7 @@ class SavedModule(Wrapper):
         twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})
         x, _ = self._enter(args, kwargs)
-        if torch.is_autocast_enabled(x.device.type) or not isinstance(output, torch.Tensor):
+        if torch.is_autocast_enabled(x.device.type) or not isinstance(output, Tensor):
             return output
         first_parameter = next(self._base.parameters(), x)
         # An embedding's input is integer ids, so its output takes the dtype of the original's parameters.
@@ -128,4 +128,4 @@ class SavedModule(Wrapper):
 
 def _wide(value: Any) -> Any:
     """Returns a float tensor as float32, the precision of the copies; other values unchanged."""
-    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from ...adapter_methods import Site, fold, from_matrix, is_stacked, to_matrix
@@ -33,7 +33,7 @@ class AdaptedParameter(Adapted):
         self._leaf = leaf_of(innermost(base), site.path)
 
     @property
-    def _stored(self) -> tuple[torch.Tensor, None]:
+    def _stored(self) -> tuple[Tensor, None]:
         """The frozen parameter, and no bias: what may act as its bias is not part of the site."""
         owner, _, leaf = self._leaf.rpartition(".")
         return weight_of(innermost(self).get_submodule(owner), leaf, self._site), None
@@ -54,14 +54,14 @@ class AdaptedParameter(Adapted):
         owner, _, leaf = self._leaf.rpartition(".")
         return [(innermost(self).get_submodule(owner), leaf)]
 
-    def _merge_weights(self) -> dict[tuple[nn.Module, str], torch.Tensor]:
+    def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
         (place,) = self._folded_parameters()
         with torch.no_grad():
             return {place: self._changed(self._active).contiguous()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the module's output with the active adapters applied to its parameters."""
-        changed: dict[str, torch.Tensor] = {}
+        changed: dict[str, Tensor] = {}
         module: nn.Module = self
         # Collect the values of all nested wrappers, then call the innermost module once with all of them.
         while isinstance(module, AdaptedParameter):
@@ -70,7 +70,7 @@ class AdaptedParameter(Adapted):
             module = module._base
         return functional_call(module, changed, args, kwargs) if changed else module(*args, **kwargs)
 
-    def _changed(self, names: tuple[str, ...]) -> torch.Tensor:
+    def _changed(self, names: tuple[str, ...]) -> Tensor:
         """Returns the parameter with the adapters ``names`` applied."""
         parameter, _ = self._stored
         weight = to_matrix(self._site.kind, parameter.detach())
@@ -78,14 +78,12 @@ class AdaptedParameter(Adapted):
             weight = self._weigh(name, weight, self._fold(name, weight))
         return from_matrix(self._site.kind, weight, parameter.shape).to(parameter.dtype)
 
-    def _fold(self, name: str, weight: torch.Tensor) -> torch.Tensor:
+    def _fold(self, name: str, weight: Tensor) -> Tensor:
         """Applies one adapter to the parameter, matrix by matrix in a stack."""
         held, dtype = self._held[name], self._precision(name, weight.dtype)
         every, frozen = self._tensors(name, dtype), self._with_weight(dtype).weight
 
-        def folded(
-            matrix: torch.Tensor, original: torch.Tensor, params: dict[str, torch.Tensor]
-        ) -> torch.Tensor:
+        def folded(matrix: Tensor, original: Tensor, params: dict[str, Tensor]) -> Tensor:
             """Applies the adapter to one matrix."""
             site = (
                 dataclasses.replace(self._site, weight=original)
@@ -98,7 +96,7 @@ class AdaptedParameter(Adapted):
                     f"the method {held.method.name} gives this parameter a bias, and it has none",
                     where=self._site.path,
                 )
-            result: torch.Tensor = changed
+            result: Tensor = changed
             return result
 
         site_params = {key: every[key] for key, _ in self._part(name).named_parameters()}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Site
 from ...errors import Unsupported
@@ -41,12 +41,12 @@ class Rows(Observer):
         self.trusted = bool(getattr(model, "_supports_sdpa", False))
         self._first: set[str] = set()
         self._batch = 0
-        self._places: dict[tuple[str, int, torch.device], torch.Tensor] = {}
+        self._places: dict[tuple[str, int, torch.device], Tensor] = {}
         self.handles = [
             entry.register_forward_pre_hook(self._enter, with_kwargs=True) for entry in _entries(model)
         ]
 
-    def index(self, name: str, x: torch.Tensor, site: Site) -> torch.Tensor:
+    def index(self, name: str, x: Tensor, site: Site) -> Tensor:
         """Returns the indices along the first axis of a layer's input that belong to the rows of an adapter.
 
         Raises:
@@ -65,7 +65,7 @@ class Rows(Observer):
             self._places[key] = torch.tensor(places, dtype=torch.long, device=x.device)
         return self._places[key]
 
-    def _entries_of_a_row(self, x: torch.Tensor, site: Site) -> int:
+    def _entries_of_a_row(self, x: Tensor, site: Site) -> int:
         """Returns how many entries along the first axis of a layer's input belong to each named row."""
         batch, length = self._batch, len(x) if x.ndim else 0
         # Axes other than the width; integer ids have no width.
@@ -99,7 +99,7 @@ class Rows(Observer):
         """Reads the number of rows from the inputs of the model's call, as a hook."""
         inputs = named_arguments(module, args, kwargs)
         values = [inputs.get(name) for name in _INPUTS] + list(inputs.values())
-        first = next((value for value in values if isinstance(value, torch.Tensor) and value.ndim), None)
+        first = next((value for value in values if isinstance(value, Tensor) and value.ndim), None)
         batch = 0 if first is None else len(first)
         if not batch or batch % len(self.adapters):
             raise Unsupported(

@@ -13,7 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from ...adapter_methods import LAYOUTS
@@ -34,13 +34,13 @@ class Pass:
 
     def __init__(self, name: str, acts: Acts, inputs: Mapping[str, Any], labels: Any) -> None:
         self.name, self.acts, self.labels = name, acts, labels
-        self.ids: torch.Tensor | None = inputs.get("input_ids")
+        self.ids: Tensor | None = inputs.get("input_ids")
         self.padding = inputs.get("attention_mask")
         self.cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
         self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
 
     @cached_property
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Tensor:
         """Where the adapter acts, ``[batch, length]`` bool."""
         if self.ids is None:
             raise Unsupported(
@@ -52,13 +52,13 @@ class Pass:
         return self.acts.mask(self.ids, real, real & self._unlearnt(self.ids), self.before)
 
     @cached_property
-    def before(self) -> torch.Tensor | None:
+    def before(self) -> Tensor | None:
         """In which rows the adapter has acted in earlier passes with this cache, ``[batch]`` bool; None
         without a cache.
         """
         if not self.past or self.ids is None:
             return None
-        earlier: torch.Tensor | None = getattr(self.cache, _ACTED, {}).get(self.name)
+        earlier: Tensor | None = getattr(self.cache, _ACTED, {}).get(self.name)
         if earlier is None and not self.acts.joins:
             raise Unsupported(
                 "this cache was filled without the adapter, which would have acted in what it holds",
@@ -77,16 +77,12 @@ class Pass:
             )
         return earlier
 
-    def _real(self, ids: torch.Tensor) -> torch.Tensor:
+    def _real(self, ids: Tensor) -> Tensor:
         """Returns which of the pass's tokens are not padding, ``[batch, length]`` bool."""
         if self.padding is None:
             return torch.ones_like(ids, dtype=torch.bool)
         length = ids.shape[1]
-        if (
-            not isinstance(self.padding, torch.Tensor)
-            or self.padding.ndim != 2
-            or self.padding.shape[1] < length
-        ):
+        if not isinstance(self.padding, Tensor) or self.padding.ndim != 2 or self.padding.shape[1] < length:
             raise Unsupported(
                 "this attention mask does not say which tokens are padding",
                 where=self.name,
@@ -96,11 +92,11 @@ class Pass:
             )
         return self.padding[:, -length:].bool()
 
-    def _unlearnt(self, ids: torch.Tensor) -> torch.Tensor:
+    def _unlearnt(self, ids: Tensor) -> Tensor:
         """Returns which tokens come before the first label of their row, the prompt in training; all of them
         without labels.
         """
-        if not isinstance(self.labels, torch.Tensor) or self.labels.shape != ids.shape:
+        if not isinstance(self.labels, Tensor) or self.labels.shape != ids.shape:
             return torch.ones_like(ids, dtype=torch.bool)
         return (self.labels != _IGNORED).long().cumsum(1) == 0
 
@@ -120,7 +116,7 @@ class Acting(Observer):
         if trunk is not model:
             self.handles.append(model.register_forward_pre_hook(self._see_labels, with_kwargs=True))
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Tensor:
         """Returns where the adapter acts in the current pass, ``[batch, length]`` bool.
 
         Raises:
@@ -157,13 +153,13 @@ class Acting(Observer):
         if not runs_layers_again(trunk):
             return
         self.run = run
-        first = next((part for part in parts if isinstance(part, torch.Tensor) and part.requires_grad), None)
+        first = next((part for part in parts if isinstance(part, Tensor) and part.requires_grad), None)
         # Gradient checkpointing runs layers again in the backward pass, by which time another pass may have
         # begun. Restore this pass when the gradient of its output arrives.
         if first is not None:
             first.register_hook(partial(self._resume, run))
 
-    def _resume(self, run: Pass, gradient: torch.Tensor) -> None:
+    def _resume(self, run: Pass, gradient: Tensor) -> None:
         """Makes ``run`` the current pass again."""
         self.run = run
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ...adapter_methods import PROMPT, Site, Traits
@@ -76,7 +76,7 @@ class Prompts(Adapted):
         )
         self._redirect = Redirect(self._trunk_of(model), self._around)
         self._cache_name = next((name for name in CACHES if name in argument_names(self._trunk)), "")
-        self._prompt_states: torch.Tensor | None = None
+        self._prompt_states: Tensor | None = None
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
@@ -190,8 +190,8 @@ class Prompts(Adapted):
         )
         covered = (past or extra) + length - extra
         if mask is not None:
-            if not isinstance(mask, torch.Tensor) or mask.shape != (batch, covered):
-                shape = tuple(mask.shape) if isinstance(mask, torch.Tensor) else type(mask).__name__
+            if not isinstance(mask, Tensor) or mask.shape != (batch, covered):
+                shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
                 raise Unsupported(
                     "this attention mask cannot be made to cover a prompt",
                     where=PROMPT,
@@ -248,7 +248,7 @@ class Prompts(Adapted):
     def _fill(self, cache: Any, form: PromptForm, batch: int) -> None:
         """Puts the prompt's keys and values into an empty cache, for each row of the batch."""
         prompt, weight = form.cache, self._base.weight
-        assert prompt is not None and isinstance(weight, torch.Tensor)
+        assert prompt is not None and isinstance(weight, Tensor)
         device = prompt.device.type
         prompt = prompt.to(
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
@@ -316,13 +316,13 @@ def runs_layers_again(trunk: nn.Module) -> bool:
     return any(getattr(module, "gradient_checkpointing", False) for module in trunk.modules())
 
 
-def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+def tokens_of(inputs: dict[str, Any]) -> Tensor:
     """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
-    tokens: torch.Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
+    tokens: Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
     return tokens
 
 
-def with_room(mask: torch.Tensor, count: int, value: int = 1) -> torch.Tensor:
+def with_room(mask: Tensor, count: int, value: int = 1) -> Tensor:
     """Extends a mask ``[batch, length]`` on the left by ``count`` positions of this value."""
     return torch.cat([mask.new_full((len(mask), count), value), mask], dim=1)
 

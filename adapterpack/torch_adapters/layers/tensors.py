@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...errors import Unsupported
 from ...io.safetensors import FLOATS, dtype_name
 
 
-def as_numpy(value: torch.Tensor) -> np.ndarray:
+def as_numpy(value: Tensor) -> np.ndarray:
     """Returns a tensor as a numpy array: floats as float32, others in their own dtype.
 
     Raises:
@@ -31,7 +31,7 @@ def as_numpy(value: torch.Tensor) -> np.ndarray:
     return array
 
 
-def gather(value: torch.Tensor) -> torch.Tensor:
+def gather(value: Tensor) -> Tensor:
     """Returns the full tensor of one that is sharded across processes, all of which must call this; other
     tensors unchanged.
     """
@@ -45,12 +45,12 @@ def gather(value: torch.Tensor) -> torch.Tensor:
     return value
 
 
-def whole_shape(value: torch.Tensor) -> tuple[int, ...]:
+def whole_shape(value: Tensor) -> tuple[int, ...]:
     """Returns the shape of the full tensor where ZeRO-3 partitions it, else of the tensor itself."""
     return tuple(getattr(value, "ds_shape", value.shape))
 
 
-def as_tensor(value: np.ndarray, device: torch.device) -> torch.Tensor:
+def as_tensor(value: np.ndarray, device: torch.device) -> Tensor:
     """Returns a copy of a numpy array as a tensor: floats as float32, others in their own dtype."""
     return torch.from_numpy(
         np.array(value, np.float32 if dtype_name(value.dtype) in FLOATS else value.dtype)

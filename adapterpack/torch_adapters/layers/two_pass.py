@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ...adapter_methods.core.routers import MASKS
@@ -72,7 +72,7 @@ class Lead(Observer):
         masks = {
             key: value.bool()
             for key, value in zip(MASKS, values, strict=True)
-            if isinstance(value, torch.Tensor) and value.ndim == 2
+            if isinstance(value, Tensor) and value.ndim == 2
         }
         for layer in layers:
             held = layer._held[self.name]
@@ -109,7 +109,7 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
             )
 
 
-def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> torch.Tensor:
+def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Tensor:
     """Returns the base's last hidden states ``[batch, positions, width]`` for the inputs of a call."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), disabled(model):
@@ -123,7 +123,7 @@ def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], nam
             where=name,
             found=type(model).__name__,
         )
-    last: torch.Tensor = states[-1]
+    last: Tensor = states[-1]
     return last
 
 

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods import Site, matrix_shape
 from ...errors import Unsupported
@@ -29,16 +29,16 @@ class Quantized(NamedTuple):
 
     library: str
     holds: Callable[[nn.Module, Any], bool]
-    read: Callable[[nn.Module, Any], torch.Tensor]
+    read: Callable[[nn.Module, Any], Tensor]
     name: Callable[[Any], str]
     settings: Callable[[Any], dict[str, Any]] = lambda weight: {}
 
 
-def _read_4bit(module: nn.Module, weight: Any) -> torch.Tensor:
+def _read_4bit(module: nn.Module, weight: Any) -> Tensor:
     """Dequantizes a 4-bit weight of bitsandbytes."""
     from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
 
-    floats: torch.Tensor = dequantize_4bit(*_codes_4bit(weight))
+    floats: Tensor = dequantize_4bit(*_codes_4bit(weight))
     return floats
 
 
@@ -47,7 +47,7 @@ def _is_reordered(weight: Any) -> bool:
     return bool(getattr(getattr(weight, "quant_state", None), "packing_format_for_cpu", False))
 
 
-def _codes_4bit(weight: Any) -> tuple[torch.Tensor, Any]:
+def _codes_4bit(weight: Any) -> tuple[Tensor, Any]:
     """Returns the codes of a 4-bit weight in their original order, and its quantization state, without
     changing the weight.
 
@@ -153,12 +153,12 @@ def _scales_8bit(module: nn.Module, weight: Any) -> Any:
     return getattr(getattr(module, "state", None), "SCB", None) if scales is None else scales
 
 
-def _read_8bit(module: nn.Module, weight: Any) -> torch.Tensor:
+def _read_8bit(module: nn.Module, weight: Any) -> Tensor:
     """Dequantizes an 8-bit weight of bitsandbytes."""
     # only where there is such a layer
     from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415
 
-    floats: torch.Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
+    floats: Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
     return floats
 
 
@@ -178,7 +178,7 @@ FORMATS = (
     ),
     Quantized(
         "torchao",
-        lambda module, weight: type(weight).dequantize is not torch.Tensor.dequantize,
+        lambda module, weight: type(weight).dequantize is not Tensor.dequantize,
         lambda module, weight: weight.dequantize(),
         lambda weight: type(weight).__name__.lower(),
     ),
@@ -194,7 +194,7 @@ def format_of(module: nn.Module) -> Quantized | None:
     return None if weight is None else next((fmt for fmt in FORMATS if fmt.holds(module, weight)), None)
 
 
-def weight_of(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
+def weight_of(module: nn.Module, leaf: str, site: Site) -> Tensor:
     """Returns the parameter ``leaf`` of ``module`` as floats, in the shape in which the kind of ``site``
     stores it.
 
@@ -278,7 +278,7 @@ def require_floats(module: nn.Module, where: str) -> None:
                 )
 
 
-def is_plain(value: torch.Tensor) -> bool:
+def is_plain(value: Tensor) -> bool:
     """Whether a tensor holds floats of at least 16 bits."""
     return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
 
@@ -315,7 +315,7 @@ def _require_loaded(module: nn.Module, where: str) -> None:
         )
 
 
-def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
+def _floats(module: nn.Module, leaf: str, site: Site) -> Tensor:
     """Returns the weight as floats, dequantized if necessary; raises if its format or its shape is
     unknown.
     """
@@ -338,5 +338,5 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> torch.Tensor:
                 "lora"
             ),
         )
-    result: torch.Tensor = weight
+    result: Tensor = weight
     return result

@@ -13,7 +13,7 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 _KIND = "longrope"
@@ -40,15 +40,15 @@ class RowFrequencies(nn.Module):
             getattr(self.long, name).copy_(longer)
 
     def forward(
-        self, x: torch.Tensor, position_ids: torch.Tensor, layer_type: str | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines for positions ``[batch, sequence]``, each row with the set that it would
         have alone.
         """
         # The forward without its decorator, which chooses one set for all rows.
         plain: Any = type(self.short).forward.__wrapped__
         kind = {} if layer_type is None else {"layer_type": layer_type}
-        near: tuple[torch.Tensor, torch.Tensor] = plain(self.short, x, position_ids, **kind)
+        near: tuple[Tensor, Tensor] = plain(self.short, x, position_ids, **kind)
         limit = self._limits.get(layer_type)
         if limit is None:
             return near
@@ -114,7 +114,7 @@ def _settings(rotary: nn.Module) -> list[tuple[str | None, Mapping[str, Any]]]:
     return [(None, parameters)] if kinds == _KIND else []
 
 
-def _last_positions(position_ids: torch.Tensor) -> torch.Tensor:
+def _last_positions(position_ids: Tensor) -> Tensor:
     """Returns the last position of the row that each token belongs to; packed rows restart at 0, so each has
     its own last position.
     """
@@ -135,7 +135,7 @@ def _count_positions(
     model would count padding.
     """
     mask = inputs.get("attention_mask")
-    if inputs.get("position_ids") is not None or not isinstance(mask, torch.Tensor) or mask.dim() != 2:
+    if inputs.get("position_ids") is not None or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None
     tokens = next(
         (

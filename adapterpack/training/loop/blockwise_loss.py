@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
@@ -48,14 +48,14 @@ class BlockwiseLoss:
 
     def _loss(
         self,
-        logits: torch.Tensor,
-        labels: torch.Tensor | None,
+        logits: Tensor,
+        labels: Tensor | None,
         vocab_size: int,
         num_items_in_batch: Any = None,
         ignore_index: int = IGNORED,
-        shift_labels: torch.Tensor | None = None,
+        shift_labels: Tensor | None = None,
         **_: Any,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Replaces transformers' ``ForCausalLMLoss``; ``logits`` is the head's input instead."""
         if shift_labels is None:
             padded = functional.pad(labels, (0, 1), value=ignore_index)  # type: ignore[arg-type]
@@ -68,7 +68,7 @@ class BlockwiseLoss:
         else:
             total = by_blocks(self._logits, vocab_size, hidden, targets, self._smoothing)
         items = len(targets) if num_items_in_batch is None else num_items_in_batch
-        return total / (items.to(total.device) if isinstance(items, torch.Tensor) else items)
+        return total / (items.to(total.device) if isinstance(items, Tensor) else items)
 
 
 def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0) -> BlockwiseLoss | None:
@@ -82,14 +82,14 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     if (
         "input_ids" not in inputs
         or not isinstance(head, nn.Module)
-        or not isinstance(labels, torch.Tensor)
+        or not isinstance(labels, Tensor)
         or labels.ndim != 2
         or getattr(model, "loss_function", None) is not ForCausalLMLoss
         or _is_changed(head)
     ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
-    found, loss, training = list[torch.Tensor](), BlockwiseLoss(model, head), model.training
+    found, loss, training = list[Tensor](), BlockwiseLoss(model, head), model.training
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
     model.eval()
     try:
@@ -126,7 +126,7 @@ def _is_changed(head: nn.Module) -> bool:
         head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
     )
     away = any(
-        type(value) not in {nn.Parameter, torch.Tensor} or value.is_meta or hasattr(value, "ds_id")
+        type(value) not in {nn.Parameter, Tensor} or value.is_meta or hasattr(value, "ds_id")
         for value in head.parameters()
     )
     return bool(hooked) or "forward" in head.__dict__ or away
@@ -137,6 +137,6 @@ def _is_plain(head: nn.Module) -> bool:
     return type(head) is nn.Linear and not any(value.requires_grad for value in head.parameters())
 
 
-def _itself(hidden: torch.Tensor) -> torch.Tensor:
+def _itself(hidden: Tensor) -> Tensor:
     """Replaces the head's ``forward``: returns its input."""
     return hidden

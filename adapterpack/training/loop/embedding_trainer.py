@@ -8,17 +8,18 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from torch.nn import functional
 
 from ...base.base_metadata import pooling_of
 from ...errors import ConfigError
 from ..trainers.contrastive import Contrastive
 
-Texts = Mapping[str, torch.Tensor]
+Texts = Mapping[str, Tensor]
 """Unit vectors ``[rows, n]`` of ``anchor``, ``positive`` and possibly ``negative``."""
 
 
-def multiple_negatives(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
+def multiple_negatives(texts: Texts, scores: Tensor | None, settings: Contrastive) -> Tensor:
     """Returns the cross-entropy of finding each text's positive among all positives and negatives of the
     batch.
     """
@@ -27,7 +28,7 @@ def multiple_negatives(texts: Texts, scores: torch.Tensor | None, settings: Cont
     return functional.cross_entropy(settings.scale * texts["anchor"] @ others.T, own)
 
 
-def triplet(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
+def triplet(texts: Texts, scores: Tensor | None, settings: Contrastive) -> Tensor:
     """Returns by how much the negative is closer than ``margin`` beyond the positive, in distances of one
     minus the cosine.
     """
@@ -35,7 +36,7 @@ def triplet(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) ->
     return (far - near + settings.margin).clamp_min(0).mean()
 
 
-def cosine(texts: Texts, scores: torch.Tensor | None, settings: Contrastive) -> torch.Tensor:
+def cosine(texts: Texts, scores: Tensor | None, settings: Contrastive) -> Tensor:
     """Returns the mean squared difference between cosines and scores."""
     assert scores is not None
     cosines = (texts["anchor"] * texts["positive"]).sum(-1)
@@ -46,7 +47,7 @@ LOSSES = {"multiple_negatives": multiple_negatives, "triplet": triplet, "cosine"
 """The losses by name; each takes the vectors of a batch, their scores, and the settings."""
 _NEEDED = {"triplet": "negative", "cosine": "score"}
 """The column that a loss needs besides anchor and positive."""
-WEIGHTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda mask: mask / mask.sum(1, keepdim=True),
     "cls": lambda mask: mask * (mask.cumsum(1) == 1),
     "last": lambda mask: mask * (mask.cumsum(1) == mask.sum(1, keepdim=True)),
@@ -102,7 +103,7 @@ class EmbeddingTrainer(transformers.Trainer):  # type: ignore[misc]
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)).detach(), None, None
 
-    def _vectors(self, model: Any, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def _vectors(self, model: Any, ids: Tensor, mask: Tensor) -> Tensor:
         """Returns the pooled and normalised vector of each text."""
         hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state
         return functional.normalize((hidden * self._weights(mask)[..., None].to(hidden.dtype)).sum(1), dim=-1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
@@ -46,7 +46,7 @@ class AdapterPart(NamedTuple):
             else {self.site.path: None}
         )
 
-    def of(self, number: int | None, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def of(self, number: int | None, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns the slices, as views, that belong to one matrix of a stack; shared parameters have no
         slices.
         """
@@ -69,7 +69,7 @@ def parts(model: nn.Module) -> Iterator[AdapterPart]:
                 yield AdapterPart(name, module._site, held.method, held.config, site_params, shared)
 
 
-def penalty(model: nn.Module) -> torch.Tensor | None:
+def penalty(model: nn.Module) -> Tensor | None:
     """Returns the sum of the methods' penalties over all trained sites, or None if no method has one."""
     every = [part for part in parts(model) if "penalty" in part.method.overrides]
     sites = Counter((part.name, part.method.name) for part in every for _ in part.matrices)
@@ -77,23 +77,23 @@ def penalty(model: nn.Module) -> torch.Tensor | None:
     return torch.stack(terms).sum() if terms else None
 
 
-def _penalty(part: AdapterPart, sites: int) -> torch.Tensor:
+def _penalty(part: AdapterPart, sites: int) -> Tensor:
     """Returns the penalty at one site, summed over the matrices of a stack."""
     term = part.method.overrides.get("penalty")
     assert term is not None
 
-    def of_matrix(params: dict[str, torch.Tensor]) -> torch.Tensor:
-        value: torch.Tensor = term(part.config, {**part.shared, **params}, sites)
+    def of_matrix(params: dict[str, Tensor]) -> Tensor:
+        value: Tensor = term(part.config, {**part.shared, **params}, sites)
         return value
 
     site_params = dict(part.site_params)
-    total: torch.Tensor = (
+    total: Tensor = (
         vmap(of_matrix)(site_params).sum() if is_stacked(part.site.kind) else of_matrix(site_params)
     )
     return total
 
 
-def context(model: Any) -> tuple[torch.Tensor, int] | None:
+def context(model: Any) -> tuple[Tensor, int] | None:
     """Returns the loss on the labelled tokens of an active prompt in the last forward pass: the weighted sum
     of their cross entropies and their number; None if there are none.
     """
@@ -109,8 +109,8 @@ def context(model: Any) -> tuple[torch.Tensor, int] | None:
 
 
 def with_context(
-    loss: torch.Tensor, labels: torch.Tensor, items: int | None, more: tuple[torch.Tensor, int], batches: int
-) -> torch.Tensor:
+    loss: Tensor, labels: Tensor, items: int | None, more: tuple[Tensor, int], batches: int
+) -> Tensor:
     """Combines the mean ``loss`` over a batch's labels with that of ``more`` (:func:`context`).
 
     ``items`` is the number of labels by which the loss was divided, if that is of all ``batches`` of a step

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -22,34 +23,34 @@ _NUMBERS = 1 << 23
 
 
 def linear_cross_entropy(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
     smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as
     in torch.
 
     ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; the weight ``[out, in]`` and the bias are frozen.
     Computes in float32 or finer.
     """
-    total: torch.Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
+    total: Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
     return total
 
 
 def by_blocks(
-    head: Callable[[torch.Tensor], torch.Tensor],
+    head: Callable[[Tensor], Tensor],
     width: int,
-    hidden: torch.Tensor,
-    targets: torch.Tensor,
+    hidden: Tensor,
+    targets: Tensor,
     smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     """Returns the same sum for any ``head`` with ``width`` outputs; the backward pass calls the head again
     for each block.
     """
 
-    def of_block(block: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    def of_block(block: Tensor, wanted: Tensor) -> Tensor:
         logits = head(block)
         return functional.cross_entropy(
             logits.to(_wide(logits)), wanted, reduction="sum", label_smoothing=smoothing
@@ -68,7 +69,7 @@ def _rows(width: int) -> int:
     return max(_NUMBERS // width, 1)
 
 
-def _wide(value: torch.Tensor) -> torch.dtype:
+def _wide(value: Tensor) -> torch.dtype:
     """Returns the precision to compute in: float32, or the tensor's if finer."""
     return torch.promote_types(value.dtype, torch.float32)
 
@@ -79,12 +80,12 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        hidden: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        targets: torch.Tensor,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
         smoothing: float,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """Returns the loss, and computes the gradient of ``hidden`` along the way."""
         total, of_hidden = torch.zeros((), dtype=_wide(hidden), device=hidden.device), None
         if ctx.needs_input_grad[0]:
@@ -115,7 +116,7 @@ class _Blocks(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         """Scales the gradient of ``hidden``."""
         (of_hidden,) = ctx.saved_tensors
         return of_hidden * gradient.to(of_hidden.dtype), None, None, None, None

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 FILE = "method_states.safetensors"
 States = Mapping[tuple[str, str], Any]
@@ -21,7 +21,7 @@ States = Mapping[tuple[str, str], Any]
 
 def write(states: States, folder: Path) -> None:
     """Writes the states into a checkpoint: tensors as safetensors, the trees as JSON in its metadata."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     trees = [[*key, _plain(state, tensors)] for key, state in states.items()]
     save_file(tensors, folder / FILE, {"trees": json.dumps(trees)})
 
@@ -36,9 +36,9 @@ def read(folder: Path) -> dict[tuple[str, str], Any]:
         }
 
 
-def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+def _plain(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Returns a tree as JSON; moves its tensors to ``tensors`` and refers to them by name."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
         return {"tensor": name}
@@ -50,7 +50,7 @@ def _plain(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     return value  # a number, a text, or None
 
 
-def _tree(plain: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def _tree(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
     """Rebuilds a tree from JSON and tensors."""
     if not isinstance(plain, Mapping):
         return plain

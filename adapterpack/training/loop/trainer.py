@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import transformers
+from torch import Tensor
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -44,9 +45,9 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs a batch forward and backward; returns its share of the step's loss."""
-        loss: torch.Tensor = super().training_step(model, inputs, num_items_in_batch)
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         self.steps.batch(self.accelerator.reduce(loss, "mean"), _tokens(inputs))
         return loss
 
@@ -185,7 +186,7 @@ def adapting(trainer: type[Any]) -> type[Any]:
     )
 
 
-def _tokens(inputs: Any) -> torch.Tensor | int:
+def _tokens(inputs: Any) -> Tensor | int:
     """Returns the number of tokens in a batch, over all its parts; 0 if the trainer has yet to encode it."""
     if not isinstance(inputs, Mapping):
         return 0
