@@ -41,10 +41,9 @@ from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules, rename_sites
 from .layers.active import active, adapter_names, require_names, wrappers_of
-from .layers.embedding_rows import AdaptedTable
-from .layers.head_labels import name_outputs
+from .layers.embedding import AdaptedTable
 from .layers.merged import require_unmerged
-from .layers.modules_to_save import HeadLabels
+from .layers.modules_to_save import HeadLabels, name_outputs
 from .layers.observers import observe, stop_observing
 from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import Lead

@@ -16,8 +16,7 @@ from .layers import attention, encoder_decoder_prompts, prompts
 from .layers.block import AdaptedBlock
 from .layers.block_targets import block_at, select_blocks
 from .layers.conv import AdaptedConv, SpanningConv
-from .layers.embedding import AdaptedEmbedding
-from .layers.embedding_rows import AdaptedTable
+from .layers.embedding import AdaptedEmbedding, AdaptedTable
 from .layers.layer import Adapted, AdaptedLayer
 from .layers.norms import AdaptedNorm
 from .layers.parameter import AdaptedParameter

@@ -35,9 +35,8 @@ from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
 from .extract_adapter import Parts, parts_of
 from .layers.active import adapter_names
-from .layers.head_labels import labels_of, own_outputs
 from .layers.merged import require_unmerged
-from .layers.modules_to_save import HeadLabels
+from .layers.modules_to_save import HeadLabels, labels_of, own_outputs
 from .layers.weights import tensor_of
 from .layers.wrapper import base_modules, is_inside
 

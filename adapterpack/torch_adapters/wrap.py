@@ -20,7 +20,7 @@ from ..adapter_methods.core.layouts import unfoldable
 from ..errors import Unsupported
 from ..manifest.manifest import Group
 from .adapter_kinds import KINDS
-from .layers.embedding_rows import AdaptedTable
+from .layers.embedding import AdaptedTable
 from .layers.layer import Adapted, NewAdapter
 from .layers.modules_to_save import SavedModule
 from .layers.observers import stop_observing

@@ -27,8 +27,7 @@ from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
 from .loop.run import Shown, TrainedAdapter, train_adapter, write_pack
 from .loop.shared_bases import SharedBases
-from .trainers.choose import require_task
-from .trainers.kind import TRAINERS
+from .trainers.kind import TRAINERS, require_task
 
 log = logging.getLogger(__name__)
 

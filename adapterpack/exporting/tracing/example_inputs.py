@@ -89,7 +89,7 @@ def _seeing(
     row: list[int], config: PretrainedConfig, pixels: np.ndarray, model: PreTrainedModel
 ) -> list[int]:
     """Inserts an image after the first token of a row."""
-    from ...torch_adapters.canaries.images import positions_of  # noqa: PLC0415 - torch only for a model
+    from ...torch_adapters.canaries.inputs import positions_of  # noqa: PLC0415 - torch only for a model
 
     return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
 

@@ -20,7 +20,7 @@ from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from ...slots.prompt_rows import LEAVES
-from ...torch_adapters.canaries.images import features_of
+from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 
 PREFIX = "inner."

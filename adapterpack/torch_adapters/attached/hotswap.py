@@ -17,9 +17,8 @@ from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
 from ..layers.active import adapted_layers, require_names, wrappers_of
-from ..layers.head_labels import name_outputs
 from ..layers.merged import require_unmerged
-from ..layers.modules_to_save import HeadLabels, SavedModule
+from ..layers.modules_to_save import HeadLabels, SavedModule, name_outputs
 from ..layers.tensors import as_tensor
 from ..save import require_model_base
 from .state import load_adapter_state_dict

@@ -24,10 +24,9 @@ from ..layers.active import (
     restore_active,
     wrappers_of,
 )
-from ..layers.head_labels import keep_outputs
 from ..layers.layer import Adapted
 from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
-from ..layers.modules_to_save import SavedModule
+from ..layers.modules_to_save import SavedModule, keep_outputs
 from ..layers.wrapper import as_list
 from ..unused import unused_of
 from ..wrap import swap

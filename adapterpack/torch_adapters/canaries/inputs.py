@@ -1,5 +1,5 @@
 """Chooses the inputs of a model's canary: token ids (for an encoder-decoder, on both sides), images, speech,
-or ids with images.
+or ids with images; and counts the positions that an image occupies among the tokens.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from collections.abc import Iterator, Sequence
 from inspect import signature
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from ...adapter_methods.core.token_positions import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
-from .images import positions_of
 
 _ROWS = len(canary.LENGTHS)
 R = TypeVar("R", bound=Recipe)
@@ -199,3 +199,22 @@ def _whole(model: nn.Module, name: str, part: str = "") -> int | None:
     value = getattr(_part(model, part), name, None)
     value = value[0] if isinstance(value, list) and value else value
     return value if type(value) is int and value >= 0 else None
+
+
+def features_of(output: Any) -> torch.Tensor:
+    """Returns the tensor in the result of ``get_image_features``, which newer versions of transformers wrap
+    in an output object.
+    """
+    while not isinstance(output, torch.Tensor):
+        output = output.pooler_output if hasattr(output, "pooler_output") else torch.stack(list(output))
+    return output
+
+
+def positions_of(model: Any, shape: tuple[int, ...]) -> int:
+    """Returns how many positions an image ``[channels, height, width]`` occupies. No config says so for every
+    architecture, so the model encodes a blank image.
+    """
+    weight = next(parameter for parameter in model.parameters() if parameter.is_floating_point())
+    with torch.no_grad():
+        features = features_of(model.get_image_features(pixel_values=weight.new_zeros((1, *shape))))
+    return int(features.numel()) // int(model.config.get_text_config().hidden_size)

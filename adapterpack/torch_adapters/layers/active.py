@@ -12,10 +12,9 @@ from contextlib import AbstractContextManager, contextmanager
 from torch import nn
 
 from ...errors import ConfigError, UnknownAdapter, Unsupported, nearest
-from .head_labels import name_outputs
 from .layer import Adapted
 from .merged import require_unmerged
-from .modules_to_save import SavedModule
+from .modules_to_save import SavedModule, name_outputs
 from .per_row import Rows
 from .sites import in_experts
 from .wrapper import as_list

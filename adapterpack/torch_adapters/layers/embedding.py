@@ -1,15 +1,21 @@
-"""Wraps embeddings to hold adapters of weight methods."""
+"""Wraps embeddings to hold adapters of weight methods, or of methods that change single rows of the table,
+which tied heads and embeddings follow.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ...adapter_methods import look_up
+from ...adapter_methods import Site, fold, look_up, run
+from ...errors import Unsupported
 from .layer import AdaptedLayer
+from .wrapper import input_of
 
 LookUp = Callable[[Tensor], Tensor]
 
@@ -63,3 +69,99 @@ class AdaptedEmbedding(AdaptedLayer):
             return self._by_row(name, ids, y, adapted)
 
         return result
+
+
+class AdaptedTable(AdaptedLayer):
+    """A frozen embedding with adapters of methods that change it row by row; a call changes only the rows
+    that it looks up.
+
+    Methods see the table as a linear layer ``[vocabulary, width]``. Modules tied to the table, such as the
+    output head or the other embedding of an encoder-decoder, follow its adapters (:meth:`_follow`) if the
+    method says so.
+    """
+
+    def __init__(self, base: nn.Module, site: Site) -> None:
+        super().__init__(base, site)
+        self._ties: dict[nn.Module, Any] = {}
+
+    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
+        x, _ = self._enter(args, kwargs)
+        return self._looked_up(x, self._base, self._active)
+
+    @property
+    def _followed(self) -> tuple[str, ...]:
+        """The active adapters that also change modules tied to the table."""
+        return tuple(name for name in self._active if self._held[name].method.traits.tied)
+
+    def _looked_up(self, x: Tensor, owner: nn.Module, names: tuple[str, ...]) -> Tensor:
+        """Looks up rows with the adapters ``names`` applied, scaled as ``owner``, the embedding that was
+        called, scales them.
+        """
+        stored = self._stored[0].detach()
+        rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
+        for name in names:
+            rows = self._by_row(name, x, rows, partial(self._replaced, name))
+        # Some models scale the looked-up rows.
+        scale = getattr(owner, "embed_scale", None)
+        return (
+            rows.to(stored.dtype)
+            if scale is None
+            else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
+        )
+
+    def _replaced(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
+        """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
+        held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
+        tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
+        folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
+        changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
+        return changed
+
+    def _tied_to(self, leaf: str) -> list[nn.Module]:
+        """Returns the tied modules if all active adapters change them, none if no adapter does; raises if
+        only some do.
+        """
+        if leaf != "weight" or not self._ties or not self._followed:
+            return []
+        if self._followed != self._active:
+            raise Unsupported(
+                "one of these adapters changes what is tied to the embedding and another does not",
+                where=self._site.path,
+                found=", ".join(self._active),
+                remedy="merge one of them alone, or keep them unmerged",
+            )
+        return list(self._ties)
+
+    def _follow(self, tied: nn.Module) -> None:
+        """Makes ``tied``, a head or an embedding with the same weight, apply the active adapters too, until
+        :meth:`_release`.
+        """
+        if tied not in self._ties:
+            hook = self._twin if isinstance(tied, nn.Embedding) else self._head
+            self._ties[tied] = tied.register_forward_hook(hook, with_kwargs=True)
+
+    def _release(self) -> None:
+        """Makes tied modules stop following the adapters."""
+        for hook in self._ties.values():
+            hook.remove()
+        self._ties.clear()
+
+    def _twin(self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+        """As a hook on a tied embedding, looks up the adapted rows instead."""
+        return self._looked_up(input_of(twin, args, kwargs), twin, self._followed) if self._followed else y
+
+    def _head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+        """As a hook on a tied head, adds what the adapters change in the logits."""
+        x, site = (
+            input_of(head, args, kwargs),
+            dataclasses.replace(self._site, weight=self._stored[0].detach()),
+        )
+
+        def changed(x: Tensor, y: Tensor, _: Any) -> Any:
+            held, tensors = self._held[name], self._tensors(name, y.dtype)
+            return self._weigh(name, y, run(held.method, held.config, tensors, site, lambda _: y, x))
+
+        for name in self._followed:
+            y = self._by_row(name, x, y, changed)
+        return y

@@ -15,7 +15,7 @@ from ...adapter_methods.core.config import types_of_fields
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...tasks.task import TASKS
-from ..trainers.choose import trainer_of
+from ..trainers.kind import trainer_of
 from .aliases import translate, with_defaults
 from .coerce import typed_value
 from .dataset_info import with_sources

@@ -8,8 +8,7 @@ from typing import Any
 
 from ...adapter_methods import Method, SiteConfig, get, methods
 from ...errors import ConfigError, closest, nearest
-from ..trainers.choose import trainer_of
-from ..trainers.kind import TRAINERS
+from ..trainers.kind import TRAINERS, trainer_of
 from .aliases import ALIASES, INSTEAD
 from .fields import PARTS, TrainConfig
 

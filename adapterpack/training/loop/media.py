@@ -12,7 +12,7 @@ from ...errors import ConfigError, Unsupported
 from ...runtime.media.inputs import image_of, speech_of
 from ...runtime.media.processor_config import preparation, section
 from ...tasks.task import Task
-from ...torch_adapters.canaries.images import positions_of
+from ...torch_adapters.canaries.inputs import positions_of
 from ...torch_adapters.models.load import empty_model, load_config, load_tokenizer
 
 _PIXELS = ("channels", "height", "width")

@@ -29,13 +29,12 @@ from ..data.decompress import files_below, files_of
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, takes_best
 from .build_trainer import own_forward, trainer_for
-from .curves import evaluations_of, losses_of
 from .out_of_memory import memory_errors
 from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
 from .shared_bases import SharedBases
-from .steps import Divergence, Step, Steps, evaluation_scores
+from .steps import Divergence, Step, Steps, evaluation_scores, evaluations_of, losses_of
 
 log = logging.getLogger(__name__)
 

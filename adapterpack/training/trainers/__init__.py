@@ -1,3 +1,1 @@
-"""The kinds of training, one per file: the rows that each learns from, its trainer class, and its
-settings.
-"""
+"""The kinds of training: the rows that each learns from, its trainer class, and its settings."""
