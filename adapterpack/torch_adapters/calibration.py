@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
+from .layers.active import evaluation_mode
 from .layers.weights import device_of
 from .layers.wrapper import input_of, module_at
 
@@ -55,28 +56,20 @@ def measure(
                 found=site.kind,
                 remedy="choose an initialisation that looks at no sample data, or other targets",
             )
-    sums = {site.path: _Sums(module_at(model, site.path), wanted) for site in sites}
-    device, modes = (
-        device_of(model, type(model).__name__),
-        {module: module.training for module in model.modules()},
-    )
-    model.eval()
-    try:
-        with ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
+    sums = {site.path: _Sums(wanted) for site in sites}
+    device, batches = device_of(model, type(model).__name__), 0
+    with evaluation_mode(model), ExitStack() as stack, torch.set_grad_enabled(bool(wanted & _BACKWARD)):
+        for path, site_sums in sums.items():
+            layer = module_at(model, path)
+            stack.callback(layer.register_forward_hook(site_sums.add, with_kwargs=True).remove)
+        for batch in data:
+            inputs = {key: value.to(device) for key, value in batch.items()}
             for site_sums in sums.values():
-                stack.enter_context(site_sums)
-            batches = 0
-            for batch in data:
-                inputs = {key: value.to(device) for key, value in batch.items()}
-                for site_sums in sums.values():
-                    site_sums.mask = inputs.get("attention_mask")
-                _run(model, inputs, bool(wanted & _BACKWARD))
-                for site_sums in sums.values():
-                    site_sums.end()
-                batches += 1
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+                site_sums.mask = inputs.get("attention_mask")
+            _run(model, inputs, bool(wanted & _BACKWARD))
+            for site_sums in sums.values():
+                site_sums.end()
+            batches += 1
     return {path: site_sums.means(path, batches) for path, site_sums in sums.items()}
 
 
@@ -108,30 +101,18 @@ def _run(model: nn.Module, batch: Mapping[str, Tensor], backward: bool) -> None:
 
 
 class _Sums:
-    """The running sums of one layer, fed by hooks while the context is open."""
+    """The running sums of one layer."""
 
-    def __init__(self, layer: nn.Module, wanted: frozenset[str]) -> None:
-        self.layer, self.wanted, self.mask = layer, wanted, None
+    def __init__(self, wanted: frozenset[str]) -> None:
+        self.wanted, self.rows = wanted, 0
+        self.mask: Tensor | None = None
         self.moment: Any = 0.0
         self.gradient: Any = 0.0
         self.fisher: Any = 0.0
         self.batch: Any = None
-        self.rows = 0
-        self._open = ExitStack()
 
-    mask: Tensor | None
-
-    def __enter__(self) -> None:
-        handle = self.layer.register_forward_hook(self._forward, with_kwargs=True)
-        self._open.callback(handle.remove)
-
-    def __exit__(self, *error: object) -> None:
-        self._open.close()
-
-    def _forward(
-        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
-        """Adds the inputs of a call to the second moment, and hooks its output's gradient."""
+    def add(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+        """Adds the inputs of a call to the second moment, and hooks its output's gradient; as a hook."""
         x = input_of(layer, args, kwargs).detach()
         if "moment" in self.wanted:
             rows = (

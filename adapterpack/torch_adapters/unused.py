@@ -45,7 +45,11 @@ def unused_layers(
         return None
     modules = {path: innermost(module_at(model, path)) for path in paths}
     owners = {path: _owner(model, path) for path in paths}
-    for make_example in (partial(_canary, model), partial(_sample, model, samples)):
+    examples: tuple[Callable[[], Mapping[str, Any] | None], ...] = (
+        lambda: next(examples_of(model), None),
+        lambda: _sample(model, samples),
+    )
+    for make_example in examples:
         try:
             with _aside(model), evaluating(model, None):
                 example = make_example()
@@ -142,11 +146,6 @@ def _owner(model: nn.Module, path: str) -> nn.Module | None:
     """
     owner = innermost(module_at(model, path.rpartition(".")[0]))
     return None if isinstance(owner, nn.ModuleList | nn.ModuleDict) else owner
-
-
-def _canary(model: nn.Module) -> Mapping[str, Any] | None:
-    """Returns the first row of inputs that a canary would have, or None."""
-    return next(examples_of(model), None)
 
 
 def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:

@@ -27,6 +27,7 @@ from ..layers.active import (
 from ..layers.layer import Adapted
 from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
 from ..layers.modules_to_save import SavedModule, keep_outputs
+from ..layers.weights import is_plain
 from ..layers.wrapper import as_list
 from ..unused import unused_of
 from ..wrap import swap
@@ -194,12 +195,7 @@ def _require_fold(model: nn.Module, name: str) -> None:
 def _require_plain(owner: nn.Module, leaf: str, path: str, name: str) -> None:
     """Raises unless a parameter is an ordinary floating-point one of at least 16 bits, in memory."""
     value = owner._parameters.get(leaf)
-    if (
-        type(value) is not nn.Parameter
-        or not value.is_floating_point()
-        or value.dtype.itemsize < torch.half.itemsize
-        or value.is_meta
-    ):
+    if type(value) is not nn.Parameter or not is_plain(value) or value.is_meta:
         found = (
             "none of its own" if value is None else f"{type(value).__name__}, {value.dtype}, {value.device}"
         )

@@ -5,9 +5,10 @@ are.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 
@@ -16,7 +17,6 @@ from ..layers.active import adapted_layers, adapter_names, wrappers_of
 from ..layers.layer import Adapted
 from ..layers.merged import merged_in
 from ..layers.wrapper import base_modules
-from .weighing import weight_of_adapter
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,8 @@ class AdaptedModelStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the status as JSON values: numbers, strings, lists and dicts."""
-        return {
-            key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()
-        } | {
-            "adapters": [
-                {
-                    key: list(value) if isinstance(value, tuple) else value
-                    for key, value in asdict(adapter).items()
-                }
-                for adapter in self.adapters
-            ]
-        }
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return values
 
     def __str__(self) -> str:
         head = (
@@ -178,7 +169,7 @@ def _adapter(model: nn.Module, name: str, active: bool, merged: bool) -> Adapter
         methods=tuple(dict.fromkeys(module._held[name].method.name for module in layers)),
         active=active,
         merged=merged,
-        weight=weight_of_adapter(model, name),
+        weight=next((layer._held[name].weight for layer in layers), 1.0),
         sites=len(layers),
         whole_modules=len(wrappers) - len(layers),
         parameters=_count(values),

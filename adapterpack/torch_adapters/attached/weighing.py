@@ -63,8 +63,3 @@ def set_weight(model: nn.Module, name: str, weight: float) -> nn.Module:
     for module in holders:
         module._held[name].weight = float(weight)
     return model
-
-
-def weight_of_adapter(model: nn.Module, name: str) -> float:
-    """Returns the weight of an adapter in a model; 1 unless :func:`set_weight` has set another."""
-    return next((layer._held[name].weight for layer in adapted_layers(model, name)), 1.0)

@@ -176,22 +176,30 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 
 @contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block, the model is in evaluation mode."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
 def evaluating(model: nn.Module, name: str | None) -> Iterator[None]:
     """Inside the block, the model is in evaluation mode with only the adapter ``name`` active (None: none),
     at weight 1.
     """
-    modes = {module: module.training for module in model.modules()}
     held = [one for module in adapted_layers(model) for one in module._held.values()]
     weights = [one.weight for one in held]
-    with using(model, name):
+    with using(model, name), evaluation_mode(model):
         try:
-            model.eval()
             for one in held:
                 one.weight = 1.0
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             for one, weight in zip(held, weights, strict=True):
                 one.weight = weight
 

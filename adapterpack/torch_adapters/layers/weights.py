@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -190,7 +191,11 @@ is refused.
 
 def format_of(module: nn.Module) -> Quantized | None:
     """Returns the format of a layer's weight; None if it is not quantized, or its format is unknown."""
-    weight = module._parameters.get("weight")
+    return _form(module, module._parameters.get("weight"))
+
+
+def _form(module: nn.Module, weight: Any) -> Quantized | None:
+    """Returns the format of a parameter of a module; None if it is not quantized, or missing."""
     return None if weight is None else next((fmt for fmt in FORMATS if fmt.holds(module, weight)), None)
 
 
@@ -201,10 +206,8 @@ def weight_of(module: nn.Module, leaf: str, site: Site) -> Tensor:
     Raises:
         Unsupported: its format is unknown, or it is not in memory.
     """
-    if (offloaded := _read_offloaded(module, leaf, site.path)) is not None:
-        with offloaded:
-            return _floats(module, leaf, site)
-    return _floats(module, leaf, site)
+    with _in_memory(module, leaf, site.path):
+        return _floats(module, leaf, site)
 
 
 def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
@@ -214,10 +217,8 @@ def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
     Raises:
         Unsupported: it is not in memory.
     """
-    if (offloaded := _read_offloaded(module, leaf, where)) is not None:
-        with offloaded:
-            return getattr(module, leaf)
-    return getattr(module, leaf, None)
+    with _in_memory(module, leaf, where):
+        return getattr(module, leaf, None)
 
 
 def device_of(module: nn.Module, where: str) -> torch.device:
@@ -269,7 +270,7 @@ def require_floats(module: nn.Module, where: str) -> None:
     """
     for owner in module.modules():
         for leaf, value in owner.named_parameters(recurse=False):
-            if not is_plain(value) or any(fmt.holds(owner, value) for fmt in FORMATS):
+            if not is_plain(value) or _form(owner, value) is not None:
                 raise Unsupported(
                     "a quantized module cannot be trained whole",
                     where=where,
@@ -283,13 +284,13 @@ def is_plain(value: Tensor) -> bool:
     return value.is_floating_point() and bool(value.dtype.itemsize >= torch.half.itemsize)
 
 
-def _read_offloaded(module: nn.Module, leaf: str, where: str) -> Any:
-    """Returns the context in which accelerate loads the tensors of a module that it offloads; None if the
-    tensor is in memory or missing.
+def _in_memory(module: nn.Module, leaf: str, where: str) -> Any:
+    """Returns the context in which accelerate loads the tensors of a module that it offloads; one without
+    effect if the tensor is in memory or missing.
     """
     value = getattr(module, leaf, None)
     if value is None or not value.is_meta:
-        return None
+        return nullcontext()
     _require_loaded(module, where)
     from accelerate.utils import align_module_device  # noqa: PLC0415 - only where it offloads
 
@@ -320,7 +321,7 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> Tensor:
     unknown.
     """
     stored = getattr(module, leaf, None)
-    form = None if stored is None else next((fmt for fmt in FORMATS if fmt.holds(module, stored)), None)
+    form = _form(module, stored)
     weight = stored if form is None else form.read(module, stored)
     shape = (site.out_features, site.in_features)
     if weight is None or not is_plain(weight) or matrix_shape(site.kind, weight.shape) != shape:

@@ -84,14 +84,7 @@ def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Da
     tables = []
     for rows, report in parts:
         made = make(rows, report)
-        if not len(made):
-            raise ConfigError(
-                "no row of the data can be learned from",
-                where=report,
-                found=next(iter(report.bad.values()), None),
-            )
-        _require_no_form(report)
-        report.rows = len(made)
+        _count_rows(made, report)
         try:
             tables.append(made if isinstance(made, Dataset) else Dataset.from_list(made))
         except (ArrowInvalid, ArrowTypeError) as error:
@@ -124,14 +117,8 @@ def _encode(
     every = []
     for rows, report in parts:
         encoded = training.encode(rows, tokenizer, max_length, report, labels)
-        if not encoded:
-            raise ConfigError(
-                "no row of the data can be learned from",
-                where=report,
-                found=next(iter(report.bad.values()), None),
-            )
-        _require_no_form(report)
-        report.rows, report.tokens = len(encoded), sum(map(data.token_count, encoded)) or None
+        _count_rows(encoded, report)
+        report.tokens = sum(map(data.token_count, encoded)) or None
         every += encoded
     return every
 
@@ -198,8 +185,17 @@ def _divide(parts: list[_Part], config: TrainConfig) -> tuple[list[_Part], list[
     return _some(parts, np.sort(order[size:])), _some(parts, np.sort(order[:size]))
 
 
-def _require_no_form(report: DataReport) -> None:
-    """Raises if a form was requested but the task's data has none to choose."""
+def _count_rows(rows: Any, report: DataReport) -> None:
+    """Reports how many rows a source gave; raises if there are none, or if a form was requested but the
+    task's data has none to choose.
+    """
+    if not len(rows):
+        raise ConfigError(
+            "no row of the data can be learned from",
+            where=report,
+            found=next(iter(report.bad.values()), None),
+        )
+    report.rows = len(rows)
     if report.wanted is not None:
         raise ConfigError(
             "data of this task has no form to choose",

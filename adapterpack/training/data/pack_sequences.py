@@ -18,6 +18,7 @@ import torch
 from ...errors import Unsupported
 from ...tasks.task import IGNORED
 from ...torch_adapters.canaries.canary import coarse
+from ...torch_adapters.layers.active import evaluation_mode
 from ...torch_adapters.layers.weights import device_of
 
 _TRIED = 12
@@ -88,7 +89,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in longest
     ]
     options = {"use_cache": False} if "use_cache" in accepted else {}
-    device, was_training = device_of(model, type(model).__name__), model.training
+    device = device_of(model, type(model).__name__)
 
     def logits(row: Mapping[str, Any]) -> torch.Tensor:
         inputs = {
@@ -99,13 +100,9 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         given: torch.Tensor = model(**inputs, **options).logits[0].float()
         return given
 
-    model.eval()
-    try:
-        with torch.no_grad():
-            alone = torch.cat([logits({"input_ids": row["input_ids"]}) for row in pair])
-            together = logits(_join(pair))
-    finally:
-        model.train(was_training)
+    with torch.no_grad(), evaluation_mode(model):
+        alone = torch.cat([logits({"input_ids": row["input_ids"]}) for row in pair])
+        together = logits(_join(pair))
     # A model that ignores restarting positions lets the second row attend to the first, which changes its
     # logits far more than rounding does.
     off, most = float((alone - together).abs().max()), float(alone.abs().max())

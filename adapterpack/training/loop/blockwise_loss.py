@@ -17,6 +17,8 @@ from torch.nn import functional
 from transformers.loss.loss_utils import ForCausalLMLoss
 
 from ...tasks.task import IGNORED
+from ...torch_adapters.layers.active import evaluation_mode
+from ...torch_adapters.layers.layer import is_hooked
 from .linear_cross_entropy import by_blocks, linear_cross_entropy
 
 _TOKENS = 8
@@ -89,13 +91,12 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
     ):
         return None
     ids = inputs["input_ids"][:1, :_TOKENS]
-    found, loss, training = list[Tensor](), BlockwiseLoss(model, head), model.training
+    found, loss = list[Tensor](), BlockwiseLoss(model, head)
     handle = head.register_forward_hook(lambda module, args, output: found.append(output))
-    model.eval()
     try:
         # Once as the model does it, once in blocks; the hook shows whether its logits are the head's output
         # as such.
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             whole = model(input_ids=ids, labels=ids)
             handle.remove()
             with loss.instead():
@@ -105,7 +106,6 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
         return None
     finally:
         handle.remove()
-        model.train(training)
     same = (
         len(found) == 1
         and found[0].shape == whole.logits.shape
@@ -122,14 +122,10 @@ def _is_changed(head: nn.Module) -> bool:
     """Whether the head has hooks, a replaced ``forward``, or a weight that is not an ordinary tensor in
     memory.
     """
-    hooked: Any = (
-        head._forward_hooks or head._forward_pre_hooks or head._backward_hooks or head._backward_pre_hooks
-    )
-    away = any(
+    return is_hooked(head) or any(
         type(value) not in {nn.Parameter, Tensor} or value.is_meta or hasattr(value, "ds_id")
         for value in head.parameters()
     )
-    return bool(hooked) or "forward" in head.__dict__ or away
 
 
 def _is_plain(head: nn.Module) -> bool:

@@ -72,7 +72,7 @@ class Media:
                 expected="the path of a picture",
                 found=type(picture).__name__,
             )
-        return image_of(picture, _PIXELS, self._preparation)
+        return image_of(picture, _PIXELS, lambda: self._preparation)
 
     def speech(self, path: Any, where: object) -> np.ndarray:
         """Returns one recording as ``input_features`` ``[mel, frames]``, from a ``.wav`` or ``.npy`` file."""
@@ -90,11 +90,8 @@ class Media:
         return section(self._folder, "feature_extractor")[0]
 
     @cached_property
-    def _prepared(self) -> Any:
-        return preparation(self._folder)
-
     def _preparation(self) -> Any:
-        return self._prepared
+        return preparation(self._folder)
 
 
 READERS = {"tokenizer": lambda folder, task: load_tokenizer(folder), "media": Media}

@@ -160,7 +160,7 @@ def _encode(
     """
     training = training_of(task, kind)
     train, evaluation, labels = read(config, task, training, reader, labels)
-    _require_readable([*train, *(evaluation or ())], folder, config)
+    _require_readable(max(map(data.token_count, [*train, *(evaluation or ())])), "are", folder, config)
     padding = 0
     if data.token_count(train[0]):
         tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
@@ -185,15 +185,7 @@ def _tables(
         ConfigError: the data has no known form, or rows of ``max_length`` would be longer than the model can
             read.
     """
-    most = context_length(load_config(folder).to_dict(), folder)
-    if most is not None and config.max_length > most:
-        raise ConfigError(
-            "rows may be longer than the model can read",
-            where=names_of(config.train_file),
-            expected=f"at most {most} tokens",
-            found=f"max_length {config.max_length}",
-            remedy=f"set max_length to {most}",
-        )
+    _require_readable(config.max_length, "may be", folder, config)
     return TrainingRows(*tables(config, make), Labels(("score",), NUMBER) if kind.scores else None)
 
 
@@ -305,15 +297,15 @@ def training_of(task: Task, kind: TrainerKind) -> TaskTraining:
     return task.training
 
 
-def _require_readable(rows: list[dict[str, Any]], folder: Path, config: TrainConfig) -> None:
-    """Raises if a row has more tokens than the model has positions."""
-    longest, most = max(map(data.token_count, rows)), context_length(load_config(folder).to_dict(), folder)
+def _require_readable(longest: int, are: str, folder: Path, config: TrainConfig) -> None:
+    """Raises if rows that ``are`` as long as ``longest`` have more tokens than the model has positions."""
+    most = context_length(load_config(folder).to_dict(), folder)
     if most is not None and longest > most:
         raise ConfigError(
-            "rows are longer than the model can read",
+            f"rows {are} longer than the model can read",
             where=names_of(config.train_file),
             expected=f"at most {most} tokens",
-            found=longest,
+            found=f"{longest} tokens",
             remedy=f"set max_length to {most}, or choose a base that reads longer texts",
         )
 

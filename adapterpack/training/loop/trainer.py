@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...adapter_methods import Progress
+from ...torch_adapters.layers.active import evaluation_mode
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
 from .resuming import seal, written_checkpoints
@@ -101,13 +102,10 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         # TRL's trainers scale their own losses.
         if plain.__func__ is not transformers.Trainer.compute_loss:
             return
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             once, half = (
                 plain(model, dict(inputs), num_items_in_batch=count) for count in (items, 2 * items)
             )
-        model.train(training)
         self.model_accepts_loss_kwargs = not torch.allclose(once, half)
 
     @contextmanager
