@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..adapter_methods import LAYOUTS, Calibration, Site
 from ..errors import AdapterpackError, ConfigError, Unsupported
 from .layers.active import evaluation_mode
+from .layers.calls import Args, Kwargs
 from .layers.weights import device_of
 from .layers.wrapper import input_of, module_at
 
@@ -111,7 +112,7 @@ class _Sums:
         self.fisher: Any = 0.0
         self.batch: Any = None
 
-    def add(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> None:
+    def add(self, layer: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> None:
         """Adds the inputs of a call to the second moment, and hooks its output's gradient; as a hook."""
         x = input_of(layer, args, kwargs).detach()
         if "moment" in self.wanted:

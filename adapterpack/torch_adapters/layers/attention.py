@@ -20,6 +20,7 @@ from ...adapter_methods import Site, Traits
 from ...adapter_methods.forms.attention import TRAITS, attend
 from ...errors import Unsupported
 from .block_targets import WORDS, select_blocks
+from .calls import Args, Kwargs
 from .layer import Adapted
 from .weights import tensor_of
 from .wrapper import innermost, module_at
@@ -103,7 +104,7 @@ class AdaptedAttention(Adapted):
     base's projections alone, so that the prompt means the same whichever other adapters are active.
     """
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the attention's output with the active prompt's part added."""
         output = self._base(*args, **kwargs)
         hidden, _ = self._enter(args, kwargs)

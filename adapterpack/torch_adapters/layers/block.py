@@ -11,6 +11,7 @@ from torch.nn import functional
 from ...adapter_methods import Site
 from ...adapter_methods.forms.blocks import run_block
 from ...errors import SiteNotFound, Unsupported
+from .calls import Args, Kwargs
 from .layer import Adapted, NewAdapter, place
 from .wrapper import innermost, input_of, module_at
 
@@ -49,7 +50,7 @@ class AdaptedBlock(Adapted):
         if name in self._hooks:
             self._hooks.pop(name).remove()
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         output = self._base(*args, **kwargs)
         h = output[0] if isinstance(output, tuple) else output
         block_input = self._enter(args, kwargs)[0] if args or kwargs else None
@@ -87,7 +88,7 @@ class AdaptedBlock(Adapted):
         )
         return changed.to(h.dtype)
 
-    def _see(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see(self, name: str, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Keeps the input of a hooked module until the block reads it."""
         if name in self._active:
             self._watched_inputs[name] = input_of(module, args, kwargs)

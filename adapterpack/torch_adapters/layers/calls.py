@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import lru_cache
 from itertools import takewhile
 from typing import Any
 
 from torch import nn
+
+Args = tuple[Any, ...]
+"""The positional arguments of a call."""
+Kwargs = dict[str, Any]
+"""The keyword arguments of a call."""
 
 
 def argument_names(module: nn.Module) -> tuple[str, ...]:
@@ -25,12 +30,12 @@ def _names_of(forward: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(one.name for one in takewhile(lambda one: one.kind in named, parameters))
 
 
-def named_arguments(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def named_arguments(module: nn.Module, args: Args, kwargs: Kwargs) -> dict[str, Any]:
     """Returns the arguments of a call of a module by their names."""
     return {**dict(zip(argument_names(module), args, strict=False)), **kwargs}
 
 
-def input_key(parameter: str | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+def input_key(parameter: str | None, args: Args, kwargs: Kwargs) -> int | str:
     """Returns where the input of a call is: 0 for its first positional argument, else the keyword
     ``parameter`` or the first keyword.
 

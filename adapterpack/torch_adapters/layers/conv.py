@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...adapter_methods import Method, from_matrix
 from ...errors import Unsupported
 from ..kernels import low_rank
+from .calls import Args, Kwargs
 from .layer import AdaptedLayer, NewAdapter
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -66,7 +67,7 @@ class AdaptedConv(AdaptedLayer):
             )
         super()._add(name, adapter)
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         x, base = self._enter(args, kwargs)
         if self._rows is None:
             return self._with(self._active, x)

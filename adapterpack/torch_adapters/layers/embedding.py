@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...adapter_methods import Site, fold, look_up, run
 from ...errors import Unsupported
+from .calls import Args, Kwargs
 from .layer import AdaptedLayer
 from .wrapper import input_of
 
@@ -36,7 +37,7 @@ class AdaptedEmbedding(AdaptedLayer):
     embedding keeps the base's weight. Dropout drops the change of a whole position.
     """
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         weight, _ = self._stored
@@ -84,7 +85,7 @@ class AdaptedTable(AdaptedLayer):
         super().__init__(base, site)
         self._ties: dict[nn.Module, Any] = {}
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         return self._looked_up(x, self._base, self._active)
@@ -147,11 +148,11 @@ class AdaptedTable(AdaptedLayer):
             hook.remove()
         self._ties.clear()
 
-    def _twin(self, twin: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+    def _twin(self, twin: nn.Module, args: Args, kwargs: Kwargs, y: Tensor) -> Tensor:
         """As a hook on a tied embedding, looks up the adapted rows instead."""
         return self._looked_up(input_of(twin, args, kwargs), twin, self._followed) if self._followed else y
 
-    def _head(self, head: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> Tensor:
+    def _head(self, head: nn.Module, args: Args, kwargs: Kwargs, y: Tensor) -> Tensor:
         """As a hook on a tied head, adds what the adapters change in the logits."""
         x, site = (
             input_of(head, args, kwargs),

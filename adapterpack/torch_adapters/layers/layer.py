@@ -23,6 +23,7 @@ from ...manifest.composed_method import method_of_composition
 from ...manifest.structs import Composition
 from ..kernels import low_rank
 from ..kernels.dropout import Dropout
+from .calls import Args, Kwargs
 from .tensors import as_parameter
 from .weights import device_of, tensor_of, weight_of
 from .wrapper import Wrapper, child, innermost, key_of
@@ -380,7 +381,7 @@ class AdaptedLayer(Adapted):
     order.
     """
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         x, result = self._enter(args, kwargs)
         if self._rows is not None:
             return self._row_by_row(x, result)

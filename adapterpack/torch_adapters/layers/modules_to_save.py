@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...adapter_methods import Site
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...tasks.data.problems import MARKED
+from .calls import Args, Kwargs
 from .tensors import as_tensor
 from .weights import require_floats, require_in_memory
 from .wrapper import Wrapper, bare, child, key_of
@@ -87,7 +88,7 @@ class SavedModule(Wrapper):
             del self._copies[key_of(name)], self._labels[name]
             self._active = tuple(active for active in self._active if active != name)
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the output of the last active copy, in the original's precision."""
         if self._rows is None:
             return self._copied(self._active[-1], args, kwargs)
@@ -115,7 +116,7 @@ class SavedModule(Wrapper):
         """
         return ""
 
-    def _copied(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _copied(self, name: str, args: Args, kwargs: Kwargs) -> Any:
         """Returns the output of a copy, in the original's precision."""
         twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from ...adapter_methods import fold
 from ...errors import Unsupported
+from .calls import Args, Kwargs
 from .layer import AdaptedLayer, NewAdapter
 from .weights import require_in_memory
 from .wrapper import innermost
@@ -45,7 +46,7 @@ class AdaptedNorm(AdaptedLayer):
         require_in_memory(innermost(self), self._site.path)
         super()._add(name, adapter)
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         if self._rows is None:
             return self._with(self._active, args, kwargs)
         x, base = self._enter(args, kwargs)
@@ -59,7 +60,7 @@ class AdaptedNorm(AdaptedLayer):
             )
         return self._in_rows(x, base(x), lambda name, own, *_: self._with((name,), (own,), {}))
 
-    def _with(self, names: tuple[str, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _with(self, names: tuple[str, ...], args: Args, kwargs: Kwargs) -> Any:
         """Returns the layer's output with the adapters ``names`` applied."""
         stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
         weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()

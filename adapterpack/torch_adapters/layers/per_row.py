@@ -7,14 +7,13 @@ name must be next to each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ...adapter_methods import Site
 from ...errors import Unsupported
-from .calls import named_arguments
+from .calls import Args, Kwargs, named_arguments
 from .observers import Observer
 
 _INPUTS = (
@@ -95,7 +94,7 @@ class Rows(Observer):
                 )
         return length // len(self.adapters)
 
-    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Reads the number of rows from the inputs of the model's call, as a hook."""
         inputs = named_arguments(module, args, kwargs)
         values = [inputs.get(name) for name in _INPUTS] + list(inputs.values())

@@ -19,7 +19,7 @@ from transformers import Cache, PreTrainedModel
 from ...adapter_methods import LAYOUTS
 from ...adapter_methods.core.token_positions import Acts, has_acted
 from ...errors import Unsupported
-from .calls import argument_names, named_arguments
+from .calls import Args, Kwargs, argument_names, named_arguments
 from .layer import Adapted
 from .observers import Observer, observe
 from .prompts import CACHES, runs_layers_again, trunk_of
@@ -130,16 +130,16 @@ class Acting(Observer):
             )
         return self.run.mask
 
-    def _see_labels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _see_labels(self, model: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Keeps the labels of a call of the whole model: the trunk does not get them."""
         self.labels = kwargs.get("labels")
 
-    def _enter(self, trunk: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, trunk: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Begins a pass."""
         self.run = Pass(self.name, self.acts, named_arguments(trunk, args, kwargs), self.labels)
         self.labels = None
 
-    def _leave(self, trunk: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _leave(self, trunk: nn.Module, args: Args, output: Any) -> None:
         """Ends a pass: records on its cache where the adapter has acted."""
         run, self.run = self.run, None
         if run is None or output is None:  # the pass failed

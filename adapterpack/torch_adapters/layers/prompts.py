@@ -23,7 +23,7 @@ from ...adapter_methods.forms.prompt_config import PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
 from .active import evaluating
-from .calls import argument_names, named_arguments
+from .calls import Args, Kwargs, argument_names, named_arguments
 from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
@@ -98,7 +98,7 @@ class Prompts(Adapted):
         """The model without its heads."""
         return self._redirect.module
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the embeddings of the model's own tokens."""
         return self._base(*args, **kwargs)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
 from .active import adapted_layers, disabled
-from .calls import named_arguments
+from .calls import Args, Kwargs, named_arguments
 from .layer import Adapted
 from .observers import Observer
 from .wrapper import module_at, path_order
@@ -44,7 +44,7 @@ class Lead(Observer):
             for part, inside in parts.items()
         ]
 
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Refuses a cache before each call; if the method has a first pass, runs the base and gives each
         layer what the method makes of its hidden states.
         """
@@ -61,9 +61,7 @@ class Lead(Observer):
             params = weigh(shared, hidden.to(first_shared.dtype), number, len(self.layers))
             layer._held[self.name].first_pass = params
 
-    def _mask(
-        self, layers: list[Adapted], part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
+    def _mask(self, layers: list[Adapted], part: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Passes the padding masks that a part of the model takes on to the adapter's layers inside it."""
         if not any(self.name in layer._active for layer in layers):
             return
@@ -109,7 +107,7 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
             )
 
 
-def _hidden(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> Tensor:
+def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
     """Returns the base's last hidden states ``[batch, positions, width]`` for the inputs of a call."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
     with torch.no_grad(), disabled(model):

@@ -4,7 +4,7 @@ through wrappers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site
-from .calls import argument_names, input_key
+from .calls import Args, Kwargs, argument_names, input_key
 from .per_row import Rows
 from .tensors import as_numpy
 
@@ -58,7 +58,7 @@ class Wrapper(nn.Module):
         """Returns what the module does, with the active adapters applied."""
         return self._adapted(args, kwargs) if self._active else self._base(*args, **kwargs)
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the module's output for the arguments of a call with the active adapters applied."""
         raise NotImplementedError
 
@@ -87,7 +87,7 @@ class Wrapper(nn.Module):
         """Returns why the adapter cannot act on some rows of a batch only; empty if it can."""
         raise NotImplementedError
 
-    def _enter(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, Callable[[Any], Any]]:
+    def _enter(self, args: Args, kwargs: Kwargs) -> tuple[Any, Callable[[Any], Any]]:
         """Returns the input among the arguments of a call, and the wrapped module as a function of that
         input.
         """
@@ -115,7 +115,7 @@ class Wrapper(nn.Module):
             setattr(innermost(base), name, value)
 
 
-def input_of(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def input_of(module: nn.Module, args: Args, kwargs: Kwargs) -> Any:
     """Returns the input of a module that is called with these arguments."""
     key = input_key(next(iter(argument_names(innermost(module))), None), args, kwargs)
     return kwargs[key] if isinstance(key, str) else args[key]
