@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -25,18 +24,13 @@ def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites:
     tensors: dict[str, np.ndarray] = {}
     members, shared = [], []
     for number, draft in enumerate(fit.members):
-        one = draft.candidate
-        alone = draft.alone
-        places = sorted(numbers[path] for path in one.changes)
-        ranks = []
-        for path, place in sorted(numbers.items(), key=lambda item: item[1]):
-            if alone and path in one.changes:
-                change = one.changes[path]
-                tensors |= {
-                    f"A.{number}.{place}": change.A.astype(np.float32),
-                    f"B.{number}.{place}": change.B.astype(np.float32),
-                }
-                ranks.append(change.rank)
+        one, alone = draft.candidate, draft.alone
+        places = {place: one.changes[path] for path, place in numbers.items() if path in one.changes}
+        for place, change in places.items() if alone else ():
+            tensors |= {
+                f"A.{number}.{place}": change.A.astype(np.float32),
+                f"B.{number}.{place}": change.B.astype(np.float32),
+            }
         whole: list[Whole] = []
         for path, params in one.pack.full().items():
             behind = next((group.weight for group in one.pack.manifest.groups if group.path == path), None)
@@ -55,26 +49,23 @@ def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites:
                 manifest.license,
                 None if alone else draft.cluster,
                 tuple(places),
-                tuple(ranks),
+                tuple(change.rank for change in places.values()) if alone else (),
                 tuple(whole),
                 0.0 if alone else draft.error,
                 0.0 if alone else draft.worst,
             )
         )
-    for path, place in numbers.items():
-        if shared:
-            k = len(fit.bases[0][path].down)
-            for cluster in sorted({draft.cluster for draft in shared}):
-                tensors |= {
-                    f"up.{place}.{cluster}": fit.bases[cluster][path].up,
-                    f"down.{place}.{cluster}": fit.bases[cluster][path].down,
-                }
-            nothing = StoredCore(
-                np.zeros((k, k), np.int8), np.full((k, 1), np.finfo(np.float32).tiny, np.float32)
-            )
-            cores = [draft.cores.get(path, nothing) for draft in shared]
-            tensors[f"cores.{place}"] = np.stack([core.codes for core in cores])
-            tensors[f"scales.{place}"] = np.stack([core.scales for core in cores])
+    for path, place in numbers.items() if shared else ():
+        k = len(fit.bases[0][path].down)
+        for cluster in sorted({draft.cluster for draft in shared}):
+            tensors |= {
+                f"up.{place}.{cluster}": fit.bases[cluster][path].up,
+                f"down.{place}.{cluster}": fit.bases[cluster][path].down,
+            }
+        nothing = StoredCore.of(np.zeros((k, k)))
+        cores = [draft.cores.get(path, nothing) for draft in shared]
+        tensors[f"cores.{place}"] = np.stack([core.codes for core in cores])
+        tensors[f"scales.{place}"] = np.stack([core.scales for core in cores])
     return Fleet.sealed(
         tensors,
         name=name,
@@ -122,12 +113,10 @@ def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
 def _draft(fleet: Fleet, member: Member) -> Draft:
     pack, shared = fleet.pack(member.name), fleet.shared(member.name)
     factors = {adapter.site.path: adapter for adapter in pack.adapters()}
-    weights: dict[str, Any] = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
+    sites = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
     changes = {
         path: Factors(adapter.params["lora_A"], adapter.params["lora_B"]) for path, adapter in factors.items()
     }
-    candidate = Candidate(pack, weights, changes, {})
-    if member.cluster is None:
-        return Draft(0, {}, member.error, member.worst, candidate, alone=True)
     cores = {path: StoredCore(one.codes, one.scales) for path, one in shared.items()}
-    return Draft(member.cluster, cores, member.error, member.worst, candidate)
+    candidate, alone = Candidate(pack, sites, changes, {}), member.cluster is None
+    return Draft(member.cluster or 0, cores, member.error, member.worst, candidate, alone)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +19,8 @@ from ..composing.arguments import chosen_name
 from ..composing.result import as_lora, truncation
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
 from ..io.atomic import refuse_existing
-from ..io.progress import StoppedError, Ticker
-from ..io.threads import as_worker, one_thread_each, workers
+from ..io.progress import Ticker
+from ..io.threads import in_order
 from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
@@ -170,11 +169,11 @@ def _matrices(
     energy: float | None,
     ticker: Ticker,
 ) -> list[SiteChange]:
-    """Yields the changes of all matrices that differ, computed in threads, in the order of the checkpoint."""
+    """Returns the changes of all matrices that differ, computed in threads, in the order of the
+    checkpoint.
+    """
 
     def change_of(matrix: NamedMatrix) -> SiteChange | None:
-        if ticker.stopped:
-            raise StoppedError
         pair = TensorPair(new, old, matrix.name, matrix.base_name)
         result = None
         if not pair.same():
@@ -200,13 +199,7 @@ def _matrices(
         ticker.add(pair.nbytes)
         return result
 
-    with one_thread_each(), ThreadPoolExecutor(workers(), initializer=as_worker) as pool:
-        try:
-            return [change for change in pool.map(change_of, matrices) if change is not None]
-        except BaseException:
-            ticker.stopped = True
-            pool.shutdown(cancel_futures=True)
-            raise
+    return [change for change in in_order(change_of, matrices) if change is not None]
 
 
 def _differs(new: Checkpoint, old: Checkpoint, name: str, base_name: str | None, ticker: Ticker) -> bool:

@@ -359,13 +359,8 @@ def _attach(model: nn.Module, pack: Pack, name: str, check_base: bool, check_can
                         found=getattr(layer._site, side),
                     )
             check_shapes(adapter.method, adapter.config, layer._site, site_params, pack.name)
-        labels = (
-            None
-            if pack.manifest.task.labels is None
-            else HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
-        )
         for path, params in pack.full().items():
-            work.saved_module(path)._add(name, params, labels)
+            work.saved_module(path)._add(name, params, HeadLabels.of(pack))
     if pack.method.reason_against("cache"):
         observe(model, name, Lead(model, name))
     if check_base:

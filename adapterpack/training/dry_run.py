@@ -156,24 +156,17 @@ def _decode(row: Mapping[str, Any], reader: Any) -> list[dict[str, Any]]:
     """Returns an encoded row as parts of text, each marked as learned or not; a label or answer for the row
     comes last.
     """
-    tokenizer = reader.tokenizer if isinstance(reader, Media) else reader
+    decode = (reader.tokenizer if isinstance(reader, Media) else reader).decode
     ids, labels = row["input_ids"], row.get("labels")
-    if isinstance(labels, list) and len(labels) != len(ids):
+    if isinstance(labels, list) and len(labels) == len(ids):
+        parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
         return [
-            {"text": tokenizer.decode(ids), "learned": False},
-            {"text": tokenizer.decode(labels), "learned": True},
+            {"text": decode([token for token, _ in pairs]), "learned": learned} for learned, pairs in parts
         ]
-    if not isinstance(labels, list) and "start_positions" not in row and labels is None:
-        return [{"text": tokenizer.decode(ids), "learned": True}]
-    if not isinstance(labels, list):
-        answer = (
-            labels
-            if labels is not None
-            else tokenizer.decode(ids[row["start_positions"] : row["end_positions"] + 1])
-        )
-        return [{"text": tokenizer.decode(ids), "learned": False}, {"text": str(answer), "learned": True}]
-    parts = groupby(zip(ids, labels, strict=True), key=lambda pair: pair[1] != IGNORED)
-    return [
-        {"text": tokenizer.decode([token for token, _ in pairs]), "learned": learned}
-        for learned, pairs in parts
-    ]
+    if labels is not None:
+        answer = decode(labels) if isinstance(labels, list) else str(labels)
+    elif "start_positions" in row:
+        answer = decode(ids[row["start_positions"] : row["end_positions"] + 1])
+    else:
+        return [{"text": decode(ids), "learned": True}]
+    return [{"text": decode(ids), "learned": False}, {"text": answer, "learned": True}]

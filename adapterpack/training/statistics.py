@@ -6,20 +6,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from ..base.checkpoint import Checkpoint
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from ..tasks.data.problems import ONE, PROBLEMS, Labels
-from ..tasks.task import NO_TASK, Task, get_task, task_of
-from ..torch_adapters.adapt import attach
+from ..tasks.task import Task
+from ..torch_adapters.attached.load_for import load_for, task_for
 from ..torch_adapters.calibration import measure as measure_sites
-from ..torch_adapters.models.load import load_model, load_tokenizer
+from ..torch_adapters.models.load import load_tokenizer
 from .data import load as data
 
 _BATCH = 8
@@ -81,7 +79,7 @@ def measure(
             remedy="give more rows",
         )
     chosen, folder = as_pack(pack), folder_of(base)
-    task = _task(chosen, folder)
+    task = task_for(chosen, folder)
     tokenizer = load_tokenizer(folder)
     labels = (
         None
@@ -89,9 +87,7 @@ def measure(
         else Labels(chosen.manifest.task.labels, PROBLEMS[chosen.manifest.problem])
     )
     encoded = _encode(source, task, tokenizer, labels, kind, rows, max_length)
-    model = attach(
-        load_model(task, folder, None if labels is None else labels.names), chosen, check_canary=False
-    )
+    model = load_for(chosen, folder, dtype="float32", check_canary=False)
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if getattr(model.config, "pad_token_id", padding) is None:
         model.config.pad_token_id = padding
@@ -114,14 +110,6 @@ def measure(
     ).write(out)
     # Read the file back, so that the caller gets exactly what later readers will get.
     return read(out)
-
-
-def _task(pack: Pack, folder: Path) -> Task:
-    """Returns the pack's task, or, if the pack names none, that of the base's class."""
-    if pack.manifest.task.type != NO_TASK:
-        return get_task(pack.manifest.task.type)
-    base = Checkpoint(folder)
-    return task_of(base.architecture or "", base.config)
 
 
 def _encode(

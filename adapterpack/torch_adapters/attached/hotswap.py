@@ -81,8 +81,7 @@ def hotswap(
         for key, value in params.items()
     }
     load_adapter_state_dict(model, name, state)
-    if pack.manifest.task.labels is not None:
-        labels = HeadLabels(pack.manifest.task.labels, pack.manifest.problem)
+    if (labels := HeadLabels.of(pack)) is not None:
         for module in wrappers_of(model, name):
             if isinstance(module, SavedModule):
                 module._labels[name] = labels

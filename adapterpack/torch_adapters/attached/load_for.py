@@ -51,7 +51,7 @@ def load_for(
     """
     opened = pack if isinstance(pack, Pack) else load(folder_of(pack))
     folder = folder_of(base) if base is not None else folder_of(_named_base(opened))
-    task, said = _task(opened, folder), opened.manifest.task
+    task, said = task_for(opened, folder), opened.manifest.task
     number = stored_dtype(folder) if dtype is None else str(dtype).removeprefix("torch.")
     if number not in _DTYPES:
         raise ConfigError(
@@ -83,7 +83,7 @@ def _named_base(pack: Pack) -> str:
     return f"{names.SCHEME}{name}" + (f"@{commit}" if commit else "")
 
 
-def _task(pack: Pack, folder: Path) -> Task:
+def task_for(pack: Pack, folder: Path) -> Task:
     """Returns the pack's task, or, if the pack names none, that of the class that the base was saved from."""
     own = TASKS.find(pack.manifest.task.type)
     checkpoint = Checkpoint(folder)

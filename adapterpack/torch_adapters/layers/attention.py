@@ -66,21 +66,11 @@ class Projections(NamedTuple):
         ]
         if len(layers) < len(self.parts):
             return None
+        read, made = ("nx", "nf") if self.joined else ("in_features", "out_features")
+        inputs, outputs = ([getattr(layer, side, 0) for layer in layers] for side in (read, made))
         if self.joined:
-            width, made, back = (
-                getattr(layers[place], name, 0) for place, name in ((0, "nx"), (0, "nf"), (1, "nx"))
-            )
-            return (width, back, back) if made == 3 * back and back else None
-        width, queries, keys, back = (
-            getattr(layers[place], name, 0)
-            for place, name in (
-                (1, "in_features"),
-                (0, "out_features"),
-                (1, "out_features"),
-                (3, "in_features"),
-            )
-        )
-        return (width, queries, keys) if queries == back else None
+            return (inputs[0], inputs[1], inputs[1]) if outputs[0] == 3 * inputs[1] > 0 else None
+        return (inputs[1], outputs[0], outputs[1]) if outputs[0] == inputs[3] else None
 
 
 _PROJECTIONS = (

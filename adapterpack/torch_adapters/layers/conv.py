@@ -81,7 +81,7 @@ class AdaptedConv(AdaptedLayer):
         # the base, and where it is cheaper.
         apart = dropout or dtype != x.dtype or all(_is_thin(one.method) for one in held)
         if apart and all(one.method.traits.additive for one in held):
-            return self._added(names, x, dtype)
+            return self._added(names, x)
         site = self._with_weight(dtype)
         weight, bias = site.weight, site.base_bias
         for name in names:
@@ -89,22 +89,27 @@ class AdaptedConv(AdaptedLayer):
         y = self._convolve(x.to(dtype), weight, bias)
         return y if torch.is_autocast_enabled(x.device.type) else y.to(x.dtype)
 
-    def _added(self, names: tuple[str, ...], x: Tensor, dtype: torch.dtype) -> Tensor:
+    def _added(self, names: tuple[str, ...], x: Tensor) -> Tensor:
         """Returns the base's output plus the output of each change."""
         y: Tensor = self._base(x)
         result = y
         for name in names:
+            dtype = self._precision(name, x.dtype)
             inner = nn.functional.dropout(x.to(dtype), self._held[name].config.dropout, self.training)
-            form = self._normal_form(name, dtype) if _is_thin(self._held[name].method) else None
-            thin = (
-                form is not None
-                and low_rank.is_low_rank(form)
-                and form.output_scale is None
-                and form.shift is None
-            )
-            change = self._narrow(inner, form) if thin else self._whole(name, inner, dtype)
-            result = result + (self._weigh(name, torch.zeros_like(change), change) if thin else change)
+            result = result + self._change(name, inner, dtype)
         return result.to(y.dtype)
+
+    def _change(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Returns what an additive adapter adds to the output at ``x``."""
+        form = self._normal_form(name, dtype) if _is_thin(self._held[name].method) else None
+        if (
+            form is not None
+            and low_rank.is_low_rank(form)
+            and form.output_scale is None
+            and form.shift is None
+        ):
+            return self._held[name].weight * self._narrow(x, form)
+        return self._whole(name, x, dtype)
 
     def _narrow(self, x: Tensor, form: Any) -> Tensor:
         """Computes a low-rank change by two convolutions: to the rank with the layer's own kernel, per group,
@@ -144,20 +149,14 @@ class SpanningConv(AdaptedConv):
         """Returns the base's output plus the output of each change: no weight of a grouped convolution can
         hold these changes.
         """
-        y: Tensor = self._base(x)
-        result = y
-        for name in names:
-            dtype = self._precision(name, x.dtype)
-            inner = nn.functional.dropout(x.to(dtype), self._held[name].config.dropout, self.training)
-            change = self._across(inner, self._normal_form(name, dtype))
-            result = result + self._weigh(name, torch.zeros_like(change), change)
-        return result.to(y.dtype)
+        return self._added(names, x)
 
-    def _across(self, x: Tensor, form: Any) -> Tensor:
+    def _change(self, name: str, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Computes a change: from all inputs to the rank with the layer's own kernel, stride and padding,
         then from each group's share of the rank to its outputs.
         """
         base: Any = self._base
+        form = self._normal_form(name, dtype)
         kernel, blocks, padding = self.weight.shape[2:], form.up.blocks, base.padding
         if base.padding_mode != "zeros":
             x, padding = (
@@ -169,4 +168,4 @@ class SpanningConv(AdaptedConv):
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation
         )
         up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
-        return convolve(inner, up, form.shift, groups=len(blocks))
+        return self._held[name].weight * convolve(inner, up, form.shift, groups=len(blocks))

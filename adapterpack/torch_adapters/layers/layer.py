@@ -440,32 +440,36 @@ class AdaptedLayer(Adapted):
         return [(innermost(self), "weight")]
 
     def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
-        """Merges the active adapters one after the other in float32 or finer, and rounds once at the end."""
         module = innermost(self)
-        stored, stored_bias = self._stored
-        dtype = torch.promote_types(stored.dtype, torch.float32)
-        for name in self._active:
-            dtype = self._precision(name, dtype)
         with torch.no_grad():
-            weight = to_matrix(self._site.kind, stored).to(dtype)
-            bias = None if stored_bias is None else stored_bias.to(dtype)
-            for name in self._active:
-                weight, bias = self._fold(name, weight, bias, dtype)
-            merged = {
-                (module, "weight"): from_matrix(self._site.kind, weight, stored.shape)
-                .to(stored.dtype)
-                .contiguous()
-            }
-            if bias is not None and "bias" not in module._parameters:
-                raise Unsupported(
-                    "the fold gives this layer a bias, and it can have none",
-                    where=self._site.path,
-                    found=type(module).__name__,
-                    remedy="keep the adapter unmerged",
-                )
-            if bias is not None:
-                merged[module, "bias"] = bias.to(stored.dtype if stored_bias is None else stored_bias.dtype)
-        return merged
+            weight, bias = self._folded(self._active)
+        if bias is not None and "bias" not in module._parameters:
+            raise Unsupported(
+                "the fold gives this layer a bias, and it can have none",
+                where=self._site.path,
+                found=type(module).__name__,
+                remedy="keep the adapter unmerged",
+            )
+        merged = {(module, "weight"): weight.contiguous()}
+        return merged if bias is None else {**merged, (module, "bias"): bias}
+
+    def _folded(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """Returns the weight and the bias, in their own shapes and precision, with adapters merged in one
+        after the other in float32 or finer, and rounded once at the end.
+        """
+        stored, stored_bias = self._stored
+        dtype = functools.reduce(
+            lambda dtype, name: self._precision(name, dtype),
+            names,
+            torch.promote_types(stored.dtype, torch.float32),
+        )
+        weight = to_matrix(self._site.kind, stored).to(dtype)
+        bias = None if stored_bias is None else stored_bias.to(dtype)
+        for name in names:
+            weight, bias = self._fold(name, weight, bias, dtype)
+        if bias is not None:
+            bias = bias.to(stored.dtype if stored_bias is None else stored_bias.dtype)
+        return from_matrix(self._site.kind, weight, stored.shape).to(stored.dtype), bias
 
     def _fold(
         self, name: str, weight: Tensor, bias: Tensor | None, dtype: torch.dtype

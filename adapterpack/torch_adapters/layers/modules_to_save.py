@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ...adapter_methods import Site
 from ...errors import SiteNotFound, Unsupported, nearest
+from ...pack.pack import Pack
 from ...tasks.data.problems import MARKED
 from .calls import Args, Kwargs
 from .tensors import as_tensor
@@ -26,6 +27,12 @@ class HeadLabels(NamedTuple):
 
     names: tuple[str, ...]
     problem: str
+
+    @classmethod
+    def of(cls, pack: Pack) -> HeadLabels | None:
+        """Returns the labels of a pack's head, or None if it has none."""
+        labels = pack.manifest.task.labels
+        return None if labels is None else cls(labels, pack.manifest.problem)
 
 
 class SavedModule(Wrapper):

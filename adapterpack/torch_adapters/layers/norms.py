@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from ...adapter_methods import fold
 from ...errors import Unsupported
 from .calls import Args, Kwargs
 from .layer import AdaptedLayer, NewAdapter
@@ -62,25 +60,10 @@ class AdaptedNorm(AdaptedLayer):
 
     def _with(self, names: tuple[str, ...], args: Args, kwargs: Kwargs) -> Any:
         """Returns the layer's output with the adapters ``names`` applied."""
-        stored_weight, stored_bias = self.weight, getattr(self._base, "bias", None)
-        weight, bias = stored_weight.detach()[:, None], None if stored_bias is None else stored_bias.detach()
-        for name in names:
-            held, before = self._held[name], weight
-            site = dataclasses.replace(self._site, weight=weight, base_bias=bias)
-            weight, moved = fold(held.method, held.config, self._every(name), site, weight, bias)
-            weight = self._weigh(name, before, weight)
-            bias = moved if moved is None or bias is None else self._weigh(name, bias, moved)
-        new, bias = (
-            weight[:, 0].to(stored_weight.dtype),
-            None if stored_bias is None or bias is None else bias.to(stored_bias.dtype),
-        )
+        weight, bias = self._folded(names)
+        stored = {"weight": weight, "bias": bias} if self._site.bias else {"weight": weight}
         # The same result as by functional_call, without swapping parameters.
         if type(self._base) is nn.LayerNorm:
             x, _ = self._enter(args, kwargs)
-            return functional.layer_norm(x, self._base.normalized_shape, new, bias, self._base.eps)
-        return functional_call(
-            self._base,
-            {"weight": new} if stored_bias is None else {"weight": new, "bias": bias},
-            args,
-            kwargs,
-        )
+            return functional.layer_norm(x, self._base.normalized_shape, eps=self._base.eps, **stored)
+        return functional_call(self._base, stored, args, kwargs)

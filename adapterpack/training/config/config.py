@@ -71,17 +71,13 @@ def read_config(
         )
     whole: dict[str, dict[str, Any]] = {}
     for entry in entries:
-        overridden = {
-            key: value
-            for key, value in translate(entry, notes, f"{where}, adapter {entry['name']}").items()
-            if key not in wins
-        }
-        if "output_dir" in common and "output_dir" not in overridden:
-            overridden["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
         place = f"{where}, adapter {entry['name']}"
         if place in whole:
             raise ConfigError("two adapters have the same name", where=where, found=entry["name"])
-        whole[place] = {**common, **overridden}
+        own = translate(entry, notes, place)
+        whole[place] = {**common, **own, **wins}
+        if "output_dir" in wins or ("output_dir" in common and "output_dir" not in own):
+            whole[place]["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
     require_known(whole)
     configs = [_config(values, place) for place, values in whole.items()]
     folders = [config.output_dir for config in configs]

@@ -144,8 +144,7 @@ def read_through(request: bytes) -> bytes:
 
 def _problem(path: str) -> tuple[str, str, int] | None:
     """Returns the first limit that a parquet file exceeds, as (problem, expected, found), or None."""
-    import pyarrow.compute as pc  # noqa: PLC0415 - only the other process needs these
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415 - only the other process needs these
     import pyarrow.types as kinds  # noqa: PLC0415
 
     with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
@@ -168,13 +167,7 @@ def _problem(path: str) -> tuple[str, str, int] | None:
                 unpacked += sum(column.nbytes for column in columns)
                 if unpacked > MAX_GROUP:
                     return "a group of rows is too large", f"at most {MAX_GROUP} bytes", unpacked
-                texts = [
-                    column
-                    for column in columns
-                    if kinds.is_string(column.type) or kinds.is_large_string(column.type)
-                ]
-                longest = max((pc.max(pc.binary_length(column)).as_py() or 0 for column in texts), default=0)
-                if longest > MAX_ROW:
+                if (longest := max(map(_longest, columns), default=0)) > MAX_ROW:
                     return "a text is too long", f"at most {MAX_ROW} bytes", longest
     return None
 
@@ -185,19 +178,24 @@ def require_short_texts(rows: Any, where: object) -> None:
     Raises:
         ConfigError: a string is too long.
     """
+    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
+        if (longest := _longest(column)) > MAX_ROW:
+            raise ConfigError(
+                "a text is too long",
+                where=f"{where}, column {name}",
+                expected=f"at most {MAX_ROW} bytes",
+                found=longest,
+            )
+
+
+def _longest(column: Any) -> int:
+    """Returns the bytes of the longest text in a column of a table; 0 if it holds no texts."""
     import pyarrow.compute as pc  # noqa: PLC0415 - what datasets is made of
     import pyarrow.types as kinds  # noqa: PLC0415
 
-    for name, column in zip(rows.column_names, rows.data.columns, strict=True):
-        if kinds.is_string(column.type) or kinds.is_large_string(column.type):
-            longest = pc.max(pc.binary_length(column)).as_py() or 0
-            if longest > MAX_ROW:
-                raise ConfigError(
-                    "a text is too long",
-                    where=f"{where}, column {name}",
-                    expected=f"at most {MAX_ROW} bytes",
-                    found=longest,
-                )
+    if not (kinds.is_string(column.type) or kinds.is_large_string(column.type)):
+        return 0
+    return pc.max(pc.binary_length(column)).as_py() or 0
 
 
 class RowPlace(NamedTuple):

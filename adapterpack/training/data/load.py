@@ -135,17 +135,14 @@ def _of_data_set(source: Source) -> Dataset:
     """
     if Path(source.path).is_dir():
         return _of_folder(source)
-    chosen = {
-        key: value
-        for key, value in (
-            ("name", source.name),
-            ("revision", source.revision),
-            ("data_files", _list(source.data_files)),
-        )
-        if value is not None
-    }
+    named = source.data_files
     with _reading(source.path):
-        builder = load_dataset_builder(source.path, **chosen)
+        builder = load_dataset_builder(
+            source.path,
+            source.name,
+            data_files=list(named) if isinstance(named, tuple) else named,
+            revision=source.revision,
+        )
         files = [str(file) for files in (builder.config.data_files or {}).values() for file in files]
         # A data set's card may name any URL or local path as its files; accept only those of its own
         # repository.
@@ -198,11 +195,6 @@ def _of_folder(source: Source) -> Dataset:
                 require_bounded(file)
         paths = {str(split): list(map(str, some)) for split, some in found.items()}
         return load_dataset(kind, data_files=paths, split=source.split, **options)
-
-
-def _list(files: str | tuple[str, ...] | None) -> str | list[str] | None:
-    """Returns a tuple of files as a list, as ``datasets`` expects."""
-    return list(files) if isinstance(files, tuple) else files
 
 
 def _reading(where: object) -> Any:

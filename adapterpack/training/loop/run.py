@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from transformers import TrainerCallback
 
 from ...hub.resolve import folder_of
 from ...io import strict_json
@@ -90,7 +91,9 @@ def train_adapter(
         steps = Steps(progress, name="" if bases is None else config.pack_name, divergence=divergence)
         if checkpoint is not None:
             log.info("going on from %s", checkpoint)
-        callbacks = [stopping, *_stopping_early(config)]
+        callbacks: list[TrainerCallback] = [stopping]
+        if config.early_stopping_patience is not None:
+            callbacks.append(Patience(config.early_stopping_patience))
         with (
             own_forward(ready.model),
             interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
@@ -163,11 +166,6 @@ def _loss_of_nothing(ready: PreparedRun) -> float:
     if ready.rows.labels is None or ready.rows.labels.problem is not NUMBER or ready.rows.collator is None:
         return 0.0
     return float(np.mean([float(row["labels"]) ** 2 for row in ready.rows.train]))
-
-
-def _stopping_early(config: TrainConfig) -> list[Patience]:
-    """Returns the callback for early stopping, if it is on."""
-    return [] if config.early_stopping_patience is None else [Patience(config.early_stopping_patience)]
 
 
 def _dataset(source: Source) -> dict[str, str | None]:
