@@ -68,8 +68,8 @@ from adapterpack.runtime.padding import pad
 from adapterpack.slots.precision import ABSENT
 from adapterpack.slots.values import form_arrays, head_values
 from adapterpack.tasks.task import get_task
-from adapterpack.torch_adapters.extract_adapter import parts_of
 from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.torch_adapters.save import parts_of
 
 stage = importlib.import_module("adapterpack.exporting.build")
 arguments = importlib.import_module("adapterpack.exporting.arguments")

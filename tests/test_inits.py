@@ -19,7 +19,7 @@ from adapterpack import LoRA, adapt, attach, detach, load, save
 from adapterpack.adapter_methods import INITS, Calibration, Site
 from adapterpack.adapter_methods.inits.loftq import nf4
 from adapterpack.errors import AdapterpackError, ConfigError
-from adapterpack.torch_adapters.extract_adapter import parts_of
+from adapterpack.torch_adapters.save import parts_of
 
 pytestmark = pytest.mark.fast
 OUT, WIDE = 14, 23

@@ -48,14 +48,12 @@ from adapterpack.errors import (
 from adapterpack.manifest.structs import Canary
 from adapterpack.pack import canary
 from adapterpack.torch_adapters.canaries.canary import verify_canary
-from adapterpack.torch_adapters.extract_adapter import parts_of
-from adapterpack.torch_adapters.kernels.dropout import Dropout
-from adapterpack.torch_adapters.kernels.low_rank import add_low_rank, is_low_rank
+from adapterpack.torch_adapters.kernels.low_rank import Dropout, add_low_rank, is_low_rank
 from adapterpack.torch_adapters.layers.active import adapter_names
 from adapterpack.torch_adapters.layers.layer import Adapted, AdaptedLayer
 from adapterpack.torch_adapters.layers.modules_to_save import SavedModule
 from adapterpack.torch_adapters.layers.wrapper import base_modules
-from adapterpack.torch_adapters.save import _model_fingerprint
+from adapterpack.torch_adapters.save import _model_fingerprint, parts_of
 
 pytestmark = pytest.mark.fast
 

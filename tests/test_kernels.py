@@ -31,8 +31,7 @@ from adapterpack.adapter_methods import (
 from adapterpack.adapter_methods.core.base import fold_form
 from adapterpack.adapter_methods.core.sparse import Sparse
 from adapterpack.torch_adapters.kernels import low_rank
-from adapterpack.torch_adapters.kernels.dropout import Dropout
-from adapterpack.torch_adapters.kernels.low_rank import Frozen, belongs_within, fuse
+from adapterpack.torch_adapters.kernels.low_rank import Dropout, Frozen, belongs_within, fuse
 
 pytestmark = pytest.mark.fast
 

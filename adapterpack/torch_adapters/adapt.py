@@ -40,9 +40,8 @@ from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules, rename_sites
-from .layers.active import active, adapter_names, require_names, wrappers_of
+from .layers.active import active, adapter_names, require_names, require_unmerged, wrappers_of
 from .layers.embedding import AdaptedTable
-from .layers.merged import require_unmerged
 from .layers.modules_to_save import HeadLabels, name_outputs
 from .layers.observers import observe, stop_observing
 from .layers.sites import attachable_sites, left_out

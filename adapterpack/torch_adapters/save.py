@@ -7,22 +7,24 @@ import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..adapter_methods import is_bare
+from ..adapter_methods import Method, Site, is_bare
 from ..base import compatibility
 from ..base import fingerprint as fp
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
-from ..errors import AdapterpackError, SiteNotFound
+from ..errors import AdapterpackError, SiteNotFound, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
+from ..manifest.secondary_methods import MethodSites
 from ..manifest.structs import Dims
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build, is_module
@@ -33,12 +35,12 @@ from ..version import VERSION
 from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
-from .extract_adapter import Parts, parts_of
-from .layers.active import adapter_names
-from .layers.merged import require_unmerged
-from .layers.modules_to_save import HeadLabels, labels_of, own_outputs
+from .layers.active import adapted_layers, adapter_names, require_names, require_unmerged, wrappers_of
+from .layers.modules_to_save import HeadLabels, SavedModule, labels_of, own_outputs
+from .layers.observers import unused_of
+from .layers.tensors import as_numpy
 from .layers.weights import tensor_of
-from .layers.wrapper import base_modules, is_inside
+from .layers.wrapper import base_modules, is_inside, path_order
 
 log = logging.getLogger(__name__)
 DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
@@ -278,3 +280,58 @@ def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
                 )
             )
     return fp.in_memory(tensors)
+
+
+class Parts(NamedTuple):
+    """One adapter, as a pack stores it.
+
+    ``adapters`` maps each site to its config and its parameters in stored form; ``secondary`` holds the sites
+    of further methods; ``shared`` the parameters that all sites share; ``full`` maps the path of each module
+    that was trained in full to its parameters.
+    """
+
+    method: Method
+    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    secondary: list[MethodSites]
+    shared: dict[str, np.ndarray]
+    full: dict[str, dict[str, np.ndarray]]
+
+
+def parts_of(model: nn.Module, name: str) -> Parts:
+    """Returns the parts of the adapter ``name``, without layers that the model does not use.
+
+    Raises:
+        UnknownAdapter: the model has no adapter of that name.
+    """
+    require_names(model, [name])
+    unused = unused_of(model, name)
+    adapted = [module for module in adapted_layers(model, name) if module._site.path not in unused]
+    if not adapted:
+        raise Unsupported(
+            "this adapter changes no layer by a method, so its method is not known here",
+            where=name,
+            remedy="keep the pack that it came from",
+        )
+    # Nested wrappers come outermost first, the last one added; list their sites in the model's order instead.
+    order = path_order(model)
+    adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
+    method = min((module._held[name] for module in adapted), key=lambda held: held.secondary).method
+    sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    methods: dict[str, Method] = {}
+    for module in adapted:
+        held = module._held[name]
+        methods[held.method.name] = held.method
+        part, to_stored = (held.config, module._params(name)), held.method.storage.to_stored
+        sites_by_method.setdefault(held.method.name, {})[module._site] = (
+            part if to_stored is None else to_stored(*part, module._site)
+        )
+    shared = {key: as_numpy(value) for module in adapted for key, value in module._shared(name).items()}
+    secondary = [
+        MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name
+    ]
+    full = {
+        module._site.path: module._params(name)
+        for module in wrappers_of(model, name)
+        if isinstance(module, SavedModule)
+    }
+    return Parts(method, sites_by_method[method.name], secondary, shared, full)

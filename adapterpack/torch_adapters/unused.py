@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 from ..errors import NothingToDo
 from .canaries.canary import examples_of
 from .layers.active import evaluating
-from .layers.observers import Observer, observers_of
+from .layers.observers import Observer
 from .layers.sites import in_experts
 from .layers.weights import device_of, is_loaded
 from .layers.wrapper import innermost, module_at
@@ -263,11 +263,3 @@ def report(adapter: str, unused: Sequence[str], names: Mapping[str, Sequence[str
 def _list(paths: Sequence[str]) -> str:
     """Lists the first paths in words."""
     return ", ".join(paths[:_SHOWN]) + (f" and {len(paths) - _SHOWN} more" if len(paths) > _SHOWN else "")
-
-
-def unused_of(model: nn.Module, adapter: str) -> frozenset[str]:
-    """Returns the paths of an adapter's layers that the model has not called so far although it called their
-    owners.
-    """
-    watches = (one for one in observers_of(model, adapter) if isinstance(one, Watch))
-    return frozenset(path for watch in watches for path in watch.unused)

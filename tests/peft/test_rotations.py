@@ -50,7 +50,7 @@ from adapterpack.pack import from_peft
 from adapterpack.slots.values import pack_values
 from adapterpack.torch_adapters.layers.active import active
 from adapterpack.torch_adapters.layers.layer import Adapted
-from adapterpack.torch_adapters.layers.norms import is_norm
+from adapterpack.torch_adapters.layers.sites import is_norm
 
 pytestmark = pytest.mark.fast
 

@@ -32,7 +32,7 @@ from adapterpack.errors import FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack import from_peft
 from adapterpack.pack.pack import Pack, build
-from adapterpack.torch_adapters.extract_adapter import parts_of
+from adapterpack.torch_adapters.save import parts_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 FP32 = 2e-6

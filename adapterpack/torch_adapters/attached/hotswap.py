@@ -16,8 +16,7 @@ from ...errors import Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
-from ..layers.active import adapted_layers, require_names, wrappers_of
-from ..layers.merged import require_unmerged
+from ..layers.active import adapted_layers, require_names, require_unmerged, wrappers_of
 from ..layers.modules_to_save import HeadLabels, SavedModule, name_outputs
 from ..layers.tensors import as_tensor
 from ..save import require_model_base

@@ -16,20 +16,25 @@ from ...adapter_methods.core.layouts import unfoldable
 from ...errors import NonFinite, NothingToDo, Unsupported
 from ..adapt import detach
 from ..layers.active import (
+    Kept,
+    Merged,
     active,
     adapted_layers,
     adapter_names,
     get_active,
+    merged_in,
+    remember,
     require_names,
+    require_unmerged,
+    restore,
     restore_active,
     wrappers_of,
 )
 from ..layers.layer import Adapted
-from ..layers.merged import Kept, Merged, merged_in, remember, require_unmerged, restore
 from ..layers.modules_to_save import SavedModule, keep_outputs
+from ..layers.observers import unused_of
 from ..layers.weights import is_plain
 from ..layers.wrapper import as_list
-from ..unused import unused_of
 from ..wrap import swap
 
 log = logging.getLogger(__name__)

@@ -13,9 +13,8 @@ import torch
 from torch import nn
 
 from ...readable import align_columns, percent, size
-from ..layers.active import adapted_layers, adapter_names, wrappers_of
+from ..layers.active import adapted_layers, adapter_names, merged_in, wrappers_of
 from ..layers.layer import Adapted
-from ..layers.merged import merged_in
 from ..layers.wrapper import base_modules
 
 

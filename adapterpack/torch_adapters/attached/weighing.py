@@ -7,8 +7,7 @@ import math
 from torch import nn
 
 from ...errors import ConfigError, Unsupported
-from ..layers.active import adapted_layers, require_names
-from ..layers.merged import require_unmerged
+from ..layers.active import adapted_layers, require_names, require_unmerged
 from ..layers.prompts import Prompts
 
 _LARGEST = 1000.0

@@ -14,18 +14,6 @@ from ..kernels import low_rank
 from .calls import Args, Kwargs
 from .layer import AdaptedLayer, NewAdapter
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-
-
-def is_plain_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution that uses its weight unchanged; some subclasses normalise it, or pad
-    in their own way.
-    """
-    return isinstance(module, CONVOLUTIONS) and any(
-        type(module).forward is kind.forward for kind in CONVOLUTIONS
-    )
-
-
 _CONVOLVE: tuple[Callable[..., Tensor], ...] = (
     nn.functional.conv1d,
     nn.functional.conv2d,

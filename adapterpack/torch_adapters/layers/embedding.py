@@ -21,14 +21,6 @@ from .wrapper import input_of
 LookUp = Callable[[Tensor], Tensor]
 
 
-def is_plain_embedding(module: nn.Embedding) -> bool:
-    """Whether a module only looks up its weight, at most scaled by ``embed_scale``, and never modifies the
-    weight (``max_norm``).
-    """
-    plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
-    return plain and module.max_norm is None
-
-
 class AdaptedEmbedding(AdaptedLayer):
     """A frozen embedding with adapters; methods see it as a linear layer ``[width, vocabulary]`` with one-hot
     inputs.

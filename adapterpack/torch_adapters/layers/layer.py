@@ -22,7 +22,6 @@ from ...errors import Unsupported
 from ...manifest.composed_method import method_of_composition
 from ...manifest.structs import Composition
 from ..kernels import low_rank
-from ..kernels.dropout import Dropout
 from .calls import Args, Kwargs
 from .tensors import as_parameter
 from .weights import device_of, tensor_of, weight_of
@@ -361,9 +360,9 @@ class _Pass:
         bare = layer._bare(self.dtype) if self._has_kernels and x.dtype == self.dtype else None
         return None if bare is None else low_rank.fuse(self.form, bare, x, self._seeded_dropout())
 
-    def _seeded_dropout(self) -> Dropout | None:
+    def _seeded_dropout(self) -> low_rank.Dropout | None:
         """Draws the dropout of this call, or None without dropout."""
-        return Dropout.draw(self._dropout) if self._dropout else None
+        return low_rank.Dropout.draw(self._dropout) if self._dropout else None
 
     def _normal_form(self, training: bool) -> Any:
         """Returns the adapter's normal form; None for a method with a forward function of its own."""

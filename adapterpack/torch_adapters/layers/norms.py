@@ -15,23 +15,6 @@ from .weights import require_in_memory
 from .wrapper import innermost
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises its input and scales it by a vector. Norms have no base class in common.
-
-    Such a module has "norm" in its class name, no child modules or buffers (running statistics), and as
-    parameters a vector ``weight`` and possibly a ``bias`` of its shape.
-    """
-    parameters = dict(module.named_parameters())
-    plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
-    named = "norm" in type(module).__name__.lower()
-    vectors = all(
-        value.ndim == 1 and value.shape == parameters["weight"].shape
-        for value in parameters.values()
-        if "weight" in parameters
-    )
-    return plain and named and vectors and {"weight"} <= parameters.keys() <= {"weight", "bias"}
-
-
 class AdaptedNorm(AdaptedLayer):
     """A frozen normalisation layer with adapters: calls the layer with the weight and bias into which they
     are merged.

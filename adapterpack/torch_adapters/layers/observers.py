@@ -16,6 +16,11 @@ class Observer:
 
     handles: list[Any]
 
+    @property
+    def unused(self) -> list[str]:
+        """The paths of layers that were not called although their owners were."""
+        return []
+
     def close(self) -> None:
         """Removes the hooks."""
         for handle in self.handles:
@@ -27,9 +32,12 @@ def observe(model: nn.Module, adapter: str, observer: Observer) -> None:
     model.__dict__.setdefault(_ATTRIBUTE, {}).setdefault(adapter, []).append(observer)
 
 
-def observers_of(model: nn.Module, adapter: str) -> list[Observer]:
-    """Returns the observers that serve an adapter."""
-    return list(model.__dict__.get(_ATTRIBUTE, {}).get(adapter, ()))
+def unused_of(model: nn.Module, adapter: str) -> frozenset[str]:
+    """Returns the paths of an adapter's layers that the model has not called so far although it called their
+    owners.
+    """
+    observers = model.__dict__.get(_ATTRIBUTE, {}).get(adapter, ())
+    return frozenset(path for observer in observers for path in observer.unused)
 
 
 def stop_observing(model: nn.Module, adapters: Iterable[str]) -> None:

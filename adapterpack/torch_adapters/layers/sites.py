@@ -19,11 +19,44 @@ from torch.func import functional_call
 from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape
 from ...adapter_methods.core.layouts import unfoldable
 from ...errors import SiteNotFound, Unsupported, nearest
-from .conv import CONVOLUTIONS, is_plain_convolution
-from .embedding import is_plain_embedding
-from .norms import is_norm
 from .weights import format_of, is_plain
 from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def is_plain_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution that uses its weight unchanged; some subclasses normalise it, or pad
+    in their own way.
+    """
+    return isinstance(module, CONVOLUTIONS) and any(
+        type(module).forward is kind.forward for kind in CONVOLUTIONS
+    )
+
+
+def is_plain_embedding(module: nn.Embedding) -> bool:
+    """Whether a module only looks up its weight, at most scaled by ``embed_scale``, and never modifies the
+    weight (``max_norm``).
+    """
+    plain = type(module).forward is nn.Embedding.forward or hasattr(module, "embed_scale")
+    return plain and module.max_norm is None
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalises its input and scales it by a vector. Norms have no base class in common.
+
+    Such a module has "norm" in its class name, no child modules or buffers (running statistics), and as
+    parameters a vector ``weight`` and possibly a ``bias`` of its shape.
+    """
+    parameters = dict(module.named_parameters())
+    plain = not any(True for _ in module.children()) and not any(True for _ in module.buffers())
+    named = "norm" in type(module).__name__.lower()
+    vectors = all(
+        value.ndim == 1 and value.shape == parameters["weight"].shape
+        for value in parameters.values()
+        if "weight" in parameters
+    )
+    return plain and named and vectors and {"weight"} <= parameters.keys() <= {"weight", "bias"}
 
 
 def _linear(path: str, module: Any) -> Site | None:
@@ -115,7 +148,7 @@ LAYERS: dict[type[nn.Module] | str, tuple[Maker, ...]] = {
 else.
 
 Classes of libraries that may not be installed are listed by name. A method takes the first site of a kind
-that it supports. Norms have no common class (:func:`~.norms.is_norm`); of all other classes only bare
+that it supports. Norms have no common class (:func:`is_norm`); of all other classes only bare
 parameters can be adapted.
 """
 

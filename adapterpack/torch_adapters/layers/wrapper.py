@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from ...adapter_methods import Site
-from .calls import Args, Kwargs, argument_names, input_key
-from .per_row import Rows
+from .calls import Args, Kwargs, Rows, argument_names, input_key
 from .tensors import as_numpy
 
 
