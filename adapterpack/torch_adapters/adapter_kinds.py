@@ -69,24 +69,27 @@ def _layer(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Ad
     return LAYERS[site.kind](module, site)
 
 
-def _block(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedBlock:
-    """Wraps a transformer block for activation adapters."""
-    return AdaptedBlock(module, block_at(model, path, module), model)
-
-
 KINDS: Registry[Kind] = Registry(
     "kind of adapter", Kind, "adapterpack.adapter_kinds", "adapterpack.torch_adapters.layers"
 )
 """Maps the kind of a method to how a model takes its adapters."""
 
 KINDS.register(Kind("weight", select, (AdaptedLayer, AdaptedParameter), _layer, holder_at))
-KINDS.register(Kind("activation", select_blocks, AdaptedBlock, _block, outermost=True))
+KINDS.register(
+    Kind(
+        "activation",
+        select_blocks,
+        AdaptedBlock,
+        lambda model, module, path, _: AdaptedBlock(module, block_at(model, path, module), model),
+        outermost=True,
+    )
+)
 KINDS.register(
     Kind(
         "attention",
         attention.select_attention,
         attention.AdaptedAttention,
-        attention.around_attention,
+        lambda model, module, path, _: attention.AdaptedAttention(module, attention.site_at(model, path)),
         ready=attention.last_layers,
         outermost=True,
     )
@@ -96,7 +99,7 @@ KINDS.register(
         "prompt",
         prompts.select,
         prompts.Prompts,
-        encoder_decoder_prompts.around_embedding,
+        lambda model, module, *_: encoder_decoder_prompts.around_embedding(model, module),
         prompts.embedding,
         prompts.ready,
     )

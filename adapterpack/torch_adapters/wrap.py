@@ -91,8 +91,7 @@ class Work:
         """Returns the shape of the weight at a group's site, with its kernel; a width that the pack states
         stays, so that it can be compared with the layer's.
         """
-        site = self._wrapper(group.path, method, group.kind)._site
-        return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
+        return shape_at(group, self._wrapper(group.path, method, group.kind)._site)
 
     def _constant(self, value: np.ndarray, device: torch.device) -> nn.Parameter:
         """Returns a constant as a parameter; sites that pass the same array share one."""
@@ -258,6 +257,13 @@ def _mark_called(*_: Any) -> None:
     """Does nothing as a hook, but makes torch's fused encoder call its layers: without hooks it reads their
     weights directly and bypasses adapters.
     """
+
+
+def shape_at(group: Group, site: Site) -> tuple[int, ...]:
+    """Returns the shape of the weight at a group's site, with its kernel; a width that the group states
+    stays.
+    """
+    return group.out_features or site.out_features, group.in_features or site.in_features, *site.kernel
 
 
 def is_linear(site: Site) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +12,13 @@ from torch import nn
 from ...adapter_methods import Site
 from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
-from ...manifest.manifest import Group
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
 from ..layers.active import adapted_layers, require_names, require_unmerged, wrappers_of
 from ..layers.modules_to_save import HeadLabels, SavedModule, name_outputs
 from ..layers.tensors import as_tensor
 from ..save import require_model_base
+from ..wrap import shape_at
 from .state import load_adapter_state_dict
 
 _IN_TRAINING = {"dropout"}
@@ -58,8 +57,11 @@ def hotswap(
     }
     shared = pack.shared()
     state: dict[str, torch.Tensor] = {f"{SHARED}.{key}": _tensor(value) for key, value in shared.items()}
-    shape_of = partial(_shape_of, {path: module._site for (path, _), module in layers.items()})
-    for adapter in pack.adapters(shape_of):
+    sites = {path: module._site for (path, _), module in layers.items()}
+    # A site that the adapter does not have is refused below, with its name.
+    for adapter in pack.adapters(
+        lambda group: shape_at(group, sites.get(group.path, Site(group.path, 0, 0)))
+    ):
         path, method = adapter.site.path, adapter.method.name
         if (path, method) not in layers:
             raise Unsupported(
@@ -91,15 +93,6 @@ def hotswap(
 def _tensor(value: np.ndarray) -> torch.Tensor:
     """Returns a numpy array as a tensor on the CPU."""
     return as_tensor(value, torch.device("cpu"))
-
-
-def _shape_of(sites: dict[str, Site], group: Group) -> tuple[int, int]:
-    """Returns the shape of the weight at a group's site, (0, 0) if the adapter has no such site: the caller
-    refuses that later, with its name.
-    """
-    site = sites.get(group.path)
-    known = (0, 0) if site is None else (site.out_features, site.in_features)
-    return group.out_features or known[0], group.in_features or known[1]
 
 
 def _require_equal(own: Any, other: Any, where: str) -> None:

@@ -177,10 +177,10 @@ def select_attention(
         SiteNotFound: a name matches nothing.
         Unsupported: a module is not an attention with linear layers of its own for queries, keys and values.
     """
-    return [_site(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
+    return [site_at(model, site.path) for site in select_blocks(model, targets, traits, exclude)]
 
 
-def _site(model: nn.Module, path: str) -> Site:
+def site_at(model: nn.Module, path: str) -> Site:
     """Returns the site of an attention module; its width is that of the input of the projections."""
     attention = innermost(module_at(model, path))
     projections = _projections(attention)
@@ -202,11 +202,6 @@ def _site(model: nn.Module, path: str) -> Site:
             remedy="use prefix_tuning",
         )
     return Site(path, width, width, "attention")
-
-
-def around_attention(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> AdaptedAttention:
-    """Returns the wrapper that holds an attention's prompts."""
-    return AdaptedAttention(module, _site(model, path))
 
 
 def last_layers(model: nn.Module, config: Any) -> Any:

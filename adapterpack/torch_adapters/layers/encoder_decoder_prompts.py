@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 
-from ...adapter_methods import PROMPT, Traits
+from ...adapter_methods import PROMPT
 from ...adapter_methods.forms.prompt import PromptForm
 from ...errors import Unsupported
 from .calls import argument_names, named_arguments
@@ -31,7 +31,7 @@ from .prompts import (
 )
 
 
-def around_embedding(model: nn.Module, module: nn.Module, path: str, traits: Traits) -> Prompts:
+def around_embedding(model: nn.Module, module: nn.Module) -> Prompts:
     """Returns the wrapper that holds a model's prompts, for an encoder-decoder or another model."""
     found = of_transformers(model)
     return EncoderDecoderPrompts(module, found) if found.config.is_encoder_decoder else Prompts(module, found)

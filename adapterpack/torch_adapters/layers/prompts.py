@@ -27,7 +27,7 @@ from .calls import Args, Kwargs, argument_names, named_arguments
 from .layer import Adapted, NewAdapter
 from .tensors import as_numpy
 from .weights import device_of
-from .wrapper import base_modules, is_inside
+from .wrapper import is_inside, paths_of
 
 CACHES = ("cache", "past_key_values")
 """The names of a trunk's cache argument in newer and older versions of transformers."""
@@ -361,10 +361,9 @@ def select(
     Raises:
         Unsupported: the model is not from transformers, or its input embedding is to be trained in full.
     """
-    embedding_modules = {module for _, module in base_modules(of_transformers(model).get_input_embeddings())}
-    inside = [path for path, module in base_modules(model) if module in embedding_modules]
+    tables = paths_of(model, of_transformers(model).get_input_embeddings())
     for path in exclude:
-        if any(is_inside(table, [path]) for table in inside):
+        if any(is_inside(table, [path]) for table in tables):
             raise Unsupported(
                 "a prompt and the whole input embedding cannot be trained together",
                 where=path,

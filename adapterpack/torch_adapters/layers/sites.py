@@ -20,7 +20,7 @@ from ...adapter_methods import LAYOUTS, Site, Traits, matrix_shape
 from ...adapter_methods.core.layouts import unfoldable
 from ...errors import SiteNotFound, Unsupported, nearest
 from .weights import format_of, is_plain
-from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at
+from .wrapper import as_list, base_modules, innermost, is_inside, is_named, module_at, paths_of
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -312,8 +312,7 @@ def _input_embedding(model: nn.Module) -> str:
     except NotImplementedError:
         # Models of several parts do not declare one.
         embedding = None
-    embedding_modules = {module for _, module in base_modules(embedding)} if embedding is not None else set()
-    found_path = next((path for path, module in base_modules(model) if module in embedding_modules), None)
+    found_path = next(iter(paths_of(model, embedding)), None)
     if found_path is None:
         raise SiteNotFound(
             "the model does not say which its input embedding is",
@@ -326,15 +325,9 @@ def _input_embedding(model: nn.Module) -> str:
 def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
     """Returns the paths that words for all layers skip: those of the output embedding and of routers."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    head_modules = {module for _, module in base_modules(head)} if head is not None else set()
-    aside = {path for path, module in base_modules(model) if module in head_modules}
     owners = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2] == _EXPERTS}
     routers = tuple(f"{owner}.{name}".lstrip(".") for owner in owners for name in _ROUTERS)
-    return aside | {
-        path
-        for path in paths
-        if path in routers or path.startswith(tuple(f"{router}." for router in routers))
-    }
+    return {*paths_of(model, head), *(path for path in paths if is_inside(path, routers))}
 
 
 def in_experts(model: nn.Module, path: str) -> bool:

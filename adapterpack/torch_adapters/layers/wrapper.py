@@ -139,6 +139,12 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             ]
 
 
+def paths_of(model: nn.Module, part: nn.Module | None) -> list[str]:
+    """Returns the paths of the modules of a part of a model, the part's own first; none for None."""
+    inside = set() if part is None else {module for _, module in base_modules(part)}
+    return [path for path, module in base_modules(model) if module in inside]
+
+
 def path_order(model: nn.Module) -> dict[str, int]:
     """Maps the path of each module and parameter to its place in the model's order."""
     paths = [

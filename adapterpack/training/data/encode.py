@@ -36,18 +36,15 @@ class _Part(NamedTuple):
     report: DataReport
 
 
-class Read(NamedTuple):
-    """Encoded rows to train on and to evaluate on (None: none), and the labels of a task that has labels."""
-
-    train: list[dict[str, Any]]
-    evaluation: list[dict[str, Any]] | None
-    labels: Labels | None
+Rows = list[dict[str, Any]]
+"""Encoded rows."""
 
 
 def read(
     config: TrainConfig, task: Task, training: TaskTraining, tokenizer: Any, labels: Labels | None = None
-) -> Read:
-    """Returns all rows of a configuration as token ids; logs a table of what became of them.
+) -> tuple[Rows, Rows | None, Labels | None]:
+    """Returns the rows of a configuration as token ids, those to train on and those to evaluate on (None:
+    none), and the labels of a task that has labels; logs a table of what became of the rows.
 
     ``labels`` are those of a head that was trained before, which stay.
 
@@ -63,7 +60,7 @@ def read(
         _encode(some, training, tokenizer, config.max_length, labels) for some in (parts, apart)
     )
     _say(parts, apart)
-    return Read(train, evaluation if apart else None, labels)
+    return train, evaluation if apart else None, labels
 
 
 def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple[Any, Any]:
@@ -112,7 +109,7 @@ def _load(sources: Any, config: TrainConfig) -> list[_Part]:
 
 def _encode(
     parts: Sequence[_Part], training: TaskTraining, tokenizer: Any, max_length: int, labels: Labels | None
-) -> list[dict[str, Any]]:
+) -> Rows:
     """Encodes the rows of all parts."""
     every = []
     for rows, report in parts:

@@ -92,7 +92,3 @@ class Media:
     @cached_property
     def _preparation(self) -> Any:
         return preparation(self._folder)
-
-
-READERS = {"tokenizer": lambda folder, task: load_tokenizer(folder), "media": Media}
-"""What a task's training reads rows with, as a function of the base's folder and the task."""

@@ -27,7 +27,7 @@ from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
 from ...torch_adapters.layers.wrapper import Wrapper, as_list
-from ...torch_adapters.models.load import load_config, load_for_task, stored_dtype
+from ...torch_adapters.models.load import load_config, load_for_task, load_tokenizer, stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
 from ..data import load as data
@@ -35,7 +35,7 @@ from ..data.encode import read, tables
 from ..data.pack_sequences import pack_sequences, require_apart
 from ..trainers.kind import TRAINERS, TrainerKind
 from .continue_training import load_start, put_back
-from .media import READERS, Media
+from .media import Media
 
 log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ def _say_served(model: Any) -> None:
 def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
     """Returns what reads the rows of a task: the base's tokenizer, or a :class:`Media`."""
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
-    return READERS[reads](folder, task)
+    return Media(folder, task) if reads == "media" else load_tokenizer(folder)
 
 
 def _encode(

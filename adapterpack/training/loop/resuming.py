@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -220,10 +220,7 @@ class Stopping(TrainerCallback):  # type: ignore[misc]
     """Ends a run at the next step when asked to, with a checkpoint if the run has checkpoints."""
 
     wanted = False
-
-    def stop(self) -> None:
-        """Asks the run to end."""
-        self.wanted = True
+    """Whether the run is asked to end."""
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -268,7 +265,7 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
         if stopping.wanted:
             end()
         signals.append(end)
-        stopping.stop()
+        stopping.wanted = True
 
     with taken(stop) if alone else nullcontext():
         try:
@@ -276,22 +273,15 @@ def interruptible(stopping: Stopping, alone: bool) -> Iterator[None]:
             if stopping.wanted:
                 raise KeyboardInterrupt
         except KeyboardInterrupt as interrupt:
-            with add_notes(getattr(interrupt, "__notes__", ())):
+            try:
                 # Raises the exception that names the signal.
                 for end in signals:
                     end()
+            except BaseException as error:
+                for note in getattr(interrupt, "__notes__", ()):
+                    error.add_note(note)
+                raise
             raise
-
-
-@contextmanager
-def add_notes(notes: Iterable[str]) -> Iterator[None]:
-    """Adds notes to exceptions raised inside the block."""
-    try:
-        yield
-    except BaseException as error:
-        for note in notes:
-            error.add_note(note)
-        raise
 
 
 @contextmanager
