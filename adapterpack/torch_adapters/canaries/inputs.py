@@ -20,18 +20,105 @@ _ROWS = len(canary.LENGTHS)
 R = TypeVar("R", bound=Recipe)
 
 
+class Readable:
+    """What a model reads, as far as its class and its config say."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.config: Any = getattr(model, "config", None)
+        self.arguments = set(signature(model.forward).parameters)
+        self._main = str(getattr(model, "main_input_name", "input_ids"))
+        parts = all(
+            hasattr(getattr(self.config, name, None), "to_dict") for name in ("text_config", "vision_config")
+        )
+        self.text_and_images = (
+            parts and self._main == "input_ids" and self.arguments >= {"input_ids", "pixel_values"}
+        )
+        """Whether it takes a text and an image, in two towers or in one sequence."""
+
+    def _part(self, name: str) -> Any:
+        """Returns the config of one part of the model (``text_config`` and the like), or the whole config if
+        the part has none.
+        """
+        part = getattr(self.config, name, None)
+        return part if hasattr(part, "to_dict") else self.config
+
+    @property
+    def vocabulary(self) -> int:
+        """The vocabulary size of a model that reads token ids (in its encoder, if it has one); 0 for
+        others.
+        """
+        part = self._part("text_config" if self.text_and_images else "encoder")
+        size = getattr(part, "vocab_size", None)
+        return size if self._main == "input_ids" and type(size) is int else 0
+
+    @property
+    def decoder(self) -> int | None:
+        """The size of the decoder's vocabulary (0 if its config has none); None if the model is not an
+        encoder-decoder.
+        """
+        if not getattr(self.config, "is_encoder_decoder", False):
+            return None
+        size = getattr(self._part("decoder"), "vocab_size", None)
+        return size if type(size) is int else 0
+
+    @property
+    def pixels(self) -> Pixels | None:
+        """The recipe for its images; None if it reads no images, or the config does not give their size."""
+        config = self._part("vision_config" if self.text_and_images else "encoder")
+        size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+        shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
+        if not (self.text_and_images or self._main == "pixel_values") or len(shape) != len("chw"):
+            return None
+        return _recipe(Pixels, shape, canary.LARGEST_IMAGE)
+
+    @property
+    def features(self) -> Features | None:
+        """The recipe for the speech features that its encoder reads: two frames per encoder position."""
+        shape = [getattr(self.config, name, None) for name in ("num_mel_bins", "max_source_positions")]
+        if self._main != "input_features" or not self.arguments >= {"input_features", "decoder_input_ids"}:
+            return None
+        return _recipe(
+            Features, [shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH
+        )
+
+    def token(self, name: str, part: str = "text_config") -> int | None:
+        """Returns a special token's id from the config of the part that reads text, the first one if it lists
+        several; None if it has none.
+        """
+        config = self._part(part) if self.text_and_images else self.config
+        value = getattr(config, name, None)
+        value = value[0] if isinstance(value, list) and value else value
+        return value if type(value) is int and value >= 0 else None
+
+    @property
+    def image_token(self) -> int | None:
+        """The token id that marks an image in a text."""
+        return self.token("image_token_id", part="")
+
+
+def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
+    """Returns the recipe for rows of this shape; None if the shape is invalid or larger than a manifest may
+    hold.
+    """
+    possible = (
+        all(type(number) is int and 0 < number <= largest for number in shape)
+        and math.prod(shape) <= canary.MOST
+    )
+    return kind(canary.SEED, (_ROWS, *shape)) if possible else None
+
+
 def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
     """Returns a canary with inputs and no outputs yet; None for a model with other inputs, or whose config
     does not give their sizes.
 
     If an adapter acts at some positions only (``acts``), the first row of ids contains such positions.
     """
-    pixels, features, vocabulary, decoder = _image(model), _speech(model), _vocabulary(model), _decoder(model)
-    if (pixels is None and features is None and not vocabulary) or decoder == 0:
+    reads = Readable(model)
+    pixels, features, decoder, token = reads.pixels, reads.features, reads.decoder, reads.image_token
+    if (pixels is None and features is None and not reads.vocabulary) or decoder == 0:
         return None
-    ids = canary.inputs(vocabulary, acts) if vocabulary else ()
-    token = image_token(model)
-    if _reads_text_and_images(model) and pixels is None and token is None:
+    ids = canary.inputs(reads.vocabulary, acts) if reads.vocabulary else ()
+    if reads.text_and_images and pixels is None and token is None:
         # A model with two towers needs inputs for both.
         return None
     if token is not None and pixels is not None:
@@ -41,11 +128,11 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
         )
     # End each row with the end-of-sequence token: some heads pool at it, and these models expect it at the
     # end.
-    end = _token(model, "eos_token_id")
+    end = reads.token("eos_token_id")
     if end is not None and (decoder is not None or (pixels is not None and token is None)):
         ids = tuple((*row[:-1], end) for row in ids)
     started = (
-        None if decoder is None else canary.decoder_inputs(decoder, _token(model, "decoder_start_token_id"))
+        None if decoder is None else canary.decoder_inputs(decoder, reads.token("decoder_start_token_id"))
     )
     return Canary(ids, (), (), 0.0, decoder_input_ids=started, pixels=pixels, features=features)
 
@@ -54,16 +141,15 @@ def misfit(model: nn.Module, recorded: Canary) -> str | None:
     """Returns why a model cannot take the inputs of ``recorded``, or None. Checks only the recipes, before
     any input is allocated: a pack is from a stranger.
     """
-    return canary.flaw(recorded) or next(_misfits(model, recorded), None)
+    return canary.flaw(recorded) or next(_misfits(Readable(model), recorded), None)
 
 
-def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
+def _misfits(reads: Readable, recorded: Canary) -> Iterator[str]:
     """Yields each reason for which the model cannot take the recorded inputs."""
-    pixels, features, vocabulary, decoder = _image(model), _speech(model), _vocabulary(model), _decoder(model)
-    token = image_token(model)
+    decoder, token = reads.decoder, reads.image_token
     for what, expected, recorded_recipe in (
-        ("images", pixels, recorded.pixels),
-        ("speech", features, recorded.features),
+        ("images", reads.pixels, recorded.pixels),
+        ("speech", reads.features, recorded.features),
     ):
         if recorded_recipe is not None and (
             expected is None or expected.shape[1:] != recorded_recipe.shape[1:]
@@ -72,9 +158,9 @@ def _misfits(model: nn.Module, recorded: Canary) -> Iterator[str]:
         # A model with images in its token sequence also takes text alone.
         if recorded_recipe is None and expected is not None and token is None:
             yield f"it has no {what}"
-    if vocabulary and not recorded.input_ids:
+    if reads.vocabulary and not recorded.input_ids:
         yield "it has no token ids"
-    if max((max(row) for row in recorded.input_ids), default=-1) >= vocabulary:
+    if max((max(row) for row in recorded.input_ids), default=-1) >= reads.vocabulary:
         yield "the model does not take its token ids"
     if (
         token is not None
@@ -92,7 +178,7 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
     """Returns the id that marks an image in the rows of ``inputs`` and how many positions the model replaces
     it by; None if the inputs have no image or no ids.
     """
-    token = image_token(model)
+    token = Readable(model).image_token
     if token is None or inputs.pixels is None or not inputs.input_ids:
         return None
     return token, positions_of(model, inputs.pixels.shape[1:])
@@ -100,105 +186,7 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
 
 def texts_alone(model: nn.Module) -> bool:
     """Whether a model takes no images and no speech, so that token ids are all it needs."""
-    return not set(signature(model.forward).parameters) & {"pixel_values", "input_features"}
-
-
-def image_token(model: nn.Module) -> int | None:
-    """Returns the token id that marks an image in a text, or None."""
-    return _whole(model, "image_token_id")
-
-
-def _main(model: nn.Module) -> str:
-    return str(getattr(model, "main_input_name", "input_ids"))
-
-
-def _takes(model: nn.Module, *names: str) -> bool:
-    """Whether the model's ``forward`` has all of these parameters."""
-    return set(names) <= set(signature(model.forward).parameters)
-
-
-def _part(model: nn.Module, name: str) -> Any:
-    """Returns the config of one part of a model (``text_config`` and the like), or the whole config if the
-    part has none.
-    """
-    config = getattr(model, "config", None)
-    part = getattr(config, name, None)
-    return part if hasattr(part, "to_dict") else config
-
-
-def _reads_text_and_images(model: nn.Module) -> bool:
-    """Whether a model takes a text and an image, in two towers or in one sequence."""
-    config = getattr(model, "config", None)
-    parts = all(hasattr(getattr(config, name, None), "to_dict") for name in ("text_config", "vision_config"))
-    return parts and _main(model) == "input_ids" and _takes(model, "input_ids", "pixel_values")
-
-
-def _vocabulary(model: nn.Module) -> int:
-    """Returns the vocabulary size of a model that reads token ids (in its encoder, if it has one); 0 for
-    others.
-    """
-    size = getattr(
-        _part(model, "text_config" if _reads_text_and_images(model) else "encoder"), "vocab_size", None
-    )
-    return size if _main(model) == "input_ids" and type(size) is int else 0
-
-
-def _decoder(model: nn.Module) -> int | None:
-    """Returns the size of the decoder's vocabulary (0 if its config has none); None if the model is not an
-    encoder-decoder.
-    """
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        return None
-    size = getattr(_part(model, "decoder"), "vocab_size", None)
-    return size if type(size) is int else 0
-
-
-def _image(model: nn.Module) -> Pixels | None:
-    """Returns the recipe for a model's images; None if it reads no images, or the config does not give their
-    size.
-    """
-    config = _part(model, "vision_config" if _reads_text_and_images(model) else "encoder")
-    size, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
-    shape = [channels, *(size if isinstance(size, list | tuple) else (size, size))]
-    if not (_reads_text_and_images(model) or _main(model) == "pixel_values") or len(shape) != len("chw"):
-        return None
-    return _recipe(Pixels, shape, canary.LARGEST_IMAGE)
-
-
-def _speech(model: nn.Module) -> Features | None:
-    """Returns the recipe for the speech features that a model's encoder reads: two frames per encoder
-    position.
-    """
-    config = getattr(model, "config", None)
-    shape = [getattr(config, name, None) for name in ("num_mel_bins", "max_source_positions")]
-    if _main(model) != "input_features" or not _takes(model, "input_features", "decoder_input_ids"):
-        return None
-    return _recipe(
-        Features, [shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH
-    )
-
-
-def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
-    """Returns the recipe for rows of this shape; None if the shape is invalid or larger than a manifest may
-    hold.
-    """
-    possible = (
-        all(type(number) is int and 0 < number <= largest for number in shape)
-        and math.prod(shape) <= canary.MOST
-    )
-    return kind(canary.SEED, (_ROWS, *shape)) if possible else None
-
-
-def _token(model: nn.Module, name: str) -> int | None:
-    """Returns a special token's id from the config of the part that reads text."""
-    return _whole(model, name) if not _reads_text_and_images(model) else _whole(model, name, "text_config")
-
-
-def _whole(model: nn.Module, name: str, part: str = "") -> int | None:
-    """Returns a token id from the config, the first one if it lists several; None if it has none."""
-    value = getattr(_part(model, part), name, None)
-    value = value[0] if isinstance(value, list) and value else value
-    return value if type(value) is int and value >= 0 else None
+    return not Readable(model).arguments & {"pixel_values", "input_features"}
 
 
 def features_of(output: Any) -> torch.Tensor:
