@@ -94,25 +94,25 @@ class AdaptedAttention(Adapted):
     base's projections alone, so that the prompt means the same whichever other adapters are active.
     """
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the attention's output with the active prompt's part added."""
         output = self._base(*args, **kwargs)
         hidden, _ = self._enter(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
         for name in self._active if self._rows is not None else self._active[-1:]:
-            h = self._by_row(name, hidden, h, partial(self._changed, name, kwargs.get("position_embeddings")))
+            h = self._by_row(name, hidden, h, partial(self._change, name, kwargs.get("position_embeddings")))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(self, name: str, places: Any, hidden: Tensor, h: Tensor, index: Tensor | None) -> Tensor:
+    def _change(self, name: str, places: Any, hidden: Tensor, h: Tensor, index: Tensor | None) -> Tensor:
         """Adds the prompt's part to the output ``h``; ``index`` are the batch rows that ``hidden`` and ``h``
         hold (None: all).
         """
         # Positions are the same for all rows, or given for each.
         if index is not None and places is not None:
             places = tuple(place if len(place) == 1 else place[index] for place in places)
-        return h + self._held[name].weight * self._added(name, hidden, places).to(h.dtype)
+        return h + self._held[name].weight * self._attend(name, hidden, places).to(h.dtype)
 
-    def _added(self, name: str, hidden: Tensor, places: Any) -> Tensor:
+    def _attend(self, name: str, hidden: Tensor, places: Any) -> Tensor:
         """Computes what attending to the prompt adds to the output, for the input ``hidden``."""
         attention = innermost(self)
         projections = _projections(attention)

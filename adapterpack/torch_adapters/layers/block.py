@@ -50,26 +50,26 @@ class AdaptedBlock(Adapted):
         if name in self._hooks:
             self._hooks.pop(name).remove()
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         output = self._base(*args, **kwargs)
         h = output[0] if isinstance(output, tuple) else output
         block_input = self._enter(args, kwargs)[0] if args or kwargs else None
         for name in self._active:
             source = self._watched_inputs.pop(name, None) if name in self._hooks else block_input
-            h = self._by_row(name, h, h, partial(self._changed, name, source))
+            h = self._by_row(name, h, h, partial(self._change, name, source))
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _changed(self, name: str, source: Any, h: Tensor, _: Tensor, index: Tensor | None) -> Tensor:
+    def _change(self, name: str, source: Any, h: Tensor, _: Tensor, index: Tensor | None) -> Tensor:
         """Applies an adapter to the output ``h`` at the positions where it acts; ``index`` are the batch rows
         that ``h`` holds (None: all).
         """
         if index is not None and isinstance(source, Tensor):
             source = source[index]
-        changed: Tensor = self._weigh(name, h, self._applied(name, h, source))
+        changed: Tensor = self._weigh(name, h, self._compute(name, h, source))
         mask = self._mask(name, h, index)
         return changed if mask is None else place(mask, changed, h, self._site)
 
-    def _applied(self, name: str, h: Tensor, x: Any) -> Tensor:
+    def _compute(self, name: str, h: Tensor, x: Any) -> Tensor:
         """Computes the adapter's output from the block's output ``h`` and the adapter's other input ``x``."""
         cfg, dtype = self._held[name].config, self._precision(name, h.dtype)
         drop = partial(functional.dropout, p=cfg.dropout) if self.training and cfg.dropout else None

@@ -55,7 +55,7 @@ class AdaptedConv(AdaptedLayer):
             )
         super()._add(name, adapter)
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         x, base = self._enter(args, kwargs)
         if self._rows is None:
             return self._with(self._active, x)

@@ -29,7 +29,7 @@ class AdaptedEmbedding(AdaptedLayer):
     embedding keeps the base's weight. Dropout drops the change of a whole position.
     """
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Tensor:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         weight, _ = self._stored
@@ -77,7 +77,7 @@ class AdaptedTable(AdaptedLayer):
         super().__init__(base, site)
         self._ties: dict[nn.Module, Any] = {}
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Tensor:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]``, with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
         return self._looked_up(x, self._base, self._active)
@@ -94,7 +94,7 @@ class AdaptedTable(AdaptedLayer):
         stored = self._stored[0].detach()
         rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         for name in names:
-            rows = self._by_row(name, x, rows, partial(self._replaced, name))
+            rows = self._by_row(name, x, rows, partial(self._replace, name))
         # Some models scale the looked-up rows.
         scale = getattr(owner, "embed_scale", None)
         return (
@@ -103,11 +103,12 @@ class AdaptedTable(AdaptedLayer):
             else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
         )
 
-    def _replaced(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
+    def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
         held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
-        folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
+        changes: Any = (held.method, held.config, tensors, self._site, flat, None, ids)
+        folded, _ = fold(*changes)
         changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
         return changed
 

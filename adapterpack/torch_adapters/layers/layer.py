@@ -380,7 +380,7 @@ class AdaptedLayer(Adapted):
     order.
     """
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         x, result = self._enter(args, kwargs)
         if self._rows is not None:
             return self._row_by_row(x, result)
@@ -441,7 +441,7 @@ class AdaptedLayer(Adapted):
     def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
         module = innermost(self)
         with torch.no_grad():
-            weight, bias = self._folded(self._active)
+            weight, bias = self._fold_all(self._active)
         if bias is not None and "bias" not in module._parameters:
             raise Unsupported(
                 "the fold gives this layer a bias, and it can have none",
@@ -452,7 +452,7 @@ class AdaptedLayer(Adapted):
         merged = {(module, "weight"): weight.contiguous()}
         return merged if bias is None else {**merged, (module, "bias"): bias}
 
-    def _folded(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+    def _fold_all(self, names: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """Returns the weight and the bias, in their own shapes and precision, with adapters merged in one
         after the other in float32 or finer, and rounded once at the end.
         """

@@ -95,17 +95,17 @@ class SavedModule(Wrapper):
             del self._copies[key_of(name)], self._labels[name]
             self._active = tuple(active for active in self._active if active != name)
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the output of the last active copy, in the original's precision."""
         if self._rows is None:
-            return self._copied(self._active[-1], args, kwargs)
+            return self._run_copy(self._active[-1], args, kwargs)
         x, base = self._enter(args, kwargs)
         y = base(x)
         for name in self._active:
             index = self._rows.index(name, x, self._site)
             if not len(index):
                 continue
-            own = self._copied(name, (x[index],), {})
+            own = self._run_copy(name, (x[index],), {})
             if len(args) + len(kwargs) > 1 or not isinstance(y, Tensor) or y.shape[1:] != own.shape[1:]:
                 raise Unsupported(
                     "a module that was trained whole gives other outputs than the base, and one batch "
@@ -123,7 +123,7 @@ class SavedModule(Wrapper):
         """
         return ""
 
-    def _copied(self, name: str, args: Args, kwargs: Kwargs) -> Any:
+    def _run_copy(self, name: str, args: Args, kwargs: Kwargs) -> Any:
         """Returns the output of a copy, in the original's precision."""
         twin = self._copies[key_of(name)]
         output = twin(*map(_wide, args), **{key: _wide(value) for key, value in kwargs.items()})

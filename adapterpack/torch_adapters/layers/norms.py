@@ -27,7 +27,7 @@ class AdaptedNorm(AdaptedLayer):
         require_in_memory(innermost(self), self._site.path)
         super()._add(name, adapter)
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         if self._rows is None:
             return self._with(self._active, args, kwargs)
         x, base = self._enter(args, kwargs)
@@ -43,7 +43,7 @@ class AdaptedNorm(AdaptedLayer):
 
     def _with(self, names: tuple[str, ...], args: Args, kwargs: Kwargs) -> Any:
         """Returns the layer's output with the adapters ``names`` applied."""
-        weight, bias = self._folded(names)
+        weight, bias = self._fold_all(names)
         stored = {"weight": weight, "bias": bias} if self._site.bias else {"weight": weight}
         # The same result as by functional_call, without swapping parameters.
         if type(self._base) is nn.LayerNorm:

@@ -57,7 +57,7 @@ class AdaptedParameter(Adapted):
     def _merge_weights(self) -> dict[tuple[nn.Module, str], Tensor]:
         (place,) = self._folded_parameters()
         with torch.no_grad():
-            return {place: self._changed(self._active).contiguous()}
+            return {place: self._change(self._active).contiguous()}
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns the module's output with the active adapters applied to its parameters."""
@@ -66,11 +66,11 @@ class AdaptedParameter(Adapted):
         # Collect the values of all nested wrappers, then call the innermost module once with all of them.
         while isinstance(module, AdaptedParameter):
             if module._active:
-                changed[module._leaf] = module._changed(module._active)
+                changed[module._leaf] = module._change(module._active)
             module = module._base
         return functional_call(module, changed, args, kwargs) if changed else module(*args, **kwargs)
 
-    def _changed(self, names: tuple[str, ...]) -> Tensor:
+    def _change(self, names: tuple[str, ...]) -> Tensor:
         """Returns the parameter with the adapters ``names`` applied."""
         parameter, _ = self._stored
         weight = to_matrix(self._site.kind, parameter.detach())

@@ -98,7 +98,7 @@ class Prompts(Adapted):
         """The model without its heads."""
         return self._redirect.module
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the embeddings of the model's own tokens."""
         return self._base(*args, **kwargs)
 

@@ -55,9 +55,9 @@ class Wrapper(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the module does, with the active adapters applied."""
-        return self._adapted(args, kwargs) if self._active else self._base(*args, **kwargs)
+        return self._run_active(args, kwargs) if self._active else self._base(*args, **kwargs)
 
-    def _adapted(self, args: Args, kwargs: Kwargs) -> Any:
+    def _run_active(self, args: Args, kwargs: Kwargs) -> Any:
         """Returns the module's output for the arguments of a call with the active adapters applied."""
         raise NotImplementedError
 

@@ -45,7 +45,7 @@ class ShadowedLayer(Adapted):
         super().__init__(base, site)
         self._run = run_of(trunk)
 
-    def _adapted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _run_active(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The layer's output for the input that the active adapter makes of its own; the state moves on."""
         name, (hidden, base) = self._active[-1], self._enter(args, kwargs)
         state = self._run.state
