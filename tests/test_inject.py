@@ -53,7 +53,8 @@ from adapterpack.torch_adapters.layers.active import adapter_names
 from adapterpack.torch_adapters.layers.layer import Adapted, AdaptedLayer
 from adapterpack.torch_adapters.layers.modules_to_save import SavedModule
 from adapterpack.torch_adapters.layers.wrapper import base_modules
-from adapterpack.torch_adapters.save import _model_fingerprint, parts_of
+from adapterpack.torch_adapters.model_base import _model_fingerprint
+from adapterpack.torch_adapters.save import parts_of
 
 pytestmark = pytest.mark.fast
 

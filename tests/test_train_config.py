@@ -23,7 +23,7 @@ from adapterpack.training.config.aliases import ALIASES, translate
 from adapterpack.training.config.config import as_mapping, read_config
 from adapterpack.training.config.fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
 from adapterpack.training.config.sources import Source, sources_of
-from adapterpack.training.trainers.kind import TRAINERS, NoSettings
+from adapterpack.training.trainers.kind import TRAINERS, NoTrainerSettings
 
 pytestmark = pytest.mark.fast
 
@@ -120,7 +120,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
 def test_defaults_are_the_dataclasses() -> None:
     """The three needed keys alone give the dataclasses' defaults; the name is the folder's."""
     config = one()
-    assert config == TrainConfig(**NEEDED, method_config=LoRA(), trainer_config=NoSettings())
+    assert config == TrainConfig(**NEEDED, method_config=LoRA(), trainer_config=NoTrainerSettings())
     assert config.pack_name == "tickets"
     assert read_config(TrainConfig(**NEEDED))[0] == [config]
 

@@ -36,7 +36,6 @@ from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
-from .base_quantization import difference
 from .calibration import measure
 from .canaries.canary import verify_attached
 from .checkpoint_names import drawn_modules, rename_sites
@@ -48,8 +47,8 @@ from .layers.sites import attachable_sites, left_out
 from .layers.two_pass import Lead
 from .layers.weights import keep_in_order, let_reorder, warn_of_misread_rows
 from .layers.wrapper import as_list, base_modules, is_inside, is_named
+from .model_base import difference, require_model_base
 from .models.row_frequencies import rejoin_rows, separate_rows
-from .save import require_model_base
 from .unused import Watch, report, unused_layers
 from .wrap import Work, is_linear, swap, wrapping
 
@@ -141,7 +140,7 @@ def _adapt(
         for plan in plans:
             shared = _init_shared(plan, work, rng)
             work.share(plan.method, shared)
-            for site, cfg in zip(plan.sites, plan.configs, strict=True):
+            for site, cfg in plan.configs.items():
                 params = partial(_fresh, plan.method, cfg, rng, plan.calibration.get(site.path), shared)
                 work.adapter(
                     site.path,
@@ -185,15 +184,14 @@ def _draw(model: nn.Module, configs: Sequence[SiteConfig], whole: Sequence[str])
 
 
 class _Plan(NamedTuple):
-    """How one config applies to a model: its method, its sites with their configs, and their calibration.
+    """How one config applies to a model: its method, the config at each site, and the sites' calibration.
 
     ``unknown`` lists the layers for which no example could show whether the model uses them; ``named`` maps
     each target to the layers that it names.
     """
 
     method: Method
-    sites: list[Site]
-    configs: list[Any]
+    configs: dict[Site, Any]
     needs: frozenset[str]
     calibration: Mapping[str, Calibration]
     unknown: list[str]
@@ -235,21 +233,20 @@ def _plan(
             config, [dataclasses.replace(site, calibration=measured.get(site.path)) for site in sites]
         )
     configs = resolve_configs(method, [config.at(site.path) for site in sites], sites)
-    return _Plan(method, sites, configs, needs, measured, layers if unused is None else [], named)
+    by_site = dict(zip(sites, configs, strict=True))
+    return _Plan(method, by_site, needs, measured, layers if unused is None else [], named)
 
 
 def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
     """Returns the initial values of the parameters that all sites of a plan share; empty if the method has
     none.
     """
-    shared, sites = plan.method.storage.shared, plan.sites
+    shared, sites = plan.method.storage.shared, list(plan.configs)
     if shared is None:
         return {}
-    return shared.init(
-        plan.configs[0],
-        [work.site_with_weight(site.path, plan.method) for site in sites] if shared.reads_weights else sites,
-        rng,
-    )
+    if shared.reads_weights:
+        sites = [work.site_with_weight(site.path, plan.method) for site in sites]
+    return shared.init(next(iter(plan.configs.values())), sites, rng)
 
 
 def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Sequence[Site]) -> None:
@@ -268,10 +265,7 @@ def _say_left_out(model: nn.Module, targets: str | tuple[str, ...], sites: Seque
 def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
     """Raises before training if the methods of one adapter cannot be combined in one pack."""
     first, *rest = (
-        MethodSites(
-            plan.method, {site: (cfg, {}) for site, cfg in zip(plan.sites, plan.configs, strict=True)}
-        )
-        for plan in plans
+        MethodSites(plan.method, {site: (cfg, {}) for site, cfg in plan.configs.items()}) for plan in plans
     )
     taken = {site.path for site in first.adapters}
     for secondary in rest:

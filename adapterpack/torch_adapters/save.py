@@ -14,39 +14,28 @@ import torch
 from torch import nn
 
 from ..adapter_methods import Method, Site, is_bare
-from ..base import compatibility
-from ..base import fingerprint as fp
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
-from ..base.compatibility import Verdict
 from ..errors import AdapterpackError, SiteNotFound, Unsupported
-from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
-from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
-from ..manifest.structs import Dims
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build, is_module
 from ..peft.readers import line
 from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
-from .base_quantization import quantization_of
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
 from .layers.active import adapted_layers, adapter_names, require_names, require_unmerged, wrappers_of
 from .layers.modules_to_save import HeadLabels, SavedModule, labels_of, own_outputs
 from .layers.observers import unused_of
 from .layers.tensors import as_numpy
-from .layers.weights import tensor_of
-from .layers.wrapper import base_modules, is_inside, path_order
+from .layers.wrapper import is_inside, path_order
+from .model_base import base_of, checkpoint_of, quantization_of
 
 log = logging.getLogger(__name__)
-DTYPE_NAMES = {dtype.name: name for name, dtype in DTYPES.items()}
-"""Maps numpy's and torch's names of dtypes to those of safetensors."""
-
-_MAX_NAME = 128
 
 
 def save(
@@ -86,7 +75,7 @@ def save(
         )
     chosen = adapter or names[0]
     parts = parts_of(model, chosen)
-    task, checkpoint = _task(model), _checkpoint(model, base)
+    task, checkpoint = _task(model), checkpoint_of(model, base)
     # A head from a pack brings its labels along; a head that :func:`adapt` added has those in the model's
     # config.
     head = labels_of(model, chosen) or _own_labels(model, task, bool(parts.full))
@@ -103,7 +92,7 @@ def save(
             None if head is None else head.names,
         ),
         problem=None if head is None else head.problem,
-        base=_base(model, checkpoint),
+        base=base_of(model, checkpoint),
         weights=_weights(model, parts, checkpoint),
         canary=make_canary(model, chosen),
         training={
@@ -164,31 +153,6 @@ def _own_labels(model: nn.Module, task: str, head: bool) -> HeadLabels | None:
     return HeadLabels(tuple(names[number] for number in sorted(names)), problem or ONE.name)
 
 
-def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
-    """Raises if ``model`` does not hold the base that ``pack`` was made for.
-
-    Compares the checkpoint that the model was loaded from, or the model's own tensors if it has none. Returns
-    how they compare, or None if the pack records nothing about its base.
-
-    Raises:
-        BaseMismatch: it does not.
-    """
-    checkpoint = _checkpoint(model, None)
-    if checkpoint is not None:
-        return pack.require_base(checkpoint)
-    if any(compatibility.recorded_fingerprint(pack.manifest.base)):
-        return pack.require_levels(_model_fingerprint(model), name=None, where=type(model).__name__)
-    return None
-
-
-def _checkpoint(model: nn.Module, base: str | os.PathLike[str] | None) -> Checkpoint | None:
-    """Returns the checkpoint in ``base``, by default the one that the model was loaded from; None if there is
-    none.
-    """
-    source = base or getattr(getattr(model, "config", None), "_name_or_path", None)
-    return Checkpoint(folder_of(source)) if source else None
-
-
 def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> dict[str, str | None]:
     """Maps each path that the pack changes to the name of its weight in the checkpoint, or in the model if it
     has no checkpoint.
@@ -211,75 +175,6 @@ def _weights(model: nn.Module, parts: Parts, checkpoint: Checkpoint | None) -> d
         names = stored_names(model, checkpoint.tensors)
         names_by_path = {path: name or names.get(str(paths[path])) for path, name in names_by_path.items()}
     return names_by_path
-
-
-def _base(model: nn.Module, checkpoint: Checkpoint | None) -> m.Base:
-    """Describes the base for the manifest: its name, commit, fingerprint, architecture and sizes."""
-    config = getattr(model, "config", None)
-    # A checkpoint on disk is the better evidence: it also identifies the files as a hub lists them.
-    fingerprint = checkpoint.fingerprint(files=True) if checkpoint else _model_fingerprint(model)
-    name, commit = (checkpoint.name, checkpoint.commit) if checkpoint else (None, None)
-    return m.Base(
-        name,
-        commit,
-        getattr(config, "model_type", None),
-        fingerprint.structure,
-        fingerprint.content,
-        _architecture(checkpoint) if checkpoint else type(model).__name__,
-        _dims(config),
-        fingerprint.files,
-        fingerprint.probe,
-    )
-
-
-def _architecture(checkpoint: Checkpoint) -> str | None:
-    """Returns the class that the base was saved from, as its config names it; None for a name that a manifest
-    may not hold.
-    """
-    name = checkpoint.architecture
-    return name if name is not None and name.isascii() and len(name) <= _MAX_NAME else None
-
-
-def _dims(config: Any) -> Dims | None:
-    """Returns the sizes in the model's config, under the names that transformers gives every architecture."""
-    names = {
-        "hidden": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "vocab": "vocab_size",
-    }
-    sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
-    dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
-    return None if dims == Dims() else dims
-
-
-def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:
-    """Computes the fingerprint of a model without a checkpoint as that of the checkpoint that saving it would
-    write; tied weights count once.
-    """
-    tensors, taken = [], set()
-    for path, module in base_modules(model):
-        passing = module._non_persistent_buffers_set
-        values_by_leaf = [
-            *module._parameters.items(),
-            *((leaf, value) for leaf, value in module._buffers.items() if leaf not in passing),
-        ]
-        for leaf, value in values_by_leaf:
-            if value is None or id(value) in taken:
-                continue
-            taken.add(id(value))
-            value = tensor_of(module, leaf, f"{path}.{leaf}")  # noqa: PLW2901 - the same one, in memory
-            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            name = str(value.dtype).removeprefix("torch.")
-            tensors.append(
-                (
-                    f"{path}.{leaf}".lstrip("."),
-                    DTYPE_NAMES.get(name, name),
-                    tuple(value.shape),
-                    memoryview(raw),
-                )
-            )
-    return fp.in_memory(tensors)
 
 
 class Parts(NamedTuple):

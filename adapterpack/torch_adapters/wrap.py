@@ -176,7 +176,9 @@ def wrapping(model: nn.Module, name: str) -> Iterator[Work]:
     work = Work(model, name)
     try:
         yield work
-        tell(model, name, [module for module in work.touched if isinstance(module, Adapted)])
+        layers = [module for module in work.touched if isinstance(module, Adapted)]
+        if any(layer._held[name].config.acts is not None for layer in layers):
+            tell(model, name, layers)
         _require_one_of_tied(model, work)
     except BaseException:
         for module in work.touched:

@@ -17,7 +17,7 @@ from ...pack.validate.validation import as_pack
 from ..layers.active import adapted_layers, require_names, require_unmerged, wrappers_of
 from ..layers.modules_to_save import HeadLabels, SavedModule, name_outputs
 from ..layers.tensors import as_tensor
-from ..save import require_model_base
+from ..model_base import require_model_base
 from ..wrap import shape_at
 from .state import load_adapter_state_dict
 

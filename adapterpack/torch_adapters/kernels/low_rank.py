@@ -110,7 +110,8 @@ def fuse(form: NormalForm, layer: Frozen, x: Tensor, dropout: Dropout | None = N
     if dropout is None and belongs_within(form, x.shape[:-1].numel()):
         bias, rest = _bias(form, layer)
         return _finish(rest, functional.linear(x, _change(form, layer.weight), bias))
-    turn = turn_of(form, len(layer.weight))
+    turns = form.pre is None and form.down is None and not form.routes
+    turn = turn_of(form, len(layer.weight)) if turns else None
     if turn is not None:
         return _finish(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):

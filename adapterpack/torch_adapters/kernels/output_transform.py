@@ -30,11 +30,9 @@ class Turn(NamedTuple):
 
 
 def turn_of(form: NormalForm, width: int) -> Turn | None:
-    """Returns the transform that a form applies to ``width`` outputs; None if it does anything else, apart
-    from a shift.
+    """Returns the transform that a form, which leaves the input as it is and has no branch, applies to
+    ``width`` outputs; None if it does anything else, apart from a shift.
     """
-    if form.pre is not None or form.down is not None or form.routes:
-        return None
     if form.post is None:
         return (
             Turn(form.output_scale, None, 0)

@@ -8,7 +8,7 @@ pass, in which layers run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -186,24 +186,21 @@ def _tracked(model: nn.Module) -> nn.Module:
     return trunk
 
 
-def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
-    """Connects the wrappers of an adapter to the positions where it acts, if its config restricts them.
+def tell(model: nn.Module, name: str, wrappers: Sequence[Adapted]) -> None:
+    """Connects the wrappers of an adapter whose config restricts where it acts to these positions.
 
     Raises:
         Unsupported: the model takes no token ids, a site has no token positions, or the sites' positions
             differ.
     """
-    adapted = [wrapper for wrapper in wrappers if name in wrapper._held]
-    rules = {wrapper._held[name].config.acts for wrapper in adapted}
-    if rules <= {None}:
-        return
+    rules = {wrapper._held[name].config.acts for wrapper in wrappers}
     if len(rules) > 1:
         raise Unsupported(
             "the sites of an adapter must act at the same positions",
             where=name,
             found="; ".join(map(str, rules)),
         )
-    for wrapper in adapted:
+    for wrapper in wrappers:
         kind = wrapper._site.kind
         if kind not in {"block", "attention"} and not (kind in LAYOUTS and LAYOUTS[kind].linear):
             raise Unsupported(
@@ -213,5 +210,5 @@ def tell(model: nn.Module, name: str, wrappers: Iterable[Adapted]) -> None:
             )
     acting = Acting(model, name, rules.pop())
     observe(model, name, acting)
-    for wrapper in adapted:
+    for wrapper in wrappers:
         wrapper._held[name].where = acting.mask
