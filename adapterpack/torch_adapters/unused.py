@@ -92,12 +92,8 @@ def _find(
     ]
     # Only the edges of the graph matter, so autograd need not store a single tensor for a backward pass.
     forget = torch.autograd.graph.saved_tensors_hooks(lambda value: None, lambda nothing: nothing)
-    try:
-        with torch.enable_grad(), forget:
-            outputs = list(_tensors(model(**example)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.enable_grad(), forget:
+        outputs = _outputs(model, example, hooks)
     reached = _leaves(outputs)
     if not reached:
         return None
@@ -124,12 +120,8 @@ def _are_silent(
     hooks = [
         module.register_forward_hook(lambda module, args, output: _with(output, _noisy)) for module in modules
     ]
-    try:
-        with torch.no_grad():
-            other = list(_tensors(model(**example)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with torch.no_grad():
+        other = _outputs(model, example, hooks)
     return len(other) == len(outputs) and all(
         torch.equal(one.nan_to_num(), two.nan_to_num()) for one, two in zip(outputs, other, strict=True)
     )
@@ -171,6 +163,15 @@ def _with(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if type(output) is tuple and output and isinstance(output[0], Tensor):
         return (_with(output[0], change), *output[1:]) if output[0].is_floating_point() else output
     return change(output) if isinstance(output, Tensor) and output.is_floating_point() else output
+
+
+def _outputs(model: nn.Module, example: Mapping[str, Any], hooks: Iterable[Any]) -> list[Tensor]:
+    """Runs the example and returns the tensors in the model's output; removes the hooks."""
+    try:
+        return list(_tensors(model(**example)))
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:

@@ -107,27 +107,22 @@ def fuse(form: NormalForm, layer: Frozen, x: Tensor, dropout: Dropout | None = N
     """Returns ``scale * (layer(x) + up(down(dropout(x)))) + shift`` for ``x`` ``[..., in]``, all in one
     precision; None if evaluating the form is as good.
     """
+    bias, rest = _bias(form, layer)
     if dropout is None and belongs_within(form, x.shape[:-1].numel()):
-        bias, rest = _bias(form, layer)
         return _finish(rest, functional.linear(x, _change(form, layer.weight), bias))
     turns = form.pre is None and form.down is None and not form.routes
     turn = turn_of(form, len(layer.weight)) if turns else None
     if turn is not None:
         return _finish(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
     if form.is_parallel and form.up is None and isinstance(form.down, _WIDE_INSIDE):
-        bias, rest = _bias(form, layer)
-        return _finish(
-            rest,
-            functional.linear(x, layer.weight, bias)
-            + _again(form.down, x if dropout is None else dropout.of(x)),
-        )
+        branch = _again(form.down, x if dropout is None else dropout.of(x))
+        return _finish(rest, functional.linear(x, layer.weight, bias) + branch)
     chain = chain_of(form)
     if chain is None:
         return None
     steps, matrices = chain
     if not steps and form.shift is None:
         return None
-    bias, rest = _bias(form, layer)
     flat = _Parallel.apply(_flat(x), dropout if steps else None, layer.weight, bias, steps, *matrices)[0]
     return _finish(rest, flat.reshape(*x.shape[:-1], len(layer.weight)))
 

@@ -34,19 +34,22 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
     wanted = as_list(names)
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers = wrappers_of(model)
-    for module in wrappers:
-        if isinstance(module, Adapted) and (alone := module._excluding(wanted)):
+    for module in adapted_layers(model):
+        if alone := module._excluding(wanted):
             raise Unsupported(
                 "only one of these adapters can be active at a time",
                 where=module._site.path,
                 found=", ".join(alone),
                 remedy="choose one of them",
             )
-    for module in wrappers:
-        module._active, module._rows = tuple(name for name in wanted if name in module._names), None
+    _set_active(model, wanted, None)
     name_outputs(model)
     return model
+
+
+def _set_active(model: nn.Module, wanted: Sequence[str], rows: Rows | None) -> None:
+    for module in wrappers_of(model):
+        module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
 
 
 @contextmanager
@@ -134,20 +137,16 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
         )
     require_unmerged(model)
     require_names(model, wanted)
-    wrappers = wrappers_of(model)
-    for module in wrappers:
-        for name in wanted:
-            if name in module._names and (
-                reason := module._same_for_all_rows(name) or _in_experts(model, module._site.path)
-            ):
+    for name in wanted:
+        for module in wrappers_of(model, name):
+            if reason := module._same_for_all_rows(name) or _in_experts(model, module._site.path):
                 raise Unsupported(
                     f"this adapter cannot differ from row to row: {reason}",
                     where=name,
                     remedy="call the model with one adapter at a time",
                 )
     rows = Rows(model, adapters)
-    for module in wrappers:
-        module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
+    _set_active(model, wanted, rows)
     return rows
 
 

@@ -110,10 +110,19 @@ def prepare(
         if task.labelled and getattr(model.config, "pad_token_id", 0) is None:
             # A classifying decoder needs the padding id to find the last real token.
             model.config.pad_token_id = collator.pad_token_id
-    if started is not None:
+    reference = None
+    if started is None:
+        _adapt(model, rows, config, task, new)
+    else:
         reference = put_back(model, started, config, kind.reference)
-        _require_seen(model, kind)
-        return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
+    _require_seen(model, kind)
+    return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
+
+
+def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new: list[str]) -> None:
+    """Puts a fresh adapter into the model, with the task's heads and the modules ``new`` to be trained in
+    full.
+    """
     heads = _heads(task, model, new) if task.heads else ()
     targets = as_list(config.method_config.targets)
     method_config = dataclasses.replace(
@@ -127,8 +136,6 @@ def prepare(
     adapt(model, method_config, config.pack_name, config.seed, samples, config.allow_unused)
     if task.training is not None and task.training.adapted == "all-language":
         _say_served(model)
-    _require_seen(model, kind)
-    return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, None, None)
 
 
 def _say_served(model: Any) -> None:
