@@ -5,7 +5,6 @@ which tied heads and embeddings follow.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -17,8 +16,6 @@ from ...errors import Unsupported
 from .calls import Args, Kwargs
 from .layer import AdaptedLayer
 from .wrapper import input_of
-
-LookUp = Callable[[Tensor], Tensor]
 
 
 class AdaptedEmbedding(AdaptedLayer):
@@ -32,36 +29,27 @@ class AdaptedEmbedding(AdaptedLayer):
     def _run_active(self, args: Args, kwargs: Kwargs) -> Tensor:
         """Returns the embeddings ``[..., width]`` of the ids with the active adapters applied."""
         x, _ = self._enter(args, kwargs)
-        weight, _ = self._stored
-        result: LookUp = lambda ids: nn.functional.embedding(ids, weight)  # noqa: E731
-        for name in self._active:
-            result = self._looked_up(name, result)
+        y = nn.functional.embedding(x, self._stored[0])
         # Scale last: the adapter changes the weight, so its change is scaled with it.
-        y, scale = result(x), getattr(self._base, "embed_scale", None)
-        if scale is None:
-            return y
-        scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
-        return scaled
+        return _scale(self._base, self._in_rows(x, y, self._change))
 
-    def _looked_up(self, name: str, before: LookUp) -> LookUp:
-        """Returns a look-up that applies the adapter on top of the look-up ``before``."""
-        dropout = self._held[name].config.dropout if self.training else 0
+    def _change(self, name: str, ids: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
+        """Applies an adapter to the rows ``y`` of the ids."""
+        dtype, dropout = self._precision(name, y.dtype), self._held[name].config.dropout
+        keep = None
+        if dropout and self.training:
+            keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)
+        changed: Tensor = look_up(self._normal_form(name, dtype), lambda _: y, ids, keep)
+        return self._weigh(name, y, changed).to(y.dtype)  # type: ignore[no-any-return]
 
-        def result(ids: Tensor) -> Tensor:
-            """Looks up the rows of ``ids`` below the adapter and applies it."""
-            y = before(ids)
-            dtype = self._precision(name, y.dtype)
-            form = self._normal_form(name, dtype)
 
-            def adapted(ids: Tensor, y: Tensor, _: Tensor | None) -> Tensor:
-                every = torch.ones(ids.shape, dtype=dtype, device=ids.device)
-                keep = nn.functional.dropout(every, dropout) if dropout else None
-                changed: Tensor = self._weigh(name, y, look_up(form, lambda _: y, ids, keep))
-                return changed.to(y.dtype)
-
-            return self._by_row(name, ids, y, adapted)
-
-        return result
+def _scale(owner: nn.Module, y: Tensor) -> Tensor:
+    """Scales looked-up rows as an embedding does; some multiply by ``embed_scale``."""
+    scale = getattr(owner, "embed_scale", None)
+    if scale is None:
+        return y
+    scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+    return scaled
 
 
 class AdaptedTable(AdaptedLayer):
@@ -95,20 +83,13 @@ class AdaptedTable(AdaptedLayer):
         rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
         for name in names:
             rows = self._by_row(name, x, rows, partial(self._replace, name))
-        # Some models scale the looked-up rows.
-        scale = getattr(owner, "embed_scale", None)
-        return (
-            rows.to(stored.dtype)
-            if scale is None
-            else rows.to(stored.dtype) * torch.as_tensor(scale).to(rows)
-        )
+        return _scale(owner, rows.to(stored.dtype))
 
     def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
-        held, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
+        own, flat = self._held[name], rows.reshape(-1, rows.shape[-1])
         tensors, ids = self._tensors(name, rows.dtype), x.reshape(-1)
-        changes: Any = (held.method, held.config, tensors, self._site, flat, None, ids)
-        folded, _ = fold(*changes)
+        folded, _ = fold(own.method, own.config, tensors, self._site, flat, None, ids)  # type: ignore[arg-type]
         changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
         return changed
 
@@ -147,10 +128,8 @@ class AdaptedTable(AdaptedLayer):
 
     def _head(self, head: nn.Module, args: Args, kwargs: Kwargs, y: Tensor) -> Tensor:
         """As a hook on a tied head, adds what the adapters change in the logits."""
-        x, site = (
-            input_of(head, args, kwargs),
-            dataclasses.replace(self._site, weight=self._stored[0].detach()),
-        )
+        x = input_of(head, args, kwargs)
+        site = dataclasses.replace(self._site, weight=self._stored[0].detach())
 
         def changed(x: Tensor, y: Tensor, _: Any) -> Any:
             held, tensors = self._held[name], self._tensors(name, y.dtype)
