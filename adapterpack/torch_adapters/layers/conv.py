@@ -96,7 +96,7 @@ class AdaptedConv(AdaptedLayer):
             and form.output_scale is None
             and form.shift is None
         ):
-            return self._held[name].weight * self._narrow(x, form)
+            return self._weigh(name, 0, self._narrow(x, form))  # type: ignore[no-any-return]
         return self._whole(name, x, dtype)
 
     def _narrow(self, x: Tensor, form: Any) -> Tensor:
@@ -156,4 +156,5 @@ class SpanningConv(AdaptedConv):
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation
         )
         up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
-        return self._held[name].weight * convolve(inner, up, form.shift, groups=len(blocks))
+        changed: Tensor = self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))
+        return changed
