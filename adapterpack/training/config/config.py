@@ -19,7 +19,7 @@ from ..trainers.kind import trainer_of
 from .aliases import translate, with_defaults
 from .coerce import typed_value
 from .dataset_info import with_sources
-from .fields import LEAST, NAME, PARTS, POSITIVE, TrainConfig
+from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names
 from .sources import sources_of
 from .unknown_keys import method_of, require_known
 
@@ -91,11 +91,11 @@ def as_mapping(config: TrainConfig) -> dict[str, Any]:
 
     For a pack that is trained further, it contains only those of the method's settings that were given.
     """
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in PARTS}
-    own = {f.name: getattr(part, f.name) for part in config.own for f in dataclasses.fields(part)}
+    values = {name: getattr(config, name) for name in field_names(type(config)) if name in RUN}
+    own = {name: getattr(part, name) for part in config.own for name in field_names(type(part))}
     if config.adapter_name_or_path is None or config.given is None:
         return {**values, **own}
-    of_pack = {"method", *(f.name for f in dataclasses.fields(config.method_config))} - config.given
+    of_pack = {"method", *field_names(type(config.method_config))} - config.given
     return {key: value for key, value in {**values, **own}.items() if key not in of_pack}
 
 
@@ -179,9 +179,7 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
     }
     values = {**_targets(values, method), **values}
     run_fields = {f.name: f for f in dataclasses.fields(TrainConfig) if f.name not in PARTS}
-    method_fields, kind_fields = (
-        {f.name for f in dataclasses.fields(part.config)} for part in (method, kind)
-    )
+    method_fields, kind_fields = (set(field_names(part.config)) for part in (method, kind))
     if both := sorted(method_fields & kind_fields):
         raise ConfigError(
             f"the method {method.name} and the trainer {kind.name} both have a setting of this name",

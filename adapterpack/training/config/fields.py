@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -125,3 +125,12 @@ class TrainConfig:
     def pack_name(self) -> str:
         """The pack's name: ``name``, or that of the output folder."""
         return self.name or Path(self.output_dir).name
+
+
+def field_names(kind: type[Any]) -> list[str]:
+    """Returns the names of a dataclass's fields, in order."""
+    return [field.name for field in fields(kind)]
+
+
+RUN = frozenset(field_names(TrainConfig)) - PARTS
+"""The settings of a run, as opposed to those of its method or its trainer."""

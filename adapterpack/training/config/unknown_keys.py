@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ from ...adapter_methods import Method, SiteConfig, get, methods
 from ...errors import ConfigError, closest, nearest
 from ..trainers.kind import TRAINERS, trainer_of
 from .aliases import ALIASES, INSTEAD
-from .fields import PARTS, TrainConfig
+from .fields import RUN, field_names
 
 
 def method_of(values: Mapping[Any, Any], where: object) -> Method:
@@ -42,11 +41,7 @@ def require_known(parts: Mapping[Any, Mapping[str, Any]]) -> None:
     unknown: dict[Any, tuple[object, Method]] = {}
     for place, values in parts.items():
         method = method_of(values, place)
-        known = {
-            f.name
-            for cls in (TrainConfig, method.config, trainer_of(values).config)
-            for f in dataclasses.fields(cls)
-        } - PARTS
+        known = {*field_names(method.config), *field_names(trainer_of(values).config), *RUN}
         for key in values:
             if key not in known:
                 unknown.setdefault(key, (place, method))
@@ -80,8 +75,7 @@ def _one(key: Any, method: Method, where: object) -> ConfigError:
             found=repr(key),
             remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)),
         )
-    common = {f.name for f in dataclasses.fields(SiteConfig)}
-    hyperparameters = [f.name for f in dataclasses.fields(method.config) if f.name not in common]
+    hyperparameters = [name for name in field_names(method.config) if name not in field_names(SiteConfig)]
     return ConfigError(
         f"the method {method.name} has no {key}",
         where=where,
@@ -103,21 +97,14 @@ def _advice(key: Any, method: Method) -> str:
 
 def _having(key: Any) -> list[str]:
     """Returns the methods that have the setting."""
-    return sorted(
-        method.name
-        for method in methods().values()
-        if key in {f.name for f in dataclasses.fields(method.config)}
-    )
+    return sorted(method.name for method in methods().values() if key in field_names(method.config))
 
 
 def _trainers(key: Any) -> list[str]:
     """Returns the trainers that have the setting."""
-    return sorted(
-        kind.name for kind in TRAINERS.values() if key in {f.name for f in dataclasses.fields(kind.config)}
-    )
+    return sorted(kind.name for kind in TRAINERS.values() if key in field_names(kind.config))
 
 
 def _keys(method: Method) -> set[str]:
     """Returns all keys that a configuration with this method may have."""
-    fields = {f.name for cls in (TrainConfig, method.config) for f in dataclasses.fields(cls)}
-    return {*fields, *ALIASES, "adapters"} - PARTS
+    return {*field_names(method.config), *RUN, *ALIASES, "adapters"}

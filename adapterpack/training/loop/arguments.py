@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import sys
@@ -19,7 +18,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from ...errors import ConfigError, MissingExtra
 from ...extras import needed_by
 from ...library_errors import reason
-from ..config.fields import TrainConfig
+from ..config.fields import TrainConfig, field_names
 from ..trainers.kind import TRAINERS, TrainerKind
 
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
@@ -41,15 +40,15 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     """
     kind = TRAINERS[config.trainer]
     arguments = class_at(kind.arguments, kind)
-    supported = {f.name for f in dataclasses.fields(arguments)}
+    supported = set(field_names(arguments))
     taken: dict[str, Any] = {
-        f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig) if f.name in supported - _OWN
+        name: getattr(config, name) for name in field_names(TrainConfig) if name in supported - _OWN
     }
     if config.trainer_config is not None:
         taken |= {
-            f.name: _plain(getattr(config.trainer_config, f.name))
-            for f in dataclasses.fields(config.trainer_config)
-            if f.name in supported
+            name: _plain(getattr(config.trainer_config, name))
+            for name in field_names(type(config.trainer_config))
+            if name in supported
         }
     # Newer versions of transformers have another name for it. Always set, because TRL's default differs.
     checkpointing = (
