@@ -142,7 +142,7 @@ def _owner(model: nn.Module, path: str) -> nn.Module | None:
 
 def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     """Returns the first of the samples on the model's device, or None."""
-    device, first = device_of(model, type(model).__name__), next(iter(samples), None)
+    device, first = device_of(model), next(iter(samples), None)
     return first and {
         key: value.to(device) if hasattr(value, "to") else value for key, value in first.items()
     }
@@ -151,7 +151,7 @@ def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[s
 @contextmanager
 def _aside(model: nn.Module) -> Iterator[None]:
     """Restores the random state afterwards, for models that draw random numbers."""
-    device = device_of(model, type(model).__name__)
+    device = device_of(model)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         yield
 

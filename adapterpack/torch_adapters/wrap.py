@@ -50,7 +50,7 @@ class Work:
         """Sets the parameters that all sites of a method share; call it before the method's first
         :meth:`adapter`.
         """
-        device = device_of(self.model, type(self.model).__name__) if shared else torch.device("cpu")
+        device = device_of(self.model) if shared else torch.device("cpu")
         self._begun[method.name] = shared
         self._shared[method.name] = {key: as_parameter(value, device) for key, value in shared.items()}
 

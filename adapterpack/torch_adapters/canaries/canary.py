@@ -189,7 +189,7 @@ def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, Tensor]]:
     dtype = next(
         (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32
     )
-    device = device_of(model, type(model).__name__)
+    device = device_of(model)
     for feed in canary.feeds(inputs, image_of(model, inputs)):
         tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
         yield {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}

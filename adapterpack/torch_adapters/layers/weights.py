@@ -221,9 +221,9 @@ def tensor_of(module: nn.Module, leaf: str, where: str) -> Any:
         return getattr(module, leaf, None)
 
 
-def device_of(module: nn.Module, where: str) -> torch.device:
+def device_of(module: nn.Module, where: str = "") -> torch.device:
     """Returns the device that a module computes on: that of its first parameter, or the one to which
-    accelerate loads it for a call.
+    accelerate loads it for a call. Errors call the module ``where``, by default by its class.
 
     Raises:
         Unsupported: the parameter is not in memory, and nothing loads it.
@@ -232,7 +232,7 @@ def device_of(module: nn.Module, where: str) -> torch.device:
         for value in owner.parameters(recurse=False):
             if not value.is_meta:
                 return value.device
-            _require_loaded(owner, where)
+            _require_loaded(owner, where or type(module).__name__)
             return torch.device(owner._hf_hook.execution_device)  # type: ignore[union-attr]
     return torch.device("cpu")
 

@@ -89,7 +89,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
         for row in longest
     ]
     options = {"use_cache": False} if "use_cache" in accepted else {}
-    device = device_of(model, type(model).__name__)
+    device = device_of(model)
 
     def logits(row: Mapping[str, Any]) -> torch.Tensor:
         inputs = {
