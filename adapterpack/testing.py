@@ -38,7 +38,7 @@ from .adapter_methods import (
 from .adapter_methods.core.config import from_json
 from .adapter_methods.forms.attention import attend
 from .adapter_methods.forms.blocks import run_block
-from .adapter_methods.forms.prompt_config import PromptSite
+from .adapter_methods.forms.prompt import PromptSite
 from .manifest import manifest as m
 from .pack.pack import Pack, build
 from .pack.validate.validation import load

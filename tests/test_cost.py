@@ -25,7 +25,7 @@ from adapterpack.adapter_methods import Site, amount, complete, get, methods
 from adapterpack.adapter_methods.core.config import by_suffix
 from adapterpack.adapter_methods.core.orthogonal import nearest_divisor
 from adapterpack.adapter_methods.core.torch_random import TorchGenerator
-from adapterpack.adapter_methods.forms.prompt_config import PromptSite
+from adapterpack.adapter_methods.forms.prompt import PromptSite
 from adapterpack.adapter_methods.peft.keys import default_and_pattern, literal
 from adapterpack.errors import AdapterpackError, FormatError
 from adapterpack.io import strict_json

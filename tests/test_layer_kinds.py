@@ -49,8 +49,7 @@ from adapterpack.adapter_methods import (
     matrix_shape,
     to_matrix,
 )
-from adapterpack.adapter_methods.core.columns import columns
-from adapterpack.adapter_methods.core.operators import Chain, Diagonal
+from adapterpack.adapter_methods.core.operators import Chain, Diagonal, columns
 from adapterpack.errors import AdapterpackError, BaseMismatch, FormatError, SiteNotFound, Unsupported
 from adapterpack.manifest.structs import PackTask
 from adapterpack.pack.validate.validation import validate

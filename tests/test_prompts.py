@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 import adapterpack as ap
 from adapterpack.adapter_methods import PROMPT, Site, methods
-from adapterpack.adapter_methods.forms.prompt_config import PromptSite
+from adapterpack.adapter_methods.forms.prompt import PromptSite
 from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build

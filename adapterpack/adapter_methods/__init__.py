@@ -30,7 +30,6 @@ from .core.base import (
     run,
     zeros,
 )
-from .core.columns import columns
 from .core.config import (
     FOR_TRAINING,
     LARGEST_WHOLE,
@@ -82,6 +81,7 @@ from .core.operators import (
     Permutation,
     Repeat,
     Scaled,
+    columns,
 )
 from .core.peft_form import (
     LORA_ALONE,

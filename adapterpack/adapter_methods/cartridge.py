@@ -16,8 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, constant, normal
-from .forms.prompt import STORED, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
-from .forms.prompt_config import CacheConfig
+from .forms.prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
 
 _SINK = "frozen_embedding"
 

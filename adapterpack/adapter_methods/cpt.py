@@ -19,8 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from . import METHODS, Arrays, Method, Number, Params, Shapes, Site, Storage, array_namespace, require_whole
-from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, traits
-from .forms.prompt_config import EmbeddingConfig
+from .forms.prompt import STORED, EmbeddingConfig, PromptForm, embed, embedding_fields, peft_form, traits
 
 _DELTA = "delta_embedding"
 

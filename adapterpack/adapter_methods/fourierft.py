@@ -35,8 +35,8 @@ from . import (
     pattern_of,
     require_widths,
 )
-from .core.seeded_indices import places
 from .core.sparse import scatter
+from .core.torch_random import places
 
 Coefficients = Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)]
 """The type of a number of coefficients."""

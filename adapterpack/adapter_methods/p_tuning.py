@@ -18,8 +18,16 @@ from msgspec import Meta
 
 from . import METHODS, Array, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
 from .forms.blocks import relu
-from .forms.prompt import STORED, PromptForm, embedding_fields, linear, peft_form, traits, uniform
-from .forms.prompt_config import EmbeddingConfig
+from .forms.prompt import (
+    STORED,
+    EmbeddingConfig,
+    PromptForm,
+    embedding_fields,
+    linear,
+    peft_form,
+    traits,
+    uniform,
+)
 
 _MOST_LAYERS = 64
 """The most LSTM layers: configs come from untrusted files, and each layer costs computation."""

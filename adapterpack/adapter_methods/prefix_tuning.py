@@ -18,6 +18,7 @@ import numpy as np
 from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
 from .forms.prompt import (
     STORED,
+    CacheConfig,
     PromptForm,
     as_cache,
     as_flat,
@@ -28,7 +29,6 @@ from .forms.prompt import (
     traits,
     uniform,
 )
-from .forms.prompt_config import CacheConfig
 
 
 @dataclass(frozen=True, kw_only=True)

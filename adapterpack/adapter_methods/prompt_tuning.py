@@ -15,8 +15,17 @@ from typing import Any, Literal
 import numpy as np
 
 from . import METHODS, Arrays, Method, Params, Shapes, Site
-from .forms.prompt import STORED, PromptForm, embed, embedding_fields, peft_form, repeat, traits
-from .forms.prompt_config import EmbeddingConfig, PromptSite
+from .forms.prompt import (
+    STORED,
+    EmbeddingConfig,
+    PromptForm,
+    PromptSite,
+    embed,
+    embedding_fields,
+    peft_form,
+    repeat,
+    traits,
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,8 @@ from . import (
     Whole,
     require_widths,
 )
-from .core.seeded_indices import places
 from .core.sparse import Sparse, require_places
+from .core.torch_random import places
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from ..adapter_methods import PROMPT
-from ..adapter_methods.forms.prompt import PromptForm
-from ..adapter_methods.forms.prompt_config import CacheConfig
+from ..adapter_methods.forms.prompt import CacheConfig, PromptForm
 from ..bundle.manifest import MappedSite
 from ..pack.pack import Pack
 

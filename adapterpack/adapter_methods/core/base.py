@@ -20,10 +20,9 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 
 from ...errors import Unsupported
-from .columns import columns
 from .config import SiteConfig
 from .layouts import WEIGHTS
-from .operators import Array, Operator, rows_of
+from .operators import Array, Operator, columns, rows_of
 from .peft_form import PeftForm
 from .routers import Route
 from .site import Arrays, Params, Shapes, Site

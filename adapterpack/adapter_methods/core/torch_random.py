@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -112,6 +113,14 @@ class TorchGenerator:
 
     def _raw(self, count: int) -> np.ndarray:
         return np.asarray(self._words.random_raw(count), np.uint64)
+
+
+@lru_cache(maxsize=64)
+def places(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
+    """Returns ``count`` different positions in ``[rows, columns]`` in the order of the draw, as int64 ``[2,
+    count]`` (row and column indices).
+    """
+    return np.stack(np.divmod(TorchGenerator(seed).permute(rows * columns, count), columns))
 
 
 def svd_lowrank(

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from ...adapter_methods import PROMPT, Site, Traits
-from ...adapter_methods.forms.prompt import PromptForm
-from ...adapter_methods.forms.prompt_config import PromptSite
+from ...adapter_methods.forms.prompt import PromptForm, PromptSite
 from ...errors import BaseMismatch, Unsupported
 from ..models.load import load_tokenizer
 from .active import evaluating
