@@ -20,7 +20,7 @@ from families import FAMILIES, WORDS
 from adapterpack import Session, export
 from adapterpack.errors import ConfigError
 from adapterpack.runtime.padding import pad
-from adapterpack.runtime.text.context_length import context_length
+from adapterpack.runtime.text.model_files import context_length
 from adapterpack.tasks.data.rows import RowError
 
 Make = Callable[..., Any]

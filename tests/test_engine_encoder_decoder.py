@@ -21,7 +21,7 @@ from adapterpack.errors import ConfigError, UnknownAdapter
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.text.context_length import context_of
+from adapterpack.runtime.text.model_files import context_of
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]

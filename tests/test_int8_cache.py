@@ -19,7 +19,6 @@ from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import PAST, graph_file, read_bundle
 from adapterpack.engine_graph import int8_cache
 from adapterpack.errors import ConfigError, ParityError, UnknownName, Unsupported
-from adapterpack.runtime.adapters.slot_values import SlotValues
 from adapterpack.runtime.engine.adapter_reader import AdapterReader
 from adapterpack.runtime.engine.model_runner import ModelRunner
 from adapterpack.runtime.engine.requests import SequenceState
@@ -44,7 +43,7 @@ def bundles(base_of: Make, pack_of: Make, tmp_path_factory: pytest.TempPathFacto
 def passes(bundle: Path, names: list[str | None], tokens: np.ndarray) -> tuple[np.ndarray, ModelRunner]:
     """The logits of rows with these adapters: after their prompts, read in pieces, and after each token."""
     session = Session(bundle, "cpu")
-    reader = AdapterReader(session, SlotValues(session.bundle, bundle, session.stored))
+    reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(names), 64)
     rows = [
         SequenceState(

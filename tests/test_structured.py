@@ -26,7 +26,7 @@ from adapterpack.runtime.generation.answer import AnswerRequest
 from adapterpack.runtime.generation.beam_search import BeamAnswer
 from adapterpack.runtime.generation.sampler import Sampler
 from adapterpack.runtime.generation.sampling import Sampling
-from adapterpack.runtime.generation.structured import Beside, grammar_mask
+from adapterpack.runtime.generation.structured import MaskQueue, grammar_mask
 from adapterpack.runtime.text.tokenizer import Tokenizer
 
 ORDER: dict[str, Any] = {
@@ -324,7 +324,7 @@ def test_a_slow_grammar_keeps_no_other_row_waiting(session: Session) -> None:
     options = {"temperature": 1.0, "max_new_tokens": 120}
     slow = Sampling(grammar=('start: x\nx: x x | "a" | "b" | "ab" | "ba"'), logit_bias={2: -100.0}, **options)  # type: ignore[arg-type]
     plain = Sampling(ignore_eos=True, **options)  # type: ignore[arg-type]
-    mask = grammar_mask(session.tokenizer, slow, beside=Beside())
+    mask = grammar_mask(session.tokenizer, slow, queue=MaskQueue())
     assert mask is not None
     rows = [engine.row([5, 6], None, slow, None, place, mask.copy()) for place in range(4)]
     rows.append(engine.row([5, 6], None, plain))
@@ -354,8 +354,8 @@ def test_masks_beside_the_steps_choose_the_same_tokens(
     engine = DecoderEngine(session.folder, "cpu", max_rows=3, max_length=512)
     sampling = Sampling(temperature=1.0, seed=7, max_new_tokens=60, **fields)
     texts = []
-    for beside in (None, Beside()):
-        mask = grammar_mask(session.tokenizer, sampling, beside=beside)
+    for queue in (None, MaskQueue()):
+        mask = grammar_mask(session.tokenizer, sampling, queue=queue)
         assert mask is not None
         rows = [engine.row([5, 6, number], None, sampling, None, number, mask.copy()) for number in range(5)]
         events = drained(engine, rows)

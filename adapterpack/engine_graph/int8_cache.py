@@ -20,13 +20,12 @@ from ..bundle.manifest import graph_file
 from ..errors import ParityError
 from ..graph_passes.static_cache_decoder import make_int8
 from ..onnx_graph.products import is_fast
-from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
 from ..runtime.sessions.measured_texts import texts
 from ..runtime.sessions.session import Session
-from ..runtime.text.context_length import context_of
+from ..runtime.text.model_files import context_of
 
 _TOLERANCE = 0.1
 """How far the logits may move, as a share of the largest; the same as for int8 weights."""
@@ -85,8 +84,7 @@ def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
     once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
     session = Session(folder, provider="cpu", verify="off", mapped=mapped)
-    reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
-    prompts = texts(session)
+    reader, prompts = AdapterReader(session), texts(session)
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))
     room = (context_of(session) or _LENGTH + _ROOM) - _ROOM

@@ -17,7 +17,6 @@ from ..bundle.manifest import GRAPH, Bundle, graph_file
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
-from ..runtime.adapters.slot_values import SlotValues
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
@@ -25,9 +24,9 @@ from ..runtime.engine.requests import SequenceState
 from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
+from ..runtime.sessions.generate import virtual_tokens
 from ..runtime.sessions.session import Session
-from ..runtime.sessions.session_engine import virtual_tokens
-from ..runtime.text.context_length import context_of, text_part
+from ..runtime.text.model_files import context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
@@ -83,7 +82,7 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     # The ordinary graph of a decoder with an encoder takes prompts of one length only.
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
-    reader = AdapterReader(session, SlotValues(session.bundle, folder, session.stored))
+    reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
     worst = 0.0
     for names in _names(session):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import TypeVar
+from collections.abc import Callable
 
 from ..base import compatibility
 from ..bundle.files import has_other_tokenizer
@@ -19,34 +17,22 @@ from ..tasks.task import NO_TASK
 from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 _FAILS = "the canary cannot be replayed"
 _STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever the weights"
 
 
-@contextmanager
-def admit(
-    bundle: OpenBundle,
-    pack: Pack,
-    held: Callable[[Pack], AbstractContextManager[T]],
-    replay: Callable[[Pack, T], Replay],
-    *,
-    signers: Signers | None = None,
-    allow_structural: bool = False,
-) -> Iterator[T]:
-    """Checks a pack and yields it as ``held`` returns it, for as long as the block runs.
-
-    The checks are its signature, its base, its task, the slots that it fills (``held`` raises if the graph
-    lacks them), and its canary, which ``replay`` runs. If the canary cannot be replayed for a harmless
-    reason, the log says why.
+def require_runnable(
+    bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
+) -> str | None:
+    """Checks the signature of a pack, its base and its task, and returns why its canary is not replayed on
+    this bundle's graphs, or None if it is to be; :func:`require_canary` goes on from there.
 
     Raises:
         TrustError: ``signers`` are named, and none of them signed it.
-        BaseMismatch: the pack belongs to another base, by its manifest or by its canary; ``allow_structural``
-            accepts a base with the same names, dtypes and shapes.
-        Unsupported: the pack is for another task, or the graph has no slots for it.
-        NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
+        BaseMismatch: the pack belongs to another base, by its manifest; ``allow_structural`` accepts a base
+            with the same names, dtypes and shapes.
+        Unsupported: the pack is for another task.
         FormatError: the canary is malformed and cannot be replayed on any graph.
     """
     if signers is not None:
@@ -63,16 +49,24 @@ def admit(
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
-    with held(pack) as adapter:
-        reason = _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
-        if reason is None:
-            recorded, without, with_adapter = replay(pack, adapter)
-            wide = widen_canary(bundle.bundle, recorded, by_engine=True)
-            canary.check(wide, without, with_adapter, where=pack.name)
-        else:
-            level = logging.INFO if reason == NONE else logging.WARNING
-            log.log(level, "the canary of '%s' is not replayed: %s", pack.name, reason)
-        yield adapter
+    return _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)
+
+
+def require_canary(
+    bundle: OpenBundle, pack: Pack, not_replayed: str | None, replay: Callable[[], Replay]
+) -> None:
+    """Checks the canary of a pack, which ``replay`` runs. If it is ``not_replayed``, the log says why.
+
+    Raises:
+        BaseMismatch, NothingToDo, ParityError: see :func:`adapterpack.pack.canary.check`.
+    """
+    if not_replayed is None:
+        recorded, without, with_adapter = replay()
+        wide = widen_canary(bundle.bundle, recorded, by_engine=True)
+        canary.check(wide, without, with_adapter, where=pack.name)
+    else:
+        level = logging.INFO if not_replayed == NONE else logging.WARNING
+        log.log(level, "the canary of '%s' is not replayed: %s", pack.name, not_replayed)
 
 
 def _why_not_replayed(bundle: OpenBundle, pack: Pack) -> str | None:

@@ -49,8 +49,7 @@ from .providers.device import Device
 from .providers.kernels import list_unfit
 from .providers.placement import CpuNodesWarning
 from .providers.resolved_device import resolve
-from .text.context_length import most_characters
-from .text.model_files import read_object
+from .text.model_files import most_characters, read_object
 from .text.tokenizer import NoTokenizer, Tokenizer
 
 
@@ -101,7 +100,7 @@ class OpenBundle:
         self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
         first: OrtModel = self._opened[main]
         self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
-        self.slot_values = SlotValues(self.bundle, self.folder, self.stored)
+        self.slot_values = SlotValues(self.bundle, self.folder, self.initializers)
         packs = _packs(self.folder, self.bundle, load_proved if proved else load)
         self._mode = ADAPTER_MODES[self.bundle.mode](self)
         prompts = {name: cache for name, pack in packs.items() if (cache := self._prompt(pack)) is not None}
@@ -125,7 +124,7 @@ class OpenBundle:
             bundle if isinstance(bundle, OpenBundle) else OpenBundle(bundle, provider, threads, verify=verify)
         )
 
-    def frozen(self) -> Self:
+    def freeze(self) -> Self:
         """Returns a copy that keeps the current adapters, whatever is loaded or unloaded later. A row looks
         up its adapter, prompt and labels by name, and must not see two adapters of one name.
         """
@@ -144,14 +143,14 @@ class OpenBundle:
             )
         return graph
 
-    def stored(self, part: str) -> Mapping[str, StoredTensor]:
+    def initializers(self, part: str) -> Mapping[str, StoredTensor]:
         """Returns the initializers that a graph of the bundle stores, by name."""
         if part not in self._stored:
             self._stored[part] = GraphFile(self.folder / graph_file(part)).stored
         return self._stored[part]
 
     @contextmanager
-    def compared(self) -> Iterator[None]:
+    def compare_files(self) -> Iterator[None]:
         """Guards a block that reads files by name: checks before and after it that they are the files that
         the manifest lists.
         """
@@ -166,7 +165,7 @@ class OpenBundle:
         if name not in self._opened:
             with self._opening:
                 if name not in self._opened:
-                    with self.compared():
+                    with self.compare_files():
                         made = make()
                     self._opened[name] = made
         return self._opened[name]
@@ -255,9 +254,9 @@ class OpenBundle:
             Unsupported: the graph leaves the number open.
         """
         positions = next(
-            graph.shapes["image_features"][1]
+            graph.results["image_features"].shape[1]
             for graph in map(self.graph, self.bundle.parts)
-            if "image_features" in graph.shapes
+            if "image_features" in graph.results
         )
         if not isinstance(positions, int):
             raise Unsupported(
@@ -269,7 +268,7 @@ class OpenBundle:
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
         tokenizer: Tokenizer = self.once(
-            "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compared)
+            "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compare_files)
         )
         return tokenizer
 
@@ -341,9 +340,9 @@ class OpenBundle:
         return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
 
     def _with(self, pack: Pack) -> Self:
-        """Returns a copy, as :meth:`frozen` does, with one more adapter."""
-        one, before = self.frozen(), self._adapters
-        with self.compared():  # the base's own weights may be read
+        """Returns a copy, as :meth:`freeze` does, with one more adapter."""
+        one, before = self.freeze(), self._adapters
+        with self.compare_files():  # the base's own weights may be read
             attached, prompt = self._mode.load(before.attached, pack), self._prompt(pack)
         prompts = before.prompts if prompt is None else {**before.prompts, pack.name: prompt}
         one._adapters = Adapters({**before.packs, pack.name: pack}, prompts, attached)
@@ -489,7 +488,9 @@ class OpenBundle:
 
     def _prompt(self, pack: Pack) -> np.ndarray | None:
         before_tokens = PROMPT in self.bundle.sites and virtual_tokens(pack)
-        return None if before_tokens else prompt_kv(pack, self.folder, self._cache_inputs)
+        if pack.method.kind != "prompt" or before_tokens:
+            return None
+        return prompt_kv(pack, self.folder, self._cache_inputs)
 
 
 def require_openable(

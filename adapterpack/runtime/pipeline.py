@@ -23,7 +23,7 @@ from .open_bundle import OpenBundle
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16, array_of, value_of
 from .padding import last_places, positions
-from .text.context_length import require_context
+from .text.model_files import require_context
 
 
 def run_parts(
@@ -153,7 +153,7 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
         raise ConfigError(
             "inputs are missing", expected=", ".join(missing), found=", ".join(known) or "nothing"
         )
-    return {name: graph.fitting(name, array) for name, array in feeds.items() if name in taken}
+    return {name: graph.cast(name, array) for name, array in feeds.items() if name in taken}
 
 
 def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
@@ -242,7 +242,9 @@ def _acting(
         return given
     if ADAPTER_POSITIONS in given:
         return {**given, ADAPTER_POSITIONS: given[ADAPTER_POSITIONS].astype(bool)}
-    if past > (prefix.width if prefix else 0) and rows.acts_in_parts():
+    on_cache = past > (prefix.width if prefix else 0)
+    acts = (rows.adapters.packs[name].acts for name in rows.names if name is not None)
+    if on_cache and any(rule is not None for rule in acts):
         raise ConfigError(
             "a pass on a cache does not show where the adapter acts",
             where=session.folder,

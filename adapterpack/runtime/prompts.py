@@ -10,8 +10,7 @@ from typing import Any
 
 from ..errors import ConfigError, FormatError
 from .open_bundle import OpenBundle
-from .text.context_length import text_part
-from .text.model_files import MAX_ID, token_ids
+from .text.model_files import MAX_ID, text_part, token_ids
 
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """A text (for a decoder: one user message), a list of messages, or a list of token ids."""

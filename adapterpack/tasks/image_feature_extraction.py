@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from .data.rows import Row, file_of
@@ -25,19 +24,16 @@ def result(
     return pool(session, next(iter(outputs.values())), None, options)
 
 
-def _recognizes(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("image_size") or config.get("patch_size")) and not config.get(
-        "logit_scale_init_value"
-    )
-
-
 TASKS.register(
     Task(
         "image-feature-extraction",
         "AutoModel",
         OnePass(prepare, result, EmbeddingOptions),
         ("Model",),
-        _recognizes,
+        lambda config: (
+            bool(config.get("image_size") or config.get("patch_size"))
+            and not config.get("logit_scale_init_value")
+        ),
         parts=(Part(MAIN, "plain", ("pixel_values",)),),
     )
 )

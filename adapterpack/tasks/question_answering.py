@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError
 from ..readable import things
+from .conversations.form import text_of
 from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, types_of
@@ -104,18 +105,13 @@ def encode(
     for number, row in enumerate(rows):
         with report.row(number) as place:
             try:
-                question, context, (start, stop) = (
-                    _text(row["question"]),
-                    _text(row["context"]),
-                    _place(row) if flat else _answer(row),
-                )
+                question, context = text_of(row["question"]), text_of(row["context"])
+                start, stop = _place_of_only(row) if flat else _place_of_first(row)
             except (KeyError, TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"a row holds no question with its answer: {error}"
-                    if flat
-                    else f"a row is not of the form of SQuAD: {error}",
-                    where=place,
-                ) from error
+                what = (
+                    "a row holds no question with its answer" if flat else "a row is not of the form of SQuAD"
+                )
+                raise ConfigError(f"{what}: {error}", where=place) from error
             tokens = tokenizer(
                 question,
                 context,
@@ -160,44 +156,31 @@ def encode(
     return encoded
 
 
-def _answer(row: Row) -> tuple[int, int]:
+def _place_of_first(row: Row) -> tuple[int, int]:
     """Returns where the first answer of a row is in its context; ``(0, 0)`` if there is none."""
     texts, starts = row["answers"]["text"], row["answers"]["answer_start"]
-    if not texts:
-        return 0, 0
-    start, text = int(starts[0]), _text(texts[0])
-    if not text or row["context"][start : start + len(text)] != text:
+    return _place(row["context"], text_of(texts[0]), int(starts[0])) if texts else (0, 0)
+
+
+def _place(context: str, text: str, start: int) -> tuple[int, int]:
+    if not text or context[start : start + len(text)] != text:
         raise ValueError(f"the answer {text!r} is not at {start} of its context")
     return start, start + len(text)
 
 
-def _place(row: Row) -> tuple[int, int]:
+def _place_of_only(row: Row) -> tuple[int, int]:
     """Returns where the answer of a row without lists is in its context; ``(0, 0)`` if there is none."""
     text, start = row["answer"], row.get("answer_start")
     if text is None or text == "":
         return 0, 0
-    count = row["context"].count(_text(text))
+    count = row["context"].count(text_of(text))
     if not count:
         raise ValueError(f"the answer {text!r} is not in its context")
     if start is None and count > 1:
         raise ValueError(
             f"the answer {text!r} is {count} times in its context, and no answer_start says which is meant"
         )
-    return _answer(
-        {
-            **row,
-            "answers": {
-                "text": [text],
-                "answer_start": [row["context"].find(text) if start is None else start],
-            },
-        }
-    )
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"text was expected, found {value!r}")  # becomes a ConfigError that names the row
-    return value
+    return _place(row["context"], text, row["context"].find(text) if start is None else int(start))
 
 
 def metrics(outputs: Any, labels: Any) -> dict[str, float]:

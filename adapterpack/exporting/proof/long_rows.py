@@ -13,9 +13,9 @@ from ...base.thresholds import LongRows, rows_past, thresholds_of
 from ...bundle.manifest import PRESENT
 from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
 from ...pack.pack import Pack
+from ...runtime.sessions.generate import virtual_tokens
 from ...runtime.sessions.session import Session
-from ...runtime.sessions.session_engine import virtual_tokens
-from ...runtime.text.context_length import context_length, context_of
+from ...runtime.text.model_files import context_length, context_of
 from ...slots.prompt_rows import virtual_room
 from ...tasks.session import Arrays
 from ..frontends.base import ExportSource

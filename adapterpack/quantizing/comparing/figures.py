@@ -20,7 +20,7 @@ from ...errors import ConfigError
 from ...runtime.sessions.measured_texts import vocabulary
 from ...runtime.sessions.run import RowRunner
 from ...runtime.sessions.session import Session
-from ...runtime.text.context_length import context_of
+from ...runtime.text.model_files import context_of
 from ...tasks.one_pass import text_inputs
 from .rows import Example
 

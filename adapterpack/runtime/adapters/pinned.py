@@ -103,10 +103,6 @@ class PinnedRows(NamedTuple):
                 positions[rows] = acts.mask(ids[rows], real, real, None if before is None else before[rows])
         return positions
 
-    def acts_in_parts(self) -> bool:
-        """Returns whether the adapter of some row acts at part of its positions only."""
-        return any(name is not None and self.adapters.packs[name].acts is not None for name in self.names)
-
 
 def join_passes(passes: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> dict[str, Any]:
     """Joins the outputs of passes over some rows of a batch each, given with the indices of those rows."""

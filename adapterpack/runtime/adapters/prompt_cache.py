@@ -111,9 +111,8 @@ def split_by_length(
         )
 
 
-def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray | None:
-    """Returns the keys and values of a pack's prompt for a bundle's graph with these inputs, or None if the
-    pack is not a prompt.
+def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray:
+    """Returns the keys and values of a pack that is a prompt, for a bundle's graph with these inputs.
 
     Virtual embeddings run through the graph once, as the first tokens of a row, and their keys and values are
     kept.
@@ -122,8 +121,6 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         BaseMismatch: the prompt was made for a model of other sizes.
         Unsupported: the graph has no cache, or takes no embeddings.
     """
-    if pack.method.kind != "prompt":
-        return None
     sizes = {
         layer_and_side(name): (value.shape[1], value.shape[3])
         for name, value in inputs.items()

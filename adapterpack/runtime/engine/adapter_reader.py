@@ -23,7 +23,7 @@ from ...slots.values import Values, pad_slots
 from ...tasks.task import MAIN
 from ..adapters.mix import Mix, parts_of
 from ..adapters.prompt_cache import layer_and_side
-from ..adapters.slot_values import SlotValues, require_positions
+from ..adapters.slot_values import require_positions
 from ..open_bundle import OpenBundle
 from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue
 from .slot_layout import SlotLayout
@@ -32,8 +32,8 @@ from .slot_layout import SlotLayout
 class AdapterReader:
     """Computes the slot values of packs for the engine's graph of a bundle."""
 
-    def __init__(self, bundle: OpenBundle, values: SlotValues) -> None:
-        self.bundle, self._values = bundle, values
+    def __init__(self, bundle: OpenBundle) -> None:
+        self.bundle, self._values = bundle, bundle.slot_values
         self._encoder = (
             {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN}
             if bundle.task.has_encoder
@@ -41,7 +41,7 @@ class AdapterReader:
         )
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of the adapter that is folded into the graph's weights, if one is."""
-        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, values.base_heads())
+        self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._values.base_heads())
         self._shared = SharedArrays(self.layout)
 
     def read(self, adapter: Pack | Mix) -> ResidentAdapter:
@@ -57,9 +57,15 @@ class AdapterReader:
         packs = [pack for pack, _ in parts_of(adapter)]
         for pack in packs:
             require_positions(pack, self.bundle.bundle.sites)
-        with self.bundle.compared():  # the base's own weights may be read
+        with self.bundle.compare_files():  # the base's own weights may be read
             lost = [pack for pack in packs if self._values.reads_lost_weights(pack)]
-            every = self._read_exported(lost, adapter) if lost else self._values.of(adapter)
+            every = self._values.exported_of(adapter) if lost else self._values.of(adapter)
+        if every is None:
+            raise Unsupported(
+                "this method needs the base's own weights, which this graph does not hold",
+                where=lost[0].name,
+                remedy="export the bundle again with this adapter among the packs",
+            )
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         dense = self.layout.own({name: array for name, array in every.items() if name not in source})
         values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
@@ -77,24 +83,17 @@ class AdapterReader:
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """Splits a prompt ``[layers, 2, heads, n, head_dim]`` into one array for each cache input, in the
-        order of the graph's inputs.
+        order of the graph's inputs. An int8 cache quantizes them by its scale.
         """
-        return [
-            self._to_cache(name, prompt[layer_and_side(name)])
-            for name in self.bundle.graph(DECODER).inputs
-            if name.startswith(PAST)
-        ]
-
-    def _to_cache(self, name: str, numbers: np.ndarray) -> np.ndarray:
-        """Converts keys or values ``[heads, n, head_dim]`` to the dtype of the cache; an int8 cache quantizes
-        them by its scale.
-        """
-        scale = self.bundle.stored(DECODER).get(cache_scale(name))
-        return (
-            numbers
-            if scale is None
-            else np.clip(np.rint(numbers / map_tensor(scale)), -128, 127).astype(np.int8)
-        )
+        arrays = []
+        for name in self.bundle.graph(DECODER).inputs:
+            if name.startswith(PAST):
+                array = prompt[layer_and_side(name)]
+                scale = self.bundle.initializers(DECODER).get(cache_scale(name))
+                if scale is not None:
+                    array = np.clip(np.rint(array / map_tensor(scale)), -128, 127).astype(np.int8)
+                arrays.append(array)
+        return arrays
 
     def _in_bank(self, values: Values) -> Values:
         """Returns the encoder's bank with this adapter in slot 0. The encoder's graph is the ordinary one,
@@ -113,19 +112,6 @@ class AdapterReader:
         for name, array in filled.items():
             banks[name][0] = array
         return banks
-
-    def _read_exported(self, lost: Sequence[Pack], adapter: Pack | Mix) -> Values:
-        """Returns the values from the exported bank, for methods that need base weights of which the graph
-        holds quantized codes only.
-        """
-        values = self._values.exported_of(adapter)
-        if values is None:
-            raise Unsupported(
-                "this method needs the base's own weights, which this graph does not hold",
-                where=lost[0].name,
-                remedy="export the bundle again with this adapter among the packs",
-            )
-        return values
 
 
 class SharedArrays:

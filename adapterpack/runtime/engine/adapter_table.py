@@ -11,14 +11,15 @@ import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 
 from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
 from ...pack.trust.sign import Signers
 from ...pack.validate.validation import as_pack
 from ..adapters.mix import Mix, combine, parts_of
-from ..admission import admit
+from ..admission import require_canary, require_runnable
 from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
@@ -93,8 +94,10 @@ class AdapterTable:
             return combine((self.pack(name), weight) for name, weight in adapter.items())
         for pack, _ in parts_of(adapter):
             if pack.id not in self._admitted:
-                with admit(self._bundle, pack, self._hold, self._replay):
-                    self._admitted.add(pack.id)
+                reason = require_runnable(self._bundle, pack)
+                with self._hold(pack) as held:
+                    require_canary(self._bundle, pack, reason, partial(self._replay, pack, held))
+                self._admitted.add(pack.id)
         return adapter
 
     def load(
@@ -107,8 +110,8 @@ class AdapterTable:
         allow_structural: bool = False,
         signers: Signers | None = None,
     ) -> str:
-        """Admits a pack, as :func:`~adapterpack.runtime.admission.admit` does, gives it a name, and returns
-        its digest.
+        """Admits a pack by its signature, base, task, slots and canary, gives it a name, and returns its
+        digest.
 
         ``replace`` permits a name that another pack has. ``pin`` keeps the adapter in memory.
         ``allow_structural`` accepts a base with the same names, dtypes and shapes. If ``signers`` are given,
@@ -119,14 +122,10 @@ class AdapterTable:
         """
         loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
-
-        def held(pack: Pack) -> AbstractContextManager[ResidentAdapter]:
-            self._require_free(pack, replace)
-            return self._hold(pack)
-
-        with admit(
-            self._bundle, loaded, held, self._replay, signers=signers, allow_structural=allow_structural
-        ):
+        reason = require_runnable(self._bundle, loaded, signers=signers, allow_structural=allow_structural)
+        self._require_free(loaded, replace)
+        with self._hold(loaded) as held:
+            require_canary(self._bundle, loaded, reason, partial(self._replay, loaded, held))
             loaded = loaded.kept_open()
             with self._lock:
                 self._require_free(loaded, replace)

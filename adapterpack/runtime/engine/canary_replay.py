@@ -22,7 +22,7 @@ def replay_by_engine(bundle: OpenBundle, packs: Iterable[Pack]) -> dict[str, Rep
     """Runs the canaries of packs, which must have one, through a bundle's graph for the engine and returns
     their outputs by pack name.
     """
-    reader = AdapterReader(bundle, bundle.slot_values)
+    reader = AdapterReader(bundle)
     return {pack.name: replay_resident(bundle, reader, pack, reader.read(pack)) for pack in packs}
 
 

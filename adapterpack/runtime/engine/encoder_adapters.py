@@ -58,7 +58,7 @@ class BankedAdapters:
                 found=pack.name,
                 remedy="export with more --slots",
             )
-        with self._bundle.compared():
+        with self._bundle.compare_files():
             values = self._mode.values.in_bank(pack)
         packs = frozenset(one.id for one, _ in parts_of(pack))
         return ResidentAdapter(pack.name, pack.id, values, {}, pack.acts, packs=packs)
@@ -135,7 +135,7 @@ class ExportedAdapters:
     """
 
     def __init__(self, bundle: OpenBundle) -> None:
-        self._bundle = bundle.frozen()
+        self._bundle = bundle.freeze()
         self._names = {pack.id: name for name, pack in bundle.packs.items()}
 
     def read(self, pack: Pack | Mix) -> ResidentAdapter:

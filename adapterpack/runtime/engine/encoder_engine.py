@@ -16,7 +16,7 @@ from ...tasks.one_pass import OnePass, PreparedRow
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
-from ..text.context_length import context_of, require_context
+from ..text.model_files import context_of, require_context
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
 from .encoder_adapters import BATCH_ADAPTERS
@@ -124,12 +124,12 @@ class EncoderEngine(Engine):
             UnknownAdapter, BaseMismatch, ConfigError: see :meth:`add`.
         """
         pack = self.adapters.of_row(adapter)
-        return self.bound(*self.prepared(prompt, **options), pack)
+        return self.bind(*self.prepare(prompt, **options), pack)
 
-    def prepared(
+    def prepare(
         self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any
     ) -> tuple[PreparedRow, Any]:
-        """Returns the inputs and options of a row, for :meth:`bound`: the part of :meth:`row` that does not
+        """Returns the inputs and options of a row, for :meth:`bind`: the part of :meth:`row` that does not
         depend on the adapter.
 
         Raises:
@@ -148,7 +148,7 @@ class EncoderEngine(Engine):
                 )
         return prepared, chosen
 
-    def bound(self, prepared: PreparedRow, options: Any, pack: Pack | Mix | None) -> EncoderRow:
+    def bind(self, prepared: PreparedRow, options: Any, pack: Pack | Mix | None) -> EncoderRow:
         """Makes a request of a prepared row with a pack, a mix, or the base (None)."""
         head = self.bundle.head(pack)
         resident = None if pack is None else self.adapters.acquire(pack)

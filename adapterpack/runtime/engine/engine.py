@@ -28,7 +28,7 @@ from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
 from ..prompts import Prompt, prompt_ids, start_ids
 from ..providers.device import Device
-from ..text.context_length import context_of, require_context
+from ..text.model_files import context_of, require_context
 from .adapter_reader import AdapterReader
 from .adapter_table import AdapterTable, Named
 from .base import ENGINES, Engine, EngineKind
@@ -88,7 +88,7 @@ class DecoderEngine(Engine):
         context = context_of(self.bundle)
         self.max_rows, self.prefill_budget, self.prompts_together = max_rows, prefill_budget, prompts_together
         self.max_length = min(max_length or LONGEST_POOL, context or max_length or LONGEST_POOL)
-        reader = AdapterReader(self.bundle, self.bundle.slot_values)
+        reader = AdapterReader(self.bundle)
         replay = partial(replay_resident, self.bundle, reader)
         self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
         self.rows = ModelRunner(self.bundle, reader, max_rows, self.max_length, prefix_budget)
@@ -246,13 +246,16 @@ class DecoderEngine(Engine):
         if not rows or not _any_ready(rows):
             return
         try:
-            answers: list[np.ndarray | AdapterpackError] = list(self.rows.decode())
+            answers: list[Any] = list(self.rows.decode())
         except AdapterpackError as error:
             answers = [error] if len(rows) == 1 else [self._alone(place) for place in range(len(rows))]
         by_row = dict(zip(rows, answers, strict=True))
         for request in dict.fromkeys(row.request for row in rows):
             taken = [by_row[row] for row in request.sequences]
-            if request.answer.pending is None or any(isinstance(one, AdapterpackError) for one in taken):
+            failed = next((one for one in taken if isinstance(one, AdapterpackError)), None)
+            if failed is not None:
+                self._end(request, "error", events, failed)
+            elif request.answer.pending is None:
                 self._take(request, taken, events)
             else:
                 self.rows.retract(request.sequences[0])
@@ -286,14 +289,12 @@ class DecoderEngine(Engine):
                 request.sequences += others
                 self._take(request, [logits] * request.answer.width, events)
 
-    def _take(
-        self, request: Request, logits: Sequence[np.ndarray | AdapterpackError], events: list[Event]
-    ) -> None:
+    def _take(self, request: Request, logits: Sequence[np.ndarray], events: list[Event]) -> None:
         """Gives the logits to a request, which chooses the next token of each of its sequences, and ends the
         request if its answer is complete.
         """
         try:
-            taken = request.answer.advance([_require_logits(one) for one in logits])
+            taken = request.answer.advance(logits)
         except AdapterpackError as error:
             self._end(request, "error", events, error)
             return
@@ -342,13 +343,6 @@ def _any_ready(rows: Sequence[SequenceState]) -> bool:
     """
     pending = [one for row in rows if (one := row.request.answer.pending) is not None]
     return len(pending) < len(rows) or bool(wait(pending, _MOMENT, FIRST_COMPLETED).done)
-
-
-def _require_logits(answer: np.ndarray | AdapterpackError) -> np.ndarray:
-    """Returns the logits of a row, or raises the error that the row got instead."""
-    if isinstance(answer, AdapterpackError):
-        raise answer
-    return answer
 
 
 ENGINES.register(EngineKind("decoder", lambda task: task.generates, DecoderEngine))

@@ -42,10 +42,10 @@ class BoundStep:
     """A pass over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from row ``first`` on,
     with the adapters' ``feeds``.
 
-    The graph returns ``kept`` logits of each row. ``sources`` holds the encoder's keys and values, and
-    ``features`` other inputs of the graph. With a number in ``capture``, the provider records the first run
-    (as a CUDA graph) and replays it afterwards; the pass then owns its memory, and :meth:`feed` changes its
-    values.
+    The graph returns the logits after one token of each row, ``kept``. ``sources`` holds the encoder's keys
+    and values, and ``features`` other inputs of the graph. With a number in ``capture``, the provider records
+    the first run (as a CUDA graph) and replays it afterwards; the pass then owns its memory, and :meth:`feed`
+    changes its values.
     """
 
     def __init__(
@@ -58,7 +58,6 @@ class BoundStep:
         sources: Sources,
         *,
         tokens: int = 1,
-        kept: int = 1,
         features: Mapping[str, np.ndarray] | None = None,
         capture: int | None = None,
     ) -> None:
@@ -70,7 +69,7 @@ class BoundStep:
         self.last = self._input(CACHE_LENGTHS, (rows,))
         self.longest = self._input(LONGEST, ())
         self.ends = self._input(LAST_POSITIONS, (rows, 1))
-        self.kept = self._input(LOGITS_POSITIONS, (rows, kept))
+        self.kept = self._input(LOGITS_POSITIONS, (rows, 1))
         self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
         self._feeds = (
@@ -89,7 +88,7 @@ class BoundStep:
         for name, window in sources.windows(first, rows):
             self._binding.bind_input(name, *window)
         logits = graph.results["logits"]
-        shape, dtype = (rows, kept, int(logits.shape[2])), np.dtype(TYPES[logits.type])
+        shape, dtype = (rows, 1, int(logits.shape[2])), np.dtype(TYPES[logits.type])
         self._near = np.empty(shape, dtype) if graph.memory == HOST else None
         self._logits = empty(shape, dtype, graph.memory) if self._near is None else value_of(self._near)
         self._binding.bind_ortvalue_output("logits", self._logits)
@@ -101,7 +100,7 @@ class BoundStep:
 
     def run(self) -> np.ndarray:
         """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
-        kept, vocabulary]``. The next run overwrites them.
+        1, vocabulary]``. The next run overwrites them.
         """
         for array, value in self._inputs:
             fill(value, array)

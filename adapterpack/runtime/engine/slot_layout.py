@@ -37,7 +37,6 @@ class Slot(NamedTuple):
     blocks of that length follow each other, one for each member of a group.
     """
 
-    name: str
     axes: tuple[int | Axis, ...]
     split: int
     parts: int
@@ -102,7 +101,6 @@ class SlotLayout:
         for path, width in self.joined.items():
             group = self.groups[path]
             self.slots[f"{path}.up"] = Slot(
-                f"{path}.up",
                 (Axis(path, RANK), width),
                 0,
                 len(group.members),
@@ -117,7 +115,7 @@ class SlotLayout:
         self.base = self.own({})
 
     def _add(self, path: str, site: MappedSite, field: str, owner: str) -> None:
-        fixed, axes, name = widths(site), list[int | Axis](), f"{path}.{field}"
+        fixed, axes = widths(site), list[int | Axis]()
         for axis in FIELDS[field].axes:
             if axis in FIXED:
                 axes.append(fixed[axis])
@@ -125,8 +123,7 @@ class SlotLayout:
             axes.append(Axis(owner if axis == RANK else path, axis))
             least = site.labels or site.out_features if axis == LABELS else LEAST.get(axis, 0)
             self.least[axes[-1]] = least  # type: ignore[index]
-        self.slots[name] = Slot(
-            name,
+        self.slots[f"{path}.{field}"] = Slot(
             tuple(axes),
             len(axes) - 1,
             max(len(site.members), 1),

@@ -17,7 +17,7 @@ from ...tasks.session import Arrays
 from ..open_bundle import OpenBundle
 from ..ort.model import OrtModel
 from ..ort.values import array_of, value_of
-from ..text.context_length import require_context
+from ..text.model_files import require_context
 from .kv_pool import KVPool, Window
 from .requests import SequenceState
 
@@ -65,12 +65,6 @@ def source_of(bundle: OpenBundle, ids: list[int], given: Mapping[str, np.ndarray
     return arrays
 
 
-def _virtual(row: SequenceState) -> int:
-    """Returns the number of virtual tokens that the adapter puts before a row's encoder tokens."""
-    here = None if row.adapter is None else row.adapter.source.get(f"{PROMPT}.virtual_here")
-    return 0 if here is None else int(here[0].sum())
-
-
 class Sources:
     """The encoder's keys and values of up to ``rows`` rows, at the same indices as the rows in the KV pool.
     Empty for a bundle without an encoder.
@@ -89,7 +83,10 @@ class Sources:
         """
         outputs = self._encode(row)
         arrays = [outputs[name][0] for name in self._decoder.inputs if name.startswith(ENCODED)]
-        length = int(arrays[0].shape[1]) - virtual_room(self.bundle.bundle.sites) + _virtual(row)
+        # The virtual tokens that the adapter puts before the row's own take a part of the room for them.
+        here = None if row.adapter is None else row.adapter.source.get(f"{PROMPT}.virtual_here")
+        unused = virtual_room(self.bundle.bundle.sites) - (0 if here is None else int(here[0].sum()))
+        length = int(arrays[0].shape[1]) - unused
         row.source_length, arrays = length, [array[:, :length] for array in arrays]
         if self._pool is not None and not self._ragged and self._pool.length != length:
             raise ConfigError(
@@ -138,7 +135,7 @@ class Sources:
         if ADAPTER_IDS in graph.inputs:
             feeds[ADAPTER_IDS] = np.zeros(1, np.int64)
         values = {
-            name: value_of(np.ascontiguousarray(graph.fitting(name, array))) for name, array in feeds.items()
+            name: value_of(np.ascontiguousarray(graph.cast(name, array))) for name, array in feeds.items()
         }
         slots = {} if row.adapter is None else row.adapter.source_feeds(graph.memory)
         return {name: array_of(value) for name, value in graph.call({**values, **slots}).items()}

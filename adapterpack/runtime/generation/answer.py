@@ -65,7 +65,7 @@ class AnswerRequest(NamedTuple):
 class Answer:
     """An answer of one sequence, as sampling and greedy decoding make it.
 
-    ``sampler`` chooses the next token, ``choices`` are those so far, and ``reason`` says why the answer
+    ``sampler`` chooses the next token, ``sampled`` are those so far, and ``reason`` says why the answer
     ended, None until then. ``width`` is the number of sequences that the engine runs for it; ``sequences``
     are the best ones of a beam search.
     """
@@ -76,7 +76,7 @@ class Answer:
     def __init__(self, request: AnswerRequest) -> None:
         self._ends, self._room, self._stream = request.end_ids, request.room, request.make_detokenizer()
         self.sampler = request.make_sampler()
-        self.choices: list[SampledToken] = []
+        self.sampled: list[SampledToken] = []
         self.reason: str | None = None
 
     @property
@@ -92,7 +92,7 @@ class Answer:
     @property
     def logprobs(self) -> tuple[SampledToken, ...] | None:
         """The choice of each token with its log-probability, if the row asks for them."""
-        return None if self.sampler.options.logprobs is None else tuple(self.choices[: len(self._stream.ids)])
+        return None if self.sampler.options.logprobs is None else tuple(self.sampled[: len(self._stream.ids)])
 
     @property
     def pending(self) -> Future[Any] | None:
@@ -115,7 +115,7 @@ class Answer:
         end token, unless it releases text that was held back.
         """
         before, at_end = self.text, choice.token in self._ends
-        self.choices.append(choice)
+        self.sampled.append(choice)
         if not at_end:
             self._stream.push(choice.token)
         stops = at_end or self.sampler.finished

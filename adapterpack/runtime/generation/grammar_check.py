@@ -13,7 +13,7 @@ _STACK = 1 << 20
 """A fraction of the stack of any thread of the caller: a grammar that compiles within it cannot overflow
 theirs.
 """
-_DEFAULTS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+DEFAULTS = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 """JSON on one line, with or without a space after commas and colons: with free white space a model can emit
 spaces for ever. The ``x-guidance`` of a schema overrides this.
 """
@@ -44,7 +44,7 @@ def _check_grammar(kind: str, text: str) -> str:
     from llguidance import LLMatcher, grammar_from  # noqa: PLC0415 - an extra
 
     if kind == "json_schema":  # an unenforceable keyword is an error, even if the schema asks for leniency
-        grammar: str = LLMatcher.grammar_from_json_schema(text, _DEFAULTS, {"lenient": False})
+        grammar: str = LLMatcher.grammar_from_json_schema(text, DEFAULTS, {"lenient": False})
     else:
         grammar = grammar_from("regex" if kind == "regex" else "grammar", text)
     error = LLMatcher.validate_grammar(grammar, limits=limits())

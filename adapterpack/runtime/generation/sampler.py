@@ -162,7 +162,7 @@ class Sampler:
             raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
         if self.options.temperature:
             places, weights = candidates(values, self.options)
-            place = int(places[_at(weights, self._draws.random())])
+            place = int(places[_index_at_share(weights, self._draws.random())])
         return place if ids is None else int(ids[place])
 
     def log_probs(self, logits: np.ndarray) -> np.ndarray:
@@ -220,8 +220,8 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
         weights /= np.float32(max(options.temperature, _COLDEST))
     np.exp(weights, out=weights)
     if options.top_p < 1 or options.min_p:
-        heavy = _heavy(weights, options.top_p, options.min_p)
-        places, weights = places[heavy], weights[heavy]
+        kept = _nucleus(weights, options.top_p, options.min_p)
+        places, weights = places[kept], weights[kept]
     return places, weights
 
 
@@ -231,7 +231,7 @@ def _kth_largest(values: np.ndarray, count: int) -> np.float32:
     return value
 
 
-def _heavy(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
+def _nucleus(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
     """Returns the indices of the fewest weights that make up ``top_p`` of the total, without weights below
     ``min_p``. The largest weight is 1.
     """
@@ -241,13 +241,13 @@ def _heavy(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
     spare = (1 - top_p) * total
     # All smaller weights together are at most what top_p leaves out, so they can go first.
     places = np.flatnonzero(weights >= spare / len(weights))
-    heavy = weights[places]
+    kept = weights[places]
     return places[
-        heavy >= max(_first_above(heavy, spare - (total - float(heavy.sum(dtype=np.float64)))), min_p)
+        kept >= max(_threshold_above(kept, spare - (total - float(kept.sum(dtype=np.float64)))), min_p)
     ]
 
 
-def _first_above(values: np.ndarray, share: float) -> np.float32:
+def _threshold_above(values: np.ndarray, share: float) -> np.float32:
     """Returns the smallest value such that the sum of all values up to it exceeds ``share``."""
     while len(values) > _BLOCK:
         half = len(values) // 2
@@ -261,7 +261,7 @@ def _first_above(values: np.ndarray, share: float) -> np.float32:
     return value
 
 
-def _at(weights: np.ndarray, share: float) -> int:
+def _index_at_share(weights: np.ndarray, share: float) -> int:
     """Returns the first index at which the running sum of the weights exceeds this share of the total."""
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
     point = share * blocks[-1]

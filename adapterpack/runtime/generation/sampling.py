@@ -277,8 +277,12 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
         **(_SAMPLED if draws else {}),
         **{name: config[name] for name in names if config.get(name) is not None},
     }
+    own, whole = config.get("max_new_tokens"), config.get("max_length")
     if "max_new_tokens" not in given and "max_length" not in given:
-        said |= _longest(config)
+        if own is not None:
+            said["max_new_tokens"] = own
+        elif whole is not None:  # which counts the prompt too
+            said |= {"max_new_tokens": whole, "max_length": whole}
     if {**said, **given}.get("num_beams", 1) == 1:
         said = {name: value for name, value in said.items() if name not in _BEAM_KEYS}
     if any(given.get(name) is not None for name in GRAMMARS):
@@ -299,20 +303,6 @@ def _of_model(config: Mapping[str, Any], folder: Path, given: Mapping[str, Any])
             found=error.found,
             remedy='give the parameter, or leave out sampling="model"',
         ) from error
-
-
-def _longest(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the longest answer that a ``generation_config.json`` permits: ``max_new_tokens``, or else
-    ``max_length``, which counts the prompt too.
-    """
-    own, whole = config.get("max_new_tokens"), config.get("max_length")
-    return (
-        {"max_new_tokens": own}
-        if own is not None
-        else {}
-        if whole is None
-        else {"max_new_tokens": whole, "max_length": whole}
-    )
 
 
 def _bias(bias: Any) -> dict[int, float]:

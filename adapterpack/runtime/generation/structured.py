@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ _SANDBOX = Sandbox(
 )
 
 
-class Beside:
+class MaskQueue:
     """Computes the slow masks of one tenant on a few shared threads, one at a time, in turn with those of
     other tenants. The engine's thread meanwhile serves other rows.
     """
@@ -87,22 +88,23 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, "adapterpack-masks", yield_to_others)
 
 
-class _Pace:
-    """Whether a grammar has been slow in any of its rows; its further masks are then computed ``beside`` the
-    engine's steps.
+@dataclass
+class _Speed:
+    """Whether a grammar has been ``slow`` in any of its rows; its further masks are then computed in the
+    ``queue``, if it has one.
     """
 
-    def __init__(self, beside: Beside | None) -> None:
-        self.beside, self.slow = beside, False
+    queue: MaskQueue | None
+    slow: bool = False
 
 
 class GrammarMask:
     """The mask of one row by a grammar of llguidance; implements :class:`~.sampler.TokenMask`."""
 
     def __init__(
-        self, matcher: Any, parameter: str, pace: _Pace, bits: bytes | None = None, finished: bool = False
+        self, matcher: Any, parameter: str, speed: _Speed, bits: bytes | None = None, finished: bool = False
     ) -> None:
-        self._matcher, self._parameter, self._pace, self._bits = matcher, parameter, pace, bits
+        self._matcher, self._parameter, self._speed, self._bits = matcher, parameter, speed, bits
         self.finished = finished
         """Whether only an end token may follow."""
         self._next: Future[bytes] | None = None
@@ -110,7 +112,7 @@ class GrammarMask:
     def copy(self) -> Self:
         """Returns an independent mask in the same state, for another row."""
         self._settle()
-        return type(self)(self._matcher.deep_copy(), self._parameter, self._pace, self._bits, self.finished)
+        return type(self)(self._matcher.deep_copy(), self._parameter, self._speed, self._bits, self.finished)
 
     @property
     def pending(self) -> Future[bytes] | None:
@@ -123,7 +125,7 @@ class GrammarMask:
             pending, self._next = self._next, None
             self._bits = pending.result()
 
-    def _mask(self) -> bytes:
+    def _compute_mask(self) -> bytes:
         bits: bytes = self._step(self._matcher.compute_bitmask)
         return bits
 
@@ -136,7 +138,7 @@ class GrammarMask:
         """
         self._settle()
         if self._bits is None:
-            self._bits = self._mask()
+            self._bits = self._compute_mask()
         bits = np.frombuffer(self._bits, np.uint8)
         allowed = np.zeros(vocabulary, bool)
         # padded vocabularies have more logits than the tokenizer has tokens
@@ -154,8 +156,8 @@ class GrammarMask:
         self._bits = None
         self._step(self._matcher.consume_token, token)
         self.finished = bool(self._matcher.is_stopped())
-        if self._pace.slow and self._pace.beside is not None and not self.finished:
-            self._next = self._pace.beside.submit(self._mask)
+        if self._speed.slow and self._speed.queue is not None and not self.finished:
+            self._next = self._speed.queue.submit(self._compute_mask)
 
     def _step(self, step: Any, *arguments: Any) -> Any:
         start = time.thread_time()
@@ -165,7 +167,7 @@ class GrammarMask:
             reason = " ".join(self._matcher.get_error().removesuffix("<non-verbose/>").split())
             raise ConfigError(f"the answer cannot go on: {reason}", where=self._parameter)
         seconds = time.thread_time() - start
-        self._pace.slow |= seconds > SLOW
+        self._speed.slow |= seconds > SLOW
         if seconds > STEP:
             raise ConfigError(
                 "a step of the grammar takes too long",
@@ -180,11 +182,11 @@ def grammar_mask(
     tokenizer: Tokenizer | NoTokenizer,
     options: Sampling,
     where: str | None = None,
-    beside: Beside | None = None,
+    queue: MaskQueue | None = None,
 ) -> GrammarMask | None:
     """Returns the mask at the beginning of a row, or None if the options have no grammar. Errors call the
-    grammar ``where``, by default the parameter's name. Slow masks are computed ``beside`` the engine's steps,
-    if it is given.
+    grammar ``where``, by default the parameter's name. Slow masks are computed in the ``queue``, if there is
+    one.
 
     Raises:
         MissingExtra: llguidance is not installed.
@@ -209,7 +211,7 @@ def grammar_mask(
     except FormatError as error:
         raise ConfigError(error.what, where=error.where) from error
     with library_errors("llguidance", "this cannot be compiled", where=where, kind=ConfigError):
-        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Pace(beside))
+        mask = GrammarMask(LLMatcher(tokens, grammar, log_level=0, limits=limits()), where, _Speed(queue))
     mask.allowed(1)  # a grammar that permits no first token fails here, not while the row runs
     return mask
 

@@ -27,9 +27,8 @@ def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
             found=counts.tolist(),
             remedy=f"put the tokens of an image ({token}) where it belongs in its row",
         )
-    return [
-        row for row, count in enumerate(counts) for _ in range(int(count) // per_image if per_image else 0)
-    ]
+    rows: list[int] = np.repeat(np.arange(len(counts)), counts // max(per_image, 1)).tolist()
+    return rows if images else []
 
 
 def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
@@ -41,10 +40,8 @@ def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.nd
         [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [2.0, 3.0, 4.0, 5.0]]
     """
     _, positions, hidden = features.shape
-    most = max((rows.count(row) for row in set(rows)), default=0)
-    by_row = np.zeros((batch, most * positions, hidden), features.dtype)
-    filled = [0] * batch
-    for image, row in enumerate(rows):
-        by_row[row, filled[row] : filled[row] + positions] = features[image]
-        filled[row] += positions
+    counts = np.bincount(rows, minlength=batch)
+    by_row = np.zeros((batch, counts.max() * positions, hidden), features.dtype)
+    for row, count in enumerate(counts):
+        by_row[row, : count * positions] = features[np.equal(rows, row)].reshape(-1, hidden)
     return by_row

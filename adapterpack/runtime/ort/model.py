@@ -70,13 +70,13 @@ class OrtModel:
                 self._form(options), options, providers=list(resolved.providers), enable_fallback=0
             )
         self.provider = resolved.require(self._ort)
-        self.cpu_nodes = check_placement(self._ort, resolved, self.path)
+        on_cpu = resolved.provider.name == "cpu"
+        self.cpu_nodes = [] if on_cpu else check_placement(self._ort, resolved, self.path)
         self.inputs: dict[str, Any] = {value.name: value for value in self._ort.get_inputs()}
         self.slots: dict[str, Any] = {value.name: value for value in self._ort.get_overridable_initializers()}
         self.optional = {name: value for name, value in self.slots.items() if name in AXES}
         self.results: dict[str, Any] = {value.name: value for value in self._ort.get_outputs()}
-        self.shapes: dict[str, list[Any]] = {name: value.shape for name, value in self.results.items()}
-        self.outputs = list(self.shapes)
+        self.outputs = list(self.results)
         self._types = {
             name: np.dtype(TYPES[value.type])
             for name, value in {**self.inputs, **self.optional}.items()
@@ -114,7 +114,7 @@ class OrtModel:
         )
         return computing_wide(self.path)
 
-    def fitting(self, name: str, array: np.ndarray) -> np.ndarray:
+    def cast(self, name: str, array: np.ndarray) -> np.ndarray:
         """Casts an array to the dtype of the input of that name."""
         return array.astype(self._types.get(name, array.dtype), copy=False)
 

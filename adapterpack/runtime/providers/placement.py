@@ -48,8 +48,6 @@ def check_placement(session: ort.InferenceSession, resolved: ResolvedDevice, pat
     Raises:
         ProviderError: nodes run on the CPU, and the device does not permit it.
     """
-    if resolved.provider.runtime_name == CPU:
-        return []
     nodes = nodes_on_cpu(session, resolved, path)
     if nodes and not resolved.device.allow_cpu_nodes:
         raise ProviderError(

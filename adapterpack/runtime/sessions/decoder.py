@@ -18,7 +18,7 @@ from ..open_bundle import OpenBundle
 from ..padding import last_places, pad, positions
 from ..pipeline import complete, run_parts, values
 from ..prompts import start_ids
-from ..text.context_length import context_of
+from ..text.model_files import context_of
 
 
 class DecoderOnly:
@@ -86,7 +86,7 @@ class DecoderOnly:
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
         graph = self.session.graph(MAIN)
         feeds = {
-            name: graph.fitting(name, array)
+            name: graph.cast(name, array)
             for name, array in {**step, ADAPTER_POSITIONS: acting}.items()
             if name in graph.inputs
         }

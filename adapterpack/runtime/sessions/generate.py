@@ -4,19 +4,23 @@ otherwise by prefill and one step for each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from ...bundle.decoder_graph import without_decoder
-from ...errors import ConfigError, Unsupported
+from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
-from ...tasks.data.rows import map_rows, row_errors
+from ...tasks.data.rows import RowError, map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, combine
+from ..engine.engine import DecoderEngine
+from ..engine.requests import Request
 from ..generation.answer import Answer, AnswerRequest, Ending
 from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken
@@ -26,10 +30,18 @@ from ..open_bundle import OpenBundle
 from ..ort.values import array_of
 from ..padding import pad
 from ..pipeline import run_parts
-from ..prompts import Prompt, prompt_ids
-from ..text.context_length import context_of, require_context
+from ..prompts import Prompt, prompt_ids, start_ids
+from ..text.model_files import context_of, require_context
 from .decoder import DecoderOnly, EncoderDecoder
-from .session_engine import SessionEngine, run_batch
+
+_MOST_ROWS = 64
+"""The most rows of a batch that run at once; the others wait."""
+_UNBOUNDED = 1 << 14
+"""The most positions of a row, for models with an unbounded context."""
+_STEP = 256
+"""The length of the pool's rows is a multiple of this many positions, so that the engine is rarely
+replaced.
+"""
 
 Emit = Callable[[int, int, str], None]
 """A callback for streaming: called with (row, token id, text so far) for every new token. Later calls only
@@ -134,20 +146,73 @@ def _by_engine(
     options: Sampling,
     emit: Emit | None,
 ) -> Sequence[Answer | BeamAnswer]:
-    """Answers a batch on the engine's graph."""
+    """Answers a batch on the engine's graph.
+
+    Raises:
+        RowError: the model has no positions for a prompt.
+        AdapterpackError: a row failed while it ran.
+    """
     if given and session.task.has_encoder:
         rows = [()] * len(rows)
     elif given:
-        if any(isinstance(adapter, Mix) for adapter in packs):
-            raise Unsupported(
-                "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
-            )
-        batch = pad(rows, session.pad_id, left=session.pads_left)
-        given = run_parts(session, {**given, **batch}, _names(packs), parts=session.task.parts[:-1])
+        given = _encode_images(session, rows, packs, given)
     features = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(rows))]
     with session.once("engine", SessionEngine).take() as engines:
-        ended = run_batch(engines, session, rows, packs, features, options, emit)
-    return [request.answer for request in ended]
+        beams = options.num_beams
+        longest = max(positions_of(session, ids, pack) for ids, pack in zip(rows, packs, strict=True))
+        engine = engines.of(
+            session,
+            max(min(len(rows) * beams, _MOST_ROWS), beams),
+            length_for(session, longest, options.max_new_tokens),
+        )
+        requests: list[Request] = []
+        mask = grammar_mask(session.tokenizer_of(options), options)
+        try:
+            for number, (ids, pack, extra) in enumerate(zip(rows, packs, features, strict=True)):
+                try:
+                    requests.append(engine.row(ids, pack, options, extra, number, mask and mask.copy()))
+                except RowError as error:
+                    raise error.moved(number + 1) from error
+        except BaseException:
+            for request in requests:
+                engine.discard(request)
+            raise
+        _run_to_end(engine, requests, emit)
+        return [request.answer for request in requests]
+
+
+def _run_to_end(engine: DecoderEngine, requests: Sequence[Request], emit: Emit | None) -> None:
+    """Submits the requests of a batch and takes steps until all have ended. An error of one ends them all."""
+    places = {request.number: place for place, request in enumerate(requests)}
+    for request in requests:
+        engine.submit(request)
+    try:
+        while engine.busy:
+            # In the order of the rows, so that callbacks come in the same order every time.
+            for event in sorted(engine.step(), key=lambda event: places[event.request]):
+                if event.error is not None:
+                    with row_errors(places[event.request] + 1):
+                        raise event.error
+                if emit is not None and event.token is not None:
+                    emit(places[event.request], event.token, event.text)
+    finally:
+        if engine.busy:  # an error ended the batch
+            for request in requests:
+                engine.cancel(request.number)
+            with suppress(AdapterpackError):
+                engine.step()
+
+
+def _encode_images(
+    session: OpenBundle, rows: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None], given: Arrays
+) -> Arrays:
+    """Runs the image encoder on the images of a batch."""
+    if any(isinstance(adapter, Mix) for adapter in packs):
+        raise Unsupported(
+            "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
+        )
+    batch = pad(rows, session.pad_id, left=session.pads_left)
+    return run_parts(session, {**given, **batch}, _names(packs), parts=session.task.parts[:-1])
 
 
 def _without_engine(
@@ -197,3 +262,65 @@ def _without_engine(
 
 def _names(packs: Sequence[Pack | Mix | None]) -> list[str | None]:
     return [None if pack is None else pack.name for pack in packs]
+
+
+class GrowingEngine:
+    """An engine that is made on first use, and replaced by a larger one when a call needs more or longer
+    rows.
+    """
+
+    def __init__(self, prefix_budget: int = 0) -> None:
+        self._prefix_budget = prefix_budget
+        self.engine: DecoderEngine | None = None
+
+    def of(self, session: OpenBundle, rows: int, length: int) -> DecoderEngine:
+        """Returns an engine with at least so many rows of so many positions. No row may be running."""
+        engine = self.engine
+        if engine is None or engine.max_rows < rows or engine.max_length < length:
+            self.engine = None  # frees its memory before the new pool is allocated
+            if engine is not None:
+                rows, length = max(rows, engine.max_rows), max(length, engine.max_length)
+            engine = self.engine = DecoderEngine(
+                session,
+                max_rows=rows,
+                max_length=length,
+                prompts_together=True,
+                prefix_budget=self._prefix_budget,
+            )
+        return engine
+
+
+class SessionEngine:
+    """The engine of a session, which its calls take one at a time."""
+
+    def __init__(self) -> None:
+        self._lock, self._engine, self._taken = threading.RLock(), GrowingEngine(), False
+
+    @contextmanager
+    def take(self) -> Iterator[GrowingEngine]:
+        """Yields the engine to one call. A call from within another's ``emit`` gets an engine of its own."""
+        with self._lock:
+            inner, self._taken = self._taken, True
+            try:
+                yield GrowingEngine() if inner else self._engine
+            finally:
+                self._taken = inner
+
+
+def length_for(session: OpenBundle, positions: int, new: int) -> int:
+    """Returns the length that a row of the pool needs for so many positions and ``new`` tokens after them,
+    within the model's context.
+    """
+    length = -(-(positions + new) // _STEP) * _STEP
+    return min(length, context_of(session) or max(_UNBOUNDED, positions))
+
+
+def positions_of(session: OpenBundle, ids: Sequence[int], pack: Pack | Mix | None) -> int:
+    """Returns how many positions of a row's cache a prompt takes, with the prompt of its adapter."""
+    read = len(start_ids(session)) if session.task.has_encoder else len(ids)
+    return read + virtual_tokens(session, pack)
+
+
+def virtual_tokens(session: OpenBundle, pack: Pack | Mix | None) -> int:
+    """Returns how many positions a pack's prompt takes in a row's cache."""
+    return 0 if pack is None or (prompt := session.prompt(pack)) is None else int(prompt.shape[3])

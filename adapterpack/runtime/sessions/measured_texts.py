@@ -7,7 +7,7 @@ from pathlib import Path
 from ...base.base_folder import read_json
 from ...errors import AdapterpackError
 from ...pack import canary
-from ..text.context_length import text_part
+from ..text.model_files import text_part
 from .session import Session
 
 

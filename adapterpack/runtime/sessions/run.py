@@ -27,9 +27,8 @@ from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
 from ..prompts import prompt_ids
 from ..providers.device import Device
-from .generate import Generation
+from .generate import Generation, GrowingEngine, length_for, positions_of
 from .session import Session
-from .session_engine import GrowingEngine, length_for, positions_of
 
 BLOCK = 16
 """Batches in a block. At the end of a block batches run partly empty, so short blocks waste time."""
@@ -257,7 +256,7 @@ class RowRunner:
     def _answer(self, batch: Sequence[RowOutcome]) -> None:
         if not batch:
             return
-        session = self._session.frozen()
+        session = self._session.freeze()
         names = [name for outcome in batch for name in session.names([outcome.row["adapter"]], 1)]
         rows = [outcome.row for outcome in batch]
         if self._raw and session.task.prompt is not None:
@@ -347,7 +346,7 @@ class _Texts(_Executor):
     def add(self, outcome: RowOutcome) -> int | None:
         """Submits the row, unless it needs a longer engine while others run."""
         # name and pack stay consistent, whatever is loaded meanwhile
-        session, task = self._session.frozen(), self._session.task
+        session, task = self._session.freeze(), self._session.task
         assert task.prompt is not None
         (name,) = session.names([outcome.row["adapter"]], 1)
         session.pin([name])

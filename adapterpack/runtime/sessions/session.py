@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
 from ...tasks.session import Arrays
 from ..adapters.mix import Mixes, Names
-from ..admission import admit
+from ..admission import require_canary, require_runnable
 from ..canary import Replay, replay_one
 from ..engine.canary_replay import replay_by_engine
 from ..generation.sampling import sampling_of
@@ -63,7 +63,7 @@ class Session(OpenBundle):
             UnknownAdapter: the bundle has no adapter of a name.
             ConfigError: an input is missing or unknown.
         """
-        return run_parts(self.frozen(), inputs, adapters)
+        return run_parts(self.freeze(), inputs, adapters)
 
     def load(
         self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False
@@ -81,12 +81,10 @@ class Session(OpenBundle):
         """
         loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
-
-        def held(pack: Pack) -> AbstractContextManager[OpenBundle]:
-            return nullcontext(self._with(pack))
-
-        gate = admit(self, loaded, held, _replay, allow_structural=allow_structural)
-        with self._changing, gate as changed:
+        with self._changing:
+            reason = require_runnable(self, loaded, allow_structural=allow_structural)
+            changed = self._with(loaded)
+            require_canary(self, loaded, reason, partial(_replay, loaded, changed))
             self._adapters = changed._adapters
         return loaded.name
 
@@ -113,7 +111,7 @@ class Session(OpenBundle):
         """
         emit = sampling.pop("emit", None)
         options = sampling_of(sampling, self.generation_config, self.folder)
-        return list(generate(self.frozen(), prompts, adapters, options, emit, dict(given or {})))
+        return list(generate(self.freeze(), prompts, adapters, options, emit, dict(given or {})))
 
 
 def _replay(pack: Pack, session: OpenBundle) -> Replay:

@@ -33,8 +33,7 @@ from ..media.processor_config import FILES
 from ..providers.device import Device
 from ..providers.kernels import Kernels, kernels_of, list_unfit, nodes_without_kernel, remedy_of
 from ..providers.provider import get_provider
-from ..text.context_length import context_length
-from ..text.model_files import read_object
+from ..text.model_files import context_length, read_object
 from .canary_process import replay_apart
 
 _NOT_RUN = "graph and canaries: replayed with full, where there is no error"

@@ -8,9 +8,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..generation.grammar_check import DEFAULTS
 from .family import Tool, ToolFamily
 
-_JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _ANYTHING = {"type": "object"}
 
 
@@ -47,11 +47,11 @@ def grammar_of(
             f"{text(tool.name)} {text(family.named)} args_{number}" for number, tool in enumerate(tools)
         ]
     call = f"{text(family.opening)} body {text(family.closing)}"
-    mark, between = text(family.marker), text(family.between)
+    begin, between = text(family.marker), text(family.between)
     if family.listed:
-        begin, calls = mark, f'{text(family.opening)} "[" body {f"({between} body)*" if several else ""} "]"'
+        calls = f'{text(family.opening)} "[" body {f"({between} body)*" if several else ""} "]"'
     else:
-        begin, calls = mark, f"{call} {f'({between} {mark} {call})*' if several else ''}"
+        calls = f"{call} {f'({between} {begin} {call})*' if several else ''}"
     if not free:
         start = [f"start: {begin} {calls}"]
     elif form is not None:
@@ -74,5 +74,5 @@ def _held_to(schema: Mapping[str, Any]) -> dict[str, Any]:
     guidance = schema.get("x-guidance")
     return {
         **schema,
-        "x-guidance": {**_JSON, **(guidance if isinstance(guidance, dict) else {}), "lenient": False},
+        "x-guidance": {**DEFAULTS, **(guidance if isinstance(guidance, dict) else {}), "lenient": False},
     }

@@ -105,7 +105,7 @@ async def results(
         output = RequestOutput(len(rows))
         queued = [
             ScheduledRow(
-                make=partial(engine.bound, one, chosen, model.pack),
+                make=partial(engine.bind, one, chosen, model.pack),
                 pack=model.pack,
                 cost=one.tokens,
                 place=place,
@@ -129,7 +129,7 @@ def _prepare(
     for number, row in enumerate(rows):
         try:
             prepared.append(
-                engine.prepared(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options)
+                engine.prepare(prompt_ids(engine.bundle, row) if isinstance(row, list) else row, **options)
             )
         except ConfigError as error:
             refused = as_http_error(error)

@@ -18,7 +18,7 @@ from ...http.http_error import HTTPError
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
-from ...runtime.generation.structured import Beside, grammar_mask
+from ...runtime.generation.structured import MaskQueue, grammar_mask
 from ...runtime.prompts import prompt_ids
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
@@ -51,7 +51,7 @@ class Preparer:
             for count, name in ((4, "prompts"), (4, "forms"))
         )
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._beside: WeakValueDictionary[str, Beside] = WeakValueDictionary()
+        self._mask_queues: WeakValueDictionary[str, MaskQueue] = WeakValueDictionary()
         # an invalid generation config fails here, not in every request
         sampling_of({"sampling": sampling}, engine.bundle.generation_config, engine.bundle.folder)
         self._forms.submit(self._warm)
@@ -82,8 +82,8 @@ class Preparer:
         mask = None
         if any(name in given for name in GRAMMARS):
             turn = self._turns.setdefault(tenant, asyncio.Lock())
-            beside = self._beside.setdefault(tenant, Beside()) if self._limits.masks_beside else None
-            compiled = partial(grammar_mask, self._engine.bundle.tokenizer, beside=beside)
+            queue = self._mask_queues.setdefault(tenant, MaskQueue()) if self._limits.masks_beside else None
+            compiled = partial(grammar_mask, self._engine.bundle.tokenizer, queue=queue)
             async with turn:
                 if tools is None:
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0])

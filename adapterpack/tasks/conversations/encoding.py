@@ -61,7 +61,9 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
             with form.errors(place):
                 conversation = form.read(row)
                 pieces = list(_pieces(conversation, tokenizer))
-            skipped += sum(learned for _, learned in pieces) < _answers(conversation)
+            wanted_turns = conversation.messages[conversation.learned_from :]
+            answers = sum(message["role"] == "assistant" for message in wanted_turns)
+            skipped += sum(learned for _, learned in pieces) < answers
             ids = [token for piece, _ in pieces for token in piece]
             wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
             starts = range(0, len(ids), max_length) if form.continuous else [0]
@@ -99,13 +101,6 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     return encoded
 
 
-def _answers(conversation: Conversation) -> int:
-    """Returns how many turns are to be learned."""
-    return sum(
-        message["role"] == "assistant" for message in conversation.messages[conversation.learned_from :]
-    )
-
-
 def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     """Yields the parts of a row in order, each tokenized separately, because at inference the model also gets
     its prompt tokenized separately.
@@ -117,9 +112,10 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
         source = tokenizer.chat_template  # several by name, or one
         template = ChatTemplate(source if isinstance(source, str) else source.get("default", ""))
         turns = _render_turns(conversation, template, {**tokenizer.special_tokens_map, **conversation.values})
+        special = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}  # one ends a turn
         for position, (text, learned) in enumerate(turns):
             ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-            ends = not learned or position < len(turns) - 1 or (bool(ids) and ids[-1] in _special(tokenizer))
+            ends = not learned or position < len(turns) - 1 or (bool(ids) and ids[-1] in special)
             yield (ids if ends else [*ids, tokenizer.eos_token_id]), learned
         return
     yield _plain_prompt(before, tokenizer), False
@@ -155,11 +151,6 @@ def _render_turns(
     if whole[done:].strip():
         return [(prompt, False), (text_of(messages[-1]["content"]), True)]
     return parts
-
-
-def _special(tokenizer: Any) -> set[int]:
-    """Returns the ids of special and added tokens, one of which ends a turn."""
-    return {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
 
 
 def _plain_prompt(messages: Sequence[Message], tokenizer: Any) -> list[int]:

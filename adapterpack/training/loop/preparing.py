@@ -18,7 +18,7 @@ from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...pack.pack import Pack
 from ...readable import things
-from ...runtime.text.context_length import context_length
+from ...runtime.text.model_files import context_length
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, TaskTraining, reads_types

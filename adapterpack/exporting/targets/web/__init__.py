@@ -20,7 +20,7 @@ from ....errors import Unsupported
 from ....graph_passes.float_products import write_float_products
 from ....io import strict_json
 from ....pack.validate.validation import load
-from ....runtime.text.context_length import context_length
+from ....runtime.text.model_files import context_length
 from ....runtime.text.tokenizer import Tokenizer
 from ....slots.precision import DEFAULT
 from ..base import TARGETS, Target
