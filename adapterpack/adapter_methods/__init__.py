@@ -105,7 +105,7 @@ from .core.peft_form import (
 )
 from .core.site import PROMPT, Arrays, Params, Shapes, Site, Tensors, shapes_of
 from .inits import INITS, Calibration, Init
-from .peft.keys import PeftKeys
+from .peft.keys import NO_EXTRAS, PeftKeys
 from .registry import METHODS, broken_plugins, get, method_of, methods, register
 
 __all__ = [
@@ -119,6 +119,7 @@ __all__ = [
     "METHODS",
     "MOST_SITES",
     "NOT_IN_LAYERS",
+    "NO_EXTRAS",
     "OPTIONAL",
     "PROMPT",
     "SHARES_A_PART",

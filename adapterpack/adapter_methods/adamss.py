@@ -299,14 +299,7 @@ _ASA = (
 """PEFT's keys for its schedule of which groups to train; they do not affect a trained adapter."""
 _KEYS = PeftKeys(
     AdaMSS,
-    {
-        "r": 100,
-        "num_subspaces": 5,
-        "subspace_rank": 1,
-        "use_dynamic_rank": False,
-        "svd_threshold": 0.1,
-        "random_seed": 0,
-    },
+    ("r", "num_subspaces", "subspace_rank", "use_dynamic_rank", "svd_threshold", "random_seed"),
     {"init_weights": "orthogonal"},
 )
 
@@ -343,12 +336,9 @@ def _one_array(cfg: AdaMSS, params: Tensors) -> Arrays:
                 f"A {A.shape} and B {B.shape} of a group do not fit, or have more than "
                 f"{cfg.subspace_rank} directions"
             )
-    A = np.stack(
-        [np.concatenate([A, np.zeros((cfg.subspace_rank - len(A), A.shape[1]), A.dtype)]) for A in As]
-    )
-    B = np.concatenate(
-        [np.concatenate([B, np.zeros((len(B), cfg.subspace_rank - B.shape[1]), B.dtype)], axis=1) for B in Bs]
-    )
+    lacking = [cfg.subspace_rank - len(A) for A in As]
+    A = np.stack([np.pad(A, ((0, rows), (0, 0))) for A, rows in zip(As, lacking, strict=True)])
+    B = np.concatenate([np.pad(B, ((0, 0), (0, columns))) for B, columns in zip(Bs, lacking, strict=True)])
     groups = np.repeat(np.arange(count, dtype=np.int32), [len(B) for B in Bs])
     return {"adamss_A": A, "adamss_B": B, "adamss_groups": groups, "adamss_newB": params["adamss_newB"]}
 

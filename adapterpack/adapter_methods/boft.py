@@ -24,6 +24,7 @@ import numpy as np
 
 from . import (
     METHODS,
+    NO_EXTRAS,
     Arrays,
     BlockDiagonal,
     Chain,
@@ -133,8 +134,8 @@ def _normal_form(cfg: BOFT, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     BOFT,
-    {"block_size": 4, "block_num": 0, "n_butterfly_factor": 1},
-    {"boft_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True},
+    ("block_size", "block_num", "n_butterfly_factor"),
+    {**NO_EXTRAS, "boft_dropout": 0.0},
     renamed={name: f"boft_{name}" for name in ("block_size", "block_num", "n_butterfly_factor")},
 )
 

@@ -68,7 +68,7 @@ def _features(params: Params) -> tuple[int, int]:
     return wide * size, tall * size
 
 
-_KEYS = PeftKeys(C3A, {"block_size": 256}, {"bias": "none", "init_weights": True}, anchored=False)
+_KEYS = PeftKeys(C3A, ("block_size",), {"bias": "none", "init_weights": True}, anchored=False)
 
 c3a = METHODS.register(
     Method(

@@ -10,7 +10,7 @@ of the ``n`` virtual tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -78,10 +78,8 @@ def _normal_form(cfg: Cartridge, params: Params, site: Site) -> PromptForm:
 
 
 def _to_pack(cfg: Cartridge, params: Params, site: Site) -> tuple[Cartridge, Arrays]:
-    layers, heads, head_dim = cfg.sizes(site)
     parts = [params[name] for name in (_SINK, STORED) if name in params]
-    final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
-    return final, {STORED: np.concatenate(parts).astype(np.float32)}
+    return cfg.with_sizes(site, baked=True), {STORED: np.concatenate(parts).astype(np.float32)}
 
 
 def _from_peft(config: Mapping[str, Any]) -> Cartridge:

@@ -14,9 +14,7 @@ values would let hardly any gradient through.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -99,14 +97,6 @@ def _init(cfg: Compacter, site: Site, rng: np.random.Generator) -> Arrays:
     return made
 
 
-def _shared_shapes(cfg: Compacter, sites: Sequence[Site]) -> Shapes:
-    return _rule_shapes(cfg) if cfg.shared_rule else {}
-
-
-def _shared_init(cfg: Compacter, sites: Sequence[Site], rng: np.random.Generator) -> Arrays:
-    return _rules(cfg, rng) if cfg.shared_rule else {}
-
-
 def kronecker_sum(rules: Array, factors: Array, rows: int, columns: int) -> Array:
     """Computes ``sum_i rules[i] (x) factors[i]`` of ``[n, p, q]`` and ``[n, a, b]``, cut to ``[rows,
     columns]``, with one matrix product.
@@ -147,13 +137,6 @@ def _makes(cfg: Compacter, site: Site) -> int:
     return 2 * (cfg.width(site) + n) * (site.out_features + n) + n**3
 
 
-_EXAMPLES: tuple[Any, ...] = (
-    Compacter(reduction=2, phm_dim=2),
-    Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
-    Compacter(reduction=2, factorized_rule=True, act="tanh", scaling=2.0),
-    Compacter(reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2),
-)
-
 compacter = METHODS.register(
     Method(
         name="compacter",
@@ -166,7 +149,20 @@ compacter = METHODS.register(
         shapes=_shapes,
         init=_init,
         normal_form=_normal_form,
-        examples=_EXAMPLES,
-        storage=Storage(expanded_size=_makes, shared=Shared(_shared_shapes, _shared_init)),
+        examples=(
+            Compacter(reduction=2, phm_dim=2),
+            Compacter(reduction=3, phm_dim=3, phm_rank=2, shared_rule=False, act="silu"),
+            Compacter(reduction=2, factorized_rule=True, act="tanh", scaling=2.0),
+            Compacter(
+                reduction=4, phm_dim=2, factorized_rule=True, shared_rule=False, source="input", phm_rank=2
+            ),
+        ),
+        storage=Storage(
+            expanded_size=_makes,
+            shared=Shared(
+                lambda cfg, sites: _rule_shapes(cfg) if cfg.shared_rule else {},
+                lambda cfg, sites, rng: _rules(cfg, rng) if cfg.shared_rule else {},
+            ),
+        ),
     )
 )

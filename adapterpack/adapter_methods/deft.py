@@ -19,6 +19,7 @@ import numpy as np
 from . import (
     MATRICES,
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Array,
     Arrays,
@@ -87,17 +88,11 @@ def _normal_form(cfg: DEFT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(cfg.scale * params["deft_R"] - xp.matmul(Z.T, site.weight)), up=Dense(Q))
 
 
-CONSTANTS = {
-    "para": False,
-    "init_scale": 1.0,
-    "init_weights": True,
-    "fan_in_fan_out": False,
-    "bias": "none",
-}
+CONSTANTS = {**NO_EXTRAS, "para": False, "init_scale": 1.0}
 """The keys of PEFT's config that have fixed values."""
 _KEYS = PeftKeys(
     DEFT,
-    {"r": 8, "alpha": None, "dropout": 0.0, "decomposition_method": "relu"},
+    ("r", "alpha", "dropout", "decomposition_method"),
     CONSTANTS,
     renamed={"dropout": "deft_dropout"},
     whole=("alpha",),

@@ -18,6 +18,7 @@ from msgspec import Meta
 from . import (
     LARGEST_WHOLE,
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Arrays,
     Dense,
@@ -134,8 +135,8 @@ def _normal_form(cfg: FourierFT, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     FourierFT,
-    {"n_frequency": 1000, "scaling": 150.0, "random_loc_seed": 777},
-    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    ("n_frequency", "scaling", "random_loc_seed"),
+    NO_EXTRAS,
     anchored=False,
 )
 

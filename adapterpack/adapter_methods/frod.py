@@ -29,6 +29,7 @@ from ..errors import FormatError, Unsupported
 from . import (
     LINEAR,
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Arrays,
     Dense,
@@ -225,15 +226,8 @@ def _normal_form(cfg: FRoD, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     FRoD,
-    {"sparse_rate": 0.01, "projection_prng_key": 0, "regularization_alpha": 1e-3, "dropout": 0.0},
-    {
-        "save_projection": True,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-        "progressbar": True,
-        "runtime_offload_base_weight": False,
-    },
+    ("sparse_rate", "projection_prng_key", "regularization_alpha", "dropout"),
+    {**NO_EXTRAS, "save_projection": True, "progressbar": True, "runtime_offload_base_weight": False},
     renamed={"dropout": "frod_dropout"},
 )
 

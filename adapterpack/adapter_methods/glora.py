@@ -127,7 +127,7 @@ def _resolve(configs: Sequence[GLoRA], sites: Sequence[Site]) -> list[GLoRA]:
 
 _KEYS = PeftKeys(
     GLoRA,
-    {"r": 8, "config_A_B": "lora", "config_C": "lora", "config_D_E": "constant"},
+    ("r", "config_A_B", "config_C", "config_D_E"),
     {"init_weights": True, "bias": "none"},
 )
 

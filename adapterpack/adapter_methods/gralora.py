@@ -22,6 +22,7 @@ import numpy as np
 from . import (
     MATRICES,
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Array,
     Arrays,
@@ -126,7 +127,7 @@ def _as_matrix(B: Array) -> Array:
 _KEYS = PeftKeys(
     GraLoRA,
     {"r": 32, "alpha": 64, "k": 2, "hybrid_r": 0, "dropout": 0.0},
-    {"init_weights": True, "fan_in_fan_out": False, "bias": "none"},
+    NO_EXTRAS,
     renamed={"k": "gralora_k", "dropout": "gralora_dropout"},
     whole=("alpha",),
 )

@@ -108,7 +108,7 @@ def _steps(unit: Array) -> tuple[Array, Array]:
 
 
 _KEYS = PeftKeys(
-    HRA, {"r": 8, "apply_gs": False}, {"bias": "none", "init_weights": True}, renamed={"apply_gs": "apply_GS"}
+    HRA, ("r", "apply_gs"), {"bias": "none", "init_weights": True}, renamed={"apply_gs": "apply_GS"}
 )
 
 hra = METHODS.register(

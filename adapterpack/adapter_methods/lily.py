@@ -175,7 +175,7 @@ def _normal_form(cfg: Lily, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     Lily,
-    {"r": 32, "stride": 1, "num_experts": 2, "scaling": 1.0},
+    ("r", "stride", "num_experts", "scaling"),
     {"init_weights": True},
     renamed={"stride": "stride_A", "num_experts": "num_B"},
 )

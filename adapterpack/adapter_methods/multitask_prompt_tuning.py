@@ -14,7 +14,7 @@ import numpy as np
 
 from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, Whole, normal
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
-from .prompt_tuning import PromptTuning, start
+from .prompt_tuning import PEFT_INIT, PromptTuning, start
 
 _COLS, _ROWS = "prefix_task_cols", "prefix_task_rows"
 
@@ -62,10 +62,7 @@ def _normal_form(cfg: MultitaskPromptTuning, params: Params, site: Site) -> Prom
 
 def _to_peft(cfg: MultitaskPromptTuning) -> dict[str, Any]:
     return {
-        "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None,
-        "tokenizer_kwargs": None,
+        **PEFT_INIT,
         "prompt_tuning_init_state_dict_path": None,
         "prompt_tuning_init_task": 0,
         "num_ranks": cfg.num_ranks,

@@ -18,6 +18,7 @@ from typing import Any
 
 from . import (
     METHODS,
+    NO_EXTRAS,
     WEIGHTS,
     Arrays,
     BlockDiagonal,
@@ -108,7 +109,7 @@ _KEYS = PeftKeys(
         "use_cayley_neumann": True,
         "num_cayley_neumann_terms": 5,
     },
-    {"module_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_weights": True},
+    {**NO_EXTRAS, "module_dropout": 0.0},
     renamed={"block_size": "oft_block_size"},
 )
 

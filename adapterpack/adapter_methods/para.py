@@ -54,7 +54,7 @@ def _normal_form(cfg: PaRa, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     PaRa,
-    {"r": 8, "dropout": 0.0, "decomposition_method": "relu"},
+    ("r", "dropout", "decomposition_method"),
     {**CONSTANTS, "alpha": None, "para": True},
     renamed={"dropout": "deft_dropout"},
 )

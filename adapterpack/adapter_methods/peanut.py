@@ -97,7 +97,7 @@ def _normal_form(cfg: PEANuT, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(h.T), up=Dense(params["peanut_B"], cfg.scale))
 
 
-_KEYS = PeftKeys(PEANuT, {"r": 32, "depth": 0, "act_fn": "relu", "scaling": 1.0}, {"init_weights": True})
+_KEYS = PeftKeys(PEANuT, ("r", "depth", "act_fn", "scaling"), {"init_weights": True})
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:

@@ -116,9 +116,7 @@ def _normal_form(cfg: Poly, params: Params, site: Site) -> NormalForm:
     return NormalForm(down=Dense(down), up=Dense(cfg.scale * up))
 
 
-_KEYS = PeftKeys(
-    Poly, {"r": 8, "n_tasks": 1, "n_skills": 4, "n_splits": 1}, {"poly_type": "poly", "init_weights": True}
-)
+_KEYS = PeftKeys(Poly, ("r", "n_tasks", "n_skills", "n_splits"), {"poly_type": "poly", "init_weights": True})
 
 
 def _from_peft(config: Mapping[str, Any]) -> Any:

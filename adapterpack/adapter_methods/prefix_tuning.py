@@ -10,7 +10,7 @@ its result.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -105,9 +105,8 @@ def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:
 
 
 def _to_pack(cfg: PrefixTuning, params: Params, site: Site) -> tuple[PrefixTuning, Arrays]:
-    layers, heads, head_dim = cfg.sizes(site)
-    final = replace(cfg, baked=True, num_layers=layers, num_heads=heads, head_dim=head_dim)
-    return final, {STORED: np.asarray(as_flat(np.asarray(_normal_form(cfg, params, site).cache)), np.float32)}
+    flat = as_flat(np.asarray(_normal_form(cfg, params, site).cache))
+    return cfg.with_sizes(site, baked=True), {STORED: np.asarray(flat, np.float32)}
 
 
 def _to_peft(cfg: PrefixTuning) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _from_peft(config: Mapping[str, Any]) -> PromptTuning:
     return PromptTuning(**embedding_fields(config))
 
 
-_PEFT_INIT = {
+PEFT_INIT = {
     "prompt_tuning_init": "RANDOM",
     "prompt_tuning_init_text": None,
     "tokenizer_name_or_path": None,
@@ -99,6 +99,6 @@ prompt_tuning = METHODS.register(
             PromptTuning(num_virtual_tokens=1, init="random"),
             PromptTuning(num_virtual_tokens=5, init="text", token_ids=(4, 7)),
         ),
-        peft=peft_form("PROMPT_TUNING", lambda cfg: dict(_PEFT_INIT), _from_peft, parts=True),
+        peft=peft_form("PROMPT_TUNING", lambda cfg: dict(PEFT_INIT), _from_peft, parts=True),
     )
 )

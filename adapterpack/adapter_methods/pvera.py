@@ -21,6 +21,7 @@ from . import (
     FOR_TRAINING,
     LINEAR,
     METHODS,
+    NO_EXTRAS,
     SHARES_A_PART,
     TRANSPOSED,
     Array,
@@ -105,13 +106,7 @@ def _sample(cfg: PVeRA, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(
     PVeRA,
     {"r": 256, "projection_prng_key": 0, "save_projection": True, "dropout": 0.0, "d_initial": 0.1},
-    {
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-        "sample_at_inference": False,
-        "generator_seed": None,
-    },
+    {**NO_EXTRAS, "sample_at_inference": False, "generator_seed": None},
     renamed={"dropout": "pvera_dropout"},
 )
 

@@ -22,6 +22,7 @@ import numpy as np
 from . import (
     MATRICES,
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Arrays,
     Dense,
@@ -168,7 +169,7 @@ _KEYS = PeftKeys(
         "very_sparse": False,
         "dropout": 0.0,
     },
-    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    NO_EXTRAS,
     renamed={"alpha": "randlora_alpha", "dropout": "randlora_dropout"},
 )
 

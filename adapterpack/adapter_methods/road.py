@@ -97,7 +97,7 @@ def _normal_form(cfg: RoAd, params: Params, site: Site) -> NormalForm:
     return NormalForm(post=PairRotation(cosines, sines, half, site.out_features))
 
 
-_KEYS = PeftKeys(RoAd, {"variant": "road_1", "group_size": 64}, {"init_weights": True})
+_KEYS = PeftKeys(RoAd, ("variant", "group_size"), {"init_weights": True})
 
 road = METHODS.register(
     Method(

@@ -131,7 +131,7 @@ def _require(cfg: SuperTuning, params: Params, site: Site) -> None:
 
 _KEYS = PeftKeys(
     SuperTuning,
-    {"sparsity": 0.99, "select_top": True, "r": None, "alpha": None, "dropout": 0.0},
+    ("sparsity", "select_top", "r", "alpha", "dropout"),
     {"init_weights": True, "save_precomputed_indices": True},
     renamed={"alpha": "lora_alpha", "dropout": "lora_dropout"},
 )

@@ -23,6 +23,7 @@ from ..errors import Unsupported
 from . import (
     METHODS,
     MOST_SITES,
+    NO_EXTRAS,
     TRANSPOSED,
     WEIGHTS,
     Arrays,
@@ -146,14 +147,8 @@ def _normal_form(cfg: TinyLoRA, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     TinyLoRA,
-    {"r": 2, "u": 64, "weight_tying": 0.0, "projection_seed": 42, "dropout": 0.0},
-    {
-        "save_projection": False,
-        "init_v_bound": 0.02,
-        "fan_in_fan_out": False,
-        "bias": "none",
-        "init_weights": True,
-    },
+    ("r", "u", "weight_tying", "projection_seed", "dropout"),
+    {**NO_EXTRAS, "save_projection": False, "init_v_bound": 0.02},
     renamed={"dropout": "tinylora_dropout"},
 )
 

@@ -22,6 +22,7 @@ from msgspec import Meta
 from ..errors import Unsupported
 from . import (
     METHODS,
+    NO_EXTRAS,
     SHARES_A_PART,
     TRANSPOSED,
     WITH_BASE,
@@ -147,8 +148,8 @@ def _theta(cfg: UniLoRA, sites: Sequence[Site], rng: np.random.Generator) -> Arr
 
 _KEYS = PeftKeys(
     UniLoRA,
-    {"r": 4, "theta_d_length": 256, "proj_seed": 42, "init_theta_d_bound": 0.02, "dropout": 0.0},
-    {"save_indices": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    ("r", "theta_d_length", "proj_seed", "init_theta_d_bound", "dropout"),
+    {**NO_EXTRAS, "save_indices": False},
     renamed={"dropout": "unilora_dropout"},
 )
 

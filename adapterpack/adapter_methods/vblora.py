@@ -150,16 +150,16 @@ def _normal_form(cfg: VBLoRA, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     VBLoRA,
-    {
-        "r": 4,
-        "num_vectors": 256,
-        "vector_length": 256,
-        "topk": 2,
-        "init_vector_bank_bound": 0.02,
-        "init_logits_std": 0.1,
-        "save_only_topk_weights": False,
-        "dropout": 0.0,
-    },
+    (
+        "r",
+        "num_vectors",
+        "vector_length",
+        "topk",
+        "init_vector_bank_bound",
+        "init_logits_std",
+        "save_only_topk_weights",
+        "dropout",
+    ),
     {"fan_in_fan_out": False, "bias": "none"},
     renamed={"dropout": "vblora_dropout"},
 )

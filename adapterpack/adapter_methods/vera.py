@@ -21,6 +21,7 @@ import numpy as np
 from . import (
     MATRICES,
     METHODS,
+    NO_EXTRAS,
     SHARES_A_PART,
     TRANSPOSED,
     Arrays,
@@ -104,7 +105,7 @@ def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
 _KEYS = PeftKeys(
     VeRA,
     {"r": 256, "projection_prng_key": 0, "save_projection": True, "dropout": 0.0, "d_initial": 0.1},
-    {"fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    NO_EXTRAS,
     renamed={"dropout": "vera_dropout"},
 )
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from . import (
     METHODS,
+    NO_EXTRAS,
     TRANSPOSED,
     Arrays,
     Dense,
@@ -131,15 +132,8 @@ def _normal_form(cfg: WaveFT, params: Params, site: Site) -> NormalForm:
 
 _KEYS = PeftKeys(
     WaveFT,
-    {
-        "n_frequency": 2592,
-        "scaling": 25.0,
-        "wavelet_family": "db1",
-        "use_idwt": True,
-        "random_loc_seed": 777,
-        "proportional_parameters": False,
-    },
-    {"proportional_parameters": False, "fan_in_fan_out": False, "bias": "none", "init_weights": True},
+    ("n_frequency", "scaling", "wavelet_family", "use_idwt", "random_loc_seed", "proportional_parameters"),
+    {**NO_EXTRAS, "proportional_parameters": False},
 )
 
 

@@ -10,8 +10,8 @@ model as a unit, so it has one site, which is not a module: its path is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -102,6 +102,11 @@ class CacheConfig(PromptConfig):
         """Returns how many numbers one virtual token has: ``layers * 2 * heads * head_dim``."""
         layers, heads, head_dim = self.sizes(site)
         return layers * 2 * heads * head_dim
+
+    def with_sizes(self, site: Site, **changes: Any) -> Self:
+        """Returns the config as a pack stores it, with the sizes of the model and these changes."""
+        layers, heads, head_dim = self.sizes(site)
+        return replace(self, num_layers=layers, num_heads=heads, head_dim=head_dim, **changes)
 
 
 class PromptForm(NamedTuple):

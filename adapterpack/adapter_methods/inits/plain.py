@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..core.base import kaiming, normal
 from ..core.layouts import takes_ids
 from ..core.site import Site
 from .base import INITS, Factors, Init
@@ -19,25 +19,18 @@ def _default(
     # for a one-hot input a row of A yields one entry, and 1 / sqrt(vocabulary) is too small to learn from
     if takes_ids(site.kind):
         return _zeros(r, scale, site, options, rng)
-    # Kaiming uniform with a = sqrt(5), as in the reference implementation
-    bound = 1 / math.sqrt(site.in_features)
-    return rng.uniform(-bound, bound, (r, site.in_features)).astype(np.float32), np.zeros(
-        (site.out_features, r), np.float32
-    )
+    return kaiming(rng, (r, site.in_features)), np.zeros((site.out_features, r), np.float32)
 
 
 def _gaussian(
     r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator
 ) -> Factors:
-    A = rng.normal(0, 1 / r, (r, site.in_features))  # the standard deviation in PEFT and diffusers
-    return A.astype(np.float32), np.zeros((site.out_features, r), np.float32)
+    A = normal(rng, (r, site.in_features), 1 / r)  # the standard deviation in PEFT and diffusers
+    return A, np.zeros((site.out_features, r), np.float32)
 
 
 def _zeros(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:
-    bound = 1 / math.sqrt(r)
-    return np.zeros((r, site.in_features), np.float32), rng.uniform(
-        -bound, bound, (site.out_features, r)
-    ).astype(np.float32)
+    return np.zeros((r, site.in_features), np.float32), kaiming(rng, (site.out_features, r))
 
 
 def _orthogonal(

@@ -42,10 +42,15 @@ def default_and_pattern(values: Mapping[str, Any], anchored: bool) -> tuple[Any,
     }
 
 
+NO_EXTRAS: Mapping[str, Any] = {"bias": "none", "fan_in_fan_out": False, "init_weights": True}
+"""Keys that many configs of PEFT have, with the values that change nothing."""
+
+
 class PeftKeys(NamedTuple):
     """The fields of a config under PEFT's names, in both directions.
 
-    ``fields``: each field that PEFT also has -> the value that a missing key means in PEFT; ``renamed``:
+    ``fields``: each field that PEFT also has -> the value that a missing key means in PEFT, or only their
+    names where that is always the config's own default; ``renamed``:
     field -> PEFT's name, where it differs; ``constants``: further keys with a fixed value that PEFT requires.
     A field that has a pattern in the config (:func:`~..core.config.pattern_of`) has one in PEFT, too, of that
     name (:func:`default_and_pattern` explains ``anchored``). ``whole`` are the numbers that PEFT has as
@@ -53,7 +58,7 @@ class PeftKeys(NamedTuple):
     """
 
     config: type[Any]
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any] | tuple[str, ...]
     constants: Mapping[str, Any]
     renamed: Mapping[str, str] = {}
     anchored: bool = True
@@ -92,9 +97,9 @@ class PeftKeys(NamedTuple):
 
     def from_config(self, config: Mapping[str, Any]) -> Any:
         """Converts PEFT's keys to a config."""
-        values = {
-            name: config.get(self.renamed.get(name, name), missing) for name, missing in self.fields.items()
-        }
+        values = dict(self.fields) if isinstance(self.fields, Mapping) else {}
+        keys = {name: self.renamed.get(name, name) for name in self.fields}
+        values |= {name: config[key] for name, key in keys.items() if key in config}
         for pattern in self.patterns.values():
             key = self.renamed.get(pattern, pattern)
             values[pattern] = literal(config.get(key), key)
