@@ -19,7 +19,7 @@ of the file's B_k agree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -109,37 +109,34 @@ def _sizes(cfg: AdaMSS, site: Site) -> tuple[int, int, int]:
 
 def _shapes(cfg: AdaMSS, site: Site) -> Shapes:
     groups, r, length = _sizes(cfg, site)
-    if cfg.parts is None:
-        return {
-            "adamss_A": (groups, cfg.subspace_rank, r),
-            "adamss_B": (site.out_features, cfg.subspace_rank),
-            "adamss_groups": (site.out_features,),
-            "adamss_newB": (r, length),
-        }
-    factors = {f"adamss_A.{k}": (rank, r) for k, (_, rank) in enumerate(cfg.parts)}
+    basis = {"adamss_newB": (r, length)}
+    if cfg.parts is not None:
+        As = {f"adamss_A.{k}": (rank, r) for k, (_, rank) in enumerate(cfg.parts)}
+        return {**As, **{f"adamss_B.{k}": part for k, part in enumerate(cfg.parts)}, **basis}
     return {
-        **factors,
-        **{f"adamss_B.{k}": part for k, part in enumerate(cfg.parts)},
-        "adamss_newB": (r, length),
+        "adamss_A": (groups, cfg.subspace_rank, r),
+        "adamss_B": (site.out_features, cfg.subspace_rank),
+        "adamss_groups": (site.out_features,),
+        **basis,
     }
 
 
-def _augment(weight: Any, bias: Any) -> np.ndarray:
-    """Returns ``[W, b]`` in float32, or W if there is no bias."""
-    matrix = np.asarray(weight, np.float32)
-    return matrix if bias is None else np.concatenate([matrix, np.asarray(bias, np.float32)[:, None]], axis=1)
+def _augment(site: Site, dtype: Any = np.float32) -> np.ndarray:
+    """Returns ``[W, b]``, or W if there is no bias, in float32 after rounding to the ``dtype`` of a model."""
+    matrix, bias = np.asarray(site.weight).astype(dtype).astype(np.float32), site.base_bias
+    if bias is None:
+        return matrix
+    return np.concatenate([matrix, np.asarray(bias).astype(dtype).astype(np.float32)[:, None]], axis=1)
 
 
-def _start(cfg: AdaMSS, matrix: np.ndarray, r: int) -> np.ndarray:
-    """Returns the random matrix from which torch's ``svd_lowrank`` starts on the CPU."""
-    return TorchGenerator(cfg.random_seed).normal((min(matrix.shape), r), 1.0)
-
-
-def _estimate(matrix: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns U ``[out, r]`` and V ``[in, r]`` in the dtype of ``start``, as ``svd_lowrank`` estimates
-    them.
+def _estimate(
+    cfg: AdaMSS, matrix: np.ndarray, r: int, dtype: Any = np.float32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns U ``[out, r]`` and V ``[in, r]`` as torch's ``svd_lowrank`` estimates them on the CPU, computed
+    in ``dtype``.
     """
-    U, _, V = svd_lowrank(matrix, start, 2)
+    start = TorchGenerator(cfg.random_seed).normal((min(matrix.shape), r), 1.0)
+    U, _, V = svd_lowrank(matrix, start.astype(dtype), 2)
     return U, V
 
 
@@ -160,11 +157,11 @@ def _group(points: np.ndarray, count: int) -> np.ndarray:
 _TRIES = 6
 
 
-def _candidates(
+def _find_groups(
     cfg: AdaMSS, site: Site, matrix: np.ndarray, stored: np.ndarray | None
-) -> Iterator[np.ndarray]:
-    """Yields the groups of the rows several times, computed from singular vectors perturbed as much as
-    rounding may change them.
+) -> set[tuple[int, ...]]:
+    """Returns all groups of the rows that are found from singular vectors perturbed as much as rounding may
+    change them.
 
     ``stored``: P and p of a PEFT file, ``[r, in]``, which must belong to this weight.
 
@@ -172,8 +169,7 @@ def _candidates(
         Unsupported: the stored vectors do not belong to this weight.
     """
     groups, r, _ = _sizes(cfg, site)
-    start = _start(cfg, matrix, r)
-    (U, V), (rounded, also) = _estimate(matrix, start.astype(np.float64)), _estimate(matrix, start)
+    (U, V), (rounded, also) = (_estimate(cfg, matrix, r, dtype) for dtype in (np.float64, np.float32))
     noise, several = max(_outside(also.T, V), float(np.finfo(np.float32).eps)), [U, rounded]
     if stored is not None:
         step, off = float(ml_dtypes.finfo(_precision(stored)).eps), _outside(stored, V)
@@ -194,8 +190,8 @@ def _candidates(
             )
     # Perturbs the vectors as much as rounding might have: only groups that never change are certain.
     rng, size = np.random.default_rng(0), noise * float(np.sqrt(np.square(U).mean()))
-    for points in (*several, *(U + size * rng.standard_normal(U.shape) for _ in range(_TRIES))):
-        yield _group(points, groups)
+    several += [U + size * rng.standard_normal(U.shape) for _ in range(_TRIES)]
+    return {tuple(_group(points, groups).tolist()) for points in several}
 
 
 _MOST_NOISE = 1e-3
@@ -236,8 +232,8 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
 
 
 def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> Arrays:
-    matrix, (count, r, _) = _augment(site.weight, site.base_bias), _sizes(cfg, site)
-    U, V = _estimate(matrix, _start(cfg, matrix, r))
+    count, r, _ = _sizes(cfg, site)
+    U, V = _estimate(cfg, _augment(site), r)
     groups = _group(U, count)
     A = np.zeros((count, cfg.subspace_rank, r), np.float32)
     for k in range(count):
@@ -316,10 +312,8 @@ def _gather(content: PeftContent) -> PeftContent:
 
 def _one_array(cfg: AdaMSS, params: Tensors) -> Arrays:
     count = sum(name.startswith("adamss_B.") for name in params)
-    missing = [
-        name for k in range(count) for name in (f"adamss_A.{k}", f"adamss_B.{k}") if name not in params
-    ]
-    if missing or not count or len(params) != 2 * count + 1 or "adamss_newB" not in params:
+    names = {"adamss_newB", *(f"adamss_{side}.{k}" for side in "AB" for k in range(count))}
+    if not count or params.keys() != names:
         raise ValueError(
             f"a layer has adamss_newB and an A and a B for each group, not {', '.join(sorted(params))[:200]}"
         )
@@ -357,20 +351,10 @@ def _precision(stored: np.ndarray) -> Any:
     )
 
 
-def _as_peft_sees_it(site: Site, stored: np.ndarray) -> np.ndarray:
-    """Returns ``[W, b]`` as PEFT decomposes it: float32, after rounding to the dtype of PEFT's model."""
-    dtype = _precision(stored)
-    return _augment(
-        *(
-            None if value is None else np.asarray(value).astype(dtype)
-            for value in (site.weight, site.base_bias)
-        )
-    )
-
-
 def _place(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) -> tuple[AdaMSS, Arrays]:
     """Moves the rows of a file's parameters to their places in the weight."""
-    stored, matrix = params["adamss_newB"], _as_peft_sees_it(site, params["adamss_newB"])
+    stored = params["adamss_newB"]
+    matrix = _augment(site, _precision(stored))
     if stored.shape[1] != matrix.shape[1]:
         raise Unsupported(
             "the singular vectors in this file are of another weight, or of one with a bias where this "
@@ -382,8 +366,8 @@ def _place(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) -> tu
         )
     count = np.bincount(params["adamss_groups"], minlength=len(params["adamss_A"]))
     found = {
-        tuple(groups)
-        for groups in _candidates(cfg, site, matrix, stored)
+        groups
+        for groups in _find_groups(cfg, site, matrix, stored)
         if np.array_equal(np.bincount(groups, minlength=len(count)), count)
     }
     if len(found) != 1:
@@ -409,10 +393,7 @@ def _in_parts(cfg: AdaMSS, params: Tensors, site: Site, factorise: Factorise) ->
     weight.
     """
     A, B, mine = params["adamss_A"], params["adamss_B"], params["adamss_groups"]
-    found = {
-        tuple(groups)
-        for groups in _candidates(cfg, site, _as_peft_sees_it(site, params["adamss_newB"]), None)
-    }
+    found = _find_groups(cfg, site, _augment(site, _precision(params["adamss_newB"])), None)
     theirs = np.array(found.pop())
     rows = [np.flatnonzero(theirs == k) for k in range(len(A))]
     if found or any(len(set(mine[at].tolist())) != 1 for at in rows):
