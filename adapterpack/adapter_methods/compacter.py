@@ -131,7 +131,7 @@ def _normal_form(cfg: Compacter, params: Params, site: Site) -> BlockForm:
     )
 
 
-def _makes(cfg: Compacter, site: Site) -> int:
+def _expanded_size(cfg: Compacter, site: Site) -> int:
     """Returns the size of both matrices before they are cut, plus the rules."""
     n = cfg.phm_dim
     return 2 * (cfg.width(site) + n) * (site.out_features + n) + n**3
@@ -158,7 +158,7 @@ compacter = METHODS.register(
             ),
         ),
         storage=Storage(
-            expanded_size=_makes,
+            expanded_size=_expanded_size,
             shared=Shared(
                 lambda cfg, sites: _rule_shapes(cfg) if cfg.shared_rule else {},
                 lambda cfg, sites, rng: _rules(cfg, rng) if cfg.shared_rule else {},

@@ -69,19 +69,14 @@ class CPT(EmbeddingConfig):
         )
 
 
-def _radii(cfg: CPT, site: Site) -> np.ndarray:
-    """Returns ``e`` of every token, ``[n, 1]`` float32; 0 for tokens that do not move."""
-    kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
-    by_kind = (
-        np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon])
-        * (site.in_features / 2048) ** 0.5
-    )
-    radii: np.ndarray = by_kind[kinds % 4][:, None].astype(np.float32)
-    return radii
-
-
 def _constants(cfg: CPT, site: Site) -> Arrays:
-    return {} if cfg.baked else {"radii": _radii(cfg, site)}
+    """Returns ``e`` of every token, ``[n, 1]``; 0 for tokens that do not move."""
+    if cfg.baked:
+        return {}
+    kinds = np.array(cfg.token_types or [1] * cfg.num_virtual_tokens)
+    epsilons = np.array([0.0, cfg.format_epsilon, cfg.input_epsilon, cfg.format_epsilon])
+    radii = epsilons * (site.in_features / 2048) ** 0.5
+    return {"radii": radii[kinds % 4][:, None].astype(np.float32)}
 
 
 def _shapes(cfg: CPT, site: Site) -> Shapes:

@@ -36,6 +36,7 @@ from . import (
     kaiming,
     pattern_of,
     widths_of,
+    zeros,
 )
 
 _LEAST = 1e-4
@@ -67,12 +68,9 @@ def _shapes(cfg: DeLoRA, site: Site) -> Shapes:
 
 
 def _init(cfg: DeLoRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {
-        "delora_A": kaiming(rng, (cfg.r, site.in_features)),
-        "delora_B": np.zeros((site.out_features, cfg.r), np.float32),
-        "delora_lambda": np.full(1, cfg.bound, np.float32),
-        "delora_w_norm": np.linalg.norm(np.asarray(site.weight), axis=0).astype(np.float32),
-    }
+    made = zeros(_shapes, delora_A=kaiming, delora_lambda=cfg.bound)(cfg, site, rng)
+    lengths = np.linalg.norm(np.asarray(site.weight), axis=0)
+    return {**made, "delora_w_norm": lengths.astype(np.float32)}
 
 
 def _normal_form(cfg: DeLoRA, params: Params, site: Site) -> NormalForm:

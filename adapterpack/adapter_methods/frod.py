@@ -47,6 +47,7 @@ from . import (
     Storage,
     Traits,
     array_namespace,
+    zeros,
 )
 from .core.sparse import require_places, scatter
 
@@ -182,9 +183,8 @@ float32.
 
 def _init(cfg: FRoD, site: Site, rng: np.random.Generator) -> Arrays:
     shared = site.shared or _init_shared(cfg, [site], rng)
-    made = {name: np.zeros(shape, np.float32) for name, shape in _shapes(cfg, site).items()}
     return {
-        **made,
+        **zeros(_shapes)(cfg, site, rng),
         "frod_lambda_l": _sides(shared[f"frod_V_{role(site.path)}"], site.weight)[1].astype(np.float32),
     }
 

@@ -147,10 +147,6 @@ def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, Arrays]:
     return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), stored
 
 
-def _needs(cfg: LoRA) -> frozenset[str]:
-    return INITS[cfg.init].needs
-
-
 def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     """Returns the config with the ranks that the init distributes, and with alphas that keep the scale of
     each site.
@@ -319,7 +315,7 @@ lora = METHODS.register(
             LoRA(r=2, init="mica"),
         ),
         training=Training(
-            needs=_needs,
+            needs=lambda cfg: INITS[cfg.init].needs,
             allocate=_allocate,
             rates=lambda cfg: {} if cfg.lr_ratio is None else {"lora_B": cfg.lr_ratio},
         ),

@@ -34,6 +34,7 @@ from . import (
     SiteConfig,
     Whole,
     array_namespace,
+    zeros,
 )
 from .core.token_positions import Ends, ends_of
 from .forms.blocks import TRAITS, BlockForm
@@ -77,15 +78,9 @@ def _shapes(cfg: LoReFT, site: Site) -> Shapes:
 
 
 def _init(cfg: LoReFT, site: Site, rng: np.random.Generator) -> Arrays:
-    shapes = _shapes(cfg, site)
-    V = rng.normal(size=shapes["rotation"])
-    made = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    return {
-        **made,
-        "rotation": (orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)).astype(
-            np.float32
-        ),
-    }
+    V = rng.normal(size=_shapes(cfg, site)["rotation"])
+    rotation = orthonormal(V) if cfg.orthogonal else V / math.sqrt(site.out_features)
+    return {**zeros(_shapes)(cfg, site, rng), "rotation": rotation.astype(np.float32)}
 
 
 def orthonormal(V: Array) -> Array:

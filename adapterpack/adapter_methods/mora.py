@@ -78,7 +78,7 @@ def _angles(n: int, blocks: int) -> tuple[np.ndarray, np.ndarray]:
     return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
 
-def _makes(cfg: MoRA, site: Site) -> int:
+def _expanded_size(cfg: MoRA, site: Site) -> int:
     """Returns the size of one rotated matrix per block of the input."""
     n = max(_side(cfg, site), 1)
     return -(-site.in_features // n) * n * n
@@ -120,6 +120,6 @@ mora = METHODS.register(
         init=zeros(_shapes),
         normal_form=_normal_form,
         examples=(MoRA(r=1), MoRA(r=3), MoRA(r=1, form="sharing"), MoRA(r=2, form="sharing", dropout=0.1)),
-        storage=Storage(constants=_constants, expanded_size=_makes),
+        storage=Storage(constants=_constants, expanded_size=_expanded_size),
     )
 )

@@ -76,7 +76,7 @@ def _constants(cfg: OFT, site: Site) -> Arrays:
     return {"triangle": index, "sign": sign}
 
 
-def _makes(cfg: OFT, site: Site) -> int:
+def _expanded_size(cfg: OFT, site: Site) -> int:
     """Returns the size of all blocks, even if they share one, and of the index of each number within a
     block.
     """
@@ -176,7 +176,7 @@ oft = METHODS.register(
             OFT(block_size=3, coft=True, eps=0.4),
             OFT(block_size=6, use_cayley_neumann=True, num_cayley_neumann_terms=3),
         ),
-        storage=Storage(constants=_constants, expanded_size=_makes),
+        storage=Storage(constants=_constants, expanded_size=_expanded_size),
         peft=_KEYS.form(
             peft_type="OFT",
             suffixes={"oft_R": "oft_R.weight"},

@@ -79,22 +79,18 @@ def _shapes(cfg: PrefixTuning, site: Site) -> Shapes:
 
 
 def _init(cfg: PrefixTuning, site: Site, rng: np.random.Generator) -> Arrays:
-    shapes = _shapes(cfg, site)
     if cfg.init == "text":
         return {STORED: prefill(cfg, site)}
-    first = {STORED: normal(rng, shapes[STORED], 1)}
-    if not cfg.projects:
-        return {STORED: np.zeros(shapes[STORED], np.float32)} if cfg.init == "zero" else first
-    for name in ("down", "up"):
+    shapes = _shapes(cfg, site)
+    made = {STORED: normal(rng, shapes[STORED], 1)}
+    for name in ("down", "up") if cfg.projects else ():
         fan_in = shapes[f"{name}_weight"][1]
-        first |= {
+        made |= {
             f"{name}_{leaf}": uniform(rng, fan_in, shapes[f"{name}_{leaf}"]) for leaf in ("weight", "bias")
         }
-    return (
-        {**first, "up_weight": 0 * first["up_weight"], "up_bias": 0 * first["up_bias"]}
-        if cfg.init == "zero"
-        else first
-    )
+    last = {"up_weight", "up_bias"} if cfg.projects else {STORED}
+    zero = last if cfg.init == "zero" else set()
+    return {name: np.zeros_like(value) if name in zero else value for name, value in made.items()}
 
 
 def _normal_form(cfg: PrefixTuning, params: Params, site: Site) -> PromptForm:

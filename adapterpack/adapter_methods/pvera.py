@@ -37,6 +37,7 @@ from . import (
     Traits,
     array_namespace,
     widths_of,
+    zeros,
 )
 from .vera import VeRA, project
 
@@ -77,10 +78,7 @@ def _shapes(cfg: PVeRA, site: Site) -> Shapes:
 
 
 def _init(cfg: PVeRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {
-        "pvera_lambda_b": np.zeros(site.out_features, np.float32),
-        "pvera_lambda_d": np.full(2 * cfg.r, cfg.d_initial, np.float32),
-    }
+    return zeros(_shapes, pvera_lambda_d=cfg.d_initial)(cfg, site, rng)
 
 
 def _normal_form(cfg: PVeRA, params: Params, site: Site) -> NormalForm:

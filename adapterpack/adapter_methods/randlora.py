@@ -37,6 +37,7 @@ from . import (
     Whole,
     array_namespace,
     set_defaults,
+    zeros,
 )
 from .core.projection import Projected, Projection
 from .core.torch_random import TorchGenerator
@@ -79,36 +80,25 @@ def _pair_shapes(cfg: Any) -> tuple[tuple[int, ...], ...]:
 
 
 @lru_cache(maxsize=4)
-def _dense_pair(seed: int, r: int, narrow: int, wide: int, bases: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws both matrices Kaiming uniform in bfloat16 and divides each by its standard deviation."""
-    numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
-
-    def kaiming(shape: tuple[int, ...]) -> np.ndarray:
-        bound = math.sqrt(3.0) * (gain / math.sqrt(shape[2]))
-        return numbers.uniform(shape, -bound, bound, ml_dtypes.bfloat16)
-
-    A = kaiming((r, 1, narrow))
-    B = np.concatenate([kaiming((wide, 1, r)) for _ in range(bases)], axis=1)
-    return _normalise(A), _normalise(B)
-
-
-@lru_cache(maxsize=4)
-def _sparse_pair(
+def _pair(
     seed: int, r: int, narrow: int, wide: int, bases: int, sparsity: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Draws both matrices from -1, 0 and 1, with a share ``1 - 1 / sparsity`` of zeros, and divides each by
-    its standard deviation.
+    """Draws both matrices and divides each by its standard deviation: from -1, 0 and 1 with a share ``1 - 1 /
+    sparsity`` of zeros, or for a sparsity of 0 Kaiming uniform in bfloat16.
     """
-    numbers = TorchGenerator(seed)
+    numbers, gain = TorchGenerator(seed), math.sqrt(2.0 / (1 + math.sqrt(5) ** 2))
 
-    def ternary(shape: tuple[int, ...]) -> np.ndarray:
-        drawn, part = numbers.uniform(shape, 0.0, 1.0), np.float32(1 / (2 * sparsity))
-        return np.where(drawn < part, -1, np.where(drawn > np.float32(1 - 1 / (2 * sparsity)), 1, 0)).astype(
-            np.float32
-        )
+    def draw(*shape: int) -> np.ndarray:
+        if not sparsity:
+            bound = math.sqrt(3.0) * (gain / math.sqrt(shape[2]))
+            return numbers.uniform(shape, -bound, bound, ml_dtypes.bfloat16)
+        drawn, part = numbers.uniform(shape, 0.0, 1.0), 1 / (2 * sparsity)
+        return (drawn > np.float32(1 - part)).astype(np.float32) - (drawn < np.float32(part))
 
-    A = ternary((r, 1, narrow))
-    return _normalise(A), _normalise(ternary((wide, bases, r)))
+    A = draw(r, 1, narrow)
+    # PEFT draws dense bases one after the other, and sparse ones at once.
+    B = draw(wide, bases, r) if sparsity else np.concatenate([draw(wide, 1, r) for _ in range(bases)], axis=1)
+    return _normalise(A), _normalise(B)
 
 
 def _normalise(values: np.ndarray) -> np.ndarray:
@@ -123,10 +113,9 @@ def _normalise(values: np.ndarray) -> np.ndarray:
 
 
 def _make(cfg: Any) -> tuple[np.ndarray, ...]:
-    sizes = (cfg.projection_prng_key, cfg.r, *_sizes(cfg, cfg.width, cfg.height))
-    if cfg.sparse or cfg.very_sparse:
-        return _sparse_pair(*sizes, math.sqrt(sizes[2]) if cfg.very_sparse else 3.0)
-    return _dense_pair(*sizes)
+    narrow, wide, bases = _sizes(cfg, cfg.width, cfg.height)
+    sparsity = math.sqrt(narrow) if cfg.very_sparse else 3.0 if cfg.sparse else 0.0
+    return _pair(cfg.projection_prng_key, cfg.r, narrow, wide, bases, sparsity)
 
 
 _PROJECTION = Projection(
@@ -142,9 +131,8 @@ def _shapes(cfg: RandLoRA, site: Site) -> Shapes:
 
 
 def _init(cfg: RandLoRA, site: Site, rng: np.random.Generator) -> Arrays:
-    shapes = _shapes(cfg, site)
-    gamma = np.full(shapes["randlora_gamma"], 1 / max(shapes["randlora_gamma"]), np.float32)
-    return {"randlora_lambda": np.zeros(shapes["randlora_lambda"], np.float32), "randlora_gamma": gamma}
+    gamma = _shapes(cfg, site)["randlora_gamma"]
+    return zeros(_shapes, randlora_gamma=1 / max(gamma))(cfg, site, rng)
 
 
 def _normal_form(cfg: RandLoRA, params: Params, site: Site) -> NormalForm:

@@ -41,6 +41,7 @@ from . import (
     kaiming,
     require_widths,
     set_defaults,
+    zeros,
 )
 from .core.sparse import Sparse, require_places
 
@@ -86,28 +87,19 @@ def _shapes(cfg: SuperTuning, site: Site) -> Shapes:
     count = (_count(cfg, site),)
     sparse = {"supertuning_values": count, "supertuning_indices": count}
     if cfg.r is None:
-        return dict(sparse)
-    return {
-        **sparse,
+        return sparse
+    factors = {
         "supertuning_lora_A": (cfg.r, site.in_features),
         "supertuning_lora_B": (site.out_features, cfg.r),
     }
+    return {**sparse, **factors}
 
 
 def _init(cfg: SuperTuning, site: Site, rng: np.random.Generator) -> Arrays:
-    count, sizes = _count(cfg, site), np.abs(np.asarray(site.weight)).reshape(-1)
+    sizes = np.abs(np.asarray(site.weight)).reshape(-1)
     order = np.argsort(-sizes if cfg.select_top else sizes, kind="stable")
-    made = {
-        "supertuning_values": np.zeros(count, np.float32),
-        "supertuning_indices": order[:count].astype(np.int32),
-    }
-    if cfg.r is None:
-        return made
-    return {
-        **made,
-        "supertuning_lora_A": kaiming(rng, (cfg.r, site.in_features)),
-        "supertuning_lora_B": np.zeros((site.out_features, cfg.r), np.float32),
-    }
+    made = zeros(_shapes, supertuning_lora_A=kaiming)(cfg, site, rng)
+    return {**made, "supertuning_indices": order[: _count(cfg, site)].astype(np.int32)}
 
 
 def _normal_form(cfg: SuperTuning, params: Params, site: Site) -> NormalForm:

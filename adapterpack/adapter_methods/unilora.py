@@ -75,7 +75,7 @@ class UniLoRA(RankConfig):
 
 
 @lru_cache(maxsize=2)
-def _dealt(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _deal_indices(total: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the index of every entry, int32 ``[total]``, and ``1 / sqrt(n)``, float32 ``[length]``: indices
     are assigned evenly and shuffled.
     """
@@ -117,7 +117,7 @@ def _constants(cfg: UniLoRA, site: Site) -> Arrays:
     start, total = (
         (0, _places(cfg, site)) if cfg.start is None or cfg.total is None else (cfg.start, cfg.total)
     )
-    indices, norms = _dealt(total, cfg.theta_d_length, cfg.proj_seed)
+    indices, norms = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)
     middle, end = start + cfg.r * site.in_features, start + _places(cfg, site)
     if end > total:
         raise Unsupported(
@@ -199,7 +199,7 @@ def _from_peft_file(content: PeftContent) -> PeftContent:
         for path, params in content.sites.items()
     }
     total = sum(map(len, parts.values()))
-    indices, start = _dealt(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
+    indices, start = _deal_indices(total, cfg.theta_d_length, cfg.proj_seed)[0], 0
     starts: dict[str, int] = {}
     # Sites follow each other in the shuffled indices, so each start identifies the next site by its first
     # indices.

@@ -37,6 +37,7 @@ from . import (
     Traits,
     Whole,
     widths_of,
+    zeros,
 )
 from .core.projection import Projected, Projection
 from .core.torch_random import TorchGenerator
@@ -91,10 +92,7 @@ def _shapes(cfg: VeRA, site: Site) -> Shapes:
 
 
 def _init(cfg: VeRA, site: Site, rng: np.random.Generator) -> Arrays:
-    return {
-        "vera_lambda_b": np.zeros(site.out_features, np.float32),
-        "vera_lambda_d": np.full(cfg.r, cfg.d_initial, np.float32),
-    }
+    return zeros(_shapes, vera_lambda_d=cfg.d_initial)(cfg, site, rng)
 
 
 def _normal_form(cfg: VeRA, params: Params, site: Site) -> NormalForm:
