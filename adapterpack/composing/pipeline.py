@@ -17,7 +17,6 @@ from ..pack.validate.validation import as_pack
 from .arguments import checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
-from .rules.rule import RULES
 from .statistics import Statistics
 from .steps import CompositionRequest, Progress, Score, compose_by_rule
 
@@ -109,61 +108,39 @@ def compose(
     """
     if out is not None:
         refuse_existing(Path(out))
-    chosen = (rule, whole) != ("linear", "average") or any(
+    other_options = (rule, whole) != ("linear", "average") or any(
         option is not None for option in (weights, params, rank, energy, budget, score)
     )
     if recipe is not None:
-        if chosen or tree is not None or seed:
+        if other_options or tree is not None or seed:
             raise ConfigError(
                 "a recipe says itself how the packs are combined",
                 where="recipe",
                 expected="the packs, and where they go",
                 remedy="leave the other options out, or the recipe",
             )
-        called = name or (None if out is None else Path(out).name)
         pack = repeat(
-            recipe, load_all(packs), base=base, statistics=statistics, name=called, progress=progress
+            recipe,
+            [as_pack(pack) for pack in packs],
+            base=base,
+            statistics=statistics,
+            name=name or (None if out is None else Path(out).name),
+            progress=progress,
         )
         return pack if out is None else pack.write(out)
-    if tree is not None and (chosen or statistics is not None):
+    if tree is not None and (other_options or statistics is not None):
         raise ConfigError(
             "a tree says itself how the packs are combined",
             where="tree",
             expected="no rule, weights, parameters, rank, energy or budget",
             remedy="write weights into the tree: sum(0.7*a, 0.3*b)",
         )
+    request = CompositionRequest(rule, weights, params or {}, rank, energy, budget, whole).with_seed(seed)
     checked_weights(packs, weights)
-    parents = load_all(packs)
+    parents = [as_pack(pack) for pack in packs]
     called = chosen_name(name, out, rule if tree is None else COMPOSED, parents)
     if tree is None:
-        request = request_of(rule, weights, params, rank, energy, budget, whole, seed)
         pack = compose_by_rule(parents, request, called, base, statistics, score, progress)
     else:
         pack = assemble(parents, tree, called, seed)
     return pack if out is None else pack.write(out)
-
-
-def request_of(
-    rule: str,
-    weights: Sequence[float] | None,
-    params: Mapping[str, Any] | None,
-    rank: int | None,
-    energy: float | None,
-    budget: float | None,
-    whole: str,
-    seed: int,
-) -> CompositionRequest:
-    """Builds the request from the arguments of :func:`compose`; puts the seed among the parameters of a rule
-    that draws random numbers.
-    """
-    values = dict(params or {})
-    if "seed" in RULES[rule].parameters:
-        values = {"seed": seed, **values}
-    return CompositionRequest(
-        rule, None if weights is None else tuple(weights), values, rank, energy, budget, whole
-    )
-
-
-def load_all(packs: Packs) -> list[Pack]:
-    """Returns the packs, reading those from disk that are given as folders."""
-    return [as_pack(pack) for pack in packs]

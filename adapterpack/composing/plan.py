@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from ..adapter_methods import complete
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
+from ..pack.validate.validation import as_pack
 from .arguments import opened_base
 from .as_factors import exact_factors, require_cut, require_representable, with_widths
 from .budget import FULL_RANK
-from .pipeline import Packs, load_all, request_of
+from .pipeline import Packs
 from .sites import adapters_by_path
 from .steps import BATCH, CompositionRequest, CompositionWork, approximation, common_sums, prepare
 from .truncate import MAX_IN_MEMORY
@@ -180,7 +181,8 @@ def plan(
         >>> plan(["packs/a", "packs/b"], rule="ties", rank=16).groups[0].path  # doctest: +SKIP
         'dense entries, held'
     """
-    work = prepare(load_all(packs), request_of(rule, weights, params, rank, energy, budget, whole, seed))
+    request = CompositionRequest(rule, weights, params or {}, rank, energy, budget, whole).with_seed(seed)
+    work = prepare([as_pack(pack) for pack in packs], request)
     request, parents = work.request, work.parents
     checkpoint, on_base = opened_base(base, parents)
     within = common_sums(parents, request) is not None

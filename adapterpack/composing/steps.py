@@ -75,7 +75,7 @@ class CompositionRequest:
     """The options of :func:`~adapterpack.composing.pipeline.compose`: everything that a recipe repeats."""
 
     rule: str = "linear"
-    weights: tuple[float, ...] | None = None
+    weights: Sequence[float] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     rank: int | None = None
     energy: float | None = None
@@ -95,6 +95,17 @@ class CompositionRequest:
     def cuts(self) -> bool:
         """Whether any option limits the rank."""
         return bool(self.cut.settings) or self.budget is not None
+
+    def with_seed(self, seed: int) -> CompositionRequest:
+        """Returns the request with the seed among the parameters of a rule that draws random numbers, if it
+        has none.
+
+        Raises:
+            UnknownName: there is no such rule.
+        """
+        if "seed" not in RULES[self.rule].parameters:
+            return self
+        return replace(self, params={"seed": seed, **self.params})
 
     def with_rank(self, packs: Sequence[Pack], weights: Sequence[float]) -> CompositionRequest:
         """Returns the request with the largest rank of the packs if its rule gives changes without a low rank

@@ -96,18 +96,12 @@ def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int
 
 def _ranks(sizes: np.ndarray) -> np.ndarray:
     """Returns the rank of every entry in its row, from 0; equal entries get their mean rank."""
-    order = np.argsort(sizes, axis=-1)
-    ordered = np.take_along_axis(sizes, order, axis=-1)
-    places = np.broadcast_to(np.arange(sizes.shape[-1]), sizes.shape)
-    new = np.concatenate(
-        [np.ones_like(ordered[..., :1], bool), ordered[..., 1:] != ordered[..., :-1]], axis=-1
-    )
-    ends = np.concatenate([new[..., 1:], np.ones_like(new[..., :1])], axis=-1)
-    first = np.maximum.accumulate(np.where(new, places, 0), axis=-1)
-    last = np.minimum.accumulate(np.where(ends, places, sizes.shape[-1])[..., ::-1], axis=-1)[..., ::-1]
-    ranks = np.empty(sizes.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2, axis=-1)
-    return ranks
+    rows = sizes.reshape(-1, sizes.shape[-1])
+    ranks = [
+        np.searchsorted(ordered, row) + np.searchsorted(ordered, row, "right") - 1
+        for row, ordered in zip(rows, np.sort(rows), strict=True)
+    ]
+    return np.reshape(ranks, sizes.shape) / 2
 
 
 def _numbers(block: EntryBlock, seed: int) -> np.ndarray:
