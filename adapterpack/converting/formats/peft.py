@@ -43,52 +43,54 @@ def _read(source: ConversionSource) -> Reading:
         for name in _VALUE_HEADS
         if (source.path / name).is_file()
     )
-    if source.base is None:
-        return Reading(pack, notes)
-    if base_change is not None:
-        return Reading(
-            bind_to_base(from_peft(pack, source.base, base_change.completed), source.base),
-            (*notes, base_change.note),
-        )
-    if pack.method.peft is None or "from_peft_with_base" not in pack.method.peft.overrides:
-        return Reading(bind_to_base(pack, source.base), notes)
-    return Reading(bind_to_base(from_peft(pack, source.base), source.base), (*notes, ON_BASE))
+    if source.base is not None and (base_change is not None or _depends_on_base(pack)):
+        pack = from_peft(pack, source.base, None if base_change is None else base_change.completed)
+        notes += (ON_BASE if base_change is None else base_change.note,)
+    return Reading(bind_to_base(pack, source.base), notes)
 
 
 def write(pack: Pack, folder: Path, base: BaseModel | None) -> tuple[str, ...]:
     """Writes the two files, byte for byte as in a pack's folder."""
     plain, notes = dequantize(pack)
-    files = encode_files(plain.manifest, plain.tensors)
-    if layout.CONFIG not in files and (on_base := to_peft(plain, base)) is not None:
-        config = layout.config_bytes(on_base.manifest, on_base=True)
-        files = {
-            **encode_files(on_base.manifest, on_base.tensors),
-            **({} if config is None else {layout.CONFIG: config}),
-        }
-        notes += (
-            (ON_BASE,)
-            if on_base.method.peft is not None and "from_peft_with_base" in on_base.method.peft.overrides
-            else ()
-        )
-    if layout.CONFIG not in files and (parameters := of_parameters(plain, base)) is not None:
-        files, notes = parameters[0], notes + parameters[1]
-    if layout.CONFIG not in files and (in_order := reorder_for_peft(plain)) is not None:
-        files = in_order
-    if layout.CONFIG not in files:
-        kinds = dict.fromkeys(group.kind for group in pack.manifest.adapter_groups)
-        raise Unsupported(
-            "PEFT has no such method, or another form of it at a kind of layer",
-            where=pack.where,
-            found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
-            remedy="keep the pack as it is",
-        )
+    files, more = _files(plain, base)
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    if pack.manifest.task.labels:
-        notes += (
-            f"PEFT's files have no place for label names: {len(pack.manifest.task.labels)} are left out",
-        )
+    notes += more
+    if labels := pack.manifest.task.labels:
+        notes += (f"PEFT's files have no place for label names: {len(labels)} are left out",)
     return notes
+
+
+def _files(pack: Pack, base: BaseModel | None) -> tuple[dict[str, bytes], tuple[str, ...]]:
+    """Returns the files in the first form that PEFT has for the pack, and notes on them.
+
+    Raises:
+        Unsupported: PEFT has none.
+    """
+    files = encode_files(pack.manifest, pack.tensors)
+    if layout.CONFIG in files:
+        return files, ()
+    on_base = to_peft(pack, base)
+    config = None if on_base is None else layout.config_bytes(on_base.manifest, on_base=True)
+    if on_base is not None and config is not None:
+        files = {**encode_files(on_base.manifest, on_base.tensors), layout.CONFIG: config}
+        return files, (ON_BASE,) if _depends_on_base(on_base) else ()
+    if (parameters := of_parameters(pack, base)) is not None:
+        return parameters
+    if (in_order := reorder_for_peft(pack)) is not None:
+        return in_order, ()
+    kinds = dict.fromkeys(group.kind for group in pack.manifest.adapter_groups)
+    raise Unsupported(
+        "PEFT has no such method, or another form of it at a kind of layer",
+        where=pack.where,
+        found=f"{', '.join(method.name for method in pack.methods)} at {', '.join(kinds)}",
+        remedy="keep the pack as it is",
+    )
+
+
+def _depends_on_base(pack: Pack) -> bool:
+    """Whether what PEFT's file means depends on a decomposition of the base's weights."""
+    return pack.method.peft is not None and "from_peft_with_base" in pack.method.peft.overrides
 
 
 PEFT = FORMATS.register(
