@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from ..base.checkpoint import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack.layer_kinds import match_layers
+from ..pack.lineage import weights_of
 from ..pack.on_base import named_on
 from ..pack.pack import Pack
 
@@ -36,24 +36,7 @@ def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit:
             found=len(packs),
             remedy="compose in two steps",
         )
-    if weights is None:
-        return [1.0 if unit else 1 / len(packs)] * len(packs)
-    if len(weights) != len(packs):
-        raise ConfigError(
-            "every pack needs one weight",
-            where="weights",
-            expected=len(packs),
-            found=len(weights),
-            remedy="give as many weights as packs, in the same order",
-        )
-    if not all(math.isfinite(weight) for weight in weights):
-        raise ConfigError(
-            "a weight is not a finite number",
-            where="weights",
-            found=", ".join(map(str, weights)),
-            remedy="give finite numbers",
-        )
-    return [float(weight) for weight in weights]
+    return weights_of(packs, weights, 1.0 if unit else 1 / len(packs))
 
 
 def chosen_name(

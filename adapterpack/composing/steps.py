@@ -4,9 +4,10 @@ from the results; or, where all packs are of one method that has such sums, comb
 
 from __future__ import annotations
 
+import itertools
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -342,53 +343,63 @@ def combine_sites(work: CompositionWork, progress: Progress | None = None) -> Si
         NonFinite: a change is too large for float32.
         NothingToDo: the budget holds no rank at all.
     """
-    changes: list[Factors | None] = [None] * len(work.sites)
-    losses: dict[str, Loss] = {}
-    spectra: dict[int, LeadingSpectrum] = {}
+    results: list[Any] = [None] * len(work.sites)
+    batches = _batches(work.sites)
     done, total = 0, sum(map(_bytes, work.sites))
-    # numpy would only warn of an overflow; _require_fitting raises with the site's name
+    # numpy would only warn of an overflow; the batch raises with the site's name
     with one_thread_each(), np.errstate(over="ignore", invalid="ignore"):
         combine = work.rule.prepared([joint.terms for joint in work.sites], work.arguments)
 
         def combine_batch(batch: Sequence[int]) -> Sequence[Any]:
             sites = [work.sites[index] for index in batch]
             combined = [combine(joint.terms) for joint in sites]
-            if work.request.budget is not None:
-                decompositions = decompose_all(combined, [_largest_rank(work, joint) for joint in sites])
-                _require_fitting([decomposition.total <= LARGEST for decomposition in decompositions], sites)
-                return decompositions
-            results = cut_all(combined, work.request.cut, work.rule.reduce)
-            _require_fitting(
-                [finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in results],
-                sites,
-            )
-            return results
+            made: Sequence[Any]
+            if work.request.budget is None:
+                made = cut_all(combined, work.request.cut, work.rule.reduce)
+                fitting = [
+                    finite(change) and (loss is None or loss.total <= LARGEST) for change, loss in made
+                ]
+            else:
+                made = decompose_all(combined, [_largest_rank(work, joint) for joint in sites])
+                fitting = [decomposition.total <= LARGEST for decomposition in made]
+            for fits, joint in zip(fitting, sites, strict=True):
+                if not fits:
+                    raise _too_large(joint.site.path)
+            return made
 
-        batches = _batches(work.sites)
-        for batch, results in zip(batches, in_order(combine_batch, batches), strict=True):
-            for index, result in zip(batch, results, strict=True):
-                if isinstance(result, LeadingSpectrum):
-                    spectra[index] = result
-                    continue
-                changes[index], loss = result
-                if loss is not None:
-                    losses[work.sites[index].site.path] = loss
+        for batch, made in zip(batches, in_order(combine_batch, batches), strict=True):
+            for index, result in zip(batch, made, strict=True):
+                results[index] = result
             if progress is not None:
                 done += sum(_bytes(work.sites[index]) for index in batch)
                 progress(done, total)
+    # the order in which the losses are added up decides their last bit
+    order: Iterable[int] = itertools.chain.from_iterable(batches)
     if work.request.budget is not None:
-        ordered = [spectra[index] for index in range(len(work.sites))]
-        ranks = ranks_within(
-            _budget(work),
-            [decomposition.spectrum.S for decomposition in ordered],
-            [sum(joint.shape) for joint in work.sites],
-            work.request.rank,
-        )
-        for index, (joint, decomposition, rank) in enumerate(zip(work.sites, ordered, ranks, strict=True)):
-            factors, inside = decomposition.spectrum.cut(rank)
-            changes[index] = factors if rank else None
-            losses[joint.site.path] = Loss(inside.tail + decomposition.left_out, decomposition.total)
-    return SiteOutcome(changes, losses)
+        results, order = _share_budget(work, results), range(len(results))
+    losses = {work.sites[index].site.path: results[index][1] for index in order}
+    return SiteOutcome(
+        [change for change, _ in results],
+        {path: loss for path, loss in losses.items() if loss is not None},
+    )
+
+
+def _share_budget(
+    work: CompositionWork, decompositions: Sequence[LeadingSpectrum]
+) -> list[tuple[Factors | None, Loss]]:
+    """Returns the change at every site, at the rank that it gets under the budget, and its loss."""
+    ranks = ranks_within(
+        _budget(work),
+        [decomposition.spectrum.S for decomposition in decompositions],
+        [sum(joint.shape) for joint in work.sites],
+        work.request.rank,
+    )
+    results: list[tuple[Factors | None, Loss]] = []
+    for decomposition, rank in zip(decompositions, ranks, strict=True):
+        factors, inside = decomposition.spectrum.cut(rank)
+        loss = Loss(inside.tail + decomposition.left_out, decomposition.total)
+        results.append((factors if rank else None, loss))
+    return results
 
 
 def _bytes(joint: JointSite) -> int:
@@ -521,12 +532,6 @@ def _batches(sites: Sequence[JointSite]) -> list[list[int]]:
         size = max(1, -(-len(members) // max(1, lists)))
         batches += [members[start : start + size] for start in range(0, len(members), size)]
     return batches
-
-
-def _require_fitting(fitting: Sequence[bool], sites: Sequence[JointSite]) -> None:
-    for fits, joint in zip(fitting, sites, strict=True):
-        if not fits:
-            raise _too_large(joint.site.path)
 
 
 def _too_large(path: str) -> NonFinite:

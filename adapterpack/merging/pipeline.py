@@ -14,12 +14,13 @@ from ..errors import ConfigError, NothingToDo
 from ..io.atomic import refuse_existing
 from ..io.progress import Progress
 from ..io.threads import workers
+from ..pack.lineage import weights_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from ..version import VERSION
 from .base_kind import is_gguf, is_graph
 from .checkpoint import jobs, journal, layout, plan, provenance, staging, stream
-from .checkpoint.arguments import require_outside, weights_of
+from .checkpoint.arguments import require_outside
 from .checkpoint.base_model import MergeBase
 from .checkpoint.report import MergedPack, MergeReport
 from .checkpoint.tensor_jobs import Fold
@@ -147,7 +148,7 @@ def merge(
             found=f"the name of a {target.suffix} file",
             remedy="to write such a file, give one as BASE, and this base as --base; else name a folder",
         )
-    factors = weights_of(weights, opened)
+    factors = weights_of(opened, weights, 1.0)
     require_outside(target, [*source.inputs, *(pack.path for pack in opened if pack.path is not None)])
     todo = plan.make(
         source,

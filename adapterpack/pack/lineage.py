@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import FormatError
+from ..errors import ConfigError, FormatError
 from ..manifest.manifest import Lineage, Parent
 from .pack import Pack
 
@@ -14,6 +15,31 @@ MAX_DEPTH = 8
 
 MAX_ANCESTORS = 256
 """The most ancestors that a manifest can name."""
+
+
+def weights_of(packs: Sequence[Any], weights: Sequence[float] | None, default: float) -> list[float]:
+    """Returns one finite weight for each pack; by default ``default``.
+
+    Raises:
+        ConfigError: the number of weights is not that of the packs, or a weight is not finite.
+    """
+    factors = [default] * len(packs) if weights is None else [float(weight) for weight in weights]
+    if len(factors) != len(packs):
+        raise ConfigError(
+            "every pack needs one weight",
+            where="weights",
+            expected=len(packs),
+            found=len(factors),
+            remedy="give as many weights as packs, in the same order",
+        )
+    if not all(map(math.isfinite, factors)):
+        raise ConfigError(
+            "a weight is not a finite number",
+            where="weights",
+            found=", ".join(map(str, factors)),
+            remedy="give finite numbers",
+        )
+    return factors
 
 
 def descend(

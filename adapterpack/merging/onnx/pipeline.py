@@ -31,10 +31,11 @@ from ...onnx_graph.graph_file import GraphFile, require_place
 from ...onnx_graph.match import TensorPlace, match, match_bias
 from ...onnx_graph.pieces import WeightPiece
 from ...onnx_graph.sandboxed_check import problems
+from ...pack.lineage import weights_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
 from ..checkpoint import plan, provenance
-from ..checkpoint.arguments import require_outside, weights_of
+from ..checkpoint.arguments import require_outside
 from ..checkpoint.base_model import MergeBase
 from ..checkpoint.report import MergedPack
 from .fold import Folded, fold, put
@@ -86,7 +87,7 @@ def merge_graph(
     target = Path(out)
     refuse_existing(target)
     opened_packs = [as_pack(pack) for pack in packs]
-    factors = weights_of(weights, opened_packs)
+    factors = weights_of(opened_packs, weights, 1.0)
     with _open(Path(source), checkpoint, opened_packs) as origin:
         require_outside(
             target,
