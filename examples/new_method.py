@@ -9,9 +9,7 @@ examples/new_method.py`. A package of yours brings its method by an entry point:
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from adapterpack.adapter_methods import Diagonal, Method, NormalForm, SiteConfig, Traits, register
+from adapterpack.adapter_methods import Diagonal, Method, NormalForm, SiteConfig, Traits, register, zeros
 from adapterpack.testing import prove
 
 
@@ -30,14 +28,6 @@ def shapes(cfg, site):
     return {**vectors, "shift": (site.out_features,)} if cfg.shifted else vectors
 
 
-def init(cfg, site, rng):
-    """Ones and zeros: a fresh adapter changes nothing, which the trait below promises."""
-    return {
-        name: (np.zeros if name == "shift" else np.ones)(shape, np.float32)
-        for name, shape in shapes(cfg, site).items()
-    }
-
-
 def normal_form(cfg, params, site):
     """The mathematics, once: torch runs these lines in training, numpy everywhere else. Forward and fold
     follow from them.
@@ -54,7 +44,7 @@ scaling = Method(
     config=Scaling,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=shapes,
-    init=init,
+    init=zeros(shapes, input_scale=1, output_scale=1),  # a fresh adapter changes nothing, as a trait promises
     normal_form=normal_form,
     examples=(Scaling(), Scaling(shifted=False)),
 )

@@ -10,7 +10,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import peft
 import torch
 
@@ -23,6 +22,7 @@ from adapterpack.adapter_methods import (
     Traits,
     register,
     widths_of,
+    zeros,
 )
 from adapterpack.testing import prove
 
@@ -35,11 +35,6 @@ class Outputs(SiteConfig):
 def shapes(cfg, site):
     """PEFT stores the factors as a column, so they are one here, too."""
     return {"output_scale": (site.out_features, 1)}
-
-
-def init(cfg, site, rng):
-    """Ones: a fresh adapter changes nothing."""
-    return {name: np.ones(shape, np.float32) for name, shape in shapes(cfg, site).items()}
 
 
 def normal_form(cfg, params, site):
@@ -60,7 +55,7 @@ outputs = Method(
     config=Outputs,
     traits=Traits(additive=False, identity_at_init=True, row_separable=True, low_rank=False),
     shapes=shapes,
-    init=init,
+    init=zeros(shapes, output_scale=1),  # a fresh adapter changes nothing
     normal_form=normal_form,
     examples=(Outputs(),),
     peft=PEFT_KEYS.form(
