@@ -762,6 +762,17 @@ def test_members_of_other_kinds_are_refused() -> None:
 
 
 @pytest.mark.fast
+def test_a_node_without_evaluate_takes_additive_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of another package that only folds cannot run members that have no sum, and says so."""
+    from adapterpack.adapter_methods.nodes import composed
+
+    monkeypatch.setattr(composed, "NODES", {"sum": composed.NODES["sum"]._replace(evaluate=None)})
+    assert composed.compose_method(parse("sum(a)"), {"a": get("lora")}).traits.additive
+    with pytest.raises(Unsupported, match="such a node takes members"):
+        composed.compose_method(parse("sum(a)"), {"a": get("ia3")})
+
+
+@pytest.mark.fast
 def test_a_composed_pack_goes_on_through_the_stages(tmp_path: Path) -> None:
     """A tree that folds is low-rank: int8, and flattened to one LoRA by a rule with the same change; a router
     is refused there.

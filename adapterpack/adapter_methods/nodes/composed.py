@@ -128,7 +128,7 @@ def compose_method(tree: Tree, methods: Mapping[str, Method], composition: Any =
     spots = () if isinstance(root, Leaf) else tuple(root.every())
     routers = _routers(spots)
     _require_outermost(routers)
-    linear = _require_members(methods, routers)
+    linear = _require_members(methods, spots)
     traits, storages = (
         [getattr(method, group) for method in methods.values()] for group in ("traits", "storage")
     )
@@ -230,7 +230,7 @@ def _require_outermost(routers: Sequence[Spot]) -> None:
             )
 
 
-def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> bool:
+def _require_members(methods: Mapping[str, Method], spots: Sequence[Spot]) -> bool:
     """Checks that every member can be part of the tree; returns whether all are purely additive, so that the
     tree has one normal form.
     """
@@ -257,14 +257,16 @@ def _require_members(methods: Mapping[str, Method], routers: Sequence[Spot]) -> 
     added = {
         name: method.traits.additive and not method.traits.reads_weight for name, method in methods.items()
     }
-    if routers and (
-        wrong := [name for name, method in methods.items() if not (added[name] and method.traits.low_rank)]
-    ):
-        names = ", ".join(f"{name} ({methods[name].name})" for name in wrong)
-        kinds = ", ".join(f"'{spot.kind.name}'" for spot in routers)
+    # A kind that cannot evaluate functions takes additive members, and a router of these those of low rank.
+    joining = [spot.kind for spot in spots if spot.kind.evaluate is None]
+    routed = any(kind.routes for kind in joining)
+    fit = {name: added[name] and (method.traits.low_rank or not routed) for name, method in methods.items()}
+    if joining and not all(fit.values()):
+        wrong = ", ".join(f"{name} ({methods[name].name})" for name in fit if not fit[name])
         raise Unsupported(
-            f"a tree with a router ({kinds}) takes members of low rank that are added to the layer",
-            found=names,
+            f"a tree with {'a router' if routed else 'such a node'} takes members"
+            f"{' of low rank' if routed else ''} that are added to the layer",
+            found=f"{wrong} below {', '.join(repr(kind.name) for kind in joining)}",
             expected="LoRA and its kind",
             remedy="leave them out, or combine them by sum, parallel or stack",
         )
@@ -323,7 +325,7 @@ def _forward(cfg: Composed, params: Params, site: Site, base: Forward, x: Array,
         if tree.members.isdisjoint(cfg.configs):
             return lambda before: before
         if isinstance(tree, Spot):
-            assert tree.kind.evaluate is not None  # only a router has none, and its members are additive
+            assert tree.kind.evaluate is not None  # _require_members saw to it
             return partial(tree.kind.evaluate, tree.settings, [transform(child) for child in tree.children])
         name, member_params = tree.member, _params_of(params, f"{tree.member}/")
         return lambda before: (
