@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from ..adapter_methods import row_blocks
 from ..base.checkpoint import Checkpoint
 from ..errors import storage_errors
 from ..io.byte_ranges import open_descriptor, read_into
-from ..io.safetensors import DTYPES
+from ..io.safetensors import DTYPES, TensorInfo
 
 _BLOCK = 1 << 20
 """The size of a block: 4 MB in float32."""
@@ -38,40 +38,35 @@ class TensorPair(NamedTuple):
     base_name: str
 
     @property
-    def nbytes(self) -> int:
-        """The bytes of the tuned tensor."""
-        return self.tuned.tensors[self.name].nbytes
+    def infos(self) -> tuple[TensorInfo, TensorInfo]:
+        """What the tuned checkpoint and the base say of the tensor."""
+        return self.tuned.tensors[self.name], self.base.tensors[self.base_name]
 
     def same(self) -> bool:
         """Whether both have the same bytes; reads blocks up to the first difference."""
-        tuned, base = self.tuned.tensors[self.name], self.base.tensors[self.base_name]
+        tuned, base = self.infos
         if (tuned.dtype, tuned.shape) != (base.dtype, base.shape):
             return False
-        return all(
-            a.tobytes() == b.tobytes() for _, a, b in _read(self, rows=(max(1, tuned.nbytes), 1), raw=True)
-        )
+        byte = np.dtype(np.uint8)
+        return all(a.tobytes() == b.tobytes() for _, a, b in _read(self, (tuned.nbytes, 1), (byte, byte)))
 
 
 def _read(
-    pair: TensorPair, rows: tuple[int, int], raw: bool = False
+    pair: TensorPair, shape: tuple[int, int], types: tuple[np.dtype[Any], np.dtype[Any]]
 ) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-    """Blocks of rows of a ``[m, n]`` tensor from both files, in their dtypes or as bytes."""
-    tuned, base = pair.tuned.tensors[pair.name], pair.base.tensors[pair.base_name]
-    types = (np.dtype(np.uint8),) * 2 if raw else (DTYPES[tuned.dtype], DTYPES[base.dtype])
-    files = pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path
-    total = tuned.nbytes if raw else None
-    m, n = (total or 0, 1) if raw else rows
+    """Yields the rows of a ``[m, n]`` tensor in blocks, from both files, as numbers of these types."""
+    tuned, base = pair.infos
+    files, (m, n) = (pair.tuned.source(pair.name).path, pair.base.source(pair.base_name).path), shape
     with (
         storage_errors(f"{files[0]} or {files[1]}"),
         open_descriptor(files[0], os.O_RDONLY) as first,
         open_descriptor(files[1], os.O_RDONLY) as second,
     ):
         for block in row_blocks(m, n, _BLOCK):
-            shape = (block.stop - block.start, n)
-            read = np.empty(shape, types[0]), np.empty(shape, types[1])
+            read = tuple(np.empty((block.stop - block.start, n), dtype) for dtype in types)
             read_into(first, read[0], tuned.offset + block.start * n * types[0].itemsize)
             read_into(second, read[1], base.offset + block.start * n * types[1].itemsize)
-            yield block, *read
+            yield block, read[0], read[1]
 
 
 class WeightDifference:
@@ -86,10 +81,11 @@ class WeightDifference:
 
     def __init__(self, pair: TensorPair) -> None:
         self.pair = pair
-        self.shape: tuple[int, int] = pair.tuned.tensors[pair.name].shape  # type: ignore[assignment]
-        wide = {pair.tuned.tensors[pair.name].dtype, pair.base.tensors[pair.base_name].dtype} == {"F64"}
+        stored, base = pair.infos
+        self.shape: tuple[int, int] = stored.shape  # type: ignore[assignment]
+        wide = {stored.dtype, base.dtype} == {"F64"}
         self.dtype = np.dtype(np.float64 if wide else np.float32)
-        self.bits = _BITS[pair.tuned.tensors[pair.name].dtype]
+        self.bits = _BITS[stored.dtype]
         self._cached: np.ndarray | None = None
         self.noise, self.total, self.finite = 0.0, 0.0, True
         by_row, by_column = np.zeros(self.shape[0]), np.zeros(self.shape[1])
@@ -124,7 +120,9 @@ class WeightDifference:
                 yield rows, difference
 
     def _fresh(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
-        for rows, tuned, base in _read(self.pair, self.shape):
+        stored, of_base = self.pair.infos
+        types = DTYPES[stored.dtype], DTYPES[of_base.dtype]
+        for rows, tuned, base in _read(self.pair, self.shape, types):
             wide = tuned.astype(self.dtype)
             yield rows, wide - base.astype(self.dtype), wide
 

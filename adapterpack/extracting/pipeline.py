@@ -196,7 +196,7 @@ def _matrices(
                         unevenness=D.unevenness,
                     ),
                 )
-        ticker.add(pair.nbytes)
+        ticker.add(new.tensors[matrix.name].nbytes)
         return result
 
     return [change for change in in_order(change_of, matrices) if change is not None]
