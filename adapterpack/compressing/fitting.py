@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..lowrank.factors import Term, gram
-from .candidates import Candidate
+from .candidates import Candidate, joint_sites
 from .joint_bases import Bases, group, joint_bases
 
 REFINEMENTS = 2
@@ -93,7 +93,7 @@ def fit_bases(found: Sequence[Candidate], rank: int, clusters: int) -> Fit:
 def _similarity(found: Sequence[Candidate]) -> np.ndarray:
     """Returns the inner products ``[T, T]`` of the full changes, each scaled to norm 1."""
     total = np.zeros((len(found), len(found)))
-    for path in dict.fromkeys(path for one in found for path in one.changes):
+    for path in joint_sites(found):
         there = [number for number, one in enumerate(found) if path in one.changes]
         terms = [Term(found[number].changes[path].A, found[number].changes[path].B, 1.0) for number in there]
         weights = np.array([found[number].weight for number in there])
@@ -103,25 +103,20 @@ def _similarity(found: Sequence[Candidate]) -> np.ndarray:
 
 def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: int) -> list[dict[str, Bases]]:
     made: list[dict[str, Bases]] = [{} for _ in range(count)]
-    for path in dict.fromkeys(path for one in found for path in one.changes):
+    for path, site in joint_sites(found).items():
+        m, n = site.out_features, site.in_features
+        k = min(rank, m, n)
         for cluster in range(count):
             inside = [
                 one
                 for one, own in zip(found, assigned, strict=True)
                 if own == cluster and path in one.changes
             ]
-            shape = next(one.changes[path].shape for one in found if path in one.changes)
-            k = min(rank, *shape)
-            if inside:
-                made[cluster][path] = joint_bases(
-                    [one.changes[path] for one in inside], [one.weight for one in inside], k
-                )
-            else:  # no member of this cluster changes the site
-                made[cluster][path] = Bases(np.eye(shape[0], k), np.eye(k, shape[1]))
-    return [
-        {path: Bases(one.up.astype(np.float32), one.down.astype(np.float32)) for path, one in cluster.items()}
-        for cluster in made
-    ]
+            bases = Bases(np.eye(m, k), np.eye(k, n))
+            if inside:  # else no member of this cluster changes the site
+                bases = joint_bases([one.changes[path] for one in inside], [one.weight for one in inside], k)
+            made[cluster][path] = Bases(bases.up.astype(np.float32), bases.down.astype(np.float32))
+    return made
 
 
 def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
