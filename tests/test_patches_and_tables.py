@@ -101,5 +101,5 @@ def test_a_pack_is_loaded_into_a_running_bank(made: Any, tmp_path: Path) -> None
 def test_what_changes_the_input_of_patches_is_refused_by_name(tmp_path: Path) -> None:
     base = make_base(BY_NAME["vit"], tmp_path / "base")
     (pack,) = _packs(base, "image-classification", {"turned": OFT(r=4, targets=("projection",))})
-    with pytest.raises(Unsupported, match="slots for what is added to its output, or scales it"):
+    with pytest.raises(Unsupported, match="slots only for what is added to its output or scales it"):
         export(base, [pack], tmp_path / "bundle", mode="bank")

@@ -92,9 +92,9 @@ def test_a_mask_alone_adds_nothing() -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"score": "score = Mul (far, keys)"}, "no matter of distances alone"),
-        ({"score": "score = Mul (far, two)"}, "never stays as it is"),
-        ({"index": "index = Mul (places, two)"}, "at other places than the positions"),
+        ({"score": "score = Mul (far, keys)"}, "depends on more than the distances"),
+        ({"score": "score = Mul (far, two)"}, "does not become constant"),
+        ({"index": "index = Mul (places, two)"}, "by more than the positions"),
     ],
 )
 def test_anything_else_is_refused(changed: dict[str, str], reason: str) -> None:

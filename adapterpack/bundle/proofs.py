@@ -16,6 +16,8 @@ from ..io.atomic import output_file
 from ..io.cache import cache_folder
 from ..version import VERSION
 
+VALID = ""
+"""The check that manifest, graphs and packs are consistent; every other check has the name of a part."""
 _KNOWN: set[str] = set()
 
 
@@ -25,34 +27,24 @@ class VerificationCache:
     def __init__(self, manifest: bytes) -> None:
         self._manifest = hashlib.sha256(VERSION.encode() + b"\0" + manifest).hexdigest()
 
-    def is_valid(self) -> bool:
-        """Returns whether manifest, graphs and packs were found to be consistent."""
-        return self._is_remembered(self._manifest)
-
-    def remember_validity(self) -> None:
-        """Records that manifest, graphs and packs are consistent."""
-        self._remember(self._manifest)
-
-    def was_openable(self, part: str) -> bool:
-        """Returns whether ONNX Runtime has opened the graph of a part before without a crash."""
-        return self._is_remembered(f"{self._manifest}-{part}")
-
-    def remember_opening(self, *parts: str) -> None:
-        """Records that ONNX Runtime opened these parts without a crash."""
-        for part in parts:
-            self._remember(f"{self._manifest}-{part}")
-
-    def _is_remembered(self, name: str) -> bool:
+    def knows(self, check: str = VALID) -> bool:
+        """Returns whether a check passed before: that manifest, graphs and packs are consistent, or that ONNX
+        Runtime opened the graph of this part without a crash.
+        """
+        name = f"{self._manifest}-{check}"
         if name not in _KNOWN and _record(name).is_file():
             _KNOWN.add(name)
         return name in _KNOWN
 
-    def _remember(self, name: str) -> None:
-        if not self._is_remembered(name):
-            _KNOWN.add(name)
-            # without a writable cache the checks just run again next time
-            with suppress(StorageError), output_file(_record(name)) as record:
-                record.touch()
+    def remember(self, *checks: str) -> None:
+        """Records that these checks passed: :data:`VALID`, or parts whose graphs were opened."""
+        for check in checks:
+            if not self.knows(check):
+                name = f"{self._manifest}-{check}"
+                _KNOWN.add(name)
+                # without a writable cache the checks just run again next time
+                with suppress(StorageError), output_file(_record(name)) as record:
+                    record.touch()
 
 
 def _record(name: str) -> Path:

@@ -175,7 +175,7 @@ def prepare(request: ExportRequest) -> ExportJob:
     static_cache = _require_cache(request, task, dtype)
     if static_cache and not task.generates:
         raise Unsupported(
-            "only a decoder's cache can stay where it is",
+            "only decoders have a static cache",
             found=task.name,
             remedy="leave --static-cache out",
         )
@@ -254,12 +254,17 @@ def require_split(target: Target, split: int | None) -> None:
     """
     if split is not None and target.finish is None:
         raise ConfigError(
-            "the data of this target are in one file",
+            "this target writes its data into one file",
             found=f"split {split}, target {target.name}",
             remedy="leave it out, or export with --target web",
         )
     if split is not None and split < 1:
-        raise ConfigError("a data file has no bytes", where="split", expected="a number from 1", found=split)
+        raise ConfigError(
+            "the largest size of a data file is too small",
+            where="split",
+            expected="a number from 1",
+            found=split,
+        )
 
 
 def _quantization(
@@ -278,7 +283,7 @@ def _quantization(
     if scheme == TRAINED or (scheme == STORED and decoded is not None):
         if floats != DEFAULT or dequantize:
             raise ConfigError(
-                "the codes of the base are of a graph in float32",
+                "only a graph in float32 can hold the codes of its base",
                 found=f"--dtype {floats}" if floats != DEFAULT else "--dequantize",
                 remedy="leave it out, or --quantize",
             )
@@ -306,13 +311,13 @@ def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | No
         return static_cache
     if static_cache is False:
         raise ConfigError(
-            "caches of this type are the engine's graph's, which is left out",
+            "only the engine's graph has caches of this type, and it is left out",
             found=cache,
             remedy="leave --no-static-cache out, or --cache",
         )
     if len(task.parts) > 1 or not task.generates or floats != DEFAULT:
         raise Unsupported(
-            "caches in eight bits are of a text-generation graph in float32",
+            "caches can be in eight bits only for text generation in float32",
             found=f"{task.name}, {floats}",
             remedy="leave --cache out",
         )

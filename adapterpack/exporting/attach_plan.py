@@ -111,14 +111,15 @@ def _with_tied_heads(
     Raises:
         SiteNotFound: the graph has no site for that head.
     """
-    tables = {
-        adapter.site.path: (pack, adapter)
+    result = dict(sites)
+    tables = [
+        (pack, adapter)
         for pack in packs
         for adapter in pack.adapters()
         if adapter.site.kind == "table" and adapter.method.traits.tied and adapter.site.path in sites
-    }
-    result = dict(sites)
-    for path, (pack, adapter) in tables.items():
+    ]
+    for pack, adapter in tables:
+        path = adapter.site.path
         if not tied_to_a_head(base, pack, base.require_weight(path, adapter.weight)):
             continue
         table = sites[path]

@@ -119,7 +119,7 @@ def write_bundle(
         quantize_in_place(folder, job.quantize)
     if job.target.finish is not None:
         job.target.finish(folder, job.request.split)
-    VerificationCache(manifest_bytes(folder)).remember_opening(*graphs_of(bundle))
+    VerificationCache(manifest_bytes(folder)).remember(*graphs_of(bundle))
 
 
 def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:

@@ -122,7 +122,7 @@ def retarget(request: ExportRequest) -> Bundle:
     ]
     if chosen:
         raise ConfigError(
-            "a finished bundle is given to a target as it is",
+            "a finished bundle is written for a target as it is",
             where=source,
             found=", ".join(chosen),
             remedy=(

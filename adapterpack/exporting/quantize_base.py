@@ -31,7 +31,7 @@ def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
     form = forms[0] if forms else None
     if form is None or any(other != form for other in forms):
         raise Unsupported(
-            "the packs do not say of one form of the base that they were trained on it",
+            "the packs do not record one and the same quantized form of the base that they were trained on",
             where="--quantize as-trained",
             found=", ".join(sorted({"floats" if one is None else one.scheme for one in forms})) or "no packs",
             expected="packs that were all trained with load_in_4bit, or all with load_in_8bit",
@@ -46,7 +46,7 @@ def trained_form(packs: Sequence[Pack], base: Checkpoint) -> BaseQuantization:
     block = form.params.get("block_size", _BLOCK)
     if form.params.get("library") != "bitsandbytes" or form.scheme not in _SCHEMES or block != _BLOCK:
         raise Unsupported(
-            "a base is not quantized in this form when it is exported",
+            "export cannot quantize a base in this form",
             where="--quantize as-trained",
             found=f"{form.scheme} of {form.params.get('library')}, in blocks of {block}",
             expected=f"{', '.join(_SCHEMES)} of bitsandbytes, in blocks of {_BLOCK}",

@@ -213,7 +213,7 @@ def with_fields(
         room = _FIELDS.get(sites[path].kind)
         if room is not None and path_fields - room:
             raise Unsupported(
-                "at this kind of layer a graph has slots for what is added to its output, or scales it",
+                "at this kind of layer a graph has slots only for what is added to its output or scales it",
                 where=path,
                 found=", ".join(sorted(path_fields)),
                 expected=", ".join(sorted(room)),

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from ..bundle.manifest import Heads, MappedSite
+from ..onnx_graph.editing import constant_input
 from ..pack.pack import Pack
 from ..slots.prompt_kv import PROJECTION
 from .blocks import entering, leaving
@@ -128,9 +129,9 @@ def _split_factor(node: ir.Node) -> tuple[ir.Value, float] | None:
     if node.op_type not in {"Mul", "Div"}:
         return None
     for place in (1, 0) if node.op_type == "Mul" else (1,):
-        constant = ir.convenience.get_const_tensor(node.inputs[place])
+        constant = constant_input(node, place)
         if constant is not None and constant.size == 1:
-            factor = float(constant.numpy().reshape(()))
+            factor = float(constant.item())
             return node.inputs[1 - place], factor if node.op_type == "Mul" else 1 / factor
     return None
 

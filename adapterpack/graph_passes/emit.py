@@ -345,13 +345,7 @@ class _SiteNodes:
     def _branch(self, branch: Branch, z: ir.Value) -> ir.Value:
         """Computes ``act(norm(z) down + down_bias) up + up_bias``; the branch's name prefixes the fields."""
         slots, op = self.slots, self._op_under(branch.name)
-
-        def vector(leaf: str) -> ir.Value:
-            return self._lift(slots[f"{branch.name}_{leaf}"])
-
-        def product(x: ir.Value, leaf: str) -> ir.Value:
-            return self._product(f"{branch.name}/{leaf}", x, slots[f"{branch.name}_{leaf}"])
-
+        product, vector = self._leaves_of(branch.name)
         if branch.normed:
             ones = self._constant("ones", np.ones(self.site.out_features, np.float32))
             z = op("LayerNormalization", z, ones, axis=-1, epsilon=EPSILON)
@@ -365,13 +359,7 @@ class _SiteNodes:
         largest.
         """
         slots, op = self.slots, self._op_under(route.name)
-
-        def product(value: ir.Value, leaf: str) -> ir.Value:
-            return self._product(f"{route.name}/{leaf}", value, slots[f"{route.name}_{leaf}"])
-
-        def vector(leaf: str) -> ir.Value:
-            return self._lift(slots[f"{route.name}_{leaf}"])
-
+        product, vector = self._leaves_of(route.name)
         narrow = product(x, "down")
         if route.scores == "fuse":
             perm = [0, 2, 1] if self.batched else [1, 0]
@@ -387,6 +375,19 @@ class _SiteNodes:
         kept = op("Where", op("GreaterOrEqual", scores, least), scores, self._constant("absent", ABSENT))
         weights = product(op("Softmax", kept, axis=-1), "spread")
         return product(op("Mul", narrow, weights), "up")
+
+    def _leaves_of(self, prefix: str) -> tuple[Op, Op]:
+        """Returns what multiplies by a matrix of a branch or a route, and what lifts one of its vectors, each
+        by the name of the leaf.
+        """
+
+        def product(x: ir.Value, leaf: str) -> ir.Value:
+            return self._product(f"{prefix}/{leaf}", x, self.slots[f"{prefix}_{leaf}"])
+
+        def vector(leaf: str) -> ir.Value:
+            return self._lift(self.slots[f"{prefix}_{leaf}"])
+
+        return product, vector
 
     def _head(self, x: ir.Value) -> ir.Value:
         y, bias = self._product("head", x, self.slots["head"]), self.slots.get("head_bias")

@@ -196,7 +196,7 @@ class PositionInputs:
         }
         if len(offsets) != 1:
             raise Unsupported(
-                "a table is read at other places than the positions of the tokens",
+                "a table of positions is indexed by more than the positions of the tokens",
                 found=index.name,
                 remedy="leave --static-cache out",
             )
@@ -209,7 +209,7 @@ class PositionInputs:
         scores = self._run(value, 1, _FARTHEST - 1)
         if scores.ndim != 4 or scores.shape[-1] != _FARTHEST:
             raise Unsupported(
-                "what is added to the scores of an attention is not there for every distance",
+                "the bias on an attention's scores does not cover every distance between tokens",
                 found=value.name,
                 expected=f"up to {_FARTHEST} tokens",
                 remedy="leave --static-cache out",
@@ -224,7 +224,7 @@ class PositionInputs:
                 and (scores[:, far < 0] < _MASKED).all()
             ):
                 raise Unsupported(
-                    "what is added to the scores of an attention is no matter of distances alone",
+                    "the bias on an attention's scores depends on more than the distances between tokens",
                     found=value.name,
                     remedy="leave --static-cache out",
                 )
@@ -232,7 +232,7 @@ class PositionInputs:
         length = int(changes[-1]) + 2 if len(changes) else 1
         if length == _FARTHEST:
             raise Unsupported(
-                "what is added to the scores of an attention never stays as it is",
+                "the bias on an attention's scores does not become constant at large distances",
                 found=value.name,
                 expected=f"within {_FARTHEST} tokens",
                 remedy="leave --static-cache out",

@@ -120,7 +120,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     }
     if odd:
         raise Unsupported(
-            "the operator of the engine's attention wants heads of other widths",
+            "the operator of the engine's attention does not accept heads of this width",
             expected=f"a multiple of {_MULTIPLE}",
             found=", ".join(map(str, sorted(odd))),
             remedy="leave --static-cache out",
@@ -222,7 +222,7 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
             or not node.attributes.get_int("keepdims", 1)
         ):
             raise Unsupported(
-                "the numbers of a row depend on the longest row beside it",
+                "the numbers of a row depend on the longest row of its batch",
                 where=node.name,
                 expected="on each row's own",
                 remedy="leave --static-cache out",
@@ -458,20 +458,19 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
         shape = constant(model, f"{layer}/{name}/shape", np.array([0, 0, size], np.int64))
         flat.append(add("Reshape", name, by_token, shape))
-    attributes: dict[str, object] = {
-        "num_heads": attention.heads,
-        "kv_num_heads": key_heads,
-        "scale": attention.scale,
-        "local_window_size": window,
-        "do_rotary": 0,
-        "softcap": attention.softcap,
-    }
     # the bias comes after three optional inputs for rotation: two tables and the positions
     bias = (None, None, None, *attention.added) if attention.added else ()
     node = ir.node(
         "GroupQueryAttention",
         [*flat, *caches, lengths, total, *bias],
-        attributes,
+        {
+            "num_heads": attention.heads,
+            "kv_num_heads": key_heads,
+            "scale": attention.scale,
+            "local_window_size": window,
+            "do_rotary": 0,
+            "softcap": attention.softcap,
+        },
         domain="com.microsoft",
         name=f"{PREFIX}{layer}/attention",
         num_outputs=3,

@@ -140,7 +140,7 @@ def _require_small(graph: onnx.GraphProto, path: Path) -> None:
             extents = [int(extent) for extent in numpy_helper.to_array(tensor).reshape(-1)]
         if math.prod(max(extent, 1) for extent in extents[:64]) > _MOST_NUMBERS:
             raise FormatError(
-                "the graph makes a tensor that no memory has room for",
+                "the graph makes a tensor that is too large for memory",
                 where=f"{path}, {node.op_type} {node.name[:200]!r}",
                 expected=f"at most {_MOST_NUMBERS} numbers",
                 found=str(extents[:8]),

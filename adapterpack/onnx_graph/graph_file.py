@@ -107,9 +107,12 @@ class GraphFile:
             return None
         nbytes = dtype.itemsize * count_of(tensor.dims, where)
         if tensor.data_location == _EXTERNAL:
-            file, offset, length = self._external(tensor, where)
-            size = _size(file)
-            if length not in (None, nbytes) or offset + nbytes > size:
+            entries = external_entries(tensor, where)
+            file = self.external_file(entries, where)
+            offset, length = int(entries.get("offset", 0)), int(entries.get("length", nbytes))
+            with storage_errors(file):
+                size = file.stat().st_size
+            if length != nbytes or offset + nbytes > size:
                 raise FormatError(
                     "an initializer does not fit its external data",
                     where=where,
@@ -130,13 +133,6 @@ class GraphFile:
             )
         return StoredTensor(tensor.name, dtype, tuple(tensor.dims), self.path, place.offset, nbytes)
 
-    def _external(self, tensor: onnx.TensorProto, where: str) -> tuple[Path, int, int | None]:
-        entries = external_entries(tensor, where)
-        offset, length = (
-            int(text) if (text := entries.get(key)) is not None else None for key in ("offset", "length")
-        )
-        return self.external_file(entries, where), offset or 0, length
-
     def external_file(self, entries: Mapping[str, str], where: str) -> Path:
         """The file that a tensor's :func:`external_entries` name, each looked at once: see
         :func:`require_inside`.
@@ -151,9 +147,14 @@ def nodes_of(graph: onnx.GraphProto | onnx.FunctionProto) -> Iterator[onnx.NodeP
     """Yields the nodes of a graph and of its subgraphs."""
     for node in graph.node:
         yield node
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from nodes_of(inner)
+        for inner in subgraphs_of(node):
+            yield from nodes_of(inner)
+
+
+def subgraphs_of(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """Yields the graphs among the attributes of a node."""
+    for attribute in node.attribute:
+        yield from (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs)
 
 
 def attribute(node: onnx.NodeProto, name: str, default: int) -> int:
@@ -204,14 +205,11 @@ def external_entries(tensor: onnx.TensorProto, where: str) -> dict[str, str]:
         text = entries.get(key)
         if text is not None and not (text.isascii() and text.isdigit() and len(text) <= 18):
             raise FormatError(
-                "external data with a place that is no number", where=where, found=f"{key} {text[:40]!r}"
+                "the offset or length of external data is not a number",
+                where=where,
+                found=f"{key} {text[:40]!r}",
             )
     return entries
-
-
-def _size(file: Path) -> int:
-    with storage_errors(file):
-        return file.stat().st_size
 
 
 def require_inside(model: Path, location: str, where: str) -> Path:

@@ -9,7 +9,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .graph_file import nodes_of
+from .graph_file import nodes_of, subgraphs_of
 
 if TYPE_CHECKING:
     import onnx
@@ -94,10 +94,8 @@ def _domain(name: str) -> str:
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
     yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-                yield from _graphs(inner)
+    for inner in (inner for node in graph.node for inner in subgraphs_of(node)):
+        yield from _graphs(inner)
 
 
 @cache

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -87,24 +89,20 @@ class _Table(Generic[Key]):
                 if vote[0] not in {owner for owner, _ in unambiguous}
             ),
         ]
-        by_owner: dict[int, list[RowRun]] = {}
-        for owner, shift in sorted(votes):
+        for owner, shifts in groupby(sorted(votes), key=itemgetter(0)):
             name = self.names[owner]
-            by_owner.setdefault(owner, []).extend(
-                _equal(self.wanted[name], self.keys[name], matrix, keys, shift)
-            )
-        for owner, runs in by_owner.items():
-            if runs:
-                yield self.names[owner], runs
+            wanted, own_keys = self.wanted[name], self.keys[name]
+            if runs := [run for _, shift in shifts for run in _equal(wanted, own_keys, matrix, keys, shift)]:
+                yield name, runs
 
     def _votes(self, left: np.ndarray, right: np.ndarray) -> Counter[tuple[int, int]]:
         """Counts for each (wanted matrix, shift) the rows of the stored matrix whose key equals that of the
         wanted row at that shift.
         """
-        places = _spread(left, right)
-        hits = self.order[places.column]
+        rows, places = _spread(left, right)
+        hits = self.order[places]
         pairs, counts = np.unique(
-            np.stack([self.owner[hits], places.row - self.row[hits]]), axis=1, return_counts=True
+            np.stack([self.owner[hits], rows - self.row[hits]]), axis=1, return_counts=True
         )
         return Counter(
             {
@@ -120,17 +118,12 @@ in all.
 """
 
 
-class _Pairs(NamedTuple):
-    row: np.ndarray
-    column: np.ndarray
-
-
-def _spread(left: np.ndarray, right: np.ndarray) -> _Pairs:
-    """Returns every (row, place) with ``left[row] <= place < right[row]``."""
+def _spread(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the rows and the places of every pair with ``left[row] <= place < right[row]``."""
     counts = right - left
     row = np.repeat(np.arange(len(left)), counts)
     inner = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return _Pairs(row, left[row] + inner)
+    return row, left[row] + inner
 
 
 def _keys(matrix: np.ndarray, dtype: np.dtype[Any]) -> np.ndarray:

@@ -20,7 +20,7 @@ from ..adapter_methods import PROMPT
 from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.files import require_files, require_in_list, require_same
 from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
-from ..bundle.proofs import VerificationCache
+from ..bundle.proofs import VALID, VerificationCache
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
@@ -72,7 +72,7 @@ class OpenBundle:
         manifest = manifest_bytes(bundle)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         self._proofs = VerificationCache(manifest)
-        proved = verify != "off" and self._proofs.is_valid()
+        proved = verify != "off" and self._proofs.knows()
         self._resolved = resolve(Device.of(provider, threads))
         self.task = get_task(self.bundle.task)
         if self._resolved.captures and not self.bundle.decoder:
@@ -110,7 +110,7 @@ class OpenBundle:
         """Held to replace ``_adapters``; reading it needs no lock, since its value is immutable."""
         require_same(compared)
         if verify != "off":
-            self._proofs.remember_validity()
+            self._proofs.remember(VALID)
 
     @staticmethod
     def of(
@@ -503,11 +503,11 @@ def require_openable(
         OutOfLimits: the graph takes too much memory or time.
         FormatError: the sandbox process crashed.
     """
-    if not proofs.was_openable(part) and not is_inside():
+    if not proofs.knows(part) and not is_inside():
         size = sum(entry.size for entry in bundle.files)
         wide = bundle.dtype == BFLOAT16.name and provider == "cpu"
         try_opening(folder / graph_file(part), size, wide=wide)
-        proofs.remember_opening(part)
+        proofs.remember(part)
 
 
 def _packs(folder: Path, bundle: Bundle, read: Callable[[Path, str], Pack]) -> dict[str, Pack]:

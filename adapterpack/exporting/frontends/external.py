@@ -232,7 +232,7 @@ def _require_float(model: ir.Model, path: Path, dtype: str) -> None:
         )
     if dtype != DEFAULT:
         raise Unsupported(
-            "a file keeps the type that it was made in",
+            "an ONNX file keeps the float type that it was made in",
             where=path,
             expected=DEFAULT,
             found=dtype,

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from ...base.base_folder import read_json
 from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
-from ...onnx_graph.editing import add_initializer, named_node
+from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
@@ -57,15 +57,12 @@ def _exact_scale(graph: ir.Graph, hidden: object) -> None:
         return
     exact = math.sqrt(hidden)
     for node in [node for node in graph if node.op_type == "Mul"]:
-        looked_up, factor = node.inputs
-        source, constant = looked_up.producer(), ir.convenience.get_const_tensor(factor)
-        if source is None or source.op_type != "Gather" or constant is None or constant.size != 1:
+        source, factor = node.inputs[0].producer(), constant_input(node, 1)
+        if source is None or source.op_type != "Gather" or factor is None or factor.size != 1:
             continue
-        if 0 < abs(float(constant.numpy().reshape(())) - exact) < 1e-3 * exact:
-            scale = np.full(constant.shape.numpy(), exact, np.float32)
-            node.replace_input_with(
-                1, add_initializer(graph, ir.tensor(scale, name=f"{node.name}.exact_scale"))
-            )
+        if 0 < abs(factor.item() - exact) < 1e-3 * exact:
+            scale = ir.tensor(np.full(factor.shape, exact, np.float32), name=f"{node.name}.exact_scale")
+            node.replace_input_with(1, add_initializer(graph, scale))
 
 
 def _separate_rows(graph: ir.Graph) -> None:
@@ -95,7 +92,7 @@ def _look_back(graph: ir.Graph, config: Mapping[str, Any]) -> None:
     """
     attentions = [node for node in graph if node.op_type == "Attention" and len(node.outputs) > 1]
     reaches = reaches_of(config, len(attentions))
-    inputs = {value.name: value for value in graph.inputs}
+    inputs = inputs_of(graph)
     if not any(reach.window for reach in reaches) or not {"input_ids", "attention_mask"} <= inputs.keys():
         return
     nodes: list[ir.Node] = []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,30 +89,21 @@ def merge_graph(
     opened_packs = [as_pack(pack) for pack in packs]
     factors = weights_of(opened_packs, weights, 1.0)
     with _open(Path(source), checkpoint, opened_packs) as origin:
-        require_outside(
-            target,
-            [
-                *([origin.folder] if origin.bundle else []),
-                *(pack.path for pack in opened_packs if pack.path is not None),
-            ],
-        )
-        todo = plan.make(origin.base, opened_packs, factors, allow_structural)
+        graph, base, bundle = origin.graph, origin.base, origin.bundle
+        inputs = [pack.path for pack in opened_packs if pack.path is not None]
+        require_outside(target, [origin.folder, *inputs] if bundle else inputs)
+        todo = plan.make(base, opened_packs, factors, allow_structural)
         work = _locate(origin, todo)
-        before = {path: identity(path) for path in origin.graph.files}
-        names = [path.relative_to(origin.graph.folder) for path in origin.graph.files]
+        before = {path: identity(path) for path in graph.files}
         with output_folder(target) as folder:
-            total = sum(path.stat().st_size for path in origin.graph.files) + sum(
-                math.prod(origin.base.tensors[one.weight].shape) for one, _ in work.targets
-            )
-            tick = Ticker(total, progress).add
-            for name in names:
-                _copy(origin.graph.folder / name, folder / name, tick)
-            with (
-                one_thread_each(),
-                opened_all({origin.graph.folder / name: folder / name for name in names}) as sinks,
-            ):
-                writer = GraphWriter(origin.graph, sinks)
-                done = [fold(one, origin.base, places, writer, safe, tick) for one, places in work.targets]
+            files = {path: folder / path.relative_to(graph.folder) for path in graph.files}
+            numbers = sum(math.prod(base.tensors[one.weight].shape) for one, _ in work.targets)
+            tick = Ticker(sum(path.stat().st_size for path in files) + numbers, progress).add
+            for path, copy in files.items():
+                _copy(path, copy, tick)
+            with one_thread_each(), opened_all(files) as sinks:
+                writer = GraphWriter(graph, sinks)
+                done = [fold(one, base, places, writer, safe, tick) for one, places in work.targets]
                 for value, place in work.replaced:
                     put(value, place, writer, safe)
             if done and not work.replaced and not any(folded.loss.stored for folded in done):
@@ -124,14 +115,14 @@ def merge_graph(
                 )
             for path, one in before.items():
                 require_unchanged(path, one)
-            origin.base.require_unchanged()
-            checks = _check(folder / origin.graph.path.name, origin.graph.path, origin.graph.files)
+            base.require_unchanged()
+            checks = _check(files[graph.path], graph.path, graph.files)
             report = GraphReport(
                 out=str(target),
-                graph=origin.graph.path.name,
-                base_name=origin.base.name,
-                base_structure=origin.base.structure,
-                base_content=origin.base.content if origin.bundle is None else origin.bundle.base.content,
+                graph=graph.path.name,
+                base_name=base.name,
+                base_structure=base.structure,
+                base_content=base.content if bundle is None else bundle.base.content,
                 packs=tuple(
                     MergedPack(pack.name, pack.id, factor, verdict.name)
                     for pack, factor, verdict in zip(opened_packs, factors, todo.verdicts, strict=True)
@@ -141,16 +132,18 @@ def merge_graph(
                     for folded, (_, places) in zip(done, work.targets, strict=True)
                 ),
                 replaced=tuple(sorted(place.tensor for _, place in work.replaced)),
-                initializers=len(origin.graph.model.graph.initializer),
-                bytes_written=sum((folder / name).stat().st_size for name in names),
+                initializers=len(graph.model.graph.initializer),
+                bytes_written=sum(copy.stat().st_size for copy in files.values()),
                 seconds=0.0,
                 checks=checks,
                 left_out=origin.left_out,
             )
-            _side_files(origin, folder)
+            for path in carried_files(origin.folder, CARRIED):
+                if not (folder / path.name).exists():
+                    copy_file(path, folder / path.name)
             (folder / provenance.FILE_NAME).write_bytes(strict_json.canonical(report.provenance()))
-            if origin.bundle is not None:
-                _write_bundle(origin, folder, opened_packs, report)
+            if bundle is not None:
+                _write_bundle(bundle, origin.folder, folder, opened_packs, report)
     return dataclasses.replace(report, seconds=time.perf_counter() - started)
 
 
@@ -344,15 +337,11 @@ def _copy(source: Path, target: Path, tick: Callable[[int], None]) -> None:
             tick(nbytes)
 
 
-def _side_files(origin: _Origin, folder: Path) -> None:
-    for path in carried_files(origin.folder, CARRIED):
-        if not (folder / path.name).exists():
-            copy_file(path, folder / path.name)
-
-
-def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: GraphReport) -> None:
-    """Writes the manifest of a folded bundle with its packs, and the engine's graph if the source has one;
-    replays the packs' canaries where possible.
+def _write_bundle(
+    source: Bundle, origin: Path, folder: Path, packs: Sequence[Pack], report: GraphReport
+) -> None:
+    """Writes the manifest of a folded bundle with its packs and those of the ``source``, which lies at
+    ``origin``, and the engine's graph if the source has one; replays the packs' canaries where possible.
     """
     import onnx_ir as ir  # noqa: PLC0415 - only a bundle needs it
 
@@ -360,9 +349,8 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     from ...engine_graph.parity import rederive  # noqa: PLC0415 - only a bundle is run
     from ...runtime.sessions.canary_process import replay_apart  # noqa: PLC0415 - only a bundle is run
 
-    assert origin.bundle is not None
-    for adapter in origin.bundle.adapters:
-        copy_folder(origin.folder / adapter.path, folder / adapter.path, origin.folder)
+    for adapter in source.adapters:
+        copy_folder(origin / adapter.path, folder / adapter.path, origin)
     for pack in packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
@@ -372,7 +360,7 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
     ]
     sites = {
         path: dataclasses.replace(site, fields=(), labels=0, role="adapter", ranks={}, positional=False)
-        for path, site in origin.bundle.sites.items()
+        for path, site in source.sites.items()
         if site.weight
     }
     labels, problem = next(
@@ -381,32 +369,30 @@ def _write_bundle(origin: _Origin, folder: Path, packs: Sequence[Pack], report: 
             for pack in packs
             if pack.full() and pack.manifest.task.labels
         ),
-        (origin.bundle.base_labels, origin.bundle.base_problem),
+        (source.base_labels, source.base_problem),
     )
-    parity: dict[str, Any] = {"folded": dict(report.checks)}
     bundle = dataclasses.replace(
-        origin.bundle,
+        source,
         mode="folded",
         sites=sites,
-        adapters=(*origin.bundle.adapters, *added),
+        adapters=(*source.adapters, *added),
         slots=0,
         max_rank=0,
         max_labels=0,
         base_labels=labels,
         base_problem=problem,
-        parity=parity,
+        parity={"folded": dict(report.checks)},
         io=signature_of(ir.load(folder / GRAPH)),
         target="ort",
         in_place=False,
         decoder=False,
     )
-    if origin.bundle.decoder:
-        bundle = rederive(bundle, folder, origin.bundle)
+    if source.decoder:
+        bundle = rederive(bundle, folder, source)
     bundle.write(folder)
-    if all(factor == 1 for factor in (pack.weight for pack in report.packs)):
-        dataclasses.replace(
-            bundle, parity={**bundle.parity, "canary": replay_apart(folder, verify="off")}
-        ).write(folder)
+    if all(pack.weight == 1 for pack in report.packs):
+        parity = {**bundle.parity, "canary": replay_apart(folder, verify="off")}
+        dataclasses.replace(bundle, parity=parity).write(folder)
 
 
 def _check(written: Path, source: Path, files: Iterable[Path]) -> dict[str, str]:

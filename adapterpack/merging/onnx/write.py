@@ -40,22 +40,21 @@ class GraphWriter:
         """Writes the part of the rows ``new`` ``[count, in]`` of a matrix that is in ``piece``; None if there
         is none.
         """
-        if piece.axis == 0:
-            start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
-            if start >= stop:
-                return None
-            part = new[start - rows.start : stop - rows.start]
-            at = start - piece.start + piece.at
-            if piece.nbits is not None:
-                before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
-            else:
-                before, after = self._float(piece, at, 0, part)
-            return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after, self._dtype(piece))
-        before, after = self._float(piece, rows.start, piece.at, new[:, piece.start : piece.stop])
-        return WrittenBlock(rows, slice(piece.start, piece.stop), before, after, self._dtype(piece))
-
-    def _dtype(self, piece: WeightPiece) -> np.dtype[Any]:
-        return self.graph.stored[piece.initializer].dtype if piece.nbits is None else np.dtype(np.float32)
+        if piece.axis == 1:
+            columns = slice(piece.start, piece.stop)
+            before, after = self._float(piece, rows.start, piece.at, new[:, columns])
+            return WrittenBlock(rows, columns, before, after, self.graph.stored[piece.initializer].dtype)
+        start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
+        if start >= stop:
+            return None
+        part, at = new[start - rows.start : stop - rows.start], start - piece.start + piece.at
+        if piece.nbits is None:
+            before, after = self._float(piece, at, 0, part)
+            dtype = self.graph.stored[piece.initializer].dtype
+        else:
+            before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
+            dtype = np.dtype(np.float32)
+        return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after, dtype)
 
     def _float(
         self, piece: WeightPiece, row: int, column: int, part: np.ndarray

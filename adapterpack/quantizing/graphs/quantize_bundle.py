@@ -77,7 +77,7 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
         copy_folder(Path(source), folder)
         (folder / SIGNATURE).unlink(missing_ok=True)  # the signature covers the old bytes
         quantize_in_place(folder, wanted)
-        VerificationCache(manifest_bytes(folder)).remember_opening(*graphs_of(bundle))
+        VerificationCache(manifest_bytes(folder)).remember(*graphs_of(bundle))
     return read_bundle(out)
 
 

@@ -108,7 +108,7 @@ def require_fed(folder: Path, bundle: Bundle) -> None:
         )
     if others := sorted({port.dtype for port in (*bundle.io.inputs, *bundle.io.outputs)} - _TYPES):
         raise Unsupported(
-            "a browser reads and writes other numbers than this graph's",
+            "a browser cannot read or write numbers of this graph's types",
             found=", ".join(others),
             expected=", ".join(sorted(_TYPES)),
             remedy="export with --dtype float32",
