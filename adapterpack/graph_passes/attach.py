@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import MappedSite
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..errors import SiteNotFound, Unsupported
-from ..onnx_graph.editing import values_of
+from ..onnx_graph.editing import add_input, values_of
 from ..pack.pack import Pack
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
 from ..slots.values import Values, pad_slots, stack_slots
 from ..tasks.task import MAIN
-from .emit import Emitter, ids_input, positions_input, rows_of, slot_input
+from .emit import Emitter, rows_of, slot_input
 
 
 def default_slot_name(path: str, field: str) -> str:
@@ -81,7 +81,9 @@ def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
     placed = [site for site in plan.sites.values() if site.positional]
     if not placed:
         return None
-    value, values = positions_input(model), values_of(model.graph)
+    ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
+    value = add_input(model.graph, ADAPTER_POSITIONS, list(ids.shape)[:2], ir.DataType.BOOL)
+    values = values_of(model.graph)
     for site in placed:
         shape = values[site.output].shape
         if shape is None or list(map(str, shape))[:-1] != list(map(str, value.shape)):
@@ -116,7 +118,8 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
             remedy="export with --mode inputs or folded",
         )
     positions = _positions(model, plan)
-    emitter = Emitter(model, ids_input(model, batch), positions)
+    ids = add_input(model.graph, ADAPTER_IDS, [batch], ir.DataType.INT64)
+    emitter = Emitter(model, ids, positions)
     plan = plan._replace(
         sites={
             path: dataclasses.replace(site, flat=_is_flat(emitter.values[site.input].shape, str(batch)))

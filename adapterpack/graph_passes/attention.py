@@ -51,8 +51,8 @@ def attention_inputs(node: ir.Node) -> AttentionInputs | None:
 
 def _of_operator(node: ir.Node) -> AttentionInputs | None:
     queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
-    shape = None if queries.shape is None else list(queries.shape)
-    if shape is None or not isinstance(shape[-1], int):
+    shape = [] if queries.shape is None else list(queries.shape)
+    if not shape or not isinstance(shape[-1], int):
         return None
     count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
     if not isinstance(count, int):
@@ -71,8 +71,8 @@ def _of_softmax(node: ir.Node) -> AttentionInputs | None:
         return None
     queries, on_queries = _strip_factors(product.inputs[0])
     keys, on_keys = _strip_factors(product.inputs[1])
-    shape = None if queries.shape is None else list(queries.shape)
-    if shape is None or len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
+    shape = [] if queries.shape is None else list(queries.shape)
+    if len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
         return None
     return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 

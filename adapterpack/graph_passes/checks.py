@@ -9,6 +9,7 @@ import onnx_ir as ir
 from ..bundle.manifest import MappedSite
 from ..bundle.signature import signature_of
 from ..errors import ParityError
+from ..onnx_graph.editing import values_of
 
 
 def slot_names(model: ir.Model) -> set[str]:
@@ -26,27 +27,22 @@ def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], k
     lost = sorted(set(kept) - slot_names(model))
     if lost:
         raise ParityError(f"{name} removed slots of the graph", found=", ".join(lost[:5]))
-    nodes = {node.name: node for node in model.graph}
-    values = {
-        value.name for node in model.graph for value in (*node.inputs, *node.outputs) if value is not None
-    }
+    nodes, values = {node.name for node in model.graph}, values_of(model.graph).keys()
     broken = sorted(
-        site.path for site in sites.values() if not _there(site, nodes, values, model.graph.initializers)
+        site.path
+        for site in sites.values()
+        if site.node not in nodes
+        or not {site.input, site.output} <= values
+        or not _has_weight(site, model.graph.initializers)
     )
     if broken:
         raise ParityError(f"{name} lost sites of the graph", found=", ".join(broken[:5]))
 
 
-def _there(
-    site: MappedSite, nodes: Mapping[str, ir.Node], values: set[str], initializers: Mapping[str, ir.Value]
-) -> bool:
-    if site.node not in nodes or not {site.input, site.output} <= values:
-        return False
+def _has_weight(site: MappedSite, initializers: Mapping[str, ir.Value]) -> bool:
+    """Whether the weight of a site is there, with room for the site's outputs; a block has none."""
     if not site.weight:
         return True
     weight = initializers.get(site.weight)
-
-    def width(shape: ir.Shape) -> int:
-        return int(shape[0] if site.layout == "out_in" else shape[-1])
-
-    return weight is not None and width(weight.shape) >= site.at + site.out_features
+    outputs = 0 if site.layout == "out_in" else -1
+    return weight is not None and int(weight.shape[outputs]) >= site.at + site.out_features

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from ..adapter_methods.forms.blocks import EPSILON
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, MappedSite
-from ..onnx_graph.editing import add_initializer, inputs_of, values_of
+from ..bundle.manifest import ADDED, MappedSite
+from ..onnx_graph.editing import Extent, add_initializer, inputs_of, values_of
 from ..slots.blocks import BRANCHES, Branch
 from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
@@ -455,25 +455,10 @@ class _SiteNodes:
         return node.outputs[0]
 
 
-def ids_input(model: ir.Model, batch: ir.SymbolicDim | int) -> ir.Value:
-    """Adds the graph input ``adapter_ids`` [batch], int64; slot 0 is the base."""
-    value = ir.val(ADAPTER_IDS, ir.DataType.INT64, [batch])
-    model.graph.inputs.append(value)
-    return value
-
-
-def rows_of(model: ir.Model) -> ir.SymbolicDim | int:
+def rows_of(model: ir.Model) -> Extent:
     """Returns the batch axis: the first axis of the model's first input."""
     inputs = model.graph.inputs
     return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
-
-
-def positions_input(model: ir.Model) -> ir.Value:
-    """Adds the graph input ``adapter_positions`` [batch, tokens], bool, of the shape of the ids."""
-    ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
-    value = ir.val(ADAPTER_POSITIONS, ir.DataType.BOOL, list(ids.shape)[:2])
-    model.graph.inputs.append(value)
-    return value
 
 
 def give_zeros(model: ir.Model, names: Collection[str]) -> None:
@@ -497,7 +482,7 @@ def give_zeros(model: ir.Model, names: Collection[str]) -> None:
         graph.register_initializer(given)
 
 
-def slot_input(model: ir.Model, name: str, default: np.ndarray, symbols: list[int | str]) -> ir.Value:
+def slot_input(model: ir.Model, name: str, default: np.ndarray, symbols: Sequence[Extent]) -> ir.Value:
     """Adds a graph input with a default, which ONNX Runtime calls an overridable initializer. ``symbols`` is
     its declared shape.
     """
@@ -507,7 +492,7 @@ def slot_input(model: ir.Model, name: str, default: np.ndarray, symbols: list[in
     return value
 
 
-def _optional(name: str, default: np.ndarray, symbols: list[int | str]) -> ir.Value:
+def _optional(name: str, default: np.ndarray, symbols: Sequence[Extent]) -> ir.Value:
     tensor = ir.tensor(default, name=name)
     kind = ir.TensorType(tensor.dtype)
     return ir.Value(name=name, shape=ir.Shape(symbols), type=kind, const_value=tensor)

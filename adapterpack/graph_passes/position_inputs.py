@@ -15,7 +15,7 @@ import onnx_ir as ir
 from numpy.typing import ArrayLike
 
 from ..errors import Unsupported
-from ..onnx_graph.editing import inputs_of, named_node
+from ..onnx_graph.editing import add_input, inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32
 from .constants import PREFIX, constant
 
@@ -126,10 +126,9 @@ class PositionInputs:
         """
         for node in [node for node in self.model.graph if node.op_type == "Mul"]:
             for place, value in enumerate(node.inputs):
-                shape = None if value is None or value.shape is None else list(value.shape)
+                shape = [] if value is None or value.shape is None else list(value.shape)
                 if (
-                    shape is None
-                    or len(shape) != 4
+                    len(shape) != 4
                     or shape[2:] != [1, 1]
                     or isinstance(shape[1], int)
                     or not self._positional(value)
@@ -284,8 +283,7 @@ class PositionInputs:
         """The input with the position of each token ``[batch, sequence]``; adds it if the graph has none."""
         known = inputs_of(self.model.graph).get("position_ids")
         if known is None:
-            known = ir.val("position_ids", ir.DataType.INT64, self._ids.shape)
-            self.model.graph.inputs.append(known)
+            known = add_input(self.model.graph, "position_ids", self._ids.shape, ir.DataType.INT64)
         return known
 
     @property

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ..onnx_graph.editing import inputs_of
+
 _MULTIPLE = 8
 """The operator requires the width of its tables to be a multiple of this."""
 _TURNED = frozenset({"Reshape", "Transpose"})
@@ -22,7 +24,7 @@ def rotate_in_attention(model: ir.Model) -> None:
     Requires: unused nodes are removed, since every use counts. An attention of another build stays as it is.
     Ensures: the graph computes the same up to rounding; nodes that looked up the tables may have no reader.
     """
-    positions = next((value for value in model.graph.inputs if value.name == "position_ids"), None)
+    positions = inputs_of(model.graph).get("position_ids")
     for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
         _rotate(node, positions)
         _pack(node)
@@ -46,7 +48,7 @@ def _rotate(node: ir.Node, positions: ir.Value | None) -> None:
 
 def _rotation(value: ir.Value | None) -> ir.Node | None:
     """Returns the RotaryEmbedding that computes a value, if only its attention reads the value."""
-    while value is not None and len(list(value.uses())) == 1 and (node := value.producer()) is not None:
+    while value is not None and len(value.uses()) == 1 and (node := value.producer()) is not None:
         if node.op_type == "RotaryEmbedding":
             return node
         value = node.inputs[0] if node.op_type in _TURNED else None
@@ -91,7 +93,7 @@ def _pack(node: ir.Node) -> None:
     if split is None or split.op_type != "Split" or list(split.outputs) != list(node.inputs[:3]):
         return
     # another reader still needs the parts
-    if any(len(list(value.uses())) > 1 for value in split.outputs):
+    if any(len(value.uses()) > 1 for value in split.outputs):
         return
     node.replace_input_with(0, split.inputs[0])
     # the operator recognizes packed queries, keys and values by missing keys and values

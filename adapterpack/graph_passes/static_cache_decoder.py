@@ -41,7 +41,14 @@ from ..bundle.decoder_graph import (
 )
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
-from ..onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node, only_reader
+from ..onnx_graph.editing import (
+    add_initializer,
+    add_input,
+    constant_input,
+    inputs_of,
+    named_node,
+    only_reader,
+)
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
 from ..tasks.task import MAIN
@@ -127,8 +134,8 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
         )
     batch = ids.shape[0]
     lengths, total = (
-        _input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
-        _input(graph, LONGEST, [], ir.DataType.INT32),
+        add_input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
+        add_input(graph, LONGEST, [], ir.DataType.INT32),
     )
     reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
@@ -196,14 +203,6 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
 
 
-def _input(
-    graph: ir.Graph, name: str, shape: list[ir.SymbolicDim | int | str], dtype: ir.DataType
-) -> ir.Value:
-    value = ir.val(name, dtype, shape)
-    graph.inputs.append(value)
-    return value
-
-
 def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
     """Replaces the last position of each row, where the graph computes it, by an input: a pass over a piece
     of a row does not contain that position.
@@ -227,7 +226,7 @@ def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
                 expected="on each row's own",
                 remedy="leave --static-cache out",
             )
-    value = _input(graph, LAST_POSITIONS, [batch, 1], ir.DataType.INT64) if ends else None
+    value = add_input(graph, LAST_POSITIONS, [batch, 1], ir.DataType.INT64) if ends else None
     for node in ends:
         node.outputs[0].replace_all_uses_with(value)
 
@@ -238,7 +237,7 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     """
     graph = model.graph
     logits = next(value for value in graph.outputs if value.name == "logits")
-    wanted = _input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
+    wanted = add_input(graph, LOGITS_POSITIONS, [batch, "kept"], ir.DataType.INT64)
     product, full = last_product(logits), logits
     if product is not None and not any(
         site.node == product.name and site.positional for site in bundle.sites.values()
@@ -314,7 +313,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
             parts.attributes.pop("num_outputs")
             parts.resize_inputs(2)
             parts.replace_input_with(
-                1, _input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64)
+                1, add_input(graph, part_ranks(path), [len(site.members)], ir.DataType.INT64)
             )
     # the new inputs and products were added without regard to the order of nodes
     graph.sort()
@@ -326,8 +325,10 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
     operators that this saves.
     """
     split = nodes.get(f"{group.path}/Split")
-    ups = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/up/0")) is not None]
-    sums = [node for member in group.members if (node := nodes.get(f"{ADDED}{member}/sum")) is not None]
+    ups, sums = (
+        [nodes[name] for member in group.members if (name := f"{ADDED}{member}/{leaf}") in nodes]
+        for leaf in ("up/0", "sum")
+    )
     if split is None or not len(ups) == len(sums) == len(group.members):
         return False
     plain = [
@@ -338,7 +339,7 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
         return False
     product, down = split.inputs[0], parts.inputs[0]
     width = sum(value.shape[-1] for value in split.outputs)
-    up = _input(
+    up = add_input(
         graph,
         f"{group.path}.up",
         ["adapter_rows", f"parts_{group.path}", width],

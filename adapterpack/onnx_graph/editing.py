@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+Extent = ir.SymbolicDim | int | str
+"""An extent of a shape: a number, or the name of an axis of any length."""
 _PAGE = 4096
 """Every tensor begins at a multiple of this many bytes, so that it can be mapped alone and kernels read it in
 place.
@@ -27,6 +30,13 @@ def save_graph(model: ir.Model, path: Path, **options: Any) -> None:
 def inputs_of(graph: ir.Graph) -> dict[str, ir.Value]:
     """Returns the inputs of a graph by name."""
     return {value.name: value for value in graph.inputs}
+
+
+def add_input(graph: ir.Graph, name: str, shape: Sequence[Extent], dtype: ir.DataType) -> ir.Value:
+    """Adds an input after the others, and returns it."""
+    value = ir.val(name, dtype, shape)
+    graph.inputs.append(value)
+    return value
 
 
 def values_of(graph: ir.Graph) -> dict[str, ir.Value]:

@@ -21,7 +21,7 @@ from ...bundle.manifest import PAST
 from ...errors import FormatError, Unsupported
 from ...graph_passes.sites import with_bias
 from ...onnx_graph.confine import require_safe
-from ...onnx_graph.editing import add_initializer
+from ...onnx_graph.editing import add_initializer, inputs_of
 from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import TensorPlace, match
 from ...onnx_graph.pieces import WeightPiece
@@ -262,20 +262,20 @@ def _name_inputs(model: ir.Model, base: Checkpoint) -> None:
         for value in model.graph.inputs
         if value.name not in model.graph.initializers or value.name in AXES
     ]
-    if "input_ids" not in {value.name for value in model.graph.inputs}:
+    inputs = inputs_of(model.graph)
+    if "input_ids" not in inputs:
         raise FormatError(
             "the graph has no input of the name input_ids",
-            found=", ".join(value.name for value in model.graph.inputs[:8]),
+            found=", ".join(list(inputs)[:8]),
             remedy="rename its inputs and outputs as Hugging Face's optimum does",
         )
     config: Mapping[str, Any] = base.config
     heads = config.get("num_attention_heads") or config.get("n_head") or 1
     width = config.get("head_dim") or (config.get("hidden_size") or config.get("n_embd") or 0) // heads
-    for value in model.graph.inputs:
-        if value.name.startswith(PAST) and value.shape is not None and not isinstance(value.shape[3], int):
+    for name, value in inputs.items():
+        if name.startswith(PAST) and value.shape is not None and not isinstance(value.shape[3], int):
             value.shape = ir.Shape([*list(value.shape)[:3], width])
-    ids = next(value for value in model.graph.inputs if value.name == "input_ids")
-    if ids.shape is None or any(
+    if inputs["input_ids"].shape is None or any(
         value.shape is None for node in model.graph for value in node.outputs if node.op_type == "MatMul"
     ):
         # most graphs declare their shapes

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import torch_scope
+from ...onnx_graph.editing import inputs_of
 from ...runtime.padding import positions
 from ...slots.prompt_rows import LEAVES
 from ...tasks.task import Part, Task
@@ -131,7 +132,7 @@ def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
         )
     _name_axes(graph, part)
     if {"past_key_values", "position_ids"} <= inputs.keys():
-        found = {value.name: value for value in graph.graph.inputs}
+        found = inputs_of(graph.graph)
         caches = [value for name, value in found.items() if name.startswith("past_key_values.")]
         PositionInputs(graph, found["input_ids"], caches, None).follow_rows()
     return graph
