@@ -82,15 +82,11 @@ def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
     added, node = [], softmax.inputs[0].producer()
     while node is not None and node.op_type in {"Add", "Where"}:
         if node.op_type == "Where":  # the mask replaces scores; biases were added to its other input
-            scores = next(
-                (value for value in node.inputs[1:] if next(_products(value), None) is not None), None
-            )
+            scores = next((value for value in node.inputs[1:] if any(_products(value))), None)
             node = None if scores is None else scores.producer()
             continue
         sides = node.inputs, node.inputs[::-1]
-        product, other = next(
-            (side for side in sides if next(_products(side[0]), None) is not None), (None, None)
-        )
+        product, other = next((side for side in sides if any(_products(side[0]))), (None, None))
         if product is None:
             break
         added.append(other)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
-Extent = ir.SymbolicDim | int | str
+Extent: TypeAlias = ir.SymbolicDim | int | str
 """An extent of a shape: a number, or the name of an axis of any length."""
 _PAGE = 4096
 """Every tensor begins at a multiple of this many bytes, so that it can be mapped alone and kernels read it in

@@ -12,22 +12,17 @@ _SCOPES = ("pkg.torch.onnx.name_scopes", "pkg.onnxscript.name_scopes")
 _HOPS = 4
 
 
-def names_around(graph: GraphFile, initializer: str) -> list[list[str]]:
-    """Returns the names of an initializer and of the nodes that read it, each split into its components."""
+def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> list[str]:
+    """Returns the tensor names among ``candidates`` that fit the names in the graph best: one if the names
+    decide, several if they do not.
+    """
     names = [initializer]
     for node in graph.readers.get(initializer, ()):
         names.append(node.name)
         for entry in node.metadata_props:
             if entry.key in _SCOPES:
                 names += _scopes(entry.value)
-    return [components(text) for text in names if text]
-
-
-def owners(graph: GraphFile, initializer: str, candidates: Sequence[str]) -> list[str]:
-    """Returns the tensor names among ``candidates`` that fit the names in the graph best: one if the names
-    decide, several if they do not.
-    """
-    texts = names_around(graph, initializer)
+    texts = [components(text) for text in names if text]
     scores = {
         name: max((_common(components(name), text) for text in texts), default=0) for name in candidates
     }

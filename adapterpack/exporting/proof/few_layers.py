@@ -5,7 +5,7 @@ kind.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,7 +65,8 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     entries = [(name, base.tensors[name].dtype, base.tensors[name].shape) for name in names]
     written = read_json(base.folder / CONFIG)
     shown = written.get(stack.part, written) if stack.part else written
-    shown.update(_shorten(config.get(stack.part, config) if stack.part else config, stack))
+    by_layer = _by_layer(config.get(stack.part, config) if stack.part else config, stack.layers)
+    shown |= {stack.field: stack.kept, **{key: values[: stack.kept] for key, values in by_layer.items()}}
     write_checkpoint(folder, entries, lambda name, *_: [base.read(name)], base.folder, written)
     return folder
 
@@ -91,9 +92,3 @@ def _count_kinds(settings: Mapping[str, Any], layers: int) -> int:
     by_field = [list(map(str, values)) for values in _by_layer(settings, layers).values()]
     kinds = list(zip(*(values for values in by_field if len(set(values)) <= _ALIKE), strict=True))
     return max((kinds.index(kind) for kind in set(kinds)), default=0) + 1
-
-
-def _shorten(settings: Mapping[str, Any], stack: LayerStack) -> Iterator[tuple[str, Any]]:
-    yield stack.field, stack.kept
-    for key, value in _by_layer(settings, stack.layers).items():
-        yield key, value[: stack.kept]
