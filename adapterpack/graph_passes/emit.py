@@ -455,7 +455,7 @@ class _SiteNodes:
         return node.outputs[0]
 
 
-def rows_of(model: ir.Model) -> Extent:
+def rows_of(model: ir.Model) -> ir.SymbolicDim | int:
     """Returns the batch axis: the first axis of the model's first input."""
     inputs = model.graph.inputs
     return next((value for value in inputs if value.name in AXES), inputs[0]).shape[0]
