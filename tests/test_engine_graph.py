@@ -345,7 +345,7 @@ def test_a_wrong_second_graph_is_not_published(
 
 
 def test_what_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="only a decoder's cache"):
+    with pytest.raises(Unsupported, match="only decoders have a static cache"):
         export(tiny_bert, [], tmp_path / "bundle", in_place=True)
     with pytest.raises(Unsupported, match="one at a time"):
         export(tiny_llama, [], tmp_path / "bundle", mode="inputs", in_place=True)
