@@ -74,7 +74,7 @@ def irregular(folder: Path) -> Iterator[str]:
             yield path.relative_to(folder).as_posix()
 
 
-def find_unlisted(folder: Path, bundle: Bundle) -> list[str]:
+def find_other_files(folder: Path, bundle: Bundle) -> list[str]:
     """Returns the files in a bundle's folder that its manifest does not list, without its signature."""
     return sorted(present(folder) - {entry.path for entry in bundle.files} - {FILE_NAME, SIGNATURE})
 

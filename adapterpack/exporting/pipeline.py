@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from ..bundle.files import find_unlisted, require_files
+from ..bundle.files import find_other_files, require_files
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import ConfigError, FormatError, Unsupported
 from ..extras import needed_by
@@ -141,7 +141,7 @@ def retarget(request: ExportRequest) -> Bundle:
         )
     target.require(bundle.mode, get_task(bundle.task))
     require_files(place, bundle, "cached")
-    if extra := find_unlisted(place, bundle):
+    if extra := find_other_files(place, bundle):
         raise FormatError(
             "a file in the bundle is not in its manifest",
             where=place / extra[0],

@@ -169,7 +169,7 @@ def _open(
                 expected="--base CHECKPOINT",
                 remedy="name the checkpoint that it was exported from",
             )
-        yield _Origin(source.parent, GraphFile(source), _unquantized(checkpoint), None, ())
+        yield _Origin(source.parent, GraphFile(source), _open_checkpoint(checkpoint), None, ())
         return
     bundle = read_bundle(source)
     if len(bundle.parts) > 1:
@@ -199,11 +199,11 @@ def _open(
             left_out = tuple(adapter.name for adapter in bundle.adapters)
             bundle = dataclasses.replace(bundle, adapters=())
         graph = GraphFile(path)
-        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _unquantized(checkpoint)
+        base = GraphBase(source, bundle, graph, packs) if checkpoint is None else _open_checkpoint(checkpoint)
         yield _Origin(source, graph, base, bundle, left_out)
 
 
-def _unquantized(checkpoint: str | os.PathLike[str]) -> MergeBase:
+def _open_checkpoint(checkpoint: str | os.PathLike[str]) -> MergeBase:
     """Opens a checkpoint, which must not be quantized, since its tensors are searched in the graph by their
     bytes.
     """

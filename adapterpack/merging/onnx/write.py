@@ -42,21 +42,21 @@ class GraphWriter:
         """
         if piece.axis == 1:
             columns = slice(piece.start, piece.stop)
-            before, after = self._float(piece, rows.start, piece.at, new[:, columns])
+            before, after = self._put_floats(piece, rows.start, piece.at, new[:, columns])
             return WrittenBlock(rows, columns, before, after, self.graph.stored[piece.initializer].dtype)
         start, stop = max(rows.start, piece.start), min(rows.stop, piece.stop)
         if start >= stop:
             return None
         part, at = new[start - rows.start : stop - rows.start], start - piece.start + piece.at
         if piece.nbits is None:
-            before, after = self._float(piece, at, 0, part)
+            before, after = self._put_floats(piece, at, 0, part)
             dtype = self.graph.stored[piece.initializer].dtype
         else:
-            before, after = self._quantized(piece.nbits, slice(at, at + stop - start), part)
+            before, after = self._put_codes(piece.nbits, slice(at, at + stop - start), part)
             dtype = np.dtype(np.float32)
         return WrittenBlock(slice(start, stop), slice(0, new.shape[1]), before, after, dtype)
 
-    def _float(
+    def _put_floats(
         self, piece: WeightPiece, row: int, column: int, part: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         place = self.graph.stored[piece.initializer]
@@ -87,7 +87,7 @@ class GraphWriter:
         for number, line in enumerate(part):
             write_all(sink, line, place.offset + (first + number * width) * size)
 
-    def _quantized(self, one: NBits, rows: slice, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _put_codes(self, one: NBits, rows: slice, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         old = grid_of(self.graph, one, rows)
         before = dequantize(self.graph, one, rows)
         scales = self.graph.stored[one.scales]

@@ -17,7 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...bundle.decoder_graph import graphs_of
-from ...bundle.files import find_unlisted, require_files
+from ...bundle.files import find_other_files, require_files
 from ...bundle.manifest import Bundle, MappedSite, graph_file, manifest_bytes, read_bundle
 from ...bundle.proofs import VerificationCache
 from ...engine_graph.int8_cache import quantize_cache
@@ -67,7 +67,7 @@ def quantize_bundle(source: Path, out: Path, wanted: GraphQuantization) -> Bundl
     proofs = VerificationCache(manifest_bytes(source))
     for part in graphs_of(bundle):
         require_openable(Path(source), bundle, proofs, part)
-    if extra := find_unlisted(source, bundle):
+    if extra := find_other_files(source, bundle):
         raise FormatError(
             "a file in the bundle is not in its manifest",
             where=source / extra[0],

@@ -35,7 +35,7 @@ TASKS = frozenset({"text-classification", "feature-extraction", "text-generation
 
 def _finish(folder: Path, most: int | None) -> None:
     bundle = read_bundle(folder)
-    require_fed(folder, bundle)
+    require_feedable(folder, bundle)
     old = data_files(folder / GRAPH)
     (folder / graph_file(DECODER)).unlink(missing_ok=True)  # browsers do not run the engine's graph
     slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields}
@@ -90,7 +90,7 @@ _FED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids
 """The inputs that ``adapterpack.js`` feeds, besides the cache."""
 
 
-def require_fed(folder: Path, bundle: Bundle) -> None:
+def require_feedable(folder: Path, bundle: Bundle) -> None:
     """Checks that a browser can feed the graph and start the rows of each adapter.
 
     Raises:
