@@ -30,8 +30,7 @@ from adapterpack.pack.trust.sign import Signers
 from adapterpack.quantizing.graphs.options import quantization
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_bundle
 from adapterpack.serving.adapters.adapter_control import AdapterControl
-from adapterpack.serving.adapters.adapter_source import AdapterSources
-from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
+from adapterpack.serving.adapters.adapter_source import InFolder, PackFolder
 from adapterpack.serving.adapters.startup import StartupAdapters
 
 Make = Callable[..., Any]
@@ -90,8 +89,7 @@ WAYS: dict[str, Loads] = {
 
 
 def control_of(engine: Engine, *sources: PackFolder, signers: Signers | None = None) -> AdapterControl:
-    places = AdapterSources(sources)
-    return AdapterControl(engine.adapters, "base", places, signers or Signers(), lambda change, code: None)
+    return AdapterControl(engine.adapters, "base", sources, signers or Signers(), lambda change, code: None)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -10,7 +10,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from ..hub.transport.client import endpoint, offline, redacted
+from ..hub.transport.client import endpoint, offline, redact
 from .finding import CheckProblem, CheckResult
 
 SECONDS = 5.0
@@ -21,7 +21,7 @@ def check_hub() -> CheckResult:
     """Checks that the hub can be reached; the only check that uses the network, and only on request."""
     address = endpoint()
     facts = {
-        "address": redacted(address),
+        "address": redact(address),
         "token": "HF_TOKEN" if os.environ.get("HF_TOKEN") else "that of hf auth login, if any",
     }
     if offline():
@@ -31,7 +31,7 @@ def check_hub() -> CheckResult:
             facts,
             (
                 CheckProblem(
-                    f"HF_ENDPOINT is no address: {redacted(address)}",
+                    f"HF_ENDPOINT is no address: {redact(address)}",
                     "set it to http://HOST:PORT or unset it",
                     True,
                 ),
@@ -62,7 +62,7 @@ def _answer(address: str) -> str | CheckProblem:
     except HTTPError as error:  # an HTTP error still shows that the hub answers
         return f"status {error.code}"
     except (OSError, HTTPException, ValueError) as error:
-        reason = redacted(str(getattr(error, "reason", error)))
+        reason = redact(str(getattr(error, "reason", error)))
         return CheckProblem(
             f"the hub cannot be reached: {reason}",
             "check the network, the proxy and HF_ENDPOINT",

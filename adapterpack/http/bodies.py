@@ -70,20 +70,6 @@ class _Incoming:
                     left -= len((await self()).get("body", b""))
 
 
-def require_size(request: Request, max_bytes: int) -> None:
-    """Sets the most bytes of the body, and checks the announced length before reading any of it.
-
-    Raises:
-        HTTPError: the announced length is too large.
-    """
-    request.scope["max_bytes"] = max_bytes
-    length = request.headers.get("content-length", "0")
-    if not (length.isascii() and length.isdecimal() and len(length) < 16):
-        raise bad_request("Content-Length is a number of bytes")
-    if int(length) > max_bytes:
-        raise _too_large(max_bytes)
-
-
 async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIterator[bytes]:
     """Yields the body as it arrives. ``seconds`` limits a pause, and is the grace period for the complete
     body; by default :data:`PAUSE_SECONDS`.
@@ -91,12 +77,8 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
     Raises:
         HTTPError: the body pauses or arrives too slowly.
     """
-    stream, started, count, pause = (
-        request.stream(),
-        time.monotonic(),
-        0,
-        PAUSE_SECONDS if seconds is None else seconds,
-    )
+    stream, started, count = request.stream(), time.monotonic(), 0
+    pause = PAUSE_SECONDS if seconds is None else seconds
     while True:
         left = started + pause + count / _MIN_RATE - time.monotonic()
         try:
@@ -114,20 +96,22 @@ async def chunks_of(request: Request, seconds: float | None = None) -> AsyncIter
         yield chunk
 
 
-async def body_of(request: Request, seconds: float | None = None) -> bytes:
-    """Reads the complete body.
+async def body_of(request: Request, max_bytes: int, seconds: float | None = None) -> bytes:
+    """Reads the complete body. Checks the announced length before reading any of it.
 
     Raises:
-        HTTPError: the body is larger than its route accepts.
+        HTTPError: the body is larger than ``max_bytes``, or see :func:`chunks_of`.
     """
-    parts, size, max_bytes = [], 0, int(request.scope["max_bytes"])
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdecimal() and len(length) < 16):
+        raise bad_request("Content-Length is a number of bytes")
+    too_large = HTTPError(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")
+    if int(length) > max_bytes:
+        raise too_large
+    parts, size = [], 0
     async for chunk in chunks_of(request, seconds):
         size += len(chunk)
         if size > max_bytes:
-            raise _too_large(max_bytes)
+            raise too_large
         parts.append(chunk)
     return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> HTTPError:
-    return HTTPError(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")

@@ -22,3 +22,8 @@ class HTTPError(AdapterpackError):
 def bad_request(what: str) -> HTTPError:
     """Makes the error for a request that no server could answer (400)."""
     return HTTPError(400, "BadRequest", what)
+
+
+def invalid_request(what: str, param: str | None) -> HTTPError:
+    """Makes the error of OpenAI's routes for a request that does not fit (400), by the field at fault."""
+    return HTTPError(400, "invalid_request", what, param=param)

@@ -31,6 +31,7 @@ MAX_BYTES = 64 << 30
 _MAX_MARK = 16 << 20
 _MAX_SIGNATURE = 1 << 20
 _PEFT_LIMIT = 8 << 30
+_TOO_LARGE = "the artifact is larger than allowed"
 
 
 @dataclass(frozen=True)
@@ -81,38 +82,36 @@ def open_remote(
             found=", ".join(sorted(listed)[:5]) or "nothing",
             remedy="name the repository of an adapter",
         )
-    if listed[mark].size > _MAX_MARK:
-        raise FormatError(
-            "the manifest is too large",
-            where=f"{remote}, {mark}",
-            expected=f"at most {_MAX_MARK} bytes",
-            found=listed[mark].size,
-        )
+    where, kind = f"{remote}, {mark}", KINDS[mark]
+    require_at_most(_MAX_MARK, listed[mark].size, "the manifest is too large", where)
+    if SIGNATURE in listed:
+        size, place = listed[SIGNATURE].size, f"{remote}, {SIGNATURE}"
+        require_at_most(_MAX_SIGNATURE, size, "the signature is too large", place)
     fetch(remote, listed[mark], scratch / mark)
     data = (scratch / mark).read_bytes()
-    artifact = _READERS[KINDS[mark]](remote, mark, data, listed)
-    if artifact.size > max_bytes:
-        raise FormatError(
-            "the artifact is larger than allowed",
-            where=remote,
-            expected=f"at most {max_bytes} bytes",
-            found=artifact.size,
-            remedy="raise the limit (--max-bytes) if you trust it",
-        )
+    manifest: Any = None
+    if kind == "peft":
+        files: tuple[FileEntry, ...] = (_tensors_of_peft(remote, listed),)
+    else:
+        manifest = m.parse(data, where) if kind == "pack" else parse_bundle(data, where)
+        files = manifest.files
+    artifact = Artifact(kind, mark, data, files, manifest)
+    remedy = "raise the limit (--max-bytes) if you trust it"
+    require_at_most(max_bytes, artifact.size, _TOO_LARGE, remote, remedy)
     return artifact
 
 
-def _pack(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
-    manifest = m.parse(data, f"{remote}, {mark}")
-    return _require_complete(remote, Artifact("pack", mark, data, manifest.files, manifest), listed)
+def require_at_most(limit: int, size: int, what: str, where: object, remedy: str | None = None) -> None:
+    """Checks that something on a hub has at most ``limit`` bytes.
+
+    Raises:
+        FormatError: it has more; ``what`` says it in words.
+    """
+    if size > limit:
+        raise FormatError(what, where=where, expected=f"at most {limit} bytes", found=size, remedy=remedy)
 
 
-def _bundle(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
-    bundle = parse_bundle(data, f"{remote}, {mark}")
-    return _require_complete(remote, Artifact("bundle", mark, data, bundle.files, bundle), listed)
-
-
-def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFile]) -> Artifact:
+def _tensors_of_peft(remote: Remote, listed: Mapping[str, ListedFile]) -> FileEntry:
     tensors = listed.get(TENSORS)
     if tensors is None:
         pickled = [name for name in listed if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
@@ -123,31 +122,8 @@ def _peft(remote: Remote, mark: str, data: bytes, listed: Mapping[str, ListedFil
             found=", ".join(sorted(pickled)) or "no tensors",
             remedy="save it as safetensors",
         )
-    if tensors.size > _PEFT_LIMIT:
-        raise FormatError(
-            "the artifact is larger than allowed",
-            where=remote,
-            expected=f"at most {_PEFT_LIMIT} bytes",
-            found=tensors.size,
-        )
-    return Artifact(
-        "peft", mark, data, (FileEntry(TENSORS, tensors.size, tensors.sha256 or "", "tensors"),), None
-    )
-
-
-_READERS = {"pack": _pack, "bundle": _bundle, "peft": _peft}
-
-
-def _require_complete(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> Artifact:
-    signature = listed.get(SIGNATURE)
-    if signature is not None and signature.size > _MAX_SIGNATURE:
-        raise FormatError(
-            "the signature is too large",
-            where=f"{remote}, {SIGNATURE}",
-            expected=f"at most {_MAX_SIGNATURE} bytes",
-            found=signature.size,
-        )
-    return artifact
+    require_at_most(_PEFT_LIMIT, tensors.size, _TOO_LARGE, remote)
+    return FileEntry(TENSORS, tensors.size, tensors.sha256 or "", "tensors")
 
 
 def require_closed(remote: Remote, artifact: Artifact, listed: Mapping[str, ListedFile]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..base import fingerprint as fp
 from ..base.checkpoint import INDEX, SINGLE, Checkpoint
 from ..errors import FormatError, StorageError
+from .artifact import require_at_most
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, tree
 from .transport.headers import HeaderFile, read_header
@@ -52,18 +53,10 @@ class RemoteBase(Checkpoint):
             *((template, _MAX_SMALL) for template in _TEMPLATES),
         ):
             if name in listed and not (name == INDEX and SINGLE in listed):
-                self._small(name, limit, scratch)
+                what = "a file of the base is too large to be what its name says"
+                require_at_most(limit, listed[name].size, what, f"{remote}, {name}")
+                fetch(remote, listed[name], scratch / name)
         super().__init__(scratch)
-
-    def _small(self, name: str, limit: int, scratch: Path) -> None:
-        if self.listed[name].size > limit:
-            raise FormatError(
-                "a file of the base is too large to be what its name says",
-                where=f"{self.remote}, {name}",
-                expected=f"at most {limit} bytes",
-                found=self.listed[name].size,
-            )
-        fetch(self.remote, self.listed[name], scratch / name)
 
     def _shards(self) -> tuple[dict[str, Any] | None, list[str]]:
         if SINGLE in self.listed:
@@ -94,12 +87,8 @@ class RemoteBase(Checkpoint):
         self.identities = {}  # no local file is hashed here
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             files = dict(zip(shards, pool.map(header, shards), strict=True))
-        if sum(len(file.head) for file in files.values()) > _MAX_HEADERS:
-            raise FormatError(
-                "the headers of the base are too large",
-                where=self.remote,
-                expected=f"at most {_MAX_HEADERS} bytes",
-            )
+        size = sum(len(file.head) for file in files.values())
+        require_at_most(_MAX_HEADERS, size, "the headers of the base are too large", self.remote)
         return files
 
     @property

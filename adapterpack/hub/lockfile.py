@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import os
-import re
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
 
 from ..errors import FormatError, storage_errors
-from ..io import strict_json
+from ..io import strict_json, typed_json
 from ..io.atomic import output_file
 from ..io.cache import cache_folder
 from ..io.locks import hold_lock
 from ..io.safe_open import read_at_most
+from ..io.typed_json import Misfit, StrictStruct
 from .transport import names
 
 FILE_NAME = "adapterpack.lock"
-_FORMAT = "adapterpack.lock"
-_VERSION = 1
+_FORMAT: Literal["adapterpack.lock"] = "adapterpack.lock"
 _MAX_BYTES = 16 << 20
-_ID = re.compile(r"sha256:[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class PinnedArtifact:
+class PinnedArtifact(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """The pin of a reference: its commit, the kind of artifact, and the digest of its manifest."""
 
-    commit: str
+    commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
     kind: str
-    id: str
+    id: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+
+
+class LockedPins(StrictStruct, frozen=True, forbid_unknown_fields=True):
+    """The content of a lock file."""
+
+    format: Literal["adapterpack.lock"]
+    version: Literal[1]
+    entries: dict[str, PinnedArtifact]
 
 
 class Lockfile:
@@ -61,15 +67,15 @@ class Lockfile:
             return {}
         with storage_errors(self.path), self.path.open("rb") as file:
             value: Any = strict_json.loads(read_at_most(file, _MAX_BYTES + 1), self.path, _MAX_BYTES)
-        entries = value.get("entries") if isinstance(value, dict) and value.get("format") == _FORMAT else None
-        if not isinstance(entries, dict) or value.get("version") != _VERSION:
+        read = typed_json.read(value, LockedPins)
+        if isinstance(read, Misfit):
             raise FormatError(
-                "this is not a lock file of this version",
-                where=self.path,
-                expected=f"format {_FORMAT}, version {_VERSION}",
-                remedy="name another file with --lock, or remove it",
+                f"this is not a lock file of this version: {read.message}",
+                where=f"{self.path}#{read.pointer}",
+                expected=f"{_FORMAT}, version 1, and a commit, a kind and an id in each entry",
+                remedy="name another file with --lock, or remove it and pull again",
             )
-        return {key: _read_pin(entry, f"{self.path}, {key}") for key, entry in entries.items()}
+        return read.entries
 
     def put(self, reference: names.HubReference, pinned: PinnedArtifact) -> None:
         """Pins a reference, and replaces the file atomically.
@@ -85,28 +91,8 @@ class Lockfile:
             guard.mkdir(parents=True, exist_ok=True)
         with hold_lock(guard / "lockfile", alone=os.name == "posix"):
             entries = {**self.all(), str(reference): pinned}
-            value = {
-                "format": _FORMAT,
-                "version": _VERSION,
-                "entries": {key: asdict(one) for key, one in entries.items()},
-            }
             with output_file(self.path) as path:
-                path.write_bytes(strict_json.canonical(value))
-
-
-def _read_pin(entry: Any, where: str) -> PinnedArtifact:
-    texts = (
-        isinstance(entry, dict)
-        and set(entry) == {"commit", "kind", "id"}
-        and all(isinstance(item, str) for item in entry.values())
-    )
-    if not texts or not names.COMMIT.fullmatch(entry["commit"]) or not _ID.fullmatch(entry["id"]):
-        raise FormatError(
-            "a lock file's entry has a commit, a kind and an id",
-            where=where,
-            remedy="remove the entry, and pull again",
-        )
-    return PinnedArtifact(**entry)
+                path.write_bytes(strict_json.canonical(LockedPins(_FORMAT, 1, entries)))
 
 
 def machine_lockfile(reference: names.HubReference) -> Lockfile:

@@ -1,11 +1,12 @@
 """Prepares a push: validates the pack or bundle, renders its card, and refuses whatever must not leave this
-machine.
+machine, such as text that contains secrets.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -25,8 +26,16 @@ from .artifact import KINDS
 from .card import bundle_card, pack_card
 from .transport import names
 from .transport.local_files import LocalFile
-from .transport.secret import refuse_secrets
 
+_SECRETS: dict[str, re.Pattern[bytes]] = {
+    "a Hugging Face token": re.compile(rb"\bhf_[A-Za-z0-9]{20,}"),
+    "an AWS access key": re.compile(rb"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a GitHub token": re.compile(rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60})"),
+    "an API key": re.compile(rb"\bsk-(?:proj-|ant-)?[A-Za-z0-9_-]{32,}"),
+    "a private key": re.compile(rb"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----"),
+    "an address with a password": re.compile(rb"https?://[^/\s:@\"']{1,100}:[^/\s:@\"']{1,100}@"),
+}
+"""Kind of secret -> its pattern, which runs in linear time."""
 README = "README.md"
 _TEXT = frozenset({".json", ".md", ".txt", ".jinja"})
 _MAX_TEXT = 64 << 20
@@ -80,7 +89,7 @@ def prepare(
                 expected=" or ".join(KINDS),
                 remedy="convert it first (adapterpack convert --to pack)",
             )
-        refuse_secrets(
+        _refuse_secrets(
             {
                 README: ready.card.text(_MAX_TEXT),
                 **{
@@ -133,17 +142,9 @@ def _pack(
         folder, report = pack.write(scratch / "pack").path or scratch, None
     if report is None:  # always validates the exact files that are sent
         pack, report = check(folder)
-    listed = {entry.path: LocalFile.of_entry(folder, entry) for entry in pack.manifest.files}
-    files = {m.FILE_NAME: LocalFile.of(folder / m.FILE_NAME), **listed}
-    if (folder / SIGNATURE).is_file():
-        files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
-    return PreparedPush(
-        "pack",
-        pack.id,
-        pack.manifest.pack.name,
-        files,
-        LocalFile.of(pack_card(pack, to, report).encode("utf-8")),
-    )
+    files = _list_files(folder, m.FILE_NAME, pack.manifest.files)
+    card = LocalFile.of(pack_card(pack, to, report).encode("utf-8"))
+    return PreparedPush("pack", pack.id, pack.manifest.pack.name, files, card)
 
 
 def _bundle(
@@ -163,14 +164,19 @@ def _bundle(
     agreed = license_name or (licenses.pop() if len(licenses) == 1 else None)
     base = base_model or bundle.base.name
     _require_named(base, agreed, folder.name)
-    mark = LocalFile.of(folder / FILE_NAME)
-    files = {FILE_NAME: mark, **{entry.path: LocalFile.of_entry(folder, entry) for entry in bundle.files}}
-    if (folder / SIGNATURE).is_file():
-        files[SIGNATURE] = LocalFile.of(folder / SIGNATURE)
+    files = _list_files(folder, FILE_NAME, bundle.files)
     card = bundle_card(bundle, to, str(base), str(agreed).lower(), report)
-    return PreparedPush(
-        "bundle", f"sha256:{mark.sha256}", folder.name, files, LocalFile.of(card.encode("utf-8"))
-    )
+    identity = f"sha256:{files[FILE_NAME].sha256}"
+    return PreparedPush("bundle", identity, folder.name, files, LocalFile.of(card.encode("utf-8")))
+
+
+def _list_files(folder: Path, manifest: str, entries: Iterable[m.FileEntry]) -> dict[str, LocalFile]:
+    """Lists a manifest, the files that it lists, and a signature, if there is one."""
+    own = [name for name in (manifest, SIGNATURE) if (folder / name).is_file()]
+    return {
+        **{name: LocalFile.of(folder / name) for name in own},
+        **{entry.path: LocalFile.of_entry(folder, entry) for entry in entries},
+    }
 
 
 def _require_named(base: str | None, license_name: str | None, name: str) -> None:
@@ -188,3 +194,22 @@ def _require_named(base: str | None, license_name: str | None, name: str) -> Non
             where=f"'{name}', license",
             remedy="say under which with --license, such as apache-2.0",
         )
+
+
+def _refuse_secrets(files: Mapping[str, bytes]) -> None:
+    """Searches the texts that are to be published for secrets.
+
+    Raises:
+        ConfigError: a text contains something that looks like a secret.
+
+    Example:
+        >>> _refuse_secrets({"README.md": b"nothing to see"})
+    """
+    for name, data in files.items():
+        for what, pattern in _SECRETS.items():
+            if match := pattern.search(data):
+                raise ConfigError(
+                    f"a file to be published holds what looks like {what}",
+                    where=f"{name}, byte {match.start()}",
+                    remedy="revoke it, take it out and pack the adapter again; nothing was sent",
+                )

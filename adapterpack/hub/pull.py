@@ -12,20 +12,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, HubError, HubOffline, StorageError, storage_errors
+from msgspec import structs
+
+from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
 from ..io import strict_json
 from ..io.atomic import output_folder, own_folder, refuse_existing
 from ..io.cache import cache_folder
-from ..pack.pack import SIGNATURE, Pack
+from ..manifest import manifest as m
+from ..pack.pack import SIGNATURE, Pack, seal
+from ..pack.validate.checks.folder import read_manifest
+from ..pack.validate.validation import load
 from . import bundle_cache
 from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
-from .compare import changes
-from .importing import import_peft
+from .base import RemoteBase, remote_base
 from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, offline, tree
-from .transport.partial import remove_old
-from .transport.transfer import fetch
+from .transport.transfer import fetch, remove_old
 
 _SPARE = 256 << 20
 """Bytes of disk space that a download leaves free."""
@@ -130,7 +133,7 @@ def fetch_artifact(
             download(remote, artifact, listed, scratch, progress)
             staged: Path | Pack = scratch
             if artifact.kind == "peft":
-                staged, about_base = import_peft(scratch, remote.token)
+                staged, about_base = _import_peft(scratch, remote.token)
                 notes = ("a PEFT adapter: imported as a pack", *about_base)
             identity, path = bundle_cache.store(artifact.kind, artifact.id, staged)
     pinned = PinnedArtifact(remote.commit, artifact.kind, identity)
@@ -153,7 +156,7 @@ def _online(
     if before is None:
         return pulled
     if update:
-        return replace(pulled, before=before, changed=changes(before, pulled.kind, pulled.id, pulled.path))
+        return replace(pulled, before=before, changed=_changes(before, pulled.kind, pulled.id, pulled.path))
     if pulled.kind != "peft":
         _require_pinned(pulled, before, remote)
     now = connect(reference, token).commit
@@ -297,13 +300,78 @@ def local_copy(reference: names.HubReference) -> Path | None:
         pinned = machine_lockfile(reference).get(reference)
         if pinned is None:
             return None
-        if path := bundle_cache.find_bundle(pinned.kind, pinned.id):
-            return path
-        raise HubError(
-            "what was pulled is not in the store any more",
-            where=reference,
-            remedy="unset HF_HUB_OFFLINE and pull it again",
-        )
+        return _offline(reference, pinned, False).path
     remote = connect(reference)
     listed = tree(remote)
     return None if kind_in(listed) is None else fetch_artifact(remote, listed).path
+
+
+def _import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:
+    """Imports a PEFT folder and returns the pack, with its base identified if the hub has it, and notes about
+    that.
+
+    Raises:
+        FormatError, Unsupported: the folder cannot be imported.
+    """
+    pack = load(folder)
+    hint = pack.manifest.base
+    if hint.name is None or not names.is_repo(hint.name):
+        return pack, (f"its base is known by name only: {hint.name or 'none is named'}",)
+    try:
+        with scratch_folder() as scratch:
+            there = names.HubReference(hint.name, hint.commit or names.MAIN)
+            base = remote_base(there, Path(scratch), token)
+            pack.require_base(base, allow_structural=True)
+            return _with_base(pack, base), (
+                f"its base was identified by the listing and the headers of {base.remote}",
+            )
+    except AdapterpackError as error:
+        return pack, (f"its base {hint.name} is known by name only: {error.what}",)
+
+
+def _with_base(pack: Pack, base: RemoteBase) -> Pack:
+    fingerprint, model_type = base.fingerprint(), base.config.get("model_type")
+    identified = structs.replace(
+        pack.manifest.base,
+        commit=base.commit,
+        structure=fingerprint.structure,
+        files=fingerprint.files,
+        model_type=model_type if isinstance(model_type, str) else None,
+    )
+    return seal(structs.replace(pack.manifest, base=identified), pack.tensors, pack.extra)
+
+
+def _changes(before: PinnedArtifact, kind: str, identity: str, path: Path) -> tuple[str, ...]:
+    """Returns the differences between the pinned artifact and the one pulled now; none if they are
+    the same.
+    """
+    if (before.kind, before.id) == (kind, identity):
+        return ()
+    lines = [f"kind: {before.kind} -> {kind}"] if before.kind != kind else []
+    lines.append(f"id: {before.id} -> {identity}")
+    old = bundle_cache.find_bundle(before.kind, before.id)
+    if old is None:
+        return (*lines, "what was pinned is not in the store any more: no closer look")
+    if "bundle" in {before.kind, kind}:
+        return tuple(lines)
+    try:
+        one, other = (m.parse(read_manifest(folder / m.FILE_NAME), folder) for folder in (old, path))
+    except AdapterpackError as error:
+        return (*lines, f"no closer look: {error.what}")
+    return (*lines, *_in_manifests(one, other))
+
+
+def _in_manifests(one: m.Manifest, other: m.Manifest) -> list[str]:
+    lines = []
+    if one.tensors != other.tensors:
+        tensors = one.tensors.keys() | other.tensors.keys()
+        differing = sum(one.tensors.get(name) != other.tensors.get(name) for name in tensors)
+        lines.append(f"tensors: {differing} of {len(tensors)} differ")
+    before, after = one.to_json(), other.to_json()
+    for key in sorted(after):
+        if key not in {"tensors", "files"} and before.get(key) != after[key]:
+            short = [str(value[key])[:80] for value in (before, after)]
+            lines.append(
+                f"{key}: {short[0]} -> {short[1]}" if len("".join(short)) < 120 else f"{key} differs"
+            )
+    return lines

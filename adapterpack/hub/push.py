@@ -20,7 +20,7 @@ from .card import MARK
 from .prepare import README, PreparedPush, prepare
 from .transport import names
 from .transport.client import ListedFile, Remote, connect, endpoint, hub_errors, in_folder, tree, with_retries
-from .transport.commit import NewCommit, commit
+from .transport.commit import Draft, NewCommit, commit
 from .transport.http import Endpoint, post_json
 from .transport.transfer import fetch
 
@@ -226,15 +226,14 @@ class _Push:
             raise ConfigError(
                 "a push goes to a branch", where=self.reference, remedy="name a branch, or none"
             )
-        return commit(
-            remote,
+        draft = Draft(
             {remote.path(name): self.files[name] for name in send},
-            map(remote.path, delete),
+            list(map(remote.path, delete)),
             message or f"{self.ours.kind} {self.ours.label}",
             self.ours.id,
             pr,
-            self.progress,
         )
+        return commit(remote, draft, self.progress)
 
     def _post(self, path: str, value: dict[str, Any]) -> None:
         hub = Endpoint(endpoint(), self.token)

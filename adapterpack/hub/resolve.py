@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
 from .transport import names
-from .transport.client import endpoint, redacted
+from .transport.client import endpoint, redact
 from .transport.official import guarded_downloads
 
 _WITHOUT_OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -146,7 +146,7 @@ def _not_found(text: str, reason: str) -> StorageError:
 
 
 def _first_sentence(reason: str) -> str:
-    return redacted(reason.partition("\n")[0].partition(". ")[0])[:200].rstrip(".")
+    return redact(reason.partition("\n")[0].partition(". ")[0])[:200].rstrip(".")
 
 
 def _suggestion(text: str) -> str:

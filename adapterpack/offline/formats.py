@@ -69,7 +69,7 @@ def _requests(setting: Setting) -> OfflineJob:
             remedy="leave out what is not --seed or --sampling",
         )
     with needed_by("answering requests"):
-        from ..serving.embedded.in_process import InProcess  # noqa: PLC0415 - needs an extra
+        from ..serving.embedded import InProcess  # noqa: PLC0415 - needs an extra
         from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra
     server = InProcess(setting.bundle, setting.device, setting.batch_size, setting.sampling.get("sampling"))
     return RequestsJob(

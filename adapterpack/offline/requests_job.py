@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from ..errors import AdapterpackError, ConfigError
-from ..serving.embedded.in_process import InProcess, Posted, Reply
+from ..serving.embedded import InProcess, Posted, Reply
 from .job import Answered
 from .lines import REQUEST, Line, is_request
 

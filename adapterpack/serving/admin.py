@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from datetime import UTC, datetime
-from typing import Annotated, TypeVar
+from datetime import datetime
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta
@@ -19,11 +19,9 @@ from ..io.typed_json import StrictStruct
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
 from .openapi import document
-from .route import RouteSpec, json_response
+from .route import RequestContext, RouteSpec, json_response
 from .routes import health, metrics, ready
-from .state import RequestContext
 
-T = TypeVar("T")
 _Name = Annotated[str, Meta(min_length=1, max_length=128)]
 
 
@@ -70,6 +68,11 @@ class RefusalCard(msgspec.Struct, frozen=True):
     message: str
     time: datetime
 
+    @classmethod
+    def of(cls, refusal: Refusal, message: str) -> RefusalCard:
+        """Makes the card of a refusal, with a message for its readers."""
+        return cls(refusal.place.name, refusal.reason, message, refusal.time)
+
 
 class AdapterList(msgspec.Struct, frozen=True):
     """The adapters that requests may name, and the packs that were refused."""
@@ -83,7 +86,7 @@ async def adapters(context: RequestContext) -> Response:
     return json_response(
         AdapterList(
             [_card(one) for one in context.state.adapters.adapters],
-            [_refusal(one) for one in context.state.adapters.refused],
+            [RefusalCard.of(one, one.message) for one in context.state.adapters.refused],
         )
     )
 
@@ -162,13 +165,4 @@ async def _change(record: Record, change: Callable[[], ServedAdapter]) -> Respon
 
 def _card(adapter: ServedAdapter) -> AdapterCard:
     source = None if adapter.place is None else adapter.place.name
-    return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, time_of(adapter.loaded))
-
-
-def _refusal(refusal: Refusal) -> RefusalCard:
-    return RefusalCard(refusal.place.name, refusal.reason, refusal.message, time_of(refusal.time))
-
-
-def time_of(seconds: float) -> datetime:
-    """Converts seconds since the epoch to a UTC datetime."""
-    return datetime.fromtimestamp(int(seconds), UTC)
+    return AdapterCard(adapter.name, adapter.digest, adapter.generation, source, adapter.loaded)

@@ -10,21 +10,17 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import msgspec
-from msgspec import UNSET
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..http.http_error import HTTPError
 from .catalogue import ServedModel
-from .openai import sse
 from .openai.answers import Usage
 from .openai.errors import as_http_error, details
-from .openai.requests import Sampled
-from .openai.response_writer import ResponseWriter
+from .openai.response_writer import ALIVE, STREAM_HEADERS, STREAM_TYPE, ResponseWriter
+from .route import RequestContext, json_response
 from .scheduling.engine_thread import EngineStopped
 from .scheduling.rows import RequestOutput, ScheduledRow
-from .state import RequestContext
 
 ALIVE_SECONDS = 15.0
 """Seconds without output after which a stream sends a comment to stay alive."""
@@ -44,52 +40,37 @@ def running(
     prompt_tokens: int,
     output: RequestOutput,
 ) -> Iterator[None]:
-    """Runs the rows of a request for as long as the block lasts. The rows are cancelled when the block ends,
-    and the client is watched meanwhile.
+    """Runs the rows of a request for as long as the block lasts, and records their tokens, times and outcome.
+    The rows are cancelled when the block ends, and the client is watched meanwhile.
 
     Raises:
         HTTPError: the key has too few tokens left.
     """
-    context.state.quotas.read(context.key, prompt_tokens)
-    context.record.rows, context.record.prompt_tokens = len(rows), prompt_tokens
-    with _record_end(context, output), ExitStack() as stack:
-        stack.enter_context(context.state.traffic.count(context.key.id, context.record, rows, output))
-        stack.callback(context.state.engine.cancel, rows)
-        stack.enter_context(_watch_client(context.request, output))
-        context.state.engine.add(rows)
-        yield
+    record, state = context.record, context.state
+    state.quotas.charge_prompt(context.key, prompt_tokens)
+    record.rows, record.prompt_tokens = len(rows), prompt_tokens
+    watching = asyncio.create_task(_watch_client(context.request, output))
+    with state.traffic.count(context.key.id, record, rows, output):
+        state.engine.add(rows)
+        try:
+            yield
+        finally:
+            watching.cancel()
+            state.engine.cancel(rows)
+            record.completion_tokens, record.first, record.last = output.tokens, output.first, output.last
+            if output.left:
+                record.outcome = "disconnected"
+            elif not record.outcome:
+                record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in output.sequences))
+            state.quotas.charge_answer(context.key, output.tokens)
+            state.admission.note_time(time.monotonic() - record.started)
 
 
-@contextmanager
-def _record_end(context: RequestContext, output: RequestOutput) -> Iterator[None]:
-    """Records the tokens, times and outcome of the rows when the block ends."""
-    try:
-        yield
-    finally:
-        record, state = context.record, context.state
-        record.completion_tokens, record.first, record.last = output.tokens, output.first, output.last
-        if output.left:
-            record.outcome = "disconnected"
-        elif not record.outcome:
-            record.outcome = ",".join(dict.fromkeys(str(row.reason) for row in output.sequences))
-        state.quotas.wrote(context.key, output.tokens)
-        state.admission.note_time(time.monotonic() - record.started)
-
-
-@contextmanager
-def _watch_client(request: Request, output: RequestOutput) -> Iterator[None]:
-    """Watches for the client to disconnect while the block lasts."""
-
-    async def wait() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        output.leave()
-
-    task = asyncio.create_task(wait())
-    try:
-        yield
-    finally:
-        task.cancel()
+async def _watch_client(request: Request, output: RequestOutput) -> None:
+    """Waits for the client to disconnect."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    output.leave()
 
 
 class PendingResponse:
@@ -148,17 +129,10 @@ class TextResponse(PendingResponse):
     """The response to one request for text, written while its rows generate."""
 
     def __init__(
-        self,
-        context: RequestContext,
-        body: Sampled,
-        output: RequestOutput,
-        model: ServedModel,
-        writer: ResponseWriter,
+        self, context: RequestContext, output: RequestOutput, model: ServedModel, writer: ResponseWriter
     ) -> None:
         super().__init__(context, output)
         self.writer, self.headers = writer, headers_of(model)
-        options = body.stream_options
-        self._counted = bool(options and options.include_usage)
 
     @property
     def usage(self) -> Usage:
@@ -174,12 +148,8 @@ class TextResponse(PendingResponse):
         """
         await self.wait_until_ended()
         self.record.status = 200
-        return Response(
-            msgspec.json.encode(self.writer.write_response(self.output.sequences, self.usage)),
-            200,
-            self.headers,
-            "application/json",
-        )
+        answer = self.writer.write_response(self.output.sequences, self.usage)
+        return json_response(answer, headers=self.headers)
 
     async def wait_for_first(self) -> None:
         """Waits for the first token, so that an error before it gets an HTTP status. A row that queues for
@@ -190,17 +160,14 @@ class TextResponse(PendingResponse):
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields the events of the stream, those of one engine step together."""
-        unknown = None if self._counted else UNSET
         count, event = len(self.output.sequences), self.writer.event
-        pieces = [event(chunk) for place in range(count) for chunk in self.writer.write_start(place, unknown)]
+        pieces = [event(chunk) for place in range(count) for chunk in self.writer.write_start(place)]
         sent, going = [(0, 0)] * count, set(range(count))
         while going:
             for place in sorted(going):
                 row, (characters, choices) = self.output.sequences[place], sent[place]
                 reason = row.reason
-                chunks = self.writer.write_piece(
-                    place, row.text[characters:], row.choices[choices:], reason, unknown
-                )
+                chunks = self.writer.write_piece(place, row.text[characters:], row.choices[choices:], reason)
                 sent[place] = len(row.text), len(row.choices)
                 pieces += map(event, chunks)
                 if reason is not None:
@@ -208,9 +175,9 @@ class TextResponse(PendingResponse):
             if pieces:
                 yield b"".join(pieces)
             if going:
-                pieces = [] if await self.wait(ALIVE_SECONDS) else [sse.ALIVE]
+                pieces = [] if await self.wait(ALIVE_SECONDS) else [ALIVE]
                 self.require_well()
-        yield b"".join(map(event, self.writer.write_end(self.usage, self._counted))) + self.writer.end
+        yield b"".join(map(event, self.writer.write_end(self.usage))) + self.writer.end
 
 
 class EventStream(Response):
@@ -218,7 +185,7 @@ class EventStream(Response):
 
     def __init__(self, answer: TextResponse, stack: ExitStack) -> None:
         self._answer, self._stack, self.status_code, self.background = answer, stack, 200, None
-        self.init_headers({**sse.HEADERS, **answer.headers, "content-type": sse.TYPE})
+        self.init_headers({**STREAM_HEADERS, **answer.headers, "content-type": STREAM_TYPE})
 
     async def __call__(self, scope: Any, receive: Any, send: Callable[[Any], Any]) -> None:
         """Sends the events. The status is sent already, so an error becomes the last event."""
@@ -233,6 +200,10 @@ class EventStream(Response):
                 record.outcome = refused.name
                 if refused.status != GONE:
                     await send(
-                        {"type": "http.response.body", "body": sse.event(details(refused)), "more_body": True}
+                        {
+                            "type": "http.response.body",
+                            "body": self._answer.writer.event(details(refused)),
+                            "more_body": True,
+                        }
                     )
             await send({"type": "http.response.body", "body": b"", "more_body": False})

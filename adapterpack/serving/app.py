@@ -22,8 +22,7 @@ from ..http.http_error import HTTPError
 from .answering import GONE
 from .observability.audit import Record
 from .openai.errors import as_http_error, response
-from .route import RouteSpec, require_access
-from .state import RequestContext, State
+from .route import RequestContext, RouteSpec, State
 from .tenants.keys import EVERYBODY, Key, Keys
 
 _TRACE = ("traceparent", "tracestate")
@@ -123,7 +122,7 @@ class _Endpoint:
 
         Raises:
             HTTPError: the request's head is too large, its Host header is wrong (DNS rebinding), its key is
-                missing or wrong, or the server is shutting down.
+                missing, wrong, or not an admin's, or the server is shutting down.
         """
         state = self._state
         headers = request.scope["headers"]
@@ -146,7 +145,8 @@ class _Endpoint:
         await self._keys.look()
         key = self._keys.of(request.headers.get("authorization"))
         record.key = key.id
-        require_access(self._route, key)
+        if self._route.access == "admin" and not key.admin:
+            raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")
         if self._route.method == "POST":
             state.admission.require_open()
         return key

@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 
 from ..bundle.manifest import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
-from ..http.http_error import HTTPError
+from ..http.http_error import HTTPError, invalid_request
 from ..pack.pack import Pack
 from ..runtime.adapters.mix import Mix, combine
 from ..runtime.engine.base import Engine
@@ -106,11 +106,9 @@ class Catalogue:
         if adapters is None:
             return model
         if model.pack is not None:
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 f"adapters are added to the base: the model is {self.base!r}",
-                param="model",
+                "model",
             )
         packs = [self._part(one.name, key) for one in adapters]
         try:

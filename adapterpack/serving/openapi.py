@@ -9,7 +9,7 @@ import msgspec
 
 from ..io.typed_json import portable
 from ..version import VERSION
-from .openai import sse
+from .openai.response_writer import STREAM_TYPE
 from .route import RouteSpec
 
 _PLACE = "#/components/schemas/{name}"
@@ -46,7 +46,7 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
     if route.path == "/metrics":
         content = {"text/plain": {"schema": {"type": "string"}}}
     if route.event is not None:
-        content[sse.TYPE] = {"schema": _event([by_struct[route.event], by_struct[route.errors.struct]])}
+        content[STREAM_TYPE] = {"schema": _event([by_struct[route.event], by_struct[route.errors.struct]])}
     answers: dict[str, Any] = {"200": {"description": route.summary, "content": content}}
     if route.access != "open":
         answers["default"] = {

@@ -15,8 +15,7 @@ from starlette.responses import Response
 from ..http.http_error import HTTPError
 from ..palette import style_sheet
 from ..resources import resource
-from .route import RouteSpec
-from .state import RequestContext
+from .route import RequestContext, RouteSpec
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "

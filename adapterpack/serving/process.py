@@ -8,37 +8,19 @@ import signal
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
-from itertools import chain
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import uvicorn
 from starlette.applications import Starlette
 
 from ..http.bodies import DrainBodyOnError
 from ..http.protocol import Protocol
-from ..runtime.engine.base import Engine
-from .adapters.adapter_control import AdapterControl
 from .adapters.folder_watcher import FolderWatcher
-from .admin import ADMIN_ROUTES
-from .api import Api
-from .app import build
-from .catalogue import Catalogue
-from .observability.audit import Record
-from .observability.metrics import Figure, Metrics
-from .observability.traffic import Traffic
-from .route import RouteSpec
-from .routes import table
-from .scheduling.admission import Admission
-from .scheduling.engine_thread import EngineThread
-from .state import State
-from .status import StatusRoutes
-from .tenants.keys import Keys
+from .route import State
 from .tenants.limits import ServerLimits
-from .tenants.quotas import Quotas
 
 _LAST_SECONDS = 5
 """Seconds for sending answers whose rows have ended, at shutdown."""
@@ -49,100 +31,55 @@ equal timeout some of their requests would hit a closing connection.
 _LOG = logging.getLogger("adapterpack.serving")
 
 
-class OperatorAddress(NamedTuple):
-    """The operator's socket, its key, and its TLS context if it uses TLS."""
+class Address(NamedTuple):
+    """A socket, the application that answers at it, and its TLS context; None for plain HTTP."""
 
     listening: socket.socket
-    keys: Keys
+    app: Starlette
     tls: ssl.SSLContext | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setup:
-    """The parts of a server before its loop starts. ``tls`` is None for plain HTTP; ``watch`` checks the
-    places of adapters every ``watch_seconds``; ``pages`` are the routes of the web page.
-    """
-
-    engine: Engine
-    apis: Sequence[Api]
-    catalogue: Catalogue
-    adapters: AdapterControl
-    keys: Keys
-    ended: Sequence[Callable[[Record], None]]
-    limits: ServerLimits
-    metrics: Metrics
-    hosts: frozenset[str] | None
-    tls: ssl.SSLContext | None
-    watch: FolderWatcher | None
-    watch_seconds: float
-    pages: Sequence[RouteSpec] = ()
 
 
 def run(
-    setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
+    state: State,
+    address: Address,
+    operator: Address | None,
+    ready: Callable[[], None],
+    watcher: FolderWatcher | None = None,
+    watch_seconds: float = 0.0,
 ) -> None:
-    """Serves until SIGTERM or Ctrl-C, and then finishes the answers that have begun.
+    """Serves until SIGTERM or Ctrl-C, and then finishes the answers that have begun. The ``watcher`` checks
+    the places of adapters every ``watch_seconds``.
 
     Raises:
         KeyboardInterrupt: Ctrl-C ended the server.
     """
-    interrupted = asyncio.run(_run(setup, listening, operator, ready))
-    if interrupted:
+
+    async def serve() -> bool:
+        server = Server(_config_of(address, state.limits), state, ready)
+        tasks = [asyncio.create_task(_watch(state))]
+        if watcher is not None:
+            tasks.append(asyncio.create_task(_look(watcher, watch_seconds)))
+        state.engine.start(asyncio.get_running_loop())
+        try:
+            async with _serve_operator(state, operator):
+                await server.serve(sockets=[address.listening])
+        finally:
+            for task in tasks:
+                task.cancel()
+            state.engine.close(_LAST_SECONDS)
+        return server.interrupted
+
+    if asyncio.run(serve()):
         raise KeyboardInterrupt
 
 
-async def _run(
-    setup: Setup, listening: socket.socket, operator: OperatorAddress | None, ready: Callable[[], None]
-) -> bool:
-    thread = EngineThread(setup.engine, asyncio.get_running_loop(), setup.metrics.record_step)
-    state, app = build_server(setup, thread)
-    server = Server(config_of(app, setup.limits, setup.tls), state, ready)
-    tasks = [asyncio.create_task(_watch(state))]
-    if setup.watch is not None:
-        tasks.append(asyncio.create_task(_look(setup.watch, setup.watch_seconds)))
-    thread.start()
-    try:
-        async with _serve_operator(state, operator):
-            await server.serve(sockets=[listening])
-    finally:
-        for task in tasks:
-            task.cancel()
-        thread.close(_LAST_SECONDS)
-    return server.interrupted
-
-
-def build_server(setup: Setup, thread: EngineThread) -> tuple[State, Starlette]:
-    """Builds the state that a server's routes share, and its application."""
-    quotas, limits = Quotas(), setup.limits
-    setup.metrics.add_quotas(quotas)
-    unread = "For how long the file of keys could not be read."
-    setup.metrics.add(Figure("keys_unread_seconds", unread, lambda: setup.keys.unread_seconds))
-    state = State(
-        thread,
-        setup.catalogue,
-        setup.adapters,
-        Admission.of(setup.engine, limits),
-        setup.keys,
-        quotas,
-        limits,
-        setup.metrics,
-        setup.ended,
-        Traffic(),
-        setup.hosts,
-    )
-    _gauges(setup.metrics, thread, [figure for api in setup.apis for figure in api.figures])
-    routes = table(chain(StatusRoutes().table(), *(api.routes for api in setup.apis)))
-    return state, build(state, (*routes, *setup.pages))
-
-
 @asynccontextmanager
-async def _serve_operator(state: State, operator: OperatorAddress | None) -> AsyncIterator[None]:
+async def _serve_operator(state: State, operator: Address | None) -> AsyncIterator[None]:
     """Serves the operator's routes at their own address while the block lasts."""
     if operator is None:
         yield
         return
-    app = build(replace(state, hosts=None), ADMIN_ROUTES, operator.keys)
-    server = SecondServer(config_of(app, state.limits, operator.tls))
+    server = SecondServer(_config_of(operator, state.limits))
     task = asyncio.create_task(server.serve(sockets=[operator.listening]))
     try:
         yield
@@ -153,12 +90,10 @@ async def _serve_operator(state: State, operator: OperatorAddress | None) -> Asy
         await task
 
 
-def config_of(app: Any, limits: ServerLimits, tls: ssl.SSLContext | None = None) -> uvicorn.Config:
-    """Returns uvicorn's configuration for an application: with deadlines and limits, without an
-    access log.
-    """
+def _config_of(address: Address, limits: ServerLimits) -> uvicorn.Config:
+    """Returns uvicorn's configuration: with deadlines and limits, without an access log."""
     config = uvicorn.Config(
-        DrainBodyOnError(app),
+        DrainBodyOnError(address.app),
         http=Protocol,
         ws="none",
         lifespan="off",
@@ -169,7 +104,7 @@ def config_of(app: Any, limits: ServerLimits, tls: ssl.SSLContext | None = None)
         timeout_keep_alive=_IDLE_SECONDS,
     )
     config.load()
-    config.ssl = tls
+    config.ssl = address.tls
     return config
 
 
@@ -178,19 +113,6 @@ async def _look(watch: FolderWatcher, seconds: float) -> None:
     while True:
         await asyncio.sleep(seconds)
         await asyncio.to_thread(watch.look)
-
-
-def _gauges(metrics: Metrics, thread: EngineThread, more: Sequence[Figure]) -> None:
-    engine = thread.engine
-    for figure in (
-        Figure("waiting_rows", "Rows that wait for the engine.", lambda: thread.waiting),
-        Figure("running_rows", "Rows that the engine runs.", lambda: thread.running),
-        Figure("malformed_requests", "Bytes that were no HTTP.", lambda: Protocol.malformed),
-        Figure("resident_adapters", "Adapters in memory.", lambda: len(engine.adapters.digests)),
-        Figure("resident_bytes", "The size of all adapters in memory.", lambda: engine.adapters.nbytes),
-        *more,
-    ):
-        metrics.add(figure)
 
 
 async def _watch(state: State) -> None:

@@ -1,17 +1,149 @@
-"""Defines a route: its method and path, who may use it, and its structs."""
+"""Routes: what a route is, the state that the routes of a server share, and the context of a request, which
+parses its body; errors name the field at fault.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
+from starlette.requests import Request
 from starlette.responses import Response
 
-from ..http.http_error import HTTPError
+from ..errors import FormatError, nearest
+from ..http.bodies import body_of
+from ..http.http_error import HTTPError, invalid_request
+from ..io import strict_json, typed_json
+from ..io.typed_json import StrictStruct
+from .adapters.adapter_control import AdapterControl
+from .catalogue import Catalogue, ServedModel
+from .observability.audit import Record
+from .observability.metrics import Metrics
+from .observability.traffic import Traffic
 from .openai.errors import OPENAI, ErrorForm
-from .state import RequestContext
-from .tenants.keys import Key
+from .openai.requests import NamedWeight
+from .scheduling.admission import Admission
+from .scheduling.engine_thread import EngineThread
+from .tenants.keys import Key, Keys
+from .tenants.limits import ServerLimits
+from .tenants.quotas import Quotas
+
+T = TypeVar("T", bound=StrictStruct)
+_CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
+_LARGEST = 1 << 64
+"""The bound of integers: seeds have 64 bits."""
+
+
+@dataclass(frozen=True)
+class State:
+    """The state of one server: its engine and models, its keys and limits, and its metrics and logs.
+
+    ``ended`` are called for each request that has ended: metrics, audit log, traces. Without keys, ``hosts``
+    are the names in the Host header that requests may use, against DNS rebinding; None permits any.
+    """
+
+    engine: EngineThread
+    catalogue: Catalogue
+    adapters: AdapterControl
+    admission: Admission
+    keys: Keys
+    quotas: Quotas
+    limits: ServerLimits
+    metrics: Metrics
+    ended: list[Callable[[Record], None]]
+    traffic: Traffic
+    hosts: frozenset[str] | None = None
+
+
+class RequestContext(NamedTuple):
+    """A request with the server's state, its key, and its record."""
+
+    state: State
+    request: Request
+    key: Key
+    record: Record
+
+    def find_model(self, name: str, adapters: Sequence[NamedWeight] | None = None) -> ServedModel:
+        """Returns the model that the request names and records it; the arguments are those of
+        :meth:`.Catalogue.request_model`.
+
+        Raises:
+            HTTPError: there is no such model.
+        """
+        model = self.state.catalogue.request_model(name, adapters, self.key)
+        self.record.adapter, self.record.digest = model.adapter, model.digest
+        self.record.mixed = model.mixed
+        return model
+
+    def request_model(self, name: str, adapters: Sequence[NamedWeight] | None = None) -> ServedModel:
+        """Returns the model that the request names, and counts the request in the key's quotas.
+
+        Raises:
+            HTTPError: there is no such model, or the key has no request left.
+        """
+        self.state.quotas.ask(self.key)
+        return self.find_model(name, adapters)
+
+    async def read_body(self, kind: type[T]) -> T:
+        """Reads the body and parses it into a struct.
+
+        Raises:
+            HTTPError: the body is no JSON object or does not fit the struct (400), too slow (408), too large
+                (413), or of another media type (415).
+        """
+        limits, media_type = self.state.limits, self.request.headers.get("content-type", "")
+        if media_type.partition(";")[0].strip().lower() != "application/json":
+            what = "the body is application/json"
+            raise HTTPError(415, "unsupported_media_type", what, param="Content-Type")
+        try:
+            data = await body_of(self.request, limits.body_bytes, limits.body_seconds)
+        except HTTPError as refused:
+            raise HTTPError(refused.status, _CODES[refused.status], refused.what, close=True) from refused
+        return parse(data, kind, limits)
+
+
+def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
+    """Parses JSON bytes into a struct.
+
+    Raises:
+        HTTPError: the bytes are no JSON object, or do not fit the struct.
+    """
+    try:
+        value = strict_json.loads(data, None, limits.body_bytes, _LARGEST, limits.depth)
+    except FormatError as error:
+        raise HTTPError(400, "invalid_json", error.sentence) from error
+    if not isinstance(value, dict):
+        raise HTTPError(400, "invalid_json", "the body is a JSON object")
+    given = {name: item for name, item in value.items() if item is not None}
+    _require_known(given, kind)
+    try:
+        struct: T = msgspec.convert(given, kind)
+    except msgspec.ValidationError as error:
+        pointer, message = typed_json.misfit(given, kind) or ("", str(error))
+        raise _misfit(pointer, message) from error
+    for pointer, message in struct.breaches():
+        raise _misfit(pointer, message)
+    return struct
+
+
+def _require_known(given: dict[str, Any], kind: type[StrictStruct]) -> None:
+    known = kind.__struct_encode_fields__
+    for name in given:
+        if name not in known:
+            raise HTTPError(
+                400,
+                "unknown_parameter",
+                f"this server has no such field: {name[:100]!r}; {nearest(name[:100], known)}",
+                param=name[:100],
+            )
+
+
+def _misfit(pointer: str, message: str) -> HTTPError:
+    place = pointer.removeprefix("/").replace("/", ".")
+    return invalid_request(f"{place}: {message}" if place else message, place or None)
+
 
 Handler = Callable[[RequestContext], Awaitable[Response]]
 
@@ -36,16 +168,6 @@ class RouteSpec(NamedTuple):
     errors: ErrorForm = OPENAI
     example: Mapping[str, Any] | None = None
     quiet: bool = False
-
-
-def require_access(route: RouteSpec, key: Key) -> None:
-    """Checks that a key may use a route for admins.
-
-    Raises:
-        HTTPError: the route is for admins, and the key is not an admin's.
-    """
-    if route.access == "admin" and not key.admin:
-        raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -13,8 +13,7 @@ from .catalogue import ServedModel
 from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
 from .openapi import document
-from .route import RouteSpec, json_response
-from .state import RequestContext, State
+from .route import RequestContext, RouteSpec, State, json_response
 
 
 async def health(context: RequestContext) -> Response:

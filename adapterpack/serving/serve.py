@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,13 +21,8 @@ from ..pack.pack import Pack
 from ..pack.trust.sign import Signers
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
-from .adapters.adapter_control import AdapterControl
-from .adapters.adapter_source import AdapterSources
 from .adapters.folder_watcher import FolderWatcher
-from .adapters.startup import StartupAdapters
-from .catalogue import Catalogue
 from .listen import UNIX, address_socket, is_loopback, open_to_others, port_socket
-from .observability.audit import AuditLog
 from .tenants.keys import Keys
 from .tenants.limits import ServerLimits
 
@@ -106,10 +102,11 @@ def serve(
         MissingExtra: the extra ``serve`` is not installed, or with ``traces`` the extra ``otel``.
     """
     with needed_by("serving"):
-        from .api import apis_of  # noqa: PLC0415 - needs an extra
-        from .observability.metrics import Metrics  # noqa: PLC0415 - needs an extra
+        from .admin import ADMIN_ROUTES  # noqa: PLC0415 - needs an extra
+        from .app import build  # noqa: PLC0415 - needs an extra
+        from .assembly import assemble  # noqa: PLC0415 - needs an extra
         from .page import PAGES  # noqa: PLC0415 - needs an extra
-        from .process import OperatorAddress, Setup, run  # noqa: PLC0415 - needs an extra
+        from .process import Address, run  # noqa: PLC0415 - needs an extra
     bounds = limits or ServerLimits()
     path = None if keys is None else Path(keys)
     known = (
@@ -122,65 +119,68 @@ def serve(
     if tls is None and (not is_loopback(host) or (admin is not None and open_to_others(admin))):
         _LOG.warning(IN_THE_CLEAR)
     allow_more_files()  # of loaded packs, and of connections
-    signers = Signers([Path(key) for key in require_signature])
     size = {"max_rows": max_rows, "max_length": max_length}
-    engine = Engine(
-        folder_of(bundle),
-        provider,
-        threads=threads,
-        **{name: value for name, value in size.items() if value is not None},
+    server = assemble(
+        Engine(
+            folder_of(bundle),
+            provider,
+            threads=threads,
+            **{name: value for name, value in size.items() if value is not None},
+        ),
+        adapters,
+        known,
+        bounds,
+        {"sampling": sampling, "share_prefixes": share_prefixes or None},
+        name=name,
+        audit=audit,
+        signers=Signers([Path(key) for key in require_signature]),
+        changing=watch is not None or admin is not None,
+        watched=watch is not None,
+        hosts=None
+        if known.needed or insecure
+        else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()}),
+        pages=PAGES if page else (),
     )
-    catalogue, metrics, given = Catalogue(engine, name), Metrics(), StartupAdapters.of(adapters)
-    control = AdapterControl(
-        engine.adapters, catalogue.base, AdapterSources(given.sources), signers, metrics.adapter_changed
-    )
-    given.load(control, changing=watch is not None or admin is not None, watched=watch is not None)
-    watcher = None if watch is None else FolderWatcher(control)
-    if watcher is not None:
-        watcher.look(at_once=True)
-    for missing in known.missing({one.name for one in control.adapters}):
-        _LOG.warning("%s", missing)
-    hosts = None if known.needed or insecure else frozenset({"localhost", "127.0.0.1", "[::1]", host.lower()})
-    ended = [metrics.record, AuditLog(audit).write]
+    state = server.state
     with ExitStack() as stack:
+        stack.callback(server.close)
+        watcher = None if watch is None else FolderWatcher(state.adapters)
+        if watcher is not None:
+            watcher.look(at_once=True)
+        for missing in known.missing({one.name for one in state.adapters.adapters}):
+            _LOG.warning("%s", missing)
         if traces:
             with needed_by("tracing"):
                 from .observability.tracing import Traces  # noqa: PLC0415 - needs an extra
             tracing = Traces()
             stack.callback(tracing.close)
-            ended.append(tracing.record)
-        options = {"sampling": sampling, "share_prefixes": share_prefixes or None}
-        apis = apis_of(engine, bounds, {name: value for name, value in options.items() if value is not None})
-        for api in apis:
-            stack.callback(api.close)
-        setup = Setup(
-            engine=engine,
-            apis=apis,
-            catalogue=catalogue,
-            adapters=control,
-            keys=known,
-            ended=ended,
-            limits=bounds,
-            metrics=metrics,
-            hosts=hosts,
-            tls=context,
-            watch=watcher,
-            watch_seconds=watch or 0.0,
-            pages=PAGES if page else (),
-        )
+            state.ended.append(tracing.record)
         listening, address = stack.enter_context(port_socket(host, port, scheme))
         operator = None
         if admin is not None and admin_keys is not None:
             second, admin = stack.enter_context(address_socket(admin, scheme))
-            operator = OperatorAddress(second, admin_keys, None if admin.startswith(UNIX) else context)
+            routes = build(replace(state, hosts=None), ADMIN_ROUTES, admin_keys)
+            operator = Address(second, routes, None if admin.startswith(UNIX) else context)
         serving = Serving(
             address,
-            catalogue.base,
-            {one.name: one.digest for one in control.adapters},
+            state.catalogue.base,
+            {one.name: one.digest for one in state.adapters.adapters},
             admin,
-            {route.path: route.example for api in apis for route in api.routes if route.example is not None},
+            {
+                route.path: route.example
+                for api in server.apis
+                for route in api.routes
+                if route.example is not None
+            },
         )
-        run(setup, listening, operator, lambda: None if ready is None else ready(serving))
+        run(
+            state,
+            Address(listening, server.app, context),
+            operator,
+            lambda: None if ready is None else ready(serving),
+            watcher,
+            watch or 0.0,
+        )
 
 
 def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> Keys | None:

@@ -9,35 +9,18 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
-from ..pack.inspect import summary
-from ..pack.pack import Pack
-from ..runtime.open_bundle import OpenBundle
 from ..version import VERSION
-from .adapters.adapter_control import Refusal, ServedAdapter
-from .admin import RefusalCard, time_of
-from .catalogue import ServedModel
+from .adapters.adapter_control import Facts, Refusal
+from .admin import RefusalCard
 from .observability.traffic import Counts, Tally, Wait
-from .route import RouteSpec, json_response
-from .state import RequestContext, State
+from .route import RequestContext, RouteSpec, State, json_response
 from .tenants.keys import EVERYBODY, Key
-
-
-class Facts(msgspec.Struct, frozen=True):
-    """A summary of a pack: its method, the smallest and largest rank of its sites, the number of sites, their
-    modules, and its bytes.
-    """
-
-    method: str
-    ranks: tuple[int, int] | None
-    sites: int
-    modules: list[str]
-    bytes: int
 
 
 class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,133 +74,91 @@ class ModelStatusList(msgspec.Struct, frozen=True):
     refused: list[RefusalCard] | UnsetType = UNSET
 
 
-class StatusRoutes:
-    """The status routes of one server."""
+async def status(context: RequestContext) -> Response:
+    """``GET /v1/status``: returns the traffic of the key, or of all keys."""
+    state, key, tally = context.state, context.key, _tally(context)
+    figures = {figure.name: figure.value() for figure in state.metrics.figures} if key.admin else UNSET
+    return json_response(
+        ServerStatus(
+            version=VERSION,
+            base=state.catalogue.base,
+            of="all" if key.admin else "key",
+            key=key.id,
+            time=state.traffic.clock(),
+            waiting=tally.waiting,
+            running=tally.running,
+            counts=tally.counts,
+            wait=tally.wait,
+            engine=figures,
+        )
+    )
 
-    def __init__(self) -> None:
-        self._facts: dict[str, Facts] = {}
-        """Digest -> the summary of a pack, computed once."""
 
-    async def status(self, context: RequestContext) -> Response:
-        """``GET /v1/status``: returns the traffic of the key, or of all keys."""
-        tally = _tally(context.state, context.key)
-        return json_response(
-            ServerStatus(
-                version=VERSION,
-                base=context.state.catalogue.base,
-                of="all" if context.key.admin else "key",
-                key=context.key.id,
-                time=context.state.traffic.clock(),
-                waiting=tally.waiting,
-                running=tally.running,
-                counts=tally.counts,
-                wait=tally.wait,
-                engine={figure.name: figure.value() for figure in context.state.metrics.figures}
-                if context.key.admin
-                else UNSET,
+async def models(context: RequestContext) -> Response:
+    """``GET /v1/status/models``: lists models with their packs and traffic. Summarizing a thousand packs for
+    the first time takes a moment, so it runs on another thread.
+    """
+    models = await asyncio.to_thread(_models, context.state, context.key, _tally(context))
+    refused = [_refusal_card(one) for one in context.state.adapters.refused] if context.key.admin else UNSET
+    return json_response(ModelStatusList(models, refused))
+
+
+STATUS_ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec(
+        "GET",
+        "/v1/status",
+        status,
+        "key",
+        "the traffic of the key, or of all",
+        None,
+        ServerStatus,
+        quiet=True,
+    ),
+    RouteSpec(
+        "GET",
+        "/v1/status/models",
+        models,
+        "key",
+        "base and adapters with what they are and had",
+        None,
+        ModelStatusList,
+        quiet=True,
+    ),
+)
+"""The routes of a server's status. They are quiet, so that polling does not fill the audit log."""
+
+
+def _models(state: State, key: Key, tally: Tally) -> list[ModelStatus]:
+    adapters = {one.name: one for one in state.adapters.adapters}
+    resident = set(state.engine.engine.adapters.digests) if key.admin else None
+    bundle = state.engine.engine.bundle
+    statuses = []
+    for model in state.catalogue.visible(EVERYBODY if key.admin else key):
+        more: dict[str, Any] = {}
+        if model.pack is not None and (adapter := adapters.get(model.name)) is not None:
+            more = {
+                "adapter": adapter.facts,
+                "generation": adapter.generation,
+                "loaded": adapter.loaded,
+                "resident": UNSET if resident is None else model.digest in resident,
+            }
+        statuses.append(
+            ModelStatus(
+                name=model.name,
+                digest=model.digest,
+                headless=bool(bundle.task.heads) and not bundle.head(model.pack).trained,
+                counts=tally.of(model.adapter),
+                **more,
             )
         )
-
-    async def models(self, context: RequestContext) -> Response:
-        """``GET /v1/status/models``: lists models with their packs and traffic. Summarizing a thousand packs
-        for the first time takes a moment, so it runs on another thread.
-        """
-        models = await asyncio.to_thread(
-            self._models, context.state, context.key, _tally(context.state, context.key)
-        )
-        return json_response(
-            ModelStatusList(
-                models,
-                [_refusal_card(one) for one in context.state.adapters.refused]
-                if context.key.admin
-                else UNSET,
-            )
-        )
-
-    def _models(self, state: State, key: Key, tally: Tally) -> list[ModelStatus]:
-        adapters = {one.name: one for one in state.adapters.adapters}
-        for digest in set(self._facts) - {one.digest for one in adapters.values()}:
-            self._facts.pop(digest, None)
-        resident = set(state.engine.engine.adapters.digests) if key.admin else None
-        bundle = state.engine.engine.bundle
-        return [
-            self._model(bundle, model, adapters.get(model.name), tally, resident)
-            for model in state.catalogue.visible(EVERYBODY if key.admin else key)
-        ]
-
-    def _facts_of(self, pack: Pack) -> Facts:
-        facts = self._facts.get(pack.id)
-        if facts is None:
-            facts = self._facts[pack.id] = _facts(pack)
-        return facts
-
-    def _model(
-        self,
-        bundle: OpenBundle,
-        model: ServedModel,
-        adapter: ServedAdapter | None,
-        tally: Tally,
-        resident: set[str] | None,
-    ) -> ModelStatus:
-        headless = bool(bundle.task.heads) and not bundle.head(model.pack).trained
-        counts = tally.of(model.adapter)
-        if not isinstance(model.pack, Pack) or adapter is None:
-            return ModelStatus(name=model.name, digest=model.digest, headless=headless, counts=counts)
-        return ModelStatus(
-            name=model.name,
-            digest=model.digest,
-            headless=headless,
-            counts=counts,
-            adapter=self._facts_of(model.pack),
-            generation=adapter.generation,
-            loaded=time_of(adapter.loaded),
-            resident=UNSET if resident is None else model.digest in resident,
-        )
-
-    def table(self) -> tuple[RouteSpec, ...]:
-        """Returns the routes. They are quiet, so that polling does not fill the audit log."""
-        return (
-            RouteSpec(
-                "GET",
-                "/v1/status",
-                self.status,
-                "key",
-                "the traffic of the key, or of all",
-                None,
-                ServerStatus,
-                quiet=True,
-            ),
-            RouteSpec(
-                "GET",
-                "/v1/status/models",
-                self.models,
-                "key",
-                "base and adapters with what they are and had",
-                None,
-                ModelStatusList,
-                quiet=True,
-            ),
-        )
+    return statuses
 
 
-def _tally(state: State, key: Key) -> Tally:
-    return state.traffic.all if key.admin else state.traffic.of(key.id)
+def _tally(context: RequestContext) -> Tally:
+    traffic = context.state.traffic
+    return traffic.all if context.key.admin else traffic.of(context.key.id)
 
 
 def _refusal_card(refusal: Refusal) -> RefusalCard:
     """Returns a refusal without paths of this machine."""
-    message = refusal.message.replace(str(refusal.place), refusal.place.name)
-    return RefusalCard(refusal.place.name, refusal.reason, message, time_of(refusal.time))
-
-
-def _facts(pack: Pack) -> Facts:
-    known = summary(pack)
-    ranks = [group.rank for group in pack.manifest.groups if group.rank is not None]
-    saved = [path.rpartition(".")[2] for path in known["modules_to_save"]]
-    return Facts(
-        " + ".join([known["method"], *known.get("beside", ())]),
-        (min(ranks), max(ranks)) if ranks else None,
-        known["sites"],
-        list(dict.fromkeys([*known["sites_by_module"], *saved])),
-        known["bytes"],
-    )
+    return RefusalCard.of(refusal, refusal.message.replace(str(refusal.place), refusal.place.name))

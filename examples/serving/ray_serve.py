@@ -26,7 +26,7 @@ from ray.serve.request_router import PendingRequest, RequestRouter, RunningRepli
 from starlette.requests import Request
 from starlette.responses import StreamingResponse
 
-from adapterpack.serving.embedded.application import Application, scope_of
+from adapterpack.serving.embedded import Application, scope_of
 
 ROWS = 8
 """Answers that a replica writes at a time."""

@@ -29,9 +29,8 @@ from adapterpack.errors import AdapterpackError, ConfigError, StorageError, Unsi
 from adapterpack.pack.trust.sign import Signers
 from adapterpack.runtime.engine.base import Engine
 from adapterpack.serving.adapters.adapter_control import AdapterControl
-from adapterpack.serving.adapters.adapter_source import AdapterSources
+from adapterpack.serving.adapters.adapter_source import InFolder, PackFolder
 from adapterpack.serving.adapters.folder_watcher import FolderWatcher
-from adapterpack.serving.adapters.pack_folders import InFolder, PackFolder
 from adapterpack.serving.serve import serve
 
 OPERATOR = "operator-operator-operator"
@@ -234,7 +233,7 @@ def test_a_pack_is_taken_up_when_it_is_still(tmp_path: Path) -> None:
     calls: list[str] = []
 
     class Recorder:
-        places = AdapterSources([PackFolder(root)])
+        places = PackFolder(root).packs
 
         def follow(self, place: InFolder, leaving: set[InFolder]) -> bool:
             calls.append(f"follow {place.name}" + "".join(f" for {one.name}" for one in leaving))
@@ -461,7 +460,7 @@ def test_who_looks_at_the_adapters_does_not_wait_for_a_load(
     """
     engine = Engine(bundle, "cpu", max_rows=1)
     control = AdapterControl(
-        engine.adapters, "base", AdapterSources([PackFolder(packs)]), Signers(), lambda change, code: None
+        engine.adapters, "base", [PackFolder(packs)], Signers(), lambda change, code: None
     )
     loading, go, read = threading.Event(), threading.Event(), engine.adapters._read
 

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
 
 import pytest
 
 from adapterpack.serving.scheduling.fair_queue import ANSWERED, FairQueue
+from adapterpack.serving.scheduling.rows import RequestOutput, ScheduledRow
+from adapterpack.serving.tenants.keys import Key
 
 pytestmark = pytest.mark.fast
 
 
-@dataclass(eq=False)
-class Row:
-    tenant: str
-    cost: int = 10
-    share: float = 1.0
-    rank: int = 0
-    priority: int = 0
-    tokens: int = 20
+class Row(ScheduledRow):
+    """A row of a tenant that will have so many tokens, and that no engine sees."""
+
+    def __init__(
+        self,
+        tenant: str,
+        cost: int = 10,
+        share: float = 1.0,
+        rank: int = 0,
+        priority: int = 0,
+        tokens: int = 20,
+    ) -> None:
+        key = Key(id=tenant, sha256="0" * 64, share=share, rank=rank)
+        output = RequestOutput(1)
+        super().__init__(
+            make=pytest.fail, pack=None, cost=cost, place=0, output=output, key=key, priority=priority
+        )
+        self.tenant, self.tokens = tenant, tokens
 
 
-def served(queue: FairQueue[Row], rows: int, at_once: int = 4) -> Counter[str]:
+def served(queue: FairQueue, rows: int, at_once: int = 4) -> Counter[str]:
     """Runs so many rows to their ends, some at a time; the tokens that each tenant has had."""
     had: Counter[str] = Counter()
     running: list[Row] = []
     while True:
-        while rows and len(running) < at_once and (row := queue.pop()) is not None:
+        while rows and len(running) < at_once and isinstance(row := queue.pop(), Row):
             running.append(row)
             rows -= 1
             had[row.tenant] += row.cost
@@ -45,7 +56,7 @@ def test_who_asks_for_much_keeps_nobody_waiting() -> None:
     """One tenant has a thousand rows in the queue, of ten times the tokens; the others have theirs as if it
     had as few: each has the same share of the tokens, to within the rows that run at a time.
     """
-    queue: FairQueue[Row] = FairQueue()
+    queue = FairQueue()
     for _ in range(1000):
         queue.put(Row("greedy", cost=100, tokens=200))
     for name in ("ann", "bob"):
@@ -60,7 +71,7 @@ def test_shares_ranks_and_priorities(seed: int) -> None:
     """A share of three has three times the tokens; a smaller rank goes first whatever it has had; within a
     tenant the smaller priority goes first, and of equal ones the earlier.
     """
-    dice, queue = random.Random(seed), FairQueue[Row]()
+    dice, queue = random.Random(seed), FairQueue()
     rows = [
         Row(name, share=share, cost=dice.randrange(1, 30))
         for name, share in (("one", 1.0), ("three", 3.0))
@@ -85,7 +96,7 @@ def test_nobody_saves_up_turns_and_nothing_is_left() -> None:
     """A tenant that comes late goes on from where the others are; removed rows are gone; counters of those
     who left are dropped.
     """
-    queue: FairQueue[Row] = FairQueue()
+    queue = FairQueue()
     for _ in range(100):
         queue.put(Row("early"))
     served(queue, 50)

@@ -19,7 +19,7 @@ from servers import ANN, BOB, Served
 from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.openai.requests import ChatRequest
 from adapterpack.serving.openai.response_requests import ResponseRequest
-from adapterpack.serving.parsing import parse
+from adapterpack.serving.route import parse
 from adapterpack.serving.tenants.limits import ServerLimits
 
 HEAD = f"Host: localhost\r\nAuthorization: Bearer {ANN}\r\nContent-Type: application/json\r\n"

@@ -21,7 +21,7 @@ from servers import Served
 import adapterpack
 from adapterpack import load
 from adapterpack.errors import FormatError, HubError, NothingToDo, StorageError
-from adapterpack.serving.adapters.lock_file import LockFile
+from adapterpack.serving.adapters.adapter_source import LockFile
 from adapterpack.serving.adapters.startup import StartupAdapters
 
 TOKEN, OPERATOR = "hf_writerwriterwriterwriter", "operator-operator-operator"

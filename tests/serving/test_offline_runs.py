@@ -24,7 +24,7 @@ from processes import child
 from adapterpack import Session, run
 from adapterpack.cli.main import main
 from adapterpack.resources import schema
-from adapterpack.serving.embedded.in_process import InProcess
+from adapterpack.serving.embedded import InProcess
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
 NAMES = [None, "alpha", "beta"]

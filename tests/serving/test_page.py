@@ -141,7 +141,7 @@ def test_figures_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(traffic, "MOST_MODELS", 3)
     now = 1000.0
     counted = Traffic(lambda: now)
-    output: Any = SimpleNamespace(tokens=7, first=1004.0)
+    output: Any = type("Output", (), {"tokens": 7, "first": 1004.0})()
     rows: Any = [
         SimpleNamespace(request=request, ended=ended)
         for request, ended in ((None, False), (1, False), (1, True))

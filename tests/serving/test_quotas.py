@@ -48,14 +48,14 @@ def test_what_a_key_may_have_over_time() -> None:
     requests = tokens = told = 0
     for _ in range(1000):
         prompt, answer = rng.randint(1, 60), rng.randint(0, 90)
-        for call in (partial(quotas.ask, one), partial(quotas.read, one, prompt)):
+        for call in (partial(quotas.ask, one), partial(quotas.charge_prompt, one, prompt)):
             if wait := waits(call):
                 told += 1
                 now += wait - 1.001
                 assert waits(call)
                 now += 1.001
                 assert not waits(call)
-        quotas.wrote(one, answer)
+        quotas.charge_answer(one, answer)
         requests, tokens = requests + 1, tokens + prompt + answer
         now += rng.choice((0.0, 0.0, 0.1, 3.0))
     minutes = (now - MIDNIGHT) / 60
@@ -73,8 +73,8 @@ def test_the_edges_of_quotas() -> None:
     now = MIDNIGHT + 86_000
     quotas = Quotas(lambda: now)
     day = key("day", tokens_per_day=100)
-    quotas.read(day, 60)
-    quotas.wrote(day, 60)
+    quotas.charge_prompt(day, 60)
+    quotas.charge_answer(day, 60)
     assert waits(lambda: quotas.ask(day)) == 400
     assert quotas.headers(day) == {
         "x-ratelimit-limit-tokens": "100",
@@ -86,10 +86,10 @@ def test_the_edges_of_quotas() -> None:
     now += 400
     assert not waits(lambda: quotas.ask(day))
     long = key("long", tokens_per_minute=10)
-    assert not waits(lambda: quotas.read(long, 1000))
+    assert not waits(lambda: quotas.charge_prompt(long, 1000))
     assert waits(lambda: quotas.ask(long)) == 60 * 991 / 10
     now += 60 * 100
-    assert not waits(lambda: quotas.read(long, 1000))
+    assert not waits(lambda: quotas.charge_prompt(long, 1000))
     assert quotas.headers(key("none")) == {}
     usage = quotas.usage()
     assert usage[0].key == "long"

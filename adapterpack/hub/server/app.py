@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -21,7 +22,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ...errors import AdapterpackError, FormatError
-from ...http.bodies import body_of, require_size
+from ...http.bodies import body_of
 from ...http.http_error import HTTPError, bad_request
 from . import large, reading, writing
 from .access import Access
@@ -54,6 +55,7 @@ class HubRoute(NamedTuple):
     max_bytes: int | None = 0
 
 
+_writes = partial(HubRoute, writes=True, max_bytes=_FORM)
 ROUTES: tuple[HubRoute, ...] = (
     HubRoute("GET", "/api/whoami-v2", reading.whoami),
     HubRoute("GET", "/api/models", reading.models),
@@ -64,27 +66,19 @@ ROUTES: tuple[HubRoute, ...] = (
     HubRoute("POST", "/api/models/{org}/{name}/paths-info/{rev}", reading.paths_info, max_bytes=_FORM),
     HubRoute("GET", "/api/models/{org}/{name}/refs", reading.refs),
     HubRoute("GET", "/{org}/{name}/resolve/{rev}/{path:path}", reading.resolve),  # Starlette adds HEAD
-    HubRoute("POST", "/api/repos/create", writing.create, writes=True, max_bytes=_FORM),
-    HubRoute("PUT", "/api/models/{org}/{name}/settings", writing.settings, writes=True, max_bytes=_FORM),
-    HubRoute(
-        "POST",
-        "/api/models/{org}/{name}/user-access-request/grant",
-        writing.grant,
-        writes=True,
-        max_bytes=_FORM,
-    ),
-    HubRoute("POST", "/api/validate-yaml", writing.validate_yaml, writes=True, max_bytes=_TEXT),
-    HubRoute(
-        "POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, writes=True, max_bytes=_TEXT
-    ),
-    HubRoute("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch, writes=True, max_bytes=_FORM),
+    _writes("POST", "/api/repos/create", writing.create),
+    _writes("PUT", "/api/models/{org}/{name}/settings", writing.settings),
+    _writes("POST", "/api/models/{org}/{name}/user-access-request/grant", writing.grant),
+    _writes("POST", "/api/validate-yaml", writing.validate_yaml, max_bytes=_TEXT),
+    _writes("POST", "/api/models/{org}/{name}/preupload/{rev}", writing.preupload, max_bytes=_TEXT),
+    _writes("POST", "/{org}/{name}/info/lfs/objects/batch", large.batch),
     HubRoute("PUT", "/lfs/{sha256}", large.upload, max_bytes=None),
     HubRoute("PUT", "/lfs/{sha256}/{number}", large.upload_part, max_bytes=None),
     HubRoute("POST", "/lfs/{sha256}", large.complete, max_bytes=_FORM),
-    HubRoute("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, writes=True, max_bytes=_COMMIT),
-    HubRoute("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag, writes=True, max_bytes=_FORM),
+    _writes("POST", "/api/models/{org}/{name}/commit/{rev}", writing.commit, max_bytes=_COMMIT),
+    _writes("POST", "/api/models/{org}/{name}/tag/{rev}", writing.tag),
     HubRoute("DELETE", "/api/models/{org}/{name}/tag/{rev}", writing.drop_tag, writes=True),
-    HubRoute("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch, writes=True, max_bytes=_FORM),
+    _writes("POST", "/api/models/{org}/{name}/branch/{rev}", writing.branch),
 )
 """All routes of the hub."""
 
@@ -177,10 +171,8 @@ def _handler(route: HubRoute, hub: Hub) -> Callable[[Request], Awaitable[Respons
                 hub.access.require_writer(asked.account)
             if route.max_bytes is None:
                 return await route.handler(asked)
-            require_size(request, route.max_bytes)
-            if route.max_bytes:
-                asked = replace(asked, body=await body_of(request))
-            return await run_in_threadpool(route.handler, asked)
+            body = await body_of(request, route.max_bytes)
+            return await run_in_threadpool(route.handler, replace(asked, body=body))
         except HTTPError as refused:
             return _refusal(refused)
         except FormatError as error:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -295,7 +295,7 @@ class HubStorage:
 
     def keep_bytes(self, data: bytes) -> Entry:
         """Stores a small file as a blob and returns its entry."""
-        return Entry(len(data), self._keep(data), git_oid([data], len(data)), False)
+        return Entry(len(data), self._keep(data), git_oid(data), False)
 
     def _keep(self, data: bytes) -> str:
         """Stores bytes as a blob and returns their SHA-256."""
@@ -329,24 +329,21 @@ class HubStorage:
             raise bad_request(f"The object {sha256} was not uploaded")
         size = self.blob(sha256).stat().st_size
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        return Entry(size, sha256, git_oid([pointer], len(pointer)), True)
+        return Entry(size, sha256, git_oid(pointer), True)
 
     def free(self) -> int:
         """Returns the bytes of free disk space."""
         return shutil.disk_usage(self.root).free
 
 
-def git_oid(parts: Iterable[bytes], size: int) -> str:
-    """Returns git's blob id of a file of ``size`` bytes, as hex; hubs list small files by it.
+def git_oid(data: bytes) -> str:
+    """Returns git's blob id of a file, as hex; hubs list small files by it.
 
     Example:
-        >>> git_oid([b""], 0)
+        >>> git_oid(b"")
         'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
     """
-    sha = hashlib.sha1(b"blob %d\x00" % size, usedforsecurity=False)
-    for part in parts:
-        sha.update(part)
-    return sha.hexdigest()
+    return hashlib.sha1(b"blob %d\x00%b" % (len(data), data), usedforsecurity=False).hexdigest()
 
 
 def _refs_of(revision: str) -> list[tuple[str, str]]:

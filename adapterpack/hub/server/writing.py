@@ -91,7 +91,7 @@ class Operation(msgspec.Struct):
         """Stores the bytes of a new file, and returns the step of the commit."""
         if self.key.startswith("deleted"):
             return self.value.path.rstrip("/"), None
-        path = _kept(self.value.path)
+        path = _safe_path(self.value.path)
         if self.key == "file":
             return path, storage.keep_bytes(self.value.content)
         if self.value.oid is None:
@@ -176,7 +176,7 @@ def preupload(asked: HubRequest) -> Response:
     present = storage.commit(asked.repo, storage.resolve(asked.repo, asked.revision)).files
     answer = []
     for file in asked.json(Announcement).files:
-        suffix, entry = f".{_kept(file.path).rpartition('.')[2].lower()}", present.get(file.path)
+        suffix, entry = f".{_safe_path(file.path).rpartition('.')[2].lower()}", present.get(file.path)
         large = file.size > _MAX_REGULAR or b"\0" in file.sample or suffix in _LARGE
         mode = {"path": file.path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         answer.append(mode if entry is None else {**mode, "oid": entry.sha256 if entry.lfs else entry.git})
@@ -239,7 +239,7 @@ def drop_tag(asked: HubRequest) -> Response:
     return Response()
 
 
-def _kept(path: str) -> str:
+def _safe_path(path: str) -> str:
     """Returns a path that a repository can keep.
 
     Raises:

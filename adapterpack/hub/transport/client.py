@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
+
+import msgspec
 
 from ...errors import (
     AdapterpackError,
@@ -39,6 +41,30 @@ MAX_PAGES = 400
 _SECRET = re.compile(r"hf_[A-Za-z0-9]{6,}|(?<=://)[^/\s@]+@|(?<=[Bb]earer )\S+")
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
+
+
+class RepoInfo(msgspec.Struct):
+    """What a hub says of a revision of a repository."""
+
+    id: str
+    sha: str
+
+
+class LargeEntry(msgspec.Struct):
+    """The SHA-256 and the size of a large file."""
+
+    oid: str
+    size: int
+
+
+class ListedEntry(msgspec.Struct):
+    """One entry of a listing as a hub sends it."""
+
+    type: Literal["file", "directory"]
+    path: str
+    size: int = -1
+    oid: str = ""
+    lfs: LargeEntry | None = None
 
 
 @dataclass(frozen=True)
@@ -119,25 +145,25 @@ def connect(reference: names.HubReference, token: str | None = None) -> Remote:
     hub = Endpoint(endpoint(), token)
     url = f"{hub.url}/api/models/{reference.repo}/revision/{quote(reference.revision, safe='')}"
     with hub_errors(reference):
-        _, info = with_retries(partial(request_json, "GET", url, hub, reference))
-    commit, repo = (info.get("sha"), info.get("id")) if isinstance(info, dict) else (None, None)
-    if not isinstance(commit, str) or not names.COMMIT.fullmatch(commit):
+        _, info = with_retries(lambda: request_json("GET", url, hub, reference, RepoInfo))
+    commit, repo = info.sha, info.id
+    if not names.COMMIT.fullmatch(commit):
         raise HubError(
             "the hub does not say which commit this is",
             where=reference,
             expected="40 hex digits",
-            found=str(commit)[:80],
+            found=commit[:80],
         )
     if names.COMMIT.fullmatch(reference.revision) and commit != reference.revision:
         raise HubError(
             "the hub answers with another commit than was asked for", where=reference, found=commit
         )
-    if str(repo).casefold() != reference.repo.casefold():
+    if repo.casefold() != reference.repo.casefold():
         raise HubError(
             "the repository has moved, and its old name may belong to somebody else by now",
             where=reference,
-            found=str(repo)[:200],
-            remedy=f"if that is the one you mean, name {str(repo)[:200]}",
+            found=repo[:200],
+            remedy=f"if that is the one you mean, name {repo[:200]}",
         )
     return Remote(reference, commit, hub.url, token)
 
@@ -160,34 +186,24 @@ def tree(remote: Remote) -> dict[str, ListedFile]:
             if not folder or error.kind != "entry":
                 raise
             entries = []
-    files = [entry for entry in entries if entry.get("type") != "directory"]
-    if not all(entry.get("type") == "file" and isinstance(entry.get("path"), str) for entry in files):
-        raise FormatError(
-            "the hub lists what is neither a file nor a folder", where=remote, expected="a type and a path"
-        )
-    names.require_safe([entry["path"] for entry in files], remote)
+    files = [entry for entry in entries if entry.type == "file"]
+    names.require_safe([entry.path for entry in files], remote)
     listed: dict[str, ListedFile] = {}
     for entry in files:
-        path, size, lfs = entry["path"], entry.get("size"), entry.get("lfs")
+        path, size, lfs = entry.path, entry.size, entry.lfs
         if not path.startswith(prefix):
             raise FormatError(
                 "the hub lists a file of another folder than was asked for", where=remote, found=path[:80]
             )
-        pointer = lfs if isinstance(lfs, dict) else {}
-        sha256, git = (str(pointer.get("oid")), None) if pointer else (None, str(entry.get("oid")))
-        if (
-            type(size) is not int
-            or size < 0
-            or (pointer and pointer.get("size") != size)
-            or not _DIGEST.fullmatch(sha256 or git or "")
-        ):
+        sha256, git = (None, entry.oid) if lfs is None else (lfs.oid, None)
+        if size < 0 or (lfs and lfs.size != size) or not _DIGEST.fullmatch(sha256 or git or ""):
             raise FormatError("the hub lists a file without its size and digest", where=f"{remote}, {path}")
         name = path.removeprefix(prefix)
         listed[name] = ListedFile(name, size, sha256, git)
     return listed
 
 
-def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
+def _entries(remote: Remote) -> Iterator[ListedEntry]:
     """Yields the entries of a listing, page by page. Checks that all pages come from the hub itself, that
     only the last is empty, and that they arrive in time.
     """
@@ -197,9 +213,8 @@ def _entries(remote: Remote) -> Iterator[dict[str, Any]]:
     )
     limit, started, count = ByteLimit(remote, MAX_ANSWER), time.monotonic(), 0
     for _ in range(MAX_PAGES):
-        response, page = with_retries(partial(request_json, "GET", url, remote.hub, remote, limit))
-        if not isinstance(page, list) or not all(isinstance(entry, dict) for entry in page):
-            raise HubError("the hub does not answer as it should", where=remote, expected="a list of files")
+        ask = partial(request_json, "GET", url, remote.hub, remote, list[ListedEntry], limit)
+        response, page = with_retries(ask)
         yield from page
         count += len(page)
         if count > MAX_LISTED:
@@ -325,15 +340,13 @@ _ERRORS: dict[str | int, tuple[type[HubError], str, str]] = {
         "somebody else changed the repository meanwhile",
         "look at what changed, and push again",
     ),
-    401: (
-        HubError,
-        "the hub refuses the token, or asks for one",
-        "log in with a token that may do this (hf auth login, or HF_TOKEN)",
-    ),
-    403: (
-        HubError,
-        "the hub refuses the token, or asks for one",
-        "log in with a token that may do this (hf auth login, or HF_TOKEN)",
+    **dict.fromkeys(
+        (401, 403),
+        (
+            HubError,
+            "the hub refuses the token, or asks for one",
+            "log in with a token that may do this (hf auth login, or HF_TOKEN)",
+        ),
     ),
     507: (HubError, "the disk of the hub is full", "free some space on the hub, and push again"),
     "transport": (HubError, "the hub cannot be reached, or breaks off", "check the network and HF_ENDPOINT"),
@@ -350,16 +363,16 @@ def _hub_error(error: Exception, where: object) -> HubError:
     reason = (
         None
         if kind is not HubError
-        else redacted(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
+        else redact(f"{type(error).__name__}: {' '.join(str(error).split())}")[:300]
     )
     return kind(what, where=where, found=reason, remedy=remedy or None)
 
 
-def redacted(text: str) -> str:
+def redact(text: str) -> str:
     """Returns the text without anything that looks like a token or a password, and without the token in use.
 
     Example:
-        >>> redacted("Bearer abc at https://me:pw@host with hf_secretsecret")
+        >>> redact("Bearer abc at https://me:pw@host with hf_secretsecret")
         'Bearer [hidden] at https://[hidden]host with [hidden]'
     """
     text = _SECRET.sub("[hidden]", text)

@@ -1,22 +1,26 @@
 """Makes one commit on a hub: with the official client on the public hub, and with the same requests, but
-within limits, on any other.
+within limits, on any other. Large files are uploaded first by the git LFS protocol, complete or in numbered
+parts; parts that the hub already has are skipped.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
+import msgspec
+
 from ...errors import HubError
 from . import names
 from .client import Remote, api, hub_errors, with_retries
-from .http import request_json
+from .http import ByteLimit, Endpoint, allowed_seconds, open_response, post_json, request_json
 from .local_files import LocalFile
-from .upload import send_large
 
 _PUBLIC = "huggingface.co"
 _BATCH = 256
@@ -25,6 +29,34 @@ _SAMPLE = 512
 _MAX_REGULAR = 10 << 20
 """The most bytes of a file that is sent within the commit, and hence held in memory."""
 _COMMIT_SECONDS = 600.0
+_LFS = {"Accept": "application/vnd.git-lfs+json", "Content-Type": "application/vnd.git-lfs+json"}
+_LARGE_BATCH = 100
+_MAX_ADDRESSES = 64 << 20
+"""The most bytes of a response with the URLs of 100 files, each with up to a thousand signed ones."""
+_MAX_PARTS = 10_000
+"""The most parts of a file, the limit of S3 and similar stores."""
+_JOIN_SECONDS = 600.0
+"""The most seconds for a hub to join the parts of one file."""
+
+
+class CommitReply(msgspec.Struct, rename="camel"):
+    """What a hub says of a new commit."""
+
+    commit_oid: str
+    pull_request_url: str | None = None
+
+
+class UploadMode(msgspec.Struct, rename="camel"):
+    """How a hub wants a file: ``lfs`` is as a large file of git."""
+
+    path: str
+    upload_mode: str
+
+
+class UploadModes(msgspec.Struct):
+    """How a hub wants some files."""
+
+    files: list[UploadMode]
 
 
 class NewCommit(NamedTuple):
@@ -34,17 +66,20 @@ class NewCommit(NamedTuple):
     pull_request: str | None = None
 
 
-def commit(
-    remote: Remote,
-    files: Mapping[str, LocalFile],
-    deleted: Iterable[str],
-    message: str,
-    description: str,
-    pr: bool,
-    progress: Callable[[int, int], None],
-) -> NewCommit:
-    """Writes and deletes files of the repository in one commit on the remote's branch, whose head must be the
-    remote's commit.
+class Draft(NamedTuple):
+    """The files that a commit writes and deletes, by their paths in the repository, what it says of itself,
+    and whether it opens a pull request.
+    """
+
+    files: Mapping[str, LocalFile]
+    deleted: Sequence[str]
+    message: str
+    description: str
+    pr: bool
+
+
+def commit(remote: Remote, draft: Draft, progress: Callable[[int, int], None]) -> NewCommit:
+    """Makes one commit on the remote's branch, whose head must be the remote's commit.
 
     Large files are sent first. ``progress`` is called with (bytes done, bytes in all).
 
@@ -54,7 +89,7 @@ def commit(
     """
     make = _by_the_official_client if urlsplit(remote.endpoint).hostname == _PUBLIC else _by_requests
     with hub_errors(remote.reference):
-        oid, pull_request = make(remote, files, deleted, message, description, pr, progress)
+        oid, pull_request = make(remote, draft, progress)
     if not isinstance(oid, str) or not names.COMMIT.fullmatch(oid):
         raise HubError(
             "the hub does not say which commit it made",
@@ -66,13 +101,7 @@ def commit(
 
 
 def _by_the_official_client(
-    remote: Remote,
-    files: Mapping[str, LocalFile],
-    deleted: Iterable[str],
-    message: str,
-    description: str,
-    pr: bool,
-    progress: Callable[[int, int], None],
+    remote: Remote, draft: Draft, progress: Callable[[int, int], None]
 ) -> tuple[Any, Any]:
     """Commits with the official client, because large files on the public hub go to its Xet service, which no
     other client speaks. The client shows its own progress.
@@ -81,32 +110,25 @@ def _by_the_official_client(
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete  # noqa: PLC0415
 
     operations = [
-        *map(CommitOperationDelete, deleted),
-        *(CommitOperationAdd(path, file.content) for path, file in files.items()),
+        *map(CommitOperationDelete, draft.deleted),
+        *(CommitOperationAdd(path, file.content) for path, file in draft.files.items()),
     ]
     info = api(remote.token).create_commit(
         remote.repo,
         operations,
         revision=remote.reference.revision,
-        create_pr=pr or None,
+        create_pr=draft.pr or None,
         parent_commit=remote.commit,
-        commit_message=message,
-        commit_description=description,
+        commit_message=draft.message,
+        commit_description=draft.description,
     )
     return info.oid, info.pr_url
 
 
-def _by_requests(
-    remote: Remote,
-    files: Mapping[str, LocalFile],
-    deleted: Iterable[str],
-    message: str,
-    description: str,
-    pr: bool,
-    progress: Callable[[int, int], None],
-) -> tuple[Any, Any]:
+def _by_requests(remote: Remote, draft: Draft, progress: Callable[[int, int], None]) -> tuple[Any, Any]:
     url, branch = f"{remote.endpoint}/api/models/{remote.repo}", quote(remote.reference.revision, safe="")
-    query, total, done = "?create_pr=1" if pr else "", sum(file.size for file in files.values()), 0
+    query, files = "?create_pr=1" if draft.pr else "", draft.files
+    total, done = sum(file.size for file in files.values()), 0
 
     def count(more: int) -> None:
         nonlocal done
@@ -122,22 +144,23 @@ def _by_requests(
             found=files[path].size,
         )
     send_large(remote.hub, remote.repo, [files[path] for path in files if path in large], count)
-    header = {"summary": message, "description": description, "parentCommit": remote.commit}
+    header = {"summary": draft.message, "description": draft.description, "parentCommit": remote.commit}
     lines = [
         {"key": "header", "value": header},
-        *({"key": "deletedFile", "value": {"path": path}} for path in deleted),
+        *({"key": "deletedFile", "value": {"path": path}} for path in draft.deleted),
         *(_operation(path, file, path in large) for path, file in files.items()),
     ]
-    _, value = request_json(
+    _, made = request_json(
         "POST",
         f"{url}/commit/{branch}{query}",
         remote.hub,
         remote,
+        CommitReply,
         headers={"Content-Type": "application/x-ndjson"},
         content=b"\n".join(json.dumps(line).encode() for line in lines),
         seconds=_COMMIT_SECONDS,
     )
-    return (value.get("commitOid"), value.get("pullRequestUrl")) if isinstance(value, dict) else (None, None)
+    return made.commit_oid, made.pull_request_url
 
 
 def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]:
@@ -154,13 +177,8 @@ def _large(remote: Remote, url: str, files: Mapping[str, LocalFile]) -> set[str]
                 for path in paths[start : start + _BATCH]
             ]
         }
-        _, reply = with_retries(partial(request_json, "POST", url, remote.hub, remote, json=value))
-        modes = reply.get("files") if isinstance(reply, dict) else None
-        if not isinstance(modes, list) or not all(isinstance(mode, dict) for mode in modes):
-            raise HubError(
-                "the hub does not say how each file goes", where=remote, expected="a list of files"
-            )
-        large |= {str(mode.get("path")) for mode in modes if mode.get("uploadMode") == "lfs"}
+        ask = partial(request_json, "POST", url, remote.hub, remote, UploadModes, json=value)
+        large |= {mode.path for mode in with_retries(ask)[1].files if mode.upload_mode == "lfs"}
     return large
 
 
@@ -178,3 +196,155 @@ def _operation(path: str, file: LocalFile, large: bool) -> dict[str, Any]:
             "content": base64.b64encode(file.text(file.size)).decode(),
         },
     }
+
+
+class Action(msgspec.Struct):
+    """A request that a client is to make. ``header`` has the size and the URLs of parts, if the hub takes a
+    file in parts; ``held`` are the SHA-256 digests of parts that it has, by number.
+    """
+
+    href: str
+    header: dict[str, str] | None = None
+    held: dict[str, str] | None = None
+
+
+class Actions(msgspec.Struct):
+    """The upload of a file that a hub lacks, and what it wants to be told afterwards."""
+
+    upload: Action | None = None
+    verify: Action | None = None
+
+
+class UploadObject(msgspec.Struct):
+    """A large file by its SHA-256, and why a hub does not take it or what there is to do."""
+
+    oid: str
+    error: Any = None
+    actions: Actions | None = None
+
+
+class UploadObjects(msgspec.Struct):
+    """The large files of a request."""
+
+    objects: list[UploadObject]
+
+
+def send_large(hub: Endpoint, repo: str, files: Iterable[LocalFile], progress: Callable[[int], None]) -> None:
+    """Uploads the files that the hub lacks; ``progress`` is called with the bytes of each file or part that
+    is done.
+
+    They are sent without the token, to URLs that the hub supplied.
+
+    Raises:
+        HubError: the hub refuses, or does not return such URLs.
+    """
+    wanted = {file.sha256: file for file in files}
+    with hub_errors(f"{repo}, large files"):
+        for start in range(0, len(wanted), _LARGE_BATCH):
+            some = list(wanted.values())[start : start + _LARGE_BATCH]
+            for one in with_retries(partial(_addresses, hub, repo, some)):
+                if one.oid in wanted:
+                    _send(hub, wanted[one.oid], one.actions or Actions(), progress)
+
+
+def _addresses(hub: Endpoint, repo: str, files: list[LocalFile]) -> list[UploadObject]:
+    where, url = f"{repo}, large files", f"{hub.url}/{repo}.git/info/lfs/objects/batch"
+    value = {
+        "operation": "upload",
+        "transfers": ["basic", "multipart"],
+        "hash_algo": "sha256",
+        "objects": [{"oid": file.sha256, "size": file.size} for file in files],
+    }
+    limit = ByteLimit(where, _MAX_ADDRESSES)
+    _, reply = request_json("POST", url, hub, where, UploadObjects, limit, json=value, headers=_LFS)
+    if failed := next((one.error for one in reply.objects if one.error), None):
+        raise HubError("the hub does not take a large file", where=where, found=str(failed)[:200])
+    return reply.objects
+
+
+def _send(hub: Endpoint, file: LocalFile, actions: Actions, progress: Callable[[int], None]) -> None:
+    upload, verify = actions.upload, actions.verify
+    if upload is None:  # the hub has it already
+        progress(file.size)
+        return
+    if "chunk_size" in (upload.header or {}):
+        _send_parts(hub, file, upload, progress)
+    else:
+        with_retries(lambda: _put(hub, upload.href, file, 0, file.size))
+        progress(file.size)
+    if verify is not None:  # open_response sends the token only to the hub's own host
+        with_retries(
+            lambda: post_json(
+                verify.href, hub, _name(file), {"oid": file.sha256, "size": file.size}, headers=_LFS
+            )
+        )
+
+
+def _send_parts(hub: Endpoint, file: LocalFile, upload: Action, progress: Callable[[int], None]) -> None:
+    header, received = upload.header or {}, upload.held or {}
+    part_size = int(header["chunk_size"])
+    addresses = [header[key] for key in sorted((key for key in header if key.isdecimal()), key=int)]
+    if part_size <= 0 or len(addresses) != -(-file.size // part_size) or len(addresses) > _MAX_PARTS:
+        raise HubError(
+            "the hub does not say where each part of a file goes",
+            where=_name(file),
+            found=f"{len(addresses)} parts of {part_size}",
+        )
+    etags: list[str] = []
+    try:
+        for number, address in enumerate(addresses):
+            start, length = number * part_size, min(part_size, file.size - number * part_size)
+            etag = received.get(str(number + 1), "")
+            same = re.fullmatch(r"[0-9a-f]{64}", etag) and etag == _sha256(file, start, length)
+            etags.append(etag if same else _part(hub, address, file, start, length))
+            progress(length)
+    except KeyboardInterrupt as interrupt:
+        if etags:
+            interrupt.add_note(
+                f"the hub may keep what it has of a file, {len(etags)} of {len(addresses)} parts, for "
+                "the next push"
+            )
+        raise
+    parts = [{"partNumber": number, "etag": etag} for number, etag in enumerate(etags, 1)]
+    with_retries(
+        lambda: post_json(
+            upload.href,
+            hub.anonymous,
+            _name(file),
+            {"oid": file.sha256, "parts": parts},
+            headers=_LFS,
+            seconds=_JOIN_SECONDS,
+        )
+    )
+
+
+def _part(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> str:
+    etag = str(with_retries(lambda: _put(hub, address, file, start, length)).get("ETag", ""))
+    if not etag:
+        raise HubError("the hub does not confirm a part of a file", where=_name(file), expected="an ETag")
+    return etag
+
+
+def _put(hub: Endpoint, address: str, file: LocalFile, start: int, length: int) -> Any:
+    """Uploads bytes of a file and returns the headers of the response."""
+    with open_response(
+        "PUT",
+        address,
+        hub.anonymous,
+        _name(file),
+        headers={"Content-Length": str(length)},
+        content=file.part(start, length),
+        seconds=allowed_seconds(length),
+    ) as response:
+        return response.headers
+
+
+def _name(file: LocalFile) -> str:
+    return f"the file of sha256 {file.sha256}"
+
+
+def _sha256(file: LocalFile, start: int, length: int) -> str:
+    hasher = hashlib.sha256()
+    for chunk in file.part(start, length):
+        hasher.update(chunk)
+    return hasher.hexdigest()

@@ -15,11 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urljoin
+
+import msgspec
 
 from ...errors import HubError
 
+_T = TypeVar("_T")
 MAX_ANSWER = 16 << 20
 """The most bytes of a response that is no file; a listing of 20,000 files takes half of that."""
 _MAX_REASON = 64 << 10
@@ -201,13 +204,20 @@ def in_time(chunks: Iterable[bytes], where: object) -> Iterator[bytes]:
 
 
 def request_json(
-    method: str, url: str, endpoint: Endpoint, where: object, limit: ByteLimit | None = None, **content: Any
-) -> tuple[Any, Any]:
-    """Sends a request and returns the response with its JSON value, None for an empty body. Several requests
-    may share ``limit``.
+    method: str,
+    url: str,
+    endpoint: Endpoint,
+    where: object,
+    kind: type[_T],
+    limit: ByteLimit | None = None,
+    **content: Any,
+) -> tuple[Any, _T]:
+    """Sends a request and returns the response with its JSON value as a ``kind``. Several requests may share
+    ``limit``.
 
     Raises:
-        HubError: the body is no JSON or too large, or see :func:`open_response` and :func:`in_time`.
+        HubError: the body is too large, no JSON or not of that kind, or see :func:`open_response` and
+            :func:`in_time`.
         ErrorResponse: the hub answers with an error.
     """
     limit, data = limit or ByteLimit(where, MAX_ANSWER), bytearray()
@@ -220,14 +230,15 @@ def request_json(
     text, secret = data.decode("utf-8", "replace"), response.extensions["secret"]
     require_unrepeated(secret, text, where)
     try:
-        value = json.loads(data) if data else None
+        value = json.loads(data)
         if "\\" in text:  # the token could be hidden in JSON escapes
             require_unrepeated(secret, json.dumps(value, ensure_ascii=False), where)
-        return response, value
+        return response, msgspec.convert(value, kind)
     except (ValueError, RecursionError):
-        raise HubError(
-            "the hub does not answer as it should", where=where, expected="JSON", found=repr(bytes(data[:40]))
-        ) from None
+        expected, found = "JSON", repr(bytes(data[:40]))
+    except msgspec.ValidationError as error:
+        expected, found = "what its API describes", str(error)[:200]
+    raise HubError("the hub does not answer as it should", where=where, expected=expected, found=found)
 
 
 def post_json(url: str, endpoint: Endpoint, where: object, value: dict[str, Any], **options: Any) -> None:

@@ -44,13 +44,13 @@ class LocalFile:
     def git(self) -> str:
         """Git's blob id, by which hubs list small files; computing it reads the file."""
         hasher = hashlib.sha1(b"blob %d\x00" % self.size, usedforsecurity=False)
-        with self.opened() as file:
+        with self.open() as file:
             while chunk := file.read(_CHUNK):
                 hasher.update(chunk)
         return hasher.hexdigest()
 
     @contextmanager
-    def opened(self) -> Iterator[BinaryIO]:
+    def open(self) -> Iterator[BinaryIO]:
         """Opens its content as a binary file."""
         if isinstance(self.content, bytes):
             yield BytesIO(self.content)
@@ -62,7 +62,7 @@ class LocalFile:
 
     def text(self, most: int) -> bytes:
         """Reads its first ``most`` bytes."""
-        with self.opened() as file:
+        with self.open() as file:
             return file.read(most)
 
     def part(self, start: int, length: int) -> Iterator[bytes]:
@@ -71,7 +71,7 @@ class LocalFile:
         Raises:
             StorageError: the file cannot be read.
         """
-        with self.opened() as file, storage_errors(self.content):
+        with self.open() as file, storage_errors(self.content):
             file.seek(start, os.SEEK_SET)
             while length and (chunk := file.read(min(_CHUNK, length))):
                 length -= len(chunk)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from typing import Literal, NamedTuple
 
-from ...errors import AdapterpackError, ConfigError, HubError
+import msgspec
+
+from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
+from ...pack.inspect import summary
 from ...pack.pack import Pack
 from ...pack.trust.sign import Signers
 from ...runtime.engine.adapter_table import AdapterTable
-from .adapter_source import AdapterSources, PackPlace
-from .pack_folders import InFolder
+from .adapter_source import AdapterSource, InFolder, PackPlace, PlaceState
 
 MOST_REFUSED = 100
 """The most refused packs that are remembered; the oldest are dropped first."""
@@ -28,17 +32,52 @@ class NameTaken(ConfigError):
     code = "name-taken"
 
 
-class ServedAdapter(NamedTuple):
-    """An adapter that requests may name. ``generation`` counts the packs that have had its name; ``own_name``
-    is the name in its manifest, and ``place`` is where the pack comes from.
+class Facts(msgspec.Struct, frozen=True):
+    """A summary of a pack: its method, the smallest and largest rank of its sites, the number of sites, their
+    modules, and its bytes.
     """
 
-    name: str
-    digest: str
+    method: str
+    ranks: tuple[int, int] | None
+    sites: int
+    modules: list[str]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ServedAdapter:
+    """An adapter that requests may name. ``generation`` counts the packs that have had its name, and
+    ``place`` is where the pack comes from.
+    """
+
+    pack: Pack
     generation: int
-    own_name: str
     place: PackPlace | None
-    loaded: float
+    loaded: datetime
+
+    @property
+    def name(self) -> str:
+        """The name that requests use."""
+        return self.pack.name
+
+    @property
+    def digest(self) -> str:
+        """The digest of its pack."""
+        return self.pack.id
+
+    @cached_property
+    def facts(self) -> Facts:
+        """The summary of its pack, computed once."""
+        known = summary(self.pack)
+        ranks = [group.rank for group in self.pack.manifest.groups if group.rank is not None]
+        saved = [path.rpartition(".")[2] for path in known["modules_to_save"]]
+        return Facts(
+            " + ".join([known["method"], *known.get("beside", ())]),
+            (min(ranks), max(ranks)) if ranks else None,
+            known["sites"],
+            list(dict.fromkeys([*known["sites_by_module"], *saved])),
+            known["bytes"],
+        )
 
 
 class Refusal(NamedTuple):
@@ -47,7 +86,7 @@ class Refusal(NamedTuple):
     place: PackPlace
     reason: str
     message: str
-    time: float
+    time: datetime
 
 
 class AdapterControl:
@@ -62,17 +101,12 @@ class AdapterControl:
         self,
         table: AdapterTable,
         base: str,
-        places: AdapterSources,
+        sources: Sequence[AdapterSource],
         signers: Signers,
         changed: Callable[[Change, str], None],
     ) -> None:
-        self._table, self._base, self.places, self._signers, self._changed = (
-            table,
-            base,
-            places,
-            signers,
-            changed,
-        )
+        self._table, self._base, self._sources = table, base, tuple(sources)
+        self._signers, self._changed = signers, changed
         self._lock = threading.Lock()
         """Held during a change, which reads packs and replays canaries and may take long."""
         self._glance = threading.Lock()
@@ -87,13 +121,21 @@ class AdapterControl:
     def adapters(self) -> list[ServedAdapter]:
         """The adapters that requests may name."""
         with self._glance:
-            return sorted(self._adapters.values())
+            return [self._adapters[name] for name in sorted(self._adapters)]
 
     @property
     def refused(self) -> list[Refusal]:
         """The packs at watched places that were not loaded, the newest last."""
         with self._glance:
             return list(self._refused.values())
+
+    def places(self) -> dict[PackPlace, PlaceState]:
+        """Returns the current places of all sources, and their states.
+
+        Raises:
+            AdapterpackError: a source cannot list its places.
+        """
+        return {place: state for source in self._sources for place, state in source.packs().items()}
 
     def add(self, pack: Pack, place: PackPlace | None = None) -> ServedAdapter:
         """Loads a pack under its own name. Loading the same pack under the same name again changes nothing.
@@ -105,7 +147,7 @@ class AdapterControl:
         """
         with self._lock:
             holder = self._adapters.get(pack.name)
-            return self._add(pack, holder is not None and holder.digest == pack.id, place)
+            return self._add(pack, holder is not None and holder.digest == pack.id, place, log=False)
 
     def load(self, source: str, name: str, *, replace: bool = False) -> ServedAdapter:
         """Loads the pack from the place called ``source`` under a name. With ``replace`` it may take the name
@@ -116,10 +158,10 @@ class AdapterControl:
             AdapterpackError: the pack is not valid, or see :meth:`add`.
         """
         try:
-            place = self.places.find(source)
+            place = self._find(source)
             pack = place.pack().called(name)
             with self._lock:
-                return self._exchange(pack, replace, place)
+                return self._add(pack, replace, place)
         except AdapterpackError as error:
             self._changed("refused", error.code)
             raise
@@ -161,14 +203,37 @@ class AdapterControl:
             for one in self._of(place):
                 self._remove(one.name)
 
+    def _find(self, name: str) -> PackPlace:
+        """Returns the place with a name. The name is only compared, never joined to a path or sent to a hub,
+        since requests supply it.
+
+        Raises:
+            UnknownAdapter: no place has the name.
+            ConfigError: several places have it.
+        """
+        places = [place for place in self.places() if place.name == name]
+        if not places:
+            raise UnknownAdapter(
+                "no pack in the folders or lock files of adapters has this name",
+                found=repr(name[:200]),
+                expected="the name of a pack's folder, and no path; or an entry of a lock file",
+            )
+        if len(places) > 1:
+            raise ConfigError(
+                "several packs in the folders of adapters have this name",
+                found=repr(name),
+                remedy="rename one of the folders",
+            )
+        return places[0]
+
     def _follow(self, pack: Pack, place: PackPlace, leaving: Collection[PackPlace]) -> None:
         before, faults = self._of(place), list[AdapterpackError]()
-        given = {one.name for one in before if one.name != one.own_name}
+        given = {one.name for one in before if one.name != one.pack.manifest.pack.name}
         for name in (pack.name, *sorted(given - {pack.name})):
             holder = self._adapters.get(name)
             replace = holder is not None and (holder.place == place or holder.place in leaving)
             try:
-                self._exchange(pack if name == pack.name else pack.called(name), replace, place)
+                self._add(pack if name == pack.name else pack.called(name), replace, place)
             except AdapterpackError as error:
                 faults.append(error)
         if faults:
@@ -177,7 +242,7 @@ class AdapterControl:
             if one.name not in {pack.name, *given}:
                 self._remove(one.name)
 
-    def _add(self, pack: Pack, replace: bool, place: PackPlace | None) -> ServedAdapter:
+    def _add(self, pack: Pack, replace: bool, place: PackPlace | None, *, log: bool = True) -> ServedAdapter:
         if pack.name == self._base or (pack.name in self._adapters and not replace):
             raise NameTaken(
                 "the base or another adapter has this name already",
@@ -190,15 +255,10 @@ class AdapterControl:
         after = self._note(pack, place)
         if before is None or before.generation != after.generation:
             self._changed("loaded" if before is None else "replaced", "")
-        return after
-
-    def _exchange(self, pack: Pack, replace: bool, place: PackPlace) -> ServedAdapter:
-        """Does what :meth:`_add` does, and logs the change."""
-        before, after = self._adapters.get(pack.name), self._add(pack, replace, place)
-        if before is None or before.generation != after.generation:
-            _LOG.warning(
-                "loaded the adapter %s, generation %d, %s", after.name, after.generation, after.digest
-            )
+            if log:
+                _LOG.warning(
+                    "loaded the adapter %s, generation %d, %s", after.name, after.generation, pack.id
+                )
         return after
 
     def _note(self, pack: Pack, place: PackPlace | None) -> ServedAdapter:
@@ -207,9 +267,7 @@ class AdapterControl:
             place = InFolder(pack.path)
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
-        adapter = ServedAdapter(
-            pack.name, pack.id, self._generations[pack.name], pack.manifest.pack.name, place, time.time()
-        )
+        adapter = ServedAdapter(pack, self._generations[pack.name], place, _now())
         with self._glance:
             self._adapters[pack.name] = adapter
         return adapter
@@ -232,9 +290,13 @@ class AdapterControl:
     def _refuse(self, place: PackPlace, reason: str, message: str) -> None:
         with self._glance:
             before = self._refused.pop(place, None)
-            self._refused[place] = Refusal(place, reason, message, time.time())
+            self._refused[place] = Refusal(place, reason, message, _now())
             while len(self._refused) > MOST_REFUSED:
                 self._refused.popitem(last=False)
         if before is None or (before.reason, before.message) != (reason, message):
             self._changed("refused", reason)
             _LOG.error("refused the pack %s (%s): %s", place, reason, message)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)

@@ -1,79 +1,178 @@
-"""Interfaces for the places from which a server gets packs, and for changes there."""
+"""The places from which a server gets packs: folders in which every pack has a folder of its own, and lock
+files, whose packs come from the store or from their hub at the pinned commit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Protocol
+import os
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
-from ...errors import ConfigError, UnknownAdapter
+from ...errors import FormatError, StorageError, UnknownAdapter, storage_errors
+from ...hub.lockfile import Lockfile, PinnedArtifact
+from ...hub.pull import pinned_artifact
+from ...hub.transport import names
+from ...manifest.manifest import FILE_NAME
 from ...pack.pack import Pack
+from ...pack.validate.validation import load
+from ...peft.layout import CONFIG
 
+_MOST_FILES = 1000
 PlaceState = Hashable
 """Differs from an earlier state of the same place whenever its pack may have changed."""
 
 
-class PackPlace(Hashable, Protocol):
-    """The place of one pack. Its string form appears in the log."""
+@dataclass(frozen=True)
+class InFolder:
+    """The folder of one pack, which must not be a link."""
+
+    path: Path
 
     @property
     def name(self) -> str:
-        """The name that operators use for it."""
+        """The name of the folder."""
+        return self.path.name
+
+    def __str__(self) -> str:
+        return str(self.path)
 
     def pack(self) -> Pack:
-        """Loads the current pack of the place.
+        """Loads the pack in the folder.
 
         Raises:
-            AdapterpackError: there is no pack that can be loaded.
+            FormatError: the folder is a link, or see :func:`adapterpack.load`.
+            StorageError: the folder cannot be read.
         """
+        if self.path.is_symlink():
+            raise FormatError(
+                "a link is not followed",
+                where=self.path,
+                expected="a folder",
+                remedy="move or copy the pack into this place",
+            )
+        with storage_errors(self.path):
+            return load(self.path)
 
 
-class AdapterSource(Protocol):
-    """A source that lists places: a folder of packs, or a lock file."""
+@dataclass(frozen=True)
+class PackFolder:
+    """A folder of which every subfolder is a pack. Hidden subfolders are ignored, because tools write packs
+    there first.
+    """
 
-    def packs(self) -> Mapping[PackPlace, PlaceState]:
-        """Returns the current places and their states.
+    path: Path
 
-        Raises:
-            AdapterpackError: the places cannot be listed.
-        """
-
-    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
-        """Yields all packs, for a server that starts with them. An invalid pack raises."""
-
-
-class AdapterSources:
-    """The combined places of several sources."""
-
-    def __init__(self, sources: Sequence[AdapterSource]) -> None:
-        self._sources = tuple(sources)
+    def __str__(self) -> str:
+        return str(self.path)
 
     def packs(self) -> dict[PackPlace, PlaceState]:
-        """Returns the current places of all sources and their states.
+        """Returns the packs in the folder, each with a state that changes whenever one of its files is
+        written: sizes, times and inode numbers.
 
         Raises:
-            AdapterpackError: a source cannot list its places.
+            StorageError: the folder cannot be listed.
         """
-        return {place: state for source in self._sources for place, state in source.packs().items()}
+        return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
 
-    def find(self, name: str) -> PackPlace:
-        """Returns the place with a name. The name is only compared, never joined to a path or sent to a hub,
-        since requests supply it.
+    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
+        """Yields the packs in the folder. At the start links are followed, because the person who starts the
+        server named the folder.
+        """
+        return ((InFolder(pack), load(pack)) for pack in _packs_in(self.path))
+
+
+def is_pack(folder: Path) -> bool:
+    """Returns whether a folder holds a pack or a PEFT adapter."""
+    return (folder / FILE_NAME).is_file() or (folder / CONFIG).is_file()
+
+
+def _packs_in(folder: Path) -> Iterator[Path]:
+    with storage_errors(folder):
+        inside = sorted(folder.iterdir())
+    return (path for path in inside if not path.name.startswith(".") and _may_be_pack(path))
+
+
+def _may_be_pack(folder: Path) -> bool:
+    try:
+        return is_pack(folder)
+    except OSError:
+        return True  # loading it will report the problem
+
+
+def _state(folder: Path) -> PlaceState:
+    files = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in islice(entries, _MOST_FILES):
+                stat = entry.stat(follow_symlinks=False)
+                files.append((entry.name, stat.st_size, stat.st_ctime_ns, stat.st_ino))
+    except OSError:
+        return ()  # the folder is being moved or removed; the next look decides
+    return tuple(sorted(files))
+
+
+@dataclass(frozen=True)
+class Pin:
+    """One entry of a lock file: a reference to a hub."""
+
+    lock: Path
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.lock}, {self.name}"
+
+    def pack(self) -> Pack:
+        """Loads the pack with the pinned digest.
 
         Raises:
-            UnknownAdapter: no place has the name.
-            ConfigError: several places have it.
+            UnknownAdapter: the lock file no longer has the entry.
+            FormatError: the hub has another artifact, or an invalid one, at that commit.
+            HubError: the hub cannot be reached or refuses.
         """
-        places = [place for place in self.packs() if place.name == name]
-        if not places:
-            raise UnknownAdapter(
-                "no pack in the folders or lock files of adapters has this name",
-                found=repr(name[:200]),
-                expected="the name of a pack's folder, and no path; or an entry of a lock file",
-            )
-        if len(places) > 1:
-            raise ConfigError(
-                "several packs in the folders of adapters have this name",
-                found=repr(name),
-                remedy="rename one of the folders",
-            )
-        return places[0]
+        pinned = _read_pins(self.lock).get(self.name)
+        if pinned is None:
+            raise UnknownAdapter("the lock file has no such entry", where=self.lock, found=self.name)
+        return load(pinned_artifact(names.parse(self.name), pinned))
+
+
+@dataclass(frozen=True)
+class LockFile:
+    """A lock file that ``adapterpack pull`` wrote. Its bundles are ignored."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def packs(self) -> dict[PackPlace, PlaceState]:
+        """Returns its entries, each with its pin as state.
+
+        Raises:
+            FormatError: the file is no lock file.
+            StorageError: the file cannot be read.
+        """
+        return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
+
+    def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
+        """Yields the packs that it pins."""
+        return ((place, place.pack()) for place in self.packs())
+
+
+def _read_pins(path: Path) -> dict[str, PinnedArtifact]:
+    if not path.is_file():
+        raise StorageError(
+            "there is no lock file",
+            where=path,
+            remedy="write one: adapterpack pull hf://org/name --lock FILE",
+        )
+    return {
+        reference: pinned for reference, pinned in Lockfile(path).all().items() if pinned.kind != "bundle"
+    }
+
+
+PackPlace = InFolder | Pin
+"""The place of one pack. Operators use its ``name``; its string form appears in the log."""
+AdapterSource = PackFolder | LockFile
+"""A source that lists places."""

@@ -30,7 +30,7 @@ class FolderWatcher:
         source cannot be listed, nothing changes.
         """
         try:
-            now = self._control.places.packs()
+            now = self._control.places()
         except AdapterpackError as error:
             if str(error) != self._fault:
                 _LOG.error("the adapters stay as they are: %s", error)

@@ -14,9 +14,7 @@ from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
 from .adapter_control import AdapterControl
-from .adapter_source import AdapterSource
-from .lock_file import LockFile
-from .pack_folders import PackFolder, is_pack
+from .adapter_source import AdapterSource, LockFile, PackFolder, is_pack
 
 
 def _members(folder: Path) -> Sequence[Pack | Path]:

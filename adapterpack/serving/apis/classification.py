@@ -9,19 +9,15 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
+from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
 from ...io.typed_json import Misfit, StrictStruct
-from ...runtime.engine.base import Engine
-from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..one_pass.rows import labels_of, request_model, results, runs_task
-from ..openai.answers import PassUsage, Provenance
-from ..openai.requests import as_list, one_kind
-from ..route import RouteSpec, json_response
-from ..state import RequestContext
-from ..tenants.limits import ServerLimits
+from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
+from ..openai.requests import Priority, as_list, one_kind
+from ..route import RequestContext, RouteSpec
 
 
 class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -36,7 +32,7 @@ class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
 
     model: str
     input: str | Pair | Annotated[list[str | int | list[int] | Pair], Meta(min_length=1)]
-    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    priority: Priority | None = None
     user: str | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
@@ -52,15 +48,11 @@ class Classified(msgspec.Struct, frozen=True):
     scores: dict[str, float]
 
 
-class ClassifyAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class ClassifyAnswer(PassAnswer, frozen=True, kw_only=True):
     """The response of ``/v1/classify``, in the order of the inputs."""
 
     object: Literal["list"] = "list"
     data: list[Classified]
-    model: str
-    usage: PassUsage
-    system_fingerprint: str
-    adapterpack: Provenance
 
 
 class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -73,7 +65,7 @@ class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fiel
     documents: Annotated[list[str], Meta(min_length=1)]
     top_n: Annotated[int, Meta(ge=1)] | None = None
     return_documents: bool | None = None
-    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    priority: Priority | None = None
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -90,37 +82,27 @@ class Ranked(msgspec.Struct, frozen=True):
     document: Document | UnsetType = UNSET
 
 
-class RerankAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class RerankAnswer(PassAnswer, frozen=True, kw_only=True):
     """The response of ``/v1/rerank``, the best document first."""
 
     results: list[Ranked]
-    model: str
-    usage: PassUsage
-    system_fingerprint: str
-    adapterpack: Provenance
 
 
 async def classify(context: RequestContext) -> Response:
     """``POST /v1/classify``: returns the labels of texts."""
     body = await context.read_body(ClassifyRequest)
-    model = request_model(context, body.model)
+    model = context.request_model(body.model)
     labels_of(context.state, model)
-    given = [_row(item) for item in as_list(body.input)]
+    given = [asdict(item) if isinstance(item, Pair) else item for item in as_list(body.input)]
     rows = await results(context, model, given, param="input", priority=body.priority)
-    answer = ClassifyAnswer(
-        data=[Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)],
-        model=body.model,
-        usage=PassUsage.of(context.record.prompt_tokens),
-        system_fingerprint=model.digest,
-        adapterpack=context.state.catalogue.provenance(model, given),
-    )
-    return json_response(answer, headers=headers_of(model))
+    data = [Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)]
+    return answer(context, model, body.model, ClassifyAnswer, given, data=data)
 
 
 async def rerank(context: RequestContext) -> Response:
     """``POST /v1/rerank``: ranks documents by their fit to a query."""
     body = await context.read_body(RerankRequest)
-    model = request_model(context, body.model)
+    model = context.request_model(body.model)
     labels = labels_of(context.state, model)
     if len(labels) != 1:
         raise HTTPError(
@@ -133,52 +115,40 @@ async def rerank(context: RequestContext) -> Response:
     rows = await results(context, model, pairs, param="documents", priority=body.priority)
     scores = [row["scores"][labels[0]] for row in rows]
     best = sorted(range(len(rows)), key=lambda place: (-scores[place], place))[: body.top_n]
-    answer = RerankAnswer(
-        results=[
-            Ranked(place, scores[place], Document(body.documents[place]) if body.return_documents else UNSET)
-            for place in best
-        ],
-        model=body.model,
-        usage=PassUsage.of(context.record.prompt_tokens),
-        system_fingerprint=model.digest,
-        adapterpack=context.state.catalogue.provenance(model),
+    ranked = [
+        Ranked(place, scores[place], Document(body.documents[place]) if body.return_documents else UNSET)
+        for place in best
+    ]
+    return answer(context, model, body.model, RerankAnswer, results=ranked)
+
+
+ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec(
+        "POST",
+        "/v1/classify",
+        classify,
+        "key",
+        "labels of texts",
+        ClassifyRequest,
+        ClassifyAnswer,
+        example={"input": "Hello"},
+    ),
+    RouteSpec(
+        "POST",
+        "/v1/rerank",
+        rerank,
+        "key",
+        "documents by how well they fit a query",
+        RerankRequest,
+        RerankAnswer,
+    ),
+)
+
+
+APIS.register(
+    ApiKind(
+        "classification",
+        lambda engine: runs_task(engine, "text-classification"),
+        lambda engine, limits: Api(ROUTES),
     )
-    return json_response(answer, headers=headers_of(model))
-
-
-def _row(given: Any) -> Any:
-    return {"text": given.text, "text_pair": given.text_pair} if isinstance(given, Pair) else given
-
-
-def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """Makes the API for an engine."""
-    return Api(
-        (
-            RouteSpec(
-                "POST",
-                "/v1/classify",
-                classify,
-                "key",
-                "labels of texts",
-                ClassifyRequest,
-                ClassifyAnswer,
-                example={"input": "Hello"},
-            ),
-            RouteSpec(
-                "POST",
-                "/v1/rerank",
-                rerank,
-                "key",
-                "documents by how well they fit a query",
-                RerankRequest,
-                RerankAnswer,
-            ),
-        )
-    )
-
-
-def _serves(engine: Engine) -> bool:
-    return runs_task(engine, "text-classification")
-
-
-APIS.register(ApiKind("classification", _serves, open_api))
+)

@@ -6,26 +6,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError
+from ...http.http_error import invalid_request
 from ...io.typed_json import Misfit, StrictStruct
-from ...runtime.engine.base import Engine
 from ...version import VERSION
 from .. import routes
 from ..answering import headers_of
 from ..api import APIS, Api, ApiKind
-from ..one_pass.rows import engine_of, find_model, labels_of, request_model, results, runs_task
+from ..one_pass.rows import engine_of, labels_of, results, runs_task
 from ..one_pass.tensors import OUTPUTS, extents_of, flat
 from ..openai.answers import Provenance
 from ..openai.errors import ErrorForm
-from ..route import RouteSpec, json_response
-from ..state import RequestContext
-from ..tenants.limits import ServerLimits
+from ..route import RequestContext, RouteSpec, json_response
 
 COLUMNS = ("text", "text_pair")
 """The names of inputs: the texts of rows, and the second texts of pairs."""
@@ -140,6 +138,7 @@ class ProtocolError(msgspec.Struct, frozen=True):
 
 
 ERRORS = ErrorForm(ProtocolError, lambda refused: ProtocolError(refused.what))
+_route = partial(RouteSpec, errors=ERRORS)
 
 
 async def server(context: RequestContext) -> Response:
@@ -162,14 +161,14 @@ async def model_ready(context: RequestContext) -> Response:
     """``GET /v2/models/{model}/ready``. An adapter is read when a row needs it, so a model is ready while the
     server is.
     """
-    model = find_model(context, context.request.path_params["model"])
+    model = context.find_model(context.request.path_params["model"])
     status = (await routes.ready(context)).status_code
     return json_response({"name": model.name, "ready": status == 200}, status)
 
 
 async def metadata(context: RequestContext) -> Response:
     """``GET /v2/models/{model}``: describes the inputs and outputs of a model."""
-    model = find_model(context, context.request.path_params["model"])
+    model = context.find_model(context.request.path_params["model"])
     bundle = engine_of(context.state).bundle
     inputs = [
         TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
@@ -186,23 +185,21 @@ async def metadata(context: RequestContext) -> Response:
 async def infer(context: RequestContext) -> Response:
     """``POST /v2/models/{model}/infer``: runs rows and returns tensors."""
     body = await context.read_body(InferRequest)
-    model = request_model(context, context.request.path_params["model"])
+    model = context.request_model(context.request.path_params["model"])
     task = engine_of(context.state).bundle.task
     wanted = OUTPUTS[task.name]
     columns = {column.name: column for column in wanted.columns}
     chosen = list(columns) if body.outputs is None else [tensor.name for tensor in body.outputs]
     if unknown := [name for name in chosen if name not in columns]:
-        raise HTTPError(
-            400,
-            "invalid_request",
+        raise invalid_request(
             f"there is no output {unknown[0][:100]!r}: there are {', '.join(columns)}",
-            param="outputs",
+            "outputs",
         )
     if task.labelled:
         labels_of(context.state, model)
     texts = {tensor.name: tensor.texts for tensor in body.inputs}
     if "text_pair" in texts and not wanted.pairs:
-        raise HTTPError(400, "invalid_request", "this task takes one text a row", param="inputs")
+        raise invalid_request("this task takes one text a row", "inputs")
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
     said = await results(context, model, rows, param="inputs", options=body.parameters)
     outputs = []
@@ -222,47 +219,34 @@ async def infer(context: RequestContext) -> Response:
     return json_response(answer, headers=headers_of(model))
 
 
-def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """Makes the API for an engine."""
-    return Api(
-        (
-            RouteSpec("GET", "/v2", server, "key", "the server", None, ServerMetadata, errors=ERRORS),
-            RouteSpec("GET", "/v2/health/live", live, "open", "whether the process works", errors=ERRORS),
-            RouteSpec("GET", "/v2/health/ready", ready, "open", "whether it takes requests", errors=ERRORS),
-            RouteSpec(
-                "GET",
-                "/v2/models/{model}",
-                metadata,
-                "key",
-                "what a model takes and gives",
-                None,
-                ModelMetadata,
-                errors=ERRORS,
-            ),
-            RouteSpec(
-                "GET",
-                "/v2/models/{model}/ready",
-                model_ready,
-                "key",
-                "whether a model takes requests",
-                errors=ERRORS,
-            ),
-            RouteSpec(
-                "POST",
-                "/v2/models/{model}/infer",
-                infer,
-                "key",
-                "tensors of texts",
-                InferRequest,
-                InferAnswer,
-                errors=ERRORS,
-            ),
-        )
+ROUTES: tuple[RouteSpec, ...] = (
+    _route("GET", "/v2", server, "key", "the server", None, ServerMetadata),
+    _route("GET", "/v2/health/live", live, "open", "whether the process works"),
+    _route("GET", "/v2/health/ready", ready, "open", "whether it takes requests"),
+    _route(
+        "GET",
+        "/v2/models/{model}",
+        metadata,
+        "key",
+        "what a model takes and gives",
+        None,
+        ModelMetadata,
+    ),
+    _route("GET", "/v2/models/{model}/ready", model_ready, "key", "whether a model takes requests"),
+    _route(
+        "POST",
+        "/v2/models/{model}/infer",
+        infer,
+        "key",
+        "tensors of texts",
+        InferRequest,
+        InferAnswer,
+    ),
+)
+
+
+APIS.register(
+    ApiKind(
+        "inference-protocol", lambda engine: runs_task(engine, *OUTPUTS), lambda engine, limits: Api(ROUTES)
     )
-
-
-def _serves(engine: Engine) -> bool:
-    return runs_task(engine, *OUTPUTS)
-
-
-APIS.register(ApiKind("inference-protocol", _serves, open_api))
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ..api import APIS, Api, ApiKind
 from ..observability.metrics import Figure
@@ -23,8 +22,4 @@ def open_api(engine: EncoderEngine, limits: ServerLimits) -> Api:
     )
 
 
-def _serves(engine: Engine) -> bool:
-    return isinstance(engine, EncoderEngine)
-
-
-APIS.register(ApiKind("passes", _serves, open_api))
+APIS.register(ApiKind("passes", lambda engine: isinstance(engine, EncoderEngine), open_api))

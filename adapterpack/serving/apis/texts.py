@@ -11,8 +11,7 @@ from functools import partial
 
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError
-from ...runtime.engine.base import Engine
+from ...http.http_error import HTTPError, invalid_request
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.tools.reader import CallReader
 from ..answering import EventStream, TextResponse, running
@@ -20,16 +19,14 @@ from ..api import APIS, Api, ApiKind
 from ..catalogue import ServedModel
 from ..observability.metrics import Figure
 from ..openai.answers import ChatChunk, ChatCompletion, Completion, Provenance
-from ..openai.prepare import PreparedRequest, Preparer, copy_mask
+from ..openai.prepare import PreparedRequest, Preparer
 from ..openai.requests import ChatRequest, CompletionRequest, Sampled
-from ..openai.response_answers import ResponseAnswer, ResponseEvent
 from ..openai.response_requests import ResponseRequest
 from ..openai.response_writer import ChatWriter, CompletionWriter, ResponseWriter
-from ..openai.responses_writer import ResponsesWriter
+from ..openai.responses_writer import ResponseAnswer, ResponseEvent, ResponsesWriter
 from ..openai.token_texts import TokenTexts
-from ..route import RouteSpec
+from ..route import RequestContext, RouteSpec
 from ..scheduling.rows import RequestOutput, ScheduledRow
-from ..state import RequestContext
 from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
 
@@ -42,12 +39,8 @@ class Texts:
     def __init__(
         self, engine: DecoderEngine, limits: ServerLimits, sampling: str, share_prefixes: bool
     ) -> None:
-        self._share_prefixes = share_prefixes
-        self._engine, self.preparer, self._tokens = (
-            engine,
-            Preparer(engine, limits, sampling),
-            TokenTexts(engine.bundle.tokenizer),
-        )
+        self._engine, self._share_prefixes = engine, share_prefixes
+        self.preparer, self._tokens = Preparer(engine, limits, sampling), TokenTexts(engine.bundle.tokenizer)
 
     async def chat(self, context: RequestContext) -> Response:
         """``POST /v1/chat/completions``: answers a conversation."""
@@ -75,15 +68,11 @@ class Texts:
         body: ChatRequest | CompletionRequest,
         form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
-        context.state.quotas.ask(context.key)
-        model = context.state.catalogue.request_model(body.model, body.adapters, context.key)
-        context.record.answers(model.adapter, model.digest, model.mixed)
+        model = context.request_model(body.model, body.adapters)
         context.record.stream = bool(body.stream)
         count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > context.state.limits.rows:
-            raise HTTPError(
-                400, "invalid_request", f"a request may have {context.state.limits.rows} answers", param="n"
-            )
+            raise invalid_request(f"a request may have {context.state.limits.rows} answers", "n")
         with ExitStack() as stack:
             stack.enter_context(context.state.admission.admit(context.key, count))
             prepared = await self.preparer.prepare(body, context.key.id)
@@ -97,7 +86,7 @@ class Texts:
                 if form is None
                 else form(provenance, prepared.calls)
             )
-            answer = TextResponse(context, body, output, model, written)
+            answer = TextResponse(context, output, model, written)
             if not body.stream:
                 return await answer.complete()
             await answer.wait_for_first()
@@ -110,14 +99,12 @@ class Texts:
         row = self._engine.row
         return [
             ScheduledRow(
-                make=partial(row, ids, model.pack, sampling, None, draw, copy_mask(prepared.mask), salt),
+                make=partial(row, ids, model.pack, sampling, None, draw, prepared.mask(), salt),
                 pack=model.pack,
                 cost=len(ids),
                 place=number * count + draw,
                 output=output,
-                tenant=key.id,
-                share=key.share,
-                rank=key.rank,
+                key=key,
                 priority=body.priority or 0,
             )
             for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True))
@@ -131,7 +118,7 @@ class Texts:
         calls: Callable[[], CallReader] | None,
     ) -> ResponseWriter:
         if isinstance(body, ChatRequest):
-            return ChatWriter(body.model, provenance, self._tokens, calls)
+            return ChatWriter(body, provenance, self._tokens, calls)
         echoes = []
         if body.echo:
             decode = self.preparer.text
@@ -140,7 +127,7 @@ class Texts:
                 for prompt in body.prompts
                 for _ in range(body.n or 1)
             ]
-        return CompletionWriter(body.model, provenance, self._tokens, echoes)
+        return CompletionWriter(body, provenance, self._tokens, echoes)
 
 
 def open_api(
@@ -196,8 +183,8 @@ def open_api(
     )
 
 
-def _serves(engine: Engine) -> bool:
-    return isinstance(engine, DecoderEngine)
-
-
-APIS.register(ApiKind("texts", _serves, open_api, ("sampling", "share_prefixes")))
+APIS.register(
+    ApiKind(
+        "texts", lambda engine: isinstance(engine, DecoderEngine), open_api, ("sampling", "share_prefixes")
+    )
+)

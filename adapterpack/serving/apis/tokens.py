@@ -10,19 +10,18 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, invalid_request
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
-from ...runtime.open_bundle import OpenBundle
 from ...runtime.prompts import prompt_ids
 from ...runtime.text.model_files import MAX_ID
+from ...runtime.text.tokenizer import Tokenizer
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
 from ..openai.requests import Message, breaches_of
-from ..route import RouteSpec, json_response
-from ..state import RequestContext
+from ..route import RequestContext, RouteSpec, json_response
 from ..tenants.limits import ServerLimits
 
 
@@ -66,66 +65,46 @@ class Text(msgspec.Struct, frozen=True):
     prompt: str
 
 
-class TokenRoutes:
-    """Answers with the tokenizer of an engine's bundle."""
-
-    def __init__(self, bundle: OpenBundle, limits: ServerLimits) -> None:
-        self._bundle, self._tokenizer, self._limits = bundle, bundle.tokenizer, limits
-
-    async def tokenize(self, context: RequestContext) -> Response:
-        """``POST /tokenize``: returns the tokens of a text or a conversation."""
-        body = await context.read_body(TokenizeRequest)
-        context.state.quotas.ask(context.key)
-        context.state.catalogue.find_model(body.model, context.key)
-        ids = await asyncio.to_thread(self._ids, body)
-        words = (
-            [self._tokenizer.core.id_to_token(token) or "" for token in ids]
-            if body.return_token_strs
-            else UNSET
-        )
-        return json_response(Tokens(len(ids), context.state.engine.engine.max_length, ids, words))
-
-    async def detokenize(self, context: RequestContext) -> Response:
-        """``POST /detokenize``: returns the text of tokens."""
-        body = await context.read_body(DetokenizeRequest)
-        context.state.quotas.ask(context.key)
-        context.state.catalogue.find_model(body.model, context.key)
-        return json_response(
-            Text(
-                await asyncio.to_thread(self._tokenizer.decode, prompt_ids(self._bundle, body.tokens), False)
-            )
-        )
-
-    def _ids(self, body: TokenizeRequest) -> list[int]:
-        if body.messages is None:
-            return self._tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
-        if self._tokenizer.template is None:
-            raise HTTPError(
-                400, "no_chat_template", "this model has no chat template: give a prompt", param="messages"
-            )
-        if len(body.messages) > self._limits.messages:
-            raise HTTPError(
-                400,
-                "invalid_request",
-                f"a conversation may have {self._limits.messages} messages",
-                param="messages",
-            )
-        return self._tokenizer.prompt([message.render() for message in body.messages])
+async def tokenize(context: RequestContext) -> Response:
+    """``POST /tokenize``: returns the tokens of a text or a conversation."""
+    body = await context.read_body(TokenizeRequest)
+    engine = _engine(context, body.model)
+    ids = await asyncio.to_thread(_ids, engine.bundle.tokenizer, body, context.state.limits)
+    name = engine.bundle.tokenizer.core.id_to_token
+    words = [name(token) or "" for token in ids] if body.return_token_strs else UNSET
+    return json_response(Tokens(len(ids), engine.max_length, ids, words))
 
 
-def open_api(engine: Engine, limits: ServerLimits) -> Api:
-    """Makes the API for an engine."""
-    routes = TokenRoutes(engine.bundle, limits)
-    return Api(
-        (
-            RouteSpec(
-                "POST", "/tokenize", routes.tokenize, "key", "the tokens of a text", TokenizeRequest, Tokens
-            ),
-            RouteSpec(
-                "POST", "/detokenize", routes.detokenize, "key", "the text of tokens", DetokenizeRequest, Text
-            ),
-        )
-    )
+async def detokenize(context: RequestContext) -> Response:
+    """``POST /detokenize``: returns the text of tokens."""
+    body = await context.read_body(DetokenizeRequest)
+    bundle = _engine(context, body.model).bundle
+    ids = prompt_ids(bundle, body.tokens)
+    return json_response(Text(await asyncio.to_thread(bundle.tokenizer.decode, ids, False)))
+
+
+def _engine(context: RequestContext, model: str) -> Engine:
+    """Returns the engine, once the request has been counted and its model exists."""
+    context.state.quotas.ask(context.key)
+    context.state.catalogue.find_model(model, context.key)
+    return context.state.engine.engine
+
+
+def _ids(tokenizer: Tokenizer, body: TokenizeRequest, limits: ServerLimits) -> list[int]:
+    if body.messages is None:
+        return tokenizer.encode(body.prompt or "", special=body.add_special_tokens is not False)
+    if tokenizer.template is None:
+        what = "this model has no chat template: give a prompt"
+        raise HTTPError(400, "no_chat_template", what, param="messages")
+    if len(body.messages) > limits.messages:
+        raise invalid_request(f"a conversation may have {limits.messages} messages", "messages")
+    return tokenizer.prompt([message.render() for message in body.messages])
+
+
+ROUTES: tuple[RouteSpec, ...] = (
+    RouteSpec("POST", "/tokenize", tokenize, "key", "the tokens of a text", TokenizeRequest, Tokens),
+    RouteSpec("POST", "/detokenize", detokenize, "key", "the text of tokens", DetokenizeRequest, Text),
+)
 
 
 def _serves(engine: Engine) -> bool:
@@ -134,4 +113,4 @@ def _serves(engine: Engine) -> bool:
     ).is_file()
 
 
-APIS.register(ApiKind("tokens", _serves, open_api))
+APIS.register(ApiKind("tokens", _serves, lambda engine, limits: Api(ROUTES)))

@@ -44,10 +44,6 @@ class Record:
     outcome: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
 
-    def answers(self, adapter: str | None, digest: str, mixed: bool) -> None:
-        """Records what answers; ``mixed`` if a request made up a mix of adapters."""
-        self.adapter, self.digest, self.mixed = adapter, digest, mixed
-
 
 class AuditLog:
     """Appends records to a file; ``-`` is standard error, and None writes nothing.

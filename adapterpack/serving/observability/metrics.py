@@ -74,7 +74,7 @@ class Metrics:
         """Records the duration of an engine step."""
         self._steps.observe(seconds)
 
-    def adapter_changed(self, change: str, reason: str) -> None:
+    def count_change(self, change: str, reason: str) -> None:
         """Counts a change of an adapter; ``reason`` is the error's code if it was refused."""
         self._changes.labels(change, reason).inc()
 

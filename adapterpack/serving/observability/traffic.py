@@ -9,7 +9,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -46,14 +46,6 @@ class Counts(msgspec.Struct):
     completion_tokens: int = 0
 
 
-@dataclass(eq=False)
-class _Work:
-    """A request whose rows are queued or running."""
-
-    rows: Sequence[ScheduledRow]
-    output: RequestOutput
-
-
 class Tally:
     """The traffic of one key, or of all keys."""
 
@@ -61,7 +53,8 @@ class Tally:
         self._clock = clock
         self._ended = Counts()
         self._models: OrderedDict[str | None, Counts] = OrderedDict()
-        self._work: set[_Work] = set()
+        self._rows: dict[RequestOutput, Sequence[ScheduledRow]] = {}
+        """The requests whose rows are queued or running."""
         self._waits: deque[tuple[float, float]] = deque(maxlen=_MOST_WAITS)
 
     @property
@@ -71,18 +64,18 @@ class Tally:
         return Counts(
             ended.requests,
             ended.prompt_tokens,
-            ended.completion_tokens + sum(work.output.tokens for work in self._work),
+            ended.completion_tokens + sum(output.tokens for output in self._rows),
         )
 
     @property
     def running(self) -> int:
         """The number of rows in the engine."""
-        return sum(row.request is not None and not row.ended for work in self._work for row in work.rows)
+        return sum(row.request is not None and not row.ended for row in chain(*self._rows.values()))
 
     @property
     def waiting(self) -> int:
         """The number of rows that wait for the engine."""
-        return sum(row.request is None and not row.ended for work in self._work for row in work.rows)
+        return sum(row.request is None and not row.ended for row in chain(*self._rows.values()))
 
     @property
     def wait(self) -> Wait | None:
@@ -95,24 +88,23 @@ class Tally:
         """Returns the counts of an adapter, or of the base. Requests count once they have ended."""
         return self._models.get(adapter, Counts())
 
-    def begin(self, work: _Work, prompt_tokens: int) -> None:
+    def begin(self, output: RequestOutput, rows: Sequence[ScheduledRow], prompt_tokens: int) -> None:
         """Records that a request has begun."""
-        self._work.add(work)
+        self._rows[output] = rows
         self._ended.requests += 1
         self._ended.prompt_tokens += prompt_tokens
 
-    def end(self, work: _Work, record: Record) -> None:
+    def end(self, output: RequestOutput, record: Record) -> None:
         """Records that a request has ended."""
-        self._work.discard(work)
-        tokens = work.output.tokens
-        self._ended.completion_tokens += tokens
+        del self._rows[output]
+        self._ended.completion_tokens += output.tokens
         if not record.mixed:  # mixes have no lasting name
             counts = _recent(self._models, record.adapter, Counts, MOST_MODELS)
             counts.requests += 1
             counts.prompt_tokens += record.prompt_tokens
-            counts.completion_tokens += tokens
-        if work.output.first:
-            self._waits.append((self._clock(), work.output.first - record.started))
+            counts.completion_tokens += output.tokens
+        if output.first:
+            self._waits.append((self._clock(), output.first - record.started))
 
 
 class Traffic:
@@ -132,14 +124,14 @@ class Traffic:
         self, key: str, record: Record, rows: Sequence[ScheduledRow], output: RequestOutput
     ) -> Iterator[None]:
         """Counts a request's rows for as long as the block lasts."""
-        work, tallies = _Work(rows, output), (self.of(key), self.all)
+        tallies = self.of(key), self.all
         for tally in tallies:
-            tally.begin(work, record.prompt_tokens)
+            tally.begin(output, rows, record.prompt_tokens)
         try:
             yield
         finally:
             for tally in tallies:
-                tally.end(work, record)
+                tally.end(output, record)
 
 
 def _recent(values: OrderedDict[_Key, _T], key: _Key, make: Callable[[], _T], most: int) -> _T:

@@ -10,18 +10,21 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import msgspec
+from starlette.responses import Response
+
 from ...errors import ConfigError
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, invalid_request
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ...runtime.prompts import prompt_ids
 from ...tasks.one_pass import PreparedRow
-from ..answering import PendingResponse, running
+from ..answering import PendingResponse, headers_of, running
 from ..catalogue import ServedModel
+from ..openai.answers import PassUsage, Provenance
 from ..openai.errors import as_http_error
-from ..openai.requests import NamedWeight
+from ..route import RequestContext, State, json_response
 from ..scheduling.rows import RequestOutput, ScheduledRow
-from ..state import RequestContext, State
 
 Given = str | Sequence[int] | Mapping[str, Any]
 """A text, token ids, or a row with the columns of its task."""
@@ -37,32 +40,6 @@ def engine_of(state: State) -> EncoderEngine:
     engine = state.engine.engine
     assert isinstance(engine, EncoderEngine)
     return engine
-
-
-def find_model(
-    context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
-) -> ServedModel:
-    """Returns the model that a request names and records it; the arguments are those of
-    :meth:`.Catalogue.request_model`.
-
-    Raises:
-        HTTPError: there is no such model.
-    """
-    model = context.state.catalogue.request_model(name, adapters, context.key)
-    context.record.answers(model.adapter, model.digest, model.mixed)
-    return model
-
-
-def request_model(
-    context: RequestContext, name: str, adapters: Sequence[NamedWeight] | None = None
-) -> ServedModel:
-    """Returns the model that a request names, and counts the request in the key's quotas.
-
-    Raises:
-        HTTPError: there is no such model, or the key has no request left.
-    """
-    context.state.quotas.ask(context.key)
-    return find_model(context, name, adapters)
 
 
 def labels_of(state: State, model: ServedModel) -> Sequence[str]:
@@ -95,9 +72,7 @@ async def results(
     """
     engine = engine_of(context.state)
     if len(rows) > context.state.limits.inputs:
-        raise HTTPError(
-            400, "invalid_request", f"a request may have {context.state.limits.inputs} inputs", param=param
-        )
+        raise invalid_request(f"a request may have {context.state.limits.inputs} inputs", param)
     with ExitStack() as stack:
         # as many rows as one pass runs count as one answer
         stack.enter_context(context.state.admission.admit(context.key, -(-len(rows) // engine.rows_a_turn)))
@@ -110,9 +85,7 @@ async def results(
                 cost=one.tokens,
                 place=place,
                 output=output,
-                tenant=context.key.id,
-                share=context.key.share,
-                rank=context.key.rank,
+                key=context.key,
                 priority=priority or 0,
             )
             for place, (one, chosen) in enumerate(prepared)
@@ -120,6 +93,36 @@ async def results(
         stack.enter_context(running(context, queued, sum(row.cost for row in queued), output))
         await PendingResponse(context, output).wait_until_ended()
         return [sequence.result for sequence in output.sequences]
+
+
+class PassAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the responses of an encoder have in common."""
+
+    model: str
+    usage: PassUsage
+    system_fingerprint: str
+    adapterpack: Provenance
+
+
+def answer(
+    context: RequestContext,
+    model: ServedModel,
+    name: str,
+    kind: type[PassAnswer],
+    given: Sequence[object] = (),
+    **fields: Any,
+) -> Response:
+    """Makes the response of a model, which the request calls ``name``, from the fields of its own."""
+    return json_response(
+        kind(
+            model=name,
+            usage=PassUsage.of(context.record.prompt_tokens),
+            system_fingerprint=model.digest,
+            adapterpack=context.state.catalogue.provenance(model, given),
+            **fields,
+        ),
+        headers=headers_of(model),
+    )
 
 
 def _prepare(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, invalid_request
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
@@ -28,11 +28,12 @@ from .tools import ToolUse, tool_use
 
 
 class PreparedRequest(NamedTuple):
-    """The prompts of a request, and what its rows share. Each row gets a copy of the mask."""
+    """The prompts of a request, and what its rows share."""
 
     prompts: list[list[int]]
     samplings: list[Sampling]
-    mask: Any
+    mask: Callable[[], TokenMask | None]
+    """Makes the mask of one row."""
     calls: Callable[[], CallReader] | None = None
     """Makes the reader of tool calls for one answer."""
 
@@ -79,7 +80,7 @@ class Preparer:
             given = self._with_tools(given, tools)
         prompts = await loop.run_in_executor(self._tokens, self._prompts, body)
         samplings = self._samplings(body, prompts, given)
-        mask = None
+        mask: Any = None
         if any(name in given for name in GRAMMARS):
             turn = self._turns.setdefault(tenant, asyncio.Lock())
             queue = self._mask_queues.setdefault(tenant, MaskQueue()) if self._limits.masks_beside else None
@@ -91,7 +92,8 @@ class Preparer:
                     # compiled alone first, so that an error names the right field
                     await loop.run_in_executor(self._forms, compiled, Sampling(**form))
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
-        return PreparedRequest(prompts, samplings, mask, None if tools is None else tools.reader)
+        copy = (lambda: None) if mask is None else mask.copy
+        return PreparedRequest(prompts, samplings, copy, None if tools is None else tools.reader)
 
     def _tool_use(self, body: Sampled) -> ToolUse | None:
         if not isinstance(body, ChatRequest):
@@ -113,11 +115,9 @@ class Preparer:
         form = next((name for name in GRAMMARS if name in given), None)
         schema = None if form is None else given[form]
         if form is not None and not isinstance(schema, dict):
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 "an answer that may call tools has a form only by a JSON schema, as an object",
-                param="tools",
+                "tools",
             )
         more = tools.parameters(self._engine.bundle.tokenizer.special_id, schema)
         given = {name: value for name, value in given.items() if name != form}
@@ -139,11 +139,9 @@ class Preparer:
 
     def _conversation(self, body: ChatRequest) -> list[int]:
         if len(body.messages) > self._limits.messages:
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 f"a conversation may have {self._limits.messages} messages",
-                param="messages",
+                "messages",
             )
         if self._engine.bundle.tokenizer.template is None:
             raise HTTPError(
@@ -179,12 +177,10 @@ class Preparer:
             )
         rooms = [min(body.most_tokens or most, most - len(prompt) + 1) for prompt in prompts]
         if sum(rooms) * count > self._limits.answer_tokens:
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "
                 "fewer or shorter ones",
-                param="max_tokens",
+                "max_tokens",
             )
         given = {"seed": secrets.randbits(63), **given, "sampling": self._rule}
         bundle = self._engine.bundle
@@ -192,9 +188,3 @@ class Preparer:
             sampling_of({**given, "max_new_tokens": room}, bundle.generation_config, bundle.folder)
             for room in rooms
         ]
-
-
-def copy_mask(mask: Any) -> TokenMask | None:
-    """Returns a copy of the mask for one row."""
-    copy: Callable[[], TokenMask] | None = None if mask is None else mask.copy
-    return None if copy is None else copy()

@@ -12,11 +12,25 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...http.http_error import HTTPError
+from ...http.http_error import invalid_request
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.adapters.mix import LARGEST, MOST
 from ..tenants.limits import ServerLimits
 from .tools import FunctionTool, InputCall, ToolChoice
+
+_SAME = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "logit_bias",
+    "seed",
+    "stop_token_ids",
+    "ignore_eos",
+)
+"""The fields that :class:`.Sampling` has under the same names."""
 
 
 class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -75,38 +89,21 @@ CacheSalt = Annotated[str, Meta(min_length=1, max_length=1024)]
 """Prompts share cached prefixes only if their salts are equal."""
 
 
-class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The common fields of requests for text. Ranges are those of
-    :class:`adapterpack.runtime.generation.sampling.Sampling`; the server's ``--sampling`` decides what
-    missing fields mean.
-    """
+Priority = Annotated[int, Meta(ge=-1000, le=1000)]
+"""Among the rows of one key the smaller priority goes first."""
+
+
+class TextRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The fields of every request for text."""
 
     model: str
     adapters: Mixed | None = None
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    min_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    repetition_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[int] | None = None
-    min_tokens: int | None = None
-    ignore_eos: bool | None = None
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    response_format: PlainText | JsonObject | JsonSchema | None = None
-    structured_outputs: Structured | None = None
-    guided_json: dict[str, Any] | str | None = None
-    guided_regex: str | None = None
-    guided_choice: list[str] | None = None
-    guided_grammar: str | None = None
-    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
+    priority: Priority | None = None
     cache_salt: CacheSalt | None = None
     # without an effect:
     user: str | None = None
@@ -116,6 +113,32 @@ class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+
+
+class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The common fields of chat and completion requests. Ranges are those of
+    :class:`adapterpack.runtime.generation.sampling.Sampling`; the server's ``--sampling`` decides what
+    missing fields mean.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=1)] | None = None
+    n: Annotated[int, Meta(ge=1)] | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop: str | list[str] | None = None
+    stop_token_ids: list[int] | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = None
+    stream_options: StreamOptions | None = None
+    response_format: PlainText | JsonObject | JsonSchema | None = None
+    structured_outputs: Structured | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
 
     @property
     def most_tokens(self) -> int | None:
@@ -133,38 +156,25 @@ class Sampled(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         Raises:
             HTTPError: parameters exceed a limit, or contradict each other.
         """
-        given: dict[str, Any] = {
-            "temperature": self.temperature,
-            "top_p": self.top_p,
+        given: dict[str, Any] = {name: getattr(self, name) for name in _SAME}
+        given |= {
             "top_k": 0 if self.top_k == -1 else self.top_k,
-            "min_p": self.min_p,
-            "presence_penalty": self.presence_penalty,
-            "frequency_penalty": self.frequency_penalty,
-            "repetition_penalty": self.repetition_penalty,
-            "logit_bias": self.logit_bias,
-            "seed": self.seed,
             "stop": _stop(self.stop, limits),
-            "stop_token_ids": self.stop_token_ids,
             "min_new_tokens": self.min_tokens,
-            "ignore_eos": self.ignore_eos,
             "logprobs": self.wanted_logprobs,
         }
         forms = list(self._forms())
         if len(forms) > 1:
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 f"an answer has one form, and the request gives {len(forms)}",
-                param=forms[1][0],
+                forms[1][0],
             )
         for param, name, form in forms:
             text = form if isinstance(form, str) else json.dumps(form)
             if len(text) > limits.form_characters:
-                raise HTTPError(
-                    400,
-                    "invalid_request",
+                raise invalid_request(
                     f"the form of an answer may have {limits.form_characters} characters",
-                    param=param,
+                    param,
                 )
             given[name] = form
         return {name: value for name, value in given.items() if value is not None}
@@ -352,10 +362,8 @@ def _stop(stop: str | list[str] | None, limits: ServerLimits) -> tuple[str, ...]
         return None
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(texts) > limits.stop or any(len(text) > limits.stop_characters for text in texts):
-        raise HTTPError(
-            400,
-            "invalid_request",
+        raise invalid_request(
             f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",
-            param="stop",
+            "stop",
         )
     return texts

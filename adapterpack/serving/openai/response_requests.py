@@ -12,14 +12,13 @@ from msgspec import Meta, field
 from ...io.typed_json import Misfit, StrictStruct
 from .requests import (
     ONLY_TEXTS,
-    CacheSalt,
     ChatRequest,
     JsonObject,
     JsonSchema,
     Message,
-    Mixed,
     PlainText,
     Schema,
+    TextRequest,
 )
 from .tools import CalledFunction, Function, FunctionName, FunctionTool, InputCall, Name, NamedFunction
 
@@ -76,14 +75,11 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
 
 class JsonSchemaFormat(
-    StrictStruct, frozen=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
+    Schema, frozen=True, kw_only=True, tag="json_schema", tag_field="type", forbid_unknown_fields=True
 ):
     """A text that matches a JSON schema."""
 
-    name: str
     schema_: dict[str, Any] = field(name="schema")
-    strict: bool | None = None
-    description: str | None = None
 
 
 class TextConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -93,21 +89,16 @@ class TextConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
     verbosity: Literal["medium"] | None = None
 
 
-class ResponseTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class ResponseTool(Function, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A function that the model may call."""
 
     type: Literal["function"]
-    name: Name
-    description: str | None = None
-    parameters: dict[str, Any] | None = None
-    strict: bool | None = None
 
 
-class NamedTool(StrictStruct, frozen=True, forbid_unknown_fields=True):
+class NamedTool(FunctionName, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The function that the model must call."""
 
     type: Literal["function"]
-    name: Name
 
 
 class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -116,38 +107,21 @@ class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=Tru
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/responses``. Nothing is stored, so ``input`` holds the complete conversation."""
 
-    model: str
-    adapters: Mixed | None = None
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
     text: TextConfig | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    stream: bool | None = None
-    priority: Annotated[int, Meta(ge=-1000, le=1000)] | None = None
-    cache_salt: CacheSalt | None = None
     previous_response_id: str | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
     include: _Empty | None = None
-    # without an effect:
-    stream_options: ResponseStreamOptions | None = None
-    metadata: dict[str, str] | None = None
-    store: bool | None = None
-    user: str | None = None
-    service_tier: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    prompt_cache_retention: str | None = None
+    stream_options: ResponseStreamOptions | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for invalid items."""
@@ -156,37 +130,16 @@ class ResponseRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def chat(self) -> ChatRequest:
         """Converts the request to a chat request."""
-        tools = [
-            FunctionTool("function", Function(tool.name, tool.description, tool.parameters, tool.strict))
-            for tool in self.tools or ()
-        ]
-        choice = (
-            NamedFunction("function", FunctionName(self.tool_choice.name))
-            if isinstance(self.tool_choice, NamedTool)
-            else self.tool_choice
-        )
-        given = None if self.text is None else self.text.format
-        form = (
-            JsonSchema(Schema(given.name, given.schema_, given.strict))
-            if isinstance(given, JsonSchemaFormat)
-            else given
-        )
+        choice = self.tool_choice
+        form = None if self.text is None else self.text.format
         return ChatRequest(
-            model=self.model,
-            adapters=self.adapters,
+            **{name: getattr(self, name) for name in TextRequest.__struct_fields__},
             messages=self._messages(),
             max_completion_tokens=self.max_output_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            seed=self.seed,
-            response_format=form,
-            tools=tools or None,
-            tool_choice=choice,
+            response_format=JsonSchema(form) if isinstance(form, JsonSchemaFormat) else form,
+            tools=[FunctionTool("function", tool) for tool in self.tools or ()] or None,
+            tool_choice=NamedFunction("function", choice) if isinstance(choice, NamedTool) else choice,
             parallel_tool_calls=self.parallel_tool_calls,
-            stream=self.stream,
-            priority=self.priority,
-            cache_salt=self.cache_salt,
         )
 
     def _messages(self) -> list[Message]:

@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from msgspec import UNSET, UnsetType
 
 from ...runtime.generation.sampler import SampledToken
 from ...runtime.tools.family import Call
 from ...runtime.tools.reader import AnswerPiece, CallReader
 from ..scheduling.rows import SequenceOutput
-from . import sse
 from .answers import (
     AnswerMessage,
     ChatChoice,
@@ -36,67 +36,67 @@ from .answers import (
     TopLogprob,
     Usage,
 )
+from .requests import Sampled
 from .token_texts import TokenTexts
 
+DONE = b"data: [DONE]\n\n"
+ALIVE = b": still working\n\n"
+"""A comment that keeps proxies from closing idle connections."""
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+STREAM_TYPE = "text/event-stream"
 LEAST = -9999.0
 """The log-probability of an impossible token, as in OpenAI's API: JSON has no infinity."""
 
 
-class ResponseHead:
-    """The fields that all objects of a response share."""
-
-    def __init__(self, prefix: str, model: str, provenance: Provenance) -> None:
-        self.id, self.created, self.model = f"{prefix}-{secrets.token_hex(12)}", int(time.time()), model
-        self.provenance = provenance
-
-    def fields(self) -> dict[str, Any]:
-        """Returns the fields by name."""
-        return {
-            "id": self.id,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": self.provenance.digest,
-        }
-
-
 class ResponseWriter:
-    """Writes the response to one request. The ``usage`` of a chunk is absent, or null until the last chunk;
-    ``end`` is the mark that ends a stream.
+    """Writes the response to one request, and the chunks of its stream, each of the struct ``chunk``; ``end``
+    is the mark that ends a stream. If the usage is ``counted``, it is null in all chunks but the last.
     """
 
-    head: ResponseHead
-    end = sse.DONE
+    chunk: type[Any]
+    end = DONE
+
+    def __init__(self, prefix: str, model: str, provenance: Provenance, counted: bool = False) -> None:
+        self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
+        self.provenance, self.counted = provenance, counted
+        self.head: dict[str, Any] = {
+            "id": self.id,
+            "created": self.created,
+            "model": model,
+            "system_fingerprint": provenance.digest,
+        }
+        """The fields that all objects of the response share."""
 
     def event(self, value: Any) -> bytes:
-        """Encodes a chunk as a server-sent event."""
-        return sse.event(value)
+        """Encodes a chunk, or an error, as a server-sent event."""
+        return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Any:
         """Returns the complete response."""
         raise NotImplementedError
 
-    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int) -> list[Any]:
         """Returns the chunks before a row's first token."""
         raise NotImplementedError
 
     def write_piece(
-        self,
-        place: int,
-        text: str,
-        choices: Sequence[SampledToken],
-        reason: str | None,
-        usage: UnsetType | None,
+        self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
     ) -> list[Any]:
         """Returns the chunks for a row's text since the last call, and for its end."""
         raise NotImplementedError
 
-    def write_end(self, usage: Usage, counted: bool) -> list[Any]:
-        """Returns the chunks after the last token; with ``counted`` they include the usage."""
-        return [self.write_usage(usage)] if counted else []
+    def write_end(self, usage: Usage) -> list[Any]:
+        """Returns the chunks after the last token: one with the usage and without choices, if it counts."""
+        return [self.chunk(**self.head, choices=[], usage=usage)] if self.counted else []
 
-    def write_usage(self, usage: Usage) -> Any:
-        """Returns the chunk with the usage."""
-        raise NotImplementedError
+    def write_chunk(self, choice: Any, provenance: Provenance | UnsetType = UNSET) -> Any:
+        """Returns a chunk with a piece of one answer."""
+        usage = None if self.counted else UNSET
+        return self.chunk(**self.head, choices=[choice], usage=usage, adapterpack=provenance)
+
+
+def _counts(body: Sampled) -> bool:
+    return bool(body.stream_options and body.stream_options.include_usage)
 
 
 class MessageReader:
@@ -141,14 +141,17 @@ class ChatWriter(ResponseWriter):
     if it may have any.
     """
 
+    chunk = ChatChunk
+
     def __init__(
         self,
-        model: str,
+        body: Sampled,
         provenance: Provenance,
         tokens: TokenTexts,
         calls: Callable[[], CallReader] | None = None,
     ) -> None:
-        self.head, self._tokens, self._calls = ResponseHead("chatcmpl", model, provenance), tokens, calls
+        super().__init__("chatcmpl", body.model, provenance, _counts(body))
+        self._tokens, self._calls = tokens, calls
         self._readers: dict[int, MessageReader] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ChatCompletion:
@@ -162,28 +165,15 @@ class ChatWriter(ResponseWriter):
                 "assistant", None if calls and not reader.text else reader.text, None, calls or UNSET
             )
             choices.append(ChatChoice(place, message, self._logprobs(row.choices), reader.reason(row.reason)))
-        return ChatCompletion(
-            **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
-        )
+        return ChatCompletion(**self.head, choices=choices, usage=usage, adapterpack=self.provenance)
 
-    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int) -> list[Any]:
         """Returns the chunk with the role; that of the first message also has the provenance."""
-        return [
-            ChatChunk(
-                **self.head.fields(),
-                choices=[ChatChunkChoice(place, Delta("assistant", ""))],
-                usage=usage,
-                adapterpack=UNSET if place else self.head.provenance,
-            )
-        ]
+        choice = ChatChunkChoice(place, Delta("assistant", ""))
+        return [self.write_chunk(choice, UNSET if place else self.provenance)]
 
     def write_piece(
-        self,
-        place: int,
-        text: str,
-        choices: Sequence[SampledToken],
-        reason: str | None,
-        usage: UnsetType | None,
+        self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
     ) -> list[Any]:
         """Returns chunks with new text and calls; the finish reason has a chunk of its own."""
         reader = self._readers.setdefault(place, MessageReader(self._calls))
@@ -200,11 +190,7 @@ class ChatWriter(ResponseWriter):
         ]
         if reason is not None:
             parts.append(ChatChunkChoice(place, Delta(), None, reader.reason(reason)))
-        return [ChatChunk(**self.head.fields(), choices=[part], usage=usage) for part in parts]
-
-    def write_usage(self, usage: Usage) -> ChatChunk:
-        """Returns the chunk with the usage, which has no choices."""
-        return ChatChunk(**self.head.fields(), choices=[], usage=usage)
+        return [self.write_chunk(part) for part in parts]
 
     def _logprobs(self, choices: Sequence[SampledToken]) -> ChatLogprobs | None:
         if not choices:
@@ -246,10 +232,13 @@ def _delta(piece: AnswerPiece, number: int) -> list[Delta]:
 class CompletionWriter(ResponseWriter):
     """Writes texts of ``/v1/completions``. ``echoes`` are the prompts, if the request echoes them."""
 
+    chunk = Completion
+
     def __init__(
-        self, model: str, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
+        self, body: Sampled, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
     ) -> None:
-        self.head, self._tokens, self._echoes = ResponseHead("cmpl", model, provenance), tokens, echoes
+        super().__init__("cmpl", body.model, provenance, _counts(body))
+        self._tokens, self._echoes = tokens, echoes
         self._offsets: dict[int, int] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Completion:
@@ -260,44 +249,20 @@ class CompletionWriter(ResponseWriter):
             )
             for place, row in enumerate(sequences)
         ]
-        return Completion(
-            **self.head.fields(), choices=choices, usage=usage, adapterpack=self.head.provenance
-        )
+        return Completion(**self.head, choices=choices, usage=usage, adapterpack=self.provenance)
 
-    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int) -> list[Any]:
         """Returns the prompt, if the request echoes it."""
-        if not self._echoes:
-            return []
-        return [
-            Completion(
-                **self.head.fields(), choices=[CompletionChoice(place, self._echo(place))], usage=usage
-            )
-        ]
+        return [self.write_chunk(CompletionChoice(place, self._echo(place)))] if self._echoes else []
 
     def write_piece(
-        self,
-        place: int,
-        text: str,
-        choices: Sequence[SampledToken],
-        reason: str | None,
-        usage: UnsetType | None,
+        self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
     ) -> list[Any]:
         """Returns a chunk with new text; the last one has the finish reason and the provenance."""
         if not text and not choices and reason is None:
             return []
         choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)
-        return [
-            Completion(
-                **self.head.fields(),
-                choices=[choice],
-                usage=usage,
-                adapterpack=UNSET if reason is None else self.head.provenance,
-            )
-        ]
-
-    def write_usage(self, usage: Usage) -> Completion:
-        """Returns the chunk with the usage, which has no choices."""
-        return Completion(**self.head.fields(), choices=[], usage=usage)
+        return [self.write_chunk(choice, UNSET if reason is None else self.provenance)]
 
     def _echo(self, place: int) -> str:
         return self._echoes[place] if self._echoes else ""

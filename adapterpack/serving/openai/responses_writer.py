@@ -1,34 +1,132 @@
-"""Writes responses of ``/v1/responses``: as a list of items, or as the events from which a client builds that
-list.
+"""The responses of OpenAI's ``/v1/responses`` and how they are written: as a list of items, or as the events
+from which a client builds that list.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 
 from ...runtime.generation.sampler import SampledToken
 from ...runtime.tools.reader import CallReader
 from ..scheduling.rows import SequenceOutput
-from . import sse
 from .answers import Provenance, Usage
 from .requests import PlainText
-from .response_answers import (
-    IncompleteDetails,
-    OutputCall,
-    OutputMessage,
-    OutputText,
-    ResponseAnswer,
-    ResponseEvent,
-    ResponseUsage,
-    Status,
-)
-from .response_requests import ResponseRequest, TextConfig
-from .response_writer import MessageReader, ResponseHead, ResponseWriter, call_id
+from .response_requests import NamedTool, ResponseRequest, ResponseTool, TextConfig
+from .response_writer import MessageReader, ResponseWriter, call_id
+
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+class OutputText(msgspec.Struct, frozen=True, tag="output_text", tag_field="type"):
+    """The text of a message."""
+
+    text: str
+    annotations: list[Any] = []
+    logprobs: list[Any] = []
+
+
+class OutputMessage(msgspec.Struct, frozen=True, tag="message", tag_field="type"):
+    """A message that the model wrote."""
+
+    id: str
+    status: Status
+    content: list[OutputText]
+    role: Literal["assistant"] = "assistant"
+
+
+class OutputCall(msgspec.Struct, frozen=True, tag="function_call", tag_field="type"):
+    """A function call of the model; ``arguments`` is a JSON text."""
+
+    id: str
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
+
+
+class IncompleteDetails(msgspec.Struct, frozen=True):
+    """Why a response is not complete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class InputDetails(msgspec.Struct, frozen=True):
+    """Prompt tokens at a reduced price: always none."""
+
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+
+
+class OutputDetails(msgspec.Struct, frozen=True):
+    """Tokens that are not in the answer: always none."""
+
+    reasoning_tokens: int = 0
+
+
+class ResponseUsage(msgspec.Struct, frozen=True):
+    """The token counts of a response."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputDetails = InputDetails()
+    output_tokens_details: OutputDetails = OutputDetails()
+
+    @classmethod
+    def of(cls, usage: Usage) -> ResponseUsage:
+        """Converts the usage to this route's field names."""
+        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+
+
+class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The response of ``/v1/responses``. Nothing is stored."""
+
+    id: str
+    object: Literal["response"] = "response"
+    created_at: int
+    status: Status
+    error: None = None
+    incomplete_details: IncompleteDetails | None = None
+    instructions: str | None
+    max_output_tokens: int | None
+    model: str
+    output: list[OutputMessage | OutputCall]
+    parallel_tool_calls: bool
+    previous_response_id: None = None
+    store: Literal[False] = False
+    temperature: float | None
+    text: TextConfig
+    tool_choice: Literal["none", "auto", "required"] | NamedTool
+    tools: list[ResponseTool]
+    top_p: float | None
+    truncation: Literal["disabled"] = "disabled"
+    metadata: dict[str, str]
+    usage: ResponseUsage | None
+    system_fingerprint: str
+    adapterpack: Provenance
+
+
+class ResponseEvent(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An event of a stream. Its type determines which fields it has."""
+
+    type: str
+    sequence_number: int
+    response: ResponseAnswer | UnsetType = UNSET
+    item_id: str | UnsetType = UNSET
+    output_index: int | UnsetType = UNSET
+    content_index: int | UnsetType = UNSET
+    item: OutputMessage | OutputCall | UnsetType = UNSET
+    part: OutputText | UnsetType = UNSET
+    delta: str | UnsetType = UNSET
+    text: str | UnsetType = UNSET
+    name: str | UnsetType = UNSET
+    arguments: str | UnsetType = UNSET
+    logprobs: list[Any] | UnsetType = UNSET
 
 
 class ResponsesWriter(ResponseWriter):
@@ -39,11 +137,8 @@ class ResponsesWriter(ResponseWriter):
     def __init__(
         self, body: ResponseRequest, provenance: Provenance, calls: Callable[[], CallReader] | None
     ) -> None:
-        self.head, self._body, self._reader = (
-            ResponseHead("resp", body.model, provenance),
-            body,
-            MessageReader(calls),
-        )
+        super().__init__("resp", body.model, provenance)
+        self._body, self._reader = body, MessageReader(calls)
         self._output: list[OutputMessage | OutputCall] = []
         # the id of the current message; its text, or the arguments of the current call
         self._message, self._text = "", ""
@@ -53,16 +148,16 @@ class ResponsesWriter(ResponseWriter):
 
     def event(self, value: Any) -> bytes:
         """Encodes an event with its type as the event name."""
-        assert isinstance(value, ResponseEvent)
-        return b"event: " + value.type.encode() + b"\n" + sse.event(value)
+        named = b"event: " + value.type.encode() + b"\n" if isinstance(value, ResponseEvent) else b""
+        return named + super().event(value)
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ResponseAnswer:
         """Returns the complete response for the request's only row."""
         (row,) = sequences
-        self.write_piece(0, row.text, (), row.reason, None)
+        self.write_piece(0, row.text, (), row.reason)
         return self._answer(usage)
 
-    def write_start(self, place: int, usage: UnsetType | None) -> list[Any]:
+    def write_start(self, place: int) -> list[Any]:
         """Returns the events that announce the response."""
         return [
             self._event(name, response=self._answer(None))
@@ -70,12 +165,7 @@ class ResponsesWriter(ResponseWriter):
         ]
 
     def write_piece(
-        self,
-        place: int,
-        text: str,
-        choices: Sequence[SampledToken],
-        reason: str | None,
-        usage: UnsetType | None,
+        self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
     ) -> list[Any]:
         """Returns the events for new text: parts, starts and ends of messages and calls."""
         self._reason = reason
@@ -99,7 +189,7 @@ class ResponsesWriter(ResponseWriter):
             ]
         return events
 
-    def write_end(self, usage: Usage, counted: bool) -> list[Any]:
+    def write_end(self, usage: Usage) -> list[Any]:
         """Returns the event with the complete response."""
         answer = self._answer(usage)
         return [self._event(f"response.{answer.status}", response=answer)]
@@ -157,10 +247,8 @@ class ResponsesWriter(ResponseWriter):
 
     def _open_call(self, name: str) -> list[ResponseEvent]:
         """Starts a call."""
-        self._call, self._text = (
-            OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, ""),
-            "",
-        )
+        self._call = OutputCall(f"fc_{secrets.token_hex(12)}", "in_progress", call_id(), name, "")
+        self._text = ""
         return [self._event("response.output_item.added", output_index=len(self._output), item=self._call)]
 
     def _write_arguments(self, text: str) -> list[ResponseEvent]:
@@ -180,10 +268,8 @@ class ResponsesWriter(ResponseWriter):
         """Ends the current call, if there is one."""
         if self._call is None:
             return []
-        item, index = (
-            msgspec.structs.replace(self._call, status=status, arguments=self._text),
-            len(self._output),
-        )
+        item = msgspec.structs.replace(self._call, status=status, arguments=self._text)
+        index = len(self._output)
         self._output.append(item)
         self._call = None
         return [
@@ -204,8 +290,8 @@ class ResponsesWriter(ResponseWriter):
     def _answer(self, usage: Usage | None) -> ResponseAnswer:
         body, cut = self._body, usage is not None and self._reason == "length"
         return ResponseAnswer(
-            id=self.head.id,
-            created_at=self.head.created,
+            id=self.id,
+            created_at=self.created,
             model=body.model,
             output=list(self._output),
             status="in_progress" if usage is None else "incomplete" if cut else "completed",
@@ -220,6 +306,6 @@ class ResponsesWriter(ResponseWriter):
             top_p=body.top_p,
             metadata=body.metadata or {},
             usage=None if usage is None else ResponseUsage.of(usage),
-            system_fingerprint=self.head.provenance.digest,
-            adapterpack=self.head.provenance,
+            system_fingerprint=self.provenance.digest,
+            adapterpack=self.provenance,
         )

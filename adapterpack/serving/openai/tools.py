@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ...errors import FormatError
-from ...http.http_error import HTTPError
+from ...http.http_error import HTTPError, invalid_request
 from ...io import strict_json
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.tools.family import Tool, ToolFamily
@@ -122,12 +122,10 @@ class ToolUse:
             HTTPError: this model writes calls as plain JSON, which cannot be told from JSON of the form.
         """
         if form is not None and not self.must and not self.family.marker:
-            raise HTTPError(
-                400,
-                "invalid_request",
+            raise invalid_request(
                 "this model writes calls as plain JSON, which nothing tells from JSON of another form: "
                 "leave out the form, or the tools",
-                param="tools",
+                "tools",
             )
         given: dict[str, Any] = {"skip_special_tokens": False}  # the marks of calls may be special tokens
         if self.must or form is not None or any(tool.strict for tool in self.tools):
@@ -154,13 +152,13 @@ def tool_use(
     """
     if not tools:
         if choice not in (None, "none", "auto"):
-            raise HTTPError(400, "invalid_request", "there are no tools to choose from", param="tool_choice")
+            raise invalid_request("there are no tools to choose from", "tool_choice")
         return None
     if len(tools) > limits.tools:
-        raise HTTPError(400, "invalid_request", f"a request may have {limits.tools} tools", param="tools")
+        raise invalid_request(f"a request may have {limits.tools} tools", "tools")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        raise HTTPError(400, "invalid_request", "two tools have one name", param="tools")
+        raise invalid_request("two tools have one name", "tools")
     if choice == "none":
         return None
     if family is None:
@@ -172,7 +170,7 @@ def tool_use(
         )
     chosen = [choice.function.name] if isinstance(choice, NamedFunction) else names
     if not set(chosen) <= set(names):
-        raise HTTPError(400, "invalid_request", f"there is no tool {chosen[0]!r}", param="tool_choice")
+        raise invalid_request(f"there is no tool {chosen[0]!r}", "tool_choice")
     usable = tuple(
         Tool(tool.function.name, tool.function.parameters or {}, bool(tool.function.strict))
         for tool in tools

@@ -10,7 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -44,27 +44,23 @@ class EngineThread:
     """Runs rows on an engine in the order of a :class:`.FairQueue`, and writes output into their
     :class:`.RequestOutput`.
 
-    Rows pass three stages: the queue; ``ready``, while a loader thread reads the adapter; and the engine.
-    ``stepped`` is called in the thread with the duration and the number of tokens of each step. ``loader``
-    executes the reading of adapters.
+    Rows pass three stages: the queue; ``admitted``, while a loader thread reads the adapter; and the engine.
+    ``stepped`` is called in the thread with the duration and the number of tokens of each step.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        loop: asyncio.AbstractEventLoop,
-        stepped: Callable[[float, int], None],
-        loader: Executor | None = None,
-    ) -> None:
-        self.engine, self._loop, self._stepped = engine, loop, stepped
+    at_once = False
+    """Whether adapters are read in the thread that adds rows."""
+
+    def __init__(self, engine: Engine, stepped: Callable[[float, int], None]) -> None:
+        self.engine, self._stepped = engine, stepped
         self._order = threading.Lock()
-        """Guards the queue and ``_ready``."""
-        self._queue: FairQueue[ScheduledRow] = FairQueue()
+        """Guards the queue and ``_admitted``."""
+        self._queue: FairQueue = FairQueue()
         self._messages: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._ready: set[ScheduledRow] = set()
+        self._admitted: set[ScheduledRow] = set()
         """Rows that have left the queue and have not ended."""
         self._running: dict[int, ScheduledRow] = {}
-        self._loader = loader or ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
+        self._loader = ThreadPoolExecutor(2, thread_name_prefix="adapterpack-rows")
         self._thread = threading.Thread(target=self._run, name="adapterpack-engine", daemon=True)
         self._closing = False
         self.given_up = False
@@ -72,8 +68,9 @@ class EngineThread:
         self.activity: Activity | None = None
         self.failure: BaseException | None = None
 
-    def start(self) -> None:
-        """Starts the thread."""
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts the thread, which writes its output in this event loop."""
+        self._loop = loop
         self._thread.start()
 
     def close(self, seconds: float = math.inf) -> None:
@@ -100,7 +97,7 @@ class EngineThread:
         with self._order:
             for row in rows:
                 self._queue.put(row)
-        self._make_ready()
+        self._admit()
         if self.failure is not None:  # the thread may have ended before it saw the rows
             self._fail(rows)
 
@@ -142,7 +139,7 @@ class EngineThread:
         try:
             while not self._closing:
                 self._take_messages(wait=not self.engine.busy)
-                self._make_ready()
+                self._admit()
                 if self.engine.busy:
                     self._step()
         except BaseException as error:
@@ -179,19 +176,22 @@ class EngineThread:
             elif row.request is not None:
                 self.engine.cancel(row.request.number)
 
-    def _make_ready(self) -> None:
+    def _admit(self) -> None:
         """Makes as many rows ready as can begin soon, on loader threads, because reading an adapter takes
         time. Rows with one pack begin together, so that a request with many rows runs in full batches.
         """
         by_pack: dict[str | None, list[ScheduledRow]] = {}
         with self._order:
             while (
-                len(self._ready) < self.engine.max_rows + self.engine.ahead
+                len(self._admitted) < self.engine.max_rows + self.engine.ahead
                 and (row := self._queue.pop()) is not None
             ):
-                self._ready.add(row)
+                self._admitted.add(row)
                 by_pack.setdefault(None if row.pack is None else row.pack.id, []).append(row)
         for rows in by_pack.values():
+            if self.at_once:
+                self._make(rows)
+                continue
             with suppress(RuntimeError):  # the loader is closed, and close() has ended the rows
                 self._loader.submit(self._make, rows)
 
@@ -229,7 +229,7 @@ class EngineThread:
     def _end(self, row: ScheduledRow) -> None:
         row.ended = True
         with self._order:
-            self._ready.discard(row)
+            self._admitted.discard(row)
             self._queue.end(row)
 
     def _step(self) -> None:
@@ -261,7 +261,7 @@ class EngineThread:
     def _fail_all(self) -> None:
         """Ends all rows that wait or run with an error."""
         with self._order:
-            left = [*self._ready]
+            left = [*self._admitted]
             while (row := self._queue.pop()) is not None:
                 left.append(row)
         self._fail(left)

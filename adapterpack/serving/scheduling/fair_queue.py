@@ -7,7 +7,8 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Generic, Protocol, TypeVar
+
+from .rows import ScheduledRow
 
 ANSWERED = 2.0
 """The cost of an answer token relative to a prompt token, since each answer token takes a step of its own.
@@ -16,32 +17,11 @@ _FEW = 64
 """Up to this many counters are never cleaned up."""
 
 
-class Waiting(Protocol):
-    """The attributes of a row that the queue uses.
-
-    ``share`` is the tenant's share of the engine relative to others of the same ``rank``; smaller ranks
-    always go first. Among a tenant's own rows the smaller ``priority`` goes first.
-    """
-
-    tenant: str
-    share: float
-    rank: int
-    priority: int
-
-    @property
-    def cost(self) -> int:
-        """The number of its prompt's tokens."""
-        ...
-
-
-AnyRow = TypeVar("AnyRow", bound=Waiting)
-
-
 @dataclass
-class _Tenant(Generic[AnyRow]):
+class _Tenant:
     used: float = 0.0
     running: int = 0
-    rows: list[tuple[int, int, AnyRow]] = field(default_factory=list)
+    rows: list[tuple[int, int, ScheduledRow]] = field(default_factory=list)
 
     @property
     def busy(self) -> bool:
@@ -49,8 +29,10 @@ class _Tenant(Generic[AnyRow]):
         return bool(self.rows or self.running)
 
 
-class FairQueue(Generic[AnyRow]):
-    """A queue for each tenant, with a counter of the tokens that the tenant has received.
+class FairQueue:
+    """A queue for each tenant, with a counter of the tokens that the tenant has received, divided by the
+    ``share`` of its key. Smaller ranks of keys always go first; among a tenant's own rows the smaller
+    ``priority`` does.
 
     When an idle tenant returns, its counter is lifted to that of the tenant served last, so that nobody saves
     up turns. Counters that would be lifted anyway are dropped now and then, and all of them when nothing
@@ -58,29 +40,29 @@ class FairQueue(Generic[AnyRow]):
     """
 
     def __init__(self) -> None:
-        self._tenants: dict[str, _Tenant[AnyRow]] = {}
+        self._tenants: dict[str, _Tenant] = {}
         self._level, self._numbers, self._most, self._waiting = 0.0, count(), _FEW, 0
 
     def __len__(self) -> int:
         return self._waiting  # a plain number, because other threads read it
 
-    def put(self, row: AnyRow) -> None:
+    def put(self, row: ScheduledRow) -> None:
         """Adds a row after those of its tenant with the same priority."""
-        if row.tenant not in self._tenants:
+        if row.key.id not in self._tenants:
             self._make_room()
-        tenant = self._tenants.setdefault(row.tenant, _Tenant())
+        tenant = self._tenants.setdefault(row.key.id, _Tenant())
         if not tenant.busy:
             # A returning tenant starts level with the tenant served last, and cannot use up saved turns.
             tenant.used = max(tenant.used, self._level)
         heapq.heappush(tenant.rows, (row.priority, next(self._numbers), row))
         self._waiting += 1
 
-    def pop(self) -> AnyRow | None:
+    def pop(self) -> ScheduledRow | None:
         """Removes and returns the next row, and charges its prompt to its tenant. The row counts as running
         until :meth:`end`.
         """
         waiting = [
-            (tenant.rows[0][2].rank, tenant.used, name)
+            (tenant.rows[0][2].key.rank, tenant.used, name)
             for name, tenant in self._tenants.items()
             if tenant.rows
         ]
@@ -91,21 +73,21 @@ class FairQueue(Generic[AnyRow]):
         row = heapq.heappop(tenant.rows)[2]
         self._waiting -= 1
         tenant.running += 1
-        tenant.used += row.cost / row.share
+        tenant.used += row.cost / row.key.share
         return row
 
-    def charge(self, row: AnyRow, tokens: int = 1) -> None:
+    def charge(self, row: ScheduledRow, tokens: int = 1) -> None:
         """Charges answer tokens of a running row to its tenant."""
-        self._tenants[row.tenant].used += ANSWERED * tokens / row.share
+        self._tenants[row.key.id].used += ANSWERED * tokens / row.key.share
 
-    def end(self, row: AnyRow) -> None:
+    def end(self, row: ScheduledRow) -> None:
         """Records that a running row has ended."""
-        self._tenants[row.tenant].running -= 1
+        self._tenants[row.key.id].running -= 1
         self._rest()
 
-    def remove(self, row: AnyRow) -> bool:
+    def remove(self, row: ScheduledRow) -> bool:
         """Removes a waiting row, and returns whether it was waiting."""
-        tenant = self._tenants.get(row.tenant)
+        tenant = self._tenants.get(row.key.id)
         left = [entry for entry in tenant.rows if entry[2] is not row] if tenant is not None else []
         if tenant is None or len(left) == len(tenant.rows):
             return False

@@ -14,6 +14,7 @@ from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event
 from ...runtime.generation.sampler import SampledToken
+from ..tenants.keys import Key
 
 
 class SequenceOutput:
@@ -60,12 +61,8 @@ class RequestOutput:
         if event.finish_reason in (None, "stop", "length"):
             row.tokens += event.result is None
             self.first, self.last = self.first or at, at
-        row.text, row.reason, row.error, row.result = (
-            event.text,
-            event.finish_reason,
-            event.error,
-            event.result or {},
-        )
+        row.text, row.reason = event.text, event.finish_reason
+        row.error, row.result = event.error, event.result or {}
         if event.choice is not None and event.choice.logprob is not None:
             row.choices.append(event.choice)
         self._changed.set()
@@ -105,9 +102,7 @@ class ScheduledRow:
     cost: int
     place: int
     output: RequestOutput
-    tenant: str
-    share: float = 1.0
-    rank: int = 0
+    key: Key
     priority: int = 0
     request: EngineRow | None = None
     ended: bool = False

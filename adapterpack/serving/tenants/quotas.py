@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Literal, NamedTuple
 
 from ...http.http_error import HTTPError
 from .keys import Key
@@ -16,23 +16,10 @@ _MINUTE, _DAY = 60.0, 86_400.0
 _ROUNDING = 1e-6
 
 
-class Meter(Protocol):
-    """The use of one quota by a key. The limit is passed on each call, since it may change while the use
-    remains.
-    """
-
-    used: float
-
-    def pass_time(self, limit: int, now: float) -> None:
-        """Drops use that is old enough."""
-
-    def wait(self, limit: int, excess: float, now: float) -> float:
-        """Returns the seconds until the use has dropped by ``excess``."""
-
-
 class Bucket:
-    """A token bucket that refills at the limit for each minute: after a pause a full minute's worth may be
-    used at once.
+    """The use of a quota for each minute: a token bucket that refills at the limit, so that after a pause a
+    full minute's worth may be used at once. The limit is passed on each call, since it may change while the
+    use remains.
     """
 
     def __init__(self) -> None:
@@ -44,41 +31,29 @@ class Bucket:
         self._at = now
 
     def wait(self, limit: int, excess: float, now: float) -> float:
-        """Returns the seconds in which the bucket refills by ``excess``."""
+        """Returns the seconds until the use has dropped by ``excess``."""
         return excess * _MINUTE / limit
 
 
-class Day:
-    """Use that is dropped at midnight, UTC."""
-
-    def __init__(self) -> None:
-        self.used, self._day = 0.0, 0.0
+class Day(Bucket):
+    """The use of a quota for each day, which is dropped at midnight, UTC."""
 
     def pass_time(self, limit: int, now: float) -> None:
         """Drops all use if a new day has begun."""
-        if now // _DAY > self._day:
-            self.used, self._day = 0.0, now // _DAY
+        if now // _DAY > self._at // _DAY:
+            self.used, self._at = 0.0, now
 
     def wait(self, limit: int, excess: float, now: float) -> float:
         """Returns the seconds until midnight."""
         return _DAY - now % _DAY
 
 
-class Quota(NamedTuple):
-    """A quota that a key has if its field ``name`` is set."""
-
-    name: str
-    unit: Unit
-    meter: Callable[[], Meter]
-    sentence: str
-
-
-QUOTAS = (
-    Quota("requests_per_minute", "requests", Bucket, "requests a minute"),
-    Quota("tokens_per_minute", "tokens", Bucket, "tokens a minute"),
-    Quota("tokens_per_day", "tokens", Day, "tokens a day"),
-)
-"""All quotas."""
+QUOTAS: Mapping[str, type[Bucket]] = {
+    "requests_per_minute": Bucket,
+    "tokens_per_minute": Bucket,
+    "tokens_per_day": Day,
+}
+"""Field of a key -> how its use is counted. The field's name begins with the unit."""
 
 
 class QuotaUse(NamedTuple):
@@ -101,7 +76,7 @@ class Quotas:
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._meters: dict[tuple[str, str], Meter] = {}
+        self._meters: dict[tuple[str, str], Bucket] = {}
         self._refused: Counter[tuple[str, str]] = Counter()
         self._keys: dict[str, Key] = {}
         """The keys with quotas that have sent requests, as of their last request."""
@@ -115,7 +90,7 @@ class Quotas:
         self._require(key, requests=1, tokens=1)
         self._add(key, "requests", 1)
 
-    def read(self, key: Key, tokens: int) -> None:
+    def charge_prompt(self, key: Key, tokens: int) -> None:
         """Charges the prompts of a request.
 
         Raises:
@@ -124,7 +99,7 @@ class Quotas:
         self._require(key, tokens=tokens)
         self._add(key, "tokens", tokens)
 
-    def wrote(self, key: Key, tokens: int) -> None:
+    def charge_answer(self, key: Key, tokens: int) -> None:
         """Charges the answers of a request."""
         self._add(key, "tokens", tokens)
 
@@ -138,7 +113,7 @@ class Quotas:
             limits = [
                 (max(0.0, limit - meter.used), limit, meter)
                 for quota, limit, meter in self._of(key)
-                if quota.unit == unit
+                if quota.startswith(unit)
             ]
             if limits:
                 left, limit, meter = min(limits, key=lambda one: one[0])
@@ -153,7 +128,7 @@ class Quotas:
     def usage(self) -> list[QuotaUse]:
         """Returns the use of all quotas, the highest share first."""
         usages = [
-            QuotaUse(key.id, quota.name, limit, meter.used, self._refused[key.id, quota.name])
+            QuotaUse(key.id, quota, limit, meter.used, self._refused[key.id, quota])
             for key in self._keys.values()
             for quota, limit, meter in self._of(key)
         ]
@@ -163,14 +138,14 @@ class Quotas:
         """Checks that so much of each unit is left. The error names the quota with the longest wait."""
         waits = []
         for quota, limit, meter in self._of(key):
-            need = needed.get(quota.unit, 0)
+            need = needed.get(quota.partition("_")[0], 0)
             # min: a prompt longer than the complete quota may run once nothing is used.
             excess = meter.used + min(need, limit) - limit
             if need and excess > _ROUNDING:
-                self._refused[key.id, quota.name] += 1
+                self._refused[key.id, quota] += 1
                 what = (
-                    f"this key may have {limit} {quota.sentence}: it has used {math.ceil(meter.used)}, and "
-                    f"this needs {need}"
+                    f"this key may have {limit} {quota.replace('_per_', ' a ')}: it has used "
+                    f"{math.ceil(meter.used)}, and this needs {need}"
                 )
                 waits.append((meter.wait(limit, excess, self._clock()), what))
         if waits:
@@ -179,15 +154,15 @@ class Quotas:
 
     def _add(self, key: Key, unit: Unit, amount: int) -> None:
         for quota, _, meter in self._of(key):
-            if quota.unit == unit:
+            if quota.startswith(unit):
                 meter.used += amount
 
-    def _of(self, key: Key) -> Iterator[tuple[Quota, int, Meter]]:
+    def _of(self, key: Key) -> Iterator[tuple[str, int, Bucket]]:
         """Yields the quotas of a key, with its limits and current meters."""
-        for quota in QUOTAS:
-            limit = getattr(key, quota.name)
+        for quota, kind in QUOTAS.items():
+            limit = getattr(key, quota)
             if limit is not None:
                 self._keys[key.id] = key
-                meter = self._meters.setdefault((key.id, quota.name), quota.meter())
+                meter = self._meters.setdefault((key.id, quota), kind())
                 meter.pass_time(limit, self._clock())
                 yield quota, limit, meter

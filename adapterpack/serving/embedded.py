@@ -1,20 +1,25 @@
-"""Runs requests within this process, without connections: in blocks, and in a fixed order."""
+"""Servers inside of another process, without an address of their own: as an ASGI application, for processes
+that have their own address or event loop, and for requests in blocks and in a fixed order.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...runtime.engine.base import Engine
-from ...runtime.providers.device import Device
-from ..scheduling.engine_thread import EngineThread
-from ..scheduling.rows import ScheduledRow
-from ..tenants.limits import ServerLimits
-from .application import Application, scope_of
+from ..pack.pack import Pack
+from ..runtime.engine.base import Engine
+from ..runtime.providers.device import Device
+from .assembly import assemble
+from .route import RouteSpec
+from .scheduling.engine_thread import EngineThread
+from .scheduling.rows import ScheduledRow
+from .tenants.keys import Keys
+from .tenants.limits import ServerLimits
 
 _WITHOUT_END = 10**9
 _LIMITS = ServerLimits(
@@ -26,6 +31,85 @@ _LIMITS = ServerLimits(
 )
 """A job has the engine to itself: its rows and time are unlimited, and slow masks delay nobody else.
 """
+
+
+class Application:
+    """The routes of a bundle, answered in the event loop ``loop``, by default the running one; :meth:`close`
+    stops it.
+
+    ``keys`` is a file of keys; without one, everyone who can reach the application may use it. ``engine`` is
+    the class of the thread that runs the engine. Other options are those of :func:`adapterpack.serve`.
+    ``routes`` maps the paths of routes with a body to them.
+
+    Raises:
+        AdapterpackError: see :func:`adapterpack.serve`.
+
+    Example:
+        >>> application = Application("bundle", adapters=["packs/orders"])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        bundle: str | os.PathLike[str],
+        provider: str | Device | None = None,
+        *,
+        adapters: Sequence[Pack | str | os.PathLike[str]] = (),
+        name: str | None = None,
+        keys: str | os.PathLike[str] | None = None,
+        audit: str | None = None,
+        sampling: str | None = None,
+        threads: int | None = None,
+        limits: ServerLimits | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
+        engine: type[EngineThread] = EngineThread,
+        **size: Any,
+    ) -> None:
+        bounds = limits or ServerLimits()
+        server = assemble(
+            Engine(bundle, provider, threads=threads, **size),
+            adapters,
+            Keys(path=None if keys is None else Path(keys), unread_seconds=bounds.unread_keys_seconds),
+            bounds,
+            {"sampling": sampling},
+            name=name,
+            audit=audit,
+            thread=engine,
+        )
+        self._server, self.state, self.thread = server, server.state, server.state.engine
+        self.provider: str = self.thread.engine.bundle.provider
+        self.routes: Mapping[str, RouteSpec] = {
+            route.path: route for api in server.apis for route in api.routes if route.body is not None
+        }
+        self.thread.start(loop or asyncio.get_running_loop())
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handles one ASGI request."""
+        await self._server.app(scope, receive, send)
+
+    def close(self) -> None:
+        """Stops the engine after its current step and closes the APIs."""
+        self.thread.close()
+        self._server.close()
+
+
+def scope_of(
+    method: str, path: str, headers: Sequence[tuple[str, str]], query: str = ""
+) -> Mapping[str, Any]:
+    """Makes the ASGI scope of a request without a connection."""
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "client": None,
+        "server": None,
+        "headers": [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers],
+    }
 
 
 class Posted(NamedTuple):
@@ -126,25 +210,15 @@ class InProcess:
 
 
 class _Thread(EngineThread):
-    """An engine thread that signals when rows are added."""
+    """An engine thread that makes rows ready in the thread that adds them, and signals that it has them."""
 
-    def __init__(
-        self, engine: Engine, loop: asyncio.AbstractEventLoop, stepped: Callable[[float, int], None]
-    ) -> None:
-        super().__init__(engine, loop, stepped, _AtOnce())
+    at_once = True
+
+    def __init__(self, engine: Engine, stepped: Callable[[float, int], None]) -> None:
+        super().__init__(engine, stepped)
         self.added = asyncio.Event()
 
     def add(self, rows: Sequence[ScheduledRow]) -> None:
         """Adds rows and sets the ``added`` event."""
         super().add(rows)
         self.added.set()
-
-
-class _AtOnce(Executor):
-    """An executor that runs each function in the thread that submits it."""
-
-    def submit(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Future[Any]:
-        """Runs the function immediately and returns a completed future."""
-        done: Future[Any] = Future()
-        done.set_result(function(*args, **options))
-        return done

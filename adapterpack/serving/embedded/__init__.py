@@ -1,1 +1,0 @@
-"""Servers inside of another process, without an address of their own."""
