@@ -86,6 +86,10 @@ class LoRA(AlphaConfig):
         """``s``, the number that multiplies ``B A``."""
         return float(self.alpha or 0.0) / (math.sqrt(self.r) if self.use_rslora else self.r)
 
+    def alpha_at(self, r: int) -> float:
+        """Returns the alpha that gives the same scale at another rank."""
+        return self.scale * (math.sqrt(r) if self.use_rslora else r)
+
     @property
     def rank(self) -> int:
         """The inner dimension of the branch."""
@@ -141,10 +145,9 @@ def _to_pack(cfg: LoRA, params: Params, site: Site) -> tuple[LoRA, Arrays]:
     """
     A, B = _factors(params)
     r = A.shape[-2]
-    alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
     kept = {name: value for name, value in params.items() if name not in _START}
     stored = {name: np.ascontiguousarray(value) for name, value in {**kept, "lora_A": A, "lora_B": B}.items()}
-    return replace(cfg, r=r, alpha=alpha, init="default", init_options={}), stored
+    return replace(cfg, r=r, alpha=cfg.alpha_at(r), init="default", init_options={}), stored
 
 
 def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
@@ -159,7 +162,7 @@ def _allocate(cfg: LoRA, sites: Sequence[Site]) -> LoRA:
     ranks = init.ranks(old, sites, {**init.options, **cfg.init_options})
     if ranks == old:
         return cfg
-    alphas = {path: before[path].scale * (math.sqrt(r) if cfg.use_rslora else r) for path, r in ranks.items()}
+    alphas = {path: before[path].alpha_at(r) for path, r in ranks.items()}
     return replace(
         cfg,
         rank_pattern={f"^{path}": r for path, r in ranks.items()},

@@ -167,11 +167,10 @@ def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bo
         A0, B0 = np.pad(A0 / root, ((0, lacking), (0, 0))), np.pad(B0 / root, ((0, 0), (0, lacking)))
         # The scale is alpha / r, so alpha grows with the rank to keep it.
         r = 2 * len(A)
-        alpha = cfg.scale * (math.sqrt(r) if cfg.use_rslora else r)
         factors = {
             "lora_A": np.concatenate([A.astype(np.float32), A0.astype(np.float32)]),
             "lora_B": np.concatenate([B.astype(np.float32), -B0.astype(np.float32)], axis=1),
         }
-        return dataclasses.replace(cfg, r=r, alpha=alpha), {**params, **factors}
+        return dataclasses.replace(cfg, r=r, alpha=cfg.alpha_at(r)), {**params, **factors}
 
     return completed
