@@ -5,19 +5,9 @@ yours brings its node by an entry point: [project.entry-points."adapterpack.node
 "new_node:loudest"; then `adapterpack compose a b --tree "loudest(a, b)" -o c`.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
-from adapterpack.adapter_methods.nodes import NODES, NodeKind
-
-
-@dataclass(frozen=True)
-class Loudest:
-    """Nothing to set."""
-
-    def check(self, children: int) -> None:
-        """Any number of children will do."""
+from adapterpack.adapter_methods.nodes import NODES, NodeKind, NodeSettings
 
 
 def size(part):
@@ -43,9 +33,8 @@ loudest = NODES.register(
         summary="at every layer the one member whose change is largest",
         paper="https://arxiv.org/abs/2212.04089",
         formula="f(x) = base(x) + D_j x,  j = argmax |D_i|",
-        settings=Loudest,
+        settings=NodeSettings,  # nothing to set
         join=lambda settings, parts, own: max(parts, key=size),
-        shares=lambda settings, children: [1 / children] * children,
         fold=fold,
         examples=("loudest(a, b)",),
     )

@@ -2,11 +2,11 @@
 table.
 """
 
-from .base import Leaf, Node, NodeKind, Tree
+from .base import Leaf, Node, NodeKind, NodeSettings, Tree
 from .registry import NODES
 from .tree import as_text, decode, encode, get_kind, leaves, node, nodes, shares, traits
 
 __all__ = [
-    "NODES", "Leaf", "Node", "NodeKind", "Tree", "as_text", "decode", "encode",
+    "NODES", "Leaf", "Node", "NodeKind", "NodeSettings", "Tree", "as_text", "decode", "encode",
     "get_kind", "leaves", "node", "nodes", "shares", "traits",
 ]  # fmt: skip
