@@ -214,7 +214,7 @@ def test_why_a_canary_is_not_replayed_is_said(
     is not worth a warning.
     """
     pack = load(pack_of("llama", "gamma"))
-    quantize_bundle(decoders, tmp_path / "int8", quantization("int8", "exact"))
+    quantize_bundle(decoders, tmp_path / "int8", quantization("int8", accuracy="exact"))
     content = f"{str(pack.manifest.base.content).partition(':')[0]}:{'0' * 64}"
     other = replace(pack.manifest.base, content=content, files=None, probe=None)
     moved = dataclasses.replace(pack, manifest=replace(pack.manifest, base=other))

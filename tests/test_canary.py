@@ -549,7 +549,7 @@ def test_adapters_folded_together_have_no_canary(tiny_llama: Path, pack_of: Make
 @pytest.fixture(scope="module")
 def int8(bundle_at: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("canary") / "int8"
-    quantize_bundle(bundle_at("llama", "bank"), out, quantization("int8", "exact"))
+    quantize_bundle(bundle_at("llama", "bank"), out, quantization("int8", accuracy="exact"))
     return out
 
 

@@ -165,7 +165,7 @@ def test_what_does_not_go_together_is_refused(
         (ConfigError, "calibration", {"scheme": "int4", "algorithm": "awq"}),
         (ConfigError, "block-size", {"scheme": "int4", "block_size": 48}),
         (ConfigError, "block-size", {"scheme": "fp16", "block_size": 32}),
-        (ConfigError, "nothing here looks", {"scheme": "int4", "calibration": rows}),
+        (ConfigError, "use no calibration", {"scheme": "int4", "calibration": rows}),
         (Unsupported, "symmetric", {"scheme": "int4", "algorithm": "hqq", "symmetric": True}),
         (ConfigError, "budget", {"scheme": "mixed"}),
         (ConfigError, "budget", {"scheme": "int4", "error_budget": 0.1, "size_budget": 9}),

@@ -236,6 +236,17 @@ class Checkpoint:
         shard, info = self.shard_of[name], self.stored[name]
         return HashedSource(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
+    def sampled(self, name: str, dtype: str | None = None) -> HashedSource:
+        """Returns the file and the byte ranges of a tensor whose elements the probe reads, or would read if
+        the tensor had the dtype ``dtype``.
+        """
+        info, source = self.stored[name], self.source(name)
+        old, new = (DTYPES[kind].itemsize for kind in (info.dtype, dtype or info.dtype))
+        spans = fp.spans(info.nbytes // old * new)
+        return source._replace(
+            ranges=tuple((info.offset + start // new * old, length // new * old) for start, length in spans)
+        )
+
     @cached_property
     def structure(self) -> str:
         """The fingerprint of names, dtypes and shapes."""
@@ -244,7 +255,7 @@ class Checkpoint:
     @cached_property
     def samples(self) -> dict[str, bytes]:
         """The sha256 of the first, middle and last 4 KiB of every tensor; reads only these."""
-        return digests({name: _sample_ranges(self.source(name)) for name in self.stored}, watch=self._watch)
+        return digests({name: self.sampled(name) for name in self.stored}, watch=self._watch)
 
     @cached_property
     def probe(self) -> str:
@@ -418,12 +429,6 @@ def _entries(sources: Mapping[str, HashedSource], hashes: Mapping[str, bytes]) -
 
 _DIGESTS: dict[Identity, dict[str, bytes]] = {}
 """Maps the identity of a file to the digests of its tensors, for the life of the process."""
-
-
-def _sample_ranges(source: HashedSource) -> HashedSource:
-    """Returns the ranges of a tensor that the probe reads."""
-    ((start, nbytes),) = source.ranges
-    return source._replace(ranges=tuple((start + offset, length) for offset, length in fp.spans(nbytes)))
 
 
 def shards_in(index: Any, where: object) -> list[str]:

@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from ..io.hashing import HashedSource, digests
+from ..io.hashing import digests
 from ..io.safetensors import DTYPES
-from . import fingerprint as fp
 from .checkpoint import Checkpoint
 
 _LARGEST = {"F8_E4M3": 448.0}
@@ -35,10 +34,7 @@ def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = Fa
         return hasher.digest()
 
     return digests(
-        {
-            name: _sample_ranges(base, name, dtype) if samples else base.source(name)
-            for name, dtype in dtypes.items()
-        },
+        {name: base.sampled(name, dtype) if samples else base.source(name) for name, dtype in dtypes.items()},
         hash_tensor,
     )
 
@@ -56,15 +52,3 @@ def cast(values: np.ndarray, dtype: str) -> np.ndarray:
     if dtype in _LARGEST:
         values = np.clip(values, -_LARGEST[dtype], _LARGEST[dtype])
     return values.astype(DTYPES[dtype], copy=False)
-
-
-def _sample_ranges(base: Checkpoint, name: str, dtype: str) -> HashedSource:
-    """Returns the ranges of a tensor whose elements the probe would read if the tensor had the dtype
-    ``dtype``.
-    """
-    info, source = base.tensors[name], base.source(name)
-    old, new = DTYPES[info.dtype].itemsize, DTYPES[dtype].itemsize
-    spans = fp.spans(info.nbytes // old * new)
-    return source._replace(
-        ranges=tuple((info.offset + start // new * old, length // new * old) for start, length in spans)
-    )

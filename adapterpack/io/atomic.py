@@ -221,9 +221,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    from shutil import rmtree  # noqa: PLC0415 - with compression in its wake, and most outputs are finished
-
-    rmtree(folder, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -294,7 +292,7 @@ def keep_or_remove(folder: Path, kept: Callable[[BaseException], bool]) -> Itera
         if kept(error):
             error.add_note(f"what was written so far is kept in {folder}: the same command goes on there")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
         raise
 
 

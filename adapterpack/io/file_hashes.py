@@ -43,11 +43,7 @@ def file_hashes(
     seen = {name: identity(path) for name, path in files.items()}
     found = {} if again else {name: known for name, one in seen.items() if (known := _kept(one)) is not None}
     fresh = digests(
-        {
-            name: HashedSource(files[name], one, ((0, one.size),))
-            for name, one in seen.items()
-            if name not in found
-        },
+        {name: HashedSource.whole(files[name], one) for name, one in seen.items() if name not in found},
         watch=watch,
     )
     for name, sha256 in fresh.items():

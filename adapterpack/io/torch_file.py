@@ -12,7 +12,7 @@ import io
 import math
 import pickletools
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +65,7 @@ class _Name(NamedTuple):
 
 
 _MARK = object()
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
 _TENSOR, _PARAMETER = _Name("torch._utils", "_rebuild_tensor_v2"), _Name("torch._utils", "_rebuild_parameter")
 _DICT = _Name("collections", "OrderedDict")
 
@@ -172,10 +173,7 @@ def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
     Raises:
         Unsupported: it calls or builds anything else.
     """
-    machine = _Machine(path)
-    for step, argument, _ in pickletools.genops(program):
-        machine.do(step.name, argument)
-    made = machine.stack.pop()
+    made = _run(program, path)
     if not isinstance(made, dict) or not all(
         isinstance(name, str) and isinstance(one, _Tensor) for name, one in made.items()
     ):
@@ -188,128 +186,100 @@ def _put_together(program: bytes, path: Path) -> Mapping[str, _Tensor]:
     return made
 
 
-class _Machine:
-    """Python's pickle machine, reduced to what tensors need: it builds strings, numbers, tuples, lists, dicts
-    and tensors, and calls nothing.
+def _run(program: bytes, path: Path) -> Any:  # noqa: PLR0912 - a case for each step
+    """Runs Python's pickle machine, reduced to what tensors need: it builds strings, numbers, tuples, lists,
+    dicts and tensors, and calls nothing; returns what it builds.
+
+    Raises:
+        Unsupported: tensors do not need such a step.
     """
+    stack: list[Any] = []
+    memo: dict[Any, Any] = {}
 
-    def __init__(self, path: Path) -> None:
-        self.stack: list[Any] = []
-        self._memo: dict[int, Any] = {}
-        self._path = path
-
-    def do(self, step: str, argument: Any) -> None:
-        """Executes one step.
-
-        Raises:
-            Unsupported: tensors do not need such a step.
-        """
-        if step in _VALUES:
-            self.stack.append(argument)
-        elif step in _MADE:
-            self.stack.append(_MADE[step]())
-        elif step in _PUT:
-            self._memo[len(self._memo) if argument is None else argument] = self.stack[-1]
-        elif step in _GET:
-            self.stack.append(self._memo[argument])
-        elif step in _STEPS:
-            _STEPS[step](self, argument)
-        elif step not in _NOTHING:
-            raise self._unknown(step)
-
-    def marked(self) -> list[Any]:
-        """Pops and returns everything above the last mark, and the mark."""
-        start = (
-            len(self.stack) - 1 - next(at for at, value in enumerate(reversed(self.stack)) if value is _MARK)
-        )
-        above = self.stack[start + 1 :]
-        del self.stack[start:]
+    def pop(start: int) -> list[Any]:
+        above = stack[start:]
+        del stack[start:]
         return above
 
-    def last(self, count: int) -> tuple[Any, ...]:
-        """Pops and returns the last values."""
-        above = tuple(self.stack[-count:])
-        del self.stack[-count:]
-        return above
+    def marked() -> list[Any]:
+        """Pops everything above the last mark, and the mark."""
+        start = next(at for at in reversed(range(len(stack))) if stack[at] is _MARK)
+        return pop(start)[1:]
 
-    def call(self) -> None:
-        """Replaces a call of one of the functions that torch writes by its result."""
-        function, arguments = self.last(2)
-        if function == _DICT and arguments == ():
-            self.stack.append({})
-        elif function == _TENSOR:
-            storage, offset, shape, strides = arguments[:4]
-            if not isinstance(storage, _Storage) or not all(
-                type(one) is int for one in (offset, *shape, *strides)
-            ):
-                raise ValueError("a tensor is not described as torch describes one")
-            self.stack.append(_Tensor(storage, offset, shape, strides))
-        elif function == _PARAMETER:
-            self.stack.append(arguments[0])
-        else:
-            raise self._unknown(".".join(function) if isinstance(function, _Name) else "a call")
-
-    def storage(self) -> None:
-        """Replaces torch's reference to raw data, ('storage', class, record, device, number of elements), by
-        a :class:`_Storage`.
-        """
-        _, kind, record, _, count = self.stack.pop()
-        if kind.module != "torch" or kind.name not in _STORAGES or not isinstance(record, str):
-            raise self._unknown(f"{kind.module}.{kind.name}")
-        self.stack.append(_Storage(record, _STORAGES[kind.name], count))
-
-    def extend(self, items: list[Any]) -> None:
-        """Appends values to the list below them."""
-        self.stack[-1].extend(items)
-
-    def put(self, items: list[Any]) -> None:
-        """Adds alternating keys and values to the dict below them."""
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
-
-    def _unknown(self, what: str) -> Unsupported:
-        """Returns the error for a program that asks for anything else."""
-        return Unsupported(
-            "the pickle asks for something else than tensors, and nothing of it was run",
-            where=self._path,
-            found=printable(what[:200]),
-            expected="tensors by name, as torch.save writes a state dict",
-            remedy="save the adapter again with save_pretrained where you trust it",
-        )
+    for step, argument, _ in pickletools.genops(program):
+        match step.name:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINFLOAT":
+                stack.append(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE" | "EMPTY_TUPLE" | "MARK" as name:
+                stack.append(_CONSTANTS[name])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_Name(*str(argument).split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_Name(*pop(-2)))
+            case "TUPLE":
+                stack.append(tuple(marked()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
+                stack.append(tuple(pop(-int(name[-1]))))
+            case "APPEND" | "APPENDS" as name:
+                items = pop(-1) if name == "APPEND" else marked()
+                stack[-1].extend(items)
+            case "SETITEM" | "SETITEMS" as name:
+                items = pop(-2) if name == "SETITEM" else marked()
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
+            case "BUILD":
+                stack.pop()  # the version of a state dict
+            case "REDUCE":
+                function, arguments = pop(-2)
+                stack.append(_result(function, arguments, path))
+            case "BINPERSID":
+                stack.append(_storage(stack.pop(), path))
+            case name:
+                raise _unknown(name, path)
+    return stack.pop()
 
 
-def _name(machine: _Machine, argument: Any) -> None:
-    machine.stack.append(_Name(*str(argument).split(" ", 1)))
+def _result(function: Any, arguments: Any, path: Path) -> Any:
+    """Returns what a call of one of the functions that torch writes stands for."""
+    if function == _DICT and arguments == ():
+        return {}
+    if function == _PARAMETER:
+        return arguments[0]
+    if function != _TENSOR:
+        raise _unknown(".".join(function) if isinstance(function, _Name) else "a call", path)
+    storage, offset, shape, strides = arguments[:4]
+    if not isinstance(storage, _Storage) or not all(type(one) is int for one in (offset, *shape, *strides)):
+        raise ValueError("a tensor is not described as torch describes one")
+    return _Tensor(storage, offset, shape, strides)
 
 
-def _build(machine: _Machine, _: Any) -> None:
-    # Discards the version metadata of a state dict.
-    machine.stack.pop()
+def _storage(reference: Any, path: Path) -> _Storage:
+    """Returns what torch's reference to raw data says, ('storage', class, record, device, number of
+    elements).
+    """
+    _, kind, record, _, count = reference
+    if kind.module != "torch" or kind.name not in _STORAGES or not isinstance(record, str):
+        raise _unknown(f"{kind.module}.{kind.name}", path)
+    return _Storage(record, _STORAGES[kind.name], count)
 
 
-_NOTHING = frozenset({"PROTO", "FRAME", "STOP"})
-_VALUES = frozenset({"BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "SHORT_BINUNICODE", "BINFLOAT"})
-_MADE: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict,
-    "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple,
-    "MARK": lambda: _MARK,
-}
-_PUT, _GET = frozenset({"BINPUT", "LONG_BINPUT", "MEMOIZE"}), frozenset({"BINGET", "LONG_BINGET"})
-_STEPS: dict[str, Callable[[_Machine, Any], None]] = {
-    "GLOBAL": _name,
-    "STACK_GLOBAL": lambda machine, _: machine.stack.append(_Name(*machine.last(2))),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.marked())),
-    "TUPLE1": lambda machine, _: machine.stack.append(machine.last(1)),
-    "TUPLE2": lambda machine, _: machine.stack.append(machine.last(2)),
-    "TUPLE3": lambda machine, _: machine.stack.append(machine.last(3)),
-    "APPEND": lambda machine, _: machine.stack[-2].append(machine.stack.pop()),
-    "APPENDS": lambda machine, _: machine.extend(machine.marked()),
-    "SETITEM": lambda machine, _: machine.put(list(machine.last(2))),
-    "SETITEMS": lambda machine, _: machine.put(machine.marked()),
-    "BUILD": _build,
-    "REDUCE": lambda machine, _: machine.call(),
-    "BINPERSID": lambda machine, _: machine.storage(),
-}
+def _unknown(what: str, path: Path) -> Unsupported:
+    """Returns the error for a program that asks for anything else."""
+    return Unsupported(
+        "the pickle asks for something else than tensors, and nothing of it was run",
+        where=path,
+        found=printable(what[:200]),
+        expected="tensors by name, as torch.save writes a state dict",
+        remedy="save the adapter again with save_pretrained where you trust it",
+    )

@@ -108,13 +108,23 @@ def _read(graph: GraphFile, node: onnx.NodeProto) -> NBits | None:
 
 def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> BlockGrid:
     """Returns the grid of some rows."""
-    scales = graph.array(quantized.scales).reshape(quantized.rows, quantized.blocks)[rows].astype(np.float32)
-    if quantized.zeros is None:
-        return BlockGrid(scales, np.full_like(scales, 1 << (quantized.bits - 1)), True)
-    packed = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
-    if packed.dtype != np.uint8:  # fractional zero points, as from HQQ
-        return BlockGrid(scales, packed.astype(np.float32), False)
-    return BlockGrid(scales, unpack(packed, quantized.bits)[:, : quantized.blocks].astype(np.float32), False)
+    scales, zeros = (
+        None if name is None else graph.array(name).reshape(quantized.rows, -1)[rows]
+        for name in (quantized.scales, quantized.zeros)
+    )
+    assert scales is not None
+    return stored_grid(quantized.bits, scales, zeros)
+
+
+def stored_grid(bits: int, scales: np.ndarray, zeros: np.ndarray | None) -> BlockGrid:
+    """Returns the grid of rows with scales ``[rows, blocks]`` and zero points, packed or fractional (as from
+    HQQ), as they are stored; without these it is symmetric.
+    """
+    scale = scales.astype(np.float32)
+    if zeros is None:
+        return BlockGrid(scale, np.full_like(scale, 1 << (bits - 1)), True)
+    whole = unpack(zeros, bits)[:, : scale.shape[1]] if zeros.dtype == np.uint8 else zeros
+    return BlockGrid(scale, whole.astype(np.float32), False)
 
 
 def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only: bool = False) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from ..artifacts import kind_of
 from ..bundle.manifest import Bundle
@@ -12,7 +11,7 @@ from ..errors import ConfigError, Unsupported
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
-from .graphs.options import quantization, require_no_options
+from .graphs.options import GraphOptions, quantization, require_no_options
 from .packs import quantize_pack
 
 
@@ -68,17 +67,19 @@ def quantize(
     """
     refuse_existing(Path(out))
     kind = "pack" if isinstance(source, Pack) else kind_of(source)
-    options: dict[str, Any] = {
-        "block_size": block_size,
-        "symmetric": symmetric,
-        "algorithm": algorithm,
-        "calibration": calibration,
-        "compensate": compensate,
-        "error_budget": error_budget,
-        "size_budget": size_budget,
-    }
+    options = GraphOptions(
+        accuracy=accuracy,
+        head=head,
+        block_size=block_size,
+        symmetric=symmetric,
+        algorithm=algorithm,
+        calibration=calibration,
+        compensate=compensate,
+        error_budget=error_budget,
+        size_budget=size_budget,
+    )
     if kind != "bundle":
-        require_no_options("only a bundle has products to compute", accuracy=accuracy, head=head, **options)
+        require_no_options("only a bundle has products to compute", **options)
     if isinstance(source, Pack):
         return quantize_pack(source, scheme=scheme, rank_budget=rank_budget, name=Path(out).name).write(out)
     if kind == "bundle":
@@ -91,7 +92,7 @@ def quantize(
             )
         from .graphs.quantize_bundle import quantize_bundle  # noqa: PLC0415 - packs do not need ONNX
 
-        return quantize_bundle(Path(source), Path(out), quantization(scheme, accuracy, head, **options))
+        return quantize_bundle(Path(source), Path(out), quantization(scheme, **options))
     if kind == "adapter":
         raise Unsupported(
             "only packs and bundles are quantized", where=source, remedy="convert the file to a pack first"

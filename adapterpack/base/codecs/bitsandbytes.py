@@ -12,7 +12,7 @@ from ...errors import FormatError
 from ..checkpoint import Checkpoint
 from . import bnb4
 from .base import Codec, ModuleTensors, Weight, modules_with, unreadable
-from .grid import CodeSpan, Grid, Groups, integers
+from .grid import CodeSpan, Grid, Groups, fit_magnitude, integers
 from .layout import CodeLayout
 from .registry import CODECS
 
@@ -21,7 +21,7 @@ _BYTES = integers(-127, 127, np.int8)
 LEVELS = _BYTES._replace(
     value=lambda codes: codes.astype(np.float32) * _UNIT,
     nearest=lambda level: _BYTES.nearest(level * 127),
-    fit=lambda low, high: (np.maximum(np.abs(low), np.abs(high)), None),
+    fit=fit_magnitude(1),
     width=lambda codes: np.full((1, 1), _UNIT),
     span=CodeSpan(-127, 127, 1 / 127),
 )

@@ -39,6 +39,9 @@ class CodeSpan(NamedTuple):
     unit: float = 1.0
 
 
+Fit = Callable[[Rows, Rows], "tuple[Rows, Rows | None]"]
+
+
 class Levels(NamedTuple):
     """The numbers, before scaling, that codes stand for.
 
@@ -50,7 +53,7 @@ class Levels(NamedTuple):
 
     value: Callable[[np.ndarray], Rows]
     nearest: Callable[[Rows], np.ndarray]
-    fit: Callable[[Rows, Rows], tuple[Rows, Rows | None]]
+    fit: Fit
     width: Callable[[np.ndarray], Rows]
     span: CodeSpan | None = None
     table: np.ndarray | None = None
@@ -188,6 +191,21 @@ class Grid(NamedTuple):
         return np.repeat(error.reshape(len(error), -1, self.joint).sum(axis=2), self.joint, axis=1)
 
 
+def fit_magnitude(reach: float, zero: float | None = None) -> Fit:
+    """Returns a fit that scales the greatest magnitude of a group to ``reach``, with a constant zero point.
+
+    Example:
+        >>> fit_magnitude(4)(np.float32([-8]), np.float32([2]))[0].tolist()
+        [2.0]
+    """
+
+    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        scale = np.maximum(np.abs(least), np.abs(greatest)) / F32.type(reach)
+        return scale, None if zero is None else np.full_like(scale, zero)
+
+    return fit
+
+
 def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None = None) -> Levels:
     """Returns the levels ``low .. high``; ``zero_range`` bounds the zero point of a fit, None keeps it at
     zero.
@@ -203,12 +221,9 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
         codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
         return codes
 
-    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
-        """Fits a symmetric scale, or a scale and a zero point within ``zero_range``."""
-        if zero_range is None:
-            return np.maximum(np.abs(least), np.abs(greatest)) / F32.type(
-                min(high, -low) if low else high
-            ), None
+    def fit_range(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
+        """Fits a scale and a zero point within ``zero_range``."""
+        assert zero_range is not None
         least, greatest = np.minimum(least, 0), np.maximum(greatest, 0)
         scale = (greatest - least) / F32.type(high - low)
         with np.errstate(all="ignore"):
@@ -218,7 +233,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
     return Levels(
         lambda codes: codes.astype(np.float32),
         nearest,
-        fit,
+        fit_magnitude(min(high, -low) if low else high) if zero_range is None else fit_range,
         lambda codes: np.ones((1, 1), np.float32),
         CodeSpan(low, high),
     )
@@ -227,13 +242,7 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
 def fixed_zero(levels: Levels, zero: float) -> Levels:
     """Returns evenly spaced ``levels`` with a constant zero point, as in symmetric formats that store one."""
     assert levels.span is not None
-    reach = F32.type(min(levels.span.high - zero, zero - levels.span.low))
-
-    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
-        scale = np.maximum(np.abs(least), np.abs(greatest)) / reach
-        return scale, np.full_like(scale, zero)
-
-    return levels._replace(fit=fit)
+    return levels._replace(fit=fit_magnitude(min(levels.span.high - zero, zero - levels.span.low), zero))
 
 
 def table(values: np.ndarray) -> Levels:
@@ -253,13 +262,10 @@ def table(values: np.ndarray) -> Levels:
     width[order] = half
     codes = order.astype(np.uint8)
 
-    def fit(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
-        return np.maximum(np.abs(least), np.abs(greatest)), None
-
     return Levels(
         lambda at: values[at].astype(np.float32, copy=False),
         lambda level: codes[np.searchsorted(bounds, level)],
-        fit,
+        fit_magnitude(1),
         lambda at: width[at],
         table=values,
     )
@@ -273,9 +279,6 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
         codes: np.ndarray = np.clip(level, -top, top).astype(dtype)
         return codes
 
-    def fit(low: Rows, high: Rows) -> tuple[Rows, Rows | None]:
-        return np.maximum(np.abs(low), np.abs(high)) / top, None
-
     def width(codes: np.ndarray) -> Rows:
         """Returns the gap at ``|x| = m 2^e``, m in [1/2, 1), with ``nmant`` bits of fraction: ``2^(e - 1 -
         nmant)``, and the smallest gap near zero.
@@ -286,7 +289,9 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
         )
         return gap
 
-    return Levels(lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit, width)
+    return Levels(
+        lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit_magnitude(greatest), width
+    )
 
 
 def rounded(dtype: Any) -> RoundScales:

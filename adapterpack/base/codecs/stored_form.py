@@ -94,16 +94,10 @@ def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = Non
         return _table(weight, stored, levels.table)
     if levels.span is None:
         raise Unsupported("no operator multiplies with such codes", where=weight.name)
-    form = _blocks(weight, stored, levels.span)
-    if row_order is None:
-        return form
-    q, scale, zero = (as_model(numbers, row_order) for numbers in (form.q, form.scale, form.zero))
-    return form._replace(
-        q=q,
-        scale=scale,
-        zero=zero,
-        minimum=None if form.minimum is None else as_model(form.minimum, row_order),
-    )
+    if row_order is not None:
+        zero = None if stored.zero is None else as_model(stored.zero, row_order)
+        stored = QuantizedRows(as_model(stored.codes, row_order), as_model(stored.scale, row_order), zero)
+    return _blocks(weight, stored, levels.span)
 
 
 def side_by_side(forms: list[Blocks | Table]) -> Blocks | Table:

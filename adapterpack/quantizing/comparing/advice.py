@@ -28,33 +28,26 @@ def advice(forms: Sequence[QuantizedForm], rank: int) -> Iterator[str]:
 
     ``forms`` begin with the float one.
     """
-    assert forms[0].figures is not None
-    reference, made = forms[0].figures, [form for form in forms[1:] if form.figures is not None]
-    schemes = dict.fromkeys(form.scheme for form in made)
-    for scheme in schemes:
-        ways = {
-            form.way: _quality(form.figures, reference)
-            for form in made
-            if form.scheme == scheme and form.figures is not None
-        }
-        yield from _of_scheme(scheme, ways, _quality(reference, reference), rank)
-    near = [
-        form for form in made if form.figures is not None and _quality(form.figures, reference).worse <= NEAR
+    reference = forms[0].figures
+    assert reference is not None
+    made = [
+        (form, figures, _quality(figures, reference))
+        for form in forms[1:]
+        if (figures := form.figures) is not None
     ]
+    for scheme in dict.fromkeys(form.scheme for form, _, _ in made):
+        ways = {form.way: quality for form, _, quality in made if form.scheme == scheme}
+        yield from _of_scheme(scheme, ways, _quality(reference, reference), rank)
+    near = [(figures.nbytes, form) for form, figures, quality in made if quality.worse <= NEAR]
     if near:
-        best = min(near, key=lambda form: form.figures.nbytes if form.figures is not None else 0)
-        assert best.figures is not None
+        nbytes, best = min(near, key=lambda one: one[0])
         yield (
             f"The smallest that is within {percent(NEAR)} of the float bundle: {best.scheme}, {best.way}, "
-            f"{size(best.figures.nbytes)} instead of {size(reference.nbytes)}."
+            f"{size(nbytes)} instead of {size(reference.nbytes)}."
         )
     elif made:
         yield f"None is within {percent(NEAR)} of the float bundle."
-    slow = [
-        f"{form.scheme}, {form.way}"
-        for form in made
-        if form.figures is not None and _speed(form.figures) < _speed(reference)
-    ]
+    slow = [f"{form.scheme}, {form.way}" for form, figures, _ in made if _speed(figures) < _speed(reference)]
     if slow:
         yield f"Slower than the float bundle at one row: {'; '.join(slow)}."
 

@@ -87,13 +87,16 @@ def compare_quantized(
     with scratch_folder() as scratch:
         reference = figures(source, chosen, asked, _under("float", say))
         forms = [QuantizedForm("float", "float", reference, reference.agreement(reference))]
-        origins = _Origins(source, manifest, chosen, scratch, say)
+        merged = source if chosen is None else _merge(source, manifest, chosen, scratch / "merged", say)
         for scheme, (plain, corrected, _) in wanted.items():
             for way, how in _ways(manifest, chosen, plain, corrected):
                 title = f"{scheme}, {way}"
+                say(f"{title}: quantize")
+                origin = merged if way == "merged" else source
                 try:
-                    say(f"{title}: quantize")
-                    quantize_bundle(origins.of(way), scratch / "form", how)
+                    if isinstance(origin, AdapterpackError):
+                        raise origin
+                    quantize_bundle(origin, scratch / "form", how)
                 except AdapterpackError as error:
                     # the error's path is in a temporary folder, so it is left out
                     forms.append(QuantizedForm(scheme, way, None, None, error.placeless_sentence))
@@ -163,33 +166,14 @@ def _adapter(bundle: Bundle, name: str | None) -> str | None:
     return name or next(iter(names), None)
 
 
-class _Origins:
-    """The float bundles that forms are quantized from: the source, and the bundle with the adapter merged
-    into it, created at first use.
-    """
-
-    def __init__(
-        self, source: Path, bundle: Bundle, adapter: str | None, scratch: Path, say: Callable[[str], None]
-    ) -> None:
-        self._source, self._merged, self._say = source, scratch / "merged", say
-        self._pack = next((source / one.path for one in bundle.adapters if one.name == adapter), None)
-        self._failed: AdapterpackError | None = None
-
-    def of(self, way: str) -> Path:
-        """Returns the folder that a way starts from.
-
-        Raises:
-            AdapterpackError: merging the adapter fails.
-        """
-        if way != "merged" or self._pack is None:
-            return self._source
-        if self._failed is not None:
-            raise self._failed
-        if not self._merged.exists():
-            self._say("merge the adapter into the float weights")
-            try:
-                merge(self._source, [self._pack], self._merged)
-            except AdapterpackError as error:
-                self._failed = error
-                raise
-        return self._merged
+def _merge(
+    source: Path, bundle: Bundle, adapter: str, out: Path, say: Callable[[str], None]
+) -> Path | AdapterpackError:
+    """Merges an adapter into a bundle's float weights; returns the folder, or why that is not possible."""
+    say("merge the adapter into the float weights")
+    pack = next(source / one.path for one in bundle.adapters if one.name == adapter)
+    try:
+        merge(source, [pack], out)
+    except AdapterpackError as error:
+        return error
+    return out

@@ -26,22 +26,14 @@ class QuantizedForm:
         """Returns the form as ``quantize --compare --json`` prints it, with null for figures that the task
         does not have.
         """
-        found = self.figures
-        numbers = (
-            dict.fromkeys(("bytes", "perplexity", "right", "decode", "prefill"))
-            if found is None
-            else {
-                "bytes": found.nbytes,
-                "perplexity": found.perplexity,
-                "right": found.right,
-                "decode": found.decode,
-                "prefill": found.prefill,
-            }
-        )
         return {
             "scheme": self.scheme,
             "way": self.way,
-            **numbers,
+            "bytes": getattr(self.figures, "nbytes", None),
+            **{
+                name: getattr(self.figures, name, None)
+                for name in ("perplexity", "right", "decode", "prefill")
+            },
             "agreement": self.agreement,
             "reason": self.reason,
         }
@@ -64,16 +56,5 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as ``quantize --compare --json`` prints it."""
-        written: dict[str, Any] = finite(
-            {
-                "base": self.base,
-                "adapter": self.adapter,
-                "task": self.task,
-                "rows": self.rows,
-                "positions": self.positions,
-                "rank": self.rank,
-                "forms": [form.to_json() for form in self.forms],
-                "advice": list(self.advice),
-            }
-        )
+        written: dict[str, Any] = finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
         return written

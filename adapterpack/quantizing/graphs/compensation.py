@@ -11,7 +11,7 @@ would have as many bytes as the int4 weights.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,8 +24,8 @@ from ...lowrank.factors import Factors
 from ...lowrank.range_finder import InMemory, largest
 from ...lowrank.truncation import Cut
 from ...onnx_graph.editing import add_initializer
-from ...onnx_graph.nbits import BlockGrid, fresh_grid, nearest, split_blocks, unpack, values
-from .product import output_error
+from ...onnx_graph.nbits import fresh_grid, nearest, split_blocks, stored_grid, unpack, values
+from .product import Second, output_error
 from .replace_products import find_head, find_products
 from .tensor_file import TensorFile
 
@@ -36,8 +36,6 @@ calibration rows still count.
 _BITS, _BLOCK = 8, 32
 """The bits of a factor's numbers, and how many numbers share a scale."""
 
-Second = Callable[[str], np.ndarray | None]
-
 
 class Compensator:
     """Corrects one graph of ``bundle`` while it is quantized: call :meth:`remember` before, and :meth:`apply`
@@ -47,7 +45,7 @@ class Compensator:
     computes the logits gets no correction.
     """
 
-    def __init__(self, bundle: Bundle, rank: int, second: Second | None) -> None:
+    def __init__(self, bundle: Bundle, rank: int, second: Second) -> None:
         self.rank, self._second = rank, second
         self._sites = Counter(site.node for site in bundle.sites.values() if site.weight)
         self._weights: dict[str, tuple[ir.TensorProtocol, bool, str]] = {}
@@ -86,13 +84,12 @@ class Compensator:
             if node.op_type == "MatMulNBits" and name in self._weights:
                 tensor, turned, x = self._weights[name]
                 weight = tensor.numpy() if turned else tensor.numpy().T
-                error, second = (
-                    weight.astype(np.float32) - dense(node),
-                    None if self._second is None else self._second(x),
-                )
+                error, second = weight.astype(np.float32) - dense(node), self._second(x)
                 factors = self._factors(error, self.rank * max(self._sites[name], 1), second, x)
                 down, up = (_Rounded.of(factor, tensor.dtype.numpy()) for factor in (factors.A, factors.B))
-                self.errors += [_error(change, second) for change in (error, error - up.values @ down.values)]
+                self.errors += [
+                    output_error(change, second) for change in (error, error - up.values @ down.values)
+                ]
                 self.count += max(self._sites[name], 1)
                 _add(model.graph, node, {"down": down, "up": up}, file)
         if not self.count:
@@ -190,15 +187,6 @@ def _add(graph: ir.Graph, node: ir.Node, factors: Mapping[str, _Rounded], file: 
     y.name, corrected.name = f"{name}/rounded:0", shown
 
 
-def _error(change: np.ndarray, second: np.ndarray | None) -> float:
-    """Returns the mean of ``|D x|²`` for a change ``D`` of a weight; without rows, the squared norm of
-    ``D``.
-    """
-    return (
-        float(np.sum(np.square(change, dtype=np.float64))) if second is None else output_error(change, second)
-    )
-
-
 def _roots(second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns ``S^½`` and ``S^-½`` of a damped second moment, in float32."""
     S = second.astype(np.float64)
@@ -217,16 +205,9 @@ def dense(node: ir.Node) -> np.ndarray:
     out, width, bits, block = (node.attributes.get_int(name) for name in ("N", "K", "bits", "block_size"))
     replaced = node.name.rpartition("_Q")[0]
     codes, scales, *zeros = (value.const_value.numpy() for value in node.inputs[1:] if value is not None)
-    scales = scales.reshape(out, -1).astype(np.float32)
-    if not zeros:
-        zero = np.full_like(scales, 1 << (bits - 1))
-    else:
-        stored = zeros[0].reshape(out, -1)
-        zero = (unpack(stored, bits)[:, : scales.shape[1]] if stored.dtype == np.uint8 else stored).astype(
-            np.float32
-        )
-    q = unpack(codes.reshape(*scales.shape, -1), bits).astype(np.float32)
-    rows = values(q, BlockGrid(scales, zero, not zeros)).reshape(out, -1)[:, :width]
+    grid = stored_grid(bits, scales.reshape(out, -1), zeros[0].reshape(out, -1) if zeros else None)
+    q = unpack(codes.reshape(*grid.scale.shape, -1), bits).astype(np.float32)
+    rows = values(q, grid).reshape(out, -1)[:, :width]
     for use in node.outputs[0].uses():
         if use.node.name == f"{replaced}/shifted":
             minima = use.node.inputs[1].producer().inputs[1].const_value.numpy().astype(np.float32)

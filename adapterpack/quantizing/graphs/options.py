@@ -5,8 +5,9 @@ head, and budgets.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
@@ -77,19 +78,7 @@ class GraphOptions(TypedDict, total=False):
     size_budget: int | None
 
 
-def quantization(
-    scheme: str,
-    accuracy: str | None = None,
-    head: str | None = None,
-    *,
-    block_size: int | None = None,
-    symmetric: bool | None = None,
-    algorithm: str | None = None,
-    calibration: str | os.PathLike[str] | None = None,
-    compensate: int | None = None,
-    error_budget: float | None = None,
-    size_budget: int | None = None,
-) -> GraphQuantization:
+def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantization:
     """Returns the checked options, if all of them exist and fit together.
 
     Raises:
@@ -98,16 +87,13 @@ def quantization(
         Unsupported: no graph can be written in this scheme, or the algorithm does not round to its codes.
         StorageError: the calibration rows cannot be read.
     """
-    names: tuple[tuple[str, str | None, list[str]], ...] = (
-        ("quantization scheme for a bundle", scheme, list(GRAPH_SCHEMES)),
-        ("accuracy", accuracy, list(ACCURACIES)),
-        ("quantization of the head", head, list(HEADS)),
-        ("algorithm of quantization", algorithm, list(ALGORITHMS)),
-    )
-    for kind, name, known in names:
-        if name is not None and name not in known:
-            raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
+    given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    accuracy, head, calibration = (given.get(name) for name in ("accuracy", "head", "calibration"))
+    if not (compensate := given.get("compensate", 0)):
+        given.pop("compensate", None)
     chosen = GRAPH_SCHEMES[scheme]
+    _require_known("accuracy", accuracy, ACCURACIES)
+    _require_known("quantization of the head", head, HEADS)
     if chosen.of_base:
         raise Unsupported(
             "this scheme keeps the codes of a quantized base, which a bundle no longer holds",
@@ -121,32 +107,29 @@ def quantization(
             expected=", ".join(writable_schemes()),
             remedy=chosen.refused,
         )
-    _refuse_options(
-        chosen,
-        {
-            "accuracy": accuracy,
-            "head": head,
-            "block_size": block_size,
-            "symmetric": symmetric,
-            "algorithm": algorithm,
-            "calibration": calibration,
-            "compensate": compensate or None,
-        },
-    )
-    setting = None if chosen.setting is None else _setting(chosen.setting, block_size, symmetric, algorithm)
-    if not 0 <= (compensate or 0) <= MOST_COMPENSATED:
+    for name in given:
+        if name not in chosen.takes | {"error_budget", "size_budget"}:
+            option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
+            raise ConfigError(
+                f"this scheme has no codes, so --{option} has no effect",
+                found=scheme,
+                remedy=f"leave --{option} out",
+            )
+    setting = None if chosen.setting is None else _setting(chosen.setting, given)
+    if not 0 <= compensate <= MOST_COMPENSATED:
         raise ConfigError(
             "a compensation has some rank",
             where="--compensate",
             expected=f"1 to {MOST_COMPENSATED}",
             found=compensate,
         )
+    error_budget, size_budget = given.get("error_budget"), given.get("size_budget")
     _require_budget(chosen, error_budget, size_budget)
     calibrated = setting is not None and ALGORITHMS[setting.algorithm].calibrated
-    if calibrated and calibration is None:
+    if setting is not None and calibrated and calibration is None:
         raise ConfigError(
             "this algorithm needs inputs of every product, which calibration rows give",
-            found=algorithm,
+            found=setting.algorithm,
             remedy="give --calibration FILE.jsonl, with rows like those that the model will see",
         )
     if calibration is not None and not (calibrated or compensate or chosen.budgeted):
@@ -161,7 +144,7 @@ def quantization(
         with storage_errors(rows), rows.open("rb"):
             pass  # only opens the file: an error shows now, not after minutes of export
     return GraphQuantization(
-        scheme, accuracy, head or HEAD, setting, rows, compensate or 0, error_budget, size_budget
+        scheme, accuracy, head or HEAD, setting, rows, compensate, error_budget, size_budget
     )
 
 
@@ -173,8 +156,7 @@ def codes_of_base(
     Raises:
         UnknownName: there is no such accuracy.
     """
-    if accuracy is not None and accuracy not in ACCURACIES:
-        raise UnknownName("unknown accuracy", found=repr(accuracy), remedy=nearest(accuracy, ACCURACIES))
+    _require_known("accuracy", accuracy, ACCURACIES)
     return GraphQuantization(scheme, accuracy, "float", stored=None if base is None else StoredWeights(base))
 
 
@@ -188,20 +170,14 @@ def writable_schemes() -> list[str]:
     return [name for name, scheme in GRAPH_SCHEMES.items() if not scheme.refused and not scheme.of_base]
 
 
-def _refuse_options(scheme: GraphScheme, given: dict[str, object]) -> None:
-    for name, value in given.items():
-        if value is not None and name not in scheme.takes:
-            option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
-            raise ConfigError(
-                f"this scheme has no codes, so --{option} has no effect",
-                found=scheme.name,
-                remedy=f"leave --{option} out",
-            )
+def _require_known(kind: str, name: str | None, known: Sequence[str]) -> None:
+    if name is not None and name not in known:
+        raise UnknownName(f"unknown {kind}", found=repr(name), remedy=nearest(name, known))
 
 
-def _setting(
-    default: RoundingSetting, block_size: int | None, symmetric: bool | None, algorithm: str | None
-) -> RoundingSetting:
+def _setting(default: RoundingSetting, given: Mapping[str, Any]) -> RoundingSetting:
+    """Returns the setting of a scheme with the options that are given."""
+    block_size = given.get("block_size")
     if block_size is not None and block_size not in BLOCK_SIZES:
         raise ConfigError(
             "ONNX Runtime has no products on blocks of this size",
@@ -209,11 +185,8 @@ def _setting(
             found=block_size,
             expected=", ".join(map(str, BLOCK_SIZES)),
         )
-    setting = default._replace(
-        block_size=block_size or default.block_size,
-        algorithm=algorithm or default.algorithm,
-        symmetric=default.symmetric if symmetric is None else symmetric,
-    )
+    changed = {name: given[name] for name in ("block_size", "symmetric", "algorithm") if name in given}
+    setting = default._replace(**changed)
     rounds = ALGORITHMS[setting.algorithm]
     if setting.symmetric not in rounds.symmetric or setting.bits not in rounds.bits:
         raise Unsupported(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +14,10 @@ from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
 
 if TYPE_CHECKING:
     import onnx
+
+
+Second = Callable[[str], np.ndarray | None]
+"""Returns the mean of ``x xᵀ`` ``[in, in]`` of an input by its name, or None without calibration rows."""
 
 
 class RoundingSetting(NamedTuple):
@@ -206,12 +210,14 @@ def _initializer(tensor: ir.TensorProtocol) -> ir.Value:
     return ir.val(tensor.name, const_value=tensor)
 
 
-def output_error(change: np.ndarray, second: np.ndarray) -> float:
+def output_error(change: np.ndarray, second: np.ndarray | None) -> float:
     """Returns the mean over inputs of ``|D x|²`` for a change ``D`` ``[out, in]`` of the weight: ``tr(D S
-    Dᵀ)`` with ``S`` the mean of ``x xᵀ``.
+    Dᵀ)`` with ``S`` the mean of ``x xᵀ``; without one, the squared norm of ``D``.
 
     Example:
         >>> output_error(np.array([[1.0, 2.0]]), np.diag([4.0, 1.0]))
         8.0
     """
+    if second is None:
+        return float(np.sum(np.square(change, dtype=np.float64)))
     return float(np.sum((change @ second.astype(change.dtype)) * change, dtype=np.float64))

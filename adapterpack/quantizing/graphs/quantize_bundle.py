@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from ...bundle.decoder_graph import graphs_of
@@ -39,7 +38,7 @@ from .calibration_rows import token_rows
 from .compensation import Compensator
 from .moments import Moments
 from .options import ACCURACIES, GraphQuantization
-from .product import RoundingSetting
+from .product import RoundingSetting, Second
 from .scheme import GRAPH_SCHEMES, Choose, Rewriting
 from .search import choose_bits
 from .stored_weights import StoredWeights
@@ -137,7 +136,7 @@ def _with_codes(
     """Rewrites the graphs; returns the bundle with its updated site map, and the manifest's entry on the
     quantization.
     """
-    second = Moments(folder, rows).of if rows else None
+    second: Second = Moments(folder, rows).of if rows else lambda name: None
     compensator = Compensator(bundle, wanted.compensate, second) if wanted.compensate else None
     choose, choices = (
         choose_bits(folder, bundle.parts, wanted, second)
@@ -152,7 +151,7 @@ def _with_codes(
             wanted.scheme,
             choose,
             wanted.head_setting,
-            second if part == MAIN else None,
+            second if part == MAIN else lambda name: None,
             compensator if part == MAIN else None,
             wanted.stored,
         )
@@ -181,7 +180,7 @@ def quantize_file(
     scheme: str,
     choose: Choose,
     head: RoundingSetting | None = None,
-    second: Callable[[str], np.ndarray | None] | None = None,
+    second: Second = lambda name: None,
     compensator: Compensator | None = None,
     stored: StoredWeights | None = None,
 ) -> int:
@@ -198,7 +197,7 @@ def quantize_file(
         if compensator is not None:
             compensator.remember(model)
         tensors = TensorFile(scratch / "tensors")
-        count = rewrite(Rewriting(model, tensors, choose, head, second or (lambda name: None), stored))
+        count = rewrite(Rewriting(model, tensors, choose, head, second, stored))
         if compensator is not None:
             compensator.apply(model, tensors)
         save_graph(model, scratch / path.name)

@@ -9,11 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import onnx_ir as ir
 
 from ...registry import Registry
-from .product import RoundingSetting
+from .product import RoundingSetting, Second
 from .stored_weights import StoredWeights
 from .tensor_file import TensorFile
 
@@ -31,7 +30,7 @@ class Rewriting(NamedTuple):
     file: TensorFile
     choose: Choose
     head: RoundingSetting | None
-    second: Callable[[str], np.ndarray | None] = lambda name: None
+    second: Second
     stored: StoredWeights | None = None
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from ...errors import ConfigError, Unsupported
 from ...onnx_graph.nbits import fresh_grid, nearest, split_blocks, values
 from ...tasks.task import MAIN
 from .options import GraphQuantization
-from .product import RoundingSetting, output_error
+from .product import RoundingSetting, Second, output_error
 from .replace_products import find_head, find_products
 from .scheme import Choose
 
@@ -46,7 +46,7 @@ def choose_bits(
     folder: Path,
     parts: Sequence[str],
     wanted: GraphQuantization,
-    second: Callable[[str], np.ndarray | None] | None,
+    second: Second,
 ) -> tuple[Choose, dict[str, Any]]:
     """Chooses the setting of every product of a bundle's graph except the one that computes the logits;
     returns the choices and the manifest's report on them.
@@ -68,7 +68,7 @@ def choose_bits(
     head, choices = find_head(model), dict[str, list[BitChoice]]()
     for product in find_products(model):
         if product.node.name != head and len(product.weight.shape) == 2:
-            moment = None if second is None else second(product.node.inputs[0].name)
+            moment = second(product.node.inputs[0].name)
             choices[product.node.name] = _choices(product.rows(), moment, setting)
     found = greedy(choices, wanted.error_budget, wanted.size_budget)
     return (lambda name: setting._replace(bits=found[name].bits) if name in found else None), {
@@ -144,20 +144,12 @@ def greedy(
 def _choices(rows: np.ndarray, second: np.ndarray | None, setting: RoundingSetting) -> list[BitChoice]:
     x, found = split_blocks(setting.block_size, rows), []
     blocks = x.shape[0] * x.shape[1]
-
-    def square_norm(change: np.ndarray) -> float:
-        return (
-            float(np.square(change, dtype=np.float64).sum())
-            if second is None
-            else output_error(change, second)
-        )
-
-    whole = square_norm(rows)
+    whole = output_error(rows, second)
     for bits in BITS:
         grid = fresh_grid(x, bits, setting.symmetric, np.dtype(np.float32))
         change = values(nearest(x, grid, bits), grid).reshape(len(rows), -1)[:, : rows.shape[1]] - rows
         nbytes = blocks * (setting.block_size * bits // 8 + 4) + (
             0 if setting.symmetric else -(-blocks * bits // 8)
         )
-        found.append(BitChoice(bits, square_norm(change) / whole if whole else 0.0, nbytes))
+        found.append(BitChoice(bits, output_error(change, second) / whole if whole else 0.0, nbytes))
     return found
