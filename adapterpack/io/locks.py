@@ -75,6 +75,11 @@ def take_lock(descriptor: int, shared: bool = False, wait: bool = False) -> bool
     return True
 
 
+def is_own(status: os.stat_result) -> bool:
+    """Whether a file belongs to this user; True where files have no owners."""
+    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+
+
 def lock_folder(folder: Path) -> int | None:
     """Locks a folder of this user and returns the descriptor; None if another process holds the lock, or the
     folder is gone, a link, or another user's.
@@ -90,9 +95,7 @@ def lock_folder(folder: Path) -> int | None:
     try:
         if take_lock(descriptor):
             status, there = os.fstat(descriptor), folder.lstat()
-            if os.path.samestat(status, there) and (
-                not hasattr(os, "geteuid") or there.st_uid == os.geteuid()
-            ):
+            if os.path.samestat(status, there) and is_own(there):
                 return descriptor
     except OSError:
         # The folder was just removed, or its disk has no locks.

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import copy_context
 from typing import TypeVar
 
@@ -62,11 +62,9 @@ def workers() -> int:
     return min(cores(), 4)
 
 
-@contextmanager
-def one_thread_each() -> Iterator[None]:
+def one_thread_each() -> AbstractContextManager[None]:
     """Stops BLAS from starting threads of its own, inside the block; blocks may nest and overlap."""
-    with _limit:
-        yield
+    return _limit
 
 
 def _set_limit() -> Callable[[], None]:

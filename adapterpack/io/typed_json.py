@@ -59,7 +59,7 @@ def misfit(value: Any, kind: Any) -> Misfit | None:
         for key, item, annotation in _inside(value, kind):
             if inner := misfit(item, annotation):
                 return Misfit(f"/{escape_key(key)}{inner.pointer}", inner.message)
-        if typing.get_origin(choices := _strip_annotation(kind)) is typing.Literal:
+        if typing.get_origin(choices := next(_choices(kind))) is typing.Literal:
             expected = ", ".join(map(repr, typing.get_args(choices)))
             return Misfit("", f"expected one of {expected}, found {value!r:.100}{_hint(kind)}")
         what = str(error).rpartition(" - at ")[0] or str(error)
@@ -71,13 +71,6 @@ def _hint(kind: Any) -> str:
     """Returns what an annotation adds about other values, in ``Meta(extra={"otherwise": ...})``."""
     extras = (getattr(meta, "extra", None) or {} for meta in getattr(kind, "__metadata__", ()))
     return next((f"; {extra['otherwise']}" for extra in extras if "otherwise" in extra), "")
-
-
-def _strip_annotation(kind: Any) -> Any:
-    """Returns an annotation without its limits, and without None as an alternative."""
-    while typing.get_origin(kind) in (typing.Annotated, typing.Union, types.UnionType):
-        kind = next(one for one in typing.get_args(kind) if one is not type(None))
-    return kind
 
 
 def _choices(kind: Any) -> Iterator[Any]:

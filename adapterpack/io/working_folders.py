@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StorageError, storage_errors
-from .locks import CAN_LOCK, lock_folder
+from .locks import CAN_LOCK, is_own, lock_folder
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
@@ -70,7 +70,7 @@ def open_own_file(path: Path, flags: int, mode: int = 0o600) -> int:
             raise _not_own(path, "no regular file")
         if status.st_nlink > 1:
             raise _not_own(path, "a file with another name")
-        if not _is_own(status):
+        if not is_own(status):
             raise _not_own(path, "a file of another user")
     except BaseException:
         os.close(descriptor)
@@ -85,7 +85,7 @@ def _claim(path: Path) -> None:
             raise _not_own(path, f"a link to {path.readlink()}")
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = path.lstat()
-        if not (stat.S_ISDIR(status.st_mode) and _is_own(status)):
+        if not (stat.S_ISDIR(status.st_mode) and is_own(status)):
             raise _not_own(path, "a folder of another user" if stat.S_ISDIR(status.st_mode) else "no folder")
         if status.st_mode & _OTHERS:
             path.chmod(stat.S_IMODE(status.st_mode) & ~_OTHERS)
@@ -99,7 +99,7 @@ def _require_own_contents(folder: Path) -> None:
             with suppress(FileNotFoundError):
                 if entry.is_symlink():
                     raise _not_own(Path(entry.path), f"a link to {Path(entry.path).readlink()}")
-                if not _is_own(entry.stat(follow_symlinks=False)):
+                if not is_own(entry.stat(follow_symlinks=False)):
                     raise _not_own(Path(entry.path), "a file of another user")
 
 
@@ -110,11 +110,6 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield entry
             if entry.is_dir(follow_symlinks=False):
                 yield from _entries(Path(entry.path))
-
-
-def _is_own(status: os.stat_result) -> bool:
-    """Whether a file belongs to this user."""
-    return not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
 
 
 def _not_own(path: Path, found: str) -> StorageError:

@@ -106,14 +106,13 @@ class ModuleTensors(NamedTuple):
         role: str,
         dtypes: tuple[str, ...],
         shape: tuple[int | None, ...] | None = None,
-        bare: bool = False,
     ) -> str:
         """Returns the name of a part after checking its dtype and shape; None in ``shape`` allows any extent.
 
         Raises:
             FormatError: it is missing, or has another dtype or shape than the format requires.
         """
-        name = f"{self.path}{role}" if bare else f"{self.path}.{role}"
+        name = f"{self.path}.{role}"
         info = self.base.stored.get(name)
         if info is None:
             raise FormatError(

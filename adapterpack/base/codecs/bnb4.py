@@ -156,7 +156,7 @@ def _state(module: ModuleTensors, name: str) -> tuple[int, int, int, tuple[int, 
     stored quantization state.
     """
     where = f"{module.base.folder}, {name}"
-    module.part(name.removeprefix(module.path), ("U8",), (None,), bare=True)
+    module.part(name.removeprefix(f"{module.path}."), ("U8",), (None,))
     state = strict_json.loads(bytes(module.base.read(name)), where, _MAX_STATE)
     shape, block, size = state.get("shape"), state.get("blocksize"), state.get("nested_blocksize")
     offset = state.get("nested_offset")

@@ -8,7 +8,7 @@ tensor. The aligned bytes of the tensors follow.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -180,18 +180,18 @@ def read_header(data: Bytes, where: Path) -> Header:
             raise FormatError("a key stands twice", where=where, found=key)
         values[key] = cursor.value(cursor.number("I"))
         spans[key] = begin, cursor.at
-    infos: dict[str, tuple[tuple[int, ...], TensorType, int]] = {}
+    infos: dict[str, GGUFTensor] = {}
     for _ in range(count):
-        name, info = _info(cursor)
-        if name in infos:
-            raise FormatError("a tensor name stands twice", where=where, found=name)
-        infos[name] = info
+        info = _info(cursor)
+        if info.name in infos:
+            raise FormatError("a tensor name stands twice", where=where, found=info.name)
+        infos[info.name] = info
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 8 <= alignment <= 1 << 16 or alignment & (alignment - 1):
         raise FormatError("an alignment must be a power of two", where=where, found=alignment)
     # The bytes of the tensors begin at the next aligned position after the header.
     start = align(cursor.at, alignment)
-    tensors = {tensor.name: tensor for tensor in _place(infos, start, alignment, len(data), where)}
+    tensors = {tensor.name: tensor for tensor in _place(infos.values(), start, alignment, len(data), where)}
     return Header(version, values, spans, tensors, alignment, start)
 
 
@@ -205,8 +205,8 @@ def align(offset: int, alignment: int) -> int:
     return -(-offset // alignment) * alignment
 
 
-def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]]:
-    """Reads the entry of one tensor: its name, shape, type and offset."""
+def _info(cursor: _Cursor) -> GGUFTensor:
+    """Reads the entry of one tensor, whose offset is relative to the first byte of all."""
     name, rank = cursor.text(_MAX_NAME), cursor.number("I")
     if not name or not 1 <= rank <= 4:
         raise FormatError(
@@ -223,31 +223,33 @@ def _info(cursor: _Cursor) -> tuple[str, tuple[tuple[int, ...], TensorType, int]
             found=f"type {kind}",
             expected=", ".join(supported.name for supported in TENSOR_TYPES.values()),
         )
-    return name, (shape, TENSOR_TYPES[kind], offset)
+    block = TENSOR_TYPES[kind]
+    nbytes = count_of(shape, f"{cursor.where}, tensor {name}") // block.block * block.size
+    return GGUFTensor(name, shape, block, offset, nbytes)
 
 
 def _place(
-    infos: Mapping[str, tuple[tuple[int, ...], TensorType, int]],
-    start: int,
-    alignment: int,
-    size: int,
-    where: Path,
+    infos: Collection[GGUFTensor], start: int, alignment: int, size: int, where: Path
 ) -> Iterator[GGUFTensor]:
-    """Yields the tensors; raises unless they follow one another, aligned and without overlap, up to the end
-    of the file.
+    """Yields the tensors at their places in the file; raises unless they follow one another, aligned and
+    without overlap, up to the end of the file.
     """
     end = 0
-    for name, (shape, kind, offset) in sorted(infos.items(), key=lambda item: item[1][2]):
-        nbytes = count_of(shape, f"{where}, tensor {name}") // kind.block * kind.size
-        if shape[-1] % kind.block or offset != align(end, alignment) or start + offset + nbytes > size:
+    for info in sorted(infos, key=lambda info: info.offset):
+        place = start + info.offset
+        if (
+            info.shape[-1] % info.type.block
+            or info.offset != align(end, alignment)
+            or place + info.nbytes > size
+        ):
             raise FormatError(
                 "a tensor does not lie where its neighbours end, or not in the file",
-                where=f"{where}, tensor {name}",
-                expected=f"offset {align(end, alignment)}, {nbytes} bytes in a file of {size}",
-                found=offset,
+                where=f"{where}, tensor {info.name}",
+                expected=f"offset {align(end, alignment)}, {info.nbytes} bytes in a file of {size}",
+                found=info.offset,
             )
-        end = offset + nbytes
-        yield GGUFTensor(name, shape, kind, start + offset, nbytes)
+        end = info.offset + info.nbytes
+        yield info._replace(offset=place)
     if infos and start + align(end, alignment) < size:
         raise FormatError(
             "bytes after the last tensor", where=where, expected=f"{start + end} bytes", found=size

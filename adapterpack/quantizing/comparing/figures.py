@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -180,14 +181,10 @@ def _generating(session: Session, adapter: str | None) -> tuple[float, float]:
     rng, words = np.random.default_rng(0), vocabulary(session.folder)
     short, long = (rng.integers(1, words, min(length, room // 2)).tolist() for length in (_SHORT, _LONG))
 
-    def seconds(prompt: list[int], new: int) -> float:
-        started = time.perf_counter()
+    def generate(prompt: list[int], new: int) -> None:
         session.generate([prompt], adapter, max_new_tokens=new, min_new_tokens=new)
-        return time.perf_counter() - started
 
-    one, many, read = (
-        min(seconds(*what) for _ in range(ROUNDS)) for what in ((short, 1), (short, _NEW), (long, 1))
-    )
+    one, many, read = (_seconds(partial(generate, *what)) for what in ((short, 1), (short, _NEW), (long, 1)))
     return (_NEW - 1) / max(many - one, 1e-9), len(long) / read
 
 
@@ -195,10 +192,18 @@ def _reading(session: Session, adapter: str | None, rows: Sequence[Example]) -> 
     """Returns tokens a second that the bundle reads, one row at a time."""
     batches = [text_inputs(session, row.asked) for row in rows[:_MOST_ANSWERED]]
 
-    def seconds() -> float:
-        started = time.perf_counter()
+    def read() -> None:
         for batch in batches:
             session.run(batch, adapter)
-        return time.perf_counter() - started
 
-    return sum(batch["input_ids"].size for batch in batches) / min(seconds() for _ in range(ROUNDS))
+    return sum(batch["input_ids"].size for batch in batches) / _seconds(read)
+
+
+def _seconds(run: Callable[[], None]) -> float:
+    """Returns the shortest time of several calls."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -91,41 +91,28 @@ class ConstantProduct:
         """
         out, blocks, block = codes.q.shape
         graph = _Nodes(self)
-        x, name = graph.x, self.weight.name
+        x = graph.x
         if codes.divisor is not None:
-            x = graph.add("Mul", "scaled", x, graph.floats("factors", np.reciprocal(codes.divisor)))
+            x = graph.add("Mul", "/scaled", x, graph.floats("factors", np.reciprocal(codes.divisor)))
             x.shape, x.type = graph.x.shape, graph.x.type
         if codes.order is not None:
-            x = graph.add(
-                "Gather", "ordered", x, graph.constant(f"{name}_order", codes.order.astype(np.int64)), axis=-1
-            )
+            order = graph.constant("order", codes.order.astype(np.int64))
+            x = graph.add("Gather", "/ordered", x, order, axis=-1)
             x.shape, x.type = graph.x.shape, graph.x.type
         stored = [
-            graph.constant(f"{name}_Q{bits}", pack_codes(codes.q.astype(np.uint8), bits)),
+            graph.constant(f"Q{bits}", pack_codes(codes.q.astype(np.uint8), bits)),
             graph.floats("scales", codes.grid.scale),
         ]
         if not codes.grid.symmetric:
-            stored.append(graph.constant(f"{name}_zero_points", pack_zeros(bits, codes.grid)))
+            stored.append(graph.constant("zero_points", pack_zeros(bits, codes.grid)))
         y = graph.product("MatMulNBits", f"_Q{bits}", x, *stored, N=out, bits=bits, block_size=block)
         if codes.minimum is not None:  # (q s + m) x = q s x + m (the sum of x over the block)
-            rows = [0] * (len(x.shape) - 1)
-            runs = graph.add(
-                "Reshape",
-                "blocks",
-                x,
-                graph.constant(f"{name}_runs", np.array([*rows, blocks, block], np.int64)),
-            )
-            sums = graph.add(
-                "ReduceSum",
-                "sums",
-                runs,
-                graph.constant(f"{name}_axis", np.array([-1], np.int64)),
-                keepdims=0,
-            )
-            least = graph.add(
-                "MatMul", "least", sums, graph.floats("minima", np.ascontiguousarray(codes.minimum.T))
-            )
-            y = graph.add("Add", "shifted", y, least)
+            runs = np.array([*[0] * (len(x.shape) - 1), blocks, block], np.int64)
+            split = graph.add("Reshape", "/blocks", x, graph.constant("runs", runs))
+            axis = graph.constant("axis", np.array([-1], np.int64))
+            sums = graph.add("ReduceSum", "/sums", split, axis, keepdims=0)
+            minima = graph.floats("minima", np.ascontiguousarray(codes.minimum.T))
+            y = graph.add("Add", "/shifted", y, graph.add("MatMul", "/least", sums, minima))
         return graph.ending_with(y)
 
     def in_table(self, q: np.ndarray, scale: np.ndarray, block: int, kind: int) -> ir.Graph:
@@ -133,8 +120,7 @@ class ConstantProduct:
         each ``block`` of them.
         """
         graph = _Nodes(self)
-        name = f"{self.weight.name}_Q4"
-        stored = graph.constant(name, pack_nibbles(q)), graph.floats("absmax", scale)
+        stored = graph.constant("Q4", pack_nibbles(q)), graph.floats("absmax", scale)
         y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
         return graph.ending_with(y)
 
@@ -170,36 +156,26 @@ class _Nodes:
         self.nodes: list[ir.Node] = []
         self.constants: list[ir.Value] = []
 
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        self.constants.append(_initializer(ir.tensor(array, name=name)))
+    def constant(self, role: str, array: np.ndarray, dtype: ir.DataType | None = None) -> ir.Value:
+        name = f"{self.replaced.weight.name}_{role}"
+        self.constants.append(_initializer(ir.tensor(array, dtype=dtype, name=name)))
         return self.constants[-1]
 
     def floats(self, role: str, array: np.ndarray) -> ir.Value:
-        dtype, name = self.replaced.dtype, f"{self.replaced.weight.name}_{role}"
-        self.constants.append(_initializer(ir.tensor(array.astype(dtype.numpy()), dtype=dtype, name=name)))
-        return self.constants[-1]
+        return self.constant(role, array.astype(self.replaced.dtype.numpy()), self.replaced.dtype)
 
-    def add(self, op: str, role: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        return self._node(ir.node(op, list(inputs), attributes, name=f"{self.replaced.node.name}/{role}"))
-
-    def product(self, op: str, suffix: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
-        """Adds the operator that multiplies and returns its output; ``K`` is the weight's."""
-        y = self._node(
-            ir.node(
-                op,
-                list(inputs),
-                {"K": self.replaced.width, **attributes},
-                domain="com.microsoft",
-                name=f"{self.replaced.node.name}{suffix}",
-            )
-        )
-        y.shape, y.type = self.replaced.node.outputs[0].shape, self.replaced.node.outputs[0].type
+    def add(self, op: str, role: str, *inputs: ir.Value, domain: str = "", **attributes: object) -> ir.Value:
+        name = f"{self.replaced.node.name}{role}"
+        self.nodes.append(ir.node(op, list(inputs), attributes, domain=domain, name=name))
+        (y,) = self.nodes[-1].outputs
+        y.name = f"{name}:0"
         return y
 
-    def _node(self, node: ir.Node) -> ir.Value:
-        node.outputs[0].name = f"{node.name}:0"
-        self.nodes.append(node)
-        return node.outputs[0]
+    def product(self, op: str, role: str, *inputs: ir.Value, **attributes: object) -> ir.Value:
+        """Adds the operator that multiplies and returns its output; ``K`` is the weight's."""
+        y = self.add(op, role, *inputs, domain="com.microsoft", K=self.replaced.width, **attributes)
+        y.shape, y.type = self.replaced.node.outputs[0].shape, self.replaced.node.outputs[0].type
+        return y
 
     def ending_with(self, y: ir.Value) -> ir.Graph:
         """Returns the graph, whose output gets the name of the replaced output."""

@@ -91,7 +91,10 @@ def quantize_in_place(folder: Path, wanted: GraphQuantization) -> None:
     bundle = read_bundle(folder)
     for part in bundle.parts if wanted.stored is None else ():
         unstack_experts(folder / graph_file(part))
-    floats, rows = _floats(folder, wanted.calibration)
+    floats, session = _measure(folder, mapped=True)
+    calibration = wanted.calibration
+    rows = [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
+    del session  # so that its files can be replaced
     quantized, report = _with_codes(folder, bundle, wanted, rows)
     quantized.write(folder, draft=True)
     if bundle.decoder:
@@ -120,14 +123,6 @@ def _measure(folder: Path, *, mapped: bool = False) -> tuple[_Measured, Session]
     """Runs a folder's graphs in their current form; returns their outputs and the session."""
     session = Session(folder, provider="cpu", mapped=mapped, verify="off")
     return _Measured(measure.answers(session), replay.replay(session)), session
-
-
-def _floats(folder: Path, calibration: Path | None) -> tuple[_Measured, list[Any]]:
-    """Returns the outputs of the float graphs, and the token ids of calibration rows; closes their session,
-    so that their files can be replaced.
-    """
-    measured, session = _measure(folder, mapped=True)
-    return measured, [] if calibration is None else [ids for ids, _ in token_rows(session, calibration)]
 
 
 def _with_codes(
