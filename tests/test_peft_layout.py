@@ -435,7 +435,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[AdapterpackError], str]] = {
         FormatError,
         "too many keys",
     ),
-    "a long expression": ({"alpha_pattern": {"[q]" * 400: 4}}, FormatError, "no short texts"),
+    "a long expression": ({"alpha_pattern": {"[q]" * 400: 4}}, FormatError, "expression is too long"),
     "patterns as a list": ({"rank_pattern": ["q_proj"]}, FormatError, "rank_pattern"),
     "a pattern to text": ({"alpha_pattern": {"q_proj": "4"}}, FormatError, "alpha_pattern"),
     "half a rank": ({"rank_pattern": {"q_proj": 2.5}}, FormatError, "whole number"),

@@ -8,7 +8,6 @@ forward pass and in a merge, so an adapter trained there means twice that change
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -28,11 +27,8 @@ def attention_parameters(content: PeftContent) -> PeftContent:
     owners = [owner for owner in owners if owner in content.sites]
     if not owners:
         return content
-    times, cfg, sites = (
-        2 if _counted_twice(content.written.get("peft_version")) else 1,
-        content.config,
-        dict(content.sites),
-    )
+    times = 2 if _counted_twice(content.written.get("peft_version")) else 1
+    cfg, sites = content.config, dict(content.sites)
     ranks, alphas, kinds = dict(cfg.rank_pattern), dict(cfg.alpha_pattern), dict(content.kinds)
     for owner in owners:
         here = cfg.at(owner)
@@ -43,9 +39,7 @@ def attention_parameters(content: PeftContent) -> PeftContent:
             sites[path] = sites.pop(old)
             # Doubling alpha doubles the change, which is what PEFT applied.
             ranks[f"^{path}"], alphas[f"^{path}"], kinds[path] = here.r, factor * here.alpha, "parameter"
-    return content._replace(
-        config=dataclasses.replace(cfg, rank_pattern=ranks, alpha_pattern=alphas), sites=sites, kinds=kinds
-    )
+    return content.configure(rank_pattern=ranks, alpha_pattern=alphas)._replace(sites=sites, kinds=kinds)
 
 
 def _counted_twice(version: Any) -> bool:
