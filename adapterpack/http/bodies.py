@@ -105,13 +105,16 @@ async def body_of(request: Request, max_bytes: int, seconds: float | None = None
     length = request.headers.get("content-length", "0")
     if not (length.isascii() and length.isdecimal() and len(length) < 16):
         raise bad_request("Content-Length is a number of bytes")
-    too_large = HTTPError(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")
     if int(length) > max_bytes:
-        raise too_large
+        raise _too_large(max_bytes)
     parts, size = [], 0
     async for chunk in chunks_of(request, seconds):
         size += len(chunk)
         if size > max_bytes:
-            raise too_large
+            raise _too_large(max_bytes)
         parts.append(chunk)
     return b"".join(parts)
+
+
+def _too_large(max_bytes: int) -> HTTPError:
+    return HTTPError(413, "TooLarge", f"The request is too large: this one may have {max_bytes} bytes")
