@@ -56,9 +56,11 @@ from . import (
     array_namespace,
     pattern_of,
 )
-from .core.torch_random import TorchGenerator, svd_lowrank
+from .core.torch_random import svd_lowrank
 
 MOST_GROUPS = 1024
+_ROUNDS = 2
+"""How many rounds of subspace iteration PEFT takes."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +131,6 @@ def _augment(site: Site, dtype: Any = np.float32) -> np.ndarray:
     return np.concatenate([matrix, np.asarray(bias).astype(dtype).astype(np.float32)[:, None]], axis=1)
 
 
-def _estimate(
-    cfg: AdaMSS, matrix: np.ndarray, r: int, dtype: Any = np.float32
-) -> tuple[np.ndarray, np.ndarray]:
-    """Returns U ``[out, r]`` and V ``[in, r]`` as torch's ``svd_lowrank`` estimates them on the CPU, computed
-    in ``dtype``.
-    """
-    start = TorchGenerator(cfg.random_seed).normal((min(matrix.shape), r), 1.0)
-    U, _, V = svd_lowrank(matrix, start.astype(dtype), 2)
-    return U, V
-
-
 def _group(points: np.ndarray, count: int) -> np.ndarray:
     """Returns the group of each of the ``points`` ``[n, r]`` by k-means in float64, with PEFT's settings.
 
@@ -169,7 +160,9 @@ def _find_groups(
         Unsupported: the stored vectors do not belong to this weight.
     """
     groups, r, _ = _sizes(cfg, site)
-    (U, V), (rounded, also) = (_estimate(cfg, matrix, r, dtype) for dtype in (np.float64, np.float32))
+    (U, _, V), (rounded, _, also) = (
+        svd_lowrank(matrix, r, _ROUNDS, cfg.random_seed, dtype) for dtype in (np.float64, np.float32)
+    )
     noise, several = max(_outside(also.T, V), float(np.finfo(np.float32).eps)), [U, rounded]
     if stored is not None:
         step, off = float(ml_dtypes.finfo(_precision(stored)).eps), _outside(stored, V)
@@ -233,7 +226,7 @@ def _outside(rows: np.ndarray, V: np.ndarray) -> float:
 
 def _init(cfg: AdaMSS, site: Site, rng: np.random.Generator) -> Arrays:
     count, r, _ = _sizes(cfg, site)
-    U, V = _estimate(cfg, _augment(site), r)
+    U, _, V = svd_lowrank(_augment(site), r, _ROUNDS, cfg.random_seed)
     groups = _group(U, count)
     A = np.zeros((count, cfg.subspace_rank, r), np.float32)
     for k in range(count):

@@ -54,7 +54,7 @@ from . import (
     is_number,
 )
 from .core.orthogonal import Terms, cayley, skew, triangle, within
-from .core.torch_random import TorchGenerator, svd_lowrank
+from .core.torch_random import svd_lowrank
 
 _MOST_ROUNDS = 100
 """The most rounds of power iteration; each costs four products of the weight with ``r`` columns. PEFT's
@@ -125,8 +125,7 @@ def _principal(cfg: PSOFT, site: Site, r: int) -> tuple[np.ndarray, np.ndarray, 
     if cfg.svd == "full":
         U, S, V = np.linalg.svd(weight, full_matrices=False)
         return U, S, V
-    start = TorchGenerator(cfg.random_seed).normal((min(weight.shape), r), 1.0)
-    U, S, V = svd_lowrank(weight, start, cfg.svd_lowrank_niter)
+    U, S, V = svd_lowrank(weight, r, cfg.svd_lowrank_niter, cfg.random_seed)
     return U, S, V.T
 
 

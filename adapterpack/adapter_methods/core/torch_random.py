@@ -124,22 +124,21 @@ def places(seed: int, rows: int, columns: int, count: int) -> np.ndarray:
 
 
 def svd_lowrank(
-    matrix: np.ndarray, start: np.ndarray, niter: int
+    matrix: np.ndarray, rank: int, niter: int, seed: int, dtype: Any = np.float32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns U ``[m, q]``, S ``[q]`` and V ``[n, q]`` in the dtype of ``start``, as ``torch.svd_lowrank``
-    estimates them.
+    """Returns U ``[m, rank]``, S ``[rank]`` and V ``[n, rank]`` as ``torch.svd_lowrank`` estimates them on
+    the CPU from the random numbers of a seed, computed in ``dtype``.
 
-    ``start`` ``[min(m, n), q]`` are the random numbers that torch draws, ``TorchGenerator(seed).normal(shape,
-    1.0)``; ``niter`` is the number of power iterations (Halko et al. 2009, arXiv 0909.4061, algorithm 5.1).
-    The signs are those of numpy's decomposition.
+    ``niter`` is the number of power iterations (Halko et al. 2009, arXiv 0909.4061, algorithm 5.1). The signs
+    are those of numpy's decomposition.
 
     Example:
-        >>> matrix = np.diag([3.0, 2.0, 1.0])
-        >>> svd_lowrank(matrix, TorchGenerator(0).normal((3, 2), 1.0).astype(float), 20)[1].round(6).tolist()
+        >>> svd_lowrank(np.diag([3.0, 2.0, 1.0]), 2, 20, seed=0, dtype=float)[1].round(6).tolist()
         [3.0, 2.0]
     """
+    start = TorchGenerator(seed).normal((min(matrix.shape), rank), 1.0).astype(dtype)
     turned = matrix.shape[0] < matrix.shape[1]
-    tall = (matrix.T if turned else matrix).astype(start.dtype)
+    tall = (matrix.T if turned else matrix).astype(dtype)
     Q = np.linalg.qr(tall @ start)[0]
     for _ in range(niter):
         Q = np.linalg.qr(tall @ np.linalg.qr(tall.T @ Q)[0])[0]
