@@ -15,7 +15,7 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from . import (
     OPTIONAL,
     TRANSPOSED,
     Arrays,
-    Count,
     Diagonal,
     Method,
     NoBranch,
@@ -40,7 +39,7 @@ from . import (
     array_namespace,
     by_suffix,
     has_axes,
-    pattern_of,
+    require_whole,
     zeros,
 )
 from .core.layouts import CONVOLUTIONS
@@ -60,22 +59,26 @@ class IA3(NoBranch):
     """
 
     feedforward: tuple[str, ...] | bool = ()
-    channels: Count = field(default=0, metadata=OPTIONAL)
-    channels_pattern: Mapping[str, int] = pattern_of("channels")
+    channels: Any = field(default=0, metadata=OPTIONAL)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.feedforward, tuple | bool):
             raise ValueError(f"feedforward must be true, false or a tuple of names, not {self.feedforward!r}")
+        for count in self.channels.values() if isinstance(self.channels, Mapping) else [self.channels]:
+            require_whole("channels", count, 0)
 
-    def at(self, path: str) -> Self:
+    def at(self, path: str) -> IA3:
         """Returns the config for one site: ``feedforward`` becomes a bool, decided by the literal path or its
         last components.
         """
-        here = super().at(path)
-        if isinstance(self.feedforward, bool):
-            return here
-        return replace(here, feedforward=by_suffix(self._named, path, False))
+        if isinstance(self.feedforward, bool) and not isinstance(self.channels, Mapping):
+            return self
+        channels = by_suffix(self.channels, path, 0) if isinstance(self.channels, Mapping) else self.channels
+        inner = (
+            self.feedforward if isinstance(self.feedforward, bool) else by_suffix(self._named, path, False)
+        )
+        return replace(self, feedforward=inner, channels=channels)
 
     @cached_property
     def _named(self) -> dict[str, bool]:
@@ -168,7 +171,7 @@ def _channels(content: PeftContent) -> PeftContent:
         for path, tensors in content.sites.items()
         if tensors.get("ia3_l", np.zeros(0)).ndim > 2 and content.config.at(path).feedforward
     }
-    return content.configure(channels_pattern=count) if count else content
+    return content.configure(channels=count) if count else content
 
 
 _CONVOLUTION = PeftLayer(
