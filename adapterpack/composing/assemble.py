@@ -36,7 +36,7 @@ def assemble(
     shared: Mapping[str, np.ndarray] | None = None,
 ) -> Pack:
     """Returns a pack that contains ``parents`` unchanged, each under its name, and combines them as ``tree``
-    says. ``shared`` holds trained values for the parameters that a node has once for all sites.
+    says.
 
     ``shared``: the parameters that nodes have once for all sites, where they are trained already.
 

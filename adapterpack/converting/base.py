@@ -66,8 +66,6 @@ class BaseModel:
         """Returns the tensor of a module's weight: the ``recorded`` one, if the base has it, else one that
         matches the path. The paths of a task model may have one prefix more or less than its checkpoint.
 
-        A task model may have one prefix more or less than its checkpoint.
-
         Raises:
             SiteNotFound: the base has no such tensor.
         """

@@ -14,7 +14,7 @@ from ..adapter_methods import get
 from ..io.hashing import sha256_of
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
-from ..manifest.secondary_methods import MethodSites
+from ..manifest.secondary_methods import MethodSites, Sites
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build
 from ..peft.options import PICKLES, SHARD
@@ -33,27 +33,35 @@ def dequantize(pack: Pack) -> tuple[Pack, tuple[str, ...]]:
     stored = pack.manifest.quantization
     if stored is None:
         return pack, ()
-    claims = pack.manifest
     # a quantized pack has a single method, so it has no other groups to keep
     adapters = {adapter.site: (adapter.config, adapter.params) for adapter in pack.adapters()}
-    weights = {group.path: group.weight for group in claims.groups}
-    plain = build(
+    lineage = descend("convert", [pack], {"dequantized": stored["scheme"]})
+    return rebuild(pack, adapters, lineage=lineage), (
+        f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error "
+        "they have",
+    )
+
+
+def rebuild(
+    pack: Pack, adapters: Sites, weights: Mapping[str, str | None] | None = None, **changes: Any
+) -> Pack:
+    """Returns the pack with other sites of its own method; ``weights`` are the tensors of the base where
+    these are others than the pack's, ``changes`` further arguments of :func:`~adapterpack.pack.pack.build`.
+    """
+    claims = pack.manifest
+    return build(
         pack.name,
         pack.method,
         adapters,
         task=claims.task,
         base=claims.base,
         full=pack.full(),
-        weights=weights,
+        weights={group.path: group.weight for group in claims.groups} | dict(weights or {}),
         problem=claims.problem,
-        lineage=descend("convert", [pack], {"dequantized": stored["scheme"]}),
         training=claims.training,
         license=claims.license,
         extensions=claims.extensions,
-    )
-    return plain, (
-        f"the pack is quantized ({stored['scheme']}): its values are written as float32, with the error "
-        "they have",
+        **changes,
     )
 
 

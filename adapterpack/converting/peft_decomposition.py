@@ -14,8 +14,9 @@ from ..adapter_methods import Completed, Estimate, Method, Site, get, to_matrix
 from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
 from ..pack.layer_kinds import match_layers
-from ..pack.pack import Pack, build
+from ..pack.pack import Pack
 from .base import BaseModel
+from .packs import rebuild
 
 
 def from_peft(pack: Pack, base: BaseModel, completed: Completed | None = None) -> Pack:
@@ -81,23 +82,8 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     common = pack.method.storage.shared
     kept = {} if common is None or not sites else common.shapes(next(iter(sites.values()))[0], list(sites))
     shared = {name: value for name, value in shared.items() if name in kept}
-    weights = {**{group.path: group.weight for group in claims.groups}, **names}
     guests = [MethodSites(get(name), those) for name, those in secondary.items()]
-    return build(
-        pack.name,
-        pack.method,
-        sites,
-        secondary=guests,
-        shared=shared,
-        full=pack.full(),
-        task=claims.task,
-        base=claims.base,
-        weights=weights,
-        problem=claims.problem,
-        training=claims.training,
-        license=claims.license,
-        extensions=claims.extensions,
-    )
+    return rebuild(pack, sites, names, secondary=guests, shared=shared)
 
 
 def _widths(weight: np.ndarray) -> tuple[int, int]:

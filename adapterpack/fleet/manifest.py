@@ -8,6 +8,7 @@ values is read.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -204,10 +205,7 @@ def parse(data: bytes, where: object) -> FleetManifest:
         )
     numbers = 0
     for count, (name, dtype, shape) in enumerate(layout(manifest)):
-        size = 1
-        for extent in shape:
-            size *= extent
-        numbers += size
+        numbers += math.prod(shape)
         if numbers > MOST_NUMBERS or count >= MOST_TENSORS:
             raise FormatError(
                 "the fleet is larger than a fleet may be",

@@ -172,13 +172,7 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     """
     if len(a) == 1:
         return np.ones(1)
-    if len(a) > 2:
-        raise Unsupported(
-            "slerp goes from one change to another",
-            expected="two packs with weights other than 0",
-            found=len(a),
-            remedy="use multi_slerp or karcher",
-        )
+    _require_two(len(a), "slerp")
     return np.asarray(_slerp(G[None], a)[0])
 
 
@@ -193,13 +187,7 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
 def nuslerp(terms: Sequence[Term], *, per: Literal["row", "column"] = "row") -> Factors:
     """Applies :func:`slerp` to every row, or every column, of two changes separately."""
     signs, a = _signed(terms)
-    if len(terms) > 2:
-        raise Unsupported(
-            "nuslerp goes from one change to another",
-            expected="two packs with weights other than 0",
-            found=len(terms),
-            remedy="use multi_slerp or karcher",
-        )
+    _require_two(len(terms), "nuslerp")
     G = (row_gram if per == "row" else column_gram)(terms) * np.outer(signs, signs)
     c = (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G, a)) * signs
     return scaled_lines(terms, c, per)
@@ -298,6 +286,16 @@ def model_stock(terms: Sequence[Term], *, per: Literal["tensor", "row"] = "tenso
             stacklevel=2,
         )
     return scaled_lines(terms, t[:, None] * mean, "row") if per == "row" else reweighted(terms, t[0] * mean)
+
+
+def _require_two(count: int, rule: str) -> None:
+    if count > 2:
+        raise Unsupported(
+            f"{rule} goes from one change to another",
+            expected="two packs with weights other than 0",
+            found=count,
+            remedy="use multi_slerp or karcher",
+        )
 
 
 def _slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:

@@ -266,7 +266,7 @@ def _target(
     base: MergeBase, name: str, contributions: list[Contribution], out: str | None, copied: str | None
 ) -> MergeTarget | None:
     """Returns the target, or None if no contribution changes it. Folds one row to see whether the bias
-    changes. ``copied`` is the tensor of the base that the weight starts from, if that has another name.
+    changes.
 
     ``copied`` is the tensor of the base that the weight starts from, if that has another name.
     """
