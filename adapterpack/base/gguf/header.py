@@ -56,7 +56,7 @@ class Array(NamedTuple):
     items: int
 
 
-class Header(NamedTuple):
+class GGUFHeader(NamedTuple):
     """The contents of a header.
 
     ``spans`` maps a key to the byte range of the key and its value; ``tensors`` are in the order of their
@@ -152,7 +152,7 @@ class _Cursor:
         return Array(kind, items)
 
 
-def read_header(data: Bytes, where: Path) -> Header:
+def read_header(data: Bytes, where: Path) -> GGUFHeader:
     """Returns the header of a GGUF file whose bytes are ``data``.
 
     Raises:
@@ -192,7 +192,7 @@ def read_header(data: Bytes, where: Path) -> Header:
     # The bytes of the tensors begin at the next aligned position after the header.
     start = align(cursor.at, alignment)
     tensors = {tensor.name: tensor for tensor in _place(infos.values(), start, alignment, len(data), where)}
-    return Header(version, values, spans, tensors, alignment, start)
+    return GGUFHeader(version, values, spans, tensors, alignment, start)
 
 
 def align(offset: int, alignment: int) -> int:

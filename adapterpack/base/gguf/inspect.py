@@ -11,10 +11,10 @@ from typing import Any
 
 from ...io.safe_open import open_regular
 from . import MAGIC
-from .header import Header, read_header
+from .header import GGUFHeader, read_header
 
 
-def header_at(path: Path) -> Header | None:
+def header_at(path: Path) -> GGUFHeader | None:
     """Returns the header of a GGUF file without reading any tensor; None for a file of another format.
 
     Raises:
