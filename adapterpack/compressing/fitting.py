@@ -39,7 +39,7 @@ class StoredCore(NamedTuple):
         return made
 
 
-class Draft(NamedTuple):
+class MemberDraft(NamedTuple):
     """A future member: its cores by site, the relative error over all sites and at the worst site, and its
     candidate.
 
@@ -53,7 +53,7 @@ class Draft(NamedTuple):
     candidate: Candidate
     alone: bool = False
 
-    def within(self, error_budget: float | None) -> Draft:
+    def within(self, error_budget: float | None) -> MemberDraft:
         """Returns the draft, turned to ``alone`` if its error exceeds the budget."""
         return self._replace(alone=error_budget is not None and self.error > error_budget)
 
@@ -63,7 +63,7 @@ class Fit(NamedTuple):
 
     rank: int
     bases: Sequence[Mapping[str, Bases]]
-    members: tuple[Draft, ...]
+    members: tuple[MemberDraft, ...]
 
     def with_members(self, found: Sequence[Candidate], error_budget: float | None) -> Fit:
         """Adds members on the same bases; a member whose error exceeds the budget is alone."""
@@ -119,7 +119,7 @@ def _bases(found: Sequence[Candidate], assigned: np.ndarray, rank: int, count: i
     return made
 
 
-def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
+def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> MemberDraft:
     """Returns a candidate's draft in the cluster with the least error."""
     return min(
         (_in_cluster(one, cluster, sites) for cluster, sites in enumerate(bases)),
@@ -127,7 +127,7 @@ def _best(one: Candidate, bases: Sequence[Mapping[str, Bases]]) -> Draft:
     )
 
 
-def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Draft:
+def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> MemberDraft:
     """Computes the error with ``|D - U C' V|^2 = |D|^2 - 2 <U^T D V^T, C'> + <U^T U C' V V^T, C'>`` for the
     stored core ``C'`` and the stored bases, which in float32 are not exactly orthonormal.
     """
@@ -143,6 +143,6 @@ def _in_cluster(one: Candidate, cluster: int, bases: Mapping[str, Bases]) -> Dra
         )
     total = sum(one.energy.values())
     worst = max((tails[path] / energy for path, energy in one.energy.items() if energy), default=0.0)
-    return Draft(
+    return MemberDraft(
         cluster, cores, math.sqrt(sum(tails.values()) / total) if total else 0.0, math.sqrt(worst), one
     )

@@ -13,7 +13,7 @@ from ..io.safetensors import dtype_name
 from ..lowrank.factors import Factors
 from ..manifest.structs import Base
 from .candidates import Candidate, weights_of
-from .fitting import Draft, Fit, StoredCore
+from .fitting import MemberDraft, Fit, StoredCore
 from .joint_bases import Bases
 
 
@@ -110,7 +110,7 @@ def drafts_of(fleet: Fleet) -> tuple[dict[str, Site], Fit]:
     return sites, Fit(manifest.rank, bases, tuple(_draft(fleet, member) for member in manifest.members))
 
 
-def _draft(fleet: Fleet, member: Member) -> Draft:
+def _draft(fleet: Fleet, member: Member) -> MemberDraft:
     pack, shared = fleet.pack(member.name), fleet.shared(member.name)
     factors = {adapter.site.path: adapter for adapter in pack.adapters()}
     sites = {path: (adapter.site, adapter.weight) for path, adapter in factors.items()}
@@ -119,4 +119,4 @@ def _draft(fleet: Fleet, member: Member) -> Draft:
     }
     cores = {path: StoredCore(one.codes, one.scales) for path, one in shared.items()}
     candidate, alone = Candidate(pack, sites, changes, {}), member.cluster is None
-    return Draft(member.cluster or 0, cores, member.error, member.worst, candidate, alone)
+    return MemberDraft(member.cluster or 0, cores, member.error, member.worst, candidate, alone)

@@ -110,7 +110,8 @@ def fuse(form: NormalForm, layer: Frozen, x: Tensor, dropout: Dropout | None = N
     bias, rest = _bias(form, layer)
     if dropout is None and belongs_within(form, x.shape[:-1].numel()):
         return _finish(rest, functional.linear(x, _change(form, layer.weight), bias))
-    turns = form.pre is None and form.down is None and not form.routes
+    # torch.compile cannot trace "not" of a tuple
+    turns = form.pre is None and form.down is None and len(form.routes) == 0
     turn = turn_of(form, len(layer.weight)) if turns else None
     if turn is not None:
         return _finish(NormalForm(shift=form.shift), after(x, layer.weight, layer.bias, turn))
