@@ -29,21 +29,20 @@ from . import (
     Array,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
     PeftLayer,
+    PositiveInt,
     Progress,
-    Seed,
     Shapes,
     Site,
     SiteConfig,
     Storage,
     TrainedSite,
     Traits,
-    Whole,
     array_namespace,
     normal,
     pattern_of,
@@ -53,6 +52,9 @@ from . import (
     zeros,
 )
 from .kasa import departure
+
+Steps = Annotated[int, Meta(ge=0, le=LARGEST_WHOLE)]
+"""The type of a number of steps, which may be zero."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,17 @@ class AdaLoRA(SiteConfig):
         12
     """
 
-    init_r: Whole = 12
-    target_r: Whole = 8
-    alpha: Number | None = None
-    tinit: Seed = 0
-    tfinal: Seed = 0
+    init_r: PositiveInt = 12
+    target_r: PositiveInt = 8
+    alpha: FiniteFloat | None = None
+    tinit: Steps = 0
+    tfinal: Steps = 0
     deltaT: Annotated[int, Meta(ge=1, le=LARGEST_WHOLE)] = 1  # noqa: N815 - the paper's and PEFT's name
-    beta1: Number = 0.85
-    beta2: Number = 0.85
-    orth_reg_weight: Number = 0.5
+    beta1: FiniteFloat = 0.85
+    beta2: FiniteFloat = 0.85
+    orth_reg_weight: FiniteFloat = 0.5
     total_step: int | None = None
-    r: Whole | None = None
+    r: PositiveInt | None = None
     rank_pattern: Mapping[str, int] = pattern_of("r")
 
     def __post_init__(self) -> None:

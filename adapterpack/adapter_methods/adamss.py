@@ -38,12 +38,13 @@ from . import (
     Arrays,
     Dense,
     Factorise,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftContent,
     PeftKeys,
+    PositiveInt,
     Seed,
     Shapes,
     Site,
@@ -52,7 +53,6 @@ from . import (
     Tensors,
     Training,
     Traits,
-    Whole,
     array_namespace,
     pattern_of,
 )
@@ -79,13 +79,13 @@ class AdaMSS(SiteConfig):
         1
     """
 
-    r: Whole = 100
+    r: PositiveInt = 100
     num_subspaces: Annotated[int, Meta(ge=1, le=MOST_GROUPS)] = 5
     subspace_rank: Annotated[int, Meta(ge=1, le=WIDEST // MOST_GROUPS)] = 1
     use_dynamic_rank: bool = False
-    svd_threshold: Number = 0.1
+    svd_threshold: FiniteFloat = 0.1
     random_seed: Seed = 0
-    length: Whole | None = None
+    length: PositiveInt | None = None
     lengths: Mapping[str, int] = pattern_of("length", **FOR_TRAINING)
     parts: tuple[tuple[int, int], ...] | None = field(default=None, metadata=OPTIONAL)
 

@@ -28,9 +28,9 @@ from . import (
     Arrays,
     BlockDiagonal,
     Chain,
-    Count,
     Method,
     NoBranch,
+    NonNegativeInt,
     NormalForm,
     Operator,
     Params,
@@ -38,11 +38,11 @@ from . import (
     PeftKeys,
     PeftLayer,
     Permutation,
+    PositiveInt,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
     require_whole,
     zeros,
@@ -64,8 +64,8 @@ class BOFT(NoBranch):
     """
 
     block_size: int = 4
-    block_num: Count = 0
-    n_butterfly_factor: Whole = 1
+    block_num: NonNegativeInt = 0
+    n_butterfly_factor: PositiveInt = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,12 +21,12 @@ from . import (
     NormalForm,
     Params,
     PeftKeys,
+    PositiveInt,
     Shapes,
     Site,
     SiteConfig,
     Storage,
     Traits,
-    Whole,
     pattern_of,
     zeros,
 )
@@ -42,7 +42,7 @@ class C3A(SiteConfig):
         64
     """
 
-    block_size: Whole = 256
+    block_size: PositiveInt = 256
     block_size_pattern: Mapping[str, int] = pattern_of("block_size")
 
 

@@ -15,7 +15,19 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, constant, normal
+from . import (
+    METHODS,
+    Arrays,
+    Method,
+    NonNegativeInt,
+    Params,
+    Shapes,
+    Site,
+    Storage,
+    array_namespace,
+    constant,
+    normal,
+)
 from .forms.prompt import STORED, CacheConfig, PromptForm, as_cache, cache_fields, peft_form, prefill, traits
 
 _SINK = "frozen_embedding"
@@ -34,7 +46,7 @@ class Cartridge(CacheConfig):
     """
 
     init: Literal["random", "text"] = "text"
-    num_frozen_tokens: Count = 1
+    num_frozen_tokens: NonNegativeInt = 1
     baked: bool = False
 
     def __post_init__(self) -> None:

@@ -26,11 +26,11 @@ from . import (
     Dense,
     Method,
     Params,
+    PositiveInt,
     Shapes,
     Shared,
     Site,
     Storage,
-    Whole,
     array_namespace,
     normal,
 )
@@ -50,8 +50,8 @@ class Compacter(BlockConfig):
     targets: str | tuple[str, ...] = field(default="all-blocks", metadata=FOR_TRAINING)
     reduction: float = 32
     act: str = "gelu"
-    phm_dim: Whole = 4
-    phm_rank: Whole = 1
+    phm_dim: PositiveInt = 4
+    phm_rank: PositiveInt = 1
     shared_rule: bool = True
     factorized_rule: bool = False
 

@@ -18,7 +18,18 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import METHODS, Arrays, Method, Number, Params, Shapes, Site, Storage, array_namespace, require_whole
+from . import (
+    METHODS,
+    Arrays,
+    FiniteFloat,
+    Method,
+    Params,
+    Shapes,
+    Site,
+    Storage,
+    array_namespace,
+    require_whole,
+)
 from .forms.prompt import STORED, EmbeddingConfig, PromptForm, embed, embedding_fields, peft_form, traits
 
 _DELTA = "delta_embedding"
@@ -38,9 +49,9 @@ class CPT(EmbeddingConfig):
 
     token_types: tuple[int, ...] = ()
     opt_weighted_loss_type: Literal["none", "decay"] = "none"
-    opt_loss_decay_factor: Number = 1.0
-    input_epsilon: Number = 0.1
-    format_epsilon: Number = 0.1
+    opt_loss_decay_factor: FiniteFloat = 1.0
+    input_epsilon: FiniteFloat = 0.1
+    format_epsilon: FiniteFloat = 0.1
     baked: bool = False
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from . import (
     NormalForm,
     Params,
     PeftKeys,
-    Positive,
+    PositiveFloat,
     RankConfig,
     Shapes,
     Site,
@@ -51,7 +51,7 @@ class DEFT(RankConfig):
         (1.0, 0.5)
     """
 
-    alpha: Positive | None = None
+    alpha: PositiveFloat | None = None
     decomposition_method: Literal["relu", "qr"] = "relu"
 
     @property

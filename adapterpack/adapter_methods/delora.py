@@ -21,17 +21,17 @@ from . import (
     Array,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     RanksConfig,
     Shapes,
     Site,
     Training,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
     pattern_of,
@@ -53,8 +53,8 @@ class DeLoRA(RanksConfig):
         5.0
     """
 
-    r: Whole = 16
-    bound: Number = 15.0
+    r: PositiveInt = 16
+    bound: FiniteFloat = 15.0
     bound_pattern: Mapping[str, float] = pattern_of("bound")
 
 

@@ -22,9 +22,9 @@ from . import (
     TRANSPOSED,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
     Seed,
@@ -54,7 +54,7 @@ class FourierFT(SiteConfig):
     """
 
     n_frequency: Coefficients = 1000
-    scaling: Number = 150.0
+    scaling: FiniteFloat = 150.0
     random_loc_seed: Seed = 777
     n_frequency_pattern: Mapping[str, int] = pattern_of("n_frequency")
 

@@ -38,7 +38,7 @@ from . import (
     Params,
     PeftContent,
     PeftKeys,
-    Positive,
+    PositiveFloat,
     Seed,
     Shapes,
     Shared,
@@ -63,7 +63,7 @@ class FRoD(SiteConfig):
 
     sparse_rate: Annotated[float, Meta(gt=0, le=1)] = 0.01
     projection_prng_key: Seed = 0
-    regularization_alpha: Positive = 1e-3
+    regularization_alpha: PositiveFloat = 1e-3
     own_basis: bool = True
 
     @property

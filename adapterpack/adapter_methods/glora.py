@@ -28,11 +28,11 @@ from . import (
     Params,
     PeftContent,
     PeftKeys,
+    PositiveInt,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
 )
 
@@ -53,7 +53,7 @@ class GLoRA(NoBranch):
         'lora'
     """
 
-    r: Whole = 8
+    r: PositiveInt = 8
     config_A_B: Literal["lora", "vector", "constant"] = "lora"  # noqa: N815 - PEFT's name
     config_C: Literal["lora", "vector", "none"] = "lora"  # noqa: N815
     config_D_E: Literal["vector", "constant", "none"] = "constant"  # noqa: N815

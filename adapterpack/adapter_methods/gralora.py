@@ -27,18 +27,18 @@ from . import (
     Array,
     Arrays,
     BlockDiagonal,
-    Count,
     Dense,
+    FiniteFloat,
     Method,
+    NonNegativeInt,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Shapes,
     Site,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
     set_defaults,
@@ -54,9 +54,9 @@ class GraLoRA(RankConfig):
         (0.5, 20)
     """
 
-    alpha: Number | None = None
-    k: Whole = 2
-    hybrid_r: Count = 0
+    alpha: FiniteFloat | None = None
+    k: PositiveInt = 2
+    hybrid_r: NonNegativeInt = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -28,11 +28,11 @@ from . import (
     Params,
     PeftKeys,
     PeftLayer,
+    PositiveInt,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
 )
@@ -48,7 +48,7 @@ class HRA(NoBranch):
         False
     """
 
-    r: Whole = 8
+    r: PositiveInt = 8
     apply_gs: bool = False
 
 

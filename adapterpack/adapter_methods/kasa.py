@@ -25,9 +25,9 @@ from . import (
     Array,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     Shapes,
     Site,
@@ -49,8 +49,8 @@ class KaSA(LoRA):
         2.0
     """
 
-    beta: Number = 1e-4
-    gamma: Number = 1e-3
+    beta: FiniteFloat = 1e-4
+    gamma: FiniteFloat = 1e-3
 
 
 def _shapes(cfg: KaSA, site: Site) -> Shapes:

@@ -26,11 +26,12 @@ from . import (
     Array,
     Arrays,
     Factorise,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Shapes,
     Shared,
@@ -38,7 +39,6 @@ from . import (
     Storage,
     Tensors,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
     zeros,
@@ -64,10 +64,10 @@ class Lily(RankConfig):
         1.0
     """
 
-    r: Whole = 32
+    r: PositiveInt = 32
     stride: Annotated[int, Meta(ge=1, le=MOST_SITES)] = 1
     num_experts: Annotated[int, Meta(ge=2, le=_MOST_EXPERTS)] = 2
-    scaling: Number = 1.0
+    scaling: FiniteFloat = 1.0
     block: Annotated[int, Meta(ge=0, le=MOST_SITES)] | None = None
     spread: bool = False
 

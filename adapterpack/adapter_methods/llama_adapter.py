@@ -22,14 +22,14 @@ from . import (
     METHODS,
     NOT_IN_LAYERS,
     Arrays,
-    Count,
     Method,
     NoBranch,
+    NonNegativeInt,
     Params,
     PeftForm,
+    PositiveInt,
     Shapes,
     Site,
-    Whole,
     normal,
 )
 from .forms.attention import TRAITS, AttentionForm
@@ -50,8 +50,8 @@ class LLaMAAdapter(NoBranch):
     """
 
     targets: str | tuple[str, ...] = field(default="all-attention", metadata=FOR_TRAINING)
-    adapter_len: Whole = 10
-    adapter_layers: Count = 0
+    adapter_len: PositiveInt = 10
+    adapter_layers: NonNegativeInt = 0
 
 
 def _shapes(cfg: LLaMAAdapter, site: Site) -> Shapes:

@@ -24,9 +24,9 @@ from . import (
     AlphaConfig,
     Array,
     Arrays,
-    Count,
     Kronecker,
     Method,
+    NonNegativeInt,
     NormalForm,
     Params,
     PeftContent,
@@ -61,7 +61,7 @@ class LoKr(AlphaConfig):
 
     decompose_both: bool = False
     decompose_factor: int = -1
-    kernel: Count = field(default=0, metadata=OPTIONAL)
+    kernel: NonNegativeInt = field(default=0, metadata=OPTIONAL)
     kernel_pattern: Mapping[str, int] = pattern_of("kernel")
 
     def __post_init__(self) -> None:

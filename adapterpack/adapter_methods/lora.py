@@ -38,7 +38,7 @@ from . import (
     PeftForm,
     PeftKeys,
     PeftLayer,
-    Positive,
+    PositiveFloat,
     Shapes,
     Site,
     Storage,
@@ -71,7 +71,7 @@ class LoRA(AlphaConfig):
     """
 
     use_rslora: bool = False
-    lr_ratio: Positive | None = field(default=None, metadata=FOR_TRAINING)
+    lr_ratio: PositiveFloat | None = field(default=None, metadata=FOR_TRAINING)
     init: str = field(default="default", metadata=FOR_TRAINING)
     init_options: Mapping[str, Any] = field(default_factory=dict, metadata=FOR_TRAINING)
 

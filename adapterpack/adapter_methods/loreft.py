@@ -29,10 +29,10 @@ from . import (
     Dense,
     Method,
     Params,
+    PositiveInt,
     Shapes,
     Site,
     SiteConfig,
-    Whole,
     array_namespace,
     zeros,
 )
@@ -53,7 +53,7 @@ class LoReFT(SiteConfig):
     """
 
     targets: str | tuple[str, ...] = field(default="all-layers", metadata=FOR_TRAINING)
-    r: Whole = 4
+    r: PositiveInt = 4
     orthogonal: bool = True
     positions: str = "all"
 

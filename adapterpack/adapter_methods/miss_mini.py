@@ -19,13 +19,13 @@ from . import (
     Method,
     NormalForm,
     Params,
+    PositiveInt,
     RankConfig,
     Repeat,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     require_widths,
     zeros,
 )
@@ -41,7 +41,7 @@ class MiSSMini(RankConfig):
         64
     """
 
-    mini_r: Whole = 1
+    mini_r: PositiveInt = 1
 
 
 def _shapes(cfg: MiSSMini, site: Site) -> Shapes:

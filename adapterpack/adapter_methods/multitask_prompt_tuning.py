@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, Whole, normal
+from . import METHODS, Arrays, Method, NonNegativeInt, Params, PositiveInt, Shapes, Site, Storage, normal
 from .forms.prompt import STORED, PromptForm, embedding_fields, peft_form, traits
 from .prompt_tuning import PEFT_INIT, PromptTuning, start
 
@@ -28,9 +28,9 @@ class MultitaskPromptTuning(PromptTuning):
         1
     """
 
-    num_tasks: Whole = 1
-    num_ranks: Whole = 1
-    default_task: Count = 0
+    num_tasks: PositiveInt = 1
+    num_ranks: PositiveInt = 1
+    default_task: NonNegativeInt = 0
 
     task_field: ClassVar[str] = "default_task"
 

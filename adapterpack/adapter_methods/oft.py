@@ -22,14 +22,14 @@ from . import (
     WEIGHTS,
     Arrays,
     BlockDiagonal,
-    Count,
     Method,
     NoBranch,
+    NonNegativeInt,
     NormalForm,
     Params,
     PeftKeys,
     PeftLayer,
-    Positive,
+    PositiveFloat,
     Shapes,
     Site,
     Storage,
@@ -53,10 +53,10 @@ class OFT(NoBranch):
     """
 
     block_size: int = 32
-    r: Count = 0
+    r: NonNegativeInt = 0
     block_share: bool = False
     coft: bool = False
-    eps: Positive = 6e-5
+    eps: PositiveFloat = 6e-5
     use_cayley_neumann: bool = False
     num_cayley_neumann_terms: Terms = 5
 

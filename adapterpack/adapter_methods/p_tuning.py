@@ -16,7 +16,19 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from msgspec import Meta
 
-from . import METHODS, Array, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
+from . import (
+    METHODS,
+    Array,
+    Arrays,
+    Method,
+    NonNegativeInt,
+    Params,
+    Shapes,
+    Site,
+    Storage,
+    array_namespace,
+    normal,
+)
 from .forms.blocks import relu
 from .forms.prompt import (
     STORED,
@@ -46,7 +58,7 @@ class PTuning(EmbeddingConfig):
     """
 
     encoder: Literal["mlp", "lstm"] = "mlp"
-    encoder_hidden: Count = 0
+    encoder_hidden: NonNegativeInt = 0
     encoder_layers: Annotated[int, Meta(ge=1, le=_MOST_LAYERS)] = 2
     baked: bool = False
 

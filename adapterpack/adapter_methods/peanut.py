@@ -24,17 +24,17 @@ from . import (
     WEIGHTS,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     kaiming,
     widths_of,
 )
@@ -55,10 +55,10 @@ class PEANuT(RankConfig):
         'silu'
     """
 
-    r: Whole = 32
+    r: PositiveInt = 32
     depth: Annotated[int, Meta(ge=0, le=_DEEPEST)] = 0
     act_fn: str = "relu"
-    scaling: Number = 1.0
+    scaling: FiniteFloat = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

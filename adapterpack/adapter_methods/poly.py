@@ -31,18 +31,18 @@ from . import (
     METHODS,
     Array,
     Arrays,
-    Count,
     Dense,
     Method,
+    NonNegativeInt,
     NormalForm,
     Params,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Shapes,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
 )
@@ -58,10 +58,10 @@ class Poly(RankConfig):
         0.25
     """
 
-    n_tasks: Whole = 1
-    n_skills: Whole = 4
-    n_splits: Whole = 1
-    default_task: Count = 0
+    n_tasks: PositiveInt = 1
+    n_skills: PositiveInt = 4
+    n_splits: PositiveInt = 1
+    default_task: NonNegativeInt = 0
 
     task_field: ClassVar[str] = "default_task"
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from . import METHODS, Arrays, Count, Method, Params, Shapes, Site, Storage, array_namespace, normal
+from . import METHODS, Arrays, Method, NonNegativeInt, Params, Shapes, Site, Storage, array_namespace, normal
 from .forms.prompt import (
     STORED,
     CacheConfig,
@@ -47,7 +47,7 @@ class PrefixTuning(CacheConfig):
 
     init: Literal["random", "zero", "text"] = "random"
     projection: bool = False
-    encoder_hidden: Count = 0
+    encoder_hidden: NonNegativeInt = 0
     baked: bool = False
 
     def __post_init__(self) -> None:

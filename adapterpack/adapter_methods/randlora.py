@@ -26,15 +26,15 @@ from . import (
     TRANSPOSED,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     Shapes,
     Site,
     Traits,
-    Whole,
     array_namespace,
     set_defaults,
     zeros,
@@ -53,8 +53,8 @@ class RandLoRA(Projected):
         20.0
     """
 
-    r: Whole = 32
-    alpha: Number | None = None
+    r: PositiveInt = 32
+    alpha: FiniteFloat | None = None
     sparse: bool = False
     very_sparse: bool = False
 

@@ -22,13 +22,13 @@ from . import (
     Params,
     PeftContent,
     PeftKeys,
+    PositiveInt,
     Seed,
     Shapes,
     Site,
     SiteConfig,
     Storage,
     Traits,
-    Whole,
     require_widths,
 )
 from .core.sparse import Sparse, require_places
@@ -44,7 +44,7 @@ class SHiRA(SiteConfig):
         0
     """
 
-    r: Whole = 32
+    r: PositiveInt = 32
     random_seed: Seed | None = 0
 
     @property

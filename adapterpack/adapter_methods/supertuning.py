@@ -24,19 +24,19 @@ from . import (
     METHODS,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftContent,
     PeftKeys,
+    PositiveInt,
     Shapes,
     Site,
     SiteConfig,
     Storage,
     Training,
     Traits,
-    Whole,
     array_namespace,
     kaiming,
     require_widths,
@@ -57,8 +57,8 @@ class SuperTuning(SiteConfig):
 
     sparsity: Annotated[float, Meta(ge=0, lt=1)] = 0.99
     select_top: bool = True
-    r: Whole | None = None
-    alpha: Number | None = None
+    r: PositiveInt | None = None
+    alpha: FiniteFloat | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -36,6 +36,7 @@ from . import (
     PeftContent,
     PeftKeys,
     PeftLayer,
+    PositiveInt,
     RankConfig,
     Seed,
     Shapes,
@@ -44,7 +45,6 @@ from . import (
     Storage,
     Tensors,
     Traits,
-    Whole,
     array_namespace,
     pattern_of,
 )
@@ -64,8 +64,8 @@ class TinyLoRA(RankConfig):
         2
     """
 
-    r: Whole = 2
-    u: Whole = 64
+    r: PositiveInt = 2
+    u: PositiveInt = 64
     weight_tying: Annotated[float, Meta(ge=0, le=1)] = 0.0
     projection_seed: Seed = 42
     save_factors: bool = False

@@ -28,19 +28,19 @@ from . import (
     WITH_BASE,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftContent,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Seed,
     Shared,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
     pattern_of,
     require_widths,
@@ -65,10 +65,10 @@ class UniLoRA(RankConfig):
         4
     """
 
-    r: Whole = 4
-    theta_d_length: Whole = 256
+    r: PositiveInt = 4
+    theta_d_length: PositiveInt = 256
     proj_seed: Seed = 42
-    init_theta_d_bound: Number = 0.02
+    init_theta_d_bound: FiniteFloat = 0.02
     start: Annotated[int, Meta(ge=0, le=_MOST)] | None = None
     total: Annotated[int, Meta(ge=1, le=_MOST)] | None = None
     starts: Mapping[str, int] = pattern_of("start")

@@ -25,18 +25,18 @@ from . import (
     Array,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     RankConfig,
     Shapes,
     Shared,
     Site,
     Storage,
     Traits,
-    Whole,
     array_namespace,
     require_widths,
 )
@@ -54,12 +54,12 @@ class VBLoRA(RankConfig):
         4
     """
 
-    r: Whole = 4
-    num_vectors: Whole = 256
-    vector_length: Whole = 256
-    topk: Whole = 2
-    init_vector_bank_bound: Number = 0.02
-    init_logits_std: Number = 0.1
+    r: PositiveInt = 4
+    num_vectors: PositiveInt = 256
+    vector_length: PositiveInt = 256
+    topk: PositiveInt = 2
+    init_vector_bank_bound: FiniteFloat = 0.02
+    init_logits_std: FiniteFloat = 0.1
     save_only_topk_weights: bool = False
 
     def __post_init__(self) -> None:

@@ -26,16 +26,16 @@ from . import (
     TRANSPOSED,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftKeys,
+    PositiveInt,
     Scaled,
     Shapes,
     Site,
     Traits,
-    Whole,
     widths_of,
     zeros,
 )
@@ -52,8 +52,8 @@ class VeRA(Projected):
         64
     """
 
-    r: Whole = 256
-    d_initial: Number = 0.1
+    r: PositiveInt = 256
+    d_initial: FiniteFloat = 0.1
 
     @property
     def rank(self) -> int:

@@ -22,9 +22,9 @@ from . import (
     TRANSPOSED,
     Arrays,
     Dense,
+    FiniteFloat,
     Method,
     NormalForm,
-    Number,
     Params,
     PeftContent,
     PeftKeys,
@@ -54,7 +54,7 @@ class WaveFT(FourierFT):
     """
 
     n_frequency: Coefficients = 2592
-    scaling: Number = 25.0
+    scaling: FiniteFloat = 25.0
     wavelet_family: str = "db1"
     use_idwt: bool = True
     proportional_parameters: bool = False

@@ -13,7 +13,7 @@ from ..io.safetensors import dtype_name
 from ..lowrank.factors import Factors
 from ..manifest.structs import Base
 from .candidates import Candidate, weights_of
-from .fitting import MemberDraft, Fit, StoredCore
+from .fitting import Fit, MemberDraft, StoredCore
 from .joint_bases import Bases
 
 

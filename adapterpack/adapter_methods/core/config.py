@@ -34,17 +34,17 @@ LARGEST_WHOLE = 1 << 53
 """The largest integer that every JSON reader represents exactly: the limit of seeds and of step counts."""
 MOST_SITES = 50_000
 """The most sites that a pack can have."""
-Whole = Annotated[int, Meta(ge=1, le=WIDEST)]
+PositiveInt = Annotated[int, Meta(ge=1, le=WIDEST)]
 """The type of a rank, a width or a count that cannot be zero. Configs come from untrusted files, so
 :class:`SiteConfig` checks the bounds of every field whose type has some.
 """
-Count = Annotated[int, Meta(ge=0, le=WIDEST)]
+NonNegativeInt = Annotated[int, Meta(ge=0, le=WIDEST)]
 """The type of a count that may be zero."""
 Seed = Annotated[int, Meta(ge=0, le=LARGEST_WHOLE)]
 """The type of a seed of random numbers."""
-Number = Annotated[float, Meta()]
+FiniteFloat = Annotated[float, Meta()]
 """The type of a finite number."""
-Positive = Annotated[float, Meta(gt=0)]
+PositiveFloat = Annotated[float, Meta(gt=0)]
 """The type of a finite number above zero."""
 
 FOR_TRAINING = {"packed": False}
@@ -73,7 +73,7 @@ class SiteConfig:
     the method's only schema.
 
     Types say which values a field can have: ``bool``, a ``Literal``, or a number with bounds such as
-    :data:`Whole`; each of them may also allow None. Other types allow every value.
+    :data:`PositiveInt`; each of them may also allow None. Other types allow every value.
 
     Example:
         >>> SiteConfig(targets=("q_proj", "v_proj")).at("layers.0.q_proj").scale
@@ -152,7 +152,7 @@ class RankConfig(SiteConfig):
         4
     """
 
-    r: Whole = 8
+    r: PositiveInt = 8
 
     @property
     def rank(self) -> int | None:
@@ -182,7 +182,7 @@ class AlphaConfig(RanksConfig):
         1.5
     """
 
-    alpha: Number | None = None
+    alpha: FiniteFloat | None = None
     alpha_pattern: Mapping[str, float] = pattern_of("alpha")
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class NoBranch(SiteConfig):
 
 def check_fields(settings: Any) -> None:
     """Checks the fields of a frozen dataclass whose types say which values they can have, such as
-    :data:`Whole`, and makes floats of numbers.
+    :data:`PositiveInt`, and makes floats of numbers.
 
     Raises:
         ValueError: a field has another value.

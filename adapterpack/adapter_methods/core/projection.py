@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .base import Shared, Storage, require_widths
-from .config import Seed, SiteConfig, Whole
+from .config import PositiveInt, Seed, SiteConfig
 from .peft_form import PeftContent
 from .site import Site
 
@@ -30,8 +30,8 @@ class Projected(SiteConfig):
 
     projection_prng_key: Seed = 0
     save_projection: bool = False
-    width: Whole | None = None
-    height: Whole | None = None
+    width: PositiveInt | None = None
+    height: PositiveInt | None = None
 
 
 def resolve(configs: Sequence[Any], sites: Sequence[Site]) -> list[Any]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from ..core.arrays import array_namespace
 from ..core.base import Method, Traits
-from ..core.config import FOR_TRAINING, Number, SiteConfig, is_number, pattern_of
+from ..core.config import FOR_TRAINING, FiniteFloat, SiteConfig, is_number, pattern_of
 from ..core.operators import Array, Operator
 from ..core.site import Params, Site
 
@@ -176,7 +176,7 @@ class BlockConfig(SiteConfig):
     reduction: float = 16
     act: str = "relu"
     source: str = "output"
-    scaling: Number = 1.0
+    scaling: FiniteFloat = 1.0
     reduction_pattern: Mapping[str, float] = pattern_of("reduction")
 
     def __post_init__(self) -> None:

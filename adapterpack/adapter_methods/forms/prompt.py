@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import Unsupported
 from ..core.arrays import array_namespace
 from ..core.base import Traits
-from ..core.config import Count, SiteConfig, Whole, require_whole
+from ..core.config import NonNegativeInt, PositiveInt, SiteConfig, require_whole
 from ..core.operators import Array
 from ..core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
 from ..core.site import PROMPT, Params, Site
@@ -53,7 +53,7 @@ class PromptConfig(SiteConfig):
     ``token_ids`` or ``text`` initialise the prompt; the model's own tokenizer turns a text into ids.
     """
 
-    num_virtual_tokens: Whole = 20
+    num_virtual_tokens: PositiveInt = 20
     token_ids: tuple[int, ...] = ()
     text: str | None = None
 
@@ -85,9 +85,9 @@ class EmbeddingConfig(PromptConfig):
 class CacheConfig(PromptConfig):
     """A prompt of keys and values. The pack stores the model's sizes; 0 means not known yet."""
 
-    num_layers: Count = 0
-    num_heads: Count = 0
-    head_dim: Count = 0
+    num_layers: NonNegativeInt = 0
+    num_heads: NonNegativeInt = 0
+    head_dim: NonNegativeInt = 0
 
     def sizes(self, site: Site) -> tuple[int, int, int]:
         """Returns the number of layers, the number of key heads and ``head_dim``, from the config or else

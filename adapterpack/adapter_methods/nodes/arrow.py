@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from ..core.config import Positive, Whole
+from ..core.config import PositiveFloat, PositiveInt
 from ..core.routers import SoftmaxGate
 from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
@@ -33,8 +33,8 @@ class Arrow(NodeSettings):
     weights them more evenly.
     """
 
-    top_k: Whole = 3
-    temperature: Positive = 1.0
+    top_k: PositiveInt = 3
+    temperature: PositiveFloat = 1.0
 
 
 def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:

@@ -116,7 +116,8 @@ class NodeKind(NamedTuple):
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """The settings of a kind of node, or none; a type such as ``Whole`` says which values a field can have.
+    """The settings of a kind of node, or none; a type such as ``PositiveInt`` says which values a field can
+    have.
 
     Raises:
         ValueError: a field has another value.

@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from ..core.config import Count
+from ..core.config import NonNegativeInt
 from ..core.routers import Attention
 from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
@@ -30,7 +30,7 @@ class Fuse(NodeSettings):
     """``size`` is the width of query and key, ``top_k`` the number of experts per token (0: all)."""
 
     size: Annotated[int, Meta(ge=1, le=1 << 14)] = 32
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
 
 
 def _join(settings: Fuse, parts: Parts, tensors: Params) -> NodePart | None:

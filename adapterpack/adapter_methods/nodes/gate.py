@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.config import Count
+from ..core.config import NonNegativeInt
 from ..core.routers import SoftmaxGate
 from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
@@ -24,7 +24,7 @@ from .registry import NODES
 class GateSettings(NodeSettings):
     """``top_k`` is the number of experts per token (0: all)."""
 
-    top_k: Count = 0
+    top_k: NonNegativeInt = 0
 
 
 def _join(settings: GateSettings, parts: Parts, tensors: Params) -> NodePart | None:

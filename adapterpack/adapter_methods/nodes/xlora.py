@@ -19,7 +19,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from ..core.config import Count, Number, Positive
+from ..core.config import FiniteFloat, NonNegativeInt, PositiveFloat
 from ..core.operators import Array
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
 from ..core.site import Arrays, Params, Shapes
@@ -42,10 +42,10 @@ class XLoRA(NodeSettings):
     size: Annotated[int, Meta(ge=1, le=1 << 20)] = 2048
     layerwise: bool = False
     softmax: bool = True
-    temperature: Positive = 1.0
-    top_k: Count = 0
+    temperature: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
     softmax_topk: bool = False
-    scale: Number = 1.0
+    scale: FiniteFloat = 1.0
 
 
 def _shared_shapes(settings: XLoRA, count: int, layers: int) -> Shapes:
