@@ -28,7 +28,7 @@ def test_a_folder_of_a_repository_is_as_good_as_a_whole_one(hub: Hub, tmp_path: 
     """push, pull, validate, audit, load by reference; what lies beside the folder is the same afterwards, and
     each push is one commit.
     """
-    one, other, lock = make_pack("one"), make_pack("other", seed=9), tmp_path / "adapterpack.lock"
+    one, other, lock = make_pack("one"), make_pack("other", seed=29), tmp_path / "adapterpack.lock"
     first = adapterpack.push(one, "hf://org/many/adapters/one")
     assert first.created
     beside = listing("hf://org/many")
