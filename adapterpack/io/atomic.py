@@ -7,6 +7,7 @@ output of that name begins.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import re
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import gettempdir
 
 from ..errors import FormatError, OutputExists, StorageError, storage_errors
 from .locks import CAN_LOCK, lock_folder
@@ -75,8 +77,6 @@ def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 def _exchange(new: Path, target: Path, spare: Path) -> None:
     """Exchanges two folders, atomically where the system can."""
     if sys.platform == "linux":
-        import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
-
         # The C library may lack the function.
         with suppress(AttributeError):
             if (
@@ -270,8 +270,6 @@ def scratch_folder() -> Iterator[Path]:
         >>> folder.exists()
         False
     """
-    from tempfile import gettempdir  # noqa: PLC0415 - takes 4 ms to import
-
     with storage_errors("TMPDIR"):
         place = Path(gettempdir())
     with _private_folder(

@@ -4,6 +4,7 @@ part.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import sys
@@ -62,8 +63,6 @@ def reserve(descriptor: int, size: int) -> None:
     """
     os.truncate(descriptor, size)
     if size and sys.platform == "linux" and sys.maxsize > 1 << 32:
-        import ctypes  # noqa: PLC0415 - numpy has imported it, other systems need not
-
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).fallocate(descriptor, 0, ctypes.c_int64(0), ctypes.c_int64(size))
 

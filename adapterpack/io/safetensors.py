@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, storage_errors
@@ -51,37 +52,11 @@ _KINDS = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-
-
-class _Dtypes(Mapping[str, np.dtype[Any]]):
-    """Maps names to dtypes; those that numpy lacks are created on first use, because ml_dtypes takes 3 ms to
-    import.
-    """
-
-    def __init__(self) -> None:
-        self._made = {name: np.dtype(kind) for name, kind in _KINDS.items() if hasattr(np, kind)}
-
-    def __getitem__(self, name: str) -> np.dtype[Any]:
-        found = self._made.get(name)
-        if found is None:
-            kind = _KINDS[name]
-            import ml_dtypes  # noqa: PLC0415 - as above
-
-            found = self._made[name] = np.dtype(getattr(ml_dtypes, kind))
-        return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in _KINDS
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(_KINDS)
-
-    def __len__(self) -> int:
-        return len(_KINDS)
-
-
-DTYPES = _Dtypes()
-_NAMES = {DTYPES[name]: name for name, kind in _KINDS.items() if hasattr(np, kind)}
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(getattr(np if hasattr(np, kind) else ml_dtypes, kind)) for name, kind in _KINDS.items()
+}
+"""The dtypes by their names in the format."""
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 FLOATS = frozenset(name for name in DTYPES if name.startswith(("F", "BF")))
 
 
@@ -319,7 +294,7 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
     Raises:
         FormatError: safetensors has no such dtype.
     """
-    name = _NAMES.get(np.dtype(dtype)) or next((name for name, each in DTYPES.items() if each == dtype), None)
+    name = _NAMES.get(np.dtype(dtype))
     if name is None:
         raise FormatError("safetensors cannot hold this dtype", expected=", ".join(DTYPES), found=dtype)
     return name
