@@ -248,7 +248,7 @@ def test_a_static_cache_is_asked_for_by_its_old_name_too(flag: str, tiny_bert: P
     """Both flags ask for the graph, which an encoder has not; the help shows the new one alone."""
     result = call("export", tiny_bert, "-o", tmp_path / "out", flag)
     assert result.exit_code == 1
-    assert "only a decoder's cache" in result.stderr
+    assert "only decoders have a static cache" in result.stderr
     shown = call("export", "--help").stdout
     assert "--static-cache" in shown
     assert "--in-place" not in shown
@@ -825,7 +825,7 @@ WRONG = {
     "compose {tickets} -o {bert}": "already exists",
     "merge {llama} {tickets} -o out": "was made for another base",
     "merge {bert} {tickets} -o {llama}": "already exists",
-    "merge {bert} {tickets} -o out --weight 1 --weight 2": "needs a weight",
+    "merge {bert} {tickets} -o out --weight 1 --weight 2": "every pack needs one weight",
     "merge {bert} {tickets} -o out --dtype float31": "did you mean",
     "export {llama} {tickets} -o out": "was made for another base",
     "export {bert} {tickets} -o {llama}": "already exists",

@@ -136,7 +136,7 @@ def test_what_cannot_be(
         (tiny_llama, {"cache": "int8", "in_place": False}, ConfigError, "left out"),
         (tiny_llama, {"cache": "int8", "mode": "inputs"}, Unsupported, "one at a time"),
         (tiny_llama, {"cache": "int8", "dtype": "float16"}, Unsupported, "float16"),
-        (tiny_bert, {"cache": "int8"}, Unsupported, "text-generation graph"),
+        (tiny_bert, {"cache": "int8"}, Unsupported, "only for text generation"),
     ):
         with pytest.raises(error, match=match):
             export(base, [], tmp_path / "out", **options)

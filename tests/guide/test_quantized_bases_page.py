@@ -52,9 +52,9 @@ def test_from_training_in_four_bits_to_a_graph(wide_base: None) -> None:
             done = CliRunner().invoke(main, [*words(command)[1:], *short])
             assert done.exit_code == 0, (command, done.output, done.exception)
     for options, why in (
-        (["packs/orders"], "of one form"),
-        (["packs/qlora", "packs/orders"], "of one form"),
-        ([], "of one form"),
+        (["packs/orders"], "one and the same quantized form"),
+        (["packs/qlora", "packs/orders"], "one and the same quantized form"),
+        ([], "one and the same quantized form"),
         (["packs/qlora", "--dtype", "float16"], "in float32"),
         (["packs/qlora", "--head", "int8"], "has no effect"),
     ):

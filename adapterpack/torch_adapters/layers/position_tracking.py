@@ -9,7 +9,7 @@ pass, in which layers run again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,25 +38,29 @@ class Pass:
         self.padding = inputs.get("attention_mask")
         self.cache = next((inputs[name] for name in CACHES if inputs.get(name) is not None), None)
         self.past = 0 if self.cache is None else int(self.cache.get_seq_length())
+        self.found: Tensor | None = None
+        self.before: Tensor | None = None
 
-    @cached_property
+    @property
     def mask(self) -> Tensor:
-        """Where the adapter acts, ``[batch, length]`` bool."""
-        if self.ids is None:
-            raise Unsupported(
-                "token ids say where this adapter acts, and this pass has none",
-                where=self.name,
-                remedy="give input_ids instead of inputs_embeds",
-            )
-        real = self._real(self.ids)
-        return self.acts.mask(self.ids, real, real & self._unlearnt(self.ids), self.before)
+        """Where the adapter acts, ``[batch, length]`` bool, found when a layer first asks."""
+        # torch.compile cannot trace the lock of a cached property
+        if self.found is None:
+            if self.ids is None:
+                raise Unsupported(
+                    "token ids say where this adapter acts, and this pass has none",
+                    where=self.name,
+                    remedy="give input_ids instead of inputs_embeds",
+                )
+            self.before, real = self._acted_before(self.ids), self._real(self.ids)
+            self.found = self.acts.mask(self.ids, real, real & self._unlearnt(self.ids), self.before)
+        return self.found
 
-    @cached_property
-    def before(self) -> Tensor | None:
-        """In which rows the adapter has acted in earlier passes with this cache, ``[batch]`` bool; None
-        without a cache.
+    def _acted_before(self, ids: Tensor) -> Tensor | None:
+        """Returns in which rows the adapter has acted in earlier passes with this cache, ``[batch]`` bool;
+        None without a cache.
         """
-        if not self.past or self.ids is None:
+        if not self.past:
             return None
         earlier: Tensor | None = getattr(self.cache, _ACTED, {}).get(self.name)
         if earlier is None and not self.acts.joins:
@@ -66,13 +70,13 @@ class Pass:
                 remedy="begin with an empty cache",
             )
         if earlier is None:
-            return torch.zeros(len(self.ids), dtype=torch.bool, device=self.ids.device)
-        if len(earlier) != len(self.ids):
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        if len(earlier) != len(ids):
             raise Unsupported(
                 "this cache has been given other rows than those that it was filled with",
                 where=self.name,
                 expected=len(earlier),
-                found=len(self.ids),
+                found=len(ids),
                 remedy="begin with an empty cache",
             )
         return earlier
@@ -147,8 +151,8 @@ class Acting(Observer):
         parts = output if isinstance(output, tuple) else (output,)
         parts = tuple(output.values()) if isinstance(output, Mapping) else parts
         for cache in (part for part in parts if isinstance(part, Cache)):
-            if "mask" in run.__dict__:  # a layer has asked for it
-                done = {self.name: has_acted(run.mask, run.before)}
+            if run.found is not None:  # a layer has asked for it
+                done = {self.name: has_acted(run.found, run.before)}
                 setattr(cache, _ACTED, {**getattr(cache, _ACTED, {}), **done})
         if not runs_layers_again(trunk):
             return
