@@ -7,7 +7,6 @@ Its models are sequence classifiers with one output. A package of yours brings i
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from adapterpack.errors import ConfigError
@@ -40,9 +39,7 @@ def pair(row: Row) -> tuple[str, str]:
     return row["query"], row["document"]
 
 
-def encode(
-    rows: Any, tokenizer: Any, max_length: int, where: object, labels: Sequence[str]
-) -> list[dict[str, Any]]:
+def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: None) -> list[dict[str, Any]]:
     """Data for training, columns ``query``, ``document`` and ``score``; what is learned is the cross-entropy
     of the score.
     """

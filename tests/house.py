@@ -105,8 +105,16 @@ def modules() -> list[Module]:
 
 
 def tokens(text: str) -> int:
-    """How many tokens a file has besides its layout and its comments."""
-    return sum(token.type not in LAYOUT for token in tokenize.generate_tokens(io.StringIO(text).readline))
+    """How many tokens a file has besides its layout and its comments; an f-string is one, as before Python
+    3.12.
+    """
+    count = inside = 0
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        inside -= kind == "FSTRING_END"
+        count += not inside and token.type not in LAYOUT and kind != "FSTRING_END"
+        inside += kind == "FSTRING_START"
+    return count
 
 
 def names_of_several_classes(library: list[Module]) -> list[str]:

@@ -111,7 +111,7 @@ def literal(pattern: Any, where: str) -> dict[str, Any]:
     package the longest, so keys hidden by an earlier one are dropped.
 
     Keys are regular expressions in PEFT; reading the folder already expanded those that are more than names
-    (pack/patterns.py).
+    (peft/patterns.py).
 
     Raises:
         Unsupported: a key is a regular expression.
