@@ -4,8 +4,8 @@ LyCORIS, arXiv 2309.14859).
     W' = W + s (w1_a w1_b) * (w2_a w2_b),   s = alpha / r
 
 ``*`` is elementwise, w1_a and w2_a are ``[out, r]``, w1_b and w2_b ``[r, in]``. The change has rank at most
-r^2, and factors of that rank (the Khatri-Rao products of the rows and of the columns). They are used if r^2
-is smaller than both widths, so that no ``[out, in]`` matrix is formed.
+r^2, and is a product of two factors of that rank (the Khatri-Rao products of the rows and of the columns).
+These are used if r^2 is smaller than both widths, so that no ``[out, in]`` matrix is formed.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _shapes(cfg: LoHa, site: Site) -> Shapes:
 
 def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
     up1, down1, up2, down2 = (params[name] for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"))
-    # Only below the full rank are the Khatri-Rao factors smaller than the dense change.
+    # Below the full rank the Khatri-Rao factors have at most twice as many numbers as the dense change.
     if cfg.rank < min(up1.shape[0], down1.shape[1]):
         return NormalForm(
             down=Dense(_products(down1.T, down2.T).T), up=Dense(_products(cfg.scale * up1, up2))
@@ -80,9 +80,7 @@ def _products(left: Array, right: Array) -> Array:
 
 
 _MOST = 1 << 24
-"""The most numbers of a factor that is computed from two smaller ones; more are allowed only in proportion to
-their sizes.
-"""
+"""The most numbers that a small core and factor may grow to when joined; large ones may grow 64-fold."""
 
 
 def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
@@ -111,11 +109,13 @@ def with_kernel(core: np.ndarray, factor: np.ndarray) -> np.ndarray:
 
 
 def _join(tensors: Tensors) -> Tensors:
-    """Returns the tensors of a site with the kernels multiplied into the input factors."""
-    if "hada_t1" not in tensors:
+    """Returns the tensors of a convolution's site in the ordinary form: kernels multiplied into the input
+    factors, and output factors, which PEFT then stores as ``[r, out]``, transposed.
+    """
+    if not {"hada_t1", "hada_t2"} & set(tensors):
         return tensors
     if set(tensors) != {f"hada_{name}" for name in ("t1", "w1_a", "w1_b", "t2", "w2_a", "w2_b")}:
-        raise ValueError(f"of a kernel's two factors there are only {', '.join(sorted(tensors))}")
+        raise ValueError(f"of a kernel's tensors there are only {', '.join(sorted(tensors))}")
     joined = {f"hada_w{n}_b": with_kernel(tensors[f"hada_t{n}"], tensors[f"hada_w{n}_b"]) for n in (1, 2)}
     return {**joined, **{f"hada_w{n}_a": np.ascontiguousarray(tensors[f"hada_w{n}_a"].T) for n in (1, 2)}}
 

@@ -3,9 +3,9 @@
 
     y' = base(x) + b * (B z),   z ~ N(mu, diag(exp(v))),   [mu; v] = d * (A x)
 
-A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``. After training z is its mean
-mu, so an adapter is a VeRA with the upper half of A and d; the lower half, the logarithms of the variances,
-only matters in training. A and B are drawn as in VeRA, with the numbers that PEFT draws.
+A has shape [2 r, in], B has shape [out, r], d has 2 r numbers, b has ``out``; v are log-variances. After
+training z is its mean mu, so an adapter is a VeRA with the first r rows of A and numbers of d; the other half
+only matters in training. The frozen A and B are drawn as in VeRA, with the numbers that PEFT draws.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ _PROJECTION = project("pvera_A", "pvera_B", lambda cfg: 2 * cfg.r)
 
 
 class _Drawn(NamedTuple):
-    """``mean x`` plus normal noise with the variances ``exp(variance x)``; only for torch, because only
-    training uses it.
+    """The down projection in training: ``mean x`` plus normal noise whose log-variances are
+    ``log_variance x``. Only for torch, because only training uses it.
     """
 
     mean: Array
-    variance: Array
+    log_variance: Array
 
     def apply(self, x: Array) -> Array:
         """Draws a new z at every call: ``[..., in]`` to ``[..., r]``."""
         xp = array_namespace(x)
-        deviation = xp.exp(0.5 * (x @ self.variance.T))
+        deviation = xp.exp(0.5 * (x @ self.log_variance.T))
         return x @ self.mean.T + deviation * deviation.new_empty(deviation.shape).normal_()
 
 

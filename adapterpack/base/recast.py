@@ -1,5 +1,5 @@
-"""Computes the fingerprint that a base would have in another dtype, by casting and hashing block by block;
-writes nothing.
+"""Hashes the tensors of a base as they would be in another dtype, which proves that one checkpoint is a cast
+of another (``base/variants.py``). Casts block by block and writes nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ _LARGEST = {"F8_E4M3": 448.0}
 
 
 def cast_digests(base: Checkpoint, dtypes: Mapping[str, str], samples: bool = False) -> dict[str, bytes]:
-    """Returns the sha256 of the tensors in ``dtypes``, each cast to its dtype there; with ``samples``, only
-    of what the probe would read.
+    """Returns the sha256 of each tensor in ``dtypes``, cast to its dtype there: what ``Checkpoint.digests``
+    of the cast base would be, or with ``samples`` its ``Checkpoint.samples``.
     """
 
     def hash_tensor(name: str, blocks: Iterator[memoryview]) -> bytes:

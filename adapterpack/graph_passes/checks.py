@@ -1,4 +1,4 @@
-"""Checks that a pass or a tool that changed a graph kept its slots and sites."""
+"""Checks after a pass of the export (packing, attaching) that the graph kept its slots and sites."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def slot_names(model: ir.Model) -> set[str]:
 
 
 def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], kept: Iterable[str]) -> None:
-    """Checks, after the pass ``name``, that the slots ``kept`` and all ``sites`` are in the graph: node,
-    values, weight, widths.
+    """Checks, after the pass ``name``, that the graph still has the slots ``kept`` and, of every site, the
+    node, the input and output, and a weight that is wide enough for the outputs.
 
     Raises:
-        ParityError: one is missing: optimizers and quantizers remove such things silently.
+        ParityError: one is missing; removing what looks unused is a pass's usual silent mistake.
     """
     lost = sorted(set(kept) - slot_names(model))
     if lost:
@@ -40,9 +40,9 @@ def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], k
 
 
 def _has_weight(site: MappedSite, initializers: Mapping[str, ir.Value]) -> bool:
-    """Whether the weight of a site is there, with room for the site's outputs; a block has none."""
+    """Whether a site's weight is there, with room for its outputs from ``at`` on; sites without one pass."""
     if not site.weight:
         return True
     weight = initializers.get(site.weight)
-    outputs = 0 if site.layout == "out_in" else -1
-    return weight is not None and int(weight.shape[outputs]) >= site.at + site.out_features
+    axis = 0 if site.layout == "out_in" else -1
+    return weight is not None and int(weight.shape[axis]) >= site.at + site.out_features

@@ -8,8 +8,8 @@ from ..errors import AdapterpackError
 
 
 class HTTPError(AdapterpackError):
-    """An error response: an HTTP status, the name by which clients know the error, and ``more`` fields of the
-    response.
+    """An error response: an HTTP status, the ``name`` by which clients know the error (``code`` is only this
+    package's own), and ``more`` fields of the response.
     """
 
     code = "refused"
@@ -20,10 +20,10 @@ class HTTPError(AdapterpackError):
 
 
 def bad_request(what: str) -> HTTPError:
-    """Makes the error for a request that no server could answer (400)."""
+    """Makes the hub's error (400) for a request that is malformed or does not fit; ``what`` says why."""
     return HTTPError(400, "BadRequest", what)
 
 
 def invalid_request(what: str, param: str | None) -> HTTPError:
-    """Makes the error of OpenAI's routes for a request that does not fit (400), by the field at fault."""
+    """Makes the error (400) of OpenAI's routes; ``param`` is the field at fault, None for the whole body."""
     return HTTPError(400, "invalid_request", what, param=param)

@@ -20,6 +20,8 @@ from .safe_open import fill
 
 _NO_COPY = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 """The errors of ``copy_file_range`` where the kernel or the file system lacks it."""
+_PIECE = 16 << 20
+"""The most bytes that are copied at once through memory."""
 
 
 @contextmanager
@@ -40,9 +42,9 @@ def read_into(descriptor: int, buffer: np.ndarray, offset: int) -> None:
     """
     if not fill(descriptor, memoryview(buffer.reshape(-1).view(np.uint8).data), offset):
         raise FormatError(
-            "the base became shorter while it was read",
+            "a file became shorter while it was read",
             expected=f"{buffer.nbytes} bytes at byte {offset}",
-            remedy="fetch the base again",
+            remedy="fetch the file again, and start again once nothing writes to it",
         )
 
 
@@ -58,8 +60,8 @@ def reserve(descriptor: int, size: int) -> None:
     """Makes a file ``size`` bytes long, keeping its contents, and allocates its blocks at once where the file
     system can.
 
-    Allocated blocks make later writes faster. ``os.posix_fallocate`` would write into every block on file
-    systems that cannot allocate; a file without allocated blocks works as well, so that case is ignored.
+    Allocated blocks make later writes faster. Calls the kernel's ``fallocate``, whose failure is ignored,
+    because ``os.posix_fallocate`` would write into every block on file systems that cannot allocate.
     """
     os.truncate(descriptor, size)
     if size and sys.platform == "linux" and sys.maxsize > 1 << 32:
@@ -76,8 +78,11 @@ class Span(NamedTuple):
 
 
 def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.ndarray]) -> None:
-    """Copies a span inside the kernel if possible, else through a buffer, which ``buffer`` returns for a
-    number of bytes.
+    """Copies a span inside the kernel if possible, else piece by piece through ``buffer(count)``, an array of
+    that many bytes.
+
+    Raises:
+        FormatError: the source ends first, because it was truncated meanwhile.
     """
     start, offset, left = span
     try:
@@ -89,7 +94,8 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
     except OSError as error:
         if error.errno not in _NO_COPY:
             raise
-    if left:
-        rest = buffer(left)
-        read_into(source, rest, start)
-        write_all(sink, rest, offset)
+    while left:
+        piece = buffer(min(left, _PIECE))
+        read_into(source, piece, start)
+        write_all(sink, piece, offset)
+        start, offset, left = start + piece.nbytes, offset + piece.nbytes, left - piece.nbytes

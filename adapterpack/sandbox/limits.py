@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 HEAD = struct.Struct(">cQ")
 DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
-"""The outcomes of a call: a result; an exception, with its text; an exception about a limit; out of memory;
-no answer in time; a result too large for the caller; the process ended; the process had ended before the
-call.
+"""The kinds of messages. The child sends the first four: a result (also: ready); an exception, with its text;
+a limit of Python's or of the result's size, with its text; out of memory. The parent concludes the others: no
+answer in time; an announced result above the limit; the process ended; it had ended before it read the call.
 """
 
 

@@ -1,16 +1,16 @@
-"""Slots of routers (mixtures of experts within an adapter): one branch for each router of a site, so that
-packs with different experts, or none, share a graph.
+"""Slots of routers, which weigh the experts within an adapter. Each router of a site has a route of its own
+in the graph, so that packs with different experts, or none, share the graph.
 
 Fields of a site, prefixed by the name of a route (``route0_abs_keys``)::
 
-    s = |x keys| + bias              (``dot``: x keys + bias)
-    least = (sorted s) . pick
+    s = |x keys| + bias                             in a route that scores by ``abs``
+    s = x keys + bias                               by ``dot``
+    s = ((x query) * (x down)) spread^T + bias      by ``fuse``: attention to the experts' answers
+    least = (s in descending order) . pick
     g = softmax of s where s >= least
-    y' = y + ((x down) (g spread)) up
+    y' = y + ((x down) * (g spread)) up
 
-A route that attends to the answers of its experts (``fuse``) has ``query`` [in, r] in place of ``keys``::
-
-    s = ((x query) (x down)) spread^T + bias
+``*`` is elementwise. ``query`` [in, r] takes the place of ``keys`` in ``fuse``.
 
 ``keys`` [in, e], ``bias`` [e], ``pick`` [e], ``down`` [in, r], ``up`` [r, out], ``spread`` [e, r]. An expert
 that a row's adapter lacks has the bias -1e9. ``pick`` has its 1 at the place of the k-th largest score, which
@@ -42,8 +42,8 @@ LEAVES: dict[str, str] = {
 ranks.
 """
 SCORES = {"abs": "keys", "dot": "keys", "fuse": "query"}
-"""How a route scores -> the leaf that only such routes have. Scores are magnitudes, plain products, or
-attention to the experts' answers.
+"""How a route scores (by magnitude, by plain product, by attention to the experts' answers) -> the leaf with
+its weights. The other leaves are common to all routes.
 """
 
 
@@ -70,7 +70,7 @@ class RouteBranch(NamedTuple):
 
     @property
     def experts(self) -> str:
-        """The name of its number of experts among the ranks of a site."""
+        """The key in a site's ``ranks`` under which its number of experts stands."""
         return f"{self.name}_experts"
 
     @property

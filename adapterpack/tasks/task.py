@@ -47,8 +47,8 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "virtual_cut": ("batch", "virtual"),
 }
 """Input -> the names of its axes; an unnamed axis has the model's size. ``past_key_values`` and ``encoder``
-are families, followed by ``<layer>.key`` and the like. The last three are inputs of graphs with room for a
-prompt, until the graphs get slots.
+are families, followed by ``<layer>.key`` and the like. The last three exist only while a graph with room for
+a prompt is traced; afterwards they are slots, which slots/prompt_rows.py explains.
 """
 
 SPANS = ("start_logits", "end_logits")
@@ -296,11 +296,11 @@ def task_of_peft(task_type: object) -> str:
 
 
 def require_encoder(task: Task, architecture: str, config: Mapping[str, Any]) -> None:
-    """Checks that a generating task supports the model's encoder, if it has one, and the inputs of that
-    encoder.
+    """Checks that no other generating task is the right one for a model with encoder and decoder: such tasks
+    differ in what the encoder reads.
 
     Raises:
-        Unsupported: another task is the right one for the model.
+        Unsupported: another task recognizes the model's config; the remedy names it.
 
     Example:
         >>> require_encoder(TASKS["text-generation"], "LlamaForCausalLM", {"is_encoder_decoder": False})

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from adapterpack import attach, convert, load, merge, validate
+from adapterpack.adapter_methods.loha import _join
 from adapterpack.errors import FormatError, SiteNotFound, Unsupported
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -361,3 +362,11 @@ def test_a_kernel_that_would_be_far_larger_than_its_parts(tmp_path: Path) -> Non
         save_file(tensors, tmp_path / "theirs" / "adapter_model.safetensors")
         with pytest.raises(FormatError, match=r"would be made|do not go together"):
             load(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("kernel", ["hada_t1", "hada_t2"])
+def test_half_of_the_kernels_of_a_loha_is_refused(kernel: str) -> None:
+    """A file with one of the two kernels says nothing about the other."""
+    names = (kernel, "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    with pytest.raises(ValueError, match=kernel):
+        _join({name: np.ones((2, 2), np.float32) for name in names})

@@ -1,4 +1,4 @@
-"""``adapterpack quantize``."""
+"""``adapterpack quantize``: smaller copies of packs and bundles, or a comparison of the ways."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def models(asked: HubRequest) -> Response:
 
 
 def info(asked: HubRequest) -> Response:
-    """Describes a repository at a revision: its commit, and the names of its files if they are few enough for
-    clients.
+    """Describes a repository at a revision: its commit, and the names of its files. Above ``MAX_LISTED`` the
+    list is empty, and clients list the tree in pages instead.
     """
     oid, commit = _commit(asked)
     settings, blobs = asked.hub.storage.settings(asked.repo), "blobs" in asked.request.query_params

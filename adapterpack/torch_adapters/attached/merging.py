@@ -43,8 +43,9 @@ _UNMERGED = "keep it unmerged, or leave it out"
 
 
 def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, keep: bool = True) -> nn.Module:
-    """Folds adapters into the weights of ``model``, in place: what it computes stays, and its layers cost
-    what the base's cost.
+    """Folds adapters into the weights of ``model``, in place: its outputs stay the same up to rounding, and
+    its layers are as fast as the base's. Modules that were trained in full are not folded: with ``keep``
+    their copies stay in use, without it they replace the originals.
 
     ``names`` are the adapters, in order; by default the active ones, with the weights of
     :func:`~adapterpack.set_weight`. Each parameter is computed in float32 or finer and rounded once to its
@@ -85,8 +86,8 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         for module in adapted_layers(model):
             # Where the model does not call a layer but reads its weight directly, the adapter has no effect,
             # and merging it would have one.
-            path, names = module._site.path, module._active
-            module._active = tuple(name for name in names if path not in unused[name])
+            path, acting = module._site.path, module._active
+            module._active = tuple(name for name in acting if path not in unused[name])
             if module._active:
                 kept += _fold(model, module)
         # In half precision, a small change may vanish entirely in rounding; say so instead of pretending to

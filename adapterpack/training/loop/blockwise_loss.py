@@ -74,7 +74,7 @@ class BlockwiseLoss:
 
 
 def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0) -> BlockwiseLoss | None:
-    """Returns the loss in blocks for a model, or None if the model cannot use it.
+    """Returns the loss in blocks for a model; None if the model cannot use it and keeps its own loss.
 
     Tries the model with a few tokens of ``inputs``: its logits must be the head's output unchanged, and both
     losses must agree.
@@ -102,7 +102,7 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
             with loss.instead():
                 again = model(input_ids=ids, labels=ids).loss
     except Exception:
-        # The model uses its logits in another way, so it keeps its own loss.
+        # The model fails without real logits, or on this input: it keeps its own loss, which says why.
         return None
     finally:
         handle.remove()
@@ -119,8 +119,8 @@ def blockwise_loss(model: Any, inputs: Mapping[str, Any], smoothing: float = 0.0
 
 
 def _is_changed(head: nn.Module) -> bool:
-    """Whether the head has hooks, a replaced ``forward``, or a weight that is not an ordinary tensor in
-    memory.
+    """Whether the head has hooks, a replaced ``forward``, or a parameter that is quantized, offloaded or
+    (with ``ds_id``) partitioned by DeepSpeed.
     """
     return is_hooked(head) or any(
         type(value) not in {nn.Parameter, Tensor} or value.is_meta or hasattr(value, "ds_id")

@@ -39,7 +39,7 @@ class Reference(nn.Module):
         return partial(self._as_it_was, self._policy.base_model)
 
     def get_output_embeddings(self) -> nn.Module:
-        """Returns the output layer, which no adapter changes."""
+        """Returns the output layer; an adapter of it was refused when the run was prepared."""
         head: nn.Module = self._policy.get_output_embeddings()
         return head
 
