@@ -246,6 +246,8 @@ def load_pack(reference: str) -> Any:
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:
     """Parses ``key=value`` texts to a mapping; values are YAML, as in a training configuration."""
+    from ..io.plain_yaml import loads  # noqa: PLC0415 - the listing of commands must not pay for it
+
     values_by_key: dict[str, Any] = {}
     for text in values:
         key, equals, value = text.partition("=")
@@ -253,11 +255,5 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             raise click.BadParameter(f"{text!r} is not key=value.", ctx, param)
         if key in values_by_key:
             raise click.BadParameter(f"{key!r} is given twice.", ctx, param)
-        values_by_key[key] = _value(key, value)
+        values_by_key[key] = loads(value, key, what="a value cannot be read, put it in quotes")
     return values_by_key
-
-
-def _value(key: str, text: str) -> Any:
-    from ..io.plain_yaml import loads  # noqa: PLC0415 - the listing of commands must not pay for it
-
-    return loads(text, key, what="a value cannot be read, put it in quotes")

@@ -98,4 +98,4 @@ def copy_span(source: int, sink: int, span: Span, buffer: Callable[[int], np.nda
         piece = buffer(min(left, _PIECE))
         read_into(source, piece, start)
         write_all(sink, piece, offset)
-        start, offset, left = start + piece.nbytes, offset + piece.nbytes, left - piece.nbytes
+        start, offset, left = start + len(piece), offset + len(piece), left - len(piece)

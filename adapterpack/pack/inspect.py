@@ -5,16 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..adapter_methods.nodes import as_text, decode
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..io import strict_json
 from .pack import Pack
-
-if TYPE_CHECKING:
-    from ..manifest.structs import Composition
 
 
 def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -43,7 +40,7 @@ def summary(pack: Pack) -> dict[str, Any]:
         "method": manifest.method.type,
         **({"beside": [method.name for method in pack.methods[1:]]} if len(pack.methods) > 1 else {}),
         "config": dict(manifest.config),
-        "composition": None if manifest.composition is None else _tree(manifest.composition),
+        "composition": None if manifest.composition is None else as_text(decode(manifest.composition.tree)),
         "base": {
             "name": manifest.base.name,
             "model_type": manifest.base.model_type,
@@ -70,10 +67,6 @@ def quantization_report(pack: Pack) -> dict[str, Any] | None:
         if stored is None
         else {key: value for key, value in stored.items() if key not in {"packed", "sites"}}
     )
-
-
-def _tree(composition: Composition) -> str:
-    return as_text(decode(composition.tree))
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:

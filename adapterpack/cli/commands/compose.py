@@ -184,12 +184,12 @@ def command(
             out=out,
             statistics=statistics or None,
             tree=None if tree is None else _read_tree(tree),
-            score=None if score is None else score_with(score, say),
+            score=None if score is None else score_with(score, log_message),
             recipe=recipe,
             progress=progress,
         )
     for text in dict.fromkeys(str(warning.message) for warning in caught):
-        say(f"warning: {text}")
+        log_message(f"warning: {text}")
     write_recipes(pack, packs, write_recipe, to_mergekit)
     summary = describe(pack, out)
     for warning in caught:
@@ -231,11 +231,6 @@ def _read_tree(text: str) -> Any:
     from ...io.plain_yaml import read  # noqa: PLC0415 - keeps the listing of commands fast
 
     return read(path)
-
-
-def say(text: str) -> None:
-    """Prints one line to stderr."""
-    log_message(text)
 
 
 def print_plan(packs: list[Any], options: dict[str, Any], tree: str | None, as_json: bool) -> None:
