@@ -36,7 +36,6 @@ from . import (
     array_namespace,
     kaiming,
     widths_of,
-    zeros,
 )
 
 
@@ -58,6 +57,12 @@ class LoHa(AlphaConfig):
 def _shapes(cfg: LoHa, site: Site) -> Shapes:
     up, down = (site.out_features, cfg.r), (cfg.r, site.in_features)
     return {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down}
+
+
+def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    # What becomes zero is drawn, too: a seed gives the numbers that it always gave.
+    drawn = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
+    return {**drawn, "hada_w2_b": np.zeros_like(drawn["hada_w2_b"])}
 
 
 def _normal_form(cfg: LoHa, params: Params, site: Site) -> NormalForm:
@@ -145,7 +150,7 @@ loha = METHODS.register(
             layers=MATRICES,
         ),
         shapes=_shapes,
-        init=zeros(_shapes, hada_w1_a=kaiming, hada_w1_b=kaiming, hada_w2_a=kaiming),
+        init=_init,
         normal_form=_normal_form,
         examples=(LoHa(r=1), LoHa(r=2, alpha=3), LoHa(r=3, alpha=5)),
         storage=Storage(

@@ -23,7 +23,9 @@ def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
         "id": pack.id,
         **summary(pack),
         "task": {"type": manifest.task.type, "labels": list(manifest.task.labels or ())},
-        "quantization": quantization_report(pack),
+        "quantization": None
+        if (stored := manifest.quantization) is None
+        else {key: value for key, value in stored.items() if key not in {"packed", "sites"}},
         "lineage": strict_json.plain(manifest.lineage),
         "canary": manifest.canary is not None,
         "metrics": [dict(metric) for metric in manifest.metrics],
@@ -55,18 +57,6 @@ def summary(pack: Pack) -> dict[str, Any]:
         "parameters": parameters,
         "bytes": sum(value.nbytes for value in pack.tensors.values()),
     }
-
-
-def quantization_report(pack: Pack) -> dict[str, Any] | None:
-    """Returns the scheme of a quantized pack and the error in its change over all sites; the manifest has the
-    errors of each tensor.
-    """
-    stored = pack.manifest.quantization
-    return (
-        None
-        if stored is None
-        else {key: value for key, value in stored.items() if key not in {"packed", "sites"}}
-    )
 
 
 def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
