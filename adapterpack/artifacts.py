@@ -20,6 +20,7 @@ from .hub.resolve import folder_of, is_remote
 from .io import strict_json
 from .io.safe_open import TENSORS
 from .manifest import manifest as m
+from .pack.inspect import describe, inspect_base
 from .pack.pack import Pack
 from .pack.trust.sign import Signature
 from .pack.trust.sign import sign as sign_pack
@@ -79,8 +80,8 @@ def validate(
 
     ``full`` adds the costly checks; if one of them cannot be made, or the ``budget`` of time or memory runs
     out, the report is ``not fully checked``. With ``allow_structural``, a base with the same names, dtypes
-    and shapes but other weights is a warning only. For ``hf://org/name@rev``, only the headers are read
-    unless ``full``, and only those of its base, by default the one that it names.
+    and shapes but other weights is a warning only. Without ``full``, only the headers of
+    ``hf://org/name@rev`` are read, and those of its base (by default the base that it names).
 
     For a bundle, ``provider`` (``cuda``) also checks that each node of its graphs has a kernel there, which
     needs no GPU.
@@ -149,8 +150,6 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _inspect_bundle(folder)
     if kind == "fleet":
         return inspect_fleet(folder)
-    from .pack.inspect import describe, inspect_base  # noqa: PLC0415 - validating does not need it
-
     return inspect_base(folder) if kind == "base" else describe(load(folder), folder)
 
 

@@ -206,8 +206,8 @@ _KEYS = PeftKeys(
 
 
 def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns PEFT's keys, of which ``use_rslora`` is one for all sites: a site whose own differs gets the
-    alpha that gives the same scale.
+    """Returns PEFT's keys. PEFT has one ``use_rslora`` for all sites, so a site with another value gets the
+    alpha that gives it the same scale.
     """
     first: LoRA = next(iter(sites.values()))
     root = math.sqrt if first.use_rslora else float

@@ -1,5 +1,5 @@
-"""Decides from fingerprints whether a base is the one that a pack or bundle was made for, or a declared
-variant of it.
+"""Compares fingerprints to decide whether a pack or bundle was made for this base, or for one of which this
+is a declared variant.
 
 A small table ranks the evidence from the strongest down. Checkpoints, models in memory and bundles are
 compared in the same way.

@@ -1,9 +1,9 @@
 """Rounds merged values to the dtype in which they are stored: to nearest, or stochastically.
 
-Stochastic rounding rounds up with the probability of what is cut off, so that changes smaller than half a
-unit survive on average. The random bits come from Philox4x64 (Salmon et al., SC 2011), which is a function of
-(key, counter): the key is a hash of the seed and the tensor's name, the counter the index of the element. So
-the result is independent of threads, blocks, order and shards.
+Stochastic rounding rounds up with a probability equal to the fraction that rounding down would drop, so that
+changes smaller than half a unit survive on average. The random bits come from Philox4x64 (Salmon et al., SC
+2011), which is a function of (key, counter): the key is a hash of the seed and the tensor's name, the counter
+the index of the element. So the result is independent of threads, blocks, order and shards.
 """
 
 from __future__ import annotations

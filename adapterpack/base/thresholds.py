@@ -294,8 +294,8 @@ def reaches_of(config: Config, layers: int) -> list[Reach]:
 
 
 def said_in(config: Config, resolved: Config) -> dict[str, Any]:
-    """Returns a configuration completed by what is ``resolved`` about how far layers look back, where it
-    relies on the defaults of its transformers class.
+    """Returns a configuration with the fields about windows and layer types that it leaves to the defaults of
+    its transformers class, filled in from ``resolved``.
 
     Example:
         >>> said_in({"sliding_window": 8}, {"sliding_window": 9, "layer_types": ["full_attention"]})
@@ -359,7 +359,7 @@ class LongRows(NamedTuple):
 
 
 SHORT = LongRows()
-"""No further rows beside short ones."""
+"""The rows of a proof that needs no long ones."""
 
 
 def rows_past(config: Config, weights: int, layers: int, kept: int, context: int | None) -> LongRows:

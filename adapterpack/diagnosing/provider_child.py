@@ -1,4 +1,6 @@
-"""What runs in the process that queries ONNX Runtime, which alone may fail if a broken build crashes."""
+"""Queries ONNX Runtime's build or starts a provider. ``start_provider`` runs this module as a process of its
+own, which alone ends if a broken build crashes.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from onnx import parser
 from onnxruntime.capi import build_and_package_info as build
 
 from ..errors import AdapterpackError
@@ -30,6 +31,8 @@ def _build() -> dict[str, Any]:
 
 
 def _start(name: str) -> dict[str, Any]:
+    from onnx import parser  # noqa: PLC0415 - the build is queried even where onnx cannot be imported
+
     started = resolve(Device(provider=name))
     session = ort.InferenceSession(
         parser.parse_model(_GRAPH).SerializeToString(),

@@ -95,7 +95,7 @@ class DequantizedCheckpoint(Checkpoint):
 
     def storage(self, name: str, out: str | None, where: object = None) -> WeightStorage:
         """Returns how the weight ``name`` is stored here, and how in an output of the safetensors dtype
-        ``out`` (None: as it is here).
+        ``out``; None keeps the stored form.
 
         Raises:
             Unsupported: the weight is neither in a quantized format nor floating point.

@@ -1,4 +1,4 @@
-"""Registers the readable formats of quantized checkpoints, and finds the one that a checkpoint uses."""
+"""Registers the formats of quantized checkpoints that can be read, and detects the format of a checkpoint."""
 
 from __future__ import annotations
 

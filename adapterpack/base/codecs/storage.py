@@ -105,7 +105,7 @@ class Writer(NamedTuple):
             format cannot store NaN or infinity.
         reread: returns the values of rows that ``encode`` has just stored, in the given dtype, as a reader
             would decode them.
-        rest: returns a part without updates as it is in the base; an empty one if it has no rows.
+        rest: returns a part that no update changed: the base's own, or an empty array if it has no rows.
         stochastic: whether values may be rounded stochastically.
         plain: as for a reader.
         read_only_reason: why a changed weight cannot be stored in this form; None if it can.
