@@ -37,7 +37,7 @@ from adapterpack.io import safetensors as st
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.graph_file import GraphFile
 from adapterpack.onnx_graph.match import match
-from adapterpack.onnx_graph.nbits import dequantize, quantized_nodes
+from adapterpack.onnx_graph.nbits import dequantize, grid_of, quantized_nodes
 from adapterpack.pack.pack import Pack, build
 from adapterpack.tasks.task import get_task
 from adapterpack.testing import cases
@@ -363,6 +363,26 @@ def test_every_method(method: Any, tmp_path: Path) -> None:
 
 
 # --- quantized ----------------------------------------------------------------------------------------------
+
+
+def test_scales_for_another_number_of_blocks_are_refused(tmp_path: Path) -> None:
+    """A graph whose scales are one a row where there are two blocks would spread each over both."""
+    weight, scales = np.zeros((4, 2, 8), np.uint8), np.ones(4, np.float32)
+    tensors = [numpy_helper.from_array(value, name) for name, value in (("w", weight), ("s", scales))]
+    fields = {"K": 32, "N": 4, "bits": 4, "block_size": 16}
+    node = helper.make_node(
+        "MatMulNBits", ["x", "w", "s"], ["y"], "product", domain="com.microsoft", **fields
+    )
+    x, y = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])
+        for name, width in (("x", 32), ("y", 4))
+    )
+    graph = helper.make_graph([node], "graph", [x], [y], tensors)
+    onnx.save(helper.make_model(graph), tmp_path / "model.onnx")
+    opened = GraphFile(tmp_path / "model.onnx")
+    [quantized] = quantized_nodes(opened)
+    with pytest.raises(ValueError, match="reshape"):
+        grid_of(opened, quantized, slice(0, 4))
 
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(4, False), (4, True), (8, False)])

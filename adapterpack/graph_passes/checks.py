@@ -22,7 +22,7 @@ def require_sites(name: str, model: ir.Model, sites: Mapping[str, MappedSite], k
     node, the input and output, and a weight that is wide enough for the outputs.
 
     Raises:
-        ParityError: one is missing; removing what looks unused is a pass's usual silent mistake.
+        ParityError: one is missing; a faulty pass removes what looks unused without an error.
     """
     lost = sorted(set(kept) - slot_names(model))
     if lost:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 
 from ..adapter_methods.forms.blocks import EPSILON
 from ..bundle.manifest import ADDED, MappedSite
-from ..onnx_graph.editing import Extent, add_initializer, inputs_of, values_of
+from ..onnx_graph.editing import Extent, add_initializer, inputs_of, take_output, values_of
 from ..slots.blocks import BRANCHES, Branch
 from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
@@ -117,10 +117,8 @@ class Emitter:
             if not (node.name or "").startswith(ADDED):
                 node.replace_input_with(index, new)
         if old.is_graph_output():
-            name = old.name
-            old.name, new.name = f"{name}/base", name
             new.shape, new.type = new.shape or old.shape, old.type
-            self.graph.outputs[self.graph.outputs.index(old)] = new
+            take_output(self.graph, old, new, "/base")
 
 
 class _SiteNodes:

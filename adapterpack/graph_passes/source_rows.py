@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..bundle.decoder_graph import SOURCE_LENGTHS
 from ..bundle.manifest import ENCODED
-from ..onnx_graph.editing import inputs_of, named_node, only_reader
+from ..onnx_graph.editing import add_input, inputs_of, named_node, only_reader
 from .constants import PREFIX, NewNodes, constant
 
 _TURNED = ("Reshape", "Transpose", "Reshape")
@@ -37,7 +37,7 @@ def read_sources(model: ir.Model) -> None:
 def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     """Replaces the mask ``[batch, source]`` by the input ``source_lengths`` ``[batch]``."""
     graph, add = model.graph, NewNodes("source")
-    lengths = ir.val(SOURCE_LENGTHS, ir.DataType.INT64, [mask.shape[0]])
+    lengths = add_input(graph, SOURCE_LENGTHS, [mask.shape[0]], ir.DataType.INT64)
     zero, one, axis = (
         constant(model, f"source/{name}", np.array(number))
         for name, number in (("zero", 0), ("one", 1), ("axis", [1]))
@@ -50,7 +50,6 @@ def _lengths_for_mask(model: ir.Model, mask: ir.Value, keys: ir.Value) -> None:
     mask.replace_all_uses_with(result)
     graph.insert_before(graph[0], add.nodes)
     graph.inputs.remove(mask)
-    graph.inputs.append(lengths)
 
 
 def _turn(model: ir.Model, keys: ir.Value) -> None:

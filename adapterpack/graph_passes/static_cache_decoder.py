@@ -48,6 +48,7 @@ from ..onnx_graph.editing import (
     inputs_of,
     named_node,
     only_reader,
+    take_output,
 )
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
@@ -261,8 +262,7 @@ def _keep_positions(model: ir.Model, bundle: Bundle, batch: ir.SymbolicDim | int
     result.shape = None if full.shape is None else ir.Shape([batch, "kept", full.shape[-1]])
     # the selected values take over the name of the output
     if full is logits:
-        result.name, logits.name = logits.name, f"{logits.name}/all"
-        graph.outputs[graph.outputs.index(logits)] = result
+        take_output(graph, logits, result, "/all")
 
 
 def last_product(value: ir.Value) -> ir.Node | None:
@@ -490,5 +490,4 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         old = next(output for output in graph.outputs if output.name == f"{PRESENT}{layer}.{side}")
         value.shape, value.type = cache.shape, cache.type
         # the operator's output takes the name of the cache that the Concat used to return
-        old.name, value.name = f"{old.name}/grown", old.name
-        graph.outputs[graph.outputs.index(old)] = value
+        take_output(graph, old, value, "/grown")

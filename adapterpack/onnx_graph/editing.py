@@ -66,6 +66,14 @@ def add_initializer(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
     return value
 
 
+def take_output(graph: ir.Graph, old: ir.Value, new: ir.Value, mark: str) -> None:
+    """Makes ``new`` the output of a graph in place of ``old``, under the same name; ``old`` keeps it with a
+    ``mark`` after it.
+    """
+    old.name, new.name = f"{old.name}{mark}", old.name
+    graph.outputs[graph.outputs.index(old)] = new
+
+
 def named_node(op: str, name: str, *inputs: ir.Value | None, **attributes: object) -> ir.Node:
     """Creates a node whose output has the node's name."""
     node = ir.node(op, list(inputs), attributes, name=name)
@@ -80,8 +88,8 @@ def part_of(
     dtype: ir.DataType | None = None,
     at: int = 0,
 ) -> ir.TensorProtocol:
-    """Returns a tensor on the bytes of another one, from byte ``at`` on, without a copy; ``dtype`` is the
-    same by default.
+    """Returns a tensor on the bytes of another one, from byte ``at`` on; ``dtype`` is the same by default.
+    Does not read the numbers of an external tensor.
     """
     kind = tensor.dtype if dtype is None else dtype
     extents, nbytes = ir.Shape(shape), -(-int(np.prod(shape)) * kind.bitwidth // 8)

@@ -62,19 +62,21 @@ def match(graph: GraphFile, base: Checkpoint, wanted: Mapping[str, str]) -> dict
         >>> match(GraphFile("model.onnx"), Checkpoint("MiniLM"),
         ...     {"encoder.layer.0.output.dense.weight": "linear"})  # doctest: +SKIP
     """
+    stacks = {name: _matrices(base, name, kind) for name, kind in wanted.items()}
     matrices = {
-        (name, number): matrix
-        for name, kind in wanted.items()
-        for number, matrix in enumerate(_matrices(base, name, kind))
+        (name, number): matrix for name, stack in stacks.items() for number, matrix in enumerate(stack)
     }
     pieces_of = _pieces(graph, matrices)
     missing, places = [], {}
     for name, kind in wanted.items():
-        numbers, own = [number for tensor, number in matrices if tensor == name], _twins(base, name)
-        by_matrix = [_keep_own(graph, name, own, pieces_of.get((name, number), [])) for number in numbers]
+        own = _twins(base, name)
+        by_matrix = [
+            _keep_own(graph, name, own, pieces_of.get((name, number), []))
+            for number in range(len(stacks[name]))
+        ]
         if any(
-            coverage(pieces, matrices[name, number].shape) < matrices[name, number].size
-            for number, pieces in enumerate(by_matrix)
+            coverage(pieces, matrix.shape) < matrix.size
+            for pieces, matrix in zip(by_matrix, stacks[name], strict=True)
         ):
             missing.append(name)
         places[name] = TensorPlace(
@@ -200,7 +202,7 @@ def _distinct(pieces: list[WeightPiece]) -> list[WeightPiece]:
 
 
 def _line(piece: WeightPiece) -> tuple[object, ...]:
-    """Returns what pieces have in common that store a matrix at the same place and in the same way."""
+    """Returns a key that is equal for pieces that store a matrix at the same place and in the same way."""
     return piece.initializer, piece.slot, piece.axis, piece.transposed, piece.at - piece.start
 
 

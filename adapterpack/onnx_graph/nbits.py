@@ -108,11 +108,10 @@ def _read(graph: GraphFile, node: onnx.NodeProto) -> NBits | None:
 
 def grid_of(graph: GraphFile, quantized: NBits, rows: slice) -> BlockGrid:
     """Returns the grid of some rows."""
-    scales, zeros = (
-        None if name is None else graph.array(name).reshape(quantized.rows, -1)[rows]
-        for name in (quantized.scales, quantized.zeros)
-    )
-    assert scales is not None
+    scales = graph.array(quantized.scales).reshape(quantized.rows, quantized.blocks)[rows]
+    zeros = None
+    if quantized.zeros is not None:
+        zeros = graph.array(quantized.zeros).reshape(quantized.rows, -1)[rows]
     return stored_grid(quantized.bits, scales, zeros)
 
 

@@ -76,8 +76,9 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
         targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
         # Only the first token of a word carries its label, so that long words do not weigh more in the
         # loss.
+        first_place = {word: at for at, word in reversed([*enumerate(of_words)])}
         firsts = [
-            IGNORED if word is None or word in of_words[:at] else targets[word]
+            targets[word] if word is not None and first_place[word] == at else IGNORED
             for at, word in enumerate(of_words)
         ]
         report.cut += max((word for word in of_words if word is not None), default=-1) < len(words) - 1

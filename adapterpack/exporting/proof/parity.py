@@ -113,13 +113,11 @@ def prove(
     batch = example(task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=lambda: model)
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
-    inner = {key for graph in map(session.graph, session.bundle.parts) for key in graph.inputs}
+    inner = {STEP, *(key for graph in map(session.graph, session.bundle.parts) for key in graph.inputs)}
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
         outputs[name] = {
-            key: array
-            for key, array in answer.items()
-            if key not in {STEP, *inner} and not key.startswith(PRESENT)
+            key: array for key, array in answer.items() if key not in inner and not key.startswith(PRESENT)
         }
         error = errors[name or _base_name(session)] = _compare(answer, expected, batch, folder)
         require_close(

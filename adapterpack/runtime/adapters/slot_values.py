@@ -25,20 +25,21 @@ def reads_weights(pack: Pack) -> bool:
     return any(method.traits.reads_weight or method.kind == "attention" for method in pack.methods)
 
 
-def require_positions(pack: Pack, sites: Mapping[str, MappedSite]) -> None:
-    """Checks that a graph can restrict an adapter to the positions at which it acts.
+def require_positions(adapter: Pack | Mix, sites: Mapping[str, MappedSite]) -> None:
+    """Checks that a graph can restrict a pack, or each pack of a mix, to the positions at which it acts.
 
     Raises:
-        Unsupported: the adapter acts at some positions only, and a site of the graph has no input for them.
+        Unsupported: a pack acts at some positions only, and a site of the graph has no input for them.
     """
-    for group in pack.manifest.groups if pack.acts is not None else ():
-        if group.role == "adapter" and not (group.path in sites and sites[group.path].positional):
-            raise Unsupported(
-                "this adapter acts at some positions of a row only, which this graph does not ask for",
-                where=group.path,
-                found=str(pack.acts)[:80],
-                remedy="export the bundle again with this adapter among the packs",
-            )
+    for pack, _ in parts_of(adapter):
+        for group in pack.manifest.adapter_groups if pack.acts is not None else ():
+            if not (group.path in sites and sites[group.path].positional):
+                raise Unsupported(
+                    "this adapter acts at some positions of a row only, which this graph does not ask for",
+                    where=group.path,
+                    found=str(pack.acts)[:80],
+                    remedy="export the bundle again with this adapter among the packs",
+                )
 
 
 class SlotValues:
@@ -114,8 +115,7 @@ class SlotValues:
                 graph has no slot for a part of it.
             NotASum: of a mix, if the changes of its packs cannot be added.
         """
-        for pack, _ in parts_of(adapter):
-            require_positions(pack, self.bundle.sites)
+        require_positions(adapter, self.bundle.sites)
         return self.exported_of(adapter) or self.pad(self.of(adapter))
 
     def exported_of(self, adapter: Pack | Mix) -> Values | None:

@@ -55,8 +55,7 @@ class AdapterReader:
         if adapter.id == self._folded:
             return ResidentAdapter(adapter.name, adapter.id, {}, {})
         packs = [pack for pack, _ in parts_of(adapter)]
-        for pack in packs:
-            require_positions(pack, self.bundle.bundle.sites)
+        require_positions(adapter, self.bundle.bundle.sites)
         with self.bundle.compare_files():  # the base's own weights may be read
             lost = [pack for pack in packs if self._values.reads_lost_weights(pack)]
             every = self._values.exported_of(adapter) if lost else self._values.of(adapter)

@@ -60,7 +60,7 @@ class Engine:
     """The most tokens of a row, its answer included; None if nothing bounds them."""
     rows_a_turn: int
     """The number of rows that cost the engine as much as one answer: 1 for a decoder, a full batch for an
-    encoder. Admission counts so many rows as one.
+    encoder. Admission counts that many waiting rows as one.
     """
     ahead: int
     """How many more rows a caller with a queue of its own should submit ahead, so that the engine never
@@ -106,7 +106,7 @@ class Engine:
         self._messages.append(("add", row))
 
     def discard(self, row: EngineRow) -> None:
-        """Releases a row that the engine's ``row`` made and that was never submitted."""
+        """Releases the adapter of a row that has ended, or that will not be submitted."""
         if row.adapter is not None:
             self.adapters.release(row.adapter)
 

@@ -71,8 +71,8 @@ class PrefixCache:
 def _keys(row: SequenceState, tokens: Sequence[int], is_long: bool) -> Iterator[bytes]:
     """Yields the keys of the complete blocks of a row; each is chained to the one before."""
     digest = b"" if row.adapter is None else row.adapter.digest.encode()
-    # every token attends to the adapter's prompt, so all values depend on it
-    # The first link of the chain of keys: everything on which all blocks depend.
+    # The first key of the chain holds what all blocks depend on, such as the adapter's prompt, to which every
+    # token attends.
     key = row.salt + b"long" * is_long + (digest if row.virtual else b"")
     for start in range(0, len(tokens) // BLOCK * BLOCK, BLOCK):
         acting = None if row.acting is None else row.acting[start : start + BLOCK]

@@ -17,18 +17,20 @@ def rows_of_images(ids: np.ndarray, token: int, images: int) -> list[int]:
         >>> rows_of_images(np.array([[9, 9, 1], [1, 2, 3], [9, 9, 9]]), 9, 5)
         [0, 0, 2, 2, 2]
     """
+    if not images:
+        return []
     counts = (ids == token).sum(1)
     total = int(counts.sum())
-    per_image = total // images if images else 0
-    if images and (per_image == 0 or (counts % per_image).any() or total != per_image * images):
+    per_image = total // images
+    if per_image == 0 or (counts % per_image).any() or total != per_image * images:
         raise ConfigError(
             "the rows' image tokens do not fit the images",
             expected=f"as many tokens for each of {images} images",
             found=counts.tolist(),
             remedy=f"put the tokens of an image ({token}) where it belongs in its row",
         )
-    rows: list[int] = np.repeat(np.arange(len(counts)), counts // max(per_image, 1)).tolist()
-    return rows if images else []
+    rows: list[int] = np.repeat(np.arange(len(counts)), counts // per_image).tolist()
+    return rows
 
 
 def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.ndarray:
@@ -41,7 +43,7 @@ def features_of_rows(features: np.ndarray, rows: list[int], batch: int) -> np.nd
     """
     _, positions, hidden = features.shape
     counts = np.bincount(rows, minlength=batch)
-    by_row = np.zeros((batch, counts.max() * positions, hidden), features.dtype)
+    by_row = np.zeros((batch, counts.max(initial=0) * positions, hidden), features.dtype)
     for row, count in enumerate(counts):
         by_row[row, : count * positions] = features[np.equal(rows, row)].reshape(-1, hidden)
     return by_row

@@ -257,7 +257,7 @@ class RowRunner:
         if not batch:
             return
         session = self._session.freeze()
-        names = [name for outcome in batch for name in session.names([outcome.row["adapter"]], 1)]
+        names = session.names([outcome.row["adapter"] for outcome in batch], len(batch))
         rows = [outcome.row for outcome in batch]
         if self._raw and session.task.prompt is not None:
             prompts = map_rows(rows, session.task.prompt)

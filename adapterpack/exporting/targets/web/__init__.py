@@ -35,7 +35,7 @@ TASKS = frozenset({"text-classification", "feature-extraction", "text-generation
 
 def _finish(folder: Path, most: int | None) -> None:
     bundle = read_bundle(folder)
-    require_feedable(folder, bundle)
+    tokenizer, problems = require_feedable(folder, bundle)
     old = data_files(folder / GRAPH)
     (folder / graph_file(DECODER)).unlink(missing_ok=True)  # browsers do not run the engine's graph
     slots = {f"{path}.{field}" for path, site in bundle.sites.items() for field in site.fields}
@@ -51,9 +51,8 @@ def _finish(folder: Path, most: int | None) -> None:
     # JavaScript can only fill float32 slots
     slotted = {} if any(site.dtype != DEFAULT for site in bundle.sites.values()) else places
     without = write_float_products(folder / GRAPH, folder / WASM_GRAPH)
-    (folder / FACTS).write_bytes(
-        strict_json.canonical(facts(folder, bundle, slotted, WASM_GRAPH if without is None else None))
-    )
+    wasm = WASM_GRAPH if without is None else None
+    (folder / FACTS).write_bytes(strict_json.canonical(facts(folder, tokenizer, problems, slotted, wasm)))
     dataclasses.replace(bundle, decoder=False, io=io).write(folder)
     write_page(folder.parent)
 
@@ -90,8 +89,9 @@ _FED = frozenset({"input_ids", "attention_mask", "token_type_ids", "position_ids
 """The inputs that ``adapterpack.js`` feeds, besides the cache."""
 
 
-def require_feedable(folder: Path, bundle: Bundle) -> None:
-    """Checks that a browser can feed the graph and start the rows of each adapter.
+def require_feedable(folder: Path, bundle: Bundle) -> tuple[Tokenizer, dict[str, str]]:
+    """Checks that a browser can feed the graph and start the rows of each adapter; returns the tokenizer, and
+    the problem of each adapter that has labels.
 
     Raises:
         Unsupported: the graph has another input or float type, the tokenizer is of another kind, or an
@@ -113,7 +113,8 @@ def require_feedable(folder: Path, bundle: Bundle) -> None:
             expected=", ".join(sorted(_TYPES)),
             remedy="export with --dtype float32",
         )
-    if (kind := type(Tokenizer(folder).core.model).__name__) not in _TOKENIZERS:
+    tokenizer = Tokenizer(folder)
+    if (kind := type(tokenizer.core.model).__name__) not in _TOKENIZERS:
         raise Unsupported(
             "a browser has no tokenizer of this kind",
             where=folder / "tokenizer.json",
@@ -121,33 +122,34 @@ def require_feedable(folder: Path, bundle: Bundle) -> None:
             expected=", ".join(sorted(_TOKENIZERS)),
             remedy="leave --target web out",
         )
+    problems: dict[str, str] = {}
     for adapter in bundle.adapters:
-        if load(folder / adapter.path).method.kind == "prompt":
+        pack = load(folder / adapter.path)
+        if pack.method.kind == "prompt":
             raise Unsupported(
                 "a browser does not begin a row with an adapter's prompt",
                 where=adapter.name,
                 found="a prompt",
                 remedy="leave this adapter out, or --target web",
             )
+        if adapter.labels:
+            problems[adapter.name] = pack.manifest.problem
+    return tokenizer, problems
 
 
 def facts(
-    folder: Path, bundle: Bundle, slots: Mapping[str, SlotPlace], wasm_graph: str | None
+    folder: Path,
+    tokenizer: Tokenizer,
+    problems: Mapping[str, str],
+    slots: Mapping[str, SlotPlace],
+    wasm_graph: str | None,
 ) -> dict[str, Any]:
-    """Returns the facts as plain JSON values; reads tokenizer, template and lengths the way the runtime
-    does.
-    """
-    tokenizer = Tokenizer(folder)
-    problems = {
-        adapter.name: load(folder / adapter.path).manifest.problem
-        for adapter in bundle.adapters
-        if adapter.labels
-    }
+    """Returns the facts as plain JSON values; reads template and lengths the way the runtime does."""
     return {
         "context": context_length(read_json(folder / "config.json"), folder / "config.json"),
         "ends": sorted(tokenizer.eos_ids),
         "pad": tokenizer.pad_id,
-        "problems": problems,
+        "problems": dict(problems),
         "slots": {
             name: {"file": place.file, "offset": place.offset, "shape": list(place.shape)}
             for name, place in slots.items()
