@@ -5,6 +5,7 @@ the base that a pack was made for.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..base import fingerprint as fp
 from ..base.checkpoint import Checkpoint
 from ..base.compatibility import Verdict
 from ..hub.resolve import folder_of
+from ..io import strict_json
 from ..io.safetensors import DTYPES
 from ..manifest import manifest as m
 from ..manifest.structs import BaseQuantization, Dims
@@ -39,7 +41,8 @@ def quantization_of(model: nn.Module) -> BaseQuantization | None:
         if (form := format_of(module)) is not None
     ]
     if forms:
-        return max(forms, key=forms.count)
+        keys = [strict_json.canonical(form) for form in forms]
+        return forms[keys.index(Counter(keys).most_common(1)[0][0])]
     settings = getattr(getattr(model, "config", None), "quantization_config", None)
     method = (
         settings.get("quant_method")

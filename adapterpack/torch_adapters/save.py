@@ -28,8 +28,8 @@ from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .canaries.canary import make_canary
 from .checkpoint_names import drawn_modules, stored_names
-from .layers.active import adapted_layers, adapter_names, require_names, require_unmerged, wrappers_of
-from .layers.modules_to_save import HeadLabels, SavedModule, labels_of, own_outputs
+from .layers.active import adapted_layers, adapter_names, require_names, require_unmerged
+from .layers.modules_to_save import HeadLabels, labels_of, own_outputs, saved_modules
 from .layers.observers import unused_of
 from .layers.tensors import as_numpy
 from .layers.wrapper import is_inside, path_order
@@ -224,9 +224,5 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     secondary = [
         MethodSites(methods[name], sites) for name, sites in sites_by_method.items() if name != method.name
     ]
-    full = {
-        module._site.path: module._params(name)
-        for module in wrappers_of(model, name)
-        if isinstance(module, SavedModule)
-    }
+    full = {module._site.path: module._params(name) for module in saved_modules(model, name)}
     return Parts(method, sites_by_method[method.name], secondary, shared, full)

@@ -22,7 +22,7 @@ from ..errors import NothingToDo
 from .canaries.canary import examples_of
 from .layers.active import evaluating
 from .layers.observers import Observer
-from .layers.sites import in_experts
+from .layers.sites import experts_in
 from .layers.weights import device_of, is_loaded
 from .layers.wrapper import innermost, module_at
 
@@ -103,11 +103,12 @@ def _find(
     if silent and not _are_silent(model, silent, example, outputs):
         # The model uses an operation without a gradient, so the graph proves nothing.
         silent = set()
+    experts = experts_in(model)
     return [
         path
         for path, module in modules.items()
         if module in silent
-        or (module not in called and owners[path] in called and not in_experts(model, path))
+        or (module not in called and owners[path] in called and not path.startswith(experts))
     ]
 
 
@@ -210,7 +211,8 @@ class Watch(Observer):
     ) -> None:
         self.adapter, self.names, self.ran = adapter, names, False
         owners = {path: path.rpartition(".")[0] for path in paths if _owner(model, path) is not None}
-        self._owners = {path: owner for path, owner in owners.items() if not in_experts(model, path)}
+        experts = experts_in(model)
+        self._owners = {path: owner for path, owner in owners.items() if not path.startswith(experts)}
         self._uncalled = {
             path: module_at(model, path).register_forward_pre_hook(partial(self._call, path))
             for path in {*self._owners, *self._owners.values()}

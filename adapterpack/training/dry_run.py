@@ -17,8 +17,8 @@ from ..hub.resolve import folder_of
 from ..readable import size
 from ..tasks.data.problems import IGNORED
 from ..tasks.task import get_task
-from ..torch_adapters.layers.active import adapted_layers, wrappers_of
-from ..torch_adapters.layers.modules_to_save import SavedModule
+from ..torch_adapters.layers.active import adapted_layers
+from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
@@ -80,9 +80,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
         "method": config.method,
         "sites": len(adapted),
         "sites_by_module": dict(Counter(module._site.path.rpartition(".")[2] for module in adapted)),
-        "trained_whole": sorted(
-            module._site.path for module in wrappers_of(ready.model) if isinstance(module, SavedModule)
-        ),
+        "trained_whole": sorted(module._site.path for module in saved_modules(ready.model)),
         "trainable_parameters": trained,
         "base_parameters": sum(value.numel() for value in owned),
         "rows": len(lengths),

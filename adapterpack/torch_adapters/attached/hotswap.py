@@ -14,8 +14,8 @@ from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
-from ..layers.active import adapted_layers, require_names, require_unmerged, wrappers_of
-from ..layers.modules_to_save import HeadLabels, SavedModule, name_outputs
+from ..layers.active import adapted_layers, require_names, require_unmerged
+from ..layers.modules_to_save import HeadLabels, name_outputs, saved_modules
 from ..layers.tensors import as_tensor
 from ..model_base import require_model_base
 from ..wrap import shape_at
@@ -83,9 +83,8 @@ def hotswap(
     }
     load_adapter_state_dict(model, name, state)
     if (labels := HeadLabels.of(pack)) is not None:
-        for module in wrappers_of(model, name):
-            if isinstance(module, SavedModule):
-                module._labels[name] = labels
+        for module in saved_modules(model, name):
+            module._labels[name] = labels
         name_outputs(model)
     return model
 

@@ -31,7 +31,7 @@ from ..layers.active import (
     wrappers_of,
 )
 from ..layers.layer import Adapted
-from ..layers.modules_to_save import SavedModule, keep_outputs
+from ..layers.modules_to_save import SavedModule, keep_outputs, saved_modules
 from ..layers.observers import unused_of
 from ..layers.weights import is_plain
 from ..layers.wrapper import as_list
@@ -117,14 +117,7 @@ def merge_into(model: nn.Module, names: str | Sequence[str] | None = None, *, ke
         )
         return model
     keep_outputs(model)
-    swap(
-        model,
-        {
-            module: _final(module)
-            for module in wrappers_of(model)
-            if isinstance(module, SavedModule) and module._active
-        },
-    )
+    swap(model, {module: _final(module) for module in saved_modules(model) if module._active})
     return detach(model) if adapter_names(model) else model
 
 

@@ -18,7 +18,7 @@ from ...errors import ConfigError, UnknownAdapter, Unsupported, nearest
 from .calls import Rows
 from .layer import Adapted
 from .modules_to_save import SavedModule, name_outputs
-from .sites import in_experts
+from .sites import experts_in
 from .wrapper import as_list
 
 
@@ -34,21 +34,22 @@ def active(model: nn.Module, names: str | list[str] | None) -> nn.Module:
     wanted = as_list(names)
     require_unmerged(model)
     require_names(model, wanted)
-    for module in adapted_layers(model):
-        if alone := module._excluding(wanted):
+    wrappers = wrappers_of(model)
+    for module in wrappers:
+        if isinstance(module, Adapted) and (alone := module._excluding(wanted)):
             raise Unsupported(
                 "only one of these adapters can be active at a time",
                 where=module._site.path,
                 found=", ".join(alone),
                 remedy="choose one of them",
             )
-    _set_active(model, wanted, None)
+    _set_active(wrappers, wanted, None)
     name_outputs(model)
     return model
 
 
-def _set_active(model: nn.Module, wanted: Sequence[str], rows: Rows | None) -> None:
-    for module in wrappers_of(model):
+def _set_active(wrappers: Sequence[Adapted | SavedModule], wanted: Sequence[str], rows: Rows | None) -> None:
+    for module in wrappers:
         module._active, module._rows = tuple(name for name in wanted if name in module._names), rows
 
 
@@ -137,24 +138,22 @@ def _by_rows(model: nn.Module, adapters: Sequence[str | None]) -> Rows:
         )
     require_unmerged(model)
     require_names(model, wanted)
+    wrappers, experts = wrappers_of(model), experts_in(model)
     for name in wanted:
-        for module in wrappers_of(model, name):
-            if reason := module._same_for_all_rows(name) or _in_experts(model, module._site.path):
+        for module in (one for one in wrappers if name in one._names):
+            path = module._site.path
+            inside = (
+                f"{path} lies in experts, which see tokens and not rows" if path.startswith(experts) else ""
+            )
+            if reason := module._same_for_all_rows(name) or inside:
                 raise Unsupported(
                     f"this adapter cannot differ from row to row: {reason}",
                     where=name,
                     remedy="call the model with one adapter at a time",
                 )
     rows = Rows(model, adapters)
-    _set_active(model, wanted, rows)
+    _set_active(wrappers, wanted, rows)
     return rows
-
-
-def _in_experts(model: nn.Module, path: str) -> str:
-    """Returns why an adapter at a module cannot differ by row, if the module is in experts; else an empty
-    string.
-    """
-    return f"{path} lies in experts, which see tokens and not rows" if in_experts(model, path) else ""
 
 
 def require_names(model: nn.Module, names: Sequence[str]) -> None:

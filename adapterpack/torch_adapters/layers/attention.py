@@ -99,11 +99,11 @@ class AdaptedAttention(Adapted):
         output = self._base(*args, **kwargs)
         hidden, _ = self._enter(args, kwargs)
         h = output[0] if isinstance(output, tuple) else output
-        for name in self._active if self._rows is not None else self._active[-1:]:
-            h = self._by_row(name, hidden, h, partial(self._change, name, kwargs.get("position_embeddings")))
+        names = self._active if self._rows is not None else self._active[-1:]
+        h = self._in_rows(hidden, h, partial(self._change, kwargs.get("position_embeddings")), names)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    def _change(self, name: str, places: Any, hidden: Tensor, h: Tensor, index: Tensor | None) -> Tensor:
+    def _change(self, places: Any, name: str, hidden: Tensor, h: Tensor, index: Tensor | None) -> Tensor:
         """Adds the prompt's part to the output ``h``; ``index`` are the batch rows that ``hidden`` and ``h``
         hold (None: all).
         """

@@ -5,7 +5,6 @@ which tied heads and embeddings follow.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import torch
@@ -81,9 +80,7 @@ class AdaptedTable(AdaptedLayer):
         """
         stored = self._stored[0].detach()
         rows: Tensor = stored[x].to(torch.promote_types(stored.dtype, torch.float32))
-        for name in names:
-            rows = self._by_row(name, x, rows, partial(self._replace, name))
-        return _scale(owner, rows.to(stored.dtype))
+        return _scale(owner, self._in_rows(x, rows, self._replace, names).to(stored.dtype))
 
     def _replace(self, name: str, x: Tensor, rows: Tensor, _: Tensor | None) -> Tensor:
         """Returns the rows ``[..., width]`` of the token ids ``[...]`` with an adapter applied."""
@@ -129,13 +126,12 @@ class AdaptedTable(AdaptedLayer):
 
     def _head(self, head: nn.Module, args: Args, kwargs: Kwargs, y: Tensor) -> Tensor:
         """As a hook on a tied head, adds what the adapters change in the logits."""
-        x = input_of(head, args, kwargs)
+        if not self._followed:
+            return y  # the weight, which may be offloaded or quantized, is not fetched for the base alone
         site = dataclasses.replace(self._site, weight=self._stored[0].detach())
 
-        def changed(x: Tensor, y: Tensor, _: Any) -> Any:
+        def changed(name: str, x: Tensor, y: Tensor, _: Any) -> Any:
             held, tensors = self._held[name], self._tensors(name, y.dtype)
             return self._weigh(name, y, run(held.method, held.config, tensors, site, lambda _: y, x))
 
-        for name in self._followed:
-            y = self._by_row(name, x, y, changed)
-        return y
+        return self._in_rows(input_of(head, args, kwargs), y, changed, self._followed)

@@ -185,11 +185,13 @@ class Adapted(Wrapper):
         index = self._rows.index(name, x, self._site)
         return y.index_copy(0, index, run(x[index], y[index], index).to(y.dtype)) if len(index) else y
 
-    def _in_rows(self, x: Tensor, y: Tensor, run: Callable[..., Tensor]) -> Tensor:
-        """Returns the base's output ``y`` with ``run(name, x, y, index)`` in the rows of each active
-        adapter.
+    def _in_rows(
+        self, x: Tensor, y: Tensor, run: Callable[..., Tensor], names: Sequence[str] | None = None
+    ) -> Tensor:
+        """Returns the output ``y`` with ``run(name, x, y, index)`` in the rows of each of the adapters
+        ``names``, by default the active ones.
         """
-        for name in self._active:
+        for name in self._active if names is None else names:
             y = self._by_row(name, x, y, functools.partial(run, name))
         return y
 

@@ -146,10 +146,19 @@ them.
 """
 
 
+def saved_modules(model: nn.Module, name: str | None = None) -> list[SavedModule]:
+    """Returns the modules of a model that hold trained copies, or those that hold the copy ``name``."""
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, SavedModule) and (name is None or name in module._names)
+    ]
+
+
 def labels_of(model: nn.Module, name: str) -> HeadLabels | None:
     """Returns the labels that came with an attached adapter's head, or None."""
-    heads = (module for module in model.modules() if isinstance(module, SavedModule))
-    return next((head._labels[name] for head in heads if head._labels.get(name) is not None), None)
+    labels = (head._labels.get(name) for head in saved_modules(model))
+    return next((one for one in labels if one is not None), None)
 
 
 def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
@@ -175,7 +184,7 @@ def name_outputs(model: Any) -> None:
     """
     if not hasattr(getattr(model, "config", None), "id2label"):
         return
-    heads = [module for module in model.modules() if isinstance(module, SavedModule)]
+    heads = saved_modules(model)
     active = [
         labels for head in heads for name in head._active[-1:] if (labels := head._labels[name]) is not None
     ]

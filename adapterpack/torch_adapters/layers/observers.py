@@ -18,7 +18,7 @@ class Observer:
 
     @property
     def unused(self) -> list[str]:
-        """The paths of layers that were not called although their owners were."""
+        """The paths of layers that were not called although the modules that contain them were."""
         return []
 
     def close(self) -> None:

@@ -212,8 +212,10 @@ class Every(NamedTuple):
     inside: Callable[[nn.Module], tuple[str, ...]] = lambda model: ("",)
 
 
-def _experts(model: nn.Module) -> tuple[str, ...]:
-    """Returns the path prefixes of experts, which their name or their class name identifies."""
+def experts_in(model: nn.Module) -> tuple[str, ...]:
+    """Returns the path prefixes of experts, which their name or their class name identifies; their inputs are
+    tokens in an order of the router's.
+    """
     return tuple(
         f"{path}."
         for path, module in base_modules(model)
@@ -234,7 +236,7 @@ def language_part(model: nn.Module) -> tuple[str, ...]:
 ALL = {
     "all-linear": Every(_LINEAR),
     "all-norm": Every(("norm",)),
-    "all-experts": Every((*_STACKED, *_LINEAR), _experts),
+    "all-experts": Every((*_STACKED, *_LINEAR), experts_in),
     "all-language": Every(_LINEAR, language_part),
 }
 """The words that ``targets`` accepts for all layers of a kind."""
@@ -328,11 +330,6 @@ def _aside(model: nn.Module, paths: Iterable[str]) -> set[str]:
     owners = {path.rpartition(".")[0] for path in paths if path.rpartition(".")[2] == _EXPERTS}
     routers = tuple(f"{owner}.{name}".lstrip(".") for owner in owners for name in _ROUTERS)
     return {*paths_of(model, head), *(path for path in paths if is_inside(path, routers))}
-
-
-def in_experts(model: nn.Module, path: str) -> bool:
-    """Whether a path is inside experts, whose inputs are tokens in an order of the router's."""
-    return path.startswith(_experts(model))
 
 
 def left_out(model: nn.Module, sites: Iterable[Site]) -> Counter[str]:

@@ -4,7 +4,8 @@ method needs it, runs the base once before each call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel
 
 from ...adapter_methods.core.routers import MASKS
 from ...errors import Unsupported
-from .active import adapted_layers, disabled
+from .active import adapted_layers, wrappers_of
 from .calls import Args, Kwargs, named_arguments
 from .layer import Adapted
 from .observers import Observer
@@ -110,7 +111,7 @@ def _refuse_cache(kwargs: Mapping[str, Any], name: str) -> None:
 def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
     """Returns the base's last hidden states ``[batch, positions, width]`` for the inputs of a call."""
     inputs = {key: value for key, value in kwargs.items() if key not in {"labels", *_CACHES}}
-    with torch.no_grad(), disabled(model):
+    with torch.no_grad(), _bare(model):
         output = model.forward(
             *args, **{**inputs, "output_hidden_states": True, "return_dict": True, **_no_cache(model)}
         )
@@ -123,6 +124,19 @@ def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
         )
     last: Tensor = states[-1]
     return last
+
+
+@contextmanager
+def _bare(model: nn.Module) -> Iterator[None]:
+    """Deactivates all adapters inside the block: in one walk over the model, as this runs in every call."""
+    before = [(module, module._active) for module in wrappers_of(model)]
+    try:
+        for module, _ in before:
+            module._active = ()
+        yield
+    finally:
+        for module, names in before:
+            module._active = names
 
 
 def _no_cache(model: nn.Module) -> dict[str, bool]:
