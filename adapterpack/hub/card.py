@@ -58,7 +58,7 @@ def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
         "pack": pack.id,
         "task": manifest.task.type,
         "labels": ", ".join(manifest.task.labels or ()),
-        "sites": sum(group.role == "adapter" for group in manifest.groups),
+        "sites": len(manifest.adapter_groups),
         "parameters": f"{sum(value.size for value in pack.tensors.values()):,}",
         "base content": manifest.base.content or "not known",
         "canary": "carried" if manifest.canary else "none",

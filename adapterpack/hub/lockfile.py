@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from msgspec import Meta
+from typing import Any, Literal
 
 from ..errors import FormatError, storage_errors
 from ..io import strict_json, typed_json
@@ -15,6 +13,7 @@ from ..io.cache import cache_folder
 from ..io.locks import hold_lock
 from ..io.safe_open import read_at_most
 from ..io.typed_json import Misfit, StrictStruct
+from ..manifest.structs import Commit, Sha256
 from .transport import names
 
 FILE_NAME = "adapterpack.lock"
@@ -25,9 +24,9 @@ _MAX_BYTES = 16 << 20
 class PinnedArtifact(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """The pin of a reference: its commit, the kind of artifact, and the digest of its manifest."""
 
-    commit: Annotated[str, Meta(pattern=r"^[0-9a-f]{40}\Z")]
+    commit: Commit
     kind: str
-    id: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}\Z")]
+    id: Sha256
 
 
 class LockedPins(StrictStruct, frozen=True, forbid_unknown_fields=True):

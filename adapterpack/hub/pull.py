@@ -306,7 +306,7 @@ def local_copy(reference: names.HubReference) -> Path | None:
     return None if kind_in(listed) is None else fetch_artifact(remote, listed).path
 
 
-def _import_peft(folder: Path, token: str | None = None) -> tuple[Pack, tuple[str, ...]]:
+def _import_peft(folder: Path, token: str | None) -> tuple[Pack, tuple[str, ...]]:
     """Imports a PEFT folder and returns the pack, with its base identified if the hub has it, and notes about
     that.
 

@@ -44,8 +44,8 @@ def run(
     address: Address,
     operator: Address | None,
     ready: Callable[[], None],
-    watcher: FolderWatcher | None = None,
-    watch_seconds: float = 0.0,
+    watcher: FolderWatcher | None,
+    watch_seconds: float,
 ) -> None:
     """Serves until SIGTERM or Ctrl-C, and then finishes the answers that have begun. The ``watcher`` checks
     the places of adapters every ``watch_seconds``.

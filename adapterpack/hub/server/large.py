@@ -118,12 +118,16 @@ async def _receive(asked: HubRequest, signed: str, path: Path) -> str:
         raise HTTPError(507, "NoSpace", "The hub's disk is full")
     count, hasher = 0, hashlib.sha256()
     with path.open("wb") as file:
+
+        def take(chunk: bytes) -> None:
+            hasher.update(chunk)
+            file.write(chunk)
+
         async for chunk in chunks_of(asked.request):
             count += len(chunk)
             if count > size:
                 break
-            await run_in_threadpool(hasher.update, chunk)
-            await run_in_threadpool(file.write, chunk)
+            await run_in_threadpool(take, chunk)
     if count != size:
         raise bad_request(_OTHER_BYTES)
     return hasher.hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
@@ -74,8 +74,7 @@ class HubRequest:
             FormatError: the body is no JSON.
             HTTPError: the value does not fit.
         """
-        value: _T = parse_json(self.body or b"{}", kind)
-        return value
+        return parse_json(self.body or b"{}", kind)
 
     def form(self) -> dict[str, list[str]]:
         """Parses the fields of a URL-encoded form.
@@ -89,7 +88,7 @@ class HubRequest:
             raise HTTPError(413, "TooLarge", f"A form may have {MAX_LISTED} fields") from error
 
 
-def parse_json(data: bytes, kind: Any) -> Any:
+def parse_json(data: bytes, kind: type[_T]) -> _T:
     """Parses JSON into a struct or another type.
 
     Raises:

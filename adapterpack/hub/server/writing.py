@@ -60,7 +60,7 @@ class Announcement(msgspec.Struct):
 
 
 class Summary(msgspec.Struct, rename="camel"):
-    """What a commit says of itself, and the commit on which it is made."""
+    """The message and description of a commit, and its parent commit."""
 
     summary: str = ""
     description: str = ""
@@ -243,7 +243,7 @@ def _safe_path(path: str) -> str:
     """Returns a path that a repository can keep.
 
     Raises:
-        HTTPError: it could not become a file on every system.
+        HTTPError: the path is not valid on every system.
     """
     if reason := names.unsafe(path):
         raise bad_request(f"A path that cannot be kept: {reason}")

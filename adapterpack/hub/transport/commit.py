@@ -47,7 +47,7 @@ class CommitReply(msgspec.Struct, rename="camel"):
 
 
 class UploadMode(msgspec.Struct, rename="camel"):
-    """How a hub wants a file: ``lfs`` is as a large file of git."""
+    """How a hub wants a file to be sent: ``lfs`` as a git LFS object, anything else within the commit."""
 
     path: str
     upload_mode: str
@@ -67,8 +67,8 @@ class NewCommit(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """The files that a commit writes and deletes, by their paths in the repository, what it says of itself,
-    and whether it opens a pull request.
+    """The files that a commit writes and deletes, by their paths in the repository, its message and
+    description, and whether it opens a pull request.
     """
 
     files: Mapping[str, LocalFile]
@@ -216,7 +216,7 @@ class Actions(msgspec.Struct):
 
 
 class UploadObject(msgspec.Struct):
-    """A large file by its SHA-256, and why a hub does not take it or what there is to do."""
+    """A large file by its SHA-256, with the hub's error if it refuses the file, else the requests to make."""
 
     oid: str
     error: Any = None

@@ -19,7 +19,7 @@ TYPES = {
     429: "rate_limit_error",
 }
 """HTTP status -> OpenAI's type of error. Others are ``invalid_request_error``, or ``server_error`` from 500
-on. from 500 on.
+on.
 """
 _FIELDS = {
     "max_new_tokens": "max_tokens",

@@ -29,8 +29,8 @@ class ServerLimits:
         first_seconds: the time after which a stream begins without output, and sends comments to stay alive.
         stuck_seconds: the time after which an engine step counts as stuck.
         drain_seconds: the time for answers to end when the server shuts down.
-        masks_beside: whether the masks of slow forms are computed beside the engine's steps, so that they
-        slow only their own rows; what runs together then depends on time.
+        masks_beside: whether token masks of slow grammars are computed beside the engine's steps, so that
+            they slow only their own rows; which rows run together then depends on timing.
         unread_keys_seconds: how long keys stay valid if their file becomes unreadable.
     """
 
