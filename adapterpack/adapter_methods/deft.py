@@ -37,9 +37,7 @@ from . import (
     normal,
     widths_of,
 )
-
-METHODS_OF_P = ("relu", "qr")
-"""The ways to compute Q and Z from P."""
+from .core.orthogonal import linear
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,11 @@ def _init(cfg: DEFT, site: Site, rng: np.random.Generator) -> Arrays:
 
 
 def sides(method: str, P: Array) -> tuple[Array, Array]:
-    """Returns Q and Z ``[out, r]`` computed from P by one of :data:`METHODS_OF_P`."""
+    """Returns Q and Z ``[out, r]`` computed from P by the method ``relu`` or ``qr``."""
     xp = array_namespace(P)
     if method == "relu":
         return P, xp.clip(P, 0, None)
-    # QR is not implemented for half precision
-    wide = P if P.dtype in (xp.float32, xp.float64) else xp.astype(P, xp.float32)
-    Q = xp.astype(xp.linalg.qr(wide)[0], P.dtype)
+    Q = linear(lambda wide: xp.linalg.qr(wide)[0], P)
     return Q, Q
 
 

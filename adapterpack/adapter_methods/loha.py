@@ -60,7 +60,7 @@ def _shapes(cfg: LoHa, site: Site) -> Shapes:
 
 
 def _init(cfg: LoHa, site: Site, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    # What becomes zero is drawn, too: a seed gives the numbers that it always gave.
+    # hada_w2_b is drawn, too, although it starts at zero, so that a seed gives the same other factors.
     drawn = {name: kaiming(rng, shape) for name, shape in _shapes(cfg, site).items()}
     return {**drawn, "hada_w2_b": np.zeros_like(drawn["hada_w2_b"])}
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -126,11 +126,8 @@ def _kernels(content: PeftContent) -> PeftContent:
         count = _points(content.config.at(path), tensors, sites[path])
         if count:
             points[f"^{path}"] = count
-    return (
-        content._replace(config=replace(content.config, kernel_pattern=points), sites=sites)
-        if points
-        else content._replace(sites=sites)
-    )
+    content = content._replace(sites=sites)
+    return content.configure(kernel_pattern=points) if points else content
 
 
 def _join(tensors: Tensors) -> Arrays:

@@ -38,6 +38,7 @@ from . import (
     kaiming,
     widths_of,
 )
+from .core.config import require_choice
 from .forms.blocks import ACTIVATIONS, ALIASES
 
 _DEEPEST = 16
@@ -63,8 +64,7 @@ class PEANuT(RankConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         act = ALIASES.get(self.act_fn, self.act_fn)
-        if act not in ACTIVATIONS:
-            raise ValueError(f"act_fn must be one of {', '.join(ACTIVATIONS)}, not {self.act_fn!r:.80}")
+        require_choice("act_fn", act, tuple(ACTIVATIONS))
         object.__setattr__(self, "act_fn", act)
 
     @property

@@ -86,7 +86,7 @@ def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
     """Copies the files of :func:`carried_files` into another folder, where it replaces leftovers of a killed
     process.
 
-    The copied config does not name code that would never run.
+    The copied config lacks ``auto_map`` where transformers has its own class and would not read it.
 
     Raises:
         FormatError: a link leads out of the folder.

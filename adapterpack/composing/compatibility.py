@@ -102,7 +102,7 @@ def common_task(packs: Sequence[Pack]) -> m.PackTask:
         Unsupported: the tasks or the labels differ.
     """
     tasks = [pack.manifest.task for pack in packs]
-    whole = any(group.role == "full" for pack in packs for group in pack.manifest.groups)
+    whole = any(pack.manifest.full_groups for pack in packs)
     labelled = [
         (pack.name, task.labels)
         for pack, task in zip(packs, tasks, strict=True)

@@ -132,7 +132,7 @@ class CompositionRequest:
 
 
 class CompositionWork(NamedTuple):
-    """A composition after reading and checking. ``order`` is the order in which the packs are combined: by
+    """A composition after checking. ``order`` is the order in which the packs are combined: by
     name, whatever order the caller gave. ``sites`` and ``statistics`` are set by :meth:`with_sites`.
     """
 
@@ -473,7 +473,7 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
     details: dict[str, Any] = {**work.arguments, **request.cut.settings}
     if request.budget is not None:
         details["budget"] = request.budget
-    if any(group.role == "full" for parent in work.parents for group in parent.manifest.groups):
+    if any(parent.manifest.full_groups for parent in work.parents):
         details["whole"] = request.whole
     if work.statistics:
         details["statistics"] = [statistics.digest for statistics in work.statistics]

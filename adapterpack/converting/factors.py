@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from ..manifest.secondary_methods import MethodSites
 from ..pack.pack import Adapter, Pack
 from .format import ConversionSource, list_first
 from .numbers import most_frequent, scale_factor
-from .packs import foreign_pack
+from .packs import drop_targets, foreign_pack
 
 _LEAVES = ("lora_A", "lora_B")
 
@@ -145,7 +144,7 @@ def lora_pack(
                     expected=cfg.r,
                     found=down.shape[0],
                 )
-        cfg = dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
+        cfg = drop_targets(cfg)
         adapters[Site(path, down.shape[1], up.shape[0])] = (cfg, dict(zip(_LEAVES, (down, up), strict=True)))
     if not adapters and not full:
         raise FormatError("the file holds no adapter", where=source.path)
@@ -189,7 +188,7 @@ def group_leaves(
     """Groups the keys of a file: module -> leaf -> key; ``split`` returns the module and the leaf of a key.
 
     Raises:
-        Unsupported: a key has none (``split`` returns None); ``expected`` names the leaves that are read.
+        Unsupported: ``split`` returns None for a key; ``expected`` names the leaves that are read.
     """
     modules: dict[str, dict[str, str]] = {}
     for key in keys:

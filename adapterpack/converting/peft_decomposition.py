@@ -59,11 +59,7 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     pack = match_layers(pack, checkpoint)
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
-    names = {
-        group.path: base.weight_name(group.path, group.weight)
-        for group in claims.groups
-        if group.role == "adapter"
-    }
+    names = {group.path: base.weight_name(group.path, group.weight) for group in claims.adapter_groups}
     sites: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
     secondary: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
     for adapter in pack.adapters(

@@ -35,7 +35,7 @@ class Conversion:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the conversion as ``convert --json`` prints it."""
-        groups = self.pack.manifest.groups
+        manifest = self.pack.manifest
         files = (
             [self.path]
             if self.path.is_file()
@@ -47,8 +47,8 @@ class Conversion:
             "path": str(self.path),
             "name": self.pack.name,
             "id": self.pack.id,
-            "sites": sum(group.role == "adapter" for group in groups),
-            "modules_to_save": [group.path for group in groups if group.role == "full"],
+            "sites": len(manifest.adapter_groups),
+            "modules_to_save": [group.path for group in manifest.full_groups],
             "bytes": sum(file.stat().st_size for file in files),
             "notes": list(self.notes),
         }

@@ -170,7 +170,7 @@ def layout(manifest: FleetManifest) -> Iterator[tuple[str, str, tuple[int, ...]]
 
 
 def parse(data: bytes, where: object) -> FleetManifest:
-    """Parses the manifest in ``data`` and checks its structs.
+    """Parses the manifest in ``data`` and checks its limits.
 
     Raises:
         FormatError: the manifest is malformed, altered, not in its canonical form, or of another version.

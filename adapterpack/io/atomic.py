@@ -191,7 +191,7 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
     systems without locks).
     """
     for _ in range(_TRIES):
-        # tempfile does the same, and takes 4 ms to import
+        # Not tempfile.mkdtemp, whose names _remove_abandoned would not recognise.
         folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")
         folder.mkdir(0o700)
         lock = lock_folder(folder) if CAN_LOCK else None

@@ -189,8 +189,9 @@ def residual(D: RowSource, factors: Factors) -> Loss:
 
 
 def _whole(D: RowSource) -> LeadingSpectrum:
-    matrix = np.concatenate([block.astype(np.float64) for _, block in D.blocks()], axis=0)
-    dtype = np.result_type(np.float32, next(block.dtype for _, block in D.blocks()))
+    parts = [(block.dtype, block.astype(np.float64)) for _, block in D.blocks()]
+    matrix = np.concatenate([part for _, part in parts], axis=0)
+    dtype = np.result_type(np.float32, parts[0][0])
     u, values, vt = np.linalg.svd(matrix, full_matrices=False)
     kept = (
         int(np.count_nonzero(values > np.finfo(np.float64).eps * max(D.shape) * values[0]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..adapter_methods import BaseChange
-from ..adapter_methods.core.peft_form import OfBase
+from ..adapter_methods.core.peft_form import WITH_BASE, OfBase
 from ..errors import ConfigError, Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile
@@ -81,7 +81,7 @@ def import_folder(
             where=folder,
             expected="the base",
             found=str(found)[:80],
-            remedy="make a pack of it first: adapterpack convert SRC --to pack --base BASE -o OUT",
+            remedy=WITH_BASE,
         )
     adapters = content.adapters if task is None else _doing(content, task, folder)
     kind = task_of_peft(config.get("task_type"))

@@ -27,7 +27,6 @@ from ..io import strict_json
 from ..io.safe_open import TENSORS
 from ..io.safetensors import SafetensorsFile
 from ..manifest import manifest as m
-from ..manifest.composed_method import method_of
 from ..manifest.migrations import refuse_layer_replication
 from ..manifest.view import Described
 from ..tasks.task import peft_type_of
@@ -72,7 +71,8 @@ def config_bytes(
     parameters are as PEFT stores them. ``reordered``: the tensors are in PEFT's order, and PEFT's config
     needs these further keys.
     """
-    pack, method = Described(manifest), method_of(manifest)
+    pack = Described(manifest)
+    method = pack.method
     adapters = manifest.adapter_groups
     if (
         not adapters

@@ -21,7 +21,7 @@ def form_of(method: Method, kind: str, host: Method | None = None) -> PeftLayer 
     if method.peft is None:
         return None
     if host is not None:
-        secondary = method.peft.overrides.get("secondary") if host.peft is not None else None
+        secondary = method.peft.overrides.get("secondary")
         fits = (
             secondary
             and host.peft

@@ -83,8 +83,7 @@ _CONVERT = "adapterpack convert SRC --to pack -o OUT"
 _NOT_READ: dict[str, tuple[str, str]] = {
     "XLORA": (
         "its experts are folders elsewhere, which a configuration names and nobody here opens",
-        "copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: adapterpack "
-        "convert SRC --to pack -o OUT",
+        f"copy the experts' folders into it, as experts/0, experts/1, ..., and convert it: {_CONVERT}",
     ),
     "SHADOW": (
         "a package of its own brings it, which is not installed here",
@@ -103,7 +102,7 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
             where=where,
             expected="peft_type",
             found=printable(", ".join(sorted(config))[:200]),
-            remedy="adapterpack convert SRC --to pack -o OUT reads what other tools wrote (docs/formats.md)",
+            remedy=f"{_CONVERT} reads what other tools wrote (docs/formats.md)",
         )
     why, remedy = _NOT_READ.get(str(kind), ("", ""))
     return Unsupported(

@@ -122,8 +122,8 @@ def require_slots(pack: Pack) -> None:
                 if method.kind == "weight"
                 else "run this adapter under torch",
             )
-    for group in pack.manifest.groups if pack.method.kind == "weight" else ():
-        if group.role != "adapter" or (group.kind in LAYOUTS and LAYOUTS[group.kind].linear):
+    for group in pack.manifest.adapter_groups if pack.method.kind == "weight" else ():
+        if group.kind in LAYOUTS and LAYOUTS[group.kind].linear:
             continue
         if group.kind not in _THIN:
             raise Unsupported(

@@ -122,14 +122,13 @@ class Projection(NamedTuple):
             for name in self.names
         ):
             raise ValueError(f"two sites have another {' or '.join(self.names)}")
-        sites = {
-            path: {name: value for name, value in params.items() if name not in self.names}
-            for path, params in content.sites.items()
-        }
+        content = content.change_sites(
+            lambda params: {name: value for name, value in params.items() if name not in self.names}
+        )
         # The seed reproduces the stored pair bit for bit, so the pack need not store it.
         if not content.packed and all(map(_equal, pair, self.make(stored_cfg))):
-            return content._replace(config=replace(stored_cfg, save_projection=False), shared={}, sites=sites)
-        return content._replace(config=stored_cfg, sites=sites)
+            return content._replace(config=replace(stored_cfg, save_projection=False), shared={})
+        return content._replace(config=stored_cfg)
 
 
 def _equal(first: np.ndarray, second: np.ndarray) -> bool:

@@ -73,7 +73,7 @@ def evaluate_block(
     """Computes ``h + up(act(down(norm(z))))`` for ``h`` of shape ``[..., width]``, and ``x`` of the same
     shape if the form reads the input.
 
-    ``drop`` is the dropout rate of the added output in training.
+    ``drop`` is the dropout that training applies to the added output.
 
     Example:
         >>> from adapterpack.adapter_methods import Dense

@@ -292,13 +292,3 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     return Levels(
         lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit_magnitude(greatest), width
     )
-
-
-def rounded(dtype: Any) -> RoundScales:
-    """Returns rounding of scales to ``dtype``, such as float16.
-
-    Example:
-        >>> rounded(np.float16)(np.float32([0.1]), None)[0].tolist()
-        [0.0999755859375]
-    """
-    return lambda scale, zero: (scale.astype(dtype).astype(np.float32), zero)

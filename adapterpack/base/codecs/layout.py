@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .base import ModuleTensors, Parts, Weight
-from .grid import Grid, QuantizedRows, Rows, rounded
+from .grid import Grid, QuantizedRows, Rows
 from .storage import PartUpdate
 
 
@@ -127,7 +127,7 @@ class CodeLayout(NamedTuple):
         self, parts: Parts, rows: slice, scale: Rows, zero: Rows | None
     ) -> tuple[Rows, Rows | None]:
         """Rounds scales to the dtype in which they are stored."""
-        return rounded(parts["scale"].dtype)(scale, zero)
+        return scale.astype(parts["scale"].dtype).astype(np.float32), zero
 
 
 def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:

@@ -21,11 +21,9 @@ def decoded(weight: Weight, parts: Parts) -> LazyMatrix:
     """Returns a weight ``[out, in]`` that is decoded to float32 when rows are indexed."""
 
     def read(start: int, stop: int) -> np.ndarray:
-        step = weight.step
-        first, last = start // step * step, min(weight.shape[0], -(-stop // step) * step)
-        return weight.decode(parts, slice(first, last))[start - first : stop - first]
+        return weight.decode(parts, slice(start, stop))
 
-    return LazyMatrix(weight.shape, F32, read)
+    return LazyMatrix(weight.shape, F32, read, weight.step)
 
 
 def _transposed(matrix: LazyMatrix) -> LazyMatrix:

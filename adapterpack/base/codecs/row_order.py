@@ -43,10 +43,9 @@ def reorder_rows(storage: WeightStorage, order: np.ndarray | None) -> WeightStor
 
     def reordered(matrix: Any) -> LazyMatrix:
         def read(start: int, stop: int) -> np.ndarray:
-            first, last = start // run * run, -(-stop // run) * run
-            return as_model(np.asarray(matrix[first:last]), order)[start - first : stop - first]
+            return as_model(np.asarray(matrix[start:stop]), order)
 
-        return LazyMatrix(matrix.shape, matrix.dtype, read)
+        return LazyMatrix(matrix.shape, matrix.dtype, read, run)
 
     return WeightStorage(
         reader._replace(

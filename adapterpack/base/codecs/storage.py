@@ -49,21 +49,28 @@ class EncodedRows(NamedTuple):
 
 
 class LazyMatrix:
-    """A matrix ``[out, in]`` whose rows ``read`` returns, from a start and a stop, when they are indexed."""
+    """A matrix ``[out, in]`` whose rows ``read`` returns, from a start and a stop, when they are indexed;
+    both are multiples of ``step``, or the stop is the end.
+    """
 
     ndim = 2
 
     def __init__(
-        self, shape: tuple[int, int], dtype: np.dtype[Any], read: Callable[[int, int], np.ndarray]
+        self,
+        shape: tuple[int, int],
+        dtype: np.dtype[Any],
+        read: Callable[[int, int], np.ndarray],
+        step: int = 1,
     ) -> None:
-        self.shape, self.dtype, self._read = shape, dtype, read
+        self.shape, self.dtype, self._read, self._step = shape, dtype, read, step
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         start, stop, _ = rows.indices(self.shape[0])
-        return self._read(start, stop)
+        first, last = start // self._step * self._step, -(-stop // self._step) * self._step
+        return self._read(first, min(self.shape[0], last))[start - first : stop - first]
 
     def astype(self, dtype: Any, copy: bool = True) -> np.ndarray:
         """Reads the whole matrix."""

@@ -62,7 +62,7 @@ class Numbers(NamedTuple):
 
     @property
     def bits(self) -> int:
-        """Bits of a number."""
+        """The number of bits of each number."""
         return sum(part.bits for part in self.parts)
 
     @property

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from ...base.gguf.names import FAMILIES, GGUFFamily, rope_row_order
 from ...base.gguf.package import library
 from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, nearest, storage_errors
 from ...io.safe_open import write_parts
-from ...io.safetensors import dtype_name
+from ...io.safetensors import dtype_name, raw
 from ...manifest import manifest as m
 from ...pack.pack import Pack
 from ...readable import things
@@ -111,9 +112,8 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     named = {site.path: (site, _named(layout, base, site.path)) for site in site_factors(plain, "gguf")}
     if not named:
         raise FormatError("the pack holds no adapter", where=pack.where)
-    if repeated := [
-        path for path, (_, name) in named.items() if [other for _, other in named.values()].count(name) > 1
-    ]:
+    counts = Counter(name for _, name in named.values())
+    if repeated := [path for path, (_, name) in named.items() if counts[name] > 1]:
         raise Unsupported("two modules have one name in GGUF", where=pack.where, found=list_first(repeated))
     alpha, alpha_notes = common_alpha([site for site, _ in named.values()])
     writer = gguf.GGUFWriter(out, layout.family.name)
@@ -147,7 +147,7 @@ def _pad(writer: Any, before: int) -> Iterator[bytes | memoryview]:
     """
     yield bytes(-before % writer.data_alignment)
     for info in writer.tensors[0].values():
-        yield info.tensor.data.cast("B")
+        yield raw(info.tensor)
         yield bytes(-info.nbytes % writer.data_alignment)
 
 

@@ -144,12 +144,10 @@ def _prefix(base: Checkpoint, pack: Pack) -> str:
     sites in both; often empty.
     """
     prefixes = set()
-    for group in pack.manifest.groups:
-        if group.role == "adapter":
-            module = in_memory(base.require_weight(group.path, group.weight), base.renamings).removesuffix(
-                ".weight"
-            )
-            prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
+    for group in pack.manifest.adapter_groups:
+        weight = base.require_weight(group.path, group.weight)
+        module = in_memory(weight, base.renamings).removesuffix(".weight")
+        prefixes.add(group.path.removesuffix(module) if group.path.endswith(f".{module}") else "")
     if len(prefixes) > 1:
         raise Unsupported(
             "the sites do not agree on how the task model's names differ from the base's",

@@ -213,21 +213,13 @@ class Fold(TensorJob):
                     sides = block.rows.stop - block.rows.start, block.columns
                     count, across = reversed(sides) if block.transposed else sides
                     start = done // max(1, across)
-                    raw = read(slice(start, start + count), across, scratch)
+                    held = slice(start, start + count)
+                    raw = read(held, across, scratch)
+                    offset = None if before is None else before[block.rows]
+                    old = WeightBlock(raw, held, block.rows, block.transposed, offset)
+                    rounding = context.rounding(place.name, done)
                     block_sums, moved = context.arithmetic.fold(
-                        block.change,
-                        storage,
-                        WeightBlock(
-                            raw,
-                            slice(start, start + count),
-                            block.rows,
-                            block.transposed,
-                            None if before is None else before[block.rows],
-                        ),
-                        context.rounding(place.name, done),
-                        scratch,
-                        write,
-                        sums.moved,
+                        block.change, storage, old, rounding, scratch, write, sums.moved
                     )
                     if written is not None and not math.isfinite(block_sums.error):
                         require_finite(written, None if context.safe else raw, context.safe, place.name)

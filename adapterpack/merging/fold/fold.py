@@ -172,9 +172,7 @@ class Change(NamedTuple):
         changed bias.
         """
         if self.chain:
-            folded, moved = weight, bias
-            for fold in self.chain:
-                folded, moved = fold(folded, moved, rows)
+            folded, moved = self._follow_chain(weight, bias, rows)
             np.copyto(new, folded)
             np.subtract(new, weight, out=change)
             return moved
@@ -192,13 +190,17 @@ class Change(NamedTuple):
         """
         xp = array_namespace(weight)
         if self.chain:
-            folded, moved = weight, bias
-            for fold in self.chain:
-                folded, moved = fold(folded, moved, rows)
+            folded, moved = self._follow_chain(weight, bias, rows)
             return folded - weight, folded, moved
         change = xp.zeros_like(weight) if self.up is None else xp.matmul(self.up[rows], self.down)
         moved = self._add_others(weight, bias, rows, change)
         return change, weight + change, moved
+
+    def _follow_chain(self, weight: Any, bias: Any | None, rows: slice) -> tuple[Any, Any | None]:
+        """Folds the chain into a block, one after the other; returns the changed block and bias."""
+        for fold in self.chain:
+            weight, bias = fold(weight, bias, rows)
+        return weight, bias
 
     def _add_others(self, weight: Any, bias: Any | None, rows: slice, change: Any) -> Any | None:
         """Adds what is no plain product of factors to the ``change`` of a block, and returns the changed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Mapping
 from typing import Any
@@ -37,20 +36,19 @@ def shards(base: GGUFBase, todo: MergePlan, dtype: str | None, note: str) -> lis
     """
     _require_no_additions(base, todo, dtype)
     header, folds = base.file.header, sources(todo)
-    types = {name: _type(tensor, dtype) for name, tensor in base.file.entries.items()}
-    infos, offsets, end = b"", {}, 0
+    infos, places, end = b"", list[TensorInfo](), 0
     for name, tensor in base.file.entries.items():
-        offsets[name] = gg.align(end, header.alignment)
-        infos += gg.tensor_info(tensor.name, tensor.shape, TYPE_NUMBERS[types[name].name], offsets[name])
-        end = offsets[name] + math.prod(tensor.shape) // types[name].block * types[name].size
+        kind = _type(tensor, dtype)
+        place = tensor_info(name, tensor.shape, kind, gg.align(end, header.alignment))
+        infos += gg.tensor_info(tensor.name, tensor.shape, TYPE_NUMBERS[kind.name], place.offset)
+        end = place.offset + place.nbytes
+        places.append(place)
     keys = [*_keys(base, dtype), gg.key_text(KEY, note)]
-    head = MAGIC + struct.pack("<IQQ", header.version, len(types), len(keys)) + b"".join(keys) + infos
+    head = MAGIC + struct.pack("<IQQ", header.version, len(places), len(keys)) + b"".join(keys) + infos
     head += bytes(gg.align(len(head), header.alignment) - len(head))
     items = tuple(
-        _item(
-            base, todo, name, tensor_info(name, tensor.shape, types[name], len(head) + offsets[name]), folds
-        )
-        for name, tensor in base.file.entries.items()
+        _item(base, todo, place.name, place._replace(offset=len(head) + place.offset), folds)
+        for place in places
     )
     return [Shard(NAME, base.file, head, items, gg.align(end, header.alignment) - end)]
 

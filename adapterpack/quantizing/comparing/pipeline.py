@@ -146,7 +146,7 @@ def _options_of(scheme: str, options: GraphOptions, rank: int) -> _Wanted:
 def _ways(
     bundle: Bundle, adapter: str | None, plain: GraphQuantization, corrected: GraphQuantization | None
 ) -> list[tuple[str, GraphQuantization]]:
-    """Yields the ways of one scheme by name: the merged one first, which is the usual one elsewhere."""
+    """Returns the ways of one scheme by name; merging first, the usual way in other tools, comes first."""
     attached = "attached" if adapter is not None else "quantized"
     ways = [("merged", plain)] if adapter is not None else []
     return [*ways, (attached, plain), *([("compensated", corrected)] if corrected is not None else [])]
