@@ -16,6 +16,7 @@ import pytest
 import torch
 from noise import shake
 from safetensors.torch import load_file
+from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from adapterpack import (
@@ -28,6 +29,7 @@ from adapterpack import (
     compose,
     convert,
     detach,
+    disabled,
     merge,
     resize,
     save,
@@ -323,3 +325,28 @@ def test_tokens_that_the_vocabulary_lacks_are_named(tmp_path: Path) -> None:
             put()
         assert (error.value.expected, error.value.found) == ("ids below 37", "40")
     assert not any("delta" in name for name, _ in model.named_parameters())
+
+
+def test_a_tied_head_fetches_no_weight_for_the_base(
+    tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fetching it costs an offloaded or a quantized table much in every pass; with the adapter it is needed."""
+    from adapterpack.torch_adapters.layers import layer
+
+    model, ids = AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), torch.tensor([[5, 6, 7]])
+    adapt(model, TrainableTokens(token_indices=(5, 6)))
+    fetched: list[str] = []
+    fetch = layer.weight_of
+
+    def count(module: nn.Module, leaf: str, site: Any) -> torch.Tensor:
+        fetched.append(site.path)
+        return fetch(module, leaf, site)
+
+    monkeypatch.setattr(layer, "weight_of", count)
+    with torch.no_grad():
+        model(ids)
+        assert fetched
+        fetched.clear()
+        with disabled(model):
+            model(ids)
+    assert fetched == []
