@@ -39,6 +39,8 @@ from adapterpack.errors import (
 from adapterpack.io import safetensors
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.structs import Variant
+from adapterpack.pack.lineage import MAX_DEPTH
+from adapterpack.pack.pack import seal
 
 Tensors = dict[str, np.ndarray]
 
@@ -386,6 +388,16 @@ def test_a_declaration_is_a_new_pack_with_its_lineage(
     assert again.manifest.lineage.ancestors == {made.id: (pack.id,)}
     again.write(tmp_path / "c")
     assert adapterpack.validate(tmp_path / "c", bases["quantized"]).state == "valid"
+
+
+def test_a_declared_pack_names_no_more_generations_than_a_manifest_reaches(
+    pack: Pack, bases: dict[str, Path], tmp_path: Path
+) -> None:
+    ancestors = {f"sha256:{age:064x}": (f"sha256:{age + 1:064x}",) for age in range(1, MAX_DEPTH)}
+    lineage = m.Lineage("compose", (m.Parent(f"sha256:{1:064x}", "before"),), {}, ancestors=ancestors)
+    old = seal(replace(pack.manifest, lineage=lineage, files=()), pack.tensors, pack.extra)
+    declare(old, bases["same"], bases["cast"], tmp_path / "declared")
+    assert adapterpack.validate(tmp_path / "declared", bases["cast"]).state == "valid"
 
 
 def test_what_cannot_be_declared(pack: Pack, bases: dict[str, Path], tmp_path: Path) -> None:

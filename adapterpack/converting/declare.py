@@ -14,8 +14,8 @@ from ..base.checkpoint import Checkpoint
 from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
 from ..io.atomic import refuse_existing
-from ..manifest import manifest as m
 from ..manifest.structs import Variant
+from ..pack.lineage import descend
 from ..pack.pack import Pack, seal
 from ..pack.validate.validation import as_pack
 
@@ -76,15 +76,7 @@ def declare(
     declared = Variant(
         compared.relation, compared.digests.structure, compared.digests.content, compared.tested
     )
-    before = source.manifest.lineage
-    lineage = m.Lineage(
-        "declare",
-        (m.Parent(source.id, source.name),),
-        {"relation": declared.relation, "variant": declared.content},
-        ancestors={}
-        if before is None
-        else {**before.ancestors, source.id: tuple(p.digest for p in before.parents)},
-    )
+    lineage = descend("declare", [source], {"relation": declared.relation, "variant": declared.content})
     draft = replace(
         source.manifest, base=replace(named, variants=(*named.variants, declared)), lineage=lineage, files=()
     )
