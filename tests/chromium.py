@@ -39,7 +39,7 @@ _ARGS = (
 _NO_GPU = ("--disable-gpu",)
 WEBGPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan")
 """Arguments for WebGPU without a card: SwiftShader computes on the CPU what a card would."""
-_SECONDS = 60.0
+_SECONDS = 120.0
 EVIL = "<img src=x onerror=window.hacked=1>"
 """A name or a label that would become markup where text does."""
 CONTROLS = ("button", "textbox", "combobox", "checkbox", "spinbutton", "searchbox")
@@ -90,7 +90,7 @@ class Page:
         assert "exceptionDetails" not in done, (expression, done["exceptionDetails"])
         return done["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20.0) -> Any:
+    def wait(self, expression: str, seconds: float = _SECONDS) -> Any:
         """Waits until an expression is true; its value."""
         until = time.monotonic() + seconds
         while not (value := self.run(expression)):

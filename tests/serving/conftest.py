@@ -67,7 +67,7 @@ def start(bundle: Path, packs: Path, launch: Callable[..., Served]) -> Callable[
 @pytest.fixture(scope="session")
 def server(start: Callable[..., Served]) -> Served:
     """The one that most tests ask."""
-    return start(limits={"body_seconds": 0.5})
+    return start(limits={"body_seconds": 5.0})
 
 
 @pytest.fixture(scope="session")

@@ -162,10 +162,10 @@ class Soak:
         """Everything at once, until the time is over."""
         async with (
             httpx.AsyncClient(
-                base_url=self.served.address, timeout=60, limits=httpx.Limits(max_connections=None)
+                base_url=self.served.address, timeout=120, limits=httpx.Limits(max_connections=None)
             ) as tenants,
             httpx.AsyncClient(
-                base_url=self.served.admin or "", timeout=60, headers=bearer(OPERATOR)
+                base_url=self.served.admin or "", timeout=120, headers=bearer(OPERATOR)
             ) as operator,
             asyncio.TaskGroup() as tasks,
         ):

@@ -11,7 +11,7 @@ QUESTION = [{"role": "user", "content": "Where is my parcel?"}]
 
 @pytest.fixture
 def client(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120)
 
 
 def test_list_the_models(client: openai.OpenAI) -> None:

@@ -20,9 +20,8 @@ import numpy as np
 import openai
 import pytest
 from encoder_packs import packed, words
-from servers import ANN, BOB, Served
+from servers import ANN, BOB, Served, waited
 from test_offline_runs import kept, ran, written
-from test_streams import waited
 
 from adapterpack import Engine, Session, compose, export
 from adapterpack.errors import ConfigError, Unsupported
@@ -36,7 +35,7 @@ COUNT = 30
 
 @pytest.fixture(scope="module")
 def embedder(launch: Make, features: Path) -> Served:
-    served: Served = launch(features, limits={"inputs": 40, "body_seconds": 0.5})
+    served: Served = launch(features, limits={"inputs": 40, "body_seconds": 5.0})
     return served
 
 
@@ -93,7 +92,7 @@ def test_vectors_of_many_at_once(embedder: Served, features: Path) -> None:
 
     async def every() -> list[Any]:
         async with openai.AsyncOpenAI(
-            base_url=f"{embedder.address}/v1", api_key=ANN, max_retries=0, timeout=60
+            base_url=f"{embedder.address}/v1", api_key=ANN, max_retries=0, timeout=120
         ) as client:
             return await asyncio.gather(*(one(client, *what) for what in asked))
 
@@ -177,7 +176,7 @@ def test_labels_of_many_at_once(classifier: Served, bundle_of: Make, ranking: Pa
 
     async def every() -> list[httpx.Response]:
         async with httpx.AsyncClient(
-            base_url=classifier.address, headers=classifier.headers, timeout=60
+            base_url=classifier.address, headers=classifier.headers, timeout=120
         ) as client:
             return await asyncio.gather(
                 *(client.post("/v1/classify", json={"model": name, "input": given}) for given, name in asked)
@@ -336,7 +335,7 @@ def test_the_lines_of_the_page(server: Served, embedder: Served, classifier: Ser
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=120,
             env={**os.environ, "SERVER": one.address, "KEY": ANN},
         )
         assert done.returncode == 0, (line, done.stdout, done.stderr)

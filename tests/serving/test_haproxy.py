@@ -75,10 +75,10 @@ def ask(address: str, name: str) -> None:
         {**body, "model": f"base:{name}"} if name != "base" else body,
         {**body, "prompt": "x " * 60_000},
     ):
-        answer = httpx.post(f"{address}/v1/completions", json=one, timeout=30)
+        answer = httpx.post(f"{address}/v1/completions", json=one, timeout=120)
         assert answer.status_code == (200 if len(one["prompt"]) < 100 else 400), answer.text  # type: ignore[arg-type]
     for _ in range(TRIES):
-        assert httpx.post(f"{address}/v1/completions", json=body, timeout=30).status_code == 200
+        assert httpx.post(f"{address}/v1/completions", json=body, timeout=120).status_code == 200
 
 
 def asked(server: Served) -> dict[str, int]:

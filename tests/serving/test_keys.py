@@ -71,20 +71,27 @@ def test_keys_are_read_again_beside_the_event_loop(tmp_path: Path, monkeypatch: 
     path = written(tmp_path / "keys", 3000)
     keys, reading, threads = Keys(path=path), module.read_keys, list[threading.Thread]()
     monkeypatch.setattr(followed, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(
-        module, "read_keys", lambda path: threads.append(threading.current_thread()) or reading(path)
-    )
+    begun, go = threading.Event(), threading.Event()
 
-    async def ask() -> int:
-        turns = 0
+    def held(path: Path) -> Any:
+        threads.append(threading.current_thread())
+        begun.set()
+        assert go.wait(120)
+        return reading(path)
+
+    monkeypatch.setattr(module, "read_keys", held)
+
+    async def ask() -> None:
         asking = [asyncio.create_task(keys.look()) for _ in range(5)]
-        while not all(task.done() for task in asking):
-            turns += 1
+        await asyncio.to_thread(begun.wait, 120)
+        for _ in range(5):
             await asyncio.sleep(0)
-        return turns
+        assert not any(task.done() for task in asking)
+        go.set()
+        await asyncio.gather(*asking)
 
     written(path, 2999)
-    assert asyncio.run(ask()) > 5
+    asyncio.run(ask())
     assert len(threads) == 1 and threads[0] is not threading.main_thread()
     with pytest.raises(HTTPError, match="not known"):
         keys.of("Bearer key-2999")

@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 from processes import child
-from servers import Served
+from servers import WAIT, Served, waited
 
 import adapterpack
 from adapterpack import load
@@ -97,13 +97,11 @@ def test_what_a_lock_file_pins_is_served(
             server = start(adapters=[str(lock)], watch=0.1, admin="127.0.0.1:0", admin_key_file=str(key))
         published(packs / "beta", "delta", tmp_path / "second", "hf://org/delta")
         operator = httpx.Client(
-            base_url=server.admin or "", headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=20
+            base_url=server.admin or "", headers={"Authorization": f"Bearer {OPERATOR}"}, timeout=120
         )
 
-        def until(
-            true: Callable[[dict[str, Any], dict[str, str]], object], seconds: float = 20.0
-        ) -> dict[str, Any]:
-            end = time.monotonic() + seconds
+        def until(true: Callable[[dict[str, Any], dict[str, str]], object]) -> dict[str, Any]:
+            end = time.monotonic() + WAIT
             while True:
                 said = operator.get("/v1/adapters").json()
                 found = (
@@ -154,7 +152,7 @@ def test_what_a_lock_file_pins_is_served(
     until(lambda adapters, refused: refused == {"hf://org/epsilon@main": "hub"})
     assert digest() == second.id
     with hub_in(tmp_path, int(address.rpartition(":")[2])):
-        found = until(lambda adapters, refused: "epsilon" in adapters and not refused, 40)
+        found = until(lambda adapters, refused: "epsilon" in adapters and not refused)
         assert found["epsilon"]["digest"] == more["entries"]["hf://org/epsilon@main"]["id"]
         assert server.log.read_text().count("refused the pack") == 1
         write(delta={"id": f"sha256:{'0' * 64}"})
@@ -163,9 +161,8 @@ def test_what_a_lock_file_pins_is_served(
     write()
     until(lambda adapters, refused: not refused)
     lock.rename(tmp_path / "away")
-    time.sleep(0.5)
+    waited(lambda: "there is no lock file" in server.log.read_text())
     assert digest() == second.id
-    assert "there is no lock file" in server.log.read_text()
     lock.write_text(json.dumps({**pins, "entries": more["entries"]}))
     until(lambda adapters, refused: not {"delta", "mine"} & adapters.keys() and "epsilon" in adapters)
     with monkeypatch.context() as patch:

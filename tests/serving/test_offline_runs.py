@@ -12,18 +12,18 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 from jsonschema import Draft202012Validator
-from processes import child
 
 from adapterpack import Session, run
 from adapterpack.cli.main import main
 from adapterpack.resources import schema
+from adapterpack.runtime.sessions.run import BLOCK
 from adapterpack.serving.embedded import InProcess
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "SOURCE_DATE_EPOCH": "1700000000"}
@@ -57,6 +57,24 @@ def command(*args: Any) -> list[str]:
         "import main; main()"
     )
     return [sys.executable, "-c", code, "run", *map(str, args)]
+
+
+BROKEN_OFF = """
+import os
+from adapterpack.offline import growing_file as module
+write, left, number = module._write, int(os.environ["WRITES"]), int(os.environ["SIGNAL"])
+def broken_off(descriptor, data):
+    global left
+    left -= 1
+    if left == 0:
+        if number == signal.SIGKILL:
+            write(descriptor, data[: len(data) // 2])
+        os.kill(os.getpid(), number)
+    write(descriptor, data)
+module._write = broken_off
+main()
+"""
+"""In place of the command's last words: a signal in the middle of one of the writes of the growing file."""
 
 
 def ran(*args: Any, code: int = 0) -> Result:
@@ -99,8 +117,8 @@ def test_rows_come_and_go_while_others_run(bundle: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.long
 def test_a_killed_run_goes_on(bundle: Path, tmp_path: Path) -> None:
-    """A run is killed again and again at random moments, and interrupted once: the last one ends with the
-    bytes of a run that nobody stopped, and does not begin anew each time; nothing else is left.
+    """A run is killed again and again in the middle of random writes, and interrupted once: the last one ends
+    with the bytes of a run that nobody stopped, and none begins anew; nothing else is left.
     """
     source = written(tmp_path / "rows.jsonl", rows_of(300))
     options = (
@@ -129,28 +147,28 @@ def test_a_killed_run_goes_on(bundle: Path, tmp_path: Path) -> None:
 
 
 def assert_goes_on(options: tuple[Any, ...], out: Path, whole: Path) -> None:
-    """A run that is killed at random moments, and interrupted once, ends with the bytes of ``whole``; nothing
-    else is left.
+    """A run that is killed in writes of random numbers, and interrupted once, ends with the bytes of
+    ``whole``; nothing else is left.
     """
-    dice, sizes = random.Random(str(whole.parent)[-1]), list[int]()
-    for attempt in range(40):
-        with child(command(*options, "--output", out), stderr=subprocess.PIPE, env=ENVIRONMENT) as running:
-            before = kept(out)
-            deadline = time.monotonic() + 60
-            while running.poll() is None and kept(out) <= before and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(dice.uniform(0, 0.1))
-            if running.poll() is None:
-                running.send_signal(signal.SIGINT if attempt == 1 else signal.SIGKILL)
-            assert running.wait(30) in (0, -signal.SIGKILL, 130)
-            if running.returncode == 130:
-                assert running.stderr is not None
-                assert "the same command goes on there" in running.stderr.read()
+    dice, sizes, block = random.Random(2), [0], 2 * BLOCK
+    python, option, code, *rest = command(*options, "--output", out)
+    # one when it is opened, one a row, one a step: the first block is kept, and the second is not
+    moments = [(number, block + dice.randrange(3, block)) for number in (signal.SIGKILL, signal.SIGINT)]
+    for number, writes in (*moments, (signal.SIGKILL, 2 * block + 3)):
+        environment = {**ENVIRONMENT, "WRITES": str(writes), "SIGNAL": str(int(number))}
+        done = subprocess.run(
+            [python, option, code.removesuffix("main()") + BROKEN_OFF, *rest],
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            env=environment,
+        )
+        assert done.returncode == (130 if number == signal.SIGINT else -number), done.stderr
+        assert number != signal.SIGINT or "the same command goes on there" in done.stderr
         sizes.append(kept(out))
-        if out.exists():
-            break
+    assert all(before < after for before, after in pairwise(sizes)), sizes
+    subprocess.run([python, option, code, *rest], check=True, env=ENVIRONMENT)
     assert out.read_bytes() == whole.read_bytes()
-    assert len(sizes) > 3
     assert [path.name for path in out.parent.iterdir()] == ["answers.jsonl"]
 
 
@@ -350,7 +368,7 @@ def test_a_job_that_is_interrupted_as_a_block_begins_ends(bundle: Path) -> None:
     with server._thread.hold():
         ended = threading.Thread(target=server.close, daemon=True)
         ended.start()
-        ended.join(10)
+        ended.join(120)
         assert not ended.is_alive()
 
 

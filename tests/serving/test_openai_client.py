@@ -24,7 +24,7 @@ TOKENS = 12
 
 @pytest.fixture(scope="module")
 def client(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=30)
+    return openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_many_at_once_say_what_each_says_alone(server: Served, session: Session)
 
     async def every() -> list[tuple[Any, ...]]:
         async with openai.AsyncOpenAI(
-            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60
+            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120
         ) as client:
             return await asyncio.gather(*(one(client, *what) for what in asked))
 
@@ -264,7 +264,7 @@ def test_mixes(server: Served, client: openai.OpenAI, session: Session) -> None:
 
     async def every() -> list[Any]:
         async with openai.AsyncOpenAI(
-            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60
+            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120
         ) as other:
             return await asyncio.gather(
                 *(
@@ -359,7 +359,7 @@ def test_an_answer_that_is_parsed(server: Served, session: Session) -> None:
 
     async def heard() -> list[Any]:
         async with openai.AsyncOpenAI(
-            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60
+            base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120
         ) as client:
             parsed = await client.chat.completions.parse(**given)
             async with client.chat.completions.stream(**given) as stream:
@@ -368,7 +368,7 @@ def test_an_answer_that_is_parsed(server: Served, session: Session) -> None:
         assert {"chunk", "content.delta", "content.done"} <= kinds
         return [one.choices[0].message for one in (parsed, final)]
 
-    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120) as client:
         messages = [client.chat.completions.parse(**given).choices[0].message, *asyncio.run(heard())]
     assert all(isinstance(message.parsed, Order) for message in messages)
     schema = to_strict_json_schema(Order)

@@ -5,7 +5,6 @@ see.
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import openai
 import pytest
-from servers import ANN, BOB, Served, entry, write_keys
+from servers import ANN, BOB, Served, entry, waited, write_keys
 
 from adapterpack.http.http_error import HTTPError
 from adapterpack.serving.tenants.keys import Key
@@ -104,15 +103,17 @@ def test_a_client_hears_of_its_quotas(start: Callable[..., Served], tmp_path: Pa
     ann = entry("ann", ANN, admin=True)
     write_keys(keys, ann, entry("bob", BOB, tokens_per_day=40, requests_per_minute=3))
     server = start(keys=str(keys), adapters=[])
-    bob: Any = openai.OpenAI(base_url=f"{server.address}/v1", api_key=BOB, max_retries=0, timeout=30)
+    bob: Any = openai.OpenAI(base_url=f"{server.address}/v1", api_key=BOB, max_retries=0, timeout=120)
     first = bob.completions.with_raw_response.create(
         model="alpha", prompt=[1, 2, 3, 4], max_tokens=6, extra_body={"ignore_eos": True}
     )
     assert {
         name: first.headers[f"x-ratelimit-{name}"]
-        for name in ("limit-requests", "remaining-requests", "limit-tokens", "remaining-tokens")
-    } == {"limit-requests": "3", "remaining-requests": "2", "limit-tokens": "40", "remaining-tokens": "30"}
-    assert first.headers["x-ratelimit-reset-requests"] in ("19s", "20s")
+        for name in ("limit-requests", "limit-tokens", "remaining-tokens")
+    } == {"limit-requests": "3", "limit-tokens": "40", "remaining-tokens": "30"}
+    # one comes back every 20 seconds, however long this takes
+    assert first.headers["x-ratelimit-remaining-requests"] in ("2", "3")
+    assert first.headers["x-ratelimit-reset-requests"] in {f"{seconds}s" for seconds in range(21)}
     assert (
         len(
             list(
@@ -133,7 +134,7 @@ def test_a_client_hears_of_its_quotas(start: Callable[..., Served], tmp_path: Pa
     assert "40 tokens a day" in caught.value.message
     assert 0 < int(caught.value.response.headers["retry-after"]) <= 86_400
     assert caught.value.response.headers["x-ratelimit-remaining-tokens"] == "0"
-    assert caught.value.response.headers["x-ratelimit-remaining-requests"] in ("1", "2")
+    assert caught.value.response.headers["x-ratelimit-remaining-requests"] in ("1", "2", "3")
     assert (
         "x-ratelimit-limit-requests"
         not in server.post("/v1/completions", {"model": "base", "prompt": "x", "max_tokens": 1}).headers
@@ -141,13 +142,9 @@ def test_a_client_hears_of_its_quotas(start: Callable[..., Served], tmp_path: Pa
 
     def remaining(limit: int) -> str:
         write_keys(keys, ann, entry("bob", BOB, tokens_per_day=limit))
-        until = time.monotonic() + 10
-        while (headers := bob.models.with_raw_response.list().headers)["x-ratelimit-limit-tokens"] != str(
-            limit
-        ):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        return str(headers["x-ratelimit-remaining-tokens"])
+        listed = bob.models.with_raw_response.list
+        waited(lambda: listed().headers["x-ratelimit-limit-tokens"] == str(limit))
+        return str(listed().headers["x-ratelimit-remaining-tokens"])
 
     assert remaining(100) == "46"
     assert bob.completions.create(model="alpha", prompt=[5], max_tokens=1).usage.total_tokens == 2

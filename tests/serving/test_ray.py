@@ -117,7 +117,7 @@ def test_replicas_keep_their_adapters(
                 "temperature": 0,
                 "stream": streamed,
             }
-            answer = httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+            answer = httpx.post(f"{address}/v1/completions", json=body, timeout=120)
             assert answer.status_code == 200, answer.text
             lines = (
                 [line[6:] for line in answer.text.splitlines() if line.startswith("data: {")]
@@ -138,11 +138,11 @@ def test_replicas_keep_their_adapters(
             assert max(replicas.values()) >= 0.8 * replicas.total(), places
         assert (
             httpx.post(
-                f"{address}/v1/completions", json={"model": "nobody", "prompt": "x"}, timeout=60
+                f"{address}/v1/completions", json={"model": "nobody", "prompt": "x"}, timeout=120
             ).status_code
             == 404
         )
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert process.returncode == 0
 
 

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ import jsonschema
 import pytest
 from click.testing import CliRunner
 from processes import child
-from servers import ANN, BOB, OLD, PROGRAM, Served, begin, entry, write_keys
+from servers import ANN, BOB, OLD, PROGRAM, WAIT, Served, begin, entry, waited, write_keys
 
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError, NothingToDo, Unsupported
@@ -38,7 +37,7 @@ def streamed(server: Served, body: Any) -> Any:
         f"{server.address}/v1/completions",
         json={**body, "stream": True},
         headers=server.headers,
-        timeout=30,
+        timeout=WAIT,
     )
 
 
@@ -86,19 +85,19 @@ def test_the_command(bundle: Path, packs: Path, tmp_path: Path) -> None:
         assert said["adapters"]["delta"] == said["adapters"]["alpha"]
         assert (
             httpx.get(
-                f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=20
+                f"{said['admin']}/v1/adapters", headers={"Authorization": f"Bearer {ANN}"}, timeout=WAIT
             ).status_code
             == 200
         )
-        assert httpx.get(f"{said['address']}/", timeout=20).status_code == 404
+        assert httpx.get(f"{said['address']}/", timeout=WAIT).status_code == 404
         body = {"model": "delta", "prompt": "x", "max_tokens": 2}
-        assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=20).status_code == 200
+        assert httpx.post(f"{said['address']}/v1/completions", json=body, timeout=WAIT).status_code == 200
         rebound = httpx.post(
-            f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=20
+            f"{said['address']}/v1/completions", json=body, headers={"Host": "evil.example"}, timeout=WAIT
         )
         assert (rebound.status_code, rebound.json()["error"]["code"]) == (400, "wrong_host")
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=WAIT)
     assert process.returncode == 130
     *audited, last = errors.splitlines()
     assert last.startswith("interrupted")
@@ -172,37 +171,33 @@ def test_keys_change_and_the_server_ends_gently(start: Callable[..., Served], tm
         in server.log.read_text()
     )
     write_keys(keys, entry("bob", BOB), entry("ann", ANN))
-    until = time.monotonic() + 10
-    while status(BOB) != 200:
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    waited(lambda: status(BOB) == 200)
     keys.write_text("keys: 5")
-    time.sleep(1.2)
+    waited(lambda: status(ANN) == 200 and "the keys stay as they were" in server.log.read_text())
     assert status(ANN) == 200
-    assert "the keys stay as they were" in server.log.read_text()
     answers: list[Any] = []
     with (
         streamed(server, LONG) as stream,
-        httpx.Client(base_url=server.address, headers=server.headers, timeout=30) as kept,
+        httpx.Client(base_url=server.address, headers=server.headers, timeout=WAIT) as kept,
     ):
         lines = stream.iter_lines()
         next(lines)
-        assert kept.get("/ready").status_code == 200
         thread = threading.Thread(
             target=lambda: answers.append(server.post("/v1/completions", {**LONG, "n": 16}))
         )
-        thread.start()
-        time.sleep(0.2)
-        server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.1)
-        refused = kept.post("/v1/completions", json=LONG)
+        with server.held():
+            thread.start()
+            waited(lambda: server.rows() == 1 + 16)
+            assert kept.get("/ready").status_code == 200
+            server.process.send_signal(signal.SIGTERM)
+            waited(lambda: kept.get("/ready").status_code == 503)
+            refused = kept.post("/v1/completions", json=LONG)
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
         assert int(refused.headers["retry-after"]) > 0
-        assert kept.get("/ready").status_code == 503
         assert [line for line in lines if line][-1] == "data: [DONE]"
-    thread.join(30)
+    thread.join()
     assert answers[0].json()["usage"]["completion_tokens"] == 16 * 300
-    assert server.process.wait(20) == 0
+    assert server.process.wait(WAIT) == 0
     assert "Traceback" not in server.log.read_text()
 
 
@@ -220,24 +215,23 @@ def test_a_file_of_keys_that_cannot_be_read_is_no_secret(
         keys=str(keys), limits={"unread_keys_seconds": 2.0}, admin="127.0.0.1:0", admin_key_file=str(key)
     )
 
-    def waited(path: str, status: int, word: str) -> None:
-        until = time.monotonic() + 10
-        while (answer := server.get(path)).status_code != status or word not in answer.text:
-            assert time.monotonic() < until, answer.text
-            time.sleep(0.05)
-        assert str(tmp_path) not in answer.text
+    def said(path: str, status: int, word: str) -> None:
+        def text() -> str | None:
+            answer = server.get(path)
+            return answer.text if answer.status_code == status and word in answer.text else None
+
+        assert str(tmp_path) not in waited(text)
 
     keys.write_text("keys: 5")
-    waited("/health", 200, '"degraded"')
-    assert server.get("/v1/models").status_code == 200
-    waited("/v1/models", 503, "keys_unread")
-    waited("/ready", 503, "false")
-    operator = httpx.get(f"{server.admin}/metrics", headers={"Authorization": f"Bearer {BOB}"})
+    said("/health", 200, '"degraded"')
+    said("/v1/models", 503, "keys_unread")
+    said("/ready", 503, "false")
+    operator = httpx.get(f"{server.admin}/metrics", headers={"Authorization": f"Bearer {BOB}"}, timeout=WAIT)
     (unread,) = re.findall(r"^adapterpack_keys_unread_seconds (\S+)", operator.text, re.MULTILINE)
     assert float(unread) > 2
     write_keys(keys, entry("ann", ANN))
-    waited("/health", 200, '"ok"')
-    waited("/v1/models", 200, "base")
+    said("/health", 200, '"ok"')
+    said("/v1/models", 200, "base")
 
 
 def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
@@ -245,50 +239,50 @@ def test_who_takes_too_long_is_broken_off(start: Callable[..., Served]) -> None:
     drain's time is over ends with an error that names it; a stuck step is seen from outside.
     """
     server = start(limits={"request_seconds": 2.0, "drain_seconds": 0.2, "stuck_seconds": 0.0}, max_rows=64)
-    body = {**LONG, "n": 64, "max_tokens": 400, "min_tokens": 400}
-    late = server.post("/v1/completions", body)
-    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-    with streamed(server, body) as stream:
+    body = {**LONG, "n": 8}
+    with server.held():
+        late = server.post("/v1/completions", body)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+    waited(lambda: not server.rows())
+    with server.held(), streamed(server, body) as stream:
         last = [line for line in stream.iter_lines() if line][-1]
-    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
-    with streamed(server, body) as stream:
-        lines = stream.iter_lines()
-        next(lines)
-        health = server.get("/health")
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == "deadline_exceeded"
+    waited(lambda: not server.rows())
+    with server.held(), streamed(server, body) as stream:
+        health = waited(lambda: answer if (answer := server.get("/health")).status_code == 503 else None)
         server.process.send_signal(signal.SIGTERM)
-        assert "error" in [line for line in lines if line][-1]
+        assert "error" in [line for line in stream.iter_lines() if line][-1]
     assert (health.status_code, health.json()["status"]) == (503, "stuck")
     assert re.search(r"a step of \d+ rows with the adapters alpha", health.json()["step"]), health.json()
-    assert server.process.wait(20) == 0
+    assert server.process.wait(WAIT) == 0
 
 
 def test_a_second_signal_ends_it_at_once_and_quietly(start: Callable[..., Served]) -> None:
     """With streams that are being read, a request that waits and a connection without one: no traceback, and
     no answer is put an end to by an error in the log.
     """
-    server = start(max_rows=4)
+    server = start(max_rows=4, limits={"first_seconds": 0.1})
     body = {**LONG, "n": 4, "max_tokens": 400, "min_tokens": 400}
     with ExitStack() as stack:
-        for _ in range(3):
-            next(stack.enter_context(streamed(server, body)).iter_lines())
         threads = [threading.Thread(target=broken_off, args=(server, {**body, "n": 32})) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-        while server.get("/v1/status").json()["waiting"] < 64:
-            time.sleep(0.01)
+        with server.held():
+            for _ in range(3):
+                stack.enter_context(streamed(server, body))
+            for thread in threads:
+                thread.start()
+            stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+            waited(lambda: server.rows() == 3 * 4 + 3 * 32)
         assert ended_by_two(server) == 0
     for thread in threads:
-        thread.join(10)
+        thread.join()
     assert server.log.read_text() == ""
 
 
 def ended_by_two(server: Served) -> int:
     """The exit code after a signal, which it takes some time to notice, and another."""
     server.process.send_signal(signal.SIGTERM)
-    while server.get("/ready").status_code == 200:
-        time.sleep(0.02)
-    return server.ended(signal.SIGTERM, 10)
+    waited(lambda: server.get("/ready").status_code != 200)
+    return server.ended(signal.SIGTERM)
 
 
 def broken_off(server: Served, body: Any) -> None:
@@ -306,11 +300,10 @@ def test_two_signals_end_a_server_whose_step_hangs(bundle: Path, tmp_path: Path)
     thread = threading.Thread(target=broken_off, args=(server, LONG))
     try:
         thread.start()
-        while "adapters alpha" not in server.get("/health").text:
-            time.sleep(0.05)
+        waited(lambda: "adapters alpha" in server.get("/health").text)
         assert ended_by_two(server) == 0
     finally:
         server.process.kill()
-        thread.join(10)
+        thread.join()
     assert "the engine is given up in a step of 1 rows with the adapters alpha" in server.log.read_text()
     assert "Traceback" not in server.log.read_text()

@@ -7,15 +7,14 @@ from __future__ import annotations
 import json
 import re
 import socket
-import threading
 import time
-from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import jsonschema
 import pytest
-from servers import ANN, BOB, OLD, Served
+from servers import ANN, BOB, OLD, WAIT, Served, waited
 from shipped_schemas import unlike
 
 from adapterpack.http.port import listening
@@ -35,9 +34,9 @@ def request(path: str, body: Any, key: str = ANN, *lines: str) -> bytes:
     return "\r\n".join(head).encode() + b"\r\n\r\n" + data
 
 
-def sent(server: Served, data: bytes, seconds: float = 20.0) -> bytes:
+def sent(server: Served, data: bytes) -> bytes:
     """All that a server answers on a connection of its own."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=seconds) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as connection:
         connection.sendall(data)
         answer = b""
         while part := connection.recv(1 << 16):
@@ -63,22 +62,6 @@ def chat(**more: Any) -> dict[str, Any]:
         "temperature": 0,
         **more,
     }
-
-
-def waited(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    until = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < until, "it does not happen"
-        time.sleep(0.02)
-    return value
-
-
-def running(server: Served) -> float:
-    text = server.get("/metrics").text
-    return sum(
-        float(value)
-        for value in re.findall(r"^adapterpack_(?:running|waiting)_rows (\S+)", text, re.MULTILINE)
-    )
 
 
 def test_the_bytes_of_a_chat(server: Served) -> None:
@@ -141,7 +124,11 @@ def test_the_bytes_of_a_text_with_two_answers(server: Served) -> None:
         == server.adapters["beta"]
     )
     with httpx.stream(
-        "POST", f"{server.address}/v1/completions", json={**body, "stream": True}, headers=server.headers
+        "POST",
+        f"{server.address}/v1/completions",
+        json={**body, "stream": True},
+        headers=server.headers,
+        timeout=WAIT,
     ) as stream:
         events = [line.removeprefix("data: ") for line in stream.iter_lines() if line]
     assert events.pop() == "[DONE]"
@@ -163,13 +150,16 @@ def test_the_bytes_of_a_text_with_two_answers(server: Served) -> None:
 def test_a_client_that_goes_ends_its_rows(server: Served, stream: bool) -> None:
     """The engine stops working for it at once, and the audit says so."""
     before = len(server.audited())
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall(
-            request("/v1/chat/completions", chat(max_tokens=400, min_tokens=400, n=3, stream=stream))
+    with server.held():
+        with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as connection:
+            connection.sendall(
+                request("/v1/chat/completions", chat(max_tokens=400, min_tokens=400, n=3, stream=stream))
+            )
+            waited(server.rows)
+        [line] = waited(
+            lambda: [line for line in server.audited()[before:] if line["route"].startswith("POST")]
         )
-        waited(lambda: running(server))
-    waited(lambda: not running(server), 3.0)
-    [line] = waited(lambda: [line for line in server.audited()[before:] if line["route"].startswith("POST")])
+    waited(lambda: not server.rows())
     assert line["outcome"] == "disconnected"
     assert line["completion_tokens"] < 3 * 400
 
@@ -288,7 +278,7 @@ def test_keys(server: Served) -> None:
         200,
         401,
     ]
-    wrong = httpx.delete(f"{server.address}/v1/models", timeout=20)
+    wrong = httpx.delete(f"{server.address}/v1/models", timeout=WAIT)
     assert (wrong.status_code, "GET" in wrong.headers["allow"]) == (405, True)
 
 
@@ -307,7 +297,7 @@ def test_a_connection_is_kept_longer_than_clients_keep_it(server: Served) -> Non
     """The server does not end one at the moment at which clients on httpx, whose limit is 5 s, may send their
     next request.
     """
-    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=WAIT) as connection:
         for pause in (0, 6):
             time.sleep(pause)
             connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -322,50 +312,40 @@ def test_fairness_between_keys(server: Served) -> None:
     """Ann fills the engine's four rows and the queue; Bob's short request, which came last, ends before her
     last ones begin.
     """
-    ends: dict[str, float] = {}
+    before = len(server.audited())
 
-    def ask(name: str, key: str, **body: Any) -> None:
-        answer = server.post(
-            "/v1/chat/completions", chat(**body), headers={"Authorization": f"Bearer {key}"}, timeout=60.0
-        )
-        assert answer.status_code == 200, answer.text
-        ends[name] = time.monotonic()
+    def ask(key: str, **body: Any) -> int:
+        headers = {"Authorization": f"Bearer {key}"}
+        return server.post("/v1/chat/completions", chat(**body), headers=headers).status_code
 
-    threads = [
-        threading.Thread(
-            target=ask, args=(f"ann{number}", ANN), kwargs={"n": 4, "max_tokens": 100, "min_tokens": 100}
-        )
-        for number in range(6)
-    ]
-    for thread in threads:
-        thread.start()
-    waited(lambda: running(server) >= 12)  # those of at least three requests, of which one runs
-    ask("bob", BOB, max_tokens=4)
-    for thread in threads:
-        thread.join(60)
-    # in order of arrival: 1, which runs beside his
-    assert sum(when > ends["bob"] for name, when in ends.items() if name != "bob") >= 2
+    with ThreadPoolExecutor(7) as pool:
+        with server.held():
+            asked = [pool.submit(ask, ANN, n=4, max_tokens=20, min_tokens=20) for _ in range(6)]
+            waited(lambda: server.rows() == 24)
+            asked.append(pool.submit(ask, BOB, max_tokens=4))
+            waited(lambda: server.rows() == 25)
+        assert {one.result() for one in asked} == {200}
+    ends = [line["key"] for line in server.audited()[before:] if line["rows"]]
+    assert len(ends) == 7
+    # in order of arrival: all six
+    assert ends.index("bob") <= 4
 
 
 def test_too_many_at_a_time(server: Served) -> None:
     """Bob may have four rows: a fifth is 429 with the seconds to wait, and Ann is let in meanwhile."""
-    statuses: list[tuple[int, str | None]] = []
 
-    def ask() -> None:
-        answer = server.post(
-            "/v1/chat/completions",
-            chat(n=3, max_tokens=150, min_tokens=150),
-            headers={"Authorization": f"Bearer {BOB}"},
-        )
-        statuses.append((answer.status_code, answer.headers.get("retry-after")))
+    def ask(key: str, **body: Any) -> tuple[int, str | None]:
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = server.post("/v1/chat/completions", chat(**body), headers=headers)
+        return answer.status_code, answer.headers.get("retry-after")
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    waited(lambda: len(statuses) == 2)
-    assert {status for status, _ in statuses} == {429}
-    assert all(after and 1 <= int(after) <= 60 for _, after in statuses)
-    assert server.post("/v1/chat/completions", chat()).status_code == 200
-    for thread in threads:
-        thread.join(30)
-    assert (200, None) in statuses
+    with ThreadPoolExecutor(4) as pool:
+        with server.held():
+            asked = [pool.submit(ask, BOB, n=3, max_tokens=150, min_tokens=150) for _ in range(3)]
+            waited(lambda: sum(map(Future.done, asked)) == 2)
+            refused = [one.result() for one in asked if one.done()]
+            assert all(status == 429 and after and 1 <= int(after) <= 60 for status, after in refused)
+            ann = pool.submit(ask, ANN)
+            waited(lambda: server.rows() == 4)
+        assert ann.result() == (200, None)
+        assert sorted(one.result()[0] for one in asked) == [200, 429, 429]

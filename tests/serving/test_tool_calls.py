@@ -53,7 +53,7 @@ def caller(launch: Callable[..., Served], calling: Path) -> Served:
 
 @pytest.fixture(scope="module")
 def client(caller: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{caller.address}/v1", api_key=ANN, max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{caller.address}/v1", api_key=ANN, max_retries=0, timeout=120)
 
 
 def options(**more: Any) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def test_what_cannot_be_called_is_refused(client: openai.OpenAI, server: Served)
         with pytest.raises(openai.BadRequestError) as caught:
             client.chat.completions.create(**options(**more))
         assert caught.value.param == param, more
-    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60) as other:
+    with openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=120) as other:
         with pytest.raises(openai.BadRequestError) as caught:
             other.chat.completions.create(**options())
         assert caught.value.code == "no_tool_format"
