@@ -8,9 +8,10 @@ import multiprocessing
 import os
 import pkgutil
 import runpy
-import socket
 import sys
 from pathlib import Path
+
+from processes import reserved_port
 
 import adapterpack
 
@@ -25,32 +26,32 @@ FORKED.set_forkserver_preload(["pytest", "onnxruntime", "transformers", "torch",
 
 def fork_two(script: Path, *arguments: str) -> None:
     """The script in two forked processes that talk over gloo, with the variables that ``torchrun`` sets."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    two = [
-        FORKED.Process(
-            target=_rank, args=({**environment, "RANK": rank, "LOCAL_RANK": rank}, [str(script), *arguments])
-        )
-        for rank in ("0", "1")
-    ]
-    try:
-        for process in two:
-            process.start()
-        for process in two:
-            process.join(240)
-        assert [process.exitcode for process in two] == [0, 0]
-    finally:
-        for process in two:
-            process.kill()
+    with reserved_port() as port:
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "CUDA_VISIBLE_DEVICES": "",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+        }
+        two = [
+            FORKED.Process(
+                target=_rank,
+                args=({**environment, "RANK": rank, "LOCAL_RANK": rank}, [str(script), *arguments]),
+            )
+            for rank in ("0", "1")
+        ]
+        try:
+            for process in two:
+                process.start()
+            for process in two:
+                process.join(600)
+            assert [process.exitcode for process in two] == [0, 0]
+        finally:
+            for process in two:
+                process.kill()
 
 
 def _rank(environment: dict[str, str], command: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +26,17 @@ def child(command: list[Any], **options: Any) -> Iterator[subprocess.Popen[str]]
             process.kill()
 
 
+@contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port that nobody else is given while the block lasts. Who sets SO_REUSEADDR, as servers do, may listen
+    at it; until then whoever connects is refused.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
 def run_two(*command: str, python: str = sys.executable) -> None:
     """The command in two processes of ``python`` that talk over gloo."""
     # a script has its own folder on its path, and not this one
@@ -33,11 +45,11 @@ def run_two(*command: str, python: str = sys.executable) -> None:
     launcher = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *command]
     with child(launcher, env=environment, stderr=-1, stdout=-1) as process:
         try:
-            output, errors = process.communicate(timeout=240)
+            output, errors = process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.terminate()  # the launcher then ends the two, which are in sessions of their own
             raise AssertionError(
-                f"not at an end after 240 seconds:\n{process.communicate(timeout=60)[1][-3000:]}"
+                f"not at an end after 600 seconds:\n{process.communicate(timeout=60)[1][-3000:]}"
             ) from None
     assert process.returncode == 0, errors[-3000:]
     lines = output.splitlines()

@@ -26,7 +26,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import httpx
-from servers import ANN, BOB, Served, begin, entry, write_keys
+from servers import ANN, BOB, WAIT, Served, begin, entry, write_keys
 from tiny import write_bundle, write_model, write_packs
 
 CARL, OPERATOR = "ap-carl-carl-carl-carl", "operator-operator-operator"
@@ -37,6 +37,7 @@ LENGTHS = (3, 14, 40)
 SWAPPED, DROPPED = "swapped", "dropped"
 CLIENTS = 10
 MOST_FAULTS = 20
+HAPPENS = ("answers compared", "disconnects", "swaps", "drops", "key files", "bad 400")
 BAD: tuple[tuple[bytes, int], ...] = (
     (b"{", 400),
     (b'{"model": "alpha", "prompt": "x", "max_token": 1}', 400),
@@ -136,11 +137,14 @@ class History:
 class Soak:
     """One run against a server that was started so."""
 
-    def __init__(self, stage: Stage, served: Served, keys: Path, seconds: float, seed: int) -> None:
+    def __init__(
+        self, stage: Stage, served: Served, keys: Path, seconds: float, seed: int, least: int
+    ) -> None:
+        self.least = least
         self.stage, self.served, self.keys, self.seed = stage, served, keys, seed
-        self.until, self.begun = time.monotonic() + seconds, time.monotonic()
+        self.until = time.monotonic() + seconds
         self.counts, self.faults = Counter[str](), list[str]()
-        self.digests, self.memory = set[str](), list[tuple[float, int]]()
+        self.digests, self.memory = set[str](), list[int]()
         self.names = {
             name: History(digest)
             for name, digest in {**served.adapters, SWAPPED: None, DROPPED: None}.items()
@@ -155,8 +159,15 @@ class Soak:
 
     @property
     def going(self) -> bool:
-        """Whether there is time left."""
-        return time.monotonic() < self.until
+        """Whether there is time left, or too little has happened for that time on a busy machine."""
+        late = time.monotonic() - self.until
+        return late < 0 or (late < WAIT and not self.enough)
+
+    @property
+    def enough(self) -> bool:
+        """Whether everything has happened ``least`` times, and every pack has answered."""
+        packs = 2 + len(self.stage.sources) + len(self.stage.drops)
+        return min(self.counts[name] for name in HAPPENS) >= self.least and len(self.digests) == packs
 
     async def run(self) -> None:
         """Everything at once, until the time is over."""
@@ -173,7 +184,7 @@ class Soak:
                 tasks.create_task(self.client(tenants, random.Random(f"{self.seed} {number}")))
             tasks.create_task(self.swaps(operator))
             tasks.create_task(self.drops(operator))
-            tasks.create_task(self.new_keys())
+            tasks.create_task(self.new_keys(tenants))
             tasks.create_task(self.watch_memory())
 
     async def client(self, http: httpx.AsyncClient, dice: random.Random) -> None:
@@ -306,7 +317,7 @@ class Soak:
             if folder is not None:
                 shutil.copytree(folder, place.with_name(".new"))
                 place.with_name(".new").rename(place)
-            until = time.monotonic() + 20
+            until = time.monotonic() + WAIT
             while (await self.listed(operator)).get(DROPPED) != digest:
                 if time.monotonic() > until:
                     self.fault(f"what was dropped in is not taken up: {digest}")
@@ -320,7 +331,7 @@ class Soak:
         """The digests of adapters by name."""
         return {one["name"]: one["digest"] for one in (await operator.get("/v1/adapters")).json()["adapters"]}
 
-    async def new_keys(self) -> None:
+    async def new_keys(self, http: httpx.AsyncClient) -> None:
         """A key comes and goes; now and then the file is none."""
         dice = random.Random(f"{self.seed} keys")
         while self.going:
@@ -330,14 +341,20 @@ class Soak:
             else:
                 self.carl.want(state)
                 write_soak_keys(self.keys, carl=state == "in")
-            await asyncio.sleep(2.5)
-            self.carl.sure()
+                until, wanted = time.monotonic() + WAIT, 200 if state == "in" else 401
+                while (await http.get("/v1/models", headers=bearer(CARL))).status_code != wanted:
+                    if time.monotonic() > until:
+                        self.fault(f"the file of keys is not taken up: {state}")
+                        break
+                    await asyncio.sleep(0.1)
+                self.carl.sure()
+            await asyncio.sleep(1.5)
             self.counts["key files"] += 1
 
     async def watch_memory(self) -> None:
         """Looks at the server's memory."""
         while self.going:
-            self.memory.append((time.monotonic() - self.begun, resident(self.served.process.pid)))
+            self.memory.append(resident(self.served.process.pid))
             await asyncio.sleep(1.0)
 
 
@@ -390,9 +407,9 @@ def write_soak_keys(path: Path, *, carl: bool) -> None:
     new.rename(path)
 
 
-def left(served: Served, seconds: float = 15.0) -> float:
-    """The rows that wait or run once nobody asks any more; they have some seconds to end."""
-    until = time.monotonic() + seconds
+def left(served: Served) -> float:
+    """The rows that wait or run once nobody asks any more; they have some time to end."""
+    until = time.monotonic() + WAIT
     while True:
         text = served.get("/metrics").text
         rows = sum(
@@ -404,8 +421,10 @@ def left(served: Served, seconds: float = 15.0) -> float:
         time.sleep(0.1)
 
 
-def soak(folder: Path, tokenizer: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """Runs all of it; ``faults`` says what went wrong."""
+def soak(folder: Path, tokenizer: Path, seconds: float, seed: int, least: int = 0) -> dict[str, Any]:
+    """Runs all of it for that time, and longer until everything has happened ``least`` times; ``faults`` says
+    what went wrong.
+    """
     stage = staged(folder, tokenizer)
     keys, key_file = folder / "keys", folder / "operator"
     write_soak_keys(keys, carl=True)
@@ -422,16 +441,15 @@ def soak(folder: Path, tokenizer: Path, seconds: float, seed: int) -> dict[str, 
     )
     try:
         files = open_files(served.process.pid)
-        run = Soak(stage, served, keys, seconds, seed)
+        run = Soak(stage, served, keys, seconds, seed, least)
         asyncio.run(run.run())
         rows = left(served)
         files_after = open_files(served.process.pid)
-        warm = [size for at, size in run.memory if 0.25 * seconds <= at < 0.5 * seconds]
-        late = [size for at, size in run.memory if at >= 0.75 * seconds]
+        sizes, quarter = run.memory, len(run.memory) // 4
         code = served.ended(signal.SIGTERM)
     finally:
         served.process.kill()
-        served.process.wait(10)
+        served.process.wait(WAIT)
     log = served.log.read_text()
     for wrong, what in (
         (rows, f"{rows:g} rows are stuck"),
@@ -447,9 +465,9 @@ def soak(folder: Path, tokenizer: Path, seconds: float, seed: int) -> dict[str, 
         "counts": dict(sorted(run.counts.items())),
         "digests": len(run.digests),
         "memory": {
-            "warm": int(median(warm)),
-            "late": int(median(late)),
-            "most": max(size for _, size in run.memory),
+            "warm": int(median(sizes[quarter : 2 * quarter])),
+            "late": int(median(sizes[-quarter:])),
+            "most": max(sizes),
         },
         "open_files": {"before": files, "after": files_after},
         "stuck_rows": rows,

@@ -4,19 +4,21 @@ one server.
 
 from __future__ import annotations
 
+import csv
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import pytest
-from processes import child
-from servers import Served
+from processes import child, reserved_port
+from servers import Served, waited
 
 from adapterpack.cli.main import COMMANDS
 
@@ -36,33 +38,40 @@ def test_what_spreads_requests_over_servers_is_no_command_of_ours() -> None:
 
 
 @pytest.fixture
-def balanced(start: Callable[..., Served]) -> Iterator[tuple[str, list[Served]]]:
+def balanced(start: Callable[..., Served], tmp_path: Path) -> Iterator[Balanced]:
     """Two servers without keys, a third address at which nobody answers, and HAProxy before them."""
     servers = [start(max_rows=4, keys=None) for _ in range(2)]
-    with socket.create_server(("127.0.0.1", 0)) as free, socket.create_server(("127.0.0.1", 0)) as nobody:
-        port, gone = free.getsockname()[1], nobody.getsockname()[1]
-    addresses = [*(server.address.removeprefix("http://") for server in servers), f"127.0.0.1:{gone}"]
-    variables = {f"ADAPTERPACK_SERVER_{number}": address for number, address in enumerate(addresses, 1)}
-    command = [str(HAPROXY), "-db", "-q", "-f", str(CONFIG)]
-    with child(
-        command,
-        env={**os.environ, **variables, "ADAPTERPACK_ADDRESS": f"127.0.0.1:{port}"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ):
-        address, until = f"http://127.0.0.1:{port}", time.monotonic() + 20
-        while not answers(address):
-            assert time.monotonic() < until
-            time.sleep(0.1)
-        time.sleep(2.5)  # the third has been asked, and is known to be down
-        yield address, servers
+    (tmp_path / "states.cfg").write_text(f"global\n  stats socket {tmp_path}/states\n")
+    with reserved_port() as port, reserved_port() as gone:
+        addresses = [*(server.address.removeprefix("http://") for server in servers), f"127.0.0.1:{gone}"]
+        variables = {f"ADAPTERPACK_SERVER_{number}": address for number, address in enumerate(addresses, 1)}
+        command = [str(HAPROXY), "-db", "-q", "-f", str(CONFIG), "-f", str(tmp_path / "states.cfg")]
+        with child(
+            command,
+            env={**os.environ, **variables, "ADAPTERPACK_ADDRESS": f"127.0.0.1:{port}"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ):
+            known = Balanced(f"http://127.0.0.1:{port}", servers, tmp_path / "states")
+            waited(lambda: known.up() == ["one", "two"])
+            yield known
 
 
-def answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/ready").status_code == 200
-    except httpx.TransportError:
-        return False
+class Balanced(NamedTuple):
+    """HAProxy's address, the servers behind it, and its socket for operators."""
+
+    address: str
+    servers: list[Served]
+    states: Path
+
+    def up(self) -> list[str] | None:
+        """The servers that it knows to answer; none before it listens."""
+        with socket.socket(socket.AF_UNIX) as operator, suppress(OSError):
+            operator.connect(str(self.states))
+            operator.sendall(b"show stat -1 4 -1\n")
+            rows = csv.DictReader(operator.makefile())
+            return [row["svname"] for row in rows if row["status"] == "UP"]
+        return None
 
 
 def ask(address: str, name: str) -> None:
@@ -89,20 +98,20 @@ def asked(server: Served) -> dict[str, int]:
 
 @pytest.mark.long
 @needs_haproxy
-def test_an_adapter_has_one_server(balanced: tuple[str, list[Served]]) -> None:
+def test_an_adapter_has_one_server(balanced: Balanced) -> None:
     """And the name of a page's host arrives as it was sent, so that a server refuses one that is not its
     own. When a server is killed, its
     adapters move to the other one."""
-    address, servers = balanced
+    address, servers, _ = balanced
     for name in NAMES:
         ask(address, name)
     places = [asked(server) for server in servers]
     assert {name for place in places for name in place} == set(NAMES)
     assert sum(map(len, places)) == len(NAMES), places
     assert all(places), places
-    assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}).status_code == 400
+    assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}, timeout=120).status_code == 400
     servers[0].ended(signal.SIGKILL)
-    time.sleep(3)
+    waited(lambda: balanced.up() == ["two"])
     for name in NAMES:
         ask(address, name)
     assert set(asked(servers[1])) == set(NAMES)

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 import pytest
-from processes import child
+from processes import child, reserved_port
 from servers import WAIT, Served, waited
 
 import adapterpack
@@ -28,7 +28,7 @@ TOKEN, OPERATOR = "hf_writerwriterwriterwriter", "operator-operator-operator"
 
 
 @contextmanager
-def hub_in(folder: Path, port: int = 0) -> Iterator[str]:
+def hub_in(folder: Path, port: int) -> Iterator[str]:
     """Our own hub as a process; its address."""
     tokens = folder / "tokens"
     tokens.touch(0o600)
@@ -49,6 +49,13 @@ def hub_in(folder: Path, port: int = 0) -> Iterator[str]:
     with child(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         yield json.loads(process.stdout.readline())["address"]
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Where the hub is each time."""
+    with reserved_port() as port:
+        yield port
 
 
 @pytest.fixture
@@ -76,7 +83,12 @@ def published(pack: Path, name: str, folder: Path, reference: str) -> None:
 
 @pytest.mark.long
 def test_what_a_lock_file_pins_is_served(
-    start: Callable[..., Served], packs: Path, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Served],
+    packs: Path,
+    tmp_path: Path,
+    port: int,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """From the hub at the start, without it from the store; an update of the pin is a new generation; what
     the hub cannot give is refused and tried again, what has another digest is refused; an entry that goes is
@@ -86,7 +98,7 @@ def test_what_a_lock_file_pins_is_served(
     key = tmp_path / "operator"
     key.touch(0o600)
     key.write_text(OPERATOR)
-    with hub_in(tmp_path) as address:
+    with hub_in(tmp_path, port) as address:
         monkeypatch.setenv("HF_ENDPOINT", address)
         published(packs / "alpha", "delta", tmp_path / "first", "hf://org/delta")
         published(packs / "gamma", "epsilon", tmp_path / "epsilon", "hf://org/epsilon")
@@ -151,7 +163,7 @@ def test_what_a_lock_file_pins_is_served(
     write()
     until(lambda adapters, refused: refused == {"hf://org/epsilon@main": "hub"})
     assert digest() == second.id
-    with hub_in(tmp_path, int(address.rpartition(":")[2])):
+    with hub_in(tmp_path, port):
         found = until(lambda adapters, refused: "epsilon" in adapters and not refused)
         assert found["epsilon"]["digest"] == more["entries"]["hf://org/epsilon@main"]["id"]
         assert server.log.read_text().count("refused the pack") == 1

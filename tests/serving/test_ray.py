@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from processes import child
+from processes import child, reserved_port
 
 from adapterpack import Session, load, train
 
@@ -91,14 +90,16 @@ def test_replicas_keep_their_adapters(
     """60 requests at a time, whole and streamed, on two replicas: each says what its adapter says alone, and
     an adapter is with one replica, but for a few requests; a refusal has its status.
     """
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [PYTHON, "-c", SERVE, str(bundle), str(packs / "gamma"), str(port), folder]
-    errors = tmp_path / "errors"
+    command, errors = [PYTHON, "-c", SERVE, str(bundle), str(packs / "gamma")], tmp_path / "errors"
     with (
+        reserved_port() as port,
         errors.open("w") as stderr,
         child(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=ENVIRONMENT
+            [*command, str(port), folder],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=ENVIRONMENT,
         ) as process,
     ):
         assert process.stdout is not None
