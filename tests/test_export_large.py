@@ -34,6 +34,8 @@ from adapterpack.errors import ParityError
 from adapterpack.exporting.bundle_writer import write_graphs
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.proof import reference as ref
+from adapterpack.exporting.tracing import unread_weights
+from adapterpack.exporting.tracing.trace import trace_model
 from adapterpack.slots.precision import precision
 from adapterpack.tasks.task import MAIN, get_task
 from adapterpack.torch_adapters.adapt import attach
@@ -293,7 +295,7 @@ def test_a_reference_in_halves_computes_in_float32(
     is taken.
     """
     base = saved(SMALL[kind], tmp_path / kind, dtype)
-    monkeypatch.setattr(ref, "_LARGE", 0)
+    monkeypatch.setattr(unread_weights, "_LARGE", 0)
     monkeypatch.setattr(ref, "_BLOCK", 500)  # several blocks a layer
     found = ref.reference(TASK, base)
     assert found.light == (kind != "gemma3")  # whose factor is a number that the model would keep in halves
@@ -303,6 +305,28 @@ def test_a_reference_in_halves_computes_in_float32(
         logits = found.model(ids).logits
     assert logits.dtype == torch.float32
     assert float((logits - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", pytest.param("mixtral", marks=pytest.mark.long)])
+def test_a_graph_traced_without_its_weights_holds_them(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graph whose weights stay in the checkpoint until they are written has the numbers of the graph of a
+    model that was loaded: tied, turned, stacked.
+    """
+    base = saved(SMALL[kind], tmp_path / kind, torch.bfloat16)
+    whole = trace_model(TASK, base, "float32", prompted=False)[MAIN]
+    monkeypatch.setattr(unread_weights, "_LARGE", 0)
+    monkeypatch.setattr(unread_weights, "_STAND_IN", 100)
+    graph = trace_model(TASK, base, "float32", prompted=False)[MAIN]
+    late = 0
+    for node, other in zip(graph.graph, whole.graph, strict=True):
+        assert node.op_type == other.op_type
+        for value, right in zip(node.inputs, other.inputs, strict=True):
+            if right is not None and right.const_value is not None:
+                late += isinstance(value.const_value, ir.LazyTensor)
+                assert np.array_equal(value.const_value.numpy(), right.const_value.numpy())
+    assert late
 
 
 @pytest.mark.parametrize(
@@ -319,7 +343,7 @@ def test_adapters_on_a_reference_in_halves(
             if parameter.requires_grad:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     pack = adapterpack.save(model, tmp_path / "pack", base=base)
-    monkeypatch.setattr(ref, "_LARGE", 0)
+    monkeypatch.setattr(unread_weights, "_LARGE", 0)
     found = ref.reference(TASK, base)
     assert found.light
     ids = torch.arange(3, 25).reshape(2, 11)
@@ -334,7 +358,7 @@ def test_a_model_that_no_halves_suit_is_taken_whole(tmp_path: Path, monkeypatch:
     both.
     """
     base = saved(SMALL["llama"], tmp_path / "base", torch.bfloat16)
-    monkeypatch.setattr(ref, "_LARGE", 0)
+    monkeypatch.setattr(unread_weights, "_LARGE", 0)
 
     def rounding(model: Any) -> Any:
         model.lm_head.register_forward_hook(lambda module, inputs, output: output.bfloat16().float())

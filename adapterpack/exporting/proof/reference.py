@@ -1,9 +1,6 @@
 """Loads the torch model that a graph is compared with: it computes in float32 while its weights stay in the
-checkpoint's mapped files.
-
-transformers maps weights that it need not convert. For a checkpoint in half precision, a float32 model would
-be a copy of twice the size. So linear layers and embeddings keep half precision, and widen a few rows at a
-time while they compute.
+checkpoint's mapped files: linear layers and embeddings keep half precision, and widen a few rows at a time
+while they compute.
 """
 
 from __future__ import annotations
@@ -16,18 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...base.checkpoint import Checkpoint
 from ...tasks.task import Task
 
 # the proof needs this next; importing it here overlaps with writing the weights
 from ...torch_adapters import adapt  # noqa: F401
-from ...torch_adapters.models.load import load_model
+from ..tracing.unread_weights import load_mapped
 
-_LARGE = 64 << 20
-"""Models up to this many parameters are loaded in float32 (256 MB)."""
 _BLOCK = 1 << 20
 """Numbers of a weight to widen at a time."""
-_HALVES = {"BF16": "bfloat16", "F16": "float16"}
 
 
 class ReferenceModel(NamedTuple):
@@ -41,26 +34,8 @@ def reference(task: Task, base: Path, whole: bool = False) -> ReferenceModel:
     """Loads the task's model on a base, with its weights mapped where possible; ``whole`` loads them into
     memory in float32.
     """
-    half = None if whole else _half(base)
-    if half is not None:
-        model = load_model(task, base, dtype=half).eval()
-        # buffers in half precision would stay rounded
-        if all(buffer.dtype == torch.float32 or not buffer.is_floating_point() for buffer in model.buffers()):
-            return ReferenceModel(widen(model), True)
-    return ReferenceModel(load_model(task, base).eval(), False)
-
-
-def _half(base: Path) -> str | None:
-    """Returns the dtype of a large checkpoint if all its weights are unquantized and in one half-precision
-    type; else None.
-    """
-    checkpoint = Checkpoint(base)
-    dtypes = {info.dtype for info in checkpoint.tensors.values()}
-    numbers = sum(info.nbytes // 2 for info in checkpoint.tensors.values())
-    quantized = "quantization_config" in checkpoint.config
-    return (
-        _HALVES.get(next(iter(dtypes))) if len(dtypes) == 1 and numbers > _LARGE and not quantized else None
-    )
+    model, half = load_mapped(task, base, whole)
+    return ReferenceModel(widen(model) if half else model, half)
 
 
 def widen(model: nn.Module) -> nn.Module:

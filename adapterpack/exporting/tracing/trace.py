@@ -25,12 +25,14 @@ from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import torch_scope
 from ...onnx_graph.editing import inputs_of
 from ...runtime.padding import positions
+from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES
 from ...tasks.task import Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example
 from .torch_parts import PREFIX, part_class
+from .unread_weights import Mapped, UnreadWeights, load_mapped
 
 _SPECIALIZED = frozenset({"source"})
 """Axes that may have a fixed length in a model, as in Whisper's encoder."""
@@ -43,13 +45,26 @@ _VIRTUAL = 6
 _PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
-def trace_model(task: Task, folder: Path, dtype: str, prompted: bool) -> dict[str, ir.Model]:
+def trace_model(
+    task: Task, folder: Path, dtype: str, prompted: bool, whole: bool = False
+) -> dict[str, ir.Model]:
     """Loads a task's model in this float type and returns the graph of every part; ``prompted`` graphs have
-    room for virtual tokens.
+    room for virtual tokens. A large model's graphs read their weights in the checkpoint's files, where they
+    compute with the weights as they are stored; ``whole`` loads them first.
     """
-    model = _with_linear_layers(load_model(task, folder, dtype=dtype).eval())
+    loaded = (
+        load_mapped(task, folder, whole)
+        if dtype == DEFAULT
+        else Mapped(load_model(task, folder, dtype=dtype).eval(), False)
+    )
+    model = _with_linear_layers(loaded.model)
+    weights = UnreadWeights(model) if loaded.half else None
     hold_frequencies(model)
-    return _trace_parts(task, model, prompted)
+    graphs = _trace_parts(task, model, prompted)
+    if weights is not None and not weights.fill(graphs.values()):
+        del loaded, model, weights, graphs
+        return trace_model(task, folder, dtype, prompted, whole=True)
+    return graphs
 
 
 def module_path(node: ir.Node) -> str | None:
