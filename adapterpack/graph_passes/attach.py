@@ -128,11 +128,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     )
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if (
-            site.kind == "linear"
-            and not site.flat
-            and (site.rank not in {2, 3} or str(x.shape[0]) != str(batch))
-        ):
+        if site.kind == "linear" and not site.flat and (site.rank < 2 or str(x.shape[0]) != str(batch)):
             raise Unsupported(
                 "the first axis of this site's input is not the batch, so rows cannot carry different "
                 "adapters",

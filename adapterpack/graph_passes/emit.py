@@ -396,8 +396,11 @@ class _SiteNodes:
         value = x
         if self.wide:
             value = self.op("Unsqueeze", f"{what}/wide", x, self._constant("axis", [1]))
+        # one matrix for each row, over all axes between the batch and the positions
+        axes = range(1, self.rank - 2) if self.batched else ()
         for number, matrix in enumerate(matrices):
-            value = self.op("MatMul", f"{what}/{number}", value, matrix)
+            each = self._unsqueeze(matrix, axes, f"{what}/{number}/each", "between")
+            value = self.op("MatMul", f"{what}/{number}", value, each)
         return self.op("Squeeze", f"{what}/flat", value, self._constant("axis", [1])) if self.wide else value
 
     def _lift(self, vector: ir.Value) -> ir.Value:
