@@ -18,8 +18,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     LlamaForCausalLM,
-    MptConfig,
-    MptForCausalLM,
     set_seed,
 )
 
@@ -383,7 +381,11 @@ def test_every_decoder_has_the_graph_where_its_family_does(
             in str(caught.value)
         )
 
-    base = make_base(BY_NAME["bloom"], tmp_path / "bloom")  # the distance to a token is added to its score
+    fields = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 96, "intermediate_size": 48}
+    odd = BY_NAME["llama"]._replace(
+        config=lambda hf: hf.LlamaConfig(**fields, num_attention_heads=4, head_dim=12)
+    )
+    base = make_base(odd, tmp_path / "odd")  # the operator takes heads of other widths
     told: list[str] = []
     bundle = export(
         base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append
@@ -399,21 +401,61 @@ def test_every_decoder_has_the_graph_where_its_family_does(
         export(base, [], tmp_path / "insisted", mode="folded", task="text-generation", in_place=True)
 
 
-@pytest.mark.long
-def test_a_decoder_whose_bias_lies_under_its_mask_is_exported_without_the_graph(tmp_path: Path) -> None:
-    """MPT: its scores have a bias by distance, from a table as long as the context; in the engine's graph it
-    would be lost.
+ALIBI = {
+    # a bias from the mask, and one from a table as long as the context, under the mask
+    "bloom": {"hidden_size": 48, "n_layer": 1, "n_head": 6},
+    "mpt": {"d_model": 32, "n_layers": 1, "n_heads": 4, "max_seq_len": 64},
+}
+SINKS = {"sliding_window": 8, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": None}
+LATENT = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 24,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "head_dim": 4,
+    "v_head_dim": 18,
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        ("bloom", ALIBI["bloom"]),
+        pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
+        pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),
+        ("deepseek_v3", LATENT),
+    ],
+)
+def test_biases_sinks_and_latents(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """ALiBi, sinks beside the scores, and keys and values that the ordinary graph computes from its caches,
+    which are wider in the engine; adapters of the rows at every layer, that of the latents too.
     """
-    set_seed(1)
-    model: Any = MptForCausalLM(
-        MptConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=1, max_seq_len=64, pad_token_id=0)
-    )
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    more = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
+    config = AutoConfig.for_model(kind, **{**(more if kind not in ALIBI else {}), "vocab_size": 96, **fields})
+    set_seed(5)
+    model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.15)
-    model.eval().save_pretrained(tmp_path / "base")
-    bundle = export(tmp_path / "base", [], tmp_path / "bundle", mode="folded")
-    assert "does not cover every distance" in bundle.parity["decoder"]["left_out"]
-    (answer,) = Session(tmp_path / "bundle", "cpu").generate(PROMPTS[:1], max_new_tokens=8, ignore_eos=True)
-    made = model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=8, do_sample=False, eos_token_id=None)
-    assert list(answer.ids) == made[0, len(PROMPTS[0]) :].tolist()
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path / "base")
+    adapted = adapt(model, LoRA(r=3), "one")
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.copy_(0.1 * torch.randn_like(parameter))
+    pack = save(adapted, None, base=tmp_path / "base", name="one")
+    options = {"mode": "bank", "task": "text-generation", "frontend": "transformers", "in_place": True}
+    bundle = export(tmp_path / "base", [pack], tmp_path / "bundle", **options)
+    assert bundle.parity["decoder"]["max_relative"] < 1e-5
+    names: list[str | None] = ["one", None, "one", None]
+    answers = Session(tmp_path / "bundle", "cpu").generate(PROMPTS, names, max_new_tokens=12, ignore_eos=True)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "base").eval()
+    for row, model in enumerate([adapted.eval(), plain, adapted, plain]):
+        ids = list(PROMPTS[row])
+        for _ in range(12):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert list(answers[row].ids) == ids[len(PROMPTS[row]) :]

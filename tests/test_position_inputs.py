@@ -41,7 +41,9 @@ counted (int64[batch,sequence] input_ids, float[batch,2,past,4] cache)
 
 
 def graph(
-    score: str = "score = Min (far, near)", index: str = "index = Add (places, two)"
+    score: str = "score = Min (far, near)",
+    index: str = "index = Add (places, two)",
+    context: int | None = None,
 ) -> tuple[Any, PositionInputs]:
     """The graph with these scores and this index, and what rewires it."""
     model = ir.from_onnx_text(_BASE.replace("SCORE", score).replace("INDEX", index))
@@ -53,7 +55,7 @@ def graph(
     node = model.graph.outputs[1].producer()
     model.graph.register_initializer(table)
     node.replace_input_with(0, table)
-    return model, PositionInputs(model, ids, [cache], total)
+    return model, PositionInputs(model, ids, [cache], total, context)
 
 
 def test_rows_of_different_lengths_have_what_each_had_alone() -> None:
@@ -84,6 +86,37 @@ def test_rows_of_different_lengths_have_what_each_had_alone() -> None:
             assert (looked_up[row, token] == np.arange(60).reshape(20, 3)[length + token + 2]).all()
 
 
+@pytest.mark.parametrize(
+    ("score", "expected"),
+    [
+        ("score = Mul (far, two)", lambda far, keys: 2 * far),
+        # ALiBi: the farther a key from the last, the less; a softmax sees the distance to the query
+        ("score = Sub (keys, t)", lambda far, keys: -far),
+        ("score = Mod (keys, near)", lambda far, keys: keys % 3),
+    ],
+)
+def test_a_line_goes_on_and_a_context_ends(score: str, expected: Any) -> None:
+    """What grows by distance or by the end of the row is followed beyond what was tried; what repeats by
+    position is known as far as the context goes.
+    """
+    context = 40
+    model, places = graph(score, context=context)
+    bias, placed = model.graph.outputs
+    (rows,) = places.bias([bias], placed.producer())
+    rows.name, bias.name = "rows", "old"
+    rows.type, rows.shape = bias.type, None
+    model.graph.outputs[:] = [rows]
+    del model.graph.inputs[:2]
+    RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    length = context - 1
+    feeds = {"position_ids": np.array([[length]]), "total": np.array(context, np.int32)}
+    (found,) = session.run(None, feeds)
+    keys = np.arange(context)
+    assert found[0, 0, 0].tolist() == expected(length - keys, keys).tolist()
+
+
 def test_a_mask_alone_adds_nothing() -> None:
     model, places = graph("score = Mul (far, zero)")
     assert places.bias([model.graph.outputs[0]], model.graph.outputs[1].producer()) == []
@@ -93,7 +126,7 @@ def test_a_mask_alone_adds_nothing() -> None:
     ("changed", "reason"),
     [
         ({"score": "score = Mul (far, keys)"}, "depends on more than the distances"),
-        ({"score": "score = Mul (far, two)"}, "does not become constant"),
+        ({"score": "score = Mul (far, far)"}, "does not become constant"),
         ({"index": "index = Mul (places, two)"}, "by more than the positions"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..base.base_folder import CONFIG, read_json
 from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import GRAPH, Bundle, graph_file
@@ -26,7 +27,7 @@ from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
 from ..runtime.sessions.generate import virtual_tokens
 from ..runtime.sessions.session import Session
-from ..runtime.text.model_files import context_of, text_part
+from ..runtime.text.model_files import context_length, context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
@@ -61,7 +62,7 @@ def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bu
     ordinary, fast = folder / graph_file(MAIN), is_fast(folder / graph_file(MAIN))
     if fast:
         make_fast(ordinary, fast=False)
-    write_decoder(folder)
+    write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
     # quantized products need prepacked weights, so only a graph without them maps its weights
     report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():

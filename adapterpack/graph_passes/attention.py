@@ -20,7 +20,7 @@ from ..slots.prompt_kv import PROJECTION
 from .blocks import entering, leaving
 from .sites import Scope
 
-_THROUGH = frozenset({"Add", "Where", "Tanh", "Cast"})
+_THROUGH = frozenset({"Add", "Where", "Tanh", "Cast", "Reshape"})
 """Operators that may come between a product of queries and keys and its softmax, besides scale factors."""
 
 
@@ -66,10 +66,14 @@ def _of_softmax(node: ir.Node) -> AttentionInputs | None:
     """Walks back from a softmax to the product of queries and keys. The factors on the way multiply to the
     scale; those of a cap cancel out.
     """
-    product, scale = next(_products(node.inputs[0]), (None, 1.0))
+    product, scale = next(_products(scores_and_sinks(node)[0]), (None, 1.0))
     if product is None:
         return None
     queries, on_queries = _strip_factors(product.inputs[0])
+    joined = queries.producer()
+    if joined is not None and joined.op_type == "Reshape" and len(queries.shape or ()) == 3:
+        # [batch * heads, tokens, width]
+        queries = joined.inputs[0]
     keys, on_keys = _strip_factors(product.inputs[1])
     shape = [] if queries.shape is None else list(queries.shape)
     if len(shape) != 4 or not (isinstance(shape[1], int) and isinstance(shape[-1], int)):
@@ -77,10 +81,29 @@ def _of_softmax(node: ir.Node) -> AttentionInputs | None:
     return AttentionInputs(queries, keys, scale * on_queries * on_keys, shape[1], shape[-1])
 
 
+def scores_and_sinks(softmax: ir.Node) -> tuple[ir.Value, ir.Value | None]:
+    """Returns the scores of a softmax, and the sinks of its heads if it has them: scores of no token, which
+    take their share of the softmax.
+    """
+    scores = softmax.inputs[0]
+    node = scores.producer()
+    most = node.inputs[1].producer() if node is not None and node.op_type == "Sub" else None
+    if most is not None and most.op_type == "ReduceMax" and most.inputs[0] is node.inputs[0]:
+        # the largest score is subtracted, which changes nothing
+        scores = node.inputs[0]
+        node = scores.producer()
+    if node is not None and node.op_type == "Concat" and len(node.inputs) == 2:
+        return node.inputs[0], node.inputs[1]
+    return scores, None
+
+
 def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
     """Returns the values that are added to the scores before a softmax: masks and biases."""
-    added, node = [], softmax.inputs[0].producer()
-    while node is not None and node.op_type in {"Add", "Where"}:
+    added, node = [], scores_and_sinks(softmax)[0].producer()
+    while node is not None and node.op_type in {"Add", "Where", "Reshape"}:
+        if node.op_type == "Reshape":
+            node = node.inputs[0].producer()
+            continue
         if node.op_type == "Where":  # the mask replaces scores; biases were added to its other input
             scores = next((value for value in node.inputs[1:] if any(_products(value))), None)
             node = None if scores is None else scores.producer()

@@ -1,7 +1,7 @@
 """Replaces positions that a graph counts by the length of its cache with each row's own ``position_ids``.
 
 Graphs use positions in two places: as indexes into tables of positions, and in biases of attention scores by
-distance (T5's buckets). Both depend on positions alone, so this module runs these parts of the graph
+distance (T5's buckets, ALiBi). Both depend on positions alone, so this module runs these parts of the graph
 separately to find out what they compute.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -17,16 +18,21 @@ from numpy.typing import ArrayLike
 from ..errors import Unsupported
 from ..onnx_graph.editing import add_input, inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32
+from ..onnx_graph.products import PRODUCTS
 from .constants import PREFIX, constant
 
 _FARTHEST = 4096
-"""The largest distance to test; a bias must be constant from some smaller distance on."""
+"""The most tokens to test; a bias must be a straight line from some shorter distance on, unless the context
+ends there.
+"""
 _TRIALS = ((3, 5), (2, 0), (1, 9))
 """Pairs of (tokens in the pass, tokens in the cache before them) for which parts of the graph are run."""
 _TOKEN = 5
 """The first id of test tokens; none of them is padding."""
 _MASKED = -1e4
 """A score below this hides a token; half precision uses -65504."""
+_ROUNDING = 1e-6
+"""The relative error of a bias that rounding may cause."""
 
 _SHAPING = frozenset({"Expand", "Reshape", "Unsqueeze", "Squeeze", "Identity"})
 _OF_EACH = frozenset(
@@ -37,13 +43,32 @@ from the same number of each input (``_OF_EACH``).
 """
 
 
+class _Bias(NamedTuple):
+    """A bias on scores: ``rows`` ``[n, heads]`` for the first distances between tokens, or with ``of_keys``
+    for the first positions of keys, and what each farther one adds to the last.
+    """
+
+    rows: np.ndarray
+    step: np.ndarray
+    of_keys: bool
+
+
 class PositionInputs:
-    """Rewires one graph in place; ``past`` are its cache inputs, ``ids`` its tokens ``[batch, sequence]``."""
+    """Rewires one graph in place; ``past`` are its cache inputs, ``ids`` its tokens ``[batch, sequence]``;
+    its rows have at most ``context`` tokens.
+    """
 
     def __init__(
-        self, model: ir.Model, ids: ir.Value, past: Sequence[ir.Value], total: ir.Value | None
+        self,
+        model: ir.Model,
+        ids: ir.Value,
+        past: Sequence[ir.Value],
+        total: ir.Value | None,
+        context: int | None = None,
     ) -> None:
-        self.model, self._ids, self._past, self._total = model, ids, past, total
+        self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
+        self._mask = inputs_of(model.graph).get("attention_mask")
+        self._weighing: dict[ir.Value, bool] = {}
         self._biases: dict[str, list[ir.Value]] = {}
 
     def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
@@ -52,16 +77,24 @@ class PositionInputs:
         later tokens. Leaves out values that depend on the tokens of a row, which are masks.
 
         Raises:
-            Unsupported: the bias depends on more than the distance between tokens.
+            Unsupported: the bias depends on more than the distance between tokens, or their positions.
         """
-        terms = [value for value in added if self._positional(value)]
+        terms = [value for value in added if self._positional(value) or self._weighs(value)]
+        for value in added:
+            if value not in terms and self._learned(value):
+                raise Unsupported(
+                    "the bias on an attention's scores depends on what the tokens say",
+                    found=value.name,
+                    expected="on their distances",
+                    remedy="leave --static-cache out",
+                )
         name = "+".join(value.name for value in terms)
         if terms and name not in self._biases:
             value = terms[0]
             for other in terms[1:]:
                 value = self._add(attention, "Add", f"{value.name}/sum", value, other)
-            table = self._by_distance(value)
-            self._biases[name] = [] if table is None else [self._look_up(table, value)]
+            found = self._tabulate(value)
+            self._biases[name] = [] if found is None else [self._look_up(found, value)]
         return self._biases.get(name, [])
 
     def within_chunks(
@@ -162,9 +195,32 @@ class PositionInputs:
         copied.dtype = value.dtype
         return copied
 
-    def _positional(self, value: ir.Value) -> bool:
-        """Whether a value depends only on the cache's length and the pass's own tokens. Some graphs count the
-        tokens that are not padding; rows of the engine have no padding.
+    def _weighs(self, value: ir.Value) -> bool:
+        """Whether a value adds more to the scores than a mask, though it is computed from one (ALiBi)."""
+        if value not in self._weighing:
+            numbers = value.dtype is not None and value.dtype.is_floating_point() and self._mask is not None
+            scores = np.zeros(1)
+            if numbers and self._positional(value, self._mask):
+                scores = self._run(value, *_TRIALS[0])
+            self._weighing[value] = bool(((scores != 0) & (scores > _MASKED)).any())
+        return self._weighing[value]
+
+    def _learned(self, value: ir.Value) -> bool:
+        """Whether a product with weights goes into a value."""
+        todo, reached = [value], set[ir.Value]()
+        while todo:
+            one = todo.pop()
+            if one is None or one in reached or (node := one.producer()) is None:
+                continue
+            if node.op_type in PRODUCTS:
+                return True
+            reached.add(one)
+            todo += node.inputs if node.op_type != "Shape" else ()
+        return False
+
+    def _positional(self, value: ir.Value, mask: ir.Value | None = None) -> bool:
+        """Whether a value depends only on the cache's length and the pass's own tokens, and on a ``mask``.
+        Some graphs count the tokens that are not padding; rows of the engine have no padding.
         """
         todo, reached, counts = [value], set[ir.Value](), False
         while todo:
@@ -176,8 +232,9 @@ class PositionInputs:
             if node is None:
                 # an input other than the tokens, such as a mask, makes the value depend on more than
                 # positions
-                if one is not self._ids:
+                if one is not self._ids and one is not mask:
                     return False
+                counts |= one is mask
                 continue
             # the length of the cache counts as a position, all other shapes do not
             if node.op_type == "Shape":
@@ -201,52 +258,85 @@ class PositionInputs:
             )
         return offsets.pop()
 
-    def _by_distance(self, value: ir.Value) -> np.ndarray | None:
-        """Returns the bias for each distance ``[distances, heads]``, up to the distance from which on it is
-        constant.
-        """
-        scores = self._run(value, 1, _FARTHEST - 1)
-        if scores.ndim != 4 or scores.shape[-1] != _FARTHEST:
+    def _tabulate(self, value: ir.Value) -> _Bias | None:
+        """Returns the bias that a value adds to scores; None if it only hides later tokens."""
+        most = min(_FARTHEST, self._context or _FARTHEST)
+        # one query after all keys
+        by_key = self._scores(value, 1, most - 1)[:, 0].T
+        if len(by_key) != most:
             raise Unsupported(
                 "the bias on an attention's scores does not cover every distance between tokens",
                 found=value.name,
-                expected=f"up to {_FARTHEST} tokens",
+                expected=f"up to {most} tokens",
                 remedy="leave --static-cache out",
             )
-        # one query after all keys: reversed, key i is at distance i
-        table = scores[0, :, 0, ::-1].T
-        for tokens, before in _TRIALS:
-            scores = self._run(value, tokens, before)[0]
-            far = before + np.arange(tokens)[:, None] - np.arange(before + tokens)
-            if not (
-                np.array_equal(scores[:, far >= 0].T, table[far[far >= 0]])
-                and (scores[:, far < 0] < _MASKED).all()
-            ):
-                raise Unsupported(
-                    "the bias on an attention's scores depends on more than the distances between tokens",
-                    found=value.name,
-                    remedy="leave --static-cache out",
-                )
-        changes = np.flatnonzero((table[1:] != table[:-1]).any(axis=1))
-        length = int(changes[-1]) + 2 if len(changes) else 1
-        if length == _FARTHEST:
+        # a softmax does not change where all scores of a token are moved by as much
+        moved = by_key - by_key[-1]
+        forms = ((by_key[::-1], False, False), (moved[::-1], False, True), (by_key, True, False))
+        rows, of_keys, _ = next(
+            (form for form in forms if all(self._agrees(value, form, *trial) for trial in _TRIALS)),
+            (None, False, False),
+        )
+        if rows is None:
+            raise Unsupported(
+                "the bias on an attention's scores depends on more than the distances between tokens",
+                found=value.name,
+                remedy="leave --static-cache out",
+            )
+        half = most // 2
+        step = (rows[-1] - rows[half]) / np.float32(most - 1 - half)
+        line = rows[-1] - np.arange(most - 1, -1, -1, dtype=np.float32)[:, None] * step
+        bent = np.flatnonzero((np.abs(rows - line) > np.abs(rows).max() * _ROUNDING * step.any()).any(axis=1))
+        length = int(bent[-1]) + 2 if len(bent) else 1
+        if length >= most and most != self._context:
             raise Unsupported(
                 "the bias on an attention's scores does not become constant at large distances",
                 found=value.name,
-                expected=f"within {_FARTHEST} tokens",
+                expected=f"within {most} tokens",
                 remedy="leave --static-cache out",
             )
-        return np.ascontiguousarray(table[:length]) if table[:length].any() else None
+        rows = np.ascontiguousarray(rows[:length])
+        return _Bias(rows, step, of_keys) if rows.any() or step.any() else None
 
-    def _look_up(self, table: np.ndarray, value: ir.Value) -> ir.Value:
+    def _agrees(self, value: ir.Value, form: tuple[np.ndarray, bool, bool], tokens: int, before: int) -> bool:
+        """Whether a value adds to the scores of ``tokens`` tokens after ``before`` others what the rows of a
+        form say, by distances or by keys; or that and what it adds to a token's score of itself.
+        """
+        rows, of_keys, moved = form
+        scores, places = self._scores(value, tokens, before), before + np.arange(tokens)
+        keys = np.broadcast_to(np.arange(before + tokens), scores.shape[1:])
+        far = places[:, None] - keys
+        if moved:
+            scores = scores - scores[:, np.arange(tokens), places, None]
+        found, seen = rows[np.maximum(keys if of_keys else far, 0)], far >= 0
+        return np.allclose(scores[:, seen].T, found[seen], rtol=_ROUNDING, atol=0)
+
+    def _scores(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
+        """Returns what a value adds to the scores of one row ``[heads, tokens, keys]``."""
+        scores = self._run(value, tokens, before)
+        heads, _, keys = (1, 1, *scores.shape)[-3:]
+        return np.broadcast_to(scores.reshape(heads, -1, keys), (heads, tokens, keys))
+
+    def _look_up(self, bias: _Bias, value: ir.Value) -> ir.Value:
         name, add = f"bias/{len(self._biases)}", partial(self._add, value.producer())
-        zero, one = (self._number(f"{name}/{number}", number) for number in (0, 1))
-        keys = self._keys(value.producer(), name, zero, one)
-        far = add("Sub", f"{name}/distances", self._queries(value.producer(), name), keys)
-        # beyond the last distance of the table the bias is constant; later tokens are hidden by the operator
-        near = add("Clip", f"{name}/places", far, zero, self._number(f"{name}/last", len(table) - 1))
-        found = add("Gather", f"{name}/found", self._number(f"{name}/table", table), near)
-        return add("Transpose", name, found, perm=[0, 3, 1, 2])
+        zero, one, last = (
+            self._number(f"{name}/{key}", number)
+            for key, number in (("zero", 0), ("one", 1), ("last", len(bias.rows) - 1))
+        )
+        queries = self._queries(value.producer(), name)
+        places = add("Sub", f"{name}/distances", queries, self._keys(value.producer(), name, zero, one))
+        if bias.of_keys:
+            places = add("Sub", f"{name}/of_keys", queries, places)
+        # later tokens, whose distance is negative, are hidden by the operator
+        near = add("Clip", f"{name}/places", places, zero, last)
+        found = add("Gather", f"{name}/found", self._number(f"{name}/table", bias.rows), near)
+        result = add("Transpose", f"{name}/near", found, perm=[0, 3, 1, 2])
+        if bias.step.any():
+            beyond = add("Cast", f"{name}/numbers", add("Sub", f"{name}/beyond", places, near), to=1)
+            heads = add("Unsqueeze", f"{name}/heads", beyond, self._number("second_axis", [1]))
+            steps = add("Mul", f"{name}/steps", heads, self._number(f"{name}/step", bias.step[:, None, None]))
+            result = add("Add", f"{name}/line", result, steps)
+        return add("Cast", name, result, to=value.dtype or ir.DataType.FLOAT)
 
     def _keys(self, before: ir.Node, name: str, zero: ir.Value, one: ir.Value) -> ir.Value:
         """Returns the positions of all keys ``[total]``."""
@@ -262,13 +352,16 @@ class PositionInputs:
         # a graph is run only where positions are counted by the cache
         import onnxruntime as ort  # noqa: PLC0415
 
-        graph = ir.convenience.extract(self.model.graph, [self._ids, *self._past], [value])
+        given = [self._ids, *self._past, *([] if self._mask is None else [self._mask])]
+        graph = ir.convenience.extract(self.model.graph, given, [value])
         # in memory, since external data has no folder once the part is serialized
         for held in graph.initializers.values():
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
         proto = ir.to_proto(in_float32(ir.Model(graph, ir_version=self.model.ir_version)))
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
         feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None]}
+        if self._mask is not None:
+            feeds[self._mask.name] = np.ones((1, before + tokens), np.int64)
         for cache in self._past:
             dtype = np.float32 if cache.dtype == ir.DataType.BFLOAT16 else cache.dtype.numpy()
             feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), dtype)

@@ -53,7 +53,7 @@ from ..onnx_graph.editing import (
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents
 from ..tasks.task import MAIN
-from .attention import added_to_scores, attention_inputs
+from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant
 from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
@@ -65,15 +65,19 @@ _THROUGH = frozenset({"Reshape", "Expand", "Unsqueeze", "Transpose", "Mul", "Cas
 """Operators that may come between a cache and the product with it: the graph repeats heads, transposes keys
 and scales them.
 """
+_REPEATING = frozenset({"Reshape", "Expand", "Unsqueeze"})
+"""Operators that repeat the sinks of an attention's heads for every token."""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
 """Operators that may come between the last product and the logits."""
+_SIDES = ("key", "value")
 _SCALES = 12
 """The index of the scales of int8 caches among the inputs of GroupQueryAttention."""
 
 
 class _Attention(NamedTuple):
     """One attention of the graph: its inputs, the node that computes ``output``, and its scoring; ``added``
-    are masks and biases.
+    are masks and biases, ``sinks`` ``[heads]`` scores of no token. ``keys`` and ``values`` are those of the
+    pass's tokens, or with ``expanded`` those of all tokens, which the graph computes from its caches.
     """
 
     queries: ir.Value
@@ -85,22 +89,27 @@ class _Attention(NamedTuple):
     scale: float
     softcap: float = 0.0
     added: Sequence[ir.Value] = ()
+    sinks: np.ndarray | None = None
+    expanded: bool = False
 
 
-def write_decoder(folder: Path) -> None:
+def write_decoder(folder: Path, context: int | None) -> None:
     """Derives the engine's graph from the ordinary graph and writes it to the same folder of the bundle; both
-    share the file of weights.
+    share the file of weights. No row of the engine has more than ``context`` tokens.
 
     Raises:
         Unsupported: an attention of the graph has an unknown form.
     """
     model = ir.load(folder / graph_file(MAIN))
-    make_decoder(model, read_json(folder / "config.json"), read_bundle(folder))
+    make_decoder(model, read_json(folder / "config.json"), read_bundle(folder), context)
     ir.save(model, folder / graph_file(DECODER))
 
 
-def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> None:
-    """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config.
+def make_decoder(
+    model: ir.Model, config: Mapping[str, Any], bundle: Bundle, context: int | None = None
+) -> None:
+    """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config, and no row
+    has more than ``context`` tokens.
 
     Requires: an attention of a known build on each cache, which nothing else reads, as nothing else reads the
     mask; heads of a width that the operator accepts; biases and tables that depend on positions alone.
@@ -124,7 +133,11 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     # GroupQueryAttention has no kernel for other widths: refuse here rather than when a session opens the
     # graph
     odd = {
-        width for cache in caches.values() if isinstance(width := cache.shape[-1], int) and width % _MULTIPLE
+        width
+        for one in attentions
+        if isinstance(width := caches[f"{PAST}{one.layer}.key"].shape[-1], int)
+        and width % _MULTIPLE
+        and not one.expanded
     }
     if odd:
         raise Unsupported(
@@ -140,7 +153,7 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     )
     reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
-    places = PositionInputs(model, ids, list(caches.values()), total)
+    places = PositionInputs(model, ids, list(caches.values()), total, context)
     for attention in attentions:
         bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
         if reach.chunk is not None:
@@ -158,6 +171,9 @@ def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle) -> 
     RemoveUnusedNodesPass()(model)
     # after unused nodes are gone: tables of biases are indexed by distance, and were replaced above
     places.index_tables()
+    _forget_lengths(
+        model, [caches[f"{PAST}{one.layer}.{side}"] for one in attentions if one.expanded for side in _SIDES]
+    )
     _keep_positions(model, bundle, batch)
     if bundle.mode == "bank":
         _take_rows_as_inputs(model, bundle.sites)
@@ -202,6 +218,13 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
         for side in "kv":
             node.attributes[f"{side}_quant_type"] = ir.AttrString(f"{side}_quant_type", "PER_CHANNEL")
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+
+
+def _forget_lengths(model: ir.Model, caches: Sequence[ir.Value]) -> None:
+    """Lets a graph that computed keys and values from these caches compute those of a pass's tokens alone."""
+    for node in {use.node for cache in caches for use in cache.uses() if use.node.op_type == "Shape"}:
+        if node.attributes.get_int("start", 0) == 2:
+            node.outputs[0].replace_all_uses_with(constant(model, "nothing_before", np.array([0])))
 
 
 def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
@@ -329,7 +352,7 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
         [nodes[name] for member in group.members if (name := f"{ADDED}{member}/{leaf}") in nodes]
         for leaf in ("up/0", "sum")
     )
-    if split is None or not len(ups) == len(sums) == len(group.members):
+    if split is None or not len(ups) == len(sums) == len(group.members) or group.rank > 3:
         return False
     plain = [
         value for total in sums for value in split.outputs if value in total.inputs and len(value.uses()) == 1
@@ -398,24 +421,83 @@ def _attentions(model: ir.Model) -> Iterator[_Attention]:
 
 
 def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention]:
-    inputs = attention_inputs(node)
-    product = next(
-        (user for user, place in node.outputs[0].uses() if user.op_type == "MatMul" and place == 0), None
-    )
-    if inputs is None or product is None:
+    inputs, (_, beside) = attention_inputs(node), scores_and_sinks(node)
+    weights = node.outputs[0]
+    # the share of the sinks is cut off, and the heads of all rows may be one axis
+    between = {"Reshape", "Cast"} if beside is None else {"Reshape", "Cast", "Slice"}
+    while (reader := only_reader(weights)) is not None and reader.op_type in between:
+        weights = reader.outputs[0]
+    product = next((user for user, place in weights.uses() if user.op_type == "MatMul" and place == 0), None)
+    sinks = None if beside is None or inputs is None else _sinks(beside, inputs.heads)
+    if inputs is None or product is None or (sinks is None) != (beside is None):
         return
     values, keys = (_cache_of(value, layers) for value in (product.inputs[1], inputs.keys))
-    if values is not None and keys is not None and layers[values.name] == layers[keys.name]:
+    expanded = values is None or keys is None
+    used: set[int | None]
+    if values is not None and keys is not None:
+        used = {layers[values.name], layers[keys.name]}
+        keys, values = (cache.producer().inputs[1] for cache in (keys, values))
+    else:
+        used = {_layer_behind(value, layers) for value in (product.inputs[1], inputs.keys)}
+        keys, values = (_apart(value, inputs.heads) for value in (inputs.keys, product.inputs[1]))
+    (layer,) = used if len(used) == 1 else (None,)
+    if layer is not None and keys is not None and values is not None:
         yield _Attention(
             inputs.queries,
-            keys.producer().inputs[1],
-            values.producer().inputs[1],
-            _after_mask(product.outputs[0]),
-            layers[values.name],
+            keys,
+            values,
+            _after_mask(_by_head(product.outputs[0])),
+            layer,
             inputs.heads,
             inputs.scale,
             added=added_to_scores(node),
+            sinks=sinks,
+            expanded=expanded,
         )
+
+
+def _layer_behind(value: ir.Value, layers: Mapping[str, int]) -> int | None:
+    """Returns the layer from whose cache alone a value is computed, or None."""
+    todo, reached, found = [value], set[ir.Value](), set[int]()
+    while todo:
+        one = todo.pop()
+        if one.name in layers:
+            found.add(layers[one.name])
+        elif one.name == "input_ids":
+            return None
+        elif one not in reached and (node := one.producer()) is not None and node.op_type != "Shape":
+            todo += [operand for operand in node.inputs if operand is not None]
+        reached.add(one)
+    return found.pop() if len(found) == 1 else None
+
+
+def _apart(value: ir.Value | None, heads: int) -> ir.Value | None:
+    """Returns keys or values ``[batch, heads, tokens, width]`` before they are laid out for a product."""
+    while value is not None:
+        shape = list(value.shape or ())
+        if len(shape) == 4 and shape[1] == heads and isinstance(shape[3], int):
+            return value
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _THROUGH else None
+    return None
+
+
+def _sinks(value: ir.Value | None, heads: int) -> np.ndarray | None:
+    """Returns the number of each head that a value repeats for every token, or None."""
+    while value is not None and value.const_value is None:
+        node = value.producer()
+        value = node.inputs[0] if node is not None and node.op_type in _REPEATING else None
+    numbers = None if value is None or value.is_graph_input() else value.const_value.numpy().reshape(-1)
+    return numbers if numbers is not None and numbers.size == heads else None
+
+
+def _by_head(value: ir.Value) -> ir.Value:
+    """Returns an attention's output ``[batch, heads, tokens, width]`` where it is computed as ``[batch *
+    heads, tokens, width]``.
+    """
+    node = only_reader(value)
+    joined = value.shape is not None and len(value.shape) == 3
+    return node.outputs[0] if joined and node is not None and node.op_type == "Reshape" else value
 
 
 def _after_mask(value: ir.Value) -> ir.Value:
@@ -442,28 +524,44 @@ def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | N
 def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: ir.Value, window: int) -> None:
     """Replaces an attention, and the cache that it outputs, by GroupQueryAttention."""
     graph, layer, add = model.graph, attention.layer, NewNodes(f"{attention.layer}")
-    caches = [inputs_of(graph)[f"{PAST}{layer}.{side}"] for side in ("key", "value")]
+    caches = [inputs_of(graph)[f"{PAST}{layer}.{side}"] for side in _SIDES]
+    olds = [
+        next(value for value in graph.outputs if value.name == f"{PRESENT}{layer}.{side}") for side in _SIDES
+    ]
     _, key_heads, _, width = caches[0].shape
-    wide = [attention.heads * width, key_heads * width, key_heads * width]
+    own = width
+    if attention.expanded:
+        # the cache holds what the graph computed from it: keys and values as wide as the wider of them
+        key_heads, own = attention.heads, attention.values.shape[3]
+        width = -(-max(attention.keys.shape[3], own) // _MULTIPLE) * _MULTIPLE
+        for cache, old in zip(caches, olds, strict=True):
+            cache.shape = ir.Shape([cache.shape[0], key_heads, cache.shape[2], width])
+            for node, place in old.uses():
+                node.replace_input_with(place, old.producer().inputs[1])
     flat = list[ir.Value]()
-    for name, value, size in zip(
-        ("queries", "keys", "values"),
-        (attention.queries, attention.keys, attention.values),
-        wide,
-        strict=True,
+    for name, value, heads in (
+        ("queries", attention.queries, attention.heads),
+        ("keys", attention.keys, key_heads),
+        ("values", attention.values, key_heads),
     ):
         if value.shape is None or len(value.shape) == 3:
             flat.append(value)
             continue
         # GroupQueryAttention takes [batch, tokens, heads, width]; the graph has [batch, heads, tokens, width]
         by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
-        shape = constant(model, f"{layer}/{name}/shape", np.array([0, 0, size], np.int64))
+        if value.shape[3] != width:
+            ends = constant(model, f"{layer}/{name}/ends", np.array([0] * 7 + [width - value.shape[3]]))
+            by_token = add("Pad", f"{name}/wide", by_token, ends)
+        shape = constant(model, f"{layer}/{name}/shape", np.array([0, 0, heads * width], np.int64))
         flat.append(add("Reshape", name, by_token, shape))
-    # the bias comes after three optional inputs for rotation: two tables and the positions
-    bias = (None, None, None, *attention.added) if attention.added else ()
+    # the bias comes after three optional inputs for rotation, two tables and the positions, and before sinks
+    sinks = None if attention.sinks is None else constant(model, f"{layer}/sinks", attention.sinks)
+    rest = [None, None, None, *(attention.added or [None]), sinks]
+    while rest and rest[-1] is None:
+        rest.pop()
     node = ir.node(
         "GroupQueryAttention",
-        [*flat, *caches, lengths, total, *bias],
+        [*flat, *caches, lengths, total, *rest],
         {
             "num_heads": attention.heads,
             "kv_num_heads": key_heads,
@@ -482,12 +580,18 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
     # the readers expect [batch, heads, tokens, width] if the graph computed attention by head
     if len(attention.output.shape) == 4:
         shape = constant(model, f"{layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
-        result = add("Transpose", "by_head", add("Reshape", "heads", result, shape), perm=[0, 2, 1, 3])
+        result = add("Reshape", "heads", result, shape)
+        if own != width:
+            first, last, axis = (
+                constant(model, f"{layer}/{name}", np.array([number]))
+                for name, number in (("first", 0), ("own", own), ("axis", 3))
+            )
+            result = add("Slice", "narrow", result, first, last, axis)
+        result = add("Transpose", "by_head", result, perm=[0, 2, 1, 3])
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), add.nodes)
     attention.output.replace_all_uses_with(result)
-    for value, cache, side in zip(node.outputs[1:], caches, ("key", "value"), strict=True):
-        old = next(output for output in graph.outputs if output.name == f"{PRESENT}{layer}.{side}")
+    for value, cache, old in zip(node.outputs[1:], caches, olds, strict=True):
         value.shape, value.type = cache.shape, cache.type
         # the operator's output takes the name of the cache that the Concat used to return
         take_output(graph, old, value, "/grown")
