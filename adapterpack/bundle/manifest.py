@@ -60,7 +60,7 @@ Field = Annotated[
     str,
     Meta(
         pattern=(
-            r"^(down|up|scale|shift|delta|pre|turn|turn_down|turn_up|head|head_bias|mix"
+            r"^((experts_)?(down|up|delta)|scale|shift|pre|turn|turn_down|turn_up|head|head_bias|mix"
             r"|attended_(keys|values|absent|gate)|virtual(_here|_cut)?"
             r"|(output|input)_(identity|relu|tanh|silu|gelu|gelu_tanh)(_normed)?"
             r"_(norm_weight|norm_bias|down|down_bias|up|up_bias)"
@@ -96,7 +96,8 @@ class MappedSite:
 
     Attributes:
         node: the node of its matrix product; for a block, which has no weight, the node of its output.
-        layout: the axis order of ``weight``: ``in_out`` or ``out_in``.
+        layout: the axis order of ``weight``: ``in_out`` or ``out_in``; of experts that of their ``down`` and
+            ``up``, which change places where adapters take ``[experts, in, out]`` for ``[experts, out, in]``.
         rank: the number of axes of its input; the first is the batch.
         fields: the slots that the graph has for it; none in folded mode.
         labels: for a module that was trained in full, the most labels for which its slots have room.
@@ -107,13 +108,15 @@ class MappedSite:
         flat: whether its input joins the tokens of all rows, ``[batch * tokens, in]``, as for the experts of
             a mixture.
         kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution over
-            patches that do not overlap) or ``prompt`` (virtual tokens before a row's own).
+            patches that do not overlap), ``experts`` (a stack of matrices, one for each expert, whose path is
+            a parameter's) or ``prompt`` (virtual tokens before a row's own).
         at: the index of its first output in a weight that several sites share.
         members: for a group, which is no module, the sites whose ``down`` factors are concatenated in its
             slot.
         heads: the attention whose output projection it is, if prompts are added there.
         dtype: the float type of the graph there, and of its slots.
         head: for an embedding, the output head that is tied to it.
+        stack: the number of its experts.
     """
 
     path: structs.Path
@@ -136,7 +139,7 @@ class MappedSite:
     positional: bool = False
     part: PartName = MAIN
     flat: bool = False
-    kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches|prompt)\Z")] = "linear"
+    kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches|experts|prompt)\Z")] = "linear"
     at: Annotated[int, Meta(ge=0)] = 0
     members: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)
@@ -144,6 +147,7 @@ class MappedSite:
     heads: Heads | None = None
     dtype: FloatType = "float32"
     head: str | None = None
+    stack: Annotated[int, Meta(ge=1, le=100_000)] = 1
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields a misfit for each duplicate field."""
@@ -448,6 +452,7 @@ OPTIONAL: Mapping[str, Mapping[str, Any]] = {
         "heads": None,
         "dtype": "float32",
         "head": None,
+        "stack": 1,
     },
     "GraphSignature": {"inputs": [], "outputs": [], "slots": []},
 }

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import numpy as np
 
-from ..adapter_methods import PROMPT, to_matrix
+from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
 from ..bundle.manifest import PAST, Heads, MappedSite
@@ -33,7 +33,13 @@ from .frontends import BaseGraph
 DEFAULT_RANK = 16
 """The largest rank of a bank that is exported without packs."""
 
-_KINDS = {"embedding": "lookup", "table": "lookup", "conv": "patches", "prompt": "prompt"}
+_KINDS = {
+    "embedding": "lookup",
+    "table": "lookup",
+    "conv": "patches",
+    "prompt": "prompt",
+    **{kind: "experts" for kind in LAYOUTS if is_stacked(kind)},
+}
 """Layer kind in a pack -> kind of its site in a graph, for layers that are not linear."""
 
 
@@ -193,11 +199,36 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
         if blocks.keys() != wanted.keys() and len(graph.parts) == 1:
             blocks = find_blocks(model, split_fused_norms(model, graph.scope), wanted, linear)
         place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
-        together = {**linear, **blocks, **prompt_site(model)}
+        together = _at_parameters({**linear, **blocks, **prompt_site(model)}, packs)
         ordered = sorted(together.values(), key=lambda site: place[site.output])
         in_graphs.extend(dataclasses.replace(site, part=part) for site in ordered)
     paths = [site.path for site in in_graphs]
     return {site.path: site for site in in_graphs if paths.count(site.path) == 1}
+
+
+def _at_parameters(sites: dict[str, MappedSite], packs: list[Pack]) -> dict[str, MappedSite]:
+    """Returns the sites, where one has the path of its weight if packs adapt that as a bare parameter.
+
+    Raises:
+        Unsupported: packs adapt both the parameter and its module.
+    """
+    paths = {group.path: group.kind for pack in packs for group in pack.manifest.adapter_groups}
+    owners = {
+        path.rpartition(".")[0]: path
+        for path, kind in paths.items()
+        if is_bare(kind) and path not in sites and not is_stacked(kind)
+    }
+    if both := sorted(owners.keys() & paths.keys()):
+        raise Unsupported(
+            "one pack adapts this module and another its weight, which is the same place",
+            where=both[0],
+            found=owners[both[0]],
+            remedy="export them apart",
+        )
+    return {
+        owners.get(path, path): dataclasses.replace(site, path=owners.get(path, path))
+        for path, site in sites.items()
+    }
 
 
 def _project(

@@ -13,7 +13,7 @@ from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..errors import SiteNotFound, Unsupported
 from ..onnx_graph.editing import add_input, values_of
 from ..pack.pack import Pack
-from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, nothing
+from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, is_looked_up, nothing
 from ..slots.values import Values, pad_slots, stack_slots
 from ..tasks.task import MAIN
 from .emit import Emitter, rows_of, slot_input
@@ -128,7 +128,10 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     )
     for site in plan.sites.values():
         x = emitter.values[site.input]
-        if site.kind == "linear" and not site.flat and (site.rank < 2 or str(x.shape[0]) != str(batch)):
+        by_row = site.flat or (site.rank >= 2 and str(x.shape[0]) == str(batch))
+        if site.kind == "experts":
+            by_row = _joins_rows(emitter.products[site.node].every_token, str(batch))
+        if site.kind in {"linear", "experts"} and not by_row:
             raise Unsupported(
                 "the first axis of this site's input is not the batch, so rows cannot carry different "
                 "adapters",
@@ -146,9 +149,7 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         for field in site.fields:
             name = f"{site.path}.{field}"
             slot = slot_input(model, name, filled[name], list(filled[name].shape))
-            # look up one row for each token: gathering would copy the full table for each batch row
-            looked_up = site.kind == "lookup" and field == "down"
-            values[field] = slot if looked_up else emitter.gather(site, field, slot)
+            values[field] = slot if is_looked_up(field, site) else emitter.gather(site, field, slot)
         emitter.site(site, values)
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return plan
@@ -156,9 +157,14 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
 def _is_flat(shape: ir.Shape, batch: str) -> bool:
     """Whether a site's input concatenates the tokens of all rows: ``[batch*sequence, in]``."""
-    if len(shape) != 2 or isinstance(shape[0], int) or shape[0].value is None:
+    return len(shape) == 2 and _joins_rows(shape[0], batch)
+
+
+def _joins_rows(axis: ir.SymbolicDim | int, batch: str) -> bool:
+    """Whether an axis counts the tokens of all rows."""
+    if isinstance(axis, int) or axis.value is None:
         return False
-    factors = [factor.strip() for factor in str(shape[0].value).split("*")]
+    factors = [factor.strip() for factor in str(axis.value).split("*")]
     return len(factors) == 2 and batch in factors and all(factor.isidentifier() for factor in factors)
 
 

@@ -13,16 +13,21 @@ from ..adapter_methods.forms.blocks import EPSILON
 from ..bundle.manifest import ADDED, MappedSite
 from ..onnx_graph.editing import Extent, add_initializer, inputs_of, take_output, values_of
 from ..slots.blocks import BRANCHES, Branch
+from ..slots.fields import EXPERTS
 from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
 from ..slots.routes import RouteBranch
 from ..tasks.task import AXES
+from .expert_nodes import PairBlocks, blocks_of
+from .experts import ExpertProduct, expert_product
 
 _BEFORE = frozenset({"pre", "turn", "turn_down"})
 """Fields of a layer that change its input."""
 
 Op = Callable[..., ir.Value]
-"""``op(name, *inputs)`` adds a node and returns its output; an input may be a float."""
+"""``op(name, *inputs)`` adds a node and returns its first output; an input may be a float, or an integer with
+one axis.
+"""
 
 
 def _silu(op: Op, x: ir.Value) -> ir.Value:
@@ -65,8 +70,14 @@ class Emitter:
         self.graph, self.ids, self.positions = model.graph, ids, positions
         self.values = values_of(self.graph)
         self.nodes = {node.name: node for node in self.graph}
+        # found before new nodes lie between a product and the tokens that it multiplies
+        self.products = {
+            node.name: product for node in self.graph if (product := expert_product(node)) is not None
+        }
         self.inner: dict[str, ir.Value] = {}
         """Member of a group of siblings -> its product with its ``down`` factor."""
+        self.blocks: dict[tuple[object, ...], PairBlocks] = {}
+        """How products assign tokens to experts -> the blocks of their pairs."""
         self._newest: dict[ir.Value, ir.Value] = {}
         self._after: ir.Node | None = None
 
@@ -150,6 +161,8 @@ class _SiteNodes:
             self._feed_prompt()
         elif site.kind == "lookup":
             self._change_output(y, lambda: self._look_up(base.inputs[1]))
+        elif site.kind == "experts":
+            self._change_experts(emitter.products[site.node], y)
         else:
             self._change_output(y, lambda: self._of_patches(base.inputs[0], y))
 
@@ -244,6 +257,29 @@ class _SiteNodes:
             ]
             rows = self.op("GatherND", "down/rows", down, self.op("Concat", "places", *pairs, axis=-1))
         return self.op("MatMul", "up", rows, self.slots["up"])
+
+    def _change_experts(self, product: ExpertProduct, y: ir.Value) -> None:
+        """Adds to the product of each token with each of its experts ``x down up + x delta``, with the
+        matrices of the row's adapter and the expert.
+        """
+        emitter, site, op = self.emitter, self.site, self._op_under("experts")
+        same = product.ends, product.tokens, product.indices, site.stack
+        if same not in emitter.blocks:
+            adapters = next(iter(self.slots.values()))
+            emitter.blocks[same] = blocks_of(op, product, emitter.ids, adapters)
+        blocks, result = emitter.blocks[same], y
+        by_pair = op("Reshape", product.x, self._constant("by_pair", [-1, site.in_features]))
+        x = op("Gather", by_pair, blocks.pairs, axis=0)
+        for names in (("down", "up"), ("delta",)):
+            matrices = [self.slots[field] for name in names if (field := f"{EXPERTS}{name}") in self.slots]
+            change = x
+            for matrix in matrices:
+                change = op("MatMul", change, op("GatherND", matrix, blocks.chosen))
+            if matrices:
+                flat = op("Reshape", change, self._constant("flat", [-1, site.out_features]))
+                own = op("Reshape", op("Gather", flat, blocks.places, axis=0), op("Shape", y))
+                result = op("Add", result, own)
+        emitter.replace(y, result)
 
     def _of_patches(self, x: ir.Value, y: ir.Value) -> ir.Value:
         """Computes ``patch down up + patch delta`` for every patch of an image, in the shape of the
@@ -439,7 +475,12 @@ class _SiteNodes:
         """Returns an :data:`Op` whose nodes have this prefix and a number in their names."""
 
         def op(name: str, *inputs: ir.Value | float, outputs: int = 1, **attributes: object) -> ir.Value:
-            values = [self._constant(str(x), np.float32(x)) if isinstance(x, float) else x for x in inputs]
+            values = [
+                x
+                if isinstance(x, ir.Value)
+                else self._constant(str(x), np.float32(x) if isinstance(x, float) else [x])
+                for x in inputs
+            ]
             return self.op(
                 name, f"{prefix}/{name}_{len(self.emitter.graph)}", *values, outputs=outputs, **attributes
             )

@@ -14,6 +14,7 @@ from ..adapter_methods import PROMPT
 from ..bundle.manifest import MappedSite
 from ..onnx_graph.editing import inputs_of, only_reader
 from ..slots.precision import DEFAULT
+from .experts import expert_product
 
 Scope = Callable[[ir.Node], str | None]
 """node -> the path of the module that made it, or None."""
@@ -36,8 +37,8 @@ def onnxscript_scope(node: ir.Node) -> str | None:
 
 def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
     """Returns every module of the graph that can have slots: a MatMul (with or without an Add for its bias)
-    or a plain Gemm on a constant weight, a lookup in a constant table, and a convolution that splits an image
-    into patches.
+    or a plain Gemm on a constant weight, a lookup in a constant table, a convolution that splits an image
+    into patches, and a product with a stack of experts, whose path is the parameter's.
 
     Leaves out a module that appears more than once (a shared layer): a slot could not tell its uses apart.
     """
@@ -65,7 +66,7 @@ def _linear(path: str, node: ir.Node) -> MappedSite | None:
     x, weight = node.inputs[0], node.inputs[1]
     wide = _extents(weight, 2)
     if wide is None or x.shape is None:
-        return None
+        return _experts(path, node)
     attributes = node.attributes
     if (
         attributes.get_int("transA", 0)
@@ -175,6 +176,35 @@ def _patches(path: str, node: ir.Node) -> MappedSite | None:
     )
 
 
+SWAPPED = "adapterpack.swapped"
+"""A note on a stack ``[experts, in, out]`` of which the model does not say how it lies: adapters take it for
+``[experts, out, in]``.
+"""
+
+
+def _experts(path: str, node: ir.Node) -> MappedSite | None:
+    """Returns the site of a stack of experts, whose constant has the name of its parameter."""
+    product = expert_product(node)
+    if product is None or f"{path}." not in (name := product.stack.name or ""):
+        return None
+    count, width, out = _extents(product.stack, 3) or (0, 0, 0)
+    return MappedSite(
+        f"{path}.{name.rpartition('.')[2]}",
+        node.name,
+        product.x.name,
+        node.outputs[0].name,
+        "",
+        None,
+        "out_in" if SWAPPED in product.stack.metadata_props else "in_out",
+        width,
+        out,
+        len(product.x.shape),
+        kind="experts",
+        dtype=float_type(product.x),
+        stack=count,
+    )
+
+
 def prompt_site(model: ir.Model) -> dict[str, MappedSite]:
     """Returns the site of the virtual tokens before the rows of a graph that was exported with room for them;
     nothing for other graphs.
@@ -211,6 +241,7 @@ def float_type(value: ir.Value) -> str:
 _SITES: dict[str, Callable[[str, ir.Node], MappedSite | None]] = {
     "MatMul": _linear,
     "Gemm": _linear,
+    "Concat": _experts,
     "Gather": _lookup,
     "Conv": _patches,
 }

@@ -51,7 +51,7 @@ from ..onnx_graph.editing import (
     take_output,
 )
 from ..onnx_graph.products import PRODUCTS
-from ..slots.fields import extents
+from ..slots.fields import extents, is_looked_up
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant
@@ -320,7 +320,7 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
         del graph.initializers[value.name]
         value.const_value = None
         value.shape, value.type = (
-            ir.Shape(["adapters" if site.kind == "lookup" and field == "down" else "adapter_rows", *shape]),
+            ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape]),
             ir.TensorType(dtype),
         )
         for node, _ in value.uses():

@@ -17,6 +17,8 @@ from .precision import ABSENT, convert
 
 RANK, TURN, LABELS = "rank", "turn", "labels"
 """The free axes of layers."""
+EXPERTS = "experts_"
+"""The prefix of the fields of a stack of experts."""
 
 
 class SlotField(NamedTuple):
@@ -33,7 +35,7 @@ class SlotField(NamedTuple):
         return tuple(place for place, axis in enumerate(self.axes) if axis not in FIXED)
 
 
-FIXED = frozenset({"in", "out", "heads", "key_heads", "head_dim"})
+FIXED = frozenset({"experts", "in", "out", "heads", "key_heads", "head_dim"})
 """The axes that are widths of the base model."""
 
 
@@ -66,6 +68,9 @@ FIELDS: dict[str, SlotField] = {
         for field, axes in prompt_kv.LEAVES.items()
     },
     **{field: SlotField(axes) for field, axes in prompt_rows.LEAVES.items()},
+    f"{EXPERTS}down": SlotField(("experts", "in", RANK)),
+    f"{EXPERTS}up": SlotField(("experts", RANK, "out")),
+    f"{EXPERTS}delta": SlotField(("experts", "in", "out")),
 }
 """Field -> its axes and its neutral value."""
 LEAST: dict[str, int] = {prompt_kv.LENGTH: 1, **{route.experts: 1 for route in routes.BRANCHES.values()}}
@@ -81,13 +86,20 @@ ROUTED = frozenset(
 
 def widths(site: MappedSite) -> dict[str, int]:
     """Returns the axes of a site with a fixed width, and their widths."""
-    fixed = {"in": site.in_features, "out": site.out_features}
+    fixed = {"in": site.in_features, "out": site.out_features, "experts": site.stack}
     heads = site.heads
     return (
         fixed
         if heads is None
         else {**fixed, "heads": heads.count, "key_heads": heads.key_heads, "head_dim": heads.width}
     )
+
+
+def is_looked_up(field: str, site: MappedSite) -> bool:
+    """Whether a graph looks a slot up by adapter and entry or expert: one set of values for each adapter, not
+    for each row, as these would be too large.
+    """
+    return site.kind == "experts" or (site.kind == "lookup" and field == "down")
 
 
 def extents(field: str, site: MappedSite, free: Callable[[str], int | str]) -> list[Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from ..bundle.manifest import MappedSite
 from ..errors import Unsupported
 from . import blocks
-from .fields import FIELDS
+from .fields import EXPERTS, FIELDS
 from .values import Values, in_slots
 
 
@@ -49,7 +49,9 @@ RULES: dict[str, SumRule] = {
     "up": _SECOND,
     "turn_down": _FIRST,
     "turn_up": _SECOND,
-    **dict.fromkeys(("delta", "pre", "turn", "scale", "mix", "shift"), SumRule()),
+    f"{EXPERTS}down": SumRule(2, weighted=False),
+    f"{EXPERTS}up": SumRule(1),
+    **dict.fromkeys(("delta", f"{EXPERTS}delta", "pre", "turn", "scale", "mix", "shift"), SumRule()),
     **{
         field: rule
         for field, (branch, leaf) in blocks.FIELDS.items()

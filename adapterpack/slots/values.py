@@ -13,7 +13,9 @@ out], ``delta`` [in, out], ``scale`` [out], ``mix`` [out, out], ``shift`` [out];
 in full: ``head`` [in, labels], ``head_bias`` [labels]. In a bank a first axis selects the slot. Zeros are
 neutral for all but ``pre`` and ``scale``, whose neutral value is 1, and ``head_bias``.
 
-Other fields: blocks in :mod:`~adapterpack.slots.blocks`, routers in :mod:`~adapterpack.slots.routes`, prompts
+A stack of experts has ``experts_down`` [experts, in, r], ``experts_up`` [experts, r, out] and
+``experts_delta`` [experts, in, out], which change the product of each token with each of its experts. Other
+fields: blocks in :mod:`~adapterpack.slots.blocks`, routers in :mod:`~adapterpack.slots.routes`, prompts
 in :mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`;
 :mod:`~adapterpack.slots.fields` lists the axes of all.
 """
@@ -35,6 +37,8 @@ from ..adapter_methods import (
     Site,
     Tensors,
     complete,
+    is_bare,
+    is_stacked,
 )
 from ..adapter_methods.core.arrays import block_diagonal
 from ..bundle.manifest import MappedSite
@@ -42,7 +46,7 @@ from ..errors import BaseMismatch, NonFinite, Unsupported
 from ..io.safetensors import all_finite
 from ..pack.pack import Adapter, Pack
 from .blocks import block_arrays
-from .fields import FIELDS, FIXED, LABELS, extents, neutral
+from .fields import EXPERTS, FIELDS, FIXED, LABELS, extents, neutral
 from .precision import DEFAULT, balance, convert
 from .prompt_kv import Project, attended_arrays
 from .prompt_rows import virtual_arrays
@@ -51,8 +55,16 @@ from .routes import route_arrays
 HEAD_FIELDS = {"weight": "head", "bias": "head_bias"}
 """Parameter of a linear layer that was trained in full -> its slot field."""
 
-_THIN = frozenset({"embedding", "table", "conv"})
-"""Kinds of layers, besides linear ones, at which a graph can have slots."""
+_SLOTTED = tuple(
+    kind
+    for kind, layout in LAYOUTS.items()
+    if layout.linear or layout.bare or kind in {"embedding", "table", "conv"}
+)
+"""Kinds of layers at which a graph can have slots."""
+_ADDED = frozenset({"down", "up", "delta"})
+"""Fields that are added to a product: all that a change of a bare parameter may have, since a scale would
+reach what the module adds to the product.
+"""
 
 PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 """Slot field -> its name in adapter files for onnxruntime-genai, as ``olive convert-adapters``
@@ -105,8 +117,8 @@ def require_slots(pack: Pack) -> None:
     """Checks that a graph can have slots for every change of the pack.
 
     Raises:
-        Unsupported: the method cannot be attached, or a site of a weight method is of another kind than
-            linear, embedding or patches.
+        Unsupported: the method cannot be attached, or a site of a weight method is of a kind at which graphs
+            have no slots.
     """
     if pack.method.kind == "prompt":  # prompts enter through the cache, or as virtual tokens before the row
         return
@@ -123,16 +135,12 @@ def require_slots(pack: Pack) -> None:
                 else "run this adapter under torch",
             )
     for group in pack.manifest.adapter_groups if pack.method.kind == "weight" else ():
-        if group.kind in LAYOUTS and LAYOUTS[group.kind].linear:
-            continue
-        if group.kind not in _THIN:
+        if group.kind not in _SLOTTED:
             raise Unsupported(
-                "a graph has slots at linear layers, embeddings and patches of images",
+                "a graph has slots at linear layers, embeddings, patches of images and parameters",
                 where=f"{pack.name}, {group.path}",
                 found=group.kind,
-                expected=" or ".join(
-                    kind for kind, layout in LAYOUTS.items() if layout.linear or kind in _THIN
-                ),
+                expected=" or ".join(_SLOTTED),
                 remedy="export with --mode folded",
             )
 
@@ -174,11 +182,19 @@ def pack_values(
             if method.traits.reads_weight:
                 wide = None if bias is None else bias.astype(np.float32)
                 site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
-        form = method.normal_form(adapter.config, complete(method, adapter.config, adapter.wide, site), site)
-        if method.kind == "prompt":
-            fields = virtual_arrays(form, getattr(adapter.config, "pooled", "input"))
+        if is_stacked(site.kind):
+            fields = _of_stack(adapter._replace(site=site), (sites or {}).get(site.path))
         else:
-            fields = ARRAYS[method.kind](form, site, project)
+            form = method.normal_form(
+                adapter.config, complete(method, adapter.config, adapter.wide, site), site
+            )
+            fields = (
+                virtual_arrays(form, getattr(adapter.config, "pooled", "input"))
+                if method.kind == "prompt"
+                else ARRAYS[method.kind](form, site, project)
+            )
+        if is_bare(site.kind):
+            _require_added(site.path, fields)
         placed = {f"{site.path}.{field}": array for field, array in fields.items()}
         if site.kind == "table":
             placed = _of_table(
@@ -202,6 +218,41 @@ def pack_values(
                 remedy="train it again with a smaller learning rate",
             )
     return in_slots(values, sites or {})
+
+
+def _of_stack(adapter: Adapter, mapped: MappedSite | None) -> Values:
+    """Returns the slots of a stack of experts: those of each of its matrices, stacked. The factors change
+    places where the site says so.
+    """
+    config, method, site = adapter.config, adapter.method, adapter.site
+    every = adapter.wide
+    forms = []
+    for number in range(site.stack):
+        params = complete(method, config, {name: value[number] for name, value in every.items()}, site)
+        forms.append(form_arrays(method.normal_form(config, params, site), site.out_features))
+    fields = {field: np.stack([form[field] for form in forms]) for field in forms[0]}
+    if mapped is not None and mapped.layout == "out_in":
+        fields = {_OTHER.get(field, field): array.transpose(0, 2, 1) for field, array in fields.items()}
+    return {f"{EXPERTS}{field}": np.ascontiguousarray(array) for field, array in fields.items()}
+
+
+_OTHER = {"down": "up", "up": "down"}
+
+
+def _require_added(path: str, fields: Values) -> None:
+    """Checks that the change of a parameter is one that is added to its product.
+
+    Raises:
+        Unsupported: it has other parts.
+    """
+    if others := sorted({field.removeprefix(EXPERTS) for field in fields} - _ADDED):
+        raise Unsupported(
+            "at a bare parameter a graph has slots only for what is added to its product",
+            where=path,
+            found=", ".join(others),
+            expected=", ".join(sorted(_ADDED)),
+            remedy="export with --mode folded",
+        )
 
 
 def _of_table(path: str, fields: Values, mapped: MappedSite | None) -> Values:
@@ -247,7 +298,7 @@ def in_slots(values: Values, sites: Mapping[str, MappedSite]) -> Values:
     return {**values, **{name: convert(array, types[name], name) for name, array in narrow.items()}}
 
 
-_FACTORS = (("down", "up"), ("turn_down", "turn_up"))
+_FACTORS = (("down", "up"), ("turn_down", "turn_up"), (f"{EXPERTS}down", f"{EXPERTS}up"))
 """Pairs of fields of which only the product matters."""
 
 

@@ -22,7 +22,7 @@ from transformers.exporters import OnnxConfig, OnnxExporter
 from transformers.pytorch_utils import Conv1D
 
 from ...graph_passes.position_inputs import PositionInputs
-from ...graph_passes.sites import torch_scope
+from ...graph_passes.sites import SWAPPED, torch_scope
 from ...onnx_graph.editing import inputs_of
 from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
@@ -57,13 +57,15 @@ def trace_model(
         if dtype == DEFAULT
         else Mapped(load_model(task, folder, dtype=dtype).eval(), False)
     )
-    model = _with_linear_layers(loaded.model)
+    model = _with_turned_experts(_with_linear_layers(loaded.model))
     weights = UnreadWeights(model) if loaded.half else None
     hold_frequencies(model)
     graphs = _trace_parts(task, model, prompted)
     if weights is not None and not weights.fill(graphs.values()):
         del loaded, model, weights, graphs
         return trace_model(task, folder, dtype, prompted, whole=True)
+    for graph in graphs.values():
+        _note_swapped(graph, model)
     return graphs
 
 
@@ -198,6 +200,38 @@ def _with_linear_layers(model: PreTrainedModel) -> PreTrainedModel:
                 layer.weight, layer.bias = nn.Parameter(child.weight.detach().T.contiguous()), child.bias
                 setattr(parent, leaf, layer)
     return model
+
+
+def _with_turned_experts(model: PreTrainedModel) -> PreTrainedModel:
+    """Stores each stack of experts ``[n, in, out]``, as the exporter's products read it, if its module asks
+    ``is_transposed``: a transposition that the exporter folds gives a constant without the parameter's name.
+    """
+    for module in model.modules():
+        chosen = getattr(getattr(module, "config", None), "_experts_implementation", None)
+        if chosen in _ASKING and getattr(module, "is_transposed", None) is False:
+            for _, stack in _stacks(module):
+                stack.data = stack.data.mT.contiguous()
+            module.is_transposed = True
+    return model
+
+
+_ASKING = frozenset({"grouped_mm", "batched_mm"})
+"""The implementations of experts that ask ``is_transposed``."""
+
+
+def _stacks(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Returns the parameters of a module itself that are stacks of matrices."""
+    return [(leaf, value) for leaf, value in module.named_parameters(recurse=False) if value.ndim == 3]
+
+
+def _note_swapped(graph: ir.Model, model: PreTrainedModel) -> None:
+    """Notes at each stack whether its module does not say that it is ``[n, in, out]``: adapters then take it
+    for ``[n, out, in]``.
+    """
+    for path, module in model.named_modules():
+        for leaf, _ in [] if getattr(module, "is_transposed", False) else _stacks(module):
+            if (held := graph.graph.initializers.get(f"{PREFIX}{path}.{leaf}")) is not None:
+                held.metadata_props[SWAPPED] = "1"
 
 
 def _name_axes(model: ir.Model, part: Part) -> None:

@@ -157,6 +157,8 @@ class AdapterFeeds:
         self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
         self._alone: tuple[ResidentAdapter, Feeds] | None = None
         """The last adapter of a fleet that all rows of a batch shared, with its multiplied values."""
+        self._tabled: tuple[Sequence[ResidentAdapter | None], Feeds] | None = None
+        """The adapters of the last batch, with the tables that hold them."""
 
     def of(self, adapters: Sequence[ResidentAdapter | None]) -> Feeds:
         """Returns the feeds of rows with these adapters, None for the base."""
@@ -171,8 +173,9 @@ class AdapterFeeds:
                 feeds = self._feed_mixed(adapters, distinct)
         if not any(slot.table for slot in self.layout.slots.values()):
             return feeds
-        ids = np.array([distinct.index(adapter) for adapter in adapters], np.int64)
-        return {**feeds, **self._tables(distinct), ADAPTER_IDS: self._value(ids)}
+        tabled, tables = self._tables(distinct)
+        ids = np.array([tabled.index(adapter) for adapter in adapters], np.int64)
+        return {**feeds, **tables, ADAPTER_IDS: self._value(ids)}
 
     @cached_property
     def _base(self) -> ResidentAdapter:
@@ -267,16 +270,28 @@ class AdapterFeeds:
 
     def forget(self) -> None:
         """Frees the buffers of mixed batches; the next mixed batch allocates them again."""
-        self._buffers, self._extents, self._filled, self._alone = {}, {}, {}, None
+        self._buffers, self._extents, self._filled, self._alone, self._tabled = {}, {}, {}, None, None
 
-    def _tables(self, distinct: Sequence[ResidentAdapter | None]) -> Feeds:
+    def _tables(
+        self, distinct: Sequence[ResidentAdapter | None]
+    ) -> tuple[Sequence[ResidentAdapter | None], Feeds]:
+        """Returns the adapters in the tables, in their order, and the tables: those of the last batch if it
+        had all these adapters, since tables may be large. A single adapter's values are not copied.
+        """
+        last, alone = self._tabled, len(distinct) == 1
+        if last is not None and alone == (len(last[0]) == 1) and {*distinct} <= {*last[0]}:
+            return last
         extents = self.layout.widest([(adapter or self._base).extents for adapter in distinct])
         feeds: Feeds = {}
         for name, slot in self.layout.slots.items():
-            if slot.table:
+            if slot.table and alone:
+                values = self._slot(name, distinct[0] or self._base)
+                feeds[name] = self._value(np.ascontiguousarray(values[None]))
+            elif slot.table:
                 stacked = np.empty((len(distinct), *slot.shape(extents, self.layout.least)), slot.dtype)
                 for place, adapter in enumerate(distinct):
                     value = (adapter or self._base).values.get(name)
                     slot.fill(stacked[place], None if value is None else array_of(value))
                 feeds[name] = self._value(stacked)
-        return feeds
+        self._tabled = distinct, feeds
+        return self._tabled

@@ -16,7 +16,7 @@ import numpy as np
 from ...bundle.decoder_graph import part_ranks
 from ...bundle.manifest import Bundle, MappedSite
 from ...errors import BaseMismatch, Unsupported
-from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, neutral, widths
+from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, is_looked_up, neutral, widths
 from ...slots.values import Values, group_slots
 from ...tasks.task import MAIN
 
@@ -129,7 +129,7 @@ class SlotLayout:
             max(len(site.members), 1),
             site.dtype,
             neutral(field, site.dtype),
-            site.kind == "lookup" and field == "down",
+            is_looked_up(field, site),
         )
 
     def own(self, values: Values) -> Values:
