@@ -28,7 +28,7 @@ from ..pack.pack import SIGNATURE
 from ..tasks.data.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, get_task
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
-from .reports import CanaryReport, DecoderReport, QuantizationReport
+from .reports import CanaryReport, DecoderReport, ProofReport, QuantizationReport
 from .signature import GraphSignature
 
 GRAPH = f"{MAIN}.onnx"
@@ -232,6 +232,7 @@ class Bundle:
             ("/quantization", self.quantization, QuantizationReport | None),
             ("/parity/canary", self.parity.get("canary", _NO_CANARIES), CanaryReport),
             ("/parity/decoder", self.parity.get("decoder", {}), DecoderReport),
+            ("/parity/proof", self.parity.get("proof", _IN_FULL), ProofReport),
         ):
             if isinstance(problem := typed_json.read(report, kind), Misfit):  # type: ignore[arg-type]
                 yield Misfit(pointer + problem.pointer, problem.message)
@@ -424,6 +425,7 @@ def parse_bundle(data: bytes, where: object) -> Bundle:
     return bundle
 
 
+_IN_FULL = {"depth": "full"}
 _NO_CANARIES: dict[str, Any] = {"replayed": {}, "not_replayed": {}}
 OPTIONAL: Mapping[str, Mapping[str, Any]] = {
     "Bundle": {

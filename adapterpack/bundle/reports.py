@@ -12,6 +12,49 @@ Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
 Accuracy = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 
 
+PROOFS = ("full", "layers", "none")
+"""How much an export proves: every row and adapter on the whole model; every kind of layer at full width, and
+the whole on short rows with a sample of adapters; or nothing.
+"""
+
+
+class ProofReport(TypedDict):
+    """How much of a bundle was proved against torch. By layers: how many layers ``of`` all of them, with the
+    first ``adapters`` sampled; and whether the ``whole`` graph was compared with torch on short rows, or only
+    the places of its weights with the checkpoint, ``placed`` of them. The errors are then those of the few
+    layers where the whole was not compared.
+    """
+
+    depth: Annotated[str, Meta(pattern=rf"^({'|'.join(PROOFS)})\Z")]
+    layers: NotRequired[Annotated[int, Meta(ge=1)]]
+    of: NotRequired[Annotated[int, Meta(ge=1)]]
+    adapters: NotRequired[Annotated[list[str], Meta(max_length=4096)]]
+    whole: NotRequired[Literal["torch", "places"]]
+    placed: NotRequired[Annotated[int, Meta(ge=0)]]
+
+
+def proof_sentence(report: ProofReport, adapters: int) -> str:
+    """Describes how much of a bundle with so many adapters was proved.
+
+    Example:
+        >>> proof_sentence({"depth": "none"}, 2)
+        'NOT PROVED: whether the graphs compute the model is not known'
+    """
+    if report["depth"] == "none":
+        return "NOT PROVED: whether the graphs compute the model is not known"
+    if report["depth"] == "full":
+        return "proved in full against torch"
+    whole = (
+        "the whole graph against torch on short rows"
+        if report["whole"] == "torch"
+        else f"of the whole graph the places of {report['placed']} weights"
+    )
+    return (
+        f"proved by layers: {report['layers']} of {report['of']} against torch, {whole}, "
+        f"{len(report['adapters'])} of {adapters} adapters"
+    )
+
+
 class GraphChange(TypedDict):
     """How far quantization changed the outputs of one graph, by adapter."""
 

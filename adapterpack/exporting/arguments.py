@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 from ..base.checkpoint import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
+from ..bundle.reports import PROOFS
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..graph_passes.attach import MODES
 from ..hub.resolve import folder_of
@@ -79,6 +80,8 @@ class ExportRequest:
     """The frontend that builds the graph; by default the first whose graph agrees with torch."""
     target: str = "ort"
     """The product that runs the bundle."""
+    proof: str | None = None
+    """How much is proved: ``full``, ``layers`` or ``none``; by default large models by layers."""
     pooling: str | None = None
     """How to pool hidden states into one vector, for tasks that return them."""
     checkpoint: str | os.PathLike[str] | None = None
@@ -150,6 +153,10 @@ def prepare(request: ExportRequest) -> ExportJob:
     if request.pooling is not None and request.pooling not in POOLING:
         raise UnknownName(
             "unknown pooling", found=repr(request.pooling), remedy=nearest(request.pooling, POOLING)
+        )
+    if request.proof is not None and request.proof not in PROOFS:
+        raise UnknownName(
+            "unknown depth of a proof", found=repr(request.proof), remedy=nearest(request.proof, PROOFS)
         )
     gguf = is_gguf(base)
     file = None if gguf else _graph_file(base, checkpoint)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
-from ..base.thresholds import ENDS, LongRows
+from ..base.thresholds import ENDS
 from ..bundle.manifest import Bundle, bundle_in, read_bundle
 from ..errors import (
     AdapterpackError,
@@ -38,8 +38,8 @@ from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress
 from .bundle_writer import write_bundle
 from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
-from .proof.few_layers import stack_of, write_few_layers
-from .proof.long_rows import plan_long_rows
+from .proof.few_layers import cut_packs, stack_of, write_few_layers
+from .proof.plan import ProofPlan, plan_proof, sample
 from .quantize_base import quantize_base
 from .targets import TARGETS
 from .tracing.example_inputs import config_of
@@ -63,21 +63,21 @@ def build_bundle(job: ExportJob) -> Bundle:
         if source.file is None:
             # the configuration has to fit the checkpoint before a frontend allocates the sizes that it states
             empty_model(source.folder, source.task)
-        plan = plan_long_rows(source)
-        for field, why in plan.left_out.items():
+        plan = plan_proof(source, job.request.proof, False)
+        say(plan.describe(opened.attached))
+        for field, why in plan.rows.left_out.items():
             # nearly every proof stops short of the longest context, so that is not worth a message
             if field.rpartition(".")[2] not in ENDS:
                 say(f"no row of the proof reaches past {field}: {why}")
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
-                if plan.few:
-                    _prove_few_layers(candidate, opened, source, plan, say)
+                small = _prove_few_layers(candidate, opened, source, plan, say)
                 graph = _build(candidate, source)
                 for warning in graph.warnings:
                     say(f"{candidate.name} warns: {warning}")
                 with output_folder(job.request.out) as folder:
-                    write_bundle(folder, opened, source, graph, plan, say)
+                    write_bundle(folder, opened, source, graph, plan, say, small)
                 return read_bundle(bundle_in(job.request.out))
             except _WHATEVER_THE_GRAPH:
                 raise
@@ -190,26 +190,36 @@ def _candidates(name: str | None, source: ExportSource) -> list[Frontend]:
 
 
 def _prove_few_layers(
-    frontend: Frontend, job: ExportJob, source: ExportSource, plan: LongRows, say: Progress
-) -> None:
-    """Proves the rows that would take too long on the full model with a copy of a few layers, built by the
-    same frontend.
+    frontend: Frontend, job: ExportJob, source: ExportSource, plan: ProofPlan, say: Progress
+) -> Bundle | None:
+    """Proves a copy of a few layers, built by the same frontend: the rows that would take too long on the
+    full model, or in a proof by layers all rows and a sample of the packs. Returns the copy's bundle if there
+    is anything to prove on it.
 
     Raises:
         ParityError: a graph disagrees with torch, or the engine's with the ordinary one.
     """
-    base, config = Checkpoint(source.folder), config_of(source.folder).to_dict()
-    stack = stack_of(base, config)
+    by_layers = plan.depth == "layers"
+    rows = plan.small_rows
+    if not by_layers and not rows.whole:
+        return None
+    base = Checkpoint(source.folder)
+    config = config_of(source.folder).to_dict()
+    stack = plan.stack or stack_of(base, config)
     if stack is None:
         raise AssertionError("rows are planned for few layers where there is a stack of them")
-    say(f"prove rows of up to {max(plan.few)} tokens on {stack.kept} of {stack.layers} layers")
+    longest = f"rows of up to {max(rows.whole)} tokens on " if rows.whole else ""
+    say(f"prove {longest}{stack.kept} of {stack.layers} layers")
+    packs = cut_packs(base, stack, sample(source.packs)) if by_layers else []
     with scratch_folder() as root:
         copy = write_few_layers(base, config, stack, root / source.folder.resolve().name)
-        small = source._replace(folder=copy, packs=())
+        small = source._replace(folder=copy, packs=packs)
         alone = job._replace(
-            request=dataclasses.replace(job.request, mode="folded", split=None),
+            request=dataclasses.replace(
+                job.request, mode=job.request.mode if packs else "folded", split=None
+            ),
             base=Checkpoint(copy),
-            packs=[],
+            packs=packs,
             quantize=None,
             target=TARGETS["ort"],
         )
@@ -218,9 +228,10 @@ def _prove_few_layers(
             alone,
             small,
             _build(frontend, small),
-            LongRows(whole=plan.few),
+            ProofPlan(rows=rows),
             lambda text: None,
         )
+        return read_bundle(root / "bundle")
 
 
 def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:

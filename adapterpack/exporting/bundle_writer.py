@@ -20,7 +20,7 @@ from ..adapter_methods.lora import LoRA
 from ..base.base_folder import CONFIG, copy_carried, read_json
 from ..base.base_metadata import pooling_of
 from ..base.checkpoint import Checkpoint
-from ..base.thresholds import LongRows, said_in
+from ..base.thresholds import said_in
 from ..bundle.decoder_graph import DECODER, graphs_of
 from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, adapter_file, graph_file, manifest_bytes
 from ..bundle.proofs import VerificationCache
@@ -49,6 +49,7 @@ from .arguments import ExportJob, Progress
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
 from .proof.parity import prove_bundle
+from .proof.plan import ProofPlan
 from .tracing.example_inputs import config_of
 
 _SECONDS = 2.0
@@ -61,10 +62,16 @@ _BAND = 64
 
 
 def write_bundle(
-    root: Path, job: ExportJob, source: ExportSource, graph: BaseGraph, plan: LongRows, say: Progress
+    root: Path,
+    job: ExportJob,
+    source: ExportSource,
+    graph: BaseGraph,
+    plan: ProofPlan,
+    say: Progress,
+    small: Bundle | None = None,
 ) -> None:
-    """Fills the folder ``root``, in which the target places the bundle; ``plan`` lists the long rows of the
-    proof.
+    """Fills the folder ``root``, in which the target places the bundle; ``small`` is the bundle of a few
+    layers, where these were proved before.
 
     Raises:
         ParityError: the graph disagrees with the model.
@@ -74,7 +81,7 @@ def write_bundle(
     """
     say("attach")
     sites = sites_of(graph, job.attached)
-    plans = plans_of(
+    attach_plans = plans_of(
         graph,
         Checkpoint(source.folder),
         job.attached,
@@ -82,12 +89,12 @@ def write_bundle(
         (job.slots, job.request.max_rank),
         _default_sites(job, source),
     )
-    attached = [_attach(graph.parts[part], job, sites, plan) for part, plan in plans.items()]
+    attached = [_attach(graph.parts[part], job, sites, of_part) for part, of_part in attach_plans.items()]
     bundle = _manifest(
         job,
         source,
         graph,
-        plans[MAIN],
+        attach_plans[MAIN],
         {path: site for slots in attached for path, site in slots.sites.items()},
     )
     folder = root / job.target.place(bundle)
@@ -102,10 +109,8 @@ def write_bundle(
     copy_carried(source.folder, folder)
     _say_how_far_layers_look(folder / CONFIG, source)
     job.target.write(folder, bundle)
-    say("load the model in torch and prove parity")
-    started = time.perf_counter()
-    bundle = prove_bundle(bundle, folder, source, graph.paddings, plan)
-    say(f"proved; the model in torch and the proof took {time.perf_counter() - started:.1f} s")
+    every = {path: site for slots in attached for path, site in slots.every.items()}
+    bundle = prove_bundle(bundle, folder, source, graph.paddings, plan, say, every, small)
     if job.static_cache is not False:
         bundle = _with_decoder(bundle, folder, job, say)
     job.base.require_unchanged()

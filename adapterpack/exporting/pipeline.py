@@ -51,8 +51,8 @@ def export(request: ExportRequest) -> Bundle:
 
     ``mode``: ``folded`` (weights changed), ``inputs`` (ONNX Runtime's optional inputs, one adapter a run) or
     ``bank`` (another adapter for every row). ``slots`` counts slot 0, the base; it and ``max_rank`` are the
-    capacity of a bank. Every graph is compared with the torch model, base and each adapter, on a ragged
-    padded batch, before it is published. ``dtype`` is the float type that graph and slots are made in,
+    capacity of a bank. Graphs are compared with the torch model, base and adapters, on a ragged padded
+    batch, before they are published. ``dtype`` is the float type that graph and slots are made in,
     ``float32`` or ``float16``. ``quantize`` is the scheme of a quantized graph; ``algorithm``,
     ``calibration``, ``compensate`` and the like are as of :func:`adapterpack.quantize` for a bundle;
     ``as-trained`` has the codes that the base had while the packs were trained (QLoRA). The graph of a
@@ -66,8 +66,11 @@ def export(request: ExportRequest) -> Bundle:
     holds the bundle) or ``web`` (a site for browsers, whose data files have at most ``split`` bytes).
     ``base`` may be a finished bundle, whose graphs the target takes as they are, or an ONNX or GGUF file that
     another tool made of ``checkpoint``: its weights are found there by their bytes. ``frontend`` is what
-    makes the graph, by default the first whose graph agrees with the model. ``pooling`` (``mean``, ``cls`` or
-    ``last``) is recorded for tasks that give hidden states; by default what the base says.
+    makes the graph, by default the first whose graph agrees with the model. ``proof`` says how much is
+    proved: ``full``, every row and adapter on the whole model; ``layers``, each kind of layer at full width,
+    the whole on short rows, and at most four adapters; or ``none``. The default is ``full`` below 1 GB of
+    float32 weights, and ``layers`` above. ``pooling`` (``mean``, ``cls`` or ``last``) is recorded for tasks
+    that give hidden states; by default what the base says.
     ``allow_structural`` accepts a base that has the names, dtypes and shapes of the packs', whatever its
     weights.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ def default_slot_name(path: str, field: str) -> str:
 
 class AttachPlan(NamedTuple):
     """The plan of what to attach to one graph: the packs, their slot values, the sites that get slots, and
-    the capacity.
+    the capacity; ``every`` linear site of the graph is known once siblings are packed.
     """
 
     packs: list[Pack]
@@ -37,6 +38,7 @@ class AttachPlan(NamedTuple):
     max_rank: int
     part: str = MAIN
     slot_name: Callable[[str, str], str] = default_slot_name
+    every: Mapping[str, MappedSite] = MappingProxyType({})
 
 
 def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:

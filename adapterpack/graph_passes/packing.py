@@ -35,7 +35,7 @@ def pack_siblings(
     Ensures: the graph computes the same, each output keeps its name, and a packed weight is the siblings'
     weights side by side.
     """
-    sites = dict(plan.sites)
+    sites, placed = dict(plan.sites), dict(every)
     nodes = {node.name: node for node in model.graph}
     for siblings in _groups(nodes, every, plan.sites):
         # layers.0.attn.q_proj+k_proj
@@ -46,12 +46,13 @@ def pack_siblings(
         for site in siblings:
             moved = {"node": packed.name, "weight": packed.inputs[1].name, "at": start}
             start += site.out_features
+            placed[site.path] = dataclasses.replace(site, **moved)
             if site.path in sites:
                 sites[site.path] = dataclasses.replace(sites[site.path], **moved)
         members = [site.path for site in siblings if "down" in getattr(sites.get(site.path), "fields", ())]
         if share and len(members) > 1:
             sites = _share(sites, path, members, packed.outputs[0].name)
-    return plan._replace(sites=sites)
+    return plan._replace(sites=sites, every=placed)
 
 
 def _groups(

@@ -57,18 +57,26 @@ def _near(
             shifts.add(nearest - int(row))
     runs: list[RowRun] = []
     for shift in sorted(shifts):
-        low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
-        equal = np.zeros(len(matrix), bool)
-        for block in row_blocks(high - low, quantized.columns):
-            a, b = low + block.start, low + block.stop
-            rows = slice(a + shift, b + shift)
-            scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[
-                :, : quantized.columns
-            ]
-            distance = _steps(dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
-            equal[a:b] = distance <= ALLOWED
+        equal = near_rows(graph, quantized, matrix, shift)
         runs += [RowRun(start, stop, start + shift) for start, stop in true_runs(equal)]
     return runs
+
+
+def near_rows(graph: GraphFile, quantized: NBits, matrix: np.ndarray, shift: int) -> np.ndarray:
+    """Returns for each row of a matrix whether the row that lies ``shift`` rows further in a quantized weight
+    is as near as rounding allows.
+    """
+    low, high = max(0, -shift), min(len(matrix), quantized.rows - shift)
+    near = np.zeros(len(matrix), bool)
+    for block in row_blocks(high - low, quantized.columns):
+        a, b = low + block.start, low + block.stop
+        rows = slice(a + shift, b + shift)
+        scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[
+            :, : quantized.columns
+        ]
+        distance = _steps(dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
+        near[a:b] = distance <= ALLOWED
+    return near
 
 
 def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:

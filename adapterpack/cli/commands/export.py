@@ -11,6 +11,7 @@ import click
 import adapterpack
 
 from ...bundle.manifest import bundle_in
+from ...bundle.reports import proof_sentence
 from ...hub.resolve import folder_of
 from ...merging.base_kind import is_gguf, is_graph
 from ...readable import size, things
@@ -108,6 +109,13 @@ from .quantize import accuracy_sentence
     help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.",
 )
 @click.option(
+    "--proof",
+    metavar="P",
+    shell_complete=suggest("adapterpack.bundle.reports:PROOFS"),
+    help="How much is proved against torch: full, layers (a few at full width, the whole on short rows) or "
+    "none; by default full for models below 1 GB of float32, layers above.",
+)
+@click.option(
     "--pooling",
     metavar="P",
     shell_complete=suggest("adapterpack.tasks.embeddings:POOLING"),
@@ -180,6 +188,7 @@ def command(
             f"the bank has {bundle['slots']} slots, the base's included, of rank at most {bundle['max_rank']}"
         )
     quantization = bundle["quantization"] or {}
+    print_line(proof_sentence(bundle["parity"]["proof"], len(bundle["adapters"])))
     for sentence in proof(bundle["parity"], bool(quantization), "stored" in quantization):
         print_line(sentence)
     for format_name, report in quantization.get("stored", {}).items():
@@ -230,8 +239,10 @@ def stored_sentence(name: str, report: Mapping[str, Any]) -> str:
 
 def proof(parity: Mapping[str, Any], quantized: bool, stored: bool = False) -> Iterator[str]:
     """Yields the parity report line by line; ``stored``: the base itself is quantized."""
+    if not parity["max_abs"]:
+        return
     when = ", of floats of the same values:" if stored else ", before quantization:" if quantized else ":"
-    yield f"proved against torch, within {parity['tolerance']:.0e} of the largest output{when}"
+    yield f"differences from torch, within {parity['tolerance']:.0e} of the largest output{when}"
     for name, error in parity["max_abs"].items():
         agreed = parity["argmax_agreement"][name]
         yield (

@@ -4,13 +4,18 @@ kind.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
+
 from ...base.base_folder import CONFIG, read_json
 from ...base.checkpoint import Checkpoint
+from ...manifest.manifest import Base
+from ...pack.pack import Pack, seal
 from ..tracing.scratch_checkpoint import write_checkpoint
 
 _BLOCK = re.compile(r"(.*?(?:^|\.)(?:layers|layer|h|blocks|block))\.([0-9]{1,5})\.")
@@ -69,6 +74,28 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     shown |= {stack.field: stack.kept, **{key: values[: stack.kept] for key, values in by_layer.items()}}
     write_checkpoint(folder, entries, lambda name, *_: [base.read(name)], base.folder, written)
     return folder
+
+
+def cut_packs(base: Checkpoint, stack: LayerStack, packs: Sequence[Pack]) -> list[Pack]:
+    """Returns the parts of packs that change the first layers of the base, and what lies outside its stack,
+    without those of which nothing is left.
+    """
+    names = {name.rpartition(".")[2] for name, layers in _stacks(base).items() if layers == stack.layers}
+
+    def stays(path: str) -> bool:
+        block = _BLOCK.match(f"{path}.")
+        return block is None or block[1].rpartition(".")[2] not in names or int(block[2]) < stack.kept
+
+    cut = []
+    for pack in packs:
+        manifest = pack.manifest
+        entries = {name: entry for name, entry in manifest.tensors.items() if stays(entry.group)}
+        groups = tuple(group for group in manifest.groups if stays(group.path))
+        if any(group.role in ("adapter", "full") for group in groups):
+            draft = replace(manifest, groups=groups, tensors=entries, base=Base(), canary=None)
+            part = seal(draft, {name: pack.tensors[name] for name in entries}, pack.extra)
+            cut.append(dataclasses.replace(part, alias=pack.alias))
+    return cut
 
 
 def _stacks(base: Checkpoint) -> dict[str, int]:

@@ -5,24 +5,29 @@ that differs is not published.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from ...base.checkpoint import Checkpoint
 from ...base.thresholds import SHORT, LongRows
-from ...bundle.manifest import PRESENT, Bundle
+from ...bundle.manifest import PRESENT, Bundle, MappedSite
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
 from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
+from ...torch_adapters.models.load import empty_model
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
 from .parity_runs import BARE, STEP, real_positions, row_of, run_graph, run_torch
+from .places import require_places
+from .plan import ProofPlan, Steps, sample
 from .reference import reference
 
 if TYPE_CHECKING:
@@ -45,23 +50,108 @@ class Errors(NamedTuple):
 
 
 def prove_bundle(
-    bundle: Bundle, folder: Path, source: ExportSource, paddings: Sequence[str], plan: LongRows
+    bundle: Bundle,
+    folder: Path,
+    source: ExportSource,
+    paddings: Sequence[str],
+    plan: ProofPlan,
+    say: Callable[[str], None],
+    sites: Mapping[str, MappedSite],
+    small: Bundle | None = None,
 ) -> Bundle:
     """Proves the bundle in ``folder`` on each of these padding sides in turn, and returns it with the proof
-    for the first side on which the graph is right; ``plan`` lists the long rows.
+    for the first side on which the graph is right. By layers, ``small`` is the bundle of the few layers,
+    and ``sites`` are all linear layers of the graphs.
 
     Raises:
-        ParityError: the graph is right on neither side, or does not take the task's inputs.
+        ParityError: the graph is right on neither side, or does not take the task's inputs; or a weight of
+            the checkpoint is not where it belongs.
     """
+    if plan.depth == "none":
+        say("the graph is NOT proved")
+        return dataclasses.replace(bundle, padding=paddings[0], parity=_nothing(bundle, plan))
+    started, packs, rows = time.perf_counter(), source.packs, plan.rows
+    if plan.depth == "layers" and small is not None:
+        source, paddings = source._replace(packs=sample(packs)), (small.padding,)
+        rows = rows._replace(whole=(), few=plan.small_rows.whole, kept=plan.report(packs)["layers"])
+    if plan.whole:
+        say("load the model in torch and prove parity")
+        proved = _against_torch(bundle, folder, source, paddings, rows, say)
+        report = plan.report(packs)
+    else:
+        assert small is not None
+        say("look for the weights of the checkpoint in the graph, and compare the graph with itself")
+        placed = require_places(folder, sites, Checkpoint(source.folder))
+        bundle = dataclasses.replace(bundle, padding=small.padding)
+        proved = dataclasses.replace(
+            bundle, parity={**small.parity, **_by_itself(bundle, folder, source, say)}
+        )
+        report = plan.report(packs, placed)
+    say(f"proved; the proof took {time.perf_counter() - started:.1f} s")
+    return dataclasses.replace(proved, parity={**proved.parity, "proof": report})
+
+
+def _nothing(bundle: Bundle, plan: ProofPlan) -> dict[str, Any]:
+    """Returns the parity report of a bundle that is not proved."""
+    why = {adapter.name: "the export was not proved" for adapter in bundle.adapters}
+    return {
+        "tolerance": precision(bundle.dtype).tolerance,
+        "batch": [],
+        **{key: {} for key in ("max_abs", "max_relative", "argmax_agreement")},
+        "mixed": None,
+        "alone": None,
+        "canary": {"replayed": {}, "not_replayed": why},
+        "proof": plan.report(()),
+    }
+
+
+def _against_torch(
+    bundle: Bundle,
+    folder: Path,
+    source: ExportSource,
+    paddings: Sequence[str],
+    rows: LongRows,
+    say: Callable[[str], None],
+) -> Bundle:
     model = reference(source.task, source.folder)
     try:
-        return _on_some_side(bundle, folder, source, paddings, plan, model.model)
+        return _on_some_side(bundle, folder, source, paddings, rows, model.model, say)
     except (ParityError, RuntimeError):
         if not model.light:
             raise
     # some models use their weights directly and need them in float32
     whole = reference(source.task, source.folder, whole=True)
-    return _on_some_side(bundle, folder, source, paddings, plan, whole.model)
+    return _on_some_side(bundle, folder, source, paddings, rows, whole.model, say)
+
+
+def _by_itself(
+    bundle: Bundle, folder: Path, source: ExportSource, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Compares the rows of a batch with the same rows alone, and with another adapter in each row, without
+    torch; returns these entries of the parity report.
+
+    Raises:
+        ParityError: they differ, or an output is not finite.
+    """
+    bundle.write(folder, draft=True)
+    session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
+    names = [None, *(pack.name for pack in source.packs)]
+    steps = Steps(len(names) + _itself_steps(session, len(names)), say)
+    batch = _batch(session, source, lambda: empty_model(source.folder, task))
+    outputs: dict[str | None, Arrays] = {}
+    for name in names:
+        outputs[name] = _outer(session, session.run(batch, name))
+        steps.tick()
+    numbers = [
+        array[... if real is None else real]
+        for answer in outputs.values()
+        for key, array in answer.items()
+        for real in [real_positions(key, array, batch)]
+    ]
+    if not all(np.isfinite(array).all() for array in numbers):
+        raise ParityError("the graph's outputs are not finite", where=folder.name)
+    scale = max(float(np.abs(array).max()) for array in numbers)
+    return {**_agreement(session, batch, outputs, scale, steps), "canary": canary.verify(session)}
 
 
 def _on_some_side(
@@ -69,14 +159,15 @@ def _on_some_side(
     folder: Path,
     source: ExportSource,
     paddings: Sequence[str],
-    plan: LongRows,
+    rows: LongRows,
     model: PreTrainedModel,
+    say: Callable[[str], None],
 ) -> Bundle:
     for padding in paddings:
         bundle = dataclasses.replace(bundle, padding=padding)
         bundle.write(folder, draft=True)
         try:
-            return dataclasses.replace(bundle, parity=prove(folder, source, model, plan))
+            return dataclasses.replace(bundle, parity=prove(folder, source, model, rows, say))
         except ParityError:
             if padding == paddings[-1]:
                 raise
@@ -87,7 +178,11 @@ def _on_some_side(
 
 
 def prove(
-    folder: Path, source: ExportSource, model: PreTrainedModel, plan: LongRows = SHORT
+    folder: Path,
+    source: ExportSource,
+    model: PreTrainedModel,
+    plan: LongRows = SHORT,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Compares the bundle in ``folder`` with the source's ``model`` in torch and returns the parity report:
     for the base and each adapter the largest absolute and relative error, and the agreement of argmax.
@@ -109,16 +204,14 @@ def prove(
         precision(session.bundle.dtype).tolerance,
         task.pads_left and session.bundle.padding == "left",
     )
-    rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
-    batch = example(task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=lambda: model)
+    batch = _batch(session, source, lambda: model)
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
-    inner = {STEP, *(key for graph in map(session.graph, session.bundle.parts) for key in graph.inputs)}
+    count = 1 + len(source.packs)
+    steps = Steps(count + _itself_steps(session, count) + bool(plan.whole), say)
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
-        outputs[name] = {
-            key: array for key, array in answer.items() if key not in inner and not key.startswith(PRESENT)
-        }
+        outputs[name] = _outer(session, answer)
         error = errors[name or _base_name(session)] = _compare(answer, expected, batch, folder)
         require_close(
             f"the graph disagrees with torch for {name or 'the base'}",
@@ -127,13 +220,9 @@ def prove(
             tolerance,
             folder.name,
         )
+        steps.tick()
     scale = max(error.scale for error in errors.values())
-    mixed = _mix_rows(session, batch, outputs)
-    itself = "the graph disagrees with itself when "
-    why = f"{itself}rows of one batch use different adapters"
-    require_close(why, mixed or 0.0, scale, tolerance, folder.name)
-    alone = _alone(session, batch, outputs)
-    require_close(f"{itself}a row runs alone", alone, scale, tolerance, folder.name)
+    itself = _agreement(session, batch, outputs, scale, steps)
     long = prove_long_rows(session, source, model, plan.whole, tolerance, left) if plan.whole else {}
     return {
         "tolerance": tolerance,
@@ -141,11 +230,46 @@ def prove(
         "max_abs": {name: error.error for name, error in errors.items()},
         "max_relative": {name: error.relative for name, error in errors.items()},
         "argmax_agreement": {name: error.agreement for name, error in errors.items()},
-        "mixed": mixed,
-        "alone": alone,
+        **itself,
         "long_rows": report_of(source, plan, long),
         "canary": canary.verify(session),
     }
+
+
+def _batch(session: Session, source: ExportSource, model: Callable[[], Any]) -> Arrays:
+    """Returns the ragged batch of a proof."""
+    left = source.task.pads_left and session.bundle.padding == "left"
+    rules = [rule for rule in {pack.acts for pack in source.packs} if rule is not None]
+    return example(source.task, config_of(source.folder), acts=rules, bare=BARE, left=left, model=model)
+
+
+def _outer(session: Session, answer: Arrays) -> Arrays:
+    """Returns the outputs that a caller sees: without caches, and what one graph gives to the next."""
+    inner = {STEP, *(key for graph in map(session.graph, session.bundle.parts) for key in graph.inputs)}
+    return {key: array for key, array in answer.items() if key not in inner and not key.startswith(PRESENT)}
+
+
+def _itself_steps(session: Session, count: int) -> int:
+    """Returns the number of runs by which :func:`_agreement` compares ``count`` adapters."""
+    rows = len(LENGTHS)
+    return max(count, rows) + (0 if session.bundle.mode == "folded" or count < 2 else -(-count // rows))
+
+
+def _agreement(
+    session: Session, batch: Arrays, outputs: dict[str | None, Arrays], scale: float, steps: Steps
+) -> dict[str, Any]:
+    """Returns the differences of a graph from itself: ``mixed`` adapters in a batch, and rows ``alone``.
+
+    Raises:
+        ParityError: one is over the tolerance.
+    """
+    tolerance, name = precision(session.bundle.dtype).tolerance, session.folder.name
+    mixed = _mix_rows(session, batch, outputs, steps)
+    itself = "the graph disagrees with itself when "
+    require_close(f"{itself}rows of one batch use different adapters", mixed or 0.0, scale, tolerance, name)
+    alone = _alone(session, batch, outputs, steps)
+    require_close(f"{itself}a row runs alone", alone, scale, tolerance, name)
+    return {"mixed": mixed, "alone": alone}
 
 
 def _base_name(session: Session) -> str:
@@ -196,7 +320,9 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
     return Errors(float(error), float(scale), float(np.mean(same)))
 
 
-def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float | None:
+def _mix_rows(
+    session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: Steps
+) -> float | None:
     """Compares a batch in which each row uses another adapter with the runs of single adapters; None where
     rows cannot choose.
     """
@@ -209,6 +335,7 @@ def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays])
     for start in range(0, len(names), count):
         chosen = [names[(start + row) % len(names)] for row in range(count)]
         mixed = session.run(batch, chosen)
+        steps.tick()
         for row, name in enumerate(chosen):
             for key, together in single[name].items():
                 real = real_positions(key, together, batch)
@@ -217,7 +344,7 @@ def _mix_rows(session: Session, batch: Arrays, single: dict[str | None, Arrays])
     return float(np.max(errors))
 
 
-def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) -> float:
+def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: Steps) -> float:
     """Compares rows that run by themselves, without padding, with the same rows of the batch; covers every
     row and every adapter.
     """
@@ -226,6 +353,7 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays]) ->
     for number in range(max(len(names), len(LENGTHS))):
         row, name = number % len(LENGTHS), names[number % len(names)]
         alone = session.run(row_of(batch, row), name)
+        steps.tick()
         for key, together in single[name].items():
             real = real_positions(key, together, batch)
             expected = together[row] if real is None else together[row][real[row]]

@@ -18,6 +18,7 @@ from ...base.compatibility import Verdict
 from ...bundle.decoder_graph import DECODER, graphs_of
 from ...bundle.files import adapter_files, differences, has_other_tokenizer, require_in_list, required_files
 from ...bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
+from ...bundle.reports import proof_sentence
 from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest.manifest import Manifest
 from ...onnx_graph.graph_file import GraphFile
@@ -119,6 +120,7 @@ def _findings(
     budget or of anything to compare.
     """
     bundle = read_bundle(folder)
+    yield from _about_proof(bundle)
     irregular = False
     for finding in _file_list(folder, bundle, budget):
         irregular |= finding.rule == "AB101"
@@ -166,6 +168,16 @@ def _findings(
         if full and whole and checkpoint.has_weights:
             budget.require_time("the weights of the graphs")
             yield from _weights(folder, bundle, checkpoint, allow_structural)
+
+
+def _about_proof(bundle: Bundle) -> Iterator[Finding | Note]:
+    """AB601: the export proved nothing; also yields what a proof by layers left open."""
+    proof = bundle.parity.get("proof", {"depth": "full"})
+    sentence = proof_sentence(proof, len(bundle.adapters))
+    if proof["depth"] == "none":
+        yield Finding("AB601", "warning", f"{FILE_NAME}#/parity/proof", sentence, "export with a proof")
+    elif proof["depth"] != "full":
+        yield Note(f"the rest of the graphs against torch: {sentence}")
 
 
 def _slots(values: SlotValues, adapter: BundledAdapter, pack: Pack) -> Iterator[Finding | Note]:
