@@ -1,0 +1,77 @@
+"""The table of families: a few types again, and that table, page and the installed transformers agree."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import transformers
+from every_family import page, run, stages, table
+from every_family.types import every_type
+
+GOLDEN = table.read()
+SAME_VERSION = {one.version for one in GOLDEN.values()} <= {"-", transformers.__version__}
+SAMPLE = (
+    ("text-generation", "llama"),
+    ("text-generation", "olmo3"),
+    ("text-generation", "qwen3_moe"),
+    ("fill-mask", "bert"),
+)
+
+
+@pytest.mark.parametrize(("task", "kind"), SAMPLE, ids=[kind for _, kind in SAMPLE])
+def test_a_type_goes_as_far_as_the_table_says(
+    task: str, kind: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    found, recorded = run.measured(task, kind), GOLDEN[task, kind]
+    assert found._replace(version="", group="") == recorded._replace(version="", group="")
+
+
+def test_the_page_is_the_table_s() -> None:
+    """`.ci/families --write` renews both."""
+    assert page.PAGE.read_text("utf-8") == page.render(GOLDEN)
+
+
+def test_every_type_of_the_installed_transformers_has_a_line(record_property: Callable[..., None]) -> None:
+    """Another release than the recorded one may have others, which are told."""
+    listed = set(every_type())
+    more, gone = sorted(listed - GOLDEN.keys()), sorted(GOLDEN.keys() - listed)
+    if not SAME_VERSION:
+        told = f"transformers {transformers.__version__} has new types {more}, and none of {gone}"
+        record_property("figure", told)
+        return
+    assert (more, gone) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process ends with -9"),
+        (lambda: np.ones(1 << 40), "MemoryError"),
+        (lambda: time.sleep(600), "not at an end after"),
+    ],
+    ids=["crash", "memory", "time"],
+)
+def test_a_process_that_breaks_is_an_outcome(
+    what: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And keeps no other type from its turn."""
+    monkeypatch.setattr(stages, "STAGES", (stages.Stage("build", lambda case: what(), level=1),))
+    child, found = run._Running("fill-mask", "bert", ()), None
+    while found is None:
+        time.sleep(0.01)
+        found = child.outcome()
+        if child.stages and "end after" in said:
+            monkeypatch.setattr(run, "PATIENCE", 0)
+    assert found.level == 0
+    assert found.reason.startswith(f"build: {said}")
+
+
+def test_reasons_are_the_same_in_every_run() -> None:
+    """Places and sizes of errors are left out."""
+    said = table.shortened("a row in /tmp/x9/base: off by 0.0123, of 4.5e-3", table.Path("/tmp/x9"))
+    assert said == "a row in base: another number"
