@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..base.thresholds import turns_by_length
+from ..bundle.layer_caches import replaced_states
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST
 from ..errors import ParityError
 from ..runtime.sessions.decoder import next_cache
@@ -24,9 +25,11 @@ _PIECE = 512
 def takes_much(session: Session, rows: int, longest: int) -> bool:
     """Whether one pass over ``rows`` rows of ``longest`` tokens has more scores than fit into memory."""
     queries = session.config.get("num_attention_heads")
-    heads = max(
-        (value.shape[1] for name, value in session.inputs.items() if name.startswith(PAST)), default=1
-    )
+    caches = {name: value for name, value in session.inputs.items() if name.startswith(PAST)}
+    states = replaced_states(session.inputs)
+    if states and len(states) == len(caches):  # no layer has attention
+        return False
+    heads = max((value.shape[1] for name, value in caches.items() if name not in states), default=1)
     return rows * max(heads, queries if isinstance(queries, int) else 1) * longest * longest > _MOST
 
 

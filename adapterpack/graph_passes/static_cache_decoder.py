@@ -39,6 +39,7 @@ from ..bundle.decoder_graph import (
     cache_scale,
     part_ranks,
 )
+from ..bundle.layer_caches import replaced_states
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
 from ..onnx_graph.editing import (
@@ -122,6 +123,12 @@ def make_decoder(
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
     ids.name = "input_ids"
     caches = {value.name: value for value in graph.inputs if value.name.startswith(PAST)}
+    if states := replaced_states(caches):
+        raise Unsupported(
+            "the engine keeps keys and values in place, and layers of this model keep a recurrent state",
+            found=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in states)),
+            remedy="leave --static-cache out: ordinary sessions run it",
+        )
     attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
     if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
         raise Unsupported(

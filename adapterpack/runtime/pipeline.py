@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import PROMPT
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST
+from ..bundle.layer_caches import past_length
+from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
 from ..errors import ConfigError
 from ..slots.prompt_rows import virtual_room
 from ..tasks.session import Arrays
@@ -180,10 +181,12 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
     prefix = rows.prefix(session.inputs)
     for name, array in prefix.cache.items():
         given.setdefault(name, array)
-    past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    past, mask = past_length(given), given.get("attention_mask")
+    if past is None:  # the states of all layers are of fixed size: only the mask says how much they have read
+        past = 0 if mask is None else max(mask.shape[-1] - length, 0)
     # The caller's mask covers the row's own tokens; the prompt's positions in the cache are added below.
     own = past + length - prefix.width
-    mask = given.get("attention_mask", np.ones((batch, own), np.int64))
+    mask = np.ones((batch, own), np.int64) if mask is None else mask
     _require_mask(mask, (batch, own))
     given["attention_mask"] = covered = prefix.covering(mask)
     _require_window(session, covered, prefix)
@@ -196,7 +199,7 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
 def _cross(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
     """Completes the inputs of a decoder with cross-attention. Its mask covers the encoder's tokens."""
     count, length = given["decoder_input_ids"].shape
-    past = next((array.shape[2] for name, array in given.items() if name.startswith(PAST)), 0)
+    past = past_length(given) or 0
     prompts = np.array(rows.in_cache(), np.int64)
     behind = max(past, prompts.max()) - prompts.max() + length
     require_context(session, prompts + behind, prompts)

@@ -41,13 +41,15 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "decoder_input_ids": ("batch", "sequence"),
     "image_features": ("batch", "image_positions", None),
     "past_key_values": ("batch", None, "past", None),
+    "indexer_key": ("batch", "past", None),
     "encoder": ("batch", None, "source", None),
     "virtual": ("batch", "virtual", None),
     "virtual_here": ("batch", "virtual"),
     "virtual_cut": ("batch", "virtual"),
 }
 """Input -> the names of its axes; an unnamed axis has the model's size. ``past_key_values`` and ``encoder``
-are families, followed by ``<layer>.key`` and the like. The last three exist only while a graph with room for
+are families, followed by ``<layer>.key`` and the like; other members than keys and values stand by their own
+name, or have a fixed size. The last three exist only while a graph with room for
 a prompt is traced; afterwards they are slots, which slots/prompt_rows.py explains.
 """
 
@@ -87,8 +89,12 @@ class Part:
     optional: tuple[str, ...] = ()
 
     def axes_of(self, name: str) -> tuple[str | None, ...]:
-        """Returns the names of an input's axes."""
-        return self.axes.get(name) or AXES[name]
+        """Returns the names of an input's axes; of a state of fixed size, only the first."""
+        family, _, member = name.partition(".")
+        kept = member.rpartition(".")[2]
+        if kept not in {"", "key", "value"}:
+            return AXES.get(kept, ("batch",))
+        return self.axes.get(family) or AXES[family]
 
 
 @dataclass(frozen=True, eq=False)

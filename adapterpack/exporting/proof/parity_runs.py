@@ -22,6 +22,7 @@ from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
+from ..tracing.layer_state import own_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,6 +103,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     more: dict[str, Any] = {cache: result[cache], "use_cache": True}
     if ids != "input_ids":
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
+    else:
+        step_inputs["attention_mask"] = own_mask(result[cache], step_inputs["attention_mask"], 1)
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
     outputs[STEP] = _torch(model, {ids: token, **feed}, **more).logits.float().numpy()
     return outputs

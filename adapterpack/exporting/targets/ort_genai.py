@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.base_folder import read_json
+from ...bundle.layer_caches import growing_axis
 from ...bundle.manifest import GRAPH, PAST, Bundle
 from ...bundle.signature import Port
 from ...errors import Unsupported
@@ -75,6 +76,12 @@ def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:
             "onnxruntime-genai does not feed an input of this graph",
             found=", ".join(unknown),
             expected=", ".join(_FED),
+            remedy="leave --target out",
+        )
+    if states := [port.name for port in cache if growing_axis(port.name, port.shape) is None]:
+        raise Unsupported(
+            "onnxruntime-genai is not told of the recurrent states of this model's layers",
+            found=states[0],
             remedy="leave --target out",
         )
     heads, head_size = _cache_sizes(cache)

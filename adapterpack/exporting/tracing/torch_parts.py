@@ -2,15 +2,15 @@
 outputs.
 
 Each wraps the task's whole model, so it includes every adapter, every head and every patch of an
-architecture; the exporter drops what a part does not use. Caches are passed as lists of pairs ``[batch,
-heads, past, head_dim]``.
+architecture; the exporter drops what a part does not use. Caches are passed as the named tensors of each
+layer, which :mod:`.layer_state` describes.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from inspect import signature
 from typing import Any
 
@@ -22,11 +22,12 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from ...slots.prompt_rows import LEAVES
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
+from .layer_state import LayerStates, make_cache, own_mask, pairs_cache, state_of
+from .recurrences import as_operators
 
 PREFIX = "inner."
 """The prefix of the paths of the model's modules inside a part."""
 
-Pairs = Sequence[Sequence[torch.Tensor]]
 Named = dict[str, torch.Tensor]
 
 
@@ -62,22 +63,28 @@ class CausalDecoder(TorchPart):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
-        past_key_values: Pairs,
+        past_key_values: LayerStates,
     ) -> Named:
         """Returns the logits, and the cache extended by these tokens."""
         return self.run(attention_mask, position_ids, past_key_values, input_ids=input_ids)
 
     def run(
-        self, attention_mask: torch.Tensor, position_ids: torch.Tensor, past: Pairs, **tokens: torch.Tensor
+        self,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: LayerStates,
+        **tokens: torch.Tensor,
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
-        cache = _cache(past)
+        cache = make_cache(self.config, attention_mask, past)
+        attention_mask = own_mask(cache, attention_mask, next(iter(tokens.values())).shape[1])
         # some models compute positions from the mask
         counted = {"position_ids": position_ids} if self.counts else {}
-        output = self.inner(
-            attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
-        )
-        return {"logits": output.logits, **_pairs("present", cache)}
+        with as_operators(self.inner, cache) if torch.compiler.is_exporting() else contextlib.nullcontext():
+            output = self.inner(
+                attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
+            )
+        return {"logits": output.logits, **_named("present", cache)}
 
 
 class Encoder(TorchPart):
@@ -95,7 +102,7 @@ class Encoder(TorchPart):
             with _before_tokens(encoder, slots, whole=True):
                 inputs = {"encoder_outputs": BaseModelOutput(encoder(**inputs).last_hidden_state)}
         self.inner(**inputs, decoder_input_ids=start, use_cache=True, **{self.cache: cache})
-        return _pairs("encoder", cache.cross_attention_cache)
+        return _named("encoder", cache.cross_attention_cache)
 
 
 class CrossDecoder(TorchPart):
@@ -104,15 +111,15 @@ class CrossDecoder(TorchPart):
     def forward(
         self,
         decoder_input_ids: torch.Tensor,
-        past_key_values: Pairs,
-        encoder: Pairs,
+        past_key_values: LayerStates,
+        encoder: LayerStates,
         attention_mask: torch.Tensor | None = None,
     ) -> Named:
         """Returns the logits, and the cache extended by these tokens; ``attention_mask`` masks the encoder's
         tokens.
         """
-        cache = EncoderDecoderCache(_cache(past_key_values), _cache(encoder))
-        key = encoder[0][0]
+        cache = EncoderDecoderCache(pairs_cache(past_key_values), pairs_cache(encoder))
+        key = encoder[0]["key"]
         masked = {} if attention_mask is None else {"attention_mask": attention_mask}
         width = (getattr(self.config, "encoder", None) or self.config).hidden_size
         hidden = key.new_zeros((key.shape[0], key.shape[2], width))  # the model reads only its shape
@@ -123,7 +130,7 @@ class CrossDecoder(TorchPart):
             **{self.cache: cache},
             **masked,
         )
-        return {"logits": output.logits, **_pairs("present", cache.self_attention_cache)}
+        return {"logits": output.logits, **_named("present", cache.self_attention_cache)}
 
 
 class Vision(TorchPart):
@@ -158,7 +165,7 @@ class SeeingDecoder(CausalDecoder):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
         position_ids: torch.Tensor,
-        past_key_values: Pairs,
+        past_key_values: LayerStates,
         image_features: torch.Tensor,
     ) -> Named:
         """Takes ``image_features`` ``[batch, image_positions, hidden]``, at least as many for each row as it
@@ -280,15 +287,11 @@ def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
 
 
-def _cache(pairs: Pairs) -> DynamicCache:
-    return DynamicCache([(pair[0], pair[1]) for pair in pairs])
-
-
-def _pairs(name: str, cache: DynamicCache) -> Named:
+def _named(family: str, cache: DynamicCache) -> Named:
     return {
-        f"{name}.{number}.{side}": value
-        for number, layer in enumerate(cache.layers)
-        for side, value in (("key", layer.keys), ("value", layer.values))
+        f"{family}.{number}.{name}": value
+        for number, tensors in enumerate(state_of(cache))
+        for name, value in tensors.items()
     }
 
 

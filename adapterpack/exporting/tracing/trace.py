@@ -42,7 +42,6 @@ two.
 """
 _VIRTUAL = 6
 """Virtual tokens of the example."""
-_PAIR = re.compile(r"^(\w+)\.(\d+)\.([01])$")
 
 
 def trace_model(
@@ -120,16 +119,16 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
     return graphs
 
 
-def _families(named: Mapping[str, Any]) -> dict[str, list[list[Any]]]:
-    """Groups ``present.0.key`` and the like into a list of pairs by layer."""
-    pairs_by_family: dict[str, list[list[Any]]] = {}
+def _families(named: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Groups ``present.0.key`` and the like by layer; a layer that keeps nothing is empty."""
+    layers_by_family: dict[str, list[dict[str, Any]]] = {}
     for name, value in named.items():
-        family, _, rest = name.partition(".")
-        if rest.endswith(".key"):
-            pairs_by_family.setdefault(family, []).append([value.clone()])
-        elif rest.endswith(".value"):
-            pairs_by_family[family][-1].append(value.clone())
-    return pairs_by_family
+        if "." in name:
+            family, number, kept = name.split(".")
+            layers = layers_by_family.setdefault(family, [])
+            layers += [{} for _ in range(int(number) + 1 - len(layers))]
+            layers[int(number)][kept] = value.clone()
+    return layers_by_family
 
 
 def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
@@ -143,14 +142,10 @@ def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
     ):
         warnings.simplefilter("ignore")
         graph = OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
-    for value in graph.graph.inputs:
-        value.name = _PAIR.sub(
-            lambda match: f"{match[1]}.{match[2]}.{('key', 'value')[int(match[3])]}", value.name
-        )
     _name_axes(graph, part)
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
-        caches = [value for name, value in found.items() if name.startswith("past_key_values.")]
+        caches = [value for value in found.values() if value.name.endswith((".key", ".value"))]
         PositionInputs(graph, found["input_ids"], caches, None).follow_rows()
     return graph
 
@@ -178,9 +173,12 @@ def _axes(part: Part, name: str) -> tuple[str | None, ...]:
     return part.axes_of(name)
 
 
-def _dynamic(part: Part, name: str, value: torch.Tensor | list[Any]) -> Any:
+def _dynamic(part: Part, name: str, value: torch.Tensor | list[dict[str, torch.Tensor]]) -> Any:
     if isinstance(value, list):
-        return [_dynamic(part, name, item) for item in value]
+        return [
+            {kept: _dynamic(part, f"{name}.{number}.{kept}", tensor) for kept, tensor in layer.items()}
+            for number, layer in enumerate(value)
+        ]
     dims = torch.export.Dim
     return {
         axis: dims.AUTO if axis_name in _SPECIALIZED else dims.DYNAMIC
@@ -240,7 +238,7 @@ def _name_axes(model: ir.Model, part: Part) -> None:
     """
     names: dict[str, str] = {}
     for value in model.graph.inputs:
-        for dim, name in zip(value.shape, _axes(part, value.name.partition(".")[0]), strict=True):
+        for dim, name in zip(value.shape, _axes(part, value.name), strict=False):
             # skips sums of other symbols
             if name is not None and not isinstance(dim, int) and str(dim.value).isidentifier():
                 names.setdefault(str(dim.value), name)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...adapter_methods import complete
 from ...adapter_methods.forms.prompt import PromptForm
+from ...bundle.layer_caches import empty_caches, replaced_states
 from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
@@ -69,11 +70,7 @@ def make_prompt_cache(
     by_row = [prompts.get(name) if name is not None else None for name in names]
     width = max((prompt.shape[3] for prompt in by_row if prompt is not None), default=0)
     mask = np.zeros((len(names), width), np.int64)
-    cache = {
-        name: np.zeros((len(names), value.shape[1], width, value.shape[3]), np.float32)
-        for name, value in inputs.items()
-        if name.startswith(PAST)
-    }
+    cache = empty_caches(inputs, len(names), width)
     for row, prompt in enumerate(by_row):
         if prompt is not None:
             place = slice(width - prompt.shape[3], width) if left else slice(prompt.shape[3])
@@ -121,6 +118,13 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         BaseMismatch: the prompt was made for a model of other sizes.
         Unsupported: the graph has no cache, or takes no embeddings.
     """
+    if states := replaced_states(inputs):
+        raise Unsupported(
+            "a prompt sets keys and values, and layers of this model keep a recurrent state beside them",
+            where=pack.name,
+            found=states[0].removeprefix(PAST),
+            remedy="use a method that changes weights, such as lora",
+        )
     sizes = {
         layer_and_side(name): (value.shape[1], value.shape[3])
         for name, value in inputs.items()

@@ -15,7 +15,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PAST, PRESENT
+from ...bundle.layer_caches import empty_caches
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PRESENT
 from ...errors import BaseMismatch, Unsupported
 from ...onnx_graph.float32_form import in_float32
 from ..ort.model import TYPES
@@ -55,11 +56,7 @@ def prefill(folder: Path, inputs: Mapping[str, Any], embeds: np.ndarray) -> np.n
     }
     feeds[ADAPTER_POSITIONS] = np.ones((1, count), bool)
     feeds[_EMBEDS] = embeds[None]
-    feeds |= {
-        name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-        for name, value in inputs.items()
-        if name.startswith(PAST)
-    }
+    feeds |= empty_caches(inputs, 1)
     types = {value.name: TYPES[value.type] for value in session.get_inputs() if value.type in TYPES}
     fed = {name: array.astype(types[name]) for name, array in feeds.items() if name in types}
     names = [value.name for value in session.get_outputs() if value.name.startswith(PRESENT)]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from ...adapter_methods import PROMPT, Site, Traits
 from ...adapter_methods.forms.prompt import PromptForm, PromptSite
@@ -241,6 +242,13 @@ class Prompts(Adapted):
         cache = inputs.get(self._cache_name)
         if cache is None:
             cache = DynamicCache(config=self._trunk.config)
+        if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers):
+            raise Unsupported(
+                "a prompt sets keys and values, and layers of this model keep a recurrent state",
+                where=PROMPT,
+                found=type(self._trunk).__name__,
+                remedy="use a method that changes weights, such as lora",
+            )
         self._fill(cache, form, len(tokens_of(inputs)))
         return {**inputs, self._cache_name: cache}
 

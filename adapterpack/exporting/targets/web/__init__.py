@@ -14,6 +14,7 @@ from typing import Any
 
 from ....base.base_folder import read_json
 from ....bundle.decoder_graph import DECODER
+from ....bundle.layer_caches import growing_axis
 from ....bundle.manifest import ADAPTER_IDS, GRAPH, PAST, Bundle, graph_file, read_bundle
 from ....bundle.signature import GraphSignature
 from ....errors import Unsupported
@@ -98,7 +99,10 @@ def require_feedable(folder: Path, bundle: Bundle) -> tuple[Tokenizer, dict[str,
             adapter is a prompt.
     """
     if unknown := [
-        port.name for port in bundle.io.inputs if port.name not in _FED and not port.name.startswith(PAST)
+        port.name
+        for port in bundle.io.inputs
+        if port.name not in _FED
+        and not (port.name.startswith(PAST) and growing_axis(port.name, port.shape) is not None)
     ]:
         raise Unsupported(
             "a browser does not feed an input of this graph",

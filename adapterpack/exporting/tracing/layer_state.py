@@ -1,0 +1,165 @@
+"""What the layers of a decoder keep between tokens, as named tensors.
+
+transformers keeps it in a cache with a layer object for each layer of the model. :data:`LAYERS` says for each
+class of them which class traces it, and :func:`state_of` which tensors it holds: keys and values, which grow
+with the tokens, and the states of convolutions and recurrences, which have a fixed size and are replaced. The
+names are those that onnxruntime-genai uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PretrainedConfig
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DummyLayer,
+    DynamicIndexedLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionAndFullAttentionLayer,
+    LinearAttentionAndSlidingWindowAttentionLayer,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
+
+from ...errors import Unsupported
+
+LayerStates = Sequence[Mapping[str, torch.Tensor]]
+"""For each layer the tensors that it keeps, by name; none for a layer that keeps nothing."""
+
+
+Mask = TypeVar("Mask", torch.Tensor, np.ndarray)
+
+
+class _Unpadded:
+    """A layer whose convolutions see zeros in place of padding, as before the first token of a row alone.
+
+    ``mask`` ``[batch, total]`` is the mask of the pass.
+    """
+
+    mask: torch.Tensor | None = None
+
+    def update_conv_state(self, conv_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        """Returns the previous states followed by the new ones ``[batch, channels, tokens]``."""
+        if self.mask is not None:
+            conv_states = conv_states * self.mask[:, None, -conv_states.shape[-1] :].to(conv_states.dtype)
+        return super().update_conv_state(conv_states, *args, **kwargs)  # type: ignore[misc, no-any-return]
+
+
+class _Linear(_Unpadded, LinearAttentionLayer):
+    pass
+
+
+class _LinearAndFull(_Unpadded, LinearAttentionAndFullAttentionLayer):
+    pass
+
+
+class LayerCache(DynamicCache):
+    """A cache that holds the recurrent state which a layer read last, ``read``: one for each head where the
+    layer runs its heads apart.
+    """
+
+    read: Iterator[torch.Tensor] = iter(())
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """Returns a layer's recurrent state, None before its first pass."""
+        state = super().get_recurrent_state(layer_idx, state_idx)
+        if state is not None:
+            self.read = iter(state.unbind(1) if state.ndim == 4 else [state])
+        return state  # type: ignore[no-any-return]
+
+
+LAYERS: dict[type, type] = {
+    DynamicLayer: DynamicLayer,
+    # the mask applies the window, and rows of one batch reach it at different times
+    DynamicSlidingWindowLayer: DynamicLayer,
+    DynamicIndexedLayer: DynamicIndexedLayer,
+    LinearAttentionLayer: _Linear,
+    LinearAttentionAndFullAttentionLayer: _LinearAndFull,
+    LinearAttentionAndSlidingWindowAttentionLayer: _LinearAndFull,
+    DummyLayer: DummyLayer,
+}
+"""The class of a layer in a model's own cache -> the class with which it is traced."""
+
+
+def make_cache(config: PretrainedConfig, mask: torch.Tensor | None, states: LayerStates) -> LayerCache:
+    """Returns the cache of a decoder, filled with ``states``; empty before the first pass, without any.
+
+    Raises:
+        Unsupported: a layer keeps something that is not known by name.
+    """
+    cache = LayerCache(config=config)
+    unknown = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in LAYERS})
+    if unknown:
+        raise Unsupported(
+            "a layer of the model keeps a state that cannot be told by name",
+            found=", ".join(unknown),
+            expected=", ".join(kind.__name__ for kind in LAYERS),
+        )
+    if all(LAYERS[type(layer)] is DynamicLayer for layer in cache.layers):
+        return pairs_cache(states)
+    cache.layers = [
+        LAYERS[type(layer)](number_of_states=getattr(layer, "number_of_states", 1)) for layer in cache.layers
+    ]
+    for layer in cache.layers:
+        if isinstance(layer, _Unpadded):
+            layer.mask = mask
+    for layer, tensors in zip(cache.layers, states, strict=False):
+        _fill(layer, tensors)
+    return cache
+
+
+def pairs_cache(states: LayerStates) -> LayerCache:
+    """Returns a cache of keys and values alone."""
+    return LayerCache([(tensors["key"], tensors["value"]) for tensors in states])
+
+
+def own_mask(cache: DynamicCache, mask: Mask, tokens: int) -> Mask:
+    """Returns the mask that a model takes for a pass of so many ``tokens``: without any attention layer, it
+    covers only these.
+    """
+    return mask if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else mask[:, -tokens:]
+
+
+def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
+    """Returns the tensors that each layer of a cache keeps."""
+    return [dict(_kept(layer)) for layer in cache.layers]
+
+
+def _kept(layer: object) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(layer, DynamicLayer) and layer.keys is not None:
+        yield from (("key", layer.keys), ("value", layer.values))
+    if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
+        yield "indexer_key", layer.indexer_keys
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for name, held in _held(layer).items():
+            yield from (
+                (name + _suffix(number), value) for number, value in held.items() if value is not None
+            )
+
+
+def _fill(layer: object, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Puts the tensors of an earlier pass into a new layer, as copies: a layer writes over its states."""
+    if isinstance(layer, DynamicLayer) and "key" in tensors:
+        layer.update(tensors["key"], tensors["value"])
+    if isinstance(layer, DynamicIndexedLayer) and "indexer_key" in tensors:
+        layer.update_indexer(tensors["indexer_key"])
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        for name, held in _held(layer).items():
+            for number in held:
+                if (value := tensors.get(name + _suffix(number))) is not None:
+                    layer.lazy_initialization(**{f"{name}s": value}, state_idx=number)
+                    held[number] = value.clone()
+                    layer.has_previous_state[number] = True
+
+
+def _held(layer: LinearAttentionCacheLayerMixin) -> dict[str, dict[int, torch.Tensor | None]]:
+    return {"conv_state": layer.conv_states, "recurrent_state": layer.recurrent_states}
+
+
+def _suffix(number: int) -> str:
+    return f"_{number}" if number else ""

@@ -1,0 +1,183 @@
+"""Traces a recurrence over the tokens of a pass as one operator of the graph.
+
+transformers computes a recurrence by a Python loop or by chunks, which a trace would unroll for the length of
+its example, and by another function for a single token. While a decoder is traced, the functions of its
+modules that are named in :data:`RECURRENCES` give way to ONNX Runtime's ``LinearAttention``, with which one
+graph is right for prompts, their pieces and single tokens. A loop of ONNX would be, too, but nothing bounds
+how long a graph with loops runs, so bundles do not hold any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .layer_state import LayerCache
+
+
+@contextlib.contextmanager
+def as_operators(model: nn.Module, cache: LayerCache) -> Iterator[None]:
+    """Replaces the recurrences of a model inside the block; ``cache`` is the one that its layers read."""
+    swapped = []
+    for module in {sys.modules[type(one).__module__] for one in model.modules()}:
+        for name, recurrence in RECURRENCES.items():
+            if name in vars(module):
+                swapped.append((module, name, getattr(module, name)))
+                setattr(module, name, recurrence(cache))
+    try:
+        yield
+    finally:
+        for module, name, original in swapped:
+            setattr(module, name, original)
+
+
+def linear_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    state: torch.Tensor,
+    decay: torch.Tensor,
+    beta: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns what ``query`` reads of the recurrence ``S = exp(decay) S + key value``, or of the delta rule
+    if there is a ``beta``, as ``[batch, tokens, heads, v]``, and the last state ``[batch, heads, k, v]``.
+
+    ``key`` and ``value`` are ``[batch, tokens, heads, k or v]``, ``query`` may have fewer heads, and
+    ``decay`` is one number for each head, or for each of its ``k`` channels.
+    """
+    heads, width = value.shape[2:]
+    given = [query, key, value, state, decay, beta]
+    packed = [one if one is None or one is state else one.float().flatten(2) for one in given]
+    output, last = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::LinearAttention",
+        packed,
+        {
+            "q_num_heads": query.shape[2],
+            "kv_num_heads": heads,
+            "scale": 1.0,
+            "update_rule": "gated" if beta is None else "gated_delta",
+        },
+        dtypes=(torch.float32, torch.float32),
+        shapes=((*value.shape[:2], heads * width), state.shape),
+        version=1,
+    )
+    return output.unflatten(2, (heads, width)), last
+
+
+def _selective_scan(cache: LayerCache) -> Callable[..., Any]:
+    """Returns Mamba's recurrence, in which each channel is a head. transformers begins it at zero whatever
+    the layer kept, so the state is the one that the layer has just read. Source: Gu and Dao, arXiv
+    2312.00752, section 3.
+    """
+
+    def run(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        D: torch.Tensor | None = None,
+        z: torch.Tensor | None = None,
+        delta_bias: torch.Tensor | None = None,
+        delta_softplus: bool = False,
+        return_last_state: bool = False,
+        **kwargs: object,
+    ) -> Any:
+        dt = dt if delta_bias is None else dt + delta_bias.to(dt.dtype)[..., None]
+        dt = functional.softplus(dt) if delta_softplus else dt
+        B, C = (value.transpose(1, 2)[:, :, None] for value in (B, C))
+        outputs, state = linear_attention(
+            C,
+            B.expand(-1, -1, A.shape[0], -1),
+            (dt * x).transpose(1, 2)[..., None],
+            next(cache.read).float()[..., None],
+            dt.transpose(1, 2)[..., None] * A,
+        )
+        outputs = outputs[..., 0].transpose(1, 2)
+        outputs = outputs if D is None else outputs + x * D[None, :, None]
+        outputs = outputs if z is None else outputs * functional.silu(z)
+        return (outputs, state[..., 0]) if return_last_state else outputs
+
+    return run
+
+
+def _state_space_dual(cache: LayerCache) -> Callable[..., Any]:
+    """Returns Mamba 2's recurrence, whose states decay by one number for each head. Source: Dao and Gu,
+    arXiv 2405.21060, section 3.
+    """
+
+    def run(
+        x: torch.Tensor,
+        dt: torch.Tensor,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        C: torch.Tensor,
+        chunk_size: int,
+        D: torch.Tensor | None = None,
+        dt_bias: torch.Tensor | None = None,
+        initial_states: torch.Tensor | None = None,
+        dt_softplus: bool = False,
+        dt_limit: tuple[float, float] = (0.0, float("inf")),
+        return_final_states: bool = False,
+        **kwargs: object,
+    ) -> Any:
+        dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
+        dt = torch.clamp(functional.softplus(dt) if dt_softplus else dt, *dt_limit).float()
+        x = x.float()
+        outputs, state = linear_attention(
+            C,
+            B.repeat_interleave(x.shape[2] // B.shape[2], 2),
+            x * dt[..., None],
+            initial_states.float().transpose(2, 3),  # type: ignore[union-attr]
+            A * dt,
+        )
+        outputs = outputs if D is None else outputs + x * D[..., None]
+        return (outputs, state.transpose(2, 3)) if return_final_states else outputs
+
+    return run
+
+
+def _delta_rule(cache: LayerCache) -> Callable[..., Any]:
+    """Returns the gated delta rule. Source: Yang, Kautz and Hatamizadeh, arXiv 2412.06464, equation 10."""
+
+    def run(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        chunk_size: int = 64,
+        initial_state: torch.Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        **kwargs: object,
+    ) -> Any:
+        query, key = query.float(), key.float()
+        if use_qk_l2norm_in_kernel:
+            query, key = (one * torch.rsqrt(one.square().sum(-1, True) + 1e-6) for one in (query, key))
+        outputs, state = linear_attention(
+            query * query.shape[-1] ** -0.5,
+            key.repeat_interleave(value.shape[2] // key.shape[2], 2),
+            value,
+            initial_state.float(),  # type: ignore[union-attr]
+            g,
+            beta,
+        )
+        return outputs.to(value.dtype), state if output_final_state else None
+
+    return run
+
+
+RECURRENCES: dict[str, Callable[[LayerCache], Callable[..., Any]]] = {
+    "mamba_selective_scan": _selective_scan,
+    "mamba2_chunk_scan": _state_space_dual,
+    "torch_chunk_gated_delta_rule": _delta_rule,
+    "chunk_kimi_delta_attention": _delta_rule,
+}
+"""The name of a function in transformers' modules -> what makes its replacement for the cache of a pass."""

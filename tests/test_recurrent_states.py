@@ -1,0 +1,147 @@
+"""Models whose layers keep states of fixed size: exported, and run with another adapter in each row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from architecture_proofs import make_base, make_pack, prove
+from architectures import KINDS, Architecture, Kind
+
+from adapterpack.adapter_methods.prompt_tuning import PromptTuning
+from adapterpack.errors import Unsupported
+from adapterpack.exporting.pipeline import export
+from adapterpack.runtime.sessions.session import Session
+from adapterpack.torch_adapters.adapt import attach
+from adapterpack.torch_adapters.models.load import load_model
+
+WORDS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 32}
+DENSE = {
+    **WORDS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "max_position_embeddings": 128,
+}
+MAMBA1 = {**WORDS, "num_hidden_layers": 2, "state_size": 8, "time_step_rank": 4}
+HEADS = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_expand": 2, "mamba_chunk_size": 16}
+DELTA = {
+    **DENSE,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+FAMILIES: Mapping[str, Callable[[Any], Any]] = {
+    "lfm2": lambda hf: hf.Lfm2Config(
+        **DENSE, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+    ),
+    "falcon_h1": lambda hf: hf.FalconH1Config(**DENSE, **HEADS, mamba_n_groups=2, mamba_d_ssm=64),
+    "qwen3_5": lambda hf: hf.Qwen3_5TextConfig(**DELTA),
+    "mamba": lambda hf: hf.MambaConfig(**MAMBA1),
+    "lfm2_moe": lambda hf: hf.Lfm2MoeConfig(
+        **DENSE, **EXPERTS, layer_types=["conv", "full_attention"], num_dense_layers=1
+    ),
+    "falcon_mamba": lambda hf: hf.FalconMambaConfig(**MAMBA1),
+    "mamba2": lambda hf: hf.Mamba2Config(
+        **WORDS, num_hidden_layers=2, num_heads=8, head_dim=8, state_size=8, n_groups=2, chunk_size=16
+    ),
+    "bamba": lambda hf: hf.BambaConfig(**DENSE, **HEADS, mamba_n_groups=2, attn_layer_indices=[1]),
+    "granitemoehybrid": lambda hf: hf.GraniteMoeHybridConfig(
+        **DENSE,
+        **HEADS,
+        layer_types=["mamba", "attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_intermediate_size=24,
+    ),
+    "nemotron_h": lambda hf: hf.NemotronHConfig(
+        **{**DENSE, "num_hidden_layers": 3},
+        layers_block_type=["mamba", "attention", "mlp"],
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        n_groups=2,
+        ssm_state_size=8,
+        chunk_size=16,
+    ),
+    "jamba": lambda hf: hf.JambaConfig(
+        **DENSE, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8, mamba_dt_rank=4, num_experts=4
+    ),
+    "qwen3_next": lambda hf: hf.Qwen3NextConfig(**DELTA, **EXPERTS, shared_expert_intermediate_size=24),
+    "qwen3_5_moe": lambda hf: hf.Qwen3_5MoeTextConfig(**DELTA, **EXPERTS, shared_expert_intermediate_size=24),
+    "olmo_hybrid": lambda hf: hf.OlmoHybridConfig(**{**DELTA, "linear_num_key_heads": 4}),
+}
+USUAL = ("in_proj", "out_proj")
+TARGETS = {
+    "qwen3_5": ("in_proj_qkv", "in_proj_a", "out_proj"),
+    "qwen3_5_moe": ("in_proj_qkv", "out_proj"),
+    "qwen3_next": ("in_proj_qkvz", "in_proj_ba", "out_proj"),
+    "olmo_hybrid": ("q_proj", "a_proj", "o_proj"),
+    "mamba": (*USUAL, "x_proj"),
+}
+QUICK = {"lfm2", "falcon_h1"}
+LOW_RANK, PROMPT = KINDS[0], next(kind for kind in KINDS if kind.name == "prompt")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in QUICK)) for name in FAMILIES]
+)
+def test_rows_alone_pieces_and_steps(name: str, tmp_path: Path) -> None:
+    """Ragged batches, with and without an adapter in each row, whole and in pieces, equal transformers."""
+    torch.set_num_threads(1)
+    family = Architecture(name, "text-generation", FAMILIES[name], TARGETS.get(name, USUAL))
+    assert prove(family, "bank", tmp_path, only=["low-rank"]) == ["low-rank"]
+    states = {port.name.rpartition(".")[2] for port in Session(tmp_path / "bank", "cpu").bundle.io.inputs}
+    assert "conv_state" in states and ("recurrent_state" in states) == (not name.startswith("lfm2"))
+
+
+@pytest.fixture(scope="module")
+def lfm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A base, and a pack."""
+    family = Architecture("lfm2", "text-generation", FAMILIES["lfm2"], USUAL)
+    base = make_base(family, tmp_path_factory.mktemp("lfm2") / "base")
+    return base, make_pack(family, base, LOW_RANK)
+
+
+def test_answers_and_beams_are_those_of_transformers(lfm2: tuple[Path, Any], tmp_path: Path) -> None:
+    """Rows of other lengths and adapters decode greedily and by beams, whose states follow their parents."""
+    base, pack = lfm2
+    export(base, [pack], tmp_path / "bundle")
+    session, rows = Session(tmp_path / "bundle", "cpu"), [[5, 6, 7, 8, 9], [11]]
+    assert "recurrent state" in session.bundle.parity["decoder"]["left_out"]
+    for beams in (1, 3):
+        found = session.generate(rows, [pack.name, None], num_beams=beams, max_new_tokens=9, ignore_eos=True)
+        for row, name, answer in zip(rows, (pack.name, None), found, strict=True):
+            model = load_model(session.task, base).eval()
+            if name is not None:
+                attach(model, pack, check_base=False)
+            right = model.generate(
+                input_ids=torch.tensor([row]),
+                max_new_tokens=9,
+                num_beams=beams,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0, len(row) :]
+            np.testing.assert_array_equal(answer.ids, right)
+
+
+def test_what_a_recurrent_state_does_not_allow_is_said(lfm2: tuple[Path, Any], tmp_path: Path) -> None:
+    """A prompt sets keys and values alone; the engine, a browser and onnxruntime-genai hold no states."""
+    base, pack = lfm2
+    family = Architecture("lfm2", "text-generation", FAMILIES["lfm2"], ())
+    with pytest.raises(Unsupported, match="recurrent state"):
+        make_pack(family, base, PROMPT)
+    soft = make_pack(family, base, Kind("soft", lambda targets, heads: PromptTuning(num_virtual_tokens=3)))
+    with pytest.raises(Unsupported, match="recurrent state"):
+        export(base, [soft], tmp_path / "prompt", in_place=False)
+    with pytest.raises(Unsupported, match="recurrent state"):
+        export(base, [pack], tmp_path / "engine", in_place=True)
