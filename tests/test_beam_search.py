@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from adapterpack import Session, export
 from adapterpack.cli.commands.run import command
-from adapterpack.errors import ConfigError, FormatError, Unsupported
+from adapterpack.errors import ConfigError, FormatError
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling, sampling_of
@@ -243,8 +243,12 @@ def test_sessions_and_the_command_search(placed: Path, bundle_of: Make, tmp_path
     assert plain[0].text.split()[1] not in stopped.text
     with pytest.raises(ConfigError, match="before its end"):
         session.generate([[5]], num_beams=2, emit=lambda *event: None)
-    with pytest.raises(Unsupported, match="no graph for the engine"):
-        Session(bundle_of("llama", "bank"), "cpu").generate([[5]], num_beams=2)
+    ordinary = Session(bundle_of("llama", "bank"), "cpu").generate(
+        [[5, 6, 7], [8, 9]], ["alpha", None], num_beams=3, num_return_sequences=2, max_new_tokens=6
+    )
+    assert [[one.ids for one in answer.sequences] for answer in ordinary] == [
+        [one.ids for one in answer.sequences] for answer in mixed
+    ]
     done = CliRunner().invoke(
         command, [str(placed), "--prompt", "w1 w2 w3", "--beams", "3", "--max-new-tokens", "6", "--json"]
     )

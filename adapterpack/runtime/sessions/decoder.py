@@ -15,6 +15,7 @@ from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
 from ..open_bundle import OpenBundle
+from ..ort.values import array_of, value_of
 from ..padding import last_places, pad, positions
 from ..pipeline import complete, run_parts, values
 from ..prompts import start_ids
@@ -92,6 +93,12 @@ class DecoderOnly:
         }
         return self.run({**values(feeds), **next_cache(outputs)}, MAIN)
 
+    def continuing(self, rows: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Makes each row continue the one of its number in ``rows``, and returns the caches in this order."""
+        self.batch = {name: array[rows] for name, array in self.batch.items()}
+        self.acted = self.acted[rows]
+        return _taken(outputs, rows)
+
     def _places(self, tokens: int) -> np.ndarray:
         """Returns the position ids of the last tokens. Rows that have ended still run along, so their
         positions are clipped to the context.
@@ -140,6 +147,18 @@ class EncoderDecoder:
         return self.run(
             {**values({"decoder_input_ids": tokens[:, None]}), **self.encoded, **next_cache(outputs)}, MAIN
         )
+
+    def continuing(self, rows: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns the caches in the order of ``rows``, which continue rows of the same encoder's output."""
+        return _taken(outputs, rows)
+
+
+def _taken(outputs: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
+    return {
+        name: value_of(np.ascontiguousarray(array_of(value)[rows]))
+        for name, value in outputs.items()
+        if name.startswith(PRESENT)
+    }
 
 
 def next_cache(outputs: Mapping[str, Any]) -> dict[str, Any]:

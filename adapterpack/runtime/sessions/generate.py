@@ -230,33 +230,45 @@ def _without_engine(
             where=session.folder,
             remedy="export it with --static-cache",
         )
-    if options.num_beams > 1:
+    beams = options.num_beams
+    if beams > 1 and given and not session.task.has_encoder:  # images are not in order of the rows
         raise without_decoder(session.bundle, session.folder)
+    begin = Answer if beams == 1 else BeamAnswer
+    # each beam is a row of its own from the start
     decoder = (EncoderDecoder if session.task.has_encoder else DecoderOnly)(
-        session, rows, _names(packs), given
+        session,
+        [ids for ids in rows for _ in range(beams)],
+        [name for name in _names(packs) for _ in range(beams)],
+        {name: array.repeat(beams, axis=0) for name, array in given.items()},
     )
     require_context(session, decoder.lengths, decoder.virtual)
     tokenizer, context = session.tokenizer_of(options), context_of(session)
     mask = grammar_mask(tokenizer, options)
-    answers = []
-    for row, (prompt, length) in enumerate(zip(decoder.prompts, decoder.lengths, strict=True)):
+    answers: list[Answer | BeamAnswer] = []
+    for row, (prompt, length) in enumerate(
+        zip(decoder.prompts[::beams], decoder.lengths[::beams], strict=True)
+    ):
         room = options.room(len(prompt))
         if context is not None:  # the last token is never read, so it needs no position
             room = min(room, context - int(length) + 1)
-        answers.append(Answer(AnswerRequest(tokenizer, options, prompt, room, row, mask and mask.copy())))
+        answers.append(begin(AnswerRequest(tokenizer, options, prompt, room, row, mask and mask.copy())))
     outputs, last = decoder.prefill(), decoder.last
     while True:
-        logits = array_of(outputs["logits"])[range(len(answers)), last]
-        tokens = np.zeros(len(answers), np.int64)  # rows that have ended run along, and get the token 0
+        logits = array_of(outputs["logits"])[range(len(last)), last]
+        tokens = np.zeros(len(last), np.int64)  # rows that have ended run along, and get the token 0
+        parents = np.arange(len(last))
         for row, answer in enumerate(answers):
             if answer.reason is None:
+                own = slice(row * beams, (row + 1) * beams)
                 with row_errors(row + 1):
-                    taken = answer.advance([logits[row]])
-                (tokens[row],) = taken.tokens
+                    taken = answer.advance(list(logits[own]))
+                tokens[own], parents[own] = taken.tokens, own.start + np.array(taken.parents)
                 if emit is not None and taken.choice is not None:
                     emit(row, taken.choice.token, answer.text)
         if all(answer.reason for answer in answers):
             return answers
+        if beams > 1:
+            outputs = decoder.continuing(parents, outputs)
         outputs, last = decoder.step(tokens, outputs), np.full_like(last, -1)
 
 
