@@ -409,7 +409,7 @@ def formula(
 
 def one_layer(op: str, rank: int, weight: np.ndarray, bias: np.ndarray | None) -> Any:
     """A graph of one linear module: MatMul (with Add), or Gemm on a weight that lies [out, in]."""
-    lead = ["batch", "tokens"][: rank - 1]
+    lead = ["batch", *["apart"] * (rank == 4), "tokens"][: rank - 1]
     x = ir.Value(
         name="input_ids", shape=ir.Shape([*lead, weight.shape[1]]), type=ir.TensorType(ir.DataType.FLOAT)
     )
@@ -434,6 +434,7 @@ def one_layer(op: str, rank: int, weight: np.ndarray, bias: np.ndarray | None) -
 
 
 LAYERS = [
+    ("MatMul", 4, True),
     ("MatMul", 3, True),
     ("MatMul", 3, False),
     ("MatMul", 2, True),
@@ -472,7 +473,7 @@ def test_every_field_of_the_normal_form(op: str, rank: int, biased: bool, mode: 
     onnx.checker.check_model(tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for rows in (1, 3, 7):
-        x = rng.normal(size=(rows, 4, 7)[3 - rank :] if rank == 3 else (rows, 7)).astype(np.float32)
+        x = rng.normal(size=(rows, *(2, 4)[4 - rank :], 7)).astype(np.float32)
         layers = [None, *params]
         if mode == "bank":
             ids = np.arange(rows) % 3
@@ -511,7 +512,7 @@ def test_heads_of_any_width(op: str, rank: int, biased: bool, mode: str, tmp_pat
     model.graph.outputs[0].shape = None
     ir.save(model, tmp_path / "model.onnx")
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    x = rng.normal(size=(4, 3, 7) if rank == 3 else (4, 7)).astype(np.float32)
+    x = rng.normal(size=(4, *(2, 3)[4 - rank :], 7)).astype(np.float32)
     for number, params in enumerate((base, *heads)):
         slot = {"adapter_ids": np.full(4, number)} if mode == "bank" else values[number - 1] if number else {}
         found = session.run(None, {"input_ids": x, **slot})[0]
@@ -559,7 +560,7 @@ def test_rows_must_be_batches() -> None:
     """Bank mode is refused where the first axis of a site's input is not the named batch: tokens, windows, or
     a fixed number.
     """
-    for shape in (["tokens", 7], [4, 7], [None, 7], ["batch", "a", "b", 7]):
+    for shape in (["tokens", 7], [4, 7], [None, 7], ["windows", "a", "b", 7]):
         model = one_layer("MatMul", 3, np.ones((5, 7), np.float32), None)
         x = model.graph.inputs[0]
         ids = ir.Value(name="ids", shape=ir.Shape(["batch", 3]), type=ir.TensorType(ir.DataType.INT64))
@@ -610,7 +611,7 @@ def test_every_structure_of_the_normal_form(
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     base = lambda x: x @ weight.astype(float).T + (0 if bias is None else bias)  # noqa: E731
     for rows in (1, 6, 7):
-        x = rng.normal(size=(rows, 4, 6) if rank == 3 else (rows, 6)).astype(np.float32)
+        x = rng.normal(size=(rows, *(2, 4)[4 - rank :], 6)).astype(np.float32)
         dense = [base(x.astype(float)), *(evaluate(form, base, x.astype(float)) for form in forms)]
         if mode == "bank":
             ids = np.arange(rows) % len(dense)
@@ -902,6 +903,22 @@ def test_families_whose_first_graph_no_runtime_runs_are_exported(family: str, tm
         expected = model(torch.from_numpy(ids)).logits.numpy()
     found = Session(tmp_path / "bundle", "cpu").run({"input_ids": ids})["logits"]
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+def test_experts_that_python_chooses_are_refused(tmp_path: Path) -> None:
+    """DBRX loops over the experts that some token chose: the line of the model is named."""
+    config = transformers.DbrxConfig(
+        d_model=32,
+        n_heads=4,
+        n_layers=1,
+        vocab_size=96,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={"ffn_hidden_size": 24, "moe_num_experts": 3, "moe_top_k": 2},
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    with pytest.raises(Unsupported, match="by its tokens which lines") as caught:
+        export(tmp_path / "base", [], tmp_path / "bundle", mode="folded", frontend="transformers")
+    assert "for expert_idx in expert_hit" in str(caught.value)
 
 
 def test_a_row_without_an_image_holds_no_token_of_one() -> None:

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from adapterpack.adapter_methods.forms.prompt import PromptSite
 from adapterpack.errors import AdapterpackError, BaseMismatch, SiteNotFound, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.pack.pack import build
+from adapterpack.runtime.adapters.prompt_cache import prompt_kv
 from adapterpack.torch_adapters.canaries.canary import verify_canary
 from adapterpack.torch_adapters.layers.active import adapter_names
 from adapterpack.training.pipeline import train
@@ -442,6 +444,14 @@ def test_what_is_refused(llama: Any, tiny_bert: Path) -> None:
         base=m.Base(),
     )
     ap.detach(llama)
+    sizes = {"key": (1, 16), "value": (1, 8)}
+    latent = {
+        f"past_key_values.{layer}.{side}": SimpleNamespace(shape=["batch", heads, "past", width])
+        for layer in range(2)
+        for side, (heads, width) in sizes.items()
+    }
+    with pytest.raises(Unsupported, match="several sizes"):
+        prompt_kv(held, Path(), latent)
     with pytest.raises(BaseMismatch, match="other sizes"):
         ap.attach(llama, held)
     assert adapter_names(llama) == []

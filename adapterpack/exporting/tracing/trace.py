@@ -17,10 +17,12 @@ import torch
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.registration import torch_op
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from transformers import PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
 from transformers.pytorch_utils import Conv1D
 
+from ...errors import Unsupported
 from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import SWAPPED, torch_scope
 from ...onnx_graph.editing import inputs_of
@@ -31,7 +33,7 @@ from ...tasks.task import Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example
-from .torch_parts import PREFIX, part_class
+from .torch_parts import PREFIX, TorchPart, part_class
 from .unread_weights import Mapped, UnreadWeights, load_mapped
 
 _SPECIALIZED = frozenset({"source"})
@@ -42,6 +44,8 @@ two.
 """
 _VIRTUAL = 6
 """Virtual tokens of the example."""
+_PLACE = re.compile(r'raised this error:\n\s*File "[^"]*?([^/"]+)", line (\d+), in .*\n\s*(.+)')
+"""torch's words for the line of a model that it cannot trace."""
 
 
 def trace_model(
@@ -131,7 +135,12 @@ def _families(named: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return layers_by_family
 
 
-def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
+def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
+    """Returns the graph of one part.
+
+    Raises:
+        Unsupported: what the model computes depends on its tokens.
+    """
     _know_complex_axes()
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
     with (
@@ -141,7 +150,19 @@ def _trace(form: nn.Module, part: Part, inputs: dict[str, Any]) -> ir.Model:
         _quiet("torch.onnx"),
     ):
         warnings.simplefilter("ignore")
-        graph = OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+        try:
+            graph = (
+                OnnxExporter().export(form, inputs, OnnxConfig(dynamic=True, dynamic_shapes=shapes)).program
+            )
+        except GuardOnDataDependentSymNode as error:
+            place = _PLACE.search(str(error))
+            raise Unsupported(
+                "the model decides by its tokens which lines of Python it runs, as loops over experts do",
+                where=f"{place[1]}, line {place[2]}" if place else type(form.inner).__name__,
+                found=place[3] if place else str(error).partition("\n")[0],
+                expected="a computation that is the same for all tokens, as a graph is",
+                remedy="run this model under torch",
+            ) from error
     _name_axes(graph, part)
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)

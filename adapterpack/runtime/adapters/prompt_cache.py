@@ -116,7 +116,7 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
 
     Raises:
         BaseMismatch: the prompt was made for a model of other sizes.
-        Unsupported: the graph has no cache, or takes no embeddings.
+        Unsupported: the graph has no cache, or caches of several sizes, or takes no embeddings.
     """
     if states := replaced_states(inputs):
         raise Unsupported(
@@ -137,6 +137,13 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
             where=pack.name,
             found=pack.method.name,
             remedy="export the bundle again with this adapter among the packs",
+        )
+    if len(set(sizes.values())) > 1:
+        raise Unsupported(
+            "the caches of this model have several sizes, as latent keys do, and a prompt has one",
+            where=pack.name,
+            found=", ".join(f"{heads} x {width}" for heads, width in sorted(set(sizes.values()))),
+            remedy="use an adapter of the model's weights",
         )
     (adapter,) = pack.adapters()
     params = complete(pack.method, adapter.config, adapter.wide, adapter.site)
