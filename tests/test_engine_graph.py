@@ -248,13 +248,15 @@ def test_the_attention_rotates_and_takes_its_product_packed(name: str, tmp_path:
 
 
 def test_prompts_and_adapters_at_positions_go_on_in_place(tmp_path: Path) -> None:
-    """What stands in the cache before a row, beside rows that have nothing there."""
-    base = make_base(BY_NAME["llama"], tmp_path / "base")
-    packs = [
-        make_pack(BY_NAME["llama"], base, kind)
-        for kind in KINDS
-        if kind.name in {"prompt", "attention", "low-rank"}
-    ]
+    """What stands in the cache before a row, beside rows that have nothing there; heads of a width that the
+    operator takes with zeros after them.
+    """
+    odd = BY_NAME["llama"]
+    odd = odd._replace(
+        config=lambda hf: type(made := BY_NAME["llama"].config(hf))(**{**made.to_dict(), "head_dim": 12})
+    )
+    base = make_base(odd, tmp_path / "base")
+    packs = [make_pack(odd, base, kind) for kind in KINDS if kind.name in {"prompt", "attention", "low-rank"}]
     bundle = export(
         base, packs, tmp_path / "bundle", mode="bank", task="text-generation", in_place=True, dtype="float16"
     )
@@ -382,10 +384,8 @@ def test_every_decoder_has_the_graph_where_its_family_does(
         )
 
     fields = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 96, "intermediate_size": 48}
-    odd = BY_NAME["llama"]._replace(
-        config=lambda hf: hf.LlamaConfig(**fields, num_attention_heads=4, head_dim=12)
-    )
-    base = make_base(odd, tmp_path / "odd")  # the operator takes heads of other widths
+    twice = BY_NAME["llama"]._replace(config=lambda hf: hf.DiffLlamaConfig(**fields, num_attention_heads=4))
+    base = make_base(twice, tmp_path / "twice")  # the difference of two attentions
     told: list[str] = []
     bundle = export(
         base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append

@@ -137,22 +137,6 @@ def make_decoder(
             found=len(attentions),
             remedy="leave --static-cache out",
         )
-    # GroupQueryAttention has no kernel for other widths: refuse here rather than when a session opens the
-    # graph
-    odd = {
-        width
-        for one in attentions
-        if isinstance(width := caches[f"{PAST}{one.layer}.key"].shape[-1], int)
-        and width % _MULTIPLE
-        and not one.expanded
-    }
-    if odd:
-        raise Unsupported(
-            "the operator of the engine's attention does not accept heads of this width",
-            expected=f"a multiple of {_MULTIPLE}",
-            found=", ".join(map(str, sorted(odd))),
-            remedy="leave --static-cache out",
-        )
     batch = ids.shape[0]
     lengths, total = (
         add_input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
@@ -535,32 +519,24 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
     olds = [
         next(value for value in graph.outputs if value.name == f"{PRESENT}{layer}.{side}") for side in _SIDES
     ]
-    _, key_heads, _, width = caches[0].shape
-    own = width
+    key_heads, *widths = caches[0].shape[1], *(cache.shape[3] for cache in caches)
     if attention.expanded:
-        # the cache holds what the graph computed from it: keys and values as wide as the wider of them
-        key_heads, own = attention.heads, attention.values.shape[3]
-        width = -(-max(attention.keys.shape[3], own) // _MULTIPLE) * _MULTIPLE
-        for cache, old in zip(caches, olds, strict=True):
-            cache.shape = ir.Shape([cache.shape[0], key_heads, cache.shape[2], width])
+        # the cache holds what the graph computed from it
+        key_heads, *widths = attention.heads, *(side.shape[3] for side in attention[1:3])
+        for old in olds:
             for node, place in old.uses():
                 node.replace_input_with(place, old.producer().inputs[1])
+    # zeros make keys and values as wide as the wider of them, and as a multiple that the operator takes
+    width = -(-max(widths) // _MULTIPLE) * _MULTIPLE
+    for cache in caches:
+        cache.shape = ir.Shape([cache.shape[0], key_heads, cache.shape[2], width])
     flat = list[ir.Value]()
-    for name, value, heads in (
-        ("queries", attention.queries, attention.heads),
-        ("keys", attention.keys, key_heads),
-        ("values", attention.values, key_heads),
+    for name, value, heads, own in (
+        ("queries", attention.queries, attention.heads, widths[0]),
+        ("keys", attention.keys, key_heads, widths[0]),
+        ("values", attention.values, key_heads, widths[1]),
     ):
-        if value.shape is None or len(value.shape) == 3:
-            flat.append(value)
-            continue
-        # GroupQueryAttention takes [batch, tokens, heads, width]; the graph has [batch, heads, tokens, width]
-        by_token = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
-        if value.shape[3] != width:
-            ends = constant(model, f"{layer}/{name}/ends", np.array([0] * 7 + [width - value.shape[3]]))
-            by_token = add("Pad", f"{name}/wide", by_token, ends)
-        shape = constant(model, f"{layer}/{name}/shape", np.array([0, 0, heads * width], np.int64))
-        flat.append(add("Reshape", name, by_token, shape))
+        flat.append(_by_token(model, layer, name, value, (heads, own, width), add))
     # the bias comes after three optional inputs for rotation, two tables and the positions, and before sinks
     sinks = None if attention.sinks is None else constant(model, f"{layer}/sinks", attention.sinks)
     rest = [None, None, None, *(attention.added or [None]), sinks]
@@ -584,17 +560,8 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
     add.nodes.append(node)
     result = node.outputs[0]
     result.name = f"{node.name}:0"
-    # the readers expect [batch, heads, tokens, width] if the graph computed attention by head
-    if len(attention.output.shape) == 4:
-        shape = constant(model, f"{layer}/heads/shape", np.array([0, 0, attention.heads, width], np.int64))
-        result = add("Reshape", "heads", result, shape)
-        if own != width:
-            first, last, axis = (
-                constant(model, f"{layer}/{name}", np.array([number]))
-                for name, number in (("first", 0), ("own", own), ("axis", 3))
-            )
-            result = add("Slice", "narrow", result, first, last, axis)
-        result = add("Transpose", "by_head", result, perm=[0, 2, 1, 3])
+    if len(attention.output.shape) == 4 or widths[1] != width:
+        result = _as_read(model, add, result, attention, (widths[1], width))
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), add.nodes)
     attention.output.replace_all_uses_with(result)
@@ -602,3 +569,44 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
         value.shape, value.type = cache.shape, cache.type
         # the operator's output takes the name of the cache that the Concat used to return
         take_output(graph, old, value, "/grown")
+
+
+def _by_token(
+    model: ir.Model, layer: int, name: str, value: ir.Value, sizes: tuple[int, int, int], add: NewNodes
+) -> ir.Value:
+    """Returns queries, keys or values as the operator takes them, ``[batch, tokens, heads * wide]``: with
+    zeros after the numbers of each head. ``sizes`` are the heads, their width, and the operator's.
+    """
+    (heads, width, wide), by_head = sizes, value.shape is not None and len(value.shape) == 4
+    if width == wide and not by_head:
+        return value
+
+    def shaped(what: str, *shape: int) -> ir.Value:
+        return constant(model, f"{layer}/{name}/{what}", np.array(shape, np.int64))
+
+    if by_head:
+        apart = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
+    else:
+        apart = add("Reshape", f"{name}/by_token", value, shaped("apart", 0, 0, heads, width))
+    if width != wide:
+        apart = add("Pad", f"{name}/wide", apart, shaped("ends", *[0] * 7, wide - width))
+    return add("Reshape", name, apart, shaped("shape", 0, 0, heads * wide))
+
+
+def _as_read(
+    model: ir.Model, add: NewNodes, result: ir.Value, attention: _Attention, widths: tuple[int, int]
+) -> ir.Value:
+    """Returns the operator's result as the graph's nodes read it: by head, if the graph computes attention
+    so, and without the zeros; ``widths`` are that of a head's values and the operator's.
+    """
+    (width, wide), by_head = widths, len(attention.output.shape) == 4
+
+    def shaped(what: str, *shape: int) -> ir.Value:
+        return constant(model, f"{attention.layer}/heads/{what}", np.array(shape, np.int64))
+
+    result = add("Reshape", "heads", result, shaped("shape", 0, 0, attention.heads, wide))
+    if width != wide:
+        result = add("Slice", "narrow", result, shaped("first", 0), shaped("last", width), shaped("axis", 3))
+    if by_head:
+        return add("Transpose", "by_head", result, perm=[0, 2, 1, 3])
+    return add("Reshape", "joined", result, shaped("joined", 0, 0, attention.heads * width))

@@ -99,7 +99,7 @@ class OpenBundle:
         main = DECODER if self.bundle.decoder else MAIN
         self._opened |= {part: self._open(part) for part in (*self.bundle.parts[:-1], main)}
         first: OrtModel = self._opened[main]
-        self.provider, self.memory, self._cache_inputs = first.provider, first.memory, first.inputs
+        self.provider, self.memory = first.provider, first.memory
         self.slot_values = SlotValues(self.bundle, self.folder, self.initializers)
         packs = _packs(self.folder, self.bundle, load_proved if proved else load)
         self._mode = ADAPTER_MODES[self.bundle.mode](self)
@@ -490,7 +490,8 @@ class OpenBundle:
         before_tokens = PROMPT in self.bundle.sites and virtual_tokens(pack)
         if pack.method.kind != "prompt" or before_tokens:
             return None
-        return prompt_kv(pack, self.folder, self._cache_inputs)
+        # the caches of the engine's graph may be wider than the model's
+        return prompt_kv(pack, self.folder, {port.name: port for port in self.bundle.io.inputs})
 
 
 def require_openable(

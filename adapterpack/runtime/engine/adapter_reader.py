@@ -82,12 +82,13 @@ class AdapterReader:
 
     def caches(self, prompt: np.ndarray) -> list[np.ndarray]:
         """Splits a prompt ``[layers, 2, heads, n, head_dim]`` into one array for each cache input, in the
-        order of the graph's inputs. An int8 cache quantizes them by its scale.
+        order of the graph's inputs, as wide as its caches are. An int8 cache quantizes them by its scale.
         """
         arrays = []
-        for name in self.bundle.graph(DECODER).inputs:
+        for name, value in self.bundle.graph(DECODER).inputs.items():
             if name.startswith(PAST):
                 array = prompt[layer_and_side(name)]
+                array = np.pad(array, ((0, 0), (0, 0), (0, value.shape[3] - array.shape[2])))
                 scale = self.bundle.initializers(DECODER).get(cache_scale(name))
                 if scale is not None:
                     array = np.clip(np.rint(array / map_tensor(scale)), -128, 127).astype(np.int8)
