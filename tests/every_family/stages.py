@@ -40,6 +40,10 @@ ROWS: tuple[tuple[int, str | None], ...] = ((6, None), (2, "one"), (9, "two"), (
 RANKS = {"one": 4, "two": 2}
 
 
+_WORDS = {"input_ids", "attention_mask", "decoder_input_ids", "token_type_ids", "position_ids"}
+"""Inputs that are said by a prompt."""
+
+
 class Case:
     """One type, its files in ``folder``, and what its stages made so far."""
 
@@ -175,8 +179,7 @@ def greedy(case: Case) -> None:
         return
     rows, names = zip(*_prompts(case), strict=True)
     asked = [row["input_ids"][0].tolist() for row in rows] if "input_ids" in rows[0] else []
-    others = ("pixel_values", "input_features")
-    given = {key: np.concatenate([row[key] for row in rows]) for key in others if key in rows[0]}
+    given = {key: np.concatenate([row[key] for row in rows]) for key in rows[0].keys() - _WORDS}
     answers = case.session.generate(asked, list(names), given=given or None, max_new_tokens=TOKENS)
     for place, (row, name, answer) in enumerate(zip(rows, names, answers, strict=True)):
         _require_tokens(case, row, name, list(answer.ids), f"row {place} with {name}")
@@ -222,9 +225,9 @@ def _engine_of_decoders(case: Case) -> None:
     running = Engine(case.bundle, "cpu", max_rows=3)
     rows, found = {}, dict[int, list[int]]()
     for row, name in _prompts(case):
-        features = {key: row[key] for key in ("pixel_values", "input_features") if key in row}
-        if "pixel_values" in features and not case.task.has_encoder:
-            return  # the engine takes what an image became, which generate has given it
+        features = {key: row[key] for key in row.keys() - _WORDS}
+        if features and not case.task.has_encoder:
+            return  # the engine takes what an image became, which the stage before has given it
         prompt = row["input_ids"][0].tolist() if "input_ids" in row else ()
         rows[running.add(prompt, name, features=features or None, max_new_tokens=TOKENS)] = row, name
         _take(running.step(), found)
