@@ -107,7 +107,7 @@ class UnreadWeights:
                     continue
                 array = tensor.numpy()
                 if (weight := self._weight_under(array)) is not None:
-                    value.const_value = _widened(weight, value.name)
+                    value.const_value = _widen_late(weight, value.name)
                 elif np.count_nonzero(array) <= 1:
                     return False
         return True
@@ -125,7 +125,7 @@ class UnreadWeights:
         return weight.as_strided(array.shape, strides, place // array.itemsize)
 
 
-def _widened(weight: torch.Tensor, name: str | None) -> ir.LazyTensor:
+def _widen_late(weight: torch.Tensor, name: str | None) -> ir.LazyTensor:
     return ir.LazyTensor(
         lambda: ir.tensor(weight.float().numpy(), name=name),
         ir.DataType.FLOAT,
