@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from adapterpack.bundle.manifest import OPTIONAL, Bundle
-from adapterpack.bundle.reports import CanaryReport, DecoderReport, QuantizationReport
+from adapterpack.bundle.reports import CanaryReport, DecoderReport, ProofReport, QuantizationReport
 from adapterpack.fleet.manifest import FleetManifest
 from adapterpack.io.typed_json import portable
 from adapterpack.manifest import structs
@@ -87,12 +87,13 @@ def bundle_schema() -> dict[str, Any]:
         >>> bundle_schema()["properties"]["sites"]["maxProperties"]
         50000
     """
-    made = schema_of(Bundle, {}, (CanaryReport, DecoderReport, QuantizationReport))
+    made = schema_of(Bundle, {}, (CanaryReport, DecoderReport, ProofReport, QuantizationReport))
     fields, parts = made["properties"], made["$defs"]
     fields["quantization"] = {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/QuantizationReport"}]}
     fields["parity"]["properties"] = {
         "canary": {"$ref": "#/$defs/CanaryReport"},
         "decoder": {"$ref": "#/$defs/DecoderReport"},
+        "proof": {"$ref": "#/$defs/ProofReport"},
     }
     for name, optional in OPTIONAL.items():
         part = made if name == "Bundle" else parts[name]

@@ -17,8 +17,10 @@ import adapterpack
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ParityError, UnknownName, Unsupported
+from adapterpack.exporting import bundle_writer
 from adapterpack.exporting.proof import plan
 from adapterpack.exporting.proof.places import require_places
+from adapterpack.quantizing.graphs import onnxruntime_quantizer
 
 CONFIG = LlamaConfig(
     vocab_size=90,
@@ -122,3 +124,38 @@ def test_a_model_that_is_no_stack_is_not_proved_by_layers(base: Path, tmp_path: 
         adapterpack.export(tmp_path / "bert", [], tmp_path / "out", proof="layers", task="feature-extraction")
     with pytest.raises(UnknownName, match="depth"):
         adapterpack.export(base, [], tmp_path / "out", proof="some")
+
+
+def test_codes_are_written_straight_from_the_checkpoint(
+    base: Path, packs: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By layers the graph is quantized as it is written: the codes are those of the float bundle quantized
+    afterwards, a part of a weight at a time or whole, and the errors those of the few layers.
+    """
+    made(base, packs[:2], tmp_path / "whole", proof="full", quantize="int4", accuracy="exact")
+    floats: list[Path] = []
+    write = bundle_writer.write_graphs
+
+    def watched(folder: Path, *rest: Any) -> None:
+        floats.append(folder)
+        write(folder, *rest)
+
+    monkeypatch.setattr(bundle_writer, "write_graphs", watched)
+    monkeypatch.setattr(onnxruntime_quantizer, "_MOST", 1000)
+    parity = made(base, packs[:2], tmp_path / "direct", proof="layers", quantize="int4", accuracy="exact")
+    assert [folder.name for folder in floats] == ["bundle"]  # of the few layers
+    assert parity["proof"]["placed"] == 7 * 4 + 2
+    bundle = read_bundle(tmp_path / "direct")
+    assert bundle.quantization is not None
+    assert bundle.quantization["measured_layers"] == 2
+    for graph in ("model.onnx", "decoder.onnx"):
+        stored, expected = (
+            {
+                name: value.const_value
+                for name, value in ir.load(tmp_path / folder / graph).graph.initializers.items()
+            }
+            for folder in ("direct", "whole")
+        )
+        assert stored.keys() == expected.keys()
+        assert all(stored[name].tobytes() == expected[name].tobytes() for name in stored)
+    assert adapterpack.validate(tmp_path / "direct", base, full=True).valid

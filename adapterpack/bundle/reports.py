@@ -107,7 +107,8 @@ class QuantizationReport(TypedDict):
     ``error_by_accuracy`` is the root mean square error of both accuracies, relative to the outputs; the other
     errors are those of ``accuracy``. Bundles without these fields are exact, and their ``head`` has the
     scheme or is float. Schemes without codes have neither blocks nor a head of their own. ``stored`` reports
-    on a base that was quantized before its export.
+    on a base that was quantized before its export. ``measured_layers``: the errors are those of a copy of so
+    many layers, as no float graph of the whole model was written.
     """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
@@ -129,6 +130,7 @@ class QuantizationReport(TypedDict):
         Annotated[Mapping[Annotated[str, Meta(max_length=100)], StoredReport], Meta(max_length=1000)]
     ]
     error_by_accuracy: NotRequired[Mapping[Accuracy, Annotated[float, Meta(ge=0)]]]
+    measured_layers: NotRequired[Annotated[int, Meta(ge=1)]]
 
 
 class ReplayedCanary(TypedDict):

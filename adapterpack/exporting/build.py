@@ -33,6 +33,7 @@ from ..io.atomic import output_folder, scratch_folder
 from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.pipeline import merge
+from ..quantizing.graphs.quantize_bundle import quantizes_directly
 from ..quantizing.graphs.stored_weights import StoredWeights
 from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress
@@ -63,7 +64,7 @@ def build_bundle(job: ExportJob) -> Bundle:
         if source.file is None:
             # the configuration has to fit the checkpoint before a frontend allocates the sizes that it states
             empty_model(source.folder, source.task)
-        plan = plan_proof(source, job.request.proof, False)
+        plan = plan_proof(source, job.request.proof, quantizes_directly(opened.quantize))
         say(plan.describe(opened.attached))
         for field, why in plan.rows.left_out.items():
             # nearly every proof stops short of the longest context, so that is not worth a message
@@ -220,7 +221,7 @@ def _prove_few_layers(
             ),
             base=Checkpoint(copy),
             packs=packs,
-            quantize=None,
+            quantize=job.quantize if plan.direct else None,
             target=TARGETS["ort"],
         )
         write_bundle(

@@ -31,12 +31,14 @@ from ..errors import Unsupported
 from ..graph_passes.attach import MODES, AttachPlan
 from ..graph_passes.checks import require_sites, slot_names
 from ..graph_passes.emit import give_zeros
+from ..graph_passes.experts import holds_stacks
 from ..graph_passes.packing import pack_siblings
 from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.editing import save_graph
 from ..quantizing.graphs.options import CACHES
-from ..quantizing.graphs.quantize_bundle import quantize_in_place
+from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
+from ..quantizing.graphs.replace_products import find_products
 from ..readable import size
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
@@ -49,7 +51,7 @@ from .arguments import ExportJob, Progress
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
 from .proof.parity import prove_bundle
-from .proof.plan import ProofPlan
+from .proof.plan import ProofPlan, StepCounter
 from .tracing.example_inputs import config_of
 
 _SECONDS = 2.0
@@ -99,7 +101,16 @@ def write_bundle(
     )
     folder = root / job.target.place(bundle)
     folder.mkdir(parents=True, exist_ok=True)
-    write_graphs(folder, graph.parts, say)
+    every = {path: site for slots in attached for path, site in slots.every.items()}
+    direct = job.quantize if plan.direct and not any(map(holds_stacks, graph.parts.values())) else None
+    plan = plan._replace(direct=direct is not None)
+    if direct is not None:
+        say(f"quantize to {direct.scheme}, weight by weight")
+        products = sum(len(find_products(model)) for model in graph.parts.values())
+        tick = StepCounter(products, say, "quantize").tick
+        bundle, every = quantize_directly(folder, bundle, graph.parts, direct, every, tick)
+    else:
+        write_graphs(folder, graph.parts, say)
     for pack in job.packs:
         (folder / "adapters" / pack.name).mkdir(parents=True)
         pack.write_into(folder / "adapters" / pack.name)
@@ -109,13 +120,14 @@ def write_bundle(
     copy_carried(source.folder, folder)
     _say_how_far_layers_look(folder / CONFIG, source)
     job.target.write(folder, bundle)
-    every = {path: site for slots in attached for path, site in slots.every.items()}
     bundle = prove_bundle(bundle, folder, source, graph.paddings, plan, say, every, small)
     if job.static_cache is not False:
         bundle = _with_decoder(bundle, folder, job, say)
     job.base.require_unchanged()
-    bundle.write(folder, draft=job.quantize is not None)
-    if job.quantize is not None:
+    if direct is not None:
+        bundle = finish_directly(folder, bundle, direct, small, 0 if plan.stack is None else plan.stack.kept)
+    bundle.write(folder, draft=job.quantize is not None and direct is None)
+    if job.quantize is not None and direct is None:
         say(
             "hold the weights as the base stores them"
             if job.quantize.stored

@@ -127,6 +127,11 @@ def unstack_experts(path: Path) -> int:
     return len(stacks)
 
 
+def holds_stacks(model: ir.Model) -> bool:
+    """Returns whether :func:`unstack_experts` has something to do in a graph."""
+    return any(_cuts_a_stack(node) for node in model.graph)
+
+
 def _cuts_a_stack(node: ir.Node) -> bool:
     """Whether a node splits a constant stack into single matrices that only products read."""
     if node.op_type != "Split" or node.domain or node.attributes.get_int("axis", 0) != 0:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from ..onnx_graph.editing import add_initializer, part_of
 
-_TABLE = "/table"
+TABLE = "/table"
 """The suffix for the name of codes in their other shape."""
 
 
@@ -38,8 +38,8 @@ def look_up_codes(table: ir.Value, product: ir.Node) -> None:
         return
     codes, *grid = product.inputs[1:4]
     graph = table.graph
-    shape = ir.tensor(np.array([0, -1], np.int64), name=f"{codes.name}{_TABLE}/shape")
-    view = ir.node("Reshape", [codes, add_initializer(graph, shape)], name=f"{codes.name}{_TABLE}")
+    shape = ir.tensor(np.array([0, -1], np.int64), name=f"{codes.name}{TABLE}/shape")
+    view = ir.node("Reshape", [codes, add_initializer(graph, shape)], name=f"{codes.name}{TABLE}")
     view.outputs[0].name = view.name
     # first in the graph, since lookups may be anywhere
     graph.insert_before(graph[0], view)
@@ -70,7 +70,7 @@ def share_bytes(path: Path) -> None:
     Ensures: lookups and product read the same bytes.
     """
     model = ir.load(path)
-    views = [node for node in model.graph if node.op_type == "Reshape" and (node.name or "").endswith(_TABLE)]
+    views = [node for node in model.graph if node.op_type == "Reshape" and (node.name or "").endswith(TABLE)]
     for node in views:
         codes, extents = node.inputs
         shape = (codes.shape[0], codes.const_value.size // codes.shape[0])

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 Extent: TypeAlias = ir.SymbolicDim | int | str
 """An extent of a shape: a number, or the name of an axis of any length."""
-_PAGE = 4096
+PAGE = 4096
 """Every tensor begins at a multiple of this many bytes, so that it can be mapped alone and kernels read it in
 place.
 """
@@ -24,7 +24,7 @@ def save_graph(model: ir.Model, path: Path, **options: Any) -> None:
     Raises:
         OSError: the file system refuses.
     """
-    ir.save(model, path, external_data=f"{path.name}.data", alignment=_PAGE, align_threshold=0, **options)
+    ir.save(model, path, external_data=f"{path.name}.data", alignment=PAGE, align_threshold=0, **options)
 
 
 def inputs_of(graph: ir.Graph) -> dict[str, ir.Value]:

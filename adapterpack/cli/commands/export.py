@@ -198,7 +198,7 @@ def command(
         print_line(f"the engine's graph is left out, so serve does not run this bundle: {left_out}")
     if "cache" in bundle["parity"].get("decoder", {}):
         print_line(cache_sentence(bundle["parity"]["decoder"]["cache"]))
-    if "head" in quantization or "stored" in quantization:
+    if "error_by_accuracy" in quantization and ("head" in quantization or "stored" in quantization):
         print_line(accuracy_sentence(quantization["accuracy"], quantization["error_by_accuracy"]))
     for name, reason in bundle["parity"]["canary"]["not_replayed"].items():
         print_line(f"the canary of {name} was not replayed: {reason}")

@@ -27,7 +27,7 @@ from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
 from .parity_runs import BARE, STEP, real_positions, row_of, run_graph, run_torch
 from .places import require_places
-from .plan import ProofPlan, Steps, sample
+from .plan import ProofPlan, StepCounter, sample
 from .reference import reference
 
 if TYPE_CHECKING:
@@ -83,9 +83,9 @@ def prove_bundle(
         say("look for the weights of the checkpoint in the graph, and compare the graph with itself")
         placed = require_places(folder, sites, Checkpoint(source.folder))
         bundle = dataclasses.replace(bundle, padding=small.padding)
-        proved = dataclasses.replace(
-            bundle, parity={**small.parity, **_by_itself(bundle, folder, source, say)}
-        )
+        parity = {key: value for key, value in small.parity.items() if key != "decoder"}
+        parity |= _by_itself(bundle, folder, source, say) | {"long_rows": report_of(source, rows, {})}
+        proved = dataclasses.replace(bundle, parity=parity)
         report = plan.report(packs, placed)
     say(f"proved; the proof took {time.perf_counter() - started:.1f} s")
     return dataclasses.replace(proved, parity={**proved.parity, "proof": report})
@@ -134,9 +134,11 @@ def _by_itself(
         ParityError: they differ, or an output is not finite.
     """
     bundle.write(folder, draft=True)
-    session, task = Session(folder, provider="cpu", mapped=True, verify="off"), source.task
+    # quantized products need prepacked weights, so only a float graph maps its weights
+    mapped = bundle.quantization is None
+    session, task = Session(folder, provider="cpu", mapped=mapped, verify="off"), source.task
     names = [None, *(pack.name for pack in source.packs)]
-    steps = Steps(len(names) + _itself_steps(session, len(names)), say)
+    steps = StepCounter(len(names) + _itself_steps(session, len(names)), say)
     batch = _batch(session, source, lambda: empty_model(source.folder, task))
     outputs: dict[str | None, Arrays] = {}
     for name in names:
@@ -208,7 +210,7 @@ def prove(
     errors: dict[str, Errors] = {}
     outputs: dict[str | None, Arrays] = {}
     count = 1 + len(source.packs)
-    steps = Steps(count + _itself_steps(session, count) + bool(plan.whole), say)
+    steps = StepCounter(count + _itself_steps(session, count) + bool(plan.whole), say)
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
         outputs[name] = _outer(session, answer)
@@ -256,7 +258,7 @@ def _itself_steps(session: Session, count: int) -> int:
 
 
 def _agreement(
-    session: Session, batch: Arrays, outputs: dict[str | None, Arrays], scale: float, steps: Steps
+    session: Session, batch: Arrays, outputs: dict[str | None, Arrays], scale: float, steps: StepCounter
 ) -> dict[str, Any]:
     """Returns the differences of a graph from itself: ``mixed`` adapters in a batch, and rows ``alone``.
 
@@ -321,7 +323,7 @@ def _difference(output: np.ndarray, reference: np.ndarray, real: np.ndarray | No
 
 
 def _mix_rows(
-    session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: Steps
+    session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: StepCounter
 ) -> float | None:
     """Compares a batch in which each row uses another adapter with the runs of single adapters; None where
     rows cannot choose.
@@ -344,7 +346,7 @@ def _mix_rows(
     return float(np.max(errors))
 
 
-def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: Steps) -> float:
+def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: StepCounter) -> float:
     """Compares rows that run by themselves, without padding, with the same rows of the batch; covers every
     row and every adapter.
     """

@@ -14,7 +14,8 @@ from ...adapter_methods import row_blocks, to_matrix
 from ...base.checkpoint import Checkpoint
 from ...bundle.manifest import MappedSite, graph_file
 from ...errors import ParityError
-from ...onnx_graph.graph_file import FLOATS, GraphFile
+from ...graph_passes.tied import TABLE
+from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.nbits import quantized_nodes
 from ...onnx_graph.quantized import near_rows
 from ...onnx_graph.rows import cast
@@ -39,14 +40,9 @@ def require_places(folder: Path, sites: Mapping[str, MappedSite], base: Checkpoi
             continue
         table = site.kind == "lookup"
         matrix = base.view(name) if table else to_matrix(base.linear_kind(name) or "linear", base.view(name))
-        if (
-            table
-            and site.weight in graph(site.part).stored
-            and graph(site.part).stored[site.weight].dtype not in FLOATS
-        ):
-            continue  # codes that the head has, too
-        if site.weight in codes(site.part):
-            nbits = codes(site.part)[site.weight]
+        weight = site.weight.removesuffix(TABLE)  # the codes of a head, if that is tied to an embedding
+        if weight in codes(site.part):
+            nbits = codes(site.part)[weight]
             fits = nbits.columns == matrix.shape[1] and site.at + len(matrix) <= nbits.rows
             right = fits and bool(near_rows(graph(site.part), nbits, matrix, site.at).all())
         else:

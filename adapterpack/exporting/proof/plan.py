@@ -32,13 +32,20 @@ _LEAST = 2
 
 class ProofPlan(NamedTuple):
     """The proof of an export: its ``depth``, the ``rows`` of a full one, and for ``layers`` the ``stack``, of
-    which the first ``kept`` layers are proved, and whether the ``whole`` graph is compared with torch, too.
+    which the first ``kept`` layers are proved. ``fits``: the whole graph and the model in torch fit into
+    memory; ``direct``: the graph is written in codes, so that there is no float graph to compare.
     """
 
     depth: str = PROOFS[0]
     rows: LongRows = SHORT
     stack: LayerStack | None = None
-    whole: bool = True
+    fits: bool = True
+    direct: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether the whole graph is compared with torch."""
+        return self.fits and not self.direct
 
     @property
     def small_rows(self) -> LongRows:
@@ -73,11 +80,11 @@ class ProofPlan(NamedTuple):
         }
 
 
-class Steps:
-    """Says how many of ``total`` steps of a proof are done, and when the rest will be."""
+class StepCounter:
+    """Says how many of ``total`` steps are done, and when the rest will be."""
 
-    def __init__(self, total: int, say: Callable[[str], None]) -> None:
-        self._total, self._say, self._done = total, say, 0
+    def __init__(self, total: int, say: Callable[[str], None], what: str = "prove") -> None:
+        self._total, self._say, self._what, self._done = total, say, what, 0
         self._started = self._said = time.monotonic()
 
     def tick(self) -> None:
@@ -87,7 +94,7 @@ class Steps:
         if now - self._said >= _SECONDS and self._done < self._total:
             self._said = now
             left = (now - self._started) / self._done * (self._total - self._done)
-            self._say(f"prove: {self._done} of {self._total} steps, about {left:.0f} s left")
+            self._say(f"{self._what}: {self._done} of {self._total} steps, about {left:.0f} s left")
 
 
 def plan_proof(source: ExportSource, depth: str | None, direct: bool) -> ProofPlan:
@@ -98,7 +105,7 @@ def plan_proof(source: ExportSource, depth: str | None, direct: bool) -> ProofPl
         Unsupported: a proof by layers is requested for a model that is not one stack of layers.
     """
     if depth == "none":
-        return ProofPlan(depth)
+        return ProofPlan(depth, direct=direct)
     base = Checkpoint(source.folder)
     numbers = count_numbers(base)
     rows = plan_long_rows(source)
@@ -125,7 +132,7 @@ def plan_proof(source: ExportSource, depth: str | None, direct: bool) -> ProofPl
     stack = stack._replace(kept=min(stack.layers, max(_LEAST, stack.kept)))
     stored = sum(info.nbytes for info in base.tensors.values())
     # torch maps a checkpoint in halves, and ONNX Runtime the graph
-    return ProofPlan("layers", rows, stack, not direct and stored + 4 * numbers <= free_memory())
+    return ProofPlan("layers", rows, stack, stored + 4 * numbers <= free_memory(), direct)
 
 
 def sample(packs: Sequence[Pack]) -> list[Pack]:

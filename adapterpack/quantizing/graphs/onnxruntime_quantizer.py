@@ -10,33 +10,51 @@ import functools
 import logging
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from .product import ConstantProduct, RoundingSetting
+
+_MOST = 1 << 24
+"""The most numbers of a weight to quantize at a time."""
 
 
 def quantize_product(
     product: ConstantProduct, setting: RoundingSetting, config: str | None = None
 ) -> ir.Graph:
     """Returns the graph by which the quantizer replaces a product; ``config`` names one of its configuration
-    classes instead of the default.
+    classes instead of the default. The rows of a large weight, which have scales of their own, are quantized
+    a part at a time.
     """
-    module = _module()
+    module, matrix = _module(), product.matrix()
     chosen = None
     if config is not None:
         chosen = getattr(module, config)(
             bits=setting.bits, block_size=setting.block_size, op_types_to_quantize=("MatMul",)
         )
-    quantizer = module.MatMulNBitsQuantizer(
-        product.alone(),
-        bits=setting.bits,
-        block_size=setting.block_size,
-        is_symmetric=setting.symmetric,
-        op_types_to_quantize=("MatMul",),
-        algo_config=chosen,
-    )
-    quantizer.process()
-    return ir.from_proto(quantizer.model.model).graph
+    columns = max(1, _MOST // matrix.shape[0]) if matrix.ndim == 2 else matrix.shape[-1]
+    parts = []
+    for start in range(0, matrix.shape[-1], columns):
+        quantizer = module.MatMulNBitsQuantizer(
+            product.alone(matrix[..., start : start + columns]),
+            bits=setting.bits,
+            block_size=setting.block_size,
+            is_symmetric=setting.symmetric,
+            op_types_to_quantize=("MatMul",),
+            algo_config=chosen,
+        )
+        quantizer.process()
+        parts.append(ir.from_proto(quantizer.model.model).graph)
+    whole: ir.Graph = parts[0]
+    if len(parts) > 1:
+        for name, value in whole.initializers.items():
+            arrays = [part.initializers[name].const_value.numpy() for part in parts]
+            joint = ir.tensor(np.concatenate(arrays), value.const_value.dtype, name=name)
+            value.const_value, value.shape = joint, joint.shape
+        for node in whole:
+            if "N" in node.attributes:
+                node.attributes["N"] = ir.AttrInt64("N", matrix.shape[1])
+    return whole
 
 
 @functools.cache

@@ -79,9 +79,9 @@ class ConstantProduct:
         """Loads the weight as a linear layer stores it, ``[out, in]`` in float32."""
         return np.ascontiguousarray(self.matrix().T, dtype=np.float32)
 
-    def alone(self) -> onnx.ModelProto:
-        """Returns an ``onnx`` model with the product as its only node, and its weight in memory."""
-        weight = _initializer(ir.Tensor(self.matrix(), dtype=self.dtype, name=self.weight.name))
+    def alone(self, matrix: np.ndarray) -> onnx.ModelProto:
+        """Returns an ``onnx`` model with the product as its only node, with ``matrix`` as its weight."""
+        weight = _initializer(ir.Tensor(matrix, dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self.input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 

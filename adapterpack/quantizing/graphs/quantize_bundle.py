@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,6 @@ from ...graph_passes.experts import unstack_experts
 from ...graph_passes.tied import share_bytes
 from ...io.atomic import output_folder
 from ...io.safe_open import copy_folder
-from ...onnx_graph.editing import save_graph
 from ...onnx_graph.products import make_fast
 from ...pack.pack import SIGNATURE
 from ...runtime import canary as replay
@@ -151,16 +150,9 @@ def _with_codes(
             wanted.stored,
         )
         sites |= _relocate({key: site for key, site in sites.items() if site.part == part}, ir.load(path))
-    if count == 0 and wanted.stored is None:
-        raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
-    report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count, **choices}
-    if (setting := wanted.setting) is not None:
-        report |= {
-            "block_size": setting.block_size,
-            "symmetric": setting.symmetric,
-            "algorithm": setting.algorithm,
-            "head": wanted.head,
-        }
+    if wanted.stored is None:
+        _require_any(count, folder)
+    report = {**_report(wanted, count), **choices}
     if wanted.stored is not None:
         report["stored"] = wanted.stored.report()
     if rows:
@@ -168,6 +160,24 @@ def _with_codes(
     if compensator is not None:
         report["compensation"] = compensator.report()
     return dataclasses.replace(bundle, sites=sites), report
+
+
+def _require_any(count: int, folder: Path) -> None:
+    if count == 0:
+        raise NothingToDo("the graph has no MatMul on a constant weight", where=folder.name)
+
+
+def _report(wanted: GraphQuantization, count: int) -> dict[str, Any]:
+    """Returns the manifest's entry on a scheme in which so many weights are quantized."""
+    report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count}
+    if (setting := wanted.setting) is not None:
+        report |= {
+            "block_size": setting.block_size,
+            "symmetric": setting.symmetric,
+            "algorithm": setting.algorithm,
+            "head": wanted.head,
+        }
+    return report
 
 
 def quantize_file(
@@ -187,21 +197,104 @@ def quantize_file(
     """
     model, data = ir.load(path), f"{path.name}.data"
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as name:
-        scratch, rewrite = Path(name), GRAPH_SCHEMES[scheme].rewrite
-        assert rewrite is not None
-        if compensator is not None:
-            compensator.remember(model)
-        tensors = TensorFile(scratch / "tensors")
-        count = rewrite(Rewriting(model, tensors, choose, head, second, stored))
-        if compensator is not None:
-            compensator.apply(model, tensors)
-        save_graph(model, scratch / path.name)
-        share_bytes(scratch / path.name)
+        scratch = Path(name)
+        count = write_quantized(model, scratch / path.name, scheme, choose, head, second, compensator, stored)
         for file in (data, path.name):
             path.with_name(file).unlink(missing_ok=True)
             if (scratch / file).exists():  # a graph of small tensors has no data file
                 (scratch / file).rename(path.with_name(file))
     return count
+
+
+def write_quantized(
+    model: ir.Model,
+    path: Path,
+    scheme: str,
+    choose: Choose,
+    head: RoundingSetting | None = None,
+    second: Second = lambda name: None,
+    compensator: Compensator | None = None,
+    stored: StoredWeights | None = None,
+    tick: Callable[[], None] = lambda: None,
+) -> int:
+    """Quantizes a graph as :func:`quantize_file` does, and writes it to ``path``: each weight is read once
+    and written once. ``tick`` is called for each product.
+    """
+    rewrite = GRAPH_SCHEMES[scheme].rewrite
+    assert rewrite is not None
+    if compensator is not None:
+        compensator.remember(model)
+    tensors = TensorFile(path.with_name(f"{path.name}.data"))
+    count = rewrite(Rewriting(model, tensors, choose, head, second, stored, tick))
+    if compensator is not None:
+        compensator.apply(model, tensors)
+    tensors.take_rest(model)
+    ir.save(model, path)
+    share_bytes(path)
+    return count
+
+
+def quantizes_directly(wanted: GraphQuantization | None) -> bool:
+    """Whether graphs can be written in these codes without a float graph that runs before."""
+    return (
+        wanted is not None
+        and wanted.stored is None
+        and wanted.calibration is None
+        and not wanted.compensate
+        and not GRAPH_SCHEMES[wanted.scheme].budgeted
+    )
+
+
+def quantize_directly(
+    folder: Path,
+    bundle: Bundle,
+    models: Mapping[str, ir.Model],
+    wanted: GraphQuantization,
+    sites: Mapping[str, MappedSite],
+    tick: Callable[[], None],
+) -> tuple[Bundle, dict[str, MappedSite]]:
+    """Writes the graphs of a new bundle in codes, one weight at a time; returns the bundle and the ``sites``
+    of its graphs, both as they are then. The products are exact.
+
+    Raises:
+        NothingToDo: no graph has a product to quantize.
+        ParityError: a site was lost on the way.
+    """
+    count, own, every = 0, dict(bundle.sites), dict(sites)
+    for part, model in models.items():
+        path = folder / graph_file(part)
+        count += write_quantized(
+            model, path, wanted.scheme, lambda name: wanted.setting, wanted.head_setting, tick=tick
+        )
+        written = ir.load(path)
+        own |= _relocate({key: site for key, site in own.items() if site.part == part}, written)
+        every |= _relocate({key: site for key, site in every.items() if site.part == part}, written)
+    _require_any(count, folder)
+    none = {"max_error": {}, "label_agreement": {}, "accuracy": ACCURACIES[0]}
+    report = {**_report(wanted, count), **none}
+    return dataclasses.replace(bundle, sites=own, quantization=report), every
+
+
+def finish_directly(
+    folder: Path, bundle: Bundle, wanted: GraphQuantization, small: Bundle | None, layers: int
+) -> Bundle:
+    """Makes the graphs of a bundle that was quantized directly exact or fast, as requested or as those of the
+    ``small`` bundle of so many ``layers`` are, whose errors it reports; and the engine's caches int8 if they
+    are to be.
+    """
+    report = dict(bundle.quantization or {})
+    if small is not None and small.quantization is not None:
+        keys = ("max_error", "label_agreement", "accuracy", "error_by_accuracy")
+        report |= {key: small.quantization[key] for key in keys} | {"measured_layers": layers}
+    report["accuracy"] = wanted.accuracy or report["accuracy"]
+    if report["accuracy"] != ACCURACIES[0]:
+        for part in graphs_of(bundle):
+            make_fast(folder / graph_file(part))
+    bundle = dataclasses.replace(bundle, quantization=report)
+    if "cache" in bundle.parity.get("decoder", {}):
+        bundle.write(folder, draft=True)
+        bundle = with_report(bundle, cache=quantize_cache(folder))
+    return bundle
 
 
 def _with_accuracy(

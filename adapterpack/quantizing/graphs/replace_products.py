@@ -45,6 +45,7 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
     """
     model, codes, count = rewriting.model, dict[str, ir.Value](), 0
     for product in find_products(model):
+        rewriting.tick()
         node, weight = product.node, product.weight
         x = node.inputs[0]
         quantized = replacement(product)

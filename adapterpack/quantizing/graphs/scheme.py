@@ -24,6 +24,7 @@ class Rewriting(NamedTuple):
     """The inputs of rewriting a graph: ``file`` takes new tensors, ``head`` is the setting of the product
     that computes the logits, and ``second`` returns the mean of ``x xᵀ`` of an input by its name, for
     algorithms that use it. ``stored`` holds the codes of a quantized base, for a scheme ``of_base``.
+    ``tick`` is called for each product.
     """
 
     model: ir.Model
@@ -32,6 +33,7 @@ class Rewriting(NamedTuple):
     head: RoundingSetting | None
     second: Second
     stored: StoredWeights | None = None
+    tick: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
