@@ -37,8 +37,10 @@ LAYERS = drawn_layers(CONTRIBUTING.read_text("utf-8"))
 LIGHT = (*LAYERS[LAYERS.index("io") : LAYERS.index("torch_adapters")], "cli")
 """Packages that work where neither torch nor transformers is installed."""
 HEAVY = {"torch", "transformers"}
-ON_REQUEST = {"merging/fold/in_torch.py"}
-"""Files of light packages that are torch's: imported only where a device of torch is chosen."""
+ON_REQUEST = {"merging/fold/in_torch.py", "runtime/media/pictures.py"}
+"""Files of light packages that are torch's, imported only where a device of torch is chosen; or that ask transformers
+for the processor of pictures that are cut into tiles or patches.
+"""
 
 
 def modules(*packages: str) -> list[str]:

@@ -34,7 +34,7 @@ from adapterpack.manifest.structs import Pixels
 from adapterpack.quantizing.graphs.measure import inputs_of
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime import canary as replay
-from adapterpack.runtime.media.image_rows import features_of_rows, rows_of_images
+from adapterpack.runtime.media.image_layouts import features_of_rows, rows_of_images
 from adapterpack.runtime.media.inputs import array_of, speech_of
 from adapterpack.tasks.embeddings import POOLING
 from adapterpack.tasks.task import MAIN, TASKS, Part, Task, get_task, task_of
@@ -387,14 +387,14 @@ def test_speech_is_what_whispers_extractor_makes_of_it(tmp_path: Path) -> None:
 def test_images_find_their_rows() -> None:
     """By their tokens; rows without an image have zeros; tokens that do not fit the images are an error."""
     ids = np.array([[9, 9, 1, 1], [1, 2, 3, 4], [9, 9, 9, 9]])
-    assert rows_of_images(ids, 9, 3) == [0, 2, 2]
+    assert rows_of_images(ids, 9, [2, 2, 2]) == [0, 2, 2]
     features = np.arange(12.0).reshape(3, 2, 2)
     sorted_in = features_of_rows(features, [0, 2, 2], 3)
     assert sorted_in.shape == (3, 4, 2)
     assert (sorted_in[1] == 0).all()
     assert (sorted_in[2].reshape(2, 2, 2) == features[1:]).all()
     with pytest.raises(ConfigError, match="do not fit"):
-        rows_of_images(ids, 9, 4)
+        rows_of_images(ids, 9, [2, 2, 2, 2])
 
 
 @pytest.mark.fast

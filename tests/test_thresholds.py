@@ -77,10 +77,6 @@ def test_the_shortest_comes_first_and_the_context_is_marked_as_an_end() -> None:
         ({"hash_window": 3}, "hash_window"),
         ({"layer_types": ["full_attention", "new_attention"]}, "layer_types: new_attention"),
         ({"rope_parameters": {"rope_type": "new"}}, "rope_parameters: new"),
-        (
-            {"text_config": {"rope_scaling": {"mrope_section": [1, 2]}}},
-            "text_config.rope_scaling.mrope_section",
-        ),
     ],
 )
 def test_what_cannot_be_judged_is_named(config: dict, named: str) -> None:

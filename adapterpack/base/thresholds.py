@@ -232,9 +232,6 @@ def _list_open_fields(config: Config) -> Iterator[str]:
     for name, rope in _rotations(config):
         if _kind(rope) not in _BY_LENGTH | _FIXED:
             yield f"{name}: {_kind(rope)}"
-        # Positions of an image come from its grid, unlike those of text, so their effect is unknown.
-        if rope.get("mrope_section"):
-            yield f"{name}.mrope_section"
 
 
 _SUSPECT = re.compile(r"window|chunk|(local|lsh|global)_.*(len|stride|blocks)|radius|segment_means|topk_b")

@@ -22,6 +22,7 @@ from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
+from ..runtime.media.image_layouts import OFFSETS
 from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
@@ -83,6 +84,8 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     # The ordinary graph of a decoder with an encoder takes prompts of one length only.
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
+    if OFFSETS in session.inputs:  # as if the rows had images
+        sources = [{OFFSETS: rng.integers(-9, 9, (1, length + 1, 3))} for length in _LENGTHS]
     reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
     worst = 0.0
@@ -220,9 +223,15 @@ def _ordinary(
     vocabulary]``.
     """
     going: DecoderOnly | EncoderDecoder
-    if sources is None:
-        going = DecoderOnly(session, rows, names, {})
+    if not session.task.has_encoder:
+        given = Arrays()
+        if sources is not None:
+            longest = max(map(len, rows)) + 1
+            moved = [source[OFFSETS][0] for source in sources]
+            given[OFFSETS] = np.stack([np.pad(one, ((longest - len(one), 0), (0, 0))) for one in moved])
+        going = DecoderOnly(session, rows, names, given)
     else:
+        assert sources is not None
         texts, given = [], Arrays()
         if "input_ids" in sources[0]:
             texts = [source["input_ids"][0].tolist() for source in sources]
@@ -247,7 +256,12 @@ def _by_engine(
 ) -> np.ndarray:
     """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
     given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
-    rows = [SequenceState(prompt=ids, adapter=adapter, source=source) for ids, adapter, source in given]
+    rows = [
+        SequenceState(prompt=ids, adapter=adapter, features=source)
+        if OFFSETS in source
+        else SequenceState(prompt=ids, adapter=adapter, source=source)
+        for ids, adapter, source in given
+    ]
     for row in rows:
         batch.admit(row)
     for row in rows:

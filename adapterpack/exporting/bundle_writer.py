@@ -54,6 +54,8 @@ from .proof.parity import prove_bundle
 from .proof.plan import ProofPlan, StepCounter
 from .tracing.example_inputs import config_of
 
+_OF_IMAGES = ("image_token_id", "image_grid_pinpoints", "vision_aspect_ratio", "spatial_merge_size")
+"""Fields of a configuration that say how images become tokens."""
 _SECONDS = 2.0
 """Seconds between two progress messages."""
 _IN_FLIGHT = 256 << 20
@@ -118,7 +120,7 @@ def write_bundle(
         for slots in attached:
             _write_adapters(folder, slots)
     copy_carried(source.folder, folder)
-    _say_how_far_layers_look(folder / CONFIG, source)
+    _say_defaults(folder / CONFIG, source)
     job.target.write(folder, bundle)
     bundle = prove_bundle(bundle, folder, source, graph.paddings, plan, say, every, small)
     if job.static_cache is not False:
@@ -139,12 +141,16 @@ def write_bundle(
     VerificationCache(manifest_bytes(folder)).remember(*graphs_of(bundle))
 
 
-def _say_how_far_layers_look(path: Path, source: ExportSource) -> None:
-    """Writes attention windows that only the transformers class knows into the bundle's configuration, from
-    which the engine's graph is built without transformers.
+def _say_defaults(path: Path, source: ExportSource) -> None:
+    """Writes what only the transformers class knows into the bundle's configuration: attention windows, from
+    which the engine's graph is built without transformers, and the sizes of images.
     """
-    written = read_json(path)
-    said = said_in(written, config_of(source.folder).to_dict())
+    written, resolved = read_json(path), config_of(source.folder).to_dict()
+    said = said_in(written, resolved)
+    if "image_features" in source.task.main.inputs:
+        vision = {**resolved["vision_config"], **said.get("vision_config", {})}
+        said = {**{key: resolved[key] for key in _OF_IMAGES if key in resolved}, **said}
+        said["vision_config"] = vision
     if said != written:
         path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -19,6 +19,7 @@ from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN, get_task
+from .media.image_layouts import PIXELS
 from .open_bundle import OpenBundle
 from .pipeline import run_parts, values
 
@@ -140,8 +141,17 @@ def _feeds(session: OpenBundle, recorded: Canary) -> Iterator[Arrays]:
     """Yields the rows as the session takes them; each image token is repeated for every position of the
     image.
     """
-    with_text = recorded.pixels is not None and "image_features" in session.task.main.inputs
-    return canary.feeds(recorded, (session.image_token, session.image_positions) if with_text else None)
+    return canary.feeds(recorded, image_in_text(session, recorded))
+
+
+def image_in_text(session: OpenBundle, recorded: Canary) -> tuple[int, int] | None:
+    """Returns the token of an image and how many positions one of the canary takes; None for a canary without
+    images in texts.
+    """
+    if recorded.pixels is None or "image_features" not in session.task.main.inputs:
+        return None
+    one = {PIXELS: np.zeros((1, *recorded.pixels.shape[1:]), np.float32)}
+    return session.image_token, session.image_lengths(one)[0]
 
 
 def _bare(session: OpenBundle, pack: Pack, recorded: Canary) -> Rows | None:

@@ -39,6 +39,7 @@ from .adapters.pinned import Adapters, PinnedRows
 from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
+from .media.image_layouts import PIXELS, ImageLayout, layout_of
 from .media.inputs import image_of, speech_of
 from .media.processor_config import preparation, section
 from .ort.contract import require_contract
@@ -247,22 +248,26 @@ class OpenBundle:
         )
 
     @property
-    def image_positions(self) -> int:
-        """The number of decoder positions of one image, as the graph of the image encoder declares it.
-
-        Raises:
-            Unsupported: the graph leaves the number open.
-        """
-        positions = next(
-            graph.results["image_features"].shape[1]
-            for graph in map(self.graph, self.bundle.parts)
-            if "image_features" in graph.results
+    def image_layout(self) -> ImageLayout:
+        """How the model reads images."""
+        graph = next(
+            graph for graph in map(self.graph, self.bundle.parts) if "image_features" in graph.results
         )
-        if not isinstance(positions, int):
-            raise Unsupported(
-                "the number of positions of an image is not known", where=self.folder, found=positions
-            )
-        return positions
+        sized = not isinstance(graph.inputs[PIXELS].shape[-1], int)
+        positions = graph.results["image_features"].shape[1]
+        layout: ImageLayout = self.once(
+            "image layout",
+            lambda: layout_of(
+                self.config, [*graph.inputs], sized, positions if isinstance(positions, int) else 0
+            ),
+        )
+        return layout
+
+    def image_lengths(self, images: Arrays) -> list[int]:
+        """Returns how many positions each image takes in the decoder; ``images`` are arrays as the model's
+        processor makes them.
+        """
+        return self.image_layout.lengths(self.image_layout.whole(images))
 
     @property
     def tokenizer(self) -> Tokenizer:

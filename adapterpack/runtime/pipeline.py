@@ -19,7 +19,7 @@ from ..tasks.task import Part
 from .adapters.mix import Names
 from .adapters.pinned import PinnedRows
 from .adapters.prompt_cache import PromptCache, make_prompt_cache
-from .media.image_rows import features_of_rows, rows_of_images
+from .media.image_layouts import IMAGES, OFFSETS, PIXELS, features_of_rows, rows_of_images
 from .open_bundle import OpenBundle
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16, array_of, value_of
@@ -61,17 +61,36 @@ def run_parts(
     )
     results = Arrays()
     for part in running:
-        rows = _places(session, part, arrays)
-        run = batch.of(rows)
-        feeds = values(complete(session, part, arrays, run))
-        outputs = {name: wide(array_of(value)) for name, value in run(feeds, part.name).items()}
-        if "image_features" in outputs:
-            outputs = {
-                name: features_of_rows(array, rows, len(batch.names)) for name, array in outputs.items()
-            }
+        if _reads_images(session, part):
+            outputs = _run_images(session, part, arrays, batch)
+        else:
+            run = batch.of(range(len(arrays[part.inputs[0]])))
+            feeds = values(complete(session, part, arrays, run))
+            outputs = {name: wide(array_of(value)) for name, value in run(feeds, part.name).items()}
         arrays |= outputs
         results |= outputs
     return results
+
+
+def _run_images(session: OpenBundle, part: Part, arrays: Arrays, batch: PinnedRows) -> Arrays:
+    """Runs the vision part, and returns ``image_features`` by row and what else the decoder reads of images;
+    without texts each image is a row.
+    """
+    layout = session.image_layout
+    given = layout.whole({name: arrays[name] for name in IMAGES if name in arrays})
+    lengths, ids = layout.lengths(given), arrays.get("input_ids")
+    rows = list(range(len(lengths))) if ids is None else rows_of_images(ids, session.image_token, lengths)
+    outputs = []
+    for feeds, images in layout.passes(given):
+        run = batch.of([rows[image] for image in images])
+        found = run(values(complete(session, part, feeds, run)), part.name)
+        outputs.append(wide(array_of(found["image_features"])))
+    by_row = {"image_features": features_of_rows(layout.features(outputs, given), rows, len(batch.names))}
+    if ids is None:
+        return by_row
+    mask = arrays.get("attention_mask", np.ones_like(ids))
+    offsets = layout.offsets(ids, mask, session.image_token, given)
+    return by_row if offsets is None else {**by_row, OFFSETS: offsets}
 
 
 def values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -98,7 +117,7 @@ def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: 
         *values,
         *(name for part in session.task.parts if part not in parts for name in part.inputs),
     } - {ADAPTER_IDS}
-    unknown = sorted(set(inputs) - wanted)
+    unknown = sorted(set(inputs) - wanted - {*(IMAGES if PIXELS in wanted else ())})
     if unknown:
         raise ConfigError(
             "inputs that the graph does not take",
@@ -108,7 +127,8 @@ def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: 
         )
     for name in session.task.inputs:
         array, value = inputs.get(name), values.get(name)
-        if array is not None and value is not None and (array.ndim != len(value.shape) or 0 in array.shape):
+        forms = {len(value.shape), *([5] if name == PIXELS else [])} if value is not None else set()
+        if array is not None and value is not None and (array.ndim not in forms or 0 in array.shape):
             raise ConfigError(
                 "an input has another form than the graph takes",
                 where=name,
@@ -118,21 +138,19 @@ def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: 
     return dict(inputs)
 
 
-def _has_images_of_texts(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> bool:
-    return "image_features" in session.graph(part.name).outputs and "input_ids" in arrays
+def _reads_images(session: OpenBundle, part: Part) -> bool:
+    """Whether a part makes features of images for texts."""
+    return "image_features" in session.graph(part.name).outputs
 
 
-def _rows(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> int:
+def _rows(session: OpenBundle, part: Part, arrays: Arrays) -> int:
     """Returns the number of batch rows of a part. Images within texts have the rows of the texts."""
-    return len(arrays["input_ids" if _has_images_of_texts(session, part, arrays) else part.inputs[0]])
-
-
-def _places(session: OpenBundle, part: Part, arrays: Mapping[str, np.ndarray]) -> list[int]:
-    """Returns the batch row of each row of a part. An image belongs to the row that contains its tokens."""
-    rows = arrays[part.inputs[0]].shape[0]
-    if _has_images_of_texts(session, part, arrays):
-        return rows_of_images(arrays["input_ids"], session.image_token, rows)
-    return list(range(rows))
+    if not _reads_images(session, part):
+        return len(arrays[part.inputs[0]])
+    if "input_ids" in arrays:
+        return len(arrays["input_ids"])
+    layout = session.image_layout
+    return len(layout.lengths(layout.whole({name: arrays[name] for name in IMAGES if name in arrays})))
 
 
 def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: PinnedRows) -> Arrays:
@@ -178,6 +196,8 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
         given.setdefault(
             "image_features", np.zeros((batch, 0, graph.inputs["image_features"].shape[2]), np.float32)
         )
+    if OFFSETS in graph.inputs:
+        given[OFFSETS] = given.get(OFFSETS, np.zeros((batch, length, 3), np.int64))[:, :length]
     prefix = rows.prefix(session.inputs)
     for name, array in prefix.cache.items():
         given.setdefault(name, array)

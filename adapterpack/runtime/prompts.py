@@ -4,23 +4,35 @@ starts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError
+from ..tasks.data.rows import Picture
+from .media.image_layouts import PIXELS
+from .media.image_processing import DATA
+from .media.pictures import PictureReader, SeenPicture, fill_marks
 from .open_bundle import OpenBundle
 from .text.model_files import MAX_ID, text_part, token_ids
 
+MOST_PICTURES = 64
+"""The most pictures of one prompt."""
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """A text (for a decoder: one user message), a list of messages, or a list of token ids."""
 
 
 def prompt_ids(
-    session: OpenBundle, prompt: Prompt, tools: Sequence[Mapping[str, Any]] = (), raw: bool = False
+    session: OpenBundle,
+    prompt: Prompt,
+    tools: Sequence[Mapping[str, Any]] = (),
+    raw: bool = False,
+    filled: Callable[[str], str] = str,
 ) -> list[int]:
     """Returns the token ids of a prompt. ``tools`` are passed to the chat template; with ``raw`` a text is
-    tokenized without the template.
+    tokenized without the template. ``filled`` changes the text of a chat before it becomes ids.
 
     Raises:
         ConfigError: the prompt is of no known form, has no tokens or a token that the model lacks, or is
@@ -46,10 +58,120 @@ def prompt_ids(
     if isinstance(prompt, str) and (raw or not session.task.pads_left):
         ids = session.tokenizer.encode(prompt)
     else:
-        ids = session.tokenizer.prompt(prompt, tools) if items else []  # type: ignore[arg-type]
+        ids = session.tokenizer.prompt(prompt, tools, filled) if items else []  # type: ignore[arg-type]
     if not ids:
         raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
     return ids
+
+
+def see(
+    session: OpenBundle,
+    prompt: Prompt,
+    pictures: Sequence[Picture] = (),
+    tools: Sequence[Mapping[str, Any]] = (),
+) -> tuple[list[int], list[SeenPicture]]:
+    """Returns the token ids of a prompt of a model that takes images, with those of its ``pictures`` in the
+    place of each mark, and what was read of the pictures. Messages may also hold pictures in parts of their
+    content, as ``image_url`` with a data URL or as ``image``.
+
+    Raises:
+        ConfigError: the prompt has another number of marks than pictures, or too many pictures; otherwise see
+            :func:`prompt_ids`.
+    """
+    reader: PictureReader = session.once(
+        "pictures",
+        lambda: PictureReader(
+            session.folder,
+            session.image_layout,
+            session.shape(PIXELS),
+            session.tokenizer.text_of(session.image_token),
+        ),
+    )
+    given = list(pictures)
+    if not isinstance(prompt, str) and any(isinstance(item, Mapping) for item in prompt):
+        parts = _PARTS.search(session.tokenizer.template or "") is not None
+        prompt = [
+            _seen_message(message, reader.mark, parts, given)
+            for message in prompt
+            if isinstance(message, Mapping)
+        ]
+    if len(given) > MOST_PICTURES:
+        raise ConfigError(
+            "a prompt has too many images", expected=f"at most {MOST_PICTURES}", found=len(given)
+        )
+    seen = [reader.read(picture) for picture in given]
+    as_ids = not isinstance(prompt, str) and all(type(item) is int for item in prompt)
+    filled = str if reader.plain else partial(fill_marks, mark=reader.mark, pictures=seen)
+    ids = prompt_ids(session, prompt, tools, filled=filled)
+    if as_ids or reader.plain:
+        ids = _fill_ids(session, ids, reader, seen)
+    if not seen:
+        require_no_image(session, ids)
+    return ids, seen
+
+
+def require_no_image(session: OpenBundle, ids: Sequence[int]) -> None:
+    """Checks that a prompt without images has no image tokens.
+
+    Raises:
+        ConfigError: it has some.
+    """
+    if count := list(ids).count(session.image_token):
+        raise ConfigError(
+            "a prompt has image tokens, but its row has no image",
+            found=f"{count} image tokens",
+            remedy="give the row an image",
+        )
+
+
+_PARTS = re.compile(r"""['"]image(_url)?['"]""")
+"""A chat template with this text writes the mark of a picture itself."""
+
+
+def _seen_message(
+    message: Mapping[str, Any], mark: str, parts: bool, pictures: list[Picture]
+) -> Mapping[str, Any]:
+    """Returns a message for the chat template, and adds the pictures in its content to ``pictures``."""
+    if not isinstance(message.get("content"), list):
+        return message
+    content: list[Mapping[str, Any]] = []
+    for part in message["content"]:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if kind == "text" and isinstance(part.get("text"), str):
+            content.append({"type": "text", "text": part["text"]})
+            continue
+        found = part.get(kind) if kind in {"image", "image_url"} else None
+        url = found.get("url") if isinstance(found, Mapping) else found
+        if kind == "image_url" and not (isinstance(url, str) and url.startswith(DATA)):
+            url = None
+        if kind != "image" and url is None:
+            raise ConfigError(
+                "a part of a message is a text, or an image in a data URL: no address is fetched",
+                expected=f"image_url with {DATA}png;base64,...",
+                found=repr(part)[:80],
+            )
+        if url is not None:
+            pictures.append(url)
+        content.append({"type": "image"})
+    if parts:
+        return {**message, "content": content}
+    return {**message, "content": "".join(str(part.get("text", mark)) for part in content)}
+
+
+def _fill_ids(
+    session: OpenBundle, ids: list[int], reader: PictureReader, pictures: Sequence[SeenPicture]
+) -> list[int]:
+    """Returns token ids with those of the pictures in place of their marks, or before them without marks."""
+    mark = session.image_token
+    found = [[mark] * picture.length for picture in pictures]
+    if not reader.plain:
+        (mark,) = session.tokenizer.encode(reader.mark, special=False)
+        found = [session.tokenizer.encode(picture.text, special=False) for picture in pictures]
+    if not pictures or not (count := ids.count(mark)):
+        return [*(token for own in found for token in own), *ids]
+    fill_marks(reader.mark * count, reader.mark, pictures)  # checks their number
+    rest = iter(found)
+    return [token for own in ids for token in (next(rest) if own == mark else [own])]
 
 
 def _checked_ids(session: OpenBundle, ids: list[int]) -> list[int]:

@@ -9,53 +9,26 @@ from typing import Any
 from ..errors import ConfigError
 from .conversations.encoding import by_row
 from .data.problems import IGNORED, Labels
-from .data.rows import Row, among, file_of, map_rows, prompt_of
+from .data.rows import Picture, Row, file_of, map_rows, prompt_of
 from .session import TaskSession
-from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
+from .task import DECODER, GRID, MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions
 
 
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Returns ``completion`` for each row, as for text generation."""
-    numbers, images = [number for number, row in enumerate(rows, 1) if "image" in row], None
-    if numbers:
-        with among(numbers):
-            images = {
-                "pixel_values": session.pixels(
-                    map_rows([rows[number - 1] for number in numbers], lambda row: file_of(row, "image"))
-                )
-            }
-    return completions(session, map_rows(rows, partial(_ids, session)), adapters, sampling, images)
-
-
-def _ids(session: TaskSession, row: Row) -> list[int]:
-    """Returns the ids of a prompt with one image token for each position of its image, in place of the
-    prompt's single image token or at the beginning.
+    """Returns ``completion`` for each row, as for text generation. A row has one ``image`` or a list of them,
+    or images in the content of its messages.
     """
-    prompt, token = prompt_of(row), session.image_token
-    ids: list[int] = (
-        session.tokenizer.encode(prompt) if isinstance(prompt, str) else session.tokenizer.prompt(prompt)
-    )
-    if "image" not in row:
-        if token in ids:
-            raise ConfigError(
-                "a prompt has image tokens, but its row has no image",
-                found=f"{ids.count(token)} image tokens",
-                remedy="give the row an image",
-            )
-        return ids
-    if ids.count(token) > 1:
-        raise ConfigError(
-            "a prompt has one token for its image",
-            found=f"{ids.count(token)} image tokens",
-            expected="1, or none",
-            remedy="leave the others out: one stands for all positions of the image",
-        )
-    # The decoder needs one token per position of the image, but a prompt writes only one.
-    at = ids.index(token) if token in ids else 0
-    return [*ids[:at], *[token] * session.image_positions, *ids[at + (token in ids) :]]
+    read = map_rows(rows, lambda row: session.see(prompt_of(row), _pictures(row)))
+    images = session.images([picture for _, pictures in read for picture in pictures])
+    return completions(session, [ids for ids, _ in read], adapters, sampling, images)
+
+
+def _pictures(row: Row) -> list[Any]:
+    given = row.get("image", [])
+    return [file_of({"image": one}, "image") for one in (given if isinstance(given, list) else [given])]
 
 
 def encode(
@@ -95,6 +68,7 @@ def encode(
     return encoded
 
 
+_PARTS = "adapterpack.exporting.tracing.vision_parts"
 TASKS.register(
     Task(
         "image-text-to-text",
@@ -102,9 +76,10 @@ TASKS.register(
         answer,
         ("ForConditionalGeneration",),
         lambda config: bool(config.get("vision_config")) and not config.get("is_encoder_decoder"),
+        columns={"image": Picture | list},
         parts=(
-            Part("vision", "vision", ("pixel_values",)),
-            Part(MAIN, "seeing_decoder", (*DECODER, "image_features")),
+            Part("vision", f"{_PARTS}:Vision", ("pixel_values", *GRID)),
+            Part(MAIN, f"{_PARTS}:SeeingDecoder", (*DECODER, "image_features", "position_offsets")),
         ),
         training=TaskTraining(encode, reads="media", adapted="all-language"),
     )

@@ -45,14 +45,6 @@ class RowInputs(Protocol):
     def tokenizer(self) -> Any:
         """The bundle's tokenizer."""
 
-    @property
-    def image_token(self) -> int:
-        """The token id that marks one position of an image."""
-
-    @property
-    def image_positions(self) -> int:
-        """How many positions an image takes in the decoder."""
-
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Encodes texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 
@@ -73,6 +65,12 @@ class TaskSession(RowInputs, Protocol):
 
     def run(self, inputs: Mapping[str, np.ndarray], adapters: Sequence[str | None]) -> Arrays:
         """Runs one pass and returns output name -> array."""
+
+    def see(self, prompt: Any, pictures: Sequence[Picture]) -> tuple[list[int], list[Any]]:
+        """Returns the token ids of a prompt with pictures, and what was read of these."""
+
+    def images(self, seen: Sequence[Any]) -> Arrays:
+        """Returns the arrays of pictures that :meth:`see` read, in the order of their rows."""
 
     def generate(
         self,

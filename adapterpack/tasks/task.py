@@ -39,7 +39,13 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "pixel_values": ("batch", None, None, None),
     "input_features": ("batch", None, None),
     "decoder_input_ids": ("batch", "sequence"),
+    "patch_positions": ("patches", None),
+    "patch_windows": ("patches",),
+    "window_order": ("features",),
+    "table_places": ("patches", None),
+    "table_weights": ("patches", None),
     "image_features": ("batch", "image_positions", None),
+    "position_offsets": ("batch", "sequence", None),
     "past_key_values": ("batch", None, "past", None),
     "indexer_key": ("batch", "past", None),
     "encoder": ("batch", None, "source", None),
@@ -56,7 +62,11 @@ a prompt is traced; afterwards they are slots, which slots/prompt_rows.py explai
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number per position: how well a span begins there, and how well it ends there."""
 
-_SUPPLIED = frozenset({"position_ids", "image_features", "past_key_values", "encoder"})
+GRID = ("patch_positions", "patch_windows", "window_order", "table_places", "table_weights")
+"""What a vision part reads of the grid of an image's patches."""
+_SUPPLIED = frozenset(
+    {"position_ids", *GRID, "image_features", "position_offsets", "past_key_values", "encoder"}
+)
 """Inputs that a session or an earlier part supplies."""
 
 _AT_ONCE = frozenset({"plain", "encoder"})

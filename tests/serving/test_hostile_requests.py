@@ -429,15 +429,14 @@ def test_the_server_is_well_afterwards(server: Served) -> None:
 @pytest.mark.parametrize(
     ("kind", "field", "part"),
     [
-        (ChatRequest, "messages", {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}),
         (ChatRequest, "messages", {"type": "input_audio", "input_audio": {"data": "AA==", "format": "wav"}}),
-        (ResponseRequest, "input", {"type": "input_image", "image_url": "data:image/png;base64,AA=="}),
+        (ResponseRequest, "input", {"type": "input_file", "file_id": "f"}),
     ],
 )
-def test_content_that_is_no_text_is_refused_with_the_way_out(kind: type[Any], field: str, part: Any) -> None:
-    """By the place of its kind, and who answers about pictures."""
+def test_content_of_another_kind_is_refused_with_the_way_out(kind: type[Any], field: str, part: Any) -> None:
+    """By the place of its kind, and what may be there."""
     request = {"model": "alpha", field: [{"role": "user", "content": [{"type": "text", "text": "Hi"}, part]}]}
-    words = rf"expected one of .*'text', found '{part['type']}'; .*run --image"
+    words = rf"expected one of .*'text', .*found '{part['type']}'; .*images in data URLs"
     with pytest.raises(HTTPError, match=words) as refused:
         parse(json.dumps(request).encode(), kind, ServerLimits())
     assert refused.value.status == 400

@@ -346,6 +346,11 @@ def _mix_rows(
     return float(np.max(errors))
 
 
+def _image_token(session: Session) -> int | None:
+    """Returns the token of images in texts, None for a model without any."""
+    return session.image_token if "image_features" in session.task.main.inputs else None
+
+
 def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: StepCounter) -> float:
     """Compares rows that run by themselves, without padding, with the same rows of the batch; covers every
     row and every adapter.
@@ -354,7 +359,7 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
     errors = []
     for number in range(max(len(names), len(LENGTHS))):
         row, name = number % len(LENGTHS), names[number % len(names)]
-        alone = session.run(row_of(batch, row), name)
+        alone = session.run(row_of(batch, row, _image_token(session)), name)
         steps.tick()
         for key, together in single[name].items():
             real = real_positions(key, together, batch)

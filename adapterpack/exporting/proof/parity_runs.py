@@ -16,6 +16,7 @@ from ...adapter_methods.core.token_positions import has_acted
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
 from ...pack.pack import Pack
 from ...runtime.adapters.mix import Names
+from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, take_images
 from ...runtime.padding import positions
 from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
@@ -52,6 +53,8 @@ def run_step(session: Session, batch: Arrays, outputs: Arrays, names: Names) -> 
     encoded = {key: array for key, array in outputs.items() if key.startswith(ENCODED)}
     acting = _acting(session, batch, token, names) if ids == "input_ids" else {}
     fed = {key: array for key, array in step_inputs.items() if key in session.inputs}
+    if OFFSETS in outputs:
+        fed[OFFSETS] = outputs[OFFSETS][:, -1:]
     more = session.run({ids: token, **fed, **encoded, **acting, **next_cache(outputs)}, names)
     return {**outputs, STEP: more["logits"]}
 
@@ -89,7 +92,12 @@ def run_alone(
 
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
     parameters = signature(model.forward).parameters
-    counted, first = "position_ids" in parameters, batch
+    counted, first = "position_ids" in parameters and GRIDS not in batch, batch
+    if GRIDS in batch:  # the model counts in time, height and width by itself
+        first = {
+            **batch,
+            "mm_token_type_ids": (batch["input_ids"] == model.config.image_token_id).astype(int),
+        }
     if task.generates and counted and "decoder_input_ids" not in batch:
         first = {**batch, "position_ids": positions(batch["attention_mask"])}
     keeping = {"logits_to_keep": kept} if kept and "logits_to_keep" in parameters else {}
@@ -106,6 +114,9 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     else:
         step_inputs["attention_mask"] = own_mask(result[cache], step_inputs["attention_mask"], 1)
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
+    if GRIDS in batch:
+        moved = step_inputs["position_ids"] + model.base_model.rope_deltas.numpy()
+        feed["position_ids"] = np.broadcast_to(moved, (3, *moved.shape)).copy()
     outputs[STEP] = _torch(model, {ids: token, **feed}, **more).logits.float().numpy()
     return outputs
 
@@ -138,15 +149,17 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) ->
     }
 
 
-def row_of(batch: Arrays, row: int) -> Arrays:
-    """Returns one row of a batch with all of its inputs, without its padding.
+def row_of(batch: Arrays, row: int, token: int | None = None) -> Arrays:
+    """Returns one row of a batch with all of its inputs, without its padding. ``token`` is that of images in
+    texts, of which each has its tokens in a run of its own.
 
     Example:
         >>> mask = np.array([[1, 1], [0, 1]])
         >>> row_of({"input_ids": np.array([[3, 4], [0, 5]]), "attention_mask": mask}, 1)["input_ids"].tolist()
         [[5]]
     """
-    single = {key: array[row : row + 1] for key, array in batch.items() if key != "pixel_values"}
+    images = IMAGES if token is not None else ()
+    single = {key: array[row : row + 1] for key, array in batch.items() if key not in images}
     if "attention_mask" in batch:
         real = batch["attention_mask"][row] > 0
         single |= {
@@ -154,12 +167,11 @@ def row_of(batch: Arrays, row: int) -> Arrays:
             for key, array in single.items()
             if array.shape[1] == len(real) and key != "decoder_input_ids"
         }
-    if "pixel_values" in batch:
-        # fewer images than rows: the other rows are text only
-        fewer = len(batch["pixel_values"]) < max(map(len, batch.values()))
-        place = row - sum(bare < row for bare in BARE) if fewer else row
-        if not (fewer and row in BARE):
-            single["pixel_values"] = batch["pixel_values"][place : place + 1]
+    if token is not None and PIXELS in batch:
+        seen = np.pad(batch["input_ids"] == token, ((0, 0), (1, 0))).astype(int)
+        ends = (np.diff(seen) == 1).sum(1).cumsum()
+        numbers = range(ends[row - 1] if row else 0, ends[row])
+        single |= take_images(batch, numbers) if numbers else {}
     return single
 
 

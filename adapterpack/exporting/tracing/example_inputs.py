@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
-from ...errors import Unsupported
+from ...runtime.media.image_layouts import image_shape
 from ...runtime.padding import pad
 from ...tasks.session import Arrays
 from ...tasks.task import Task, reads_types
@@ -51,9 +51,10 @@ def example(
         Unsupported: the model's config does not say how large its images are.
     """
     rng, inputs = np.random.default_rng(seed), Arrays()
-    if "pixel_values" in task.inputs:
-        images = len(lengths) - (len(bare) if "image_features" in task.main.inputs else 0)
-        inputs["pixel_values"] = rng.standard_normal((images, *_image_shape(config))).astype(np.float32)
+    if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
+        vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
+        shape = (len(lengths), *image_shape(vision.to_dict()))
+        inputs["pixel_values"] = rng.standard_normal(shape).astype(np.float32)
     if "input_features" in task.inputs:
         sizes = (len(lengths), config.num_mel_bins, 2 * config.max_source_positions)
         inputs["input_features"] = rng.standard_normal(sizes).astype(np.float32)
@@ -61,11 +62,8 @@ def example(
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]
         for rule in acts:
             rows = [list(rule.woven(rows[0])), *rows[1:-1], list(rule.woven(rows[-1]))]
-        if "image_features" in task.main.inputs:
-            rows = [
-                row if number in bare else _seeing(row, config, inputs["pixel_values"], model())
-                for number, row in enumerate(rows)
-            ]
+        if "image_features" in task.main.inputs and len(bare) < len(lengths):
+            inputs |= _with_images(rows, model(), bare, rng)
         inputs |= pad(rows, 0, left=task.pads_left if left is None else left)
         if "token_type_ids" in task.inputs and reads_types(model()):
             mask = inputs["attention_mask"]
@@ -85,28 +83,23 @@ def _text_alone(row: np.ndarray, config: PretrainedConfig) -> list[int]:
     return [plain if token in taken else int(token) for token in row]
 
 
-def _seeing(
-    row: list[int], config: PretrainedConfig, pixels: np.ndarray, model: PreTrainedModel
-) -> list[int]:
-    """Inserts an image after the first token of a row."""
-    from ...torch_adapters.canaries.inputs import positions_of  # noqa: PLC0415 - torch only for a model
+def _with_images(
+    rows: list[list[int]], model: PreTrainedModel, bare: Sequence[int], rng: np.random.Generator
+) -> Arrays:
+    """Inserts an image after the first token of each row, and another one after the second token of the first
+    row; returns the images in the order of their tokens, of several sizes where the model takes any.
+    """
+    from .vision_parts import Vision  # noqa: PLC0415 - torch only for a model
 
-    return [row[0], *[config.image_token_id] * positions_of(model, pixels.shape[1:]), *row[1:]]
+    form, seeing = Vision(model), [number for number in range(len(rows)) if number not in bare]
+    images = form.example(len(seeing) + 1, rng)
+    lengths = form.layout.lengths(form.layout.whole(images))
+    lengths[:2] = lengths[1::-1]
+    for row, length, place in zip([seeing[0], *seeing], lengths, [2, *[1] * len(seeing)], strict=True):
+        rows[row][place:place] = [model.config.image_token_id] * length
+    return images
 
 
 def _vocabulary(config: PretrainedConfig) -> int:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(text.vocab_size)
-
-
-def _image_shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
-    size = getattr(vision, "image_size", None)
-    if size is None:
-        raise Unsupported(
-            "the config does not say how large the model's images are",
-            found=type(config).__name__,
-            expected="image_size",
-        )
-    height, width = size if isinstance(size, list | tuple) else (size, size)
-    return int(getattr(vision, "num_channels", 3)), int(height), int(width)

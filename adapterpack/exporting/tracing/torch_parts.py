@@ -133,59 +133,6 @@ class CrossDecoder(TorchPart):
         return {"logits": output.logits, **_named("present", cache.self_attention_cache)}
 
 
-class Vision(TorchPart):
-    """The vision tower and projector of a vision-language model."""
-
-    def forward(self, pixel_values: torch.Tensor) -> Named:
-        """Returns ``image_features`` ``[images, positions, hidden]``."""
-        projector = next(
-            (module for name, module in self.inner.named_modules() if name.rpartition(".")[2] in _PROJECTORS),
-            None,
-        )
-        # the model makes a list by image of what the projector gives, which would fix their number: with the
-        # hook it is a list of one
-        with contextlib.ExitStack() as hooks:
-            if projector is not None:
-                hooks.enter_context(projector.register_forward_hook(lambda module, given, output: (output,)))
-            features = features_of(self.inner.get_image_features(pixel_values=pixel_values))
-        return {
-            "image_features": features.reshape(
-                pixel_values.shape[0], -1, self.config.get_text_config().hidden_size
-            )
-        }
-
-
-class SeeingDecoder(CausalDecoder):
-    """A causal language model whose image tokens are replaced, in order, by the features of the row's
-    images.
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
-        past_key_values: LayerStates,
-        image_features: torch.Tensor,
-    ) -> Named:
-        """Takes ``image_features`` ``[batch, image_positions, hidden]``, at least as many for each row as it
-        has image tokens.
-        """
-        is_image = input_ids == self.config.image_token_id
-        embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
-        none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
-        place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
-        taken = torch.cat([image_features, none], 1).gather(
-            1, place[..., None].expand(-1, -1, image_features.shape[2])
-        )
-        return self.run(
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds=torch.where(is_image[..., None], taken, embeds),
-        )
-
-
 class TextTower(TorchPart):
     """The text encoder of a model with two towers."""
 
@@ -211,8 +158,6 @@ PARTS: dict[str, type[TorchPart]] = {
     "decoder": CausalDecoder,
     "encoder": Encoder,
     "cross_decoder": CrossDecoder,
-    "vision": Vision,
-    "seeing_decoder": SeeingDecoder,
     "text_tower": TextTower,
     "image_tower": ImageTower,
 }
@@ -293,10 +238,6 @@ def _named(family: str, cache: DynamicCache) -> Named:
         for number, tensors in enumerate(state_of(cache))
         for name, value in tensors.items()
     }
-
-
-_PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
-"""transformers' names for the module between a vision tower and a language model."""
 
 
 def _unit(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:

@@ -155,9 +155,13 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
         for graph in map(session.graph, session.bundle.parts)
         for name, value in graph.inputs.items()
     }
-    for name in session.task.inputs:
+    images: list[int] = []
+    if "image_features" in session.task.main.inputs:
+        inputs = session.image_layout.example(rows, rng)
+        images = session.image_lengths(inputs)
+    for name in [name for name in session.task.inputs if name not in inputs]:
         if name == "input_ids":
-            inputs |= pad(texts(session), 0, left=session.pads_left)
+            inputs |= pad(texts(session, images), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
             inputs[name] = rng.integers(1, vocabulary(session.folder), (rows, 4))
         elif name in {"pixel_values", "input_features"}:

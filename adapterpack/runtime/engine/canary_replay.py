@@ -9,7 +9,7 @@ import numpy as np
 from ...pack import canary
 from ...pack.pack import Pack
 from ...tasks.session import Arrays
-from ..canary import Replay, Rows
+from ..canary import Replay, Rows, image_in_text
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
 from .adapter_feeds import ResidentAdapter
@@ -32,8 +32,7 @@ def replay_resident(
     """Runs the canary of a pack whose values the engine holds as ``adapter``."""
     recorded = pack.manifest.canary
     assert recorded is not None
-    images = recorded.pixels is not None and "image_features" in bundle.task.main.inputs
-    feeds = list(canary.feeds(recorded, (bundle.image_token, bundle.image_positions) if images else None))
+    feeds = list(canary.feeds(recorded, image_in_text(bundle, recorded)))
     tokens = "decoder_input_ids" if bundle.task.has_encoder else "input_ids"
     batch = ModelRunner(bundle, reader, 1, max(feed[tokens].shape[1] for feed in feeds) + adapter.virtual)
 

@@ -26,7 +26,7 @@ from ..generation.sampler import SampledToken, TokenMask
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
 from ..open_bundle import OpenBundle
-from ..prompts import Prompt, prompt_ids, start_ids
+from ..prompts import Prompt, prompt_ids, require_no_image, start_ids
 from ..providers.device import Device
 from ..text.model_files import context_of, require_context
 from .adapter_reader import AdapterReader
@@ -152,6 +152,8 @@ class DecoderEngine(Engine):
         Raises:
             ConfigError: see :meth:`add`.
         """
+        if not features and "image_features" in self.bundle.task.main.inputs:
+            require_no_image(self.bundle, ids)
         adapter = None if pack is None else self.adapters.acquire(pack)
         try:
             source: Mapping[str, np.ndarray] = {}

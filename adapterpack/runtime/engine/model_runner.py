@@ -22,6 +22,7 @@ from ...bundle.decoder_graph import (
     SOURCE_LENGTHS,
 )
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
+from ..media.image_layouts import OFFSETS
 from ..open_bundle import OpenBundle
 from ..ort.model import TYPES, OrtModel
 from ..ort.values import HOST, array_of, empty, fill, value_of
@@ -72,6 +73,7 @@ class BoundStep:
         self.kept = self._input(LOGITS_POSITIONS, (rows, 1))
         self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
+        self.offsets = self._input(OFFSETS, (rows, tokens, 3))
         self._feeds = (
             feeds
             if capture is None
@@ -228,7 +230,10 @@ class ModelRunner:
             self._feeds.of([row.adapter]),
             self._sources,
             tokens=len(tokens),
-            features={**self._no_features(1), **row.features},
+            features={
+                **self._no_features(1),
+                **{name: array for name, array in row.features.items() if name != OFFSETS},
+            },
         )
         end = start + len(tokens)
         once.ids[0], once.positions[0] = tokens, np.arange(start, end)
@@ -236,6 +241,7 @@ class ModelRunner:
         once.ends[...] = whole - 1
         once.read[0] = row.source_length
         once.acting[0] = True if acting is None else acting
+        once.offsets[0] = row.offsets(np.arange(start, end) - row.virtual)
         logits: np.ndarray = once.run()[0, 0]
         return logits
 
@@ -347,6 +353,8 @@ class ModelRunner:
         one.longest[...] = self._pool.length if self.fixed else max(row.kv_len for row in rows) + 1
         one.read[:] = [row.source_length for row in rows]
         one.acting[:, 0] = [_acts(row) for row in rows]
+        if OFFSETS in self.graph.inputs:
+            one.offsets[:] = [row.offsets([-1]) for row in rows]
         logits: np.ndarray = one.run()[:, 0]
         return logits
 

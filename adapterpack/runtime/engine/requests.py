@@ -12,6 +12,7 @@ from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken
+from ..media.image_layouts import OFFSETS
 from .adapter_feeds import ResidentAdapter
 
 
@@ -104,6 +105,14 @@ class SequenceState:
         earlier = None if before is None else np.array([before])
         acting: np.ndarray = acts.mask(np.array([tokens], np.int64), whole, whole, earlier)[0]
         return acting
+
+    def offsets(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Returns how far the positions of the tokens at these places are from their places ``[tokens, 3]``;
+        tokens after the prompt have those of the last place.
+        """
+        moved = self.features.get(OFFSETS, np.zeros((1, 1, 3), np.int64))[0]
+        taken: np.ndarray = moved[np.minimum(places, len(moved) - 1)]
+        return taken
 
     @property
     def virtual(self) -> int:

@@ -34,17 +34,31 @@ _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbC
 def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.ndarray:
     """Decodes a PNG or JPEG and returns its pixels ``[3, height, width]`` float32, prepared as ``how`` says.
 
-    Applies the EXIF orientation and drops transparency, as transformers does when it loads an image.
-
     Raises:
-        MissingExtra: Pillow is not installed.
-        Unsupported: the file is of another kind, or has more than eight bits a channel.
-        FormatError: the image is too large, or cannot be decoded.
+        FormatError: the image is too large when it is resized; otherwise see :func:`decode`.
 
     Example:
         >>> how = Preparation(None, (2, 2), 2, None, 1 / 255, None, None)
         >>> picture(Path("photo.png").read_bytes(), how).shape  # doctest: +SKIP
         (3, 2, 2)
+    """
+    upright = decode(data, where)
+    height, width = how.resize(upright.height, upright.width)
+    _require_pixels((width, height), where)
+    pixels = np.asarray(
+        upright if (width, height) == upright.size else upright.resize((width, height), how.resample)
+    )
+    return _normalise(pixels if how.crop is None else _crop(pixels, *how.crop), how)
+
+
+def decode(data: bytes, where: object = "a picture") -> Any:
+    """Decodes a PNG or JPEG as an image of Pillow in RGB. Applies the EXIF orientation and drops
+    transparency, as transformers does when it loads an image.
+
+    Raises:
+        MissingExtra: Pillow is not installed.
+        Unsupported: the file is of another kind, or has more than eight bits a channel.
+        FormatError: the image is too large, or cannot be decoded.
     """
     form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
     if form is None:
@@ -62,13 +76,7 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
             "a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it"
         )
     with library_errors("PIL", _UNDECODABLE, where=where):
-        upright = transposed(image).convert("RGB")
-    height, width = how.resize(upright.height, upright.width)
-    _require_pixels((width, height), where)
-    pixels = np.asarray(
-        upright if (width, height) == upright.size else upright.resize((width, height), how.resample)
-    )
-    return _normalise(pixels if how.crop is None else _crop(pixels, *how.crop), how)
+        return transposed(image).convert("RGB")
 
 
 def bytes_of(path: Path) -> bytes:

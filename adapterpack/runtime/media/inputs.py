@@ -56,14 +56,10 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
     """
     if isinstance(given, np.ndarray):
         return _fitting(given, shape, "an image", "the array")
-    if isinstance(given, bytes | bytearray | memoryview):
-        data, where = bytes(given), "the bytes"
-    elif isinstance(given, str) and given.startswith(DATA):
-        data, where = bytes_in(given), given[:40]
-    elif Path(given).suffix == ".npy":
-        return array_of(Path(given), shape, "an image")
-    else:
-        data, where = bytes_of(Path(given)), str(given)
+    found = find_bytes(given)
+    if found is None:
+        return array_of(Path(given), shape, "an image")  # type: ignore[arg-type] # no bytes
+    data, where = found
     how = prepared()
     made, taken = (3, *(how.extent or ())), tuple(shape)
     if how.extent is not None and any(
@@ -76,6 +72,17 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
             found=made,
         )
     return _fitting(picture(data, how, where), shape, "an image", where)
+
+
+def find_bytes(given: Picture) -> tuple[bytes, str] | None:
+    """Returns the bytes of an encoded image, and where they are from; None for arrays and ``.npy`` files."""
+    if isinstance(given, bytes | bytearray | memoryview):
+        return bytes(given), "the bytes"
+    if isinstance(given, str) and given.startswith(DATA):
+        return bytes_in(given), given[:40]
+    if isinstance(given, np.ndarray) or Path(given).suffix == ".npy":
+        return None
+    return bytes_of(Path(given)), str(given)
 
 
 def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:

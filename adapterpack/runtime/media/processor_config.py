@@ -107,6 +107,17 @@ def section(folder: Path, name: str) -> tuple[dict[str, Any], Path]:
     return (part, folder / FILES[0]) if isinstance(part, dict) else (older, folder / FILES[1])
 
 
+def kind_in(written: Mapping[str, Any]) -> str:
+    """Returns the name of the class of an image processor in its configuration.
+
+    Example:
+        >>> kind_in({"image_processor_type": "Qwen2VLImageProcessorFast"})
+        'Qwen2VLImageProcessor'
+    """
+    kind = written.get("image_processor_type", written.get("feature_extractor_type", ""))
+    return str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+
+
 def preparation(folder: Path) -> Preparation:
     """Returns how images are prepared for the model in ``folder``.
 
@@ -119,8 +130,7 @@ def preparation(folder: Path) -> Preparation:
         (224, 224)
     """
     written, where = section(folder, "image_processor")
-    kind = written.get("image_processor_type", written.get("feature_extractor_type", ""))
-    name = str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    kind, name = written.get("image_processor_type", ""), kind_in(written)
     if name not in _KINDS or written.get("do_pad"):
         raise Unsupported(
             "how the model's pictures are prepared is not known",

@@ -14,6 +14,7 @@ from ...base.thresholds import longrope_length
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
+from ..media.image_layouts import OFFSETS
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of, value_of
 from ..padding import last_places, pad, positions
@@ -39,6 +40,7 @@ class DecoderOnly:
         self.batch = pad(rows, session.pad_id, left=session.pads_left)
         self.last = last_places(self.batch["attention_mask"])
         self.given = given
+        self.offsets = given.pop(OFFSETS, None)
         self.prefix = self.run.prefix(session.inputs)
         self.virtual = self.prefix.lengths[:, 0]
         self.lengths = self.virtual + self.batch["attention_mask"].sum(axis=1)
@@ -57,9 +59,11 @@ class DecoderOnly:
                 session, {**self.given, **self.batch}, self.names, self.run, session.task.parts[:-1]
             )
         )
+        self.offsets = images.get(OFFSETS, self.offsets)
         inputs = {
             **self.batch,
             **images,
+            **({} if self.offsets is None else {OFFSETS: self.offsets}),
             **({ADAPTER_POSITIONS: acting} if ADAPTER_POSITIONS in session.inputs else {}),
         }
         inputs["position_ids"] = self._places(inputs["input_ids"].shape[1]) - self.prefix.lengths
@@ -85,6 +89,9 @@ class DecoderOnly:
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
+        if OFFSETS in self.session.inputs:
+            none = np.zeros((len(self.names), 1, 3), np.int64)
+            step[OFFSETS] = none if self.offsets is None else self.offsets[:, -1:]
         graph = self.session.graph(MAIN)
         feeds = {
             name: graph.cast(name, array)

@@ -26,6 +26,7 @@ from ..generation.beam_search import BeamAnswer
 from ..generation.sampler import SampledToken
 from ..generation.sampling import Sampling
 from ..generation.structured import grammar_mask
+from ..media.image_layouts import OFFSETS
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of
 from ..padding import pad
@@ -152,11 +153,11 @@ def _by_engine(
         RowError: the model has no positions for a prompt.
         AdapterpackError: a row failed while it ran.
     """
-    if given and session.task.has_encoder:
-        rows = [()] * len(rows)
-    elif given:
-        given = _encode_images(session, rows, packs, given)
-    features = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(rows))]
+    if session.task.has_encoder:
+        rows = [()] * len(rows) if given else rows
+        features = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(rows))]
+    else:
+        features = encode_images(session, rows, packs, given)
     with session.once("engine", SessionEngine).take() as engines:
         beams = options.num_beams
         longest = max(positions_of(session, ids, pack) for ids, pack in zip(rows, packs, strict=True))
@@ -203,16 +204,36 @@ def _run_to_end(engine: DecoderEngine, requests: Sequence[Request], emit: Emit |
                 engine.step()
 
 
-def _encode_images(
+def encode_images(
     session: OpenBundle, rows: Sequence[Sequence[int]], packs: Sequence[Pack | Mix | None], given: Arrays
-) -> Arrays:
-    """Runs the image encoder on the images of a batch."""
-    if any(isinstance(adapter, Mix) for adapter in packs):
-        raise Unsupported(
-            "adapters cannot be added in rows with images", where=session.folder, remedy="name one a row"
-        )
-    batch = pad(rows, session.pad_id, left=session.pads_left)
-    return run_parts(session, {**given, **batch}, _names(packs), parts=session.task.parts[:-1])
+) -> list[Arrays]:
+    """Runs the image encoder on the images ``given`` for rows of token ids, and returns what the decoder
+    reads of them, by row.
+
+    Raises:
+        Unsupported: adapters change how images are read, and a row's is a sum of several, or was loaded into
+            the engine alone.
+        ConfigError: the rows have other images than their tokens say.
+    """
+    if not given:
+        return [{} for _ in rows]
+    batch, parts = pad(rows, session.pad_id, left=True), session.task.parts[:-1]
+    names: list[str | None] | None = None
+    if {part.name for part in parts} & {site.part for site in session.bundle.sites.values() if site.fields}:
+        if any(pack is not None and session.packs.get(pack.name) is not pack for pack in packs):
+            raise Unsupported(
+                "this bundle's adapters change how images are read, and this one is not in its bank",
+                where=session.folder,
+                found=", ".join(str(getattr(pack, "name", "a sum of adapters")) for pack in packs if pack),
+                remedy="name one adapter of the bundle for a row with images, or export with this one",
+            )
+        names = _names(packs)
+    found = run_parts(session, {**given, **batch}, names, parts=parts)
+    features = [{name: array[row : row + 1] for name, array in found.items()} for row in range(len(rows))]
+    for ids, own in zip(rows, features, strict=True):
+        if OFFSETS in own:  # without those of the padding, which comes first
+            own[OFFSETS] = own[OFFSETS][:, -len(ids) - 1 :]
+    return features
 
 
 def _without_engine(

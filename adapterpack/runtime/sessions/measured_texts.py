@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from ...base.base_folder import read_json
@@ -11,8 +12,10 @@ from ..text.model_files import text_part
 from .session import Session
 
 
-def texts(session: Session) -> list[tuple[int, ...]]:
-    """Returns the canary's token rows, with the model's first token in front."""
+def texts(session: Session, images: Sequence[int] = ()) -> list[tuple[int, ...]]:
+    """Returns the canary's token rows, with the model's first token in front, after an image of so many
+    tokens in each row.
+    """
     rows = [*canary.inputs(vocabulary(session.folder))]
     if isinstance(begin := read_json(session.folder / "config.json").get("bos_token_id"), int):
         # after an unusual first token, activations can differ from those of any real text
@@ -21,8 +24,8 @@ def texts(session: Session) -> list[tuple[int, ...]]:
         return rows
     token = session.image_token
     return [
-        ((token,) * session.image_positions) + tuple(token_id for token_id in row if token_id != token)
-        for row in rows
+        ((token,) * length) + tuple(token_id for token_id in row if token_id != token)
+        for row, length in zip(rows, images or [0] * len(rows), strict=True)
     ]
 
 

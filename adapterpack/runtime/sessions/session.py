@@ -13,14 +13,17 @@ import numpy as np
 
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
+from ...tasks.data.rows import Picture
 from ...tasks.session import Arrays
 from ..adapters.mix import Mixes, Names
 from ..admission import require_canary, require_runnable
 from ..canary import Replay, replay_one
 from ..engine.canary_replay import replay_by_engine
 from ..generation.sampling import sampling_of
+from ..media.pictures import SeenPicture, join_pictures
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
+from ..prompts import Prompt, see
 from .generate import generate
 
 
@@ -64,6 +67,16 @@ class Session(OpenBundle):
             ConfigError: an input is missing or unknown.
         """
         return run_parts(self.freeze(), inputs, adapters)
+
+    def see(self, prompt: Prompt, pictures: Sequence[Picture] = ()) -> tuple[list[int], list[SeenPicture]]:
+        """Returns the token ids of a prompt with pictures, and what was read of these; see
+        :func:`adapterpack.runtime.prompts.see`.
+        """
+        return see(self, prompt, pictures)
+
+    def images(self, seen: Sequence[SeenPicture]) -> Arrays:
+        """Returns the arrays of pictures that :meth:`see` read, for ``given`` of :meth:`generate`."""
+        return join_pictures(seen)
 
     def load(
         self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False

@@ -233,23 +233,29 @@ class Tokenizer:
         found: int | None = self.core.token_to_id(self.mask_token) if self.mask_token else None
         return found
 
-    def prompt(self, prompt: str | Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+    def prompt(
+        self,
+        prompt: str | Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        filled: Callable[[str], str] = str,
+    ) -> list[int]:
         """Returns the ids of a prompt. A text becomes one user message, and the chat template, if there is
-        one, renders the messages with the ``tools`` that the model may call.
+        one, renders the messages with the ``tools`` that the model may call. ``filled`` changes the text
+        before it becomes ids.
 
         Raises:
             ConfigError: there is no chat template, and a message has content other than text.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.template is not None:
-            return self.encode(self.render(messages, tools), special=False)
+            return self.encode(filled(self.render(messages, tools)), special=False)
         contents = [message["content"] for message in messages]
         if not all(isinstance(content, str) for content in contents):
             raise ConfigError(
                 "the content of a message is a text where there is no chat template",
                 found=repr(contents)[:80],
             )
-        return self.encode("\n".join(contents))
+        return self.encode(filled("\n".join(contents)))
 
     def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Renders messages with the chat template, and the tools that the model may call, up to the point
@@ -261,6 +267,17 @@ class Tokenizer:
         return self._chat.render(
             messages, {**self.special_tokens, **({"tools": list(tools)} if tools else {})}
         )
+
+    def text_of(self, token: int) -> str:
+        """Returns the text of one token of the vocabulary, such as a special one.
+
+        Raises:
+            ConfigError: there is no such token.
+        """
+        text: str | None = self.core.id_to_token(token)
+        if text is None:
+            raise ConfigError("the tokenizer has no such token", where=self.path, found=token)
+        return text
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of ids. Special tokens have no text unless ``skip_special_tokens`` is off."""

@@ -75,7 +75,7 @@ class Texts:
             raise invalid_request(f"a request may have {context.state.limits.rows} answers", "n")
         with ExitStack() as stack:
             stack.enter_context(context.state.admission.admit(context.key, count))
-            prepared = await self.preparer.prepare(body, context.key.id)
+            prepared = await self.preparer.prepare(body, context.key.id, model.pack)
             output = RequestOutput(count)
             rows = self._rows(body, prepared, model, context.key, output)
             stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
@@ -99,7 +99,7 @@ class Texts:
         row = self._engine.row
         return [
             ScheduledRow(
-                make=partial(row, ids, model.pack, sampling, None, draw, prepared.mask(), salt),
+                make=partial(row, ids, model.pack, sampling, seen, draw, prepared.mask(), salt),
                 pack=model.pack,
                 cost=len(ids),
                 place=number * count + draw,
@@ -107,7 +107,9 @@ class Texts:
                 key=key,
                 priority=body.priority or 0,
             )
-            for number, (ids, sampling) in enumerate(zip(prepared.prompts, prepared.samplings, strict=True))
+            for number, (ids, sampling, seen) in enumerate(
+                zip(prepared.prompts, prepared.samplings, prepared.features, strict=True)
+            )
             for draw in range(count)
         ]
 

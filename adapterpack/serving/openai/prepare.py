@@ -15,13 +15,18 @@ from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
 from ...http.http_error import HTTPError, invalid_request
+from ...pack.pack import Pack
+from ...runtime.adapters.mix import Mix
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import MaskQueue, grammar_mask
-from ...runtime.prompts import prompt_ids
+from ...runtime.media.pictures import join_pictures
+from ...runtime.prompts import prompt_ids, see
+from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
+from ...tasks.session import Arrays
 from ..tenants.limits import ServerLimits
 from .requests import ChatRequest, CompletionRequest, Sampled
 from .tools import ToolUse, tool_use
@@ -31,6 +36,8 @@ class PreparedRequest(NamedTuple):
     """The prompts of a request, and what its rows share."""
 
     prompts: list[list[int]]
+    features: list[Arrays]
+    """What the decoder reads of the images of each prompt."""
     samplings: list[Sampling]
     mask: Callable[[], TokenMask | None]
     """Makes the mask of one row."""
@@ -66,8 +73,9 @@ class Preparer:
         """Decodes token ids, for requests that echo their prompt."""
         return self._engine.bundle.tokenizer.decode(ids)
 
-    async def prepare(self, body: Sampled, tenant: str) -> PreparedRequest:
-        """Tokenizes the prompts of a request, reads its parameters, and compiles its grammar.
+    async def prepare(self, body: Sampled, tenant: str, pack: Pack | Mix | None) -> PreparedRequest:
+        """Tokenizes the prompts of a request, encodes its images for a row with ``pack``, reads its
+        parameters, and compiles its grammar.
 
         Raises:
             HTTPError: the request exceeds a limit, or a prompt exceeds the context.
@@ -78,7 +86,8 @@ class Preparer:
         form = {name: given[name] for name in GRAMMARS if name in given}
         if tools is not None:
             given = self._with_tools(given, tools)
-        prompts = await loop.run_in_executor(self._tokens, self._prompts, body)
+        read = await loop.run_in_executor(self._tokens, self._prompts, body, pack)
+        prompts = [ids for ids, _ in read]
         samplings = self._samplings(body, prompts, given)
         mask: Any = None
         if any(name in given for name in GRAMMARS):
@@ -93,7 +102,8 @@ class Preparer:
                     await loop.run_in_executor(self._forms, compiled, Sampling(**form))
                     mask = await loop.run_in_executor(self._forms, compiled, samplings[0], "tools")
         copy = (lambda: None) if mask is None else mask.copy
-        return PreparedRequest(prompts, samplings, copy, None if tools is None else tools.reader)
+        features = [seen for _, seen in read]
+        return PreparedRequest(prompts, features, samplings, copy, None if tools is None else tools.reader)
 
     def _tool_use(self, body: Sampled) -> ToolUse | None:
         if not isinstance(body, ChatRequest):
@@ -131,13 +141,13 @@ class Preparer:
         with suppress(AdapterpackError):
             grammar_mask(self._engine.bundle.tokenizer, Sampling(regex="a"))
 
-    def _prompts(self, body: Sampled) -> list[list[int]]:
+    def _prompts(self, body: Sampled, pack: Pack | Mix | None) -> list[tuple[list[int], Arrays]]:
         if isinstance(body, ChatRequest):
-            return [self._conversation(body)]
+            return [self._conversation(body, pack)]
         assert isinstance(body, CompletionRequest)
-        return [self._text(prompt) for prompt in body.prompts]
+        return [(self._text(prompt), {}) for prompt in body.prompts]
 
-    def _conversation(self, body: ChatRequest) -> list[int]:
+    def _conversation(self, body: ChatRequest, pack: Pack | Mix | None) -> tuple[list[int], Arrays]:
         if len(body.messages) > self._limits.messages:
             raise invalid_request(
                 f"a conversation may have {self._limits.messages} messages",
@@ -151,7 +161,13 @@ class Preparer:
                 param="messages",
             )
         tools = [tool.for_template() for tool in body.tools or ()] if body.tool_choice != "none" else []
-        return prompt_ids(self._engine.bundle, body.conversation(), tools)
+        bundle = self._engine.bundle
+        if "image_features" in bundle.task.main.inputs:
+            ids, pictures = see(bundle, body.conversation(), (), tools)
+            return ids, encode_images(bundle, [ids], [pack], join_pictures(pictures))[0]
+        if any(message.images for message in body.messages):
+            raise invalid_request("this model reads no images", "messages")
+        return prompt_ids(bundle, body.conversation(), tools), {}
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):

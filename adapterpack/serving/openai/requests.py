@@ -15,6 +15,7 @@ from msgspec import Meta, field
 from ...http.http_error import invalid_request
 from ...io.typed_json import Misfit, StrictStruct
 from ...runtime.adapters.mix import LARGEST, MOST
+from ...runtime.media.image_processing import DATA
 from ..tenants.limits import ServerLimits
 from .tools import FunctionTool, InputCall, ToolChoice
 
@@ -204,15 +205,37 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
                 yield source, "grammar", f"start: {' | '.join(map(json.dumps, choices))}"
 
 
-ONLY_TEXTS = {"otherwise": "this server reads texts: run --image and Session answer about pictures"}
+CONTENT = {"otherwise": "this server reads texts, and images in data URLs"}
 """The hint in errors about other kinds of message content."""
 
 
-class TextPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A text part of a message."""
+class ImageUrl(StrictStruct, frozen=True, forbid_unknown_fields=True):
+    """An image as a data URL (``data:image/png;base64,...``); no address is fetched. Every image is read in
+    full detail.
+    """
 
-    type: Annotated[Literal["text"], Meta(extra=ONLY_TEXTS)]
-    text: str
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Yields a misfit for any other URL."""
+        if not self.url.startswith(DATA):
+            yield Misfit("/url", f"expected {DATA}png;base64,..., since no address is fetched")
+
+
+class MessagePart(StrictStruct, frozen=True, forbid_unknown_fields=True):
+    """A part of a message: a ``text``, or an image (``image_url``)."""
+
+    type: Annotated[Literal["text", "image_url"], Meta(extra=CONTENT)]
+    text: str | None = None
+    image_url: ImageUrl | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Yields a misfit for a part without its content."""
+        if getattr(self, self.type) is None:
+            yield Misfit("", f"{self.type!r} is missing")
+        elif self.image_url is not None:
+            yield from (Misfit(f"/image_url{at}", what) for at, what in self.image_url.breaches())
 
 
 class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -221,7 +244,7 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """
 
     role: Annotated[str, Meta(min_length=1, max_length=64)]
-    content: str | list[TextPart] | None = None
+    content: str | list[MessagePart] | None = None
     name: str | None = None
     tool_calls: list[InputCall] | None = None
     tool_call_id: str | None = None
@@ -231,17 +254,31 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
     annotations: Annotated[list[Any], Meta(max_length=0)] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Yields misfits for calls whose arguments are no JSON object."""
+        """Yields misfits for parts without content, and for calls whose arguments are no JSON object."""
+        for place, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in part.breaches())
         for place, call in enumerate(self.tool_calls or ()):
             yield from (Misfit(f"/tool_calls/{place}{pointer}", what) for pointer, what in call.breaches())
 
+    @property
+    def images(self) -> int:
+        """The number of images in its content."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return sum(part.type == "image_url" for part in parts)
+
     def render(self) -> dict[str, Any]:
-        """Returns the message in the form that chat templates take."""
-        content = (
-            self.content
-            if isinstance(self.content, str)
-            else "".join(part.text for part in self.content or ())
-        )
+        """Returns the message in the form that chat templates take; with images its content is parts."""
+        content: str | list[dict[str, Any]]
+        if self.images:
+            content = [
+                {"type": part.type, part.type: part.text if part.image_url is None else part.image_url.url}
+                for part in self.content or ()
+                if isinstance(part, MessagePart)
+            ]
+        elif isinstance(self.content, str):
+            content = self.content
+        else:
+            content = "".join(part.text or "" for part in self.content or ())
         calls = [call.for_template() for call in self.tool_calls] if self.tool_calls else None
         named = {"name": self.name, "tool_call_id": self.tool_call_id, "tool_calls": calls}
         return {

@@ -11,11 +11,13 @@ from msgspec import Meta, field
 
 from ...io.typed_json import Misfit, StrictStruct
 from .requests import (
-    ONLY_TEXTS,
+    CONTENT,
     ChatRequest,
+    ImageUrl,
     JsonObject,
     JsonSchema,
     Message,
+    MessagePart,
     PlainText,
     Schema,
     TextRequest,
@@ -26,12 +28,22 @@ _Empty = Annotated[list[Any], Meta(max_length=0)]
 
 
 class ContentPart(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """A text part of a prompt, or of an earlier answer."""
+    """A text part of a prompt, or of an earlier answer; or an image of a prompt, as a data URL."""
 
-    type: Annotated[Literal["input_text", "output_text", "text"], Meta(extra=ONLY_TEXTS)]
-    text: str
+    type: Annotated[Literal["input_text", "output_text", "text", "input_image"], Meta(extra=CONTENT)]
+    text: str | None = None
+    image_url: str | None = None
+    detail: Literal["auto", "low", "high"] | None = None
     annotations: _Empty | None = None
     logprobs: _Empty | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Yields a misfit for a part without its content, or an image elsewhere than in a data URL."""
+        name = "image_url" if self.type == "input_image" else "text"
+        if getattr(self, name) is None:
+            yield Misfit("", f"{name!r} is missing")
+        elif self.image_url is not None:
+            yield from (Misfit("/image_url", what) for _, what in ImageUrl(self.image_url).breaches())
 
 
 class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
@@ -53,6 +65,8 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for a missing part, and for arguments that are no JSON object."""
+        for place, part in enumerate(self.content if isinstance(self.content, list) else ()):
+            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in part.breaches())
         needed = {
             "function_call": ("call_id", "name", "arguments"),
             "function_call_output": ("call_id", "output"),
@@ -160,11 +174,22 @@ class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fie
             else:
                 messages.append(
                     Message(
-                        "system" if item.role == "developer" else item.role or "user", _text(item.content)
+                        "system" if item.role == "developer" else item.role or "user", _parts(item.content)
                     )
                 )
         return messages
 
 
 def _text(content: str | list[ContentPart] | None) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+    return content if isinstance(content, str) else "".join(part.text or "" for part in content or ())
+
+
+def _parts(content: str | list[ContentPart] | None) -> str | list[MessagePart]:
+    if isinstance(content, str) or all(part.image_url is None for part in content or ()):
+        return _text(content)
+    return [
+        MessagePart("text", part.text or "")
+        if part.image_url is None
+        else MessagePart("image_url", None, ImageUrl(part.image_url))
+        for part in content or ()
+    ]

@@ -1,0 +1,232 @@
+"""Wraps the two parts of a vision-language model: images to features, and a decoder that reads them.
+
+A model's own code between its modules packs images of several sizes, which no graph can do: the parts call
+the modules, and :mod:`adapterpack.runtime.media.image_layouts` does the packing around the graphs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from inspect import signature
+from types import MethodType
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PreTrainedModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from ...runtime.media.image_layouts import PIXELS, image_shape, layout_of
+from ...tasks.session import Arrays
+from ...torch_adapters.canaries.inputs import features_of
+from .layer_state import LayerStates
+from .torch_parts import CausalDecoder, Named, TorchPart
+
+_PROJECTORS = frozenset({"multi_modal_projector", "connector", "embed_vision"})
+"""transformers' names for the module between a vision tower and a language model."""
+_SEGMENTS = "flash_by_segments"
+"""The name of the attention of this module; transformers tells attention that takes the lengths of packed
+sequences by ``flash`` in its name.
+"""
+
+
+class Vision(TorchPart):
+    """The vision tower and projector of a vision-language model."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        tower = model.get_encoder("image")
+        takes = signature(tower.forward).parameters
+        self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
+        self.masked = "patch_attention_mask" in takes
+        self.axes: dict[str, tuple[str | None, ...]] = {}
+        if self.patched:
+            self.axes = {"pixel_values": ("patches", None)}
+            for module in tower.modules():
+                if "cu_seqlens" in signature(module.forward).parameters:
+                    # the exporter patches the class with attention over windows of one size
+                    module.forward = MethodType(type(module).forward, module)
+        elif sized:
+            self.axes = {"pixel_values": (None, None, "height", "width")}
+        grid = [
+            *["patch_positions"] * self.patched,
+            *["patch_windows", "window_order"] * hasattr(tower, "fullatt_block_indexes"),
+            *["table_places", "table_weights"] * hasattr(tower, "num_grid_per_side"),
+        ]
+        self.layout = layout_of(self.config.to_dict(), ["pixel_values", *grid], sized)
+        if self.layout.fixed:
+            with torch.no_grad():
+                one = self(torch.zeros(1, *image_shape(self.layout.vision), dtype=model.dtype))
+            self.layout.positions = one["image_features"].shape[1]
+
+    def example(self, count: int, rng: np.random.Generator) -> Arrays:
+        """Returns random images as the model's processor gives them, of several sizes where it takes any."""
+        images = self.layout.example(count, rng)
+        return {PIXELS: images[PIXELS][None]} if self.masked else images
+
+    def forward(self, pixel_values: torch.Tensor, **grid: torch.Tensor) -> Named:
+        """Returns ``image_features`` ``[rows of pixel_values, positions, hidden]``; of patches, which are one
+        image, ``[1, positions, hidden * n]`` with those for the first layers of the decoder after the others.
+        A model's feature for the end of a line follows those of each row.
+        """
+        if self.patched:
+            return {"image_features": self._of_patches(pixel_values, **grid)}
+        features = self._project(pixel_values)
+        width = self.config.get_text_config().hidden_size
+        features = features.reshape(pixel_values.shape[0], -1, width)
+        line = next((one for name, one in self.inner.named_parameters() if "image_newline" in name), None)
+        if line is not None:
+            features = torch.cat([features, line.to(features.dtype).expand(features.shape[0], 1, -1)], 1)
+        return {"image_features": features}
+
+    def _of_patches(
+        self,
+        pixels: torch.Tensor,
+        patch_positions: torch.Tensor,
+        patch_windows: torch.Tensor | None = None,
+        window_order: torch.Tensor | None = None,
+        table_places: torch.Tensor | None = None,
+        table_weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        tower = self.inner.get_encoder("image")
+        with _attention_by_segments(tower):
+            output = tower(
+                pixels,
+                grid_thw=None,
+                position_ids=patch_positions,
+                cu_seqlens=patch_positions.new_zeros(1),
+                max_seqlen=1,
+                **({} if patch_windows is None else {"cu_window_seqlens": patch_windows}),
+                **({} if window_order is None else {"window_index": window_order, "max_window_seqlen": 1}),
+                **({} if table_places is None else {"interp_indices": table_places}),
+                **({} if table_weights is None else {"interp_weights": table_weights}),
+            )
+        return torch.cat([output.pooler_output, *getattr(output, "deepstack_features", ())], -1)[None]
+
+    def _project(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Runs the model's own code up to the output of its projector."""
+        base = self.inner.base_model
+        takes = signature(base.get_image_features).parameters
+        name, projector = next(
+            ((name, one) for name, one in base.named_children() if name in _PROJECTORS), (None, None)
+        )
+        if self.masked and projector is not None:
+            tower = self.inner.get_encoder("image")
+            side = tower.config.image_size // tower.config.patch_size
+            mask = torch.ones((pixels.shape[0], side, side), dtype=torch.bool)
+            return projector(tower(pixels, patch_attention_mask=mask).last_hidden_state)
+        sizes = {}
+        if "image_sizes" in takes and takes["image_sizes"].default is not None:
+            sizes = {"image_sizes": [tuple(pixels.shape[-2:])]}
+        if projector is None:
+            return features_of(base.get_image_features(pixel_values=pixels, **sizes))
+
+        def stop(*given: torch.Tensor) -> None:
+            raise _Projected(projector(*given))
+
+        # found before the module of that name, which is no attribute of its own
+        base.__dict__[name] = stop
+        try:
+            base.get_image_features(pixel_values=pixels, **sizes)
+        except _Projected as reached:
+            return reached.features
+        finally:
+            del base.__dict__[name]
+        raise AssertionError("images pass the projector")
+
+
+class SeeingDecoder(CausalDecoder):
+    """A causal language model whose image tokens are replaced, in order, by the features of the row's
+    images.
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: LayerStates,
+        image_features: torch.Tensor,
+        position_offsets: torch.Tensor | None = None,
+    ) -> Named:
+        """Takes ``image_features`` ``[batch, image_positions, hidden * n]``, at least as many for each row as
+        it has image tokens, of which all but the first ``hidden`` are added after the first layers; and
+        ``position_offsets`` ``[batch, sequence, 3]``, where the model counts in time, height and width.
+        """
+        is_image = input_ids == self.config.image_token_id
+        embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
+        none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
+        place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
+        taken = torch.cat([image_features, none], 1).gather(
+            1, place[..., None].expand(-1, -1, image_features.shape[2])
+        )
+        taken, *deeper = taken.split(embeds.shape[-1], -1)
+        places = position_ids
+        if position_offsets is not None:
+            places = position_ids[None] + position_offsets.permute(2, 0, 1)
+        with _added_after(self.inner, deeper):
+            return self.run(
+                attention_mask,
+                places,
+                past_key_values,
+                inputs_embeds=torch.where(is_image[..., None], taken, embeds),
+            )
+
+
+class _Projected(Exception):
+    """Carries what a projector gave out of the code that would pack it."""
+
+    def __init__(self, features: torch.Tensor) -> None:
+        super().__init__()
+        self.features = features
+
+
+@contextlib.contextmanager
+def _added_after(model: PreTrainedModel, features: list[torch.Tensor]) -> Iterator[None]:
+    """Adds ``features`` to the outputs of a decoder's first layers, one after another, inside the block; they
+    are 0 at tokens of text.
+    """
+    layers = getattr(model.get_decoder(), "layers", ())
+    with contextlib.ExitStack() as hooks:
+        for layer, added in zip(layers, features, strict=False):
+
+            def add(
+                module: nn.Module,
+                given: object,
+                output: torch.Tensor,
+                added: torch.Tensor = added,
+            ) -> torch.Tensor:
+                return output + added
+
+            hooks.callback(layer.register_forward_hook(add).remove)
+        yield
+
+
+@contextlib.contextmanager
+def _attention_by_segments(tower: PreTrainedModel) -> Iterator[None]:
+    """Makes a tower's attention read the segment of each patch in place of the segments' ends."""
+    ALL_ATTENTION_FUNCTIONS.register(_SEGMENTS, _by_segments)
+    before = tower.config._attn_implementation
+    tower.config._attn_implementation = _SEGMENTS
+    try:
+        yield
+    finally:
+        tower.config._attn_implementation = before
+
+
+def _by_segments(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    cu_seq_lens_q: torch.Tensor,
+    **others: object,
+) -> tuple[torch.Tensor, None]:
+    """Attention inside segments, given by each patch's own; one number stands for a single segment."""
+    same = None if cu_seq_lens_q.shape[0] == 1 else cu_seq_lens_q[:, None] == cu_seq_lens_q[None]
+    output = scaled_dot_product_attention(query, key, value, attn_mask=same, scale=scaling)
+    return output.transpose(1, 2), None

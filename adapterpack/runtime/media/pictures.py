@@ -1,0 +1,239 @@
+"""Reads the pictures of texts: as the arrays that the model's processor makes of them, and as the texts that
+stand for them in a prompt.
+
+Pictures that are only resized and cropped need no other library; those that are cut into tiles or patches are
+prepared by transformers' own image processors, with the settings in the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import ConfigError, Unsupported
+from ...extras import needed_by
+from ...library_errors import library_errors
+from ...tasks.data.rows import Picture
+from ...tasks.session import Arrays
+from ..text.model_files import read_object
+from .image_layouts import GRIDS, IMAGES, PIXELS, SIZES, ImageLayout
+from .image_processing import MOST_PIXELS, decode
+from .inputs import find_bytes, image_of
+from .processor_config import FILES, Preparation, kind_in, preparation, section
+
+_MASK = "pixel_attention_mask"
+
+
+class SeenPicture(NamedTuple):
+    """A picture as arrays of one image, the text for it in a prompt, and how many image tokens that has."""
+
+    arrays: Arrays
+    text: str
+    length: int = 0
+
+
+class _Told(NamedTuple):
+    """What the text of a picture depends on: the image token, how often the picture takes it, further fields
+    that its processor gives, and the bundle's settings for processors and tokenizers.
+    """
+
+    token: str
+    length: int
+    found: Mapping[str, Any]
+    settings: Mapping[str, Any]
+
+    def named(self, name: str, usual: str) -> str:
+        """Returns a special token by its name in the settings."""
+        value = self.settings.get(name, usual)
+        return str(value.get("content", usual) if isinstance(value, dict) else value)
+
+
+def _repeat(told: _Told) -> str:
+    return told.token * told.length
+
+
+def _in_lines(told: _Told) -> str:
+    """Each line of an image ends with a token, the last one with another (PixtralProcessor)."""
+    height, width = (int(edge) for edge in told.found[SIZES][0])
+    lines = round((told.length * height / width) ** 0.5)
+    line = told.token * (told.length // lines) + told.named("image_break_token", "[IMG_BREAK]")
+    end = told.named("image_end_token", "[IMG_END]")
+    text: str = (line * lines).removesuffix(told.named("image_break_token", "[IMG_BREAK]")) + end
+    return text
+
+
+def _in_tiles(told: _Told) -> str:
+    """Rows and columns of tiles, and the whole image after them (Idefics3Processor, SmolVLMProcessor)."""
+    rows, columns = (int(told.found[name][0][0]) for name in ("rows", "cols"))
+    fake = told.named("fake_image_token", "<fake_token_around_image>")
+    tile = told.token * (told.length // (rows * columns + 1))
+    lines = [
+        "".join(f"{fake}<row_{row}_col_{column}>{tile}" for column in range(1, columns + 1)) + "\n"
+        for row in range(1, rows + 1)
+    ]
+    whole = f"{fake}{told.named('global_image_token', '<global-img>')}{tile}{fake}"
+    return "".join([*lines, "\n"]) + whole if rows else whole
+
+
+def _between(start: tuple[str, str], end: tuple[str, str], around: str = "") -> Callable[[_Told], str]:
+    return lambda told: f"{around}{told.named(*start)}{_repeat(told)}{told.named(*end)}{around}"
+
+
+class _Kind(NamedTuple):
+    """How a processor's pictures are written in a text; ``options`` are those that the model's processor
+    always gives it, and ``mark`` names the token that stands for a picture in prompts, if not the image
+    token.
+    """
+
+    text: Callable[[_Told], str] = _repeat
+    options: Mapping[str, Any] = {}
+    mark: tuple[str, str] | None = None
+
+
+_SPLIT = _Kind(_in_tiles, {"return_row_col_info": True})
+_GEMMA = ("boi_token", "<start_of_image>")
+_KINDS = {
+    "Qwen2VLImageProcessor": _Kind(),
+    "LlavaNextImageProcessor": _Kind(),
+    "LlavaOnevisionImageProcessor": _Kind(),
+    "PixtralImageProcessor": _Kind(_in_lines),
+    "Idefics3ImageProcessor": _SPLIT,
+    "SmolVLMImageProcessor": _SPLIT,
+    "Gemma3ImageProcessor": _Kind(
+        _between(_GEMMA, ("eoi_token", "<end_of_image>"), "\n\n"), {"do_pan_and_scan": False}, _GEMMA
+    ),
+    "GotOcr2ImageProcessor": _Kind(
+        _between(("start_image_token", "<img>"), ("end_image_token", "</img>")), {"crop_to_patches": True}
+    ),
+}
+"""Processors that transformers has, and how InternVL, Gemma 3 and others write their pictures in a text."""
+
+
+class PictureReader:
+    """Reads pictures for the model in ``folder``. ``shape`` is that of one row of the graph's pixels, and
+    ``token`` the text of the image token.
+
+    Raises:
+        ConfigError: a number of the processor's configuration is too large.
+    """
+
+    def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
+        self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
+        written, where = section(folder, "image_processor")
+        self._kind = _KINDS.get(kind_in(written))
+        tokenizer = read_object(folder / "tokenizer_config.json")
+        self._settings = {**tokenizer, **read_object(folder / FILES[1]), **read_object(folder / FILES[0])}
+        if self._kind is not None:
+            _require_numbers(written, where)
+
+    @property
+    def mark(self) -> str:
+        """The text that stands for a picture in a prompt."""
+        told = _Told(self._token, 0, {}, self._settings)
+        named = None if self._kind is None else self._kind.mark
+        return self._token if named is None else told.named(*named)
+
+    @property
+    def plain(self) -> bool:
+        """Whether a picture is its image tokens and nothing else."""
+        return self._kind is None or self._kind.text is _repeat
+
+    def read(self, picture: Picture) -> SeenPicture:
+        """Returns one picture.
+
+        Raises:
+            ConfigError, FormatError, StorageError, Unsupported: see :func:`.inputs.image_of`.
+        """
+        kind, given = self._kind or _Kind(), None if self._kind is None else find_bytes(picture)
+        if given is None:
+            found = {PIXELS: image_of(picture, self._shape, lambda: self._plain)[None]}
+        else:
+            image = decode(*given)
+            with library_errors("transformers", "the picture cannot be prepared", where=given[1]):
+                found = dict(self._processor([image], return_tensors="np", **kind.options))
+        arrays = {name: np.asarray(found[name]) for name in IMAGES if name in found}
+        if not np.asarray(found.get(_MASK, 1)).all():
+            raise Unsupported("the model's processor pads a tile of this picture", where=self._folder)
+        count = sum(self._layout.lengths(self._layout.whole(arrays)))
+        return SeenPicture(arrays, kind.text(_Told(self._token, count, found, self._settings)), count)
+
+    @cached_property
+    def _plain(self) -> Preparation:
+        return preparation(self._folder)
+
+    @cached_property
+    def _processor(self) -> Any:
+        """transformers' image processor with the settings in the folder."""
+        with needed_by("preparing pictures of this model"):
+            from transformers import AutoImageProcessor  # noqa: PLC0415 - heavy, and only for some models
+        with library_errors("transformers", "the image processor cannot be made", where=self._folder):
+            return AutoImageProcessor.from_pretrained(self._folder, backend="pil", local_files_only=True)
+
+
+def join_pictures(pictures: Sequence[SeenPicture]) -> Arrays:
+    """Returns the arrays of several pictures, in order: tiles and patches one after another, images of
+    several sizes padded at the end.
+    """
+    if not pictures:
+        return {}
+    one = pictures[0].arrays
+    joined = {
+        name: np.concatenate([picture.arrays[name] for picture in pictures]) for name in one if name != PIXELS
+    }
+    pixels = [picture.arrays[PIXELS] for picture in pictures]
+    if pixels[0].ndim == 5 and SIZES not in one:
+        pixels = [array[0] for array in pixels]
+    if GRIDS not in one:
+        most = np.max([array.shape[1:] for array in pixels], axis=0)
+        pixels = [
+            np.pad(
+                array,
+                [(0, 0), *((0, wide - own) for wide, own in zip(most, array.shape[1:], strict=True))],
+            )
+            for array in pixels
+        ]
+    return {PIXELS: np.concatenate(pixels), **joined}
+
+
+def fill_marks(text: str, mark: str, pictures: Sequence[SeenPicture]) -> str:
+    """Returns a prompt with the texts of its pictures in place of their marks; a prompt without marks begins
+    with its pictures.
+
+    Raises:
+        ConfigError: the prompt has another number of marks.
+
+    Example:
+        >>> fill_marks("<i> and <i>", "<i>", [SeenPicture({}, "<i><i>"), SeenPicture({}, "<i>")])
+        '<i><i> and <i>'
+    """
+    if not pictures:
+        return text
+    first, *rest = text.split(mark)
+    if not rest:
+        first, rest = "", [*[""] * (len(pictures) - 1), text]
+    if len(rest) != len(pictures):
+        raise ConfigError(
+            "a prompt has one mark for each of its images",
+            expected=f"{len(pictures)} times {mark}, or none",
+            found=len(rest),
+            remedy="give as many images as the prompt names",
+        )
+    return first + "".join(picture.text + after for picture, after in zip(pictures, rest, strict=True))
+
+
+def _require_numbers(written: Any, where: object) -> None:
+    """Checks that no setting makes a picture larger than one may be."""
+    inner = written.values() if isinstance(written, dict) else written if isinstance(written, list) else ()
+    for value in inner:
+        _require_numbers(value, where)
+    if isinstance(written, int) and written > MOST_PIXELS:
+        raise ConfigError(
+            "a number of the processor's configuration cannot be",
+            where=where,
+            expected=f"at most {MOST_PIXELS}",
+            found=written,
+        )

@@ -1,0 +1,239 @@
+"""Vision-language models: pictures of any size through graphs, sessions and answers, beside transformers."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openai
+import pytest
+import torch
+import transformers as hf
+from architecture_proofs import make_pack
+from architectures import KINDS
+from PIL import Image
+from serving.servers import ANN, begin
+from transformers import vision_utils
+from vision_models import FAMILIES, IMAGE, architecture, make_family
+
+from adapterpack import Session, export, run
+from adapterpack.errors import ConfigError
+from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
+from adapterpack.runtime.media.pictures import PictureReader, join_pictures
+from adapterpack.tasks.task import get_task
+from adapterpack.torch_adapters.adapt import attach
+from adapterpack.torch_adapters.models.load import load_model
+
+SHORT = {"qwen3_vl"}
+"""The family of which every run of the tests exports one: patches, positions in three axes, deeper features."""
+
+
+def photo(width: int, height: int, seed: int = 0) -> bytes:
+    """A PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    """A picture as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+PICTURES = [photo(37, 53), photo(61, 22, 1), photo(30, 30, 2)]
+
+
+def greedy(base: Path, pack: Any, ids: list[int], images: dict[str, Any], count: int) -> list[int]:
+    """The tokens that transformers itself generates, with its own positions and its own cache."""
+    model = load_model(get_task("image-text-to-text"), base).eval()
+    if pack is not None:
+        attach(model, pack, check_base=False)
+    tokens = torch.tensor([ids])
+    more = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in images.items()}
+    if GRIDS in images:
+        more["mm_token_type_ids"] = (tokens == IMAGE).int()
+    with torch.no_grad():
+        out = model.generate(
+            input_ids=tokens,
+            attention_mask=torch.ones_like(tokens),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            **more,
+        )
+    return out[0, len(ids) :].tolist()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any, Path]]:
+    """A family -> its base, a pack, and a bank with it; made when first asked for."""
+
+    @cache
+    def make(name: str) -> tuple[Path, Any, Path]:
+        folder = tmp_path_factory.mktemp(name)
+        base = make_family(name, folder / "base")
+        pack = make_pack(architecture(name), base, KINDS[0])
+        export(base, [pack], folder / "bundle", mode="bank")
+        return base, pack, folder / "bundle"
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in FAMILIES]
+)
+def test_rows_with_pictures_and_adapters_answer_as_transformers_does(
+    name: str, made: Callable[[str], tuple[Path, Any, Path]]
+) -> None:
+    """A bank: one row with two pictures of other sizes, one without, one with another adapter; the export
+    proves the logits, and here the tokens are those of ``generate``, on the engine.
+    """
+    base, pack, bundle = made(name)
+    session = Session(bundle, "cpu")
+    assert session.bundle.parity["long_rows"].get("unjudged", []) == []
+    assert session.bundle.decoder
+    rows = [
+        {"prompt": "w20 <image> w21 <image> w22", "image": PICTURES[:2]},
+        {"prompt": "w30 w31 w32 w33"},
+        {"prompt": "<image> w40", "image": PICTURES[2]},
+    ]
+    names = [None, pack.name, pack.name]
+    answers = session.task.answer(session, rows, names, {"max_new_tokens": 5, "min_new_tokens": 5})
+    for row, adapter, answer in zip(rows, names, answers, strict=True):
+        given = row.get("image", [])
+        ids, seen = session.see(row["prompt"], given if isinstance(given, list) else [given])
+        images = session.images(seen)
+        if images and session.config["model_type"] in {"idefics3", "smolvlm"}:
+            images[PIXELS] = images[PIXELS].reshape(1, -1, *images[PIXELS].shape[-3:])
+        wanted = greedy(base, pack if adapter else None, ids, images, 5)
+        assert answer["completion"] == session.tokenizer.decode(wanted), row
+    with pytest.raises(ConfigError, match="one mark for each"):
+        list(run(bundle, [{"prompt": "<image> <image>", "image": PICTURES[0]}]))
+    with pytest.raises(ConfigError, match="no image"):
+        list(run(bundle, [{"prompt": "w9 <image>"}]))
+
+
+def test_the_client_of_openai_asks_about_pictures(
+    made: Callable[[str], tuple[Path, Any, Path]], tmp_path: Path
+) -> None:
+    """Two pictures in parts of a message, as data URLs, give what ``run`` answers; so in a stream and in the
+    Responses API. An address is refused, and no picture is read from it.
+    """
+    _, pack, bundle = made("qwen3_vl")
+    words = [{"type": "text", "text": "w20"}, {"type": "text", "text": "w21"}]
+    images = [{"type": "image_url", "image_url": {"url": url(data)}} for data in PICTURES[:2]]
+    messages: Any = [{"role": "user", "content": [words[0], images[0], images[1], words[1]]}]
+    row = {"prompt": messages}
+    (mine,) = run(bundle, [row], adapters=[pack.name], max_new_tokens=6)
+    server = begin(bundle, tmp_path, sampling="greedy")
+    try:
+        client = openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=60)
+        ask = partial(client.chat.completions.create, model=pack.name, max_tokens=6)
+        answer = ask(messages=messages)
+        assert answer.choices[0].message.content == mine["completion"]
+        assert answer.usage is not None
+        assert answer.usage.prompt_tokens == mine["prompt_tokens"]
+        streamed = [chunk.choices[0].delta.content or "" for chunk in ask(messages=messages, stream=True)]
+        assert "".join(streamed) == mine["completion"]
+        parts: Any = [
+            {"type": "input_text", "text": "w20"},
+            *({"type": "input_image", "image_url": url(data)} for data in PICTURES[:2]),
+            {"type": "input_text", "text": "w21"},
+        ]
+        response = client.responses.create(
+            model=pack.name, input=[{"role": "user", "content": parts}], max_output_tokens=6
+        )
+        assert response.output_text == mine["completion"]
+        base = ask(messages=messages, model="base").choices[0].message.content
+        assert base == next(iter(run(bundle, [row], max_new_tokens=6)))["completion"]
+        away: Any = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/a.png"}}]
+        broken: Any = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
+        for content, words_said in ((away, "no address is fetched"), (broken, "PNG or a JPEG")):
+            with pytest.raises(openai.BadRequestError, match=words_said):
+                ask(messages=[{"role": "user", "content": content}])
+    finally:
+        server.process.kill()
+        server.process.wait(10)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("grid", itertools.product([2, 4, 6, 10], [2, 6, 8]))
+def test_what_a_grid_gives_is_what_transformers_computes(grid: tuple[int, int]) -> None:
+    """Positions, windows and resampled tables of patches, and the positions of tokens around images."""
+    thw = torch.tensor([[1, *grid], [1, 4, 4]])
+    vision = {"spatial_merge_size": 2, "window_size": 16, "patch_size": 4, "num_position_embeddings": 25}
+    names = [PIXELS, "patch_positions", "patch_windows", "window_order", "table_places", "table_weights"]
+    layout = layout_of({"vision_config": vision}, names, False)
+    given = {PIXELS: np.zeros((int(thw.prod(1).sum()), 3), np.float32), GRIDS: thw.numpy()}
+    feeds, images = next(iter(layout.passes(given)))
+    assert images == [0]
+    one = thw[:1]
+    assert np.array_equal(feeds["patch_positions"], vision_utils.get_vision_position_ids(one, 2))
+    order, ends = vision_utils.get_vision_window_index(one, 2, 16, 4)
+    assert np.array_equal(feeds["window_order"], order)
+    changes = np.flatnonzero(np.diff(feeds["patch_windows"])) + 1
+    assert [0, *changes, len(feeds["patch_windows"])] == ends.tolist()
+    taps, weights = vision_utils.get_vision_interpolation_indices_and_weights(one, 5, "bilinear", True, 2)
+    dense = [np.zeros((len(taps), 25)) for _ in range(2)]
+    rows = np.arange(len(taps))[:, None]
+    np.add.at(dense[0], (rows, taps.numpy()), weights.numpy())
+    np.add.at(dense[1], (rows, feeds["table_places"]), feeds["table_weights"])
+    assert np.abs(dense[0] - dense[1]).max() < 1e-6
+    length = layout.lengths(given)
+    row = [3, *[IMAGE] * length[0], 4, 5, *[IMAGE] * length[1], 6]
+    ids = np.array([row, [0] * (len(row) - 2) + [4, 5]])
+    mask = np.array([[1] * len(row), [0] * (len(row) - 2) + [1, 1]])
+    offsets = layout.offsets(ids, mask, IMAGE, given)
+    assert offsets is not None
+    model = hf.Qwen2VLModel.__new__(hf.Qwen2VLModel)
+    model.__dict__["config"] = FAMILIES["qwen2_vl"].config()
+    types = torch.from_numpy((ids == IMAGE).astype(int))
+    places, deltas = hf.Qwen2VLModel.get_rope_index(
+        model, torch.from_numpy(ids), types, thw, attention_mask=torch.from_numpy(mask)
+    )
+    counted = np.where(mask > 0, mask.cumsum(1) - 1, 0)
+    moved = (counted[..., None] + offsets[:, :-1]).transpose(2, 0, 1)
+    assert np.array_equal(moved[:, mask > 0], places.numpy()[:, mask > 0])
+    assert np.array_equal(offsets[:, -1], np.repeat(deltas.numpy(), 3, axis=1))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["llava_next", "llava_onevision"])
+def test_tiles_are_packed_as_transformers_packs_them(name: str) -> None:
+    """Images of any form: the padding is cut off, many tiles are shrunk, and lines end with the new line."""
+    config = FAMILIES[name].config()
+    layout = layout_of(config.to_dict(), [PIXELS], False, 10)
+    rng = np.random.default_rng(0)
+    kind = type(hf.AutoModelForImageTextToText.from_config(config).model)
+    model = kind.__new__(kind)
+    model.__dict__["config"] = config
+    for size in [(12, 30), (40, 9), (24, 24), (100, 70), (11, 11)]:
+        given = {PIXELS: np.zeros((1, 5, 3, 12, 12), np.float32), SIZES: np.array([size])}
+        tiles = rng.normal(size=(layout.counts(given)[0], 10, 4)).astype(np.float32)
+        line = tiles[:, -1:] = tiles[:1, -1:]
+        (mine,) = layout.features([tiles], given)
+        whole = torch.from_numpy(tiles[:, :-1].copy())
+        options = {"vision_feature_select_strategy": "full"} if name == "llava_next" else {}
+        options |= {"vision_aspect_ratio": config.vision_aspect_ratio} if name != "llava_next" else {}
+        (theirs,), _ = kind.pack_image_features(
+            model, [whole], torch.tensor([size]), image_newline=torch.from_numpy(line[0, 0].copy()), **options
+        )
+        assert layout.lengths(given) == [len(theirs)]
+        assert np.abs(mine - theirs.numpy()).max() < 1e-5
+
+
+@pytest.mark.fast
+def test_a_processor_is_not_told_to_make_giants(tmp_path: Path) -> None:
+    """Settings of a stranger's bundle are bounded before any picture is made."""
+    settings = {**FAMILIES["qwen2_vl"].settings, "min_pixels": 1 << 40}
+    hf.Qwen2VLImageProcessorPil(**settings).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="cannot be"):
+        PictureReader(tmp_path, layout_of({}, [PIXELS], False), [3, None, None], "<image>")
+    assert join_pictures([]) == {}
