@@ -75,6 +75,8 @@ def _shrunk(
             small = _small(name, value, ids)
             if small != value:
                 chosen[name] = small
+    if default.is_encoder_decoder and getattr(default, "decoder_start_token_id", None) is None:
+        chosen["decoder_start_token_id"] = IDS["decoder_start_token_id"]
     chosen |= _layers(default, known)
     if "head_dim" in known and default.head_dim is None:
         chosen["head_dim"] = SMALL["head_dim"]
