@@ -84,7 +84,7 @@ def test_threads_that_renew_one_file_do_not_share_a_temporary(tmp_path: Path) ->
     def renew(text: str) -> None:
         try:
             with output_file(tmp_path / "report") as path, path.open("w") as file:
-                meet.wait(30)  # all are open at once
+                meet.wait(120)  # all are open at once
                 file.write(text)
         except BaseException as error:  # of a thread, for the test to tell
             failed.append(error)
@@ -196,7 +196,7 @@ from adapterpack.io import atomic
 with getattr(atomic, sys.argv[1])(sys.argv[2]) as place:
     (place / "file" if place.is_dir() else place).write_text("half")
     print("begun", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 
@@ -208,7 +208,7 @@ def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Pat
         assert process.stdout.readline() == "begun\n"
         assert [path.suffix for path in tmp_path.iterdir()] == [".tmp"]
         process.send_signal(2)
-        process.wait(30)
+        process.wait(120)
     assert [*tmp_path.iterdir()] == []
 
 

@@ -126,7 +126,7 @@ def test_the_hub_is_asked_and_never_waited_for(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         assert hub.check_hub().state == "broken"
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
     assert "cannot be reached" in hub.check_hub().problems[0].what
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc/passwd")
     assert "no address" in hub.check_hub().problems[0].what

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from itertools import pairwise
@@ -620,18 +621,19 @@ def test_an_error_in_one_thread_stops_the_others(tmp_path: Path, monkeypatch: py
     sources = {
         str(i): hashing.HashedSource(path, hashing.identity(path), ((0, 1000 - i),)) for i in range(200)
     }
-    done: list[str] = []
+    done, stops = list[str](), list[threading.Event]()
+    monkeypatch.setattr(hashing, "Event", lambda: stops.append(threading.Event()) or stops[-1])
 
     def each(name: str, blocks: object) -> bytes:
-        time.sleep(0.002)
-        if name == "2":  # of the third thread, while the first still has work
+        if name == "2":  # of the third thread, while the others have one each
             raise KeyboardInterrupt
+        assert stops[-1].wait(120)
         done.append(name)
         return b""
 
     with pytest.raises(KeyboardInterrupt):
         hashing.digests(sources, each)
-    assert len(done) < 20
+    assert sorted(done) == ["0", "1"]
 
 
 MEASURE = """

@@ -1,4 +1,4 @@
-"""Some seconds of the fuzzer, and proof that it would find what it looks for; ``make fuzz`` runs it for ten
+"""Some inputs of the fuzzer, and proof that it would find what it looks for; ``make fuzz`` runs it for ten
 minutes.
 """
 
@@ -24,15 +24,20 @@ def fuzz(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
     )
     code = f"{imports}\n{before}\nsys.argv[1:] = {list(arguments)!r}\nfuzz.main()"
     return subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=ENVIRONMENT, timeout=90
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=800,
     )
 
 
-def test_some_seconds_find_nothing() -> None:
+def test_a_hundred_inputs_of_each_find_nothing() -> None:
     """Named errors and true answers only, no input takes a second or 64 MB; every target is reached, and some
     inputs are accepted.
     """
-    done = fuzz("--seconds", "8", "--seed", "11")
+    done = fuzz("--runs", "100", "--seed", "11")
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 findings" in done.stdout
     lines = {line.split()[0]: line for line in done.stdout.splitlines()[:-1]}
@@ -86,8 +91,6 @@ def test_it_finds_a_fault(fault: str, tmp_path: Path) -> None:
     done = fuzz(
         "--target",
         "tensor_file",
-        "--seconds",
-        "40",
         "--first",
         "--seed",
         "1",

@@ -31,7 +31,7 @@ def night(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         env=environment,
-        timeout=170,
+        timeout=800,
     )
 
 

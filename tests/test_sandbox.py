@@ -47,7 +47,7 @@ def misbehave(data: bytes) -> bytes:
         "exits": lambda: sys.exit(3),
         "dies": lambda: os.kill(os.getpid(), signal.SIGSEGV),
         "ends without a word": lambda: os._exit(7),
-        "sleeps": lambda: time.sleep(60),
+        "sleeps": lambda: time.sleep(600),
     }[data.decode()]()
     return bytes(2 << 20)
 
@@ -101,7 +101,7 @@ def test_what_a_function_does_can_only_fail(act: str, reason: str) -> None:
             FormatError, match=rf"^it fails: .*{reason}.*\(at here\)" if "it fails" not in reason else reason
         ):
             sandbox.run(act.encode(), "it fails", "here")
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100, "what is allowed to a waiting one"
 
 
 def test_memory_is_watched_where_the_system_does_not_limit_it() -> None:
@@ -113,7 +113,7 @@ def test_memory_is_watched_where_the_system_does_not_limit_it() -> None:
         "eating', 'it fails')"
     )
     process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=600
     )
     assert "it fails: it takes more than 64 MiB of memory" in process.stderr
 
@@ -126,9 +126,12 @@ def test_a_system_without_such_processes_is_named(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_deadline_of_the_clock_ends_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = here("misbehave", LIMITS._replace(seconds=1.5))
+    with pytest.raises(FormatError, match="larger than"):
+        sandbox.run(b"answers at length", "it fails")  # its process has started
     monkeypatch.setattr(SandboxLimits, "deadline", property(lambda limits: limits.seconds))
-    with pytest.raises(FormatError, match=r"more than 1\.5 s"):
-        here("misbehave", LIMITS._replace(seconds=1.5)).run(b"sleeps", "it fails")
+    with pytest.raises(FormatError, match=r"more than 1\.5 s(?! of)"):
+        sandbox.run(b"sleeps", "it fails")
 
 
 def test_no_secret_and_no_file_is_inside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -209,7 +212,7 @@ def test_a_process_ends_with_its_parent(ending: int) -> None:
         processes = [int(parent.stdout.readline()) for _ in range(2)]
         parent.send_signal(ending)
         parent.wait()
-    until = time.monotonic() + 5
+    until = time.monotonic() + 120
     while time.monotonic() < until and any(map(_runs, processes)):
         time.sleep(0.02)
     assert not any(map(_runs, processes))
@@ -227,12 +230,12 @@ def _runs(process: int) -> bool:
 def test_a_sandbox_is_closed_by_an_interrupt() -> None:
     """Ctrl-C while a call runs ends its process, too."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    sandbox = here("misbehave", LIMITS._replace(seconds=5))
-    threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
+    sandbox = here("misbehave", LIMITS._replace(seconds=300))
     started = time.monotonic()
     try:
         with pytest.raises(KeyboardInterrupt):
+            threading.Timer(0.5, os.kill, [os.getpid(), signal.SIGINT]).start()
             sandbox.run(b"spins", "it fails")
     finally:
         signal.signal(signal.SIGINT, before)
-    assert time.monotonic() - started < 4
+    assert time.monotonic() - started < 60

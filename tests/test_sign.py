@@ -11,9 +11,8 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -491,7 +490,18 @@ def test_keys_that_cannot_be_used(folder: Path, keys: Keys, tmp_path: Path) -> N
 # --- the command line ---------------------------------------------------------------------------------------
 
 
-def test_commands_and_exit_codes(folder: Path, keys: Keys, tmp_path: Path) -> None:
+class Tomorrow(datetime):
+    """A clock that is a day ahead."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:
+        """The time in a day."""
+        return datetime.now(tz) + timedelta(days=1)
+
+
+def test_commands_and_exit_codes(
+    folder: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """0 signed and verified, 1 a named error, 2 usage, 4 trust: unsigned, wrong key, expired, altered; JSON
     fits the schema.
     """
@@ -504,7 +514,7 @@ def test_commands_and_exit_codes(folder: Path, keys: Keys, tmp_path: Path) -> No
         assert (done.exit_code, value["command"], value["error"]["code"]) == (4, "verify", code)
 
     refused(keys.public, "unsigned")
-    end = (datetime.now(UTC) + timedelta(seconds=3)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    end = (datetime.now(UTC) + timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     done = call("sign", folder, "--key", keys.private, "--expires", end, "--identity", "me \u202e", "--json")
     assert done.exit_code == 0, done.output
     value = json.loads(done.stdout)
@@ -519,7 +529,7 @@ def test_commands_and_exit_codes(folder: Path, keys: Keys, tmp_path: Path) -> No
     assert call("verify", folder).exit_code == 2
     refused(other, "wrongly-signed")
     assert call("verify", folder, "--key", keys.public, "--identity", "you").exit_code == 4
-    time.sleep(4)
+    monkeypatch.setattr("adapterpack.pack.trust.sign.datetime", Tomorrow)
     refused(keys.public, "signature-expired")
     (folder / "evil.bin").touch()
     refused(keys.public, "wrongly-signed")
@@ -630,7 +640,7 @@ def test_bundles_that_are_not_what_was_signed(bundle: Path, tmp_path: Path) -> N
     keys, others = make_keys(tmp_path), make_keys(tmp_path, "other")
     with pytest.raises(Unsigned, match="the bundle is not signed"):
         adapterpack.verify(bundle, keys.public)
-    adapterpack.sign(bundle, keys.private, expires=datetime.now(UTC) + timedelta(seconds=60))
+    adapterpack.sign(bundle, keys.private, expires=datetime.now(UTC) + timedelta(hours=1))
     with pytest.raises(WronglySigned, match="another key"):
         adapterpack.verify(bundle, others.public)
     with pytest.raises(SignatureExpired):

@@ -325,7 +325,7 @@ def test_processes_that_add_at_the_same_moment(store: Store, tmp_path: Path) -> 
     running = [start(ADD, store.root, moment, *(folders[number:] + folders[:number])) for number in range(6)]
     running.append(start(COLLECT, store.root, moment + 2))
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     assert [entry.id for entry in store.list()] == wanted
     assert [store.get(identity).id for identity in wanted] == wanted
@@ -367,7 +367,7 @@ def test_adding_reading_and_collecting_at_once(store: Store, tmp_path: Path) -> 
         start(WORK, store.root, time.time() + 1.5, what, *folders) for what in ("add1", "add2", "get", "gc")
     ]
     for process in running:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=600)
         assert process.returncode == 0, said
     assert all(store.get(entry.id).id == entry.id for entry in store.list())
     assert store.gc(dry_run=False).packs == ()
@@ -394,9 +394,11 @@ def test_who_wants_the_lock_alone_gets_it(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     time.sleep(0.1)
-    threading.Timer(5, stop.set).start()
+    patience = threading.Timer(120, stop.set)
+    patience.start()
     with hold_lock(tmp_path / "lock", alone=True):
         alone = not stop.is_set()
+    patience.cancel()
     stop.set()
     for thread in threads:
         thread.join()
@@ -431,9 +433,9 @@ def test_who_waits_for_whom(act: str, alone: bool, waits: bool, store: Store) ->
     thread = threading.Thread(target=run)
     with hold_lock(store.root / ".lock", alone):
         thread.start()
-        thread.join(0.25 if waits else 10)
+        thread.join(0.25 if waits else 120)
         assert (done == []) == waits
-    thread.join(10)
+    thread.join()
     assert isinstance(done[0], CorruptBlob if act == "put aside" else object)
 
 

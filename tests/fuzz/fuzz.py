@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import random
 import re
 import shutil
@@ -57,9 +58,11 @@ class Tried:
         self.answer, self.wrong = None, wrong
 
 
-def fuzz(targets: dict[str, t.Target], seconds: float, seed: int, findings: Path | None, first: bool) -> int:
-    """Runs the targets for that long, or until the ``first`` finding, and prints what happened; the number of
-    distinct findings.
+def fuzz(
+    targets: dict[str, t.Target], seconds: float, most: float, seed: int, findings: Path | None, first: bool
+) -> int:
+    """Runs the targets for that long, until each has had ``most`` inputs, or until the ``first`` finding, and
+    prints what happened; the number of distinct findings.
     """
     watch.begin()
     # one each: how fast one runs changes nothing for the others
@@ -74,11 +77,11 @@ def fuzz(targets: dict[str, t.Target], seconds: float, seed: int, findings: Path
                 raise SystemExit(f"a seed of {name} is not accepted: {said}")
     end = time.monotonic() + seconds
     for name in itertools.cycle(targets):  # each has an equal share of the time
-        if time.monotonic() >= end or (first and found):
+        if time.monotonic() >= end or (first and found) or all(runs[one] >= most for one in targets):
             break
         target, rng, turn = targets[name], dice[name], time.monotonic() + TURN
         watch.trim()
-        while time.monotonic() < turn:
+        while time.monotonic() < turn and runs[name] < most:
             # the grown pool is mostly of inputs that are refused
             pool = target.seeds if rng.random() < 0.5 else seeds[name]
             data = target.mutate(rng.choice(pool), rng, rng.choice(seeds[name]))
@@ -120,6 +123,7 @@ def _keep(folder: Path | None, name: str, data: bytes, wrong: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=600, help="of all targets together, in turns")
+    parser.add_argument("--runs", type=float, default=math.inf, help="the most inputs of each target")
     parser.add_argument(
         "--target", action="append", choices=t.TARGETS, help="only this one; may be given several times"
     )
@@ -142,7 +146,7 @@ def main() -> None:
             raise SystemExit(tried.answer is None)
         seed = time.time_ns() & 0xFFFFFFFF if args.seed is None else args.seed
         targets = {name: t.TARGETS[name] for name in args.target or t.TARGETS}
-        raise SystemExit(fuzz(targets, args.seconds, seed, args.findings, args.first) > 0)
+        raise SystemExit(fuzz(targets, args.seconds, args.runs, seed, args.findings, args.first) > 0)
     finally:
         shutil.rmtree(t.SCRATCH, ignore_errors=True)
 

@@ -70,11 +70,11 @@ def _too_long(*_: object) -> None:
 
 
 def night(names: list[str], seconds: float, first: int, findings: Path | None) -> int:
-    """Runs the trials in turns for that long; the number of findings."""
+    """Runs the trials in turns for that long, and each once at least; the number of findings."""
     end, runs, spent, found = time.monotonic() + seconds, Counter[str](), Counter[str](), 0
     for number in itertools.count():
         name = min(names, key=lambda one: spent[one] / SHARES.get(one, 1.0))
-        if time.monotonic() >= end:
+        if time.monotonic() >= end and all(runs[one] for one in names):
             break
         seed, started = first + number, time.monotonic()
         wrong = tried(name, seed)
