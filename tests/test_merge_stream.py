@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,8 @@ def child(out, moment=None, delay=0.0):
     def progress(done, total):
         if moment is not None and done >= moment * total:
             threading.Thread(target=die).start()
+            if moment < 1:  # the others go on until they say what they have done
+                time.sleep(600)
     try:
         report = adapterpack.merge(base, [pack], out, durable=False, progress=progress)
         print("resumed", report.bytes_resumed, flush=True)
@@ -109,16 +112,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(
     """20 processes killed with SIGKILL at random moments; the same merge asked for again gives the
     uninterrupted merge's bytes each time.
 
-    The moment is a share of the bytes, for half of them all, and up to 10 ms more: anywhere in the work, on a
-    machine of any speed.
+    The moment is a share of the bytes, for eight of them all, and up to 10 ms more: anywhere in the work, on
+    a machine of any speed. Where it is all of them, the merge may be at its end first.
     """
-    command = [sys.executable, "-c", KILLED, sharded, whole[0], tmp_path, "7", "20"]
+    command = [sys.executable, "-c", KILLED, sharded, whole[0], tmp_path, "6", "20"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.split("\n")
-    assert lines.count("killed") >= 10  # the others were done first
+    assert lines.count("killed") >= 12
     assert sum(line.startswith("resumed ") and line != "resumed 0" for line in lines) >= 5
     expected = digests(whole[1])
     for kill in range(20):
@@ -183,10 +186,11 @@ def test_nothing_is_published_before_its_bytes_are_on_the_disk(
     """
     events: list[tuple[str, int]] = []
     calls = {name: getattr(os, name) for name in ("pwrite", "copy_file_range", "fsync")}
-    rename = Path.rename
+    rename, begun = Path.rename, threading.Event()
 
     def pwrite(sink: int, *rest: Any) -> int:
-        time.sleep(PAUSE)  # so that some are at work when others are synced
+        header = rest[-1] == 0
+        assert header or begun.wait(120)  # so that jobs are at work when files are synced
         written: int = calls["pwrite"](sink, *rest)
         events.append(("write", os.fstat(sink).st_ino))
         return written
@@ -199,6 +203,8 @@ def test_nothing_is_published_before_its_bytes_are_on_the_disk(
     def fsync(descriptor: int) -> None:
         inode, since = os.fstat(descriptor).st_ino, len(events)
         calls["fsync"](descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().suffix == ".safetensors":
+            begun.set()
         events.insert(since, ("sync", inode))  # it speaks of what was written before it began
 
     def renamed(self: Path, target: Path) -> Path:
@@ -228,7 +234,8 @@ def test_a_disk_that_refuses_to_sync_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "file").symlink_to("/dev/full")  # a device that cannot be synced
     journal = Journal(tmp_path, JobShare(), ["file"])
     with pytest.raises(OSError, match="Invalid argument"), journal.synced():
-        time.sleep(10 * PAUSE)
+        while any("sync_repeatedly" in thread.name for thread in threading.enumerate()):
+            time.sleep(PAUSE)
     journal.close()
 
 
