@@ -243,7 +243,7 @@ def test_a_run_goes_on_after_a_kill_to_the_same_pack(tiny_llama: Path, tmp_path:
     with child(
         [sys.executable, "-c", KILLED, path, str(moment)], env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
-        assert process.wait(120) == -signal.SIGKILL
+        assert process.wait(600) == -signal.SIGKILL
     assert not (tmp_path / "pack").exists()
     steps: list[Step] = []
     (pack,) = train(config, progress=steps.append)

@@ -270,7 +270,7 @@ def test_a_kill_loses_no_step_of_a_checkpoint(tiny_llama: Path, tmp_path: Path) 
     with child(
         [sys.executable, "-c", KILLED, path, "3"], env={**os.environ, "OMP_NUM_THREADS": "1"}
     ) as process:
-        assert process.wait(120) == -signal.SIGKILL
+        assert process.wait(600) == -signal.SIGKILL
     packs = train(config)
     assert [pack.id for pack in packs] == [alone(config, pack.name).id for pack in packs]
 

@@ -22,11 +22,11 @@ from typing import Any, Self
 
 from forked import FORKED
 
-SECONDS = 10.0
+SECONDS = 60.0
 """What an attack may take: of the processor, with the processes that it started, and of the clock where it
 does not compute.
 """
-WAITING = 3.0
+WAITING = 10.0
 """How long, at most, it waits for a second of the processor."""
 MEMORY = 500 << 20
 """What the process may grow by, in bytes."""

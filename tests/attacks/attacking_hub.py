@@ -128,7 +128,7 @@ def impatient(address: str, *arguments: str) -> int:
 
     os.environ |= {"HF_ENDPOINT": address, "ADAPTERPACK_CACHE": str(Path.cwd() / "cache")}
     os.environ.pop("HF_HUB_OFFLINE", None)
-    constants.HF_HUB_OFFLINE, constants.HF_HUB_DOWNLOAD_TIMEOUT = False, 0.4  # type: ignore[assignment]
+    constants.HF_HUB_OFFLINE, constants.HF_HUB_DOWNLOAD_TIMEOUT = False, 1.5  # type: ignore[assignment]
     constants.HF_HUB_CACHE = str(Path.cwd() / "models")
     client._FIRST_WAIT = client._LONGEST_WAIT = 0.01  # type: ignore[misc]
     http._GRACE = 1.0  # type: ignore[misc]

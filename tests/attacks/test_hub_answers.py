@@ -20,14 +20,14 @@ from attacking_hub import COMMIT, MIB, PACK, Host, Request, entry, impatient, pu
 
 def trickles(request: Request) -> None:
     request.begin(Content_Length="100000", X_Repo_Commit=COMMIT)
-    for _ in range(150):
+    for _ in range(4000):
         request.wfile.write(b" ")
         time.sleep(0.05)
 
 
 def trickles_its_head(request: Request) -> None:
     request.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for number in range(150):
+    for number in range(4000):
         request.wfile.write(b"X-%d: x\r\n" % number)
         time.sleep(0.05)
 
@@ -199,7 +199,7 @@ def changing(kind: str) -> Callable[[Request], None]:
         else:  # it stalls at the last byte
             request.begin(Content_Length=str(len(PACK)), **head)
             request.wfile.write(PACK[:-1])
-            time.sleep(3)
+            time.sleep(60)
 
     return resolve
 

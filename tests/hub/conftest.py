@@ -39,7 +39,7 @@ def hub(served: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setenv("HF_TOKEN", WRITE)
     monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 30.0)
     monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
     served.arm()
     yield served

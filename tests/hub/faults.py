@@ -175,11 +175,11 @@ async def _stall(app: Any, scope: Any, receive: Any, send: Any) -> None:
         }
     )
     await send({"type": "http.response.body", "body": reply.body[: len(reply.body) // 2], "more_body": True})
-    await asyncio.sleep(8.0)
+    await asyncio.sleep(600.0)
 
 
 async def _hang(app: Any, scope: Any, receive: Any, send: Any) -> None:
-    await asyncio.sleep(8.0)
+    await asyncio.sleep(600.0)
 
 
 async def _crawl(app: Any, scope: Any, receive: Any, send: Any) -> None:
@@ -193,7 +193,7 @@ async def _crawl(app: Any, scope: Any, receive: Any, send: Any) -> None:
         }
     )
     await send({"type": "http.response.body", "body": reply.body[:3], "more_body": True})
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(60.0)
     await send({"type": "http.response.body", "body": reply.body[3:]})
 
 

@@ -70,6 +70,17 @@ PULLS: dict[str, Told] = {
 """Met by a pull: every request that the fault is for is answered wrongly."""
 
 
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the hub pauses the client gives up soon."""
+    from huggingface_hub import constants
+
+    pauses = {"pause": 1.0, "trickle": 0.5}
+    name = request.node.callspec.params.get("name") if hasattr(request.node, "callspec") else None
+    if name in pauses:
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", pauses[name])
+
+
 @pytest.fixture(scope="session")
 def there(served: Hub, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A pack on the hub; its id."""

@@ -147,9 +147,8 @@ def hub(tmp_path: Path, certificate: Path, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+        monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 30.0)
         monkeypatch.setattr(client, "_FIRST_WAIT", 0.01)
-        monkeypatch.setattr(http, "_GRACE", 0.8)
         close_session()
         yield host
     close_session()
@@ -379,7 +378,7 @@ def test_a_new_session_of_the_official_client_keeps_the_token_at_home_too(hub: H
 def trickles(asked: Asked) -> None:
     """A byte now and then: no pause is long, and there is no end."""
     asked.begin(Content_Length="100000", Content_Type="application/json")
-    for _ in range(200):
+    for _ in range(4000):
         asked.send(b" ")
         time.sleep(0.05)
 
@@ -387,7 +386,7 @@ def trickles(asked: Asked) -> None:
 def trickles_its_head(asked: Asked) -> None:
     """The same with headers, of which a client waits for the last."""
     asked.wfile.write(b"HTTP/1.1 200 OK\r\n")
-    for number in range(200):
+    for number in range(4000):
         asked.wfile.write(b"X-%d: x\r\n" % number)
         asked.wfile.flush()
         time.sleep(0.05)
@@ -395,7 +394,7 @@ def trickles_its_head(asked: Asked) -> None:
 
 def trickles_its_error(asked: Asked) -> None:
     asked.begin(400, Content_Length="100000")
-    for _ in range(200):
+    for _ in range(4000):
         asked.send(b" ")
         time.sleep(0.05)
 
@@ -458,18 +457,20 @@ HOSTILE: dict[str, tuple[Callable[[Asked], None], str]] = {
 
 
 def bounded(hub: Host, act: Callable[[], object], says: str) -> None:
-    """The act ends with a named error within ten seconds, having taken some dozens of megabytes from the hub,
+    """The act ends with a named error in seconds, having taken some dozens of megabytes from the hub,
     and of memory.
     """
     hub.sent, started = 0, time.monotonic()
     tracemalloc.start()
     try:
-        with pytest.raises(AdapterpackError, match=says) as caught:
+        with pytest.raises(AdapterpackError, match=says) as caught, pytest.MonkeyPatch.context() as patch:
+            if says == "too slowly":  # a busy machine may be slow elsewhere, too
+                patch.setattr(http, "_GRACE", 0.8)
             act()
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 100
     assert hub.sent < 96 * MIB
     assert peak < 192 * MIB, "of this process, in which the host is, too"
     assert WRITE not in str(caught.value)

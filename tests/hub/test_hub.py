@@ -624,4 +624,4 @@ def test_the_hub_as_a_command(tmp_path: Path, client_environment: dict[str, str]
         assert table["repos"][0]["report"]["id"] == pushed["id"]
         assert len(json.loads((tmp_path / "found.sarif").read_text())["runs"]) == 1
         process.terminate()
-        assert process.wait(timeout=20) in {0, -15}
+        assert process.wait(timeout=120) in {0, -15}

@@ -67,7 +67,7 @@ def killed_at(
     said.
     """
     with child([*PROGRAM, *args], env=environment, cwd=folder, stderr=subprocess.PIPE) as process:
-        until = time.monotonic() + 60
+        until = time.monotonic() + 300
         try:
             while not condition():
                 assert process.poll() is None, process.communicate()
@@ -75,7 +75,7 @@ def killed_at(
                 time.sleep(0.02)
         finally:
             process.send_signal(by)
-        return process.communicate(timeout=60)[1]
+        return process.communicate(timeout=300)[1]
 
 
 def run(environment: dict[str, str], folder: Path, *args: str) -> dict[str, object]:
@@ -86,7 +86,7 @@ def run(environment: dict[str, str], folder: Path, *args: str) -> dict[str, obje
         capture_output=True,
         text=True,
         check=True,
-        timeout=120,
+        timeout=600,
     )
     assert WRITE not in done.stdout + done.stderr
     found: dict[str, object] = json.loads(done.stdout)

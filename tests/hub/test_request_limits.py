@@ -74,7 +74,7 @@ def announced(
     status and the bytes sent.
     """
     there = urlsplit(hub.address)
-    with socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30) as connection:
+    with socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=120) as connection:
         size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
         own = f"Authorization: Bearer {token}\r\n" if token else ""
         connection.sendall(f"{method} {path} HTTP/1.1\r\nHost: hub\r\n{own}{size}\r\n\r\n".encode())
@@ -94,7 +94,7 @@ def announced(
             except OSError:  # hung up: it has said why before
                 break
             sent += len(piece)
-        listener.join(30)
+        listener.join(120)
     return int(answer.split()[1]), sent
 
 
@@ -189,7 +189,7 @@ def test_a_header_that_is_none_is_named_soon(name: str, hub: Hub) -> None:
     text, said = YAML[name]
     started = time.monotonic()
     reply = send(hub, "POST", "/api/validate-yaml", {"content": f"---\n{text}\n---\n# Title\n"})
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
     assert reply.status == 400
     [error] = json.loads(reply.body)["errors"]
     assert said in error["message"]
@@ -618,11 +618,11 @@ def test_connections_on_which_nothing_goes_on_do_not_stop_the_hub(tmp_path: Path
         with ExitStack() as opened:
             for start in [*HALVES.values()] * 18:
                 connection = opened.enter_context(
-                    socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=30)
+                    socket.create_connection((str(there.hostname), int(there.port or 0)), timeout=120)
                 )
                 with contextlib.suppress(ConnectionError):  # it may have been closed before
                     connection.sendall(start)
-            status, until = 0, time.monotonic() + 30
+            status, until = 0, time.monotonic() + 120
             while status != 200 and time.monotonic() < until:
                 # A busy machine may take longer than this hub waits for a head.
                 with contextlib.suppress(OSError, http.client.HTTPException):
@@ -640,7 +640,7 @@ def test_a_connection_that_is_used_is_kept(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         connection = http.client.HTTPConnection(
-            urlsplit(process.stdout.readline().strip()).netloc, timeout=10
+            urlsplit(process.stdout.readline().strip()).netloc, timeout=120
         )
         connection.connect()
         connection.auto_open = 0  # it does not begin another one by itself

@@ -105,7 +105,7 @@ def test_the_plain_hf_command_and_a_clean_end(
         assert adapterpack.load(tmp_path / "fetched").id == pushed.id
         run({**environment, "HF_TOKEN": READ}, tmp_path, *HF, "upload", "ann/byhand", "pack", "more", code=1)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) in {0, 130}
+        assert process.wait(timeout=120) in {0, 130}
     assert [*(tmp_path / "data" / "tmp").rglob("*")] == [tmp_path / "data" / "tmp" / "parts"]
     assert "Traceback" not in (tmp_path / "log").read_text()
 
@@ -121,7 +121,7 @@ def test_bodies_have_limits(address: str) -> None:
         url, data=endless(), method="POST", headers={"Authorization": f"Bearer {WRITE}"}
     )
     with pytest.raises((urllib.error.HTTPError, ConnectionError, urllib.error.URLError)) as caught:
-        urllib.request.urlopen(request, timeout=30)
+        urllib.request.urlopen(request, timeout=120)
     assert getattr(caught.value, "code", 413) == 413
 
 
