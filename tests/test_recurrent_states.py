@@ -42,7 +42,7 @@ DELTA = {
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 FAMILIES: Mapping[str, Callable[[Any], Any]] = {
     "lfm2": lambda hf: hf.Lfm2Config(
-        **DENSE, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False
+        **DENSE, layer_types=["conv", "full_attention"], block_auto_adjust_ff_dim=False, conv_bias=True
     ),
     "falcon_h1": lambda hf: hf.FalconH1Config(**DENSE, **HEADS, mamba_n_groups=2, mamba_d_ssm=64),
     "qwen3_5": lambda hf: hf.Qwen3_5TextConfig(**DELTA),
@@ -78,6 +78,35 @@ FAMILIES: Mapping[str, Callable[[Any], Any]] = {
     "qwen3_next": lambda hf: hf.Qwen3NextConfig(**DELTA, **EXPERTS, shared_expert_intermediate_size=24),
     "qwen3_5_moe": lambda hf: hf.Qwen3_5MoeTextConfig(**DELTA, **EXPERTS, shared_expert_intermediate_size=24),
     "olmo_hybrid": lambda hf: hf.OlmoHybridConfig(**{**DELTA, "linear_num_key_heads": 4}),
+    "minimax": lambda hf: hf.MiniMaxConfig(
+        **DENSE,
+        layer_types=["linear_attention", "full_attention"],
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        block_size=16,
+    ),
+    "zamba": lambda hf: hf.ZambaConfig(
+        **{**DENSE, "num_hidden_layers": 4},
+        layers_block_type=["mamba", "hybrid", "mamba", "hybrid"],
+        mamba_d_state=8,
+        mamba_dt_rank=4,
+        n_mamba_heads=2,
+        attention_hidden_size=64,
+        attention_head_dim=16,
+    ),
+    "zamba2": lambda hf: hf.Zamba2Config(
+        **{**DENSE, "num_hidden_layers": 3},
+        layers_block_type=["mamba", "hybrid", "mamba"],
+        mamba_d_state=8,
+        n_mamba_heads=8,
+        mamba_headdim=8,
+        mamba_ngroups=2,
+        chunk_size=16,
+        num_mem_blocks=1,
+        adapter_rank=4,
+        attention_hidden_size=64,
+        attention_head_dim=16,
+    ),
 }
 USUAL = ("in_proj", "out_proj")
 TARGETS = {
@@ -86,6 +115,7 @@ TARGETS = {
     "qwen3_next": ("in_proj_qkvz", "in_proj_ba", "out_proj"),
     "olmo_hybrid": ("q_proj", "a_proj", "o_proj"),
     "mamba": (*USUAL, "x_proj"),
+    "minimax": ("qkv_proj", "out_proj"),
 }
 QUICK = {"lfm2", "falcon_h1"}
 LOW_RANK, PROMPT = KINDS[0], next(kind for kind in KINDS if kind.name == "prompt")
@@ -100,7 +130,8 @@ def test_rows_alone_pieces_and_steps(name: str, tmp_path: Path) -> None:
     family = Architecture(name, "text-generation", FAMILIES[name], TARGETS.get(name, USUAL))
     assert prove(family, "bank", tmp_path, only=["low-rank"]) == ["low-rank"]
     states = {port.name.rpartition(".")[2] for port in Session(tmp_path / "bank", "cpu").bundle.io.inputs}
-    assert "conv_state" in states and ("recurrent_state" in states) == (not name.startswith("lfm2"))
+    assert ("conv_state" in states) == (name != "minimax")
+    assert ("recurrent_state" in states) == (not name.startswith("lfm2"))
 
 
 @pytest.fixture(scope="module")

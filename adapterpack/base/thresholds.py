@@ -126,6 +126,13 @@ def _temperature(config: Config) -> int | None:
     return scale - 1 if scale is not None and config.get("attn_temperature_tuning") else None
 
 
+def _delta_rule(config: Config) -> int | None:
+    """Returns how many tokens transformers' code takes at a time in layers of the delta rule."""
+    return _DELTA_CHUNK if "linear_attention" in (_kinds(config) or ()) else None
+
+
+_DELTA_CHUNK = 64
+"""The default of transformers' functions; no configuration names it."""
 ENDS = ("max_position_embeddings", "n_positions", "max_target_positions", "max_seq_len")
 """The names of the length of the context."""
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -145,6 +152,7 @@ _RULES: Mapping[str, _Rule] = {
     "relative_attention_max_distance": _plain("relative_attention_max_distance"),
     "position_buckets": _plain("position_buckets"),
     "floor_scale": _temperature,
+    "linear_key_head_dim": _delta_rule,
     **{field: _plain(field) for field in (*_SCANS, *_EXPERTS, *ENDS)},
 }
 """Maps a field to the longest row that it has no influence on, if it influences longer ones."""

@@ -23,7 +23,7 @@ from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
-from ..tracing.layer_state import own_mask
+from ..tracing.layer_state import is_recurrent, own_mask
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -91,6 +91,11 @@ def run_alone(
 
 
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
+    mask = batch.get("attention_mask")
+    if task.pads_left and mask is not None and not mask.all() and is_recurrent(model):
+        # padding gets into the states of some models, so each row runs alone
+        rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
+        return {key: _padded([row[key] for row in rows], mask) for key in rows[0]}
     parameters = signature(model.forward).parameters
     counted, first = "position_ids" in parameters and GRIDS not in batch, batch
     if GRIDS in batch:  # the model counts in time, height and width by itself
@@ -119,6 +124,16 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         feed["position_ids"] = np.broadcast_to(moved, (3, *moved.shape)).copy()
     outputs[STEP] = _torch(model, {ids: token, **feed}, **more).logits.float().numpy()
     return outputs
+
+
+def _padded(rows: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
+    """Returns outputs of rows that ran alone at the places of their tokens in a batch with this mask."""
+    if len({row.shape for row in rows}) == 1:  # one output for each row
+        return np.concatenate(rows)
+    together = np.zeros((*mask.shape, *rows[0].shape[2:]), rows[0].dtype)
+    for row, (array, shown) in enumerate(zip(rows, mask > 0, strict=True)):
+        together[row, shown] = array[0]
+    return together
 
 
 def _torch(model: PreTrainedModel, batch: Mapping[str, np.ndarray], **more: Any) -> Any:

@@ -8,12 +8,13 @@ names are those that onnxruntime-genai uses.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
@@ -65,12 +66,27 @@ class LayerCache(DynamicCache):
 
     read: Iterator[torch.Tensor] = iter(())
 
+    def __init__(self, *pairs: object, config: PretrainedConfig | None = None) -> None:
+        DynamicCache.__init__(self, *pairs, config=config)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
         """Returns a layer's recurrent state, None before its first pass."""
         state = super().get_recurrent_state(layer_idx, state_idx)
         if state is not None:
             self.read = iter(state.unbind(1) if state.ndim == 4 else [state])
         return state  # type: ignore[no-any-return]
+
+    def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+        """Returns a layer's recurrent state, as the cache of a model with its own class calls it."""
+        return self.get_recurrent_state(layer_idx)
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
+        """Keeps a layer's recurrent state, likewise."""
+        self.layers[layer_idx].has_previous_state[0] = True
+        self.update_recurrent_state(linear_cache, layer_idx)
 
 
 LAYERS: dict[type, type] = {
@@ -86,13 +102,19 @@ LAYERS: dict[type, type] = {
 """The class of a layer in a model's own cache -> the class with which it is traced."""
 
 
-def make_cache(config: PretrainedConfig, mask: torch.Tensor | None, states: LayerStates) -> LayerCache:
-    """Returns the cache of a decoder, filled with ``states``; empty before the first pass, without any.
+def make_cache(model: PreTrainedModel, mask: torch.Tensor | None, states: LayerStates) -> LayerCache:
+    """Returns the cache of a decoder, filled with ``states``; empty before the first pass, without any. It is
+    also of the class that the model's own module defines, if it does.
 
     Raises:
         Unsupported: a layer keeps something that is not known by name.
     """
-    cache = LayerCache(config=config)
+    own = [
+        kind
+        for kind in vars(sys.modules[type(model).__module__]).values()
+        if isinstance(kind, type) and issubclass(kind, DynamicCache) and kind is not DynamicCache
+    ]
+    cache: LayerCache = type("LayerCache", (LayerCache, *own), {})(config=model.config)
     unknown = sorted({type(layer).__name__ for layer in cache.layers if type(layer) not in LAYERS})
     if unknown:
         raise Unsupported(
@@ -118,6 +140,15 @@ def pairs_cache(states: LayerStates) -> LayerCache:
     return LayerCache([(tensors["key"], tensors["value"]) for tensors in states])
 
 
+def is_recurrent(model: PreTrainedModel) -> bool:
+    """Whether layers of a decoder keep a state of fixed size."""
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except AttributeError:  # a config without layers, of a model that makes its cache in another way
+        return False
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
+
+
 def own_mask(cache: DynamicCache, mask: Mask, tokens: int) -> Mask:
     """Returns the mask that a model takes for a pass of so many ``tokens``: without any attention layer, it
     covers only these.
@@ -126,8 +157,20 @@ def own_mask(cache: DynamicCache, mask: Mask, tokens: int) -> Mask:
 
 
 def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
-    """Returns the tensors that each layer of a cache keeps."""
-    return [dict(_kept(layer)) for layer in cache.layers]
+    """Returns the tensors that each layer of a cache keeps.
+
+    Raises:
+        Unsupported: a recurrent layer keeps its state elsewhere.
+    """
+    states = [dict(_kept(layer)) for layer in cache.layers]
+    for number, (layer, tensors) in enumerate(zip(cache.layers, states, strict=True)):
+        if isinstance(layer, LinearAttentionCacheLayerMixin) and not tensors:
+            raise Unsupported(
+                "a layer of the model keeps its recurrent state in its modules, outside of the cache",
+                found=f"layer {number}",
+                expected="a state in transformers' cache",
+            )
+    return states
 
 
 def _kept(layer: object) -> Iterator[tuple[str, torch.Tensor]]:

@@ -26,15 +26,17 @@ def as_operators(model: nn.Module, cache: LayerCache) -> Iterator[None]:
     """Replaces the recurrences of a model inside the block; ``cache`` is the one that its layers read."""
     swapped = []
     for module in {sys.modules[type(one).__module__] for one in model.modules()}:
-        for name, recurrence in RECURRENCES.items():
-            if name in vars(module):
-                swapped.append((module, name, getattr(module, name)))
-                setattr(module, name, recurrence(cache))
+        for path, recurrence in RECURRENCES.items():
+            kind, _, name = path.rpartition(".")
+            owner = vars(module).get(kind) if kind else module
+            if owner is not None and name in vars(owner):
+                swapped.append((owner, name, vars(owner)[name]))
+                setattr(owner, name, recurrence(cache))
     try:
         yield
     finally:
-        for module, name, original in swapped:
-            setattr(module, name, original)
+        for owner, name, original in swapped:
+            setattr(owner, name, original)
 
 
 def linear_attention(
@@ -174,10 +176,40 @@ def _delta_rule(cache: LayerCache) -> Callable[..., Any]:
     return run
 
 
+def _lightning_attention(cache: LayerCache) -> Callable[..., Any]:
+    """Returns MiniMax's layer, whose loop stands in the middle of its forward. Source: MiniMax, arXiv
+    2501.08313, section 2.2.
+    """
+
+    def forward(
+        self: Any,
+        hidden_states: torch.Tensor,
+        position_embeddings: object,
+        attention_mask: torch.Tensor | None,
+        **kwargs: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        mixed = self.act_fn(self.qkv_proj(hidden_states))
+        mixed = mixed if attention_mask is None else mixed * attention_mask[..., None].to(mixed.dtype)
+        query, key, value = mixed.unflatten(2, (-1, 3 * self.head_dim)).split(self.head_dim, 3)
+        outputs, state = linear_attention(
+            query,
+            key,
+            value,
+            cache.get_linear_cache(self.layer_idx).float(),  # type: ignore[union-attr]
+            -self.slope_rate.flatten().expand(query.shape[:3]),
+        )
+        cache.set_linear_cache(self.layer_idx, state)
+        outputs = self.norm(outputs.flatten(2).to(mixed.dtype))
+        return self.out_proj(torch.sigmoid(self.output_gate(hidden_states)) * outputs), state
+
+    return forward
+
+
 RECURRENCES: dict[str, Callable[[LayerCache], Callable[..., Any]]] = {
     "mamba_selective_scan": _selective_scan,
     "mamba2_chunk_scan": _state_space_dual,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
+    "MiniMaxLightningAttention.forward": _lightning_attention,
 }
-"""The name of a function in transformers' modules -> what makes its replacement for the cache of a pass."""
+"""The name of a function or method in transformers' modules -> what makes its replacement for a cache."""

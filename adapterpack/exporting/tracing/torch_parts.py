@@ -19,6 +19,7 @@ from torch import nn
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
+from ...errors import Unsupported
 from ...slots.prompt_rows import LEAVES
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
@@ -38,10 +39,10 @@ class TorchPart(nn.Module):
         super().__init__()
         self.inner = model
         self.config = model.config
-        parameters = signature(model.forward).parameters
+        self.takes = signature(model.forward).parameters
         # its name in newer and older versions of transformers
-        self.cache = "cache" if "cache" in parameters else "past_key_values"
-        self.counts = "position_ids" in parameters
+        self.cache = "cache" if "cache" in self.takes else "past_key_values"
+        self.counts = "position_ids" in self.takes
 
 
 class Plain(TorchPart):
@@ -76,7 +77,13 @@ class CausalDecoder(TorchPart):
         **tokens: torch.Tensor,
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
-        cache = make_cache(self.config, attention_mask, past)
+        if self.cache not in self.takes:
+            raise Unsupported(
+                "the model keeps what it has read in no cache of transformers, so no step can go on from it",
+                found=type(self.inner).__name__,
+                expected="an input `cache` or `past_key_values`",
+            )
+        cache = make_cache(self.inner, attention_mask, past)
         attention_mask = own_mask(cache, attention_mask, next(iter(tokens.values())).shape[1])
         # some models compute positions from the mask
         counted = {"position_ids": position_ids} if self.counts else {}
