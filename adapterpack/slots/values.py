@@ -23,7 +23,7 @@ in :mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -173,33 +173,14 @@ def pack_values(
             remedy="export the bundle again with this adapter among the packs",
         )
     for adapter in adapters:
-        site, method = _with_widths(adapter.site, sites or {}), adapter.method
-        if weights is not None and (
-            method.traits.reads_weight or not (site.in_features and site.out_features)
-        ):
-            weight, bias = weights(adapter)
-            site = dataclasses.replace(site, out_features=weight.shape[0], in_features=weight.shape[1])
-            if method.traits.reads_weight:
-                wide = None if bias is None else bias.astype(np.float32)
-                site = dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
-        if is_stacked(site.kind):
-            fields = _of_stack(adapter._replace(site=site), (sites or {}).get(site.path))
-        else:
-            form = method.normal_form(
-                adapter.config, complete(method, adapter.config, adapter.wide, site), site
-            )
-            fields = (
-                virtual_arrays(form, getattr(adapter.config, "pooled", "input"))
-                if method.kind == "prompt"
-                else ARRAYS[method.kind](form, site, project)
-            )
-        if is_bare(site.kind):
-            _require_added(site.path, fields)
+        site = _with_widths(adapter.site, sites or {})
+        mapped = (sites or {}).get(site.path)
+        if weights is not None:
+            site = _with_weight(adapter, site, weights)
+        fields = _fields_at(adapter._replace(site=site), mapped, project)
         placed = {f"{site.path}.{field}": array for field, array in fields.items()}
         if site.kind == "table":
-            placed = _of_table(
-                site.path, fields, (sites or {}).get(site.path) if method.traits.tied else None
-            )
+            placed = _of_table(site.path, fields, mapped if adapter.method.traits.tied else None)
         if both := sorted(placed.keys() & values.keys()):
             raise Unsupported(
                 "two changes of one adapter meet at a head that is tied to its embedding",
@@ -220,17 +201,49 @@ def pack_values(
     return in_slots(values, sites or {})
 
 
-def _of_stack(adapter: Adapter, mapped: MappedSite | None) -> Values:
-    """Returns the slots of a stack of experts: those of each of its matrices, stacked. The factors change
-    places where the site says so.
+def _with_weight(adapter: Adapter, site: Site, weights: Weights) -> Site:
+    """Returns the site with the base's weight and bias if the method reads them, and with the weight's widths
+    where its own are unknown.
+
+    Raises:
+        Unsupported: the method reads a stack.
     """
-    config, method, site = adapter.config, adapter.method, adapter.site
-    every = adapter.wide
-    forms = []
-    for number in range(site.stack):
-        params = complete(method, config, {name: value[number] for name, value in every.items()}, site)
-        forms.append(form_arrays(method.normal_form(config, params, site), site.out_features))
-    fields = {field: np.stack([form[field] for form in forms]) for field in forms[0]}
+    reads = adapter.method.traits.reads_weight
+    if reads and is_stacked(site.kind):
+        _require_added(site.path, {adapter.method.name})
+    if not reads and site.in_features and site.out_features:
+        return site
+    weight, bias = weights(adapter)
+    site = dataclasses.replace(site, out_features=weight.shape[-2], in_features=weight.shape[-1])
+    if not reads:
+        return site
+    wide = None if bias is None else bias.astype(np.float32)
+    return dataclasses.replace(site, weight=weight.astype(np.float32), base_bias=wide)
+
+
+def _fields_at(adapter: Adapter, mapped: MappedSite | None, project: Project | None) -> Values:
+    """Returns the fields of an adapter at its site. Those of a stack are those of each of its matrices,
+    stacked; its factors change places where the graph's site says so.
+    """
+    config, method, site, every = adapter.config, adapter.method, adapter.site, adapter.wide
+
+    def form_of(params: Tensors) -> Any:
+        return method.normal_form(config, complete(method, config, params, site), site)
+
+    if not is_stacked(site.kind):
+        form = form_of(every)
+        if method.kind == "prompt":
+            return virtual_arrays(form, getattr(config, "pooled", "input"))
+        fields = ARRAYS[method.kind](form, site, project)
+        if is_bare(site.kind):
+            _require_added(site.path, fields)
+        return fields
+    matrices = [
+        form_arrays(form_of({name: value[number] for name, value in every.items()}), site.out_features)
+        for number in range(site.stack)
+    ]
+    fields = {field: np.stack([matrix[field] for matrix in matrices]) for field in matrices[0]}
+    _require_added(site.path, fields)
     if mapped is not None and mapped.layout == "out_in":
         fields = {_OTHER.get(field, field): array.transpose(0, 2, 1) for field, array in fields.items()}
     return {f"{EXPERTS}{field}": np.ascontiguousarray(array) for field, array in fields.items()}
@@ -239,13 +252,13 @@ def _of_stack(adapter: Adapter, mapped: MappedSite | None) -> Values:
 _OTHER = {"down": "up", "up": "down"}
 
 
-def _require_added(path: str, fields: Values) -> None:
-    """Checks that the change of a parameter is one that is added to its product.
+def _require_added(path: str, fields: Collection[str]) -> None:
+    """Checks that the fields of a change of a parameter are added to its product.
 
     Raises:
-        Unsupported: it has other parts.
+        Unsupported: some are not.
     """
-    if others := sorted({field.removeprefix(EXPERTS) for field in fields} - _ADDED):
+    if others := sorted(set(fields) - _ADDED):
         raise Unsupported(
             "at a bare parameter a graph has slots only for what is added to its product",
             where=path,

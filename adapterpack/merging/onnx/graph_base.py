@@ -76,9 +76,20 @@ class GraphBase(MergeBase):
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
-        """``PATH.weight`` and ``PATH.bias`` of each site that the packs change."""
+        """``PATH.weight`` and ``PATH.bias`` of each site that the packs change.
+
+        Raises:
+            Unsupported: a site has no weight of its own in the graph.
+        """
         tensors = {}
         for path, (site, kind) in self._sites.items():
+            if not site.weight:
+                raise Unsupported(
+                    "the site map does not say where the weights of this site lie",
+                    where=path,
+                    found=site.kind,
+                    remedy="fold into the checkpoint, and export that with --mode folded",
+                )
             layout = LAYOUTS[kind]
             shape = (
                 (site.in_features, site.out_features)
