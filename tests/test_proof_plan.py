@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,17 @@ from transformers import BertConfig, BertModel, LlamaConfig
 import adapterpack
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.errors import ParityError, UnknownName, Unsupported
+from adapterpack.errors import ParityError, StorageError, UnknownName, Unsupported
 from adapterpack.exporting import bundle_writer
+from adapterpack.exporting.arguments import ExportRequest, prepare
+from adapterpack.exporting.estimate import estimate
+from adapterpack.exporting.frontends import ExportSource
 from adapterpack.exporting.proof import plan
 from adapterpack.exporting.proof.places import require_places
+from adapterpack.exporting.proof.plan import plan_proof
+from adapterpack.merging.checkpoint import staging
 from adapterpack.quantizing.graphs import onnxruntime_quantizer
+from adapterpack.quantizing.graphs.quantize_bundle import quantizes_directly
 
 CONFIG = LlamaConfig(
     vocab_size=90,
@@ -159,3 +166,29 @@ def test_codes_are_written_straight_from_the_checkpoint(
         assert stored.keys() == expected.keys()
         assert all(stored[name].tobytes() == expected[name].tobytes() for name in stored)
     assert adapterpack.validate(tmp_path / "direct", base, full=True).valid
+
+
+@pytest.mark.fast
+def test_an_export_without_room_on_the_disk_is_refused_before_it_begins(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(staging.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(StorageError, match="not enough space"):
+        adapterpack.export(base, [], tmp_path / "out", progress=said.append)
+    assert "a bundle of about" in said[-1]
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("scheme", [None, "int4", "bf16"])
+def test_the_estimate_is_near_the_bundle(base: Path, tmp_path: Path, scheme: str | None) -> None:
+    """In floats, in codes and in halves."""
+    request = ExportRequest(base, [], tmp_path / "bundle", proof="none", mode="folded", quantize=scheme)
+    job = prepare(request)
+    source = ExportSource(job.base.folder, job.task)
+    found = estimate(job, source, plan_proof(source, "none", quantizes_directly(job.quantize)))
+    adapterpack.export(base, [], tmp_path / "bundle", proof="none", mode="folded", quantize=scheme)
+    stored = ir.load(tmp_path / "bundle" / "model.onnx").graph.initializers.values()
+    written = sum(value.const_value.nbytes for value in stored)
+    assert 0.6 * written < found.bundle < 1.5 * written
+    assert found.disk >= found.bundle

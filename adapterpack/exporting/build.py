@@ -38,6 +38,7 @@ from ..quantizing.graphs.stored_weights import StoredWeights
 from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress
 from .bundle_writer import write_bundle
+from .estimate import estimate
 from .frontends import FRONTENDS, BaseGraph, ExportSource, Frontend
 from .proof.few_layers import cut_packs, stack_of, write_few_layers
 from .proof.plan import ProofPlan, plan_proof, sample
@@ -66,6 +67,9 @@ def build_bundle(job: ExportJob) -> Bundle:
             empty_model(source.folder, source.task)
         plan = plan_proof(source, job.request.proof, quantizes_directly(opened.quantize))
         say(plan.describe(opened.attached))
+        estimated = estimate(opened, source, plan)
+        say(estimated.describe())
+        estimated.require_room(Path(job.request.out))
         for field, why in plan.rows.left_out.items():
             # nearly every proof stops short of the longest context, so that is not worth a message
             if field.rpartition(".")[2] not in ENDS:

@@ -60,13 +60,7 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     Raises:
         StorageError: the disk has no room for it.
     """
-    cut = {name for name, numbers in _stacks(base).items() if numbers == stack.layers}
-    names = [
-        name
-        for name in base.tensors
-        if name not in base.stacks
-        and not ((block := _BLOCK.match(name)) and block[1] in cut and int(block[2]) >= stack.kept)
-    ]
+    names = kept(base, stack)
     entries = [(name, base.tensors[name].dtype, base.tensors[name].shape) for name in names]
     written = read_json(base.folder / CONFIG)
     shown = written.get(stack.part, written) if stack.part else written
@@ -74,6 +68,17 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     shown |= {stack.field: stack.kept, **{key: values[: stack.kept] for key, values in by_layer.items()}}
     write_checkpoint(folder, entries, lambda name, *_: [base.read(name)], base.folder, written)
     return folder
+
+
+def kept(base: Checkpoint, stack: LayerStack) -> list[str]:
+    """Returns the names of the tensors that a copy of the first layers has."""
+    cut = {name for name, numbers in _stacks(base).items() if numbers == stack.layers}
+    return [
+        name
+        for name in base.tensors
+        if name not in base.stacks
+        and not ((block := _BLOCK.match(name)) and block[1] in cut and int(block[2]) >= stack.kept)
+    ]
 
 
 def cut_packs(base: Checkpoint, stack: LayerStack, packs: Sequence[Pack]) -> list[Pack]:

@@ -1,0 +1,106 @@
+"""Estimates the disk, the memory and the time that an export takes, from headers alone, before the first byte
+is written.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+from ..base.checkpoint import Checkpoint
+from ..merging.checkpoint.staging import require_space
+from ..quantizing.graphs.options import GraphQuantization
+from ..readable import size
+from ..slots.precision import DEFAULT
+from .arguments import ExportJob
+from .frontends import ExportSource
+from .proof.few_layers import kept
+from .proof.plan import ProofPlan, count_numbers, sample
+
+_OWN = 800 << 20
+"""Bytes of memory of torch, ONNX Runtime and transformers."""
+_BUILD, _CODES, _PASSES, _ENGINE, _PLACES = 16, 40, 12, 50, 12
+"""Seconds of one core for 10^9 numbers, measured on Llama's shapes: to build and write a graph, to quantize
+it, to prove one adapter, to prove the engine's graph, and to compare the places of weights.
+"""
+
+
+class ExportEstimate(NamedTuple):
+    """What an export takes: bytes of the bundle, bytes that the disk must have room for in the bundle's
+    folder and for a while in the folder of temporary files, bytes of memory, and seconds of one core.
+    """
+
+    bundle: int
+    disk: int
+    scratch: int
+    memory: int
+    seconds: float
+
+    def describe(self) -> str:
+        """Describes the estimate in a line."""
+        return (
+            f"a bundle of about {size(self.bundle)}; meanwhile {size(self.disk)} on its disk, "
+            f"{size(self.scratch)} of temporary files, {size(self.memory)} of memory, "
+            f"{max(1, round(self.seconds / 60))} min of one core"
+        )
+
+    def require_room(self, out: Path) -> None:
+        """Checks that the disks have room.
+
+        Raises:
+            StorageError: one has less.
+        """
+        scratch = Path(tempfile.gettempdir()) / "scratch"
+        parent = next(folder for folder in out.resolve().parents if folder.exists())
+        shared = parent.stat().st_dev == scratch.parent.stat().st_dev
+        require_space(out, self.disk + (self.scratch if shared else 0))
+        require_space(scratch, self.scratch)
+
+
+def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEstimate:
+    """Estimates the export of a source with this plan of its proof."""
+    base, quantize = Checkpoint(source.folder), job.quantize
+    extents = [info.shape for info in base.tensors.values()]
+    numbers = count_numbers(base)
+    stored = sum(info.nbytes for info in base.tensors.values())
+    few = (
+        0
+        if plan.stack is None
+        else sum(math.prod(base.tensors[name].shape) for name in kept(base, plan.stack))
+    )
+    itemsize = 4 if job.dtype == DEFAULT else 2
+    bundle = floats = numbers * itemsize
+    if quantize is not None:
+        # of an embedding and a head that are not tied, the embedding stays float
+        words = base.config.get("vocab_size")
+        tables = [math.prod(shape) for shape in extents if len(shape) == 2 and shape[0] == words]
+        table = min(tables) if len(tables) > 1 else 0
+        bundle = round((numbers - table) * bytes_per_number(quantize, itemsize)) + table * itemsize
+    adapters = 1 + (len(sample(source.packs)) if plan.stack else len(source.packs))
+    proved = {"full": numbers, "layers": few + (0 if plan.direct else numbers), "none": 0}[plan.depth]
+    work = (
+        _BUILD * (numbers + few)
+        + (_CODES * (numbers + few) if quantize is not None else 0)
+        + _PASSES * proved * adapters
+        + (_ENGINE * (numbers + few) if job.static_cache is not False else 0)
+        + (_PLACES * numbers if plan.depth == "layers" and not plan.whole else 0)
+    )
+    return ExportEstimate(
+        bundle,
+        bundle if quantize is None or plan.direct else floats + bundle,
+        few * (stored // max(numbers, 1) + itemsize + 1),
+        _OWN + 8 * max(map(math.prod, extents), default=0) + (bundle if quantize is not None else 0),
+        work / 1e9,
+    )
+
+
+def bytes_per_number(quantize: GraphQuantization, itemsize: int) -> float:
+    """Returns the bytes that a weight takes for each of its numbers: codes, and a scale and a zero point for
+    each block.
+    """
+    setting = quantize.setting
+    if setting is None:
+        return 2
+    return setting.bits / 8 + (itemsize + setting.bits / 8) / setting.block_size
