@@ -93,6 +93,7 @@ def test_servers_are_compared_on_a_tiny_model(tmp_path: Path, monkeypatch: pytes
     # threads of a model as small as this one only wait for each other, and busily
     for module in (contestants, serve, peers_decode):
         monkeypatch.setattr(module, "THREADS", 1)
+    monkeypatch.setattr(serve, "PATIENCE", 300.0)
     peers, files = tmp_path / "peers", Files(tmp_path / "files", "tiny")
     (peers / "peft" / "bin").mkdir(parents=True)
     program = peers / "peft" / "bin" / "python"

@@ -219,7 +219,7 @@ def test_threads_add_and_load_while_one_steps(bank: Path, pack_of: Make) -> None
     ]
     for thread in threads:
         thread.start()
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while (any(thread.is_alive() for thread in threads) or engine.busy) and time.monotonic() < until:
         ended |= {event.request: event for event in engine.step()}
     assert len(ended) == 140
