@@ -47,7 +47,7 @@ def measured(task: str, kind: str, only: Sequence[str] = ()) -> Outcome:
         for stage in STAGES:
             if not set(stage.needs) <= set(passed) or (only and stage.name not in only):
                 continue
-            _note(stage.name)
+            _note(stage.name, passed, reason)
             try:
                 stage.run(case)
                 passed.append(stage.name)
@@ -85,13 +85,15 @@ def outcome(task: str, kind: str, passed: Sequence[str], reason: str) -> Outcome
 _noted: list[Any] = []
 
 
-def _note(stage: str) -> None:
+def _note(*reached: Any) -> None:
     for pipe in _noted:
-        pipe.send(stage)
+        pipe.send(reached)
 
 
 def _child(task: str, kind: str, only: Sequence[str], pipe: Any) -> None:
-    """One type, within its limits; the pipe gets the names of stages as they begin, and the outcome."""
+    """One type, within its limits; as each stage begins the pipe gets its name, those that passed and the first
+    failure, and at the end the outcome.
+    """
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -110,7 +112,8 @@ class _Running:
 
     def __init__(self, task: str, kind: str, only: Sequence[str]) -> None:
         context = multiprocessing.get_context("fork")
-        self.task, self.kind, self.stages = task, kind, list[str]()
+        self.task, self.kind = task, kind
+        self.reached: tuple[str, Sequence[str], str] = ("start", (), "")
         self._pipe, other = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(task, kind, only, other))
         self._process.start()
@@ -122,11 +125,10 @@ class _Running:
         try:
             while self._pipe.poll():
                 said = self._pipe.recv()
-                if isinstance(said, str):
-                    self.stages.append(said)
-                else:
+                if isinstance(said, Outcome):
                     self._process.join()
-                    return Outcome(*said)
+                    return said
+                self.reached = said
         except EOFError:
             self._process.join()
             return self._broken(f"the process ends with {self._process.exitcode}")
@@ -138,8 +140,8 @@ class _Running:
 
     def _broken(self, reason: str) -> Outcome:
         reason = {-24: f"not at an end after {SECONDS} seconds"}.get(self._process.exitcode or 0, reason)
-        last = self.stages[-1] if self.stages else "start"
-        return outcome(self.task, self.kind, self.stages[:-1], f"{last}: {reason}")
+        stage, passed, before = self.reached
+        return outcome(self.task, self.kind, passed, before or f"{stage}: {reason}")
 
 
 @contextmanager
@@ -220,8 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (not given.task or task in given.task) and (not given.types or kind in given.types)
     ]
     done = {} if given.again else known(given.results)
-    for _ in run([key for key in chosen if key not in done], given.results, given.jobs, given.stage):
-        pass
+    if left := [key for key in chosen if key not in done]:
+        list(run(left, given.results, given.jobs, given.stage))
     found = known(given.results)
     golden = table.read()
     if given.write:
