@@ -95,7 +95,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     if task.pads_left and mask is not None and not mask.all() and is_recurrent(model):
         # padding gets into the states of some models, so each row runs alone
         rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
-        return {key: _padded([row[key] for row in rows], mask) for key in rows[0]}
+        return {key: _pad_rows([row[key] for row in rows], mask) for key in rows[0]}
     parameters = signature(model.forward).parameters
     counted, first = "position_ids" in parameters and GRIDS not in batch, batch
     if GRIDS in batch:  # the model counts in time, height and width by itself
@@ -126,7 +126,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     return outputs
 
 
-def _padded(rows: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
+def _pad_rows(rows: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
     """Returns outputs of rows that ran alone at the places of their tokens in a batch with this mask."""
     if len({row.shape for row in rows}) == 1:  # one output for each row
         return np.concatenate(rows)

@@ -162,7 +162,7 @@ def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
     Raises:
         Unsupported: a recurrent layer keeps its state elsewhere.
     """
-    states = [dict(_kept(layer)) for layer in cache.layers]
+    states = [dict(_tensors_of(layer)) for layer in cache.layers]
     for number, (layer, tensors) in enumerate(zip(cache.layers, states, strict=True)):
         if isinstance(layer, LinearAttentionCacheLayerMixin) and not tensors:
             raise Unsupported(
@@ -173,13 +173,13 @@ def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
     return states
 
 
-def _kept(layer: object) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors_of(layer: object) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(layer, DynamicLayer) and layer.keys is not None:
         yield from (("key", layer.keys), ("value", layer.values))
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
         yield "indexer_key", layer.indexer_keys
     if isinstance(layer, LinearAttentionCacheLayerMixin):
-        for name, held in _held(layer).items():
+        for name, held in _slots_of(layer).items():
             yield from (
                 (name + _suffix(number), value) for number, value in held.items() if value is not None
             )
@@ -192,7 +192,7 @@ def _fill(layer: object, tensors: Mapping[str, torch.Tensor]) -> None:
     if isinstance(layer, DynamicIndexedLayer) and "indexer_key" in tensors:
         layer.update_indexer(tensors["indexer_key"])
     if isinstance(layer, LinearAttentionCacheLayerMixin):
-        for name, held in _held(layer).items():
+        for name, held in _slots_of(layer).items():
             for number in held:
                 if (value := tensors.get(name + _suffix(number))) is not None:
                     layer.lazy_initialization(**{f"{name}s": value}, state_idx=number)
@@ -200,7 +200,7 @@ def _fill(layer: object, tensors: Mapping[str, torch.Tensor]) -> None:
                     layer.has_previous_state[number] = True
 
 
-def _held(layer: LinearAttentionCacheLayerMixin) -> dict[str, dict[int, torch.Tensor | None]]:
+def _slots_of(layer: LinearAttentionCacheLayerMixin) -> dict[str, dict[int, torch.Tensor | None]]:
     return {"conv_state": layer.conv_states, "recurrent_state": layer.recurrent_states}
 
 

@@ -182,7 +182,7 @@ def _lightning_attention(cache: LayerCache) -> Callable[..., Any]:
     """
 
     def forward(
-        self: Any,
+        self: nn.Module,
         hidden_states: torch.Tensor,
         position_embeddings: object,
         attention_mask: torch.Tensor | None,

@@ -104,7 +104,7 @@ class DecoderOnly:
         """Makes each row continue the one of its number in ``rows``, and returns the caches in this order."""
         self.batch = {name: array[rows] for name, array in self.batch.items()}
         self.acted = self.acted[rows]
-        return _taken(outputs, rows)
+        return _take(outputs, rows)
 
     def _places(self, tokens: int) -> np.ndarray:
         """Returns the position ids of the last tokens. Rows that have ended still run along, so their
@@ -157,10 +157,10 @@ class EncoderDecoder:
 
     def continuing(self, rows: np.ndarray, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the caches in the order of ``rows``, which continue rows of the same encoder's output."""
-        return _taken(outputs, rows)
+        return _take(outputs, rows)
 
 
-def _taken(outputs: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
+def _take(outputs: Mapping[str, Any], rows: np.ndarray) -> dict[str, Any]:
     return {
         name: value_of(np.ascontiguousarray(array_of(value)[rows]))
         for name, value in outputs.items()
