@@ -12,7 +12,7 @@ import pytest
 import torch
 from test_export_large import saved
 from test_merge import lora_pack
-from transformers import BertConfig, BertModel, LlamaConfig
+from transformers import BertConfig, BertModel, LlamaConfig, Qwen2MoeConfig
 
 import adapterpack
 from adapterpack.base.checkpoint import Checkpoint
@@ -23,6 +23,7 @@ from adapterpack.exporting.arguments import ExportRequest, prepare
 from adapterpack.exporting.estimate import estimate
 from adapterpack.exporting.frontends import ExportSource
 from adapterpack.exporting.proof import plan
+from adapterpack.exporting.proof.few_layers import stack_of
 from adapterpack.exporting.proof.places import require_places
 from adapterpack.exporting.proof.plan import plan_proof
 from adapterpack.merging.checkpoint import staging
@@ -192,3 +193,25 @@ def test_the_estimate_is_near_the_bundle(base: Path, tmp_path: Path, scheme: str
     written = sum(value.const_value.nbytes for value in stored)
     assert 0.6 * written < found.bundle < 1.5 * written
     assert found.disk >= found.bundle
+
+
+@pytest.mark.fast
+def test_layers_with_other_tensors_are_of_another_kind(tmp_path: Path) -> None:
+    """Two layers without experts come first: a copy has the third, too."""
+    config = Qwen2MoeConfig(
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=16,
+        shared_expert_intermediate_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=2,
+        num_experts_per_tok=1,
+        mlp_only_layers=[0, 1],
+    )
+    base = Checkpoint(saved(config, tmp_path / "base", torch.float32))
+    stack = stack_of(base, config.to_dict())
+    assert stack is not None
+    assert stack[:2] == (5, 3)

@@ -16,7 +16,7 @@ from ..readable import size
 from ..slots.precision import DEFAULT
 from .arguments import ExportJob
 from .frontends import ExportSource
-from .proof.few_layers import kept
+from .proof.few_layers import list_kept
 from .proof.plan import ProofPlan, count_numbers, sample
 
 _OWN = 800 << 20
@@ -68,7 +68,7 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
     few = (
         0
         if plan.stack is None
-        else sum(math.prod(base.tensors[name].shape) for name in kept(base, plan.stack))
+        else sum(math.prod(base.tensors[name].shape) for name in list_kept(base, plan.stack))
     )
     itemsize = 4 if job.dtype == DEFAULT else 2
     bundle = floats = numbers * itemsize

@@ -49,7 +49,8 @@ def stack_of(base: Checkpoint, config: Mapping[str, Any]) -> LayerStack | None:
         if count is not None:
             layers = settings[count]
             if any(numbers == layers for numbers in _stacks(base).values()):
-                return LayerStack(layers, _count_kinds(settings, layers), part, count)
+                kinds = _count_kinds(settings, layers, _list_contents(base, layers))
+                return LayerStack(layers, kinds, part, count)
     return None
 
 
@@ -60,7 +61,7 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     Raises:
         StorageError: the disk has no room for it.
     """
-    names = kept(base, stack)
+    names = list_kept(base, stack)
     entries = [(name, base.tensors[name].dtype, base.tensors[name].shape) for name in names]
     written = read_json(base.folder / CONFIG)
     shown = written.get(stack.part, written) if stack.part else written
@@ -70,7 +71,7 @@ def write_few_layers(base: Checkpoint, config: Mapping[str, Any], stack: LayerSt
     return folder
 
 
-def kept(base: Checkpoint, stack: LayerStack) -> list[str]:
+def list_kept(base: Checkpoint, stack: LayerStack) -> list[str]:
     """Returns the names of the tensors that a copy of the first layers has."""
     cut = {name for name, numbers in _stacks(base).items() if numbers == stack.layers}
     return [
@@ -119,8 +120,18 @@ def _by_layer(settings: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
     }
 
 
-def _count_kinds(settings: Mapping[str, Any], layers: int) -> int:
+def _list_contents(base: Checkpoint, layers: int) -> list[str]:
+    """Returns a text for each layer, equal for layers that have tensors of the same names and shapes."""
+    contents: list[set[str]] = [set() for _ in range(layers)]
+    names = {name for name, numbers in _stacks(base).items() if numbers == layers}
+    for name, info in base.tensors.items():
+        if (block := _BLOCK.match(name)) and block[1] in names:
+            contents[int(block[2])].add(f"{block[1]}.{name[block.end() :]}: {info.shape}")
+    return [str(sorted(content)) for content in contents]
+
+
+def _count_kinds(settings: Mapping[str, Any], layers: int, contents: list[str]) -> int:
     """Returns how many of the first layers include each kind."""
-    by_field = [list(map(str, values)) for values in _by_layer(settings, layers).values()]
+    by_field = [contents, *(list(map(str, values)) for values in _by_layer(settings, layers).values())]
     kinds = list(zip(*(values for values in by_field if len(set(values)) <= _ALIKE), strict=True))
     return max((kinds.index(kind) for kind in set(kinds)), default=0) + 1

@@ -119,17 +119,19 @@ def plan_proof(source: ExportSource, depth: str | None, direct: bool) -> ProofPl
         and all(pack.method.kind != "prompt" for pack in source.packs)
     )
     stack = stack_of(base, config_of(source.folder).to_dict()) if usable else None
-    if stack is None or stack.layers <= _LEAST:
+    if stack is None or max(_LEAST, stack.kept) >= stack.layers:
         if depth is None:
             return ProofPlan("full", rows)
         raise Unsupported(
             "a proof by layers needs a model of one stack of layers that its checkpoint names, and adapters "
             "that change one layer at a time",
             where=source.folder,
-            found=source.task.name if stack is None else f"{stack.layers} layers",
+            found=source.task.name
+            if stack is None
+            else f"{stack.layers} layers, of which {stack.kept} show all kinds",
             remedy="export with --proof full",
         )
-    stack = stack._replace(kept=min(stack.layers, max(_LEAST, stack.kept)))
+    stack = stack._replace(kept=max(_LEAST, stack.kept))
     stored = sum(info.nbytes for info in base.tensors.values())
     # torch maps a checkpoint in halves, and ONNX Runtime the graph
     return ProofPlan("layers", rows, stack, stored + 4 * numbers <= free_memory(), direct)
