@@ -419,9 +419,14 @@ LATENT = {
 }
 
 
+PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
+"""The tables of positions begin after that of padding."""
+
+
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
+        ("roberta", PADDED),
         ("bloom", ALIBI["bloom"]),
         pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
         pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),

@@ -24,6 +24,7 @@ from ...tasks.session import Arrays
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
 from ..tracing.layer_state import is_recurrent, own_mask
+from ..tracing.torch_parts import first_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -104,7 +105,7 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
             "mm_token_type_ids": (batch["input_ids"] == model.config.image_token_id).astype(int),
         }
     if task.generates and counted and "decoder_input_ids" not in batch:
-        first = {**batch, "position_ids": positions(batch["attention_mask"])}
+        first = {**batch, "position_ids": positions(batch["attention_mask"]) + first_position(model)}
     keeping = {"logits_to_keep": kept} if kept and "logits_to_keep" in parameters else {}
     result = _torch(model, first, **({"use_cache": True} if task.generates else {}), **keeping)
     outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
@@ -118,6 +119,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         more["encoder_outputs"] = BaseModelOutput(result["encoder_last_hidden_state"])
     else:
         step_inputs["attention_mask"] = own_mask(result[cache], step_inputs["attention_mask"], 1)
+    if "position_ids" in step_inputs:
+        step_inputs["position_ids"] += first_position(model)
     feed = {key: array for key, array in step_inputs.items() if counted or key != "position_ids"}
     if GRIDS in batch:
         moved = step_inputs["position_ids"] + model.base_model.rope_deltas.numpy()

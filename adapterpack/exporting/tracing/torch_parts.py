@@ -86,7 +86,7 @@ class CausalDecoder(TorchPart):
         cache = make_cache(self.inner, attention_mask, past)
         attention_mask = own_mask(cache, attention_mask, next(iter(tokens.values())).shape[1])
         # some models compute positions from the mask
-        counted = {"position_ids": position_ids} if self.counts else {}
+        counted = {"position_ids": position_ids + first_position(self.inner)} if self.counts else {}
         with as_operators(self.inner, cache) if torch.compiler.is_exporting() else contextlib.nullcontext():
             output = self.inner(
                 attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
@@ -169,6 +169,18 @@ PARTS: dict[str, type[TorchPart]] = {
     "image_tower": ImageTower,
 }
 """The ``form`` of a task's part -> the module."""
+
+
+def first_position(model: nn.Module) -> int:
+    """Returns the position of a row's first token: the tables of RoBERTa's kin have that of padding before
+    it.
+    """
+    places = (
+        module.padding_idx + 1
+        for module in model.modules()
+        if hasattr(module, "create_position_ids_from_input_ids") and hasattr(module, "padding_idx")
+    )
+    return next(places, 0)
 
 
 def part_class(form: str) -> type[TorchPart]:
