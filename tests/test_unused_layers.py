@@ -220,6 +220,14 @@ def test_samples_are_examples_of_a_model_that_has_no_others() -> None:
     assert sites(adapt(Reading(), LoRA(r=2), data=samples)) == ["first"]
 
 
+def test_a_decoder_alone_attends_to_no_encoder() -> None:
+    """Its layers have the projections of that attention, whose owner is not called either."""
+    sizes = {"vocab_size": 96, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4}
+    model = hf.BartForCausalLM(hf.BartConfig(**sizes, decoder_ffn_dim=48, **TOKENS))
+    adapted = sites(adapt(model, LoRA(r=2, targets=("q_proj", "fc1"))))
+    assert [path.split(".", 4)[4] for path in adapted] == ["self_attn.q_proj", "fc1"] * 2
+
+
 class OneOfTwo(nn.Module):
     """Experts of which the first is asked."""
 

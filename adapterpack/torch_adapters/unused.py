@@ -36,15 +36,16 @@ def unused_layers(
 ) -> list[str] | None:
     """Returns which of the modules at ``paths`` have no effect on the model's output for an example.
 
-    Such a module is not called although its owner is, or its output reaches none of the model's outputs. A
-    module counts as used if the example cannot tell: parts of the model that do not run, and experts. The
+    Such a module is not called although its owner or its layer is (the attention to an encoder in a decoder
+    that has none), or its output reaches none of the model's outputs. A module counts as used if the example
+    cannot tell: parts of the model that do not run, and experts. The
     example is the canary's input, else the first of ``samples``; the result is None if the model runs on
     neither. The model and the random state stay unchanged, and no activations are kept.
     """
     if not paths or not is_loaded(model):
         return None
     modules = {path: innermost(module_at(model, path)) for path in paths}
-    owners = {path: _owner(model, path) for path in paths}
+    owners = {path: (_owner(model, path), _layer_of(model, path)) for path in paths}
     examples: tuple[Callable[[], Mapping[str, Any] | None], ...] = (
         lambda: next(examples_of(model), None),
         lambda: _sample(model, samples),
@@ -64,7 +65,7 @@ def unused_layers(
 def _find(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    owners: Mapping[str, nn.Module | None],
+    owners: Mapping[str, tuple[nn.Module | None, nn.Module | None]],
     example: Mapping[str, Any],
 ) -> list[str] | None:
     """Runs the example and returns the paths of modules that it shows to be unused; None if the outputs do
@@ -87,8 +88,7 @@ def _find(
     hooks = [module.register_forward_hook(mark) for module in dict.fromkeys(modules.values())]
     hooks += [
         owner.register_forward_pre_hook(lambda module, args: called.add(module))
-        for owner in dict.fromkeys(owners.values())
-        if owner is not None
+        for owner in {owner for several in owners.values() for owner in several if owner is not None}
     ]
     # Only the edges of the graph matter, so autograd need not store a single tensor for a backward pass.
     forget = torch.autograd.graph.saved_tensors_hooks(lambda value: None, lambda nothing: nothing)
@@ -108,7 +108,7 @@ def _find(
         path
         for path, module in modules.items()
         if module in silent
-        or (module not in called and owners[path] in called and not path.startswith(experts))
+        or (module not in called and called.intersection(owners[path]) and not path.startswith(experts))
     ]
 
 
@@ -139,6 +139,18 @@ def _owner(model: nn.Module, path: str) -> nn.Module | None:
     """
     owner = innermost(module_at(model, path.rpartition(".")[0]))
     return None if isinstance(owner, nn.ModuleList | nn.ModuleDict) else owner
+
+
+def _layer_of(model: nn.Module, path: str) -> nn.Module | None:
+    """Returns the smallest element of a list of modules that contains the module at ``path``, if there is
+    one.
+    """
+    while "." in path:
+        path = path.rpartition(".")[0]
+        owner = path.rpartition(".")[0]
+        if owner and isinstance(module_at(model, owner), nn.ModuleList):
+            return module_at(model, path)
+    return None
 
 
 def _sample(model: nn.Module, samples: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
