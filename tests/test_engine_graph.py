@@ -419,6 +419,8 @@ LATENT = {
 }
 
 
+COUNTED = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
+"""Positions are counted by the cache, padding too."""
 PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
 """The tables of positions begin after that of padding."""
 
@@ -427,6 +429,7 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
     ("kind", "fields"),
     [
         ("roberta", PADDED),
+        pytest.param("bart", COUNTED, marks=pytest.mark.long),
         ("bloom", ALIBI["bloom"]),
         pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
         pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),

@@ -92,12 +92,12 @@ def run_alone(
 
 
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
-    mask = batch.get("attention_mask")
-    if task.pads_left and mask is not None and not mask.all() and is_recurrent(model):
-        # padding gets into the states of some models, so each row runs alone
+    mask, parameters = batch.get("attention_mask"), signature(model.forward).parameters
+    apart = is_recurrent(model) or "position_ids" not in parameters
+    if task.pads_left and mask is not None and not mask.all() and apart:
+        # padding gets into the states or the positions of some models, so each row runs alone
         rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
         return {key: _pad_rows([row[key] for row in rows], mask) for key in rows[0]}
-    parameters = signature(model.forward).parameters
     counted, first = "position_ids" in parameters and GRIDS not in batch, batch
     if GRIDS in batch:  # the model counts in time, height and width by itself
         first = {

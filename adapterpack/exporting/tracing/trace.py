@@ -199,7 +199,12 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
         caches = [value for value in found.values() if value.name.endswith((".key", ".value"))]
-        PositionInputs(graph, found["input_ids"], caches, None).follow_rows()
+        places = PositionInputs(graph, found["input_ids"], caches, None)
+        places.follow_rows()
+        if not form.counts:
+            # such a model counts padding; a table that it indexes otherwise is for the proof to judge
+            with contextlib.suppress(Unsupported):
+                places.index_tables()
     return graph
 
 
