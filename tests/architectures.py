@@ -36,6 +36,26 @@ _PAIR = {
     "encoder_ffn_dim": 48,
     "decoder_ffn_dim": 48,
 }
+_HEARING = {
+    **_SIZES,
+    "vocab_size": WORDS,
+    "conv_dim": (12,),
+    "conv_stride": (8,),
+    "conv_kernel": (10,),
+    "num_feat_extract_layers": 1,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 4,
+    "classifier_proj_size": 16,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "apply_spec_augment": False,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+    "final_dropout": 0.0,
+}
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
@@ -243,6 +263,39 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "q_proj",
         "v_proj",
         attention="",
+    ),
+    _encoder(
+        "wav2vec2",
+        "audio-classification",
+        lambda hf: hf.Wav2Vec2Config(**_HEARING, num_labels=3),
+        "q_proj",
+        "intermediate_dense",
+    ),
+    _encoder(
+        "yolos",
+        "object-detection",
+        lambda hf: hf.YolosConfig(
+            **{**_VISION, "image_size": [16, 24], "patch_size": 8}, num_detection_tokens=5, num_labels=3
+        ),
+        "query",
+        "value",
+    ),
+    _encoder(
+        "glpn",
+        "depth-estimation",
+        lambda hf: hf.GLPNConfig(
+            num_encoder_blocks=2,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            sr_ratios=[2, 1],
+            patch_sizes=[3, 3],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
+            decoder_hidden_size=8,
+        ),
+        "query",
+        "value",
     ),
     _encoder(
         "clip",

@@ -35,7 +35,7 @@ from adapterpack.quantizing.graphs.measure import inputs_of
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime import canary as replay
 from adapterpack.runtime.media.image_layouts import features_of_rows, rows_of_images
-from adapterpack.runtime.media.inputs import array_of, speech_of
+from adapterpack.runtime.media.inputs import array_of, sound_of
 from adapterpack.tasks.embeddings import POOLING
 from adapterpack.tasks.task import MAIN, TASKS, Part, Task, get_task, task_of
 from adapterpack.torch_adapters.models.load import load_model
@@ -374,10 +374,10 @@ def test_speech_is_what_whispers_extractor_makes_of_it(tmp_path: Path) -> None:
     expected = WhisperFeatureExtractor(feature_size=80)(
         heard.astype(np.float32) / 32768, sampling_rate=16000, return_tensors="np"
     )
-    found = speech_of(tmp_path / "right.wav", (80, 3000), {})
+    found = sound_of(tmp_path / "right.wav", (80, 3000), {})
     assert np.abs(found - expected.input_features[0]).max() <= 1e-5
     with pytest.raises(Unsupported, match="16000 Hz"):
-        speech_of(tmp_path / "wrong.wav", (80, 3000), {})
+        sound_of(tmp_path / "wrong.wav", (80, 3000), {})
     (tmp_path / "odd.npy").write_bytes(b"\x93NUMPY\x01\x00")
     with pytest.raises(FormatError, match="no array"):
         array_of(tmp_path / "odd.npy", (80, 3000), "speech")

@@ -61,13 +61,21 @@ def base_named(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return make
 
 
-def picture(folder: Path, kind: int, number: int) -> str:
+def picture(folder: Path, kind: int, number: int, size: tuple[int, int] = (12, 12)) -> str:
     """A prepared image of one of three patterns, with some noise."""
-    waves = np.sin(np.arange(3 * 12 * 12).reshape(3, 12, 12) * (kind + 1) / 7) * 2
+    waves = np.sin(np.arange(3 * size[0] * size[1]).reshape(3, *size) * (kind + 1) / 7) * 2
     path = folder / f"image-{kind}-{number}.npy"
-    np.save(
-        path, (waves + 0.1 * np.random.default_rng(number).standard_normal((3, 12, 12))).astype(np.float32)
-    )
+    noise = np.random.default_rng(number).standard_normal((3, *size))
+    np.save(path, (waves + 0.1 * noise).astype(np.float32))
+    return str(path)
+
+
+def distances(folder: Path, kind: int) -> str:
+    """A wall at one of three distances, of which a corner is not known."""
+    path = folder / f"depth-{kind}.npy"
+    wall = np.full((8, 12), (1.0, 3.0, 8.0)[kind])
+    wall[:2, :2] = 0
+    np.save(path, wall.astype(np.float32))
     return str(path)
 
 
@@ -77,6 +85,14 @@ def sound(folder: Path, kind: int, number: int) -> str:
         path,
         (np.cos(np.arange(8 * 40).reshape(8, 40) * (kind + 1) / 9) + 0.1 * number / 24).astype(np.float32),
     )
+    return str(path)
+
+
+def wave(folder: Path, kind: int, number: int) -> str:
+    """The samples of a tone of one of three pitches, and of its own length."""
+    path = folder / f"wave-{kind}-{number}.npy"
+    samples = np.sin(np.arange(200 + 8 * number) * (0.2 + 0.5 * kind)) + 0.1 * number / 24
+    np.save(path, samples.astype(np.float32))
     return str(path)
 
 
@@ -97,6 +113,20 @@ def rows_of(task: str, folder: Path) -> Rows:
         ],
         "image-classification": lambda: [
             {"image": picture(folder, kind, n), "label": "abc"[kind]} for kind, n in kinds
+        ],
+        "depth-estimation": lambda: [
+            {"image": picture(folder, kind, n, (16, 24)), "depth_map": distances(folder, kind)}
+            for kind, n in kinds
+        ],
+        "object-detection": lambda: [
+            {
+                "image": picture(folder, kind, n, (16, 24)),
+                "objects": {"bbox": [[4 * kind, 2, 8, 6 + kind]], "category": ["abc"[kind]]},
+            }
+            for kind, n in kinds
+        ],
+        "audio-classification": lambda: [
+            {"audio": wave(folder, kind, n), "label": "abc"[kind]} for kind, n in kinds
         ],
         "image-text-to-text": lambda: [
             {"image": picture(folder, kind, n), "prompt": noise[n], "completion": WORDS[kind]}
@@ -133,6 +163,13 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "bart": ("bart", "text2text-generation", {}),
     "whisper": ("whisper", "automatic-speech-recognition", {}),
     "vit": ("vit", "image-classification", {}),
+    "wav2vec2": ("wav2vec2", "audio-classification", {}),
+    "yolos": ("yolos", "object-detection", {}),
+    "glpn": (
+        "glpn",
+        "depth-estimation",
+        {"learning_rate": 2e-2, "modules_to_save": ["head.head", "decoder.stages.0.convolution"]},
+    ),
     "llava": ("llava", "image-text-to-text", {}),
     "clip": (
         "clip",
@@ -267,6 +304,13 @@ def test_a_translation_is_generated_as_it_was_learned(
         ),
         ("t5", [{"prompt": "", "completion": "w1"}], {}, "nothing to read"),
         ("whisper", [{"audio": "x.wav"}], {}, "columns audio and text"),
+        (
+            "yolos",
+            [{"image": "a.npy", "objects": {"bbox": [[0, 0, 1]], "category": ["a"]}}] * 2
+            + [{"image": "a.npy", "objects": {"bbox": [[0, 0, 1, 1]], "category": ["b"]}}],
+            {},
+            "each box four numbers",
+        ),
     ],
 )
 def test_rows_of_another_form_are_sentences(

@@ -70,12 +70,15 @@ def decoder_inputs(vocab_size: int, start: int | None) -> tuple[tuple[int, ...],
     return tuple(row if start is None else (start, *row[1:]) for row in rows)
 
 
-def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def feeds(
+    inputs: Canary, image: tuple[int, int] | None = None, sound: str | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Yields the model's inputs for each row as a batch of one, under transformers' names: int64 ids and
     float32 pixels, generated one row at a time.
 
     ``image`` is the image token and the number of positions that the model uses for one image, for models
-    that take ids and images.
+    that take ids and images. ``sound`` is the name of the model's input for sound, ``input_features`` if not
+    given; samples are features of a single band.
 
     Example:
         >>> recorded = Canary(((3, 4),), (), (), 0.1, decoder_input_ids=((2,),))
@@ -93,7 +96,8 @@ def feeds(inputs: Canary, image: tuple[int, int] | None = None) -> Iterator[dict
         if inputs.pixels is not None:
             feed["pixel_values"] = make_row(inputs.pixels, number)
         if inputs.features is not None:
-            feed["input_features"] = make_row(inputs.features, number)
+            row = make_row(inputs.features, number)
+            feed[sound or "input_features"] = row[:, 0] if inputs.features.shape[1] == 1 else row
         if inputs.decoder_input_ids is not None:
             feed["decoder_input_ids"] = np.array([inputs.decoder_input_ids[number]], np.int64)
         yield feed

@@ -18,6 +18,7 @@ from ..pack.pack import Pack
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots
 from ..tasks.session import Arrays
+from ..tasks.sounds import SOUNDS
 from ..tasks.task import MAIN, get_task
 from .media.image_layouts import PIXELS
 from .open_bundle import OpenBundle
@@ -141,7 +142,7 @@ def _feeds(session: OpenBundle, recorded: Canary) -> Iterator[Arrays]:
     """Yields the rows as the session takes them; each image token is repeated for every position of the
     image.
     """
-    return canary.feeds(recorded, image_in_text(session, recorded))
+    return canary.feeds(recorded, image_in_text(session, recorded), session.sound_input)
 
 
 def image_in_text(session: OpenBundle, recorded: Canary) -> tuple[int, int] | None:
@@ -239,8 +240,10 @@ def _other_shapes(bundle: Bundle, recorded: Canary) -> Iterator[str]:
     before any are generated.
     """
     ports = {port.name: port.shape for io in (*bundle.io_before.values(), bundle.io) for port in io.inputs}
-    for name, recipe in (("pixel_values", recorded.pixels), ("input_features", recorded.features)):
+    sound = next((name for name in SOUNDS if name in ports), "input_features")
+    for name, recipe in (("pixel_values", recorded.pixels), (sound, recorded.features)):
         taken, made = ports.get(name, ())[1:], recipe.shape[1:] if recipe is not None else ()
+        made = made[1:] if made[:1] == (1,) and name == sound else made
         if recipe and (
             len(taken) != len(made)
             or any(isinstance(one, int) and one != two for one, two in zip(taken, made, strict=True))

@@ -5,6 +5,7 @@ its adapters, which can be loaded and unloaded while rows run.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import threading
 import warnings
@@ -30,8 +31,9 @@ from ..pack.validate.validation import load, load_proved
 from ..sandbox.child import is_inside
 from ..slots.prompt_rows import virtual_tokens
 from ..tasks.data.problems import PROBLEMS, number_labels
-from ..tasks.data.rows import Picture, map_rows
+from ..tasks.data.rows import Picture, Recording, map_rows
 from ..tasks.session import Arrays, RowHead
+from ..tasks.sounds import SOUNDS
 from ..tasks.task import MAIN, get_task
 from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
@@ -40,8 +42,9 @@ from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
 from .generation.sampling import Sampling
 from .media.image_layouts import PIXELS, ImageLayout, layout_of
-from .media.inputs import image_of, speech_of
+from .media.inputs import sized_image_of, sound_of
 from .media.processor_config import preparation, section
+from .media.sounds import rate_of
 from .ort.contract import require_contract
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16
@@ -50,6 +53,7 @@ from .providers.device import Device
 from .providers.kernels import list_unfit
 from .providers.placement import CpuNodesWarning
 from .providers.resolved_device import resolve
+from .text.ctc import Characters, collapse
 from .text.model_files import most_characters, read_object
 from .text.tokenizer import NoTokenizer, Tokenizer
 
@@ -319,9 +323,13 @@ class OpenBundle:
             ...     ["leaves"])["logits"].argmax()  # doctest: +SKIP
             4
         """
-        shape = self.shape("pixel_values")
+        return np.stack([self.sized_pixels(image)[0][0] for image in images])
+
+    def sized_pixels(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
+        """Returns one image as :meth:`pixels` does, and its own height and width."""
         prepared = partial(self.once, "image_processor", lambda: preparation(self.folder))
-        return np.stack([image_of(image, shape, prepared) for image in images])
+        pixels, size = sized_image_of(image, self.shape("pixel_values"), prepared)
+        return pixels[None], size
 
     def encode_pairs(
         self, pairs: Sequence[tuple[str, str]]
@@ -336,13 +344,50 @@ class OpenBundle:
             inputs["token_type_ids"] = pad([types for _, types, _ in rows], 0, left=False)["input_ids"]
         return inputs, [spans for _, _, spans in rows]
 
-    def speech(self, files: Sequence[str | Path]) -> np.ndarray:
-        """Returns speech files as ``input_features`` ``[files, mel, frames]``;
-        :func:`adapterpack.runtime.media.inputs.speech_of` describes them.
+    @property
+    def sound_input(self) -> str | None:
+        """The name of the input for sound, None if there is none."""
+        first = self.graph(self.bundle.parts[0]).inputs
+        return next((name for name in SOUNDS if name in first), None)
+
+    def sounds(self, recordings: Sequence[Recording]) -> list[Arrays]:
+        """Returns the inputs of each recording, arrays ``[1, ...]``, with a mask if the graph takes one;
+        :func:`adapterpack.runtime.media.inputs.sound_of` says what a recording is.
         """
         config = self.once("feature_extractor", lambda: section(self.folder, "feature_extractor")[0])
-        shape = self.shape("input_features")
-        return np.stack(map_rows(files, lambda file: speech_of(Path(file), shape, config)))
+        name = self.sound_input
+        assert name is not None
+        shape, masked = self.shape(name), "attention_mask" in self.graph(self.bundle.parts[0]).inputs
+
+        def inputs_of(recording: Recording) -> Arrays:
+            sound = sound_of(recording, shape, config)[None]
+            return {name: sound, **({"attention_mask": np.ones(sound.shape[:2], np.int64)} if masked else {})}
+
+        return map_rows(recordings, inputs_of)
+
+    def transcript(self, ids: Sequence[int], timestamps: bool) -> dict[str, Any]:
+        """Returns ``text``, that of the ids of all frames by CTC, and with ``timestamps`` its words as
+        ``chunks``, each with the seconds in which it is spoken.
+
+        Raises:
+            ConfigError: words are wanted, and the tokenizer or the model's config does not tell them.
+        """
+        letters = None if self.has_tokenizer else self.once("letters", lambda: Characters(self.folder))
+        spoken = collapse(ids, int(self.config.get("pad_token_id") or 0))
+        read = self.tokenizer.decode if letters is None else letters.text
+        answer: dict[str, Any] = {"text": read([number for number, _, _ in spoken])}
+        strides = self.config.get("conv_stride")
+        if not timestamps:
+            return answer
+        if letters is None or not strides:
+            raise ConfigError("words of this model have no times", where="timestamps", remedy="leave it out")
+        rate = rate_of(section(self.folder, "feature_extractor")[0])
+        second = math.prod(strides) / rate
+        chunks = [
+            {"text": word.text, "timestamp": [round(word.start * second, 3), round(word.end * second, 3)]}
+            for word in letters.words(spoken)
+        ]
+        return {**answer, "chunks": chunks}
 
     def _with(self, pack: Pack) -> Self:
         """Returns a copy, as :meth:`freeze` does, with one more adapter."""

@@ -15,6 +15,7 @@ from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
 from ..errors import ConfigError
 from ..slots.prompt_rows import virtual_room
 from ..tasks.session import Arrays
+from ..tasks.sounds import SOUNDS
 from ..tasks.task import Part
 from .adapters.mix import Names
 from .adapters.pinned import PinnedRows
@@ -48,7 +49,7 @@ def run_parts(
     running = [
         part
         for part in given
-        if part.inputs[0] in arrays and not arrays.keys() >= set(session.graph(part.name).outputs)
+        if part.first(arrays) in arrays and not arrays.keys() >= set(session.graph(part.name).outputs)
     ]
     if not running:
         raise ConfigError(
@@ -64,7 +65,7 @@ def run_parts(
         if _reads_images(session, part):
             outputs = _run_images(session, part, arrays, batch)
         else:
-            run = batch.of(range(len(arrays[part.inputs[0]])))
+            run = batch.of(range(len(arrays[part.first(arrays)])))
             feeds = values(complete(session, part, arrays, run))
             outputs = {name: wide(array_of(value)) for name, value in run(feeds, part.name).items()}
         arrays |= outputs
@@ -146,7 +147,7 @@ def _reads_images(session: OpenBundle, part: Part) -> bool:
 def _rows(session: OpenBundle, part: Part, arrays: Arrays) -> int:
     """Returns the number of batch rows of a part. Images within texts have the rows of the texts."""
     if not _reads_images(session, part):
-        return len(arrays[part.inputs[0]])
+        return len(arrays[part.first(arrays)])
     if "input_ids" in arrays:
         return len(arrays["input_ids"])
     layout = session.image_layout
@@ -178,10 +179,11 @@ def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], r
 def _plain(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRows) -> Arrays:
     """Completes the inputs of a graph without a cache: adds a mask and token types."""
     if "attention_mask" in graph.inputs:
-        shape = given["input_ids"].shape
+        shape = next(given[name].shape[:2] for name in ("input_ids", *SOUNDS) if name in given)
         _require_mask(given.setdefault("attention_mask", np.ones(shape, np.int64)), shape)
-        room = virtual_room(session.bundle.sites)
-        require_context(session, last_places(given["attention_mask"]) + 1 + room, room)
+        if "input_ids" in given:
+            room = virtual_room(session.bundle.sites)
+            require_context(session, last_places(given["attention_mask"]) + 1 + room, room)
     if "token_type_ids" in graph.inputs:
         given.setdefault("token_type_ids", np.zeros_like(given["input_ids"]))
     return _acting(session, graph, given, rows)

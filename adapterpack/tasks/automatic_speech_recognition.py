@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, file_of, map_rows
@@ -19,8 +21,9 @@ def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """Returns ``completion`` for each row: the recognised text."""
-    features = session.speech(map_rows(rows, lambda row: file_of(row, "audio")))
-    return completions(session, [], adapters, sampling, {"input_features": features})
+    heard = session.sounds(map_rows(rows, lambda row: file_of(row, "audio")))
+    inputs = {name: np.concatenate([row[name] for row in heard]) for name in heard[0]}
+    return completions(session, [], adapters, sampling, inputs)
 
 
 def encode(
@@ -39,7 +42,7 @@ def encode(
     def encode_row(row: Row, place: object) -> dict[str, Any]:
         ids = target_ids(media.tokenizer, row[column], max_length + 1, place, start)
         report.cut += len(ids) > max_length
-        return {"input_features": partial(media.speech, row["audio"], place), "labels": ids[:max_length]}
+        return {"sound": partial(media.sound, row["audio"], place), "labels": ids[:max_length]}
 
     return report.encode(rows, encode_row)
 

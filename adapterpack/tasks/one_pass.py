@@ -20,11 +20,12 @@ from .session import Arrays, RowHead, RowInputs
 
 class PreparedRow(NamedTuple):
     """A row ready to run: its ``inputs``, arrays ``[1, ...]`` without padding, and the ``notes`` needed for
-    its result.
+    its result. ``positions`` is how much of a pass a row without tokens takes.
     """
 
     inputs: Arrays
     notes: Any = None
+    positions: int = 0
 
     @property
     def tokens(self) -> int:

@@ -5,13 +5,12 @@ implements it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from .data.problems import ONE, ProblemType
-from .data.rows import Picture
+from .data.rows import Picture, Recording
 from .data.scores import no_head
 
 Arrays = dict[str, np.ndarray]
@@ -48,6 +47,9 @@ class RowInputs(Protocol):
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Encodes texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 
+    def transcript(self, ids: Sequence[int], timestamps: bool) -> dict[str, Any]:
+        """Returns the text of the ids of all frames, and the seconds of its words if they are wanted."""
+
     def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> tuple[Arrays, list[list[Span | None]]]:
         """Encodes pairs of texts as a padded batch, with token types if the graph reads them; also returns
         the characters that each token of a second text covers.
@@ -56,8 +58,11 @@ class RowInputs(Protocol):
     def pixels(self, images: Sequence[Picture]) -> np.ndarray:
         """Returns images as ``pixel_values``."""
 
-    def speech(self, files: Sequence[str | Path]) -> np.ndarray:
-        """Returns audio files as ``input_features``."""
+    def sized_pixels(self, image: Picture) -> tuple[np.ndarray, tuple[int, int]]:
+        """Returns an image as ``pixel_values`` ``[1, ...]``, and its own height and width."""
+
+    def sounds(self, recordings: Sequence[Recording]) -> list[Arrays]:
+        """Returns the inputs of each recording, arrays ``[1, ...]``."""
 
 
 class TaskSession(RowInputs, Protocol):

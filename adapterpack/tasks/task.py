@@ -8,7 +8,7 @@ task through an entry point of the group ``adapterpack.tasks``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any
@@ -22,11 +22,13 @@ from .data.problems import LABEL_COLUMNS
 from .data.rows import Row
 from .one_pass import OnePass
 from .session import Arrays, TaskSession
+from .sounds import SOUNDS
 
 MAIN = "model"
 """The name of the graph that computes a task's answer."""
 
 TEXT = ("input_ids", "attention_mask")
+SOUND = (*SOUNDS, "attention_mask")
 DECODER = (*TEXT, "position_ids", "past_key_values")
 HEADS = ("classifier", "score")
 """The names of a classifier's head in transformers."""
@@ -38,6 +40,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "position_ids": ("batch", "sequence"),
     "pixel_values": ("batch", None, None, None),
     "input_features": ("batch", None, None),
+    "input_values": ("batch", None),
     "decoder_input_ids": ("batch", "sequence"),
     "patch_positions": ("patches", None),
     "patch_windows": ("patches",),
@@ -106,23 +109,32 @@ class Part:
             return AXES.get(kept, ("batch",))
         return self.axes.get(family) or AXES[family]
 
+    def first(self, present: Container[str]) -> str:
+        """Returns the input that the part begins with; of the inputs for sound, the one that is
+        ``present``.
+        """
+        return next((name for name in SOUNDS if name in self.inputs and name in present), self.inputs[0])
+
 
 @dataclass(frozen=True, eq=False)
 class TaskTraining:
     """How to train a task. ``encode`` turns data into token ids and ``targets``.
 
     ``metrics`` compares outputs with targets, for tasks without labels; for labelled tasks the problem does.
-    ``label_columns`` are the columns in which a labelled task finds the label of a row or, with ``by_token``,
-    of each word. Rows are read with the base's tokenizer or, if ``reads`` is ``media``, also with processors
-    for pictures and speech; ``constants`` are further inputs of each batch. ``adapted`` is the default of a
-    configuration's ``targets``: layers that the runtime of the task can change.
+    Where ``judged`` is false, nothing does: only the loss is known.
+    ``label_columns`` are the columns in which a labelled task finds the label of a row or, with ``parts``, of
+    each of its parts: ``parts`` makes a list of labels of the column's value. Rows are read with the base's
+    tokenizer or, if ``reads`` is ``media``, also with processors for pictures and speech; ``constants`` are
+    further inputs of each batch. ``adapted`` is the default of a configuration's ``targets``: layers that the
+    runtime of the task can change.
     """
 
     encode: Encode
     targets: tuple[str, ...] = ("labels",)
     metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
     label_columns: tuple[str, ...] = LABEL_COLUMNS
-    by_token: bool = False
+    parts: Callable[[Any], Any] | None = None
+    judged: bool = True
     reads: str = "tokenizer"
     constants: Mapping[str, Any] = field(default_factory=dict)
     adapted: str | None = None

@@ -95,7 +95,7 @@ TASKS.register(
         ("ForTokenClassification",),
         heads=HEADS,
         labelled=True,
-        training=TaskTraining(encode, label_columns=LABEL_COLUMNS, by_token=True),
+        training=TaskTraining(encode, label_columns=LABEL_COLUMNS, parts=words_of),
         peft_type="TOKEN_CLS",
     )
 )

@@ -123,9 +123,9 @@ def test_a_graph_that_is_cut_short_while_it_is_read(attacks: Attacks) -> None:
 
 
 def _array(name: str) -> None:
-    from adapterpack.runtime.media.inputs import array_of, speech_of
+    from adapterpack.runtime.media.inputs import array_of, sound_of
 
-    array_of(Path(name), (3, 4), "an image") if name.endswith(".npy") else speech_of(
+    array_of(Path(name), (3, 4), "an image") if name.endswith(".npy") else sound_of(
         Path(name), (80, 3000), {}
     )
 

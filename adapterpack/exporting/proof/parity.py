@@ -21,6 +21,7 @@ from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
 from ...tasks.session import Arrays
+from ...tasks.sounds import FRAMES
 from ...torch_adapters.models.load import empty_model
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example
@@ -214,7 +215,8 @@ def prove(
     for name, expected in run_torch(task, model, batch, source.packs):
         answer = run_graph(session, batch, name)
         outputs[name] = _outer(session, answer)
-        error = errors[name or _base_name(session)] = _compare(answer, expected, batch, folder)
+        own = {FRAMES: answer[FRAMES]} if FRAMES in answer else {}
+        error = errors[name or _base_name(session)] = _compare(answer, expected, batch | own, folder)
         require_close(
             f"the graph disagrees with torch for {name or 'the base'}",
             error.error,
@@ -225,6 +227,12 @@ def prove(
         steps.tick()
     scale = max(error.scale for error in errors.values())
     itself = _agreement(session, batch, outputs, scale, steps)
+    other = _other_size(session, batch)
+    if other:
+        (_, expected), *_ = run_torch(task, model, other, ())
+        found = _compare(session.run(other), expected, other, folder)
+        why = f"the graph disagrees with torch for images of {other['pixel_values'].shape[2:]}"
+        require_close(why, found.error, found.scale, tolerance, folder.name)
     long = prove_long_rows(session, source, model, plan.whole, tolerance, left) if plan.whole else {}
     return {
         "tolerance": tolerance,
@@ -340,7 +348,7 @@ def _mix_rows(
         steps.tick()
         for row, name in enumerate(chosen):
             for key, together in single[name].items():
-                real = real_positions(key, together, batch)
+                real = real_positions(key, together, batch | single[name])
                 apart = mixed[key][row][..., : together.shape[-1]]
                 errors.append(np.abs(apart - together[row])[slice(None) if real is None else real[row]].max())
     return float(np.max(errors))
@@ -349,6 +357,22 @@ def _mix_rows(
 def _image_token(session: Session) -> int | None:
     """Returns the token of images in texts, None for a model without any."""
     return session.image_token if "image_features" in session.task.main.inputs else None
+
+
+def _other_size(session: Session, batch: Arrays) -> Arrays:
+    """Returns a batch with images of another height and width, if the graph takes any; each is a multiple of
+    one of the first.
+    """
+    port = session.graph(session.bundle.parts[0]).inputs.get("pixel_values")
+    if (
+        port is None
+        or len(port.shape) != 4
+        or isinstance(port.shape[2], int)
+        or isinstance(port.shape[3], int)
+    ):
+        return {}
+    turned = batch["pixel_values"].swapaxes(2, 3)
+    return {**batch, "pixel_values": np.ascontiguousarray(np.concatenate([turned, turned[..., ::-1]], 3))}
 
 
 def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], steps: StepCounter) -> float:
@@ -362,7 +386,7 @@ def _alone(session: Session, batch: Arrays, single: dict[str | None, Arrays], st
         alone = session.run(row_of(batch, row, _image_token(session)), name)
         steps.tick()
         for key, together in single[name].items():
-            real = real_positions(key, together, batch)
+            real = real_positions(key, together, batch | single[name])
             expected = together[row] if real is None else together[row][real[row]]
             if alone[key][0].shape != expected.shape:
                 return float("inf")

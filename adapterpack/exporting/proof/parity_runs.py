@@ -21,6 +21,7 @@ from ...runtime.padding import positions
 from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
+from ...tasks.sounds import FRAMES
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
 from ..tracing.layer_state import is_recurrent, own_mask
@@ -197,7 +198,9 @@ def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | 
     """Returns which positions of an output are not padding, ``[rows, positions]``; None where each row has
     one vector.
     """
-    mask = batch.get("attention_mask")
+    mask, frames = batch.get("attention_mask"), batch.get(FRAMES)
+    if frames is not None and output.ndim == 3:
+        return np.asarray(np.arange(output.shape[1]) < frames)
     if key in SPANS and mask is not None:
         return np.asarray(mask > 0)
     if output.ndim < 3:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
+from ...errors import Unsupported
 from ...runtime.media.image_layouts import image_shape
+from ...runtime.media.processor_config import preparation
 from ...runtime.padding import pad
 from ...tasks.session import Arrays
+from ...tasks.sounds import SOUNDS, Sound, sound_of
 from ...tasks.task import Task, reads_types
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 LENGTHS = (11, 4, 7)
+_SMALL = (64, 96)
+"""Height and width of an example for models that take images of any size."""
 
 
 def config_of(base: Path) -> Any:
@@ -44,20 +50,19 @@ def example(
     features.
 
     Every adapter of ``acts`` acts in the first and the last row. Rows in ``bare`` have no image, where images
-    come with text; only there ``model`` is called, to learn how many tokens an image takes. ``left`` sets the
-    side of padding, by default the task's. A decoder with an encoder gets ``answer`` tokens.
+    come with text; there ``model`` is called, to learn how many tokens an image takes, and for sound.
+    ``left`` sets the side of padding, by default the task's. A decoder with an encoder gets ``answer``
+    tokens.
 
     Raises:
         Unsupported: the model's config does not say how large its images are.
     """
     rng, inputs = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
-        vision = getattr(config, "vision_config", None) or getattr(config, "encoder", None) or config
-        shape = (len(lengths), *image_shape(vision.to_dict()))
-        inputs["pixel_values"] = rng.standard_normal(shape).astype(np.float32)
-    if "input_features" in task.inputs:
-        sizes = (len(lengths), config.num_mel_bins, 2 * config.max_source_positions)
-        inputs["input_features"] = rng.standard_normal(sizes).astype(np.float32)
+        shape, _ = images_of(config, "height" in task.main.axes.get("pixel_values", ()))
+        inputs["pixel_values"] = rng.standard_normal((len(lengths), *shape)).astype(np.float32)
+    if {*SOUNDS} & {*task.inputs} and (sound := sound_of(model())) is not None:
+        inputs |= _heard(sound, lengths, rng)
     if "input_ids" in task.inputs:
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]
         for rule in acts:
@@ -74,6 +79,18 @@ def example(
         ids[:, 0] = 0 if start is None else start
         inputs["decoder_input_ids"] = ids
     return inputs if task.example is None else {**inputs, **task.example(config, inputs, rng)}
+
+
+def _heard(sound: Sound, lengths: Sequence[int], rng: np.random.Generator) -> Arrays:
+    """Returns rows of random sound, of these lengths in units, padded and with their mask; all of the longest
+    length if no mask tells padding from sound.
+    """
+    rows = [sound.of(length if sound.masked else max(lengths)) for length in lengths]
+    values = np.zeros((len(rows), *sound.of(max(lengths))), np.float32)
+    for row, shape in zip(values, rows, strict=True):
+        row[: shape[0]] = rng.standard_normal(shape)
+    mask = np.array([[place < shape[0] for place in range(values.shape[1])] for shape in rows], np.int64)
+    return {sound.name: values, **({"attention_mask": mask} if sound.masked else {})}
 
 
 def _text_alone(row: np.ndarray, config: PretrainedConfig) -> list[int]:
@@ -103,3 +120,22 @@ def _with_images(
 def _vocabulary(config: PretrainedConfig) -> int:
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     return int(text.vocab_size)
+
+
+def images_of(config: PretrainedConfig, free: bool = True) -> tuple[tuple[int, int, int], bool]:
+    """Returns the shape of the images of an example, and whether they may have any size. With ``free`` they
+    may, where the base's processor makes sizes that depend on the picture, or nobody says which.
+
+    Raises:
+        Unsupported: the config names no size, and ``free`` is false.
+    """
+    parts = (getattr(config, name, None) for name in ("vision_config", "encoder", "backbone_config"))
+    vision = next((part for part in parts if hasattr(part, "image_size")), config).to_dict()
+    if not free:
+        return image_shape(vision), False
+    size = vision.get("image_size")
+    any_size = size is None
+    with contextlib.suppress(Unsupported):
+        made = preparation(Path(config._name_or_path)).extent
+        size, any_size = made or size, made is None
+    return image_shape({**vision, "image_size": size or _SMALL}), any_size

@@ -21,6 +21,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 
 from ...errors import Unsupported
 from ...slots.prompt_rows import LEAVES
+from ...tasks.sounds import FRAMES
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 from .layer_state import LayerStates, make_cache, own_mask, pairs_cache, state_of
@@ -54,6 +55,21 @@ class Plain(TorchPart):
             return {
                 name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)
             }
+
+
+class Frames(Plain):
+    """A model that answers for every frame of a sound."""
+
+    def forward(self, **inputs: torch.Tensor) -> Named:
+        """Also returns how many frames of a row are its own by the model's own function, where a mask tells
+        padding from sound.
+        """
+        named, mask = super().forward(**inputs), inputs.get("attention_mask")
+        if mask is None:
+            return named
+        length_of = getattr(self.inner, "_get_feat_extract_output_lengths", None)
+        length_of = length_of or self.inner._get_subsampling_output_length
+        return {**named, FRAMES: length_of(mask.sum(-1)).to(torch.int64)[:, None]}
 
 
 class CausalDecoder(TorchPart):
@@ -162,6 +178,7 @@ class ImageTower(TorchPart):
 
 PARTS: dict[str, type[TorchPart]] = {
     "plain": Plain,
+    "frames": Frames,
     "decoder": CausalDecoder,
     "encoder": Encoder,
     "cross_decoder": CrossDecoder,

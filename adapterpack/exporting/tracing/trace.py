@@ -7,6 +7,7 @@ import functools
 import io
 import logging
 import re
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -33,16 +34,17 @@ from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES
 from ...tasks.session import Arrays
+from ...tasks.sounds import Sound, sound_of
 from ...tasks.task import Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
-from .example_inputs import example
+from .example_inputs import example, images_of
 from .torch_parts import PREFIX, TorchPart, part_class
 from .unread_weights import Mapped, UnreadWeights, load_mapped
 from .vision_parts import Vision
 
-_SPECIALIZED = frozenset({"source"})
-"""Axes that may have a fixed length in a model, as in Whisper's encoder."""
+_SPECIALIZED = frozenset({"source", "height", "width"})
+"""Axes that may have a fixed length in a model, as in Whisper's encoder, or where images are of one size."""
 _LENGTHS = (7, 5, 4)
 """Lengths of the example rows; unlike any fixed axis of a model, so that the exporter does not confuse the
 two.
@@ -92,15 +94,16 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
     tensors = {
         name: value.to(model.dtype) if value.is_floating_point() else value for name, value in tensors.items()
     }
-    graphs = {}
-    for part in task.parts:
+    graphs, sound = {}, sound_of(model)
+    parts = [_with_axes(part, sound, model) for part in task.parts]
+    for part in parts:
         form = part_class(part.form)(model)
         if "position_ids" in part.inputs:
             tensors["position_ids"] = torch.from_numpy(positions(tensors["attention_mask"].numpy()))
         if isinstance(form, Vision):
             tensors |= _first_pass(form, tensors)
         inputs = {name: tensors[name] for name in part.inputs if name in tensors}
-        if prompted and part is task.parts[0]:
+        if prompted and part is parts[0]:
             width = model.get_input_embeddings().weight.shape[1]
             here = torch.ones(len(_LENGTHS), _VIRTUAL, dtype=model.dtype)
             inputs |= {
@@ -114,7 +117,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
         if isinstance(form, Vision):
             tensors |= _seen(form, tensors, batch)
         # later parts also see the virtual tokens in its output
-        if prompted and "attention_mask" in tensors and part is task.parts[0]:
+        if prompted and "attention_mask" in tensors and part is parts[0]:
             tensors["attention_mask"] = torch.nn.functional.pad(
                 tensors["attention_mask"], (_VIRTUAL, 0), value=1
             )
@@ -153,6 +156,14 @@ def _seen(form: Vision, tensors: Mapping[str, Any], batch: Arrays) -> dict[str, 
     return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
 
+def _with_axes(part: Part, sound: Sound | None, model: PreTrainedModel) -> Part:
+    """Returns a part with the axes of what the model hears, and of images that are all of one size."""
+    axes = {**part.axes, **({} if sound is None else {sound.name: sound.axes})}
+    if "pixel_values" in axes and not images_of(model.config)[1]:
+        del axes["pixel_values"]
+    return replace(part, axes=axes)
+
+
 def _families(named: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """Groups ``present.0.key`` and the like by layer; a layer that keeps nothing is empty."""
     layers_by_family: dict[str, list[dict[str, Any]]] = {}
@@ -176,6 +187,7 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
     part = replace(part, axes={**part.axes, **own})
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
     with (
+        _symbolic_lengths(form),
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         quiet_transformers(),
@@ -220,6 +232,22 @@ def _know_complex_axes() -> None:
         return op.Unsqueeze(self, op.Constant(value_ints=[dim if dim >= 0 else dim + len(self.shape)]))
 
     torch_op("aten::unsqueeze", complex=True, trace_only=True)(unsqueeze)
+
+
+@contextlib.contextmanager
+def _symbolic_lengths(form: nn.Module) -> Iterator[None]:
+    """Makes ``len`` of a tensor its first axis in the modules that define a model: Python's own returns a
+    number, which would fix the batch (RT-DETR).
+    """
+    names = {type(module).__module__ for module in form.modules()}
+    scopes = [vars(sys.modules[name]) for name in names if name.startswith("transformers.models.")]
+    for scope in scopes:
+        scope["len"] = lambda value: value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+    try:
+        yield
+    finally:
+        for scope in scopes:
+            del scope["len"]
 
 
 def _axes(part: Part, name: str) -> tuple[str | None, ...]:

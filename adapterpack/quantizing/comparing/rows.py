@@ -48,7 +48,7 @@ def examples(session: Session, file: Path) -> list[Example]:
                 remedy="give rows with text, or with prompt and completion",
             )
         return found
-    if task.labelled and task.training is not None and not task.training.by_token:
+    if task.labelled and task.training is not None and task.training.parts is None:
         return [_label_row(row, where) for row, where in read_rows(file)]
     raise Unsupported(
         "rows are compared by the text that a model generates, or by the label that it gives a text",

@@ -17,12 +17,16 @@ from ...runtime.sessions.measured_texts import texts, vocabulary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
 from ...tasks.session import Arrays
+from ...tasks.sounds import SOUNDS
 from ...tasks.task import MAIN
 
 _SAMPLE = 65521
 """How many numbers of an output to compare for graphs before the last one: an encoder's keys and values can
 be gigabytes.
 """
+
+_OPEN = 4000
+"""The extent of a sound that may have any length."""
 
 
 class MeasuredOutputs(NamedTuple):
@@ -164,8 +168,9 @@ def inputs_of(session: Session) -> dict[str, np.ndarray]:
             inputs |= pad(texts(session, images), 0, left=session.pads_left)
         elif name == "decoder_input_ids":
             inputs[name] = rng.integers(1, vocabulary(session.folder), (rows, 4))
-        elif name in {"pixel_values", "input_features"}:
-            inputs[name] = rng.standard_normal((rows, *shapes[name][1:])).astype(np.float32)
+        elif name in {"pixel_values", *SOUNDS} and name in shapes:
+            extents = [extent if isinstance(extent, int) else _OPEN for extent in shapes[name][1:]]
+            inputs[name] = rng.standard_normal((rows, *extents)).astype(np.float32)
     if session.task.example is None:
         return inputs
     # imports transformers, which only tasks with such inputs need

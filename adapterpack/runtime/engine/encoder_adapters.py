@@ -123,7 +123,10 @@ class BankedAdapters:
         digest = f"{pack.id}, its trained modules alone"
         bare = ResidentAdapter(pack.name, digest, values, {}, pack.acts)
         base, adapted = (
-            [canary.row_of(self.run(inputs, [one])) for inputs in canary.feeds(recorded)]
+            [
+                canary.row_of(self.run(inputs, [one]))
+                for inputs in canary.feeds(recorded, sound=self._bundle.sound_input)
+            ]
             for one in (bare, adapter)
         )
         return Replay(recorded, base, adapted)

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...tasks.one_pass import PreparedRow
 from ...tasks.session import Arrays, RowHead
+from ...tasks.sounds import SOUNDS
 from ...tasks.task import AXES
 from .adapter_feeds import ResidentAdapter
 
@@ -39,7 +40,7 @@ class EncoderRow:
     @cached_property
     def length(self) -> int:
         """The number of positions that it takes in a pass; an image counts as one."""
-        return max(1, self.prepared.tokens)
+        return max(1, self.prepared.tokens, self.prepared.positions)
 
     @cached_property
     def form(self) -> tuple[Any, ...]:
@@ -47,7 +48,7 @@ class EncoderRow:
         the number of tokens.
         """
         return tuple(
-            (name, array.shape[2 if _along_tokens(name) else 1 :])
+            (name, array.shape[2 if _along_tokens(name, self.prepared.inputs) else 1 :])
             for name, array in sorted(self.prepared.inputs.items())
         )
 
@@ -133,7 +134,7 @@ def collate(rows: Sequence[Mapping[str, np.ndarray]], pad_id: int) -> Arrays:
     """
     return {
         name: _stack([row[name] for row in rows], pad_id if name == "input_ids" else 0)
-        if _along_tokens(name)
+        if _along_tokens(name, rows[0])
         else np.concatenate([row[name] for row in rows])
         for name in rows[0]
     }
@@ -148,5 +149,7 @@ def _stack(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
     return stacked
 
 
-def _along_tokens(name: str) -> bool:
-    return AXES.get(name, ())[1:2] == ("sequence",)
+def _along_tokens(name: str, row: Mapping[str, np.ndarray]) -> bool:
+    """Whether an input has one number for each token of a row, or each place of a sound with a mask."""
+    heard = name in SOUNDS and "attention_mask" in row
+    return heard or AXES.get(name, ())[1:2] == ("sequence",)

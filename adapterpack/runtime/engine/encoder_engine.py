@@ -127,7 +127,7 @@ class EncoderEngine(Engine):
         return self.bind(*self.prepare(prompt, **options), pack)
 
     def prepare(
-        self, prompt: str | Sequence[int] | Mapping[str, Any], **options: Any
+        self, prompt: str | Sequence[int] | Mapping[str, Any], /, **options: Any
     ) -> tuple[PreparedRow, Any]:
         """Returns the inputs and options of a row, for :meth:`bind`: the part of :meth:`row` that does not
         depend on the adapter.

@@ -32,15 +32,22 @@ _EIGHT_BITS = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbC
 
 
 def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.ndarray:
-    """Decodes a PNG or JPEG and returns its pixels ``[3, height, width]`` float32, prepared as ``how`` says.
-
-    Raises:
-        FormatError: the image is too large when it is resized; otherwise see :func:`decode`.
+    """Returns the pixels of :func:`sized_picture` alone.
 
     Example:
         >>> how = Preparation(None, (2, 2), 2, None, 1 / 255, None, None)
         >>> picture(Path("photo.png").read_bytes(), how).shape  # doctest: +SKIP
         (3, 2, 2)
+    """
+    return sized_picture(data, how, where)[0]
+
+
+def sized_picture(data: bytes, how: Preparation, where: object) -> tuple[np.ndarray, tuple[int, int]]:
+    """Decodes a PNG or JPEG and returns its pixels ``[3, height, width]`` float32, prepared as ``how`` says,
+    and the height and width that it had before.
+
+    Raises:
+        FormatError: the image is too large when it is resized; otherwise see :func:`decode`.
     """
     upright = decode(data, where)
     height, width = how.resize(upright.height, upright.width)
@@ -48,7 +55,8 @@ def picture(data: bytes, how: Preparation, where: object = "a picture") -> np.nd
     pixels = np.asarray(
         upright if (width, height) == upright.size else upright.resize((width, height), how.resample)
     )
-    return _normalise(pixels if how.crop is None else _crop(pixels, *how.crop), how)
+    prepared = _normalise(pixels if how.crop is None else _crop(pixels, *how.crop), how)
+    return prepared, (upright.height, upright.width)
 
 
 def decode(data: bytes, where: object = "a picture") -> Any:
@@ -90,11 +98,11 @@ def bytes_of(path: Path) -> bytes:
         return path.read_bytes()
 
 
-def bytes_in(text: str) -> bytes:
-    """Returns the bytes of an image in a data URL, ``data:image/png;base64,...``.
+def bytes_in(text: str, what: str = "picture") -> bytes:
+    """Returns the bytes of a data URL such as ``data:image/png;base64,...``; errors say ``what`` it holds.
 
     Raises:
-        FormatError: the image is too large, or not in base 64.
+        FormatError: it is too large, or not in base 64.
 
     Example:
         >>> bytes_in("data:image/png;base64,iVBORw==")
@@ -108,7 +116,7 @@ def bytes_in(text: str) -> bytes:
         return base64.b64decode(body, validate=True)
     except (ValueError, binascii.Error) as error:
         raise FormatError(
-            f"the picture is not in base 64: {error}", where=head[:40], expected=f"{DATA}png;base64,..."
+            f"the {what} is not in base 64: {error}", where=head[:40], expected="data:TYPE;base64,..."
         ) from error
 
 

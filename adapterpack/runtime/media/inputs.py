@@ -1,7 +1,8 @@
-"""Makes the input arrays of graphs for images and speech, from PNG, JPEG, ``.wav`` and ``.npy`` files."""
+"""Makes the input arrays of graphs for images and sounds, from PNG, JPEG, ``.wav`` and ``.npy`` files."""
 
 from __future__ import annotations
 
+import io
 import os
 import wave
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,14 +14,17 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError, Unsupported
-from ...io.safe_open import open_regular
+from ...io.safe_open import open_regular, read_at_most
 from ...library_errors import library_errors
-from ...tasks.data.rows import Picture
-from .image_processing import DATA, bytes_in, bytes_of, picture
+from ...tasks.data.rows import Picture, Recording
+from .image_processing import DATA, bytes_in, bytes_of, sized_picture
 from .processor_config import Preparation
+from .sounds import features_of, rate_of
 
 _MOST = 256 << 20
 """The most bytes that a file may have."""
+_SOUND = "data:audio/"
+"""The prefix of a sound in a data URL (RFC 2397)."""
 _PREPARE = "save what the model's processor gives for it as a .npy file"
 
 
@@ -45,8 +49,15 @@ def array_of(path: Path, shape: Sequence[Any], what: str) -> np.ndarray:
 
 
 def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Preparation]) -> np.ndarray:
-    """Returns the pixels of one image in the ``shape`` of one row of the graph's input. Encoded images are
-    prepared as ``prepared()`` says; arrays must be prepared already.
+    """Returns the pixels of :func:`sized_image_of` alone."""
+    return sized_image_of(given, shape, prepared)[0]
+
+
+def sized_image_of(
+    given: Picture, shape: Sequence[Any], prepared: Callable[[], Preparation]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Returns the pixels of one image in the ``shape`` of one row of the graph's input, and its own height
+    and width. Encoded images are prepared as ``prepared()`` says; arrays must be prepared already.
 
     Raises:
         ConfigError: Pillow is not installed, or the processor's configuration is invalid.
@@ -55,10 +66,10 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
         StorageError: the file cannot be read.
     """
     if isinstance(given, np.ndarray):
-        return _fitting(given, shape, "an image", "the array")
+        return _sized(_fitting(given, shape, "an image", "the array"))
     found = find_bytes(given)
     if found is None:
-        return array_of(Path(given), shape, "an image")  # type: ignore[arg-type] # no bytes
+        return _sized(array_of(Path(given), shape, "an image"))  # type: ignore[arg-type] # no bytes
     data, where = found
     how = prepared()
     made, taken = (3, *(how.extent or ())), tuple(shape)
@@ -71,7 +82,12 @@ def image_of(given: Picture, shape: Sequence[Any], prepared: Callable[[], Prepar
             expected=taken,
             found=made,
         )
-    return _fitting(picture(data, how, where), shape, "an image", where)
+    pixels, size = sized_picture(data, how, where)
+    return _fitting(pixels, shape, "an image", where), size
+
+
+def _sized(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    return pixels, (pixels.shape[1], pixels.shape[2])
 
 
 def find_bytes(given: Picture) -> tuple[bytes, str] | None:
@@ -85,79 +101,53 @@ def find_bytes(given: Picture) -> tuple[bytes, str] | None:
     return bytes_of(Path(given)), str(given)
 
 
-def speech_of(path: Path, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
-    """Returns the log-mel features ``[mel, frames]`` of a ``.wav`` file, or reads them from a ``.npy`` file.
-
-    ``config`` is the ``feature_extractor`` section of the model's files. The formula is that of Radford et
-    al. 2022 (https://arxiv.org/abs/2212.04356), section 2.2, as in Whisper's extractor: log10 of the power in
-    Slaney's mel bands, at least its maximum minus 8, then plus 4 and divided by 4.
+def sound_of(given: Recording, shape: Sequence[Any], config: Mapping[str, Any]) -> np.ndarray:
+    """Returns one row of a graph's input for sound, made of a ``.wav`` file, of its bytes, or of a data URL,
+    or read from a ``.npy`` file. ``config`` is the ``feature_extractor`` section of the model's files.
 
     Raises:
-        Unsupported: the file is of another kind, or has another sampling rate, depth or number of channels.
-        FormatError: the file is no wave file.
+        Unsupported: the file is of another kind, or has another sampling rate, depth or number of channels;
+            or the model's feature extractor is of an unknown kind.
+        FormatError: the file is no wave file, or is too large.
+        ConfigError: the sound is empty, too short or too long.
     """
-    if path.suffix != ".wav":
-        return array_of(path, shape, "speech")
-    rate, size, step = (
-        int(config.get(key, usual))
-        for key, usual in (("sampling_rate", 16000), ("n_fft", 400), ("hop_length", 160))
-    )
-    mels, frames = shape
-    if not isinstance(mels, int) or not isinstance(frames, int):
-        raise Unsupported(
-            "this graph takes speech of any length, whose features only its own processor knows",
-            where=path,
-            remedy=_PREPARE,
-        )
-    samples = _samples(path, rate)[: frames * step]
-    padded = np.pad(np.pad(samples, (0, frames * step - len(samples))), size // 2, mode="reflect")
-    window = np.hanning(size + 1)[:-1]
-    places = np.arange(frames)[:, None] * step + np.arange(size)
-    power = np.abs(np.fft.rfft(padded[places] * window)) ** 2
-    loud = np.log10(np.maximum(mel_bands(mels, size, rate) @ power.T, 1e-10))
-    features: np.ndarray = ((np.maximum(loud, loud.max() - 8) + 4) / 4).astype(np.float32)
-    return features
+    if isinstance(given, bytes):
+        data, where = given, "the bytes"
+    elif isinstance(given, str) and given.startswith(_SOUND):
+        data, where = bytes_in(given, "sound"), given[:40]
+    elif Path(given).suffix != ".wav":
+        return array_of(Path(given), shape, "a sound")
+    else:
+        data, where = _bytes_of(Path(given)), str(given)
+    features = features_of(_samples(data, rate_of(config), where), shape, config, where)
+    return _fitting(features, shape, "a sound", where)
 
 
-def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
-    """Returns triangular mel filters over the frequencies of a spectrum, ``[count, size // 2 + 1]``, each of
-    area 1, on Slaney's scale: linear below 1 kHz.
-
-    Example:
-        >>> mel_bands(80, 400, 16000).shape
-        (80, 201)
-    """
-    highest = 15 + 27 * np.log(rate / 2 / 1000) / np.log(6.4)
-    mels = np.linspace(0, highest, count + 2)
-    edges = np.where(mels < 15, mels * 200 / 3, 1000 * np.exp((mels - 15) * np.log(6.4) / 27))
-    bins = np.linspace(0, rate / 2, size // 2 + 1)
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    bands: np.ndarray = np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))[:, None]
-    return bands
-
-
-def _samples(path: Path, rate: int) -> np.ndarray:
-    """Reads the samples of a wave file, in [-1, 1)."""
+def _samples(data: bytes, rate: int, where: object) -> np.ndarray:
+    """Returns the samples of a wave file, in [-1, 1)."""
     with (
-        _open_file(path) as file,
-        library_errors("wave", "the file is no wave file", where=path),
-        wave.open(file, "rb") as sound,
+        library_errors("wave", "the file is no wave file", where=where),
+        wave.open(io.BytesIO(data), "rb") as sound,
     ):
         form = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
-        data = sound.readframes(sound.getnframes())
+        frames = sound.readframes(sound.getnframes())
     if form != (rate, 2, 1):
         raise Unsupported(
-            "speech must be one channel of 16 bits at the model's rate",
-            where=path,
+            "a sound must be one channel of 16 bits at the model's rate",
+            where=where,
             expected=f"{rate} Hz, 2 bytes, 1 channels",
             found="{} Hz, {} bytes, {} channels".format(*form),
             remedy="convert it",
         )
-    samples = np.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(np.float64) / 32768
+    samples = np.frombuffer(frames[: len(frames) // 2 * 2], "<i2").astype(np.float64) / 32768
     if not len(samples):
-        raise ConfigError("the file holds no sound", where=path)
+        raise ConfigError("the file holds no sound", where=where)
     return samples
+
+
+def _bytes_of(path: Path) -> bytes:
+    with _open_file(path) as file:
+        return read_at_most(file, _MOST)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ _FILTERS = range(6)
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _BOTH, _SHORT = {"height", "width"}, {"shortest_edge"}
+_EDGES = {"shortest_edge", "longest_edge"}
 _SHORTEST = {"shortest_edge": 224}
 _SQUARE = {"height": 224, "width": 224}
 _USUAL = {"do_resize": True, "do_rescale": True, "do_normalize": True, "rescale_factor": 1 / 255}
@@ -63,9 +64,76 @@ leaves out.
 """
 
 
+Resize = Callable[[int, int], tuple[int, int]]
+"""(height, width) -> height and width after resizing."""
+
+
+def _between_edges(config: Mapping[str, Any]) -> Resize | None:
+    """Returns how detectors resize: the shorter edge to its length, or so that the longer one keeps to its
+    own.
+    """
+    shortest, longest = (config["size"].get(edge) for edge in ("shortest_edge", "longest_edge"))
+    multiple = config.get("multiple", 1)
+    if longest is None:
+        return None
+
+    def resize(height: int, width: int) -> tuple[int, int]:
+        short, long = sorted((height, width))
+        exact = float(shortest)
+        if long / short * shortest > longest:
+            exact = longest * short / long
+        edge = round(exact)
+        edge, other = (short, long) if short == edge else (edge, int(exact * long / short))
+        edge, other = (length // multiple * multiple for length in (edge, other))
+        return (other, edge) if width < height else (edge, other)
+
+    return resize
+
+
+def _down_to_multiples(config: Mapping[str, Any]) -> Resize:
+    """Returns how GLPN resizes: each edge down to a multiple of a number."""
+    divisor = config["size_divisor"]
+    return lambda height, width: (height // divisor * divisor, width // divisor * divisor)
+
+
+_ODD = ("do_pad", "pad_size", "keep_aspect_ratio", "ensure_multiple_of")
+"""Settings that are only known as a processor's defaults have them."""
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_DETECTOR = {
+    **_kind(2, _IMAGENET, {"shortest_edge": 800, "longest_edge": 1333}),
+    "resize": _between_edges,
+    "do_pad": True,
+}
+_MORE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ("DetrImageProcessor", "ConditionalDetrImageProcessor", "DeformableDetrImageProcessor"), _DETECTOR
+    ),
+    "YolosImageProcessor": {**_DETECTOR, "multiple": 16},
+    "RTDetrImageProcessor": {
+        **_DETECTOR,
+        "size": {"height": 640, "width": 640},
+        "do_normalize": False,
+        "do_pad": False,
+    },
+    "DPTImageProcessor": {
+        **_kind(3, _HALF, {"height": 384, "width": 384}),
+        "ensure_multiple_of": 1,
+    },
+    "GLPNImageProcessor": {
+        **_kind(2, _HALF, {}),
+        "resize": _down_to_multiples,
+        "size_divisor": 32,
+        "do_normalize": False,
+    },
+}
+"""Further processors. ``resize`` says how sizes follow from a configuration, if not by ``size``. ``do_pad``:
+the processor pads pictures to the largest of a batch, so one alone as it is.
+"""
+
+
 class Preparation(NamedTuple):
-    """The steps that prepare an image: resize its shorter edge or both, crop its center, and map its bytes to
-    ``(x * factor - mean) / std``. None leaves a step out.
+    """The steps that prepare an image: resize its shorter edge or both, or as ``resized`` says, crop its
+    center, and map its bytes to ``(x * factor - mean) / std``. None leaves a step out.
     """
 
     shortest: int | None
@@ -75,6 +143,7 @@ class Preparation(NamedTuple):
     factor: float
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    resized: Resize | None = None
 
     @property
     def extent(self) -> tuple[int, int] | None:
@@ -88,6 +157,8 @@ class Preparation(NamedTuple):
             >>> Preparation(4, None, 2, None, 1.0, None, None).resize(10, 7)
             (5, 4)
         """
+        if self.resized is not None:
+            return self.resized(height, width)
         if self.shortest is None:
             return self.size or (height, width)
         short, long = sorted((height, width))
@@ -131,15 +202,17 @@ def preparation(folder: Path) -> Preparation:
     """
     written, where = section(folder, "image_processor")
     kind, name = written.get("image_processor_type", ""), kind_in(written)
-    if name not in _KINDS or written.get("do_pad"):
+    usual = {**_KINDS, **_MORE}.get(name)
+    odd = (key for key in _ODD if written.get(key) not in (None, False, (usual or {}).get(key)))
+    if (other := next(odd, None)) or usual is None:
         raise Unsupported(
             "how the model's pictures are prepared is not known",
             where=where,
-            expected=", ".join(_KINDS),
-            found="do_pad" if name in _KINDS else str(kind) or "no image_processor_type",
+            expected=", ".join((*_KINDS, *_MORE)),
+            found=other if other and usual is not None else str(kind) or "no image_processor_type",
             remedy="give what the model's own processor makes of the picture, as an array or a .npy file",
         )
-    config = {**_KINDS[name], **{key: value for key, value in written.items() if value is not None}}
+    config = {**usual, **{key: value for key, value in written.items() if value is not None}}
 
     def read(key: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
         if not is_valid(config[key]):
@@ -162,7 +235,16 @@ def preparation(folder: Path) -> Preparation:
             else dict.fromkeys(_BOTH, size)
         )
 
-    size = read_size("size", _BOTH, _SHORT) if config["do_resize"] else {}
+    resized = None
+    if config["do_resize"] and "resize" in config:
+        if type(config["size"]) is int:  # as older files write it
+            usual_size = {"shortest_edge": config["size"], "longest_edge": config.get("max_size", 1333)}
+            config["size"] = usual_size if usual["size"].keys() == usual_size.keys() else config["size"]
+        for key in {"size_divisor"} & config.keys():
+            read(key, f"1 to {_LARGEST}", lambda number: type(number) is int and 0 < number <= _LARGEST)
+        config["size"] = read_size("size", _BOTH, _EDGES) if config["size"] else {}
+        resized = config["resize"](config)
+    size = read_size("size", _BOTH, _SHORT) if config["do_resize"] and resized is None else {}
     crop = read_size("crop_size", _BOTH) if config["do_center_crop"] else {}
     mean, std = (
         tuple(map(float, read(key, "3 numbers", _are_moments))) if config["do_normalize"] else None
@@ -179,6 +261,7 @@ def preparation(folder: Path) -> Preparation:
         float(read("rescale_factor", "a number", _is_finite)) if config["do_rescale"] else 1.0,
         mean,
         std,
+        resized,
     )
 
 

@@ -49,7 +49,7 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
         return
     if own or bundle.mode != "bank":  # a bank that holds only prompts may declare ids that no node reads
         yield from _switch(graph, ADAPTER_IDS, bundle.mode == "bank")
-    first = next(one for one in get_task(bundle.task).parts if one.name == part).inputs[0]
+    first = next(one for one in get_task(bundle.task).parts if one.name == part).first(graph.inputs)
     if first not in graph.inputs:
         yield f"it has no input {first!r}", first, ", ".join(graph.inputs)[:200] or "none"
     signature = bundle.io if part == bundle.parts[-1] else bundle.io_before.get(part, GraphSignature())

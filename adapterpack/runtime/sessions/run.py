@@ -7,6 +7,7 @@ job that is stopped after a block and continued later gives the same bytes as an
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -73,6 +74,7 @@ def row_runner(
     if batch_size < 1:
         raise ConfigError("batch_size must be at least 1", found=batch_size)
     session = Session(bundle, provider)
+    answer = session.task.answer
     if raw and (session.task.prompt is None or not session.task.generates):
         raise ConfigError(
             "this bundle does not read prompts in a chat template",
@@ -80,7 +82,8 @@ def row_runner(
             found="raw",
             remedy="leave --raw (raw=True) out: its texts are read as they are",
         )
-    if sampling and not session.task.generates:
+    own = [one.name for one in dataclasses.fields(answer.options)] if isinstance(answer, OnePass) else []
+    if not session.task.generates and not {*sampling} <= {*own}:
         raise ConfigError(
             "this bundle does not generate text, so it takes no sampling parameters",
             found=", ".join(sampling),
@@ -107,6 +110,9 @@ def run(
     an optional ``adapter`` (null: the base). A row that names no adapter runs with each of ``adapters`` in
     turn, or without these with the base, or with the adapter that is folded into the bundle. A language model
     with a chat template reads a text as a user's message, or with ``raw`` without the template.
+
+    ``sampling`` are the parameters of generated answers, or the options of a task that answers in one pass,
+    such as the ``threshold`` of a detector.
 
     Raises:
         ConfigError: a row has no known form or cannot be run (:class:`~adapterpack.tasks.data.rows.RowError`,
@@ -166,7 +172,7 @@ class RowRunner:
         self._executor: _Executor | None = None
         """None for tasks that only run in batches."""
         if isinstance(session.task.answer, OnePass):
-            self._executor = _OnePasses(session, batch_size)
+            self._executor = _OnePasses(session, batch_size, sampling)
         elif session.bundle.decoder and session.task.prompt is not None:
             options = sampling_of(sampling, session.generation_config, session.folder)
             self._executor = _Texts(session, batch_size, options, raw)
@@ -306,7 +312,8 @@ class _OnePasses(_Executor):
     similar length.
     """
 
-    def __init__(self, session: Session, batch_size: int) -> None:
+    def __init__(self, session: Session, batch_size: int, options: Mapping[str, Any]) -> None:
+        self._options = options
         self._session, self.engine = session, EncoderEngine(session, max_rows=batch_size)
         self.ahead = 1 + _AHEAD * (batch_size - 1)
 
@@ -316,7 +323,7 @@ class _OnePasses(_Executor):
         """
         (name,) = self._session.names([outcome.row["adapter"]], 1)
         self._session.pin([name])
-        return self.engine.add(outcome.row, name)
+        return self.engine.add(outcome.row, name, **self._options)
 
     def take(self, outcome: RowOutcome, event: Event) -> None:
         """Stores the result of the row's pass."""

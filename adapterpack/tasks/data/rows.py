@@ -20,6 +20,9 @@ Picture = str | Path | bytes | bytearray | memoryview | np.ndarray
 picture, or the array from a processor.
 """
 
+Recording = str | Path | bytes
+"""The forms of a sound: the path of a wave or ``.npy`` file, ``data:audio/...``, or a wave file's bytes."""
+
 PROMPTS = ("messages", "prompt", "text")
 """The columns that may hold a prompt; the first one present is used."""
 COLUMNS: Mapping[str, Any] = {
@@ -27,7 +30,7 @@ COLUMNS: Mapping[str, Any] = {
     "prompt": str | list,
     "messages": str | list,
     "image": Picture,
-    "audio": str | Path,
+    "audio": Recording,
     "question": str | list,
 }
 """Column -> the types of its values. Every row has at least one of these columns, or of those that its task

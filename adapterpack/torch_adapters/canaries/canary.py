@@ -13,6 +13,7 @@ from ...errors import NothingToDo
 from ...manifest.structs import Canary
 from ...pack import canary
 from ...pack.pack import Pack
+from ...tasks.sounds import sound_of
 from ..layers.active import adapted_layers, evaluating
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules
@@ -190,7 +191,8 @@ def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, Tensor]]:
         (parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()), torch.float32
     )
     device = device_of(model)
-    for feed in canary.feeds(inputs, image_of(model, inputs)):
+    sound = sound_of(model)
+    for feed in canary.feeds(inputs, image_of(model, inputs), None if sound is None else sound.name):
         tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
         yield {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
 

@@ -15,6 +15,7 @@ from torch import nn
 from ...adapter_methods.core.token_positions import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
+from ...tasks.sounds import SOUNDS, sound_of
 
 _ROWS = len(canary.LENGTHS)
 R = TypeVar("R", bound=Recipe)
@@ -27,6 +28,7 @@ class Readable:
         self.config: Any = getattr(model, "config", None)
         self.arguments = set(signature(model.forward).parameters)
         self._main = str(getattr(model, "main_input_name", "input_ids"))
+        self.sound = sound_of(model)
         parts = all(
             hasattr(getattr(self.config, name, None), "to_dict") for name in ("text_config", "vision_config")
         )
@@ -56,7 +58,7 @@ class Readable:
         """The size of the decoder's vocabulary (0 if its config has none); None if the model is not an
         encoder-decoder.
         """
-        if not getattr(self.config, "is_encoder_decoder", False):
+        if not getattr(self.config, "is_encoder_decoder", False) or "decoder_input_ids" not in self.arguments:
             return None
         size = getattr(self._part("decoder"), "vocab_size", None)
         return size if type(size) is int else 0
@@ -73,13 +75,11 @@ class Readable:
 
     @property
     def features(self) -> Features | None:
-        """The recipe for the speech features that its encoder reads: two frames per encoder position."""
-        shape = [getattr(self.config, name, None) for name in ("num_mel_bins", "max_source_positions")]
-        if self._main != "input_features" or not self.arguments >= {"input_features", "decoder_input_ids"}:
+        """The recipe for the sound that it hears; samples have one band."""
+        if self.sound is None:
             return None
-        return _recipe(
-            Features, [shape[0], 2 * shape[1]] if type(shape[1]) is int else shape, canary.LARGEST_SPEECH
-        )
+        shape = self.sound.of(canary.LENGTHS[0])
+        return _recipe(Features, shape if len(shape) > 1 else (1, *shape), canary.LARGEST_SPEECH)
 
     def token(self, name: str, part: str = "text_config") -> int | None:
         """Returns a special token's id from the config of the part that reads text, the first one if it lists
@@ -186,7 +186,7 @@ def image_of(model: nn.Module, inputs: Canary) -> tuple[int, int] | None:
 
 def texts_alone(model: nn.Module) -> bool:
     """Whether a model takes no images and no speech, so that token ids are all it needs."""
-    return not Readable(model).arguments & {"pixel_values", "input_features"}
+    return not Readable(model).arguments & {"pixel_values", *SOUNDS}
 
 
 def features_of(output: Any) -> torch.Tensor:

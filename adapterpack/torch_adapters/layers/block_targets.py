@@ -30,6 +30,7 @@ LAYOUTS = (
     BlockLayout("attn", "mlp"),  # GPT-2
     BlockLayout("attention", "ffn"),  # DistilBERT
     BlockLayout("attention", "mlp"),  # ViT, GPT-NeoX
+    BlockLayout("attention", "feed_forward"),  # wav2vec 2.0, HuBERT
     # Bloom, whose modules add the residual themselves, and Falcon
     BlockLayout("self_attention.dense", "mlp.dense_4h_to_h"),
     BlockLayout("layer.0.SelfAttention", "layer.1.DenseReluDense"),  # T5's encoder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +32,6 @@ from ...library_errors import library_errors
 from ...tasks.data.problems import IGNORED, Labels, require_label
 from ...tasks.data.problems import labels_in as of_values
 from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
-from ...tasks.data.rows import words_of
 from ...tasks.task import TaskTraining
 from ..config.sources import Source
 from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
@@ -221,16 +220,25 @@ def _disable_decoding(rows: Dataset) -> Dataset:
 def _with_names(rows: Dataset) -> Dataset:
     """Returns the rows with class numbers replaced by class names, where the data declares them."""
 
-    def named(value: Any, feature: ClassLabel) -> Any:
+    def classes(feature: Any) -> bool:
+        if isinstance(feature, dict):
+            return any(map(classes, feature.values()))
+        return isinstance(getattr(feature, "feature", feature), ClassLabel)
+
+    def named(value: Any, feature: Any) -> Any:
+        # The element type, for a list of classes.
+        feature = getattr(feature, "feature", feature)
         if isinstance(value, list):
             return [named(item, feature) for item in value]
+        if isinstance(value, dict) and isinstance(feature, dict):
+            return {key: named(item, feature[key]) for key, item in value.items()}
+        if not isinstance(feature, ClassLabel):
+            return value
         return None if value is None or value < 0 else feature.int2str(value)
 
     for name, feature in rows.features.items():
-        # The element type, for a list of classes.
-        inner = getattr(feature, "feature", feature)
-        if isinstance(inner, ClassLabel):
-            rows = rows.remove_columns(name).add_column(name, [named(value, inner) for value in rows[name]])
+        if classes(feature):
+            rows = rows.remove_columns(name).add_column(name, [named(value, feature) for value in rows[name]])
     return rows
 
 
@@ -266,10 +274,9 @@ def labels_in(rows: Dataset, training: TaskTraining, where: object, problem: str
     for number, value in enumerate(rows[column]):
         with report.row(number) as place:
             require_label(value, place)
-            values.append(words_of(value) if training.by_token else value)
-    return of_values(
-        [label for labels in values for label in labels] if training.by_token else values, where, problem
-    )
+            values.append(value if training.parts is None else training.parts(value))
+    several = training.parts is not None
+    return of_values([label for labels in values for label in labels] if several else values, where, problem)
 
 
 def label_column(rows: Dataset, training: TaskTraining) -> str | None:
@@ -296,8 +303,14 @@ class Collator:
         ``[batch, longest]``, numbers as ``[batch]``, tuples as ``[batch, n]``, arrays as ``[batch, ...]``.
         """
         batch: dict[str, Any] = dict(self.constants)
+        rows = [_called(row) for row in rows]
         for key in rows[0]:
-            values = [row[key]() if callable(row[key]) else row[key] for row in rows]
+            values = [row[key] for row in rows]
+            if isinstance(values[0], Mapping):
+                batch[key] = [
+                    {name: torch.from_numpy(array) for name, array in one.items()} for one in values
+                ]
+                continue
             if isinstance(values[0], list):
                 width, is_ids = max(map(len, values)), key.endswith("input_ids")
                 fill = self.pad_token_id if is_ids else IGNORED if key == "labels" else 0
@@ -306,12 +319,38 @@ class Collator:
                     batch[key.replace("input_ids", "attention_mask")] = torch.tensor(mask)
                 values = [[*value, *[fill] * (width - len(value))] for value in values]
             tensor = (
-                torch.from_numpy(np.stack(values))
+                torch.from_numpy(_stack(values, IGNORED if key == "labels" else 0))
                 if isinstance(values[0], np.ndarray)
                 else torch.tensor(values)
             )
             batch[key] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         return batch
+
+
+def _called(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a row with its callable values called; where one gives several inputs by name, they take its
+    place.
+    """
+    called: dict[str, Any] = {}
+    for key, value in row.items():
+        found = value() if callable(value) else value
+        called |= found if isinstance(found, Mapping) else {key: found}
+    return called
+
+
+def _stack(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """Returns arrays as one, with ``fill`` behind those that are shorter along an axis."""
+    largest = np.max([array.shape for array in arrays], axis=0)
+    return np.stack(
+        [
+            np.pad(
+                array,
+                [(0, most - own) for most, own in zip(largest, array.shape, strict=True)],
+                constant_values=fill,
+            )
+            for array in arrays
+        ]
+    )
 
 
 def token_count(row: Mapping[str, Any]) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
-from ...runtime.media.inputs import image_of, speech_of
+from ...runtime.media.inputs import array_of, sized_image_of, sound_of
 from ...runtime.media.processor_config import preparation, section
+from ...tasks.sounds import sound_of as heard_by
 from ...tasks.task import Task
 from ...torch_adapters.canaries.inputs import positions_of
 from ...torch_adapters.models.load import empty_model, load_config, load_tokenizer
@@ -55,14 +57,16 @@ class Media:
         """How many positions an image occupies among the tokens."""
         vision = self.config.vision_config
         size = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,) * 2
-        return positions_of(
-            empty_model(self._folder, self._task), (getattr(vision, "num_channels", 3), *size)
-        )
+        return positions_of(self._model, (getattr(vision, "num_channels", 3), *size))
 
     def pixels(self, picture: Any, where: object) -> np.ndarray:
         """Returns one image as ``pixel_values`` ``[channels, height, width]``, from a path or the bytes of a
         PNG or JPEG file, a ``.npy`` file, or an image of a data set.
         """
+        return self.sized_pixels(picture, where)[0]
+
+    def sized_pixels(self, picture: Any, where: object) -> tuple[np.ndarray, tuple[int, int]]:
+        """Returns one image as :meth:`pixels` does, and its own height and width."""
         if isinstance(picture, dict):  # as data sets hold one
             picture = picture.get("bytes") or picture.get("path")
         if not isinstance(picture, str | bytes):
@@ -72,18 +76,46 @@ class Media:
                 expected="the path of a picture",
                 found=type(picture).__name__,
             )
-        return image_of(picture, _PIXELS, lambda: self._preparation)
+        return sized_image_of(picture, _PIXELS, lambda: self._preparation)
 
-    def speech(self, path: Any, where: object) -> np.ndarray:
-        """Returns one recording as ``input_features`` ``[mel, frames]``, from a ``.wav`` or ``.npy`` file."""
-        if isinstance(path, dict):
-            path = path.get("path")
-        if not isinstance(path, str):
+    def map(self, path: str) -> np.ndarray:
+        """Returns a number for each pixel ``[height, width]``, from a ``.npy`` file."""
+        return array_of(Path(path), _PIXELS[1:], "a map")
+
+    def sound(self, recording: Any, where: object) -> dict[str, np.ndarray]:
+        """Returns the inputs of one recording: from the path or the bytes of a ``.wav`` file, or from a
+        ``.npy`` file.
+        """
+        if isinstance(recording, dict):  # as data sets hold one
+            recording = recording.get("bytes") or recording.get("path")
+        if not isinstance(recording, str | bytes):
             raise ConfigError(
-                "a row needs audio", where=where, expected="the path of a file", found=type(path).__name__
+                "a row needs audio",
+                where=where,
+                expected="the path of a file",
+                found=type(recording).__name__,
             )
-        config = self.config
-        return speech_of(Path(path), (config.num_mel_bins, 2 * config.max_source_positions), self._extractor)
+        if (sound := self._sound) is None:
+            raise Unsupported(
+                "the base's config does not say what it hears", where=where, found=self.config.model_type
+            )
+        shape = ["sequence", *sound.shape[1:]] if sound.unit else sound.shape
+        values = sound_of(recording, shape, self._extractor)
+        mask = {"attention_mask": np.ones(len(values), np.int64)} if sound.masked else {}
+        return {sound.name: values, **mask}
+
+    @cached_property
+    def _model(self) -> Any:
+        return empty_model(self._folder, self._task)
+
+    @cached_property
+    def _sound(self) -> Any:
+        return heard_by(self._model)
+
+    @cached_property
+    def masks_pixels(self) -> bool:
+        """Whether the model tells padding from pixels by a mask."""
+        return "pixel_mask" in signature(self._model.forward).parameters
 
     @cached_property
     def _extractor(self) -> Any:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,6 +102,7 @@ def prepare(
     model, new = load(
         task, folder, names, dtype=dtype, quantization=_quantization(config, dtype), problem=problem
     )
+    _hold_statistics(model)
     if rows.collator is not None and not reads_types(model):
         for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)
@@ -117,6 +119,18 @@ def prepare(
         reference = put_back(model, started, config, kind.reference)
     _require_seen(model, kind)
     return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
+
+
+def _stay(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+    return module
+
+
+def _hold_statistics(model: torch.nn.Module) -> None:
+    """Keeps batch norms in evaluation: a pack does not hold the statistics that they take of batches."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.eval()
+            module.train = partial(_stay, module)  # type: ignore[method-assign]
 
 
 def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new: list[str]) -> None:
@@ -179,7 +193,9 @@ def _encode(
         evaluation,
         labels,
         data.Collator(padding, training.constants),
-        training.metrics if labels is None else labels.problem.metrics,
+        (training.metrics if labels is None or training.metrics else labels.problem.metrics)
+        if training.judged
+        else None,
     )
 
 
@@ -351,7 +367,21 @@ def _samples(rows: list[dict[str, Any]], config: TrainConfig) -> Iterator[list[d
 
 
 def _heads(task: Task, model: Any, new: list[str]) -> tuple[str, ...]:
-    """Returns the modules to train in full: the task's heads, and what the checkpoint lacks."""
-    heads = dict.fromkeys([name for name in task.heads if hasattr(model, name)])
+    """Returns the modules to train in full: the task's heads, and what the checkpoint lacks. Of a head with
+    norms of its own these are the linear layers, which a graph can hold for each adapter.
+    """
+    heads = dict.fromkeys(
+        path
+        for name in task.heads
+        if hasattr(model, name)
+        for path in linear_parts(name, getattr(model, name))
+    )
     heads.update(dict.fromkeys(path for path in new if path.partition(".")[0] not in heads))
     return tuple(heads)
+
+
+def linear_parts(name: str, head: torch.nn.Module) -> list[str]:
+    """Returns the path of a head if it is made of linear layers, or else the paths of those in it."""
+    layers = {path: layer for path, layer in head.named_modules() if [*layer.parameters(recurse=False)]}
+    linear = [path for path, layer in layers.items() if isinstance(layer, torch.nn.Linear)]
+    return [f"{name}.{path}" for path in linear] if 0 < len(linear) < len(layers) else [name]

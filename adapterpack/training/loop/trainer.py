@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ...adapter_methods import Progress
+from ...errors import Unsupported
 from ...torch_adapters.layers.active import evaluation_mode
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
@@ -64,7 +65,7 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         that is.
         """
         wanted = return_outputs and self.compute_metrics is not None
-        with nullcontext() if wanted else self._without_logits(inputs):
+        with _own_loss(model), nullcontext() if wanted else self._without_logits(inputs):
             self._ask_what_the_loss_is_divided_by(model, inputs, num_items_in_batch)
             result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch, **kwargs)
         loss, outputs = result if return_outputs else (result, None)
@@ -182,6 +183,19 @@ def adapting(trainer: type[Any]) -> type[Any]:
         if issubclass(AdapterTrainer, trainer)
         else type(trainer.__name__, (AdapterTrainer, trainer), {})
     )
+
+
+@contextmanager
+def _own_loss(model: Any) -> Iterator[None]:
+    """Says of a model that its class has no loss, if that is what transformers raises in the block."""
+    try:
+        yield
+    except NotImplementedError as error:
+        raise Unsupported(
+            "the model has no loss, so it cannot be trained",
+            found=type(model).__name__,
+            remedy="choose a base whose class computes one",
+        ) from error
 
 
 def _tokens(inputs: Any) -> Tensor | int:
