@@ -363,13 +363,9 @@ def _other_size(session: Session, batch: Arrays) -> Arrays:
     """Returns a batch with images of another height and width, if the graph takes any; each is a multiple of
     one of the first.
     """
-    port = session.graph(session.bundle.parts[0]).inputs.get("pixel_values")
-    if (
-        port is None
-        or len(port.shape) != 4
-        or isinstance(port.shape[2], int)
-        or isinstance(port.shape[3], int)
-    ):
+    if "height" not in session.task.main.axes.get("pixel_values", ()):
+        return {}
+    if any(isinstance(extent, int) for extent in session.shape("pixel_values")[1:]):
         return {}
     turned = batch["pixel_values"].swapaxes(2, 3)
     return {**batch, "pixel_values": np.ascontiguousarray(np.concatenate([turned, turned[..., ::-1]], 3))}
