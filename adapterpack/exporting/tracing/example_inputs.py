@@ -130,7 +130,8 @@ def images_of(config: PretrainedConfig, free: bool = True) -> tuple[tuple[int, i
         Unsupported: the config names no size, and ``free`` is false.
     """
     parts = (getattr(config, name, None) for name in ("vision_config", "encoder", "backbone_config"))
-    vision = next((part for part in parts if hasattr(part, "image_size")), config).to_dict()
+    holder: Any = next((part for part in parts if hasattr(part, "image_size")), config)
+    vision = holder.to_dict()
     if not free:
         return image_shape(vision), False
     size = vision.get("image_size")
