@@ -20,10 +20,11 @@ from architectures import KINDS
 from PIL import Image
 from serving.servers import ANN, begin
 from transformers import vision_utils
-from vision_models import FAMILIES, IMAGE, architecture, make_family
+from vision_models import AHEAD, FAMILIES, IMAGE, architecture, make_family
 
 from adapterpack import Session, export, run
-from adapterpack.errors import ConfigError
+from adapterpack.errors import ConfigError, Unsupported
+from adapterpack.exporting.tracing.vision_parts import SeeingDecoder
 from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
 from adapterpack.runtime.media.pictures import PictureReader, join_pictures
 from adapterpack.tasks.task import get_task
@@ -112,6 +113,8 @@ def test_rows_with_pictures_and_adapters_answer_as_transformers_does(
         images = session.images(seen)
         if images and session.config["model_type"] in {"idefics3", "smolvlm"}:
             images[PIXELS] = images[PIXELS].reshape(1, -1, *images[PIXELS].shape[-3:])
+        if name == "llava_onevision" and len(seen) > 1:  # several are read without tiles
+            images |= {SIZES: np.full((len(seen), 2), 12), "batch_num_images": np.array([len(seen)])}
         wanted = greedy(base, pack if adapter else None, ids, images, 5)
         assert answer["completion"] == session.tokenizer.decode(wanted), row
     with pytest.raises(ConfigError, match="one mark for each"):
@@ -227,6 +230,15 @@ def test_tiles_are_packed_as_transformers_packs_them(name: str) -> None:
         )
         assert layout.lengths(given) == [len(theirs)]
         assert np.abs(mine - theirs.numpy()).max() < 1e-5
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_a_model_whose_images_look_ahead_is_refused(name: str) -> None:
+    """A causal graph would give other numbers, and nobody would see it."""
+    model = hf.AutoModelForImageTextToText.from_config(AHEAD[name]())
+    with pytest.raises(Unsupported, match="attend to later ones"):
+        SeeingDecoder(model)
 
 
 @pytest.mark.fast

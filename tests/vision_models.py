@@ -182,6 +182,21 @@ FAMILIES = {
         _QWEN_PICTURES,
     ),
 }
+AHEAD: dict[str, Callable[[], Any]] = {
+    "gemma3": lambda: hf.Gemma3Config(
+        vision_config=hf.SiglipVisionConfig(**{**_SIGLIP, "image_size": 16}),
+        text_config=hf.Gemma3TextConfig(**_TEXT),
+        mm_tokens_per_image=4,
+        **_TOKENS,
+    ),
+    "paligemma": lambda: hf.PaliGemmaConfig(
+        vision_config=hf.SiglipVisionConfig(**_SIGLIP, projection_dim=32),
+        text_config=hf.GemmaConfig(**_TEXT),
+        projection_dim=32,
+        **_TOKENS,
+    ),
+}
+"""Configs of families whose images or prompts see later tokens of theirs."""
 LANGUAGE = "all-language"
 _SPECIAL = {
     0: "<pad>",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -352,20 +352,26 @@ class PositionInputs:
         # a graph is run only where positions are counted by the cache
         import onnxruntime as ort  # noqa: PLC0415
 
-        graph = ir.convenience.extract(self.model.graph, self.model.graph.inputs, [value])
+        given = [self._ids, *self._past, *([] if self._mask is None else [self._mask])]
+        others = [one for one in self.model.graph.inputs if one not in given and one.const_value is None]
+        graph = ir.convenience.extract(self.model.graph, [*given, *others], [value])
         # in memory, since external data has no folder once the part is serialized
         for held in graph.initializers.values():
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
         proto = ir.to_proto(in_float32(ir.Model(graph, ir_version=self.model.ir_version)))
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-        sizes, feeds = {"sequence": tokens, "past": before, "total": before + tokens}, dict[str, Any]()
-        for given in graph.inputs:  # of others than the tokens, the mask and the caches only shapes are read
-            dtype = np.float32 if given.dtype == ir.DataType.BFLOAT16 else given.dtype.numpy()
-            shape = [dim if isinstance(dim, int) else sizes.get(str(dim.value), 1) for dim in given.shape]
-            feeds[given.name] = np.zeros(shape, dtype)
-        feeds[self._ids.name] = np.arange(_TOKEN, _TOKEN + tokens)[None]
+        feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None]}
         if self._mask is not None:
             feeds[self._mask.name] = np.ones((1, before + tokens), np.int64)
+        sizes = {"sequence": tokens, "past": before, "total": before + tokens}
+        for cache in self._past:
+            dtype = np.float32 if cache.dtype == ir.DataType.BFLOAT16 else cache.dtype.numpy()
+            feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), dtype)
+        for one in others:  # whose shapes alone are read
+            shape = [dim if isinstance(dim, int) else sizes.get(str(dim.value), 1) for dim in one.shape]
+            feeds[one.name] = np.zeros(
+                shape, np.float32 if one.dtype == ir.DataType.BFLOAT16 else one.dtype.numpy()
+            )
         wanted = {one.name for one in session.get_inputs()}
         result: np.ndarray = session.run(
             None, {name: array for name, array in feeds.items() if name in wanted}

@@ -99,7 +99,7 @@ def see(
         raise ConfigError(
             "a prompt has too many images", expected=f"at most {MOST_PICTURES}", found=len(given)
         )
-    seen = [reader.read(picture) for picture in given]
+    seen = [reader.read(picture, len(given) == 1) for picture in given]
     as_ids = not isinstance(prompt, str) and all(type(item) is int for item in prompt)
     filled = str if reader.plain else partial(fill_marks, mark=reader.mark, pictures=seen)
     ids = prompt_ids(session, prompt, tools, filled=filled)

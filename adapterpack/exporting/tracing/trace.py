@@ -115,7 +115,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
             outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
         tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
         if isinstance(form, Vision):
-            tensors |= _seen(form, tensors, batch)
+            tensors |= _image_inputs(form, tensors, batch)
         # later parts also see the virtual tokens in its output
         if prompted and "attention_mask" in tensors and part is parts[0]:
             tensors["attention_mask"] = torch.nn.functional.pad(
@@ -142,7 +142,7 @@ def _first_pass(form: Vision, tensors: Mapping[str, Any]) -> dict[str, torch.Ten
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
 
 
-def _seen(form: Vision, tensors: Mapping[str, Any], batch: Arrays) -> dict[str, torch.Tensor]:
+def _image_inputs(form: Vision, tensors: Mapping[str, Any], batch: Arrays) -> dict[str, torch.Tensor]:
     """Returns inputs of the decoder that depend on images: the features of one, for as many positions as the
     rows have image tokens, and the offsets of positions.
     """

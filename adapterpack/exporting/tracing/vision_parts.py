@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...errors import Unsupported
 from ...runtime.media.image_layouts import PIXELS, image_shape, layout_of
 from ...tasks.session import Arrays
 from ...torch_adapters.canaries.inputs import features_of
@@ -140,7 +141,20 @@ class Vision(TorchPart):
 class SeeingDecoder(CausalDecoder):
     """A causal language model whose image tokens are replaced, in order, by the features of the row's
     images.
+
+    Raises:
+        Unsupported: images or prompts of the model see later tokens of theirs.
     """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(model)
+        if "token_type_ids" in signature(model.base_model.forward).parameters:
+            raise Unsupported(
+                "tokens of this model's images or prompts attend to later ones of the same, which "
+                "token_type_ids name, and graphs of decoders only look back",
+                found=type(model).__name__,
+                remedy="run this model under torch",
+            )
 
     def forward(  # type: ignore[override]
         self,
@@ -156,9 +170,13 @@ class SeeingDecoder(CausalDecoder):
         ``position_offsets`` ``[batch, sequence, 3]``, where the model counts in time, height and width.
         """
         is_image = input_ids == self.config.image_token_id
-        embeds = self.inner.get_input_embeddings()(torch.where(is_image, 0, input_ids))
+        table, count = self.inner.get_input_embeddings(), image_features.shape[1]
+        known = self.config.image_token_id < table.weight.shape[0]
+        embeds = table(input_ids if known else torch.where(is_image, 0, input_ids))
         none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
-        place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, image_features.shape[1])
+        place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, count)
+        seen = place < count  # a model may choose the token of images in an answer, which has none
+        place = torch.where(seen, place, count)
         taken = torch.cat([image_features, none], 1).gather(
             1, place[..., None].expand(-1, -1, image_features.shape[2])
         )
@@ -171,7 +189,7 @@ class SeeingDecoder(CausalDecoder):
                 attention_mask,
                 places,
                 past_key_values,
-                inputs_embeds=torch.where(is_image[..., None], taken, embeds),
+                inputs_embeds=torch.where(seen[..., None], taken, embeds),
             )
 
 

@@ -95,7 +95,7 @@ class _TiledImages(ImageLayout):
     """Images of any size as a small whole and tiles in its full resolution, ``pixel_values`` ``[images,
     tiles, ...]``, whose padding is cut off and whose lines end with the model's feature for a new line
     (https://arxiv.org/abs/2408.03326, section 3; ``pack_image_features`` in transformers). The vision part
-    gives that feature after those of a tile.
+    gives that feature after those of a tile. An image of the size 0 is its small whole alone.
     """
 
     def whole(self, given: Arrays) -> Arrays:
@@ -130,6 +130,8 @@ class _TiledImages(ImageLayout):
         these the fewest.
         """
         height, width = (int(edge) for edge in size)
+        if not height:
+            return 0, 0
 
         def fitness(best: Sequence[int]) -> tuple[int, int]:
             scale = min(best[1] / width, best[0] / height)
@@ -143,6 +145,8 @@ class _TiledImages(ImageLayout):
     def _arrange(self, tiles: np.ndarray, size: np.ndarray) -> np.ndarray:
         """Returns the features of one image, from those of its tiles ``[tiles, positions + 1, hidden]``."""
         base, line = tiles[0, :-1], tiles[:1, -1:]
+        if len(tiles) == 1:
+            return np.concatenate([base, line[0]])
         rows, columns = self._grid(size)
         side = _edge(self.vision["image_size"]) // _edge(self.vision["patch_size"])
         image = tiles[1:, :-1].reshape(rows, columns, side, side, tiles.shape[2]).transpose(0, 2, 1, 3, 4)

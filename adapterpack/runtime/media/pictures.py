@@ -46,7 +46,7 @@ class _Told(NamedTuple):
     found: Mapping[str, Any]
     settings: Mapping[str, Any]
 
-    def named(self, name: str, usual: str) -> str:
+    def special(self, name: str, usual: str) -> str:
         """Returns a special token by its name in the settings."""
         value = self.settings.get(name, usual)
         return str(value.get("content", usual) if isinstance(value, dict) else value)
@@ -60,69 +60,64 @@ def _in_lines(told: _Told) -> str:
     """Each line of an image ends with a token, the last one with another (PixtralProcessor)."""
     height, width = (int(edge) for edge in told.found[SIZES][0])
     lines = round((told.length * height / width) ** 0.5)
-    line = told.token * (told.length // lines) + told.named("image_break_token", "[IMG_BREAK]")
-    end = told.named("image_end_token", "[IMG_END]")
-    text: str = (line * lines).removesuffix(told.named("image_break_token", "[IMG_BREAK]")) + end
+    line = told.token * (told.length // lines) + told.special("image_break_token", "[IMG_BREAK]")
+    end = told.special("image_end_token", "[IMG_END]")
+    text: str = (line * lines).removesuffix(told.special("image_break_token", "[IMG_BREAK]")) + end
     return text
 
 
 def _in_tiles(told: _Told) -> str:
     """Rows and columns of tiles, and the whole image after them (Idefics3Processor, SmolVLMProcessor)."""
     rows, columns = (int(told.found[name][0][0]) for name in ("rows", "cols"))
-    fake = told.named("fake_image_token", "<fake_token_around_image>")
+    fake = told.special("fake_image_token", "<fake_token_around_image>")
     tile = told.token * (told.length // (rows * columns + 1))
     lines = [
         "".join(f"{fake}<row_{row}_col_{column}>{tile}" for column in range(1, columns + 1)) + "\n"
         for row in range(1, rows + 1)
     ]
-    whole = f"{fake}{told.named('global_image_token', '<global-img>')}{tile}{fake}"
+    whole = f"{fake}{told.special('global_image_token', '<global-img>')}{tile}{fake}"
     return "".join([*lines, "\n"]) + whole if rows else whole
 
 
-def _between(start: tuple[str, str], end: tuple[str, str], around: str = "") -> Callable[[_Told], str]:
-    return lambda told: f"{around}{told.named(*start)}{_repeat(told)}{told.named(*end)}{around}"
+def _frame(told: _Told) -> str:
+    """A token before and one after (InternVLProcessor)."""
+    start, end = told.special("start_image_token", "<img>"), told.special("end_image_token", "</img>")
+    return f"{start}{_repeat(told)}{end}"
 
 
 class _Kind(NamedTuple):
     """How a processor's pictures are written in a text; ``options`` are those that the model's processor
-    always gives it, and ``mark`` names the token that stands for a picture in prompts, if not the image
-    token.
+    always gives it, and ``small`` says that it reads several pictures of a text without their tiles.
     """
 
     text: Callable[[_Told], str] = _repeat
     options: Mapping[str, Any] = {}
-    mark: tuple[str, str] | None = None
+    small: bool = False
 
 
 _SPLIT = _Kind(_in_tiles, {"return_row_col_info": True})
-_GEMMA = ("boi_token", "<start_of_image>")
 _KINDS = {
     "Qwen2VLImageProcessor": _Kind(),
     "LlavaNextImageProcessor": _Kind(),
-    "LlavaOnevisionImageProcessor": _Kind(),
+    "LlavaOnevisionImageProcessor": _Kind(small=True),
     "PixtralImageProcessor": _Kind(_in_lines),
     "Idefics3ImageProcessor": _SPLIT,
     "SmolVLMImageProcessor": _SPLIT,
-    "Gemma3ImageProcessor": _Kind(
-        _between(_GEMMA, ("eoi_token", "<end_of_image>"), "\n\n"), {"do_pan_and_scan": False}, _GEMMA
-    ),
-    "GotOcr2ImageProcessor": _Kind(
-        _between(("start_image_token", "<img>"), ("end_image_token", "</img>")), {"crop_to_patches": True}
-    ),
+    "GotOcr2ImageProcessor": _Kind(_frame, {"crop_to_patches": True}),
 }
-"""Processors that transformers has, and how InternVL, Gemma 3 and others write their pictures in a text."""
+"""Processors that transformers has, and how their pictures are written in a text."""
 
 
 class PictureReader:
     """Reads pictures for the model in ``folder``. ``shape`` is that of one row of the graph's pixels, and
-    ``token`` the text of the image token.
+    ``token`` the text of the image token, which is the mark of a picture in a prompt.
 
     Raises:
         ConfigError: a number of the processor's configuration is too large.
     """
 
     def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
-        self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
+        self._folder, self._layout, self._shape, self.mark = folder, layout, shape, token
         written, where = section(folder, "image_processor")
         self._kind = _KINDS.get(kind_in(written))
         tokenizer = read_object(folder / "tokenizer_config.json")
@@ -131,19 +126,12 @@ class PictureReader:
             _require_numbers(written, where)
 
     @property
-    def mark(self) -> str:
-        """The text that stands for a picture in a prompt."""
-        told = _Told(self._token, 0, {}, self._settings)
-        named = None if self._kind is None else self._kind.mark
-        return self._token if named is None else told.named(*named)
-
-    @property
     def plain(self) -> bool:
         """Whether a picture is its image tokens and nothing else."""
         return self._kind is None or self._kind.text is _repeat
 
-    def read(self, picture: Picture) -> SeenPicture:
-        """Returns one picture.
+    def read(self, picture: Picture, alone: bool = True) -> SeenPicture:
+        """Returns one picture, which is ``alone`` in its text or one of several.
 
         Raises:
             ConfigError, FormatError, StorageError, Unsupported: see :func:`.inputs.image_of`.
@@ -158,8 +146,10 @@ class PictureReader:
         arrays = {name: np.asarray(found[name]) for name in IMAGES if name in found}
         if not np.asarray(found.get(_MASK, 1)).all():
             raise Unsupported("the model's processor pads a tile of this picture", where=self._folder)
+        if kind.small and not alone:
+            arrays = {PIXELS: arrays[PIXELS][:, :1], SIZES: np.zeros((1, 2), np.int64)}
         count = sum(self._layout.lengths(self._layout.whole(arrays)))
-        return SeenPicture(arrays, kind.text(_Told(self._token, count, found, self._settings)), count)
+        return SeenPicture(arrays, kind.text(_Told(self.mark, count, found, self._settings)), count)
 
     @cached_property
     def _plain(self) -> Preparation:
