@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,8 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
     _name_axes(graph, part)
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
+        others = [found[name] for name in ("attention_mask", "position_ids") if name in found]
+        _count_by(found["input_ids"], others)
         caches = [value for value in found.values() if value.name.endswith((".key", ".value"))]
         places = PositionInputs(graph, found["input_ids"], caches, None)
         places.follow_rows()
@@ -218,6 +220,21 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
             with contextlib.suppress(Unsupported):
                 places.index_tables()
     return graph
+
+
+def _count_by(ids: ir.Value, others: Iterable[ir.Value]) -> None:
+    """Makes nodes that read an axis of ``ids`` from another input read it from ``ids``: torch reads a shared
+    axis from any of its inputs, and the engine's graph has neither the mask nor, at times, the positions.
+    """
+    places = {str(axis): place for place, axis in enumerate(ids.shape)}
+    for value in others:
+        for node, _ in list(value.uses()):
+            start, end = (node.attributes.get_int(name, 0) for name in ("start", "end"))
+            if node.op_type == "Shape" and end == start + 1 and str(value.shape[start]) in places:
+                place = places[str(value.shape[start])]
+                node.replace_input_with(0, ids)
+                for name, at in (("start", place), ("end", place + 1)):
+                    node.attributes[name] = ir.AttrInt64(name, at)
 
 
 @functools.cache
