@@ -172,7 +172,7 @@ def make_decoder(
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
     mask = inputs_of(graph).get("attention_mask")
-    for node, place in () if mask is None else mask.uses():
+    for node, place in () if mask is None else list(mask.uses()):
         if _knows_rows(node):
             node.replace_input_with(place, ids)
     wrong = sorted(
