@@ -134,6 +134,15 @@ def test_rows_alone_pieces_and_steps(name: str, tmp_path: Path) -> None:
     assert ("recurrent_state" in states) == (not name.startswith("lfm2"))
 
 
+def test_recurrent_states_stay_float32_in_half_precision(tmp_path: Path) -> None:
+    """As in transformers: what a token adds to a state that hardly decays would be rounded away."""
+    base = make_base(Architecture("mamba2", "text-generation", FAMILIES["mamba2"], USUAL), tmp_path / "base")
+    export(base, [], tmp_path / "bundle", mode="folded", dtype="float16", in_place=False)
+    ports = Session(tmp_path / "bundle", "cpu").bundle.io.inputs
+    types = {port.name.rpartition(".")[2]: port.dtype for port in ports}
+    assert (types["conv_state"], types["recurrent_state"]) == ("float16", "float32")
+
+
 @pytest.fixture(scope="module")
 def lfm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """A base, and a pack."""

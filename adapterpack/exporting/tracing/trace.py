@@ -23,6 +23,7 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from transformers import PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
+from transformers.exporters import utils as exporter_utils
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import Unsupported
@@ -189,6 +190,7 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
     with (
         _symbolic_lengths(form),
         warnings.catch_warnings(),
+        _keep_types(),
         contextlib.redirect_stdout(io.StringIO()),
         quiet_transformers(),
         _quiet("torch.onnx"),
@@ -361,6 +363,19 @@ def _name_axes(model: ir.Model, part: Part) -> None:
                     for dim in value.shape
                 ]
             )
+
+
+@contextlib.contextmanager
+def _keep_types() -> Iterator[None]:
+    """Keeps the exporter from casting every input to the model's float type: recurrent states are float32 in
+    a model of half precision, too.
+    """
+    cast = exporter_utils.cast_leaf_tensors
+    exporter_utils.cast_leaf_tensors = lambda tensors, dtype, device: tensors
+    try:
+        yield
+    finally:
+        exporter_utils.cast_leaf_tensors = cast
 
 
 @contextlib.contextmanager
