@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..base.checkpoint import Checkpoint
 from ..merging.checkpoint.staging import require_space
-from ..quantizing.graphs.options import GraphQuantization
+from ..quantizing.graphs.product import RoundingSetting
 from ..readable import size
 from ..slots.precision import DEFAULT
 from .arguments import ExportJob
@@ -73,11 +73,15 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
     itemsize = 4 if job.dtype == DEFAULT else 2
     bundle = floats = numbers * itemsize
     if quantize is not None:
-        # of an embedding and a head that are not tied, the embedding stays float
+        # the head has codes of its own; an embedding that is not tied to it stays float
         words = base.config.get("vocab_size")
         tables = [math.prod(shape) for shape in extents if len(shape) == 2 and shape[0] == words]
-        table = min(tables) if len(tables) > 1 else 0
-        bundle = round((numbers - table) * bytes_per_number(quantize, itemsize)) + table * itemsize
+        head, table = max(tables, default=0), min(tables) if len(tables) > 1 else 0
+        bundle = round(
+            (numbers - head - table) * bytes_per_number(quantize.setting, itemsize)
+            + head * (bytes_per_number(quantize.head_setting, itemsize) if quantize.setting else 2)
+            + table * (itemsize if quantize.setting else 2)
+        )
     adapters = 1 + (len(sample(source.packs)) if plan.stack else len(source.packs))
     proved = {"full": numbers, "layers": few + (0 if plan.direct else numbers), "none": 0}[plan.depth]
     work = (
@@ -96,11 +100,10 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
     )
 
 
-def bytes_per_number(quantize: GraphQuantization, itemsize: int) -> float:
-    """Returns the bytes that a weight takes for each of its numbers: codes, and a scale and a zero point for
-    each block.
+def bytes_per_number(setting: RoundingSetting | None, floats: int) -> float:
+    """Returns the bytes that a product's weight takes for each of its numbers: codes, and a scale and a zero
+    point for each block; None: halves.
     """
-    setting = quantize.setting
     if setting is None:
         return 2
-    return setting.bits / 8 + (itemsize + setting.bits / 8) / setting.block_size
+    return setting.bits / 8 + (floats + setting.bits / 8) / setting.block_size
