@@ -81,7 +81,7 @@ class PositionInputs:
         """
         terms = [value for value in added if self._positional(value) or self._weighs(value)]
         for value in added:
-            if value not in terms and self._learned(value):
+            if value not in terms and self._has_weights(value):
                 raise Unsupported(
                     "the bias on an attention's scores depends on what the tokens say",
                     found=value.name,
@@ -205,7 +205,7 @@ class PositionInputs:
             self._weighing[value] = bool(((scores != 0) & (scores > _MASKED)).any())
         return self._weighing[value]
 
-    def _learned(self, value: ir.Value) -> bool:
+    def _has_weights(self, value: ir.Value) -> bool:
         """Whether a product with weights goes into a value."""
         todo, reached = [value], set[ir.Value]()
         while todo:

@@ -584,16 +584,16 @@ def _by_token(
     if width == wide and not by_head:
         return value
 
-    def shaped(what: str, *shape: int) -> ir.Value:
+    def numbers(what: str, *shape: int) -> ir.Value:
         return constant(model, f"{layer}/{name}/{what}", np.array(shape, np.int64))
 
     if by_head:
         apart = add("Transpose", f"{name}/by_token", value, perm=[0, 2, 1, 3])
     else:
-        apart = add("Reshape", f"{name}/by_token", value, shaped("apart", 0, 0, heads, width))
+        apart = add("Reshape", f"{name}/by_token", value, numbers("apart", 0, 0, heads, width))
     if width != wide:
-        apart = add("Pad", f"{name}/wide", apart, shaped("ends", *[0] * 7, wide - width))
-    return add("Reshape", name, apart, shaped("shape", 0, 0, heads * wide))
+        apart = add("Pad", f"{name}/wide", apart, numbers("ends", *[0] * 7, wide - width))
+    return add("Reshape", name, apart, numbers("shape", 0, 0, heads * wide))
 
 
 def _as_read(
@@ -604,12 +604,14 @@ def _as_read(
     """
     (width, wide), by_head = widths, len(attention.output.shape) == 4
 
-    def shaped(what: str, *shape: int) -> ir.Value:
+    def numbers(what: str, *shape: int) -> ir.Value:
         return constant(model, f"{attention.layer}/heads/{what}", np.array(shape, np.int64))
 
-    result = add("Reshape", "heads", result, shaped("shape", 0, 0, attention.heads, wide))
+    result = add("Reshape", "heads", result, numbers("shape", 0, 0, attention.heads, wide))
     if width != wide:
-        result = add("Slice", "narrow", result, shaped("first", 0), shaped("last", width), shaped("axis", 3))
+        result = add(
+            "Slice", "narrow", result, numbers("first", 0), numbers("last", width), numbers("axis", 3)
+        )
     if by_head:
         return add("Transpose", "by_head", result, perm=[0, 2, 1, 3])
-    return add("Reshape", "joined", result, shaped("joined", 0, 0, attention.heads * width))
+    return add("Reshape", "joined", result, numbers("joined", 0, 0, attention.heads * width))
