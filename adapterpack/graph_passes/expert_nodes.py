@@ -36,7 +36,7 @@ def blocks_of(op: Op, product: ExpertProduct, ids: ir.Value | None, adapters: ir
     adapter among those on the first axis of ``adapters``.
     """
     tokens, experts = _pairs(op, product)
-    pairs, at = op("Shape", tokens), _counted(op, tokens)
+    pairs, at = op("Shape", tokens), _range_of(op, tokens)
     key, chosen = experts, [experts]
     if ids is not None:
         every = op("Shape", product.x if product.tokens is None else product.tokens)
@@ -73,14 +73,14 @@ def _pairs(op: Op, product: ExpertProduct) -> tuple[ir.Value, ir.Value]:
     """Returns the token and the expert of each pair, ``[pairs]``."""
     if product.ends is not None and product.indices is not None:
         tokens = op("Reshape", product.indices, -1)
-        later = op("GreaterOrEqual", op("Unsqueeze", _counted(op, tokens), 1), product.ends)
+        later = op("GreaterOrEqual", op("Unsqueeze", _range_of(op, tokens), 1), product.ends)
         return tokens, op("ReduceSum", op("Cast", later, to=ir.DataType.INT64), 1, keepdims=0)
     every = op("Shape", product.x, start=0, end=2)
-    at = _counted(op, op("Expand", 0, op("ReduceProd", every, keepdims=1)))
+    at = _range_of(op, op("Expand", 0, op("ReduceProd", every, keepdims=1)))
     wide = op("Slice", every, 1, 2)
     return op("Mod", at, wide), op("Div", at, wide)
 
 
-def _counted(op: Op, value: ir.Value) -> ir.Value:
+def _range_of(op: Op, value: ir.Value) -> ir.Value:
     """Returns 0, 1, 2 ... for a value ``[n]``."""
     return op("Sub", op("CumSum", op("Expand", 1, op("Shape", value)), 0), 1)
