@@ -78,7 +78,7 @@ def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Example:
         >>> resized(np.array([[1.0, 2.0]]), (1, 4)).tolist()
-        [[0.84375, 1.1953125, 1.8046875, 2.15625]]
+        [[0.89453125, 1.2265625, 1.7734375, 2.10546875]]
     """
     rows, columns = (_weights(own, wanted) for own, wanted in zip(values.shape, size, strict=True))
     found: np.ndarray = rows @ values.astype(np.float64) @ columns.T
