@@ -71,9 +71,9 @@ class ConstantProduct:
         return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
 
     def matrix(self) -> np.ndarray:
-        """Loads the weight, ``[in, out]`` in the graph's type."""
-        numbers = self.weight.const_value.numpy()
-        return numbers if self.weight is self.node.inputs[1] else np.ascontiguousarray(numbers.T)
+        """Loads the weight, ``[in, out]`` in the graph's type, in the order in which it is stored."""
+        numbers: np.ndarray = self.weight.const_value.numpy()
+        return numbers if self.weight is self.node.inputs[1] else numbers.T
 
     def rows(self) -> np.ndarray:
         """Loads the weight as a linear layer stores it, ``[out, in]`` in float32."""
@@ -81,7 +81,9 @@ class ConstantProduct:
 
     def alone(self, matrix: np.ndarray) -> onnx.ModelProto:
         """Returns an ``onnx`` model with the product as its only node, with ``matrix`` as its weight."""
-        weight = _initializer(ir.Tensor(matrix, dtype=self.dtype, name=self.weight.name))
+        # each slice in order: a turned head is larger than any other weight
+        array = np.ascontiguousarray(matrix)
+        weight = _initializer(ir.Tensor(array, dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self.input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
