@@ -68,8 +68,8 @@ def _totals(groups: Mapping[str, Sequence[Outcome]]) -> Iterable[str]:
     yield "## How many"
     yield _table([head, *rows, ["all", *_counts([one for members in groups.values() for one in members])]])
     yield (
-        f"Of {len(causal)} causal types {len(built)} are built tiny, and {len(whole)} of these "
-        f"({100 * len(whole) // max(1, len(built))} %) go the whole way to the engine. "
+        f"Of {len(causal)} causal types {sum(one.level >= 0 for one in causal)} were measured. {len(built)} of them are built "
+        f"tiny, and {len(whole)} of these ({100 * len(whole) // max(1, len(built))} %) go the whole way to the engine. "
         f"{left or 'None'} of all types {'was' if left == 1 else 'were'} not measured."
     )
 
