@@ -63,7 +63,7 @@ def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: DepthOptions
 ) -> dict[str, Any]:
     """Returns ``depth``, as large as the picture was: its ``size``, least and largest number, and the map."""
-    depth = resized(outputs["predicted_depth"][0], row.notes)
+    depth = resize(outputs["predicted_depth"][0], row.notes)
     low, high = float(depth.min()), float(depth.max())
     facts = {"size": [*row.notes], "min": low, "max": high}
     if options.format == "values":
@@ -72,12 +72,12 @@ def result(
     return {"depth": {**facts, "png": _png((shares * 65535).round().astype(">u2"))}}
 
 
-def resized(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns a map ``[height, width]`` in another size, by the bicubic interpolation of torch without
     aligned corners.
 
     Example:
-        >>> resized(np.array([[1.0, 2.0]]), (1, 4)).tolist()
+        >>> resize(np.array([[1.0, 2.0]]), (1, 4)).tolist()
         [[0.89453125, 1.2265625, 1.7734375, 2.10546875]]
     """
     rows, columns = (_weights(own, wanted) for own, wanted in zip(values.shape, size, strict=True))

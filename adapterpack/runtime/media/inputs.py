@@ -66,10 +66,10 @@ def sized_image_of(
         StorageError: the file cannot be read.
     """
     if isinstance(given, np.ndarray):
-        return _sized(_fitting(given, shape, "an image", "the array"))
+        return _with_size(_fitting(given, shape, "an image", "the array"))
     found = find_bytes(given)
     if found is None:
-        return _sized(array_of(Path(given), shape, "an image"))  # type: ignore[arg-type] # no bytes
+        return _with_size(array_of(Path(given), shape, "an image"))  # type: ignore[arg-type] # no bytes
     data, where = found
     how = prepared()
     made, taken = (3, *(how.extent or ())), tuple(shape)
@@ -86,7 +86,7 @@ def sized_image_of(
     return _fitting(pixels, shape, "an image", where), size
 
 
-def _sized(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+def _with_size(pixels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     return pixels, (pixels.shape[1], pixels.shape[2])
 
 

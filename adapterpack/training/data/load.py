@@ -303,7 +303,7 @@ class Collator:
         ``[batch, longest]``, numbers as ``[batch]``, tuples as ``[batch, n]``, arrays as ``[batch, ...]``.
         """
         batch: dict[str, Any] = dict(self.constants)
-        rows = [_called(row) for row in rows]
+        rows = [_call_values(row) for row in rows]
         for key in rows[0]:
             values = [row[key] for row in rows]
             if isinstance(values[0], Mapping):
@@ -327,7 +327,7 @@ class Collator:
         return batch
 
 
-def _called(row: Mapping[str, Any]) -> dict[str, Any]:
+def _call_values(row: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a row with its callable values called; where one gives several inputs by name, they take its
     place.
     """
