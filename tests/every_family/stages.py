@@ -22,6 +22,7 @@ from adapterpack.errors import NothingToDo
 from adapterpack.exporting.proof.parity_runs import row_of
 from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.quantizing.graphs.measure import NONE_BELOW
+from adapterpack.runtime.media.image_layouts import GRIDS
 from adapterpack.runtime.prompts import start_ids
 from adapterpack.runtime.text.model_files import context_of
 from adapterpack.tasks.one_pass import OnePass, PreparedRow
@@ -82,7 +83,14 @@ class Case:
     def outputs(self, model: Any) -> torch.Tensor:
         """What a model says of an example, as one vector."""
         with torch.no_grad():
-            return _flat(model(**{key: torch.from_numpy(one) for key, one in self.example().items()}))
+            return _flat(model(**self.torch_example()))
+
+    def torch_example(self) -> dict[str, torch.Tensor]:
+        """The example as a model takes it."""
+        given = {key: torch.from_numpy(one) for key, one in self.example().items()}
+        if GRIDS in given:  # the model counts in time, height and width by itself
+            given["mm_token_type_ids"] = (given["input_ids"] == self.model.config.image_token_id).int()
+        return given
 
 
 def _flat(said: Any) -> torch.Tensor:
@@ -116,7 +124,7 @@ def train(case: Case) -> None:
         model = load_model(case.task, case.base)
         heads = tuple(head for head in case.task.heads if hasattr(model, head))
         adapt(model, LoRA(r=rank, targets=targets, modules_to_save=heads), name)
-        given = {key: torch.from_numpy(one) for key, one in case.example().items()}
+        given = case.torch_example()
         # as a trainer does: what a cache keeps is written in place
         more = {"use_cache": False} if case.task.generates else {}
         _flat(model.eval()(**given, **more)).square().mean().backward()
@@ -173,7 +181,8 @@ def mixed(case: Case) -> None:
 def _prompts(case: Case) -> Iterator[tuple[dict[str, np.ndarray], str | None]]:
     batch = case.example([tokens for tokens, _ in ROWS])
     for row, (_, name) in enumerate(ROWS):
-        yield row_of(batch, row), name
+        token = case.model.config.image_token_id if "image_features" in case.task.main.inputs else None
+        yield row_of(batch, row, token), name
 
 
 def greedy(case: Case) -> None:

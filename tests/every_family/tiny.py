@@ -110,6 +110,8 @@ def _small(name: str, value: Any, ids: dict[str, int]) -> Any:
         return min(value, SMALL[name])
     if isinstance(value, list | tuple) and name in LISTS and all(type(one) is int for one in value):
         return [min(one, LISTS[name]) for one in value]
+    if name == "mrope_section":
+        return [1, 1, SMALL["head_dim"] // 2 - 2]
     if isinstance(value, dict) and "rope" in name:
         return {key: _small(name if isinstance(one, dict) else key, one, ids) for key, one in value.items()}
     return value

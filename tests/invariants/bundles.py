@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.bundle.manifest import ENCODED
+from adapterpack.runtime.media.image_layouts import GRIDS
 from adapterpack.slots.precision import PRECISIONS
 from adapterpack.tasks.task import Task
 from adapterpack.testing import require
@@ -52,6 +53,8 @@ class Reference:
         import torch
 
         given = {key: torch.from_numpy(value) for key, value in row.items()}
+        if GRIDS in row:  # the model counts in time, height and width by itself
+            given["mm_token_type_ids"] = (given["input_ids"] == self.model.config.image_token_id).int()
         if self.double:
             given = {key: one.double() if one.is_floating_point() else one for key, one in given.items()}
         with torch.no_grad():
@@ -75,7 +78,8 @@ def check(
     near = PRECISIONS[session.bundle.dtype].tolerance if tolerance is None else tolerance
     config, bare = first.model.config, (1,) if len(lengths) > 1 else ()
     batch = example(session.task, config, lengths, model=lambda: first.model, bare=bare, seed=3)
-    rows = [row_of(batch, row) for row in range(len(lengths))]
+    token = config.image_token_id if "image_features" in session.task.main.inputs else None
+    rows = [row_of(batch, row, token) for row in range(len(lengths))]
     expected = {name: [reference(row) for row in rows] for name, reference in known.items()}
     for padded in [batch, *([_other_side(batch)] if session.task.pads_left else [])]:
         for start in range(len(names)):
