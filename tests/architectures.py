@@ -296,6 +296,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         ),
         "query",
         "value",
+        activation="blocks of several widths",
     ),
     _encoder(
         "clip",

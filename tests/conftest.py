@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from inner_loop import InnerLoop
+from word_tokenizer import VOCABULARY, write_tokenizer
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for a hub by accident
 os.environ["ADAPTERPACK_CONFIG"] = ""  # what a test finds does not hang on who runs it
@@ -20,8 +21,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # as many processes as cores: threads of their own would fight each other
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-VOCABULARY = 96
 
 
 _COLLECTED = pytest.StashKey[list[str]]()
@@ -205,7 +204,7 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         attention_probs_dropout_prob=0.0,
     )
     _noisy(BertModel(config)).save_pretrained(folder)
-    _tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -230,7 +229,7 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         eos_token_id=2,
     )
     _noisy(LlamaForCausalLM(config)).save_pretrained(folder)
-    _tokenizer(folder)
+    write_tokenizer(folder)
     return folder
 
 
@@ -242,18 +241,6 @@ def _noisy(model):
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     return model
-
-
-def _tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[BOS]", "[EOS]", "[UNK]", *(f"w{number}" for number in range(VOCABULARY - 4))]
-    core = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="[PAD]", bos_token="[BOS]", eos_token="[EOS]", unk_token="[UNK]"
-    ).save_pretrained(folder)
 
 
 PACKS: dict[str, dict[str, tuple[dict[str, Any], list[str] | None]]] = {

@@ -261,7 +261,7 @@ def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tm
             )
             whole = whole[0, len(ids) :].tolist()
         assert row["completion"].split() == [f"w{number - 4}" for number in whole if number > 3]
-    for wrong, text in (({"prompt": "w3 w1"}, "no image"), ({"prompt": "w3 w3", "image": seen}, "one token")):
+    for wrong, text in (({"prompt": "w3 w1"}, "no image"), ({"prompt": "w3 w3", "image": seen}, "one mark")):
         with pytest.raises(ConfigError, match=text):
             list(run(bundle, [wrong]))
 

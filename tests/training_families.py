@@ -425,8 +425,8 @@ whole. Made by `python tests/training_families.py`; `tests/test_train_families.p
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
-    from conftest import _tokenizer
+    from word_tokenizer import write_tokenizer
 
     with tempfile.TemporaryDirectory() as made:
-        _tokenizer(Path(made))
+        write_tokenizer(Path(made))
         sys.stdout.write(render(Path(made)))

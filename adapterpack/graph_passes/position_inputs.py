@@ -67,7 +67,6 @@ class PositionInputs:
         context: int | None = None,
     ) -> None:
         self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
-        self._mask = inputs_of(model.graph).get("attention_mask")
         self._weighing: dict[ir.Value, bool] = {}
         self._biases: dict[str, list[ir.Value]] = {}
 
@@ -377,6 +376,11 @@ class PositionInputs:
             None, {name: array for name, array in feeds.items() if name in wanted}
         )[0]
         return result
+
+    @property
+    def _mask(self) -> ir.Value | None:
+        """The mask among the graph's inputs; None once a pass has removed it."""
+        return inputs_of(self.model.graph).get("attention_mask")
 
     @property
     def _position_ids(self) -> ir.Value:

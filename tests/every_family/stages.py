@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import noise
 import numpy as np
 import torch
-from conftest import _tokenizer
 from invariants.bundles import Reference, check
+from word_tokenizer import write_tokenizer
 
 from adapterpack import Engine, Session, adapt, attach, export, load, merge, quantize, save, validate
 from adapterpack.adapter_methods.lora import LoRA
@@ -111,7 +111,7 @@ def _require_near(found: Any, right: Any, what: str, near: float = NEAR) -> None
 def build(case: Case) -> None:
     """The type is a tiny random model, saved and loaded."""
     make_base(case.task, case.kind, case.base)
-    _tokenizer(case.base)
+    write_tokenizer(case.base)
     case.model = load_model(case.task, case.base).eval()
 
 
