@@ -89,10 +89,10 @@ def exchanged(
     for thread in threads:
         thread.start()
     for _ in range(6):
-        for pack in (one, two):
-            before = sum(count)
+        for place, pack in enumerate((one, two)):
+            before = count[place]
             session.load(pack, "name")
-            while sum(count) == before and not stop.is_set():  # other rows are in the middle of theirs then
+            while count[place] == before and not stop.is_set():  # other rows are in the middle of theirs then
                 time.sleep(0.001)
             session.unload("name")
     stop.set()
