@@ -44,6 +44,16 @@ class TorchPart(nn.Module):
         # its name in newer and older versions of transformers
         self.cache = "cache" if "cache" in self.takes else "past_key_values"
         self.counts = "position_ids" in self.takes
+        self.axes: dict[str, tuple[str | None, ...]] = {}
+        """Axes of inputs that differ from the task's."""
+
+    def example_inputs(self, tensors: Named) -> Named:
+        """Returns inputs of this part that it makes of the example's ``tensors``."""
+        return {}
+
+    def later_inputs(self, tensors: Named) -> Named:
+        """Returns inputs of later parts that depend on what this one gave, which is among ``tensors``."""
+        return {}
 
 
 class Plain(TorchPart):

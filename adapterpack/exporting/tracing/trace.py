@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
@@ -30,11 +29,9 @@ from ...errors import Unsupported
 from ...graph_passes.position_inputs import PositionInputs
 from ...graph_passes.sites import SWAPPED, torch_scope
 from ...onnx_graph.editing import inputs_of
-from ...runtime.media.image_layouts import IMAGES, OFFSETS
 from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES
-from ...tasks.session import Arrays
 from ...tasks.sounds import Sound, sound_of
 from ...tasks.task import Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers
@@ -42,7 +39,6 @@ from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example, images_of
 from .torch_parts import PREFIX, TorchPart, part_class
 from .unread_weights import Mapped, UnreadWeights, load_mapped
-from .vision_parts import Vision
 
 _SPECIALIZED = frozenset({"source", "height", "width"})
 """Axes that may have a fixed length in a model, as in Whisper's encoder, or where images are of one size."""
@@ -101,8 +97,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
         form = part_class(part.form)(model)
         if "position_ids" in part.inputs:
             tensors["position_ids"] = torch.from_numpy(positions(tensors["attention_mask"].numpy()))
-        if isinstance(form, Vision):
-            tensors |= _first_pass(form, tensors)
+        tensors |= form.example_inputs(tensors)
         inputs = {name: tensors[name] for name in part.inputs if name in tensors}
         if prompted and part is parts[0]:
             width = model.get_input_embeddings().weight.shape[1]
@@ -115,8 +110,7 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
         with torch.no_grad():
             outputs = form(**inputs, **({"past_key_values": []} if "past_key_values" in part.inputs else {}))
         tensors |= {name: value for name, value in outputs.items() if "." not in name} | _families(outputs)
-        if isinstance(form, Vision):
-            tensors |= _image_inputs(form, tensors, batch)
+        tensors |= form.later_inputs(tensors)
         # later parts also see the virtual tokens in its output
         if prompted and "attention_mask" in tensors and part is parts[0]:
             tensors["attention_mask"] = torch.nn.functional.pad(
@@ -134,27 +128,6 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
             form, part, {name: inputs[name] for name in (*part.inputs, *LEAVES) if name in inputs}
         )
     return graphs
-
-
-def _first_pass(form: Vision, tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Returns the inputs of a vision part for the first images of the example."""
-    images = {name: tensors[name].numpy() for name in IMAGES if name in tensors}
-    feeds, _ = next(form.layout.passes(form.layout.whole(images)))
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
-
-
-def _image_inputs(form: Vision, tensors: Mapping[str, Any], batch: Arrays) -> dict[str, torch.Tensor]:
-    """Returns inputs of the decoder that depend on images: the features of one, for as many positions as the
-    rows have image tokens, and the offsets of positions.
-    """
-    ids, features = batch["input_ids"], tensors["image_features"]
-    token = form.config.image_token_id
-    longest = int((ids == token).sum(1).max())
-    places = torch.arange(longest) % features.shape[1]
-    seen = {"image_features": features[:1, places].repeat(len(ids), 1, 1)}
-    images = {name: batch[name] for name in IMAGES if name in batch}
-    offsets = form.layout.offsets(ids, batch["attention_mask"], token, images)
-    return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
 
 def _with_axes(part: Part, sound: Sound | None, model: PreTrainedModel) -> Part:
@@ -184,8 +157,7 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
         Unsupported: what the model computes depends on its tokens.
     """
     _know_complex_axes()
-    own = getattr(form, "axes", {})
-    part = replace(part, axes={**part.axes, **own})
+    part = replace(part, axes={**part.axes, **form.axes})
     shapes = {name: _dynamic(part, name, value) for name, value in inputs.items()}
     with (
         _symbolic_lengths(form),

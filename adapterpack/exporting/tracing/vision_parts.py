@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import Unsupported
-from ...runtime.media.image_layouts import PIXELS, image_shape, layout_of
+from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, image_shape, layout_of
 from ...tasks.session import Arrays
 from ...torch_adapters.canaries.inputs import features_of
 from .layer_state import LayerStates
@@ -42,7 +42,6 @@ class Vision(TorchPart):
         takes = signature(tower.forward).parameters
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
         self.masked = "patch_attention_mask" in takes
-        self.axes: dict[str, tuple[str | None, ...]] = {}
         if self.patched:
             self.axes = {"pixel_values": ("patches", None)}
             for module in tower.modules():
@@ -66,6 +65,24 @@ class Vision(TorchPart):
         """Returns random images as the model's processor gives them, of several sizes where it takes any."""
         images = self.layout.example(count, rng)
         return {PIXELS: images[PIXELS][None]} if self.masked else images
+
+    def example_inputs(self, tensors: Named) -> Named:
+        """Returns the inputs of the first pass over the example's images."""
+        images = {name: tensors[name].numpy() for name in IMAGES if name in tensors}
+        feeds, _ = next(self.layout.passes(self.layout.whole(images)))
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
+
+    def later_inputs(self, tensors: Named) -> Named:
+        """Returns the features of one image, for as many positions as the rows have image tokens, and the
+        offsets of positions.
+        """
+        ids, mask, features = (tensors[name] for name in ("input_ids", "attention_mask", "image_features"))
+        token = self.config.image_token_id
+        places = torch.arange(int((ids == token).sum(1).max())) % features.shape[1]
+        seen = {"image_features": features[:1, places].repeat(len(ids), 1, 1)}
+        grids = {name: tensors[name].numpy() for name in (GRIDS, SIZES) if name in tensors}
+        offsets = self.layout.offsets(ids.numpy(), mask.numpy(), token, grids)
+        return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
     def forward(self, pixel_values: torch.Tensor, **grid: torch.Tensor) -> Named:
         """Returns ``image_features`` ``[rows of pixel_values, positions, hidden]``; of patches, which are one
