@@ -14,8 +14,9 @@ import numpy as np
 from ..errors import ConfigError
 from .data.problems import Labels
 from .data.report import report_of
-from .data.rows import Row, file_of
+from .data.rows import Row
 from .object_detection import ANY_SIZE
+from .object_detection import prepare as prepare_sized
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .task import MAIN, TASKS, Part, Task, TaskTraining
@@ -48,15 +49,16 @@ class DepthOptions:
 
 def prepare(session: RowInputs, row: Row, options: DepthOptions) -> PreparedRow:
     """Prepares an image, and notes its own height and width."""
-    pixels, size = session.sized_pixels(file_of(row, "image"))
-    if size[0] * size[1] > MOST_PIXELS:
+    prepared = prepare_sized(session, row, options)
+    height, width = prepared.notes
+    if height * width > MOST_PIXELS:
         raise ConfigError(
             "the picture is too large for an answer of each pixel",
             expected=f"at most {MOST_PIXELS} pixels",
-            found=f"{size[1]} x {size[0]}",
+            found=f"{width} x {height}",
             remedy="send a smaller one",
         )
-    return PreparedRow({"pixel_values": pixels}, size)
+    return prepared
 
 
 def result(

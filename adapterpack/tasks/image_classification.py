@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .data.problems import LABEL_COLUMNS, Labels
+from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, file_of
 from .one_pass import NoOptions, OnePass, PreparedRow
@@ -26,14 +26,12 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
     """
-    report = report_of(where)
-    column = report.read_pair(rows.column_names, "image", LABEL_COLUMNS, "image classification needs")
-    return report.encode(
+    return report_of(where).encode_labelled(
         rows,
-        lambda row, place: {
-            "pixel_values": partial(media.pixels, row["image"], place),
-            "labels": labels.target(row[column], place),
-        },
+        labels,
+        "image",
+        "image classification needs",
+        lambda row, place: {"pixel_values": partial(media.pixels, row["image"], place)},
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from ...errors import ConfigError
 from ...readable import align_columns
+from .problems import LABEL_COLUMNS, Labels
 from .rows import Row
 
 log = logging.getLogger(__name__)
@@ -122,6 +123,25 @@ class DataReport:
             )
         self.read_as(f"{first} + {second}", columns, {first, second})
         return second
+
+    def encode_labelled(
+        self,
+        rows: Any,
+        labels: Labels,
+        first: str,
+        reader: str,
+        inputs: Callable[[Row, object], dict[str, Any]],
+    ) -> list[dict[str, Any]]:
+        """Returns the ``inputs`` of each row, made of its column ``first``, and the training target of its
+        label.
+
+        Raises:
+            ConfigError: see :meth:`read_pair`; or a label is not among ``labels``.
+        """
+        column = self.read_pair(rows.column_names, first, LABEL_COLUMNS, reader)
+        return self.encode(
+            rows, lambda row, place: {**inputs(row, place), "labels": labels.target(row[column], place)}
+        )
 
     def tokenize(self, tokenizer: Any, max_length: int, *texts: str) -> Any:
         """Tokenizes a text or a pair of texts to at most ``max_length`` ids, and counts the row as cut if it
