@@ -254,18 +254,16 @@ class OpenBundle:
     @property
     def image_layout(self) -> ImageLayout:
         """How the model reads images."""
+        layout: ImageLayout = self.once("image layout", self._make_image_layout)
+        return layout
+
+    def _make_image_layout(self) -> ImageLayout:
         graph = next(
             graph for graph in map(self.graph, self.bundle.parts) if "image_features" in graph.results
         )
         sized = not isinstance(graph.inputs[PIXELS].shape[-1], int)
         positions = graph.results["image_features"].shape[1]
-        layout: ImageLayout = self.once(
-            "image layout",
-            lambda: layout_of(
-                self.config, [*graph.inputs], sized, positions if isinstance(positions, int) else 0
-            ),
-        )
-        return layout
+        return layout_of(self.config, [*graph.inputs], sized, positions if isinstance(positions, int) else 0)
 
     def image_lengths(self, images: Arrays) -> list[int]:
         """Returns how many positions each image takes in the decoder; ``images`` are arrays as the model's

@@ -150,8 +150,7 @@ def _rows(session: OpenBundle, part: Part, arrays: Arrays) -> int:
         return len(arrays[part.first(arrays)])
     if "input_ids" in arrays:
         return len(arrays["input_ids"])
-    layout = session.image_layout
-    return len(layout.lengths(layout.whole({name: arrays[name] for name in IMAGES if name in arrays})))
+    return len(session.image_lengths({name: arrays[name] for name in IMAGES if name in arrays}))
 
 
 def complete(session: OpenBundle, part: Part, known: Mapping[str, np.ndarray], rows: PinnedRows) -> Arrays:

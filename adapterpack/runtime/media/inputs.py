@@ -123,6 +123,27 @@ def sound_of(given: Recording, shape: Sequence[Any], config: Mapping[str, Any]) 
     return _fitting(features, shape, "a sound", where)
 
 
+def extend(arrays: Sequence[np.ndarray], fill: int = 0, first: int = 0) -> list[np.ndarray]:
+    """Returns arrays as large as the largest along each axis from ``first`` on, with ``fill`` at the end.
+
+    Example:
+        >>> [array.tolist() for array in extend([np.array([7]), np.array([8, 9])], -1)]
+        [[7, -1], [8, 9]]
+    """
+    most = np.max([array.shape[first:] for array in arrays], axis=0)
+    return [
+        np.pad(
+            array,
+            [
+                *[(0, 0)] * first,
+                *((0, wide - own) for wide, own in zip(most, array.shape[first:], strict=True)),
+            ],
+            constant_values=fill,
+        )
+        for array in arrays
+    ]
+
+
 def _samples(data: bytes, rate: int, where: object) -> np.ndarray:
     """Returns the samples of a wave file, in [-1, 1)."""
     with (

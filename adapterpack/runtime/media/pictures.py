@@ -22,7 +22,7 @@ from ...tasks.session import Arrays
 from ..text.model_files import read_object
 from .image_layouts import GRIDS, IMAGES, PIXELS, SIZES, ImageLayout
 from .image_processing import MOST_PIXELS, decode
-from .inputs import find_bytes, image_of
+from .inputs import extend, find_bytes, image_of
 from .processor_config import FILES, Preparation, kind_in, preparation, section
 
 _MASK = "pixel_attention_mask"
@@ -178,14 +178,7 @@ def join_pictures(pictures: Sequence[SeenPicture]) -> Arrays:
     if pixels[0].ndim == 5 and SIZES not in one:
         pixels = [array[0] for array in pixels]
     if GRIDS not in one:
-        most = np.max([array.shape[1:] for array in pixels], axis=0)
-        pixels = [
-            np.pad(
-                array,
-                [(0, 0), *((0, wide - own) for wide, own in zip(most, array.shape[1:], strict=True))],
-            )
-            for array in pixels
-        ]
+        pixels = extend(pixels, first=1)
     return {PIXELS: np.concatenate(pixels), **joined}
 
 

@@ -155,7 +155,7 @@ def _by_engine(
     """
     if session.task.has_encoder:
         rows = [()] * len(rows) if given else rows
-        features = [{name: array[row : row + 1] for name, array in given.items()} for row in range(len(rows))]
+        features = _by_row(given, len(rows))
     else:
         features = encode_images(session, rows, packs, given)
     with session.once("engine", SessionEngine).take() as engines:
@@ -229,11 +229,15 @@ def encode_images(
             )
         names = _names(packs)
     found = run_parts(session, {**given, **batch}, names, parts=parts)
-    features = [{name: array[row : row + 1] for name, array in found.items()} for row in range(len(rows))]
+    features = _by_row(found, len(rows))
     for ids, own in zip(rows, features, strict=True):
         if OFFSETS in own:  # without those of the padding, which comes first
             own[OFFSETS] = own[OFFSETS][:, -len(ids) - 1 :]
     return features
+
+
+def _by_row(arrays: Arrays, count: int) -> list[Arrays]:
+    return [{name: array[row : row + 1] for name, array in arrays.items()} for row in range(count)]
 
 
 def _without_engine(

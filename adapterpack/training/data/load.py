@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from datasets.utils.info_utils import is_small_dataset
 
 from ...errors import ConfigError
 from ...library_errors import library_errors
+from ...runtime.media.inputs import extend
 from ...tasks.data.problems import IGNORED, Labels, require_label
 from ...tasks.data.problems import labels_in as of_values
 from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
@@ -319,7 +320,7 @@ class Collator:
                     batch[key.replace("input_ids", "attention_mask")] = torch.tensor(mask)
                 values = [[*value, *[fill] * (width - len(value))] for value in values]
             tensor = (
-                torch.from_numpy(_stack(values, IGNORED if key == "labels" else 0))
+                torch.from_numpy(np.stack(extend(values, IGNORED if key == "labels" else 0)))
                 if isinstance(values[0], np.ndarray)
                 else torch.tensor(values)
             )
@@ -336,21 +337,6 @@ def _call_values(row: Mapping[str, Any]) -> dict[str, Any]:
         found = value() if callable(value) else value
         called |= found if isinstance(found, Mapping) else {key: found}
     return called
-
-
-def _stack(arrays: Sequence[np.ndarray], fill: int) -> np.ndarray:
-    """Returns arrays as one, with ``fill`` behind those that are shorter along an axis."""
-    largest = np.max([array.shape for array in arrays], axis=0)
-    return np.stack(
-        [
-            np.pad(
-                array,
-                [(0, most - own) for most, own in zip(largest, array.shape, strict=True)],
-                constant_values=fill,
-            )
-            for array in arrays
-        ]
-    )
 
 
 def token_count(row: Mapping[str, Any]) -> int:

@@ -67,16 +67,8 @@ class Media:
 
     def sized_pixels(self, picture: Any, where: object) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns one image as :meth:`pixels` does, and its own height and width."""
-        if isinstance(picture, dict):  # as data sets hold one
-            picture = picture.get("bytes") or picture.get("path")
-        if not isinstance(picture, str | bytes):
-            raise ConfigError(
-                "a row needs an image",
-                where=where,
-                expected="the path of a picture",
-                found=type(picture).__name__,
-            )
-        return sized_image_of(picture, _PIXELS, lambda: self._preparation)
+        given = _content(picture, where, "an image", "the path of a picture")
+        return sized_image_of(given, _PIXELS, lambda: self._preparation)
 
     def map(self, path: str) -> np.ndarray:
         """Returns a number for each pixel ``[height, width]``, from a ``.npy`` file."""
@@ -86,21 +78,13 @@ class Media:
         """Returns the inputs of one recording: from the path or the bytes of a ``.wav`` file, or from a
         ``.npy`` file.
         """
-        if isinstance(recording, dict):  # as data sets hold one
-            recording = recording.get("bytes") or recording.get("path")
-        if not isinstance(recording, str | bytes):
-            raise ConfigError(
-                "a row needs audio",
-                where=where,
-                expected="the path of a file",
-                found=type(recording).__name__,
-            )
+        given = _content(recording, where, "audio", "the path of a file")
         if (sound := self._sound) is None:
             raise Unsupported(
                 "the base's config does not say what it hears", where=where, found=self.config.model_type
             )
         shape = ["sequence", *sound.shape[1:]] if sound.unit else sound.shape
-        values = sound_of(recording, shape, self._extractor)
+        values = sound_of(given, shape, self._extractor)
         mask = {"attention_mask": np.ones(len(values), np.int64)} if sound.masked else {}
         return {sound.name: values, **mask}
 
@@ -124,3 +108,12 @@ class Media:
     @cached_property
     def _preparation(self) -> Any:
         return preparation(self._folder)
+
+
+def _content(given: Any, where: object, what: str, expected: str) -> str | bytes:
+    """Returns the path or the bytes of a file in a row of data; data sets hold both in a mapping."""
+    if isinstance(given, dict):
+        given = given.get("bytes") or given.get("path")
+    if not isinstance(given, str | bytes):
+        raise ConfigError(f"a row needs {what}", where=where, expected=expected, found=type(given).__name__)
+    return given
