@@ -83,8 +83,8 @@ def list_kept(base: Checkpoint, stack: LayerStack) -> list[str]:
 
 
 def cut_packs(base: Checkpoint, stack: LayerStack, packs: Sequence[Pack]) -> list[Pack]:
-    """Returns the parts of packs that change the first layers of the base, and what lies outside its stack,
-    without those of which nothing is left.
+    """Returns the parts of packs that change the first layers of the base, and what lies outside its stack;
+    leaves out packs that change nothing there.
     """
     names = {name.rpartition(".")[2] for name, layers in _stacks(base).items() if layers == stack.layers}
 

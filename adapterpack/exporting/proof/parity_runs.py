@@ -170,7 +170,7 @@ def _acting(session: Session, batch: Arrays, token: np.ndarray, names: Names) ->
 
 def row_of(batch: Arrays, row: int, token: int | None = None) -> Arrays:
     """Returns one row of a batch with all of its inputs, without its padding. ``token`` is that of images in
-    texts, of which each has its tokens in a run of its own.
+    texts: each image has its tokens in a run of its own.
 
     Example:
         >>> mask = np.array([[1, 1], [0, 1]])
