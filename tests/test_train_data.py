@@ -26,7 +26,7 @@ from adapterpack import LoRA, adapt, train
 from adapterpack.errors import AdapterpackError, ConfigError, FormatError, StorageError, Unsupported
 from adapterpack.tasks import text_classification
 from adapterpack.tasks.data.problems import ONE, Labels
-from adapterpack.tasks.data.report import DataReport
+from adapterpack.tasks.data.report import DataReport, RowReading
 from adapterpack.tasks.preferences.form import labelled_answers, pairs_of_answers
 from adapterpack.tasks.task import get_task
 from adapterpack.training.config.config import read_config
@@ -629,7 +629,7 @@ def test_axolotls_type_alpaca_is_alpacas_prompt(tiny_llama: Path, tmp_path: Path
     for row, prompt in (({"input": ""}, alone), ({"input": "w2"}, both), ({}, alone)):
         (tmp_path / "rows.jsonl").write_text(lines([{"instruction": "w1", "output": "w3 w4", **row}]))
         (source,) = sources_of([{"path": str(tmp_path / "rows.jsonl"), "type": "alpaca"}], "here")
-        report = DataReport("here", wanted=source.form)
+        report = DataReport("here", reading=RowReading(source.form))
         (encoded,) = learned.encode(data.load_rows(source), tokenizer, 512, report, None)
         before, answer = (
             tokenizer(prompt)["input_ids"],
@@ -638,7 +638,7 @@ def test_axolotls_type_alpaca_is_alpacas_prompt(tiny_llama: Path, tmp_path: Path
         assert encoded["input_ids"] == [*before, *answer, tokenizer.eos_token_id]
         assert encoded["labels"] == [-100] * len(before) + encoded["input_ids"][len(before) :]
     (encoded,) = learned.encode(
-        data.load_rows(source), tokenizer, 512, DataReport("here", wanted="alpaca"), None
+        data.load_rows(source), tokenizer, 512, DataReport("here", reading=RowReading("alpaca")), None
     )
     assert tokenizer.decode(encoded["input_ids"]).startswith("w9 w1")
 
@@ -648,7 +648,7 @@ def test_chats_with_a_verdict_are_rows_of_trl() -> None:
     rows = Dataset.from_list(
         [{"messages": [user("w1"), assistant("w2"), user("w3"), assistant("w4")], "label": True}]
     )
-    (row,) = labelled_answers(rows, DataReport("here", wanted="labelled-chats"))
+    (row,) = labelled_answers(rows, DataReport("here", reading=RowReading("labelled-chats")))
     assert row == {
         "prompt": [user("w1"), assistant("w2"), user("w3")],
         "completion": [assistant("w4")],
@@ -661,10 +661,10 @@ def test_a_form_may_be_named_for_text_to_text_as_well(tiny_llama: Path) -> None:
     chooses.
     """
     rows = Dataset.from_list([{"prompt": "w1", "completion": "w2", "text": "w3"}])
-    report = DataReport("here", wanted="prompt-completion")
+    report = DataReport("here", reading=RowReading("prompt-completion"))
     encode = get_task("text2text-generation").training.encode  # type: ignore[union-attr]
     assert len(encode(rows, AutoTokenizer.from_pretrained(tiny_llama), 8, report, None)) == 1
-    assert (report.form, report.wanted) == ("prompt-completion", None)
+    assert (report.form, report.reading.form) == ("prompt-completion", None)
 
 
 def test_preferences_of_several_files_are_one_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

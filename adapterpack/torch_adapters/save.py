@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from ..adapter_methods import Method, Site, is_bare
@@ -20,8 +22,9 @@ from ..errors import AdapterpackError, SiteNotFound, Unsupported
 from ..io.atomic import refuse_existing
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
+from ..manifest.structs import PackTokenizer
 from ..pack.lineage import descend
-from ..pack.pack import Pack, build, is_module
+from ..pack.pack import TEMPLATE, Pack, build, is_module, seal
 from ..peft.readers import line
 from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
@@ -48,14 +51,16 @@ def save(
     training: Mapping[str, Any] | None = None,
     metrics: tuple[Mapping[str, Any], ...] = (),
     parents: Sequence[Pack] = (),
+    chat_template: str | None = None,
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
     ``adapter`` defaults to the model's only adapter, ``base`` to where the model was loaded from, and
     ``name`` to the folder's name. ``training`` is recorded as a claim about the training, next to the
-    versions of the libraries. ``parents`` are the packs from which the training continued. The pack holds the
-    fingerprint of the base and its quantization, the digests of its tokenizer, and a canary if the model
-    takes token ids, images or speech.
+    versions of the libraries. ``parents`` are the packs from which the training continued, ``chat_template``
+    is the Jinja text of the chats in training where it is not the base's own. The pack holds the fingerprint
+    of the base and its quantization, the digests of its tokenizer, and a canary if the model takes token ids,
+    images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -109,12 +114,22 @@ def save(
         tokenizer=tokenizer_of(checkpoint) if checkpoint else None,
         base_license=license_of(checkpoint.folder) if checkpoint else None,
     )
+    if chat_template is not None:
+        pack = _with_template(pack, chat_template.encode("utf-8"))
     _require_held(pack, drawn_modules(model, checkpoint))
     if out is None:
         return pack
     written = pack.write(out)
     log.info("%s: %s", out, line(written))
     return written
+
+
+def _with_template(pack: Pack, template: bytes) -> Pack:
+    """Returns a pack that carries the chat template that it was trained with."""
+    said = pack.manifest.tokenizer or PackTokenizer()
+    tokenizer = replace(said, chat_template=hashlib.sha256(template).hexdigest())
+    tensors = next(file for file in pack.manifest.files if file.role == "tensors")
+    return seal(replace(pack.manifest, tokenizer=tokenizer), pack.tensors, {TEMPLATE: template}, tensors)
 
 
 def _require_held(pack: Pack, drawn: list[str]) -> None:

@@ -26,7 +26,6 @@ from .loop.media import Media
 from .loop.preparing import PreparedRun, prepare, reader_of
 from .loop.rewards import Reward
 from .pipeline import checked_configs
-from .trainers.kind import TRAINERS
 
 _SHOWN = 4
 """How many rows of the first batch are shown."""
@@ -44,6 +43,7 @@ def dry_run(
     config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
+    tool: str | None = None,
 ) -> list[dict[str, Any]]:
     """Returns a report for each adapter, after reading the data, loading the model and attaching the fresh
     adapter.
@@ -53,14 +53,14 @@ def dry_run(
     Raises:
         ConfigError, StorageError: as for :func:`adapterpack.train`.
     """
-    return [_report(one) for one in checked_configs(config, overrides, rewards)]
+    return [_report(one) for one in checked_configs(config, overrides, rewards, tool)]
 
 
 def _report(config: TrainConfig) -> dict[str, Any]:
     """Returns the report of one adapter."""
     base = folder_of(config.model_name_or_path)
     task = get_task(config.task)
-    reader = reader_of(task, TRAINERS[config.trainer], base)
+    reader = reader_of(task, config, base)
     ready = prepare(config, task, base, reader)
     adapted = adapted_layers(ready.model)
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)

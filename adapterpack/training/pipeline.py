@@ -37,6 +37,7 @@ def train(
     overrides: Iterable[str] = (),
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
+    tool: str | None = None,
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
@@ -52,6 +53,9 @@ def train(
         progress: called after each step with a :class:`~adapterpack.training.loop.steps.Step`.
         rewards: functions that score answers, for ``trainer: grpo``; they take ``completions``, ``prompts``
             and the rows' other columns.
+        tool: the tool that the configuration was written for: ``axolotl``, ``llamafactory``, ``trl`` or
+        ``adapterpack``;
+            by default what its keys show. Its names, defaults and meanings hold.
 
     Raises:
         ConfigError: a key is unknown, a value is wrong, or the data has no known form.
@@ -64,7 +68,7 @@ def train(
         >>> train("train.yaml", ["learning_rate=1e-3"])  # doctest: +SKIP
     """
     packs: dict[str, Pack] = {}
-    configs = checked_configs(config, overrides, rewards)
+    configs = checked_configs(config, overrides, rewards, tool)
     for run_config in configs:
         refuse_existing(Path(run_config.output_dir), "output_dir=...")
     for group in _groups(configs):
@@ -77,13 +81,14 @@ def checked_configs(
     config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
+    tool: str | None = None,
 ) -> list[TrainConfig]:
     """Reads the configurations of a run's adapters and makes all checks that need no model.
 
     Raises:
         ConfigError, StorageError: see :func:`train`.
     """
-    read, notes = read_config(config, overrides)
+    read, notes = read_config(config, overrides, tool)
     for note in notes:
         log.info("%s", note)
     configs = [with_settings_of_the_pack(one) for one in read]

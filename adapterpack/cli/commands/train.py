@@ -20,9 +20,21 @@ from ..progress import divert_stdout, show_training
 @click.argument("config", metavar="CONFIG.yaml")
 @click.argument("overrides", nargs=-1, metavar="[key=value ...]")
 @click.option(
+    "--from",
+    "tool",
+    type=click.Choice(("axolotl", "llamafactory", "trl", "adapterpack")),
+    help=(
+        "The tool that CONFIG was written for, whose names, defaults and meanings hold. Default: what its "
+        "keys show."
+    ),
+)
+@click.option(
     "--print-config",
     is_flag=True,
-    help="Print the configuration with all defaults filled in, and train nothing.",
+    help=(
+        "Print the configuration with all defaults filled in and where each value comes from, and train "
+        "nothing."
+    ),
 )
 @click.option(
     "--dry-run",
@@ -51,6 +63,7 @@ def command(
     *,
     config: str,
     overrides: tuple[str, ...],
+    tool: str | None,
     print_config: bool,
     dry_run: bool,
     on_bad_row: str | None,
@@ -71,23 +84,24 @@ def command(
     """
     overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
     if print_config:
-        _print_config(config, overrides, as_json)
+        _print_config(config, overrides, tool, as_json)
         return
     from ...training.config.config import read_config  # noqa: PLC0415 - the help needs none of it
 
     if dry_run:
-        read_config(config, overrides)  # reports errors in the config before the slow import of torch
-        _dry_run(config, overrides, rewards, as_json)
+        read_config(config, overrides, tool)  # reports errors in the config before the slow import of torch
+        _dry_run(config, overrides, rewards, tool, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
     with open_page(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
-        read_config(config, overrides)  # as above
+        read_config(config, overrides, tool)  # as above
         with show_training("train") as progress:
             packs = adapterpack.train(
                 config,
                 overrides,
                 progress if page is None else _note_losses(losses, progress),
                 _load_rewards(rewards),
+                tool,
             )
         trained = [
             {**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
@@ -133,21 +147,24 @@ def _note_losses(
     return note
 
 
-def _print_config(config: str, overrides: tuple[str, ...], as_json: bool) -> None:
+def _print_config(config: str, overrides: tuple[str, ...], tool: str | None, as_json: bool) -> None:
     from ...io import plain_yaml, strict_json  # noqa: PLC0415 - the help needs none of it
     from ...training.config.config import as_mapping, read_config  # noqa: PLC0415
 
     with divert_stdout():
-        configs, notes = read_config(config, overrides)
+        configs, notes = read_config(config, overrides, tool)
     settings = [strict_json.plain({**as_mapping(one), "name": one.pack_name}) for one in configs]
     whole = settings[0] if len(settings) == 1 else {"adapters": settings}
+    origins = dict(configs[0].origins or {}) if len(configs) == 1 else {}
     if as_json:
-        print_json({"command": "train", "config": whole})
+        print_json({"command": "train", "config": whole, "origins": origins, "notes": notes})
         return
     with guard_stdout():
         for note in notes:
             click.echo(f"# {note}")
-        click.echo(plain_yaml.dumps(whole), nl=False)
+        for line in plain_yaml.dumps(whole).splitlines():
+            origin = origins.get(line.partition(":")[0])
+            click.echo(line if origin is None else f"{line}  # {origin}")
 
 
 def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
@@ -159,11 +176,13 @@ def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
     return [find_reward(text) for text in rewards]
 
 
-def _dry_run(config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], as_json: bool) -> None:
+def _dry_run(
+    config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], tool: str | None, as_json: bool
+) -> None:
     from ...training.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with divert_stdout():
-        reports = dry_run(config, overrides, _load_rewards(rewards))
+        reports = dry_run(config, overrides, _load_rewards(rewards), tool)
     if as_json:
         print_json({"command": "train", "dry_run": reports})
         return

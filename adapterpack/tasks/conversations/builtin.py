@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+from ..data.report import ROLES
 from ..data.rows import Row
 from .form import (
     FORMS,
@@ -11,31 +13,26 @@ from .form import (
     DataForm,
     Message,
     make_message,
+    read_written,
     require_answer,
     text_of,
     tools_of,
     turns_of,
 )
+from .written_prompt import WrittenPrompt
 
 _ANSWER = "Write a response that appropriately completes the request."
-_ALONE = f"Below is an instruction that describes a task. {_ANSWER}"
-_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    f"{_ANSWER}"
+ALPACA = WrittenPrompt(
+    format="### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n",
+    no_input_format="### Instruction:\n{instruction}\n\n### Response:\n",
+    system_format="{system}\n\n",
+    system_prompt=(
+        "Below is an instruction that describes a task, paired with an input that provides further context. "
+        f"{_ANSWER}"
+    ),
+    no_input_system_prompt=f"Below is an instruction that describes a task. {_ANSWER}",
 )
 """Alpaca's original prompt, https://github.com/tatsu-lab/stanford_alpaca."""
-ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-    "observation": "tool",
-    "tool": "tool",
-    "function_call": "assistant",
-}
-"""ShareGPT's role -> role of a chat message."""
 
 
 def read_alpaca(row: Row) -> Conversation:
@@ -53,19 +50,13 @@ def read_alpaca(row: Row) -> Conversation:
     return Conversation([*_system(row), *history, make_message("user", question), answer])
 
 
-def read_alpaca_prompt(row: Row) -> Conversation:
-    """Reads an instruction into Alpaca's original prompt, regardless of the chat template, as axolotl does
-    for ``type: alpaca``.
-    """
-    more = row.get("input")
-    parts = [
-        _WITH_INPUT if more else _ALONE,
-        f"### Instruction:\n{text_of(row['instruction'])}",
-        *([f"### Input:\n{text_of(more)}"] if more else []),
-        "### Response:\n",
+def read_segments(row: Row) -> Conversation:
+    """Reads texts of which those with a ``label`` are learned, and adds nothing to them."""
+    turns = [
+        make_message("assistant" if segment["label"] else "user", segment["text"])
+        for segment in turns_of(row["segments"])
     ]
-    prompt, answer = make_message("user", "\n\n".join(parts)), make_message("assistant", row["output"])
-    return Conversation([prompt, answer], verbatim=True)
+    return Conversation(turns, segments=True)
 
 
 def read_messages(row: Row) -> Conversation:
@@ -116,8 +107,8 @@ FORMS.register(
     DataForm(
         "alpaca-prompt",
         frozenset({"instruction", "output"}),
-        read_alpaca_prompt,
-        frozenset({"input"}),
+        partial(read_written, ALPACA),
+        frozenset({"input", "system"}),
         remark="in Alpaca's prompt, without the chat template; run such prompts with --raw",
     )
 )
@@ -136,6 +127,15 @@ FORMS.register(
         frozenset({"prompt", "completion"}),
         read_prompt_completion,
         frozenset({"tools"}),
+    )
+)
+FORMS.register(
+    DataForm(
+        "segments",
+        frozenset({"segments"}),
+        read_segments,
+        aliases=frozenset({"input_output"}),
+        remark="as they are, with no end token",
     )
 )
 FORMS.register(

@@ -65,7 +65,8 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
             answers = sum(message["role"] == "assistant" for message in wanted_turns)
             skipped += sum(learned for _, learned in pieces) < answers
             ids = [token for piece, _ in pieces for token in piece]
-            wanted = [token if learned else IGNORED for piece, learned in pieces for token in piece]
+            whole = report.reading.whole
+            wanted = [token if learned or whole else IGNORED for piece, learned in pieces for token in piece]
             starts = range(0, len(ids), max_length) if form.continuous else [0]
             parts = [
                 (ids[start : start + max_length], wanted[start : start + max_length]) for start in starts
@@ -105,6 +106,11 @@ def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     """Yields the parts of a row in order, each tokenized separately, because at inference the model also gets
     its prompt tokenized separately.
     """
+    if conversation.segments:
+        for message in conversation.messages:
+            ids = tokenizer(message["content"], add_special_tokens=False)["input_ids"]
+            yield ids, message["role"] == "assistant"
+        return
     *before, last = conversation.messages
     if not before and not last["content"]:
         return

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, UnknownName, nearest
@@ -16,6 +17,7 @@ from ...library_errors import library_errors
 from ...registry import Registry
 from ..data.report import DataReport
 from ..data.rows import Row
+from .written_prompt import WrittenPrompt, written_prompt
 
 Message = Mapping[str, Any]
 
@@ -29,12 +31,14 @@ class Conversation(NamedTuple):
             context.
         values: further variables for the chat template, such as ``tools``.
         verbatim: the texts are used as they are, without a chat template.
+        segments: the texts are all of the row, and those of the assistant are learned.
     """
 
     messages: list[Message]
     learned_from: int = 0
     values: Mapping[str, Any] = {}
     verbatim: bool = False
+    segments: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,39 +71,65 @@ FORMS: Registry[DataForm] = Registry("form of data", DataForm, "adapterpack.data
 
 def read_form(rows: Any, report: DataReport) -> DataForm:
     """Returns the format that the report's configuration names, or else the first format, in the order of
-    their names, whose columns are all present; and records it in the report.
+    their names, whose columns are all present; and records it in the report. It reads a row as the
+    configuration says: with its names of roles, and its system prompt.
 
     Raises:
         ConfigError: no format fits, or the named one does not.
         UnknownName: no format has that name.
     """
-    columns, wanted = rows.column_names, report.choose()
-    forms = FORMS.values() if wanted is None else [get_form(wanted)]
+    columns, reading, wanted = rows.column_names, report.reading, report.choose()
+    forms = list(FORMS.values()) if wanted is None else [get_form(wanted)]
     form = next((form for form in forms if form.columns <= set(columns)), None)
     if form is None:
         raise ConfigError(
             "these columns are of no known form"
             if wanted is None
-            else f"the rows are not of the form {wanted}",
+            else f"the rows are not of the form {forms[0].name}",
             where=report,
             expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
             found=", ".join(columns),
             remedy=None if wanted is None else "say under columns what the data calls these",
         )
     report.read_as(form.name, columns, form.columns | form.optional)
-    return form
+    read = form.read
+    return replace(form, read=lambda row: _with_system(read(reading.rename(row)), reading.system_prompt))
 
 
-def get_form(name: str) -> DataForm:
-    """Returns the format with that name or alias.
+def _with_system(conversation: Conversation, text: str | None) -> Conversation:
+    """Puts a system prompt before a conversation that has none."""
+    first = conversation.messages[0]["role"]
+    if text is None or first == "system" or conversation.verbatim or conversation.segments:
+        return conversation
+    messages = [make_message("system", text), *conversation.messages]
+    return conversation._replace(messages=messages, learned_from=conversation.learned_from + 1)
+
+
+def get_form(named: str | Mapping[str, str]) -> DataForm:
+    """Returns the format with that name or alias, or the one of a prompt that is written out.
 
     Raises:
         UnknownName: no format has that name.
+        ConfigError: the prompt is not written as one.
     """
-    form = next((form for form in FORMS.values() if name == form.name or name in form.aliases), None)
+    if isinstance(named, Mapping):
+        prompt, beside = written_prompt(named), frozenset({"input", "system"})
+        needed = {"output", *prompt.columns} - beside
+        return DataForm("a written prompt", frozenset(needed), partial(read_written, prompt), beside)
+    form = next((form for form in FORMS.values() if named == form.name or named in form.aliases), None)
     if form is None:
-        raise UnknownName("unknown form of data", found=repr(name), remedy=nearest(name, FORMS))
+        raise UnknownName("unknown form of data", found=repr(named), remedy=nearest(named, FORMS))
     return form
+
+
+def read_written(prompt: WrittenPrompt, row: Row) -> Conversation:
+    """Reads an instruction into a prompt that is written out, regardless of the chat template, as axolotl
+    does for ``type: alpaca``.
+    """
+    before = make_message("user", prompt.prompt(row))
+    return Conversation(
+        [before, make_message("assistant", prompt.answer(text_of(row["output"])))], verbatim=True
+    )
 
 
 def text_of(value: Any) -> str:

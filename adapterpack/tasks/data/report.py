@@ -5,7 +5,7 @@ which could not be read.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeVar
@@ -26,6 +26,65 @@ OWN_COLUMNS = (
 _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"
 
 
+@dataclass(frozen=True)
+class RowReading:
+    """How the rows of a source are read, where a configuration says more than their columns.
+
+    Args:
+        form: the name of their form, or a prompt that is written out; None if the columns determine it.
+        messages: the names that the data has for ``role``, ``content`` and further parts of a message.
+        roles: our role -> the names that the data has for it.
+        without_system: whether system turns are left out.
+        system_prompt: the system turn of conversations that have none.
+        whole: whether prompts are learned, too.
+    """
+
+    form: str | Mapping[str, str] | None = None
+    messages: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    without_system: bool = False
+    system_prompt: str | None = None
+    whole: bool = False
+
+    def rename(self, row: Row) -> Row:
+        """Returns a row whose messages have our names for their parts and roles; raises a ValueError for a
+        role that is none of those that the configuration names.
+        """
+        if not (self.messages or self.roles or self.without_system):
+            return row
+        columns = {name: value for name, value in row.items() if isinstance(value, list | Mapping)}
+        renamed = {name: self._rename(value) for name, value in columns.items() if name in _MESSAGES}
+        return {**row, **renamed}
+
+    def _rename(self, value: Any) -> Any:
+        if isinstance(value, list):
+            turns = map(self._rename, value)
+            return [turn for turn in turns if not (self.without_system and turn["role"] == "system")]
+        names = {"role": "role", "content": "content", **self.messages}
+        roles = {theirs: ours for ours, several in self.roles.items() for theirs in several} or ROLES
+        found = {ours: value[theirs] for ours, theirs in names.items() if theirs in value}
+        if found.get("role") not in roles:
+            raise ValueError(f"{found.get('role')!r} is none of the roles {', '.join(roles)}")
+        kept = {key: part for key, part in value.items() if key not in names.values()}
+        return {**kept, **found, "role": roles[found["role"]]}
+
+
+_MESSAGES = frozenset({"messages", "conversations", "prompt", "chosen", "rejected", "completion"})
+"""Columns that may hold messages."""
+ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "observation": "tool",
+    "tool": "tool",
+    "function_call": "assistant",
+}
+"""ShareGPT's role -> role of a chat message."""
+
+
 @dataclass
 class DataReport:
     """Collects facts while rows are read and tokenized; as text it is the source's name, for messages.
@@ -33,7 +92,7 @@ class DataReport:
     Args:
         source: the name of the data.
         skips: leave out rows that cannot be read instead of ending the run.
-        wanted: the format that the configuration names; None if the columns determine it.
+        reading: what the configuration says about how its rows are read.
         line_of: row number -> its line in the file, both from 1, or None if rows are not lines.
         numbers: the rows' numbers in the source, from 0; None if all rows are present, in order.
         form: the format of the rows.
@@ -46,7 +105,7 @@ class DataReport:
 
     source: str
     skips: bool = False
-    wanted: str | None = None
+    reading: RowReading = field(default_factory=RowReading)
     line_of: Callable[[int], int | None] = lambda row: None
     numbers: Sequence[int] | None = None
     form: str = ""
@@ -95,9 +154,9 @@ class DataReport:
             count = len(rows)
             log.warning("%s: %d of %d rows are cut at max_length (%d)", self, self.cut, count, max_length)
 
-    def choose(self) -> str | None:
+    def choose(self) -> str | Mapping[str, str] | None:
         """Returns the requested format, and marks the request as used."""
-        wanted, self.wanted = self.wanted, None
+        wanted, self.reading = self.reading.form, replace(self.reading, form=None)
         return wanted
 
     def read_as(self, form: str, columns: Iterable[str], read: Iterable[str]) -> None:

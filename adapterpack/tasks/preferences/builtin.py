@@ -52,6 +52,12 @@ def read_pair(row: Row) -> dict[str, Any]:
     return {**parts, **tools_of(row)}
 
 
+def read_chat_pair(row: Row) -> dict[str, Any]:
+    """Reads two answers to a chat: ``messages``, and ``chosen`` and ``rejected`` as texts or messages."""
+    answers = {side: _answer(row[side])[-1:] for side in ("chosen", "rejected")}
+    return {"prompt": list(row["messages"]), **answers, **tools_of(row)}
+
+
 def read_sharegpt_pair(row: Row) -> dict[str, Any]:
     """Reads two answers in a chat in LLaMA-Factory's format: ``conversations``, and ``chosen`` and
     ``rejected`` with ``from`` and ``value``.
@@ -79,6 +85,11 @@ PREFERENCES.register(
         frozenset({"instruction", "chosen", "rejected"}),
         read_alpaca_pairs,
         frozenset({"input", "system", "history"}),
+    )
+)
+PREFERENCES.register(
+    PreferenceForm(
+        "chat-pairs", frozenset({"messages", "chosen", "rejected"}), read_chat_pair, frozenset({"tools"})
     )
 )
 PREFERENCES.register(

@@ -5,12 +5,13 @@ Another package provides a format through an entry point of the group ``adapterp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
 from ...registry import Registry
+from ..conversations.written_prompt import WrittenPrompt, written_prompt
 from ..data.report import DataReport
 from ..data.rows import Row
 
@@ -61,7 +62,7 @@ def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
 
     def read(row: Row, place: object) -> dict[str, Any]:
         try:
-            return form.read(row)
+            return form.read(report.reading.rename(row))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"a row is not of the form {form.name}: {error}", where=place) from error
 
@@ -71,6 +72,8 @@ def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
 def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> PreferenceForm:
     """Returns the requested format, or else the matching format with the most columns."""
     wanted = report.choose()
+    if isinstance(wanted, Mapping):
+        return _written(written_prompt(wanted), paired)
     forms = [form for form in PREFERENCES.values() if form.paired is paired and wanted in (None, form.name)]
     fitting = [form for form in forms if form.columns <= set(columns)]
     if not fitting:
@@ -81,3 +84,20 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
             expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
         )
     return max(fitting, key=lambda form: len(form.columns))
+
+
+def _written(prompt: WrittenPrompt, paired: bool) -> PreferenceForm:
+    """Returns the format of rows whose prompt and answers are put into texts that the configuration writes
+    out.
+    """
+    answers = ("chosen", "rejected") if paired else ("completion",)
+
+    def read(row: Row) -> dict[str, Any]:
+        texts = {
+            name: row[name][-1]["content"] if isinstance(row[name], list) else row[name] for name in answers
+        }
+        whole = {name: prompt.answer(text) for name, text in texts.items()}
+        return {"prompt": prompt.prompt(row), **whole, **({} if paired else {"label": bool(row["label"])})}
+
+    needed = {*answers, *prompt.columns, *(() if paired else ("label",))}
+    return PreferenceForm("a written prompt", frozenset(needed), read, frozenset({"system"}), paired)

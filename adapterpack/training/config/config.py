@@ -16,20 +16,22 @@ from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...tasks.task import TASKS
 from ..trainers.kind import trainer_of
-from .aliases import translate, with_defaults
 from .coerce import typed_value
-from .dataset_info import with_sources
 from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names
 from .sources import sources_of
-from .unknown_keys import method_of, require_known
+from .tools import OtherTool, is_set, ours, tool_of, translate
+from .unknown_keys import method_of, own_settings, require_known
 
 
 def read_config(
-    source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig, overrides: Iterable[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    overrides: Iterable[str] = (),
+    tool: str | None = None,
 ) -> tuple[list[TrainConfig], list[str]]:
     """Returns the configs of a YAML file or mapping, one for each entry of ``adapters:``, and notes on the
     translations that it made.
 
+    A file of another tool (``tool``, or what its keys show) has that tool's names, defaults and meanings.
     ``overrides`` are ``key=value`` strings, which take precedence over the file. With ``adapters:``, each
     entry combines the common keys with its own, and writes to ``output_dir/name``.
 
@@ -39,22 +41,19 @@ def read_config(
     """
     notes: list[str] = []
     where = "the configuration" if isinstance(source, Mapping | TrainConfig) else source
-    if isinstance(source, TrainConfig):
-        settings = as_mapping(source)
-    else:
-        settings = with_sources(
-            source if isinstance(source, Mapping) else _load_yaml(Path(source)), notes, where
-        )
+    given = as_mapping(source) if isinstance(source, TrainConfig) else source
+    settings = dict(given if isinstance(given, Mapping) else _load_yaml(Path(given)))
     entries = settings.pop("adapters", None)
     # Later sources take precedence: another tool's defaults, the file's common keys, an adapter's own keys,
     # overrides.
-    wins = translate(dict(map(_override, overrides)), notes, "an override")
-    common = {**with_defaults(settings, translate(settings, notes, where), notes), **wins}
+    wins, won = _under_our_names(dict(map(_override, overrides)), ours(), notes, "an override")
+    common, origins = _read_file(settings, tool_of(settings, tool), notes, where)
+    common, origins = {**common, **wins}, {**origins, **dict.fromkeys(won, "an override")}
     if entries is None:
         require_known({where: common})
-        one = _config(common, where)
+        one = _config(common, where, origins)
         if isinstance(source, TrainConfig) and not wins:
-            one = dataclasses.replace(one, given=source.given)
+            one = dataclasses.replace(one, origins=source.origins)
         return [one], notes
     if (
         not isinstance(entries, list)
@@ -74,16 +73,61 @@ def read_config(
         place = f"{where}, adapter {entry['name']}"
         if place in whole:
             raise ConfigError("two adapters have the same name", where=where, found=entry["name"])
-        own = translate(entry, notes, place)
+        own, _ = _under_our_names(entry, ours(), notes, place)
         whole[place] = {**common, **own, **wins}
         if "output_dir" in wins or ("output_dir" in common and "output_dir" not in own):
             whole[place]["output_dir"] = str(Path(str(common["output_dir"])) / str(entry["name"]))
     require_known(whole)
-    configs = [_config(values, place) for place, values in whole.items()]
+    configs = [
+        _config(values, place, {**dict.fromkeys(values, "the file"), **origins})
+        for place, values in whole.items()
+    ]
     folders = [config.output_dir for config in configs]
     if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
         raise ConfigError("two adapters have the same output_dir", where=where, found=", ".join(twice))
     return configs, notes
+
+
+def _under_our_names(
+    values: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns values that are no file of another tool under our names, and the key that each came from; notes
+    each name that is another's.
+    """
+    done = translate(values, tool, notes, where)
+    for name, key in done.origins.items():
+        if key != name and (note := f"{key} is read as {name}") not in notes:
+            notes.append(note)
+    return done.settings, done.origins
+
+
+def _read_file(
+    settings: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns a file's settings under our names, with the defaults of the tool that it was written for, and
+    where each came from; what is not set in it is left out.
+
+    Raises:
+        ConfigError: the file trains the whole model, or asks for what is not done here.
+    """
+    given = {key: value for key, value in settings.items() if is_set(value)}
+    if not tool.key:
+        return _under_our_names(given, tool, notes, where)
+    if str(given.get(tool.trains_an_adapter, "")).lower() in tool.whole_model:
+        raise ConfigError(
+            f"this file of {tool.name} trains the whole model",
+            where=where,
+            expected="a file that trains an adapter",
+            remedy=f"to train an adapter with it, add {tool.instead}",
+        )
+    done = translate(given, tool, notes, where, own_settings() if tool.ignores_unknown_keys else ())
+    usual = {name: value for name, value in tool.defaults.items() if name not in done.settings}
+    notes.insert(0, f"this is a file of {tool.name}, whose names, defaults and meanings hold")
+    if done.left_out:
+        why = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in done.left_out.items())
+        notes.append(f"left out: {why}")
+    origins = {name: "the file" if key == name else f"the file's {key}" for name, key in done.origins.items()}
+    return {**usual, **done.settings}, {**dict.fromkeys(usual, f"{tool.name}'s default"), **origins}
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
@@ -168,9 +212,9 @@ def _targets(values: Mapping[str, Any], method: Method) -> dict[str, str]:
     return {"targets": adapted} if adapted is not None and usual == "all-linear" and new else {}
 
 
-def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
+def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]) -> TrainConfig:
     """Checks the values of one adapter and returns its config."""
-    method, kind, given = method_of(values, where), trainer_of(values), frozenset(values)
+    method, kind = method_of(values, where), trainer_of(values)
     values = {
         **kind.defaults,
         "task": kind.tasks[0] if kind.tasks else TrainConfig.task,
@@ -188,7 +232,7 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
             remedy="choose another method",
         )
     for name, field in run_fields.items():
-        if field.default is dataclasses.MISSING and name not in values:
+        if field.default is field.default_factory is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
     # Keys are known and complete by now; what remains are their types and ranges.
     hints = {**types_of_fields(method.config), **types_of_fields(kind.config), **types_of_fields(TrainConfig)}
@@ -226,7 +270,7 @@ def _config(values: Mapping[str, Any], where: object) -> TrainConfig:
         **{**settings, "method": method.name},
         method_config=method_config,
         trainer_config=trainer_config,
-        given=given,
+        origins=origins,
     )
     if not re.fullmatch(NAME, config.pack_name):
         raise ConfigError(

@@ -11,6 +11,7 @@ from typing import Any
 from ...errors import ConfigError, nearest
 from ...io import strict_json
 from ...io.safe_open import read_file, resolved_inside
+from .other_datasets import Stop
 
 INFO = "dataset_info.json"
 _MOST = 1 << 20
@@ -52,25 +53,35 @@ _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
 """Other hubs, which are ignored if the data is also in a file or on the Hugging Face hub."""
 
 
-def with_sources(settings: Mapping[str, Any], notes: list[str], where: object) -> dict[str, Any]:
-    """Returns the settings with ``dataset`` and ``dataset_dir`` replaced by the data sources that they name.
+def listed_sources(value: Any, folder: str | Path, most: int | None) -> list[str | dict[str, Any]]:
+    """Returns the data sources that names of data sets stand for in the list in a folder, with at most
+    ``most`` rows of each. A name with a suffix is a file's path.
 
     Raises:
         ConfigError: the list lacks a data set, or is not a list of data sets.
         StorageError: the list is missing.
     """
-    if "dataset_dir" not in settings:
-        return dict(settings)
-    folder = Path(str(settings["dataset_dir"]))
+    names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
+    info, sources = None, list[str | dict[str, Any]]()
+    for name in names:
+        if Path(name).suffix:
+            sources.append(name)
+            continue
+        if info is None:
+            info = _info(folder)
+        sources.append({**_source(name, info, Path(folder)), **({"max_samples": most} if most else {})})
+    return sources
+
+
+def _info(folder: str | Path) -> Mapping[str, Any]:
+    """Reads the list of data sets in a folder."""
+    if str(folder).startswith(("REMOTE:", "ONLINE")):
+        raise Stop("a list of data sets lies in a folder here; fetch it, and name the folder")
+    folder = Path(folder)
     info = strict_json.loads(read_file(folder / INFO, _MOST), folder / INFO, _MOST)
     if not isinstance(info, Mapping):
         raise ConfigError("the list of data sets is no mapping", where=folder / INFO)
-    changed = {key: value for key, value in settings.items() if key != "dataset_dir"}
-    for key in [key for key in ("dataset", "eval_dataset") if key in changed]:
-        names = changed[key].split(",") if isinstance(changed[key], str) else list(changed[key])
-        changed[key] = [_source(str(name).strip(), info, folder) for name in names]
-        notes.append(f"{key} is read by {folder / INFO}")
-    return changed
+    return info
 
 
 def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -22,24 +22,28 @@ LEAST: dict[str, float] = {
     "weight_decay": 0,
     "label_smoothing_factor": 0,
     "max_grad_norm": 0,
-    "logging_steps": 1,
+    "logging_steps": 0,
     "seed": 0,
     "max_train_samples": 1,
     "skip_train_samples": 0,
     "val_set_size": 0,
-    "save_steps": 1,
+    "save_steps": 0,
     "save_total_limit": 1,
-    "eval_steps": 1,
+    "eval_steps": 0,
+    "adam_beta1": 0,
+    "adam_beta2": 0,
+    "adam_epsilon": 0,
+    "neftune_noise_alpha": 0,
     "early_stopping_patience": 1,
 }
 """The smallest value of each number; the schema has the same limits."""
 
-POSITIVE = frozenset({"learning_rate", "num_train_epochs"})
-"""The numbers that must be more than zero, because zero would train nothing."""
+POSITIVE = frozenset({"learning_rate", "num_train_epochs", "logging_steps", "save_steps", "eval_steps"})
+"""The numbers that must be more than zero; steps below one are a share of all."""
 
-PARTS = frozenset({"method_config", "trainer_config", "given"})
-"""Fields that are not settings themselves: the two that contain settings, and the record of which were
-given.
+PARTS = frozenset({"method_config", "trainer_config", "origins"})
+"""Fields that are not settings themselves: the two that contain settings, and the record of where they came
+from.
 """
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -55,9 +59,9 @@ class TrainConfig:
 
     ``train_file`` and ``eval_file`` are a data file, a glob pattern, a folder, or a data set on the hub; or a
     mapping with one of these under ``path`` and further fields of :class:`.sources.Source`; or a list of
-    these. ``problem_type`` is the kind of a classifier's labels, if their values do not show it. ``given``
-    lists the settings that the configuration names, None if it came from neither file nor mapping: when a
-    pack is trained further, it decides its method's other settings.
+    these. ``problem_type`` is the kind of a classifier's labels, if their values do not show it. ``origins``
+    says where the settings came from that are not the defaults here, None if they came from neither file nor
+    mapping.
     """
 
     model_name_or_path: str
@@ -83,14 +87,27 @@ class TrainConfig:
     per_device_eval_batch_size: int = 32
     gradient_accumulation_steps: int = 1
     lr_scheduler_type: str = "linear"
+    lr_scheduler_kwargs: Mapping[str, Any] = field(default_factory=dict)
     warmup_steps: float = 0.0
+    optim: str = "adamw_torch_fused"
+    optim_args: str | None = None
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
     weight_decay: float = 0.0
     label_smoothing_factor: float = 0.0
     max_grad_norm: float = 1.0
-    logging_steps: int = 10
+    neftune_noise_alpha: float | None = None
+    logging_steps: float = 10
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     bf16: bool = False
+    fp16: bool = False
+    train_on_inputs: bool = False
+    system_prompt: str | None = None
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+    shuffle: bool = True
     group_by_length: bool = False
     packing: bool = False
     experts: bool = False
@@ -101,10 +118,10 @@ class TrainConfig:
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    save_steps: int = 500
+    save_steps: float = 500
     save_total_limit: int = 2
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    eval_steps: int | None = None
+    eval_steps: float | None = None
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None
@@ -112,7 +129,16 @@ class TrainConfig:
     report_to: str | tuple[str, ...] = "none"
     method_config: Any = None
     trainer_config: Any = None
-    given: frozenset[str] | None = field(default=None, compare=False)
+    origins: Mapping[str, str] | None = field(default=None, compare=False)
+
+    @property
+    def given(self) -> frozenset[str] | None:
+        """The settings that the configuration names, None if it came from neither file nor mapping: when a
+        pack is trained further, it decides its method's other settings.
+        """
+        if self.origins is None:
+            return None
+        return frozenset(name for name, origin in self.origins.items() if not origin.endswith("default"))
 
     @property
     def own(self) -> tuple[Any, ...]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import ConfigError, nearest
 from ...tasks.conversations.form import get_form
+from ...tasks.data.report import RowReading
 from ...tasks.preferences.form import PREFERENCES
 from .coerce import typed_value
 
@@ -32,21 +33,34 @@ class Source:
 
     Args:
         path: a file, a pattern of files (``data/*.jsonl``), a folder, or a hub data set's name.
-        form: the form of its rows, where their columns shall not tell it.
+        form: the form of its rows, where their columns shall not tell it; or a prompt that is written out.
         name: the hub data set's configuration.
         split: its part, as ``datasets`` writes them: ``train``, ``train[:10%]``.
         revision: the hub data set's branch, tag or commit.
         data_files: of a hub data set or a folder, the files that are read.
         columns: columns by other names: the form's name -> the data's.
+        messages, roles, without_system: names of the parts and roles of messages; see :class:`RowReading`.
+        max_samples: the most rows that are taken.
+        share: the share of its rows that is taken.
     """
 
     path: str
-    form: str | None = None
+    form: str | Mapping[str, str] | None = None
     name: str | None = None
     split: str = "train"
     revision: str | None = None
     data_files: str | tuple[str, ...] | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+    messages: Mapping[str, str] = field(default_factory=dict)
+    roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    without_system: bool = False
+    max_samples: int | None = None
+    share: float | None = None
+
+    @property
+    def reading(self) -> RowReading:
+        """How its rows are read."""
+        return RowReading(self.form, self.messages, self.roles, self.without_system)
 
 
 def names_of(value: Any) -> str:

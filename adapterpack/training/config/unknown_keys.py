@@ -8,8 +8,8 @@ from typing import Any
 from ...adapter_methods import Method, SiteConfig, get, methods
 from ...errors import ConfigError, closest, nearest
 from ..trainers.kind import TRAINERS, trainer_of
-from .aliases import ALIASES, INSTEAD
 from .fields import RUN, field_names
+from .tools import ours
 
 
 def method_of(values: Mapping[Any, Any], where: object) -> Method:
@@ -73,7 +73,7 @@ def _one(key: Any, method: Method, where: object) -> ConfigError:
             "unknown key",
             where=where,
             found=repr(key),
-            remedy=INSTEAD.get(key) or nearest(str(key), _keys(method)),
+            remedy=ours().instead.get(key) or nearest(str(key), _keys(method)),
         )
     hyperparameters = [name for name in field_names(method.config) if name not in field_names(SiteConfig)]
     return ConfigError(
@@ -92,7 +92,13 @@ def _advice(key: Any, method: Method) -> str:
     if having := _having(key):
         return f"a setting of {', '.join(having[:3])}, not of {method.name}"
     close = closest(str(key), sorted(_keys(method)))
-    return INSTEAD.get(key) or ("leave it out" if close is None else f"did you mean '{close}'?")
+    return ours().instead.get(key) or ("leave it out" if close is None else f"did you mean '{close}'?")
+
+
+def own_settings() -> frozenset[str]:
+    """Returns all settings of this package: of a run, of every method, and of every trainer."""
+    ours = [method.config for method in methods().values()] + [kind.config for kind in TRAINERS.values()]
+    return RUN | {name for config in ours for name in field_names(config)}
 
 
 def _having(key: Any) -> list[str]:
@@ -107,4 +113,4 @@ def _trainers(key: Any) -> list[str]:
 
 def _keys(method: Method) -> set[str]:
     """Returns all keys that a configuration with this method may have."""
-    return {*field_names(method.config), *RUN, *ALIASES, "adapters"}
+    return {*field_names(method.config), *RUN, *ours().keys, "adapters"}

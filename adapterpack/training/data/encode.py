@@ -102,7 +102,8 @@ def _load(sources: Any, config: TrainConfig) -> list[_Part]:
     """Loads the rows of each source."""
     parts = []
     for source in sources_of(sources, "the configuration"):
-        report = DataReport(source.path, skips=config.on_bad_row == "skip", wanted=source.form)
+        reading = replace(source.reading, system_prompt=config.system_prompt, whole=config.train_on_inputs)
+        report = DataReport(source.path, skips=config.on_bad_row == "skip", reading=reading)
         parts.append(_Part(data.load_rows(source, report), report))
     return parts
 
@@ -193,11 +194,11 @@ def _count_rows(rows: Any, report: DataReport) -> None:
             found=next(iter(report.bad.values()), None),
         )
     report.rows = len(rows)
-    if report.wanted is not None:
+    if report.reading.form is not None:
         raise ConfigError(
             "data of this task has no form to choose",
             where=report,
-            found=f"form {report.wanted}",
+            found=f"form {report.reading.form}",
             remedy="leave it out",
         )
 

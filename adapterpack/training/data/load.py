@@ -70,6 +70,9 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
             expected=", ".join(rows.column_names),
             remedy=_columns_remedy(source.columns, rows.column_names),
         )
+    if source.share is not None or source.max_samples is not None:
+        taken = len(rows) if source.share is None else max(1, round(source.share * len(rows)))
+        rows = rows.select(range(min(taken, source.max_samples or taken, len(rows))))
     return _with_names(
         _disable_decoding(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     arguments = class_at(kind.arguments, kind)
     supported = set(field_names(arguments))
     taken: dict[str, Any] = {
-        name: getattr(config, name) for name in field_names(TrainConfig) if name in supported - _OWN
+        name: _plain(getattr(config, name)) for name in field_names(TrainConfig) if name in supported - _OWN
     }
     if config.trainer_config is not None:
         taken |= {
@@ -58,6 +58,8 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     # Rows of similar length share a batch, which saves padding.
     if config.group_by_length:
         taken["train_sampling_strategy"] = "group_by_length"
+    elif not config.shuffle:
+        taken["train_sampling_strategy"] = "sequential"
     _require_evaluation(config)
     if takes_best(config):
         taken |= {
@@ -103,8 +105,8 @@ def class_at(path: str, kind: TrainerKind) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Returns a tuple as a list, as the arguments expect."""
-    return list(value) if isinstance(value, tuple) else value
+    """Returns a tuple as a list and a mapping as a dictionary, as the arguments expect."""
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, Mapping) else value
 
 
 def takes_best(config: TrainConfig) -> bool:

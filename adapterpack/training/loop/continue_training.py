@@ -91,7 +91,7 @@ def with_settings_of_the_pack(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         method=pack.manifest.method.type,
-        given=None,
+        origins=None,
         method_config=dataclasses.replace(usual, **{**training, "targets": leaves}),
     )
 

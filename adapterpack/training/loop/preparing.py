@@ -20,6 +20,7 @@ from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...pack.pack import Pack
 from ...readable import things
 from ...runtime.text.model_files import context_length
+from ...tasks.conversations.templates import OWN, chat_template
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, TaskTraining, reads_types
@@ -167,10 +168,44 @@ def _say_served(model: Any) -> None:
         )
 
 
-def reader_of(task: Task, kind: TrainerKind, folder: Path) -> Any:
-    """Returns what reads the rows of a task: the base's tokenizer, or a :class:`Media`."""
+def reader_of(task: Task, config: TrainConfig, folder: Path) -> Any:
+    """Returns what reads the rows of a task: the base's tokenizer with the template and tokens of the
+    configuration, or a :class:`Media` with it.
+
+    Raises:
+        ConfigError: there is no such template, or the tokenizer lacks a token.
+    """
+    kind = TRAINERS[config.trainer]
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
-    return Media(folder, task) if reads == "media" else load_tokenizer(folder)
+    if reads != "media":
+        return _as_configured(load_tokenizer(folder), config)
+    media = Media(folder, task)
+    if config.special_tokens or config.chat_template:
+        _as_configured(media.tokenizer, config)
+    return media
+
+
+def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
+    """Gives a tokenizer the special tokens and the chat template that a configuration names."""
+    known = tokenizer.get_vocab() if config.special_tokens else {}
+    if missing := [f"{key}: {token}" for key, token in config.special_tokens.items() if token not in known]:
+        raise ConfigError(
+            "the base's tokenizer has no such token",
+            where="special_tokens",
+            found=", ".join(missing),
+            remedy="name one that it has; new tokens need the base's tables: docs/train.md",
+        )
+    for key, token in config.special_tokens.items():
+        setattr(tokenizer, key, token)
+    if config.chat_template == OWN and not tokenizer.chat_template:
+        raise ConfigError(
+            "the base has no chat template of its own",
+            where="chat_template",
+            remedy="name one, such as axolotl/chatml, or write it out in Jinja",
+        )
+    if config.chat_template not in {None, OWN}:
+        tokenizer.chat_template = chat_template(str(config.chat_template))
+    return tokenizer
 
 
 def _encode(

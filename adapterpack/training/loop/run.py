@@ -19,6 +19,7 @@ from ...io import strict_json
 from ...io.atomic import refuse_existing
 from ...io.hashing import sha256_of
 from ...pack.pack import Pack
+from ...tasks.conversations.templates import OWN, chat_template
 from ...tasks.data.problems import NUMBER
 from ...tasks.task import get_task
 from ...torch_adapters.models.load import load_for_task
@@ -82,7 +83,7 @@ def train_adapter(
         keep_checkpoint(run, arguments.should_save),
         other_processes(arguments.world_size),
     ):
-        reader = reader_of(task, kind, base)
+        reader = reader_of(task, config, base)
         ready = prepare(config, task, base, reader, load_for_task if bases is None else bases.load)
         evaluation = ready.rows.evaluation
         divergence = Divergence(
@@ -110,10 +111,10 @@ def train_adapter(
         "objective": kind.name if kind.rows else task.name,
         "rows": len(ready.rows.train),
         "steps": int(result.global_step),
-        "final_loss": steps.recent(config.logging_steps),
+        "final_loss": steps.recent(trainer.state.logging_steps),
         "learning_rate": config.learning_rate,
         "seed": config.seed,
-        "precision": "bf16" if config.bf16 else "float32",
+        "precision": "bf16" if config.bf16 else "fp16" if config.fp16 else "float32",
         "config": claim(config),
         "losses": losses_of(steps.losses),
     }
@@ -137,6 +138,9 @@ def write_pack(done: TrainedAdapter) -> Pack:
             name=config.pack_name,
             training=done.training,
             metrics=done.metrics,
+            chat_template=None
+            if config.chat_template in {None, OWN}
+            else chat_template(config.chat_template),
             # Every process calls ``save``, because gathering sharded parameters needs them all.
             parents=() if ready.started is None else (ready.started,),
         )

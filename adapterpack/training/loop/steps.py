@@ -192,7 +192,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         step = Step(
             state.global_step,
             state.max_steps,
-            self.recent(args.logging_steps),
+            self.recent(state.logging_steps),
             self._counted / seconds,
             seconds / done * (state.max_steps - state.global_step),
             self.name,
@@ -200,7 +200,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self.progress is not None:
             self.progress(step)
         if state.is_world_process_zero and (
-            state.global_step % args.logging_steps == 0 or state.global_step == state.max_steps
+            state.global_step % state.logging_steps == 0 or state.global_step == state.max_steps
         ):
             log.info("%s", step)
 
