@@ -74,7 +74,7 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
             kept = [
                 {"input_ids": part, "labels": learned}
                 for part, learned in parts
-                if any(label != IGNORED for label in learned)
+                if any(label != IGNORED for label in learned[1:])  # nothing comes before the first
             ]
             cut += bool(kept) and not form.continuous and len(ids) > max_length
             encoded[number] = kept

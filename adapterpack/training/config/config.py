@@ -19,7 +19,7 @@ from ..trainers.kind import trainer_of
 from .coerce import typed_value
 from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names
 from .sources import sources_of
-from .tools import OtherTool, is_set, ours, tool_of, translate
+from .tools import OtherTool, Translation, is_set, ours, tool_of, translate
 from .unknown_keys import method_of, own_settings, require_known
 
 
@@ -91,14 +91,14 @@ def read_config(
 def _under_our_names(
     values: Mapping[str, Any], tool: OtherTool, notes: list[str], where: object
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns values that are no file of another tool under our names, and the key that each came from; notes
-    each name that is another's.
+    """Returns values that are no file of another tool under our names, and where each came from; notes each
+    name that is another's.
     """
     done = translate(values, tool, notes, where)
     for name, key in done.origins.items():
         if key != name and (note := f"{key} is read as {name}") not in notes:
             notes.append(note)
-    return done.settings, done.origins
+    return done.settings, _origins(done)
 
 
 def _read_file(
@@ -126,8 +126,12 @@ def _read_file(
     if done.left_out:
         why = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in done.left_out.items())
         notes.append(f"left out: {why}")
-    origins = {name: "the file" if key == name else f"the file's {key}" for name, key in done.origins.items()}
-    return {**usual, **done.settings}, {**dict.fromkeys(usual, f"{tool.name}'s default"), **origins}
+    return {**usual, **done.settings}, {**dict.fromkeys(usual, f"{tool.name}'s default"), **_origins(done)}
+
+
+def _origins(done: Translation) -> dict[str, str]:
+    """Returns where settings of a file came from, in words."""
+    return {name: "the file" if key == name else f"the file's {key}" for name, key in done.origins.items()}
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class TrainConfig:
     label_smoothing_factor: float = 0.0
     max_grad_norm: float = 1.0
     neftune_noise_alpha: float | None = None
-    logging_steps: float = 10
+    logging_steps: int | float = 10
     seed: int = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     bf16: bool = False
@@ -109,19 +109,20 @@ class TrainConfig:
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     shuffle: bool = True
     group_by_length: bool = False
-    packing: bool = False
+    packing: bool | Literal["auto"] = False
     experts: bool = False
     allow_unused: bool = False
+    peft_names: bool = False
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0
     load_in_4bit: bool = False
     load_in_8bit: bool = False
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
-    save_steps: float = 500
+    save_steps: int | float = 500
     save_total_limit: int = 2
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
-    eval_steps: float | None = None
+    eval_steps: int | float | None = None
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None
     greater_is_better: bool | None = None

@@ -262,6 +262,13 @@ def schedule(file: File) -> Settings:
 
 
 @named
+def packing(file: File) -> Settings:
+    """Returns that rows are packed where the model keeps them apart; other tools have kernels that do."""
+    wants = file.says("sample_packing", "packing", "neat_packing")
+    return {"packing": "auto" if wants is True else wants}
+
+
+@named
 def special_tokens(file: File) -> Settings:
     """Returns the special tokens by their names in the tokenizer."""
     if "additional_special_tokens" in file.value:

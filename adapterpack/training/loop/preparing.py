@@ -28,7 +28,7 @@ from ...torch_adapters.adapt import adapt
 from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
-from ...torch_adapters.layers.wrapper import Wrapper, as_list
+from ...torch_adapters.layers.wrapper import Wrapper
 from ...torch_adapters.models.load import load_config, load_for_task, load_tokenizer, stored_dtype
 from ..config.fields import TrainConfig
 from ..config.sources import names_of
@@ -38,6 +38,7 @@ from ..data.pack_sequences import pack_sequences, require_apart
 from ..trainers.kind import TRAINERS, TrainerKind
 from .continue_training import load_start, put_back
 from .media import Media
+from .targets import named_layers
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def prepare(
     else:
         reference = put_back(model, started, config, kind.reference)
     _require_seen(model, kind)
-    return PreparedRun(model, _pack(model, rows, config) if config.packing else rows, reference, started)
+    return PreparedRun(model, _packed(model, rows, config), reference, started)
 
 
 def _stay(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
@@ -139,11 +140,11 @@ def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new:
     full.
     """
     heads = _heads(task, model, new) if task.heads else ()
-    targets = as_list(config.method_config.targets)
+    targets = named_layers(model, config.method_config.targets, config.peft_names)
     method_config = dataclasses.replace(
         config.method_config,
         modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
-        **({"targets": tuple(dict.fromkeys([*targets, "all-experts"]))} if config.experts else {}),
+        targets=tuple(dict.fromkeys([*targets, *(["all-experts"] if config.experts else [])])),
     )
     if method_config.acts is not None and rows.collator is not None:
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
@@ -274,6 +275,19 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
             where="targets",
             remedy="take the output layer out of targets and of modules_to_save",
         )
+
+
+def _packed(model: Any, ready: TrainingRows, config: TrainConfig) -> TrainingRows:
+    """Returns the rows packed if the configuration says so, or says ``auto`` and the model can."""
+    if not config.packing:
+        return ready
+    try:
+        return _pack(model, ready, config)
+    except (ConfigError, Unsupported) as error:
+        if config.packing != "auto":
+            raise
+        log.warning("rows are not packed, which gives the same in more time: %s", error.what)
+        return ready
 
 
 def _pack(model: Any, ready: TrainingRows, config: TrainConfig) -> TrainingRows:
