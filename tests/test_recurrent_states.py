@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from architectures import KINDS, Architecture, Kind
 from adapterpack.adapter_methods.prompt_tuning import PromptTuning
 from adapterpack.errors import Unsupported
 from adapterpack.exporting.pipeline import export
+from adapterpack.runtime.engine.engine import Engine
+from adapterpack.runtime.engine.requests import SequenceState
 from adapterpack.runtime.sessions.session import Session
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.models.load import load_model
 
+Make = Callable[[str], Any]
 WORDS = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "hidden_size": 32}
 DENSE = {
     **WORDS,
@@ -143,45 +148,105 @@ def test_recurrent_states_stay_float32_in_half_precision(tmp_path: Path) -> None
     assert (types["conv_state"], types["recurrent_state"]) == ("float16", "float32")
 
 
+class Made:
+    """A base, a pack of it, and a bundle of both with the engine's graph."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        family = Architecture(name, "text-generation", FAMILIES[name], TARGETS.get(name, USUAL))
+        self.base, self.bundle = make_base(family, folder / "base"), folder / "bundle"
+        self.pack = make_pack(family, self.base, LOW_RANK)
+        export(self.base, [self.pack], self.bundle, in_place=True)
+        task = Session(self.bundle, "cpu").task
+        self.models = {None: load_model(task, self.base).eval(), self.pack.name: load_model(task, self.base)}
+        attach(self.models[self.pack.name].eval(), self.pack, check_base=False)
+
+    def answer(self, row: list[int], name: str | None, tokens: int = 9, beams: int = 1) -> list[int]:
+        """The tokens that transformers gives to a row alone."""
+        said = self.models[name].generate(
+            input_ids=torch.tensor([row]),
+            max_new_tokens=tokens,
+            num_beams=beams,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return said[0, len(row) :].tolist()  # type: ignore[no-any-return]
+
+
 @pytest.fixture(scope="module")
-def lfm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A base, and a pack."""
-    family = Architecture("lfm2", "text-generation", FAMILIES["lfm2"], USUAL)
-    base = make_base(family, tmp_path_factory.mktemp("lfm2") / "base")
-    return base, make_pack(family, base, LOW_RANK)
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Each family once: keys beside a convolution, a state in the same layer as keys, and no keys at all."""
+    return lru_cache(lambda name: Made(name, tmp_path_factory.mktemp(name)))
 
 
-def test_answers_and_beams_are_those_of_transformers(lfm2: tuple[Path, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_answers_and_beams_are_those_of_transformers(made: Make, in_place: bool, tmp_path: Path) -> None:
     """Rows of other lengths and adapters decode greedily and by beams, whose states follow their parents."""
-    base, pack = lfm2
-    export(base, [pack], tmp_path / "bundle")
-    session, rows = Session(tmp_path / "bundle", "cpu"), [[5, 6, 7, 8, 9], [11]]
-    assert "recurrent state" in session.bundle.parity["decoder"]["left_out"]
+    lfm2 = made("lfm2")
+    if not in_place:
+        export(lfm2.base, [lfm2.pack], tmp_path / "bundle", in_place=False)
+    session = Session(lfm2.bundle if in_place else tmp_path / "bundle", "cpu")
+    rows, names = [[5, 6, 7, 8, 9], [11]], [lfm2.pack.name, None]
     for beams in (1, 3):
-        found = session.generate(rows, [pack.name, None], num_beams=beams, max_new_tokens=9, ignore_eos=True)
-        for row, name, answer in zip(rows, (pack.name, None), found, strict=True):
-            model = load_model(session.task, base).eval()
-            if name is not None:
-                attach(model, pack, check_base=False)
-            right = model.generate(
-                input_ids=torch.tensor([row]),
-                max_new_tokens=9,
-                num_beams=beams,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=0,
-            )[0, len(row) :]
-            np.testing.assert_array_equal(answer.ids, right)
+        found = session.generate(rows, names, num_beams=beams, max_new_tokens=9, ignore_eos=True)
+        for row, name, answer in zip(rows, names, found, strict=True):
+            assert list(answer.ids) == lfm2.answer(row, name, beams=beams)
 
 
-def test_what_a_recurrent_state_does_not_allow_is_said(lfm2: tuple[Path, Any], tmp_path: Path) -> None:
-    """A prompt sets keys and values alone; the engine, a browser and onnxruntime-genai hold no states."""
-    base, pack = lfm2
+@pytest.mark.parametrize("name", ["lfm2", "falcon_h1", "mamba"])
+def test_the_engine_runs_rows_that_come_and_go(name: str, made: Make) -> None:
+    """Prompts in pieces between steps, another adapter in each row, rows that are cancelled while their
+    prompts are read and while they run, and one at which ONNX Runtime fails in the middle of a batch.
+    """
+    family, dice = made(name), random.Random(4)
+    engine = Engine(family.bundle, "cpu", max_rows=3, prefill_budget=5)
+    asked: dict[int, tuple[list[int], str | None]] = {}
+    tokens, ended = dict[int, list[int]](), dict[int, str]()
+    faulty: int | None = None
+    while len(asked) < 14 or engine.busy:
+        if len(asked) < 14 and dice.random() < 0.5:
+            row = [dice.randrange(3, 90) for _ in range(dice.choice((1, 2, 7, 12, 17)))]
+            adapter = dice.choice((None, family.pack.name))
+            asked[engine.add(row, adapter, max_new_tokens=9, ignore_eos=True)] = row, adapter
+        if dice.random() < 0.06 and asked:
+            engine.cancel(dice.choice(list(asked)))
+        if faulty is None and len(engine.rows.running) == 3:
+            faulty = engine.rows.running[1].request.number
+            engine.rows.running[1].next_token = 10**6
+        for event in engine.step():
+            if event.token is not None:
+                tokens.setdefault(event.request, []).append(event.token)
+            if event.finish_reason is not None:
+                ended[event.request] = event.finish_reason
+    assert ended[faulty] == "error"
+    assert {"length", "cancelled"} < set(ended.values())
+    for number, (row, adapter) in asked.items():
+        answer = tokens.get(number, [])
+        assert answer == family.answer(row, adapter)[: len(answer)]
+        assert len(answer) == 9 or ended[number] != "length"
+
+
+def test_a_step_that_is_taken_back_changes_no_state(made: Make) -> None:
+    """As of a row whose grammar is not ready, beside one whose step counts."""
+    engine = Engine(made("mamba").bundle, "cpu", max_rows=2)
+    rows = [SequenceState(prompt=prompt) for prompt in ([5, 6, 7], [8])]
+    for row in rows:
+        engine.rows.admit(row)
+        engine.rows.prefill(len(row.prompt))
+        row.next_token = 9
+    first = engine.rows.decode()
+    engine.rows.retract(rows[0])
+    again = engine.rows.decode()
+    np.testing.assert_allclose(again[0], first[0], rtol=1e-6)
+    assert np.abs(again[1] - first[1]).max() > 1e-3
+
+
+def test_what_a_recurrent_state_does_not_allow_is_said(made: Make, tmp_path: Path) -> None:
+    """A prompt sets keys and values alone."""
+    base = made("lfm2").base
     family = Architecture("lfm2", "text-generation", FAMILIES["lfm2"], ())
     with pytest.raises(Unsupported, match="recurrent state"):
         make_pack(family, base, PROMPT)
     soft = make_pack(family, base, Kind("soft", lambda targets, heads: PromptTuning(num_virtual_tokens=3)))
     with pytest.raises(Unsupported, match="recurrent state"):
         export(base, [soft], tmp_path / "prompt", in_place=False)
-    with pytest.raises(Unsupported, match="recurrent state"):
-        export(base, [pack], tmp_path / "engine", in_place=True)

@@ -25,6 +25,16 @@ def growing_axis(name: str, shape: Sequence[object]) -> int | None:
     return next((axis for axis in range(1, len(shape)) if not isinstance(shape[axis], int)), None)
 
 
+def layer_of(name: str) -> int:
+    """Returns the number of the layer that a cache belongs to.
+
+    Example:
+        >>> layer_of("past_key_values.3.key"), layer_of("present.4.value")
+        (3, 4)
+    """
+    return int(name.rsplit(".", 2)[1])
+
+
 def replaced_states(inputs: Mapping[str, Any]) -> list[str]:
     """Returns the names of the states of fixed size among a graph's inputs."""
     return [

@@ -52,10 +52,14 @@ def attention_inputs(node: ir.Node) -> AttentionInputs | None:
 def _of_operator(node: ir.Node) -> AttentionInputs | None:
     queries, count = node.inputs[0], node.attributes.get_int("q_num_heads", 0)
     shape = [] if queries.shape is None else list(queries.shape)
-    if not shape or not isinstance(shape[-1], int):
-        return None
-    count, width = (count, shape[-1] // count) if len(shape) == 3 and count else (shape[1], shape[-1])
-    if not isinstance(count, int):
+    width = shape[-1] if shape else None
+    if len(shape) == 3 and count:
+        # an adapter's sum does not say how wide it is, where a cache of keys does
+        cache = node.inputs[4] if len(node.inputs) > 4 else None
+        width = width // count if isinstance(width, int) else cache and cache.shape[3]
+    elif len(shape) == 4:
+        count = shape[1]
+    if not (isinstance(width, int) and isinstance(count, int)):
         return None
     return AttentionInputs(
         queries, node.inputs[1], node.attributes.get_float("scale", width**-0.5), count, width

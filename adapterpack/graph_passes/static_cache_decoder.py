@@ -1,7 +1,7 @@
 """Builds the decoder's graph that the engine runs: one graph for prompts and for steps, on caches that are
 written in place.
 
-It is derived from the ordinary graph and reads the same weights. Three things differ:
+It is derived from the ordinary graph and reads the same weights. Four things differ:
 
 - Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads.
   Rows start at the beginning of their buffers, without padding; ``seqlens_k`` and ``total_sequence_length``
@@ -10,9 +10,11 @@ It is derived from the ordinary graph and reads the same weights. Three things d
   each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to
   nothing.
 - The graph computes logits only at the positions ``logits_positions`` ``[batch, n]``.
+- Nothing is multiplied by the mask, which zeroes padding before a convolution or a recurrence.
 
-A decoder with an encoder also takes ``source_lengths`` instead of a mask, and ``position_ids`` where the
-ordinary graph counts positions by its cache.
+States of fixed size stay inputs and outputs, which a pass reads and returns. A decoder with an encoder also
+takes ``source_lengths`` instead of a mask, and ``position_ids`` where the ordinary graph counts positions by
+its cache.
 
 Operator:
 https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.microsoft.GroupQueryAttention.
@@ -39,7 +41,7 @@ from ..bundle.decoder_graph import (
     cache_scale,
     part_ranks,
 )
-from ..bundle.layer_caches import replaced_states
+from ..bundle.layer_caches import growing_axis, layer_of, replaced_states
 from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
 from ..errors import Unsupported
 from ..onnx_graph.editing import (
@@ -68,6 +70,8 @@ and scales them.
 """
 _REPEATING = frozenset({"Reshape", "Expand", "Unsqueeze"})
 """Operators that repeat the sinks of an attention's heads for every token."""
+_OF_MASK = frozenset({"Slice", "Unsqueeze", "Cast"})
+"""Operators that may come between the mask and a product with it."""
 _ELEMENTWISE = frozenset({"Add", "Mul", "Div", "Sub", "Tanh", "Cast", "Clip", "Squeeze", "Unsqueeze"})
 """Operators that may come between the last product and the logits."""
 _SIDES = ("key", "value")
@@ -112,8 +116,9 @@ def make_decoder(
     """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config, and no row
     has more than ``context`` tokens.
 
-    Requires: an attention of a known build on each cache, which nothing else reads, as nothing else reads the
-    mask; heads of a width that the operator accepts; biases and tables that depend on positions alone.
+    Requires: an attention of a known build on all keys and values, which nothing else reads, as nothing else
+    but products reads the mask; heads of a width that the operator accepts; biases and tables that depend on
+    positions alone.
     Ensures: the inputs and outputs that the module's docstring names; every weight is the ordinary graph's.
 
     Raises:
@@ -122,18 +127,15 @@ def make_decoder(
     graph = model.graph
     ids = next(value for value in graph.inputs if value.name in {"input_ids", "decoder_input_ids"})
     ids.name = "input_ids"
-    caches = {value.name: value for value in graph.inputs if value.name.startswith(PAST)}
-    if states := replaced_states(caches):
-        raise Unsupported(
-            "the engine keeps keys and values in place, and layers of this model keep a recurrent state",
-            found=", ".join(dict.fromkeys(name.rpartition(".")[2] for name in states)),
-            remedy="leave --static-cache out: ordinary sessions run it",
-        )
+    states = replaced_states(inputs_of(graph))
+    growing = (name for name in inputs_of(graph) if name.startswith(PAST) and name not in states)
+    caches = {name: inputs_of(graph)[name] for name in growing}
+    layers = sorted({layer_of(name) for name in caches})
     attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
-    if not attentions or [attention.layer for attention in attentions] != list(range(len(caches) // 2)):
+    if [attention.layer for attention in attentions] != layers or not (layers or states):
         raise Unsupported(
             "no attention of a known build writes into each cache of this graph",
-            expected=f"{len(caches) // 2} of them",
+            expected=f"{len(layers)} of them",
             found=len(attentions),
             remedy="leave --static-cache out",
         )
@@ -142,7 +144,7 @@ def make_decoder(
         add_input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
         add_input(graph, LONGEST, [], ir.DataType.INT32),
     )
-    reaches, cap = reaches_of(config, len(attentions)), config.get("attn_logit_softcapping") or 0.0
+    reaches, cap = reaches_of(config, max([-1, *layers]) + 1), config.get("attn_logit_softcapping") or 0.0
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total, context)
     for attention in attentions:
@@ -172,9 +174,9 @@ def make_decoder(
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
     mask = inputs_of(graph).get("attention_mask")
-    for node, place in () if mask is None else list(mask.uses()):
-        if _knows_rows(node):
-            node.replace_input_with(place, ids)
+    if mask is not None:
+        _forget_padding(mask, ids)
+        RemoveUnusedNodesPass()(model)
     wrong = sorted(
         name
         for name, value in caches.items()
@@ -200,13 +202,11 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
     Requires: a graph of :func:`make_decoder`, and scales for each of its caches.
     Ensures: caches are int8 inputs and outputs, and their scales constants.
     """
-    for value in [*model.graph.inputs, *model.graph.outputs]:
-        if value.name.startswith((PAST, PRESENT)):
-            value.type = ir.TensorType(ir.DataType.INT8)
     for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
         node.resize_inputs(_SCALES + 2)
         # the scales of keys and values follow each other, in the order of the caches
-        for place, cache in enumerate(node.inputs[3:5], _SCALES):
+        for place, (cache, grown) in enumerate(zip(node.inputs[3:5], node.outputs[1:], strict=True), _SCALES):
+            cache.type = grown.type = ir.TensorType(ir.DataType.INT8)
             tensor = ir.tensor(scales[cache.name][:, None], name=cache_scale(cache.name))
             node.replace_input_with(place, add_initializer(model.graph, tensor))
         for side in "kv":
@@ -219,6 +219,21 @@ def _forget_lengths(model: ir.Model, caches: Sequence[ir.Value]) -> None:
     for node in {use.node for cache in caches for use in cache.uses() if use.node.op_type == "Shape"}:
         if node.attributes.get_int("start", 0) == 2:
             node.outputs[0].replace_all_uses_with(constant(model, "nothing_before", np.array([0])))
+
+
+def _forget_padding(mask: ir.Value, ids: ir.Value) -> None:
+    """Takes products with the mask out of a graph whose rows have no padding, and reads the number of rows
+    from their tokens.
+    """
+    masks = [mask]
+    for value in masks:
+        for node, place in list(value.uses()):
+            if node.op_type in _OF_MASK:
+                masks.append(node.outputs[0])
+            elif node.op_type == "Mul":
+                node.outputs[0].replace_all_uses_with(node.inputs[1 - place])
+            elif value is mask and _knows_rows(node):
+                node.replace_input_with(place, ids)
 
 
 def _take_ends_as_inputs(graph: ir.Graph, batch: ir.SymbolicDim | int) -> None:
@@ -390,9 +405,9 @@ def _knows_rows(node: ir.Node) -> bool:
 def _attentions(model: ir.Model) -> Iterator[_Attention]:
     """Yields every attention on a cache, in all known forms."""
     layers = {
-        value.name: int(value.name.removeprefix(PRESENT).partition(".")[0])
+        value.name: layer_of(value.name)
         for value in model.graph.outputs
-        if value.name.startswith(PRESENT)
+        if value.name.startswith(PRESENT) and growing_axis(value.name, value.shape) is not None
     }
     for node in model.graph:
         if node.op_type == "Attention" and len(node.outputs) > 1 and node.outputs[1].name in layers:

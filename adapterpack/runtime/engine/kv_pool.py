@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from ...bundle.layer_caches import growing_axis
 from ...bundle.manifest import PAST
 from ...errors import ConfigError
 from ..ort.model import TYPES, OrtModel
@@ -51,9 +52,9 @@ class HostBuffer:
         """Returns a copy of the positions ``start`` to ``stop`` of a row, ``[heads, positions, width]``."""
         return self._array[row, :, start:stop].copy()
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies at least the first ``length`` positions of a row to another row."""
-        self._array[target, :, :length] = self._array[source, :, :length]
+    def move(self, source: int, target: int, length: int, rows: int = 1) -> None:
+        """Copies at least the first ``length`` positions of ``rows`` rows to as many others."""
+        self._array[target : target + rows, :, :length] = self._array[source : source + rows, :, :length]
 
 
 class DeviceBuffer:
@@ -87,9 +88,10 @@ class DeviceBuffer:
         self._copy(row, start, stop, found)
         return array_of(found).copy()  # the array only borrows the memory of the value
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies a complete row to another row."""
-        self._copy(source, 0, self.shape[2], target)
+    def move(self, source: int, target: int, length: int, rows: int = 1) -> None:
+        """Copies ``rows`` complete rows to others."""
+        for row in range(rows):
+            self._copy(source + row, 0, self.shape[2], target + row)
 
     def _copy(self, row: int, start: int, stop: int, target: Any, block: Any = None) -> None:
         """Copies positions of a row, or the complete row with a ``block`` in their place, into another row or
@@ -172,8 +174,8 @@ def _copier(inserts: bool, dtype: Any, resolved: ResolvedDevice) -> ort.Inferenc
 
 
 class KVPool:
-    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer,
-    allocated once. ``family`` is the prefix of the graph inputs that they feed.
+    """A buffer ``[rows, heads, length, head_dim]`` for the keys and one for the values of each layer that has
+    them, allocated once. ``family`` is the prefix of the graph inputs that they feed.
 
     Rows occupy the beginning of the buffers without gaps, so the graph can read and write any range of rows
     in place. On the CPU the system provides memory when a position is first written.
@@ -189,7 +191,7 @@ class KVPool:
                 (rows, value.shape[1], length, value.shape[3]), np.dtype(TYPES[value.type]), graph.resolved
             )
             for name, value in graph.inputs.items()
-            if name.startswith(family)
+            if name.startswith(family) and growing_axis(name, value.shape) is not None
         }
 
     def windows(self, first: int, rows: int) -> Iterator[tuple[str, Window]]:

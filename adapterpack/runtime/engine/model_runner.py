@@ -31,6 +31,7 @@ from .adapter_reader import AdapterReader
 from .kv_pool import KVPool
 from .prefix_cache import PrefixCache
 from .requests import SequenceState
+from .row_states import RowStates
 from .sources import Sources
 
 MOST_CAPTURED = 64
@@ -53,6 +54,7 @@ class BoundStep:
         self,
         graph: OrtModel,
         pool: KVPool,
+        states: RowStates,
         first: int,
         rows: int,
         feeds: Feeds,
@@ -64,6 +66,7 @@ class BoundStep:
     ) -> None:
         self.graph, self._binding, self._capture = graph, graph.binding(), capture
         self._alive: list[Any] = [feeds, pool, sources]
+        self._states, self._place = states, (first, rows)
         self._inputs: list[tuple[np.ndarray, Any]] = []
         self.ids = self._input("input_ids", (rows, tokens))
         self.positions = self._input("position_ids", (rows, tokens))
@@ -87,6 +90,9 @@ class BoundStep:
         for name, window in pool.windows(first, rows):
             self._binding.bind_input(name, *window)
             self._binding.bind_output(PRESENT + name.removeprefix(PAST), *window)
+        for name, read, written in states.windows(first, rows):
+            self._binding.bind_input(name, *read)
+            self._binding.bind_output(PRESENT + name.removeprefix(PAST), *written)
         for name, window in sources.windows(first, rows):
             self._binding.bind_input(name, *window)
         logits = graph.results["logits"]
@@ -106,7 +112,8 @@ class BoundStep:
         """
         for array, value in self._inputs:
             fill(value, array)
-        self.graph.run_bound(self._binding, self._capture)
+        with self._states.passing(*self._place):
+            self.graph.run_bound(self._binding, self._capture)
         return array_of(self._logits) if self._near is None else self._near
 
     def _input(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -143,12 +150,13 @@ class ModelRunner:
         prefix_budget: int = 0,
     ) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
-        self._pool = KVPool(self.graph, max_rows, max_length)
+        self._pool, self._states = KVPool(self.graph, max_rows, max_length), RowStates(self.graph, max_rows)
         self._sources = Sources(bundle, self.graph, max_rows)
         self._feeds = AdapterFeeds(
             reader.layout, max_rows, HOST if self.graph.resolved.captures else self.graph.memory
         )
-        self.prefixes = PrefixCache(prefix_budget)
+        # keys and values of a beginning are of no use without the states at its end
+        self.prefixes = PrefixCache(0 if len(self._states) else prefix_budget)
         self.prefilled = self.reused = 0
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
@@ -170,7 +178,8 @@ class ModelRunner:
         return dict(zip(dict(self._pool.windows(place, 1)), self._pool.read(place, 0, length), strict=True))
 
     def admit(self, row: SequenceState) -> None:
-        """Adds a row after the others and writes its adapter's prompt into its cache."""
+        """Adds a row after the others, without states, and writes its adapter's prompt into its cache."""
+        self._states.clear(len(self))
         if row.adapter is not None and row.adapter.prompt is not None:
             self._pool.write(len(self), self._reader.caches(row.adapter.prompt))
             row.kv_len = row.adapter.virtual
@@ -225,6 +234,7 @@ class ModelRunner:
         once = BoundStep(
             self.graph,
             self._pool,
+            self._states,
             place,
             1,
             self._feeds.of([row.adapter]),
@@ -250,6 +260,7 @@ class ModelRunner:
         factors all its keys change.
         """
         tokens, start = row.tokens, row.virtual
+        self._states.clear(place)
         self._read(row, place, start, tokens, row.acting_at(tokens), row.kv_len + 1)
         self._pass = None
 
@@ -273,6 +284,7 @@ class ModelRunner:
 
     def retract(self, row: SequenceState) -> None:
         """Undoes the last step of a running row, so that the next step repeats it."""
+        self._states.take_back(self.running.index(row))
         row.kv_len -= 1
         row.answered.pop()
         row.acted = row.acted_before
@@ -301,6 +313,7 @@ class ModelRunner:
                 row = free.pop()
                 source, target = (self.running.index(one) for one in (rows[place], row))
                 self._pool.move(source, target, rows[place].kv_len)
+                self._states.move(source, target)
                 # sequences of one request have the same source, so one copy is enough
                 if not row.source_length:
                     self._sources.move(source, target, rows[place].source_length)
@@ -334,8 +347,9 @@ class ModelRunner:
             self._pass = None
 
     def _move(self, row: SequenceState, source: int, target: int) -> None:
-        """Copies the caches of a row to another place."""
+        """Copies the caches and states of a row to another place."""
         self._pool.move(source, target, row.kv_len)
+        self._states.move(source, target)
         self._sources.move(source, target, row.source_length)
 
     def _decode(self, rows: Sequence[SequenceState], first: int) -> np.ndarray:
@@ -376,6 +390,7 @@ class ModelRunner:
         one = BoundStep(
             self.graph,
             self._pool,
+            self._states,
             first,
             rows,
             feeds,

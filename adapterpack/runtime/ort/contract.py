@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, Bundle, MappedSite
+from ...bundle.layer_caches import replaced_states
+from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, PRESENT, Bundle, MappedSite
 from ...bundle.signature import GraphSignature, Port
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
@@ -78,9 +79,19 @@ def _decoder_differences(
     logits = graph.results.get("logits")
     if logits is None or not _is_fixed(logits, 3, [2]):
         yield "its output 'logits'", "[batch, positions, vocabulary]", ", ".join(graph.results)[:200]
+    states = replaced_states(graph.inputs)
     for name, value in graph.inputs.items():
-        if name.startswith((PAST, ENCODED)) and not _is_fixed(value, 4, [1, 3]):
+        if name.startswith((PAST, ENCODED)) and name not in states and not _is_fixed(value, 4, [1, 3]):
             yield f"its cache {name!r}", "[rows, heads, length, width]", value.shape
+    for name in states:
+        kept = graph.inputs[name]
+        yield from _value(
+            graph.results,
+            "output",
+            PRESENT + name.removeprefix(PAST),
+            TYPES.get(kept.type, "float32"),
+            (None, *kept.shape[1:]),
+        )
     joined = {
         member for path, site in sites.items() if f"{path}.up" in graph.inputs for member in site.members
     }
