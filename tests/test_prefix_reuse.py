@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM
 
 import adapterpack as ap
@@ -151,3 +152,51 @@ def test_no_more_is_kept_than_the_budget(bundle: Path) -> None:
         before = small.rows.reused
         answer(small, prompt, None)
         assert small.rows.reused - before == BLOCK
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "mamba"])
+def test_states_are_kept_where_prompts_end_and_where_they_part(kind: str, tmp_path: Path) -> None:
+    """A prompt that goes on, and a third one with the same beginning, go on from the states there; with and
+    without keys beside them.
+    """
+    config = {
+        "lfm2": transformers.Lfm2Config(
+            vocab_size=64,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            layer_types=["conv", "full_attention"],
+            max_position_embeddings=128,
+        ),
+        "mamba": transformers.MambaConfig(
+            vocab_size=64, hidden_size=16, num_hidden_layers=2, state_size=4, time_step_rank=2
+        ),
+    }[kind]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    ap.export(tmp_path / "base", [], tmp_path / "bundle", mode="folded", in_place=True)
+    fresh, reusing = (
+        Engine(tmp_path / "bundle", "cpu", max_rows=2, prefix_budget=budget) for budget in (0, 1 << 24)
+    )
+    shared, whole = conversation(BLOCK + 3), conversation(3 * BLOCK + 1)
+    cases = (
+        (whole, 0),
+        (whole, 3 * BLOCK),
+        ([*whole, 7, 8, 7], 3 * BLOCK),
+        ([*shared, 20, *conversation(BLOCK)], 0),  # whose beginning has no states yet
+        ([*shared, 21, *conversation(2 * BLOCK)], BLOCK),
+        ([*shared, 21, *conversation(BLOCK), 7], BLOCK),
+        ([*shared, 21, *conversation(BLOCK), 8], 2 * BLOCK),
+    )
+    for prompt, known in cases:
+        before = reusing.rows.reused
+        one, two = (answer(engine, prompt, None) for engine in (fresh, reusing))
+        assert reusing.rows.reused - before == known
+        assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()
+    small = Engine(tmp_path / "bundle", "cpu", prefix_budget=reusing.rows.prefixes.nbytes // 4)
+    for prompt, _ in cases:
+        one, two = (answer(engine, prompt, None) for engine in (fresh, small))
+        assert 0 < small.rows.prefixes.nbytes <= small.rows.prefixes.budget
+        assert np.abs(one - two).max() <= 1e-5 * np.abs(one).max()

@@ -20,7 +20,7 @@ from ..slots.prompt_kv import PROJECTION
 from .blocks import entering, leaving
 from .sites import Scope
 
-_THROUGH = frozenset({"Add", "Where", "Tanh", "Cast", "Reshape"})
+_THROUGH = frozenset({"Add", "Where", "Max", "Tanh", "Cast", "Reshape"})
 """Operators that may come between a product of queries and keys and its softmax, besides scale factors."""
 
 
@@ -104,12 +104,13 @@ def scores_and_sinks(softmax: ir.Node) -> tuple[ir.Value, ir.Value | None]:
 def added_to_scores(softmax: ir.Node) -> list[ir.Value]:
     """Returns the values that are added to the scores before a softmax: masks and biases."""
     added, node = [], scores_and_sinks(softmax)[0].producer()
-    while node is not None and node.op_type in {"Add", "Where", "Reshape"}:
+    while node is not None and node.op_type in {"Add", "Where", "Max", "Reshape"}:
         if node.op_type == "Reshape":
             node = node.inputs[0].producer()
             continue
-        if node.op_type == "Where":  # the mask replaces scores; biases were added to its other input
-            scores = next((value for value in node.inputs[1:] if any(_products(value))), None)
+        if node.op_type != "Add":  # the mask replaces scores; biases were added to its other input
+            of = node.inputs[node.op_type == "Where" :]
+            scores = next((value for value in of if any(_products(value))), None)
             node = None if scores is None else scores.producer()
             continue
         sides = node.inputs, node.inputs[::-1]

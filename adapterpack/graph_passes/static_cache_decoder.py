@@ -437,8 +437,13 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
     while (reader := only_reader(weights)) is not None and reader.op_type in between:
         weights = reader.outputs[0]
     product = next((user for user, place in weights.uses() if user.op_type == "MatMul" and place == 0), None)
-    sinks = None if beside is None or inputs is None else _sinks(beside, inputs.heads)
-    if inputs is None or product is None or (sinks is None) != (beside is None):
+    if inputs is None or product is None:
+        return
+    output = _after_mask(_by_head(product.outputs[0]))
+    if beside is None:
+        output, beside = _after_gate(output, node.inputs[0])
+    sinks = None if beside is None else _sinks(beside, inputs.heads)
+    if (sinks is None) != (beside is None):
         return
     values, keys = (_cache_of(value, layers) for value in (product.inputs[1], inputs.keys))
     expanded = values is None or keys is None
@@ -455,7 +460,7 @@ def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention
             inputs.queries,
             keys,
             values,
-            _after_mask(_by_head(product.outputs[0])),
+            output,
             layer,
             inputs.heads,
             inputs.scale,
@@ -519,6 +524,21 @@ def _after_mask(value: ir.Value) -> ir.Value:
         if replacement is not None and not replacement.any():
             return node.outputs[0]
     return value
+
+
+def _after_gate(value: ir.Value, scores: ir.Value) -> tuple[ir.Value, ir.Value | None]:
+    """Returns an attention's output after the gate that takes the share of sinks away, the sigmoid of the
+    ``scores``' log-sum-exp less the sinks, and the sinks; without such a gate the output itself.
+    """
+    reader = only_reader(value)
+    if reader is not None and reader.op_type == "Mul":
+        gate: ir.Node | None = reader.inputs[reader.inputs[0] is value].producer()
+        for op in ("Unsqueeze", "Sigmoid"):
+            gate = gate.inputs[0].producer() if gate is not None and gate.op_type == op else None
+        total = gate.inputs[0].producer() if gate is not None and gate.op_type == "Sub" else None
+        if total is not None and total.op_type == "ReduceLogSumExp" and total.inputs[0] is scores:
+            return reader.outputs[0], gate.inputs[1]
+    return value, None
 
 
 def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | None:

@@ -29,7 +29,7 @@ from ..ort.values import HOST, array_of, empty, fill, value_of
 from .adapter_feeds import AdapterFeeds, Feeds, ResidentAdapter
 from .adapter_reader import AdapterReader
 from .kv_pool import KVPool
-from .prefix_cache import PrefixCache
+from .prefix_cache import BLOCK, PrefixCache
 from .requests import SequenceState
 from .row_states import RowStates
 from .sources import Sources
@@ -155,8 +155,7 @@ class ModelRunner:
         self._feeds = AdapterFeeds(
             reader.layout, max_rows, HOST if self.graph.resolved.captures else self.graph.memory
         )
-        # keys and values of a beginning are of no use without the states at its end
-        self.prefixes = PrefixCache(0 if len(self._states) else prefix_budget)
+        self.prefixes = PrefixCache(prefix_budget)
         self.prefilled = self.reused = 0
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
@@ -193,7 +192,7 @@ class ModelRunner:
         if self.prefixes.budget and not row.begun and not (row.features or row.source):
             whole = row.kv_len + len(row.prompt)
             row.num_computed_tokens = self.prefixes.restore(
-                row, self._pool, len(self.running), self._is_long(whole)
+                row, self._pool, self._states, len(self.running), self._is_long(whole)
             )
             row.kv_len += row.num_computed_tokens
             self.reused += row.num_computed_tokens
@@ -207,16 +206,32 @@ class ModelRunner:
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
             self._pass = None
-        piece = slice(row.num_computed_tokens, row.num_computed_tokens + tokens)
-        acting = None if row.acting is None else row.acting[piece]
-        whole = row.virtual + len(row.prompt)
-        logits = self._read(row, len(self.running), row.kv_len, row.prompt[piece], acting, whole)
-        row.num_computed_tokens += tokens
-        row.kv_len += tokens
-        self.prefilled += tokens
+        place, end, stops = len(self.running), row.num_computed_tokens + tokens, self._stops(row)
+        for stop in sorted(stop for stop in {*stops, end} if row.num_computed_tokens < stop <= end):
+            logits = self._read_to(row, place, stop)
+            if stop in stops:
+                self._keep(row, place)
         if row.num_computed_tokens == len(row.prompt):
             self.running.append(self.reading.pop(0))
-            self._keep(row, len(self.running) - 1)
+        return logits
+
+    def _stops(self, row: SequenceState) -> set[int]:
+        """Returns after which tokens of a row's prompt it is kept for later rows: at its end, and where its
+        states are of use to them.
+        """
+        stops = {len(row.prompt)}
+        if len(self._states) and self.prefixes.budget and not (row.features or row.source):
+            stops |= {row.known, (len(row.prompt) - 1) // BLOCK * BLOCK}
+        return stops
+
+    def _read_to(self, row: SequenceState, place: int, stop: int) -> np.ndarray:
+        """Reads a row's prompt up to the token ``stop``, and returns the logits after the last of them."""
+        piece, tokens = slice(row.num_computed_tokens, stop), stop - row.num_computed_tokens
+        acting = None if row.acting is None else row.acting[piece]
+        whole = row.virtual + len(row.prompt)
+        logits = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole)
+        row.num_computed_tokens, row.kv_len = stop, row.kv_len + tokens
+        self.prefilled += tokens
         return logits
 
     def _read(
@@ -269,7 +284,8 @@ class ModelRunner:
 
     def _keep(self, row: SequenceState, place: int) -> None:
         if self.prefixes.budget and not (row.features or row.source):
-            self.prefixes.keep(row, self._pool, place, self._is_long(row.kv_len))
+            whole = max(row.kv_len, row.virtual + len(row.prompt))
+            self.prefixes.keep(row, self._pool, self._states, place, self._is_long(whole))
 
     def decode(self, place: int | None = None) -> np.ndarray:
         """Reads one more token in every running row, or in the one at a place alone, and returns the logits

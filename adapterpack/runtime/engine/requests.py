@@ -66,6 +66,8 @@ class SequenceState:
     request: Any = None
     source_length: int = field(init=False, default=0)
     """The length of the encoder's output for it; 0 until the encoder has run."""
+    known: int = field(init=False, default=0)
+    """The tokens of its prompt that earlier rows had in common with it when it began."""
     num_computed_tokens: int = 0
     kv_len: int = 0
     next_token: int = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -55,8 +55,16 @@ class RowStates:
 
     def clear(self, row: int) -> None:
         """Sets the states of a row to zeros, as they are before its first token."""
-        for one in self._buffers.values():
-            one.write(row, np.zeros(one.shape[1:], one.dtype), 0)
+        self.write(row, [np.zeros(one.shape[1:], one.dtype) for one in self._buffers.values()])
+
+    def write(self, row: int, arrays: Sequence[np.ndarray]) -> None:
+        """Sets the states of a row to those that :meth:`read` returned."""
+        for one, array in zip(self._buffers.values(), arrays, strict=True):
+            one.write(row, array, 0)
+
+    def read(self, row: int) -> list[np.ndarray]:
+        """Returns copies of the states of a row."""
+        return [one.read(row, 0, 1) for one in self._buffers.values()]
 
     def move(self, source: int, target: int) -> None:
         """Copies the states of a row to another row, and those before its last pass."""
