@@ -421,6 +421,7 @@ LATENT = {
 
 COUNTED = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
 """Positions are counted by the cache, padding too."""
+CLAMPED = {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}
 PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
 """The tables of positions begin after that of padding."""
 
@@ -434,11 +435,15 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
         pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
         pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),
         ("deepseek_v3", LATENT),
+        ("granite_swa", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+        pytest.param("xglm", CLAMPED, marks=pytest.mark.long),
+        ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": 0}),
     ],
 )
-def test_biases_sinks_and_latents(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
-    """ALiBi, sinks beside the scores, and keys and values that the ordinary graph computes from its caches,
-    which are wider in the engine; adapters of the rows at every layer, that of the latents too.
+def test_attentions_of_every_build(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
+    """ALiBi, sinks beside the scores or as a gate after them, scores with a lower bound, layers without
+    rotation, and keys and values that the ordinary graph computes from its caches, which are wider in the
+    engine; adapters of the rows at every layer, that of the latents too.
     """
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     more = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}
@@ -455,8 +460,9 @@ def test_biases_sinks_and_latents(kind: str, fields: dict[str, Any], tmp_path: P
             if parameter.requires_grad:
                 parameter.copy_(0.1 * torch.randn_like(parameter))
     pack = save(adapted, None, base=tmp_path / "base", name="one")
-    options = {"mode": "bank", "task": "text-generation", "frontend": "transformers", "in_place": True}
-    bundle = export(tmp_path / "base", [pack], tmp_path / "bundle", **options)
+    options = {"mode": "bank", "task": "text-generation", "in_place": True}
+    frontend = "mobius" if kind == "smollm3" else "transformers"
+    bundle = export(tmp_path / "base", [pack], tmp_path / "bundle", frontend=frontend, **options)
     assert bundle.parity["decoder"]["max_relative"] < 1e-5
     names: list[str | None] = ["one", None, "one", None]
     answers = Session(tmp_path / "bundle", "cpu").generate(PROMPTS, names, max_new_tokens=12, ignore_eos=True)

@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 NAMES = ("alpha", "beta", "gamma")
 
 
-def write_model(folder: Path, tokenizer: Path) -> Path:
-    """A Llama of two narrow layers that knows nothing, with the tokens of SmolLM2."""
-    from transformers import LlamaConfig, LlamaForCausalLM, set_seed
+def write_model(folder: Path, tokenizer: Path, kind: str = "llama", **fields: Any) -> Path:
+    """A model of two narrow layers that knows nothing, with the tokens of SmolLM2; a Llama, or of another
+    ``kind`` with these ``fields``.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, set_seed
 
     set_seed(5)
-    config = LlamaConfig(
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=49_152,
         hidden_size=16,
         num_hidden_layers=2,
@@ -25,8 +29,9 @@ def write_model(folder: Path, tokenizer: Path) -> Path:
         max_position_embeddings=512,
         tie_word_embeddings=True,
         eos_token_id=2,
+        **fields,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         shutil.copy(tokenizer / name, folder)
     return folder
