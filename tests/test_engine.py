@@ -34,7 +34,7 @@ from adapterpack.io.streamed_tensors import Streamed
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
-from adapterpack.runtime.engine.kv_pool import KVPool
+from adapterpack.runtime.engine.kv_pool import DeviceBuffer, HostBuffer, KVPool
 from adapterpack.runtime.engine.requests import Event
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.providers.device import Device
@@ -269,6 +269,20 @@ def test_what_is_read_of_a_pool_stays_as_it_was(heads: int) -> None:
     [block] = pool.read(1, 16, 32)
     pool.write(1, [np.zeros((heads, 32, 8), np.float32)])
     assert block.shape == (heads, 16, 8) and (block == 1).all()
+
+
+def test_rows_of_a_device_are_copied_as_those_of_the_host() -> None:
+    """By graphs, which run on any device: one row after another, or several at once."""
+    made = (5, 2, 3, 4), np.dtype(np.float32)
+    found = []
+    for one in (HostBuffer(*made), DeviceBuffer(*made, resolve(Device(provider="cpu")))):
+        for row in range(5):
+            one.write(row, np.full((2, 2, 4), row + 1, np.float32), 1)
+        one.move(1, 3, 3, rows=2)
+        one.move(4, 0, 3)
+        found.append([one.read(row, 0, 3) for row in range(5)])
+    np.testing.assert_array_equal(*found)
+    assert [int(row.max()) for row in found[0]] == [3, 2, 3, 2, 3]
 
 
 def test_every_kind_of_slot_has_its_place(tmp_path: Path) -> None:

@@ -89,31 +89,30 @@ class DeviceBuffer:
         return array_of(found).copy()  # the array only borrows the memory of the value
 
     def move(self, source: int, target: int, length: int, rows: int = 1) -> None:
-        """Copies ``rows`` complete rows to others."""
-        for row in range(rows):
-            self._copy(source + row, 0, self.shape[2], target + row)
+        """Copies ``rows`` complete rows to as many others."""
+        self._copy(source, 0, self.shape[2], target, rows=rows)
 
-    def _copy(self, row: int, start: int, stop: int, target: Any, block: Any = None) -> None:
+    def _copy(self, row: int, start: int, stop: int, target: Any, block: Any = None, rows: int = 1) -> None:
         """Copies positions of a row, or the complete row with a ``block`` in their place, into another row or
-        an ``OrtValue``.
+        an ``OrtValue``; or those of ``rows`` rows, whose heads follow each other.
         """
         copier = _copier(block is not None, element_type(self.dtype), self._resolved)
         binding = copier.io_binding()
-        binding.bind_input("from", *self._place(row))
+        binding.bind_input("from", *self._place(row, rows))
         values = {name: value_of(np.array([at], np.int64)) for name, at in (("start", start), ("stop", stop))}
         if block is not None:
             values["block"] = block
         for name, value in values.items():
             binding.bind_ortvalue_input(name, value)
         if isinstance(target, int):
-            binding.bind_output("to", *self._place(target))
+            binding.bind_output("to", *self._place(target, rows))
         else:
             binding.bind_ortvalue_output("to", target)
         copier.run_with_iobinding(binding)
 
-    def _place(self, row: int) -> Window:
-        shape = self.shape[1:]
-        address = self.address + row * math.prod(shape) * self.dtype.itemsize
+    def _place(self, row: int, rows: int) -> Window:
+        address = self.address + row * math.prod(self.shape[1:]) * self.dtype.itemsize
+        shape = (rows * self.shape[1], *self.shape[2:])
         return *self._resolved.memory, element_type(self.dtype), shape, address
 
 
