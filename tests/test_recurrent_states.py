@@ -15,7 +15,7 @@ from architecture_proofs import make_base, make_pack, prove
 from architectures import KINDS, Architecture, Kind
 
 from adapterpack.adapter_methods.prompt_tuning import PromptTuning
-from adapterpack.errors import Unsupported
+from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import SequenceState
@@ -229,7 +229,7 @@ def test_the_engine_runs_rows_that_come_and_go(name: str, made: Make) -> None:
 
 
 def test_a_step_that_is_taken_back_changes_no_state(made: Make) -> None:
-    """As of a row whose grammar is not ready, beside one whose step counts."""
+    """As of a row whose grammar is not ready, beside one whose step counts; and of a pass that fails."""
     engine = Engine(made("mamba").bundle, "cpu", max_rows=2)
     rows = [SequenceState(prompt=prompt) for prompt in ([5, 6, 7], [8])]
     for row in rows:
@@ -238,6 +238,10 @@ def test_a_step_that_is_taken_back_changes_no_state(made: Make) -> None:
         row.next_token = 9
     first = engine.rows.decode()
     engine.rows.retract(rows[0])
+    states = engine.rows._states
+    with pytest.raises(AdapterpackError), states.passing(0, 2):
+        states.clear(0)
+        raise AdapterpackError("after a part of it has run")
     again = engine.rows.decode()
     np.testing.assert_allclose(again[0], first[0], rtol=1e-6)
     assert np.abs(again[1] - first[1]).max() > 1e-3
