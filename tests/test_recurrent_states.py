@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from architecture_proofs import make_base, make_pack, prove
 from architectures import KINDS, Architecture, Kind
 
 from adapterpack.adapter_methods.prompt_tuning import PromptTuning
+from adapterpack.bundle.decoder_graph import DECODER
+from adapterpack.bundle.manifest import PAST, graph_file
+from adapterpack.engine_graph.int8_cache import quantize_cache
 from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.exporting.pipeline import export
 from adapterpack.runtime.engine.engine import Engine
@@ -245,6 +250,18 @@ def test_a_step_that_is_taken_back_changes_no_state(made: Make) -> None:
     again = engine.rows.decode()
     np.testing.assert_allclose(again[0], first[0], rtol=1e-6)
     assert np.abs(again[1] - first[1]).max() > 1e-3
+
+
+def test_eight_bits_are_for_keys_and_values_alone(made: Make, tmp_path: Path) -> None:
+    """Beside states, which stay floats; a model without keys has nothing for them."""
+    for name in ("lfm2", "mamba"):
+        shutil.copytree(made(name).bundle, tmp_path / name)
+    assert 0 < quantize_cache(tmp_path / "lfm2")["max_relative"] < 0.1
+    inputs = ir.load(tmp_path / "lfm2" / graph_file(DECODER)).graph.inputs
+    types = {one.name.rpartition(".")[2]: one.dtype.name for one in inputs if one.name.startswith(PAST)}
+    assert types == {"conv_state": "FLOAT", "key": "INT8", "value": "INT8"}
+    with pytest.raises(Unsupported, match="keys and values"):
+        quantize_cache(tmp_path / "mamba")
 
 
 def test_what_a_recurrent_state_does_not_allow_is_said(made: Make, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
-from ..errors import ParityError
+from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
 from ..onnx_graph.products import is_fast
 from ..runtime.engine.adapter_reader import AdapterReader
@@ -52,10 +52,17 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     manifest's entry.
 
     Raises:
+        Unsupported: the model has no keys and values.
         ParityError: the logits move too far.
     """
     mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
+    if not before.largest:
+        raise Unsupported(
+            "caches in eight bits hold keys and values, of which this model keeps none",
+            where=folder.name,
+            remedy="leave --cache out",
+        )
     model = ir.load(folder / graph_file(DECODER))
     scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
     make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()})
