@@ -536,7 +536,7 @@ def _after_gate(value: ir.Value, scores: ir.Value) -> tuple[ir.Value, ir.Value |
         for op in ("Unsqueeze", "Sigmoid"):
             gate = gate.inputs[0].producer() if gate is not None and gate.op_type == op else None
         total = gate.inputs[0].producer() if gate is not None and gate.op_type == "Sub" else None
-        if total is not None and total.op_type == "ReduceLogSumExp" and total.inputs[0] is scores:
+        if gate and total and total.op_type == "ReduceLogSumExp" and total.inputs[0] is scores:
             return reader.outputs[0], gate.inputs[1]
     return value, None
 

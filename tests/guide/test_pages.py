@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -17,6 +18,7 @@ import catalogue_page
 import commands_page
 import errors_page
 import pack_format_page
+import training_files_page
 from pages import DOCS, ROOT, anchors, blocks, name_of, pages, words
 
 import adapterpack
@@ -106,11 +108,18 @@ def _parse(command: click.Command, arguments: list[str], parent: click.Context |
         _parse(child, rest, context)
 
 
-@pytest.mark.parametrize("page", ["commands", "catalogue", "pack_format"])
-def test_generated_pages_are_up_to_date(page: str) -> None:
+@pytest.mark.parametrize(
+    ("page", "module"),
+    [
+        ("commands", commands_page),
+        ("catalogue", catalogue_page),
+        ("pack-format", pack_format_page),
+        ("migrating/training-files", training_files_page),
+    ],
+)
+def test_generated_pages_are_up_to_date(page: str, module: Any) -> None:
     """``make guide`` writes them."""
-    module = {"commands": commands_page, "catalogue": catalogue_page, "pack_format": pack_format_page}[page]
-    assert (DOCS / f"{page.replace('_', '-')}.md").read_text("utf-8") == module.page()
+    assert (DOCS / f"{page}.md").read_text("utf-8") == module.page()
 
 
 def test_the_api_pages_list_every_public_name() -> None:

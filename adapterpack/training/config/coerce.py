@@ -63,12 +63,13 @@ def _number(_: Any, value: Any) -> float:
 
 
 def _names(kind: Any, value: Any) -> tuple[Any, ...]:
-    """Converts a list, or a single string, to a tuple of items of the type."""
-    if not isinstance(value, str | list | tuple):
+    """Converts a list, or a single string or whole number, to a tuple of items of the type."""
+    item = typing.get_args(kind)[0]
+    if isinstance(value, str) or (item is int and not isinstance(value, list | tuple)):
+        value = [value]
+    if not isinstance(value, list | tuple):
         raise TypeError
-    return tuple(
-        _as(typing.get_args(kind)[0], item) for item in ([value] if isinstance(value, str) else value)
-    )
+    return tuple(_as(item, one) for one in value)
 
 
 def _table(kind: Any, value: Any) -> dict[Any, Any]:
@@ -115,6 +116,7 @@ _NAMES: dict[Any, str] = {
 }
 _OPEN: dict[Any, str] = {
     tuple[Any, ...]: "a list",
+    tuple[int, ...]: "a list of whole numbers",
     Mapping[str, Any]: "a mapping",
     Mapping[str, str]: "names with names",
 }

@@ -113,6 +113,8 @@ class TrainConfig:
     experts: bool = False
     allow_unused: bool = False
     peft_names: bool = False
+    layers_to_transform: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
     gradient_checkpointing: bool = False
     max_train_samples: int | None = None
     skip_train_samples: int = 0

@@ -147,6 +147,16 @@ def pissa(file: File) -> Settings:
 
 
 @named
+def loftq(file: File) -> Settings:
+    """Returns LoftQ's initialisation, the one thing that axolotl's ``peft`` is for."""
+    bits = file.value.get("loftq_config", {}).get("loftq_bits") if isinstance(file.value, Mapping) else None
+    if bits != 4 or len(file.value) > 1:
+        raise Stop("of these settings LoftQ in four bits is known here: {loftq_config: {loftq_bits: 4}}")
+    file.note("LoftQ begins with what four bits would lose of each weight; the base itself stays as it is")
+    return {"init": "loftq"}
+
+
+@named
 def optimizer(file: File) -> Settings:
     """Returns the optimizer; without a GPU and the package that holds states in fewer bits, the plain one
     with the same update.

@@ -21,7 +21,8 @@ from ...errors import ConfigError
 from .other_datasets import Stop, Type
 from .tool_values import FUNCTIONS, File
 
-_TABLES = ("axolotl", "llamafactory", "trl")
+TABLES = ("axolotl", "llamafactory", "trl")
+"""The tools whose files are read, by the names of their tables."""
 _UNSET: tuple[Any, ...] = (None, "", [], {})
 
 
@@ -89,7 +90,7 @@ def ours() -> OtherTool:
     """Returns the table of our own files: PEFT's names, and all plain renamings of other tools."""
     renamed = {
         key: rule
-        for name in _TABLES
+        for name in TABLES
         for key, rule in table_of(name).keys.items()
         if isinstance(rule, str) and key != rule
     }
@@ -108,9 +109,9 @@ def tool_of(settings: Collection[str], named: str | None = None) -> OtherTool:
         >>> tool_of({"base_model", "datasets"}).name, tool_of({"model_name_or_path"}).name
         ('axolotl', 'adapterpack')
     """
-    tools = [table_of(name) for name in _TABLES]
+    tools = [table_of(name) for name in TABLES]
     if named is not None:
-        known = {**dict(zip(_TABLES, tools, strict=True)), "adapterpack": ours()}
+        known = {**dict(zip(TABLES, tools, strict=True)), "adapterpack": ours()}
         if named not in known:
             raise ConfigError("no such tool is known", found=repr(named), expected=", ".join(known))
         return known[named]

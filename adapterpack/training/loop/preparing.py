@@ -38,7 +38,7 @@ from ..data.pack_sequences import pack_sequences, require_apart
 from ..trainers.kind import TRAINERS, TrainerKind
 from .continue_training import load_start, put_back
 from .media import Media
-from .targets import named_layers
+from .targets import in_blocks, named_layers
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +146,8 @@ def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new:
         modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
         targets=tuple(dict.fromkeys([*targets, *(["all-experts"] if config.experts else [])])),
     )
+    if config.layers_to_transform:
+        method_config = in_blocks(model, method_config, config.layers_to_transform, config.layers_pattern)
     if method_config.acts is not None and rows.collator is not None:
         _require_acting(method_config.acts, rows.train, names_of(config.train_file))
     samples = None if rows.collator is None else map(rows.collator, _samples(rows.train, config))

@@ -1,19 +1,25 @@
-"""Finds the layers that a configuration names in the manner of PEFT: by a pattern of their paths, or by names
-of which some may be missing.
+"""Finds the layers that a configuration names in the manner of PEFT: by a pattern of their paths, by names
+of which some may be missing, or in some of the model's blocks alone.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import re
 from collections.abc import Sequence
 from typing import Any
 
+from ...adapter_methods import SiteConfig, method_of
+from ...errors import ConfigError
+from ...torch_adapters.adapter_kinds import KINDS
 from ...torch_adapters.layers.sites import ALL, targetable_sites
 from ...torch_adapters.layers.wrapper import as_list, base_modules, is_named
 from ..config.patterns import matched
 
 log = logging.getLogger(__name__)
+_BLOCK = re.compile(r"(?:.*?\.)?([^.]*)\.(\d+)\..*")
+"""A path below a block: the name of the outermost list of blocks, and the block's number."""
 
 
 def named_layers(model: Any, targets: str | Sequence[str], as_peft: bool) -> tuple[str, ...]:
@@ -43,3 +49,32 @@ def named_layers(model: Any, targets: str | Sequence[str], as_peft: bool) -> tup
     if missing and chosen:
         log.warning("the model has no layer %s, so targets leave these names out", ", ".join(missing))
     return tuple(dict.fromkeys(chosen or missing))
+
+
+def in_blocks(
+    model: Any, config: SiteConfig, numbers: Sequence[int], lists: Sequence[str] = ()
+) -> SiteConfig:
+    """Returns a method's config whose targets are the layers that it names in blocks of these numbers, in
+    lists of blocks of these names if there are any: PEFT's ``layers_to_transform`` and ``layers_pattern``.
+
+    Raises:
+        ConfigError: no layer that it names lies in such a block.
+        SiteNotFound, Unsupported: a target matches nothing, or what the method does not support.
+    """
+    method = method_of(config)
+    whole = tuple(path for path, _ in base_modules(model) if is_named(path, config.modules_to_save))
+    named = KINDS[method.kind].select(model, config.targets, method.traits, whole)
+    blocks = ((site.path, _BLOCK.fullmatch(site.path)) for site in named)
+    paths = [
+        path
+        for path, block in blocks
+        if block and int(block[2]) in numbers and (not lists or block[1] in lists)
+    ]
+    if not paths:
+        raise ConfigError(
+            "no layer of the targets lies in these blocks",
+            where="layers_to_transform",
+            found=", ".join(map(str, numbers)),
+            expected=f"the number of a block, as in {named[-1].path}",
+        )
+    return dataclasses.replace(config, targets=tuple(paths))
