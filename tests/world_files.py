@@ -43,7 +43,7 @@ KINDS = (
     ),  # Qwen2's type forces its own tokenizer
     ("qwen1.5-moe", "qwen2_moe"),
     ("qwen3-next", "qwen3_next"),
-    ("qwen3.5.*a[0-9]+b", "qwen3_5_moe_text"),
+    ("qwen3.5.*a[0-9]+b", "qwen3_next"),  # the same layers; the newer type forces its own tokenizer
     ("qwen3.5", "qwen3_5_text"),
     ("qwen3.*a[0-9]+b", "qwen3_moe"),
     ("qwen3|plano", "qwen3"),
@@ -51,6 +51,7 @@ KINDS = (
     ("gemma-3n", None),
     ("gemma-3", "gemma3"),
     ("gemma-4-12b", "gemma4_unified"),
+    ("gemma-4-26b", "gemma4 with experts"),
     ("gemma-4", "gemma4"),
     ("gemma", "gemma"),
     ("gpt-oss", "gpt_oss"),
@@ -86,6 +87,9 @@ KINDS = (
     ("llama|yi-34b|aqlm", "llama"),
 )
 """A pattern of bases' names -> the type of their configuration, the first that fits."""
+EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
+FIELDS = {"gemma4 with experts": {"text_config": EXPERTS}}
+"""Fields that make a kind what it is."""
 SPECIAL = ("<|im_start|>", "<|im_end|>")
 
 
@@ -149,7 +153,7 @@ def train_one(path: Path, folder: Path) -> str:
         return "read: no tiny model of this kind can be made here"
     base = folder / kind
     if not base.exists():
-        make_base(get_task(config.task), kind, base)
+        make_base(get_task(config.task), kind.split()[0], base, **FIELDS.get(kind, {}))
     named = tuple(token for token in config.special_tokens.values() if not token.startswith("["))
     write_tokenizer(base, (*SPECIAL, *dict.fromkeys(named)), chat_template("axolotl/chatml"))
     written = []
@@ -163,7 +167,7 @@ def train_one(path: Path, folder: Path) -> str:
             "roles": source.roles,
         }
         written.append({"path": str(rows), **{key: value for key, value in kept.items() if value}})
-    small = {"max_length": 48, "max_steps": 1, "gradient_accumulation_steps": 1, "load_in_4bit": False}
+    small = {"max_length": 64, "max_steps": 1, "gradient_accumulation_steps": 2, "load_in_4bit": False}
     small |= {"model_name_or_path": str(base), "output_dir": str(folder / "pack"), "load_in_8bit": False}
     small |= {"train_file": written, "val_set_size": 0, "eval_strategy": "no", "eval_file": None}
     small |= {"early_stopping_patience": None, "adapter_name_or_path": None, "name": "pack"}

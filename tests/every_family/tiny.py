@@ -20,14 +20,15 @@ MOST_WEIGHTS = 4_000_000
 """A model with more was not made small: a field is missing in the table."""
 
 
-def make_base(task: Task, kind: str, folder: Path) -> Path:
+def make_base(task: Task, kind: str, folder: Path, **fields: Any) -> Path:
     """A random checkpoint of a type in which nothing is zero or one: a lost bias or norm would not show.
+    ``fields`` of its configuration are as they are given.
 
     Raises:
         AssertionError: the model is not small.
     """
     torch.manual_seed(5)
-    config = tiny_config(kind, decodes=task.name == "text-generation")
+    config = tiny_config(kind, fields, decodes=task.name == "text-generation")
     model = getattr(transformers, task.auto_class).from_config(config, dtype=torch.float32)
     count = sum(value.numel() for value in model.parameters())
     assert count <= MOST_WEIGHTS, f"{count} weights: {_large(config)}"
@@ -38,11 +39,11 @@ def make_base(task: Task, kind: str, folder: Path) -> Path:
     return folder
 
 
-def tiny_config(kind: str, *, decodes: bool = False) -> Any:
+def tiny_config(kind: str, fields: Mapping[str, Any] | None = None, *, decodes: bool = False) -> Any:
     """The small configuration of a type; one that can be a decoder or an encoder is a decoder if it
     ``decodes``.
     """
-    fixed = dict(CORRECTIONS.get(kind, {}))
+    fixed = {**CORRECTIONS.get(kind, {}), **(fields or {})}
     if decodes and "is_decoder" in _fields(transformers.CONFIG_MAPPING[kind]):
         fixed["is_decoder"] = True
     return _shrunk(transformers.CONFIG_MAPPING[kind], fixed, {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from ...library_errors import reason
 from ..config.fields import TrainConfig, field_names
 from ..trainers.kind import TRAINERS, TrainerKind
 
+log = logging.getLogger(__name__)
 _OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
 """Settings that are translated instead of being passed on unchanged."""
 _OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}
@@ -60,6 +62,7 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         taken["train_sampling_strategy"] = "group_by_length"
     elif not config.shuffle:
         taken["train_sampling_strategy"] = "sequential"
+    taken |= _batch(kind, config)
     _require_evaluation(config)
     if takes_best(config):
         taken |= {
@@ -86,6 +89,33 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
         raise ConfigError(
             f"the trainer refuses a setting: {str(error).partition(chr(10))[0].rstrip('.')}"
         ) from error
+
+
+def _batch(kind: TrainerKind, config: TrainConfig) -> dict[str, int]:
+    """Returns the batch that a trainer needs if the configuration's is smaller: as many rows a step, in fewer
+    batches.
+
+    Raises:
+        ConfigError: they cannot be.
+    """
+    rows, least = config.per_device_train_batch_size, kind.least_rows
+    steps, rest = divmod(rows * config.gradient_accumulation_steps, least)
+    if rows >= least:
+        return {}
+    if rest:
+        raise ConfigError(
+            f"the trainer {kind.name} compares the rows of a batch",
+            where="per_device_train_batch_size",
+            expected=f"at least {least}",
+            found=str(rows),
+        )
+    log.warning(
+        "the trainer %s compares the rows of a batch: it takes %d at once, and %d such batches a step",
+        kind.name,
+        least,
+        steps,
+    )
+    return {"per_device_train_batch_size": least, "gradient_accumulation_steps": steps}
 
 
 def has_evaluation(config: TrainConfig) -> bool:

@@ -39,6 +39,7 @@ class TrainerKind:
         rewards: whether it learns from functions that score answers, which it takes as ``reward_funcs``.
         scores: whether its models output a single number, a score.
         reading: how rows are read, if not as the task reads them.
+        least_rows: how many rows a batch needs at least.
         settings: whether its own settings are passed to the trainer as ``settings`` instead of to its
             arguments.
     """
@@ -54,6 +55,7 @@ class TrainerKind:
     rewards: bool = False
     scores: bool = False
     reading: TaskTraining | None = None
+    least_rows: int = 1
     settings: bool = False
 
 
