@@ -121,3 +121,21 @@ def test_every_feature_is_shown_by_a_test_that_there_is() -> None:
         for file, test in re.findall(r"`(\w[\w/]*\.py)(?:::(\w+))?`", shown):
             part = test or ("main(" if file.startswith("interop/") else "test_")
             assert f"def {part}" in (Path(__file__).parent / file).read_text("utf-8"), (feature, file, test)
+
+
+@pytest.mark.parametrize(
+    ("option", "here"),
+    [
+        ("lora_alpha", "alpha"),
+        ("lora_dropout", "dropout"),
+        ("target_modules", "targets"),
+        ("rank", "r"),
+        ("init_lora_weights", "init"),
+        ("use_dora", "DoRA"),
+        ("task_type", "leave it out"),
+    ],
+)
+def test_a_setting_by_peft_s_name_is_answered_with_the_name_here(option: str, here: str) -> None:
+    """In Python, too, where a wrong name of an argument would be a bare TypeError."""
+    with pytest.raises(TypeError, match=rf"LoRA has no setting '{option}': .*{here}"):
+        adapterpack.LoRA(**{option: None})

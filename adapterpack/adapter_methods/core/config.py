@@ -24,6 +24,8 @@ from typing import (
 
 from msgspec import Meta
 
+from ...errors import nearest
+
 if TYPE_CHECKING:
     from .token_positions import Acts
 
@@ -61,6 +63,20 @@ def pattern_of(name: str, **metadata: Any) -> Any:
     return field(default_factory=dict, metadata={"of": name, **metadata})
 
 
+_OF_PEFT = {
+    **dict.fromkeys(("rank", "lora_rank", "lora_r"), "it is r here"),
+    **dict.fromkeys(("init_lora_weights", "init_weights"), "it is init here"),
+    "use_dora": "DoRA(...) is a method of its own here",
+    "task_type": "leave it out: the class of the model says it",
+    "fan_in_fan_out": "leave it out: the kind of each layer says it",
+    "bias": "leave it out: biases are not trained; modules_to_save trains modules whole",
+    "inference_mode": "leave it out: what attach loads is not trained",
+    "layers_to_transform": "name these layers under targets; adapterpack train has layers_to_transform",
+    "exclude_modules": "name the other layers under targets",
+}
+"""What stands here for options of PEFT's configs, beyond those whose names are similar."""
+
+
 def _names(key: str, value: Any) -> tuple[str, ...]:
     if not isinstance(value, list | tuple | Set) or not all(isinstance(name, str) for name in value):
         raise ValueError(f"{key} must be names of modules, not {value!r:.80}")
@@ -92,6 +108,14 @@ class SiteConfig:
     """For a method composed of several packs' methods, what its manifest says about them; None for others."""
     task_field: ClassVar[str] = ""
     """The name of the field that selects a task, for methods whose file holds several tasks."""
+
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Answers a setting of another name, such as PEFT's, with the name here."""
+        known = [one.name for one in fields(cls)]
+        for name in settings.keys() - set(known):
+            answer = _OF_PEFT.get(name) or nearest(name, known)
+            raise TypeError(f"{cls.__name__} has no setting {name!r}: {answer}")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         if not isinstance(self.targets, str):
