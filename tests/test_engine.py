@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
+from transformers import AutoModelForCausalLM
 
 from adapterpack import Session, export, load
 from adapterpack.bundle.decoder_graph import DECODER
@@ -31,6 +32,7 @@ from adapterpack.errors import (
 from adapterpack.io import pinned_files as open_files
 from adapterpack.io.safe_open import TENSORS
 from adapterpack.io.streamed_tensors import Streamed
+from adapterpack.runtime.engine import model_runner
 from adapterpack.runtime.engine.adapter_feeds import ResidentAdapter
 from adapterpack.runtime.engine.adapter_table import AdapterTable
 from adapterpack.runtime.engine.engine import Engine
@@ -75,6 +77,44 @@ def drained(engine: Engine) -> Iterator[Event]:
 def ids(seed: int, most: int = 20) -> list[int]:
     dice = random.Random(seed)
     return [dice.randrange(3, 60) for _ in range(dice.randrange(1, most))]
+
+
+@pytest.mark.parametrize("name", [None, "beta"])
+def test_prompts_are_scored(
+    bundle: Path, base_of: Make, pack_of: Make, name: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log-probability of every token of a prompt, and the likeliest in its place, are those of torch,
+    whether a pass reads four tokens or gives logits for two; a row before it that began alike has read it in
+    vain. One that is not scored takes that over, and says how much.
+    """
+    import torch
+
+    from adapterpack import attach
+
+    model = AutoModelForCausalLM.from_pretrained(base_of("llama")).eval()
+    if name is not None:
+        attach(model, pack_of("llama", name))
+    prompt = [3 + (7 * place) % 50 for place in range(37)]
+    with torch.no_grad():
+        expected = torch.log_softmax(model(torch.tensor([prompt])).logits[0, :-1].double(), -1).numpy()
+    for most in (model_runner.LOGITS, 2 * expected.shape[1]):
+        monkeypatch.setattr(model_runner, "LOGITS", most)
+        engine = Engine(bundle, "cpu", max_rows=3, prefill_budget=4)
+        for scores in (None, 2):
+            (end,) = finished_of(engine, prompt, name, prompt_logprobs=scores)
+        assert end.reused == 0 and [one.token for one in end.scored] == prompt
+        assert end.scored[0] == (prompt[0], None, ())
+        for place, (token, logprob, top) in enumerate(end.scored[1:]):
+            assert logprob == pytest.approx(expected[place, token], abs=2e-5)
+            assert [one for one, _ in top] == list(np.argsort(-expected[place], kind="stable")[:2])
+            assert [value for _, value in top] == pytest.approx(np.sort(-expected[place])[:2] * -1, abs=2e-5)
+        (end,) = finished_of(engine, prompt, name)
+        assert (end.reused, end.scored) == (32, [])
+
+
+def finished_of(engine: Engine, prompt: list[int], name: str | None, **options: Any) -> list[Event]:
+    engine.add(prompt, name, max_new_tokens=3, **options)
+    return list(finished(engine).values())
 
 
 def test_every_row_says_what_it_says_alone(bundle: Path) -> None:

@@ -140,17 +140,17 @@ def test_a_stop_text_never_begins_to_come(stop: tuple[str, ...], tmp_path: Path)
     for _ in range(100):
         ids = [int(rng.choice(letters, p=[0.4, 0.4, 0.2])) for _ in range(30)]
         stream, given, pushed = Detokenizer(tokenizer, stop), [], 0
-        while pushed < len(ids) and not stream.stopped:
+        while pushed < len(ids) and stream.stop is None:
             stream.push(ids[pushed])
             given.append(stream.text)
             pushed += 1
         stream.finish()
         whole = tokenizer.decode(ids[:pushed])
         places = [at for at in map(whole.find, filter(None, stop)) if at >= 0]
-        assert stream.stopped == bool(places)
+        assert (stream.stop is not None) == bool(places)
         assert stream.text == (whole[: min(places)] if places else whole)
         assert all(stream.text.startswith(earlier) for earlier in given)
-        ended += stream.stopped
+        ended += stream.stop is not None
     assert ended > 20 or stop == ("st" * 20,)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ...bundle.decoder_graph import without_decoder
-from ...errors import AdapterpackError, ConfigError
+from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
 from ..adapters.mix import Mix
 from ..generation.answer import Answer, AnswerRequest
@@ -107,6 +107,7 @@ class DecoderEngine(Engine):
         *,
         features: Mapping[str, np.ndarray] | None = None,
         cache_salt: str = "",
+        prompt_logprobs: int | None = None,
         **options: Any,
     ) -> int:
         """Adds a request and returns its number; any thread may call it. The row begins when one of the
@@ -116,7 +117,9 @@ class DecoderEngine(Engine):
         is a name, a pack, or names with weights (``{"orders": 0.7, "formal": 0.3}``), whose changes are added
         for this row. ``features`` are other inputs ``[1, ...]``: ``image_features``, or the
         ``input_features`` of speech in place of a prompt. Rows share cached prefixes only with rows that have
-        the same ``cache_salt``. ``options`` are the fields of :class:`.Sampling`. The adapter is read here,
+        the same ``cache_salt``. ``prompt_logprobs`` N gives the log-probability of each token of the prompt,
+        and the N likeliest at its place, in the events' ``scored``; such a row reads its whole prompt.
+        ``options`` are the fields of :class:`.Sampling`. The adapter is read here,
         and the row keeps it, whatever is loaded or unloaded meanwhile.
 
         Raises:
@@ -129,7 +132,7 @@ class DecoderEngine(Engine):
         pack = self.adapters.of_row(adapter)
         sampling = sampling_of(options, self.bundle.generation_config, self.bundle.folder)
         ids = [] if self._start is not None and features else prompt_ids(self.bundle, prompt)
-        row = self.row(ids, pack, sampling, features, cache_salt=cache_salt)
+        row = self.row(ids, pack, sampling, features, cache_salt=cache_salt, prompt_logprobs=prompt_logprobs)
         self.submit(row)
         return row.number
 
@@ -142,6 +145,7 @@ class DecoderEngine(Engine):
         place: int = 0,
         mask: TokenMask | None = None,
         cache_salt: str = "",
+        prompt_logprobs: int | None = None,
     ) -> Request:
         """Makes a request, which the caller then passes to :meth:`submit` or :meth:`discard`. Its adapter
         stays in memory until then.
@@ -152,6 +156,11 @@ class DecoderEngine(Engine):
         Raises:
             ConfigError: see :meth:`add`.
         """
+        if prompt_logprobs is not None and (features or self._start is not None):
+            raise Unsupported(
+                "log-probabilities of a prompt are those of texts that a decoder reads",
+                where="prompt_logprobs",
+            )
         if not features and "image_features" in self.bundle.task.main.inputs:
             require_no_image(self.bundle, ids)
         adapter = None if pack is None else self.adapters.acquire(pack)
@@ -165,6 +174,7 @@ class DecoderEngine(Engine):
                 adapter=adapter,
                 features=features or {},
                 source=source,
+                scores=prompt_logprobs,
                 salt=hashlib.sha256(cache_salt.encode("utf-8", "surrogatepass")).digest(),
             )
             room, tokenizer = self._room(sequence, sampling), self.bundle.tokenizer_of(sampling)
@@ -307,7 +317,7 @@ class DecoderEngine(Engine):
         for sequence, token in zip(request.sequences, taken.tokens, strict=True):
             sequence.next_token = token
         if (choice := taken.choice) is not None:
-            events.append(Event(request.number, request.digest, choice.token, choice, request.answer.text))
+            events.append(_event(request, choice))
 
     def _end(
         self,
@@ -323,20 +333,31 @@ class DecoderEngine(Engine):
             for place, sequence in enumerate(request.sequences):
                 self.rows.remove(sequence, keep=error is None and not place)
         self.discard(request)
-        answer, token = request.answer, None if choice is None else choice.token
-        answer.reason = reason
-        events.append(
-            Event(
-                request.number,
-                request.digest,
-                token,
-                choice,
-                answer.text,
-                reason,
-                error,
-                sequences=answer.sequences,
-            )
-        )
+        request.answer.reason = reason
+        events.append(_event(request, choice, reason, error))
+
+
+def _event(
+    request: Request,
+    choice: SampledToken | None,
+    reason: str | None = None,
+    error: AdapterpackError | None = None,
+) -> Event:
+    answer, first = request.answer, request.sequences[0]
+    return Event(
+        request.number,
+        request.digest,
+        None if choice is None else choice.token,
+        choice,
+        answer.text,
+        reason,
+        error,
+        sequences=answer.sequences,
+        ending=answer.ending,
+        stop=answer.stop,
+        reused=first.reused,
+        scored=first.scored,
+    )
 
 
 def _any_ready(rows: Sequence[SequenceState]) -> bool:

@@ -22,6 +22,7 @@ from ...bundle.decoder_graph import (
     SOURCE_LENGTHS,
 )
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
+from ..generation.sampler import scored
 from ..media.image_layouts import OFFSETS
 from ..open_bundle import OpenBundle
 from ..ort.model import TYPES, OrtModel
@@ -39,15 +40,18 @@ MOST_CAPTURED = 64
 uncaptured.
 """
 
+LOGITS = 16 << 20
+"""The most logits that a pass over a prompt returns: 64 MiB in float32, 110 tokens of 152,000 words."""
+
 
 class BoundStep:
     """A pass over ``tokens`` tokens of each of ``rows`` consecutive rows of the pool, from row ``first`` on,
     with the adapters' ``feeds``.
 
-    The graph returns the logits after one token of each row, ``kept``. ``sources`` holds the encoder's keys
-    and values, and ``features`` other inputs of the graph. With a number in ``capture``, the provider records
-    the first run (as a CUDA graph) and replays it afterwards; the pass then owns its memory, and :meth:`feed`
-    changes its values.
+    The graph returns the logits after ``count`` tokens of each row, those at ``kept``. ``sources`` holds the
+    encoder's keys and values, and ``features`` other inputs of the graph. With a number in ``capture``, the
+    provider records the first run (as a CUDA graph) and replays it afterwards; the pass then owns its memory,
+    and :meth:`feed` changes its values.
     """
 
     def __init__(
@@ -61,6 +65,7 @@ class BoundStep:
         sources: Sources,
         *,
         tokens: int = 1,
+        count: int = 1,
         features: Mapping[str, np.ndarray] | None = None,
         capture: int | None = None,
     ) -> None:
@@ -73,7 +78,7 @@ class BoundStep:
         self.last = self._input(CACHE_LENGTHS, (rows,))
         self.longest = self._input(LONGEST, ())
         self.ends = self._input(LAST_POSITIONS, (rows, 1))
-        self.kept = self._input(LOGITS_POSITIONS, (rows, 1))
+        self.kept = self._input(LOGITS_POSITIONS, (rows, count))
         self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
         self.offsets = self._input(OFFSETS, (rows, tokens, 3))
@@ -96,7 +101,7 @@ class BoundStep:
         for name, window in sources.windows(first, rows):
             self._binding.bind_input(name, *window)
         logits = graph.results["logits"]
-        shape, dtype = (rows, 1, int(logits.shape[2])), np.dtype(TYPES[logits.type])
+        shape, dtype = (rows, count, int(logits.shape[2])), np.dtype(TYPES[logits.type])
         self._near = np.empty(shape, dtype) if graph.memory == HOST else None
         self._logits = empty(shape, dtype, graph.memory) if self._near is None else value_of(self._near)
         self._binding.bind_ortvalue_output("logits", self._logits)
@@ -108,7 +113,7 @@ class BoundStep:
 
     def run(self) -> np.ndarray:
         """Runs the pass on the numbers that were written into its inputs and returns the logits ``[rows,
-        1, vocabulary]``. The next run overwrites them.
+        count, vocabulary]``. The next run overwrites them.
         """
         for array, value in self._inputs:
             fill(value, array)
@@ -156,6 +161,7 @@ class ModelRunner:
             reader.layout, max_rows, HOST if self.graph.resolved.captures else self.graph.memory
         )
         self.prefixes = PrefixCache(prefix_budget)
+        self._most_logits = max(1, LOGITS // int(self.graph.results["logits"].shape[2]))
         self.prefilled = self.reused = 0
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
@@ -189,12 +195,17 @@ class ModelRunner:
         those of rows that were admitted together with it.
         """
         row = self.reading[0]
-        if self.prefixes.budget and not row.begun and not (row.features or row.source):
+        if (
+            self.prefixes.budget
+            and not row.begun
+            and not (row.features or row.source or row.scores is not None)
+        ):
             whole = row.kv_len + len(row.prompt)
             row.num_computed_tokens = self.prefixes.restore(
                 row, self._pool, self._states, len(self.running), self._is_long(whole)
             )
             row.kv_len += row.num_computed_tokens
+            row.reused = row.num_computed_tokens
             self.reused += row.num_computed_tokens
         row.begun = True
         return row
@@ -207,7 +218,8 @@ class ModelRunner:
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
             self._pass = None
         place, end, stops = len(self.running), row.num_computed_tokens + tokens, self._stops(row)
-        for stop in sorted(stop for stop in {*stops, end} if row.num_computed_tokens < stop <= end):
+        pieces = range(row.num_computed_tokens, end, self._most_logits) if row.scores is not None else ()
+        for stop in sorted(stop for stop in {*stops, *pieces, end} if row.num_computed_tokens < stop <= end):
             logits = self._read_to(row, place, stop)
             if stop in stops:
                 self._keep(row, place)
@@ -229,10 +241,15 @@ class ModelRunner:
         piece, tokens = slice(row.num_computed_tokens, stop), stop - row.num_computed_tokens
         acting = None if row.acting is None else row.acting[piece]
         whole = row.virtual + len(row.prompt)
-        logits = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole)
+        scores = row.scores is not None
+        logits = self._read(row, place, row.kv_len, row.prompt[piece], acting, whole, scores)
+        if row.scores is not None:
+            read = zip(logits, row.prompt[piece.start + 1 : stop + 1], strict=False)
+            row.scored += [scored(one, token, row.scores) for one, token in read]
         row.num_computed_tokens, row.kv_len = stop, row.kv_len + tokens
         self.prefilled += tokens
-        return logits
+        last: np.ndarray = logits[-1]
+        return last
 
     def _read(
         self,
@@ -242,10 +259,13 @@ class ModelRunner:
         tokens: Sequence[int],
         acting: np.ndarray | None,
         whole: int,
+        scores: bool = False,
     ) -> np.ndarray:
-        """Runs one pass over tokens of a row, from the position ``start`` on. ``whole`` is the number of
+        """Runs one pass over tokens of a row, from the position ``start`` on, and returns the logits after
+        the last of them ``[1, vocabulary]``, or with ``scores`` after each. ``whole`` is the number of
         positions that the row will have after its prompt.
         """
+        count = len(tokens) if scores else 1
         once = BoundStep(
             self.graph,
             self._pool,
@@ -255,6 +275,7 @@ class ModelRunner:
             self._feeds.of([row.adapter]),
             self._sources,
             tokens=len(tokens),
+            count=count,
             features={
                 **self._no_features(1),
                 **{name: array for name, array in row.features.items() if name != OFFSETS},
@@ -262,12 +283,12 @@ class ModelRunner:
         )
         end = start + len(tokens)
         once.ids[0], once.positions[0] = tokens, np.arange(start, end)
-        once.last[0], once.longest[...], once.kept[...] = end - 1, end, len(tokens) - 1
+        once.last[0], once.longest[...], once.kept[0] = end - 1, end, np.arange(-count, 0) + len(tokens)
         once.ends[...] = whole - 1
         once.read[0] = row.source_length
         once.acting[0] = True if acting is None else acting
         once.offsets[0] = row.offsets(np.arange(start, end) - row.virtual)
-        logits: np.ndarray = once.run()[0, 0]
+        logits: np.ndarray = once.run()[0]
         return logits
 
     def _reread(self, row: SequenceState, place: int) -> None:

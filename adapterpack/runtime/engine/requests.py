@@ -33,6 +33,11 @@ class Event:
             adds to such a row.
         prompt_tokens: the number of tokens that were read for the result.
         sequences: the best sequences of a beam search that has ended, best first.
+        ending: the end token that closed the answer, and is no part of it.
+        stop: the stop text, or the token of ``stop_token_ids``, that ended the answer.
+        reused: the tokens of the prompt whose keys and values were known from earlier rows.
+        scored: the tokens of the prompt with their log-probabilities, if the request asks for them; the
+            first has none.
     """
 
     request: int
@@ -45,6 +50,10 @@ class Event:
     result: Mapping[str, Any] | None = None
     prompt_tokens: int | None = None
     sequences: tuple[Ending, ...] = ()
+    ending: SampledToken | None = None
+    stop: str | int | None = None
+    reused: int = 0
+    scored: Sequence[SampledToken] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -54,8 +63,9 @@ class SequenceState:
 
     ``prompt`` are its tokens, of which ``num_computed_tokens`` have been read. Sequences share cached
     prefixes only with those of the same ``salt``. ``features`` are other inputs of its pass, and ``source``
-    the inputs of the encoder. ``kv_len`` is the number of its positions in the cache, and ``next_token`` the
-    token to read next. ``request`` is the request to which it belongs.
+    the inputs of the encoder. With a number in ``scores`` its prompt's tokens get log-probabilities,
+    ``scored``, with so many of the likeliest at each place. ``kv_len`` is the number of its positions in the
+    cache, and ``next_token`` the token to read next. ``request`` is the request to which it belongs.
     """
 
     prompt: Sequence[int]
@@ -64,6 +74,10 @@ class SequenceState:
     source: Mapping[str, np.ndarray] = field(default_factory=dict)
     salt: bytes = b""
     request: Any = None
+    scores: int | None = None
+    scored: list[SampledToken] = field(init=False, default_factory=list)
+    reused: int = field(init=False, default=0)
+    """The tokens of its prompt that were not read, but known from earlier rows."""
     source_length: int = field(init=False, default=0)
     """The length of the encoder's output for it; 0 until the encoder has run."""
     known: int = field(init=False, default=0)
@@ -94,6 +108,7 @@ class SequenceState:
 
     def __post_init__(self) -> None:
         self.acting = self.acting_at(self.prompt)
+        self.scored = [SampledToken(token) for token in self.prompt[:1] if self.scores is not None]
         self.acted = self.acting is not None and bool(self.acting.any())
 
     def acting_at(self, tokens: Sequence[int], before: bool | None = None) -> np.ndarray | None:

@@ -59,7 +59,10 @@ class AnswerRequest(NamedTuple):
 
     def make_detokenizer(self) -> Detokenizer:
         """Makes the detokenizer that turns the answer's tokens into text."""
-        return Detokenizer(self.tokenizer, self.sampling.stop, self.sampling.skip_special_tokens)
+        options = self.sampling
+        return Detokenizer(
+            self.tokenizer, options.stop, options.skip_special_tokens, options.include_stop_str_in_output
+        )
 
 
 class Answer:
@@ -78,6 +81,16 @@ class Answer:
         self.sampler = request.make_sampler()
         self.sampled: list[SampledToken] = []
         self.reason: str | None = None
+        self.ending: SampledToken | None = None
+        """The end token that closed the answer, and is no part of it."""
+
+    @property
+    def stop(self) -> str | int | None:
+        """The stop text, or the token of ``stop_token_ids``, that ended the answer."""
+        if self._stream.stop is not None:
+            return self._stream.stop
+        stops = () if self.ending is None else self.sampler.options.stop_token_ids
+        return self.ending.token if self.ending is not None and self.ending.token in stops else None
 
     @property
     def text(self) -> str:
@@ -116,12 +129,14 @@ class Answer:
         """
         before, at_end = self.text, choice.token in self._ends
         self.sampled.append(choice)
-        if not at_end:
+        if at_end:
+            self.ending = choice
+        else:
             self._stream.push(choice.token)
         stops = at_end or self.sampler.finished
         if stops or len(self._stream.ids) == self._room:
             self._stream.finish()
             self.reason = "stop" if stops else "length"
-        if self._stream.stopped:
+        if self._stream.stop is not None:
             self.reason = "stop"
         return not at_end or self.text != before

@@ -46,6 +46,8 @@ class BeamAnswer:
 
     logprobs = None
     pending = None
+    ending = None
+    stop = None
 
     def __init__(self, request: AnswerRequest) -> None:
         self._request, self._sampling, self._room = request, request.sampling, request.room

@@ -120,8 +120,7 @@ class Sampler:
         self.accept(token)
         if count is None:
             return SampledToken(token)
-        total = _log_total(original, top)
-        return SampledToken(token, float(original[token]) - total, _top_logprobs(original, count, total))
+        return scored(original, token, count)
 
     def process_logits(self, logits: np.ndarray) -> np.ndarray:
         """Applies the row's bias, penalties and processors to logits ``[vocabulary]`` float32, in place, and
@@ -270,6 +269,21 @@ def _index_at_share(weights: np.ndarray, share: float) -> int:
     # The two running sums round differently; the clamp keeps the index inside of the block.
     point = min(point - (blocks[block - 1] if block else 0.0), np.nextafter(inside[-1], 0))
     return block * _BLOCK + int(np.searchsorted(inside, point, side="right"))
+
+
+def scored(logits: np.ndarray, token: int, count: int) -> SampledToken:
+    """Returns a token with its log-probability by logits ``[vocabulary]``, and the ``count`` likeliest
+    tokens.
+
+    Raises:
+        NonFinite: the logits have NaN or +infinity, or are all -infinity.
+    """
+    logits = logits.astype(np.float32, copy=False)
+    top = logits.max()
+    if not np.isfinite(top):
+        raise NonFinite("the model's logits are not finite", found=top)
+    total = _log_total(logits, top)
+    return SampledToken(token, float(logits[token]) - total, _top_logprobs(logits, count, total))
 
 
 def _log_total(logits: np.ndarray, top: np.float32) -> float:

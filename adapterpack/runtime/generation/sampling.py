@@ -65,7 +65,8 @@ class Sampling:
 
     Ending: a row ends after ``max_new_tokens``, or at ``max_length`` tokens including the prompt; at an end
     token of the model (not with ``ignore_eos``), at one of ``stop_token_ids``, or at a ``stop`` text; these
-    are cut off. No such token is chosen before ``min_new_tokens``.
+    are cut off (stop texts are not with ``include_stop_str_in_output``). No such token is chosen before
+    ``min_new_tokens``.
 
     Output: special tokens have no text, unless ``skip_special_tokens`` is off. ``logprobs`` N returns the
     log-probability of each token and of the N most likely at its position, by the model's own distribution,
@@ -112,6 +113,7 @@ class Sampling:
     early_stopping: bool | str = False
     num_return_sequences: int = 1
     skip_special_tokens: bool = True
+    include_stop_str_in_output: bool = False
     no_repeat_ngram_size: int = 0
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     min_length: int = 0
@@ -126,7 +128,7 @@ class Sampling:
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
             raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
-        for name in ("ignore_eos", "skip_special_tokens"):
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
                     "this is neither true nor false", where=name, found=repr(getattr(self, name))[:80]

@@ -12,17 +12,23 @@ class Detokenizer:
     tokens so far.
 
     It holds back the bytes of an unfinished character and a possible beginning of a stop text until they are
-    decided. A stop text ends the row (``stopped``) and is cut off; of several the earliest counts. Special
-    tokens have no text unless ``skip_special_tokens`` is off.
+    decided. A stop text ends the row (``stop``) and is cut off, unless ``keeps_stop``; of several the
+    earliest counts. Special tokens have no text unless ``skip_special_tokens`` is off.
     """
 
     def __init__(
-        self, tokenizer: Tokenizer | NoTokenizer, stop: Sequence[str] = (), skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer | NoTokenizer,
+        stop: Sequence[str] = (),
+        skip_special_tokens: bool = True,
+        keeps_stop: bool = False,
     ) -> None:
         self.ids: list[int] = []
-        self.text, self.stopped = "", False
+        self.text = ""
+        self.stop: str | None = None
+        """The stop text that ended the row."""
         self._tokenizer, self._stop = tokenizer, [text for text in stop if text]
-        self._skips = skip_special_tokens
+        self._skips, self._keeps_stop = skip_special_tokens, keeps_stop
         self._step = tokenizer.stepper(skip_special_tokens)
         self._decoded = 0  # the number of ids whose text is complete
         self._kept = ""  # text that may be the beginning of a stop text
@@ -44,7 +50,7 @@ class Detokenizer:
 
     def finish(self) -> None:
         """Releases text that was held back, since no token follows."""
-        if not self.stopped:
+        if self.stop is None:
             self._add(self._incomplete(), last=True)
 
     def _incomplete(self) -> str:
@@ -60,15 +66,13 @@ class Detokenizer:
 
     def _add(self, piece: str, last: bool = False) -> None:
         text = self._kept + piece
-        cuts = [at for at in map(text.find, self._stop) if at >= 0]
-        self.stopped = bool(cuts)
-        final = (
-            min(cuts)
-            if cuts
-            else len(text)
-            if last
-            else len(text) - max((overlap(text, stop) for stop in self._stop), default=0)
-        )
+        cuts = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        if cuts:
+            final, self.stop = min(cuts)
+            final += len(self.stop) if self._keeps_stop else 0
+        else:
+            held = 0 if last else max((overlap(text, stop) for stop in self._stop), default=0)
+            final = len(text) - held
         self.text += text[:final]
         self._kept = "" if cuts else text[final:]
 
