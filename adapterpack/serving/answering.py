@@ -15,8 +15,8 @@ from starlette.responses import Response
 
 from ..http.http_error import HTTPError
 from .catalogue import ServedModel
-from .openai.answers import Usage
-from .openai.errors import as_http_error, details
+from .openai.answers import PromptDetails, Usage
+from .openai.errors import as_http_error
 from .openai.response_writer import ALIVE, STREAM_HEADERS, STREAM_TYPE, ResponseWriter
 from .route import RequestContext, json_response
 from .scheduling.engine_thread import EngineStopped
@@ -138,7 +138,7 @@ class TextResponse(PendingResponse):
     def usage(self) -> Usage:
         """The tokens so far."""
         prompt, answered = self.record.prompt_tokens, self.output.tokens
-        return Usage(prompt, answered, prompt + answered)
+        return Usage(prompt, answered, prompt + answered, PromptDetails(self.output.reused))
 
     async def complete(self) -> Response:
         """Returns the complete response once all rows have ended.
@@ -161,11 +161,17 @@ class TextResponse(PendingResponse):
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yields the events of the stream, those of one engine step together."""
         count, event = len(self.output.sequences), self.writer.event
-        pieces = [event(chunk) for place in range(count) for chunk in self.writer.write_start(place)]
-        sent, going = [(0, 0)] * count, set(range(count))
+        pieces: list[bytes] = []
+        sent, going, begun = [(0, 0)] * count, set(range(count)), set[int]()
         while going:
+            self.writer.usage = self.usage
             for place in sorted(going):
                 row, (characters, choices) = self.output.sequences[place], sent[place]
+                if place not in begun:
+                    if self.writer.waits and not row.begun:
+                        continue
+                    begun.add(place)
+                    pieces += map(event, self.writer.write_start(place, row))
                 reason = row.reason
                 chunks = self.writer.write_piece(place, row.text[characters:], row.choices[choices:], reason)
                 sent[place] = len(row.text), len(row.choices)
@@ -202,7 +208,7 @@ class EventStream(Response):
                     await send(
                         {
                             "type": "http.response.body",
-                            "body": self._answer.writer.event(details(refused)),
+                            "body": self._answer.writer.error(refused),
                             "more_body": True,
                         }
                     )

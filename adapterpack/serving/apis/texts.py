@@ -70,21 +70,20 @@ class Texts:
     ) -> Response:
         model = context.request_model(body.model, body.adapters)
         context.record.stream = bool(body.stream)
-        count = (body.n or 1) * (1 if isinstance(body, ChatRequest) else len(body.prompts))
+        count = body.drawn * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > context.state.limits.rows:
             raise invalid_request(f"a request may have {context.state.limits.rows} answers", "n")
         with ExitStack() as stack:
             stack.enter_context(context.state.admission.admit(context.key, count))
             prepared = await self.preparer.prepare(body, context.key.id, model.pack)
-            output = RequestOutput(count)
+            whole = bool(body.return_token_ids) or body.wanted_scores is not None
+            output = RequestOutput(count, body.drawn, whole, body.max_tokens == 0)
             rows = self._rows(body, prepared, model, context.key, output)
             stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
             given = body.prompts if isinstance(body, CompletionRequest) else ()
             provenance = context.state.catalogue.provenance(model, given)
             written = (
-                self._form(body, provenance, prepared.calls)
-                if form is None
-                else form(provenance, prepared.calls)
+                self._form(body, provenance, prepared) if form is None else form(provenance, prepared.calls)
             )
             answer = TextResponse(context, output, model, written)
             if not body.stream:
@@ -95,11 +94,11 @@ class Texts:
     def _rows(
         self, body: Sampled, prepared: PreparedRequest, model: ServedModel, key: Key, output: RequestOutput
     ) -> list[ScheduledRow]:
-        count, salt = body.n or 1, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
-        row = self._engine.row
+        count, salt = body.drawn, json.dumps([None if self._share_prefixes else key.id, body.cache_salt])
+        row = partial(self._engine.row, cache_salt=salt, prompt_logprobs=body.wanted_scores)
         return [
             ScheduledRow(
-                make=partial(row, ids, model.pack, sampling, seen, draw, prepared.mask(), salt),
+                make=partial(row, ids, model.pack, sampling, seen, draw, prepared.mask()),
                 pack=model.pack,
                 cost=len(ids),
                 place=number * count + draw,
@@ -110,17 +109,17 @@ class Texts:
             for number, (ids, sampling, seen) in enumerate(
                 zip(prepared.prompts, prepared.samplings, prepared.features, strict=True)
             )
-            for draw in range(count)
+            for draw in range(1 if body.use_beam_search else count)
         ]
 
     def _form(
         self,
         body: ChatRequest | CompletionRequest,
         provenance: Provenance,
-        calls: Callable[[], CallReader] | None,
+        prepared: PreparedRequest,
     ) -> ResponseWriter:
         if isinstance(body, ChatRequest):
-            return ChatWriter(body, provenance, self._tokens, calls)
+            return ChatWriter(body, provenance, self._tokens, prepared.prompts, prepared.calls)
         echoes = []
         if body.echo:
             decode = self.preparer.text
@@ -129,7 +128,7 @@ class Texts:
                 for prompt in body.prompts
                 for _ in range(body.n or 1)
             ]
-        return CompletionWriter(body, provenance, self._tokens, echoes)
+        return CompletionWriter(body, provenance, self._tokens, prepared.prompts, echoes)
 
 
 def open_api(

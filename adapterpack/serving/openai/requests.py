@@ -30,15 +30,16 @@ _SAME = (
     "seed",
     "stop_token_ids",
     "ignore_eos",
+    "include_stop_str_in_output",
 )
 """The fields that :class:`.Sampling` has under the same names."""
 
 
 class StreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Options of a stream: whether its last chunk has the token counts."""
+    """Options of a stream: whether its last chunk has the token counts, or every chunk those so far."""
 
     include_usage: bool | None = None
-    continuous_usage_stats: Literal[False] | None = None
+    continuous_usage_stats: bool | None = None
     include_obfuscation: bool | None = None
 
 
@@ -140,6 +141,31 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
+    include_stop_str_in_output: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    return_token_ids: bool | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | None = None
+
+    def breaches(self) -> Iterator[Misfit]:
+        """Yields misfits for what a stream cannot give."""
+        whole = {"prompt_logprobs": self.prompt_logprobs is not None, "use_beam_search": self.use_beam_search}
+        for name, wanted in whole.items():
+            if self.stream and wanted:
+                yield Misfit(f"/{name}", "a stream does not give this: leave out stream")
+
+    @property
+    def drawn(self) -> int:
+        """The number of answers to each prompt that are made."""
+        return self.n or 1
+
+    @property
+    def wanted_scores(self) -> int | None:
+        """The number of likely tokens to list at each position of a prompt, or None for no
+        log-probabilities.
+        """
+        return self.prompt_logprobs
 
     @property
     def most_tokens(self) -> int | None:
@@ -164,6 +190,11 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
             "min_new_tokens": self.min_tokens,
             "logprobs": self.wanted_logprobs,
         }
+        if self.use_beam_search:
+            given |= {"num_beams": self.drawn, "num_return_sequences": self.drawn, "temperature": 0}
+            given |= {name: getattr(self, name) for name in ("length_penalty", "early_stopping")}
+        elif given["logprobs"] is None and (self.return_token_ids or self.drawn > (self.n or 1)):
+            given["logprobs"] = 0
         forms = list(self._forms())
         if len(forms) > 1:
             raise invalid_request(
@@ -310,6 +341,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         """Yields misfits for invalid messages, two token limits, and ``top_logprobs`` without
         ``logprobs``.
         """
+        yield from super().breaches()
         yield from breaches_of(self.messages)
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             yield Misfit(
@@ -347,20 +379,34 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/completions``. A prompt is a text or a list of token ids, or several of one kind; texts are
-    read without a chat template.
+    read without a chat template. With ``max_tokens`` 0 nothing follows it.
     """
 
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
+    best_of: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
 
     def breaches(self) -> Iterator[Misfit]:
-        """Yields misfits for prompts of several kinds, and for log-probabilities of an echoed prompt."""
+        """Yields misfits for prompts of several kinds, and for a ``best_of`` that chooses nothing."""
+        yield from super().breaches()
         yield from one_kind("prompt", self.prompt)
-        if self.echo and self.logprobs is not None:
-            yield Misfit(
-                "/echo", "the log-probabilities of a prompt are not known here: leave out echo or logprobs"
-            )
+        if self.best_of is not None and (
+            self.best_of < (self.n or 1) or self.stream or self.use_beam_search or self.max_tokens == 0
+        ):
+            yield Misfit("/best_of", "the best n of so many answers, and neither in a stream nor of beams")
+
+    @property
+    def drawn(self) -> int:
+        """The number of answers to each prompt that are made, of which the best ``n`` are given."""
+        return self.best_of or self.n or 1
+
+    @property
+    def wanted_scores(self) -> int | None:
+        """Those of ``prompt_logprobs``, or of ``logprobs`` if the prompt is echoed."""
+        wanted = (self.prompt_logprobs, self.logprobs if self.echo else None)
+        return max((count for count in wanted if count is not None), default=None)
 
     @property
     def prompts(self) -> list[str | list[int]]:
@@ -370,7 +416,7 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def most_tokens(self) -> int | None:
         """The most tokens of an answer; 16 if the request does not say, as in OpenAI's API."""
-        return self.max_tokens or 16
+        return 16 if self.max_tokens is None else max(1, self.max_tokens)
 
     @property
     def wanted_logprobs(self) -> int | None:

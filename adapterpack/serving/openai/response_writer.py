@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from ...http.http_error import HTTPError
 from ...runtime.generation.sampler import SampledToken
 from ...runtime.tools.family import Call
 from ...runtime.tools.reader import AnswerPiece, CallReader
@@ -29,6 +30,8 @@ from .answers import (
     Delta,
     FunctionCall,
     FunctionDelta,
+    PromptLogprob,
+    PromptLogprobs,
     Provenance,
     TokenLogprob,
     ToolCall,
@@ -36,7 +39,8 @@ from .answers import (
     TopLogprob,
     Usage,
 )
-from .requests import Sampled
+from .errors import details
+from .requests import CompletionRequest, Sampled, StreamOptions
 from .token_texts import TokenTexts
 
 DONE = b"data: [DONE]\n\n"
@@ -50,11 +54,14 @@ LEAST = -9999.0
 
 class ResponseWriter:
     """Writes the response to one request, and the chunks of its stream, each of the struct ``chunk``; ``end``
-    is the mark that ends a stream. If the usage is ``counted``, it is null in all chunks but the last.
+    is the mark that ends a stream. If the usage is ``counted``, it is null in all chunks but the last, or the
+    ``usage`` so far if it counts ``on``. A writer that ``waits`` starts a row once its prompt has been read.
     """
 
     chunk: type[Any]
     end = DONE
+    waits = on = False
+    usage: Usage | None = None
 
     def __init__(self, prefix: str, model: str, provenance: Provenance, counted: bool = False) -> None:
         self.id, self.created = f"{prefix}-{secrets.token_hex(12)}", int(time.time())
@@ -71,11 +78,15 @@ class ResponseWriter:
         """Encodes a chunk, or an error, as a server-sent event."""
         return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
+    def error(self, refused: HTTPError) -> bytes:
+        """Encodes an error as the last event of a stream."""
+        return self.event(details(refused))
+
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Any:
         """Returns the complete response."""
         raise NotImplementedError
 
-    def write_start(self, place: int) -> list[Any]:
+    def write_start(self, place: int, row: SequenceOutput) -> list[Any]:
         """Returns the chunks before a row's first token."""
         raise NotImplementedError
 
@@ -89,14 +100,62 @@ class ResponseWriter:
         """Returns the chunks after the last token: one with the usage and without choices, if it counts."""
         return [self.chunk(**self.head, choices=[], usage=usage)] if self.counted else []
 
-    def write_chunk(self, choice: Any, provenance: Provenance | UnsetType = UNSET) -> Any:
+    def write_chunk(self, choice: Any, provenance: Provenance | UnsetType = UNSET, **more: Any) -> Any:
         """Returns a chunk with a piece of one answer."""
-        usage = None if self.counted else UNSET
-        return self.chunk(**self.head, choices=[choice], usage=usage, adapterpack=provenance)
+        usage = (self.usage if self.on else None) if self.counted else UNSET
+        return self.chunk(**self.head, choices=[choice], usage=usage, adapterpack=provenance, **more)
 
 
-def _counts(body: Sampled) -> bool:
-    return bool(body.stream_options and body.stream_options.include_usage)
+class TokenWriter(ResponseWriter):
+    """Writes what requests of :class:`.Sampled` want to know of tokens: ``prompts`` are those of its prompts,
+    each with ``draws`` answers.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        body: Sampled,
+        provenance: Provenance,
+        tokens: TokenTexts,
+        prompts: Sequence[Sequence[int]],
+    ) -> None:
+        options = body.stream_options or StreamOptions()
+        super().__init__(prefix, body.model, provenance, bool(options.include_usage))
+        self.on = bool(options.continuous_usage_stats)
+        self._tokens, self._prompts, self._draws = tokens, prompts, body.n or 1
+        self._listed, self._ids = body.wanted_logprobs is not None, bool(body.return_token_ids)
+        self._scores = body.prompt_logprobs
+
+    def token_ids(self, choices: Sequence[SampledToken]) -> list[int] | UnsetType:
+        """Returns the ids of tokens, if the request asks for them."""
+        return [choice.token for choice in choices] if self._ids else UNSET
+
+    def prompt_token_ids(self, place: int) -> list[int] | UnsetType:
+        """Returns the ids of a row's prompt, if the request asks for them."""
+        return list(self._prompts[place // self._draws]) if self._ids else UNSET
+
+    def prompt_logprobs(self, row: SequenceOutput) -> PromptLogprobs | UnsetType:
+        """Returns the log-probabilities of a row's prompt, if the request asks for them."""
+        count = self._scores
+        if count is None:
+            return UNSET
+        result: PromptLogprobs = []
+        for token, logprob, top in row.scored:
+            ranked: dict[int, tuple[float, int | None]] = {
+                one: (value, rank) for rank, (one, value) in enumerate(top, 1)
+            }
+            listed = dict(list(ranked.items())[:count])
+            if logprob is not None:
+                listed[token] = ranked.get(token, (logprob, None))
+            result.append(
+                None
+                if logprob is None
+                else {
+                    str(one): PromptLogprob(max(value, LEAST), rank, self._tokens.of(one)[0])
+                    for one, (value, rank) in listed.items()
+                }
+            )
+        return result
 
 
 class MessageReader:
@@ -136,7 +195,7 @@ def call_id() -> str:
     return secrets.token_hex(5)[:9]
 
 
-class ChatWriter(ResponseWriter):
+class ChatWriter(TokenWriter):
     """Writes messages of ``/v1/chat/completions``. ``calls`` makes the reader of tool calls for one answer,
     if it may have any.
     """
@@ -148,10 +207,11 @@ class ChatWriter(ResponseWriter):
         body: Sampled,
         provenance: Provenance,
         tokens: TokenTexts,
+        prompts: Sequence[Sequence[int]],
         calls: Callable[[], CallReader] | None = None,
     ) -> None:
-        super().__init__("chatcmpl", body.model, provenance, _counts(body))
-        self._tokens, self._calls = tokens, calls
+        super().__init__("chatcmpl", body, provenance, tokens, prompts)
+        self._calls = calls
         self._readers: dict[int, MessageReader] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> ChatCompletion:
@@ -164,13 +224,23 @@ class ChatWriter(ResponseWriter):
             message = AnswerMessage(
                 "assistant", None if calls and not reader.text else reader.text, None, calls or UNSET
             )
-            choices.append(ChatChoice(place, message, self._logprobs(row.choices), reader.reason(row.reason)))
-        return ChatCompletion(**self.head, choices=choices, usage=usage, adapterpack=self.provenance)
+            logprobs, reason = self._logprobs(row.choices), reader.reason(row.reason)
+            choices.append(ChatChoice(place, message, logprobs, reason, self.token_ids(row.choices)))
+        return ChatCompletion(
+            **self.head,
+            choices=choices,
+            usage=usage,
+            adapterpack=self.provenance,
+            prompt_logprobs=self.prompt_logprobs(sequences[0]),
+            prompt_token_ids=self.prompt_token_ids(0),
+        )
 
-    def write_start(self, place: int) -> list[Any]:
+    def write_start(self, place: int, row: SequenceOutput) -> list[Any]:
         """Returns the chunk with the role; that of the first message also has the provenance."""
         choice = ChatChunkChoice(place, Delta("assistant", ""))
-        return [self.write_chunk(choice, UNSET if place else self.provenance)]
+        if place:
+            return [self.write_chunk(choice)]
+        return [self.write_chunk(choice, self.provenance, prompt_token_ids=self.prompt_token_ids(0))]
 
     def write_piece(
         self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
@@ -185,7 +255,9 @@ class ChatWriter(ResponseWriter):
         if choices and not deltas:
             deltas.append(Delta(content=""))
         parts = [
-            ChatChunkChoice(place, delta, None if after else self._logprobs(choices))
+            ChatChunkChoice(place, delta)
+            if after
+            else ChatChunkChoice(place, delta, self._logprobs(choices), None, self.token_ids(choices))
             for after, delta in enumerate(deltas)
         ]
         if reason is not None:
@@ -193,7 +265,7 @@ class ChatWriter(ResponseWriter):
         return [self.write_chunk(part) for part in parts]
 
     def _logprobs(self, choices: Sequence[SampledToken]) -> ChatLogprobs | None:
-        if not choices:
+        if not choices or not self._listed:
             return None
         return ChatLogprobs(
             [
@@ -229,31 +301,50 @@ def _delta(piece: AnswerPiece, number: int) -> list[Delta]:
             return []
 
 
-class CompletionWriter(ResponseWriter):
+class CompletionWriter(TokenWriter):
     """Writes texts of ``/v1/completions``. ``echoes`` are the prompts, if the request echoes them."""
 
     chunk = Completion
 
     def __init__(
-        self, body: Sampled, provenance: Provenance, tokens: TokenTexts, echoes: Sequence[str] = ()
+        self,
+        body: CompletionRequest,
+        provenance: Provenance,
+        tokens: TokenTexts,
+        prompts: Sequence[Sequence[int]],
+        echoes: Sequence[str] = (),
     ) -> None:
-        super().__init__("cmpl", body.model, provenance, _counts(body))
-        self._tokens, self._echoes = tokens, echoes
+        super().__init__("cmpl", body, provenance, tokens, prompts)
+        self._echoes, self.waits = echoes, bool(echoes) and self._listed
         self._offsets: dict[int, int] = {}
 
     def write_response(self, sequences: Sequence[SequenceOutput], usage: Usage) -> Completion:
-        """Returns all texts."""
+        """Returns all texts, or the likeliest where more were drawn than the request wants."""
+        drawn = len(sequences) // len(self._prompts)
+        rows = [
+            row
+            for first in range(0, len(sequences), drawn)
+            for row in _likeliest(sequences[first : first + drawn], self._draws)
+        ]
         choices = [
             CompletionChoice(
-                place, self._echo(place) + row.text, self._logprobs(place, row.choices), row.reason
+                place,
+                self._echo(place) + row.text,
+                self._logprobs(place, [*(row.scored if self.waits else ()), *row.choices]),
+                row.reason,
+                self.prompt_logprobs(row),
+                self.token_ids(row.choices),
+                self.prompt_token_ids(place),
             )
-            for place, row in enumerate(sequences)
+            for place, row in enumerate(rows)
         ]
         return Completion(**self.head, choices=choices, usage=usage, adapterpack=self.provenance)
 
-    def write_start(self, place: int) -> list[Any]:
-        """Returns the prompt, if the request echoes it."""
-        return [self.write_chunk(CompletionChoice(place, self._echo(place)))] if self._echoes else []
+    def write_start(self, place: int, row: SequenceOutput) -> list[Any]:
+        """Returns the prompt, if the request echoes it or wants its tokens."""
+        scored, ids = self._logprobs(place, row.scored), self.prompt_token_ids(place)
+        choice = CompletionChoice(place, self._echo(place), scored, prompt_token_ids=ids)
+        return [self.write_chunk(choice)] if self._echoes or self._ids else []
 
     def write_piece(
         self, place: int, text: str, choices: Sequence[SampledToken], reason: str | None
@@ -261,14 +352,15 @@ class CompletionWriter(ResponseWriter):
         """Returns a chunk with new text; the last one has the finish reason and the provenance."""
         if not text and not choices and reason is None:
             return []
-        choice = CompletionChoice(place, text, self._logprobs(place, choices), reason)
+        ids = self.token_ids(choices)
+        choice = CompletionChoice(place, text, self._logprobs(place, choices), reason, token_ids=ids)
         return [self.write_chunk(choice, UNSET if reason is None else self.provenance)]
 
     def _echo(self, place: int) -> str:
         return self._echoes[place] if self._echoes else ""
 
     def _logprobs(self, place: int, choices: Sequence[SampledToken]) -> CompletionLogprobs | None:
-        if not choices:
+        if not choices or not self._listed:
             return None
         result = CompletionLogprobs([], [], [], [])
         for choice in choices:
@@ -276,8 +368,22 @@ class CompletionWriter(ResponseWriter):
             result.text_offset.append(self._offsets.get(place, 0))
             self._offsets[place] = self._offsets.get(place, 0) + len(text)
             result.tokens.append(text)
-            result.token_logprobs.append(max(choice.logprob or 0.0, LEAST))
-            result.top_logprobs.append(
-                {self._tokens.of(token)[0]: max(logprob, LEAST) for token, logprob in choice.top_logprobs}
-            )
+            if choice.logprob is None:
+                result.token_logprobs.append(None)
+                result.top_logprobs.append(None)
+                continue
+            result.token_logprobs.append(max(choice.logprob, LEAST))
+            top: dict[str, float] = {}
+            for token, logprob in choice.top_logprobs:
+                # several tokens may be parts of a character, with one text: the likeliest comes first
+                top.setdefault(self._tokens.of(token)[0], max(logprob, LEAST))
+            result.top_logprobs.append(top)
         return result
+
+
+def _likeliest(rows: Sequence[SequenceOutput], count: int) -> Sequence[SequenceOutput]:
+    """Returns the rows whose tokens are the likeliest on average, if there are more than ``count``."""
+    if len(rows) == count:
+        return rows
+    means = [sum(choice.logprob or 0.0 for choice in row.choices) / max(1, len(row.choices)) for row in rows]
+    return [rows[place] for place in sorted(range(len(rows)), key=means.__getitem__, reverse=True)[:count]]

@@ -56,7 +56,7 @@ class IncompleteDetails(msgspec.Struct, frozen=True):
 
 
 class InputDetails(msgspec.Struct, frozen=True):
-    """Prompt tokens at a reduced price: always none."""
+    """Prompt tokens that were known from earlier requests, and those that were kept: always counted none."""
 
     cached_tokens: int = 0
     cache_write_tokens: int = 0
@@ -80,7 +80,8 @@ class ResponseUsage(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, usage: Usage) -> ResponseUsage:
         """Converts the usage to this route's field names."""
-        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens)
+        known = InputDetails(usage.prompt_tokens_details.cached_tokens)
+        return cls(usage.prompt_tokens, usage.completion_tokens, usage.total_tokens, known)
 
 
 class ResponseAnswer(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,7 +158,7 @@ class ResponsesWriter(ResponseWriter):
         self.write_piece(0, row.text, (), row.reason)
         return self._answer(usage)
 
-    def write_start(self, place: int) -> list[Any]:
+    def write_start(self, place: int, row: SequenceOutput) -> list[Any]:
         """Returns the events that announce the response."""
         return [
             self._event(name, response=self._answer(None))

@@ -243,8 +243,8 @@ class EngineThread:
         answered = []
         with self._order:
             for event in events:
-                if event.choice is not None:
-                    self._queue.charge(self._running[event.request])
+                if tokens := sum(len(beam.ids) for beam in event.sequences) or event.choice is not None:
+                    self._queue.charge(self._running[event.request], tokens)
         for event in events:
             row = self._running[event.request]
             if event.finish_reason is not None:
