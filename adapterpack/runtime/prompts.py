@@ -30,9 +30,11 @@ def prompt_ids(
     tools: Sequence[Mapping[str, Any]] = (),
     raw: bool = False,
     filled: Callable[[str], str] = str,
+    values: Mapping[str, Any] | None = None,
 ) -> list[int]:
-    """Returns the token ids of a prompt. ``tools`` are passed to the chat template; with ``raw`` a text is
-    tokenized without the template. ``filled`` changes the text of a chat before it becomes ids.
+    """Returns the token ids of a prompt. ``tools`` and further ``values`` are passed to the chat template;
+    with ``raw`` a text is tokenized without the template. ``filled`` changes the text of a chat before it
+    becomes ids.
 
     Raises:
         ConfigError: the prompt is of no known form, has no tokens or a token that the model lacks, or is
@@ -58,7 +60,7 @@ def prompt_ids(
     if isinstance(prompt, str) and (raw or not session.task.pads_left):
         ids = session.tokenizer.encode(prompt)
     else:
-        ids = session.tokenizer.prompt(prompt, tools, filled) if items else []  # type: ignore[arg-type]
+        ids = session.tokenizer.prompt(prompt, tools, filled, values) if items else []  # type: ignore[arg-type]
     if not ids:
         raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
     return ids
@@ -69,6 +71,7 @@ def see(
     prompt: Prompt,
     pictures: Sequence[Picture] = (),
     tools: Sequence[Mapping[str, Any]] = (),
+    values: Mapping[str, Any] | None = None,
 ) -> tuple[list[int], list[SeenPicture]]:
     """Returns the token ids of a prompt of a model that takes images, with those of its ``pictures`` in the
     place of each mark, and what was read of the pictures. Messages may also hold pictures in parts of their
@@ -102,7 +105,7 @@ def see(
     seen = [reader.read(picture, len(given) == 1) for picture in given]
     as_ids = not isinstance(prompt, str) and all(type(item) is int for item in prompt)
     filled = str if reader.plain else partial(fill_marks, mark=reader.mark, pictures=seen)
-    ids = prompt_ids(session, prompt, tools, filled=filled)
+    ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
     if as_ids or reader.plain:
         ids = _fill_ids(session, ids, reader, seen)
     if not seen:

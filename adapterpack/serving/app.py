@@ -143,7 +143,8 @@ class _Endpoint:
         if self._route.access == "open":
             return EVERYBODY
         await self._keys.look()
-        key = self._keys.of(request.headers.get("authorization"))
+        own = request.headers.get("x-api-key")  # where Anthropic's clients put the key
+        key = self._keys.of(request.headers.get("authorization") or (own and f"Bearer {own}"))
         record.key = key.id
         if self._route.access == "admin" and not key.admin:
             raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")

@@ -123,15 +123,17 @@ class Catalogue:
             raise HTTPError(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
         return pack
 
-    def provenance(self, model: ServedModel, given: Sequence[object] = ()) -> Provenance:
+    def provenance(
+        self, model: ServedModel, given: Sequence[object] = (), notes: Sequence[str] = ()
+    ) -> Provenance:
         """Returns what answered, in the form of responses. ``given`` are the prompts or inputs of the
-        request.
+        request, and ``notes`` go to the client.
         """
         shares: list[Share] | UnsetType = UNSET
         if isinstance(model.pack, Mix):
             shares = [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts]
-        ids = any(isinstance(one, list) for one in given)
-        return Provenance(model.adapter, model.digest, self.base, shares, [OWN_IDS] if ids else UNSET)
+        warnings = [OWN_IDS, *notes] if any(isinstance(one, list) for one in given) else list(notes)
+        return Provenance(model.adapter, model.digest, self.base, shares, warnings or UNSET)
 
     def _model(self, adapter: str | None) -> ServedModel | None:
         if adapter is None:

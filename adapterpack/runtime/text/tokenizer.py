@@ -238,17 +238,18 @@ class Tokenizer:
         prompt: str | Sequence[Message],
         tools: Sequence[Mapping[str, Any]] = (),
         filled: Callable[[str], str] = str,
+        values: Mapping[str, Any] | None = None,
     ) -> list[int]:
         """Returns the ids of a prompt. A text becomes one user message, and the chat template, if there is
-        one, renders the messages with the ``tools`` that the model may call. ``filled`` changes the text
-        before it becomes ids.
+        one, renders the messages with the ``tools`` that the model may call, and with further ``values``.
+        ``filled`` changes the text before it becomes ids.
 
         Raises:
             ConfigError: there is no chat template, and a message has content other than text.
         """
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if self.template is not None:
-            return self.encode(filled(self.render(messages, tools)), special=False)
+            return self.encode(filled(self.render(messages, tools, values)), special=False)
         contents = [message["content"] for message in messages]
         if not all(isinstance(content, str) for content in contents):
             raise ConfigError(
@@ -257,16 +258,27 @@ class Tokenizer:
             )
         return self.encode(filled("\n".join(contents)))
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> str:
-        """Renders messages with the chat template, and the tools that the model may call, up to the point
-        where the answer begins.
+    def render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]] = (),
+        values: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Renders messages with the chat template, the tools that the model may call, and further ``values``,
+        up to the point where the answer begins. With the value ``continue_final_message`` that is the end of
+        the last message's text, as in transformers.
 
         Raises:
-            FormatError: the template does not render.
+            FormatError: the template does not render, or leaves out the message to be continued.
         """
-        return self._chat.render(
-            messages, {**self.special_tokens, **({"tools": list(tools)} if tools else {})}
+        given = dict(values or {})
+        continued = given.pop("continue_final_message", False)
+        if continued:
+            given["add_generation_prompt"] = False
+        text = self._chat.render(
+            messages, {**self.special_tokens, **given, **({"tools": list(tools)} if tools else {})}
         )
+        return _before_end(text, str(messages[-1]["content"]), self.path) if continued else text
 
     def text_of(self, token: int) -> str:
         """Returns the text of one token of the vocabulary, such as a special one.
@@ -303,6 +315,15 @@ class Tokenizer:
 
     def _errors(self, what: str) -> AbstractContextManager[None]:
         return library_errors("tokenizers", what, where=self.path, remedy=_REMEDY)
+
+
+def _before_end(text: str, last: str, where: object) -> str:
+    """Returns a rendered chat up to the end of its last message, whose spaces the template may have cut."""
+    at = text.rfind(last.strip())
+    if at < 0 or not last.strip():
+        raise FormatError("the chat template leaves out the message that is to be continued", where=where)
+    whole = last.lstrip()
+    return text[: at + len(whole if text.startswith(whole, at) else last.strip())]
 
 
 class NoTokenizer:

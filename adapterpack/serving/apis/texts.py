@@ -1,5 +1,5 @@
-"""Text generation: ``/v1/completions``, ``/v1/chat/completions`` and ``/v1/responses``, on every decoder
-engine.
+"""Text generation: ``/v1/completions``, ``/v1/chat/completions``, ``/v1/responses`` and ``/v1/messages``, on
+every decoder engine.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from ...http.http_error import HTTPError, invalid_request
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.tools.reader import CallReader
 from ..answering import EventStream, TextResponse, running
+from ..anthropic.message_requests import MessagesPrompt, MessagesRequest
+from ..anthropic.messages_writer import ANTHROPIC, MessageAnswer, MessageEvent, MessagesWriter, TokensCount
 from ..api import APIS, Api, ApiKind
 from ..catalogue import ServedModel
 from ..observability.metrics import Figure
@@ -25,7 +27,7 @@ from ..openai.response_requests import ResponseRequest
 from ..openai.response_writer import ChatWriter, CompletionWriter, ResponseWriter
 from ..openai.responses_writer import ResponseAnswer, ResponseEvent, ResponsesWriter
 from ..openai.token_texts import TokenTexts
-from ..route import RequestContext, RouteSpec
+from ..route import RequestContext, RouteSpec, json_response
 from ..scheduling.rows import RequestOutput, ScheduledRow
 from ..tenants.keys import Key
 from ..tenants.limits import ServerLimits
@@ -62,6 +64,17 @@ class Texts:
             )
         return await self._answer(context, body.chat(), partial(ResponsesWriter, body))
 
+    async def messages(self, context: RequestContext) -> Response:
+        """``POST /v1/messages``: answers a conversation in the form of Anthropic's Messages API."""
+        body = await context.read_body(MessagesRequest)
+        return await self._answer(context, body.chat(), partial(MessagesWriter, body))
+
+    async def count(self, context: RequestContext) -> Response:
+        """``POST /v1/messages/count_tokens``: counts the tokens of a conversation."""
+        body = await context.read_body(MessagesPrompt)
+        context.request_model(body.model)
+        return json_response(TokensCount(await self.preparer.count(body.chat())))
+
     async def _answer(
         self,
         context: RequestContext,
@@ -81,7 +94,11 @@ class Texts:
             rows = self._rows(body, prepared, model, context.key, output)
             stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
             given = body.prompts if isinstance(body, CompletionRequest) else ()
-            provenance = context.state.catalogue.provenance(model, given)
+            notes = [f"ignored: {name}, which this server does not know" for name in context.record.ignored]
+            if isinstance(body, ChatRequest):
+                unread = self.preparer.unread(body)
+                notes += [f"without an effect: this model's chat template reads no {name}" for name in unread]
+            provenance = context.state.catalogue.provenance(model, given, notes)
             written = (
                 self._form(body, provenance, prepared) if form is None else form(provenance, prepared.calls)
             )
@@ -158,6 +175,29 @@ def open_api(
                 ChatCompletion,
                 ChatChunk,
                 example={"messages": [{"role": "user", "content": "Hello"}]},
+            ),
+            RouteSpec(
+                "POST",
+                "/v1/messages",
+                texts.messages,
+                "key",
+                "the next message, in Anthropic's form",
+                MessagesRequest,
+                MessageAnswer,
+                MessageEvent,
+                ANTHROPIC,
+                {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64},
+            ),
+            RouteSpec(
+                "POST",
+                "/v1/messages/count_tokens",
+                texts.count,
+                "key",
+                "the tokens of a conversation, in Anthropic's form",
+                MessagesPrompt,
+                TokensCount,
+                None,
+                ANTHROPIC,
             ),
             RouteSpec(
                 "POST",

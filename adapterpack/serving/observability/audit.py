@@ -24,7 +24,8 @@ class Record:
     """Data about a request, collected while it is handled. Times are those of the monotonic clock.
 
     ``outcome`` is why its answers ended, the code of its error, or ``disconnected``; ``trace`` holds the
-    headers that name its trace.
+    headers that name its trace. ``ignored`` are the fields of its body that are known to have no meaning
+    here.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record:
     status: int = 0
     outcome: str = ""
     trace: Mapping[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
 
 
 class AuditLog:

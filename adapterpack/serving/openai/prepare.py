@@ -21,7 +21,7 @@ from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import MaskQueue, grammar_mask
-from ...runtime.media.pictures import join_pictures
+from ...runtime.media.pictures import SeenPicture, join_pictures
 from ...runtime.prompts import prompt_ids, see
 from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
@@ -147,7 +147,30 @@ class Preparer:
         assert isinstance(body, CompletionRequest)
         return [(self._text(prompt), {}) for prompt in body.prompts]
 
+    async def count(self, body: ChatRequest) -> int:
+        """Returns the number of tokens of a conversation's prompt.
+
+        Raises:
+            HTTPError, AdapterpackError: see :meth:`prepare`.
+        """
+        ids, _ = await asyncio.get_running_loop().run_in_executor(self._tokens, self._read, body)
+        return len(ids)
+
+    def unread(self, body: ChatRequest) -> list[str]:
+        """Returns the values for the chat template that this model's does not mention."""
+        source = self._engine.bundle.tokenizer.template or ""
+        given = [*(body.chat_template_kwargs or {}), *(["reasoning_effort"] if body.reasoning_effort else [])]
+        return [name for name in given if name not in source]
+
     def _conversation(self, body: ChatRequest, pack: Pack | Mix | None) -> tuple[list[int], Arrays]:
+        ids, pictures = self._read(body)
+        bundle = self._engine.bundle
+        if "image_features" not in bundle.task.main.inputs:
+            return ids, {}
+        return ids, encode_images(bundle, [ids], [pack], join_pictures(pictures))[0]
+
+    def _read(self, body: ChatRequest) -> tuple[list[int], list[SeenPicture]]:
+        """Returns the tokens of a conversation, and its pictures."""
         if len(body.messages) > self._limits.messages:
             raise invalid_request(
                 f"a conversation may have {self._limits.messages} messages",
@@ -163,11 +186,10 @@ class Preparer:
         tools = [tool.for_template() for tool in body.tools or ()] if body.tool_choice != "none" else []
         bundle = self._engine.bundle
         if "image_features" in bundle.task.main.inputs:
-            ids, pictures = see(bundle, body.conversation(), (), tools)
-            return ids, encode_images(bundle, [ids], [pack], join_pictures(pictures))[0]
+            return see(bundle, body.conversation(), (), tools, body.template_values)
         if any(message.images for message in body.messages):
             raise invalid_request("this model reads no images", "messages")
-        return prompt_ids(bundle, body.conversation(), tools), {}
+        return prompt_ids(bundle, body.conversation(), tools, values=body.template_values), []
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):

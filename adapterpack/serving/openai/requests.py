@@ -325,6 +325,10 @@ def breaches_of(messages: Sequence[Message]) -> Iterator[Misfit]:
         yield from (Misfit(f"/messages/{number}{pointer}", what) for pointer, what in message.breaches())
 
 
+_RENDERED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "reasoning_effort"}
+"""The variables of chat templates that have fields of their own."""
+
+
 class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/chat/completions``."""
 
@@ -336,6 +340,10 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     modalities: list[Literal["text"]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Annotated[str, Meta(max_length=64)] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for invalid messages, two token limits, and ``top_logprobs`` without
@@ -343,6 +351,11 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         """
         yield from super().breaches()
         yield from breaches_of(self.messages)
+        for name in _RENDERED & (self.chat_template_kwargs or {}).keys():
+            yield Misfit(f"/chat_template_kwargs/{name}", "the request's own fields say this")
+        last = self.messages[-1]
+        if self.continue_final_message and (last.images or last.tool_calls or self.add_generation_prompt):
+            yield Misfit("/continue_final_message", "the last message is a text, and no new one begins")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             yield Misfit(
                 "/max_completion_tokens",
@@ -350,6 +363,19 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
             )
         if self.top_logprobs is not None and not self.logprobs:
             yield Misfit("/top_logprobs", "top_logprobs goes with logprobs: true")
+
+    @property
+    def template_values(self) -> dict[str, Any]:
+        """What the chat template gets beside messages and tools."""
+        given = {
+            "reasoning_effort": self.reasoning_effort,
+            "add_generation_prompt": self.add_generation_prompt,
+        }
+        return {
+            **(self.chat_template_kwargs or {}),
+            **{name: value for name, value in given.items() if value is not None},
+            "continue_final_message": bool(self.continue_final_message),
+        }
 
     def conversation(self) -> list[dict[str, Any]]:
         """Returns the messages in the form that chat templates take. A tool's message gets the name of the
