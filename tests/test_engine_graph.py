@@ -438,12 +438,14 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
         ("granite_swa", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
         pytest.param("xglm", CLAMPED, marks=pytest.mark.long),
         ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": 0}),
+        pytest.param("megatron-bert", {"is_decoder": True}, marks=pytest.mark.long),
+        pytest.param("moshi", {"sliding_window": 8, "ffn_dim": 48}, marks=pytest.mark.long),
     ],
 )
 def test_attentions_of_every_build(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
     """ALiBi, sinks beside the scores or as a gate after them, scores with a lower bound, layers without
-    rotation, and keys and values that the ordinary graph computes from its caches, which are wider in the
-    engine; adapters of the rows at every layer, that of the latents too.
+    rotation, keys and values that the ordinary graph computes from its caches, which are wider in the engine,
+    and a window that no mask has; adapters of the rows at every layer, that of the latents too.
     """
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     more = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}

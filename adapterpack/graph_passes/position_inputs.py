@@ -68,6 +68,7 @@ class PositionInputs:
     ) -> None:
         self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
         self._weighing: dict[ir.Value, bool] = {}
+        self._hiding: dict[tuple[ir.Value, int], bool] = {}
         self._biases: dict[str, list[ir.Value]] = {}
 
     def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
@@ -95,6 +96,19 @@ class PositionInputs:
             found = self._tabulate(value)
             self._biases[name] = [] if found is None else [self._look_up(found, value)]
         return self._biases.get(name, [])
+
+    def hides(self, added: Sequence[ir.Value], distance: int) -> bool:
+        """Whether a token does not see the one so far before it by what is ``added`` to its scores; True if
+        that depends on more than positions and the mask, so that nobody knows.
+        """
+        for value in added:
+            if (value, distance) not in self._hiding:
+                hidden = True
+                if self._positional(value, self._mask):
+                    scores = self._run(value, 1, distance).reshape(-1, distance + 1)[:, 0]
+                    hidden = bool((~scores if scores.dtype == bool else scores < _MASKED).all())
+                self._hiding[value, distance] = hidden
+        return any(self._hiding[value, distance] for value in added)
 
     def within_chunks(
         self, size: int, bias: Sequence[ir.Value], queries: ir.Value, attention: ir.Node

@@ -149,6 +149,8 @@ def make_decoder(
     places = PositionInputs(model, ids, list(caches.values()), total, context)
     for attention in attentions:
         bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
+        # some models state a window that their mask does not have (Moshi)
+        window = reach.window if reach.window and places.hides(attention.added, reach.window) else None
         if reach.chunk is not None:
             bias = places.within_chunks(reach.chunk, bias, attention.queries, attention.output.producer())
         _replace(
@@ -157,7 +159,7 @@ def make_decoder(
             lengths,
             total,
             # -1 turns the operator's window off
-            reach.window or -1,
+            window or -1,
         )
     _take_ends_as_inputs(graph, batch)
     read_sources(model)

@@ -24,7 +24,7 @@ from ...tasks.session import Arrays
 from ...tasks.sounds import FRAMES
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
-from ..tracing.layer_state import is_recurrent, own_mask
+from ..tracing.layer_state import is_recurrent, own_mask, whole_cache
 from ..tracing.torch_parts import first_position
 
 if TYPE_CHECKING:
@@ -108,7 +108,10 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     if task.generates and counted and "decoder_input_ids" not in batch:
         first = {**batch, "position_ids": positions(batch["attention_mask"]) + first_position(model)}
     keeping = {"logits_to_keep": kept} if kept and "logits_to_keep" in parameters else {}
-    result = _torch(model, first, **({"use_cache": True} if task.generates else {}), **keeping)
+    caching: dict[str, Any] = {"use_cache": True} if task.generates else {}
+    if task.generates and not task.has_encoder and (whole := whole_cache(model)) is not None:
+        caching["cache" if "cache" in parameters else "past_key_values"] = whole
+    result = _torch(model, first, **caching, **keeping)
     outputs = {key: value.float().numpy() for key, value in result.items() if isinstance(value, torch.Tensor)}
     if not task.generates:
         return outputs

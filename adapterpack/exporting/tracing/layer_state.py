@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
     DummyLayer,
@@ -149,11 +149,26 @@ def is_recurrent(model: PreTrainedModel) -> bool:
     return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
-def own_mask(cache: DynamicCache, mask: Mask, tokens: int) -> Mask:
+def whole_cache(model: PreTrainedModel) -> DynamicCache | None:
+    """Returns an empty cache that keeps all tokens for a model whose own would drop those that left a window,
+    and None for any other: where the mask has no window (Moshi), a step on the own cache computes something
+    else than a pass over all tokens.
+    """
+    try:
+        layers = DynamicCache(config=model.config).layers
+    except AttributeError:
+        return None
+    slides = any(type(layer) is DynamicSlidingWindowLayer for layer in layers)
+    return DynamicCache() if slides and not is_recurrent(model) else None
+
+
+def own_mask(cache: DynamicCache | EncoderDecoderCache, mask: Mask, tokens: int) -> Mask:
     """Returns the mask that a model takes for a pass of so many ``tokens``: without any attention layer, it
     covers only these.
     """
-    return mask if any(isinstance(layer, CacheLayerMixin) for layer in cache.layers) else mask[:, -tokens:]
+    # decoders that could also have an encoder (BERT's kin) return the cache of both
+    layers = getattr(cache, "self_attention_cache", cache).layers
+    return mask if any(isinstance(layer, CacheLayerMixin) for layer in layers) else mask[:, -tokens:]
 
 
 def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
