@@ -20,15 +20,16 @@ from architectures import KINDS
 from PIL import Image
 from serving.servers import ANN, begin
 from transformers import vision_utils
-from vision_models import AHEAD, FAMILIES, IMAGE, architecture, make_family
+from vision_models import FAMILIES, IMAGE, architecture, make_family
 
-from adapterpack import Session, export, run
-from adapterpack.errors import ConfigError, Unsupported
-from adapterpack.exporting.tracing.vision_parts import SeeingDecoder
+from adapterpack import LoRA, Session, adapt, export, load, run, save
+from adapterpack.errors import ConfigError
 from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
 from adapterpack.runtime.media.pictures import PictureReader, join_pictures
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
+from adapterpack.torch_adapters.canaries.inputs import token_types
+from adapterpack.torch_adapters.layers.active import adapted_layers
 from adapterpack.torch_adapters.models.load import load_model
 
 SHORT = {"qwen3_vl"}
@@ -60,6 +61,9 @@ def greedy(base: Path, pack: Any, ids: list[int], images: dict[str, Any], count:
     more = {key: torch.from_numpy(np.ascontiguousarray(value)) for key, value in images.items()}
     if GRIDS in images:
         more["mm_token_type_ids"] = (tokens == IMAGE).int()
+    elif model.config.model_type in {"gemma3", "paligemma"}:  # as their processors say
+        seen = tokens == IMAGE if model.config.model_type == "gemma3" else tokens < 0
+        more["token_type_ids"] = seen.int()
     with torch.no_grad():
         out = model.generate(
             input_ids=tokens,
@@ -100,10 +104,11 @@ def test_rows_with_pictures_and_adapters_answer_as_transformers_does(
     session = Session(bundle, "cpu")
     assert session.bundle.parity["long_rows"].get("unjudged", []) == []
     assert session.bundle.decoder
+    mark = "<start_of_image>" if name == "gemma3" else "<image>"
     rows = [
-        {"prompt": "w20 <image> w21 <image> w22", "image": PICTURES[:2]},
+        {"prompt": f"w20 {mark} w21 {mark} w22", "image": PICTURES[:2]},
         {"prompt": "w30 w31 w32 w33"},
-        {"prompt": "<image> w40", "image": PICTURES[2]},
+        {"prompt": f"{mark} w40", "image": PICTURES[2]},
     ]
     names = [None, pack.name, pack.name]
     answers = session.task.answer(session, rows, names, {"max_new_tokens": 5, "min_new_tokens": 5})
@@ -118,7 +123,7 @@ def test_rows_with_pictures_and_adapters_answer_as_transformers_does(
         wanted = greedy(base, pack if adapter else None, ids, images, 5)
         assert answer["completion"] == session.tokenizer.decode(wanted), row
     with pytest.raises(ConfigError, match="one mark for each"):
-        list(run(bundle, [{"prompt": "<image> <image>", "image": PICTURES[0]}]))
+        list(run(bundle, [{"prompt": f"{mark} {mark}", "image": PICTURES[0]}]))
     with pytest.raises(ConfigError, match="no image"):
         list(run(bundle, [{"prompt": "w9 <image>"}]))
 
@@ -233,12 +238,36 @@ def test_tiles_are_packed_as_transformers_packs_them(name: str) -> None:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
-def test_a_model_whose_images_look_ahead_is_refused(name: str) -> None:
-    """A causal graph would give other numbers, and nobody would see it."""
-    model = hf.AutoModelForImageTextToText.from_config(AHEAD[name]())
-    with pytest.raises(Unsupported, match="attend to later ones"):
-        SeeingDecoder(model)
+def test_types_of_tokens_say_what_sees_later_tokens() -> None:
+    """Of Gemma 3 its images, of PaliGemma the prompt, of a LLaVA nothing; with these types the models' own
+    masks show the tokens of one image, or of the prompt, to each other.
+    """
+    ids, answers = torch.tensor([[5, IMAGE, IMAGE, 6, 9]]), torch.tensor([[0, 0, 0, 0, 1]])
+    for name, wanted in (
+        ("gemma3", [0, 1, 1, 0, 0]),
+        ("paligemma", [0, 0, 0, 0, 1]),
+        ("paligemma2", [0, 0, 0, 0, 1]),
+        ("llava", None),
+    ):
+        model = hf.AutoModelForImageTextToText.from_config(FAMILIES[name].config())
+        types = token_types(model, ids, answers)
+        assert [one.tolist() for one in types.values()] == ([[wanted]] if wanted else []), name
+
+
+@pytest.mark.fast
+def test_a_model_of_texts_alone_gets_no_adapters_in_its_tower(tmp_path: Path) -> None:
+    """Loaded for texts, a model that could see trains and packs its language part, and a canary of texts; a
+    graph for texts has nothing else.
+    """
+    base = make_family("gemma3", tmp_path / "base")
+    for task, seeing in (("text-generation", False), ("image-text-to-text", True)):
+        model = adapt(load_model(get_task(task), base), LoRA(r=2), "words")
+        paths = {layer._site.path for layer in adapted_layers(model)}
+        assert paths
+        assert any("vision_tower" in path for path in paths) == seeing
+        pack = save(model, tmp_path / task, base=base, name="words")
+        canary = load(tmp_path / task).manifest.canary
+        assert canary is not None and (canary.pixels is not None) == seeing, pack
 
 
 @pytest.mark.fast

@@ -52,6 +52,7 @@ IMAGE = 7
 _TOKENS = {"image_token_id": IMAGE}
 _QWEN = {**_TOKENS, "video_token_id": 8, "vision_start_token_id": 5, "vision_end_token_id": 6}
 _TURNED = {**_TEXT, "rope_parameters": _ROPE}
+_WINDOWS = ["sliding_attention", "full_attention"]
 _SQUARE = {"height": 12, "width": 12}
 
 
@@ -72,6 +73,19 @@ def _idefics(name: str) -> Family:
         ),
         f"{name}ImageProcessor",
         settings,
+    )
+
+
+def _paligemma(text: Callable[[], Any]) -> Family:
+    return Family(
+        lambda: hf.PaliGemmaConfig(
+            vision_config=hf.SiglipVisionConfig(**_SIGLIP, projection_dim=32),
+            text_config=text(),
+            projection_dim=32,
+            **_TOKENS,
+        ),
+        "SiglipImageProcessor",
+        {"size": _SQUARE},
     )
 
 
@@ -181,22 +195,20 @@ FAMILIES = {
         "Qwen2VLImageProcessor",
         _QWEN_PICTURES,
     ),
-}
-AHEAD: dict[str, Callable[[], Any]] = {
-    "gemma3": lambda: hf.Gemma3Config(
-        vision_config=hf.SiglipVisionConfig(**{**_SIGLIP, "image_size": 16}),
-        text_config=hf.Gemma3TextConfig(**_TEXT),
-        mm_tokens_per_image=4,
-        **_TOKENS,
+    # tokens of an image, or of a prompt, attend to later ones of the same
+    "gemma3": Family(
+        lambda: hf.Gemma3Config(
+            vision_config=hf.SiglipVisionConfig(**{**_SIGLIP, "image_size": 16}),
+            text_config=hf.Gemma3TextConfig(**_TEXT, sliding_window=3, layer_types=_WINDOWS),
+            mm_tokens_per_image=4,
+            **_TOKENS,
+        ),
+        "Gemma3ImageProcessor",
+        {"size": {"height": 16, "width": 16}},
     ),
-    "paligemma": lambda: hf.PaliGemmaConfig(
-        vision_config=hf.SiglipVisionConfig(**_SIGLIP, projection_dim=32),
-        text_config=hf.GemmaConfig(**_TEXT),
-        projection_dim=32,
-        **_TOKENS,
-    ),
+    "paligemma": _paligemma(lambda: hf.GemmaConfig(**_TEXT)),
+    "paligemma2": _paligemma(lambda: hf.Gemma2Config(**_TEXT, sliding_window=3, layer_types=_WINDOWS)),
 }
-"""Configs of families whose images or prompts see later tokens of theirs."""
 LANGUAGE = "all-language"
 _SPECIAL = {
     0: "<pad>",
@@ -210,6 +222,8 @@ _SPECIAL = {
     12: "[IMG_END]",
     13: "<img>",
     14: "</img>",
+    3: "<start_of_image>",
+    4: "<end_of_image>",
     **{15 + 2 * row + col: f"<row_{row + 1}_col_{col + 1}>" for row in range(2) for col in range(2)},
 }
 TEMPLATE = (

@@ -12,6 +12,7 @@ from ..base.thresholds import turns_by_length
 from ..bundle.layer_caches import replaced_states
 from ..bundle.manifest import ADAPTER_POSITIONS, PAST
 from ..errors import ParityError
+from ..runtime.media.image_layouts import TOKEN_TYPES
 from ..runtime.sessions.decoder import next_cache
 from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
@@ -33,13 +34,19 @@ def takes_much(session: Session, rows: int, longest: int) -> bool:
     return rows * max(heads, queries if isinstance(queries, int) else 1) * longest * longest > _MOST
 
 
+def reads_whole(session: Session) -> bool:
+    """Whether rows cannot be read in pieces: their rotations depend on their lengths, or all tokens of a
+    prompt see each other.
+    """
+    return turns_by_length(session.config) or TOKEN_TYPES in session.inputs
+
+
 def in_pieces(session: Session, ids: np.ndarray, name: str | None, steps: int = 0) -> Iterator[Arrays]:
     """Yields the outputs of each piece of a row ``[1, tokens]``, run on the cache of all pieces before it;
-    each of the last ``steps`` tokens is its own piece. A row whose rotations depend on its length is one
-    piece.
+    each of the last ``steps`` tokens is its own piece. A row that :func:`reads_whole` is one piece.
     """
     tokens = ids.shape[1]
-    piece = tokens if turns_by_length(session.config) else _PIECE
+    piece = tokens if reads_whole(session) else _PIECE
     acting = session.acting({"input_ids": ids, "attention_mask": np.ones_like(ids)}, [name])
     stops = [*range(piece, tokens - steps, piece), *range(tokens - steps, tokens + 1)]
     outputs, start = Arrays(), 0

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..base.base_folder import CONFIG, read_json
-from ..base.thresholds import turns_by_length
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import GRAPH, Bundle, graph_file
 from ..graph_passes.static_cache_decoder import write_decoder
@@ -22,7 +21,7 @@ from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
-from ..runtime.media.image_layouts import OFFSETS
+from ..runtime.media.image_layouts import FEATURES, OFFSETS
 from ..runtime.ort.values import array_of
 from ..runtime.prompts import start_ids
 from ..runtime.sessions.decoder import DecoderOnly, EncoderDecoder
@@ -32,7 +31,7 @@ from ..runtime.text.model_files import context_length, context_of, text_part
 from ..slots.precision import DEFAULT, precision
 from ..tasks.session import Arrays
 from ..tasks.task import MAIN
-from .compare import in_pieces, largest_difference, require_close, takes_much
+from .compare import in_pieces, largest_difference, reads_whole, require_close, takes_much
 from .int8_cache import quantize_cache
 
 _LENGTHS = (11, 4, 7)
@@ -86,6 +85,9 @@ def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[s
     tokens = rng.integers(1, most, (_STEPS, len(rows)))
     if OFFSETS in session.inputs:  # as if the rows had images
         sources = [{OFFSETS: rng.integers(-9, 9, (1, length + 1, 3))} for length in _LENGTHS]
+    elif FEATURES in session.inputs:  # an image of which nothing is seen but where its tokens are
+        rows[0][2:8] = [session.image_token] * 6
+        sources = [{FEATURES: np.zeros((1, 0, session.inputs[FEATURES].shape[2]), np.float32)}, {}, {}]
     reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
     worst = 0.0
@@ -183,7 +185,7 @@ def _alone(session: Session, ids: Sequence[int], name: str | None, tokens: np.nd
     """Returns the ordinary graph's logits after a row's prompt and after each step ``[1 + steps,
     vocabulary]``.
     """
-    if turns_by_length(session.config) or not takes_much(session, 1, len(ids)):
+    if reads_whole(session) or not takes_much(session, 1, len(ids)):
         return _ordinary(session, [ids], None, [name], tokens[:, None])[:, 0]
     whole = np.array([[*ids, *tokens]], np.int64)
     logits = [outputs["logits"][0, -1] for outputs in in_pieces(session, whole, name, len(tokens))]
@@ -225,7 +227,7 @@ def _ordinary(
     going: DecoderOnly | EncoderDecoder
     if not session.task.has_encoder:
         given = Arrays()
-        if sources is not None:
+        if OFFSETS in session.inputs and sources is not None:
             longest = max(map(len, rows)) + 1
             moved = [source[OFFSETS][0] for source in sources]
             given[OFFSETS] = np.stack([np.pad(one, ((longest - len(one), 0), (0, 0))) for one in moved])
@@ -258,7 +260,7 @@ def _by_engine(
     given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
     rows = [
         SequenceState(prompt=ids, adapter=adapter, features=source)
-        if OFFSETS in source
+        if {OFFSETS, FEATURES} & source.keys()
         else SequenceState(prompt=ids, adapter=adapter, source=source)
         for ids, adapter, source in given
     ]
@@ -266,7 +268,8 @@ def _by_engine(
         batch.admit(row)
     for row in rows:
         while row.num_computed_tokens < len(row.prompt):
-            last = batch.prefill(min(piece, len(row.prompt) - row.num_computed_tokens)).copy()
+            left = len(row.prompt) - row.num_computed_tokens
+            last = batch.prefill(left if row.whole else min(piece, left)).copy()
         first.append(last)
     logits = [np.stack(first)]
     for step_tokens in tokens:

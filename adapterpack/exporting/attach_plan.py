@@ -182,7 +182,7 @@ def _refuse(graph: BaseGraph, base: Checkpoint, packs: list[Pack], missing: list
         "depend on it",
         found=", ".join(missing[:5]),
         remedy="export with --mode folded, or train the adapter with targets all-linear, "
-        "which leaves out what the model does not use",
+        "which leaves out what the model does not use; a vision tower is in a graph of a task with images",
     )
 
 

@@ -43,6 +43,11 @@ from the same number of each input (``_OF_EACH``).
 """
 
 
+def _lowest(dtype: ir.DataType) -> np.float32:
+    """Returns the score of a token that is hidden, which a type holds."""
+    return np.float32(-1e4 if dtype == ir.DataType.FLOAT16 else -1e9)
+
+
 class _Bias(NamedTuple):
     """A bias on scores: ``rows`` ``[n, heads]`` for the first distances between tokens, or with ``of_keys``
     for the first positions of keys, and what each farther one adds to the last.
@@ -119,7 +124,6 @@ class PositionInputs:
         dtype, name = queries.dtype or ir.DataType.FLOAT, f"chunks/{size}"
         add = partial(self._add, attention)
         if name not in self._biases:
-            lowest = np.float32(-1e4 if dtype == ir.DataType.FLOAT16 else -1e9)
             number, zero, one = (
                 self._number(f"{name}/{key}", value)
                 for key, value in (("size", size), ("zero", 0), ("one", 1))
@@ -129,13 +133,90 @@ class PositionInputs:
             own = add("Equal", f"{name}/own", rows, keys)
             none, hidden = (
                 self._number(f"{name}/{key}", value)
-                for key, value in (("none", np.float32(0)), ("hidden", lowest))
+                for key, value in (("none", np.float32(0)), ("hidden", _lowest(dtype)))
             )
             shown = add("Where", f"{name}/shown", own, none, hidden)
             heads = add("Unsqueeze", f"{name}/heads", shown, self._number("second_axis", [1]))
             self._biases[name] = [add("Cast", name, heads, to=dtype)]
         (chunks,) = self._biases[name]
         return [add("Add", f"{name}/bias", *bias, chunks)] if bias else [chunks]
+
+    def looking_ahead(
+        self,
+        added: Sequence[ir.Value],
+        image: int | None,
+        window: int | None,
+        queries: ir.Value,
+        attention: ir.Node,
+    ) -> list[ir.Value]:
+        """Returns the mask of an ``attention`` whose tokens attend to later ones of the same image, or of
+        the same prompt, as a bias ``[batch, 1, sequence, total]`` of the type of ``queries``, which also
+        hides all other later tokens and those beyond a ``window``; nothing if the values ``added`` to its
+        scores hide every later token. ``image`` is the token of images.
+        """
+        mask = next((value for value in added if not self._positional(value)), None)
+        if image is None or mask is None:
+            return []
+        if mask.name not in self._biases:
+            count = (window or 0) + 3
+            row = [_TOKEN if image != _TOKEN else _TOKEN + 1, *[image] * count]
+            shown = self._run(mask, len(row), 0, np.array([row]))[0, 0]
+            shown = shown if shown.dtype == bool else shown > _MASKED
+            ahead, beyond = shown[1, -1], bool(shown[-1, 1])
+            dtype = queries.dtype or ir.DataType.FLOAT
+            self._biases[mask.name] = (
+                [self._see_ahead(attention, image, window, beyond, dtype)] if ahead else []
+            )
+        return self._biases[mask.name]
+
+    def _see_ahead(
+        self, before: ir.Node, image: int, window: int | None, beyond: bool, dtype: ir.DataType
+    ) -> ir.Value:
+        """Adds the nodes of such a bias; ``beyond`` says that tokens of one image see
+        each other beyond the window.
+        """
+        add, name = partial(self._add, before), f"ahead/{window}"
+        zero, one, none, token, second, third, reach, seen, hidden = (
+            self._number(f"{name}/{key}", value)
+            for key, value in (
+                ("zero", 0),
+                ("one", 1),
+                ("none", -1),
+                ("image", image),
+                ("second", [1]),
+                ("third", [2]),
+                ("reach", window or 0),
+                ("seen", np.float32(0)),
+                ("hidden", _lowest(dtype)),
+            )
+        )
+        types = inputs_of(self.model.graph).get("token_type_ids")
+        if types is None:  # tokens of one image have as many other tokens before them
+            inside = add("Equal", f"{name}/inside", self._ids, token)
+            others = add("Cast", f"{name}/others", add("Not", f"{name}/outside", inside), to=7)
+            group = add("CumSum", f"{name}/counted", others, one)
+        else:
+            inside, group = add("Equal", f"{name}/inside", types, zero), zero
+        groups = add("Where", f"{name}/groups", inside, group, none)
+        keys, queries = self._keys(before, name, zero, one), self._queries(before, name)
+        # the place of each key among the pass's tokens, which are all that anyone sees ahead
+        first = add("ReduceMin", f"{name}/first", self._position_ids, second)
+        place = add("Sub", f"{name}/place", keys, first)
+        last = add("Sub", f"{name}/last", add("Shape", f"{name}/tokens", self._ids, start=1, end=2), one)
+        near = add("Max", f"{name}/low", add("Min", f"{name}/high", place, last), zero)
+        taken = add("GatherElements", f"{name}/taken", groups, near, axis=1)
+        read = add("Where", f"{name}/read", add("Equal", f"{name}/own", near, place), taken, none)
+        by_query = add("Unsqueeze", f"{name}/by_query", groups, third)
+        by_key = add("Unsqueeze", f"{name}/by_key", read, second)
+        grouped = add("GreaterOrEqual", f"{name}/grouped", by_query, zero)
+        same = add("And", f"{name}/same", add("Equal", f"{name}/equal", by_query, by_key), grouped)
+        within = add("Greater", f"{name}/within", keys, add("Sub", f"{name}/start", queries, reach))
+        order = [("Or", same), ("And", within)][: 1 if window is None else 2]
+        shown = add("LessOrEqual", f"{name}/back", keys, queries)
+        for op, other in reversed(order) if beyond else order:
+            shown = add(op, f"{name}/{op}", shown, other)
+        scores = add("Where", f"{name}/scores", shown, seen, hidden)
+        return add("Cast", name, add("Unsqueeze", f"{name}/heads", scores, second), to=dtype)
 
     def index_tables(self) -> None:
         """Makes position tables read ``position_ids`` as their index.
@@ -360,7 +441,7 @@ class PositionInputs:
         """Returns the positions of the queries ``[batch, sequence, 1]``."""
         return self._add(before, "Unsqueeze", f"{name}/queries", self._position_ids, self._last_axis)
 
-    def _run(self, value: ir.Value, tokens: int, before: int) -> np.ndarray:
+    def _run(self, value: ir.Value, tokens: int, before: int, ids: np.ndarray | None = None) -> np.ndarray:
         """Computes a value for one row of ``tokens`` tokens after ``before`` cached ones."""
         # a graph is run only where positions are counted by the cache
         import onnxruntime as ort  # noqa: PLC0415
@@ -373,7 +454,7 @@ class PositionInputs:
             held.const_value = ir.tensor(np.array(held.const_value.numpy()), name=held.name)
         proto = ir.to_proto(in_float32(ir.Model(graph, ir_version=self.model.ir_version)))
         session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-        feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None]}
+        feeds = {self._ids.name: np.arange(_TOKEN, _TOKEN + tokens)[None] if ids is None else ids}
         if self._mask is not None:
             feeds[self._mask.name] = np.ones((1, before + tokens), np.int64)
         sizes = {"sequence": tokens, "past": before, "total": before + tokens}

@@ -147,19 +147,31 @@ def make_decoder(
     reaches, cap = reaches_of(config, max([-1, *layers]) + 1), config.get("attn_logit_softcapping") or 0.0
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total, context)
+    image = config.get("image_token_id", config.get("image_token_index"))
+    image = image if "image_features" in inputs_of(graph) else None
     for attention in attentions:
         bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
         # some models state a window that their mask does not have (Moshi)
         window = reach.window if reach.window and places.hides(attention.added, reach.window) else None
+        ahead = places.looking_ahead(
+            attention.added, image, reach.window, attention.queries, attention.output.producer()
+        )
+        if ahead and bias:
+            raise Unsupported(
+                "tokens that see later ones have a bias on their scores, too",
+                found=bias[0].name,
+                remedy="leave --static-cache out",
+            )
         if reach.chunk is not None:
             bias = places.within_chunks(reach.chunk, bias, attention.queries, attention.output.producer())
         _replace(
             model,
-            attention._replace(softcap=attention.softcap or float(cap), added=bias),
+            attention._replace(softcap=attention.softcap or float(cap), added=ahead or bias),
             lengths,
             total,
             # -1 turns the operator's window off
-            window or -1,
+            -1 if ahead else window or -1,
+            causal=not ahead,
         )
     _take_ends_as_inputs(graph, batch)
     read_sources(model)
@@ -552,7 +564,15 @@ def _cache_of(value: ir.Value | None, layers: Mapping[str, int]) -> ir.Value | N
     return value if node is not None and node.op_type == "Concat" and len(node.inputs) == 2 else None
 
 
-def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: ir.Value, window: int) -> None:
+def _replace(
+    model: ir.Model,
+    attention: _Attention,
+    lengths: ir.Value,
+    total: ir.Value,
+    window: int,
+    *,
+    causal: bool,
+) -> None:
     """Replaces an attention, and the cache that it outputs, by GroupQueryAttention."""
     graph, layer, add = model.graph, attention.layer, NewNodes(f"{attention.layer}")
     caches = [inputs_of(graph)[f"{PAST}{layer}.{side}"] for side in _SIDES]
@@ -592,6 +612,7 @@ def _replace(model: ir.Model, attention: _Attention, lengths: ir.Value, total: i
             "local_window_size": window,
             "do_rotary": 0,
             "softcap": attention.softcap,
+            **({} if causal else {"causal": 0}),
         },
         domain="com.microsoft",
         name=f"{PREFIX}{layer}/attention",

@@ -20,7 +20,7 @@ from ..tasks.task import Part
 from .adapters.mix import Names
 from .adapters.pinned import PinnedRows
 from .adapters.prompt_cache import PromptCache, make_prompt_cache
-from .media.image_layouts import IMAGES, OFFSETS, PIXELS, features_of_rows, rows_of_images
+from .media.image_layouts import IMAGES, OFFSETS, PIXELS, TOKEN_TYPES, features_of_rows, rows_of_images
 from .open_bundle import OpenBundle
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16, array_of, value_of
@@ -205,6 +205,9 @@ def _decoder(session: OpenBundle, graph: OrtModel, given: Arrays, rows: PinnedRo
     past, mask = past_length(given), given.get("attention_mask")
     if past is None:  # the states of all layers are of fixed size: only the mask says how much they have read
         past = 0 if mask is None else max(mask.shape[-1] - length, 0)
+    if TOKEN_TYPES in graph.inputs:  # a first pass is the prompt, whose tokens see all of it
+        kind = np.full((batch, length), int(past > prefix.width), np.int64)
+        given.setdefault(TOKEN_TYPES, kind)
     # The caller's mask covers the row's own tokens; the prompt's positions in the cache are added below.
     own = past + length - prefix.width
     mask = np.ones((batch, own), np.int64) if mask is None else mask

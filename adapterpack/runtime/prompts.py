@@ -105,6 +105,8 @@ def see(
     seen = [reader.read(picture, len(given) == 1) for picture in given]
     as_ids = not isinstance(prompt, str) and all(type(item) is int for item in prompt)
     filled = str if reader.plain else partial(fill_marks, mark=reader.mark, pictures=seen)
+    if isinstance(prompt, str):
+        prompt += reader.end
     ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
     if as_ids or reader.plain:
         ids = _fill_ids(session, ids, reader, seen)

@@ -79,7 +79,11 @@ TASKS.register(
         columns={"image": Picture | list},
         parts=(
             Part("vision", f"{_PARTS}:Vision", ("pixel_values", *GRID)),
-            Part(MAIN, f"{_PARTS}:SeeingDecoder", (*DECODER, "image_features", "position_offsets")),
+            Part(
+                MAIN,
+                f"{_PARTS}:SeeingDecoder",
+                (*DECODER, "image_features", "position_offsets", "token_type_ids"),
+            ),
         ),
         training=TaskTraining(encode, reads="media", adapted="all-language"),
     )

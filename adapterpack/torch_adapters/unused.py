@@ -20,6 +20,7 @@ from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
 from .canaries.canary import examples_of
+from .canaries.inputs import reads_text_alone
 from .layers.active import evaluating
 from .layers.observers import Observer
 from .layers.sites import experts_in
@@ -38,9 +39,10 @@ def unused_layers(
 
     Such a module is not called although its owner or its layer is (the attention to an encoder in a decoder
     that has none), or its output reaches none of the model's outputs. A module counts as used if the example
-    cannot tell: parts of the model that do not run, and experts. The
-    example is the canary's input, else the first of ``samples``; the result is None if the model runs on
-    neither. The model and the random state stay unchanged, and no activations are kept.
+    cannot tell: experts, and parts of the model that do not run, unless the model was loaded for a task of
+    texts alone, which need none of its towers. The example is the canary's input, else the first of
+    ``samples``; the result is None if the model runs on neither. The model and the random state stay
+    unchanged, and no activations are kept.
     """
     if not paths or not is_loaded(model):
         return None
@@ -103,12 +105,16 @@ def _find(
     if silent and not _are_silent(model, silent, example, outputs):
         # The model uses an operation without a gradient, so the graph proves nothing.
         silent = set()
-    experts = experts_in(model)
+    experts, whole = experts_in(model), reads_text_alone(model)
     return [
         path
         for path, module in modules.items()
         if module in silent
-        or (module not in called and called.intersection(owners[path]) and not path.startswith(experts))
+        or (
+            module not in called
+            and (whole or called.intersection(owners[path]))
+            and not path.startswith(experts)
+        )
     ]
 
 

@@ -22,12 +22,13 @@ from adapterpack.errors import NothingToDo
 from adapterpack.exporting.proof.parity_runs import row_of
 from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.quantizing.graphs.measure import NONE_BELOW
-from adapterpack.runtime.media.image_layouts import GRIDS
 from adapterpack.runtime.prompts import start_ids
+from adapterpack.runtime.sessions.generate import encode_images
 from adapterpack.runtime.text.model_files import context_of
 from adapterpack.tasks.one_pass import OnePass, PreparedRow
 from adapterpack.tasks.task import get_task
 from adapterpack.testing import require
+from adapterpack.torch_adapters.canaries.inputs import token_types
 from adapterpack.torch_adapters.models.load import load_model
 
 from .sizes import CONTEXT
@@ -88,9 +89,16 @@ class Case:
     def torch_example(self) -> dict[str, torch.Tensor]:
         """The example as a model takes it."""
         given = {key: torch.from_numpy(one) for key, one in self.example().items()}
-        if GRIDS in given:  # the model counts in time, height and width by itself
-            given["mm_token_type_ids"] = (given["input_ids"] == self.model.config.image_token_id).int()
-        return given
+        return given | self.types(given)
+
+    def types(self, given: dict[str, torch.Tensor], answered: int = 0) -> dict[str, torch.Tensor]:
+        """The types of tokens of texts with images, of which the last are answers."""
+        if "image_features" not in self.task.main.inputs:
+            return {}
+        ids = given["input_ids"]
+        return token_types(
+            self.model, ids, torch.arange(ids.shape[1]).expand_as(ids) >= ids.shape[1] - answered
+        )
 
 
 def _flat(said: Any) -> torch.Tensor:
@@ -207,6 +215,7 @@ def _require_tokens(
     begun = start_ids(case.session) if case.task.has_encoder else row[ids][0].tolist()
     whole = torch.tensor([[*begun, *found]])
     more = {} if case.task.has_encoder else {"attention_mask": torch.ones_like(whole)}
+    more |= case.types({ids: whole}, len(found))
     logits = (
         case.known[name].model(**given, **more, **{ids: whole}, use_cache=False).logits[0, len(begun) - 1 :]
     )
@@ -238,9 +247,10 @@ def _engine_of_decoders(case: Case) -> None:
     rows, found = {}, dict[int, list[int]]()
     for row, name in _prompts(case):
         features = {key: row[key] for key in row.keys() - _WORDS}
-        if features and not case.task.has_encoder:
-            return  # the engine takes what an image became, which the stage before has given it
         prompt = row["input_ids"][0].tolist() if "input_ids" in row else ()
+        if not case.task.has_encoder:  # the engine takes what an image became
+            packs = [None if name is None else case.session.packs[name]]
+            (features,) = encode_images(case.session, [prompt], packs, features)
         rows[running.add(prompt, name, features=features or None, max_new_tokens=TOKENS)] = row, name
         _take(running.step(), found)
     while running.busy:

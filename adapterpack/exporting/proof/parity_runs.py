@@ -24,6 +24,7 @@ from ...tasks.session import Arrays
 from ...tasks.sounds import FRAMES
 from ...tasks.task import SPANS, Task
 from ...torch_adapters.adapt import attach, detach
+from ...torch_adapters.canaries.inputs import token_types
 from ..tracing.layer_state import is_recurrent, own_mask, whole_cache
 from ..tracing.torch_parts import first_position
 
@@ -99,14 +100,13 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         # padding gets into the states or the positions of some models, so each row runs alone
         rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
         return {key: _pad_rows([row[key] for row in rows], mask) for key in rows[0]}
+    # with grids the model counts in time, height and width by itself
     counted, first = "position_ids" in parameters and GRIDS not in batch, batch
-    if GRIDS in batch:  # the model counts in time, height and width by itself
-        first = {
-            **batch,
-            "mm_token_type_ids": (batch["input_ids"] == model.config.image_token_id).astype(int),
-        }
+    if "image_features" in task.main.inputs:
+        types = token_types(model, torch.from_numpy(batch["input_ids"]))
+        first = {**batch, **{key: one.numpy() for key, one in types.items()}}
     if task.generates and counted and "decoder_input_ids" not in batch:
-        first = {**batch, "position_ids": positions(batch["attention_mask"]) + first_position(model)}
+        first = {**first, "position_ids": positions(batch["attention_mask"]) + first_position(model)}
     keeping = {"logits_to_keep": kept} if kept and "logits_to_keep" in parameters else {}
     caching: dict[str, Any] = {"use_cache": True} if task.generates else {}
     if task.generates and not task.has_encoder and (whole := whole_cache(model)) is not None:

@@ -10,18 +10,18 @@ import contextlib
 from collections.abc import Iterator
 from inspect import signature
 from types import MethodType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ...errors import Unsupported
 from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, image_shape, layout_of
 from ...tasks.session import Arrays
-from ...torch_adapters.canaries.inputs import features_of
+from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead
 from .layer_state import LayerStates
 from .torch_parts import CausalDecoder, Named, TorchPart
 
@@ -73,14 +73,16 @@ class Vision(TorchPart):
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in feeds.items()}
 
     def later_inputs(self, tensors: Named) -> Named:
-        """Returns the features of one image, for as many positions as the rows have image tokens, and the
-        offsets of positions.
+        """Returns the features of one image, for as many positions as the rows have image tokens, the types
+        of tokens where the decoder reads them, and the offsets of positions.
         """
         ids, mask, features = (tensors[name] for name in ("input_ids", "attention_mask", "image_features"))
         token = self.config.image_token_id
         places = torch.arange(int((ids == token).sum(1).max())) % features.shape[1]
         seen = {"image_features": features[:1, places].repeat(len(ids), 1, 1)}
         grids = {name: tensors[name].numpy() for name in (GRIDS, SIZES) if name in tensors}
+        if sees_prompt_ahead(self.inner):
+            seen["token_type_ids"] = torch.zeros_like(ids)
         offsets = self.layout.offsets(ids.numpy(), mask.numpy(), token, grids)
         return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
@@ -159,19 +161,13 @@ class SeeingDecoder(CausalDecoder):
     """A causal language model whose image tokens are replaced, in order, by the features of the row's
     images.
 
-    Raises:
-        Unsupported: images or prompts of the model see later tokens of theirs.
+    Tokens of an image may attend to later ones of it, as far as one pass reads them; or those of a prompt,
+    which then have the type 0.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        if "token_type_ids" in signature(model.base_model.forward).parameters:
-            raise Unsupported(
-                "tokens of this model's images or prompts attend to later ones of the same, which "
-                "token_type_ids name, and graphs of decoders only look back",
-                found=type(model).__name__,
-                remedy="run this model under torch",
-            )
+        self.ahead = "token_type_ids" in self.takes
 
     def forward(  # type: ignore[override]
         self,
@@ -181,10 +177,12 @@ class SeeingDecoder(CausalDecoder):
         past_key_values: LayerStates,
         image_features: torch.Tensor,
         position_offsets: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
     ) -> Named:
         """Takes ``image_features`` ``[batch, image_positions, hidden * n]``, at least as many for each row as
         it has image tokens, of which all but the first ``hidden`` are added after the first layers; and
         ``position_offsets`` ``[batch, sequence, 3]``, where the model counts in time, height and width.
+        ``token_type_ids`` are 0 at tokens of a prompt that attend to all of it.
         """
         is_image = input_ids == self.config.image_token_id
         table, count = self.inner.get_input_embeddings(), image_features.shape[1]
@@ -201,13 +199,42 @@ class SeeingDecoder(CausalDecoder):
         places = position_ids
         if position_offsets is not None:
             places = position_ids[None] + position_offsets.permute(2, 0, 1)
-        with _added_after(self.inner, deeper):
+        types = is_image.to(torch.int64) if token_type_ids is None else token_type_ids
+        # what earlier passes read is looked back at
+        before = (attention_mask.shape[1] - types.shape[1], 0)
+        types = pad(types, before, value=int(token_type_ids is not None))
+        with _added_after(self.inner, deeper), self._looking_ahead(attention_mask, types):
             return self.run(
                 attention_mask,
                 places,
                 past_key_values,
                 inputs_embeds=torch.where(seen[..., None], taken, embeds),
             )
+
+    @contextlib.contextmanager
+    def _looking_ahead(self, attention_mask: torch.Tensor, types: torch.Tensor) -> Iterator[None]:
+        """Gives the decoder the masks that its model makes for tokens of these types ``[batch, total]``,
+        inside the block; the model's own code takes types of a first pass only.
+        """
+
+        def masked(
+            decoder: nn.Module, given: object, inputs: dict[str, Any]
+        ) -> tuple[object, dict[str, Any]]:
+            made = self.inner.create_masks_for_generate(
+                self.config,
+                inputs["inputs_embeds"],
+                attention_mask,
+                position_ids=None,
+                token_type_ids=types,
+                **{self.cache: inputs[self.cache]},
+            )
+            return given, {**inputs, "attention_mask": made}
+
+        with contextlib.ExitStack() as hooks:
+            if self.ahead:
+                hook = self.inner.get_decoder().register_forward_pre_hook(masked, with_kwargs=True)
+                hooks.callback(hook.remove)
+            yield
 
 
 class _Projected(Exception):

@@ -288,7 +288,7 @@ class DecoderEngine(Engine):
         while read < enough and self.rows.reading:
             row = self.rows.next_to_read()
             request, left = row.request, len(row.prompt) - row.num_computed_tokens
-            tokens = left if row.features or row.source else min(self.prefill_budget - read, left)
+            tokens = left if row.whole else min(self.prefill_budget - read, left)
             read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
             try:
                 logits = self.rows.prefill(tokens)

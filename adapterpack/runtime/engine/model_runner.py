@@ -23,7 +23,7 @@ from ...bundle.decoder_graph import (
 )
 from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
 from ..generation.sampler import scored
-from ..media.image_layouts import OFFSETS
+from ..media.image_layouts import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
 from ..ort.model import TYPES, OrtModel
 from ..ort.values import HOST, array_of, empty, fill, value_of
@@ -82,6 +82,7 @@ class BoundStep:
         self.read = self._input(SOURCE_LENGTHS, (rows,))
         self.acting = self._input(ADAPTER_POSITIONS, (rows, tokens))
         self.offsets = self._input(OFFSETS, (rows, tokens, 3))
+        self._input(TOKEN_TYPES, (rows, tokens))  # 0: the tokens of a pass see each other
         self._feeds = (
             feeds
             if capture is None
@@ -185,6 +186,7 @@ class ModelRunner:
     def admit(self, row: SequenceState) -> None:
         """Adds a row after the others, without states, and writes its adapter's prompt into its cache."""
         self._states.clear(len(self))
+        row.whole = row.whole or TOKEN_TYPES in self.graph.inputs
         if row.adapter is not None and row.adapter.prompt is not None:
             self._pool.write(len(self), self._reader.caches(row.adapter.prompt))
             row.kv_len = row.adapter.virtual
@@ -195,11 +197,7 @@ class ModelRunner:
         those of rows that were admitted together with it.
         """
         row = self.reading[0]
-        if (
-            self.prefixes.budget
-            and not row.begun
-            and not (row.features or row.source or row.scores is not None)
-        ):
+        if self.prefixes.budget and not row.begun and not row.whole and row.scores is None:
             whole = row.kv_len + len(row.prompt)
             row.num_computed_tokens = self.prefixes.restore(
                 row, self._pool, self._states, len(self.running), self._is_long(whole)
@@ -232,7 +230,7 @@ class ModelRunner:
         states are of use to them.
         """
         stops = {len(row.prompt)}
-        if len(self._states) and self.prefixes.budget and not (row.features or row.source):
+        if len(self._states) and self.prefixes.budget and not row.whole:
             stops |= {row.known, (len(row.prompt) - 1) // BLOCK * BLOCK}
         return stops
 
@@ -304,7 +302,7 @@ class ModelRunner:
         return self._short is not None and positions > self._short
 
     def _keep(self, row: SequenceState, place: int) -> None:
-        if self.prefixes.budget and not (row.features or row.source):
+        if self.prefixes.budget and not row.whole:
             whole = max(row.kv_len, row.virtual + len(row.prompt))
             self.prefixes.keep(row, self._pool, self._states, place, self._is_long(whole))
 

@@ -78,6 +78,10 @@ class SequenceState:
     scored: list[SampledToken] = field(init=False, default_factory=list)
     reused: int = field(init=False, default=0)
     """The tokens of its prompt that were not read, but known from earlier rows."""
+    whole: bool = False
+    """Whether its prompt is read in one pass, and no row shares its beginning: it says less than its inputs,
+    or its tokens see later ones.
+    """
     source_length: int = field(init=False, default=0)
     """The length of the encoder's output for it; 0 until the encoder has run."""
     known: int = field(init=False, default=0)
@@ -107,6 +111,7 @@ class SequenceState:
         self.begun, self.answered = other.begun, list(other.answered)
 
     def __post_init__(self) -> None:
+        self.whole = self.whole or bool(self.features or self.source)
         self.acting = self.acting_at(self.prompt)
         self.scored = [SampledToken(token) for token in self.prompt[:1] if self.scores is not None]
         self.acted = self.acting is not None and bool(self.acting.any())

@@ -22,6 +22,10 @@ OFFSETS = "position_offsets"
 """The decoder's input ``[batch, sequence, 3]``: how far a token's positions in time, height and width are
 from its place in the row. The array of a row has one entry more, for the tokens after it.
 """
+FEATURES = "image_features"
+"""The decoder's input with the features of a row's images, one after another."""
+TOKEN_TYPES = "token_type_ids"
+"""The decoder's input ``[batch, sequence]``, 0 at a prompt's tokens, where all of these see each other."""
 Pass = tuple[Arrays, list[int]]
 """The inputs of one pass of the vision part, and the image that each of its rows belongs to."""
 

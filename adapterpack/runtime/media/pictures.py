@@ -85,14 +85,31 @@ def _frame(told: _Told) -> str:
     return f"{start}{_repeat(told)}{end}"
 
 
+def _apart(told: _Told) -> str:
+    """Between empty lines, a token before and one after (Gemma3Processor)."""
+    if np.any(told.found.get("num_crops", 0)):
+        raise Unsupported(
+            "the model's processor cuts this picture into crops, and writes texts about them",
+            found="do_pan_and_scan",
+            remedy="set do_pan_and_scan to false in the base's processor configuration",
+        )
+    start, end = told.special(*_START), told.special("eoi_token", "<end_of_image>")
+    return f"\n\n{start}{_repeat(told)}{end}\n\n"
+
+
+_START = "boi_token", "<start_of_image>"
+
+
 class _Kind(NamedTuple):
     """How a processor's pictures are written in a text; ``options`` are those that the model's processor
-    always gives it, and ``small`` says that it reads several pictures of a text without their tiles.
+    always gives it, and ``small`` says that it reads several pictures of a text without their tiles. ``mark``
+    are the setting with the mark of a picture and its usual value, where that is not the image token.
     """
 
     text: Callable[[_Told], str] = _repeat
     options: Mapping[str, Any] = {}
     small: bool = False
+    mark: tuple[str, str] | None = None
 
 
 _SPLIT = _Kind(_in_tiles, {"return_row_col_info": True})
@@ -104,24 +121,31 @@ _KINDS = {
     "Idefics3ImageProcessor": _SPLIT,
     "SmolVLMImageProcessor": _SPLIT,
     "GotOcr2ImageProcessor": _Kind(_frame, {"crop_to_patches": True}),
+    "Gemma3ImageProcessor": _Kind(_apart, mark=_START),
 }
 """Processors that transformers has, and how their pictures are written in a text."""
+_ENDS = {"PaliGemmaProcessor": "\n"}
+"""How a processor ends every prompt."""
 
 
 class PictureReader:
     """Reads pictures for the model in ``folder``. ``shape`` is that of one row of the graph's pixels, and
-    ``token`` the text of the image token, which is the mark of a picture in a prompt.
+    ``token`` the text of the image token. ``mark`` stands for a picture in a prompt, and ``end`` follows
+    every prompt.
 
     Raises:
         ConfigError: a number of the processor's configuration is too large.
     """
 
     def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
-        self._folder, self._layout, self._shape, self.mark = folder, layout, shape, token
+        self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
         written, where = section(folder, "image_processor")
         self._kind = _KINDS.get(kind_in(written))
         tokenizer = read_object(folder / "tokenizer_config.json")
         self._settings = {**tokenizer, **read_object(folder / FILES[1]), **read_object(folder / FILES[0])}
+        marked = None if self._kind is None else self._kind.mark
+        self.mark = token if marked is None else _Told(token, 0, {}, self._settings).special(*marked)
+        self.end = _ENDS.get(str(self._settings.get("processor_class")), "")
         if self._kind is not None:
             _require_numbers(written, where)
 
@@ -149,7 +173,7 @@ class PictureReader:
         if kind.small and not alone:
             arrays = {PIXELS: arrays[PIXELS][:, :1], SIZES: np.zeros((1, 2), np.int64)}
         count = sum(self._layout.lengths(self._layout.whole(arrays)))
-        return SeenPicture(arrays, kind.text(_Told(self.mark, count, found, self._settings)), count)
+        return SeenPicture(arrays, kind.text(_Told(self._token, count, found, self._settings)), count)
 
     @cached_property
     def _plain(self) -> Preparation:

@@ -14,7 +14,7 @@ from ...base.thresholds import longrope_length
 from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
 from ...tasks.session import Arrays
 from ...tasks.task import MAIN
-from ..media.image_layouts import OFFSETS
+from ..media.image_layouts import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of, value_of
 from ..padding import last_places, pad, positions
@@ -89,6 +89,8 @@ class DecoderOnly:
         if "image_features" in self.session.inputs:
             width = self.session.inputs["image_features"].shape[2]
             step["image_features"] = np.zeros((len(self.names), 0, width), np.float32)
+        if TOKEN_TYPES in self.session.inputs:  # an answer's
+            step[TOKEN_TYPES] = ones
         if OFFSETS in self.session.inputs:
             none = np.zeros((len(self.names), 1, 3), np.int64)
             step[OFFSETS] = none if self.offsets is None else self.offsets[:, -1:]

@@ -17,7 +17,7 @@ from ...tasks.sounds import sound_of
 from ..layers.active import adapted_layers, evaluating
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules
-from .inputs import image_of, inputs_of, misfit, texts_alone
+from .inputs import image_of, inputs_of, misfit, texts_alone, token_types
 
 log = logging.getLogger(__name__)
 
@@ -194,6 +194,8 @@ def _tensors(model: nn.Module, inputs: Canary) -> Iterator[dict[str, Tensor]]:
     sound = sound_of(model)
     for feed in canary.feeds(inputs, image_of(model, inputs), None if sound is None else sound.name):
         tensors = {key: torch.from_numpy(value).to(device) for key, value in feed.items()}
+        if "input_ids" in tensors:
+            tensors |= token_types(model, tensors["input_ids"])
         yield {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
 
 

@@ -16,25 +16,39 @@ from ...adapter_methods.core.token_positions import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
 from ...tasks.sounds import SOUNDS, sound_of
+from ...tasks.task import TASKS
 
 _ROWS = len(canary.LENGTHS)
 R = TypeVar("R", bound=Recipe)
 
 
-class Readable:
-    """What a model reads, as far as its class and its config say."""
+def reads_text_alone(model: nn.Module) -> bool:
+    """Whether a model was loaded for a task that gives it texts and nothing else, whatever else it could
+    see or hear.
+    """
+    task = TASKS.find(getattr(model, "adapted_for", ""))
+    return task is not None and "input_ids" in task.inputs and not {*task.inputs} & _MEDIA
 
-    def __init__(self, model: nn.Module) -> None:
+
+_MEDIA = {"pixel_values", *SOUNDS}
+
+
+class Readable:
+    """What a model reads, as far as its class and its config say; of one that a task gives texts alone only
+    these, if ``asked``.
+    """
+
+    def __init__(self, model: nn.Module, asked: bool = False) -> None:
         self.config: Any = getattr(model, "config", None)
         self.arguments = set(signature(model.forward).parameters)
         self._main = str(getattr(model, "main_input_name", "input_ids"))
-        self.sound = sound_of(model)
+        alone = asked and reads_text_alone(model)
+        self.sound = None if alone else sound_of(model)
         parts = all(
             hasattr(getattr(self.config, name, None), "to_dict") for name in ("text_config", "vision_config")
         )
-        self.text_and_images = (
-            parts and self._main == "input_ids" and self.arguments >= {"input_ids", "pixel_values"}
-        )
+        self._apart = parts and self._main == "input_ids" and self.arguments >= {"input_ids", "pixel_values"}
+        self.text_and_images = self._apart and not alone
         """Whether it takes a text and an image, in two towers or in one sequence."""
 
     def _part(self, name: str) -> Any:
@@ -49,7 +63,7 @@ class Readable:
         """The vocabulary size of a model that reads token ids (in its encoder, if it has one); 0 for
         others.
         """
-        part = self._part("text_config" if self.text_and_images else "encoder")
+        part = self._part("text_config" if self._apart else "encoder")
         size = getattr(part, "vocab_size", None)
         return size if self._main == "input_ids" and type(size) is int else 0
 
@@ -85,7 +99,7 @@ class Readable:
         """Returns a special token's id from the config of the part that reads text, the first one if it lists
         several; None if it has none.
         """
-        config = self._part(part) if self.text_and_images else self.config
+        config = self._part(part) if self._apart else self.config
         value = getattr(config, name, None)
         value = value[0] if isinstance(value, list) and value else value
         return value if type(value) is int and value >= 0 else None
@@ -113,7 +127,7 @@ def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
 
     If an adapter acts at some positions only (``acts``), the first row of ids contains such positions.
     """
-    reads = Readable(model)
+    reads = Readable(model, asked=True)
     pixels, features, decoder, token = reads.pixels, reads.features, reads.decoder, reads.image_token
     if (pixels is None and features is None and not reads.vocabulary) or decoder == 0:
         return None
@@ -196,6 +210,36 @@ def features_of(output: Any) -> torch.Tensor:
     while not isinstance(output, torch.Tensor):
         output = output.pooler_output if hasattr(output, "pooler_output") else torch.stack(list(output))
     return output
+
+
+def token_types(
+    model: Any, ids: torch.Tensor, answers: torch.Tensor | None = None
+) -> dict[str, torch.Tensor]:
+    """Returns the input that says which tokens are one image's, or one prompt's: a model may let these attend
+    to later ones of the same, or count them by a grid. Nothing for a model that asks no such thing;
+    ``answers`` are tokens that do not belong to the prompt.
+    """
+    takes, token = signature(model.forward).parameters, getattr(model.config, "image_token_id", None)
+    name = next((name for name in ("token_type_ids", "mm_token_type_ids") if name in takes), None)
+    if name is None or token is None:
+        return {}
+    if not sees_prompt_ahead(model):
+        return {name: (ids == token).to(ids.dtype)}
+    return {name: torch.zeros_like(ids) if answers is None else answers.to(ids.dtype)}
+
+
+def sees_prompt_ahead(model: Any) -> bool:
+    """Whether all tokens of a prompt attend to each other, and not only those of an image: token types 0 then
+    stand for the prompt. The masks say so that the model itself makes for a generation.
+    """
+    masks, takes = getattr(model, "create_masks_for_generate", None), signature(model.forward).parameters
+    if masks is None or "token_type_ids" not in takes:
+        return False
+    tokens = torch.zeros((1, 2), dtype=torch.int64)
+    given = {"token_type_ids": tokens, "cache" if "cache" in takes else "past_key_values": None}
+    made = masks(model.config, torch.zeros(1, 2, 1), torch.ones_like(tokens), position_ids=None, **given)
+    mask = made.get("full_attention") if isinstance(made, dict) else made
+    return mask is not None and bool(mask[0, 0, 0, 1] == mask[0, 0, 1, 1])
 
 
 def positions_of(model: Any, shape: tuple[int, ...]) -> int:

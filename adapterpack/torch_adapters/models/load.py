@@ -105,6 +105,7 @@ def load_for_task(
             expected=f"weights such as {min(new)}",
             remedy="name a base of that architecture",
         )
+    model.adapted_for = task.name
     return model, sorted({name.rpartition(".")[0] for name in new})
 
 

@@ -25,6 +25,7 @@ from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, TaskTraining, reads_types
 from ...torch_adapters.adapt import adapt
+from ...torch_adapters.canaries.inputs import token_types
 from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 from ...torch_adapters.layers.sites import language_part
@@ -108,6 +109,8 @@ def prepare(
     if rows.collator is not None and not reads_types(model):
         for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)
+            if {"pixel_values", "input_ids"} <= row.keys():
+                row.update(_seen_together(model, row))
     if rows.collator is not None:
         collator = dataclasses.replace(rows.collator, dtype=model.dtype)
         rows = rows._replace(collator=collator)
@@ -121,6 +124,15 @@ def prepare(
         reference = put_back(model, started, config, kind.reference)
     _require_seen(model, kind)
     return PreparedRun(model, _packed(model, rows, config), reference, started)
+
+
+def _seen_together(model: Any, row: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Returns the types of a row's tokens, where images or prompts of the model see later tokens of theirs: a
+    prompt ends with the first token that is learned.
+    """
+    ids, learned = (torch.tensor([row[name]]) for name in ("input_ids", "labels"))
+    types = token_types(model, ids, (learned != IGNORED).cumsum(1) > 0)
+    return {name: one[0].tolist() for name, one in types.items()}
 
 
 def _stay(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
