@@ -56,6 +56,7 @@ class Format(NamedTuple):
     one ``read`` keeps the names that modules have in the file. Detection tries the formats in the order of
     their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file with the
     tensors in a folder. ``suffix`` is the ending of the file's name, for formats of one file.
+    ``write_for`` writes it for a graph, the path of whose file takes the place of the base.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Format(NamedTuple):
     parts: bool = False
     tensors: str = TENSORS
     suffix: str = ""
+    write_for: Callable[[Pack, Path, Path], tuple[str, ...]] | None = None
 
 
 FORMATS: Registry[Format] = Registry(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,7 @@ def convert(
     part: str | None = None,
     labels: Sequence[str] | None = None,
     allow_structural: bool = False,
+    graph: str | os.PathLike[str] | None = None,
 ) -> Conversion:
     """Converts a pack, or an adapter of another tool, to another format.
 
@@ -74,7 +75,8 @@ def convert(
     and among the tasks of a folder of PEFT (Poly, multitask prompt tuning), which are counted from 0.
     ``labels`` names the labels of a classifier's head in a pack, in the order of its logits. A pack whose
     modules have names of another version of transformers becomes one with the names of this one, where the
-    base is named. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's,
+    base is named. ``graph`` is the file of an ONNX graph with inputs for an adapter, which another tool may
+    have made: an ``onnx_adapter`` is written with its names, ranks and dtypes. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's,
     whatever its weights.
 
     Raises:
@@ -101,12 +103,7 @@ def convert(
             where=target,
             remedy="write a pack: --to pack (to=)",
         )
-    if written.write is None:
-        raise Unsupported(
-            f"the format {to} is only read",
-            where=target,
-            remedy=f"name another with --to: {', '.join(writable())}",
-        )
+    write = _writer(written, graph)
     refuse_existing(target)
     model = None if base is None else dataclasses.replace(open_base(base), allow_structural=allow_structural)
     name = plain_name(target.name if written.folder else target.stem)
@@ -146,8 +143,30 @@ def convert(
         pack = pack.renamed(name)
         notes += unnamed_note(pack)
     with _output(written, target) as destination:
-        notes += written.write(pack, destination, model)
+        notes += write(pack, destination, model)
     return Conversion(form.name, to, target, pack, notes)
+
+
+def _writer(form: Format, graph: str | os.PathLike[str] | None) -> Callable[..., tuple[str, ...]]:
+    """Returns what writes a format, for a graph if one is named.
+
+    Raises:
+        Unsupported: the format is only read, or is not made for a graph.
+    """
+    if form.write is None:
+        raise Unsupported(
+            f"the format {form.name} is only read",
+            remedy=f"name another with --to: {', '.join(writable())}",
+        )
+    if graph is None:
+        return form.write
+    if form.write_for is None:
+        raise Unsupported(
+            f"the format {form.name} is not made for a graph",
+            where=graph,
+            remedy="write an adapter for a graph: --to onnx_adapter (to=)",
+        )
+    return lambda pack, out, model: form.write_for(pack, out, Path(graph))
 
 
 def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequence[str] | None) -> str:

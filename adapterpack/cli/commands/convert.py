@@ -60,6 +60,13 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     help="Names for the labels of a classifier's head, in the order of its logits, in the pack that is "
     "written: PEFT's folders do not have them. Put a name with a comma in double quotes.",
 )
+@click.option(
+    "--for",
+    "graph",
+    metavar="GRAPH",
+    help="An ONNX graph with inputs for an adapter, from Olive, onnxruntime-genai or export --mode inputs: an "
+    "onnx_adapter is written with its names, ranks and dtypes, or what has no slot is named.",
+)
 @structural_option
 @common_options
 def command(*, source: str, out: str, as_json: bool, **options: Any) -> None:
@@ -70,6 +77,7 @@ def command(*, source: str, out: str, as_json: bool, **options: Any) -> None:
     Example:
       adapterpack convert packs/tickets -o tickets.gguf --base models/base
       adapterpack convert peft/tickets -o packs/tickets --base models/base --labels "parcel,refund,other"
+      adapterpack convert peft/tickets -o tickets.onnx_adapter --for olive/model.onnx
       adapterpack convert style.safetensors -o packs/style --to pack --base models/unet --part lora_unet
     """
     with divert_stdout():

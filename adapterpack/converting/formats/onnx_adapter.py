@@ -17,11 +17,12 @@ from ...adapter_methods import LAYOUTS
 from ...errors import FormatError, Unsupported
 from ...pack.pack import Pack
 from ...runtime.adapters.files import write_adapter_file
-from ...slots.values import HEAD_FIELDS, PEFT_NAMES, pack_values
+from ...slots.values import HEAD_FIELDS, PEFT_NAMES, Values, pack_values
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs
 from ..flatbuffer import MAGIC, read_parameters
 from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, list_first
+from ..graph_slots import fit
 from ..packs import dequantize
 
 _PAIR = ("down", "up")
@@ -30,6 +31,20 @@ _NOT_LORA = ("scale", "shift", "pre")
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
+    values, notes = _values(pack)
+    write_adapter_file(out, values)
+    return notes
+
+
+def _write_for(pack: Pack, out: Path, graph: Path) -> tuple[str, ...]:
+    values, notes = _values(pack)
+    fitted, more = fit(values, graph)
+    write_adapter_file(out, fitted)
+    return notes + more
+
+
+def _values(pack: Pack) -> tuple[Values, tuple[str, ...]]:
+    """Returns a pack's values by slot, and notes on what the file cannot hold."""
     if pack.acts is not None:
         raise Unsupported(
             "the format cannot say that an adapter acts at some positions of a row only",
@@ -66,10 +81,9 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
             raise Unsupported(
                 "a value leaves the range of float32 with its scale", where=pack.where, found=name
             )
-    write_adapter_file(out, values)
     if labels := pack.manifest.task.labels:
         notes += (f"the format has no place for label names: {len(labels)} are left out",)
-    return notes
+    return values, notes
 
 
 def _wide(pack: Pack) -> Pack:
@@ -162,5 +176,6 @@ ONNX_ADAPTER = FORMATS.register(
         _read,
         _write,
         suffix=".onnx_adapter",
+        write_for=_write_for,
     )
 )

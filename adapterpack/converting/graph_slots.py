@@ -1,0 +1,135 @@
+"""Fits the values of an adapter to the inputs that a graph has for them, whoever made the graph: under its
+names, in its ranks and dtypes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import Unsupported
+from ..onnx_graph.graph_file import DTYPES, FLOATS, GraphFile
+from ..slots.values import PEFT_NAMES
+from .format import list_first
+
+_OF_PEFT = re.compile(r"(.*)\.(lora_[AB])\.((?:[\w-]+\.)*)weight")
+_FIELDS = {name.partition(".")[0]: field for field, name in PEFT_NAMES.items()}
+_RANK = {"down": 1, "up": 0}
+"""The axis of a factor that is its rank."""
+
+
+class GraphSlot(NamedTuple):
+    """An input of a graph for a value of an adapter; an extent that is open is None. One with a default may
+    be left out.
+    """
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+    has_default: bool
+
+
+def slots_of(graph: GraphFile) -> dict[tuple[str, str], GraphSlot]:
+    """Returns the float inputs of a graph that are named as a module's path and a field: a slot's of ours,
+    or ``lora_A`` and ``lora_B`` as in the graphs of Olive and onnxruntime-genai.
+
+    Raises:
+        Unsupported: a factor's input takes codes of a quantized adapter.
+    """
+    defaults = {tensor.name for tensor in graph.model.graph.initializer}
+    slots = {}
+    for value in graph.model.graph.input:
+        named = _OF_PEFT.fullmatch(value.name)
+        if named and "quant" in named[3]:
+            raise Unsupported(
+                "the graph takes adapters in four bits, whose grid is the graph's",
+                where=graph.path,
+                found=value.name,
+                remedy="make the graph from an adapter in floats",
+            )
+        path, _, field = value.name.rpartition(".") if named is None else (named[1], "", _FIELDS[named[2]])
+        dtype = DTYPES.get(value.type.tensor_type.elem_type)
+        if path and dtype in FLOATS:
+            axes = value.type.tensor_type.shape.dim
+            shape = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
+            slots[path, field] = GraphSlot(value.name, shape, dtype, value.name in defaults)
+    return slots
+
+
+def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+    """Returns the values of an adapter, by the names of our slots, as the inputs of the graph in a file;
+    zeros for its other slots that have no default.
+
+    Modules are found by their paths, or by the numbers and the last name in them, since exporters rename what
+    lies between (``self_attn``, ``attn``). A rank that the graph fixes is filled with zeros, which change
+    nothing.
+
+    Raises:
+        Unsupported: the graph has no slots, none for a value, or one that is too small.
+    """
+    slots = slots_of(GraphFile(path))
+    modules = {module for module, _ in slots}
+    if not {field for _, field in slots} & {"down", "up"}:
+        raise Unsupported(
+            "the graph has no inputs for an adapter",
+            where=path,
+            expected="inputs such as model.layers.0.self_attn.q_proj.lora_A.weight, or .down",
+            remedy="make one with adapterpack export --mode inputs, or with Olive's generate-adapter",
+        )
+    by_place: dict[Any, list[str]] = {}
+    for module in sorted(modules):
+        by_place.setdefault(_place(module), []).append(module)
+    fitted, without = dict[str, np.ndarray](), list[str]()
+    for name, value in values.items():
+        module, _, field = name.rpartition(".")
+        near = [module] if module in modules else by_place.get(_place(module), [])
+        slot = slots.get((near[0], field)) if len(near) == 1 else None
+        if slot is None:
+            without.append(name)
+        else:
+            fitted[slot.name] = _in_slot(value, field, slot, path)
+    if without:
+        raise Unsupported(
+            "the graph has no slot for a part of this adapter",
+            where=path,
+            found=list_first(sorted({name.rpartition(".")[0] for name in without})),
+            expected=f"modules such as {list_first(sorted(modules), 3)}",
+            remedy="export a graph for this adapter, or train one of these modules alone",
+        )
+    rest = [slot for slot in slots.values() if slot.name not in fitted and not slot.has_default]
+    fitted |= {slot.name: np.zeros([extent or 1 for extent in slot.shape], slot.dtype) for slot in rest}
+    notes = (f"{len(rest)} inputs of the graph are zeros: the adapter leaves their modules",) if rest else ()
+    return fitted, notes
+
+
+def _place(module: str) -> tuple[tuple[str, ...], str]:
+    """Returns what exporters keep of a module's path: its numbers and its last name."""
+    parts = module.split(".")
+    return tuple(part for part in parts if part.isdigit()), parts[-1]
+
+
+def _in_slot(value: np.ndarray, field: str, slot: GraphSlot, path: Path) -> np.ndarray:
+    """Returns a value as a slot takes it: turned where its axes are, filled up with zeros to its rank."""
+    axis = _RANK.get(field)
+    for turned in (False, True):
+        one, at = (value.T, None if axis is None else 1 - axis) if turned else (value, axis)
+        room = [
+            (have, have if want is None else want) for have, want in zip(one.shape, slot.shape, strict=False)
+        ]
+        fits = len(slot.shape) == one.ndim and all(
+            have == want or (number == at and have < want) for number, (have, want) in enumerate(room)
+        )
+        if fits:
+            padded = np.pad(one, [(0, want - have) for have, want in room])
+            return np.ascontiguousarray(padded.astype(slot.dtype))
+    raise Unsupported(
+        "a value of the adapter does not fit its slot in the graph",
+        where=f"{path}, {slot.name}",
+        expected=f"at most {list(slot.shape)}",
+        found=str(list(value.shape)),
+        remedy="where the rank is what differs: adapterpack compose PACK --rank R -o SMALLER",
+    )
