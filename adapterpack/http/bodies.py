@@ -1,4 +1,6 @@
-"""Reads request bodies: never more than the route accepts, and only from clients that keep sending."""
+"""Reads request bodies: never more than the route accepts, and only from clients that keep sending; and the
+fields of forms.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator
+from email.message import Message as Headers
+from email.parser import BytesHeaderParser
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -114,6 +118,42 @@ async def body_of(request: Request, max_bytes: int, seconds: float | None = None
             raise _too_large(max_bytes)
         parts.append(chunk)
     return b"".join(parts)
+
+
+_MOST_FIELDS, _MOST_HEADERS = 64, 4 << 10
+
+
+def fields_of(data: bytes, content_type: str) -> dict[str, bytes]:
+    """Parses a body of ``multipart/form-data`` (RFC 7578): the name of each field -> its content.
+
+    Raises:
+        HTTPError: the body is no such form, ends too early, or has too many fields or two of one name.
+
+    Example:
+        >>> form = b'--x\\r\\nContent-Disposition: form-data; name="a"\\r\\n\\r\\nB\\r\\n--x--'
+        >>> fields_of(form, "multipart/form-data; boundary=x")
+        {'a': b'B'}
+    """
+    head = Headers()
+    head["Content-Type"] = content_type
+    boundary = head.get_boundary("")
+    if head.get_content_type() != "multipart/form-data" or not boundary:
+        raise HTTPError(
+            415, "unsupported_media_type", "the body is multipart/form-data", param="Content-Type"
+        )
+    mark = b"\r\n--" + boundary.encode("latin-1", "replace")
+    first, *parts = (b"\r\n" + data).split(mark, _MOST_FIELDS + 2)
+    if not parts or first or not parts[-1].startswith(b"--"):
+        raise bad_request("The form is not complete, or has too many fields")
+    fields: dict[str, bytes] = {}
+    for part in parts[:-1]:
+        headers, _, content = part.partition(b"\r\n\r\n")
+        named = BytesHeaderParser().parsebytes(headers[:_MOST_HEADERS].lstrip())
+        name = named.get_param("name", header="content-disposition")
+        if not isinstance(name, str) or name in fields:
+            raise bad_request("Each field of a form has a name of its own")
+        fields[name] = content
+    return fields
 
 
 def _too_large(max_bytes: int) -> HTTPError:

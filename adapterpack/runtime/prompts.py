@@ -7,6 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -218,8 +219,8 @@ def start_ids(session: OpenBundle) -> list[int]:
 
 
 def _forced_ids(pairs: Any, where: Path) -> list[int]:
-    """Returns the forced tokens after the start token, from pairs ``[place, token]``; the model chooses at a
-    place without a token.
+    """Returns the forced tokens after the start token, from pairs ``[place, token]``, up to the first place
+    at which the model chooses.
     """
     forced = pairs or []
     if not isinstance(forced, list) or not all(
@@ -232,4 +233,5 @@ def _forced_ids(pairs: Any, where: Path) -> list[int]:
             found=repr(pairs)[:80],
         )
     tokens = {place: token_ids({"token": token}, "token", where) for place, token in forced}
-    return [token for place in sorted(tokens) for token in tokens[place]]
+    known = takewhile(tokens.get, count(1))
+    return [token for place in known for token in tokens[place]]

@@ -66,7 +66,9 @@ def _operation(route: RouteSpec, by_struct: dict[Any, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": by_struct[route.body]}},
+            "content": {
+                "multipart/form-data" if route.form else "application/json": {"schema": by_struct[route.body]}
+            },
         }
     return operation
 

@@ -5,15 +5,16 @@ parses its body; errors name the field at fault.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import FormatError, nearest
-from ..http.bodies import body_of
+from ..http.bodies import body_of, fields_of
 from ..http.http_error import HTTPError, invalid_request
 from ..io import strict_json, typed_json
 from ..io.typed_json import StrictStruct
@@ -93,15 +94,38 @@ class RequestContext(NamedTuple):
             HTTPError: the body is no JSON object or does not fit the struct (400), too slow (408), too large
                 (413), or of another media type (415).
         """
-        limits, media_type = self.state.limits, self.request.headers.get("content-type", "")
+        media_type = self.request.headers.get("content-type", "")
         if media_type.partition(";")[0].strip().lower() != "application/json":
             what = "the body is application/json"
             raise HTTPError(415, "unsupported_media_type", what, param="Content-Type")
+        return parse(await self._body(), kind, self.state.limits)
+
+    async def read_form(self, kind: type[T]) -> T:
+        """Reads the body, a form, into a struct, whose numbers are texts in the form.
+
+        Raises:
+            HTTPError: as :meth:`read_body`.
+        """
         try:
-            data = await body_of(self.request, limits.body_bytes, limits.body_seconds)
+            fields = fields_of(await self._body(), self.request.headers.get("content-type", ""))
+        except HTTPError as refused:
+            raise HTTPError(
+                refused.status, _CODES.get(refused.status, refused.name), refused.what, close=True
+            ) from refused
+        hints, given = get_type_hints(kind, include_extras=True), dict[str, Any](fields)
+        for name in fields.keys() & hints.keys():
+            with suppress(msgspec.ValidationError, UnicodeDecodeError):
+                if hints[name] is not bytes:
+                    given[name] = fields[name].decode()
+                    given[name] = msgspec.convert(given[name], hints[name], strict=False)
+        return _as_struct(given, kind)
+
+    async def _body(self) -> bytes:
+        limits = self.state.limits
+        try:
+            return await body_of(self.request, limits.body_bytes, limits.body_seconds)
         except HTTPError as refused:
             raise HTTPError(refused.status, _CODES[refused.status], refused.what, close=True) from refused
-        return parse(data, kind, limits)
 
 
 def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
@@ -116,7 +140,10 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
         raise HTTPError(400, "invalid_json", error.sentence) from error
     if not isinstance(value, dict):
         raise HTTPError(400, "invalid_json", "the body is a JSON object")
-    given = {name: item for name, item in value.items() if item is not None}
+    return _as_struct({name: item for name, item in value.items() if item is not None}, kind)
+
+
+def _as_struct(given: dict[str, Any], kind: type[T]) -> T:
     _require_known(given, kind)
     try:
         struct: T = msgspec.convert(given, kind)
@@ -154,7 +181,7 @@ class RouteSpec(NamedTuple):
 
     ``event`` is the struct of stream events; ``errors`` is the form of errors; ``example`` are fields of a
     body, besides ``model``, with which to try the route. Successful requests to a ``quiet`` route are not
-    logged.
+    logged; the body of a ``form`` is ``multipart/form-data`` and not JSON.
     """
 
     method: str
@@ -168,6 +195,7 @@ class RouteSpec(NamedTuple):
     errors: ErrorForm = OPENAI
     example: Mapping[str, Any] | None = None
     quiet: bool = False
+    form: bool = False
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

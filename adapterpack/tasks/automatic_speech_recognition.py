@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import ConfigError
 from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row, file_of, map_rows
@@ -20,10 +21,55 @@ from .text_generation import completions
 def answer(
     session: TaskSession, rows: Sequence[Row], adapters: Sequence[str | None], sampling: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Returns ``completion`` for each row: the recognised text."""
+    """Returns ``completion`` for each row: the recognised text. Besides the parameters of generation,
+    ``language`` is the code of the language spoken, by default the likeliest, and ``speech_task`` is
+    ``transcribe``, or ``translate`` into English.
+    """
+    sampling = {"language": None, "speech_task": "transcribe", **sampling}
+    language, task = sampling.pop("language"), sampling.pop("speech_task")
+    if first := first_tokens(session.generation_config, language, task):
+        sampling.setdefault("first_tokens", first)
     heard = session.sounds(map_rows(rows, lambda row: file_of(row, "audio")))
     inputs = {name: np.concatenate([row[name] for row in heard]) for name in heard[0]}
     return completions(session, [], adapters, sampling, inputs)
+
+
+def languages_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the languages that a ``generation_config.json`` names, by their codes -> their tokens."""
+    named = config.get("lang_to_id")
+    return {str(name).strip("<|>"): token for name, token in named.items()} if isinstance(named, dict) else {}
+
+
+def first_tokens(
+    config: Mapping[str, Any], language: str | None, task: str = "transcribe"
+) -> list[Sequence[Any]]:
+    """Returns with what an answer begins, as transformers begins it: the language, which is the likeliest
+    where None is given, the task, and that no times follow. A model that names no languages begins as it
+    will.
+
+    Raises:
+        ConfigError: the model does not know the language or the task.
+
+    Example:
+        >>> known = {"lang_to_id": {"<|de|>": 4, "<|en|>": 5}, "task_to_id": {"transcribe": 7}}
+        >>> first_tokens(known, None), first_tokens(known, "de")
+        ([[4, 5], [7]], [[4], [7]])
+    """
+    languages, tasks = languages_of(config), config.get("task_to_id")
+    if not languages and language is None and task == "transcribe":
+        return []
+    tasks = tasks if isinstance(tasks, dict) else {}
+    for where, value, known in (("language", language, languages), ("speech_task", task, tasks)):
+        if value is not None and (not isinstance(value, str) or value not in known):
+            raise ConfigError(
+                "the model does not know this",
+                where=where,
+                expected=f"one of {', '.join(known)}" if known else "none: its files name none",
+                found=repr(value)[:80],
+            )
+    spoken = list(languages.values()) if language is None else [languages[language]]
+    timeless = config.get("no_timestamps_token_id")
+    return [spoken, [tasks[task]], *([] if timeless is None else [[timeless]])]
 
 
 def encode(

@@ -15,11 +15,10 @@ from ..errors import ConfigError
 from .data.problems import Labels
 from .data.report import report_of
 from .data.rows import Row
-from .object_detection import ANY_SIZE
 from .object_detection import prepare as prepare_sized
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
-from .task import MAIN, TASKS, Part, Task, TaskTraining
+from .task import ANY_SIZE, MAIN, TASKS, Part, Task, TaskTraining
 
 MOST_PIXELS = 1 << 22
 """The most pixels of a picture: an answer has a number for each."""

@@ -15,14 +15,12 @@ from .data.rows import Row, file_of
 from .data.scores import no_head
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
-from .task import MAIN, TASKS, Part, Task, TaskTraining
+from .task import ANY_SIZE, MAIN, TASKS, Part, Task, TaskTraining
 
 _MOST = 100
 """The most objects of an image, if the model has no more queries."""
 _ABSENT = -1e8
 """Logits of labels that a row's adapter does not have are -1e9."""
-ANY_SIZE = {"pixel_values": ("batch", None, "height", "width")}
-"""The axes of images whose size depends on the picture, for models that take any."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,10 @@ class RowInputs(Protocol):
     def tokenizer(self) -> Any:
         """The bundle's tokenizer."""
 
+    @property
+    def generation_config(self) -> Mapping[str, Any]:
+        """The base's ``generation_config.json``."""
+
     def encode(self, texts: Sequence[str]) -> Arrays:
         """Encodes texts as a padded batch: ``input_ids`` and ``attention_mask``."""
 

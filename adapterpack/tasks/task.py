@@ -62,6 +62,9 @@ name, or have a fixed size. The last three exist only while a graph with room fo
 a prompt is traced; afterwards they are slots, which slots/prompt_rows.py explains.
 """
 
+ANY_SIZE: dict[str, tuple[str | None, ...]] = {"pixel_values": ("batch", None, "height", "width")}
+"""The axes of images whose size depends on the picture, for models that take any."""
+
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number per position: how well a span begins there, and how well it ends there."""
 

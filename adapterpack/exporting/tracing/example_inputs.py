@@ -53,9 +53,6 @@ def example(
     come with text; there ``model`` is called, to learn how many tokens an image takes, and for sound.
     ``left`` sets the side of padding, by default the task's. A decoder with an encoder gets ``answer``
     tokens.
-
-    Raises:
-        Unsupported: the model's config does not say how large its images are.
     """
     rng, inputs = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
@@ -123,18 +120,16 @@ def _vocabulary(config: PretrainedConfig) -> int:
 
 
 def images_of(config: PretrainedConfig, free: bool = True) -> tuple[tuple[int, int, int], bool]:
-    """Returns the shape of the images of an example, and whether they may have any size. With ``free`` they
-    may, where the base's processor makes sizes that depend on the picture, or nobody says which.
-
-    Raises:
-        Unsupported: the config names no size, and ``free`` is false.
+    """Returns the shape of the images of an example, and whether they may have any size: where the config
+    names none, or ``free`` overrules it, and the base's processor makes sizes that depend on the picture, or
+    nobody says which.
     """
     parts = (getattr(config, name, None) for name in ("vision_config", "encoder", "backbone_config"))
     holder: Any = next((part for part in parts if hasattr(part, "image_size")), config)
     vision = holder.to_dict()
-    if not free:
-        return image_shape(vision), False
     size = vision.get("image_size")
+    if size is not None and not free:
+        return image_shape(vision), False
     any_size = size is None
     with contextlib.suppress(Unsupported):
         made = preparation(Path(config._name_or_path)).extent

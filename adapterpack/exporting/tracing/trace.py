@@ -33,7 +33,7 @@ from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES
 from ...tasks.sounds import Sound, sound_of
-from ...tasks.task import Part, Task
+from ...tasks.task import ANY_SIZE, Part, Task
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example, images_of
@@ -131,10 +131,11 @@ def _trace_parts(task: Task, model: PreTrainedModel, prompted: bool) -> dict[str
 
 
 def _with_axes(part: Part, sound: Sound | None, model: PreTrainedModel) -> Part:
-    """Returns a part with the axes of what the model hears, and of images that are all of one size."""
+    """Returns a part with the axes of what the model hears, and of images, which may all be of one size."""
     axes = {**part.axes, **({} if sound is None else {sound.name: sound.axes})}
-    if "pixel_values" in axes and not images_of(model.config)[1]:
-        del axes["pixel_values"]
+    if "pixel_values" in part.inputs and part.form == "plain":
+        free = axes.pop("pixel_values", None) is not None
+        axes |= ANY_SIZE if images_of(model.config, free)[1] else {}
     return replace(part, axes=axes)
 
 

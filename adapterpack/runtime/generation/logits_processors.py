@@ -284,3 +284,32 @@ def _suppress_at_first(ids: Sequence[int], row: RowStart) -> LogitsProcessor:
             _ban(logits, banned)
 
     return process
+
+
+def _choices(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
+    if isinstance(value, str) or not isinstance(value, Collection) or len(value) > LONGEST_WORD:
+        raise ConfigError(
+            "these are no choices of first tokens",
+            where=name,
+            found=repr(value)[:80],
+            expected=f"at most {LONGEST_WORD} lists",
+        )
+    return tuple(_one_or_more(name, ids) for ids in value)
+
+
+@_register("first_tokens", (), _choices)
+def _choose_first(choices: Sequence[tuple[int, ...]], row: RowStart) -> LogitsProcessor:
+    """Lets the row begin with one of the first choices, then one of the second, and so on, even those that
+    another processor excludes.
+    """
+    largest = max(map(max, choices))
+
+    def process(logits: np.ndarray, tokens: np.ndarray) -> None:
+        require_in_vocabulary("first_tokens", largest, len(logits))
+        if (place := len(tokens) - row.prompt) < len(choices):
+            ids = list(choices[place])
+            kept = logits[ids]
+            logits[:] = -np.inf
+            logits[ids] = kept if np.isfinite(kept).any() else 0
+
+    return process

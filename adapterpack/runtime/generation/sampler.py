@@ -81,7 +81,9 @@ class Sampler:
             np.array(list(options.logit_bias), np.intp),
             np.array(list(options.logit_bias.values()), np.float32),
         )
-        forced = int(len(prompt) <= 1 and options.forced_bos_token_id is not None)
+        forced = len(options.first_tokens) or int(
+            len(prompt) <= 1 and options.forced_bos_token_id is not None
+        )
         self._processors = make_processors(options, RowStart(len(prompt), room, self._ends, forced))
         self._row = np.array(prompt if self._processors else (), np.intp)
         """The tokens of prompt and answer, kept only for processors that read them."""

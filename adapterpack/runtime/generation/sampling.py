@@ -42,6 +42,7 @@ _AGAINST_GRAMMARS = (
     "ignore_eos",
     "forced_bos_token_id",
     "forced_eos_token_id",
+    "first_tokens",
 )
 """Parameters that conflict with a grammar, which decides itself where an answer ends."""
 _BEAM_KEYS = ("length_penalty", "early_stopping", "num_return_sequences")
@@ -75,8 +76,9 @@ class Sampling:
 
     Excluding and forcing tokens: ``no_repeat_ngram_size`` N lets no N tokens occur twice in prompt and
     answer, and ``bad_words_ids`` (lists of token ids) excludes these sequences. ``suppress_tokens`` are never
-    chosen, ``begin_suppress_tokens`` not at the first position. ``forced_bos_token_id`` is the second token
-    of the row, ``forced_eos_token_id`` the last for which there is room, and a row does not end below
+    chosen, ``begin_suppress_tokens`` not at the first position. ``first_tokens`` lists the tokens among
+    which the first of the answer is chosen, then the second, and so on. ``forced_bos_token_id`` is the second
+    token of the row, ``forced_eos_token_id`` the last for which there is room, and a row does not end below
     ``min_length`` tokens including the prompt. In an encoder-decoder the prompt is what the decoder begins
     with.
 
@@ -121,6 +123,7 @@ class Sampling:
     forced_eos_token_id: int | tuple[int, ...] | None = None
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    first_tokens: tuple[tuple[int, ...], ...] = ()
     max_length: int | None = None
 
     def __post_init__(self) -> None:

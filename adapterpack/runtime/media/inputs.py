@@ -146,12 +146,7 @@ def extend(arrays: Sequence[np.ndarray], fill: int = 0, first: int = 0) -> list[
 
 def _samples(data: bytes, rate: int, where: object) -> np.ndarray:
     """Returns the samples of a wave file, in [-1, 1)."""
-    with (
-        library_errors("wave", "the file is no wave file", where=where),
-        wave.open(io.BytesIO(data), "rb") as sound,
-    ):
-        form = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
-        frames = sound.readframes(sound.getnframes())
+    form, frames = _wave(data, where)
     if form != (rate, 2, 1):
         raise Unsupported(
             "a sound must be one channel of 16 bits at the model's rate",
@@ -164,6 +159,26 @@ def _samples(data: bytes, rate: int, where: object) -> np.ndarray:
     if not len(samples):
         raise ConfigError("the file holds no sound", where=where)
     return samples
+
+
+def seconds_of(data: bytes) -> float:
+    """Returns how long the sound of a wave file is.
+
+    Raises:
+        FormatError: the bytes are no wave file.
+    """
+    (rate, size, channels), frames = _wave(data, "the bytes")
+    return len(frames) / (rate * size * channels)
+
+
+def _wave(data: bytes, where: object) -> tuple[tuple[int, int, int], bytes]:
+    """Returns rate, bytes of a sample and channels of a wave file, and its frames."""
+    with (
+        library_errors("wave", "the file is no wave file", where=where),
+        wave.open(io.BytesIO(data), "rb") as sound,
+    ):
+        form = (sound.getframerate(), sound.getsampwidth(), sound.getnchannels())
+        return form, sound.readframes(sound.getnframes())
 
 
 def _bytes_of(path: Path) -> bytes:

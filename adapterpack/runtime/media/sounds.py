@@ -77,7 +77,13 @@ def _whisper(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.nd
             "this graph takes speech of any length, whose features only its own processor knows",
             remedy="save what the model's processor gives for it as a .npy file",
         )
-    samples = samples[: frames * step]
+    if len(samples) > frames * step:
+        raise ConfigError(
+            "the sound is longer than what the model hears at once",
+            expected=f"at most {frames * step / rate_of(config):g} seconds",
+            found=f"{len(samples) / rate_of(config):.4g} seconds",
+            remedy="divide it",
+        )
     padded = np.pad(np.pad(samples, (0, frames * step - len(samples))), size // 2, mode="reflect")
     window = np.hanning(size + 1)[:-1]
     places = np.arange(frames)[:, None] * step + np.arange(size)
