@@ -516,8 +516,8 @@ def test_a_decoder_with_other_norms(tmp_path: Path) -> None:
 
 
 def test_what_a_bank_has_no_room_for(bundles: Make, base_of: Make, plain: Make) -> None:
-    """A pack that is wider than its branch, or needs a branch that the graph has not, is refused when it is
-    loaded.
+    """A pack that is wider than its branch is refused when it is to run there, and one that needs a branch
+    that the graph has not when it is loaded.
     """
     session = Session(bundles("llama", "bank"), "cpu")
     for config, words in (
@@ -526,7 +526,7 @@ def test_what_a_bank_has_no_room_for(bundles: Make, base_of: Make, plain: Make) 
     ):
         pack = save(adapt(copy.deepcopy(plain("llama")), config, "late"), None, base=base_of("llama"))
         with pytest.raises(Unsupported, match=words):
-            session.load(pack)
+            session.run(batch_of("llama"), session.load(pack))
 
 
 def test_a_quantized_bundle_keeps_its_blocks(bundles: Make, plain: Make, made: Make, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import peft
 import pytest
@@ -1040,6 +1041,66 @@ def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path
 
 
 # ONNX Runtime
+
+
+def graph_with_slots(path: Path, slots: Mapping[str, tuple[str, str]], turned: str = "") -> None:
+    """A graph of another tool: the factors of each module are inputs of a dtype and rank, and ``y`` is the sum of
+    ``x A B`` over them. Those of the module ``turned`` are transposed first.
+    """
+    inputs, lines, sums = ["float[N, 5] x"], list[str](), list[str]()
+    for number, (module, (dtype, rank)) in enumerate(slots.items()):
+        for name, shape in (("A", ("5", rank)), ("B", (rank, "7"))):
+            value, lies = f"model.{module}.lora_{name}.default.weight", shape
+            op = "Identity"
+            if module == turned:
+                lies, op = shape[::-1], "Transpose"
+            inputs.append(f'{dtype}[{", ".join(lies)}] "{value}"')
+            lines.append(f'{name}{number}s = {op}("{value}")\n{name}{number} = Cast<to = 1>({name}{number}s)')
+        lines.append(f"low{number} = MatMul(x, A{number})\ny{number} = MatMul(low{number}, B{number})")
+        sums.append(f"y{number}")
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+slots ({", ".join(inputs)}) => (float[N, 7] y) {{
+{chr(10).join(lines)}
+y = Sum({", ".join(sums)})
+}}"""
+    ir.save(ir.from_onnx_text(text), path)
+
+
+def test_an_adapter_for_a_graph_of_another_tool(tmp_path: Path) -> None:
+    """The graph decides names, ranks, dtypes and which way factors lie; modules without the adapter get zeros. Against
+    ``x (s B A)^T`` in float64.
+    """
+    q, v = "layers.0.attn.q_proj", "layers.1.attn.q_proj"
+    slots = {q: ("float", "4"), v: ("float16", "R"), "layers.1.attn.k_proj": ("float", "3")}
+    graph_with_slots(tmp_path / "model.onnx", slots, turned=q)
+    names = {"model.layers.0.self_attn.q_proj": (7, 5), "model.layers.1.self_attn.q_proj": (7, 5)}
+    pack = pack_on(names, lambda number: LoRA(r=3, alpha=5))
+    done = adapterpack.convert(pack, tmp_path / "a.onnx_adapter", graph=tmp_path / "model.onnx")
+    assert done.notes == ("2 inputs of the graph are zeros: the adapter leaves their modules",)
+    file = ort.AdapterFormat.read_adapter(str(tmp_path / "a.onnx_adapter"))
+    values = {name: value.numpy() for name, value in file.get_parameters().items()}
+    x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {"x": x, **values})
+    wanted = sum(x.astype(np.float64) @ change.T for change in changes(pack).values())
+    np.testing.assert_allclose(y, wanted, atol=2e-3 * np.abs(wanted).max())  # one of them is in half floats
+
+
+def test_an_adapter_that_a_graph_cannot_take(tmp_path: Path) -> None:
+    """Its rank is larger than the graph's, or a module of it has no input there; nothing is written."""
+    graph_with_slots(tmp_path / "model.onnx", {"layers.0.attn.q_proj": ("float", "2")})
+    refused = {
+        "does not fit its slot": pack_on(
+            {"model.layers.0.self_attn.q_proj": (7, 5)}, lambda number: LoRA(r=3)
+        ),
+        "no slot for a part": pack_on({"model.layers.0.self_attn.o_proj": (7, 5)}, lambda number: LoRA(r=2)),
+    }
+    for said, pack in refused.items():
+        with pytest.raises(Unsupported, match=said):
+            adapterpack.convert(pack, tmp_path / "a.onnx_adapter", graph=tmp_path / "model.onnx")
+    with pytest.raises(Unsupported, match="not made for a graph"):
+        adapterpack.convert(pack, tmp_path / "peft", to="peft", graph=tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.parametrize("dtype", [np.float32, BF16], ids=["f32", "bf16"])

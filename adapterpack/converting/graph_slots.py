@@ -23,13 +23,14 @@ _RANK = {"down": 1, "up": 0}
 
 
 class GraphSlot(NamedTuple):
-    """An input of a graph for a value of an adapter; an extent that is open is None. One with a default may
-    be left out.
+    """An input of a graph for a value of an adapter; an extent that is open is None. It is ``turned`` if the
+    graph transposes it first. One with a default may be left out.
     """
 
     name: str
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
+    turned: bool
     has_default: bool
 
 
@@ -56,7 +57,8 @@ def slots_of(graph: GraphFile) -> dict[tuple[str, str], GraphSlot]:
         if path and dtype in FLOATS:
             axes = value.type.tensor_type.shape.dim
             shape = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
-            slots[path, field] = GraphSlot(value.name, shape, dtype, value.name in defaults)
+            turned = {node.op_type for node in graph.readers.get(value.name, ())} == {"Transpose"}
+            slots[path, field] = GraphSlot(value.name, shape, dtype, turned, value.name in defaults)
     return slots
 
 
@@ -113,23 +115,20 @@ def _place(module: str) -> tuple[tuple[str, ...], str]:
 
 
 def _in_slot(value: np.ndarray, field: str, slot: GraphSlot, path: Path) -> np.ndarray:
-    """Returns a value as a slot takes it: turned where its axes are, filled up with zeros to its rank."""
+    """Returns a value as a slot takes it, filled up with zeros to its rank."""
     axis = _RANK.get(field)
-    for turned in (False, True):
-        one, at = (value.T, None if axis is None else 1 - axis) if turned else (value, axis)
-        room = [
-            (have, have if want is None else want) for have, want in zip(one.shape, slot.shape, strict=False)
-        ]
-        fits = len(slot.shape) == one.ndim and all(
-            have == want or (number == at and have < want) for number, (have, want) in enumerate(room)
+    if slot.turned:
+        value, axis = value.T, None if axis is None else 1 - axis
+    wanted = [have if want is None else want for have, want in zip(value.shape, slot.shape, strict=False)]
+    room = [want - have for have, want in zip(value.shape, wanted, strict=True)]
+    if len(slot.shape) != value.ndim or any(
+        free < 0 or (free and place != axis) for place, free in enumerate(room)
+    ):
+        raise Unsupported(
+            "a value of the adapter does not fit its slot in the graph",
+            where=f"{path}, {slot.name}",
+            expected=f"at most {wanted}",
+            found=str(list(value.shape)),
+            remedy="where the rank is what differs: adapterpack compose PACK --rank R -o SMALLER",
         )
-        if fits:
-            padded = np.pad(one, [(0, want - have) for have, want in room])
-            return np.ascontiguousarray(padded.astype(slot.dtype))
-    raise Unsupported(
-        "a value of the adapter does not fit its slot in the graph",
-        where=f"{path}, {slot.name}",
-        expected=f"at most {list(slot.shape)}",
-        found=str(list(value.shape)),
-        remedy="where the rank is what differs: adapterpack compose PACK --rank R -o SMALLER",
-    )
+    return np.ascontiguousarray(np.pad(value, [(0, free) for free in room]).astype(slot.dtype))

@@ -76,8 +76,9 @@ def convert(
     ``labels`` names the labels of a classifier's head in a pack, in the order of its logits. A pack whose
     modules have names of another version of transformers becomes one with the names of this one, where the
     base is named. ``graph`` is the file of an ONNX graph with inputs for an adapter, which another tool may
-    have made: an ``onnx_adapter`` is written with its names, ranks and dtypes. ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's,
-    whatever its weights.
+    have made: an ``onnx_adapter`` is written with its names, ranks and dtypes.
+    ``allow_structural`` accepts a base that has the names, dtypes and shapes of the pack's, whatever its
+    weights.
 
     Raises:
         UnknownName: no such format.
@@ -166,7 +167,8 @@ def _writer(form: Format, graph: str | os.PathLike[str] | None) -> Callable[...,
             where=graph,
             remedy="write an adapter for a graph: --to onnx_adapter (to=)",
         )
-    return lambda pack, out, model: form.write_for(pack, out, Path(graph))
+    write_for = form.write_for
+    return lambda pack, out, model: write_for(pack, out, Path(graph))
 
 
 def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequence[str] | None) -> str:

@@ -4,9 +4,12 @@ parses its body; errors name the field at fault.
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
@@ -19,12 +22,13 @@ from ..http.http_error import HTTPError, invalid_request
 from ..io import strict_json, typed_json
 from ..io.typed_json import StrictStruct
 from .adapters.adapter_control import AdapterControl
+from .anthropic.message_requests import MessagesPrompt
 from .catalogue import Catalogue, ServedModel
 from .observability.audit import Record
 from .observability.metrics import Metrics
 from .observability.traffic import Traffic
 from .openai.errors import OPENAI, ErrorForm
-from .openai.requests import NamedWeight
+from .openai.requests import NamedWeight, TextRequest
 from .scheduling.admission import Admission
 from .scheduling.engine_thread import EngineThread
 from .tenants.keys import Key, Keys
@@ -98,7 +102,7 @@ class RequestContext(NamedTuple):
         if media_type.partition(";")[0].strip().lower() != "application/json":
             what = "the body is application/json"
             raise HTTPError(415, "unsupported_media_type", what, param="Content-Type")
-        return parse(await self._body(), kind, self.state.limits)
+        return parse(await self._body(), kind, self.state.limits, self.record.ignored)
 
     async def read_form(self, kind: type[T]) -> T:
         """Reads the body, a form, into a struct, whose numbers are texts in the form.
@@ -128,8 +132,9 @@ class RequestContext(NamedTuple):
             raise HTTPError(refused.status, _CODES[refused.status], refused.what, close=True) from refused
 
 
-def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
-    """Parses JSON bytes into a struct.
+def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] | None = None) -> T:
+    """Parses JSON bytes into a struct. A request for text may have fields that other servers know; their
+    notes are added to ``ignored``.
 
     Raises:
         HTTPError: the bytes are no JSON object, or do not fit the struct.
@@ -140,7 +145,12 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits) -> T:
         raise HTTPError(400, "invalid_json", error.sentence) from error
     if not isinstance(value, dict):
         raise HTTPError(400, "invalid_json", "the body is a JSON object")
-    return _as_struct({name: item for name, item in value.items() if item is not None}, kind)
+    given = {name: item for name, item in value.items() if item is not None}
+    if ignored is not None and issubclass(kind, TextRequest | MessagesPrompt):
+        for name in (given.keys() & _client_fields().keys()) - {*kind.__struct_encode_fields__}:
+            ignored.append(f"left out: {name}, a field of {_client_fields()[name]}")
+            del given[name]
+    return _as_struct(given, kind)
 
 
 def _as_struct(given: dict[str, Any], kind: type[T]) -> T:
@@ -153,6 +163,13 @@ def _as_struct(given: dict[str, Any], kind: type[T]) -> T:
     for pointer, message in struct.breaches():
         raise _misfit(pointer, message)
     return struct
+
+
+@cache
+def _client_fields() -> dict[str, str]:
+    """Field -> the server or client of which it is known."""
+    table = tomllib.loads((Path(__file__).parent / "openai" / "client_fields.toml").read_text("utf-8"))
+    return {name: client for client, names in table.items() for name in names}
 
 
 def _require_known(given: dict[str, Any], kind: type[StrictStruct]) -> None:

@@ -145,6 +145,14 @@ def require_slots(pack: Pack) -> None:
             )
 
 
+class NoRoom(Unsupported):
+    """An adapter has a larger rank, or more labels, than the slots of a bank's graph. The engine's graph has
+    as many as the adapters of a batch need.
+    """
+
+    code = "no-room"
+
+
 def pack_values(
     pack: Pack,
     weights: Weights | None = None,
@@ -358,7 +366,8 @@ def pad_slots(
 
     Raises:
         BaseMismatch: the adapter was made for a layer of another width.
-        Unsupported: the adapter needs a slot, a rank or a number of labels that the graph does not have.
+        NoRoom: the adapter has a larger rank, or more labels, than the graph's slots.
+        Unsupported: the adapter needs a slot that the graph does not have.
     """
     shapes = slot_shapes(sites, max_rank)
     values = group_slots(values, sites, max_rank)
@@ -437,7 +446,7 @@ def _fill(slot: np.ndarray, value: np.ndarray, name: str) -> None:
             remedy="export a bundle of the base that the adapter was made for",
         )
     for axis in (one for one in free if found[one] > room[one]):
-        raise Unsupported(
+        raise NoRoom(
             "the adapter does not fit its slot",
             where=name,
             expected=f"at most {room[axis]} on axis {axis}",

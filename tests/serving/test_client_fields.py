@@ -5,6 +5,7 @@ several answers, beams, the usage of a stream while it lasts.
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from servers import Served
 
 from adapterpack import Session, attach
+from adapterpack.serving import route
 
 PROMPT = "The parcel is on its way to Lisbon, and the mugs are"
 
@@ -179,3 +181,66 @@ def test_the_best_of_several_and_beams(server: Served, session: Session) -> None
     for body in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}, {"use_beam_search": True, "n": 5}):
         asked = {"model": "alpha", "prompt": PROMPT, "max_tokens": 2, **body}
         assert server.post("/v1/completions", asked).status_code == 400, body
+
+
+def test_fields_of_other_servers_are_left_out_with_a_note(server: Served) -> None:
+    """Every field of the table, on every route for text, whole and streamed; others stay errors, and so do
+    those of the table on routes for something else.
+    """
+    table = tomllib.loads((Path(route.__file__).parent / "openai" / "client_fields.toml").read_text())
+    fields = {name for names in table.values() for name in names}
+    assert len(fields) == sum(map(len, table.values()))
+    body = {"model": "alpha", "max_tokens": 2, "temperature": 0}
+    asked = {"messages": [{"role": "user", "content": "x"}]}
+    chat, given = {**body, **asked}, dict.fromkeys(fields, "x")
+    plain = server.post("/v1/chat/completions", chat).json()
+    noted = server.post("/v1/chat/completions", {**given, **chat}).json()
+    assert noted["choices"] == plain["choices"] and "warnings" not in plain["adapterpack"]
+    assert len(noted["adapterpack"]["warnings"]) == len(fields)
+    assert "left out: verbosity, a field of OpenAI" in noted["adapterpack"]["warnings"]
+    first = next(streamed(server, "/v1/chat/completions", **chat, keep_alive="5m"))
+    assert first["adapterpack"]["warnings"] == ["left out: keep_alive, a field of Ollama"]
+    for path, own in (
+        ("/v1/completions", {**body, "prompt": "x"}),
+        ("/v1/messages", chat),
+        ("/v1/responses", {"model": "alpha", "input": "x", "max_output_tokens": 2}),
+    ):
+        answer = server.post(path, {**own, "keep_alive": "5m", "speed": "fast"})
+        assert answer.status_code == 200 and len(answer.json()["adapterpack"]["warnings"]) == 2, path
+        assert server.post(path, {**own, "keep_alive_": "5m"}).status_code == 400, path
+    assert server.post("/tokenize", {"model": "alpha", "prompt": "x", "keep_alive": "5m"}).status_code == 400
+
+
+def test_values_for_the_template_and_a_message_that_goes_on(server: Served, session: Session) -> None:
+    """A last message is continued, as transformers renders it; what a template does not read is a note."""
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Two mugs "}]
+    chat = {
+        "model": "alpha",
+        "messages": messages,
+        "temperature": 0,
+        "max_tokens": 3,
+        "return_token_ids": True,
+    }
+    text = session.tokenizer.render(messages)
+    upto = text[: text.rindex("Two mugs ") + len("Two mugs ")]
+    answer = server.post("/v1/chat/completions", {**chat, "continue_final_message": True}).json()
+    assert answer["prompt_token_ids"] == session.tokenizer.encode(upto, special=False)
+    plain = server.post("/v1/chat/completions", {**chat, "add_generation_prompt": False}).json()
+    assert session.tokenizer.decode(plain["prompt_token_ids"], False) == text.removesuffix(
+        "<|im_start|>assistant\n"
+    )
+    values = {"enable_thinking": False}
+    noted = server.post(
+        "/v1/chat/completions", {**chat, "reasoning_effort": "low", "chat_template_kwargs": values}
+    ).json()
+    assert noted["choices"] == server.post("/v1/chat/completions", chat).json()["choices"]
+    assert [note.rpartition(" ")[2] for note in noted["adapterpack"]["warnings"]] == [
+        "enable_thinking",
+        "reasoning_effort",
+    ]
+    for wrong in (
+        {"chat_template_kwargs": {"messages": []}},
+        {"continue_final_message": True, "add_generation_prompt": True},
+        {"continue_final_message": True, "messages": [{"role": "assistant", "content": " "}]},
+    ):
+        assert server.post("/v1/chat/completions", {**chat, **wrong}).status_code == 400, wrong

@@ -64,8 +64,8 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     "--for",
     "graph",
     metavar="GRAPH",
-    help="An ONNX graph with inputs for an adapter, from Olive, onnxruntime-genai or export --mode inputs: an "
-    "onnx_adapter is written with its names, ranks and dtypes, or what has no slot is named.",
+    help="An ONNX graph with inputs for an adapter, whether of Olive or of export --mode inputs: an "
+    "onnx_adapter is written with its names, ranks and dtypes, and what has no input there is named.",
 )
 @structural_option
 @common_options

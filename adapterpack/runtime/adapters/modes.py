@@ -17,7 +17,7 @@ from ...bundle.files import adapter_files
 from ...bundle.manifest import ADAPTER_IDS, Bundle
 from ...errors import AdapterpackError, Unsupported
 from ...pack.pack import Pack
-from ...slots.values import Values
+from ...slots.values import NoRoom, Values
 from ...tasks.task import MAIN
 from ..ort.model import OrtModel
 from ..ort.values import HOST, Memory, array_of, value_of
@@ -162,13 +162,15 @@ class BankState(NamedTuple):
     ``slots`` maps an adapter to its slot. ``arrays`` maps an input of a graph to the contents of all slots,
     and ``overrides`` holds the same arrays on the device, by part of the bundle. While both are empty, the
     graph uses the initializers with which it was exported. ``used`` are the slots that hold or once held an
-    adapter: a run that started earlier may still read them.
+    adapter: a run that started earlier may still read them. ``engine_only`` says why adapters have no slot:
+    the engine answers for them.
     """
 
     slots: Mapping[str, int]
     arrays: Mapping[str, np.ndarray] = {}
     overrides: Mapping[str, Mapping[str, Any]] = {}
     used: frozenset[int] = frozenset()
+    engine_only: Mapping[str, NoRoom] = {}
 
 
 class BankMode(AdapterMode):
@@ -201,6 +203,9 @@ class BankMode(AdapterMode):
     def run(self, adapters: Adapters, names: Sequence[str | None]) -> RunRows:
         """Returns a function that runs the graph with the slot number of each row."""
         slots, overrides = adapters.attached.slots, adapters.attached.overrides
+        for name in names:
+            if name in adapters.attached.engine_only:
+                raise adapters.attached.engine_only[name]
         ids = np.array([0 if name is None else slots[name] for name in names], np.int64)
 
         def run(
@@ -216,19 +221,29 @@ class BankMode(AdapterMode):
 
     def load(self, attached: BankState, pack: Pack) -> BankState:
         """Returns the state with a pack in a free slot. A pack without a head of its own uses the base
-        model's head.
+        model's head. Where its rank is larger than the slots', but the bundle has the engine's graph, the
+        pack has no slot: it answers, as in a server, and does not run in the bank.
 
         Raises:
             BaseMismatch: the pack was made for layers of other widths.
             Unsupported: no slot is free, or it does not fit.
         """
-        values, slots = self.values.in_bank(pack), attached.slots
-        if pack.name in slots:
+        try:
+            return self._into_slot(attached, pack)
+        except NoRoom as error:
+            if not self.bundle.decoder:
+                raise
+            return attached._replace(engine_only={**attached.engine_only, pack.name: error})
+
+    def _into_slot(self, attached: BankState, pack: Pack) -> BankState:
+        slots = attached.slots
+        if pack.name in {*slots, *attached.engine_only}:
             raise AdapterpackError(
                 "the session already has an adapter of that name",
                 where=pack.name,
                 remedy="choose another name",
             )
+        values = self.values.in_bank(pack)
         free = set(range(1, self.bundle.slots)) - set(slots.values())
         if not free:
             raise Unsupported(
@@ -248,7 +263,8 @@ class BankMode(AdapterMode):
         the slot.
         """
         slots = {other: slot for other, slot in attached.slots.items() if other != name}
-        return attached._replace(slots=slots)
+        engine_only = {other: error for other, error in attached.engine_only.items() if other != name}
+        return attached._replace(slots=slots, engine_only=engine_only)
 
     def write(self, state: BankState, values: Mapping[int, Values], *, in_place: bool) -> BankState:
         """Returns the state with these values in these slots. ``in_place`` promises that no run reads the

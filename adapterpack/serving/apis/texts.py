@@ -94,7 +94,7 @@ class Texts:
             rows = self._rows(body, prepared, model, context.key, output)
             stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
             given = body.prompts if isinstance(body, CompletionRequest) else ()
-            notes = [f"ignored: {name}, which this server does not know" for name in context.record.ignored]
+            notes = sorted(context.record.ignored)
             if isinstance(body, ChatRequest):
                 unread = self.preparer.unread(body)
                 notes += [f"without an effect: this model's chat template reads no {name}" for name in unread]

@@ -24,8 +24,7 @@ class Record:
     """Data about a request, collected while it is handled. Times are those of the monotonic clock.
 
     ``outcome`` is why its answers ended, the code of its error, or ``disconnected``; ``trace`` holds the
-    headers that name its trace. ``ignored`` are the fields of its body that are known to have no meaning
-    here.
+    headers that name its trace. ``ignored`` are notes on fields of its body that this server does not have.
     """
 
     id: str

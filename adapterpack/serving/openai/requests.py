@@ -31,6 +31,7 @@ _SAME = (
     "stop_token_ids",
     "ignore_eos",
     "include_stop_str_in_output",
+    "skip_special_tokens",
 )
 """The fields that :class:`.Sampling` has under the same names."""
 
@@ -142,6 +143,7 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
     guided_choice: list[str] | None = None
     guided_grammar: str | None = None
     include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     return_token_ids: bool | None = None
     use_beam_search: bool | None = None

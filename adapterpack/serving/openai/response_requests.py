@@ -121,6 +121,15 @@ class ResponseStreamOptions(StrictStruct, frozen=True, forbid_unknown_fields=Tru
     include_obfuscation: bool | None = None
 
 
+class Reasoning(StrictStruct, frozen=True, forbid_unknown_fields=True):
+    """How long the model is to think, for chat templates that read ``reasoning_effort``."""
+
+    effort: str | None = None
+    # without an effect:
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
 class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/responses``. Nothing is stored, so ``input`` holds the complete conversation."""
 
@@ -134,7 +143,8 @@ class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fie
     previous_response_id: str | None = None
     background: Literal[False] | None = None
     truncation: Literal["disabled"] | None = None
-    include: _Empty | None = None
+    reasoning: Reasoning | None = None
+    include: list[Literal["reasoning.encrypted_content"]] | None = None  # answers have none
     stream_options: ResponseStreamOptions | None = None  # without an effect
 
     def breaches(self) -> Iterator[Misfit]:
@@ -154,6 +164,7 @@ class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fie
             tools=[FunctionTool("function", tool) for tool in self.tools or ()] or None,
             tool_choice=NamedFunction("function", choice) if isinstance(choice, NamedTool) else choice,
             parallel_tool_calls=self.parallel_tool_calls,
+            reasoning_effort=None if self.reasoning is None else self.reasoning.effort,
         )
 
     def _messages(self) -> list[Message]:
