@@ -176,6 +176,7 @@ def test_the_document_is_true(server: Served) -> None:
 
     assert unlike(document) == []
     text = {"model": "alpha", "prompt": "x", "max_tokens": 2}
+    said = chat(max_tokens=2)
     routes: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
         ("/v1/chat/completions", "ChatRequest", "ChatCompletion", chat(logprobs=True, top_logprobs=1)),
         ("/v1/completions", "CompletionRequest", "Completion", {**text, "logprobs": 1}),
@@ -184,6 +185,13 @@ def test_the_document_is_true(server: Served) -> None:
             "ResponseRequest",
             "ResponseAnswer",
             {"model": "alpha", "input": "x", "max_output_tokens": 2},
+        ),
+        ("/v1/messages", "MessagesRequest", "MessageAnswer", said),
+        (
+            "/v1/messages/count_tokens",
+            "MessagesPrompt",
+            "TokensCount",
+            {name: said[name] for name in ("model", "messages")},
         ),
         ("/tokenize", "TokenizeRequest", "Tokens", {"model": "alpha", "prompt": "x"}),
         ("/detokenize", "DetokenizeRequest", "Text", {"model": "alpha", "tokens": [5]}),
@@ -221,7 +229,8 @@ def test_the_document_is_true(server: Served) -> None:
         ):
             answer = server.post(path, {**good, **change})
             assert not fits(request_name, {**good, **change}), change
-            assert answer.status_code == 400 and fits("ErrorAnswer", answer.json())
+            error = "MessageError" if "/messages" in path else "ErrorAnswer"
+            assert answer.status_code == 400 and fits(error, answer.json())
     assert fits("ModelList", server.get("/v1/models").json())
     answered = {
         f"{method.upper()} {path}" for path, methods in document["paths"].items() for method in methods

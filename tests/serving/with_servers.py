@@ -1,7 +1,8 @@
 """Runs a command beside two servers of small models: ``python tests/serving/with_servers.py COMMAND...``.
 
-The command finds a server of texts at ``OPENAI_BASE_URL`` and one of embeddings at ``EMBEDDINGS_BASE_URL``,
-both with the key ``OPENAI_API_KEY``; each has an adapter ``alpha``, the first also ``beta``.
+The command finds a server of texts at ``OPENAI_BASE_URL`` and ``ANTHROPIC_BASE_URL`` and one of embeddings at
+``EMBEDDINGS_BASE_URL``, both with the key ``OPENAI_API_KEY``; each has an adapter ``alpha``, the first also
+``beta``. ``TOKENIZER`` is the folder of the first one's tokenizer.
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ def main(command: list[str]) -> int:
             "OPENAI_BASE_URL": f"{texts.address}/v1",
             "EMBEDDINGS_BASE_URL": f"{vectors.address}/v1",
             "OPENAI_API_KEY": ANN,
+            "ANTHROPIC_BASE_URL": texts.address,
+            "ANTHROPIC_API_KEY": ANN,
+            "TOKENIZER": str(model),
         }
         code = subprocess.run(command, env=environment, check=False, timeout=600).returncode
         refused = [line for one in (texts, vectors) for line in one.audited() if line["status"] != 200]
