@@ -189,7 +189,8 @@ def test_fields_of_other_servers_are_left_out_with_a_note(server: Served) -> Non
     """
     table = tomllib.loads((Path(route.__file__).parent / "openai" / "client_fields.toml").read_text())
     fields = {name for names in table.values() for name in names}
-    assert len(fields) == sum(map(len, table.values()))
+    page = (Path(__file__).parents[2] / "docs" / "serve.md").read_text()
+    assert len(fields) == sum(map(len, table.values())) and all(f"`{name}`" in page for name in fields)
     body = {"model": "alpha", "max_tokens": 2, "temperature": 0}
     asked = {"messages": [{"role": "user", "content": "x"}]}
     chat, given = {**body, **asked}, dict.fromkeys(fields, "x")
