@@ -18,7 +18,7 @@ from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 from transformers import AutoModelForCausalLM
 
-from adapterpack import Session, export, load
+from adapterpack import LoRA, Session, adapt, export, load, save
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST
 from adapterpack.errors import (
@@ -110,6 +110,35 @@ def test_prompts_are_scored(
             assert [value for _, value in top] == pytest.approx(np.sort(-expected[place])[:2] * -1, abs=2e-5)
         (end,) = finished_of(engine, prompt, name)
         assert (end.reused, end.scored) == (32, [])
+
+
+def test_sessions_and_engines_take_any_rank(bundle: Path, base_of: Make, tmp_path: Path) -> None:
+    """An adapter of a rank that the bank's slots do not hold is loaded by both, and both answer as the bundle
+    does that was exported with it; the bank alone refuses to run it.
+    """
+    model = AutoModelForCausalLM.from_pretrained(base_of("llama"))
+    wide = adapt(model, LoRA(r=13, alpha=40), "wide")
+    torch.manual_seed(3)
+    for parameter in wide.parameters():
+        if parameter.requires_grad:
+            parameter.data.normal_(0, 0.3)
+    save(wide, tmp_path / "wide", base=base_of("llama"))
+    export(base_of("llama"), [tmp_path / "wide"], tmp_path / "own", mode="bank")
+    session, prompt = Session(bundle, "cpu"), ids(7)
+    (expected,) = Session(tmp_path / "own", "cpu").generate([prompt], "wide", max_new_tokens=8)
+    assert session.load(tmp_path / "wide") == "wide"
+    (answer,) = session.generate([prompt], "wide", max_new_tokens=8)
+    assert answer.ids == expected.ids != session.generate([prompt], max_new_tokens=8)[0].ids
+    engine = Engine(bundle, "cpu")
+    engine.adapters.load(tmp_path / "wide")
+    engine.add(prompt, "wide", max_new_tokens=8)
+    assert tuple(event.token for event in drained(engine) if event.token is not None) == expected.ids
+    batch = {"input_ids": np.array([prompt])}
+    with pytest.raises(Unsupported, match=r"does not fit its slot.*found 13"):
+        session.run(batch, ["wide"])
+    before = session.run(batch, ["alpha"])["logits"]
+    session.unload("wide")
+    assert np.array_equal(session.run(batch, ["alpha"])["logits"], before)
 
 
 def finished_of(engine: Engine, prompt: list[int], name: str | None, **options: Any) -> list[Event]:
