@@ -116,6 +116,8 @@ def test_sessions_and_engines_take_any_rank(bundle: Path, base_of: Make, tmp_pat
     """An adapter of a rank that the bank's slots do not hold is loaded by both, and both answer as the bundle
     does that was exported with it; the bank alone refuses to run it.
     """
+    import torch
+
     model = AutoModelForCausalLM.from_pretrained(base_of("llama"))
     wide = adapt(model, LoRA(r=13, alpha=40), "wide")
     torch.manual_seed(3)

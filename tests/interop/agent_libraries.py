@@ -64,7 +64,7 @@ async def by_litellm(model: str) -> None:
         api_base=URL,
         api_key=KEY,
     )
-    assert text.choices[0].text.startswith(PROMPT) and text.choices[0].logprobs["token_logprobs"][1] < 0
+    assert text.choices[0].text.startswith(PROMPT) and text.choices[0].logprobs.token_logprobs[1] < 0
 
 
 async def by_agents(model: str) -> None:
