@@ -149,6 +149,7 @@ _RULES: Mapping[str, _Rule] = {
     "attention_window": _longformer,
     "block_size": _sparse_blocks,
     "index_topk": _plain("index_topk"),
+    "keep_window_size": _plain("keep_window_size"),
     "relative_attention_max_distance": _plain("relative_attention_max_distance"),
     "position_buckets": _plain("position_buckets"),
     "floor_scale": _temperature,

@@ -151,9 +151,17 @@ def _dims(config: Any) -> Dims | None:
         "heads": "num_attention_heads",
         "vocab": "vocab_size",
     }
-    sizes = {ours: getattr(config, theirs, None) for ours, theirs in names.items()}
+    sizes = {ours: _size(config, theirs) for ours, theirs in names.items()}
     dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
     return None if dims == Dims() else dims
+
+
+def _size(config: Any, name: str) -> Any:
+    """Returns a field of a configuration; None if it has none, or another for each layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
 
 
 def _model_fingerprint(model: nn.Module) -> fp.Fingerprint:

@@ -93,7 +93,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         WINDOW,
         """sliding_window sliding_window_size attention_window_size window_size attention_chunk_size
         local_attention chunk_size mamba_chunk_size index_topk floor_scale log_scaling_n_floor
-        position_buckets keep_window_size
+        position_buckets
         index_block_size block_size relative_attention_num_buckets position_bias_num_buckets num_buckets index_topk_blocks_size
         centroid_intermediate_top_k local_attention_window_len ffn_round_up_to_multiple_of
         block_multiple_of max_relative_position""",
@@ -102,7 +102,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         CONTEXT,
         """max_position_embeddings n_positions n_ctx max_seq_len context_length max_target_positions
         model_max_length max_sequence_length max_inference_chunksize max_text_length max_length
-        num_positions rel_extent""",
+        num_positions rel_extent keep_window_size""",
     ),
     (CONTEXT // 2, "original_max_position_embeddings"),
     (_IMAGE, "image_size input_image_size pretrain_image_size"),

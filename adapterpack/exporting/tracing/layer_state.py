@@ -154,12 +154,15 @@ def whole_cache(model: PreTrainedModel) -> DynamicCache | None:
     and None for any other: where the mask has no window (Moshi), a step on the own cache computes something
     else than a pass over all tokens.
     """
+    if is_recurrent(model):
+        return None
     try:
-        layers = DynamicCache(config=model.config).layers
+        cache = DynamicCache(config=model.config)
     except AttributeError:
         return None
-    slides = any(type(layer) is DynamicSlidingWindowLayer for layer in layers)
-    return DynamicCache() if slides and not is_recurrent(model) else None
+    slides = [type(layer) is DynamicSlidingWindowLayer for layer in cache.layers]
+    cache.layers = [DynamicLayer() if out else layer for layer, out in zip(cache.layers, slides, strict=True)]
+    return cache if any(slides) else None
 
 
 def own_mask(cache: DynamicCache | EncoderDecoderCache, mask: Mask, tokens: int) -> Mask:

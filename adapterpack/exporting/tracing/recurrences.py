@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -205,11 +206,25 @@ def _lightning_attention(cache: LayerCache) -> Callable[..., Any]:
     return forward
 
 
+def _sparse_gate(cache: LayerCache) -> Callable[..., Any]:
+    """Returns Gemma 3n's cutoff, in which ONNX has no operator for the quantile of the normal distribution
+    that a layer's configuration chooses. Source: Google, Gemma 3n, ``activation_sparsity_pattern``.
+    """
+
+    def run(self: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        deviations = NormalDist().inv_cdf(self.activation_sparsity)  # type: ignore[arg-type]
+        spread = torch.std(inputs, dim=-1, keepdim=True, unbiased=False)
+        return functional.relu(inputs - (inputs.mean(-1, keepdim=True) + spread * deviations))
+
+    return run
+
+
 RECURRENCES: dict[str, Callable[[LayerCache], Callable[..., Any]]] = {
     "mamba_selective_scan": _selective_scan,
     "mamba2_chunk_scan": _state_space_dual,
     "torch_chunk_gated_delta_rule": _delta_rule,
     "chunk_kimi_delta_attention": _delta_rule,
     "MiniMaxLightningAttention.forward": _lightning_attention,
+    "Gemma3nTextMLP._gaussian_topk": _sparse_gate,
 }
 """The name of a function or method in transformers' modules -> what makes its replacement for a cache."""
