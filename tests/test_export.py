@@ -4,6 +4,7 @@ slots in plain ONNX Runtime.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import subprocess
@@ -60,7 +61,7 @@ from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, ExportSource, 
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.graph_passes.attach import MODES, AttachPlan, base_head, with_fields
-from adapterpack.graph_passes.sites import find_sites
+from adapterpack.graph_passes.sites import find_sites, later_uses, uses_of_modules
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.editing import add_initializer
 from adapterpack.pack.pack import build
@@ -543,16 +544,28 @@ def test_a_gemm_that_is_more_than_a_layer_is_no_site() -> None:
 
 
 @pytest.mark.fast
-def test_a_module_that_is_used_twice_is_no_site() -> None:
-    """A slot could not tell the uses of a shared layer apart."""
-    model = one_layer("MatMul", 3, np.ones((4, 4), np.float32), None)
-    first = model.graph[0]
+def test_every_use_of_a_shared_module_reads_its_slots() -> None:
+    """And what a later use reads is adapted; with another weight, a slot could not tell the uses apart."""
+    rng = np.random.default_rng(2)
+    weight, down, up = (rng.normal(size=size).astype(np.float32) for size in ((4, 4), (4, 2), (2, 4)))
+    model = one_layer("MatMul", 3, weight, None)
+    first, end = model.graph[0], model.graph.outputs[0]
+    first.outputs[0].name = "between"
     second = ir.node("MatMul", [first.outputs[0], first.inputs[1]], name="again")
+    second.outputs[0].name, second.outputs[0].shape, second.outputs[0].type = "y", end.shape, end.type
+    first.outputs[0].shape, first.outputs[0].type = end.shape, end.type
     model.graph.append(second)
-    assert find_sites(model, lambda node: "layer") == {}
-    assert set(find_sites(model, lambda node: node.name)) == {"layer", "again"} - (
-        {"again"} if second.inputs[0].shape is None else set()
-    )
+    model.graph.outputs[0] = second.outputs[0]
+    every = uses_of_modules(model, lambda node: "layer")
+    values = [{"layer.down": down, "layer.up": up}]
+    mapped = with_fields(find_sites(model, lambda node: "layer"), values)
+    MODES["bank"](model, AttachPlan([], values, mapped, {}, 2, 2, later=later_uses(model, every)))
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    found = session.run(None, {"input_ids": x, "adapter_ids": np.array([0, 1])})[0]
+    for row, matrix in enumerate((weight.T, weight.T + down @ up)):
+        np.testing.assert_allclose(found[row], x[row] @ matrix @ matrix, rtol=0, atol=1e-4)
+    assert later_uses(model, [every[0], dataclasses.replace(every[1], weight="another")]) == {}
 
 
 @pytest.mark.fast

@@ -19,7 +19,7 @@ from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..graph_passes.attach import AttachPlan, base_head, with_fields, with_ranks
 from ..graph_passes.attention import find_heads
 from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
-from ..graph_passes.sites import find_sites, prompt_site, uses_of_modules
+from ..graph_passes.sites import find_sites, later_uses, prompt_site, uses_of_modules
 from ..merging.checkpoint.tied_weights import tied_to_a_head
 from ..pack.on_base import places_on
 from ..pack.pack import Adapter, Pack
@@ -105,6 +105,7 @@ def plans_of(
             slots,
             max_rank or needed or DEFAULT_RANK,
             part,
+            later=later_uses(model, uses_of_modules(model, graph.scope)),
         )
     return plans
 
@@ -190,7 +191,8 @@ def sites_of(graph: BaseGraph, packs: list[Pack]) -> dict[str, MappedSite]:
     """Returns every linear module, and the blocks that packs change, in the order of the graphs, since one
     graph may compute the input of the next.
 
-    Leaves out a module that appears in two graphs, or twice in one: a slot could not tell its uses apart.
+    Leaves out a module that appears in two graphs, or in one with several weights: a slot could not tell its
+    uses apart.
     """
     wanted, in_graphs = wanted_blocks(packs), list[MappedSite]()
     for part, model in graph.parts.items():

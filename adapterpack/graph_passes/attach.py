@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ def default_slot_name(path: str, field: str) -> str:
 
 class AttachPlan(NamedTuple):
     """The plan of what to attach to one graph: the packs, their slot values, the sites that get slots, and
-    the capacity; ``every`` linear site of the graph is known once siblings are packed.
+    the capacity; ``every`` linear site of the graph is known once siblings are packed. ``later`` are the uses
+    after the first of modules that the graph uses several times.
     """
 
     packs: list[Pack]
@@ -39,6 +40,32 @@ class AttachPlan(NamedTuple):
     part: str = MAIN
     slot_name: Callable[[str, str], str] = default_slot_name
     every: Mapping[str, MappedSite] = MappingProxyType({})
+    later: Mapping[str, Sequence[MappedSite]] = MappingProxyType({})
+
+    def uses(self, site: MappedSite) -> list[MappedSite]:
+        """Returns a site as each use of its module in the graph sees it: they share its slots."""
+        later = [
+            dataclasses.replace(
+                site,
+                path=f"{site.path}/{number}",
+                node=use.node,
+                input=use.input,
+                output=use.output,
+                rank=use.rank,
+            )
+            for number, use in enumerate(self.later.get(site.path, ()), 1)
+        ]
+        return [site, *later]
+
+    def in_order(self, model: ir.Model) -> list[tuple[MappedSite, str]]:
+        """Returns all uses, each with the path of its site, in the order of the graph: what is added at one
+        may read what is added at those before it.
+        """
+        every = [(use, site.path) for site in self.sites.values() for use in self.uses(site)]
+        if len(every) == len(self.sites):
+            return every
+        place = {value.name: number for number, node in enumerate(model.graph) for value in node.outputs}
+        return sorted(every, key=lambda one: place[one[0].output])
 
 
 def attach_nothing(model: ir.Model, plan: AttachPlan) -> AttachPlan:
@@ -62,6 +89,7 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         Unsupported: the graph is not as required.
     """
     emitter = Emitter(model, positions=_positions(model, plan))
+    slots: dict[str, dict[str, ir.Value]] = {}
     for number, site in enumerate(plan.sites.values()):
         values = {}
         for field in site.fields:
@@ -73,14 +101,16 @@ def attach_inputs(model: ir.Model, plan: AttachPlan) -> AttachPlan:
                 nothing(field, site) if head is None else head,
                 symbols,
             )
-        emitter.site(site, values)
+        slots[site.path] = values
+    for use, path in plan.in_order(model):
+        emitter.site(use, slots[path])
     _free_labels(model, plan)
     return plan
 
 
 def _positions(model: ir.Model, plan: AttachPlan) -> ir.Value | None:
     """Returns the input that says at which tokens adapters act, if a site needs it."""
-    placed = [site for site in plan.sites.values() if site.positional]
+    placed = [use for site in plan.sites.values() if site.positional for use in plan.uses(site)]
     if not placed:
         return None
     ids = next(value for value in model.graph.inputs if value.name.endswith("input_ids"))
@@ -122,13 +152,12 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
     positions = _positions(model, plan)
     ids = add_input(model.graph, ADAPTER_IDS, [batch], ir.DataType.INT64)
     emitter = Emitter(model, ids, positions)
-    plan = plan._replace(
-        sites={
-            path: dataclasses.replace(site, flat=_is_flat(emitter.values[site.input].shape, str(batch)))
-            for path, site in plan.sites.items()
-        }
-    )
-    for site in plan.sites.values():
+
+    def seen(site: MappedSite) -> MappedSite:
+        return dataclasses.replace(site, flat=_is_flat(emitter.values[site.input].shape, str(batch)))
+
+    plan = plan._replace(sites={path: seen(site) for path, site in plan.sites.items()})
+    for site in (seen(use) for one in plan.sites.values() for use in plan.uses(one)):
         x = emitter.values[site.input]
         by_row = site.flat or (site.rank >= 2 and str(x.shape[0]) == str(batch))
         if site.kind == "experts":
@@ -146,13 +175,16 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
         pad_slots(values, plan.sites, plan.max_rank, plan.base_head) for values in ({}, *plan.values)
     )
     filled = stack_slots([base, *ready, *[base] * (plan.slots - 1 - len(ready))])
+    slots: dict[str, dict[str, ir.Value]] = {}
     for site in plan.sites.values():
         values = {}
         for field in site.fields:
             name = f"{site.path}.{field}"
             slot = slot_input(model, name, filled[name], list(filled[name].shape))
             values[field] = slot if is_looked_up(field, site) else emitter.gather(site, field, slot)
-        emitter.site(site, values)
+        slots[site.path] = values
+    for use, path in plan.in_order(model):
+        emitter.site(seen(use), slots[path])
     _free_labels(model, plan, {site.output: site.labels for site in plan.sites.values()}.get("logits"))
     return plan
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import onnx_ir as ir
 
 from ..adapter_methods import PROMPT
 from ..bundle.manifest import MappedSite
-from ..onnx_graph.editing import inputs_of, only_reader
+from ..onnx_graph.editing import inputs_of, only_reader, values_of
 from ..slots.precision import DEFAULT
 from .experts import expert_product
 
@@ -40,11 +40,34 @@ def find_sites(model: ir.Model, scope: Scope) -> dict[str, MappedSite]:
     or a plain Gemm on a constant weight, a lookup in a constant table, a convolution that splits an image
     into patches, and a product with a stack of experts, whose path is the parameter's.
 
-    Leaves out a module that appears more than once (a shared layer): a slot could not tell its uses apart.
+    A module that appears more than once (a shared layer) has the site of its first use, if :func:`later_uses`
+    has the others, and else none.
     """
     every = uses_of_modules(model, scope)
-    times = Counter(site.path for site in every)
-    return {site.path: site for site in every if times[site.path] == 1}
+    times, later = Counter(site.path for site in every), later_uses(model, every)
+    found: dict[str, MappedSite] = {}
+    for site in every:
+        if times[site.path] == 1 or site.path in later:
+            found.setdefault(site.path, site)
+    return found
+
+
+def later_uses(model: ir.Model, every: Iterable[MappedSite]) -> dict[str, list[MappedSite]]:
+    """Returns the uses after the first of each linear module that the graph uses several times, always with
+    the same weight and on as many rows (DeBERTa's queries are also those of its positions).
+    """
+    values, by_path = values_of(model.graph), dict[str, list[MappedSite]]()
+    for site in every:
+        by_path.setdefault(site.path, []).append(site)
+
+    def alike(site: MappedSite) -> tuple[object, ...]:
+        return site.kind, site.weight, site.bias, str(values[site.input].shape[0])
+
+    return {
+        path: uses[1:]
+        for path, uses in by_path.items()
+        if len(uses) > 1 and uses[0].kind == "linear" and len(set(map(alike, uses))) == 1
+    }
 
 
 def uses_of_modules(model: ir.Model, scope: Scope) -> list[MappedSite]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
@@ -27,7 +28,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...errors import Unsupported
 from ...graph_passes.position_inputs import PositionInputs
-from ...graph_passes.sites import SWAPPED, torch_scope
+from ...graph_passes.sites import SWAPPED, torch_scope, uses_of_modules
 from ...onnx_graph.editing import inputs_of
 from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
@@ -183,6 +184,7 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
                 remedy="run this model under torch",
             ) from error
     _name_axes(graph, part)
+    _join_weights(graph)
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
         others = [found[name] for name in ("attention_mask", "position_ids") if name in found]
@@ -195,6 +197,18 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
             with contextlib.suppress(Unsupported):
                 places.index_tables()
     return graph
+
+
+def _join_weights(model: ir.Model) -> None:
+    """Makes all uses of a module read one weight: the exporter folds its transposition at each use anew."""
+    nodes, held = {node.name: node for node in model.graph}, model.graph.initializers
+    first: dict[str, str] = {}
+    for site in uses_of_modules(model, module_path):
+        shared = first.setdefault(site.path, site.weight)
+        if site.kind == "linear" and shared != site.weight:
+            one, other = (held[name].const_value.numpy() for name in (shared, site.weight))
+            if np.array_equal(one, other):
+                nodes[site.node].replace_input_with(1, held[shared])
 
 
 def _count_by(ids: ir.Value, others: Iterable[ir.Value]) -> None:
