@@ -45,8 +45,15 @@ _ROUTED = {"n_routed_experts": 4, "n_group": 1, "topk_group": 1, "first_k_dense_
 FAMILIES: dict[str, dict[str, Any]] = {
     # gate and up projection as wide as the hidden states: no shape tells which way round a stack lies
     "qwen3_moe": _MANY,
-    # chosen one by one, and every expert multiplies every token
-    "llama4_text": {"num_local_experts": 4, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1},
+    # chosen one by one, and every expert multiplies every token; queries grow with their positions
+    "llama4_text": {
+        "num_local_experts": 4,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "no_rope_layers": [0],
+        "floor_scale": 2,
+        "attn_scale": 1.0,
+    },
     "gpt_oss": {**_LOCAL, "intermediate_size": 32},
     "mixtral": _LOCAL,
     "qwen2_moe": {**_MANY, "shared_expert_intermediate_size": 20},

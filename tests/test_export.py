@@ -61,7 +61,7 @@ from adapterpack.exporting.frontends import FRONTENDS, BaseGraph, ExportSource, 
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.graph_passes.attach import MODES, AttachPlan, base_head, with_fields
-from adapterpack.graph_passes.sites import find_sites, later_uses, uses_of_modules
+from adapterpack.graph_passes.sites import find_sites, later_uses, onnxscript_scope, uses_of_modules
 from adapterpack.manifest import manifest as m
 from adapterpack.onnx_graph.editing import add_initializer
 from adapterpack.pack.pack import build
@@ -738,6 +738,30 @@ def complete(plain: ort.InferenceSession, batch: dict[str, np.ndarray]) -> dict[
                 (batch["input_ids"].shape[0], value.shape[1], 0, value.shape[3]), np.float32
             )
     return feeds
+
+
+def test_norms_have_epsilons_of_their_own(tmp_path: Path) -> None:
+    """Of a builder that gives all norms the configuration's, those of latents get back their own."""
+    fields = {
+        "num_hidden_layers": 1,
+        "hidden_size": 32,
+        "vocab_size": 96,
+        "q_lora_rank": 16,
+        "kv_lora_rank": 16,
+    }
+    config = transformers.AutoConfig.for_model(
+        "deepseek_v3", rms_norm_eps=1e-3, first_k_dense_replace=1, **fields
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    graph = mobius.build(ExportSource(tmp_path / "base", get_task("text-generation"))).model.graph
+    found = {
+        (onnxscript_scope(node) or "").rpartition(".")[2]: node.attributes.get_float("epsilon")
+        for node in graph
+        if "epsilon" in node.attributes
+    }
+    own = {key for key, value in found.items() if value == pytest.approx(1e-6)}
+    assert own == {"q_a_layernorm", "kv_a_layernorm"}
+    assert found["input_layernorm"] == pytest.approx(1e-3)
 
 
 # The guard: no graph leaves unproved.

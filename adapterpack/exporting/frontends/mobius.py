@@ -10,7 +10,7 @@ import logging
 import math
 from collections.abc import Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -20,8 +20,12 @@ from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
 from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node
 from ...slots.precision import DEFAULT
+from ...torch_adapters.models.load import empty_model
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def _build(source: ExportSource) -> BaseGraph:
@@ -39,6 +43,7 @@ def _build(source: ExportSource) -> BaseGraph:
     model.graph.name = source.folder.name  # not the path, which may be a scratch folder's
     if source.dtype == DEFAULT:
         _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
+    _own_epsilons(model.graph, empty_model(source.folder, source.task))
     _separate_rows(model.graph)
     _look_back(model.graph, config_of(source.folder).to_dict())
     return BaseGraph(model, onnxscript_scope, f"mobius-onnx {version('mobius-onnx')}")
@@ -63,6 +68,18 @@ def _exact_scale(graph: ir.Graph, hidden: object) -> None:
         if 0 < abs(factor.item() - exact) < 1e-3 * exact:
             scale = ir.tensor(np.full(factor.shape, exact, np.float32), name=f"{node.name}.exact_scale")
             node.replace_input_with(1, add_initializer(graph, scale))
+
+
+def _own_epsilons(graph: ir.Graph, model: nn.Module) -> None:
+    """Gives each norm the model's own epsilon. The builder gives all of them that of the configuration,
+    but those of latents have another one (LongCat-Flash: 1e-6 for 1e-5), which a proof may not see.
+    """
+    modules = dict(model.named_modules())
+    for node in [node for node in graph if "epsilon" in node.attributes]:
+        module = modules.get(onnxscript_scope(node) or "")
+        own = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+        if isinstance(own, float):
+            node.attributes["epsilon"] = ir.AttrFloat32("epsilon", own)
 
 
 def _separate_rows(graph: ir.Graph) -> None:

@@ -95,7 +95,7 @@ def run_alone(
 
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
     mask, parameters = batch.get("attention_mask"), signature(model.forward).parameters
-    apart = is_recurrent(model) or "position_ids" not in parameters
+    apart = is_recurrent(model) or "position_ids" not in parameters or _counts_itself(model)
     if task.pads_left and mask is not None and not mask.all() and apart:
         # padding gets into the states or the positions of some models, so each row runs alone
         rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
@@ -131,6 +131,11 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
         feed["position_ids"] = np.broadcast_to(moved, (3, *moved.shape)).copy()
     outputs[STEP] = _torch(model, {ids: token, **feed}, **more).logits.float().numpy()
     return outputs
+
+
+def _counts_itself(model: PreTrainedModel) -> bool:
+    """Whether layers also count positions by their cache, which has the padding in it (Llama 4)."""
+    return any(getattr(module, "attn_temperature_tuning", False) for module in model.modules())
 
 
 def _pad_rows(rows: Sequence[np.ndarray], mask: np.ndarray) -> np.ndarray:
