@@ -16,7 +16,7 @@ import torch
 import transformers
 from invariants.bundles import Reference, check
 
-from adapterpack import HiRA, LoRA, Pack, adapt, convert, export, load, quantize, save, validate
+from adapterpack import HiRA, LoRA, Pack, adapt, convert, export, load, merge, quantize, save, validate
 from adapterpack.errors import Unsupported
 from adapterpack.runtime.engine.adapter_feeds import AdapterFeeds
 from adapterpack.runtime.engine.adapter_reader import AdapterReader
@@ -60,7 +60,19 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
     "granitemoe": _LOCAL,
     "glm4_moe": {**_MANY, **_ROUTED},
+    "deepseek_v3": {
+        **_MANY,
+        **_ROUTED,
+        "num_key_value_heads": 4,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 8,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 8,
+    },
 }
+_NEAR = 1e-5
+"""Of the largest output: float32 beside float64."""
 
 
 def _shake(model: torch.nn.Module, size: float, seed: int) -> None:
@@ -127,12 +139,12 @@ def _known(base: Path, theirs: Path, ours: Sequence[Pack], root: Path) -> dict[s
     ],
 )
 def test_each_row_has_its_own_experts(family: str, mode: str, tmp_path: Path) -> None:
-    """Ragged rows, every adapter beside every other and beside the base."""
+    """Ragged rows, every adapter beside every other and beside the base, as prompts and step by step."""
     base, theirs, *ours = make(family, tmp_path)
     pack = convert(theirs, tmp_path / "pack", to="pack", base=base).path
     bundle = export(base, [pack, *ours], tmp_path / "bundle", mode=mode, frontend="transformers")
     assert bundle.decoder or mode == "inputs" or family == "gpt_oss"
-    check(Session(tmp_path / "bundle"), _known(base, theirs, ours, tmp_path))
+    check(Session(tmp_path / "bundle"), _known(base, theirs, ours, tmp_path), tolerance=_NEAR)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +161,16 @@ def test_stacks_that_are_square(bank: Path) -> None:
     """No shape tells which way round a stack lies whose gate and up projection are as wide as its input."""
     check(Session(bank / "bank"), _known(bank / "base", bank / "theirs", [load(bank / "ours0")], bank))
     assert validate(bank / "bank", full=True, base=bank / "base").findings == ()
+
+
+def test_a_graph_takes_no_fold_of_experts(bank: Path, tmp_path: Path) -> None:
+    """Neither where its site map tells of them, nor where the checkpoint has each apart."""
+    for source, base, reason in (
+        (bank / "bank", None, "does not say where the weights"),
+        (bank / "bank" / "model.onnx", bank / "base", "one by one"),
+    ):
+        with pytest.raises(Unsupported, match=reason):
+            merge(source, [load(bank / "ours0")], tmp_path / "out", checkpoint=base)
 
 
 def test_the_engine_holds_experts_once_for_each_adapter(bank: Path) -> None:

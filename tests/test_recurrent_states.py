@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 import torch
+import transformers
 from architecture_proofs import make_base, make_pack, prove
 from architectures import KINDS, Architecture, Kind
 
@@ -22,6 +23,8 @@ from adapterpack.bundle.manifest import PAST, graph_file
 from adapterpack.engine_graph.int8_cache import quantize_cache
 from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.exporting.pipeline import export
+from adapterpack.exporting.tracing.layer_state import state_of
+from adapterpack.exporting.tracing.torch_parts import CausalDecoder
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import SequenceState
 from adapterpack.runtime.sessions.session import Session
@@ -273,3 +276,25 @@ def test_what_a_recurrent_state_does_not_allow_is_said(made: Make, tmp_path: Pat
     soft = make_pack(family, base, Kind("soft", lambda targets, heads: PromptTuning(num_virtual_tokens=3)))
     with pytest.raises(Unsupported, match="recurrent state"):
         export(base, [soft], tmp_path / "prompt", in_place=False)
+
+
+def test_caches_that_no_graph_has_are_said() -> None:
+    """A class of the model's own, which has no layers, and an indexer's positions beside its keys."""
+    sizes = {
+        "hidden_size": 128,
+        "embedding_dim": 128,
+        "num_heads": 4,
+        "num_hidden_layers": 1,
+        "vocab_size": 96,
+    }
+    config = transformers.AutoConfig.for_model("xlstm", **sizes)
+    part = CausalDecoder(transformers.AutoModelForCausalLM.from_config(config))
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    with pytest.raises(Unsupported, match=r"in no cache of transformers.*xLSTMCache"):
+        part(ids, ids, ids, [])
+    layer = transformers.cache_utils.DynamicIndexedLayer()
+    layer.indexer_position_ids = ids
+    cache = transformers.DynamicCache()
+    cache.layers = [layer]
+    with pytest.raises(Unsupported, match="token by token"):
+        state_of(cache)

@@ -57,6 +57,16 @@ def test_the_base_is_described(tiny_llama: Path) -> None:
     assert None not in (found.files, found.probe)
 
 
+def test_a_size_that_layers_differ_in_is_left_out(tiny_llama: Path) -> None:
+    """transformers refuses to read it from the config of the whole model."""
+    model = shake(adapt(AutoModelForCausalLM.from_pretrained(tiny_llama), LoRA(r=2), "one"))
+    model.config.per_layer_config = {0: {"num_attention_heads": 2}}
+    with pytest.raises(RuntimeError):
+        _ = model.config.num_attention_heads
+    pack = save(model, None, base=tiny_llama, name="one")
+    assert pack.manifest.base.dims == Dims(hidden=32, layers=2, vocab=96)
+
+
 def test_the_architecture_is_the_base_s_own(tiny_bert: Path) -> None:
     """A classifier on an encoder: the base is the encoder, the task's model is the classifier."""
     model = adapt(

@@ -30,7 +30,8 @@ def takes_much(session: Session, rows: int, longest: int) -> bool:
     states = replaced_states(session.inputs)
     if states and len(states) == len(caches):  # no layer has attention
         return False
-    heads = max((value.shape[1] for name, value in caches.items() if name not in states), default=1)
+    shapes = [value.shape for name, value in caches.items() if name not in states]
+    heads = max((shape[1] for shape in shapes if len(shape) == 4), default=1)
     return rows * max(heads, queries if isinstance(queries, int) else 1) * longest * longest > _MOST
 
 

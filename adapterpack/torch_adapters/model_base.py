@@ -151,16 +151,16 @@ def _dims(config: Any) -> Dims | None:
         "heads": "num_attention_heads",
         "vocab": "vocab_size",
     }
-    sizes = {ours: _size(config, theirs) for ours, theirs in names.items()}
+    sizes = {ours: _field(config, theirs) for ours, theirs in names.items()}
     dims = Dims(**{name: size for name, size in sizes.items() if type(size) is int and size > 0})
     return None if dims == Dims() else dims
 
 
-def _size(config: Any, name: str) -> Any:
-    """Returns a field of a configuration; None if it has none, or another for each layer."""
+def _field(config: Any, name: str) -> Any:
+    """Returns a field of a config; None if there is no such field, or if each layer has its own value."""
     try:
         return getattr(config, name, None)
-    except RuntimeError:
+    except RuntimeError:  # transformers refuses to read what layers differ in
         return None
 
 

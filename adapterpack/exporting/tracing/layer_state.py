@@ -178,9 +178,16 @@ def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
     """Returns the tensors that each layer of a cache keeps.
 
     Raises:
-        Unsupported: a recurrent layer keeps its state elsewhere.
+        Unsupported: a recurrent layer keeps its state elsewhere, or an indexer more than its keys.
     """
     states = [dict(_tensors_of(layer)) for layer in cache.layers]
+    if any(getattr(layer, "indexer_position_ids", None) is not None for layer in cache.layers):
+        raise Unsupported(
+            "an indexer of the model keeps positions beside its keys, and selects token by token in Python",
+            found="indexer_position_ids",
+            expected="keys and values, keys of an indexer, states",
+            remedy="run this model under torch",
+        )
     for number, (layer, tensors) in enumerate(zip(cache.layers, states, strict=True)):
         if isinstance(layer, LinearAttentionCacheLayerMixin) and not tensors:
             raise Unsupported(

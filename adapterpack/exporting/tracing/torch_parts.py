@@ -12,11 +12,11 @@ import contextlib
 import importlib
 from collections.abc import Iterator
 from inspect import signature
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import nn
-from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel
+from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
 from ...errors import Unsupported
@@ -103,10 +103,11 @@ class CausalDecoder(TorchPart):
         **tokens: torch.Tensor,
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
-        if self.cache not in self.takes:
+        own = [] if self.cache not in self.takes else _foreign(self.takes[self.cache].annotation)
+        if own or self.cache not in self.takes:
             raise Unsupported(
                 "the model keeps what it has read in no cache of transformers, so no step can go on from it",
-                found=type(self.inner).__name__,
+                found=", ".join(own) or type(self.inner).__name__,
                 expected="an input `cache` or `past_key_values`",
             )
         cache = make_cache(self.inner, attention_mask, past)
@@ -118,6 +119,17 @@ class CausalDecoder(TorchPart):
                 attention_mask=attention_mask, use_cache=True, **{self.cache: cache}, **counted, **tokens
             )
         return {"logits": output.logits, **_named("present", cache)}
+
+
+def _foreign(annotation: Any) -> list[str]:
+    """Returns the classes of caches that an input takes and that a model defines from nothing (xLSTM)."""
+    return [
+        kind.__name__
+        for kind in get_args(annotation)
+        if isinstance(kind, type)
+        and kind.__module__.startswith("transformers.models.")
+        and not issubclass(kind, Cache)
+    ]
 
 
 class Encoder(TorchPart):

@@ -241,6 +241,13 @@ def _locate(origin: _Origin, todo: plan.MergePlan) -> _LocatedPlan:
     wide = {name: value for name, value in todo.full_modules.replaced.items() if value.ndim > 1}
     kinds = {**{name: target.kind for name, target in todo.targets.items()}, **dict.fromkeys(wide, "linear")}
     base = origin.base
+    if not isinstance(base, GraphBase) and (apart := sorted(kinds.keys() & base.stacks.keys())):
+        raise Unsupported(
+            "the checkpoint stores these experts one by one, and a graph holds them otherwise",
+            where=origin.graph.path,
+            found=", ".join(apart[:5]),
+            remedy="fold into the checkpoint, and export that with --mode folded",
+        )
     places = base.places(kinds) if isinstance(base, GraphBase) else match(origin.graph, base, kinds)
 
     def bias_of(name: str, weight: TensorPlace | None) -> TensorPlace:
