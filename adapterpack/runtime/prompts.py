@@ -61,7 +61,8 @@ def prompt_ids(
     if isinstance(prompt, str) and (raw or not session.task.pads_left):
         ids = session.tokenizer.encode(prompt)
     else:
-        ids = session.tokenizer.prompt(prompt, tools, filled, values) if items else []  # type: ignore[arg-type]
+        given: Any = prompt
+        ids = session.tokenizer.prompt(given, tools, filled, values) if items else []
     if not ids:
         raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
     return ids

@@ -1,4 +1,4 @@
-"""LiteLLM, pydantic-ai and LangChain's client of Anthropic against a server of texts, by OpenAI's routes and by
+"""LiteLLM, pydantic-ai, and LangChain's client of Anthropic against a server of texts, by OpenAI's routes and by
 Anthropic's: whole, streamed, asynchronous, structured. What they hear is what OpenAI's own client hears.
 
 ``with_servers.py`` starts the server, and ``.ci/client-libraries`` the environment in which this runs: it has
@@ -14,9 +14,9 @@ from typing import Any
 import litellm
 import openai
 from langchain_anthropic import ChatAnthropic
+from langchain_core.messages import HumanMessage
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_ai import Agent
-from pydantic_ai.models.anthropic import AnthropicModel
 from pydantic_ai.models.openai import OpenAIChatModel, OpenAIResponsesModel
 
 URL, OTHER, KEY = (os.environ[name] for name in ("OPENAI_BASE_URL", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY"))
@@ -68,10 +68,10 @@ async def by_litellm(model: str) -> None:
 
 
 async def by_agents(model: str) -> None:
-    """Agents of pydantic-ai: a text, a stream, and an answer of a class, on three routes."""
+    """Agents of pydantic-ai: a text, a stream, and an answer of a class, on two routes."""
     expected = right(model)
     settings: Any = {"max_tokens": TOKENS}
-    for kind in (OpenAIChatModel, OpenAIResponsesModel, AnthropicModel):
+    for kind in (OpenAIChatModel, OpenAIResponsesModel):
         agent = Agent(kind(model), model_settings=settings)
         said = await agent.run(PROMPT)
         assert said.output == expected and said.usage.output_tokens == TOKENS, kind
@@ -88,7 +88,7 @@ def by_langchain(model: str) -> None:
     assert chat.invoke(PROMPT).content == expected
     assert "".join(str(chunk.text) for chunk in chat.stream(PROMPT)) == expected
     assert (
-        chat.get_num_tokens_from_messages([("user", PROMPT)])
+        chat.get_num_tokens_from_messages([HumanMessage(PROMPT)])
         == chat.invoke(PROMPT).usage_metadata["input_tokens"]
     )
     longer: Any = ChatAnthropic(model=model, max_tokens=100)
