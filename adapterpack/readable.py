@@ -1,12 +1,17 @@
-"""Formats numbers for people (sizes, shares, times, tables); values that were not measured show as n/a."""
+"""Formats numbers for people (sizes, shares, times, tables, what is left to do); values that were not
+measured show as n/a.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MISSING = "n/a"
+_SECONDS = 2.0
+"""Seconds between two messages of progress."""
 _MOST_NESTED = 8
 """The most nested entries that are shown in one place; more are counted."""
 
@@ -169,3 +174,20 @@ def stretches(count: int, most: int) -> list[tuple[int, int]]:
     """
     parts = min(count, most)
     return [(round(index * count / parts), round((index + 1) * count / parts)) for index in range(parts)]
+
+
+class StepCounter:
+    """Says how many of ``total`` steps are done, and when the rest will be."""
+
+    def __init__(self, total: int, say: Callable[[str], None], what: str = "prove") -> None:
+        self._total, self._say, self._what, self._done = total, say, what, 0
+        self._started = self._said = time.monotonic()
+
+    def tick(self) -> None:
+        """Counts a step, and says so, if the last message is some seconds old."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said >= _SECONDS and self._done < self._total:
+            self._said = now
+            left = (now - self._started) / self._done * (self._total - self._done)
+            self._say(f"{self._what}: {self._done} of {self._total} steps, about {left:.0f} s left")

@@ -27,7 +27,17 @@ from typing import Any
 
 import numpy as np
 
-SIZES = {
+_LLAMA_3 = {
+    "vocab_size": 128256,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "rope_theta": 500000.0,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 128000,
+    "eos_token_id": 128001,
+}
+SIZES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 512,
         "hidden_size": 64,
@@ -49,6 +59,20 @@ SIZES = {
         "num_hidden_layers": 22,
         "num_attention_heads": 32,
         "num_key_value_heads": 4,
+    },
+    "1.2b": {  # the shape of Llama 3.2 1B
+        **_LLAMA_3,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "head_dim": 64,
+        "tie_word_embeddings": True,
+    },
+    "8b": {  # and of Llama 3.1 8B
+        **_LLAMA_3,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
     },
 }
 SHARD = 800 << 20
@@ -104,8 +128,11 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
         shapes |= {
             f"model.layers.{layer}.{name}_layernorm.weight": (hidden,) for name in ("input", "post_attention")
         }
-    shapes |= {"model.norm.weight": (hidden,), "lm_head.weight": (sizes["vocab_size"], hidden)}
+    shapes |= {"model.norm.weight": (hidden,)}
+    if not sizes.get("tie_word_embeddings"):
+        shapes["lm_head.weight"] = (sizes["vocab_size"], hidden)
     numbers, code = np.random.default_rng(0), {"float32": "F32", "bfloat16": "BF16"}[dtype]
+    pool = (numbers.standard_normal((1 << 24) + 1, np.float32) * np.float32(0.02)).astype(st.DTYPES[code])
     groups: list[list[str]] = [[]]
     weight = 0
     for name, shape in shapes.items():
@@ -120,12 +147,7 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
         file = (
             f"model-{number:05}-of-{len(groups):05}.safetensors" if len(groups) > 1 else "model.safetensors"
         )
-        tensors = {
-            name: (numbers.standard_normal(shapes[name], np.float32) * np.float32(0.02)).astype(
-                st.DTYPES[code]
-            )
-            for name in names
-        }
+        tensors = {name: _random(numbers, pool, shapes[name]) for name in names}
         st.write(folder / file, tensors, {"format": "pt"})
         where |= dict.fromkeys(names, file)
     if len(groups) > 1:
@@ -138,12 +160,19 @@ def build_base(folder: Path, size: str, dtype: str, layers: int | None = None) -
         "model_type": "llama",
         "dtype": dtype,
         "tie_word_embeddings": False,
+        "max_position_embeddings": 2048,
         **sizes,
     }
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> int:
+def _random(numbers: np.random.Generator, pool: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Numbers of the pool from a random one on: as quick as a copy."""
+    array = np.resize(np.roll(pool, numbers.integers(len(pool))), shape)
+    return array + array.dtype.type(1) if len(shape) == 1 else array  # the factors of norms are near one
+
+
+def build_pack(base: Path, folder: Path, rank: int, most: int | None = None, seed: int = 0) -> int:
     """A random LoRA at every linear layer, or at the first ``most``, written as a pack; returns the number of
     sites.
     """
@@ -153,7 +182,7 @@ def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> 
     from adapterpack.manifest import manifest as m
     from adapterpack.pack.pack import build
 
-    checkpoint, rng = Checkpoint(base), np.random.default_rng(0)
+    checkpoint, rng = Checkpoint(base), np.random.default_rng(seed)
     adapters, weights = {}, {}
     for name, info in checkpoint.tensors.items():
         if name.endswith(LINEAR) and len(info.shape) == 2 and (most is None or len(adapters) < most):
@@ -168,7 +197,7 @@ def build_pack(base: Path, folder: Path, rank: int, most: int | None = None) -> 
     pack_base = m.Base(
         "base", None, None, structure=checkpoint.structure, content=checkpoint.content, probe=checkpoint.probe
     )
-    build("bench", get("lora"), adapters, task=task, base=pack_base, weights=weights).write(folder)
+    build(folder.name, get("lora"), adapters, task=task, base=pack_base, weights=weights).write(folder)
     return len(adapters)
 
 

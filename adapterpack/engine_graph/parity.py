@@ -5,6 +5,7 @@ pieces and single steps.
 from __future__ import annotations
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from ..base.base_folder import CONFIG, read_json
 from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import GRAPH, Bundle, graph_file
+from ..bundle.reports import PROOFS
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
+from ..readable import StepCounter
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
@@ -36,6 +39,8 @@ from .int8_cache import quantize_cache
 
 _LENGTHS = (11, 4, 7)
 _STEPS = 20
+_FEW_STEPS = 4
+"""Steps of a large graph, of which a copy of a few layers took all."""
 _PIECE = 3
 """Tokens of a prompt in one pass, so that longer prompts continue from their caches."""
 _PIECES = 16
@@ -64,7 +69,7 @@ def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bu
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
     # quantized products need prepacked weights, so only a graph without them maps its weights
-    report = _proof(Session(folder, provider="cpu", verify="off", mapped=fast is None), folder, say)
+    report = _proof(made, folder, fast is None, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
@@ -76,31 +81,46 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": report})
 
 
-def _proof(session: Session, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _proof(made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None]) -> dict[str, Any]:
+    """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
+    dataclasses.replace(made, decoder=False).write(folder, draft=True)
+    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
     rng, most = np.random.default_rng(11), _most_ids(session)
     rows = [_ids(session, rng, most, length) for length in _LENGTHS]
     start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
     # The ordinary graph of a decoder with an encoder takes prompts of one length only.
     prompts, sources = ([start] * len(rows), _sources(session, rows, rng)) if start else (rows, None)
-    tokens = rng.integers(1, most, (_STEPS, len(rows)))
+    depth = made.parity.get("proof", {}).get("depth", PROOFS[0])
+    count = _STEPS if depth == PROOFS[0] and "decoder" not in made.parity else _FEW_STEPS
+    tokens = rng.integers(1, most, (count, len(rows)))
     if OFFSETS in session.inputs:  # as if the rows had images
         sources = [{OFFSETS: rng.integers(-9, 9, (1, length + 1, 3))} for length in _LENGTHS]
     elif FEATURES in session.inputs:  # an image of which nothing is seen but where its tokens are
         rows[0][2:8] = [session.image_token] * 6
         sources = [{FEATURES: np.zeros((1, 0, session.inputs[FEATURES].shape[2]), np.float32)}, {}, {}]
+    choices = _names(session)
+    tick = StepCounter(2 * len(choices) * (1 + count), say, "prove the engine's graph").tick
+    grown = [_ordinary(session, prompts, sources, names, tokens, tick) for names in choices]
+    long = _long_prompts(session, rng, most)
+    more = rng.integers(1, most, (count, len(long)))
+    alone = [
+        _alone(session, ids, name, more[:, row])
+        for row, (ids, name) in enumerate(zip(long, _long_names(session, long), strict=True))
+    ]
+    del session
+    gc.collect()  # a session is a cycle
+    made.write(folder, draft=True)
+    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
     reader = AdapterReader(session)
-    batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + _STEPS + _ROOM)
+    batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + count + _ROOM)
     worst = 0.0
-    for names in _names(session):
-        grown = _ordinary(session, prompts, sources, names, tokens)
-        placed = _by_engine(batch, prompts, sources, _read(session, reader, names), tokens, _PIECE)
-        worst = max(worst, _require_agreement(session, folder, grown, placed, "on short rows"))
-    if long := _long_prompts(session, rng, most):
-        worst = max(
-            worst, _prove_long(session, folder, reader, long, rng.integers(1, most, (_STEPS, len(long))))
-        )
+    for names, expected in zip(choices, grown, strict=True):
+        placed = _by_engine(batch, prompts, sources, _read(session, reader, names), tokens, _PIECE, tick)
+        worst = max(worst, _require_agreement(session, folder, expected, placed, "on short rows"))
+    if long:
+        worst = max(worst, _prove_long(session, folder, reader, long, more, np.stack(alone, axis=1)))
     say(f"the engine's graph agrees with the ordinary one: {worst:.1g} of the largest output")
-    return {"max_relative": worst, "steps": _STEPS}
+    return {"max_relative": worst, "steps": count}
 
 
 def _read(
@@ -154,28 +174,33 @@ def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list
     return [_ids(session, rng, most, length) for length in ends if length > max(_LENGTHS)]
 
 
-def _prove_long(
-    session: Session, folder: Path, reader: AdapterReader, prompts: list[list[int]], tokens: np.ndarray
-) -> float:
-    """Compares rows that the engine runs as one batch with the ordinary graph, which runs each row alone, in
-    pieces.
-    """
+def _long_names(session: Session, prompts: Sequence[Sequence[int]]) -> list[str | None]:
+    """Returns the adapter of each long row."""
     choices: list[str | None] = (
         [session.default, *session.adapters] if session.bundle.mode == "bank" else [session.default]
     )
-    names = [choices[row % len(choices)] for row in range(len(prompts))]
+    return [choices[row % len(choices)] for row in range(len(prompts))]
+
+
+def _prove_long(
+    session: Session,
+    folder: Path,
+    reader: AdapterReader,
+    prompts: list[list[int]],
+    tokens: np.ndarray,
+    alone: np.ndarray,
+) -> float:
+    """Compares rows that the engine runs as one batch with the ordinary graph, which ran each row ``alone``,
+    in pieces.
+    """
+    adapters = _read(session, reader, _long_names(session, prompts))
     batch = ModelRunner(session, reader, len(prompts), max(map(len, prompts)) + len(tokens) + _ROOM)
     piece = max(_PIECE, max(map(len, prompts)) // _PIECES)
-    engine = _by_engine(batch, prompts, None, _read(session, reader, names), tokens, piece)
-    alone = [
-        _alone(session, ids, name, tokens[:, row])
-        for row, (ids, name) in enumerate(zip(prompts, names, strict=True))
-    ]
     return _require_agreement(
         session,
         folder,
-        np.stack(alone, axis=1),
-        engine,
+        alone,
+        _by_engine(batch, prompts, None, adapters, tokens, piece),
         f"on rows of {', '.join(str(len(ids)) for ids in prompts)} tokens",
         True,
     )
@@ -220,6 +245,7 @@ def _ordinary(
     sources: Sequence[Arrays] | None,
     names: list[str | None],
     tokens: np.ndarray,
+    tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Returns the ordinary graph's logits after each prompt and each step ``[1 + steps, rows,
     vocabulary]``.
@@ -242,8 +268,10 @@ def _ordinary(
         going = EncoderDecoder(session, texts, names, given, rows[0])
     outputs = going.prefill()
     logits = [array_of(outputs["logits"])[range(len(rows)), going.last]]
+    tick()
     for step_tokens in tokens:
         outputs = going.step(step_tokens, outputs)
+        tick()
         logits.append(array_of(outputs["logits"])[:, -1])
     return np.stack(logits).astype(np.float32)
 
@@ -255,6 +283,7 @@ def _by_engine(
     adapters: Sequence[ResidentAdapter | None],
     tokens: np.ndarray,
     piece: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Returns the same logits from the engine's graph, which reads ``piece`` tokens of a prompt at a time."""
     given, first = zip(prompts, adapters, sources or [{}] * len(prompts), strict=True), []
@@ -272,10 +301,12 @@ def _by_engine(
             last = batch.prefill(left if row.whole else min(piece, left)).copy()
         first.append(last)
     logits = [np.stack(first)]
+    tick()
     for step_tokens in tokens:
         for row, token in zip(rows, step_tokens, strict=True):
             row.next_token = int(token)
         logits.append(batch.decode())
+        tick()
     for row in rows:
         batch.remove(row)
     return np.stack(logits).astype(np.float32)

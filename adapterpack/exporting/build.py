@@ -235,7 +235,7 @@ def _prove_few_layers(
             small,
             _build(frontend, small),
             ProofPlan(rows=rows),
-            lambda text: None,
+            lambda text: say(f"{stack.kept} layers: {text}"),
         )
         proved = read_bundle(root / "bundle")
     gc.collect()  # graphs are cycles, which hold the weights that they read

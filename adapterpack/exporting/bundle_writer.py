@@ -39,7 +39,7 @@ from ..onnx_graph.editing import save_graph
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
 from ..quantizing.graphs.replace_products import find_products
-from ..readable import size
+from ..readable import StepCounter, size
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import group_slots
@@ -51,7 +51,7 @@ from .arguments import ExportJob, Progress
 from .attach_plan import plans_of, sites_of
 from .frontends import BaseGraph, ExportSource
 from .proof.parity import prove_bundle
-from .proof.plan import ProofPlan, StepCounter
+from .proof.plan import ProofPlan
 from .tracing.example_inputs import config_of
 
 _OF_IMAGES = ("image_token_id", "image_grid_pinpoints", "vision_aspect_ratio", "spatial_merge_size")

@@ -17,6 +17,7 @@ from ...base.thresholds import SHORT, LongRows
 from ...bundle.manifest import PRESENT, Bundle, MappedSite
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
+from ...readable import StepCounter
 from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
@@ -28,7 +29,7 @@ from ..tracing.example_inputs import LENGTHS, config_of, example
 from .long_rows import prove_long_rows, report_of
 from .parity_runs import BARE, STEP, real_positions, row_of, run_graph, run_torch
 from .places import require_places
-from .plan import ProofPlan, StepCounter, sample
+from .plan import ProofPlan, sample
 from .reference import reference
 
 if TYPE_CHECKING:

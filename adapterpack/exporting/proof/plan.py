@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +21,6 @@ from .long_rows import plan_long_rows
 
 _FULL = 1 << 30
 """Models up to this many bytes of float32 are proved in full by default."""
-_SECONDS = 2.0
-"""Seconds between two messages."""
 _ADAPTERS = 4
 """The most adapters of a sample."""
 _LEAST = 2
@@ -78,23 +75,6 @@ class ProofPlan(NamedTuple):
             "adapters": [pack.name for pack in sample(packs)],
             "whole": "torch" if placed is None else "places",
         }
-
-
-class StepCounter:
-    """Says how many of ``total`` steps are done, and when the rest will be."""
-
-    def __init__(self, total: int, say: Callable[[str], None], what: str = "prove") -> None:
-        self._total, self._say, self._what, self._done = total, say, what, 0
-        self._started = self._said = time.monotonic()
-
-    def tick(self) -> None:
-        """Counts a step, and says so, if the last message is some seconds old."""
-        self._done += 1
-        now = time.monotonic()
-        if now - self._said >= _SECONDS and self._done < self._total:
-            self._said = now
-            left = (now - self._started) / self._done * (self._total - self._done)
-            self._say(f"{self._what}: {self._done} of {self._total} steps, about {left:.0f} s left")
 
 
 def plan_proof(source: ExportSource, depth: str | None, direct: bool) -> ProofPlan:

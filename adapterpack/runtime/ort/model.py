@@ -63,6 +63,8 @@ class OrtModel:
         options = resolved.session_options()
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
+            # a folded transposition would be a copy of a table that is the head, too
+            options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
             # with few runs, spinning threads would only take cores from others
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with self._opening(resolved):
