@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -140,3 +142,16 @@ def test_servers_are_compared_on_a_tiny_model(tmp_path: Path, monkeypatch: pytes
     result = peers_decode.measure(argparse.Namespace(**options), files)
     assert [one["name"] for one in result["results"]] == ["engine", "peft"], result["missing"]
     peers_decode.show(result)
+
+
+def test_real_sizes_measures_a_process_and_its_files(tmp_path: Path) -> None:
+    """A merge of a tiny checkpoint: memory of a process of its own, and the disk that its output takes."""
+    script = Path(__file__).parents[1] / "benchmarks" / "real_sizes.py"
+    command = [sys.executable, script, "--shape", "tiny", "--steps", "merge", "--work", tmp_path, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout)
+    step = result["steps"]["merge"]
+    assert 5 << 20 < step["anonymous"] < step["resident"] < 500 << 20
+    assert 0.9 * result["base_bytes"] < step["bytes"] <= step["disk"] < 3 * result["base_bytes"]
+    assert not (tmp_path / "merged").exists()

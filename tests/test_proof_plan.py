@@ -80,6 +80,8 @@ def test_a_proof_by_layers_compares_few_layers_and_the_whole_on_short_rows(
     assert parity["max_abs"].keys() == {"base", "all", "last"}
     assert parity["long_rows"]["few_layers"] == {"layers": 2, "rows": [64]}
     assert any("by layers: 2 of 4" in text for text in parity["said"])
+    assert any(text.startswith("2 layers: the engine's graph agrees") for text in parity["said"])
+    assert parity["decoder"]["steps"] == 4  # the few layers took twenty
     report = adapterpack.validate(tmp_path / "bundle")
     assert report.valid
     assert any("2 of 5 adapters" in text for text in report.not_checked)
