@@ -101,7 +101,7 @@ def _proof(made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None])
     choices = _names(session)
     tick = StepCounter(2 * len(choices) * (1 + count), say, "prove the engine's graph").tick
     grown = [_ordinary(session, prompts, sources, names, tokens, tick) for names in choices]
-    long = _long_prompts(session, rng, most)
+    long = _long_prompts(session, rng, most, count)
     more = rng.integers(1, most, (count, len(long)))
     alone = [
         _alone(session, ids, name, more[:, row])
@@ -160,17 +160,17 @@ def _require_agreement(
     )
 
 
-def _long_prompts(session: Session, rng: np.random.Generator, most: int) -> list[list[int]]:
-    """Returns rows whose steps cross the lengths at which the ordinary graph was proved, as far as the
+def _long_prompts(session: Session, rng: np.random.Generator, most: int, steps: int) -> list[list[int]]:
+    """Returns rows whose ``steps`` cross the lengths at which the ordinary graph was proved, as far as the
     context allows.
     """
     report = session.bundle.parity.get("long_rows")
     proved = report.get("rows") if isinstance(report, dict) and not session.task.has_encoder else None
     lengths = [length for length in proved if type(length) is int] if isinstance(proved, list) else []
-    room = max((virtual_tokens(session, pack) for pack in session.packs.values()), default=0) + _STEPS
+    room = max((virtual_tokens(session, pack) for pack in session.packs.values()), default=0) + steps
     context = context_of(session)
     longest = _LONGEST if context is None else min(_LONGEST, context - room)
-    ends = sorted({min(length - _STEPS // 2, longest) for length in lengths})[-_MOST_ROWS:]
+    ends = sorted({min(length - steps // 2, longest) for length in lengths})[-_MOST_ROWS:]
     return [_ids(session, rng, most, length) for length in ends if length > max(_LENGTHS)]
 
 
