@@ -121,7 +121,7 @@ class CausalDecoder(TorchPart):
         return {"logits": output.logits, **_named("present", cache)}
 
 
-def _foreign(annotation: Any) -> list[str]:
+def _foreign(annotation: object) -> list[str]:
     """Returns the classes of caches that an input takes and that a model defines from nothing (xLSTM)."""
     return [
         kind.__name__
