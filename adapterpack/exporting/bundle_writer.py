@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
@@ -36,6 +35,7 @@ from ..graph_passes.packing import pack_siblings
 from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.editing import save_graph
+from ..onnx_graph.rows import in_order
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
 from ..quantizing.graphs.replace_products import find_products
@@ -60,9 +60,6 @@ _SECONDS = 2.0
 """Seconds between two progress messages."""
 _IN_FLIGHT = 256 << 20
 """Bytes of weights in memory at a time while weights are written; a larger weight is in memory alone."""
-
-_BAND = 64
-"""Columns of a transposed matrix to copy at a time, so that the rows that they touch stay in the cache."""
 
 
 def write_bundle(
@@ -225,12 +222,7 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         return tensor
 
     def copy() -> ir.Tensor:
-        array = tensor.numpy()
-        if not array.flags.c_contiguous:
-            array, transposed = np.empty(array.shape, array.dtype), array
-            for column in range(0, array.shape[1], _BAND):
-                array[:, column : column + _BAND] = transposed[:, column : column + _BAND]
-        return ir.tensor(array, tensor.dtype, name=tensor.name)
+        return ir.tensor(in_order(tensor.numpy()), tensor.dtype, name=tensor.name)
 
     return ir.LazyTensor(copy, tensor.dtype, tensor.shape, name=tensor.name)
 

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ...onnx_graph.bnb4 import pack_nibbles
 from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
+from ...onnx_graph.rows import in_order
 
 if TYPE_CHECKING:
     import onnx
@@ -82,8 +83,7 @@ class ConstantProduct:
     def alone(self, matrix: np.ndarray) -> onnx.ModelProto:
         """Returns an ``onnx`` model with the product as its only node, with ``matrix`` as its weight."""
         # each slice in order: a turned head is larger than any other weight
-        array = np.ascontiguousarray(matrix)
-        weight = _initializer(ir.Tensor(array, dtype=self.dtype, name=self.weight.name))
+        weight = _initializer(ir.Tensor(in_order(matrix), dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self.input(), weight], name=self.node.name)
         return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
 
