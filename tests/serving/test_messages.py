@@ -8,8 +8,14 @@ import json
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from servers import ANN, Served
+
+from adapterpack.http.http_error import HTTPError
+from adapterpack.serving.anthropic.message_requests import MessagesRequest
+from adapterpack.serving.anthropic.messages_writer import MessagesWriter
+from adapterpack.serving.openai.answers import Provenance
 
 ASKED = {
     "model": "alpha",
@@ -122,6 +128,15 @@ def test_errors_have_anthropics_form(server: Served, change: dict[str, Any], sta
         "error",
         kind,
     )
+
+
+def test_a_stream_that_fails_ends_with_an_error_in_its_form() -> None:
+    """What a deadline, for one, makes of a stream: an event of the kind that Anthropic's clients raise."""
+    provenance = Provenance("alpha", "sha256:0", "base")
+    writer = MessagesWriter(msgspec.convert(ASKED, MessagesRequest), provenance, None)
+    head, _, data = writer.error(HTTPError(503, "engine-stopped", "it ended")).decode().partition("\n")
+    error = json.loads(data.removeprefix("data: "))
+    assert (head, error["type"], error["error"]["type"]) == ("event: error", "error", "overloaded_error")
 
 
 def test_its_clients_put_the_key_elsewhere(server: Served) -> None:
