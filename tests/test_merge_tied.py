@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES, WORDS
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, ZambaConfig
 
 import adapterpack
 from adapterpack import LoRA, TrainableTokens, adapt, save
@@ -287,3 +287,33 @@ def test_a_new_word_that_was_not_trained_is_missed(base: Path, tmp_path: Path) -
     with pytest.raises(Unsupported, match="only one of them"):
         adapterpack.merge(base, packs, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_block_at_two_places_is_saved_and_not_merged(tmp_path: Path) -> None:
+    """Zamba's blocks share their weights: each place has a change of its own, for which one tensor has no
+    room.
+    """
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "vocab_size": 96}
+    kinds = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
+    config = ZambaConfig(
+        **sizes,
+        num_hidden_layers=4,
+        layers_block_type=kinds,
+        attention_hidden_size=64,
+        attention_head_dim=32,
+        num_key_value_heads=2,
+        n_mamba_heads=2,
+        mamba_dt_rank=4,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    adapt(model, LoRA(r=2, targets=("q_proj",)), "one")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05)
+    pack = save(model, None, base=tmp_path / "base", name="one")
+    weights = {group.weight for group in pack.manifest.adapter_groups}
+    assert (len(pack.manifest.adapter_groups), len(weights)) == (2, 1)
+    with pytest.raises(Unsupported, match="share this tensor"):
+        adapterpack.merge(tmp_path / "base", [pack], tmp_path / "merged")

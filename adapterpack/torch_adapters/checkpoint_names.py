@@ -54,7 +54,22 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
         )
         if place is not None:
             stored_by_name[place] = name
-    return stored_by_name
+    return {**_shared_names(model, stored_by_name), **stored_by_name}
+
+
+def _shared_names(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, str]:
+    """Returns the names in the checkpoint of further modules' parameters that are those among ``names``, as
+    in a block that a model has at several places (Zamba); embeddings and heads are tied in their own way.
+    """
+    own = {id(module) for module in _embeddings(model)}
+    every = [
+        (f"{path}.{leaf}".lstrip("."), id(parameter))
+        for path, module in base_modules(model)
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None and id(module) not in own
+    ]
+    found = {key: names[name] for name, key in every if name in names}
+    return {name: found[key] for name, key in every if key in found}
 
 
 def rename_sites(model: nn.Module, pack: Pack, sites: Collection[str]) -> Pack:

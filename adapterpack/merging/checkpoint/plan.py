@@ -96,6 +96,8 @@ def make(
                 _require_alone(name, [*(tables[name][:1] if name in tables else ()), contribution])
                 tables[name] = contribution, table
     contributions, copies = split_tied(base, contributions, {pack.name: pack for pack in packs}, untie)
+    for name in contributions.keys() - copies.keys():
+        _require_one_module(name, contributions[name])
     full_modules = resolve(base, packs, untie, {name: table for name, (_, table) in tables.items()})
     copies = {**copies, **full_modules.copies}
     for name in sorted(full_modules.replaced.keys() & base.quantized.keys() if dtype is None else ()):
@@ -241,6 +243,22 @@ def _require_alone(name: str, contributions: list[Contribution]) -> None:
             found=", ".join(f"'{one.pack}' ({one.method.name})" for one in contributions),
             remedy="merge only one of them",
         )
+
+
+def _require_one_module(name: str, contributions: list[Contribution]) -> None:
+    """Checks that no pack changes this tensor at several modules that share it, as a block at several places
+    of a model does (Zamba): the tensor could hold one of the changes only.
+    """
+    for pack in {one.pack for one in contributions}:
+        paths = sorted({one.adapter.site.path for one in contributions if one.pack == pack})
+        if len(paths) > 1:
+            raise Unsupported(
+                "modules of the model share this tensor, which cannot hold the change of each",
+                where=name,
+                found=f"{pack}: {', '.join(paths[:4])}",
+                expected="one module",
+                remedy="keep the adapter unmerged, or export it with --mode bank",
+            )
 
 
 def _in_own_places(contributions: list[Contribution]) -> bool:
