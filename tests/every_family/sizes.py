@@ -36,7 +36,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         _HEADS,
         """num_attention_heads n_head n_heads num_heads encoder_attention_heads attention_heads
         decoder_attention_heads num_encoder_attention_heads num_decoder_attention_heads swa_num_attention_heads
-        num_query_groups index_n_heads linear_num_value_heads linear_num_heads heads num_attn_heads
+        num_query_groups linear_num_value_heads linear_num_heads heads num_attn_heads
         num_global_attention_heads""",
     ),
     (
@@ -88,6 +88,8 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         audio_soft_tokens_per_image n_mels""",
     ),
     (8, "mamba_n_heads mamba_num_heads"),
+    # an indexer of few heads scores several tokens exactly zero, and runtimes choose among these as they like
+    (16, "index_n_heads"),
     (2 * WIDTH, "mamba_d_ssm"),
     (
         WINDOW,
