@@ -5,9 +5,11 @@ are within half a step.
 from __future__ import annotations
 
 import dataclasses
+import gc
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from adapterpack.bundle.manifest import GRAPH, read_bundle
 from adapterpack.errors import FormatError, NothingToDo, OutputExists, UnknownName, Unsupported
 from adapterpack.io.hashing import sha256_of
 from adapterpack.pack import canary
-from adapterpack.quantizing.graphs import replace_products
+from adapterpack.quantizing.graphs import onnxruntime_quantizer, product, replace_products
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
 from adapterpack.runtime.padding import pad
@@ -410,3 +412,31 @@ def test_the_log_stays_as_it_was(bundle_of: Make, tmp_path: Path) -> None:
     command = [sys.executable, "-c", program, str(bundle_of("llama", "bank")), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("[] 30 []\n", "", 0)
+
+
+@pytest.mark.fast
+def test_a_quantized_weight_is_freed_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are reference cycles: the parts of a weight, and their codes, would stay until a collection."""
+    alive: list[weakref.ref[np.ndarray]] = []
+
+    def watched(matrix: np.ndarray) -> np.ndarray:
+        array = np.array(matrix)
+        alive.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(product, "in_order", watched)
+    monkeypatch.setattr(onnxruntime_quantizer, "_MOST", 1024)
+    numbers = ir.tensor(np.random.default_rng(0).standard_normal((64, 48), np.float32), name="w")
+    weight = ir.val("w", const_value=numbers, shape=numbers.shape, type=ir.TensorType(ir.DataType.FLOAT))
+    x = ir.val("x", shape=ir.Shape(["rows", 64]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("MatMul", [x, weight], name="product")
+    graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[weight], opset_imports={"": 20}, name="g")
+    whole = product.ConstantProduct(node, weight, ir.Model(graph, ir_version=10))
+    gc.disable()
+    try:
+        made = onnxruntime_quantizer.quantize_product(whole, product.RoundingSetting("int4", 4, 32, False))
+        assert len(alive) == 3
+        assert all(array() is None for array in alive)
+    finally:
+        gc.enable()
+    assert {value.shape[0] for value in made.initializers.values()} == {48}

@@ -48,8 +48,11 @@ def quantize_product(
     whole: ir.Graph = parts[0]
     if len(parts) > 1:
         for name, value in whole.initializers.items():
-            arrays = [part.initializers[name].const_value.numpy() for part in parts]
-            joint = ir.tensor(np.concatenate(arrays), value.const_value.dtype, name=name)
+            kept = [part.initializers[name] for part in parts]
+            array = np.concatenate([one.const_value.numpy() for one in kept])
+            joint = ir.tensor(array, value.const_value.dtype, name=name)
+            for one in kept:
+                one.const_value = None  # graphs are reference cycles: free the numbers now
             value.const_value, value.shape = joint, joint.shape
         for node in whole:
             if "N" in node.attributes:

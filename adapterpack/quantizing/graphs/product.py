@@ -85,7 +85,9 @@ class ConstantProduct:
         # each slice in order: a turned head is larger than any other weight
         weight = _initializer(ir.Tensor(in_order(matrix), dtype=self.dtype, name=self.weight.name))
         product = ir.Node("", "MatMul", [self.input(), weight], name=self.node.name)
-        return ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
+        proto = ir.to_proto(ir.Model(self._graph([product], [weight]), ir_version=self.model.ir_version))
+        weight.const_value = None  # a graph is a reference cycle: free the numbers now
+        return proto
 
     def in_bits(self, codes: Codes, bits: int) -> ir.Graph:
         """Returns the graph of a ``MatMulNBits`` on codes, including the nodes before it and the terms added
