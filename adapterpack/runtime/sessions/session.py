@@ -89,8 +89,8 @@ class Session(OpenBundle):
 
         Raises:
             BaseMismatch: the pack belongs to another base, by its manifest or by its canary.
-            Unsupported: the pack is for another task, no slot is free, or it does not fit the graph's slots. One
-                with a larger rank than they hold is taken where the bundle has the engine's graph: it
+            Unsupported: the pack is for another task, no slot is free, or it does not fit the graph's slots.
+                One with a larger rank than they hold is taken where the bundle has the engine's graph: it
                 generates, and :meth:`run` refuses it.
             NothingToDo, ParityError: its canary fails.
         """
