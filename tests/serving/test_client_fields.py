@@ -178,6 +178,10 @@ def test_the_best_of_several_and_beams(server: Served, session: Session) -> None
     assert [choice["text"] for choice in found["choices"]] == [one.text for one in beams.sequences]
     assert [choice["token_ids"] for choice in found["choices"]] == [list(one.ids) for one in beams.sequences]
     assert found["usage"]["completion_tokens"] == sum(len(one.ids) for one in beams.sequences)
+    known = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert known == (found["usage"]["prompt_tokens"] - 1) // 16 * 16, "the answers before have read it"
+    scored = completed(server, n=2, use_beam_search=True, prompt_logprobs=0)["choices"]
+    assert [len(choice["prompt_logprobs"]) for choice in scored] == [found["usage"]["prompt_tokens"]] * 2
     for body in ({"best_of": 1, "n": 2}, {"best_of": 2, "stream": True}, {"use_beam_search": True, "n": 5}):
         asked = {"model": "alpha", "prompt": PROMPT, "max_tokens": 2, **body}
         assert server.post("/v1/completions", asked).status_code == 400, body

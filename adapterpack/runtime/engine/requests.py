@@ -109,6 +109,7 @@ class SequenceState:
         self.num_computed_tokens, self.kv_len = other.num_computed_tokens, other.kv_len
         self.source_length, self.acted = other.source_length, other.acted
         self.begun, self.answered = other.begun, list(other.answered)
+        self.scored, self.reused = other.scored, other.reused
 
     def __post_init__(self) -> None:
         self.whole = self.whole or bool(self.features or self.source)

@@ -95,6 +95,7 @@ class RequestOutput:
             row.choices += map(SampledToken, beam.ids)
         for row in self.sequences[place : place + self._draws]:
             row.reason, row.reused = row.reason or event.finish_reason, event.reused
+            row.scored = event.scored
 
     def leave(self) -> None:
         """Records that the client has disconnected."""
