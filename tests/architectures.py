@@ -281,6 +281,25 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "value",
     ),
     _encoder(
+        "segformer",
+        "semantic-segmentation",
+        lambda hf: hf.SegformerConfig(
+            num_encoder_blocks=2,
+            hidden_sizes=[8, 16],
+            depths=[1, 1],
+            sr_ratios=[2, 1],
+            patch_sizes=[3, 3],
+            strides=[4, 2],
+            num_attention_heads=[1, 2],
+            mlp_ratios=[2, 2],
+            decoder_hidden_size=8,
+            num_labels=3,
+        ),
+        "q_proj",
+        "v_proj",
+        activation="blocks of several widths",
+    ),
+    _encoder(
         "glpn",
         "depth-estimation",
         lambda hf: hf.GLPNConfig(

@@ -24,6 +24,7 @@ from adapterpack.tasks.depth_estimation import DepthOptions
 from adapterpack.tasks.depth_estimation import result as depth_of
 from adapterpack.tasks.object_detection import DetectionOptions, result
 from adapterpack.tasks.one_pass import PreparedRow
+from adapterpack.tasks.semantic_segmentation import SegmentationOptions
 from adapterpack.tasks.session import RowHead
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
@@ -143,6 +144,55 @@ def test_depth_is_as_large_as_the_picture_and_as_transformers_makes_it() -> None
         assert np.abs(again - expected).max() <= (drawn["max"] - drawn["min"]) / 65535
     with pytest.raises(ConfigError, match="png or values"):
         DepthOptions("jpeg")  # type: ignore[arg-type]
+
+
+def segments_of(answer: dict[str, Any]) -> np.ndarray:
+    """The number of each pixel, from the runs of each label."""
+    height, width = answer["size"]
+    numbers = np.full(height * width, -1)
+    for segment in answer["segments"]:
+        ends = np.cumsum(segment["counts"])
+        for start, end in zip(ends[::2], [*ends[1::2]], strict=False):
+            numbers[start:end] = segment["id"]
+    return numbers.reshape(width, height).T
+
+
+def test_segments_of_pictures_are_those_of_transformers(tmp_path: Path) -> None:
+    """A bank of SegFormer: pictures of two sizes with and without an adapter, as a picture and as runs."""
+    torch.set_num_threads(1)
+    architecture, task = BY_NAME["segformer"], get_task("semantic-segmentation")
+    base = make_base(architecture, tmp_path / "base")
+    processor = transformers.SegformerImageProcessorPil(size={"height": 32, "width": 48})
+    processor.save_pretrained(base)
+    pack = make_pack(architecture, base, KINDS[0])
+    export(base, [pack], tmp_path / "bundle", mode="bank", in_place=False)
+    photos, rows = [photo(size=(60, 40)), photo(size=(31, 43), seed=1)], []
+    for number, (image, name) in enumerate(zip(photos, (None, pack.name), strict=True)):
+        (tmp_path / f"{number}.png").write_bytes(encoded(image))
+        rows.append({"image": str(tmp_path / f"{number}.png"), "adapter": name})
+    drawn, runs = (
+        [row["segmentation"] for row in run(tmp_path / "bundle", rows, format=form)]
+        for form in ("png", "rle")
+    )
+    model, seen = load_model(task, base).eval(), set[int]()
+    for number, image in enumerate(photos):
+        if number == 1:
+            attach(model, pack, check_base=False)
+        with torch.no_grad():
+            outputs = model(pixel_values=processor(image, return_tensors="pt")["pixel_values"])
+        (expected,) = processor.post_process_semantic_segmentation(
+            outputs, target_sizes=[(image.height, image.width)]
+        )
+        same = (found := segments_of(runs[number])) == expected.numpy()
+        assert same.mean() > 0.999  # two labels may be as likely as the rounding can tell
+        assert (np.array(Image.open(io.BytesIO(bytes_in(drawn[number]["png"])))) == found).all()
+        assert [one["pixels"] for one in runs[number]["segments"]] == sorted(np.bincount(found.ravel()))[
+            ::-1
+        ][: len(runs[number]["segments"])]
+        seen |= {*np.unique(found).tolist()}
+    assert len(seen) > 1
+    with pytest.raises(ConfigError, match="png or rle"):
+        SegmentationOptions("jpeg")  # type: ignore[arg-type]
 
 
 @pytest.mark.long

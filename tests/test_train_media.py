@@ -17,6 +17,7 @@ import pytest
 import torch
 from architecture_proofs import make_base
 from architectures import ARCHITECTURES
+from PIL import Image
 
 import adapterpack
 from adapterpack import attach, export, load, run, train
@@ -79,6 +80,14 @@ def distances(folder: Path, kind: int) -> str:
     return str(path)
 
 
+def mask(folder: Path, kind: int) -> str:
+    """One of three labels, of which a corner is not known."""
+    path, numbers = folder / f"mask-{kind}.png", np.full((8, 12), kind, np.uint8)
+    numbers[:2, :2] = 255
+    Image.fromarray(numbers).save(path)
+    return str(path)
+
+
 def sound(folder: Path, kind: int, number: int) -> str:
     path = folder / f"sound-{kind}-{number}.npy"
     np.save(
@@ -116,6 +125,10 @@ def rows_of(task: str, folder: Path) -> Rows:
         ],
         "depth-estimation": lambda: [
             {"image": picture(folder, kind, n, (16, 24)), "depth_map": distances(folder, kind)}
+            for kind, n in kinds
+        ],
+        "semantic-segmentation": lambda: [
+            {"image": picture(folder, kind, n, (16, 24)), "mask": mask(folder, kind), "labels": [*"cab"]}
             for kind, n in kinds
         ],
         "object-detection": lambda: [
@@ -165,6 +178,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "vit": ("vit", "image-classification", {}),
     "wav2vec2": ("wav2vec2", "audio-classification", {}),
     "yolos": ("yolos", "object-detection", {}),
+    "segformer": ("segformer", "semantic-segmentation", {"learning_rate": 2e-2}),
     "glpn": (
         "glpn",
         "depth-estimation",

@@ -106,7 +106,7 @@ class MappedSite:
         positional: whether its slots act only where :data:`ADAPTER_POSITIONS` is true.
         part: the graph to which it belongs.
         flat: whether its input joins the tokens of all rows, ``[batch * tokens, in]``, as for the experts of
-            a mixture.
+            a mixture, or their windows, ``[batch * windows, tokens, in]``.
         kind: ``linear``, ``lookup`` (an embedding, whose input is ids), ``patches`` (a convolution over
             patches that do not overlap), ``experts`` (a stack of matrices, one for each expert, whose path is
             a parameter's) or ``prompt`` (virtual tokens before a row's own).

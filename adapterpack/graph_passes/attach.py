@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
@@ -190,8 +191,16 @@ def attach_bank(model: ir.Model, plan: AttachPlan) -> AttachPlan:
 
 
 def _is_flat(shape: ir.Shape, batch: str) -> bool:
-    """Whether a site's input concatenates the tokens of all rows: ``[batch*sequence, in]``."""
-    return len(shape) == 2 and _joins_rows(shape[0], batch)
+    """Whether a site's input joins rows with something else of each: with their tokens
+    (``[batch*sequence, in]``), or with the windows of an image (``[4*batch, tokens, in]``).
+    """
+    if isinstance(shape[0], int) or shape[0].value is None:
+        return False
+    whole, before = str(shape[0].value).replace(" ", ""), ""
+    while whole != before:  # what stands in parentheses is one factor
+        whole, before = re.sub(r"(//|\b\w+)?\([^()]*\)", "n", whole), whole
+    factors = whole.split("*")
+    return len(factors) > 1 and batch in factors and all(re.fullmatch(r"\w+(//\w+)?", one) for one in factors)
 
 
 def _joins_rows(axis: ir.SymbolicDim | int, batch: str) -> bool:

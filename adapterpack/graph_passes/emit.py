@@ -322,11 +322,13 @@ class _SiteNodes:
         return self.op("Reshape", f"{what}/by_row", value, shape)
 
     def _join_rows(self, what: str, value: ir.Value) -> ir.Value:
-        """Flattens the rows of a flat site again."""
+        """Joins the rows of a flat site again."""
         if not self.joined:
             return value
-        last = self.op("Shape", f"{what}/out_width", value, start=-1)
-        shape = self.op("Concat", f"{what}/out_shape", self._constant("rest", [-1]), last, axis=0)
+        last, first = self.op("Shape", f"{what}/out_width", value, start=-1), self._constant("rest", [-1])
+        if self.site.rank > 2:
+            first = self.op("Shape", f"{what}/joined_axes", self.emitter.values[self.site.input], end=-1)
+        shape = self.op("Concat", f"{what}/out_shape", first, last, axis=0)
         return self.op("Reshape", f"{what}/joined", value, shape)
 
     def _place(self, what: str, changed: ir.Value, plain: ir.Value) -> ir.Value:

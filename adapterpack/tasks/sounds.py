@@ -41,7 +41,8 @@ def sound_of(model: Any) -> Sound | None:
     """Returns what a torch model hears; None if it hears nothing, or its config does not say its form.
 
     Where the first convolution is normalised over time (``feat_extract_norm: group``), padding changes every
-    position, so such a model is never given a mask: its rows are of one length.
+    position, and where convolutions over positions follow each other (``conv_pos_kernel_size``) it changes
+    those near it. Such a model is never given a mask: its rows are of one length.
     """
     name, whole = getattr(model, "main_input_name", None), getattr(model, "config", None)
     config = getattr(whole, "encoder_config", whole)
@@ -53,7 +54,10 @@ def sound_of(model: Any) -> Sound | None:
     masked = "attention_mask" in signature(model.forward).parameters
     if name == "input_values" and bands is None and isinstance(strides, list | tuple):
         unit = 4 * math.prod(strides)
-        return Sound(name, (unit,), unit, masked and getattr(config, "feat_extract_norm", None) != "group")
+        blind = getattr(config, "feat_extract_norm", None) == "group" or hasattr(
+            config, "conv_pos_kernel_size"
+        )
+        return Sound(name, (unit,), unit, masked and not blind)
     if not isinstance(bands, int):
         return None
     if name == "input_values":

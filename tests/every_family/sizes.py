@@ -30,7 +30,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         tdnn_out_dim xvector_output_dim classifier_proj_size conv_dim_size predictor_hidden_size
         vision_output_dim input_embedding_size output_embedding_size pronunciation_embed_dim
         shape_embed_dim embedding_size hidden_size_in decoder_dim encoder_dim adapter_in_dim
-        adapter_out_dim adapter_input_size downsample_hidden_size""",
+        adapter_out_dim adapter_input_size downsample_hidden_size cross_hidden_size""",
     ),
     (
         _HEADS,
@@ -44,7 +44,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         """head_dim d_head dim_head attention_head_dim kv_channels d_kv qk_nope_head_dim qk_rope_head_dim
         v_head_dim swa_head_dim linear_key_head_dim linear_value_head_dim linear_head_dim mamba_d_head
         mamba_head_dim rotary_dim attention_head_size query_pre_attn_scalar index_head_dim
-        mamba_d_state ssm_state_size state_size d_rel global_head_dim swa_v_head_dim""",
+        mamba_d_state ssm_state_size state_size d_rel global_head_dim swa_v_head_dim cross_head_dim""",
     ),
     (
         _INNER,
@@ -83,10 +83,13 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         """relative_attention_max_distance relative_max_distance position_bias_max_distance q_lora_rank kv_lora_rank o_lora_rank router_hidden_size gated_norm_rank laurel_rank
         adapter_rank mamba_dt_rank time_step_rank qk_head_dim hc_lowrank loop_gate_rank
         num_conv_pos_embeddings num_mel_bins
-        qkv_proj_rank feature_size num_centroids conv_depthwise_kernel_size feat_extract_channels
+        qkv_proj_rank feature_size num_centroids feat_extract_channels
         max_source_positions mm_tokens_per_image vision_soft_tokens_per_image num_image_tokens
-        audio_soft_tokens_per_image n_mels""",
+        audio_soft_tokens_per_image n_mels fusion_hidden_size head_hidden_size number_output_channels
+        bottleneck_features bin_embedding_dim num_depth_bins auxiliary_channels input_feat_per_channel
+        attractor_hidden_size decoder_channels""",
     ),
+    (15, "conv_depthwise_kernel_size"),
     (8, "mamba_n_heads mamba_num_heads"),
     # an indexer of few heads scores several tokens exactly zero, and runtimes choose among these as they like
     (16, "index_n_heads"),
@@ -148,6 +151,9 @@ LISTS: Mapping[str, int] = MappingProxyType(
         "patch_size": _PATCH,
         "intermediate_size": _INNER,
         "out_indices": 1,
+        "num_attention_heads": 2,
+        "num_heads": 2,
+        "fusion_hidden_sizes": 16,
     }
 )
 """Fields that are lists -> the most that an element may be."""
@@ -196,8 +202,31 @@ def _three(**more: Any) -> Correction:
     return Correction("by default no layer is a convolution", layer_types=kinds, num_hidden_layers=3, **more)
 
 
+_LARGER = Correction("it halves images five times", image_size=64)
+_WINDOWS = Correction(
+    "windows that do not fill an image, and are no larger",
+    image_size=32,
+    window_size=3,
+    depths=[1, 1],
+    num_heads=[2, 2],
+)
+_FOUR_DEPTHS = Correction(
+    "it reads four layers",
+    backbone_config={"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
+    fusion_hidden_size=16,
+)
+
 CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
     {
+        "convnext": _LARGER,
+        "convnextv2": _LARGER,
+        "mobilevit": _LARGER,
+        "mobilevitv2": _LARGER,
+        "swin": _WINDOWS,
+        "swinv2": _WINDOWS,
+        "depth_anything": _FOUR_DEPTHS,
+        "prompt_depth_anything": _FOUR_DEPTHS,
+        "granite_speech5_ctc": Correction("shorter than its positions", encoder_config={"context_size": 32}),
         "bamba": Correction("by default no layer has attention", attn_layer_indices=[1], num_hidden_layers=3),
         "cohere_compass_text": Correction(
             "no default",

@@ -30,6 +30,7 @@ from adapterpack.tasks.task import get_task
 from adapterpack.testing import require
 from adapterpack.torch_adapters.canaries.inputs import token_types
 from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.training.loop.preparing import linear_parts
 
 from .sizes import CONTEXT
 from .tiny import make_base
@@ -130,7 +131,8 @@ def train(case: Case) -> None:
     require(bool(torch.isfinite(plain).all()), "outputs that are not finite")
     for seed, (name, rank) in enumerate(RANKS.items()):
         model = load_model(case.task, case.base)
-        heads = tuple(head for head in case.task.heads if hasattr(model, head))
+        found = ((head, getattr(model, head, None)) for head in case.task.heads)
+        heads = tuple(path for head, one in found if one is not None for path in linear_parts(head, one))
         adapt(model, LoRA(r=rank, targets=targets, modules_to_save=heads), name)
         given = case.torch_example()
         # as a trainer does: what a cache keeps is written in place

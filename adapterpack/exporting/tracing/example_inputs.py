@@ -53,12 +53,17 @@ def example(
     come with text; there ``model`` is called, to learn how many tokens an image takes, and for sound.
     ``left`` sets the side of padding, by default the task's. A decoder with an encoder gets ``answer``
     tokens.
+
+    Raises:
+        Unsupported: how the model hears is not known.
     """
     rng, inputs = np.random.default_rng(seed), Arrays()
     if "pixel_values" in task.inputs and "image_features" not in task.main.inputs:
         shape, _ = images_of(config, "height" in task.main.axes.get("pixel_values", ()))
         inputs["pixel_values"] = rng.standard_normal((len(lengths), *shape)).astype(np.float32)
-    if {*SOUNDS} & {*task.inputs} and (sound := sound_of(model())) is not None:
+    if {*SOUNDS} & {*task.inputs}:
+        if (sound := sound_of(model())) is None:
+            raise Unsupported("how this model hears is not known", found=type(model()).__name__)
         inputs |= _heard(sound, lengths, rng)
     if "input_ids" in task.inputs:
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]

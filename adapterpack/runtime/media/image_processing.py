@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,33 @@ def decode(data: bytes, where: object = "a picture") -> Any:
         Unsupported: the file is of another kind, or has more than eight bits a channel.
         FormatError: the image is too large, or cannot be decoded.
     """
+    image, transposed = _open(data, where)
+    if image.mode not in _EIGHT_BITS:
+        raise Unsupported(
+            "a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it"
+        )
+    with library_errors("PIL", _UNDECODABLE, where=where):
+        return transposed(image).convert("RGB")
+
+
+def numbers_in(data: bytes, where: object = "a picture") -> np.ndarray:
+    """Decodes a PNG of one channel and returns the number of each pixel ``[height, width]``; with a palette
+    these are the places in it.
+
+    Raises:
+        Unsupported: the picture has several channels; otherwise see :func:`decode`.
+    """
+    image, _ = _open(data, where)
+    if image.mode not in ("L", "P", "I", "I;16"):
+        raise Unsupported(
+            "a picture of numbers has one channel", where=where, found=image.mode, remedy="convert it"
+        )
+    with library_errors("PIL", _UNDECODABLE, where=where):
+        return np.asarray(image).astype(np.int64)
+
+
+def _open(data: bytes, where: object) -> tuple[Any, Callable[[Any], Any]]:
+    """Opens a picture within limits; also returns what applies its EXIF orientation."""
     form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
     if form is None:
         raise Unsupported(
@@ -79,12 +107,7 @@ def decode(data: bytes, where: object = "a picture") -> Any:
         image = image_of(io.BytesIO(data), formats=(form,))
         size = image.size
     _require_pixels(size, where)
-    if image.mode not in _EIGHT_BITS:
-        raise Unsupported(
-            "a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it"
-        )
-    with library_errors("PIL", _UNDECODABLE, where=where):
-        return transposed(image).convert("RGB")
+    return image, transposed
 
 
 def bytes_of(path: Path) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
+from ...runtime.media.image_processing import bytes_of, numbers_in
 from ...runtime.media.inputs import array_of, sized_image_of, sound_of
 from ...runtime.media.processor_config import preparation, section
 from ...tasks.sounds import sound_of as heard_by
@@ -73,6 +74,11 @@ class Media:
     def map(self, path: str) -> np.ndarray:
         """Returns a number for each pixel ``[height, width]``, from a ``.npy`` file."""
         return array_of(Path(path), _PIXELS[1:], "a map")
+
+    def mask(self, picture: Any, where: object) -> np.ndarray:
+        """Returns the number of each pixel ``[height, width]`` of a PNG of one channel."""
+        given = _content(picture, where, "a mask", "the path of a PNG")
+        return numbers_in(given if isinstance(given, bytes) else bytes_of(Path(given)), given)
 
     def sound(self, recording: Any, where: object) -> dict[str, np.ndarray]:
         """Returns the inputs of one recording: from the path or the bytes of a ``.wav`` file, or from a
