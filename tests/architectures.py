@@ -281,6 +281,22 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         "value",
     ),
     _encoder(
+        "swin",
+        "image-classification",
+        lambda hf: hf.SwinConfig(
+            image_size=32,
+            patch_size=4,
+            embed_dim=16,
+            depths=[1, 1],
+            num_heads=[2, 2],
+            window_size=3,  # images of 8 and of 4 patches are padded to it
+            num_labels=3,
+        ),
+        "q_proj",
+        "fc1",
+        activation="blocks of several widths",
+    ),
+    _encoder(
         "segformer",
         "semantic-segmentation",
         lambda hf: hf.SegformerConfig(

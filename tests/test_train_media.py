@@ -230,7 +230,7 @@ def loss_of(values: dict[str, Any], pack: Any = None) -> float:
     """
     (settings,), _ = read_config({**values, "output_dir": f"{values['output_dir']}-again"})
     task = get_task(settings.task)
-    reader = reader_of(task, TRAINERS[settings.trainer], Path(settings.model_name_or_path))
+    reader = reader_of(task, settings, Path(settings.model_name_or_path))
     ready = prepare(settings, task, Path(settings.model_name_or_path), reader)
     if pack is not None:
         model = load_model(task, Path(settings.model_name_or_path), pack.manifest.task.labels)
@@ -275,7 +275,7 @@ def test_a_vision_language_model_is_adapted_where_a_server_runs_it(
     def adapted(**more: Any) -> set[str]:
         (settings,), _ = read_config(config("llava", base_named("llava"), tmp_path, **more))
         task, base = get_task(settings.task), Path(settings.model_name_or_path)
-        model = prepare(settings, task, base, reader_of(task, TRAINERS["sft"], base)).model
+        model = prepare(settings, task, base, reader_of(task, settings, base)).model
         return {module._site.path.split(".")[1] for module in wrappers_of(model)}
 
     assert adapted() == {"language_model"}

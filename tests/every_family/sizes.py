@@ -30,7 +30,7 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         tdnn_out_dim xvector_output_dim classifier_proj_size conv_dim_size predictor_hidden_size
         vision_output_dim input_embedding_size output_embedding_size pronunciation_embed_dim
         shape_embed_dim embedding_size hidden_size_in decoder_dim encoder_dim adapter_in_dim
-        adapter_out_dim adapter_input_size downsample_hidden_size cross_hidden_size""",
+        adapter_out_dim adapter_input_size downsample_hidden_size cross_hidden_size encoder_hidden_dim""",
     ),
     (
         _HEADS,
@@ -87,9 +87,10 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         max_source_positions mm_tokens_per_image vision_soft_tokens_per_image num_image_tokens
         audio_soft_tokens_per_image n_mels fusion_hidden_size head_hidden_size number_output_channels
         bottleneck_features bin_embedding_dim num_depth_bins auxiliary_channels input_feat_per_channel
-        attractor_hidden_size decoder_channels""",
+        attractor_hidden_size decoder_channels aspp_out_channels""",
     ),
     (15, "conv_depthwise_kernel_size"),
+    (4, "num_queries num_denoising"),
     (8, "mamba_n_heads mamba_num_heads"),
     # an indexer of few heads scores several tokens exactly zero, and runtimes choose among these as they like
     (16, "index_n_heads"),
@@ -153,7 +154,7 @@ LISTS: Mapping[str, int] = MappingProxyType(
         "out_indices": 1,
         "num_attention_heads": 2,
         "num_heads": 2,
-        "fusion_hidden_sizes": 16,
+        "decoder_in_channels": WIDTH,
     }
 )
 """Fields that are lists -> the most that an element may be."""
@@ -210,6 +211,26 @@ _WINDOWS = Correction(
     depths=[1, 1],
     num_heads=[2, 2],
 )
+_RESNET = {
+    "model_type": "resnet",
+    "embedding_size": 16,
+    "hidden_sizes": [16, 16, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "layer_type": "basic",
+}
+
+
+def _on_resnet(*features: str) -> Correction:
+    backbone = {**_RESNET, "out_features": [*features]}
+    return Correction(
+        "its backbone is another library's",
+        use_timm_backbone=False,
+        use_pretrained_backbone=False,
+        backbone=None,
+        backbone_config=backbone,
+    )
+
+
 _FOUR_DEPTHS = Correction(
     "it reads four layers",
     backbone_config={"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
@@ -218,7 +239,12 @@ _FOUR_DEPTHS = Correction(
 
 CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
     {
+        "conditional_detr": _on_resnet("stage4"),
         "convnext": _LARGER,
+        "dab-detr": _on_resnet("stage4"),
+        "deformable_detr": _on_resnet("stage2", "stage3", "stage4"),
+        "detr": _on_resnet("stage4"),
+        "table-transformer": _on_resnet("stage4"),
         "convnextv2": _LARGER,
         "mobilevit": _LARGER,
         "mobilevitv2": _LARGER,

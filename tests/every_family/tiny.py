@@ -71,7 +71,7 @@ def _shrunk(
     known, chosen = _fields(config), dict[str, Any]()
     for name, value in default.to_dict().items():
         inner = getattr(default, name, None)
-        if isinstance(inner, transformers.PreTrainedConfig):
+        if isinstance(inner, transformers.PreTrainedConfig) and "model_type" not in fixed.get(name, {}):
             nested = {key: one for key, one in inner.to_dict().items() if key in _set_by(inner)}
             small = _shrunk(type(inner), fixed.get(name, {}), ids, nested)
             chosen[name] = small.to_dict()
@@ -90,7 +90,9 @@ def _shrunk(
             1 if pairs == 1 else SMALL["num_attention_heads"] // (1 if pairs == heads else 2)
         )
     own = {
-        name: value for name, value in fixed.items() if not isinstance(value, Mapping) or name not in chosen
+        name: value
+        for name, value in fixed.items()
+        if not isinstance(value, Mapping) or name not in chosen or "model_type" in value
     }
     return config(**{**(given or {}), **chosen, **own})
 

@@ -119,6 +119,8 @@ _MORE: dict[str, dict[str, Any]] = {
         **_kind(3, _HALF, {"height": 384, "width": 384}),
         "ensure_multiple_of": 1,
     },
+    "SegformerImageProcessor": _kind(2, _IMAGENET, {"height": 512, "width": 512}),
+    "BeitImageProcessor": _kind(3, _HALF, _SQUARE),
     "GLPNImageProcessor": {
         **_kind(2, _HALF, {}),
         "resize": _down_to_multiples,
