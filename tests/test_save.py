@@ -15,7 +15,7 @@ import torch
 from families import FAMILIES
 from noise import shake
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, MarianConfig, MarianMTModel
 
 import adapterpack
 from adapterpack import LoRA, Pack, adapt, attach, load, save, train, validate
@@ -205,6 +205,29 @@ def test_a_whole_checkpoint_has_no_new_head(name: str, tmp_path: Path) -> None:
     """
     FAMILIES[name].build().save_pretrained(tmp_path / name)
     assert drawn_modules(FAMILIES[name].load(tmp_path / name)) == []
+
+
+def test_a_table_that_its_class_computes_is_not_new(tmp_path: Path) -> None:
+    """Marian's positions are in no checkpoint, and no pack holds them."""
+    config = MarianConfig(
+        vocab_size=96,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        max_position_embeddings=32,
+        pad_token_id=0,
+        decoder_start_token_id=0,
+    )
+    MarianMTModel(config).save_pretrained(tmp_path)
+    model = MarianMTModel.from_pretrained(tmp_path)
+    assert drawn_modules(model) == []
+    ids = torch.tensor([[5, 17, 40]])
+    model = shake(adapt(model, LoRA(r=2), "a"), 0.3)
+    assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
 
 
 def test_save_pretrained_of_an_adapted_model_writes_its_packs(tiny_llama: Path, tmp_path: Path) -> None:

@@ -162,6 +162,8 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
         for pattern in converter.target_patterns
     ]
     held = {id(parameter) for embedding in _embeddings(model) for parameter in embedding.parameters()}
+    # a table that the class computes, such as Marian's positions, is in no checkpoint
+    computed = getattr(model, "_keys_to_ignore_on_save", None) or ()
     paths: dict[int, str] = {}
     sizes: dict[int, int] = {}
     for path, module in base_modules(model):
@@ -171,8 +173,9 @@ def drawn_modules(model: nn.Module, checkpoint: Checkpoint | None = None) -> lis
             name = f"{path}.{leaf}".lstrip(".")
             shape = whole_shape(parameter)
             sizes[id(parameter)] = math.prod(shape)
-            fits = name in names and (
-                not parameter.is_floating_point() or tuple(stored[names[name]].shape) == shape
+            fits = name in computed or (
+                name in names
+                and (not parameter.is_floating_point() or tuple(stored[names[name]].shape) == shape)
             )
             if fits or any(pattern.search(name) for pattern in converted):
                 held.add(id(parameter))
