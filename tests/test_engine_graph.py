@@ -27,6 +27,7 @@ from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
 from adapterpack.errors import ParityError, Unsupported
 from adapterpack.graph_passes import static_cache_decoder
+from adapterpack.graph_passes.position_inputs import PositionInputs
 from adapterpack.onnx_graph.products import is_fast
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
@@ -330,9 +331,8 @@ def test_a_fold_has_the_second_graph_too(
 def test_a_wrong_second_graph_is_not_published(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        static_cache_decoder, "reaches_of", lambda config, layers: [Reach(window=2)] * layers
-    )  # rows look back two tokens, not all
+    monkeypatch.setattr(static_cache_decoder, "reaches_of", lambda config, layers: [Reach(window=2)] * layers)
+    monkeypatch.setattr(PositionInputs, "hides", lambda *given: True)  # rows look back two tokens, not all
     with pytest.raises(ParityError, match="the graph for the engine disagrees"):
         export(tiny_llama, [], tmp_path / "bundle", mode="folded", frontend="mobius")
     monkeypatch.setattr(
@@ -384,8 +384,8 @@ def test_every_decoder_has_the_graph_where_its_family_does(
         )
 
     fields = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 96, "intermediate_size": 48}
-    twice = BY_NAME["llama"]._replace(config=lambda hf: hf.DiffLlamaConfig(**fields, num_attention_heads=4))
-    base = make_base(twice, tmp_path / "twice")  # the difference of two attentions
+    doge = BY_NAME["llama"]._replace(config=lambda hf: hf.DogeConfig(**fields, num_attention_heads=4))
+    base = make_base(doge, tmp_path / "doge")  # a mask that depends on what the tokens say
     told: list[str] = []
     bundle = export(
         base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append
@@ -439,13 +439,15 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
         pytest.param("xglm", CLAMPED, marks=pytest.mark.long),
         ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": 0}),
         pytest.param("megatron-bert", {"is_decoder": True}, marks=pytest.mark.long),
+        pytest.param("diffllama", {}, marks=pytest.mark.long),
         pytest.param("moshi", {"sliding_window": 8, "ffn_dim": 48}, marks=pytest.mark.long),
     ],
 )
 def test_attentions_of_every_build(kind: str, fields: dict[str, Any], tmp_path: Path) -> None:
     """ALiBi, sinks beside the scores or as a gate after them, scores with a lower bound, layers without
-    rotation, keys and values that the ordinary graph computes from its caches, which are wider in the engine,
-    and a window that no mask has; adapters of the rows at every layer, that of the latents too.
+    rotation, keys and values that the ordinary graph computes from its caches, which are wider in the
+    engine, a window that no mask has, and a softmax for two halves of the values; adapters of the rows at
+    every layer, that of the latents too.
     """
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
     more = {**sizes, "num_key_value_heads": 2, "intermediate_size": 48, "max_position_embeddings": 64}

@@ -73,7 +73,7 @@ class PositionInputs:
     ) -> None:
         self.model, self._ids, self._past, self._total, self._context = model, ids, past, total, context
         self._weighing: dict[ir.Value, bool] = {}
-        self._hiding: dict[tuple[ir.Value, int], bool] = {}
+        self._hiding: dict[tuple[ir.Value, int], bool | None] = {}
         self._biases: dict[str, list[ir.Value]] = {}
 
     def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
@@ -102,18 +102,20 @@ class PositionInputs:
             self._biases[name] = [] if found is None else [self._look_up(found, value)]
         return self._biases.get(name, [])
 
-    def hides(self, added: Sequence[ir.Value], distance: int) -> bool:
-        """Whether a token does not see the one so far before it by what is ``added`` to its scores; True if
-        that depends on more than positions and the mask, so that nobody knows.
+    def hides(self, added: Sequence[ir.Value], distance: int, unknown: bool) -> bool:
+        """Whether a token does not see the one so far before it by what is ``added`` to its scores;
+        ``unknown`` where that depends on more than positions and the mask, or no row is so long.
         """
+        within = distance < (self._context or distance + 1)
         for value in added:
             if (value, distance) not in self._hiding:
-                hidden = True
-                if self._positional(value, self._mask):
+                hidden = None
+                if within and self._positional(value, self._mask):
                     scores = self._run(value, 1, distance).reshape(-1, distance + 1)[:, 0]
                     hidden = bool((~scores if scores.dtype == bool else scores < _MASKED).all())
                 self._hiding[value, distance] = hidden
-        return any(self._hiding[value, distance] for value in added)
+        found = [self._hiding[value, distance] for value in added]
+        return any(unknown if hidden is None else hidden for hidden in found)
 
     def within_chunks(
         self, size: int, bias: Sequence[ir.Value], queries: ir.Value, attention: ir.Node

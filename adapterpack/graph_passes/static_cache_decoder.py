@@ -131,8 +131,10 @@ def make_decoder(
     growing = (name for name in inputs_of(graph) if name.startswith(PAST) and name not in states)
     caches = {name: inputs_of(graph)[name] for name in growing}
     layers = sorted({layer_of(name) for name in caches})
+    _join_values(model)
     attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
-    if [attention.layer for attention in attentions] != layers or not (layers or states):
+    # a layer may read the cache of an earlier one (Gemma 3n), which comes first
+    if sorted({attention.layer for attention in attentions}) != layers or not (layers or states):
         raise Unsupported(
             "no attention of a known build writes into each cache of this graph",
             expected=f"{len(layers)} of them",
@@ -145,14 +147,18 @@ def make_decoder(
         add_input(graph, LONGEST, [], ir.DataType.INT32),
     )
     reaches, cap = reaches_of(config, max([-1, *layers]) + 1), config.get("attn_logit_softcapping") or 0.0
+    windows = sorted({reach.window for reach in reaches if reach.window})
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total, context)
     image = config.get("image_token_id", config.get("image_token_index"))
     image = image if "image_features" in inputs_of(graph) else None
     for attention in attentions:
         bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
-        # some models state a window that their mask does not have (Moshi)
-        window = reach.window if reach.window and places.hides(attention.added, reach.window) else None
+        # the mask is right where a configuration states a window that it does not have (Moshi), or counts
+        # layers without a cache, too (Dory)
+        window = next(
+            (one for one in windows if places.hides(attention.added, one, one == reach.window)), None
+        )
         ahead = places.looking_ahead(
             attention.added, image, reach.window, attention.queries, attention.output.producer()
         )
@@ -171,6 +177,7 @@ def make_decoder(
             total,
             # -1 turns the operator's window off
             -1 if ahead else window or -1,
+            writes=next(one for one in attentions if one.layer == attention.layer) is attention,
             causal=not ahead,
         )
     _take_ends_as_inputs(graph, batch)
@@ -443,6 +450,35 @@ def _attentions(model: ir.Model) -> Iterator[_Attention]:
             yield from _of_softmax(node, layers)
 
 
+def _join_values(model: ir.Model) -> None:
+    """Makes the products of one softmax with several values (halves of the heads in DiffLlama) one product
+    with the values side by side, as one attention computes it.
+    """
+    for softmax in [node for node in model.graph if node.op_type == "Softmax"]:
+        weights = softmax.outputs[0]
+        products = [user for user, place in weights.uses() if user.op_type == "MatMul" and place == 0]
+        shapes = [list(product.inputs[1].shape or [None]) for product in products]
+        if len(products) < 2 or not all(isinstance(shape[-1], int) for shape in shapes):
+            continue
+        add, start, ended = NewNodes(softmax.name), 0, set[Any]()
+        joined = add("Concat", "values", *(product.inputs[1] for product in products), axis=-1)
+        whole = add("MatMul", "product", weights, joined)
+        wide = sum(shape[-1] for shape in shapes)
+        for value, shape in ((joined, shapes[0]), (whole, products[0].outputs[0].shape)):
+            value.shape, value.type = ir.Shape([*list(shape)[:-1], wide]), products[0].outputs[0].type
+        for number, (product, shape) in enumerate(zip(products, shapes, strict=True)):
+            ends = [np.array([end]) for end in (start, start + shape[-1], -1)]
+            cut = [constant(model, f"{softmax.name}/{number}/{place}", end) for place, end in enumerate(ends)]
+            part, old = add("Slice", f"part_{number}", whole, *cut), _after_mask(product.outputs[0])
+            part.shape, part.type = old.shape, old.type
+            old.replace_all_uses_with(part)
+            ended |= {product, old.producer()}
+            start += shape[-1]
+        model.graph.insert_after(softmax, add.nodes)
+        model.graph.remove(ended, safe=True)
+        model.graph.sort()
+
+
 def _of_softmax(node: ir.Node, layers: Mapping[str, int]) -> Iterator[_Attention]:
     inputs, (_, beside) = attention_inputs(node), scores_and_sinks(node)
     weights = node.outputs[0]
@@ -571,21 +607,28 @@ def _replace(
     total: ir.Value,
     window: int,
     *,
+    writes: bool,
     causal: bool,
 ) -> None:
-    """Replaces an attention, and the cache that it outputs, by GroupQueryAttention."""
-    graph, layer, add = model.graph, attention.layer, NewNodes(f"{attention.layer}")
+    """Replaces an attention, and the cache that it outputs if it ``writes``, by GroupQueryAttention. One that
+    reads the cache of another computes what that one writes once more, for itself alone.
+    """
+    graph, layer = model.graph, attention.layer
+    add = NewNodes(f"{layer}" if writes else f"{layer}/{attention.output.name}")
     caches = [inputs_of(graph)[f"{PAST}{layer}.{side}"] for side in _SIDES]
     olds = [
         next(value for value in graph.outputs if value.name == f"{PRESENT}{layer}.{side}") for side in _SIDES
     ]
     key_heads, *widths = caches[0].shape[1], *(cache.shape[3] for cache in caches)
-    if attention.expanded:
+    if attention.expanded and writes:
         # the cache holds what the graph computed from it
         key_heads, *widths = attention.heads, *(side.shape[3] for side in attention[1:3])
-        for old in olds:
+        for side, old in zip(("keys", "values"), olds, strict=True):
+            new = old.producer().inputs[1]
             for node, place in old.uses():
-                node.replace_input_with(place, old.producer().inputs[1])
+                node.replace_input_with(place, new)
+            if getattr(attention, side) is old:
+                attention = attention._replace(**{side: new})
     # zeros make keys and values as wide as the wider of them, and as a multiple that the operator takes
     width = -(-max(widths) // _MULTIPLE) * _MULTIPLE
     for cache in caches:
@@ -615,7 +658,7 @@ def _replace(
             **({} if causal else {"causal": 0}),
         },
         domain="com.microsoft",
-        name=f"{PREFIX}{layer}/attention",
+        name=f"{add.prefix}attention",
         num_outputs=3,
     )
     add.nodes.append(node)
@@ -626,7 +669,7 @@ def _replace(
     result.shape, result.type = attention.output.shape, attention.output.type
     graph.insert_before(attention.output.producer(), add.nodes)
     attention.output.replace_all_uses_with(result)
-    for value, cache, old in zip(node.outputs[1:], caches, olds, strict=True):
+    for value, cache, old in zip(node.outputs[1:], caches, olds if writes else (), strict=writes):
         value.shape, value.type = cache.shape, cache.type
         # the operator's output takes the name of the cache that the Concat used to return
         take_output(graph, old, value, "/grown")

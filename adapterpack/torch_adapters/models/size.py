@@ -27,8 +27,10 @@ _COUNTS = re.compile(r"((?:^n|^num|_n|_num)_layer|layers|experts|blocks|depths?|
 """Config keys that count parts of a model, for which classes build lists of that length. A key that ends in
 ``layer`` needs one of these prefixes, because others number a single layer.
 """
-_MOST = {"labels": 100_000}
-"""The largest count for these parts; for all others it is :data:`_MOST_PARTS`."""
+_MOST = {"labels": 100_000, "experts": 20_000}
+"""The largest count for these parts (Doge has 16,384 experts, rows of one table); for all others it is
+:data:`_MOST_PARTS`.
+"""
 _MOST_PARTS = 1000
 _POSITIONS = re.compile(r"(position_embeddings|positions|sequence_length|seq_length|seq_len)$")
 """Config keys for the length of a text. Models compute tables of that length, which appear in no checkpoint
