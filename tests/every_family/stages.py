@@ -124,9 +124,19 @@ def build(case: Case) -> None:
     case.model = load_model(case.task, case.base).eval()
 
 
+def _layers(case: Case) -> Any:
+    """All linear layers; of a model that has none but its head the convolutions."""
+    layers = [
+        (path, one) for path, one in case.model.named_modules() if path.split(".")[0] not in case.task.heads
+    ]
+    if any(isinstance(one, torch.nn.Linear) for _, one in layers):
+        return "all-linear"
+    return tuple({path.rpartition(".")[2] for path, one in layers if isinstance(one, torch.nn.Conv2d)})
+
+
 def train(case: Case) -> None:
     """A LoRA of all linear layers gets gradients; afterwards it has random values."""
-    targets = (case.task.training and case.task.training.adapted) or "all-linear"
+    targets = (case.task.training and case.task.training.adapted) or _layers(case)
     plain = case.outputs(case.model)
     require(bool(torch.isfinite(plain).all()), "outputs that are not finite")
     for seed, (name, rank) in enumerate(RANKS.items()):
