@@ -30,7 +30,8 @@ _BY_VALUE: tuple[tuple[int, str], ...] = (
         tdnn_out_dim xvector_output_dim classifier_proj_size conv_dim_size predictor_hidden_size
         vision_output_dim input_embedding_size output_embedding_size pronunciation_embed_dim
         shape_embed_dim embedding_size hidden_size_in decoder_dim encoder_dim adapter_in_dim
-        adapter_out_dim adapter_input_size downsample_hidden_size cross_hidden_size encoder_hidden_dim""",
+        adapter_out_dim adapter_input_size downsample_hidden_size cross_hidden_size encoder_hidden_dim
+        reassemble_hidden_size""",
     ),
     (
         _HEADS,
@@ -251,6 +252,9 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "swin": _WINDOWS,
         "swinv2": _WINDOWS,
         "depth_anything": _FOUR_DEPTHS,
+        "dpt": Correction("it reads four layers", num_hidden_layers=4, backbone_out_indices=[0, 1, 2, 3]),
+        "pvt": _LARGER,
+        "zoedepth": _FOUR_DEPTHS,
         "prompt_depth_anything": _FOUR_DEPTHS,
         "granite_speech5_ctc": Correction("shorter than its positions", encoder_config={"context_size": 32}),
         "bamba": Correction("by default no layer has attention", attn_layer_indices=[1], num_hidden_layers=3),
