@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ...adapter_methods import Site
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...pack.pack import Pack
-from ...tasks.data.problems import MARKED
+from ...tasks.data.problems import MARKED, number_labels
 from .calls import Args, Kwargs
 from .tensors import as_tensor
 from .weights import require_floats, require_in_memory
@@ -165,7 +165,8 @@ def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
     """Returns the labels and the problem type of the model itself, whichever adapter is active."""
     config = model.config
     own: tuple[dict[int, str], str | None] = model.__dict__.get(_KEPT) or (
-        config.id2label,
+        # PVT's class has a count of its own, and no names
+        config.id2label or dict(enumerate(number_labels(config.num_labels or 0))),
         getattr(config, "problem_type", None),
     )
     return own
