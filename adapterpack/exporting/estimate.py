@@ -95,7 +95,8 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
         bundle,
         bundle if quantize is None or plan.direct else floats + bundle,
         few * (stored // max(numbers, 1) + itemsize + 1),
-        _OWN + 8 * max(map(math.prod, extents), default=0) + (bundle if quantize is not None else 0),
+        # one weight in two copies while it is written, then a session, which holds codes but maps floats
+        _OWN + max(8 * max(map(math.prod, extents), default=0), bundle if quantize is not None else 0),
         work / 1e9,
     )
 
