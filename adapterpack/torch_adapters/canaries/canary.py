@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ...adapter_methods.core.token_positions import Acts
 from ...errors import NothingToDo
 from ...manifest.structs import Canary
 from ...pack import canary
@@ -38,7 +39,8 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     speech, or whose outputs differ from run to run.
 
     Some models need further inputs that their config does not describe. If such a model refuses images or
-    speech alone, it gets no canary, and the log says why.
+    speech alone, it gets a canary of texts, or none where the adapter does not change these; the log says
+    so.
     """
     acts = next((layer._held[name].config.acts for layer in adapted_layers(model, name)), None)
     inputs = inputs_of(model, acts)
@@ -49,13 +51,17 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
     except Exception as error:
         if texts_alone(model):
             raise
+        found = _of_texts(model, name, inputs, acts)
         log.warning(
-            "'%s' has no canary: the model does not run on %s: %s",
+            "'%s' has %s: the model does not run on %s: %s",
             name,
+            "no canary" if found is None else "a canary of texts alone",
             ", ".join(sorted(canary.input_names(inputs))),
             error,
         )
-        return None
+        if found is None:
+            return None
+        inputs, base, adapted = found
     if (inputs.pixels is not None or inputs.features is not None) and _draws(model, name, inputs, adapted):
         log.info("'%s' has no canary: the model gives other outputs for the same image", name)
         return None
@@ -67,6 +73,22 @@ def make_canary(model: nn.Module, name: str) -> Canary | None:
         coarse=coarse(model),
         dtype={torch.bfloat16: "bfloat16", torch.float16: "float16"}.get(_coarsest(model), "float32"),
     )
+
+
+def _of_texts(
+    model: nn.Module, name: str, inputs: Canary, acts: Acts | None
+) -> tuple[Canary, Outputs, Outputs] | None:
+    """Returns a canary of texts for a model that did not run on ``inputs`` with images, with its outputs;
+    None if it does not run on these either, or the adapter does not change them.
+    """
+    alone = None if inputs.pixels is None else inputs_of(model, acts, seeing=False)
+    if alone is None:
+        return None
+    try:
+        base, adapted = _outputs(model, name, alone)
+    except Exception:  # the model's own code may raise anything on generated inputs
+        return None
+    return None if all(map(np.array_equal, _rows(base), _rows(adapted))) else (alone, base, adapted)
 
 
 def verify_canary(model: nn.Module, pack: Pack, name: str | None = None) -> float:

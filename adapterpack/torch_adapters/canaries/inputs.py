@@ -121,14 +121,20 @@ def _recipe(kind: type[R], shape: Sequence[Any], largest: int) -> R | None:
     return kind(canary.SEED, (_ROWS, *shape)) if possible else None
 
 
-def inputs_of(model: nn.Module, acts: Acts | None = None) -> Canary | None:
+def inputs_of(model: nn.Module, acts: Acts | None = None, seeing: bool = True) -> Canary | None:
     """Returns a canary with inputs and no outputs yet; None for a model with other inputs, or whose config
     does not give their sizes.
 
-    If an adapter acts at some positions only (``acts``), the first row of ids contains such positions.
+    If an adapter acts at some positions only (``acts``), the first row of ids contains such positions. A
+    model of texts with images gets texts alone unless it is ``seeing``.
     """
     reads = Readable(model, asked=True)
-    pixels, features, decoder, token = reads.pixels, reads.features, reads.decoder, reads.image_token
+    pixels, features, decoder, token = (
+        reads.pixels if seeing else None,
+        reads.features,
+        reads.decoder,
+        reads.image_token,
+    )
     if (pixels is None and features is None and not reads.vocabulary) or decoder == 0:
         return None
     ids = canary.inputs(reads.vocabulary, acts) if reads.vocabulary else ()
