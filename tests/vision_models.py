@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -57,11 +58,14 @@ _SQUARE = {"height": 12, "width": 12}
 
 
 class Family(NamedTuple):
-    """A family: its tiny config, transformers' image processor for it, and the processor's settings."""
+    """A family: its tiny config, transformers' image processor for it, the processor's settings, and those of
+    the processor for texts with images; one with these has no chat template.
+    """
 
     config: Callable[[], Any]
     processor: str
     settings: Mapping[str, Any]
+    whole: Mapping[str, Any] = MappingProxyType({})
 
 
 def _idefics(name: str) -> Family:
@@ -86,6 +90,7 @@ def _paligemma(text: Callable[[], Any]) -> Family:
         ),
         "SiglipImageProcessor",
         {"size": _SQUARE},
+        {"processor_class": "PaliGemmaProcessor"},
     )
 
 
@@ -247,9 +252,13 @@ def make_family(name: str, folder: Path) -> Path:
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     core.add_special_tokens(list(_SPECIAL.values()))
     core.save(str(base / "tokenizer.json"))
-    (base / "tokenizer_config.json").write_text(
-        json.dumps({"chat_template": TEMPLATE, "pad_token": "<pad>", "eos_token": "</s>"})
-    )
     family = FAMILIES[name]
+    template = TEMPLATE.replace("<image>", "<start_of_image>") if name == "gemma3" else TEMPLATE
+    talks = {} if family.whole else {"chat_template": template}
+    (base / "tokenizer_config.json").write_text(
+        json.dumps({**talks, "pad_token": "<pad>", "eos_token": "</s>"})
+    )
     getattr(hf, f"{family.processor}Pil")(**family.settings).save_pretrained(base)
+    if family.whole:
+        (base / "processor_config.json").write_text(json.dumps(dict(family.whole)))
     return base

@@ -22,7 +22,7 @@ from ...runtime.generation.sampler import TokenMask
 from ...runtime.generation.sampling import GRAMMARS, Sampling, sampling_of
 from ...runtime.generation.structured import MaskQueue, grammar_mask
 from ...runtime.media.pictures import SeenPicture, join_pictures
-from ...runtime.prompts import prompt_ids, see
+from ...runtime.prompts import is_prompt, prompt_ids, see
 from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
@@ -176,7 +176,8 @@ class Preparer:
                 f"a conversation may have {self._limits.messages} messages",
                 "messages",
             )
-        if self._engine.bundle.tokenizer.template is None:
+        bundle, messages = self._engine.bundle, body.conversation()
+        if bundle.tokenizer.template is None and not is_prompt(bundle, messages):
             raise HTTPError(
                 400,
                 "no_chat_template",
@@ -184,12 +185,11 @@ class Preparer:
                 param="messages",
             )
         tools = [tool.for_template() for tool in body.tools or ()] if body.tool_choice != "none" else []
-        bundle = self._engine.bundle
         if "image_features" in bundle.task.main.inputs:
-            return see(bundle, body.conversation(), (), tools, body.template_values)
+            return see(bundle, messages, (), tools, body.template_values)
         if any(message.images for message in body.messages):
             raise invalid_request("this model reads no images", "messages")
-        return prompt_ids(bundle, body.conversation(), tools, values=body.template_values), []
+        return prompt_ids(bundle, messages, tools, values=body.template_values), []
 
     def _text(self, prompt: str | Sequence[int]) -> list[int]:
         if not isinstance(prompt, str):
