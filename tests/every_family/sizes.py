@@ -291,6 +291,7 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "gemma4_unified_assistant": Correction(
             "all of its layers share", text_config={"num_kv_shared_layers": 2}
         ),
+        "glm4v": Correction("no default", text_config={"rope_parameters": _TURNS}),
         "gpt_neo": Correction("one entry a pattern", attention_types=[[["global", "local"], 1]]),
         "granitemoehybrid": Correction(
             "by default no layer has attention",
@@ -319,6 +320,7 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
             axial_pos_embds_dim=[16, 16],
             attn_layers=["local", "lsh"],
         ),
+        "vipllava": Correction("layers that a small tower has", vision_feature_layers=[-1, -2]),
         "xlstm": Correction("widths are rounded up to 64", hidden_size=128, embedding_dim=128),
         "xmod": Correction("no default", languages=["en_XX"], default_language="en_XX"),
         "zamba": Correction(

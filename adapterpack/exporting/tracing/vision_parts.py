@@ -19,6 +19,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ...errors import Unsupported
 from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, image_shape, layout_of
 from ...tasks.session import Arrays
 from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead
@@ -34,11 +35,23 @@ sequences by ``flash`` in its name.
 
 
 class Vision(TorchPart):
-    """The vision tower and projector of a vision-language model."""
+    """The vision tower and projector of a vision-language model.
+
+    Raises:
+        Unsupported: the model's texts have no token for images, or it has no tower.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
         tower = model.get_encoder("image")
+        seen = hasattr(model.base_model, "get_image_features") and tower not in (None, model)
+        if not seen or getattr(self.config, "image_token_id", None) is None:
+            raise Unsupported(
+                "this model puts its images elsewhere than at a token of its texts, or sees none",
+                found=type(model).__name__,
+                expected="image_token_id in its config, and a vision tower",
+                remedy="run this model under torch",
+            )
         takes = signature(tower.forward).parameters
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
         self.masked = "patch_attention_mask" in takes
