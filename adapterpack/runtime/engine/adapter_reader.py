@@ -29,16 +29,25 @@ from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue
 from .slot_layout import SlotLayout
 
 
+def not_in_bank(bundle: OpenBundle, names: Sequence[str]) -> Unsupported:
+    """Makes the error for adapters that change how images are read, which the bank of a bundle does not
+    hold.
+    """
+    return Unsupported(
+        "this bundle's adapters change how images are read, and this one is not in its bank",
+        where=bundle.folder,
+        found=", ".join(names),
+        remedy="name one adapter of the bundle for a row with images, or export with this one",
+    )
+
+
 class AdapterReader:
     """Computes the slot values of packs for the engine's graph of a bundle."""
 
     def __init__(self, bundle: OpenBundle) -> None:
         self.bundle, self._values = bundle, bundle.slot_values
-        self._encoder = (
-            {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN}
-            if bundle.task.has_encoder
-            else {}
-        )
+        others = {path: site for path, site in bundle.bundle.sites.items() if site.part != MAIN}
+        self._encoder, self._seeing = (others, {}) if bundle.task.has_encoder else ({}, others)
         self._folded = None if bundle.default is None else bundle.pack(bundle.default).id
         """The digest of the adapter that is folded into the graph's weights, if one is."""
         self.layout = SlotLayout(bundle.bundle, bundle.graph(DECODER).inputs, self._values.base_heads())
@@ -49,7 +58,8 @@ class AdapterReader:
         prompt.
 
         Raises:
-            Unsupported: the graph has no slots for a part of the adapter.
+            Unsupported: the graph has no slots for a part of the adapter, or it changes how images are read
+                and is not in the bundle's bank.
             BaseMismatch: the adapter was made for layers of other widths.
         """
         if adapter.id == self._folded:
@@ -66,7 +76,13 @@ class AdapterReader:
                 remedy="export the bundle again with this adapter among the packs",
             )
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
-        dense = self.layout.own({name: array for name, array in every.items() if name not in source})
+        seeing = {name for name in every if name.rpartition(".")[0] in self._seeing}
+        banked = {pack.id for pack in self.bundle.packs.values()}
+        if seeing and (isinstance(adapter, Mix) or adapter.id not in banked):
+            raise not_in_bank(self.bundle, [adapter.name])
+        dense = self.layout.own(
+            {name: array for name, array in every.items() if name not in source and name not in seeing}
+        )
         values, shared = self._shared.of({} if isinstance(adapter, Mix) else adapter.factored, dense)
         return ResidentAdapter(
             adapter.name,

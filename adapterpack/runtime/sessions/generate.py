@@ -19,6 +19,7 @@ from ...tasks.data.rows import RowError, map_rows, row_errors
 from ...tasks.session import Arrays
 from ...tasks.task import TASKS
 from ..adapters.mix import Mix, Mixes, combine
+from ..engine.adapter_reader import not_in_bank
 from ..engine.engine import DecoderEngine
 from ..engine.requests import Request
 from ..generation.answer import Answer, AnswerRequest, Ending
@@ -221,12 +222,7 @@ def encode_images(
     names: list[str | None] | None = None
     if {part.name for part in parts} & {site.part for site in session.bundle.sites.values() if site.fields}:
         if any(pack is not None and session.packs.get(pack.name) is not pack for pack in packs):
-            raise Unsupported(
-                "this bundle's adapters change how images are read, and this one is not in its bank",
-                where=session.folder,
-                found=", ".join(str(getattr(pack, "name", "a sum of adapters")) for pack in packs if pack),
-                remedy="name one adapter of the bundle for a row with images, or export with this one",
-            )
+            raise not_in_bank(session, [pack.name for pack in packs if pack])
         names = _names(packs)
     found = run_parts(session, {**given, **batch}, names, parts=parts)
     features = _by_row(found, len(rows))

@@ -169,15 +169,16 @@ def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new:
 
 
 def _say_served(model: Any) -> None:
-    """Warns that a server cannot run an adapter that changes layers outside of the language model."""
+    """Warns of what a server cannot do with an adapter that changes layers outside of the language model."""
     inside, head = (*language_part(model), PROMPT), model.get_output_embeddings()
     paths = [module._site.path for module in adapted_layers(model) if module is not head]
     others = [path for path in paths if not path.startswith(inside)]
     if others:
         count = things(len(others), "layer")
         log.warning(
-            "the adapter changes %s outside of the language model, such as %s: run answers with it, "
-            "serve cannot; targets: all-language leaves them out",
+            "the adapter changes %s outside of the language model, such as %s: a server answers with it from "
+            "a bank that was exported with it, and cannot load it while it runs or mix it with others; "
+            "targets: all-language leaves them out",
             count,
             others[0],
         )
