@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import noise
@@ -21,6 +22,8 @@ import transformers
 
 import adapterpack as ap
 from adapterpack import Session, export, merge
+from adapterpack.bundle.manifest import PAST
+from adapterpack.engine_graph.compare import takes_much
 from adapterpack.errors import ParityError
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
@@ -302,6 +305,14 @@ def test_rows_with_too_many_scores_are_proved_in_pieces(
     _without_windows(monkeypatch)
     with pytest.raises(ParityError, match=r"sliding_window 40"):
         export(base, [], tmp_path / "wrong", frontend="mobius")
+
+
+def test_keys_of_an_indexer_have_no_heads() -> None:
+    """Only keys and values count when scores are."""
+    caches = {"key": ["batch", 2, "past", 8], "indexer_key": ["batch", "past", 8]}
+    inputs = {f"{PAST}0.{name}": SimpleNamespace(shape=shape) for name, shape in caches.items()}
+    session: Any = SimpleNamespace(config={}, inputs=inputs)
+    assert [takes_much(session, 2, tokens) for tokens in (1 << 10, 1 << 14)] == [False, True]
 
 
 def test_lengths_that_cost_too_much_are_said(
