@@ -124,6 +124,13 @@ def make_cache(model: PreTrainedModel, mask: torch.Tensor | None, states: LayerS
         )
     if all(LAYERS[type(layer)] is DynamicLayer for layer in cache.layers):
         return pairs_cache(states)
+    # a model that runs some of its layers again keeps the states of each pass, behind those of all layers
+    own_layers = [*cache.layers]
+    for tensors in states[len(own_layers) :]:
+        alike = (
+            layer for layer, own in zip(own_layers, states, strict=False) if own.keys() == tensors.keys()
+        )
+        cache.layers.append(next(alike))
     cache.layers = [
         LAYERS[type(layer)](number_of_states=getattr(layer, "number_of_states", 1)) for layer in cache.layers
     ]
