@@ -98,6 +98,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         "experts": True,
         "allow_unused": True,
         "peft_names": True,
+        "layers_to_transform": (1, 2),
+        "layers_pattern": ("layers",),
         "max_train_samples": 100,
         "skip_train_samples": 3,
         "load_in_4bit": True,
@@ -115,7 +117,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     }
     assert {*settings, *NEEDED} == {f.name for f in dataclasses.fields(TrainConfig)} - PARTS
     path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump({**NEEDED, **settings, "report_to": ["tensorboard", "wandb"], **hyper}))
+    lists = {key: list(value) for key, value in settings.items() if isinstance(value, tuple)}
+    path.write_text(yaml.safe_dump({**NEEDED, **settings, **lists, **hyper}))
     (config,), notes = read_config(path)
     assert notes == []
     assert {key: getattr(config, key) for key in (*NEEDED, *settings)} == {**NEEDED, **settings}
@@ -666,6 +669,7 @@ def test_the_schema_is_one_and_has_every_setting() -> None:
     assert all(value["description"] for value in properties.values())
     for key, field in fields.items():
         usual = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        usual = list(usual) if isinstance(usual, tuple) else usual
         needed = usual is dataclasses.MISSING
         assert ("default" in properties[key]) is not needed
         assert needed or properties[key]["default"] == usual, key

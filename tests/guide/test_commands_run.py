@@ -184,9 +184,10 @@ def test_configurations_of_other_tools_are_read_as_ours(guide_folder: Path) -> N
     )
     configs = [json.loads(text) for text in read]
     found = [{key: _find(config, key) for key in of_interest} for config in configs]
+    # other tools have kernels that keep packed rows apart: their rows are packed where the model does
+    assert [one.pop("packing") for one in found] == ["auto", "auto", True]
     assert found[0] == found[1] == found[2]
     assert found[0]["r"] == 8
-    assert found[0]["packing"] is True
 
 
 def test_the_first_configuration_of_the_page_about_training(guide_folder: Path) -> None:
