@@ -520,11 +520,11 @@ def test_what_a_bank_has_no_room_for(bundles: Make, base_of: Make, plain: Make) 
     that the graph has not when it is loaded.
     """
     session = Session(bundles("llama", "bank"), "cpu")
-    for config, words in (
-        (Bottleneck.houlsby(reduction=2), "does not fit its slot"),
-        (Bottleneck(act="tanh"), "no slot for a part"),
+    for name, config, words in (
+        ("wide", Bottleneck.houlsby(reduction=2), "does not fit its slot"),
+        ("other", Bottleneck(act="tanh"), "no slot for a part"),
     ):
-        pack = save(adapt(copy.deepcopy(plain("llama")), config, "late"), None, base=base_of("llama"))
+        pack = save(adapt(copy.deepcopy(plain("llama")), config, name), None, base=base_of("llama"))
         with pytest.raises(Unsupported, match=words):
             session.run(batch_of("llama"), session.load(pack))
 

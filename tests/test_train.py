@@ -747,7 +747,8 @@ def test_what_is_not_learned_is_said(tiny_llama: Path, caplog: pytest.LogCapture
     assert "forgotten: learned in part 1 of 1 row" in caplog.text
     assert sum(label != X for label in forgotten["labels"]) == forgotten["labels"][::-1].index(X)
     assert "cut: cut 1 of 1 row at max_length (5)" in caplog.text
-    assert [row["input_ids"] for row in long] == [[5, 6], [7, 8], [E]]
+    # a last piece of one token has nothing to learn: it would be told by no token before it
+    assert [row["input_ids"] for row in long] == [[5, 6], [7, 8]]
     assert "long" not in caplog.text
 
 

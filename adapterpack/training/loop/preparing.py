@@ -153,10 +153,12 @@ def _adapt(model: Any, rows: TrainingRows, config: TrainConfig, task: Task, new:
     """
     heads = _heads(task, model, new) if task.heads else ()
     targets = named_layers(model, config.method_config.targets, config.peft_names)
+    if config.experts:
+        targets = tuple(dict.fromkeys([*targets, "all-experts"]))
     method_config = dataclasses.replace(
         config.method_config,
         modules_to_save=tuple(dict.fromkeys([*config.method_config.modules_to_save, *heads])),
-        targets=tuple(dict.fromkeys([*targets, *(["all-experts"] if config.experts else [])])),
+        targets=targets[0] if len(targets) == 1 else targets,  # a prompt has no targets but the default
     )
     if config.layers_to_transform:
         method_config = in_blocks(model, method_config, config.layers_to_transform, config.layers_pattern)
