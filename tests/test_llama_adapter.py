@@ -351,7 +351,8 @@ def test_a_bank_takes_prompts_while_it_runs(qwen: Path, tmp_path: Path) -> None:
     ap.export(qwen, [], tmp_path / "none")
     whole, part = (ap.Session(tmp_path / name, provider="cpu") for name in ("all", "some"))
     with pytest.raises(Unsupported, match="does not fit its slot"):
-        ap.Session(tmp_path / "narrow", provider="cpu").load(packs["long"])
+        narrow = ap.Session(tmp_path / "narrow", provider="cpu")
+        narrow.run(given, [narrow.load(packs["long"])] * 3)
     with pytest.raises(Unsupported, match="no place for a prompt"):
         ap.Session(tmp_path / "none", provider="cpu").load(packs["long"])
     before = part.run(given, [None] * 3)["logits"]

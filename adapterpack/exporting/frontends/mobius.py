@@ -20,7 +20,6 @@ from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
 from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node
 from ...slots.precision import DEFAULT
-from ...torch_adapters.models.load import empty_model
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 def _build(source: ExportSource) -> BaseGraph:
     import mobius as builder  # noqa: PLC0415 - heavy, and only this frontend needs it
+
+    from ...torch_adapters.models.load import empty_model  # noqa: PLC0415 - loads torch
 
     logging.getLogger("mobius").setLevel(logging.WARNING)
     with contextlib.redirect_stderr(io.StringIO()):  # silences its progress bars
