@@ -109,11 +109,11 @@ class InputMessage(StrictStruct, frozen=True, forbid_unknown_fields=True):
             yield Message(self.role, self.content)
             return
         said = [block for block in self.content if block.type in ("text", "image")]
-        for block in self.content:
-            if block.type == "tool_result":
-                yield Message("tool", _parts(block.content or ""), tool_call_id=block.tool_use_id)
+        results = [block for block in self.content if block.type == "tool_result"]
+        for block in results:
+            yield Message("tool", _parts(block.content or ""), tool_call_id=block.tool_use_id)
         calls = [block.call for block in self.content if block.type == "tool_use"]
-        if said or calls:
+        if said or calls or not results:
             yield Message(self.role, _parts(said), tool_calls=calls or None)
 
 
