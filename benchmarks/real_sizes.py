@@ -69,6 +69,7 @@ class Watch:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self.disk = max(self.disk, bytes_in(self._folder))  # a quick command may end between two looks
 
     def _look(self) -> None:
         while not self._over.wait(EVERY):

@@ -153,6 +153,5 @@ def test_real_sizes_measures_a_process_and_its_files(tmp_path: Path) -> None:
     result = json.loads(done.stdout)
     step = result["steps"]["merge"]
     assert 5 << 20 < step["anonymous"] < step["resident"] < 500 << 20
-    assert 0.9 * result["base_bytes"] < step["bytes"] < 3 * result["base_bytes"]
-    assert step["disk"] < 3 * result["base_bytes"]  # looked at now and then: a quick step may show nothing
+    assert 0.9 * result["base_bytes"] < step["bytes"] <= step["disk"] < 3 * result["base_bytes"]
     assert not (tmp_path / "merged").exists()
