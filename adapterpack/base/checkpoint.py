@@ -25,6 +25,7 @@ from . import linear_layers
 from .base_folder import CONFIG, read_json, require_harmless, without_code
 from .fused_experts import ExpertStack, find_stacks, stored_as
 from .renamings import Renaming, find, in_memory, rename_all, renamings_of
+from .tensor_rows import TensorTable
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -160,9 +161,9 @@ class Checkpoint:
         return folder.name if is_snapshot else None
 
     @cached_property
-    def stored(self) -> dict[str, TensorInfo]:
-        """Every stored tensor by name; fingerprints are computed from these."""
-        return {name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()}
+    def stored(self) -> TensorTable:
+        """Every stored tensor by name, and rows of them; fingerprints are computed from the whole tensors."""
+        return TensorTable({name: self.files[shard].tensors[name] for name, shard in self.shard_of.items()})
 
     @cached_property
     def stacks(self) -> Mapping[str, ExpertStack]:
@@ -208,7 +209,8 @@ class Checkpoint:
         """Returns a tensor as a read-only view of the mapped file, for reading few elements of many
         tensors.
         """
-        return self.files[self.shard_of[name]].read(name)
+        whole, rows = self.stored.place(name)
+        return self.files[self.shard_of[whole]].read(whole)[rows]
 
     def require_unchanged(self, exact: bool = False) -> None:
         """Raises unless every shard is still the file that was opened; see
@@ -233,7 +235,8 @@ class Checkpoint:
 
     def source(self, name: str) -> HashedSource:
         """Returns the file and byte range of a tensor."""
-        shard, info = self.shard_of[name], self.stored[name]
+        info = self.stored[name]
+        shard = self.shard_of[self.stored.place(name)[0]]
         return HashedSource(self.folder / shard, self.identities[shard], ((info.offset, info.nbytes),))
 
     def sampled(self, name: str, dtype: str | None = None) -> HashedSource:

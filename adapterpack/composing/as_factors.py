@@ -31,6 +31,7 @@ from ..adapter_methods import (
 )
 from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
+from ..base.tensor_rows import beside
 from ..errors import Unsupported
 from ..lowrank.factors import Factors, times
 from ..lowrank.range_finder import InMemory, largest
@@ -231,10 +232,5 @@ def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.
     name = base.require_weight(site.path, adapter.weight)
     stored = to_matrix(site.kind, base.read(name))
     weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)
-    bias_name = f"{name.removesuffix('.weight')}.bias"
-    bias = (
-        base.read(bias_name).astype(weight.dtype)
-        if name.endswith(".weight") and bias_name in base.tensors
-        else None
-    )
-    return weight, bias
+    bias = beside(name, "bias")
+    return weight, base.read(bias).astype(weight.dtype) if bias in base.tensors else None

@@ -169,9 +169,10 @@ class Group(StrictStruct, frozen=True):
     whole; the one group of role ``shared`` is no module and holds what all adapters of the pack have in
     common. A width may be unknown (None).
 
-    ``weight`` is the literal name of the tensor in the base checkpoint; ``config`` holds the hyper-parameters
-    that differ here from the manifest's ``config``; ``scale`` is the number that multiplies the branch. A
-    ``method`` of its own stands where it is not the pack's; the group's ``config`` is then the whole.
+    ``weight`` is the literal name of the tensor in the base checkpoint, followed by ``[START:STOP]`` where
+    only these rows of it are the module's; ``config`` holds the hyper-parameters that differ here from the
+    manifest's ``config``; ``scale`` is the number that multiplies the branch. A ``method`` of its own stands
+    where it is not the pack's; the group's ``config`` is then the whole.
     """
 
     path: Path

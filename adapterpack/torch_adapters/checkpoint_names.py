@@ -10,30 +10,32 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
 from ..base.checkpoint import Checkpoint
 from ..base.renamings import Step, find, in_memory, rename_all, renamings_of
+from ..base.tensor_rows import name_rows
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
+from ..io.safetensors import TensorInfo
 from ..pack.on_base import move_paths, weight_names
 from ..pack.pack import Pack
 from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
 
 
-def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
-    """Maps each parameter of ``model`` that loading only renames to its name among ``stored``, the
-    checkpoint's tensor names.
+def stored_names(model: nn.Module, stored: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Maps each parameter of ``model`` that loading only renames, or cuts off the rows of one of ``stored``,
+    the checkpoint's tensors, to its name there.
 
-    Parameters that loading fuses from several tensors, or splits off one, are left out: no single tensor
-    holds them.
+    Parameters that loading makes of several tensors are left out: no single tensor holds them.
     """
     if not isinstance(model, PreTrainedModel):
         return {}
@@ -42,19 +44,57 @@ def stored_names(model: nn.Module, stored: Iterable[str]) -> dict[str, str]:
         f"{path}.{leaf}".lstrip(".") for path, module in base_modules(model) for leaf in module._parameters
     }
     prefix, stored_by_name = f"{model.base_model_prefix}.", {}
-    for name in stored:
+    for name, info in stored.items():
         name_in_model = in_memory(name, steps)
-        if any(converter.rename_source_key(name_in_model)[1] is not None for converter in converters):
-            continue
-        # A checkpoint may be of the class without a head, or the reverse.
-        shorter = [name_in_model.removeprefix(prefix)] if name_in_model.startswith(prefix) else []
-        place = next(
-            (place for place in (*shorter, f"{prefix}{name_in_model}", name_in_model) if place in parameters),
-            None,
-        )
-        if place is not None:
-            stored_by_name[place] = name
+        for converted, rows in _converted(model, converters, name_in_model, info):
+            # A checkpoint may be of the class without a head, or the reverse.
+            shorter = [converted.removeprefix(prefix)] if converted.startswith(prefix) else []
+            place = next(
+                (place for place in (*shorter, f"{prefix}{converted}", converted) if place in parameters),
+                None,
+            )
+            if place is not None:
+                stored_by_name[place] = name if rows is None else name_rows(name, *rows)
     return {**_shared_names(model, stored_by_name), **stored_by_name}
+
+
+def _converted(
+    model: PreTrainedModel, converters: Sequence[WeightConverter], name: str, info: TensorInfo
+) -> Iterator[tuple[str, tuple[int, int] | None]]:
+    """Yields the parameters that loading makes of one tensor, and which of its rows each is, None for all.
+
+    The converter itself is asked: given the numbers of the rows, it says where each of them goes.
+    """
+    for converter in converters:
+        target, matched = converter.rename_source_key(name)
+        if matched is None:
+            continue
+        first, *others = converter.target_patterns
+        if not others or len(converter.source_patterns) > 1 or "*" in matched or not info.shape:
+            return
+        few = [min(size, 2) for size in info.shape[1:]]
+        numbers: dict[str, Any] = {matched: _row_numbers(0, info.shape[0], few)}
+        with suppress(RuntimeError, ValueError):  # an operation that is none on rows
+            for operation in converter.operations:
+                numbers = operation.convert(
+                    numbers,
+                    source_patterns=converter.source_patterns,
+                    target_patterns=converter.target_patterns,
+                    full_layer_name=target,
+                    model=model,
+                    config=model.config,
+                )
+            for pattern, found in numbers.items():
+                start, stop = int(found.flatten()[0]), int(found.flatten()[-1]) + 1
+                if torch.equal(found, _row_numbers(start, stop, few)):
+                    yield target.replace(first, pattern), (start, stop)
+        return
+    yield name, None
+
+
+def _row_numbers(start: int, stop: int, shape: Sequence[int]) -> torch.Tensor:
+    """Returns a tensor in which every element of a row, of this shape, is the row's number."""
+    return torch.arange(start, stop).view(-1, *(1 for _ in shape)).expand(-1, *shape)
 
 
 def _shared_names(model: PreTrainedModel, names: Mapping[str, str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import Unsupported
 from ...io.safetensors import FLOATS, TensorInfo
 from ..checkpoint import Checkpoint
+from ..tensor_rows import TensorTable
 from .base import Parts
 from .plain import plain_storage, plain_writer, stack_storage
 from .quantized_storage import decoded, quantized_reader, quantized_writer
@@ -43,7 +44,7 @@ class DequantizedCheckpoint(Checkpoint):
         }
 
     @cached_property
-    def _model(self) -> dict[str, TensorInfo]:
+    def _model(self) -> Mapping[str, TensorInfo]:
         """The model's tensors: plain ones, quantized weights in place of their parts, and fused
         parameters.
         """
@@ -58,10 +59,11 @@ class DequantizedCheckpoint(Checkpoint):
                 tensors.setdefault(
                     owner, TensorInfo(owner, weight.dtype, weight.shape, info.offset, info.nbytes)
                 )
-        return tensors | {
+        stacks = {
             stack.name: TensorInfo(stack.name, stack.dtype, stack.shape, 0, 0)
             for stack in self.stacks.values()
         }
+        return TensorTable(tensors | stacks)
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:

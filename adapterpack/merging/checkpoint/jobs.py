@@ -20,7 +20,10 @@ def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
     """Returns all jobs of a merge in the order of the files. The same shards give the same list, so that a
     number identifies a job.
     """
-    tensors = {item.place.name: MergedTensor(item, shard) for shard in shards for item in shard.items}
+    items = {
+        shard.name: [piece for item in shard.items for piece in item.pieces or (item,)] for shard in shards
+    }
+    tensors = {item.place.name: MergedTensor(item, shard) for shard in shards for item in items[shard.name]}
     written_with = {
         tensor.item.source.name: tensor
         for tensor in tensors.values()
@@ -29,7 +32,7 @@ def jobs(shards: Sequence[Shard]) -> list[TensorJob]:
     all_jobs: list[TensorJob] = []
     for shard in shards:
         unchanged = []
-        for item in shard.items:
+        for item in items[shard.name]:
             if item.source is not None and item.written_with is None:
                 unchanged.append(item)
             elif (job := _job(tensors[item.place.name], written_with)) is not None:

@@ -4,8 +4,9 @@ from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +15,8 @@ import numpy as np
 from ...base.checkpoint import Checkpoint
 from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage
+from ...base.tensor_rows import name_rows, rows_between
+from ...errors import Unsupported
 from ...io.safetensors import DTYPES, FLOATS, TensorInfo, dtype_name, plan
 from .base_model import MergeBase
 from .plan import MergePlan, MergeTarget
@@ -22,15 +25,11 @@ _Entry = tuple[str, str, tuple[int, ...]]
 
 
 class BaseFile(Protocol):
-    """A file of the base: its path, and its tensors as they are stored."""
+    """A file of the base."""
 
     @property
     def path(self) -> Path:
         """The path of the file."""
-        ...
-
-    def read(self, name: str) -> np.ndarray:
-        """Returns a tensor as a view of the file."""
         ...
 
 
@@ -41,7 +40,7 @@ class Item:
     Exactly one of: ``value`` (of a fully trained module); ``storage`` (a weight of the base that is decoded
     and encoded again, changed if ``target`` is set); ``source`` (a tensor of the base that is copied or, as a
     bias or part of a quantized weight, written together with the weight that ``written_with`` names).
-    ``bias`` says that it is a bias.
+    ``bias`` says that it is a bias. Or ``pieces`` are the rows of the tensor, each from a source of its own.
     """
 
     place: TensorInfo
@@ -52,13 +51,15 @@ class Item:
     added: bool = False
     written_with: str | None = None
     bias: bool = False
+    pieces: tuple[Item, ...] = ()
 
     @property
     def changed(self) -> bool:
         """Whether this is a tensor of the base whose numbers the merge changes; a quantized weight counts
         once.
         """
-        return self.target is not None or self.bias or (self.value is not None and not self.added)
+        changed = self.target is not None or self.bias or (self.value is not None and not self.added)
+        return changed or any(piece.changed for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,29 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
     """
     last = list(base.files)[-1]
     folds = sources(todo)
-    built, written = [], set[str]()
+    built, written, cuts = [], set[str](), _cuts(base, [*folds, *todo.full_modules.replaced])
+
+    def source(name: str, info: TensorInfo, recoded: bool = False) -> dict[str, Any]:
+        """Returns where the bytes of a tensor, or of rows of one, come from."""
+        if (value := todo.full_modules.replaced.get(name)) is not None:
+            return {"value": value}
+        if name in folds:
+            return folds[name] | ({"source": info} if "written_with" in folds[name] else {})
+        if recoded or _output(info.dtype, dtype) != info.dtype:
+            return {"storage": base.storage(name, dtype)}
+        return {"source": info}
+
+    def item(place: TensorInfo, given: dict[str, Any]) -> Item:
+        """Returns the item at a place; that of a tensor of which rows change has pieces."""
+        if "cuts" not in given:
+            return Item(place, **given)
+        info: TensorInfo = given["source"]
+        pieces = (
+            Item(rows_between(place, *cut), **source(name_rows(info.name, *cut), rows_between(info, *cut)))
+            for cut in given["cuts"]
+        )
+        return Item(place, pieces=tuple(pieces))
+
     for shard, file in base.files.items():
         items: dict[str, dict[str, Any]] = {}
         entries: list[_Entry] = []
@@ -112,17 +135,9 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
             entries.append(
                 (todo.full_modules.prefix + name, out, decoded.shape if value is None else value.shape)
             )
-            if value is not None:
-                source: dict[str, Any] = {"value": value}
-            elif name in folds:
-                source = folds[name] | ({"source": info} if "written_with" in folds[name] else {})
-            else:
-                source = (
-                    {"storage": base.storage(name, dtype)}
-                    if recoded or out != info.dtype
-                    else {"source": info}
-                )
-            items[todo.full_modules.prefix + name] = source
+            items[todo.full_modules.prefix + name] = (
+                {"source": info, "cuts": cuts[name]} if name in cuts else source(name, info, recoded)
+            )
         for name, copied in todo.copies.items():
             if copied in file.tensors or (dtype is not None and copied in base.quantized and shard == last):
                 info = base.tensors[copied]
@@ -147,9 +162,33 @@ def shards(base: MergeBase, todo: MergePlan, dtype: str | None, note: str) -> li
         kept = file.metadata if dtype is None or not base.quantized else {}
         header, places = _align(entries, {"format": "pt", **kept, NOTE: note}, start)
         built.append(
-            Shard(shard, file, header, tuple(Item(place, **items[name]) for name, place in places.items()))
+            Shard(shard, file, header, tuple(item(place, items[name]) for name, place in places.items()))
         )
     return built
+
+
+def _cuts(base: MergeBase, names: Iterable[str]) -> dict[str, list[tuple[int, int]]]:
+    """Returns how tensors are cut of which ``names`` are rows: into these, and the rows between them.
+
+    Raises:
+        Unsupported: two names share rows.
+    """
+    places = {name: base.stored.place(name) for name in names if name in base.stored}
+    changed: dict[str, list[tuple[int, int]]] = {}
+    for whole, rows in places.values():
+        if rows != slice(None):
+            changed.setdefault(whole, []).append((rows.start, rows.stop))
+    for whole, spans in changed.items():
+        edges = [0, *(edge for span in sorted(spans) for edge in span), base.stored[whole].shape[0]]
+        if edges != sorted(edges) or places.get(whole) == (whole, slice(None)):
+            raise Unsupported(
+                "several adapters change the same rows of a tensor as weights of different modules",
+                where=f"{base.where}, {whole}",
+                found=", ".join(sorted(name for name in places if places[name][0] == whole)),
+                remedy="merge one of them, and the other into the result",
+            )
+        changed[whole] = [cut for cut in pairwise(edges) if cut[0] < cut[1]]
+    return changed
 
 
 def sources(todo: MergePlan) -> dict[str, dict[str, Any]]:

@@ -191,8 +191,8 @@ class Fold(TensorJob):
         target, storage, place = self.target, self.target.storage, self.parts[MAIN_PART].item.place
         reader, sums, done = storage.reader, LossSums(), 0
         before = after = written = None
-        if self.bias is not None and target.bias is not None:
-            before = self.bias.shard.base.read(target.bias).astype(reader.work)
+        if self.bias is not None and target.base_bias is not None:
+            before = target.base_bias.astype(reader.work)
             after = np.empty_like(before)
         with reader.opened() as read, OutputParts(context, self.parts) as parts:
 

@@ -165,6 +165,11 @@ class GGUFBase(MergeBase):
         """The file."""
         return str(self.file.path)
 
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """Every tensor of the model by name, without rows of one: llama.cpp orders rows in its own way."""
+        return dict(self._model)
+
     @cached_property
     def name(self) -> str:
         """The name in the file, or the file's own."""
