@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -211,6 +212,14 @@ _KEYS = PeftKeys(
     whole=("alpha",),
 )
 
+
+def _from_peft(config: Mapping[str, Any]) -> Any:
+    """Reads PEFT's keys. PEFT before 0.14, which wrote no ``rank_dropout_scale``, never applied alpha."""
+    if "rank_dropout" in config and "rank_dropout_scale" not in config:
+        config = {**config, "alpha": config.get("r", 8), "alpha_pattern": config.get("rank_pattern")}
+    return _KEYS.from_config(config)
+
+
 lokr = METHODS.register(
     Method(
         name="lokr",
@@ -236,6 +245,7 @@ lokr = METHODS.register(
             suffixes=("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b"),
             features=_features,
             aliases={"lokr_t2": "lokr_t2"},
+            from_config=_from_peft,
             from_peft_file=_kernels,
             layers={"conv": _CONVOLUTION, "grouped_conv": _CONVOLUTION},
         ),

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import Unsupported
 from . import (
     METHODS,
     NO_EXTRAS,
@@ -120,6 +121,13 @@ def _to_peft(sites: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_peft(config: Mapping[str, Any]) -> Any:
+    if "layers_pattern" in config and "use_cayley_neumann" not in config:
+        raise Unsupported(
+            "the rotations are stored as PEFT stored them before 0.16, which no later PEFT reads",
+            where="adapter_config.json",
+            expected="use_cayley_neumann, which newer ones write",
+            remedy="merge it with the PEFT that made it, and take the difference with adapterpack extract",
+        )
     return _KEYS.from_config({**config, "oft_block_size": config.get("oft_block_size") or 32})
 
 

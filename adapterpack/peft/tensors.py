@@ -154,10 +154,14 @@ def sort(
 
 
 def _take_known(unknown: dict[str, Arrays], result: Sorted, config: Mapping[str, Any]) -> None:
-    """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases, and
-    modules that are tied to one that was trained in full, which have equal tensors.
+    """Moves modules from ``unknown`` to ``result`` that PEFT saves by special rules: embeddings, biases (of
+    sites, too), and modules that are tied to one that was trained in full, which have equal tensors.
     """
     for path, params in list(unknown.items()):
+        if params.keys() == {"bias"} and path in result.params and config.get("bias") not in (None, "none"):
+            # up to PEFT 0.6 the parameters of an adapted layer kept their names
+            result.params[path]["base_layer.bias"] = unknown.pop(path)["bias"]
+            continue
         if params.keys() == {"weight"}:
             known = path.rpartition(".")[2] in _EMBEDDINGS and params["weight"].ndim == 2
         else:

@@ -24,11 +24,12 @@ from safetensors.numpy import load_file, save_file
 import adapterpack
 from adapterpack.converting.pipeline import detect
 from adapterpack.errors import AdapterpackError
+from adapterpack.io.safe_open import TENSORS
 
 CLOSE = 2e-5
 """Of the largest output: float32 on both sides, through two layers, sums in other orders."""
-FORM = {"lycoris": "kohya"}
-"""The format that a tool writes, where it is not called like the tool."""
+FORM = {"lycoris": "kohya", "peft": None}
+"""The format that a tool writes, where it is not called like the tool; None if nothing goes back to it."""
 SMALLEST = 1e-2
 """How much of it an adapter must change, so that one without effect is no success."""
 INPUTS = {
@@ -44,6 +45,7 @@ SIZES = {
 }
 BASES: dict[str, Any] = {
     "llama": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_key_value_heads=1)),
+    "mha": lambda: transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES)),
     "qwen2": lambda: transformers.Qwen2ForCausalLM(
         transformers.Qwen2Config(
             **SIZES,
@@ -77,17 +79,18 @@ def make_bases(folder: Path) -> None:
 def output(base: Path, pack: adapterpack.Pack | None) -> np.ndarray:
     """Logits, or the last hidden states, of a base with a pack attached."""
     config = transformers.AutoConfig.from_pretrained(base)
-    kind, labels = config.architectures[0], None if pack is None else pack.manifest.task.labels
-    if labels:
-        kind, config.num_labels = kind.replace("Model", "ForSequenceClassification"), len(labels)
+    kind = config.architectures[0]
+    if pack is not None and pack.manifest.task.type == "text-classification":
+        kind = kind.replace("Model", "ForSequenceClassification")
+        config.num_labels = len(pack.manifest.task.labels or ()) or 2
     model: Any = getattr(transformers, kind).from_pretrained(base, config=config).eval()
     if pack is not None:
         adapterpack.attach(model, pack)
     with torch.no_grad():
-        found = model(
-            torch.from_numpy(INPUTS["pixels" if model.main_input_name == "pixel_values" else "ids"])
-        )
-    return (found.logits if "logits" in found else found[0]).numpy()
+        given = torch.from_numpy(INPUTS["pixels" if model.main_input_name == "pixel_values" else "ids"])
+        found = model(given)
+    values = (found.logits if "logits" in found else found[0]).numpy()
+    return values[:, -given.shape[1] :] if values.ndim == 3 else values  # without virtual tokens
 
 
 def say(line: str) -> None:
@@ -129,6 +132,13 @@ def main(tool: str, python: str) -> int:
                 wrong += 1
                 continue
             wrong += not judged(f"{form.name} {name}", output(base, pack), wanted, plain)
+            if form.name == "peft" and (source / TENSORS).exists():
+                found = adapterpack.validate(source, base=base).findings
+                wrong += bool(found) + (
+                    not judged(f"peft {name} as it is", output(base, adapterpack.load(source)), wanted, plain)
+                )
+                for finding in found:
+                    say(f"WRONG validate {name}: {finding}")
             if form.name == FORM.get(tool, tool) and form.write is not None:
                 try:
                     target = (folder / "back" / name).with_suffix(source.suffix)
