@@ -807,27 +807,7 @@ def test_a_folder_of_peft_is_read_whoever_wrote_it(tmp_path: Path, tool: str) ->
 
 
 def test_what_would_be_read_otherwise_than_it_was_meant_is_refused(tmp_path: Path) -> None:
-    """Unsloth's order of experts, which may stand in the mapping alone, and torchtune's DoRA, whose config
-    says LoRA.
-    """
-    detail = {
-        "lora_A_layout": "grouped_by_expert",
-        "parameters": {"up_proj": {"lora_B_layout": "grouped_by_expert", "num_experts": 4}},
-    }
-    for number, more in enumerate(
-        (
-            {"lora_B_layout": "grouped_by_expert"},
-            {"unsloth_fused_expert_lora": detail},
-            {"auto_mapping": {"unsloth_fused_expert_lora": detail}},
-            {"lora_B_layout": ["x"]},
-            {"unsloth_fused_expert_lora": {"parameters": [1]}},
-        )
-    ):
-        source = folder(
-            tmp_path / str(number), {**WRITTEN_BY["unsloth"], **more}, adapter_model=peft_tensors()
-        )
-        with pytest.raises(Unsupported, match="Unsloth's order"):
-            adapterpack.load(source)
+    """Torchtune's DoRA, whose config says LoRA."""
     source = folder(
         tmp_path / "dora",
         WRITTEN_BY["torchtune"],

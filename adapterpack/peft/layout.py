@@ -32,7 +32,7 @@ from ..manifest.view import Described
 from ..tasks.task import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form
-from .options import likely, not_read, parse_config, require_peft_order, unknown_options
+from .options import likely, not_read, parse_config, unknown_options
 from .tensors import as_parameters, kind_of, site_of, sort
 
 CONFIG = "adapter_config.json"
@@ -171,7 +171,6 @@ def content_of(
     if not candidates or candidates[0].peft is None or not candidates[0].peft.reads(config):
         # Listing all methods imports plugins, so the likely ones are tried first.
         candidates = list(methods().values())
-    require_peft_order(config, folder / CONFIG)
     refuse_layer_replication(config.get("layer_replication"), f"{folder / CONFIG}#/layer_replication")
     method = next((method for method in candidates if method.peft and method.peft.reads(config)), None)
     if method is None or method.peft is None:

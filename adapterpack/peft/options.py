@@ -202,38 +202,6 @@ def unknown_sentence(unknown: Mapping[str, Any]) -> str:
     )
 
 
-def require_peft_order(config: Mapping[str, Any], where: Path) -> None:
-    """Checks that the factors of fused experts are in PEFT's order; Unsloth uses another one and says so in
-    its own keys.
-
-    Raises:
-        Unsupported: the factors are in another order.
-
-    Example:
-        >>> require_peft_order({"lora_B_layout": "rank_major"}, Path("adapter_config.json"))
-    """
-    mapping = config.get("auto_mapping")
-    for holder in (config, mapping if isinstance(mapping, dict) else {}):
-        detail = holder.get("unsloth_fused_expert_lora")
-        parameters = detail.get("parameters") if isinstance(detail, dict) else None
-        stated = (
-            [
-                holder.get("lora_B_layout"),
-                *(one.get("lora_B_layout") for one in (parameters or {}).values() if isinstance(one, dict)),
-            ]
-            if isinstance(parameters or {}, dict)
-            else [detail]
-        )
-        if other := next((layout for layout in stated if layout not in (None, "rank_major")), None):
-            raise Unsupported(
-                "the factors of this adapter's experts lie in Unsloth's order, not in PEFT's",
-                where=f"{where}#/lora_B_layout",
-                expected="rank_major",
-                found=repr(other)[:80],
-                remedy="merge it with Unsloth (save_pretrained_merged)",
-            )
-
-
 def require_tensors(file: Path) -> None:
     """Checks that the tensors of an adapter are in the expected ``file``, or that there are none at all.
 

@@ -188,6 +188,42 @@ def test_parameters_and_modules_of_one_adapter(turned: bool, rslora: bool, tmp_p
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_experts_in_the_order_of_unsloth(tmp_path: Path) -> None:
+    """The configuration says that the columns of one expert lie together, for all or for one parameter; without a
+    word Unsloth's folder may be of either order.
+    """
+    base, theirs, wanted = trained(tmp_path, False, 7, target_modules=[], target_parameters=["experts.up"])
+    file, config = (
+        theirs / "adapter_model.safetensors",
+        json.loads((theirs / "adapter_config.json").read_text()),
+    )
+
+    def written(grouped: bool, **more: Any) -> Path:
+        tensors = load_file(file)
+        for name, value in tensors.items():
+            if grouped and name.endswith("lora_B.weight"):
+                tensors[name] = np.ascontiguousarray(value.reshape(7, 3, 3).transpose(0, 2, 1)).reshape(7, 9)
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({**config, **more}))
+        return folder
+
+    order = {"lora_B_layout": "grouped_by_expert"}
+    one = {"unsloth_fused_expert_lora": {"parameters": {"up": order}}, "lora_B_layout": "mixed"}
+    for folder in (
+        written(True, **order),
+        written(True, **one),
+        written(True, auto_mapping=one),
+        written(False, lora_B_layout="rank_major", auto_mapping={"unsloth_fixed": True}),
+    ):
+        convert(folder, folder / "pack", to="pack", base=base)
+        assert np.abs(out(attach(Mixture(False, 7), load(folder / "pack"), "a")) - wanted).max() < FP32
+    for more in ({"auto_mapping": {"unsloth_fixed": True}}, {"lora_B_layout": ["x"]}):
+        with pytest.raises(Unsupported, match="Unsloth before September 2026"):
+            load(written(False, **more))
+
+
 def test_square_experts_are_as_the_model_stores_them(tmp_path: Path) -> None:
     """No shape tells which way round a square expert is stored: the model does, and a checkpoint without a
     type is refused.

@@ -6,7 +6,8 @@ in which the module registered them. It names its tensors by the wrappers: ``exp
 outermost and ``experts.base_layer.lora_A`` for the next inner one. The names of the parameters occur only in
 the config, so the shapes of the base's parameters must tell which wrapper belongs to which parameter. The
 factors of a stack of n matrices are stored side by side: A is ``[n r, in]`` with the rows of one expert
-together, B is ``[out, r n]`` with the columns of the experts interleaved.
+together, B is ``[out, r n]`` with the columns of the experts interleaved. Unsloth before September 2026
+trained with the columns of one expert together; a folder may say so (``lora_B_layout``).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ..core.site import Arrays, Params, Site, Tensors, shapes_of
 
 KEY = "target_parameters"
 WRAPPED = ".base_layer"
+_INTERLEAVED, _GROUPED = "rank_major", "grouped_by_expert"
+_DETAIL, _LAYOUT = "unsloth_fused_expert_lora", "lora_B_layout"
 _MOST, _LONGEST = 1024, 1024
 """Limits on the number of names in a config and on the length of a name."""
 _MOST_OF_A_MODULE = 6
@@ -58,7 +61,8 @@ def targeted_parameters(content: PeftContent) -> PeftContent:
             raise ValueError(f"the tensors of {owner} do not pair up")
         for name, params in zip(_in_order(owner, candidates, factors, content), factors, strict=True):
             shape = None if content.base is None else content.base.shape(name)
-            kinds[name], sites[name] = _site(name, params, content.config.at(name).r, shape)
+            grouped = _is_grouped(content.written, name)
+            kinds[name], sites[name] = _site(name, params, content.config.at(name).r, shape, grouped)
     return content._replace(sites=sites, kinds=kinds)
 
 
@@ -181,9 +185,49 @@ def _fits(shape: tuple[int, ...], rank: int, factors: Tensors) -> bool:
     )
 
 
-def _site(name: str, params: Tensors, rank: int, shape: tuple[int, ...] | None) -> tuple[str, Arrays]:
+def _is_grouped(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the columns of a parameter's B that belong to one expert lie together.
+
+    Raises:
+        Unsupported: Unsloth wrote the folder and does not say it, or the order is not known.
+
+    Example:
+        >>> _is_grouped({"lora_B_layout": "grouped_by_expert"}, "experts.up")
+        True
+    """
+    mapping = config.get("auto_mapping")
+    places = ((_DETAIL, "parameters", name.rpartition(".")[2], _LAYOUT), (_LAYOUT,))
+    stated = [
+        found for holder in (config, mapping) for keys in places if (found := _at(holder, *keys)) is not None
+    ]
+    if not stated and not _at(mapping, "unsloth_fixed"):
+        return False
+    layout = stated[0] if stated else None
+    if layout not in (_INTERLEAVED, _GROUPED):
+        raise Unsupported(
+            "the order of the experts' factors is not known: it is PEFT's, or that of Unsloth before "
+            "September 2026",
+            where=f"adapter_config.json#/{_LAYOUT}, {name}",
+            expected=f"{_INTERLEAVED} or {_GROUPED}",
+            found=repr(layout)[:80],
+            remedy=f"add {_LAYOUT} to the configuration: {_GROUPED} if unsloth-zoo from before 17 September 2026 "
+            f"trained it, else {_INTERLEAVED}",
+        )
+    return bool(layout == _GROUPED)
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """Returns what lies in mappings under these keys, or None."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _site(
+    name: str, params: Tensors, rank: int, shape: tuple[int, ...] | None, grouped: bool
+) -> tuple[str, Arrays]:
     """Returns the kind of a parameter and its factors, separated for each matrix of a stack; ``shape`` is the
-    shape in the base, if available.
+    shape in the base, if available, and ``grouped`` the order of B's columns.
     """
     A, B = params["lora_A"], params["lora_B"]
     if A.ndim != 2 or B.ndim != 2 or not rank or len(A) != B.shape[1] or len(A) % rank or not len(A):
@@ -193,10 +237,12 @@ def _site(name: str, params: Tensors, rank: int, shape: tuple[int, ...] | None) 
     count = len(A) // rank
     if count == 1 and (shape is None or len(shape) == 2):
         return "parameter", {"lora_A": A, "lora_B": B}
-    stack = {
-        "lora_A": A.reshape(count, rank, -1),
-        "lora_B": np.ascontiguousarray(B.reshape(len(B), rank, count).transpose(2, 0, 1)),
-    }
+    columns = (
+        B.reshape(len(B), count, rank).transpose(1, 0, 2)
+        if grouped
+        else B.reshape(len(B), rank, count).transpose(2, 0, 1)
+    )
+    stack = {"lora_A": A.reshape(count, rank, -1), "lora_B": np.ascontiguousarray(columns)}
     turned = shape is not None and shape[1:] == (A.shape[1], len(B)) != (len(B), A.shape[1])
     return "turned_experts" if turned else "experts", stack
 
