@@ -36,6 +36,7 @@ from ..manifest.manifest import Base
 from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.editing import save_graph
 from ..onnx_graph.rows import in_order
+from ..onnx_graph.sliced_tensor import SlicedTensor
 from ..quantizing.graphs.options import CACHES
 from ..quantizing.graphs.quantize_bundle import finish_directly, quantize_directly, quantize_in_place
 from ..quantizing.graphs.replace_products import find_products
@@ -218,7 +219,11 @@ def _row_by_row(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     """Returns a tensor that is copied to file order when it is read; numpy would write a transposed matrix
     number by number.
     """
-    if len(tensor.shape) != 2 or tensor.dtype.itemsize < 1 or isinstance(tensor, ir.ExternalTensor):
+    if (
+        len(tensor.shape) != 2
+        or tensor.dtype.itemsize < 1
+        or isinstance(tensor, (ir.ExternalTensor, SlicedTensor))
+    ):
         return tensor
 
     def copy() -> ir.Tensor:

@@ -19,6 +19,7 @@ from ...base.base_folder import read_json
 from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
 from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node
+from ...onnx_graph.sliced_tensor import SlicedTensor
 from ...slots.precision import DEFAULT
 from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
@@ -44,6 +45,7 @@ def _build(source: ExportSource) -> BaseGraph:
     model.graph.name = source.folder.name  # not the path, which may be a scratch folder's
     if source.dtype == DEFAULT:
         _exact_scale(model.graph, read_json(source.folder / "config.json").get("hidden_size"))
+    _read_in_slices(model.graph)
     _own_epsilons(model.graph, empty_model(source.folder, source.task))
     _separate_rows(model.graph)
     _look_back(model.graph, config_of(source.folder).to_dict())
@@ -53,6 +55,18 @@ def _build(source: ExportSource) -> BaseGraph:
 _DTYPES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 """Float type -> the builder's name for it."""
 _Number = int | list[int] | np.generic | np.ndarray
+
+
+def _read_in_slices(graph: ir.Graph) -> None:
+    """Lets a table in half precision be widened a slice at a time: the builder widens it as a whole, in a
+    function whose default is the tensor of the checkpoint.
+    """
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if isinstance(tensor, ir.LazyTensor) and tensor.dtype == ir.DataType.FLOAT:
+            stored = next(iter(getattr(tensor.raw, "__defaults__", None) or ()), None)
+            if getattr(stored, "shape", None) == tuple(tensor.shape):
+                value.const_value = SlicedTensor.of_torch(stored, name)
 
 
 def _exact_scale(graph: ir.Graph, hidden: object) -> None:

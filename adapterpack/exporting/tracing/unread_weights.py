@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ...base.checkpoint import Checkpoint
+from ...onnx_graph.sliced_tensor import SlicedTensor
 from ...tasks.task import Task
 from ...torch_adapters.models.load import load_model
 
@@ -107,7 +108,7 @@ class UnreadWeights:
                     continue
                 array = tensor.numpy()
                 if (weight := self._weight_under(array)) is not None:
-                    value.const_value = _widen_late(weight, value.name)
+                    value.const_value = SlicedTensor.of_torch(weight, value.name)
                 elif np.count_nonzero(array) <= 1:
                     return False
         return True
@@ -123,12 +124,3 @@ class UnreadWeights:
             return None
         strides = [stride // array.itemsize for stride in array.strides]
         return weight.as_strided(array.shape, strides, place // array.itemsize)
-
-
-def _widen_late(weight: torch.Tensor, name: str | None) -> ir.LazyTensor:
-    return ir.LazyTensor(
-        lambda: ir.tensor(weight.float().numpy(), name=name),
-        ir.DataType.FLOAT,
-        ir.Shape(weight.shape),
-        name=name,
-    )

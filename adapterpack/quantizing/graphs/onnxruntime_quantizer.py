@@ -26,17 +26,16 @@ def quantize_product(
     classes instead of the default. The rows of a large weight, which have scales of their own, are quantized
     a part at a time.
     """
-    module, matrix = _module(), product.matrix()
+    module = _module()
     chosen = None
     if config is not None:
         chosen = getattr(module, config)(
             bits=setting.bits, block_size=setting.block_size, op_types_to_quantize=("MatMul",)
         )
-    columns = max(1, _MOST // matrix.shape[0]) if matrix.ndim == 2 else matrix.shape[-1]
     parts = []
-    for start in range(0, matrix.shape[-1], columns):
+    for columns in product.columns(_MOST):
         quantizer = module.MatMulNBitsQuantizer(
-            product.alone(matrix[..., start : start + columns]),
+            product.alone(columns),
             bits=setting.bits,
             block_size=setting.block_size,
             is_symmetric=setting.symmetric,
@@ -56,7 +55,7 @@ def quantize_product(
             value.const_value, value.shape = joint, joint.shape
         for node in whole:
             if "N" in node.attributes:
-                node.attributes["N"] = ir.AttrInt64("N", matrix.shape[1])
+                node.attributes["N"] = ir.AttrInt64("N", product.out)
     return whole
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
+from ...adapter_methods import row_blocks
 from ...onnx_graph.bnb4 import pack_nibbles
 from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
 from ...onnx_graph.rows import in_order
+from ...onnx_graph.sliced_tensor import SlicedTensor
 
 if TYPE_CHECKING:
     import onnx
@@ -71,10 +73,27 @@ class ConstantProduct:
         """The number of inputs of the product."""
         return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
 
+    @property
+    def out(self) -> int:
+        """The number of outputs of the product."""
+        return int(self.weight.shape[-1 if self.weight is self.node.inputs[1] else 0])
+
     def matrix(self) -> np.ndarray:
         """Loads the weight, ``[in, out]`` in the graph's type, in the order in which it is stored."""
         numbers: np.ndarray = self.weight.const_value.numpy()
         return numbers if self.weight is self.node.inputs[1] else numbers.T
+
+    def columns(self, numbers: int) -> Iterator[np.ndarray]:
+        """Yields the weight as :meth:`matrix` does, in groups of columns of about so many numbers; a stack of
+        matrices at once.
+        """
+        tensor, straight = self.weight.const_value, self.weight is self.node.inputs[1]
+        read = tensor.read if isinstance(tensor, SlicedTensor) else tensor.numpy().__getitem__
+        if len(tensor.shape) != 2:
+            yield read((...,))
+            return
+        for block in row_blocks(self.out, self.width, numbers):
+            yield read((..., block)) if straight else read((block,)).T
 
     def rows(self) -> np.ndarray:
         """Loads the weight as a linear layer stores it, ``[out, in]`` in float32."""
