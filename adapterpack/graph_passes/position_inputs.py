@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
+from ..bundle.layer_caches import growing_axis
 from ..errors import Unsupported
 from ..onnx_graph.editing import add_input, inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32
@@ -76,6 +77,14 @@ class PositionInputs:
         self._hiding: dict[tuple[ir.Value, int], bool | None] = {}
         self._biases: dict[str, list[ir.Value]] = {}
 
+    def read_tokens(self, added: Sequence[ir.Value]) -> bool:
+        """Whether any of the values ``added`` to scores depends on what the tokens say."""
+        return any(
+            self._has_weights(value)
+            for value in added
+            if not (self._positional(value) or self._weighs(value))
+        )
+
     def bias(self, added: Sequence[ir.Value], attention: ir.Node) -> list[ir.Value]:
         """Returns the values ``added`` to the scores of an ``attention`` (its last node) as one bias
         ``[batch, heads, sequence, total]`` for rows of different lengths. Returns nothing if they only hide
@@ -85,14 +94,6 @@ class PositionInputs:
             Unsupported: the bias depends on more than the distance between tokens, or their positions.
         """
         terms = [value for value in added if self._positional(value) or self._weighs(value)]
-        for value in added:
-            if value not in terms and self._has_weights(value):
-                raise Unsupported(
-                    "the bias on an attention's scores depends on what the tokens say",
-                    found=value.name,
-                    expected="on their distances",
-                    remedy="leave --static-cache out",
-                )
         name = "+".join(value.name for value in terms)
         if terms and name not in self._biases:
             value = terms[0]
@@ -462,7 +463,11 @@ class PositionInputs:
         sizes = {"sequence": tokens, "past": before, "total": before + tokens}
         for cache in self._past:
             dtype = np.float32 if cache.dtype == ir.DataType.BFLOAT16 else cache.dtype.numpy()
-            feeds[cache.name] = np.zeros((1, cache.shape[1], before, cache.shape[3]), dtype)
+            sides = [
+                before if at == growing_axis(cache.name, cache.shape) else one
+                for at, one in enumerate(cache.shape)
+            ]
+            feeds[cache.name] = np.zeros((1, *sides[1:]), dtype)
         for one in others:  # whose shapes alone are read
             shape = [dim if isinstance(dim, int) else sizes.get(str(dim.value), 1) for dim in one.shape]
             feeds[one.name] = np.zeros(

@@ -22,7 +22,7 @@ https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md#com.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,7 @@ from ..slots.fields import extents, is_looked_up
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant
+from .past_rows import PastRows, counts_rows
 from .position_inputs import PositionInputs
 from .rotation import rotate_in_attention
 from .source_rows import read_sources
@@ -132,15 +133,10 @@ def make_decoder(
     caches = {name: inputs_of(graph)[name] for name in growing}
     layers = sorted({layer_of(name) for name in caches})
     _join_values(model)
-    attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
     # a layer may read the cache of an earlier one (Gemma 3n), which comes first
-    if sorted({attention.layer for attention in attentions}) != layers or not (layers or states):
-        raise Unsupported(
-            "no attention of a known build writes into each cache of this graph",
-            expected=f"{len(layers)} of them",
-            found=len(attentions),
-            remedy="leave --static-cache out",
-        )
+    attentions = sorted(_attentions(model), key=lambda attention: attention.layer)
+    if not (layers or states):
+        raise Unsupported("this graph keeps nothing between passes", remedy="leave --static-cache out")
     batch = ids.shape[0]
     lengths, total = (
         add_input(graph, CACHE_LENGTHS, [batch], ir.DataType.INT32),
@@ -148,20 +144,20 @@ def make_decoder(
     )
     reaches, cap = reaches_of(config, max([-1, *layers]) + 1), config.get("attn_logit_softcapping") or 0.0
     windows = sorted({reach.window for reach in reaches if reach.window})
+    past = PastRows(model, ids, lengths, total)
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total, context)
     image = config.get("image_token_id", config.get("image_token_index"))
     image = image if "image_features" in inputs_of(graph) else None
     for attention in attentions:
-        bias, reach = places.bias(attention.added, attention.output.producer()), reaches[attention.layer]
+        added, last, reach = attention.added, attention.output.producer(), reaches[attention.layer]
+        # what tokens say about each other is computed as in the ordinary graph, mask and window with it
+        told = places.read_tokens(added)
+        bias = [past.by_row(added)] if told else places.bias(added, last)
         # the mask is right where a configuration states a window that it does not have (Moshi), or counts
         # layers without a cache, too (Dory)
-        window = next(
-            (one for one in windows if places.hides(attention.added, one, one == reach.window)), None
-        )
-        ahead = places.looking_ahead(
-            attention.added, image, reach.window, attention.queries, attention.output.producer()
-        )
+        window = next((one for one in windows if places.hides(added, one, one == reach.window)), None)
+        ahead = places.looking_ahead(added, image, reach.window, attention.queries, last)
         if ahead and bias:
             raise Unsupported(
                 "tokens that see later ones have a bias on their scores, too",
@@ -169,14 +165,14 @@ def make_decoder(
                 remedy="leave --static-cache out",
             )
         if reach.chunk is not None:
-            bias = places.within_chunks(reach.chunk, bias, attention.queries, attention.output.producer())
+            bias = places.within_chunks(reach.chunk, bias, attention.queries, last)
         _replace(
             model,
             attention._replace(softcap=attention.softcap or float(cap), added=ahead or bias),
             lengths,
             total,
             # -1 turns the operator's window off
-            -1 if ahead else window or -1,
+            -1 if ahead or told else window or -1,
             writes=next(one for one in attentions if one.layer == attention.layer) is attention,
             causal=not ahead,
         )
@@ -185,30 +181,15 @@ def make_decoder(
     RemoveUnusedNodesPass()(model)
     # after unused nodes are gone: tables of biases are indexed by distance, and were replaced above
     places.index_tables()
-    _forget_lengths(
-        model, [caches[f"{PAST}{one.layer}.{side}"] for one in attentions if one.expanded for side in _SIDES]
-    )
     _keep_positions(model, bundle, batch)
     if bundle.mode == "bank":
         _take_rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
-    mask = inputs_of(graph).get("attention_mask")
-    if mask is not None:
-        _forget_padding(mask, ids)
-        RemoveUnusedNodesPass()(model)
-    wrong = sorted(
-        name
-        for name, value in caches.items()
-        if not all(map(_knows_rows, (use.node for use in value.uses())))
-    )
-    if wrong or (mask is not None and mask.uses()):
-        raise Unsupported(
-            "more than its attention reads a cache or the mask of this graph",
-            found=", ".join(wrong[:4]) or "attention_mask",
-            remedy="leave --static-cache out",
-        )
+    expanded = {f"{PAST}{one.layer}.{side}" for one in attentions for side in _SIDES if one.expanded}
+    _keep_rows(past, ids, list(caches.values()), inputs_of(graph).get("attention_mask"), expanded)
+    RemoveUnusedNodesPass()(model)
     for name in ("attention_mask", "position_ids", ADAPTER_IDS):
         value = inputs_of(graph).get(name)
         if value is not None and not value.uses():
@@ -235,11 +216,70 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
 
 
-def _forget_lengths(model: ir.Model, caches: Sequence[ir.Value]) -> None:
-    """Lets a graph that computed keys and values from these caches compute those of a pass's tokens alone."""
-    for node in {use.node for cache in caches for use in cache.uses() if use.node.op_type == "Shape"}:
-        if node.attributes.get_int("start", 0) == 2:
-            node.outputs[0].replace_all_uses_with(constant(model, "nothing_before", np.array([0])))
+def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news: Sequence[ir.Value]) -> None:
+    """Lets the nodes between ``news`` and ``ends``, which computed keys and values from caches, compute those
+    of a pass's tokens alone: their shapes count nothing cached. Nodes whose names begin with ``prefix``
+    compute these; other readers of the lengths keep them.
+    """
+    nothing, copies = constant(model, "nothing_before", np.array([0])), dict[ir.Value, ir.Value]()
+
+    def without_past(value: ir.Value) -> ir.Value:
+        node = value.producer()
+        if node is None or value in copies:
+            return copies.get(value, value)
+        if node.op_type == "Shape":
+            of_past = node.inputs[0].name.startswith(PAST) and node.attributes.get_int("start", 0) == 2
+            return nothing if of_past else value
+        inputs = [one and without_past(one) for one in node.inputs]
+        if inputs == list(node.inputs):
+            return value
+        copied = named_node(node.op_type, f"{prefix}{node.name}", *inputs, **node.attributes)
+        model.graph.insert_after(node, copied)
+        (copies[value],) = copied.outputs
+        return copies[value]
+
+    todo, reached = [*ends], {*news}
+    while todo:
+        value = todo.pop()
+        node = value.producer()
+        if value in reached or node is None or node.op_type == "Shape":
+            continue
+        reached.add(value)
+        for place, operand in enumerate(node.inputs):
+            if operand is not None and operand.dtype == ir.DataType.INT64:
+                node.replace_input_with(place, without_past(operand))
+            elif operand is not None:
+                todo.append(operand)
+
+
+def _keep_rows(
+    past: PastRows,
+    ids: ir.Value,
+    caches: Sequence[ir.Value],
+    mask: ir.Value | None,
+    expanded: Collection[str],
+) -> None:
+    """Lets what is left of the ordinary graph read caches and the mask.
+
+    Raises:
+        Unsupported: it reads a cache whose keys and values an attention has replaced by its own.
+    """
+    for cache in caches:
+        past.count(cache)
+    wrong = sorted(cache.name for cache in caches if cache.name in expanded and past.reads(cache))
+    if wrong:
+        raise Unsupported(
+            "more than its attention reads a cache of this graph",
+            found=", ".join(wrong[:4]),
+            remedy="leave --static-cache out",
+        )
+    if mask is not None and not any(map(past.reads, caches)):
+        _forget_padding(mask, ids)
+    for cache in caches:
+        past.keep(cache)
+    if mask is not None:
+        past.hide(mask)
+    past.insert()
 
 
 def _forget_padding(mask: ir.Value, ids: ir.Value) -> None:
@@ -253,7 +293,7 @@ def _forget_padding(mask: ir.Value, ids: ir.Value) -> None:
                 masks.append(node.outputs[0])
             elif node.op_type == "Mul":
                 node.outputs[0].replace_all_uses_with(node.inputs[1 - place])
-            elif value is mask and _knows_rows(node):
+            elif value is mask and counts_rows(node):
                 node.replace_input_with(place, ids)
 
 
@@ -410,17 +450,6 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
         graph.remove([one, member_up], safe=True)
     graph.remove(parts, safe=True)
     return True
-
-
-def _knows_rows(node: ir.Node) -> bool:
-    """Whether a reader of a cache is its attention or reads only the batch size. The length of a static cache
-    no longer says how long the rows are.
-    """
-    of_rows = node.op_type == "Shape" and (
-        node.attributes.get_int("start", 0),
-        node.attributes.get_int("end", 0),
-    ) == (0, 1)
-    return of_rows or node.op_type == "GroupQueryAttention"
 
 
 def _attentions(model: ir.Model) -> Iterator[_Attention]:
@@ -623,12 +652,13 @@ def _replace(
     if attention.expanded and writes:
         # the cache holds what the graph computed from it
         key_heads, *widths = attention.heads, *(side.shape[3] for side in attention[1:3])
-        for side, old in zip(("keys", "values"), olds, strict=True):
-            new = old.producer().inputs[1]
+        news = [old.producer().inputs[1] for old in olds]
+        for side, old, new in zip(("keys", "values"), olds, news, strict=True):
             for node, place in old.uses():
                 node.replace_input_with(place, new)
             if getattr(attention, side) is old:
                 attention = attention._replace(**{side: new})
+        _forget_lengths(model, add.prefix, attention[1:3], news)
     # zeros make keys and values as wide as the wider of them, and as a multiple that the operator takes
     width = -(-max(widths) // _MULTIPLE) * _MULTIPLE
     for cache in caches:
