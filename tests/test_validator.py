@@ -480,13 +480,15 @@ def test_a_change_of_one_tied_partner_and_a_pack_as_large_as_its_base_are_warned
 
 
 def test_a_folder_of_peft_with_leftovers_is_imported_with_warnings(folder: Path) -> None:
-    """training_args.bin beside it is never opened: a warning; a key that loads code is an error; so is a
-    template that breaks out.
+    """A pickle beside it is never opened: a warning, and a note where it is a trainer's; a key that loads code is
+    an error; so is a template that breaks out.
     """
     (folder / bad.MANIFEST).unlink()
-    (folder / "training_args.bin").write_bytes(b"\x80\4")
+    for name in ("training_args.bin", "rng_state_0.pth", "value.pkl"):
+        (folder / name).write_bytes(b"\x80\4")
     report = validate(folder)
     assert report.valid
+    assert any("rng_state_0.pth, training_args.bin" in note for note in report.not_checked)
     assert [(finding.rule, finding.severity) for finding in report.findings] == [("AP106", "warning")]
     (folder / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": "x.Y"}}))
     assert errors(folder) == ["AP110"]

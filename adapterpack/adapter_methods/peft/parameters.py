@@ -210,7 +210,7 @@ def _is_grouped(config: Mapping[str, Any], name: str) -> bool:
             where=f"adapter_config.json#/{_LAYOUT}, {name}",
             expected=f"{_INTERLEAVED} or {_GROUPED}",
             found=repr(layout)[:80],
-            remedy=f"add {_LAYOUT} to the configuration: {_GROUPED} if unsloth-zoo from before 17 September 2026 "
+            remedy=f"add {_LAYOUT} to the configuration: {_GROUPED} if unsloth-zoo before 17 September 2026 "
             f"trained it, else {_INTERLEAVED}",
         )
     return bool(layout == _GROUPED)

@@ -280,7 +280,8 @@ def _examine_peft(
     """Validates a folder that PEFT wrote: importing it runs the checks that apply, and its sites can be
     looked up in a base.
 
-    Its other files are neither opened nor imported, so files that a pack must not contain are only warnings.
+    Its other files are neither opened nor imported, so files that a pack must not contain are only warnings,
+    and the state of a trainer is only mentioned.
     """
     if not (folder / layout.CONFIG).is_file():
         raise FormatError(
@@ -289,9 +290,10 @@ def _examine_peft(
             expected=f"{m.FILE_NAME} or {layout.CONFIG}",
             remedy="name the folder that train, save or compose wrote",
         )
+    state = frozenset(path.name for path in folder.iterdir() if files.TRAINER_STATE.fullmatch(path.name))
     findings = [
         finding._replace(severity="warning")
-        for finding in cap_findings(files.forbidden_files(folder, frozenset({TENSORS}), budget))
+        for finding in cap_findings(files.forbidden_files(folder, state | {TENSORS}, budget))
     ]
     findings += cap_findings(_foreign_json(folder, budget))
     if any(finding.severity == "error" for finding in findings):
@@ -306,6 +308,8 @@ def _examine_peft(
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE
     open_questions = ("digests and canary: PEFT folders carry none", about_base)
+    if state:
+        open_questions += (f"the state of a trainer, which nothing opens: {', '.join(sorted(state)[:8])}",)
     try:
         findings += base_findings(pack, base, budget, allow_structural)
     except Spent as spent:

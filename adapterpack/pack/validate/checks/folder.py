@@ -46,6 +46,10 @@ FORBIDDEN_SUFFIXES = frozenset({
     ".pickle", ".pkl", ".ps1", ".pt", ".pth", ".py", ".pyc", ".pyd", ".rar", ".sh", ".so", ".svg", ".tar",
     ".tgz", ".vbs", ".wasm", ".xz", ".zip", ".zst",
 })  # fmt: skip
+TRAINER_STATE = re.compile(
+    r"(optimizer|scheduler|scaler|training_args|rng_state(_[0-9]{1,6})?)\.(pt|pth|bin)"
+)
+"""Names of the files that transformers' Trainer leaves beside an adapter in a checkpoint."""
 HEAD = 512
 _LIST = "the list of the files"
 NOTES = PurePosixPath(".cache", "huggingface")
