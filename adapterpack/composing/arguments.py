@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,10 @@ from ..pack.layer_kinds import match_layers
 from ..pack.lineage import weights_of
 from ..pack.on_base import named_on
 from ..pack.pack import Pack
+from .rules.rule import Rule
 
+BySite = Mapping[str, Mapping[str, Sequence[float]]]
+"""Site -> ``weight``, or a parameter that packs may have for themselves -> a number for each pack."""
 MAX_PARENTS = 64
 """The most parents that a manifest can name."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -37,6 +40,39 @@ def checked_weights(packs: Sequence[Any], weights: Sequence[float] | None, unit:
             remedy="compose in two steps",
         )
     return weights_of(packs, weights, 1.0 if unit else 1 / len(packs))
+
+
+def check_by_site(by_site: BySite, packs: Sequence[Pack], rule: Rule, arguments: Mapping[str, Any]) -> None:
+    """Checks the values that packs have at single sites.
+
+    Raises:
+        ConfigError: a site that no pack changes, a value that is not one for each pack, or one that the rule
+            does not take pack by pack; the rule searches for weights, or measures the whole adapter.
+    """
+    if rule.search or arguments.get("scope") == "adapter":
+        raise ConfigError(
+            "the rule looks at all sites together, and these values differ from site to site",
+            where=f"rule {rule.name}",
+            expected="weights of its own" if rule.search else "scope=tensor",
+            found="by_site",
+            remedy="leave by_site out" if rule.search else "give the parameter scope=tensor",
+        )
+    paths = {group.path for pack in packs for group in pack.manifest.adapter_groups}
+    names = ("weight", *rule.each)
+    for path, values in by_site.items():
+        for name, numbers in values.items():
+            if path not in paths or name not in names or len(numbers) != len(packs):
+                raise ConfigError(
+                    "these are not the values of packs at a site",
+                    where=f"by_site, {path}, {name}",
+                    expected=f"a site of the packs, {' or '.join(names)}, and {len(packs)} numbers",
+                    found=numbers,
+                    remedy="correct by_site",
+                )
+            for number in numbers:
+                weights_of(packs[:1], [number], 1.0) if name == "weight" else rule.arguments(
+                    {**arguments, name: number}
+                )
 
 
 def chosen_name(

@@ -56,6 +56,11 @@ def _even(weights: Sequence[float], params: Mapping[str, Any]) -> str:
     return "" if len(set(weights)) == 1 and weights[0] > 0 else "mergekit's model_stock has no weights"
 
 
+def _of_cosines(weights: Sequence[float], params: Mapping[str, Any]) -> str:
+    same = params.get("mean") == "cosine"
+    return "" if same else "mergekit takes the mean of the cosines; compose with --param mean=cosine"
+
+
 def _two(weights: Sequence[float], params: Mapping[str, Any]) -> str:
     return "" if len(weights) == 2 else "mergekit's nuslerp takes two models"
 
@@ -92,7 +97,7 @@ MERGEKIT_METHODS: Mapping[str, MergekitMethod] = {
         "model_stock",
         lambda weight, params: {},
         lambda params: {"filter_wise": False},
-        _first(_measures_alone, _even),
+        _first(_measures_alone, _even, _of_cosines),
     ),
 }
 """Rule -> mergekit's method with the same formula."""

@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
-from .arguments import checked_weights, chosen_name
+from .arguments import BySite, checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
 from .statistics import Statistics
@@ -33,6 +33,7 @@ def compose(
     energy: float | None = None,
     budget: float | None = None,
     whole: str = "average",
+    by_site: BySite | None = None,
     statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
     score: Score | None = None,
     base: str | os.PathLike[str] | None = None,
@@ -67,6 +68,9 @@ def compose(
             left out, and listed.
         whole: how to combine fully trained modules, such as heads: ``average``; ``union``, which puts heads
             of different labels side by side as one head of all labels; or ``pick:NAME``, those of one pack.
+        by_site: weights that differ from site to site, and parameters that differ from pack to pack there:
+            ``{"model.layers.0.self_attn.q_proj": {"weight": [0.7, 0.3], "density": [1.0, 0.5]}}``, in the
+            order of the packs. A site that is not named takes ``weights`` and ``params``.
         statistics: for rules that look at data, what :func:`adapterpack.measure` wrote of each pack, in their
             order.
         score: for ``lorahub``, how good a pack is: the weights are searched for that make the best.
@@ -109,7 +113,7 @@ def compose(
     if out is not None:
         refuse_existing(Path(out))
     other_options = (rule, whole) != ("linear", "average") or any(
-        option is not None for option in (weights, params, rank, energy, budget, score)
+        option is not None for option in (weights, params, rank, energy, budget, by_site, score)
     )
     if recipe is not None:
         if other_options or tree is not None or seed:
@@ -135,7 +139,8 @@ def compose(
             expected="no rule, weights, parameters, rank, energy or budget",
             remedy="write weights into the tree: sum(0.7*a, 0.3*b)",
         )
-    request = CompositionRequest(rule, weights, params or {}, rank, energy, budget, whole).with_seed(seed)
+    request = CompositionRequest(rule, weights, params or {}, rank, energy, budget, whole, by_site)
+    request = request.with_seed(seed)
     checked_weights(packs, weights)
     parents = [as_pack(pack) for pack in packs]
     called = chosen_name(name, out, rule if tree is None else COMPOSED, parents)

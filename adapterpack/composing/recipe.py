@@ -33,15 +33,15 @@ from .steps import CompositionRequest, Progress, compose_by_rule
 
 FORMAT = "adapterpack-recipe-1"
 _LIMIT = 1 << 20
-_OPTIONS = ("rank", "energy", "budget", "whole")
+_OPTIONS = ("rank", "energy", "budget", "whole", "by_site")
 _MOST_PARENTS = 10_000
 
 
 @dataclass(frozen=True)
 class CompositionRecipe:
     """Says how to compose the pack ``name`` from ``parents``: by a rule with its parameters, or by a
-    ``tree``; ``options`` are rank, energy, budget and whole. ``statistics`` are the digests of their files,
-    ``result`` the digest of the pack.
+    ``tree``; ``options`` are rank, energy, budget, whole and by_site. ``statistics`` are the digests of their
+    files, ``result`` the digest of the pack.
 
     Example:
         >>> parents = (Parent("sha256:" + "0" * 64, "a", 0.5),)
@@ -167,6 +167,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     energy: float | None = None
     budget: float | None = None
     whole: str | None = None
+    by_site: dict[str, dict[str, list[float]]] | None = None
     seed: int = 0
     statistics: Annotated[tuple[str, ...], msgspec.Meta(max_length=_MOST_PARENTS)] = ()
     result: str | None = None

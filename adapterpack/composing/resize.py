@@ -26,7 +26,7 @@ from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .full_modules import CombinedModules
 from .result import as_lora, build_composed, describe_losses
-from .sites import JointSite, gather
+from .sites import JointSite, SiteValues, gather
 
 
 def resize(
@@ -96,7 +96,12 @@ def resize(
     )
     with one_thread_each():
         checkpoint, on_base = opened_base(base, [parent])
-        sites = gather(on_base, [1.0], base=checkpoint, cut=cut if cut.settings else Cut(FULL_RANK))
+        sites = gather(
+            on_base,
+            lambda path: SiteValues([1.0], [{}]),
+            base=checkpoint,
+            cut=cut if cut.settings else Cut(FULL_RANK),
+        )
         decompositions = spectra([weighted_sum(joint.terms) for joint in sites])
     if not sites or not any(len(spectrum.S) for spectrum in decompositions):
         raise NothingToDo(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -50,6 +50,13 @@ class JointSite(NamedTuple):
         return sum(self.ranks) * sum(self.shape)
 
 
+class SiteValues(NamedTuple):
+    """The weight of each pack at a site, and the parameters of the rule that it has for itself there."""
+
+    weights: Sequence[float]
+    own: Sequence[Mapping[str, float]]
+
+
 class _LazyTerms(Sequence[Term]):
     """A sequence of terms that reads each term from disk at each use."""
 
@@ -76,7 +83,7 @@ def adapters_by_path(packs: Sequence[Pack]) -> dict[str, dict[int, Adapter]]:
 
 def gather(
     packs: Sequence[Pack],
-    weights: Sequence[float],
+    values: Callable[[str], SiteValues],
     *,
     base: Checkpoint | None = None,
     cut: Cut | None = None,
@@ -84,8 +91,9 @@ def gather(
 ) -> list[JointSite]:
     """Returns the union of the packs' sites, in the order in which they first appear.
 
-    ``base`` serves methods whose change depends on the weight, ``cut`` limits the factors that approximate a
-    change without a low rank, and ``statistics`` holds the measurements of each pack on data.
+    ``values`` gives the weights at a path. ``base`` serves methods whose change depends on the weight,
+    ``cut`` limits the factors that approximate a change without a low rank, and ``statistics`` holds the
+    measurements of each pack on data.
 
     Raises:
         Unsupported: a change that has no factors, or a site that two packs describe differently.
@@ -95,7 +103,7 @@ def gather(
             _joint_site(
                 packs,
                 [present.get(index) for index in range(len(packs))],
-                weights,
+                values(path),
                 base,
                 cut,
                 [None] * len(packs) if statistics is None else [measured.at(path) for measured in statistics],
@@ -107,7 +115,7 @@ def gather(
 def _joint_site(
     packs: Sequence[Pack],
     adapters: Sequence[Adapter | None],
-    weights: Sequence[float],
+    values: SiteValues,
     base: Checkpoint | None,
     cut: Cut | None,
     measured: Sequence[np.ndarray | None],
@@ -143,11 +151,12 @@ def _joint_site(
         return Term(
             change.A,
             change.up,
-            weights[index],
+            values.weights[index],
             f"{packs[index].name}:{site.path}",
             scale,
             measured[index],
             change.factor,
+            values.own[index],
         )
 
     makers = [partial(term, index) for index in range(len(packs))]
@@ -158,7 +167,7 @@ def _joint_site(
     )
     losses = [
         (weight * weight, change.loss)
-        for change, weight in zip(changes, weights, strict=True)
+        for change, weight in zip(changes, values.weights, strict=True)
         if change is not None
     ]
     loss = Loss(

@@ -25,14 +25,14 @@ from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.lineage import descend
 from ..pack.pack import Pack
-from .arguments import checked_weights, opened_base
+from .arguments import BySite, check_by_site, checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .compatibility import common_base, require_same_site
 from .full_modules import CombinedModules, apply_policy
 from .result import as_lora, build_composed, describe_losses
 from .rules.lorahub import search_weights
 from .rules.rule import RULES, Rule
-from .sites import JointSite, adapters_by_path, gather
+from .sites import JointSite, SiteValues, adapters_by_path, gather
 from .statistics import Statistics, of_packs
 from .truncate import cut_all, decompose_all, finite
 
@@ -82,6 +82,7 @@ class CompositionRequest:
     energy: float | None = None
     budget: float | None = None
     whole: str = "average"
+    by_site: BySite | None = None
     rank_is_default: bool = False
 
     def __post_init__(self) -> None:
@@ -173,12 +174,31 @@ class CompositionWork(NamedTuple):
         checkpoint, ordered = opened_base(base, self.ordered)
         sites = gather(
             ordered,
-            self.ordered_weights,
+            self.values_at,
             base=checkpoint,
             cut=approximation(self.request),
             statistics=None if measured is None else [measured[index] for index in self.order],
         )
+        if lost := set(self.request.by_site or ()) - {joint.site.path for joint in sites}:
+            raise ConfigError(
+                "the base calls a layer by another name than the packs do, which has values of its own",
+                where=sorted(lost)[0],
+                remedy="leave --base (base=) out, or name the site as the base does",
+            )
         return self._replace(sites=tuple(sites), statistics=tuple(measured or ()))
+
+    def values_at(self, path: str) -> SiteValues:
+        """Returns the weights and own parameters of the packs at a site, in the order in which they are
+        combined.
+        """
+        given = (self.request.by_site or {}).get(path, {})
+        return SiteValues(
+            [float(given.get("weight", self.weights)[index]) for index in self.order],
+            [
+                {name: float(values[index]) for name, values in given.items() if name != "weight"}
+                for index in self.order
+            ],
+        )
 
     def weighing(self, weights: Sequence[float]) -> CompositionWork:
         """Returns the same work under other weights, one for each pack in the caller's order."""
@@ -204,6 +224,8 @@ def prepare(parents: Sequence[Pack], request: CompositionRequest) -> Composition
     rule = RULES[request.rule]
     arguments = rule.arguments(request.params)
     weights = checked_weights(parents, request.weights, unit=rule.unit)
+    if request.by_site:
+        check_by_site(request.by_site, parents, rule, arguments)
     # a fixed order makes the tensors the same to the bit, whatever order the caller gives
     order = sorted(
         range(len(parents)), key=lambda index: (parents[index].name, parents[index].id, weights[index])
@@ -296,11 +318,11 @@ def combine_within_method(work: CompositionWork, name: str) -> Pack | None:
     if method is None or work.rule.coefficients is None:
         return None
     combine = method.overrides["linear_combination"]
-    coefficients = work.rule.coefficients(work.ordered_weights, **work.arguments)
     adapters: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
     weights: dict[str, str | None] = {}
     changed = False
     for path, present in adapters_by_path(work.ordered).items():
+        coefficients = work.rule.coefficients(work.values_at(path).weights, **work.arguments)
         params = combine([(adapter.wide, coefficients[index]) for index, adapter in present.items()])
         if not all(np.isfinite(value).all() for value in params.values()):
             raise _too_large(path)
@@ -309,7 +331,11 @@ def combine_within_method(work: CompositionWork, name: str) -> Pack | None:
         adapters[first.site] = first.config, params
         weights[path] = next((one.weight for one in present.values() if one.weight is not None), None)
     whole = _combine_modules(work, changed)
-    details = {**work.arguments, **({"whole": work.request.whole} if whole.modules else {})}
+    details = {
+        **work.arguments,
+        **({"whole": work.request.whole} if whole.modules else {}),
+        **({"by_site": work.request.by_site} if work.request.by_site else {}),
+    }
     lineage = descend(work.request.rule, work.parents, details, work.weights)
     return build_composed(name, method, adapters, work.base, whole, work.parents, weights, lineage)
 
@@ -475,6 +501,8 @@ def _lineage_params(work: CompositionWork, outcome: SiteOutcome) -> dict[str, An
         details["budget"] = request.budget
     if any(parent.manifest.full_groups for parent in work.parents):
         details["whole"] = request.whole
+    if request.by_site:
+        details["by_site"] = request.by_site
     if work.statistics:
         details["statistics"] = [statistics.digest for statistics in work.statistics]
     if request.cuts:

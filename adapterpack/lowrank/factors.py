@@ -18,7 +18,7 @@ are float64.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -89,7 +89,7 @@ class Term(NamedTuple):
     random choices. ``branch_scale`` is the adapter's own scale, for rules that look at the stored factors
     separately; ``B`` already includes it. ``measured`` holds the statistics (:mod:`.statistics`) of the
     adapter at the site, for rules that use data. ``B`` is ``factor * up``, stored unmultiplied so that sums
-    need no copy.
+    need no copy. ``own`` holds parameters of the rule that this adapter has for itself at this site.
     """
 
     A: np.ndarray
@@ -99,6 +99,7 @@ class Term(NamedTuple):
     branch_scale: float = 1.0
     measured: np.ndarray | None = None
     factor: float = 1.0
+    own: Mapping[str, float] = {}
 
     @property
     def B(self) -> np.ndarray:  # noqa: N802 - as it is called everywhere

@@ -17,6 +17,7 @@ import api_page
 import catalogue_page
 import commands_page
 import errors_page
+import mergekit_files_page
 import pack_format_page
 import training_files_page
 from pages import DOCS, ROOT, anchors, blocks, name_of, pages, words
@@ -115,6 +116,7 @@ def _parse(command: click.Command, arguments: list[str], parent: click.Context |
         ("catalogue", catalogue_page),
         ("pack-format", pack_format_page),
         ("migrating/training-files", training_files_page),
+        ("migrating/mergekit-files", mergekit_files_page),
     ],
 )
 def test_generated_pages_are_up_to_date(page: str, module: Any) -> None:

@@ -12,14 +12,18 @@ import click
 
 import adapterpack
 
+from ...base.checkpoint import Checkpoint
+from ...composing.full_models import merge_models
 from ...composing.mergekit import write as write_mergekit
+from ...composing.mergekit_file import MergekitFile, layers_of
+from ...composing.mergekit_file import read as read_mergekit
 from ...composing.pipeline import compose
 from ...composing.plan import plan
 from ...composing.recipe import recipe_of
 from ...composing.rules.rule import RULES
 from ...composing.steps import RankChosen
 from ...errors import ConfigError
-from ...hub.resolve import folder_of
+from ...hub.resolve import folder_at_hand, folder_of
 from ...pack.inspect import describe
 from ...readable import show_value, size, things
 from ..logs import log_message
@@ -149,6 +153,9 @@ def command(
     """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and
     combines them at run time.
 
+    A single PACK that is a .yaml or .yml file is a configuration of mergekit: of adapters it gives a pack, of
+    full models a merged checkpoint.
+
     \b
     Example:
       adapterpack compose packs/a packs/b --weight 0.7 --weight 0.3 -o packs/both
@@ -157,15 +164,20 @@ def command(
       adapterpack compose packs/a packs/b --rule lorahub --score ./accuracy.sh -o packs/best
       adapterpack compose packs/a packs/b --recipe both.json -o packs/again
       adapterpack compose packs/a packs/b packs/c --tree "arrow(a, b, c, top_k=2)" -o packs/routed
+      adapterpack compose merge.yaml -o packs/merged
     """
+    options: dict[str, Any] = {"rule": rule, "weights": weights or None, "params": params or None}
+    others = (tree, recipe, score, *data, *statistics)
+    file = _mergekit_file(packs, [*others, *(() if rule == "linear" else (rule,)), *weights, *params])
+    if file is not None and not file.of_adapters:
+        merge_checkpoints(file, out, cuts["seed"], planned, as_json)
+        return
+    if file is not None:
+        packs = tuple(file.packs)
     loaded = [load_pack(pack) for pack in packs]
-    options = {
-        "rule": rule,
-        "weights": weights or None,
-        "params": params or None,
-        **cuts,
-        "base": None if base is None else folder_of(base),
-    }
+    if file is not None:
+        options = file.options(loaded, _layers(file, loaded))
+    options |= {**cuts, "base": None if base is None else folder_of(base)}
     if planned:
         print_plan(loaded, options, tree, as_json)
         return
@@ -221,6 +233,49 @@ def command(
             f"{show_value(lineage['params']['truncation']['total'])} in the change"
         )
     print_left_out(lineage["params"])
+
+
+def _mergekit_file(packs: tuple[str, ...], others: list[Any]) -> MergekitFile | None:
+    """Returns the configuration of mergekit that is named in place of packs, or None; ``others`` are options
+    that such a file stands for.
+    """
+    if len(packs) != 1 or Path(packs[0]).suffix.lower() not in {".yaml", ".yml"}:
+        return None
+    if any(other is not None for other in others):
+        raise click.UsageError("A configuration of mergekit says itself how its models are combined.")
+    file = read_mergekit(Path(packs[0]))
+    for note in file.notes:
+        log_message(f"note: {note}")
+    return file
+
+
+def _layers(file: MergekitFile, packs: list[Any]) -> dict[str, int]:
+    """Returns how many layers the base of a mergekit file has, by the path before their numbers."""
+    folder = None if file.base_name is None else folder_at_hand(file.base_name)
+    if folder is not None:
+        return layers_of(Checkpoint(folder).stored)
+    dims = next((pack.manifest.base.dims for pack in packs if pack.manifest.base.dims is not None), None)
+    if dims is None or dims.layers is None:
+        return {}
+    paths = (f"{group.path}." for pack in packs for group in pack.manifest.adapter_groups)
+    return dict.fromkeys(layers_of(paths), dims.layers)
+
+
+def merge_checkpoints(file: MergekitFile, out: str | None, seed: int, planned: bool, as_json: bool) -> None:
+    """Merges the full models of a mergekit file, and says what was written."""
+    if planned or out is None:
+        raise click.UsageError("Full models are merged into a new folder: give it with -o, without --plan.")
+    named = dict.fromkeys(model.name for model in (file.donor, *file.models, *filter(None, (file.base,))))
+    folders = {name: folder_of(name) for name in named}
+    with show_bytes("compose") as progress:
+        done = merge_models(file, folders, out, seed=seed, progress=progress)
+    if as_json:
+        print_json({"command": "compose", **done._asdict()})
+        return
+    print_line(
+        f"merged {things(len(file.models), 'model')} by the rule {file.rule} into {out}: "
+        f"{things(done.merged, 'tensor')}, {size(done.bytes)}"
+    )
 
 
 def _read_tree(text: str) -> Any:

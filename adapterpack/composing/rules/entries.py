@@ -9,7 +9,7 @@ changes alone, up to signs, and every rule here treats ``x`` and ``-x`` alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -32,7 +32,8 @@ class EntryBlock(NamedTuple):
     """Some rows of all changes: ``values`` ``[T, b, n]``, the weights ``[T]`` and keys of the changes, and
     the indices ``rows``.
 
-    ``measured`` holds the same rows of each change's statistics, if there are any.
+    ``measured`` holds the same rows of each change's statistics, and ``own`` the parameters that a change has
+    for itself, if there are any.
     """
 
     values: np.ndarray
@@ -40,11 +41,20 @@ class EntryBlock(NamedTuple):
     keys: tuple[str, ...]
     rows: slice
     measured: tuple[np.ndarray | None, ...] = ()
+    own: tuple[Mapping[str, float], ...] = ()
+
+    def each(self, name: str, value: float) -> np.ndarray:
+        """Returns ``[T, 1, 1]``: a parameter's value for each change, its own or else ``value``."""
+        return _each(self.own or ({},) * len(self.keys), name, value)[:, None, None]
 
     @property
     def weighted(self) -> np.ndarray:
         """Returns ``w_t x_t``."""
         return weigh(self.weights, self.values)
+
+
+def _each(own: Sequence[Mapping[str, float]], name: str, value: float) -> np.ndarray:
+    return np.array([values.get(name, value) for values in own])
 
 
 def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -71,16 +81,24 @@ class Coordinates:
     def blocks(self) -> Iterator[EntryBlock]:
         """Yields all rows once, in blocks whose size depends on the shape alone."""
         weights, keys = np.array([term.weight for term in self.terms]), tuple(term.key for term in self.terms)
+        own = tuple(term.own for term in self.terms)
         for rows in row_blocks(*self.shape, max(1, _BLOCK // len(self.terms))):
             measured = tuple(None if term.measured is None else term.measured[rows] for term in self.terms)
-            yield EntryBlock(self.take(rows), weights, keys, rows, measured)
+            yield EntryBlock(self.take(rows), weights, keys, rows, measured, own)
 
 
 @dataclass(frozen=True)
 class EntryBlocks:
-    """The blocks of one site or of all sites; a rule may iterate over them several times."""
+    """The blocks of one site or of all sites; a rule may iterate over them several times. ``terms`` are those
+    of the first site.
+    """
 
     views: Callable[[], Iterator[Coordinates]]
+    terms: Sequence[Term]
+
+    def each(self, name: str, value: float) -> np.ndarray:
+        """Returns ``[T]``: a parameter's value for each change, its own or else ``value``."""
+        return _each([term.own for term in self.terms], name, value)
 
     def __call__(self) -> Iterator[EntryBlock]:
         """Yields all blocks once."""
@@ -202,28 +220,35 @@ def entry_rule(
     )
 
     def register(fuse: Function) -> Function:
+        def merge(view: Coordinates, surveyed: Any, scope: str, **params: Any) -> MergedEntries:
+            return MergedEntries(view, lambda block: fuse(block, surveyed, **params))
+
         def function(terms: Sequence[Term], surveyed: Any, **params: Any) -> Combination:
-            params.pop("scope")
             view = over(terms)
-            merged = MergedEntries(view, lambda block: fuse(block, surveyed, **params))
+            merged = merge(view, surveyed, **params)
             return (
                 merged
                 if view.back is None
                 else view.back(np.concatenate([values for _, values in merged.blocks()], axis=0))
             )
 
+        def look(blocks: EntryBlocks, scope: str, **params: Any) -> Any:
+            return None if survey is None else survey(blocks, **params)
+
         def survey_sites(sites: Sequence[Sequence[Term]], **params: Any) -> Any:
-            params.pop("scope")
             changed = [terms for terms in sites if any(len(term.A) for term in terms)]
-            return (
-                None
-                if survey is None
-                else survey(EntryBlocks(lambda: (over(terms) for terms in changed)), **params)
-            )
+            blocks = EntryBlocks(lambda: (over(terms) for terms in changed), next(iter(changed), ()))
+            return look(blocks, **params)
+
+        def merge_view(view: Coordinates, **params: Any) -> MergedEntries:
+            return merge(view, look(EntryBlocks(lambda: iter((view,)), view.terms), **params), **params)
 
         signature = with_scope(fuse, scope or ("tensor" if survey is None else "adapter"))
         function.__signature__ = signature  # type: ignore[attr-defined]
-        RULES.register(Rule(name, summary, function=function, survey=survey_sites, **classified, **fields))
+        merges = merge_view if over is dense else None
+        RULES.register(
+            Rule(name, summary, function=function, survey=survey_sites, merge=merges, **classified, **fields)
+        )
         return fuse
 
     return register

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -73,6 +73,7 @@ def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
     formula="sum w_i trim(D_i)",
     paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
+    each=("density",),
     neutral=THINNED,
     laws=SUM,
 )
@@ -87,6 +88,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     formula="lam sum_{agree} w_i trim(D_i) / sum_{agree} |w_i|",
     paper="https://arxiv.org/abs/2306.01708",
     survey=largest_level,
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -97,6 +99,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     paper="https://arxiv.org/abs/2410.19735",
     over=knots,
     survey=largest_level,
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -107,6 +110,7 @@ def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.
     paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
     survey=largest_level,
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -124,6 +128,7 @@ def ties(
     "entries dropped at random and the rest scaled up, then the weighted sum",
     formula="sum w_i m_i D_i / density",
     paper="https://arxiv.org/abs/2311.03099",
+    each=("density",),
     neutral=THINNED,
     laws=SUM,
 )
@@ -137,6 +142,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     "entries dropped at random and the rest scaled up, then TIES' vote and mean",
     formula="lam sum_{agree} w_i m_i D_i / (density sum_{agree} |w_i|)",
     paper="https://arxiv.org/abs/2311.03099",
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -146,6 +152,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     formula="U dare_ties([X_1 .. X_T]), [D_1 .. D_T] = U [X_1 .. X_T]",
     paper="https://arxiv.org/abs/2410.19735",
     over=knots,
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -155,6 +162,7 @@ def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed 
     formula="U dare_ties(U^T D_t V) V^T",
     paper="https://arxiv.org/abs/2509.17786",
     over=core_space,
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -176,6 +184,7 @@ def dare_ties(
     "DARE with larger entries kept more often, each divided by its own probability; then TIES' vote and mean",
     formula="lam sum_{agree} w_i m_i D_i / p_i / sum_{agree} |w_i|",
     paper="https://arxiv.org/abs/2406.11617",
+    each=("density", "epsilon"),
     neutral=THINNED,
     laws=MEAN,
 )
@@ -200,6 +209,7 @@ def della(
     "DARE with larger entries kept more often, each divided by its own probability; then the weighted sum",
     formula="sum w_i m_i D_i / p_i",
     paper="https://arxiv.org/abs/2406.11617",
+    each=("density", "epsilon"),
     neutral=THINNED,
     laws=SUM,
 )
@@ -218,6 +228,7 @@ def della_linear(
     formula="sum w_i band(D_i)",
     paper="https://arxiv.org/abs/2312.06795",
     survey=band_levels,
+    each=("density", "gamma"),
     neutral={"density": 1.0, "gamma": 0.0},
     laws=SUM,
 )
@@ -234,6 +245,7 @@ def breadcrumbs(
     formula="lam sum_{agree} w_i band(D_i) / sum_{agree} |w_i|",
     paper="https://arxiv.org/abs/2312.06795",
     survey=band_levels,
+    each=("density", "gamma"),
     neutral={"density": 1.0, "gamma": 0.0},
     laws=MEAN,
 )
@@ -283,7 +295,8 @@ class Selected(NamedTuple):
 
 def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     """Finds the positions where the changes differ most, and the energy of each change there."""
-    least = level(lambda: (_variance(block) for block in blocks()), density)
+    (share, *_) = blocks.each("density", density).tolist()
+    least = level(lambda: (_variance(block) for block in blocks()), share)
     energy = sum(
         np.sum(np.where(_variance(block) >= least, block.values, 0).astype(np.float64) ** 2, axis=(1, 2))
         for block in blocks()
@@ -298,18 +311,29 @@ def sce_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Selected:
     paper="https://arxiv.org/abs/2408.07990",
     survey=sce_survey,
     scope="tensor",
+    each=("density",),
     neutral=THINNED,
     laws=MEAN,
 )
-def sce(block: EntryBlock, selected: Selected, *, density: Share = 0.5, lam: float = 1.0) -> np.ndarray:
+def sce(
+    block: EntryBlock,
+    selected: Selected,
+    *,
+    density: Share = 0.5,
+    lam: float = 1.0,
+    vote: Literal["energy", "even"] = "energy",
+) -> np.ndarray:
     """Keeps positions of high variance, weights the changes by their energy there, drops minority signs, and
-    averages the rest.
+    averages the rest. In an ``even`` vote on the sign every change counts alike.
     """
     shares = np.abs(block.weights) * selected.energy
     if not shares.any():
         return np.zeros(block.values.shape[1:], block.values.dtype)
     signed = np.sign(block.weights) * shares / shares.sum()
     chosen = np.where(_variance(block) >= selected.least, block.values, 0)
+    if vote == "even":
+        parts = weigh(np.sign(block.weights), chosen)
+        chosen = np.where(parts * parts.sum(axis=0) > 0, chosen, 0)
     return _scale(lam, elect(chosen, signed, True))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ...lowrank.factors import Factors, FactorSum, Term, column_gram, gram, row_gram, stack, weighted_sum
-from .rule import MEAN, RULES, SUM, Function, Rule, Steps, rule, with_scope
+from .rule import MEAN, RULES, SUM, Fraction, Function, Rule, Steps, rule, with_scope
 
 _ORTHOGONAL = 0.1
 """Model Stock warns below this share of the mean, where it removes nearly the full change."""
@@ -138,19 +138,22 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     """
 
     def register(coefficients: Function) -> Function:
-        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> FactorSum:
-            signs, weights = _signed(terms)
+        def mix(G: np.ndarray, given: Sequence[float], scope: str, **params: Any) -> np.ndarray:
+            signs, weights, products = np.sign(given), np.abs(given), G[0]
             alive = np.diag(products) > 0
-            c = np.zeros(len(terms))
+            c = np.zeros(len(signs))
             if alive.any():
-                params.pop("scope")
                 c[alive] = coefficients(
                     (products * np.outer(signs, signs))[np.ix_(alive, alive)], weights[alive], **params
                 )
-            return reweighted(terms, c * signs)
+            return np.asarray((c * signs)[None])
+
+        def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> FactorSum:
+            return reweighted(terms, mix(products[None], [term.weight for term in terms], **params)[0])
 
         combine.__signature__ = with_scope(coefficients, "tensor")  # type: ignore[attr-defined]
-        RULES.register(Rule(name, summary, function=combine, survey=products, **{"needs": "G", **fields}))
+        made = Rule(name, summary, function=combine, survey=products, mix=mix, **{"needs": "G", **fields})
+        RULES.register(made)
         return coefficients
 
     return register
@@ -163,9 +166,9 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
     paper="https://doi.org/10.1145/325334.325242",
     laws=MEAN,
 )
-def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a straight line
-    where the angle is lost.
+def slerp(G: np.ndarray, a: np.ndarray, *, straight: Fraction = _FLAT) -> np.ndarray:
+    """``(sin((1 - t) th) x_1 + sin(t th) x_2) / sin th`` with ``t = a_2 / (a_1 + a_2)``; a line where the
+    cosine of the angle is above ``straight``.
 
     Raises:
         Unsupported: there are more than two changes.
@@ -173,7 +176,14 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     if len(a) == 1:
         return np.ones(1)
     _require_two(len(a), "slerp")
-    return np.asarray(_slerp(G[None], a)[0])
+    return np.asarray(_slerp(G[None], a, straight)[0])
+
+
+def _slerp_lines(G: np.ndarray, weights: Sequence[float], *, per: str = "row") -> np.ndarray:
+    """Returns the coefficients ``[lines, T]`` of :func:`nuslerp`."""
+    signs, a = np.sign(weights), np.abs(weights)
+    _require_two(len(a), "nuslerp")
+    return signs * (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G * np.outer(signs, signs), a, _FLAT))
 
 
 @rule(
@@ -183,14 +193,12 @@ def slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
     paper="https://doi.org/10.1145/325334.325242",
     needs="S",
     laws=MEAN,
+    mix=_slerp_lines,
 )
 def nuslerp(terms: Sequence[Term], *, per: Literal["row", "column"] = "row") -> Factors:
     """Applies :func:`slerp` to every row, or every column, of two changes separately."""
-    signs, a = _signed(terms)
-    _require_two(len(terms), "nuslerp")
-    G = (row_gram if per == "row" else column_gram)(terms) * np.outer(signs, signs)
-    c = (np.ones((len(G), 1)) if len(a) == 1 else _slerp(G, a)) * signs
-    return scaled_lines(terms, c, per)
+    G = (row_gram if per == "row" else column_gram)(terms)
+    return scaled_lines(terms, _slerp_lines(G, [term.weight for term in terms]), per)
 
 
 def scaled_lines(terms: Sequence[Term], c: np.ndarray, per: str) -> Factors:
@@ -247,20 +255,36 @@ def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: 
     return float(shares @ lengths) * u / lengths
 
 
-def stock_ratio(G: np.ndarray) -> np.ndarray:
+def stock_ratio(G: np.ndarray, mean: str = "angle") -> np.ndarray:
     """``t = T cos th / (1 + (T - 1) cos th)`` for ``[..., T, T]``, ``th`` the mean angle of pairs; 0 where it
-    is obtuse, 1 for T = 1.
+    is obtuse, 1 for T = 1. With ``mean`` ``cosine``, of the mean cosine, which may be negative.
     """
     T = G.shape[-1]
     if T == 1:
         return np.ones(G.shape[:-2])
     lengths = np.sqrt(np.diagonal(G, axis1=-2, axis2=-1))
     sizes = lengths[..., :, None] * lengths[..., None, :]
-    cosines = np.divide(G, sizes, out=np.zeros_like(G), where=sizes > 0)
-    pairs = np.arccos(np.clip(cosines, -1, 1))[..., *np.triu_indices(T, 1)]
-    cosine = np.cos(pairs.mean(axis=-1)).clip(0, 1)
-    ratio: np.ndarray = T * cosine / (1 + (T - 1) * cosine)
+    cosines = np.divide(G, sizes, out=np.zeros_like(G), where=sizes > 0).clip(-1, 1)
+    pairs = cosines[..., *np.triu_indices(T, 1)]
+    cosine = pairs.mean(axis=-1) if mean == "cosine" else np.cos(np.arccos(pairs).mean(axis=-1)).clip(0, 1)
+    below = 1 + (T - 1) * cosine
+    ratio: np.ndarray = np.divide(T * cosine, below, out=np.zeros_like(cosine), where=np.abs(below) > 1e-6)
     return ratio
+
+
+def _stock_lines(
+    G: np.ndarray, weights: Sequence[float], *, per: str = "tensor", mean: str = "angle"
+) -> np.ndarray:
+    """Returns the coefficients ``[lines, T]`` of :func:`model_stock`."""
+    signs, a = np.sign(weights), np.abs(weights)
+    t = stock_ratio(G * np.outer(signs, signs), mean)
+    if abs(t).max() < _ORTHOGONAL:
+        warnings.warn(
+            "model_stock leaves almost nothing of changes that are nearly orthogonal, as those of "
+            "independently trained adapters mostly are",
+            stacklevel=2,
+        )
+    return np.asarray(t[:, None] * (signs * a / a.sum()))
 
 
 @rule(
@@ -270,22 +294,20 @@ def stock_ratio(G: np.ndarray) -> np.ndarray:
     paper="https://arxiv.org/abs/2403.19522",
     needs="G",
     laws=MEAN,
+    mix=_stock_lines,
 )
-def model_stock(terms: Sequence[Term], *, per: Literal["tensor", "row"] = "tensor") -> Factors | FactorSum:
+def model_stock(
+    terms: Sequence[Term],
+    *,
+    per: Literal["tensor", "row"] = "tensor",
+    mean: Literal["angle", "cosine"] = "angle",
+) -> Factors | FactorSum:
     """Returns ``t mean_i D_i`` with ``t`` from the angle between the changes, one ``t`` for the site or for
     every row.
     """
-    signs, a = _signed(terms)
-    mean = signs * a / a.sum()
-    G = (row_gram(terms) if per == "row" else gram(terms)[None]) * np.outer(signs, signs)
-    t = stock_ratio(G)
-    if t.max() < _ORTHOGONAL:
-        warnings.warn(
-            "model_stock leaves almost nothing of changes that are nearly orthogonal, as those of "
-            "independently trained adapters mostly are",
-            stacklevel=2,
-        )
-    return scaled_lines(terms, t[:, None] * mean, "row") if per == "row" else reweighted(terms, t[0] * mean)
+    G = row_gram(terms) if per == "row" else gram(terms)[None]
+    c = _stock_lines(G, [term.weight for term in terms], mean=mean)
+    return scaled_lines(terms, c, "row") if per == "row" else reweighted(terms, c[0])
 
 
 def _require_two(count: int, rule: str) -> None:
@@ -298,15 +320,16 @@ def _require_two(count: int, rule: str) -> None:
         )
 
 
-def _slerp(G: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """Returns the coefficients ``[lines, 2]`` of ``G`` ``[lines, 2, 2]``."""
+def _slerp(G: np.ndarray, a: np.ndarray, straight: float) -> np.ndarray:
+    """Returns the coefficients ``[lines, 2]`` of ``G`` ``[lines, 2, 2]``; a line above ``straight``."""
     t = a[1] / a.sum()
     sizes = np.sqrt(G[:, 0, 0] * G[:, 1, 1])
     cosine = np.divide(G[:, 0, 1], sizes, out=np.ones(len(G)), where=sizes > 0).clip(-1, 1)
     angle = np.arccos(cosine)
-    sine = np.where(np.abs(cosine) > _FLAT, 1, np.sin(angle))
+    flat = np.abs(cosine) > straight
+    sine = np.where(flat, 1, np.sin(angle))
     curved = np.stack([np.sin((1 - t) * angle) / sine, np.sin(t * angle) / sine], axis=-1)
-    return np.where((np.abs(cosine) > _FLAT)[:, None], np.array([1 - t, t]), curved)
+    return np.where(flat[:, None], np.array([1 - t, t]), curved)
 
 
 def _unit(C: np.ndarray, c: np.ndarray) -> np.ndarray:
@@ -320,8 +343,3 @@ def _exponential(C: np.ndarray, u: np.ndarray, tangent: np.ndarray) -> np.ndarra
     length = float(np.sqrt(max(0.0, float(tangent @ C @ tangent))))
     moved: np.ndarray = np.cos(length) * u + np.sinc(length / np.pi) * tangent
     return moved if u.any() else np.zeros_like(u)
-
-
-def _signed(terms: Sequence[Term]) -> tuple[np.ndarray, np.ndarray]:
-    weights = np.array([term.weight for term in terms])
-    return np.sign(weights), np.abs(weights)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from ...errors import ConfigError, nearest
@@ -80,7 +81,11 @@ class Rule(NamedTuple):
     pack least. ``statistics``: the kind of statistics that the rule needs for every pack. ``search``: compose
     searches for the weights by the score of their result; the function has the search's parameters too.
     ``coefficients`` is set for a rule that is a sum of the changes with factors that follow from the weights
-    alone: it takes the weights, and the rule's parameters by keyword.
+    alone: it takes the weights, and the rule's parameters by keyword. ``mix`` is set for one whose factors
+    follow from inner products, too: it takes the products ``[L, T, T]`` of the whole changes, or of each of
+    their ``L`` lines (the parameter ``per``), and the weights, and returns the factors ``[L, T]``. ``merge``
+    is set for a rule of entries: it merges changes in any coordinates. ``each`` are the parameters that may
+    differ from pack to pack.
     """
 
     name: str
@@ -99,6 +104,9 @@ class Rule(NamedTuple):
     statistics: str = ""
     search: bool = False
     coefficients: Callable[..., Sequence[float]] | None = None
+    mix: Callable[..., np.ndarray] | None = None
+    merge: Callable[..., RowSource] | None = None
+    each: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:

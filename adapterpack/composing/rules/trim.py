@@ -14,7 +14,16 @@ from .entries import EntryBlock, EntryBlocks
 
 def largest_level(blocks: EntryBlocks, *, density: float, **_: Any) -> np.ndarray:
     """Returns ``[T]``: the magnitude of the smallest of the ``density`` largest entries of each change."""
-    return level(lambda: (block.values for block in blocks()), density, blocks.sample)
+    return _levels(blocks, blocks.each("density", density))
+
+
+def _levels(blocks: EntryBlocks, shares: np.ndarray) -> np.ndarray:
+    """Returns ``[T]``: the magnitude that a share ``[T]`` of the entries of each change reaches."""
+    found = {
+        share: level(lambda: (block.values for block in blocks()), share, blocks.sample)
+        for share in dict.fromkeys(shares.tolist())
+    }
+    return np.array([found[share][index] for index, share in enumerate(shares.tolist())], np.float32)
 
 
 def band_levels(
@@ -26,18 +35,18 @@ def band_levels(
     Raises:
         ConfigError: the two shares add up to more than 1.
     """
-    if density + gamma > 1 + 1e-12:
-        raise ConfigError(
-            "density and gamma are shares of the same entries",
-            where="gamma",
-            expected=f"at most {1 - density:g}",
-            found=gamma,
-            remedy="lower one of them",
-        )
-    least = level(lambda: (block.values for block in blocks()), density + gamma, blocks.sample)
-    if gamma == 0:
-        return least, np.full_like(least, np.inf)
-    return least, level(lambda: (block.values for block in blocks()), gamma, blocks.sample)
+    kept, above = blocks.each("density", density), blocks.each("gamma", gamma)
+    for share, most in zip(above.tolist(), (1 - kept).tolist(), strict=True):
+        if share > most + 1e-12:
+            raise ConfigError(
+                "density and gamma are shares of the same entries",
+                where="gamma",
+                expected=f"at most {most:g}",
+                found=share,
+                remedy="lower one of them",
+            )
+    least = _levels(blocks, kept + above)
+    return least, np.where(above == 0, np.float32(np.inf), _levels(blocks, above) if above.any() else least)
 
 
 def trim(values: np.ndarray, least: np.ndarray) -> np.ndarray:
@@ -59,9 +68,10 @@ def drop(block: EntryBlock, density: float, seed: int) -> np.ndarray:
     """Keeps each entry with probability ``density`` and divides it by that, which preserves the
     expectation.
     """
-    if density == 1:
+    kept = block.each("density", density)
+    if (kept == 1).all():
         return block.values
-    return np.where(_numbers(block, seed) < density, block.values / block.values.dtype.type(density), 0)
+    return np.where(_numbers(block, seed) < kept, block.values / kept.astype(block.values.dtype), 0)
 
 
 def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int) -> np.ndarray:
@@ -74,22 +84,24 @@ def dropped_by_rank(block: EntryBlock, density: float, epsilon: float, seed: int
     Raises:
         ConfigError: the window reaches 0.
     """
-    if epsilon >= density:
-        raise ConfigError(
-            "epsilon is half the window of probabilities around density",
-            where="epsilon",
-            expected=f"below density {density:g}",
-            found=epsilon,
-            remedy="lower it",
-        )
-    if density == 1:
+    middle, half = block.each("density", density), block.each("epsilon", epsilon)
+    for least, most in zip(half.flat, middle.flat, strict=True):
+        if least >= most:
+            raise ConfigError(
+                "epsilon is half the window of probabilities around density",
+                where="epsilon",
+                expected=f"below density {most:g}",
+                found=float(least),
+                remedy="lower it",
+            )
+    if (middle == 1).all():
         return block.values
-    window = min(epsilon, 1 - density)
+    window = np.minimum(half, 1 - middle)
     n = block.values.shape[-1]
     kept = (
-        density + window * (2 * _ranks(magnitudes(block.values)) / max(1, n - 1) - 1)
+        middle + window * (2 * _ranks(magnitudes(block.values)) / max(1, n - 1) - 1)
         if n > 1
-        else np.full(block.values.shape, density)
+        else np.broadcast_to(middle, block.values.shape)
     )
     return np.where(_numbers(block, seed) < kept, block.values / kept.astype(block.values.dtype), 0)
 
