@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 from collections.abc import Callable
@@ -17,15 +16,18 @@ import torch
 import transformers as hf
 from architecture_proofs import make_pack
 from architectures import KINDS
+from every_family.processors import make_processor
+from every_family.tiny import make_base as make_tiny
 from PIL import Image
 from serving.servers import ANN, begin
 from transformers import vision_utils
-from vision_models import FAMILIES, IMAGE, architecture, make_family
+from vision_models import FAMILIES, IMAGE, PICTURES, architecture, make_family, url
 
 from adapterpack import Engine, LoRA, Session, adapt, export, load, run, save
 from adapterpack.errors import ConfigError, Unsupported
+from adapterpack.exporting.tracing.vision_parts import Vision
 from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
-from adapterpack.runtime.media.pictures import PictureReader, join_pictures
+from adapterpack.runtime.media.pictures import PictureReader, fill_marks, join_pictures
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.canaries.inputs import token_types
@@ -34,22 +36,6 @@ from adapterpack.torch_adapters.models.load import load_model
 
 SHORT = {"qwen3_vl"}
 """The family of which every run of the tests exports one: patches, positions in three axes, deeper features."""
-
-
-def photo(width: int, height: int, seed: int = 0) -> bytes:
-    """A PNG of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def url(data: bytes) -> str:
-    """A picture as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
-
-
-PICTURES = [photo(37, 53), photo(61, 22, 1), photo(30, 30, 2)]
 
 
 def greedy(base: Path, pack: Any, ids: list[int], images: dict[str, Any], count: int) -> list[int]:
@@ -150,13 +136,13 @@ def test_adapters_of_a_tower_answer_in_the_engine_from_its_bank_alone(tmp_path: 
 
 @pytest.mark.parametrize(
     "name",
-    ["qwen3_vl", *(pytest.param(name, marks=pytest.mark.long) for name in ("gemma3", "paligemma"))],
+    [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in FAMILIES],
 )
 def test_the_client_of_openai_asks_about_pictures(
     name: str, made: Callable[[str], tuple[Path, Any, Path]], tmp_path: Path
 ) -> None:
-    """Two pictures in parts of a message, as data URLs, give what ``run`` answers; so in a stream and in the
-    Responses API, and from a model without a chat template. An address is refused, and no picture is read
+    """Two pictures of other sizes in parts of a message, as data URLs, give what ``run`` answers; so in a stream
+    and in the Responses API, and from a model without a chat template. An address is refused, and no picture is read
     from it.
     """
     _, pack, bundle = made(name)
@@ -293,6 +279,42 @@ def test_a_model_of_texts_alone_gets_no_adapters_in_its_tower(tmp_path: Path) ->
         pack = save(model, tmp_path / task, base=base, name="words")
         canary = load(tmp_path / task).manifest.canary
         assert canary is not None and (canary.pixels is not None) == seeing, pack
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    "kind",
+    ["aya_vision", "deepseek_vl", "gemma3", "glm4v", "idefics3", "internvl", "llava_next", "llava_onevision"],
+)
+def test_texts_and_pictures_are_what_the_processor_of_the_type_makes(kind: str, tmp_path: Path) -> None:
+    """One picture, and two of other sizes, to the token and the pixel."""
+    task = get_task("image-text-to-text")
+    make_tiny(task, kind, tmp_path)
+    model = load_model(task, tmp_path)
+    processor, vision = make_processor(kind, model, tmp_path), Vision(model)
+    example = {key: torch.from_numpy(one) for key, one in vision.example(1, np.random.default_rng(0)).items()}
+    shape = [*vision.example_inputs(example)[PIXELS].shape[1:]]
+    token = processor.tokenizer.convert_ids_to_tokens(model.config.image_token_id)
+    reader = PictureReader(tmp_path, vision.layout, shape, token)
+    assert reader.mark == processor.image_token
+    for pictures in (PICTURES[:1], PICTURES[:2]):
+        seen = [reader.read(picture, len(pictures) == 1) for picture in pictures]
+        text = f"w60 {' w62 '.join([reader.mark] * len(pictures))} w61"
+        images = [[Image.open(io.BytesIO(picture)) for picture in pictures]]
+        wanted = processor(text=[text], images=images, return_tensors="np", add_special_tokens=False)
+        found = processor.tokenizer(fill_marks(text, reader.mark, seen), add_special_tokens=False)
+        assert found["input_ids"] == wanted["input_ids"][0].tolist()
+        assert np.array_equal(join_pictures(seen)[PIXELS].ravel(), wanted[PIXELS].ravel())
+
+
+@pytest.mark.fast
+def test_what_an_unknown_processor_writes_is_not_guessed(tmp_path: Path) -> None:
+    """Its image processor may be known, and the text around a picture another."""
+    hf.GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    (tmp_path / "processor_config.json").write_text('{"processor_class": "GotOcr2Processor"}')
+    reader = PictureReader(tmp_path, layout_of({}, [PIXELS], False, 4), [3, 16, 16], "<image>")
+    with pytest.raises(Unsupported, match="writes around a picture is not known"):
+        reader.read(PICTURES[0])
 
 
 @pytest.mark.fast

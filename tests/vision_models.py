@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers as hf
 from architecture_proofs import make_base
 from architectures import Architecture
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 _TEXT = {
@@ -58,14 +62,15 @@ _SQUARE = {"height": 12, "width": 12}
 
 
 class Family(NamedTuple):
-    """A family: its tiny config, transformers' image processor for it, the processor's settings, and those of
-    the processor for texts with images; one with these has no chat template.
+    """A family: its tiny config, transformers' image processor for it, the processor's settings, those of the
+    processor for texts with images, and whether it has a chat template.
     """
 
     config: Callable[[], Any]
     processor: str
     settings: Mapping[str, Any]
     whole: Mapping[str, Any] = MappingProxyType({})
+    talks: bool = True
 
 
 def _idefics(name: str) -> Family:
@@ -91,6 +96,7 @@ def _paligemma(text: Callable[[], Any]) -> Family:
         "SiglipImageProcessor",
         {"size": _SQUARE},
         {"processor_class": "PaliGemmaProcessor"},
+        talks=False,
     )
 
 
@@ -127,7 +133,8 @@ FAMILIES = {
             **_TOKENS,
         ),
         "PixtralImageProcessor",
-        {"size": {"longest_edge": 32}, "patch_size": 4},
+        {"size": {"longest_edge": 32}},
+        {"patch_size": 4},
     ),
     "mistral3": Family(
         lambda: hf.Mistral3Config(
@@ -137,7 +144,8 @@ FAMILIES = {
             **_TOKENS,
         ),
         "PixtralImageProcessor",
-        {"size": {"longest_edge": 32}, "patch_size": 8},
+        {"size": {"longest_edge": 32}},
+        {"patch_size": 4, "spatial_merge_size": 2},
     ),
     "llava_next": Family(
         lambda: hf.LlavaNextConfig(
@@ -215,6 +223,22 @@ FAMILIES = {
     "paligemma2": _paligemma(lambda: hf.Gemma2Config(**_TEXT, sliding_window=3, layer_types=_WINDOWS)),
 }
 LANGUAGE = "all-language"
+
+
+def photo(width: int, height: int, seed: int = 0) -> bytes:
+    """A PNG of noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def url(data: bytes) -> str:
+    """A picture as a data URL."""
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
+
+
+PICTURES = [photo(37, 53), photo(61, 22, 1), photo(30, 30, 2)]
 _SPECIAL = {
     0: "<pad>",
     1: "<s>",
@@ -254,7 +278,7 @@ def make_family(name: str, folder: Path) -> Path:
     core.save(str(base / "tokenizer.json"))
     family = FAMILIES[name]
     template = TEMPLATE.replace("<image>", "<start_of_image>") if name == "gemma3" else TEMPLATE
-    talks = {} if family.whole else {"chat_template": template}
+    talks = {"chat_template": template} if family.talks else {}
     (base / "tokenizer_config.json").write_text(
         json.dumps({**talks, "pad_token": "<pad>", "eos_token": "</s>"})
     )

@@ -33,6 +33,8 @@ runs a few of the types again, and fails where the page says something else."""
 
 COLUMNS = """`level` is the highest of the levels above that a type reached with all of those below; `merge` says whether a checkpoint into
 which an adapter is merged gives that adapter's outputs; `int4` whether the bundle in four bits differs by no more than what it records;
+`pictures` whether OpenAI's client, which asks a server about pictures of several sizes, gets the answers that transformers gives to what the
+type's own processor makes of them;
 `first failure` is the first stage that fails, and why. Stages after it are tried where they do not need it."""
 
 
@@ -82,13 +84,14 @@ def _counts(members: Sequence[Outcome]) -> list[str]:
 
 def _types(members: Sequence[Outcome]) -> str:
     several = len({one.task for one in members}) > 1
-    head = [*(["task"] if several else []), "type", "level", "merge", "int4", "first failure"]
+    seeing = ["pictures"] * any("pictures" in one.passed for one in members)
+    head = [*(["task"] if several else []), "type", "level", "merge", "int4", *seeing, "first failure"]
     rows = [
         [
             *([one.task] if several else []),
             one.kind,
             "-" if one.level < 0 else str(one.level),
-            *("yes" if name in one.passed else "-" for name in ("merge", "int4")),
+            *("yes" if name in one.passed else "-" for name in ("merge", "int4", *seeing)),
             _escaped(one.reason),
         ]
         for one in members

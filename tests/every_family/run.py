@@ -47,6 +47,8 @@ def measured(task: str, kind: str, only: Sequence[str] = ()) -> Outcome:
         for stage in STAGES:
             if not set(stage.needs) <= set(passed) or (only and stage.name not in only):
                 continue
+            if stage.task not in (None, task):
+                continue
             _note(stage.name, passed, reason)
             try:
                 stage.run(case)

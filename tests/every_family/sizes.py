@@ -238,6 +238,9 @@ _FOUR_DEPTHS = Correction(
     fusion_hidden_size=16,
 )
 
+_TILES = Correction(
+    "tiles of its small images", image_grid_pinpoints=[[_IMAGE, 2 * _IMAGE], [2 * _IMAGE, _IMAGE]]
+)
 CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
     {
         "conditional_detr": _on_resnet("stage4"),
@@ -291,7 +294,10 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "gemma4_unified_assistant": Correction(
             "all of its layers share", text_config={"num_kv_shared_layers": 2}
         ),
-        "glm4v": Correction("no default", text_config={"rope_parameters": _TURNS}),
+        **dict.fromkeys(
+            ("glm4v", "qwen2_vl", "qwen2_5_vl"),
+            Correction("no default", text_config={"rope_parameters": _TURNS}),
+        ),
         "gpt_neo": Correction("one entry a pattern", attention_types=[[["global", "local"], 1]]),
         "granitemoehybrid": Correction(
             "by default no layer has attention",
@@ -309,6 +315,8 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "jamba": Correction("experts in a layer of each kind", num_hidden_layers=4, expert_layer_period=3),
         "lfm2": _three(full_attn_idxs=[1]),
         "lfm2_moe": _three(),
+        "llava_next": _TILES,
+        "llava_onevision": _TILES,
         "mamba2": Correction("width times expansion are its heads", num_heads=8),
         "nemotron": Correction("no default", num_key_value_heads=2),
         "qwen4_exp": Correction("no default", text_config=_INDEXER),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,15 +12,19 @@ from typing import Any, NamedTuple
 
 import noise
 import numpy as np
+import openai
 import torch
 from invariants.bundles import Reference, check
+from PIL import Image
+from serving.servers import ANN, WAIT, begin
+from vision_models import PICTURES, url
 from word_tokenizer import write_tokenizer
 
 from adapterpack import Engine, Session, adapt, attach, export, load, merge, quantize, save, validate
 from adapterpack.adapter_methods.lora import LoRA
 from adapterpack.base.thresholds import rows_past
 from adapterpack.bundle.decoder_graph import without_decoder
-from adapterpack.errors import NothingToDo
+from adapterpack.errors import NothingToDo, Unsupported
 from adapterpack.exporting.proof.parity_runs import row_of
 from adapterpack.exporting.tracing.example_inputs import example
 from adapterpack.quantizing.graphs.measure import NONE_BELOW
@@ -32,12 +38,14 @@ from adapterpack.torch_adapters.canaries.inputs import token_types
 from adapterpack.torch_adapters.models.load import load_model
 from adapterpack.training.loop.preparing import linear_parts
 
+from .processors import make_processor
 from .sizes import CONTEXT
 from .tiny import make_base
 
 NEAR = 2e-5
 """Of the largest output: rounding of float32 in another order."""
 TOKENS = 12
+SEEING = "image-text-to-text"
 ROWS: tuple[tuple[int, str | None], ...] = ((6, None), (2, "one"), (9, "two"), (1, "one"))
 """Tokens of the rows of a mixed batch, and the adapter of each."""
 RANKS = {"one": 4, "two": 2}
@@ -55,6 +63,7 @@ class Case:
         self.base, self.bundle = folder / "base", folder / "bundle"
         self.trained: dict[str, Any] = {}
         self.model: Any = None
+        self.processor: Any = None
 
     @cached_property
     def session(self) -> Session:
@@ -74,7 +83,8 @@ class Case:
         """Tokens of single rows: one, few, many, and on both sides of whatever the configuration says."""
         if "input_ids" not in self.task.inputs:
             return [1]
-        longest = context_of(self.session) or CONTEXT
+        images = self.example((1,))["input_ids"].shape[1] - 1
+        longest = (context_of(self.session) or CONTEXT) - images
         past = rows_past(self.model.config.to_dict(), 1, 2, 2, longest).whole
         return sorted(length for length in {1, 3, 37, *past} if length <= longest)
 
@@ -122,6 +132,9 @@ def build(case: Case) -> None:
     make_base(case.task, case.kind, case.base)
     write_tokenizer(case.base)
     case.model = load_model(case.task, case.base).eval()
+    if case.task.name == SEEING:
+        with contextlib.suppress(Unsupported):  # which export says
+            case.processor = make_processor(case.kind, case.model, case.base)
 
 
 def _layers(case: Case) -> Any:
@@ -319,15 +332,68 @@ def int4(case: Case) -> None:
     require(change <= 4 * recorded * size, f"off by {change:.2g}, of {size:.2g}; recorded {recorded:.2g}")
 
 
+def pictures(case: Case) -> None:
+    """OpenAI's client asks a server about pictures of several sizes, with another adapter in each message; the
+    answers are those of transformers to what the type's own processor makes of text and pictures.
+    """
+    require(
+        case.processor is not None, "transformers makes its processor with a library that is not installed"
+    )
+    server = begin(case.bundle, case.folder, sampling="greedy")
+    try:
+        client = openai.OpenAI(base_url=f"{server.address}/v1", api_key=ANN, max_retries=0, timeout=WAIT)
+        for place, (name, *parts) in enumerate(MESSAGES):
+            messages: Any = [{"role": "user", "content": [_part(one) for one in parts]}]
+            said = client.chat.completions.create(
+                model=name or "base", messages=messages, max_tokens=TOKENS, temperature=0
+            )
+            ids, wanted = _answer(case, name, parts)
+            assert said.usage is not None
+            require(
+                said.usage.prompt_tokens == ids,
+                f"message {place}: {said.usage.prompt_tokens} tokens, not {ids}",
+            )
+            require(said.choices[0].message.content == wanted, f"message {place} with {name}: another answer")
+    finally:
+        server.process.kill()
+        server.process.wait(WAIT)
+
+
+MESSAGES: tuple[tuple[Any, ...], ...] = (
+    ("one", PICTURES[0], "w60 w61"),
+    ("two", PICTURES[1], "w62", PICTURES[0], "w63 w64"),
+    (None, PICTURES[2], "w65"),
+)
+"""The adapter of a message, and its parts: texts and pictures."""
+
+
+def _part(part: str | bytes) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": url(part)}}
+
+
+@torch.no_grad()
+def _answer(case: Case, name: str | None, parts: Sequence[str | bytes]) -> tuple[int, str]:
+    """How many tokens a message has, and the answer of transformers itself."""
+    text = "".join(f"{one} " if isinstance(one, str) else case.processor.image_token for one in parts)
+    images = [Image.open(io.BytesIO(one)) for one in parts if isinstance(one, bytes)]
+    given = case.processor(text=[text], images=[images], return_tensors="pt", add_special_tokens=False)
+    count = given["input_ids"].shape[1]
+    found = case.known[name].model.generate(**given, max_new_tokens=TOKENS, do_sample=False)
+    return count, case.processor.decode(found[0, count:], skip_special_tokens=True)
+
+
 class Stage(NamedTuple):
     """``needs`` are the stages without which it cannot be tried; ``level`` is what the type has reached when
-    it and all of the lower levels passed.
+    it and all of the lower levels passed. One that has a ``task`` is of that alone.
     """
 
     name: str
     run: Callable[[Case], None]
     needs: tuple[str, ...] = ()
     level: int | None = None
+    task: str | None = None
 
 
 STAGES: tuple[Stage, ...] = (
@@ -342,5 +408,6 @@ STAGES: tuple[Stage, ...] = (
     Stage("greedy", greedy, ("export",), 3),
     Stage("engine", engine, ("export",), 4),
     Stage("int4", int4, ("export",)),
+    Stage("pictures", pictures, ("export",), task=SEEING),
 )
 """In the order in which they run."""

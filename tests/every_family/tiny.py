@@ -14,7 +14,7 @@ import transformers
 
 from adapterpack.tasks.task import Task
 
-from .sizes import CORRECTIONS, IDS, INDEXES, KINDS, LAYERS, LISTS, MOST_LAYERS, SMALL, WORDS
+from .sizes import CONTEXT, CORRECTIONS, IDS, INDEXES, KINDS, LAYERS, LISTS, MOST_LAYERS, SMALL, WORDS
 
 MOST_WEIGHTS = 4_000_000
 """A model with more was not made small: a field is missing in the table."""
@@ -29,6 +29,8 @@ def make_base(task: Task, kind: str, folder: Path, **fields: Any) -> Path:
     """
     torch.manual_seed(5)
     config = tiny_config(kind, fields, decodes=task.name == "text-generation")
+    if "image_features" in task.main.inputs:  # of which each takes many tokens
+        config.get_text_config().max_position_embeddings = 4 * CONTEXT
     auto = getattr(transformers, task.auto_class)
     of = auto._model_mapping[type(config)]
     make = of[0]._from_config if isinstance(of, tuple) else auto.from_config  # of several classes the first

@@ -52,6 +52,12 @@ class Vision(TorchPart):
                 expected="image_token_id in its config, and a vision tower",
                 remedy="run this model under torch",
             )
+        if around := getattr(self.config, "visual_indicator_token_ids", None):
+            raise Unsupported(
+                "this model reads the tokens around an image from its vision tower, too",
+                found=f"visual_indicator_token_ids: {around}",
+                remedy="run this model under torch",
+            )
         takes = signature(tower.forward).parameters
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
         self.masked = "patch_attention_mask" in takes
@@ -124,10 +130,11 @@ class Vision(TorchPart):
         table_weights: torch.Tensor | None = None,
     ) -> torch.Tensor:
         tower = self.inner.get_encoder("image")
+        grid = torch.cat([patch_positions.new_zeros(1), patch_positions.amax(0)])[None] + 1
         with _attention_by_segments(tower):
             output = tower(
                 pixels,
-                grid_thw=None,
+                grid_thw=grid,
                 position_ids=patch_positions,
                 cu_seqlens=patch_positions.new_zeros(1),
                 max_seqlen=1,

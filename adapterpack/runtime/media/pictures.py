@@ -100,32 +100,60 @@ def _apart(told: _Told) -> str:
 _START = "boi_token", "<start_of_image>"
 
 
+def _in_numbered_tiles(told: _Told) -> str:
+    """Tiles in order, each after its number, and the whole image after them (AyaVisionProcessor)."""
+    count = len(told.found[PIXELS])
+    numbered = [f"{told.special('tile_token', 'TILE')}_{number}" for number in range(1, count)]
+    tile = told.token * (told.length // count)
+    inside = "".join(name + tile for name in [*numbered, told.special("tile_global_token", "TILE_GLOBAL")])
+    start = told.special("start_of_img_token", "<|START_OF_IMG|>")
+    return f"{start}{inside}{told.special('end_of_img_token', '<|END_OF_IMG|>')}"
+
+
+def _merged_patches(written: Mapping[str, Any]) -> dict[str, int]:
+    """Edges are multiples of what becomes one token (PixtralProcessor)."""
+    return {"patch_size": int(written.get("patch_size", 16)) * int(written.get("spatial_merge_size", 1))}
+
+
 class _Kind(NamedTuple):
     """How a processor's pictures are written in a text; ``options`` are those that the model's processor
-    always gives it, and ``small`` says that it reads several pictures of a text without their tiles. ``mark``
-    are the setting with the mark of a picture and its usual value, where that is not the image token.
+    always gives it, from its own settings, and ``small`` says that it reads several pictures of a text
+    without their tiles. ``mark`` are the setting with the mark of a picture and its usual value, where that
+    is not the image token.
     """
 
     text: Callable[[_Told], str] = _repeat
-    options: Mapping[str, Any] = {}
+    options: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda written: {}
     small: bool = False
     mark: tuple[str, str] | None = None
 
 
-_SPLIT = _Kind(_in_tiles, {"return_row_col_info": True})
+_SPLIT = _Kind(_in_tiles, lambda written: {"return_row_col_info": True})
 _KINDS = {
     "Qwen2VLImageProcessor": _Kind(),
     "LlavaNextImageProcessor": _Kind(),
     "LlavaOnevisionImageProcessor": _Kind(small=True),
-    "PixtralImageProcessor": _Kind(_in_lines),
+    "PixtralImageProcessor": _Kind(_in_lines, _merged_patches),
     "Idefics3ImageProcessor": _SPLIT,
     "SmolVLMImageProcessor": _SPLIT,
-    "GotOcr2ImageProcessor": _Kind(_frame, {"crop_to_patches": True}),
+    "GotOcr2ImageProcessor": _Kind(_frame, lambda written: {"crop_to_patches": True}),
     "Gemma3ImageProcessor": _Kind(_apart, mark=_START),
+    "DeepseekVLImageProcessor": _Kind(),
+    "Glm4vImageProcessor": _Kind(),
+    "AyaVisionProcessor": _Kind(
+        _in_numbered_tiles, lambda written: {"crop_to_patches": True}, mark=("image_token", "<image>")
+    ),
 }
-"""Processors that transformers has, and how their pictures are written in a text."""
+"""Image processors that transformers has, and processors of texts with images that write those of an image
+processor in a way of their own.
+"""
 _ENDS = {"PaliGemmaProcessor": "\n"}
 """How a processor ends every prompt."""
+_WRITERS = (
+    *("AyaVision", "DeepseekVL", "Gemma3", "Glm4v", "Idefics3", "InternVL", "Llava", "LlavaNext"),
+    *("LlavaOnevision", "PaliGemma", "Pixtral", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM"),
+)
+"""Processors of texts with images that write pictures as this module does."""
 
 
 class PictureReader:
@@ -140,14 +168,16 @@ class PictureReader:
     def __init__(self, folder: Path, layout: ImageLayout, shape: Sequence[Any], token: str) -> None:
         self._folder, self._layout, self._shape, self._token = folder, layout, shape, token
         written, where = section(folder, "image_processor")
-        self._kind = _KINDS.get(kind_in(written))
-        tokenizer = read_object(folder / "tokenizer_config.json")
-        self._settings = {**tokenizer, **read_object(folder / FILES[1]), **read_object(folder / FILES[0])}
+        tokenizer, whole = (read_object(folder / name) for name in ("tokenizer_config.json", FILES[0]))
+        self._settings = {**tokenizer, **read_object(folder / FILES[1]), **whole}
+        self._writer = of = str(self._settings.get("processor_class", ""))
+        self._kind = _KINDS.get(of, _KINDS.get(kind_in(written)))
+        self._options = {} if self._kind is None else self._kind.options(whole)
         marked = None if self._kind is None else self._kind.mark
         self.mark = token if marked is None else _Told(token, 0, {}, self._settings).special(*marked)
-        self.end = _ENDS.get(str(self._settings.get("processor_class")), "")
+        self.end = _ENDS.get(of, "")
         if self._kind is not None:
-            _require_numbers(written, where)
+            _require_numbers([written, self._options], where)
 
     @property
     def plain(self) -> bool:
@@ -164,20 +194,34 @@ class PictureReader:
         if given is None:
             found = {PIXELS: image_of(picture, self._shape, lambda: self._plain)[None]}
         else:
+            self._require_writer()
             image = decode(*given)
             with library_errors("transformers", "the picture cannot be prepared", where=given[1]):
-                found = dict(self._processor([image], return_tensors="np", **kind.options))
+                # of several pictures
+                images = [[image] * 2] if kind.small and not alone else [image]
+                found = dict(self._processor(images, return_tensors="np", **self._options))
         arrays = {name: np.asarray(found[name]) for name in IMAGES if name in found}
         if not np.asarray(found.get(_MASK, 1)).all():
             raise Unsupported("the model's processor pads a tile of this picture", where=self._folder)
         if kind.small and not alone:
-            arrays = {PIXELS: arrays[PIXELS][:, :1], SIZES: np.zeros((1, 2), np.int64)}
+            arrays = {PIXELS: arrays[PIXELS][:1], SIZES: np.zeros((1, 2), np.int64)}
         count = sum(self._layout.lengths(self._layout.whole(arrays)))
         return SeenPicture(arrays, kind.text(_Told(self._token, count, found, self._settings)), count)
 
     @cached_property
     def _plain(self) -> Preparation:
+        self._require_writer()
         return preparation(self._folder)
+
+    def _require_writer(self) -> None:
+        if self._writer and self._writer.removesuffix("Processor") not in _WRITERS:
+            raise Unsupported(
+                "what the model's processor writes around a picture is not known",
+                where=self._folder,
+                expected=", ".join(f"{name}Processor" for name in _WRITERS),
+                found=self._writer,
+                remedy="give token ids, and what the processor makes of the picture as an array",
+            )
 
     @cached_property
     def _processor(self) -> Any:
