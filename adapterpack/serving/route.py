@@ -22,13 +22,12 @@ from ..http.http_error import HTTPError, invalid_request
 from ..io import strict_json, typed_json
 from ..io.typed_json import StrictStruct
 from .adapters.adapter_control import AdapterControl
-from .anthropic.message_requests import MessagesPrompt
 from .catalogue import Catalogue, ServedModel
 from .observability.audit import Record
 from .observability.metrics import Metrics
 from .observability.traffic import Traffic
 from .openai.errors import OPENAI, ErrorForm
-from .openai.requests import NamedWeight, TextRequest
+from .openai.requests import ClientRequest, NamedWeight
 from .scheduling.admission import Admission
 from .scheduling.engine_thread import EngineThread
 from .tenants.keys import Key, Keys
@@ -133,8 +132,8 @@ class RequestContext(NamedTuple):
 
 
 def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] | None = None) -> T:
-    """Parses JSON bytes into a struct. A request for text may have fields that other servers know; their
-    notes are added to ``ignored``.
+    """Parses JSON bytes into a struct. Fields that a client sends for other servers are left out; their notes
+    are added to ``ignored``.
 
     Raises:
         HTTPError: the bytes are no JSON object, or do not fit the struct.
@@ -146,7 +145,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] |
     if not isinstance(value, dict):
         raise HTTPError(400, "invalid_json", "the body is a JSON object")
     given = {name: item for name, item in value.items() if item is not None}
-    if ignored is not None and issubclass(kind, TextRequest | MessagesPrompt):
+    if ignored is not None and issubclass(kind, ClientRequest):
         for name in (given.keys() & _client_fields().keys()) - {*kind.__struct_encode_fields__}:
             ignored.append(f"left out: {name}, a field of {_client_fields()[name]}")
             del given[name]

@@ -12,6 +12,7 @@ from ...io.typed_json import Misfit, StrictStruct
 from ..openai.requests import (
     CacheSalt,
     ChatRequest,
+    ClientRequest,
     ImageUrl,
     JsonSchema,
     Message,
@@ -170,7 +171,7 @@ class OutputConfig(StrictStruct, frozen=True, forbid_unknown_fields=True):
     effort: str | None = None
 
 
-class MessagesPrompt(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessagesPrompt(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/messages/count_tokens``: a conversation."""
 
     model: str

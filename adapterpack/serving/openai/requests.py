@@ -96,7 +96,11 @@ Priority = Annotated[int, Meta(ge=-1000, le=1000)]
 """Among the rows of one key the smaller priority goes first."""
 
 
-class TextRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ClientRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request of which fields that only other servers know are left out with a note."""
+
+
+class TextRequest(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The fields of every request for text."""
 
     model: str
