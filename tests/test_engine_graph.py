@@ -25,6 +25,7 @@ from adapterpack import DoRA, LoRA, Session, adapt, export, merge, quantize, sav
 from adapterpack.base.thresholds import Reach
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, PAST, graph_file, read_bundle
+from adapterpack.engine_graph import parity
 from adapterpack.errors import ParityError, Unsupported
 from adapterpack.graph_passes import static_cache_decoder
 from adapterpack.graph_passes.position_inputs import PositionInputs
@@ -353,7 +354,7 @@ def test_what_is_refused(tiny_llama: Path, tiny_bert: Path, tmp_path: Path) -> N
 
 @pytest.mark.long
 def test_every_decoder_has_the_graph_where_its_family_does(
-    tiny_llama: Path, pack_of: Make, tmp_path: Path
+    tiny_llama: Path, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody asks for it, no weight lies in the bundle twice, and what has no graph says why, with the
     command that helps.
@@ -383,13 +384,12 @@ def test_every_decoder_has_the_graph_where_its_family_does(
             in str(caught.value)
         )
 
-    fields = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 96, "intermediate_size": 48}
-    doge = BY_NAME["llama"]._replace(config=lambda hf: hf.DogeConfig(**fields, num_attention_heads=4))
-    base = make_base(doge, tmp_path / "doge")  # a mask that depends on what the tokens say
+    def refuse(*given: object) -> None:
+        raise Unsupported("more than its attention reads a cache of this graph")
+
+    monkeypatch.setattr(parity, "write_decoder", refuse)
     told: list[str] = []
-    bundle = export(
-        base, [], tmp_path / "bundle", mode="folded", task="text-generation", progress=told.append
-    )
+    bundle = export(tiny_llama, [], tmp_path / "bundle", mode="folded", progress=told.append)
     reason = bundle.parity["decoder"]["left_out"]
     assert not bundle.decoder
     assert any(text.startswith(f"the engine's graph is left out: {reason}") for text in told)
@@ -398,7 +398,7 @@ def test_every_decoder_has_the_graph_where_its_family_does(
     assert caught.value.found == reason
     assert not (tmp_path / "bundle" / graph_file(DECODER)).exists()
     with pytest.raises((Unsupported, ParityError)):
-        export(base, [], tmp_path / "insisted", mode="folded", task="text-generation", in_place=True)
+        export(tiny_llama, [], tmp_path / "insisted", mode="folded", in_place=True)
 
 
 ALIBI = {
@@ -417,6 +417,24 @@ LATENT = {
     "first_k_dense_replace": 2,
     "num_key_value_heads": 4,
 }
+INDEXED = {
+    **LATENT,
+    "q_lora_rank": 12,
+    "index_topk": 4,
+    "index_n_heads": 16,
+    "index_head_dim": 8,
+    "mlp_layer_types": ["dense", "dense"],
+}
+"""Queries of rows longer than four tokens see four of them."""
+GATED = {
+    **INDEXED,
+    "indexer_types": ["full", "shared"],
+    "hc_mult": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""And the operator has no such sinks: the attention is the ordinary graph's, on the engine's caches."""
 
 
 COUNTED = {"d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 48}
@@ -434,7 +452,9 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
         ("bloom", ALIBI["bloom"]),
         pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
         pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),
-        ("deepseek_v3", LATENT),
+        pytest.param("deepseek_v3", LATENT, marks=pytest.mark.long),
+        ("deepseek_v32", INDEXED),
+        pytest.param("hy_v4", GATED, marks=pytest.mark.long),
         ("granite_swa", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
         pytest.param("xglm", CLAMPED, marks=pytest.mark.long),
         ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": 0}),
