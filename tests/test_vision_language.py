@@ -308,6 +308,21 @@ def test_texts_and_pictures_are_what_the_processor_of_the_type_makes(kind: str, 
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("lfm2_vl", "spatial_shapes"), ("ovis2", "visual_indicator_token_ids"), ("mllama", "elsewhere")],
+)
+def test_a_model_that_sees_in_another_way_is_refused_by_what_it_asks(
+    kind: str, said: str, tmp_path: Path
+) -> None:
+    """Before anything is traced."""
+    task = get_task("image-text-to-text")
+    make_tiny(task, kind, tmp_path)
+    with pytest.raises(Unsupported, match=said):
+        Vision(load_model(task, tmp_path))
+
+
+@pytest.mark.fast
 def test_what_an_unknown_processor_writes_is_not_guessed(tmp_path: Path) -> None:
     """Its image processor may be known, and the text around a picture another."""
     hf.GotOcr2ImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path)

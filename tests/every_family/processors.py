@@ -51,16 +51,17 @@ def make_processor(kind: str, model: Any, folder: Path) -> Any:
     settings = _settings(model)
     tokenizer = _tokenizer(kind, model.config)
     name = processing_auto.PROCESSOR_MAPPING_NAMES[kind]
-    images = _image_processor(kind, settings)
     of = processing_auto.processor_class_from_name(name)
+    images = whole = None
     try:
+        images = _image_processor(kind, settings)
         whole = _seeing(of, image_processor=images, tokenizer=tokenizer, **settings)
-    except ImportError:
-        whole = None
+    except ImportError:  # torchvision, num2words
+        pass
     mark = getattr(whole, "image_token", tokenizer.image_token)
     if kind not in WITHOUT_TEMPLATE:
         tokenizer.chat_template = TEMPLATE.replace(IMAGE, mark)
-    for part in (tokenizer, whole or images):
+    for part in filter(None, (tokenizer, whole or images)):
         part.save_pretrained(folder)
     if whole is None:
         said = {key: value for key, value in settings.items() if isinstance(value, int | str)}

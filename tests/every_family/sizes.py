@@ -238,6 +238,17 @@ _FOUR_DEPTHS = Correction(
     fusion_hidden_size=16,
 )
 
+_GEMMA4 = {
+    "model_type": "gemma4_vision",
+    "hidden_size": WIDTH,
+    "intermediate_size": _INNER,
+    "num_hidden_layers": _LAYERS,
+    "num_attention_heads": _HEADS,
+    "num_key_value_heads": _HEADS,
+    "head_dim": _HEAD,
+    "patch_size": _PATCH,
+    "position_embedding_size": CONTEXT,
+}
 _TILES = Correction(
     "tiles of its small images", image_grid_pinpoints=[[_IMAGE, 2 * _IMAGE], [2 * _IMAGE, _IMAGE]]
 )
@@ -281,6 +292,7 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "dots1": Correction("no default", num_experts_per_tok=2, n_routed_experts=4, n_shared_experts=1),
         "dots3_note": Correction("widths of its own where it slides", text_config=_SLIDING),
         "dots3_note_text": Correction("widths of its own where it slides", **_SLIDING),
+        "gemma4": Correction("by default it sees nothing", vision_config=_GEMMA4),
         "gemma4_assistant": Correction(
             "the default is refused, and all of its layers share",
             text_config={
@@ -315,6 +327,14 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "jamba": Correction("experts in a layer of each kind", num_hidden_layers=4, expert_layer_period=3),
         "lfm2": _three(full_attn_idxs=[1]),
         "lfm2_moe": _three(),
+        "llama4": Correction(
+            "pixels are shuffled into four times the width",
+            vision_config={
+                "intermediate_size": 4 * WIDTH,
+                "projector_input_dim": WIDTH,
+                "projector_output_dim": WIDTH,
+            },
+        ),
         "llava_next": _TILES,
         "llava_onevision": _TILES,
         "mamba2": Correction("width times expansion are its heads", num_heads=8),

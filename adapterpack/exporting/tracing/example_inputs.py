@@ -106,15 +106,18 @@ def _with_images(
     rows: list[list[int]], model: PreTrainedModel, bare: Sequence[int], rng: np.random.Generator
 ) -> Arrays:
     """Inserts an image after the first token of each row, and another one after the second token of the first
-    row; returns the images in the order of their tokens, of several sizes where the model takes any.
+    row, if it has one; returns the images in the order of their tokens, of several sizes where the model
+    takes any.
     """
     from .vision_parts import Vision  # noqa: PLC0415 - torch only for a model
 
     form, seeing = Vision(model), [number for number in range(len(rows)) if number not in bare]
-    images = form.example(len(seeing) + 1, rng)
+    places = [(seeing[0], 2)] * (len(rows[seeing[0]]) > 1) + [(row, 1) for row in seeing]
+    images = form.example(len(places), rng)
     lengths = form.layout.lengths(form.layout.whole(images))
-    lengths[:2] = lengths[1::-1]
-    for row, length, place in zip([seeing[0], *seeing], lengths, [2, *[1] * len(seeing)], strict=True):
+    if len(places) > len(seeing):
+        lengths[:2] = lengths[1::-1]
+    for (row, place), length in zip(places, lengths, strict=True):
         rows[row][place:place] = [model.config.image_token_id] * length
     return images
 

@@ -59,6 +59,16 @@ class Vision(TorchPart):
                 remedy="run this model under torch",
             )
         takes = signature(tower.forward).parameters
+        asked = [
+            name for name, one in takes.items() if one.default is one.empty and one.kind != one.VAR_KEYWORD
+        ]
+        if others := {*asked[1:]} - {"grid_thw"}:
+            raise Unsupported(
+                "the vision tower asks for inputs that are not made here",
+                found=", ".join(sorted(others)),
+                expected="images alone, or patches with their grid",
+                remedy="run this model under torch",
+            )
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
         self.masked = "patch_attention_mask" in takes
         if self.patched:
@@ -174,7 +184,9 @@ class Vision(TorchPart):
             return reached.features
         finally:
             del base.__dict__[name]
-        raise AssertionError("images pass the projector")
+        raise Unsupported(
+            "images do not pass the model's projector where it makes their features", found=name
+        )
 
 
 class SeeingDecoder(CausalDecoder):
