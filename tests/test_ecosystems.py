@@ -63,6 +63,29 @@ def mlx_tensors(rank: int = 3, name: str = "model.layers.0.self_attn.q_proj") ->
     return {f"{name}.lora_a": normal(7, rank), f"{name}.lora_b": normal(rank, 5)}
 
 
+def test_mlx_before_0_14(tmp_path: Path) -> None:
+    """Its tensors are numpy's arrays, its alpha counts; what is no such file is refused before it takes memory."""
+    parameters = {"rank": 3, "scale": 2.5, "dropout": 0.0}
+    new = folder(tmp_path / "new", MLX, adapters=mlx_tensors())
+    old = folder(tmp_path / "old", {"lora_layers": 2, "lora_parameters": {**parameters, "alpha": 6}})
+    tensors = load_file(new / "adapters.safetensors")
+    np.savez(old / "adapters.npz", **tensors)
+    whole = (old / "adapters.npz").read_bytes()
+    packs = [converted(source, tmp_path / f"{source.name}-pack") for source in (new, old)]
+    assert all(np.array_equal(packs[0].tensors[name], value) for name, value in packs[1].tensors.items())
+    assert [pack.manifest.groups[0].scale for pack in packs] == [2.5, 5.0]
+    key = min(tensors)
+    for wrong in (
+        lambda: np.savez_compressed(old / "adapters.npz", **tensors),
+        lambda: np.savez(old / "adapters.npz", **{**tensors, key: np.array([{}], dtype=object)}),
+        lambda: (old / "adapters.npz").write_bytes(b"PK"),
+        lambda: (old / "adapters.npz").write_bytes(whole.replace(b"(3, 5)", b"(9, 9)")),
+    ):
+        wrong()
+        with pytest.raises(FormatError, match="numpy or MLX"):
+            converted(old, tmp_path / "wrong")
+
+
 def test_mlx_both_ways(tmp_path: Path) -> None:
     """``scale (a b)^T`` in float64, from a file with the header that mlx writes, whose metadata is null; and
     back to the same numbers.
@@ -281,6 +304,23 @@ def test_a_fused_projection_of_adapterhub_is_one_lora(tmp_path: Path) -> None:
     source = hub_folder(tmp_path / "b", "gpt2", "a", config, {f"{place}.lora_B": up[:3, :1]})
     [adapter] = converted(source, tmp_path / "scaled").adapters()
     assert np.array_equal(adapter.params["ia3_l"][:, 0], [1, 1, 1, 1, 1, 1, *up[:3, 0]])
+
+
+def test_a_pickle_of_adapterhub_is_read_by_convert_alone(tmp_path: Path) -> None:
+    """What the library writes by default, and most of its hub: the same tensors, and a note."""
+    place = "transformer.h.0.attn.c_attn.loras.a"
+    tensors = {f"{place}.lora_A": normal(4, 5), f"{place}.lora_B": normal(6, 2)}
+    safe, pickled = (hub_folder(tmp_path / name, "gpt2", "a", LORA, tensors) for name in ("safe", "pickled"))
+    (pickled / "adapter.safetensors").unlink()
+    torch.save(
+        {key: torch.from_numpy(value) for key, value in tensors.items()}, pickled / "pytorch_adapter.bin"
+    )
+    done = adapterpack.convert(pickled, tmp_path / "pack", to="pack")
+    assert any("pytorch_adapter.bin is a pickle" in note for note in done.notes)
+    wanted = converted(safe, tmp_path / "other").tensors
+    assert all(np.array_equal(done.pack.tensors[name], value) for name, value in wanted.items())
+    with pytest.raises(Unsupported, match="adapterpack convert"):
+        adapterpack.inspect(pickled)
 
 
 def test_a_pack_goes_to_adapterhub_where_its_settings_can_name_it(tmp_path: Path) -> None:
@@ -832,9 +872,7 @@ def test_a_value_head_is_left_where_it_is_and_said(tmp_path: Path) -> None:
 
 
 def test_what_is_known_and_never_read_says_what_to_do(tmp_path: Path) -> None:
-    """Archives and pickles of NeMo, torchtune and AdapterHub, a distributed checkpoint, an adapter of MLX in
-    its old form.
-    """
+    """Archives and pickles of NeMo, torchtune and others, a distributed checkpoint."""
     tar = bytearray(1024)
     tar[257:262] = b"ustar"
     (tmp_path / "a.nemo").write_bytes(tar)
@@ -842,18 +880,11 @@ def test_what_is_known_and_never_read_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "b.pt").write_bytes(b"PK\x03\x04")
     for name in ("context", "weights"):
         (tmp_path / "nemo2" / name).mkdir(parents=True)
-    for name in ("nemo_folder", "old"):
-        folder(tmp_path / name, MLX)
-    (tmp_path / "old" / "adapters.npz").write_bytes(b"PK\x03\x04")
-    hub = folder(tmp_path / "hub", {"config": LORA, "name": "a", "model_type": "bert"})
-    (hub / "pytorch_adapter.bin").write_bytes(b"PK\x03\x04")
     for name, said in (
         ("a.nemo", "hf-peft"),
         ("adapter_0.pt", "safe_serialization: True"),
         ("b.pt", "with the tool that wrote it"),
         ("nemo2", "hf-peft"),
-        ("old", "mx.save_safetensors"),
-        ("hub", "use_safetensors=True"),
     ):
         with pytest.raises(Unsupported, match=re.escape(said)):
             converted(tmp_path / name, tmp_path / "pack")

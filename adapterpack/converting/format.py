@@ -13,6 +13,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, FormatError, Unsupported, printable
 from ..io.safe_open import TENSORS, open_regular, read_at_most
 from ..pack.pack import Pack
+from ..peft.options import PICKLES, SHARD
 from ..registry import Registry
 from .base import BaseModel
 
@@ -54,9 +55,10 @@ class Format(NamedTuple):
     ``folder`` says that it is a folder, not a file; ``write`` gets an empty folder or a free path, and is
     None for a format that is only read. ``needs_base`` says why a conversion from it needs the base; without
     one ``read`` keeps the names that modules have in the file. Detection tries the formats in the order of
-    their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` is the file with the
-    tensors in a folder. ``suffix`` is the ending of the file's name, for formats of one file.
-    ``write_for`` writes it for a graph, the path of whose file takes the place of the base.
+    their ``rank``. ``parts``: one file may hold adapters of several models. ``tensors`` are the names of
+    the file with the tensors in a folder, today's first. ``suffix`` is the ending of the file's name, for
+    formats of one file. ``write_for`` writes it for a graph, the path of whose file takes the place of the
+    base.
     """
 
     name: str
@@ -68,9 +70,17 @@ class Format(NamedTuple):
     needs_base: str = ""
     rank: int = 50
     parts: bool = False
-    tensors: str = TENSORS
+    tensors: tuple[str, ...] = (TENSORS, *PICKLES)
     suffix: str = ""
     write_for: Callable[[Pack, Path, Path], tuple[str, ...]] | None = None
+
+    def file_of(self, path: Path) -> Path:
+        """Returns the file with the tensors of an adapter: the first of several shards."""
+        if not self.folder:
+            return path
+        shards = (one for one in sorted(path.iterdir()) if SHARD.fullmatch(one.name))
+        named = (path / name for name in self.tensors)
+        return next((file for file in (*named, *shards) if file.exists()), path / self.tensors[0])
 
 
 FORMATS: Registry[Format] = Registry(

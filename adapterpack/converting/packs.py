@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import get
-from ..io.hashing import sha256_of
-from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites, Sites
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build
-from ..peft.options import PICKLES, SHARD
 from ..tasks.task import NO_TASK
 from .base import BaseModel, bind_to_base
 from .format import ConversionSource
@@ -117,21 +113,10 @@ def drop_targets(cfg: Cfg) -> Cfg:
     return dataclasses.replace(cfg, targets="all-linear", modules_to_save=())
 
 
-def source_digest(path: Path, tensors: str = TENSORS) -> tuple[str, str]:
-    """Returns digest and name of the file with an adapter's tensors: the file itself, or ``tensors`` in a
-    folder, or, without that, the pickle or the first of several shards.
+def with_parent(pack: Pack, form: str, name: str, digest: str) -> Pack:
+    """Returns the pack with the converted file or folder recorded as its parent, by the digest of its
+    tensors.
     """
-    file = path / tensors if path.is_dir() else path
-    if not file.exists():
-        file = next(
-            other for other in sorted(path.iterdir()) if other.name in PICKLES or SHARD.fullmatch(other.name)
-        )
-    return f"sha256:{sha256_of(file)}", path.resolve().name
-
-
-def with_parent(pack: Pack, form: str, parent: tuple[str, str]) -> Pack:
-    """Returns the pack with the converted file recorded as its parent, by digest."""
-    digest, name = parent
     shown = "".join(c if c.isprintable() else "_" for c in name)[:512] or "source"
     members = () if pack.manifest.lineage is None else pack.manifest.lineage.parents
     lineage = m.Lineage("convert", (m.Parent(digest, shown), *members), {"from": form})

@@ -13,13 +13,14 @@ from typing import Any
 from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
 from ..io.atomic import output_file, output_folder, refuse_existing
+from ..io.hashing import sha256_of
 from ..io.safetensors import SafetensorsFile
 from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
 from .base import BaseModel, open_base
 from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name, require_base
 from .labels import name_labels, unnamed_note
-from .packs import require_base_fits, source_digest, with_parent
+from .packs import require_base_fits, with_parent
 from .refused import refuse_known
 
 
@@ -121,7 +122,9 @@ def convert(
             ConversionSource(path, name if to == "pack" else source_name, model, part, converted=True)
         )
         if form.name != "pack":
-            pack = with_parent(pack, form.name, source_digest(path, form.tensors))
+            pack = with_parent(
+                pack, form.name, path.resolve().name, f"sha256:{sha256_of(form.file_of(path))}"
+            )
     if part is not None and not form.parts:
         raise Unsupported(
             "a file of this format has no parts to choose from",

@@ -26,13 +26,12 @@ def inspect_file(path: Path) -> dict[str, Any]:
         Unsupported: a pack cannot express the adapter, or it is a pickle.
     """
     form, reading = _read(path)
-    size = (path / form.tensors if form.folder else path).stat().st_size
     return {
         "kind": "adapter",
         "format": form.name,
         "path": str(path),
         **summary(reading.pack),
-        "file_bytes": size,
+        "file_bytes": form.file_of(path).stat().st_size,
         "notes": list(reading.notes),
     }
 

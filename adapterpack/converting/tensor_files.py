@@ -35,9 +35,7 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
         require_tensors(folder / TENSORS)
         return None, ()
     if pickled is not None and not shards:
-        return _held(torch_file.read(pickled), pickled), (
-            f"{pickled.name} is a pickle: its tensors were read, and nothing of it was run",
-        )
+        return out_of_pickle(pickled)
     numbers = [tuple(map(int, re.findall("[0-9]+", path.name))) for path in shards]
     count = len(shards)
     if numbers != [(number, count) for number in range(1, count + 1)]:
@@ -54,10 +52,18 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
         if twice := tensors.keys() & file.tensors.keys():
             raise FormatError("two of the files have a tensor of one name", where=path, found=min(twice))
         tensors |= {name: file.read(name) for name in file.tensors}
-    return _held(tensors, shards[0]), (f"the tensors were in {count} files",)
+    return held(tensors, shards[0]), (f"the tensors were in {count} files",)
 
 
-def _held(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
+def out_of_pickle(path: Path) -> tuple[HeldFile, tuple[str, ...]]:
+    """Returns the tensors of a file that torch wrote, and a note on how they were read."""
+    return held(torch_file.read(path), path), (
+        f"{path.name} is a pickle: its tensors were read, and nothing of it was run",
+    )
+
+
+def held(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
+    """Returns tensors as a file, for readers of files; ``path`` is where they came from."""
     data = io.BytesIO()
     safetensors.write(data, tensors, {"format": "pt"})
     return HeldFile(data.getvalue(), path)

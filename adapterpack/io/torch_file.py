@@ -111,11 +111,7 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
             ),
         )
     with zipfile.ZipFile(file) as archive:
-        records = {info.filename: info for info in archive.infolist()}
-        if len(records) > 2 * MAX_TENSORS or any(
-            info.compress_type != zipfile.ZIP_STORED for info in records.values()
-        ):
-            raise ValueError("its archive is compressed, or has too many records")
+        records = stored_records(archive)
         (program,) = (name for name in records if name.endswith("data.pkl"))
         folder = program.removesuffix("data.pkl")
         order = f"{folder}byteorder"
@@ -140,6 +136,20 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
             for record, storage in storages.items()
         }
     return {name: _array(tensor, numbers[tensor.storage.record]) for name, tensor in tensors.items()}
+
+
+def stored_records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Returns the records of an archive that compresses nothing, by name.
+
+    Raises:
+        ValueError: it is compressed, or has too many.
+    """
+    records = {info.filename: info for info in archive.infolist()}
+    if len(records) > 2 * MAX_TENSORS or any(
+        info.compress_type != zipfile.ZIP_STORED for info in records.values()
+    ):
+        raise ValueError("its archive is compressed, or has too many records")
+    return records
 
 
 def _array(tensor: _Tensor, numbers: np.ndarray) -> np.ndarray:

@@ -78,6 +78,8 @@ shards of other tools.
 TORCHTUNE = re.compile(r"adapter_[0-9]{1,6}\.pt")
 """Names of torchtune's own adapter files."""
 _CONVERT = "adapterpack convert SRC --to pack -o OUT"
+PICKLED = f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing"
+"""What to do with an adapter in a pickle."""
 
 
 _NOT_READ: dict[str, tuple[str, str]] = {
@@ -221,7 +223,7 @@ _OTHER_FILES = (
     (
         re.compile("|".join(map(re.escape, PICKLES))),
         "the adapter is stored as a pickle, which can run code and is not opened here",
-        f"make a pack of it: {_CONVERT} takes the tensors out of it and runs nothing",
+        PICKLED,
     ),
     (
         SHARD,

@@ -1,5 +1,5 @@
 """Reads and writes folders of AdapterHub's library: ``adapter_config.json``, ``adapter.safetensors``, and
-(reading only) a head.
+(reading only) a head, or what the library saved as pickles.
 
 Tensors have the names ``<place>.adapters.<name>.<part>`` or ``<place>.loras.<name>.<part>``; parameters that
 all places share have ``<model>.shared_parameters.<name>.<part>``.
@@ -19,7 +19,7 @@ from ...io.safe_open import TENSORS
 from ...io.safetensors import SafetensorsFile
 from ...pack.pack import Pack
 from ...peft import layout
-from ...peft.options import read_config
+from ...peft.options import PICKLED, read_config
 from ..adapterhub import bottlenecks, heads, low_rank
 from ..adapterhub.families import family_of
 from ..adapterhub.settings import setting
@@ -27,6 +27,7 @@ from ..adapterhub.writing import to_settings
 from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules, require_base
 from ..packs import dequantize, foreign_pack
+from ..tensor_files import out_of_pickle
 
 _FILE, _PICKLE = "adapter.safetensors", "pytorch_adapter.bin"
 _HEAD, _HEAD_FILE, _HEAD_PICKLE = "head_config.json", "model_head.safetensors", "pytorch_model_head.bin"
@@ -59,7 +60,8 @@ def _read(source: ConversionSource) -> Reading:
             remedy=_remedy(architecture),
         )
     family = family_of(saved.get("model_type"), f"{where}#/model_type")
-    places, shared = _sort(_open(source, _FILE, _PICKLE), name, architecture)
+    file, notes = _open(source, _FILE, _PICKLE)
+    places, shared = _sort(file, name, architecture)
     if not places:
         raise FormatError(
             "the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80]
@@ -84,7 +86,7 @@ def _read(source: ConversionSource) -> Reading:
     pack = foreign_pack(
         source, [sites], "adapterhub", shared=rules, full=head and head.modules, task=head and head.task
     )
-    return Reading(bind_to_base(pack, source.base))
+    return Reading(bind_to_base(pack, source.base), notes)
 
 
 _SCALED = re.compile(r"adapters\.(\d{1,4})\.(\d{1,4})\b")
@@ -104,7 +106,7 @@ def _head(source: ConversionSource) -> heads.WholeHead | None:
     """Returns the head in the folder, if there is one."""
     if not (source.path / _HEAD).is_file():
         return None
-    file = _open(source, _HEAD_FILE, _HEAD_PICKLE)
+    file, _ = _open(source, _HEAD_FILE, _HEAD_PICKLE)
     return heads.read(
         read_config(source.path / _HEAD),
         {key: file.read(key) for key in file.tensors},
@@ -133,18 +135,23 @@ def _remedy(architecture: object) -> str:
     return "save the adapters of a union one by one, or keep it with the library that made it"
 
 
-def _open(source: ConversionSource, name: str, pickle: str) -> SafetensorsFile:
-    """Opens the tensors of a folder, which may be a pickle."""
-    if not (source.path / name).is_file():
-        if (source.path / pickle).is_file():
-            raise Unsupported(
-                "the adapter is stored as a pickle, which can run code and is never opened",
-                where=source.path / pickle,
-                expected=name,
-                remedy="save it with save_adapter(folder, name, use_safetensors=True) where you trust it",
-            )
+def _open(source: ConversionSource, name: str, pickle: str) -> tuple[SafetensorsFile, tuple[str, ...]]:
+    """Opens the tensors of a folder, which a conversion takes out of a pickle, too, and returns a note on
+    that.
+    """
+    pickled = source.path / pickle
+    if (source.path / name).is_file():
+        return SafetensorsFile(source.path / name, private=True), ()
+    if not pickled.is_file():
         raise FormatError("there are no tensors of the head", where=source.path / name, remedy=_NO_HEAD)
-    return SafetensorsFile(source.path / name, private=True)
+    if not source.converted:
+        raise Unsupported(
+            "the adapter is stored as a pickle, which can run code and is not opened here",
+            where=pickled,
+            expected=name,
+            remedy=PICKLED,
+        )
+    return out_of_pickle(pickled)
 
 
 def _sort(
@@ -225,6 +232,6 @@ ADAPTERHUB = FORMATS.register(
         _read,
         _write,
         rank=20,
-        tensors=_FILE,
+        tensors=(_FILE, _PICKLE),
     )
 )

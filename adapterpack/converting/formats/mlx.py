@@ -1,4 +1,5 @@
-"""Reads and writes mlx-lm's adapters: ``adapters.safetensors`` and ``adapter_config.json``.
+"""Reads and writes mlx-lm's adapters: ``adapters.safetensors`` (``adapters.npz`` before 0.14, only read) and
+``adapter_config.json``.
 
 A module has ``lora_a`` [in, r] and ``lora_b`` [r, out], with DoRA also ``m`` [out]. The change is ``scale *
 (lora_a lora_b)^T``, with one scale and one rank for the whole file. Modules have the names of mlx-lm's
@@ -15,7 +16,7 @@ import numpy as np
 
 from ...adapter_methods import Method, Site, get
 from ...errors import FormatError, Unsupported
-from ...io import safetensors, strict_json
+from ...io import npz_file, safetensors, strict_json
 from ...io.safe_open import TENSORS
 from ...io.safetensors import SafetensorsFile
 from ...manifest.secondary_methods import MethodSites
@@ -36,6 +37,7 @@ from ..factors import (
 from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
 from ..numbers import finite_number
 from ..packs import dequantize, drop_targets, foreign_pack
+from ..tensor_files import held
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
 _A, _B, _M = "lora_a", "lora_b", "m"
@@ -57,18 +59,8 @@ def _detect(path: Path) -> bool:
 
 def _read(source: ConversionSource) -> Reading:
     method, rank, scale = _settings(read_config(source.path / layout.CONFIG), source.path / layout.CONFIG)
-    if not (source.path / _FILE).is_file():
-        raise Unsupported(
-            "the tensors are in the form of an mlx-lm before 0.14",
-            where=source.path / _OLD,
-            expected=_FILE,
-            remedy=(
-                "save them with mlx: mx.save_safetensors('adapters.safetensors', "
-                "dict(mx.load('adapters.npz')))"
-            ),
-        )
     alpha = finite_number(scale * rank, f"{source.path / layout.CONFIG}#/lora_parameters/scale")
-    file = SafetensorsFile(source.path / _FILE, private=True)
+    file = _open(source.path)
     leaves = (_A, _B, _M) if method.name == "dora" else (_A, _B)
     modules = group_leaves(
         file.tensors,
@@ -115,6 +107,13 @@ def _read(source: ConversionSource) -> Reading:
         sites[site] = (cfg, params)
     pack = foreign_pack(source, [MethodSites(method, sites)], "mlx")
     return Reading(bind_to_base(pack, source.base))
+
+
+def _open(folder: Path) -> SafetensorsFile:
+    """Opens the tensors, which mlx-lm before 0.14 wrote as numpy does."""
+    if (folder / _FILE).is_file():
+        return SafetensorsFile(folder / _FILE, private=True)
+    return held(npz_file.read(folder / _OLD), folder / _OLD)
 
 
 def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, float]:
@@ -235,6 +234,6 @@ MLX = FORMATS.register(
         _read,
         _write,
         rank=20,
-        tensors=_FILE,
+        tensors=(_FILE, _OLD),
     )
 )

@@ -23,6 +23,7 @@ CASES = {
         {"rank": 2, "scale": 10.0, "dropout": 0.0, "keys": ["self_attn.q_proj", "mlp.down_proj"]},
         True,
     ),
+    "old": (2, {"rank": 4, "scale": 3.0, "dropout": 0.0}, False),
 }
 """Name -> layers, ``lora_parameters``, and whether it is DoRA."""
 
@@ -62,6 +63,15 @@ def make(base: Path, adapter: Path, name: str) -> None:
     )
 
 
+def age(adapter: Path, parameters: dict[str, object]) -> None:
+    """Rewrites a LoRA as mlx-lm before 0.14 wrote it: arrays of numpy, and a configuration with alpha."""
+    new = adapter / "adapters.safetensors"
+    mx.savez(str(adapter / "adapters.npz"), **dict(mx.load(str(new))))
+    new.unlink()
+    older = {"alpha": parameters["rank"], "keys": None, **parameters}
+    save_config({"lora_layers": 2, "lora_parameters": older, "seed": 0}, adapter / "adapter_config.json")
+
+
 def main(folder: Path, back: bool) -> None:
     """Every case of every family."""
     mx.random.seed(0)
@@ -73,6 +83,8 @@ def main(folder: Path, back: bool) -> None:
             if not back:
                 make(folder / "bases" / family, adapter, name)
             kept[f"{family}/{name}"] = logits(folder / "bases" / family, adapter, ids)
+            if name == "old" and not back:
+                age(adapter, CASES[name][1])
     mx.save_safetensors(str(folder / ("back.safetensors" if back else "made.safetensors")), kept)
 
 
