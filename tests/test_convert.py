@@ -1010,6 +1010,31 @@ def test_diffusers_alpha_of_keys_and_of_nobody(tmp_path: Path) -> None:
         assert "no alpha for 1 module (x.to_k)" in done.notes[0]
 
 
+def test_keys_of_diffusers_before_0_22(tmp_path: Path) -> None:
+    """Attention processors, text encoders under two names; a module under an old and a new name is refused."""
+    old = {
+        "unet.mid.attn1.processor.to_q_lora": "mid.attn1.to_q",
+        "unet.mid.attn1.processor.to_out_lora": "mid.attn1.to_out.0",
+        "unet.mid.attn2.to_k.lora": "mid.attn2.to_k",
+        "text_encoder.text_model.encoder.layers.0.self_attn.to_out_lora": "encoder.layers.0.self_attn.out_proj",
+        "text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer": "encoder.layers.0.mlp.fc1",
+    }
+    shapes = {"down": (2, 5), "up": (7, 2)}
+    tensors = {
+        f"{key}.{end}.weight": np.ones(shape, np.float32) for key in old for end, shape in shapes.items()
+    }
+    safetensors.numpy.save_file(tensors, path := tmp_path / "a.safetensors")
+    found = set()
+    for part in ("unet", "text_encoder"):
+        pack = adapterpack.convert(path, tmp_path / part, to="pack", part=part).pack
+        found |= {group.path.removeprefix("text_model.") for group in pack.manifest.groups}
+    assert found == set(old.values())
+    tensors["unet.mid.attn1.to_q.lora_A.weight"] = np.ones((2, 5), np.float32)
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(FormatError, match="two tensors"):
+        adapterpack.convert(path, tmp_path / "twice", to="pack", part="unet")
+
+
 def test_what_diffusers_files_hold_beyond_plain_lora_is_refused_by_name(tmp_path: Path) -> None:
     """DoRA, a stated option, two models, a convolution, a false rank, metadata that is no JSON."""
     good = {

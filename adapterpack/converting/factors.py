@@ -189,6 +189,7 @@ def group_leaves(
 
     Raises:
         Unsupported: ``split`` returns None for a key; ``expected`` names the leaves that are read.
+        FormatError: two keys are those of one leaf.
     """
     modules: dict[str, dict[str, str]] = {}
     for key in keys:
@@ -197,7 +198,8 @@ def group_leaves(
             raise Unsupported(
                 "a tensor of no form that is read", where=where, found=key, expected=expected, remedy=remedy
             )
-        modules.setdefault(parts[0], {})[parts[1]] = key
+        if modules.setdefault(parts[0], {}).setdefault(parts[1], key) != key:
+            raise FormatError("two tensors for one place", where=where, found=key)
     return modules
 
 

@@ -2,7 +2,7 @@
 with PEFT's config as metadata.
 
 The metadata's ``lora_adapter_metadata`` is JSON whose keys are ``<model>.<PEFT key>``. Without it the reader
-uses each module's ``.alpha``; without that, alpha is r.
+uses each module's ``.alpha``; without that, alpha is r. Keys of before diffusers 0.22 are read, too.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ from ..numbers import tensor_number
 from ..packs import dequantize
 
 _A, _B, _ALPHA = "lora_A.weight", "lora_B.weight", "alpha"
+_OLDER = (
+    (".processor.", "."),
+    *((f".self_attn.to_{name}_lora.", f".self_attn.{name}_proj.lora.") for name in ("q", "k", "v", "out")),
+    *((f".to_{name}_lora.", f".to_{name}.lora.") for name in ("q", "k", "v")),
+    (".to_out_lora.", ".to_out.0.lora."),
+    (".lora_linear_layer.", ".lora."),
+    (".lora.down.", ".lora_A."),
+    (".lora.up.", ".lora_B."),
+)
+"""What keys had before diffusers 0.22 -> what they have now, in this order."""
 _METADATA = "lora_adapter_metadata"
 _PARTS = (
     "base_model.model",
@@ -52,7 +62,20 @@ _CHANGES = ("use_dora", "lora_bias", "fan_in_fan_out", "use_qalora", "layer_repl
 
 
 def _detect(path: Path) -> bool:
-    return any(key.endswith((f".{_A}", f".{_B}")) for key in keys_of(path))
+    return any(_of_today(key).endswith((f".{_A}", f".{_B}")) for key in keys_of(path))
+
+
+def _of_today(key: str) -> str:
+    """Returns a key as diffusers writes it now.
+
+    Example:
+        >>> _of_today("unet.mid_block.attn1.processor.to_out_lora.down.weight")
+        'unet.mid_block.attn1.to_out.0.lora_A.weight'
+    """
+    if key.endswith((".down.weight", ".up.weight")):
+        for old, new in _OLDER:
+            key = key.replace(old, new)
+    return key
 
 
 def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
@@ -109,7 +132,7 @@ def _parts(file: SafetensorsFile, source: ConversionSource) -> dict[str, dict[st
     """Returns part -> module path -> leaf -> key."""
     modules = group_leaves(
         file.tensors,
-        lambda key: split_key(key, (_A, _B, _ALPHA)),
+        lambda key: split_key(_of_today(key), (_A, _B, _ALPHA)),
         source.path,
         f"{_A}, {_B}, {_ALPHA}",
         "convert the adapter to plain LoRA with the tool that made it (DoRA, biases and norms are not read)",
