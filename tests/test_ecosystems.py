@@ -846,6 +846,12 @@ def test_a_folder_of_peft_is_read_whoever_wrote_it(tmp_path: Path, tool: str) ->
     assert adapterpack.load(source).tensors.keys() == done.pack.tensors.keys()
 
 
+def test_what_tinkers_service_calls_the_output_layer(tmp_path: Path) -> None:
+    tensors = {f"base_model.model.model.unembed_tokens.lora_{s}.weight": normal(2, 2) for s in "AB"}
+    source = folder(tmp_path / "a", {**PEFT, "target_modules": "all-linear"}, adapter_model=tensors)
+    assert [group.path for group in adapterpack.load(source).manifest.groups] == ["lm_head"]
+
+
 def test_what_would_be_read_otherwise_than_it_was_meant_is_refused(tmp_path: Path) -> None:
     """Torchtune's DoRA, whose config says LoRA."""
     source = folder(

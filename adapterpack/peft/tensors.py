@@ -72,6 +72,9 @@ _EMBEDDINGS = (
 their names in transformers.
 """
 
+_RENAMED = (("model.unembed_tokens.", "lm_head."),)
+"""What modules are called by Tinker's service, and in transformers."""
+
 
 class Sorted(NamedTuple):
     """The tensors of a file: ``params`` maps a site's path to its tensors by PEFT's suffix, ``shared`` maps
@@ -121,6 +124,8 @@ def sort(
                 "a tensor name that PEFT does not write", where=where, found=name, expected=f"{prefix}..."
             )
         rest = name.removeprefix(prefix)
+        for theirs, ours in _RENAMED:
+            rest = ours + rest.removeprefix(theirs) if rest.startswith(theirs) else rest
         rest, ending = (rest, None) if bare else _split_name(method, rest, endings)
         if ending is None and any(rest.endswith(f".{end}") for end in method.peft.ignored_suffixes):
             continue
