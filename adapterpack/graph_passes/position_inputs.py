@@ -236,10 +236,7 @@ class PositionInputs:
                 and node.inputs[0].const_value is not None
                 and self._positional(node.inputs[1])
             ):
-                offset, places = self._offset(node.inputs[1]), self._position_ids
-                if offset:
-                    more = self._number(f"{node.name}/offset", offset)
-                    places = self._add(node, "Add", "offset", places, more)
+                places = self._moved(self._offset(node.inputs[1]), node.name, node)
                 if node.op_type == "GatherND":
                     places = self._add(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
@@ -247,26 +244,22 @@ class PositionInputs:
                 node.outputs[0].shape = None
 
     def follow_rows(self) -> None:
-        """Computes factors of shape ``[1, sequence, 1, 1]``, one number for each position, from each row's
-        own positions. Llama 4 scales its queries by their distance from the first token, and the original
-        graph counts the padding.
+        """Computes factors of one number for each position, ``[1, sequence, 1, 1]`` or ``[1, 1, sequence,
+        1]``, from each row's own positions. Llama 4 and Inkling scale queries by their distance from the
+        first token, and the original graph counts the padding.
 
         Requires: nothing; a factor that is not computed elementwise from positions stays as it is.
-        Ensures: the other factors are ``[batch, sequence, 1, 1]``, and equal for rows without padding.
+        Ensures: the other factors have an axis of the batch, and are equal for rows without padding.
         """
         for node in [node for node in self.model.graph if node.op_type == "Mul"]:
             for place, value in enumerate(node.inputs):
                 shape = [] if value is None or value.shape is None else list(value.shape)
-                if (
-                    len(shape) != 4
-                    or shape[2:] != [1, 1]
-                    or isinstance(shape[1], int)
-                    or not self._positional(value)
-                ):
+                axis = next((axis for axis in (1, 2) if shape[3:] == [1] == [shape[3 - axis]]), 0)
+                if not axis or isinstance(shape[axis], int) or not self._positional(value):
                     continue
                 factors = self._of_rows(value, node)
                 if factors is not None:
-                    axes = self._number("factor_axes", [2, 3])
+                    axes = self._number(f"factor_axes/{axis}", [3 - axis, 3])
                     wide = self._add(node, "Unsqueeze", f"{value.name}/factors", factors, axes)
                     node.replace_input_with(place, wide)
 
@@ -280,17 +273,24 @@ class PositionInputs:
         if node.op_type in _SHAPING and value.dtype.is_floating_point():
             return self._of_rows(node.inputs[0], before)
         if value.dtype == ir.DataType.INT64:
-            return (
-                self._position_ids
-                if value.shape is not None and len(value.shape) == 1 and self._offset(value) == 0
-                else None
-            )
+            if value.shape is None or len(value.shape) != 1:
+                return None
+            return self._moved(self._offset(value), value.name, before)
         given = [self._of_rows(operand, before) for operand in node.inputs]
         if any(operand is None for operand in given) or node.op_type not in _OF_EACH:
             return None
         copied = self._add(before, node.op_type, f"{value.name}/of_rows", *given, **dict(node.attributes))
         copied.dtype = value.dtype
         return copied
+
+    def _moved(self, offset: int, name: str, before: ir.Node) -> ir.Value:
+        """Returns the positions of the tokens plus an ``offset`` ``[batch, sequence]``."""
+        more = self._number(f"{name}/offset", offset)
+        return (
+            self._add(before, "Add", f"{name}/moved", self._position_ids, more)
+            if offset
+            else self._position_ids
+        )
 
     def _weighs(self, value: ir.Value) -> bool:
         """Whether a value adds more to the scores than a mask, though it is computed from one (ALiBi)."""
