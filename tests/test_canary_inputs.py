@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from every_family.tiny import make_base
 from msgspec.structs import replace
 from transformers import (
     BartConfig,
@@ -55,14 +56,18 @@ from transformers import (
 from adapterpack import LoRA, Pack, adapt, attach, load, save, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import AdapterpackError, BaseMismatch, NothingToDo, ParityError
+from adapterpack.exporting.tracing.torch_parts import CausalDecoder
 from adapterpack.manifest import manifest as m
 from adapterpack.manifest.structs import Canary, Features, Pixels
 from adapterpack.manifest.synthetic_inputs import make_row
 from adapterpack.pack import canary
 from adapterpack.runtime.canary import not_replayable
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.canaries.canary import verify_canary
-from adapterpack.torch_adapters.canaries.inputs import misfit
+from adapterpack.torch_adapters.canaries.inputs import inputs_of, misfit
 from adapterpack.torch_adapters.layers.active import adapter_names
+from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.torch_adapters.unused import unused_layers
 
 SAME = 1e-5
 """Of outputs of size 0.1 to 10; the same passes in the same process differ by nothing, in another batch
@@ -488,6 +493,19 @@ def test_an_encoder_alone_has_a_canary_of_ids() -> None:
     ).manifest.canary
     assert recorded is not None
     assert recorded.decoder_input_ids is None
+
+
+def test_a_model_that_could_hear_is_asked_texts_where_it_answers_texts(tmp_path: Path) -> None:
+    """Its vocabulary is its language model's, which also takes the positions; its tower is not adapted."""
+    task = get_task("text-generation")
+    model = load_model(task, make_base(task, "moss_transcribe_diarize", tmp_path / "base")).eval()
+    recorded = inputs_of(model)
+    assert recorded is not None
+    assert recorded.input_ids
+    assert recorded.features is None
+    paths = [f"model.{part}.layers.0.self_attn.q_proj" for part in ("audio_tower", "language_model")]
+    assert unused_layers(model, paths) == paths[:1]
+    assert CausalDecoder(model).counts
 
 
 def test_a_graph_leaves_them_out_by_name(bundle_of: Callable[..., Path]) -> None:

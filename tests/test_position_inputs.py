@@ -36,7 +36,7 @@ counted (int64[batch,sequence] input_ids, float[batch,2,past,4] cache)
     one_head = Unsqueeze (hidden, first)
     bias = Unsqueeze (one_head, first)
     INDEX
-    placed = Gather (table, index)
+    PLACED
 }"""
 
 
@@ -44,15 +44,17 @@ def graph(
     score: str = "score = Min (far, near)",
     index: str = "index = Add (places, two)",
     context: int | None = None,
+    placed: str = "placed = Gather (table, index)",
 ) -> tuple[Any, PositionInputs]:
-    """The graph with these scores and this index, and what rewires it."""
-    model = ir.from_onnx_text(_BASE.replace("SCORE", score).replace("INDEX", index))
+    """The graph with these scores, this index and what it makes of a table, and what rewires it."""
+    text = _BASE.replace("SCORE", score).replace("INDEX", index).replace("PLACED", placed)
+    model = ir.from_onnx_text(text)
     ids, cache = model.graph.inputs
     total = ir.Value(name="total", shape=ir.Shape([]), type=ir.TensorType(ir.DataType.INT32))
     model.graph.inputs.append(total)
     tensor = ir.tensor(np.arange(60, dtype=np.float32).reshape(20, 3), name="table")
     table = ir.Value(name="table", shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)
-    node = model.graph.outputs[1].producer()
+    node = next(node for node in model.graph if node.op_type == "Gather")
     model.graph.register_initializer(table)
     node.replace_input_with(0, table)
     return model, PositionInputs(model, ids, [cache], total, context)
@@ -84,6 +86,35 @@ def test_rows_of_different_lengths_have_what_each_had_alone() -> None:
             distances = length + token - np.arange(length + token + 1)
             assert found[row, 0, token, : length + token + 1].tolist() == np.minimum(distances, 3).tolist()
             assert (looked_up[row, token] == np.arange(60).reshape(20, 3)[length + token + 2]).all()
+
+
+def test_what_is_made_of_a_table_is_read_at_the_positions_of_rows() -> None:
+    """As RoFormer's sines, which it rearranges for all rows at once and multiplies with each one's queries."""
+    model, places = graph(
+        placed="""
+    looked_up = Gather (table, index)
+    axes = Constant <value_ints = [0, 1]> ()
+    wide = Unsqueeze (looked_up, axes)
+    a, b, c = Split <axis = -1, num_outputs = 3> (wide)
+    mixed = Concat <axis = -1> (c, a)
+    words = Cast <to = 1> (input_ids)
+    apart = Unsqueeze (words, axes)
+    query = Transpose <perm = [2, 0, 3, 1]> (apart)
+    placed = Mul (query, mixed)"""
+    )
+    placed = model.graph.outputs[1]
+    placed.producer().inputs[1].shape, placed.shape = ir.Shape([1, 1, "sequence", 2]), None
+    places.index_tables()
+    model.graph.outputs[:] = [placed]
+    RemoveUnusedNodesPass()(model)
+    model.graph.sort()
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    positions = np.array([[0, 1], [7, 8], [3, 4]])
+    feeds = {"input_ids": np.array([[5, 5], [7, 7], [9, 9]]), "position_ids": positions}
+    feeds |= {"cache": np.zeros((3, 2, 0, 4), np.float32), "total": np.array(0, np.int32)}
+    (found,) = session.run(None, feeds)
+    table = np.arange(60, dtype=np.float32).reshape(20, 3)[:, [2, 0]]
+    assert np.array_equal(found[:, 0], table[positions + 2] * feeds["input_ids"][..., None])
 
 
 @pytest.mark.parametrize(

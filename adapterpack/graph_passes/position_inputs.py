@@ -236,12 +236,58 @@ class PositionInputs:
                 and node.inputs[0].const_value is not None
                 and self._positional(node.inputs[1])
             ):
-                places = self._moved(self._offset(node.inputs[1]), node.name, node)
+                offset, rows = self._offset(node.inputs[1]), node.outputs[0]
+                made = self._made_of(rows)
+                if made and rows not in made and all(one.shape and one.shape[0] == 1 for one in made):
+                    for value, users in made.items():
+                        self._tabulate_rows(value, node.inputs[0].const_value.shape[0] - offset, users)
+                    continue
+                places = self._moved(offset, node.name, node)
                 if node.op_type == "GatherND":
                     places = self._add(node, "Unsqueeze", "places", places, self._last_axis)
                 node.replace_input_with(1, places)
                 # the exported shape lacks the batch, whose rows now have their own positions
                 node.outputs[0].shape = None
+
+    def _made_of(self, rows: ir.Value) -> dict[ir.Value, list[tuple[ir.Node, int]]]:
+        """Returns what a graph makes of a table's rows by positions alone, with its uses beside tokens."""
+        made, todo = dict[ir.Value, list[tuple[ir.Node, int]]](), [rows]
+        for value in todo:
+            for node, place in value.uses():
+                if self._positional(node.outputs[0], tokens=False):
+                    todo += [one for one in node.outputs if one not in todo]
+                else:
+                    made.setdefault(value, []).append((node, place))
+        return made
+
+    def _tabulate_rows(self, value: ir.Value, length: int, uses: Sequence[tuple[ir.Node, int]]) -> None:
+        """Reads a value ``[1, ..., sequence, n]`` of positions alone from a table of the first ``length`` of
+        them, as ``[batch, ..., sequence, n]``: RoFormer rearranges the sines by which it turns queries.
+
+        Raises:
+            Unsupported: its rows are not those of single positions.
+        """
+        ones = next(axis for axis, size in enumerate([*value.shape, 0]) if size != 1)
+        table = self._run(value, length, 0)
+        table = table.reshape(table.shape[ones:])
+        for tokens, before in _TRIALS:
+            found = self._run(value, tokens, before)
+            if len(table) != length or not np.array_equal(
+                found.reshape(-1), table[before:][:tokens].reshape(-1)
+            ):
+                raise Unsupported(
+                    "what the graph makes of a table of positions is not made position by position",
+                    found=value.name,
+                    remedy="leave --static-cache out",
+                )
+        user, name = value.producer(), f"{value.name}/of_rows"
+        rows = self._add(user, "Gather", name, self._number(f"{name}/table", table), self._position_ids)
+        if ones > 1:
+            rows = self._add(
+                user, "Unsqueeze", f"{name}/wide", rows, self._number(f"{name}/axes", range(1, ones))
+            )
+        for node, place in uses:
+            node.replace_input_with(place, rows)
 
     def follow_rows(self) -> None:
         """Computes factors of one number for each position, ``[1, sequence, 1, 1]`` or ``[1, 1, sequence,
@@ -315,9 +361,9 @@ class PositionInputs:
             todo += node.inputs if node.op_type != "Shape" else ()
         return False
 
-    def _positional(self, value: ir.Value, mask: ir.Value | None = None) -> bool:
-        """Whether a value depends only on the cache's length and the pass's own tokens, and on a ``mask``.
-        Some graphs count the tokens that are not padding; rows of the engine have no padding.
+    def _positional(self, value: ir.Value, mask: ir.Value | None = None, tokens: bool = True) -> bool:
+        """Whether a value depends only on the cache's length, the pass's own ``tokens``, and a ``mask``. Some
+        graphs count the tokens that are not padding; rows of the engine have no padding.
         """
         todo, reached, counts = [value], set[ir.Value](), False
         while todo:
@@ -329,7 +375,7 @@ class PositionInputs:
             if node is None:
                 # an input other than the tokens, such as a mask, makes the value depend on more than
                 # positions
-                if one is not self._ids and one is not mask:
+                if not (tokens and one is self._ids) and one is not mask:
                     return False
                 counts |= one is mask
                 continue

@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from inspect import signature
+from functools import cached_property
+from inspect import Parameter, signature
 from typing import Any, get_args
 
 import torch
@@ -43,9 +44,15 @@ class TorchPart(nn.Module):
         self.takes = signature(model.forward).parameters
         # its name in newer and older versions of transformers
         self.cache = "cache" if "cache" in self.takes else "past_key_values"
-        self.counts = "position_ids" in self.takes
         self.axes: dict[str, tuple[str | None, ...]] = {}
         """Axes of inputs that differ from the task's."""
+
+    @cached_property
+    def counts(self) -> bool:
+        """Whether the model takes the positions of its tokens, or hands them on to the decoder inside it."""
+        hands_on = any(one.kind is Parameter.VAR_KEYWORD for one in self.takes.values())
+        inner = signature(self.inner.get_decoder().forward).parameters if hands_on else {}
+        return "position_ids" in {*self.takes, *inner}
 
     def example_inputs(self, tensors: Named) -> Named:
         """Returns inputs of this part that it makes of the example's ``tensors``."""

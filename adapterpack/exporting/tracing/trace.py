@@ -188,8 +188,8 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
     if {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
         others = [found[name] for name in ("attention_mask", "position_ids") if name in found]
-        _count_by(found["input_ids"], others)
         caches = [value for value in found.values() if value.name.endswith((".key", ".value"))]
+        _count_by(found["input_ids"], [*others, *caches])
         places = PositionInputs(graph, found["input_ids"], caches, None)
         places.follow_rows()
         if not form.counts:

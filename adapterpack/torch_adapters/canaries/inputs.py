@@ -64,7 +64,7 @@ class Readable:
         others.
         """
         part = self._part("text_config" if self._apart else "encoder")
-        size = getattr(part, "vocab_size", None)
+        size = getattr(part, "vocab_size", getattr(self._part("text_config"), "vocab_size", None))
         return size if self._main == "input_ids" and type(size) is int else 0
 
     @property
