@@ -84,7 +84,7 @@ class Case:
         """Tokens of single rows: one, few, many, and on both sides of whatever the configuration says."""
         if "input_ids" not in self.task.inputs:
             return [1]
-        images = self.example((1,))["input_ids"].shape[1] - 1
+        images = self.example((2,))["input_ids"].shape[1] - 2
         longest = (context_of(self.session) or CONTEXT) - images
         past = rows_past(self.model.config.to_dict(), 1, 2, 2, longest).whole
         return sorted(length for length in {1, 3, 37, *past} if length <= longest)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from adapterpack.bundle.manifest import ENCODED
-from adapterpack.runtime.media.image_layouts import TOKEN_TYPES
+from adapterpack.runtime.media.image_layouts import OFFSETS, TOKEN_TYPES
 from adapterpack.slots.precision import PRECISIONS
 from adapterpack.tasks.sounds import FRAMES
 from adapterpack.tasks.task import Task
@@ -148,7 +148,7 @@ def _in_pieces(
     from adapterpack.runtime.sessions.decoder import next_cache
 
     ids = "decoder_input_ids" if "decoder_input_ids" in batch else "input_ids"
-    length, carried = batch[ids].shape[1], Arrays()
+    length, carried, moved = batch[ids].shape[1], Arrays(), Arrays()
     for start, stop in ((0, length - 3), (length - 3, length - 2), (length - 2, length)):
         piece = {ids: batch[ids][:, start:stop], **carried}
         if "attention_mask" in batch:
@@ -158,7 +158,10 @@ def _in_pieces(
         if start == 0:
             piece = {**batch, **piece}
         found = session.run(piece, names)
+        if OFFSETS in found:  # of the tokens after the images, which the first piece has
+            moved = {OFFSETS: found[OFFSETS][:, -1:].repeat(2, 1)}
         carried = {
+            **moved,
             **{key: value for key, value in (carried | found).items() if key.startswith(ENCODED)},
             **next_cache(found),
         }

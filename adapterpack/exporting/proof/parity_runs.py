@@ -98,7 +98,8 @@ def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0)
     apart = is_recurrent(model) or "position_ids" not in parameters or _counts_itself(model)
     if task.pads_left and mask is not None and not mask.all() and apart:
         # padding gets into the states or the positions of some models, so each row runs alone
-        rows = [_run_model(task, model, row_of(batch, row), kept) for row in range(len(mask))]
+        token = model.config.image_token_id if "image_features" in task.main.inputs else None
+        rows = [_run_model(task, model, row_of(batch, row, token), kept) for row in range(len(mask))]
         return {key: _pad_rows([row[key] for row in rows], mask) for key in rows[0]}
     # with grids the model counts in time, height and width by itself
     counted, first = "position_ids" in parameters and GRIDS not in batch, batch
