@@ -292,6 +292,16 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "dots1": Correction("no default", num_experts_per_tok=2, n_routed_experts=4, n_shared_experts=1),
         "dots3_note": Correction("widths of its own where it slides", text_config=_SLIDING),
         "dots3_note_text": Correction("widths of its own where it slides", **_SLIDING),
+        "florence2": Correction(
+            "its vision tower has four stages",
+            vision_config={
+                "embed_dim": [16] * 4,
+                "num_heads": [2] * 4,
+                "num_groups": [2] * 4,
+                "depths": [1] * 4,
+                "max_temporal_embeddings": 4,
+            },
+        ),
         "gemma4": Correction("by default it sees nothing", vision_config=_GEMMA4),
         "gemma4_assistant": Correction(
             "the default is refused, and all of its layers share",
