@@ -92,6 +92,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         "chat_template": "axolotl/chatml",
         "special_tokens": {"pad_token": "<pad>"},
         "shuffle": False,
+        "drop_duplicates": True,
         "gradient_checkpointing": True,
         "group_by_length": True,
         "packing": True,

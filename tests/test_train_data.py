@@ -431,6 +431,30 @@ def test_rows_are_kept_apart_to_evaluate_on(
         rows_of(tiny_llama, **{**settings, "val_set_size": 12})
 
 
+def test_rows_that_say_the_same_are_left_out(
+    tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What their tokens say, over all sources, whatever their other columns are; and pairs of answers."""
+    (tmp_path / "a.jsonl").write_text(
+        lines([{"text": "w1", "id": 1}, {"text": "w2"}, {"text": "w1", "id": 2}])
+    )
+    (tmp_path / "b.jsonl").write_text(lines([{"text": "w2"}, {"text": "w3"}, {"text": "w3"}]))
+    settings = {"train_file": str(tmp_path / "a.jsonl"), "eval_file": str(tmp_path / "b.jsonl")}
+    with caplog.at_level("INFO"):
+        kept, evaluated = rows_of(tiny_llama, **settings, drop_duplicates=True)
+    assert (len(kept), len(evaluated or ())) == (2, 1)
+    assert [record.message for record in caplog.records if "before" in record.message] == [
+        "left out 1 row that occurred before",
+        "left out 2 rows that occurred before",
+    ]
+    pair = {"prompt": "w1", "chosen": "w2", "rejected": "w3"}
+    (tmp_path / "pairs.jsonl").write_text(lines([pair, {**pair, "rejected": "w4"}, pair]))
+    values = {"base_model": "x", "output_dir": "y", "trainer": "dpo", "drop_duplicates": True}
+    (judged,), _ = read_config({**values, "train_file": str(tmp_path / "pairs.jsonl")})
+    rows, nothing = tables(judged, pairs_of_answers)
+    assert (len(rows), nothing) == (2, None)
+
+
 # --- packing
 
 

@@ -108,6 +108,7 @@ class TrainConfig:
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     shuffle: bool = True
+    drop_duplicates: bool = False
     group_by_length: bool = False
     packing: bool | Literal["auto"] = False
     experts: bool = False

@@ -5,8 +5,9 @@ evaluate on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
@@ -60,6 +61,10 @@ def read(
         _encode(some, training, tokenizer, config.max_length, labels) for some in (parts, apart)
     )
     _say(parts, apart)
+    if config.drop_duplicates:
+        seen = set[bytes]()
+        train = [train[number] for number in _distinct(train, seen)]
+        evaluation = [evaluation[number] for number in _distinct(evaluation, seen)]
     return train, evaluation if apart else None, labels
 
 
@@ -73,7 +78,29 @@ def tables(config: TrainConfig, make: Callable[[Any, DataReport], Any]) -> tuple
     parts, apart = _divide(_choose(_load(config.train_file, config), config), config)
     train, evaluation = (_table(some, make) if some else None for some in (parts, apart))
     _say(parts, apart)
+    if config.drop_duplicates:
+        seen = set[bytes]()
+        train, evaluation = (rows and rows.select(_distinct(rows, seen)) for rows in (train, evaluation))
     return train, evaluation
+
+
+def _distinct(rows: Iterable[Mapping[str, Any]], seen: set[bytes]) -> list[int]:
+    """Returns the numbers of the rows not ``seen`` before, logs how many were, and adds all of them.
+
+    Raises:
+        ConfigError: a row has pictures or sounds, which are read later.
+    """
+    kept, count = [], 0
+    for number, row in enumerate(rows):
+        if any(map(callable, row.values())):
+            raise ConfigError("rows with pictures or sounds are not compared", where="drop_duplicates")
+        count, key = number + 1, sha256(repr(sorted(row.items())).encode()).digest()
+        if key not in seen:
+            kept.append(number)
+        seen.add(key)
+    if len(kept) < count:
+        log.info("left out %s that occurred before", things(count - len(kept), "row"))
+    return kept
 
 
 def _table(parts: Sequence[_Part], make: Callable[[Any, DataReport], Any]) -> Dataset:
