@@ -278,9 +278,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     names = sorted(known)
     close = closest(name, names)
-    hint = "" if close is None else f"did you mean '{close}'? "
     shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"{hint}Known: {shown or 'none'}"
+    if not names:
+        return "leave it out: no name is known here"
+    return f"use a known name: {shown}" if close is None else f"did you mean '{close}'? Known: {shown}"
 
 
 def _short(text: str) -> str:

@@ -76,4 +76,4 @@ def test_a_name_of_a_template_is_the_tools_own_or_the_bases() -> None:
     (known,), _ = read_config({**file, "template": "llama3"})
     (other,), notes = read_config({**file, "template": "qwen3_vl"})
     assert (known.chat_template, other.chat_template) == ("llamafactory/llama3", "own")
-    assert "template qwen3_vl: the base's own chat template is used" in notes
+    assert "template qwen3_vl is not known here: the base's own chat template is used" in notes

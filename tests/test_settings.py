@@ -109,7 +109,7 @@ def test_the_option_wins_over_the_variable_and_that_over_the_file(
         ("cache = 7", "expected a path"),
         ("cache = ", "no TOML"),
         ('a = "' + 70_000 * "x" + '"', "too large"),
-        ('log = "xml"', "Known: json, text"),
+        ('log = "xml"', "use a known name: json, text"),
         ("a = " + 5000 * "[", "no TOML"),
         ("[cache]\nhub = 1", "expected a path"),
     ],

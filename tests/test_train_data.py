@@ -530,7 +530,7 @@ def test_a_model_that_mixes_packed_rows_is_refused(tiny_llama: Path, tiny_bert: 
     classifiers learn of rows.
     """
     rows = [{"input_ids": list(range(1, 9)), "labels": [1] * 8}] * 2
-    with pytest.raises(Unsupported, match="takes no positions"):
+    with pytest.raises(Unsupported, match="takes no position_ids"):
         packing.require_apart(tiny("bloom"), rows)
     (tmp_path / "rows.jsonl").write_text(lines([{"text": row["text"]} for row in ROWS]))
     (tmp_path / "labels.jsonl").write_text(lines(ROWS))

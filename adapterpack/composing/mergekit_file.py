@@ -180,7 +180,7 @@ class MergekitFile(NamedTuple):
 
     def _differs(self, found: str, expected: str) -> Unsupported:
         return Unsupported(
-            "the rule would compute something else than mergekit",
+            "the result would not be mergekit's",
             where=self.where,
             found=found,
             expected=expected,
@@ -218,7 +218,7 @@ class MergekitFile(NamedTuple):
             bases.add(self.base.name)
         if self.method.on != "changes" and self.base is None and self.rule != "linear":
             raise Unsupported(
-                "the method goes between whole weights, and adapters are changes",
+                "this method interpolates between whole weights, and adapters hold only changes",
                 where=self.where,
                 found=f"{', '.join(model.name for model in self.models)} under rule {self.rule}",
                 expected="a base_model, or a method that merges changes",
@@ -226,7 +226,7 @@ class MergekitFile(NamedTuple):
             )
         if len(bases) > 1 or (self.base is not None and (self.base.adapter or _is_adapter(self.base.name))):
             raise Unsupported(
-                "the changes of these adapters are not of one base",
+                "these adapters are not of one base",
                 where=self.where,
                 found=", ".join(sorted(bases | ({self.base.name} if self.base is not None else set()))),
                 remedy=_FOLD,
@@ -250,7 +250,7 @@ class MergekitFile(NamedTuple):
         """
         if self.layers is not None and layers and self.layers not in layers.values():
             raise Unsupported(
-                "layers cannot be stacked or exchanged: that is no change of a base",
+                "layers cannot be stacked, copied or left out: that is not a change of a base",
                 where=f"{self.where}, layer_range",
                 found=f"[0, {self.layers}]",
                 expected=f"all layers: {', '.join(f'{name} has {count}' for name, count in layers.items())}",
@@ -306,7 +306,7 @@ def read(path: Path) -> MergekitFile:
     file = plain_yaml.read(path)
     if not isinstance(file, dict) or not isinstance(file.get("merge_method"), str):
         raise ConfigError(
-            "this is no configuration of mergekit",
+            "this is not a configuration of mergekit",
             where=path,
             expected="a mapping with merge_method and models",
             remedy="name packs, or a mergekit file",
@@ -366,7 +366,7 @@ def _entries(file: Mapping[str, Any], path: Path) -> tuple[list[Model], list[Map
         modules = _mapping(file["modules"], path)
         if list(modules) != ["default"]:
             raise Unsupported(
-                "the parts of the model are merged in ways of their own",
+                "the file merges modules of the model separately",
                 where=f"{path}, modules",
                 found=", ".join(map(str, modules)),
                 expected="one module, default",
@@ -379,7 +379,7 @@ def _entries(file: Mapping[str, Any], path: Path) -> tuple[list[Model], list[Map
         slices = inner["slices"]
         if not isinstance(slices, list) or len(slices) != 1:
             raise Unsupported(
-                "layers cannot be stacked or exchanged: that is no change of a base",
+                "layers cannot be stacked, copied or left out: that is not a change of a base",
                 where=f"{path}, slices",
                 found=f"{len(slices) if isinstance(slices, list) else 0} slices",
                 expected="one slice with all layers",
@@ -393,7 +393,7 @@ def _entries(file: Mapping[str, Any], path: Path) -> tuple[list[Model], list[Map
         (first, *others) = ranges or {()}
         if others or len(first) != 2 or first[0] != 0 or not isinstance(first[1], int):
             raise Unsupported(
-                "layers cannot be stacked or exchanged: that is no change of a base",
+                "layers cannot be stacked, copied or left out: that is not a change of a base",
                 where=f"{path}, layer_range",
                 found=", ".join(str(list(each)) for each in sorted(ranges)),
                 expected="[0, number of layers] for every model",
@@ -410,7 +410,10 @@ def _model(entry: Any, path: Path) -> Model:
     name = entry.get("model") if isinstance(entry, dict) else None
     if not isinstance(name, str) or name.count("+") > 1:
         raise ConfigError(
-            "a model is named by a text", where=path, expected="PATH, or BASE+ADAPTER", found=repr(name)[:80]
+            "a model must be named by a string",
+            where=path,
+            expected="PATH, or BASE+ADAPTER",
+            found=repr(name)[:80],
         )
     return Model(name, _mapping(entry.get("parameters"), path))
 
@@ -454,7 +457,7 @@ def _notes(
     if unused := sorted(given - takes - left_out):
         yield f"left out {', '.join(unused)}: the method {file['merge_method']} takes no such parameter"
     if unknown := sorted(set(map(str, file)) - {*known.keys, *left_out}):
-        yield f"left out {', '.join(unknown)}: mergekit has no such key here"
+        yield f"left out {', '.join(unknown)}: unknown to mergekit"
     if method.note:
         yield method.note
 
@@ -471,7 +474,7 @@ def _evaluate(setting: Any, name: str, place: float | None) -> Any:
         for each in setting:
             if each.keys() - {"filter", "value"}:
                 raise ConfigError(
-                    "a value for some tensors has another key",
+                    "a value for some tensors must be given by filter and value",
                     where=name,
                     expected="filter and value",
                     found=", ".join(map(str, each)),
@@ -481,7 +484,7 @@ def _evaluate(setting: Any, name: str, place: float | None) -> Any:
         return None
     if place is None:
         raise ConfigError(
-            "a list goes over the layers, and how many the base has is not known",
+            "a list of values goes over the layers, and the base's number of layers is not known",
             where=name,
             found=str(setting)[:80],
             remedy="name the folder of the base: base_model: FOLDER",
@@ -497,7 +500,7 @@ def _shared(key: str, default: bool | float, settings: Sequence[Mapping[str, Any
     value = next((each[key] for each in settings if each.get(key) is not None), default)
     if isinstance(value, (list, dict)):
         raise Unsupported(
-            "the rule has one value of this for all tensors",
+            "the rule takes only one value of this for all tensors",
             where=f"{path}, {key}",
             found=str(value)[:80],
             expected="one value",
@@ -516,14 +519,14 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(
-            "this is no number", where=where, expected="a finite number", found=repr(value)[:80]
+            "this is not a number", where=where, expected="a finite number", found=repr(value)[:80]
         )
     return number
 
 
 def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise ConfigError("a mapping is expected here", where=path, found=repr(value)[:80])
+        raise ConfigError("expected a mapping of keys to values", where=path, found=repr(value)[:80])
     return value or {}
 
 

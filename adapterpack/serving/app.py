@@ -133,13 +133,19 @@ class _Endpoint:
             raise HTTPError(
                 431,
                 "large_headers",
-                f"a request may have {state.limits.headers} headers of {state.limits.header_bytes} bytes "
-                "in all",
+                f"a request may have at most {state.limits.headers} headers of "
+                f"{state.limits.header_bytes} bytes in all",
                 close=True,
             )
         hosts = request.headers.getlist("host")
         if len(hosts) > 1 or (state.hosts is not None and not {_name(host) for host in hosts} <= state.hosts):
-            raise HTTPError(400, "wrong_host", "this server is not called that", param="Host", close=True)
+            raise HTTPError(
+                400,
+                "wrong_host",
+                "this server does not answer under this host name",
+                param="Host",
+                close=True,
+            )
         if self._route.access == "open":
             return EVERYBODY
         await self._keys.look()
@@ -147,7 +153,9 @@ class _Endpoint:
         key = self._keys.of(request.headers.get("authorization") or (own and f"Bearer {own}"))
         record.key = key.id
         if self._route.access == "admin" and not key.admin:
-            raise HTTPError(403, "admin_only", "this key may not see what concerns all keys")
+            raise HTTPError(
+                403, "admin_only", "this route needs a key with admin: true, as it shows data of all keys"
+            )
         if self._route.method == "POST":
             state.admission.require_open()
         return key

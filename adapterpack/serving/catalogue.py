@@ -91,7 +91,12 @@ class Catalogue:
         adapter = None if self._bare and name == self.base else name.removeprefix(f"{self.base}:")
         model = self._model(adapter) if key.may(adapter) else None
         if model is None:
-            raise HTTPError(404, "model_not_found", f"there is no model {name[:200]!r}", param="model")
+            raise HTTPError(
+                404,
+                "model_not_found",
+                f"there is no model {name[:200]!r} for this key: GET /v1/models lists those that there are",
+                param="model",
+            )
         return model
 
     def request_model(self, name: str, adapters: Sequence[NamedWeight] | None, key: Key) -> ServedModel:
@@ -120,7 +125,12 @@ class Catalogue:
     def _part(self, name: str, key: Key) -> Pack:
         pack = self.find_model(name, key).pack
         if not isinstance(pack, Pack):
-            raise HTTPError(404, "model_not_found", f"there is no adapter {name[:200]!r}", param="adapters")
+            raise HTTPError(
+                404,
+                "model_not_found",
+                f"{name[:200]!r} is no adapter: GET /v1/models lists those that there are",
+                param="adapters",
+            )
         return pack
 
     def provenance(

@@ -80,7 +80,9 @@ def is_loopback(host: str) -> bool:
 def _parts(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     if not host or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
-        raise ConfigError("this is no address to listen at", found=address, expected="HOST:PORT or unix:PATH")
+        raise ConfigError(
+            "this is not an address to listen at", found=address, expected="HOST:PORT or unix:PATH"
+        )
     return host.removeprefix("[").removesuffix("]"), int(port)
 
 

@@ -99,7 +99,7 @@ class RequestContext(NamedTuple):
         """
         media_type = self.request.headers.get("content-type", "")
         if media_type.partition(";")[0].strip().lower() != "application/json":
-            what = "the body is application/json"
+            what = "the body must be sent as application/json"
             raise HTTPError(415, "unsupported_media_type", what, param="Content-Type")
         return parse(await self._body(), kind, self.state.limits, self.record.ignored)
 
@@ -143,7 +143,7 @@ def parse(data: bytes, kind: type[T], limits: ServerLimits, ignored: list[str] |
     except FormatError as error:
         raise HTTPError(400, "invalid_json", error.sentence) from error
     if not isinstance(value, dict):
-        raise HTTPError(400, "invalid_json", "the body is a JSON object")
+        raise HTTPError(400, "invalid_json", "the body must be a JSON object")
     given = {name: item for name, item in value.items() if item is not None}
     if ignored is not None and issubclass(kind, ClientRequest):
         for name in (given.keys() & _client_fields().keys()) - {*kind.__struct_encode_fields__}:

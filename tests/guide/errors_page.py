@@ -92,7 +92,7 @@ def provoked(cause: Cause, place: Path, address: str) -> str:
         with online(place, address, token, offline), error_causes.without_library(cause.error):
             text = _answer(cause, folder)
     text = text.replace(address, "https://hub.example").replace(f"{folder}/", "")
-    text = re.sub(r"(Known: (?:[^,.]+, ){4}).*(?=\.$)", r"\1...", text)  # lists of names grow
+    text = re.sub(r"((?:Known|known name): (?:[^,.]+, ){4}).*(?=\.$)", r"\1...", text)  # lists of names grow
     return re.sub(r"[0-9a-f]{12,}", "...", text)
 
 

@@ -36,7 +36,7 @@ def _tool(tool: OtherTool) -> Iterator[str]:
         ("key", "what becomes of it"), ((f"`{key}`", _rule(tool.keys[key])) for key in sorted(tool.keys))
     )
     if tool.ignores_unknown_keys:
-        yield f"A key that neither {tool.name} nor adapterpack knows is left out with a note, as {tool.name} does.\n"
+        yield f"A key unknown to {tool.name} and to adapterpack is left out with a note, as {tool.name} does.\n"
     yield "Left out, with one note for each reason:\n"
     yield from _table(
         ("because", "keys"), ((reason.why, _code(sorted(reason.keys))) for reason in tool.left_out)

@@ -264,7 +264,9 @@ def _layers(file: MergekitFile, packs: list[Any]) -> dict[str, int]:
 def merge_checkpoints(file: MergekitFile, out: str | None, seed: int, planned: bool, as_json: bool) -> None:
     """Merges the full models of a mergekit file, and says what was written."""
     if planned or out is None:
-        raise click.UsageError("Full models are merged into a new folder: give it with -o, without --plan.")
+        raise click.UsageError(
+            "There is no plan of a merge of full models: leave --plan out, and name the new folder with -o."
+        )
     named = dict.fromkeys(model.name for model in (file.donor, *file.models, *filter(None, (file.base,))))
     folders = {name: folder_of(name) for name in named}
     with show_bytes("compose") as progress:

@@ -184,7 +184,9 @@ def _typed_rows(
     columns = {key: values for key, values in every if values}
     if len({len(values) for values in columns.values()}) > 1:
         counts = ", ".join(f"{len(values)} --{key}" for key, values in columns.items())
-        raise click.UsageError(f"Options that go together must be as many: {counts}.")
+        raise click.UsageError(
+            f"Options that go together must be given equally often, and there are {counts}."
+        )
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 

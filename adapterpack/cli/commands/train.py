@@ -24,8 +24,8 @@ from ..progress import divert_stdout, show_training
     "tool",
     type=click.Choice(("axolotl", "llamafactory", "trl", "adapterpack")),
     help=(
-        "The tool that CONFIG was written for, whose names, defaults and meanings hold. Default: what its "
-        "keys show."
+        "The tool that CONFIG was written for, with its names, defaults and meanings. Default: what its keys "
+        "show."
     ),
 )
 @click.option(

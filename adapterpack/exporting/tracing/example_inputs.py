@@ -63,7 +63,9 @@ def example(
         inputs["pixel_values"] = rng.standard_normal((len(lengths), *shape)).astype(np.float32)
     if {*SOUNDS} & {*task.inputs}:
         if (sound := sound_of(model())) is None:
-            raise Unsupported("how this model hears is not known", found=type(model()).__name__)
+            raise Unsupported(
+                "the audio input of this model class is not known to export", found=type(model()).__name__
+            )
         inputs |= _heard(sound, lengths, rng)
     if "input_ids" in task.inputs:
         rows = [_text_alone(rng.integers(1, _vocabulary(config), length), config) for length in lengths]

@@ -177,10 +177,10 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
         except GuardOnDataDependentSymNode as error:
             place = _PLACE.search(str(error))
             raise Unsupported(
-                "the model decides by its tokens which lines of Python it runs, as loops over experts do",
+                "the model's Python code branches on the values of tokens, as loops over experts do",
                 where=f"{place[1]}, line {place[2]}" if place else type(form.inner).__name__,
                 found=place[3] if place else str(error).partition("\n")[0],
-                expected="a computation that is the same for all tokens, as a graph is",
+                expected="the same computation for all tokens, as in a graph",
                 remedy="run this model under torch",
             ) from error
     _name_axes(graph, part)

@@ -47,7 +47,7 @@ class Vision(TorchPart):
         seen = hasattr(model.base_model, "get_image_features") and tower not in (None, model)
         if not seen or getattr(self.config, "image_token_id", None) is None:
             raise Unsupported(
-                "this model puts its images elsewhere than at a token of its texts, or sees none",
+                "export needs a model that puts images in the place of a token of the text",
                 found=type(model).__name__,
                 expected="image_token_id in its config, and a vision tower",
                 remedy="run this model under torch",

@@ -85,7 +85,7 @@ class HubRequest:
         try:
             return parse_qs(self.body.decode("utf-8", "replace"), max_num_fields=MAX_LISTED)
         except ValueError as error:
-            raise HTTPError(413, "TooLarge", f"A form may have {MAX_LISTED} fields") from error
+            raise HTTPError(413, "TooLarge", f"A form may have at most {MAX_LISTED} fields") from error
 
 
 def parse_json(data: bytes, kind: type[_T]) -> _T:

@@ -34,7 +34,7 @@ class Device:
         True
         >>> Device(provider="cpu", arena="halving")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
-        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: Known: ...
+        adapterpack.errors.ConfigError: unknown kind of arena (found 'halving'). To fix it: use a ...
     """
 
     provider: str | None = None

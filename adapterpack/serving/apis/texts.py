@@ -85,7 +85,7 @@ class Texts:
         context.record.stream = bool(body.stream)
         count = body.drawn * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > context.state.limits.rows:
-            raise invalid_request(f"a request may have {context.state.limits.rows} answers", "n")
+            raise invalid_request(f"a request may have at most {context.state.limits.rows} answers", "n")
         with ExitStack() as stack:
             stack.enter_context(context.state.admission.admit(context.key, count))
             prepared = await self.preparer.prepare(body, context.key.id, model.pack)

@@ -97,7 +97,7 @@ def _ids(tokenizer: Tokenizer, body: TokenizeRequest, limits: ServerLimits) -> l
         what = "this model has no chat template: give a prompt"
         raise HTTPError(400, "no_chat_template", what, param="messages")
     if len(body.messages) > limits.messages:
-        raise invalid_request(f"a conversation may have {limits.messages} messages", "messages")
+        raise invalid_request(f"a conversation may have at most {limits.messages} messages", "messages")
     if any(message.images for message in body.messages):
         raise invalid_request("the tokens of images are not counted here", "messages")
     return tokenizer.prompt([message.render() for message in body.messages])

@@ -72,7 +72,7 @@ async def results(
     """
     engine = engine_of(context.state)
     if len(rows) > context.state.limits.inputs:
-        raise invalid_request(f"a request may have {context.state.limits.inputs} inputs", param)
+        raise invalid_request(f"a request may have at most {context.state.limits.inputs} inputs", param)
     with ExitStack() as stack:
         # as many rows as one pass runs count as one answer
         stack.enter_context(context.state.admission.admit(context.key, -(-len(rows) // engine.rows_a_turn)))

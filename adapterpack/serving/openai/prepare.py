@@ -111,7 +111,7 @@ class Preparer:
         family = family_of(self._engine.bundle.tokenizer.template)
         if family is None and any(message.tool_calls for message in body.messages):
             raise HTTPError(
-                400, "no_tool_format", "how this model writes calls of tools is not known", param="messages"
+                400, "no_tool_format", "this model's notation of tool calls is not known", param="messages"
             )
         return tool_use(body.tools, body.tool_choice, body.parallel_tool_calls, family, self._limits)
 
@@ -173,7 +173,7 @@ class Preparer:
         """Returns the tokens of a conversation, and its pictures."""
         if len(body.messages) > self._limits.messages:
             raise invalid_request(
-                f"a conversation may have {self._limits.messages} messages",
+                f"a conversation may have at most {self._limits.messages} messages",
                 "messages",
             )
         bundle, messages = self._engine.bundle, body.conversation()
@@ -210,14 +210,14 @@ class Preparer:
             raise HTTPError(
                 400,
                 "context_length_exceeded",
-                f"a prompt has {longest} tokens, and {most} are the most here",
+                f"the prompt has {longest} tokens, and this server takes at most {most}",
                 param="messages" if isinstance(body, ChatRequest) else "prompt",
             )
         rooms = [min(body.most_tokens or most, most - len(prompt) + 1) for prompt in prompts]
         if sum(rooms) * count > self._limits.answer_tokens:
             raise invalid_request(
-                f"the answers of a request may have {self._limits.answer_tokens} tokens in all: ask for "
-                "fewer or shorter ones",
+                f"the answers of a request may have at most {self._limits.answer_tokens} tokens in all: "
+                "ask for fewer or shorter ones",
                 "max_tokens",
             )
         given = {"seed": secrets.randbits(63), **given, "sampling": self._rule}

@@ -204,14 +204,14 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
         forms = list(self._forms())
         if len(forms) > 1:
             raise invalid_request(
-                f"an answer has one form, and the request gives {len(forms)}",
+                f"an answer takes one form, and the request asks for {len(forms)}",
                 forms[1][0],
             )
         for param, name, form in forms:
             text = form if isinstance(form, str) else json.dumps(form)
             if len(text) > limits.form_characters:
                 raise invalid_request(
-                    f"the form of an answer may have {limits.form_characters} characters",
+                    f"the form of an answer may have at most {limits.form_characters} characters",
                     param,
                 )
             given[name] = form
@@ -478,7 +478,7 @@ def _stop(stop: str | list[str] | None, limits: ServerLimits) -> tuple[str, ...]
     texts = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(texts) > limits.stop or any(len(text) > limits.stop_characters for text in texts):
         raise invalid_request(
-            f"a request may have {limits.stop} stop texts of {limits.stop_characters} characters",
+            f"a request may have at most {limits.stop} stop texts of {limits.stop_characters} characters",
             "stop",
         )
     return texts

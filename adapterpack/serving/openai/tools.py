@@ -155,7 +155,7 @@ def tool_use(
             raise invalid_request("there are no tools to choose from", "tool_choice")
         return None
     if len(tools) > limits.tools:
-        raise invalid_request(f"a request may have {limits.tools} tools", "tools")
+        raise invalid_request(f"a request may have at most {limits.tools} tools", "tools")
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
         raise invalid_request("two tools have one name", "tools")
@@ -165,7 +165,7 @@ def tool_use(
         raise HTTPError(
             400,
             "no_tool_format",
-            "how this model writes calls of tools is not known: its chat template is of no known family",
+            "this model's notation of tool calls is not known: its chat template is of no known family",
             param="tools",
         )
     chosen = [choice.function.name] if isinstance(choice, NamedFunction) else names

@@ -47,7 +47,7 @@ class Admission:
         self.require_open()
         most = min(key.max_rows or self._limits.open_rows_a_key, self._limits.open_rows)
         if rows > most:
-            raise invalid_request(f"this key may have {most} answers at a time", "n")
+            raise invalid_request(f"this key may have at most {most} answers at a time", "n")
         if self._rows[key.id] + rows > most:
             raise self._busy("this key has too many requests at a time")
         if self.rows + rows > self._limits.open_rows:

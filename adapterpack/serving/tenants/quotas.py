@@ -144,7 +144,7 @@ class Quotas:
             if need and excess > _ROUNDING:
                 self._refused[key.id, quota] += 1
                 what = (
-                    f"this key may have {limit} {quota.replace('_per_', ' a ')}: it has used "
+                    f"this key may have at most {limit} {quota.replace('_per_', ' a ')}: it has used "
                     f"{math.ceil(meter.used)}, and this needs {need}"
                 )
                 waits.append((meter.wait(limit, excess, self._clock()), what))

@@ -112,6 +112,6 @@ def chat_template(given: str) -> str:
             "no such chat template is known",
             where="chat_template",
             found=repr(given)[:80],
-            remedy=f"{nearest(given, _templates())} Or write it out in Jinja",
+            remedy=f"{nearest(given, _templates())}; or write it out in Jinja",
         )
     return _templates()[given].jinja()

@@ -63,7 +63,7 @@ def read_config(
         raise ConfigError("adapters must be a list of entries, each with a name", where=where)
     if "name" in wins:
         raise ConfigError(
-            "one name for several adapters",
+            "several adapters cannot have one name",
             where="an override",
             found="name",
             remedy="rename them in the file",
@@ -108,24 +108,21 @@ def _read_file(
     where each came from; what is not set in it is left out.
 
     Raises:
-        ConfigError: the file trains the whole model, or asks for what is not done here.
+        ConfigError: the file trains the whole model, or has settings that are not supported.
     """
     given = {key: value for key, value in settings.items() if is_set(value)}
     if not tool.key:
         return _under_our_names(given, tool, notes, where)
     if str(given.get(tool.trains_an_adapter, "")).lower() in tool.whole_model:
         raise ConfigError(
-            f"this file of {tool.name} trains the whole model",
+            f"this {tool.name} file trains the whole model",
             where=where,
-            expected="a file that trains an adapter",
-            remedy=f"to train an adapter with it, add {tool.instead}",
+            remedy=f"to train an adapter instead, set {tool.instead}",
         )
     done = translate(given, tool, notes, where, own_settings() if tool.ignores_unknown_keys else ())
     usual = {name: value for name, value in tool.defaults.items() if name not in done.settings}
-    notes.insert(0, f"this is a file of {tool.name}, whose names, defaults and meanings hold")
-    if done.left_out:
-        why = "; ".join(f"{', '.join(keys)} ({reason})" for reason, keys in done.left_out.items())
-        notes.append(f"left out: {why}")
+    notes.insert(0, f"read as a file of {tool.name}, with its names, defaults and meanings")
+    notes += [f"left out {', '.join(keys)}: {reason}" for reason, keys in done.left_out.items()]
     return {**usual, **done.settings}, {**dict.fromkeys(usual, f"{tool.name}'s default"), **_origins(done)}
 
 
@@ -244,7 +241,9 @@ def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]
     _require_bounds(typed, where)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
         raise ConfigError(
-            "a base is loaded in 4 bits or in 8", where=where, found="load_in_4bit and load_in_8bit"
+            "a base is quantized to 4 bits or to 8, not to both",
+            where=where,
+            found="load_in_4bit and load_in_8bit",
         )
     for key in ("train_file", "eval_file"):
         if typed.get(key) is not None:

@@ -76,11 +76,15 @@ def listed_sources(value: Any, folder: str | Path, most: int | None) -> list[str
 def _info(folder: str | Path) -> Mapping[str, Any]:
     """Reads the list of data sets in a folder."""
     if str(folder).startswith(("REMOTE:", "ONLINE")):
-        raise Stop("a list of data sets lies in a folder here; fetch it, and name the folder")
+        raise Stop(
+            "the data sets are looked up in a local folder; download it, and name it under dataset_dir"
+        )
     folder = Path(folder)
     info = strict_json.loads(read_file(folder / INFO, _MOST), folder / INFO, _MOST)
     if not isinstance(info, Mapping):
-        raise ConfigError("the list of data sets is no mapping", where=folder / INFO)
+        raise ConfigError(
+            "the list of data sets must be a JSON object of names and entries", where=folder / INFO
+        )
     return info
 
 
@@ -91,7 +95,7 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     entry = info.get(name)
     if not isinstance(entry, Mapping):
         raise ConfigError(
-            "there is no such data set in the list",
+            "the list has no such data set",
             where=folder / INFO,
             found=repr(name),
             remedy=nearest(name, map(str, info)),
@@ -119,10 +123,10 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         unread.append(f"{what} with messages as {whose} has them")
     if unread:
         raise ConfigError(
-            "the list has a setting of a data set that is not read here",
+            "the list describes this data set by settings that are not supported",
             where=place,
             found=", ".join(unread),
-            remedy="bring the data into a form of docs/train.md, and name it as train_file",
+            remedy="bring the data into one of the forms of docs/train.md, and name it under train_file",
         )
     columns = {
         "messages" if form == "messages" and ours[key] == "conversations" else ours[key]: column
@@ -151,10 +155,10 @@ def _below(folder: Path, name: Any, where: object) -> str | None:
     path = folder / str(name)
     if Path(str(name)).is_absolute() or ".." in path.relative_to(folder).parts:
         raise ConfigError(
-            "a file of a list of data sets lies in the list's folder",
+            "the list names a file outside of its own folder",
             where=where,
             found=repr(name)[:200],
-            remedy="name the file as train_file, where you trust it",
+            remedy="if you trust the list, name the file under train_file",
         )
     resolved_inside(path, folder)
     return str(path)

@@ -66,7 +66,7 @@ def axolotl_source(entry: str | Mapping[str, Any], types: Mapping[str, Type]) ->
         kind = types[named]
     else:
         raise Stop(
-            f"type {named!r:.80} of a data set is not read here; type: {{format: ...}} describes a prompt"
+            f"data sets of type {named!r:.80} are not supported; describe the prompt by type: {{format: ...}}"
         )
     source: dict[str, Any] = {key: given.pop(key) for key in _AS_THEY_ARE if key in given}
     source |= {"form": kind.form} | (
@@ -84,9 +84,9 @@ def axolotl_source(entry: str | Mapping[str, Any], types: Mapping[str, Type]) ->
     for key, known in _TAUGHT.items():
         taught = given.pop(key, None) or []
         if not {*([taught] if isinstance(taught, str) else taught)} <= known:
-            raise Stop(f"a data set's {key}: {taught} is not learned here")
+            raise Stop(f"a data set's {key}: {taught} is not supported, only {', '.join(sorted(known))}")
     if unread := [key for key in given if key not in _LEFT_OUT]:
-        raise Stop(f"a data set's {', '.join(unread)} is not read here")
+        raise Stop(f"a data set's {', '.join(unread)} is not supported")
     columns = {ours: theirs for ours, theirs in columns.items() if ours != theirs}
     more = {"columns": columns, "messages": dict(names or kind.messages)}
     return {**source, **{key: value for key, value in more.items() if value}}

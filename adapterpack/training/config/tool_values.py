@@ -106,7 +106,7 @@ def linear_and_named(file: File) -> Settings:
 def target_parameters(file: File) -> Settings:
     """Returns the setting for parameters of fused experts, which are adapted together."""
     if not all("experts" in str(name) for name in file.value):
-        raise Stop("only parameters of experts are adapted by name here")
+        raise Stop("only parameters of experts can be adapted by name")
     return {"experts": True}
 
 
@@ -126,7 +126,7 @@ def method(file: File) -> Settings:
 def stage(file: File) -> Settings:
     """Returns the trainer of LLaMA-Factory's ``stage`` and axolotl's ``rl``."""
     if file.value == "ppo":
-        raise Stop("there is no PPO here; trainer: grpo learns from rewards")
+        raise Stop("there is no trainer for PPO; trainer: grpo learns from rewards, too")
     return {"trainer": {"rm": "reward", "pt": "sft", "ipo": "dpo"}.get(file.value, file.value)}
 
 
@@ -136,7 +136,7 @@ def preference_loss(file: File) -> Settings:
     if file.value == "orpo":
         return {"trainer": "orpo"}
     if file.value == "simpo":
-        raise Stop("there is no trainer for SimPO here")
+        raise Stop("there is no trainer for SimPO")
     return {"loss_type": file.value}
 
 
@@ -151,8 +151,10 @@ def loftq(file: File) -> Settings:
     """Returns LoftQ's initialisation, the one thing that axolotl's ``peft`` is for."""
     bits = file.value.get("loftq_config", {}).get("loftq_bits") if isinstance(file.value, Mapping) else None
     if bits != 4 or len(file.value) > 1:
-        raise Stop("of these settings LoftQ in four bits is known here: {loftq_config: {loftq_bits: 4}}")
-    file.note("LoftQ begins with what four bits would lose of each weight; the base itself stays as it is")
+        raise Stop("only LoftQ with four bits is supported: {loftq_config: {loftq_bits: 4}}")
+    file.note(
+        "LoftQ starts from the error of quantizing each weight to four bits; the base itself is not changed"
+    )
     return {"init": "loftq"}
 
 
@@ -170,7 +172,7 @@ def optimizer(file: File) -> Settings:
         if not (_gpu() and importlib.util.find_spec(package)):
             if few[2] not in {"adamw", "adam"}:
                 raise Stop(f"it needs {package} and a GPU")
-            file.note(f"{name} needs {package} and a GPU: adamw_torch updates alike, with full states")
+            file.note(f"{name} needs {package} and a GPU: adamw_torch is used, with states in full precision")
             return {"optim": "adamw_torch"}
     return {"optim": {"adamw_hf": "adamw_torch", "adamw": "adamw_torch"}.get(name, name)}
 
@@ -206,7 +208,7 @@ def dtype(file: File) -> Settings:
 def quantization(file: File) -> Settings:
     """Returns the setting of a base in so many bits."""
     if str(file.value) not in {"4", "8"}:
-        raise Stop("a base is loaded in 4 bits or in 8")
+        raise Stop("a base can be quantized to 4 or to 8 bits")
     return {f"load_in_{file.value}bit": True}
 
 
@@ -282,7 +284,7 @@ def packing(file: File) -> Settings:
 def special_tokens(file: File) -> Settings:
     """Returns the special tokens by their names in the tokenizer."""
     if "additional_special_tokens" in file.value:
-        raise Stop("new tokens need the base's tables: docs/train.md")
+        raise Stop("tokens cannot be added: extend and save the base first (resize_token_embeddings)")
     return {"special_tokens": {key: token for key, token in file.value.items() if token}}
 
 
@@ -317,7 +319,7 @@ def plugins(file: File) -> Settings:
     )
     for name in file.value:
         if not str(name).removeprefix("axolotl.integrations.").startswith(same):
-            raise Stop(f"{name} computes something else")
+            raise Stop(f"the plugin {name} is not supported")
     return {}
 
 
@@ -334,7 +336,7 @@ def axolotl_datasets(file: File) -> Settings:
 def listed_datasets(file: File) -> Settings:
     """Returns the sources of data sets that LLaMA-Factory's list describes."""
     folder = file.says("dataset_dir") or "data"
-    file.note(f"{file.key} is read by {folder}/dataset_info.json")
+    file.note(f"{file.key}: looked up in {folder}/dataset_info.json")
     return {file.into: listed_sources(_names(file.value), folder, file.says("max_samples"))}
 
 
@@ -383,7 +385,7 @@ def mixture_of_datasets(file: File) -> Settings:
 def predicts(file: File) -> Settings:
     """Stops where a file only runs a model."""
     if file.value is True and file.says("do_train") is not True:
-        raise Stop("it runs a model and trains nothing; adapterpack run does that")
+        raise Stop("it runs a model and trains nothing; use adapterpack run")
     return {}
 
 
@@ -395,7 +397,7 @@ def template(file: File) -> Settings:
     name = f"{file.forms.templates}/{file.value}"
     if has_template(name):
         return {"chat_template": name}
-    file.note(f"{file.key} {file.value}: the base's own chat template is used")
+    file.note(f"{file.key} {file.value} is not known here: the base's own chat template is used")
     return {"chat_template": OWN}
 
 

@@ -113,7 +113,7 @@ def tool_of(settings: Collection[str], named: str | None = None) -> OtherTool:
     if named is not None:
         known = {**dict(zip(TABLES, tools, strict=True)), "adapterpack": ours()}
         if named not in known:
-            raise ConfigError("no such tool is known", found=repr(named), expected=", ".join(known))
+            raise ConfigError("unknown tool", found=repr(named), expected=", ".join(known))
         return known[named]
     found = (tool for tool in tools if tool.key in settings and not settings_of(tool).isdisjoint(settings))
     return next(found, ours())
@@ -158,7 +158,7 @@ def translate(
         elif why := why or tool.why(key, tool.left_out):
             done.left_out.setdefault(why, []).append(key)
         elif rule is None and tool.ignores_unknown_keys and key not in known:
-            done.left_out.setdefault(f"neither {tool.name} nor adapterpack knows it", []).append(key)
+            done.left_out.setdefault(f"unknown to {tool.name} and to adapterpack", []).append(key)
         else:
             try:
                 found = _apply(rule, File(values, key, value, notes, where, tool))
@@ -169,10 +169,10 @@ def translate(
                 _add(done, name, translated, key, where, agree=isinstance(rule, KeyRule) and bool(rule.by))
     if stopped:
         raise ConfigError(
-            f"this file of {tool.name} asks for what is not done here",
+            f"some settings of this {tool.name} file are not supported",
             where=where,
             found="; ".join(f"{key}: {why}" for key, why in stopped.items()),
-            remedy="take these keys out where the run should go without them",
+            remedy=f"change or remove them; without them the run may differ from {tool.name}'s",
         )
     return done
 
@@ -195,6 +195,8 @@ def _apply(rule: str | KeyRule | None, file: File) -> Mapping[str, Any]:
 def _add(done: Translation, name: str, value: Any, key: str, where: object, agree: bool) -> None:
     """Adds a translated setting; where keys are read together, they may ``agree``."""
     if name in done.settings and not (agree and done.settings[name] == value):
-        raise ConfigError("a setting is given twice", where=where, found=f"{name}, under two names")
+        raise ConfigError(
+            "a setting is given under two names", where=where, found=name, remedy="keep one of them"
+        )
     done.settings[name] = value
     done.origins.setdefault(name, key)

@@ -79,7 +79,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     remedy = "leave packing out; group_by_length saves padding, too"
     if "position_ids" not in accepted:
         raise Unsupported(
-            "the model takes no positions, by which packed rows are kept apart",
+            "the model takes no position_ids, which keep packed rows apart",
             found=type(model).__name__,
             remedy=remedy,
         )
@@ -108,7 +108,7 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
     off, most = float((alone - together).abs().max()), float(alone.abs().max())
     if off > max(_ROUNDED, coarse(model)) * most:
         raise Unsupported(
-            "rows that are packed are not kept apart by this model, or by the adapter in it",
+            "this model, or the adapter in it, does not keep packed rows apart",
             found=f"logits that are up to {off:.3g} off, of at most {most:.3g}",
             where=type(model).__name__,
             remedy=remedy,

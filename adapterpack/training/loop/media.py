@@ -47,7 +47,7 @@ class Media:
         token = getattr(self.config, "image_token_id", None)
         if not isinstance(token, int):
             raise Unsupported(
-                "the base has no token that stands for an image",
+                "the base's config names no token that stands for an image (image_token_id)",
                 where=self._folder,
                 found=self.config.model_type,
             )
@@ -87,7 +87,9 @@ class Media:
         given = _content(recording, where, "audio", "the path of a file")
         if (sound := self._sound) is None:
             raise Unsupported(
-                "the base's config does not say what it hears", where=where, found=self.config.model_type
+                "the base's model class has no input of audio that is known here",
+                where=where,
+                found=self.config.model_type,
             )
         shape = ["sequence", *sound.shape[1:]] if sound.unit else sound.shape
         values = sound_of(given, shape, self._extractor)

@@ -211,7 +211,7 @@ def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
             "the base's tokenizer has no such token",
             where="special_tokens",
             found=", ".join(missing),
-            remedy="name one that it has; new tokens need the base's tables: docs/train.md",
+            remedy="name one that it has; to add tokens, extend the base first (resize_token_embeddings)",
         )
     for key, token in config.special_tokens.items():
         setattr(tokenizer, key, token)
@@ -282,13 +282,13 @@ def _require_seen(model: Any, kind: TrainerKind) -> None:
         for held in prompts._held.values()
     ):
         raise Unsupported(
-            f"the trainer {kind.name} does not learn the labels in a prompt's context",
+            f"the trainer {kind.name} does not learn from the labels in a prompt's context",
             where="token_types",
             remedy="train it with sft, or mark no labels: token_types without multiples of 4",
         )
     if isinstance(model.get_output_embeddings(), Wrapper):
         raise Unsupported(
-            f"the trainer {kind.name} does not see an adapter of the output layer",
+            f"the trainer {kind.name} applies the output layer's weight itself, without an adapter of it",
             where="targets",
             remedy="take the output layer out of targets and of modules_to_save",
         )

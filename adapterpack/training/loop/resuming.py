@@ -78,9 +78,9 @@ class RunFolder:
             same = self._described() == self._description
             if not same and self._checkpoints():
                 raise OutputExists(
-                    "the checkpoints of another run are in the place of this one's",
+                    "checkpoints of another run lie where this one writes its own",
                     where=self.path,
-                    remedy="go on with that run by its own configuration, or remove the folder",
+                    remedy="continue that run with its own configuration, or remove the folder",
                 )
             with storage_errors(self.path):
                 self.remove_partial()
@@ -301,7 +301,7 @@ def other_processes(count: int) -> Iterator[None]:
             raise
         raise AdapterpackError(
             f"another process of this training has ended, or cannot be reached: {reason(error)}",
-            remedy="see what the others said before, and whether one was killed, as for want of memory",
+            remedy="see what the others said before, and whether one was killed, such as for lack of memory",
         ) from error
 
 

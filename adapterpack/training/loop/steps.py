@@ -102,7 +102,7 @@ class Divergence:
             )
         if self._fails and (self._far >= _LONG or (last and self._far)):
             raise NonFinite(
-                "the training diverged: its loss has run away from its start",
+                "the training diverged: its loss has risen far above its start",
                 where=f"step {step}",
                 found=f"{losses[-1]:.4g}",
                 expected=f"about {losses[0]:.4g} or less",
@@ -181,7 +181,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         if not math.isfinite(loss):
             remedy = _CALMER + (", or train without bf16" if args.bf16 else "")
             raise NonFinite(
-                "the training diverged: its loss is no number",
+                "the training diverged: its loss is NaN or infinite",
                 where=f"step {state.global_step}",
                 found=loss,
                 remedy=remedy,
