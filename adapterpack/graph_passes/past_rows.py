@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.layer_caches import growing_axis
 from ..bundle.manifest import PAST, PRESENT
 from ..onnx_graph.editing import take_output
 from .constants import NewNodes, constant
@@ -53,7 +52,7 @@ class PastRows:
 
     def count(self, cache: ir.Value) -> None:
         """Lets nodes that read the length of a cache read that of the longest past."""
-        axis = growing_axis(cache.name, cache.shape)
+        axis = len(cache.shape) - 2
         for node in [use.node for use in cache.uses() if _extents(use.node) == (axis, axis + 1)]:
             node.outputs[0].replace_all_uses_with(self._length)
             self._model.graph.remove(node, safe=True)
@@ -76,7 +75,7 @@ class PastRows:
         if not uses:
             return
         shape, graph = cache.shape, self._model.graph
-        axis = growing_axis(name, shape)
+        axis = len(shape) - 2
         if flat := axis == 1:
             cache.shape = ir.Shape([shape[0], 1, *shape[1:]])
         heads = self._number([1, cache.shape[1], 1, 1])
