@@ -20,10 +20,11 @@ SAMPLE = (
     ("text-generation", "olmo3"),
     ("text-generation", "qwen3_moe"),
     ("fill-mask", "bert"),
+    pytest.param("image-text-to-text", "aya_vision", marks=pytest.mark.long),
 )
 
 
-@pytest.mark.parametrize(("task", "kind"), SAMPLE, ids=[kind for _, kind in SAMPLE])
+@pytest.mark.parametrize(("task", "kind"), SAMPLE)
 def test_a_type_goes_as_far_as_the_table_says(
     task: str, kind: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -236,7 +236,8 @@ def greedy(case: Case) -> None:
         return
     rows, names = zip(*_prompts(case), strict=True)
     asked = [row["input_ids"][0].tolist() for row in rows] if "input_ids" in rows[0] else []
-    given = {key: np.concatenate([row[key] for row in rows]) for key in rows[0].keys() - _WORDS}
+    batch = case.example([tokens for tokens, _ in ROWS])
+    given = {key: one for key, one in batch.items() if key not in _WORDS}
     answers = case.session.generate(asked, list(names), given=given or None, max_new_tokens=TOKENS)
     for place, (row, name, answer) in enumerate(zip(rows, names, answers, strict=True)):
         _require_tokens(case, row, name, list(answer.ids), f"row {place} with {name}")
