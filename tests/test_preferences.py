@@ -236,7 +236,7 @@ def test_the_reference_is_what_the_adapter_began_as(
     [
         ("grpo", {}, ConfigError, "no function that gives any.*--reward"),
         ("grpo", {"reward_funcs": "x.py"}, ConfigError, "no configuration brings code"),
-        ("dpo", {"rl": "dop"}, UnknownName, "unknown kind of training.*'dop'"),
+        ("dpo", {"rl": "dop"}, UnknownName, "unknown trainer.*'dop'"),
         (
             "dpo",
             {"task": "text-classification"},
@@ -252,13 +252,13 @@ def test_the_reference_is_what_the_adapter_began_as(
             "dpo",
             {"method": "cpt", "token_ids": [5, 6, 7], "token_types": [1, 2, 4]},
             Unsupported,
-            "does not learn the labels",
+            "does not learn from the labels",
         ),
         (
             "kto",
             {"stage": "dpo", "kto_rejected_weight": None},
             ConfigError,
-            "no known form of preferences.*chosen",
+            "no form of preferences.*chosen",
         ),
     ],
 )

@@ -100,7 +100,7 @@ def _require_settings(
             "nothing says how large the bases are to be",
             where="compress",
             expected="basis, error_budget or size_budget",
-            remedy="give one, such as basis 32",
+            remedy="give one, such as --basis 32 (basis=32)",
         )
     if into is not None and (basis is not None or clusters != 1):
         raise ConfigError(

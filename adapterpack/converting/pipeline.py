@@ -215,8 +215,8 @@ def detect(path: Path) -> Format:
     raise FormatError(
         "this is no adapter in a known format",
         where=path,
-        found=f"first bytes {first_bytes(path, 8)!r}",
-        expected="; ".join(f"{form.name}: {form.summary}" for form in formats().values()),
+        found="a folder" if path.is_dir() else f"first bytes {first_bytes(path, 8)!r}",
+        expected=", ".join(formats()),
         remedy="name the folder of a pack, of PEFT or of a base, or the adapter's file",
     )
 

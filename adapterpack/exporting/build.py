@@ -93,7 +93,7 @@ def build_bundle(job: ExportJob) -> Bundle:
                 # If the base changed meanwhile, every frontend would fail, each after a long build.
                 job.base.require_unchanged()
                 failed[candidate.name] = error
-                say(f"{candidate.name} is left out: {_sentence(error)}")
+                say(f"the frontend {candidate.name} made no graph that fits: {_sentence(error)}")
     raise _explain(failed, job.base.folder)
 
 

@@ -162,4 +162,4 @@ def _suggestion(text: str) -> str:
     except OSError:
         return ""
     close = closest(missing, names)
-    return "" if close is None else f"did you mean '{there / close}'? "
+    return "" if close is None else f"did you mean '{there / close}'? If not, "

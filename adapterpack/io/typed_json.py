@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 T = TypeVar("T")
+_MISSING = "Object missing required field "
 
 
 class Misfit(NamedTuple):
@@ -62,7 +63,9 @@ def misfit(value: Any, kind: Any) -> Misfit | None:
         if typing.get_origin(choices := next(_choices(kind))) is typing.Literal:
             expected = ", ".join(map(repr, typing.get_args(choices)))
             return Misfit("", f"expected one of {expected}, found {value!r:.100}{_hint(kind)}")
-        what = str(error).rpartition(" - at ")[0] or str(error)
+        what = (str(error).rpartition(" - at ")[0] or str(error)).partition(", got `")[0]
+        if what.startswith(_MISSING):
+            return Misfit("", f"{what.removeprefix(_MISSING).strip('`')!r} is missing")
         return Misfit("", f"{what[:1].lower()}{what[1:]}, found {value!r:.100}")
     return None
 

@@ -112,7 +112,7 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
         where=where,
         found=kind,
         expected=", ".join(sorted({method.peft.peft_type for method in known if method.peft})),
-        remedy=remedy,
+        remedy=remedy or "merge this adapter with the library that made it",
     )
 
 

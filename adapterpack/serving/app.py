@@ -30,7 +30,7 @@ _TRACE = ("traceparent", "tracestate")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _CODES = {
     404: ("not_found", "there is no such route"),
-    405: ("method_not_allowed", "the route has another method"),
+    405: ("method_not_allowed", "this route takes another method, which the header Allow names"),
 }
 _LOG = logging.getLogger("adapterpack.serving")
 

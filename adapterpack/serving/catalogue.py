@@ -94,7 +94,7 @@ class Catalogue:
             raise HTTPError(
                 404,
                 "model_not_found",
-                f"there is no model {name[:200]!r} for this key: GET /v1/models lists those that there are",
+                f"there is no model {name[:200]!r}: GET /v1/models lists what may be asked for",
                 param="model",
             )
         return model
@@ -128,7 +128,7 @@ class Catalogue:
             raise HTTPError(
                 404,
                 "model_not_found",
-                f"{name[:200]!r} is no adapter: GET /v1/models lists those that there are",
+                f"{name[:200]!r} is not an adapter: GET /v1/models lists what may be asked for",
                 param="adapters",
             )
         return pack

@@ -242,7 +242,7 @@ def _convert(where: str, value: Any, parameter: inspect.Parameter) -> Any:
     except msgspec.ValidationError as error:
         choices = get_args(kind) if get_origin(kind) is Literal else ()
         raise ConfigError(
-            "the rule's parameter has no such value",
+            "the rule's parameter cannot have this value",
             where=where,
             expected=" or ".join(choices) or str(error).removeprefix("Expected ").replace("`", ""),
             found=repr(value),

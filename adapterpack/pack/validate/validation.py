@@ -374,10 +374,7 @@ def require_known(manifest: m.Manifest, where: object) -> None:
 
 NO_BASE = "base: none was named (--base)"
 SHAPES_ONLY = "base: compared by its shapes only"
-_CANARY = (
-    "canary: it needs the model running; attach (torch), export, and validate --full of the bundle (ONNX "
-    "Runtime) replay it"
-)
+_CANARY = "canary: it needs the running model; attach, export, and validate --full of a bundle replay it"
 _CLAIMS = ("training", "metrics", "license", "base_license")
 
 
@@ -394,7 +391,7 @@ def questions_about(s: Subject) -> Iterator[str]:
     if (s.folder / SIGNATURE).exists():
         yield f"signature: not verified (adapterpack verify {s.folder} --key KEY)"
     if not s.full:
-        yield "second reader: the reference reader of safetensors was not asked (--full)"
+        yield "second reader: the file was not read by the reference reader of safetensors, too (--full)"
     if manifest.lineage and manifest.lineage.parents:
         yield "lineage: the parents are named by digest and were not fetched"
     if claims := [name for name in _CLAIMS if getattr(manifest, name)]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ...errors import ConfigError, UnknownName, nearest
 from ...library_errors import library_errors
 from ...registry import Registry
-from ..data.report import DataReport
+from ..data.report import OWN_COLUMNS, DataReport
 from ..data.rows import Row
 from .written_prompt import WrittenPrompt, written_prompt
 
@@ -83,13 +83,13 @@ def read_form(rows: Any, report: DataReport) -> DataForm:
     form = next((form for form in forms if form.columns <= set(columns)), None)
     if form is None:
         raise ConfigError(
-            "these columns are of no known form"
+            "no form of rows has these columns"
             if wanted is None
             else f"the rows are not of the form {forms[0].name}",
             where=report,
-            expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
+            expected=", or ".join(dict.fromkeys(" + ".join(sorted(form.columns)) for form in forms)),
             found=", ".join(columns),
-            remedy=None if wanted is None else "say under columns what the data calls these",
+            remedy=OWN_COLUMNS,
         )
     report.read_as(form.name, columns, form.columns | form.optional)
     read = form.read

@@ -19,8 +19,8 @@ log = logging.getLogger(__name__)
 _Encoded = TypeVar("_Encoded")
 
 OWN_COLUMNS = (
-    "say what yours are called, {our name: yours}: datasets: [{path: tickets.csv, columns: {text: message, "
-    "label: team}}]"
+    "map your columns, our names first: train_file: [{path: tickets.csv, columns: {text: message, label: "
+    "team}}]"
 )
 """The remedy for columns with other names."""
 _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"

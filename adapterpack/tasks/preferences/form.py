@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...registry import Registry
 from ..conversations.written_prompt import WrittenPrompt, written_prompt
-from ..data.report import DataReport
+from ..data.report import OWN_COLUMNS, DataReport
 from ..data.rows import Row
 
 
@@ -78,10 +78,11 @@ def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> Prefer
     fitting = [form for form in forms if form.columns <= set(columns)]
     if not fitting:
         raise ConfigError(
-            "these columns are of no known form of preferences",
+            "no form of preferences has these columns",
             where=report,
             found=", ".join(columns),
-            expected="; ".join(" + ".join(sorted(form.columns)) for form in forms),
+            expected=", or ".join(dict.fromkeys(" + ".join(sorted(form.columns)) for form in forms)),
+            remedy=OWN_COLUMNS,
         )
     return max(fitting, key=lambda form: len(form.columns))
 

@@ -170,9 +170,10 @@ def empty_model(folder: Path, task: Task) -> Any:
 
     Raises:
         FormatError: the configuration is damaged, or describes another model than the checkpoint's.
-        Unsupported: it names code.
+        Unsupported: it names code, or transformers has no class for the task and this base.
     """
     config = load_config(folder, task)
+    require_class(task, config, folder)
     with quiet_transformers(), _loading_errors("model", folder), bounded_build(folder), torch.device("meta"):
         return _auto_class(task).from_config(config, trust_remote_code=False)
 

@@ -265,9 +265,7 @@ def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]
         method_config = method.config(**{key: value for key, value in typed.items() if key in method_fields})
         trainer_config = kind.config(**{key: value for key, value in typed.items() if key in kind_fields})
     except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"the configuration of the method or of the trainer is not usable: {error}", where=where
-        ) from error
+        raise ConfigError(f"a setting cannot be used: {error}", where=where) from error
     settings = {key: value for key, value in typed.items() if key in run_fields}
     config = TrainConfig(
         **{**settings, "method": method.name},

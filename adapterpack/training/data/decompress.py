@@ -98,15 +98,17 @@ def files_of(source: Source) -> list[Path]:
         return []
     if not files or not all(map(Path.is_file, files)):
         raise StorageError(
-            "there is no such data file", where=source.path, remedy="paths are taken from the current folder"
+            "there is no such data file",
+            where=source.path,
+            remedy="check the path: it starts from the current folder",
         )
     if other := [file for file in files if kind_of(file) is None]:
         raise ConfigError(
-            "a data file of no known kind",
+            "the ending of a data file names no kind that is read",
             where=other[0],
             expected=", ".join(KINDS),
             found=other[0].suffix or "no ending",
-            remedy="name only data files, with their endings",
+            remedy="convert the file to one of these kinds, and name it by its ending",
         )
     if source.name or source.revision or source.data_files:
         raise ConfigError(

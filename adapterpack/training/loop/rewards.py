@@ -36,7 +36,9 @@ def find_reward(text: str) -> Reward:
     path = Path(file)
     if not path.is_file():
         raise StorageError(
-            "there is no such file of rewards", where=path, remedy="paths are taken from the current folder"
+            "there is no such file of rewards",
+            where=path,
+            remedy="check the path: it starts from the current folder",
         )
     spec = importlib.util.spec_from_file_location(f"adapterpack_rewards_{path.stem}", path)
     assert spec is not None and spec.loader is not None

@@ -59,9 +59,7 @@ class TrainerKind:
     settings: bool = False
 
 
-TRAINERS: Registry[TrainerKind] = Registry(
-    "kind of training", TrainerKind, "adapterpack.trainers", __package__
-)
+TRAINERS: Registry[TrainerKind] = Registry("trainer", TrainerKind, "adapterpack.trainers", __package__)
 """The kinds of training by name."""
 
 
