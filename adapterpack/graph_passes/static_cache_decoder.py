@@ -203,8 +203,19 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
 
     Requires: a graph of :func:`make_decoder`, and scales for each of its caches.
     Ensures: caches are int8 inputs and outputs, and their scales constants.
+
+    Raises:
+        Unsupported: other nodes than GroupQueryAttention, which knows scales, read a cache.
     """
-    for node in [node for node in model.graph if node.op_type == "GroupQueryAttention"]:
+    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    others = {use.node for name in scales for use in inputs_of(model.graph)[name].uses()} - {*attentions}
+    if wrong := sorted(node.op_type for node in others if not counts_rows(node)):
+        raise Unsupported(
+            "only GroupQueryAttention reads caches in eight bits, and other nodes of this graph read one",
+            found=", ".join(dict.fromkeys(wrong)),
+            remedy="leave --cache out",
+        )
+    for node in attentions:
         node.resize_inputs(_SCALES + 2)
         # the scales of keys and values follow each other, in the order of the caches
         for place, (cache, grown) in enumerate(zip(node.inputs[3:5], node.outputs[1:], strict=True), _SCALES):
