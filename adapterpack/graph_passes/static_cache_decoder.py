@@ -1,16 +1,19 @@
 """Builds the decoder's graph that the engine runs: one graph for prompts and for steps, on caches that are
 written in place.
 
-It is derived from the ordinary graph and reads the same weights. Four things differ:
+It is derived from the ordinary graph and reads the same weights. Five things differ:
 
-- Each attention is ``GroupQueryAttention``, which writes new keys and values into the buffers that it reads.
-  Rows start at the beginning of their buffers, without padding; ``seqlens_k`` and ``total_sequence_length``
-  give their lengths.
+- Each attention of a known build is ``GroupQueryAttention``, which writes new keys and values into the
+  buffers that it reads. Rows start at the beginning of their buffers, without padding; ``seqlens_k`` and
+  ``total_sequence_length`` give their lengths.
+- What else reads caches, such as an indexer, gets the past of each row as the ordinary graph has it, and
+  writes into the same buffers (:mod:`.past_rows`).
 - Slots of a bank are inputs ``[rows, ...]`` instead of ``Gather(bank, adapter_ids)``: one set of values for
   each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to
   nothing.
 - The graph computes logits only at the positions ``logits_positions`` ``[batch, n]``.
-- Nothing is multiplied by the mask, which zeroes padding before a convolution or a recurrence.
+- Nothing is multiplied by the mask, which zeroes padding before a convolution or a recurrence; a mask that
+  something else reads hides the padding of these pasts.
 
 States of fixed size stay inputs and outputs, which a pass reads and returns. A decoder with an encoder also
 takes ``source_lengths`` instead of a mask, and ``position_ids`` where the ordinary graph counts positions by
@@ -117,9 +120,9 @@ def make_decoder(
     """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config, and no row
     has more than ``context`` tokens.
 
-    Requires: an attention of a known build on all keys and values, which nothing else reads, as nothing else
-    but products reads the mask; heads of a width that the operator accepts; biases and tables that depend on
-    positions alone.
+    Requires: heads of a width that the operator accepts; tables that depend on positions alone, and biases
+    that depend on these or on what the tokens say; that nothing else reads caches whose keys and values an
+    attention expands, or without a mask any cache.
     Ensures: the inputs and outputs that the module's docstring names; every weight is the ordinary graph's.
 
     Raises:
@@ -273,11 +276,14 @@ def _keep_rows(
     """Lets what is left of the ordinary graph read caches and the mask.
 
     Raises:
-        Unsupported: it reads a cache whose keys and values an attention has replaced by its own.
+        Unsupported: it reads a cache whose keys and values an attention has replaced by its own, or a graph
+            without a mask reads any, so that nothing hides padding.
     """
-    for cache in caches:
+    for cache in caches if mask is not None else ():
         past.count(cache)
-    wrong = sorted(cache.name for cache in caches if cache.name in expanded and past.reads(cache))
+    wrong = sorted(
+        cache.name for cache in caches if (mask is None or cache.name in expanded) and past.reads(cache)
+    )
     if wrong:
         raise Unsupported(
             "more than its attention reads a cache of this graph",
