@@ -52,20 +52,19 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     manifest's entry.
 
     Raises:
-        Unsupported: the model has no keys and values.
+        Unsupported: the model has no keys and values, or more than ONNX Runtime's attention reads them.
         ParityError: the logits move too far.
     """
     mapped = is_fast(folder / graph_file(DECODER)) is None
     before = _run(folder, mapped)
-    if not before.largest:
+    model = ir.load(folder / graph_file(DECODER))
+    scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
+    if not make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()}):
         raise Unsupported(
-            "caches in eight bits hold keys and values, of which this model keeps none",
+            "caches in eight bits hold what attention alone reads, of which this model keeps nothing",
             where=folder.name,
             remedy="leave --cache out",
         )
-    model = ir.load(folder / graph_file(DECODER))
-    scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
-    make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()})
     ir.save(model, folder / graph_file(DECODER))
     change = _run(folder, mapped, before.tokens).logits - before.logits
     moved = float(np.abs(change).max()) / float(np.abs(before.logits).max())

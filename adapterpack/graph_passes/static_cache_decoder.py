@@ -200,25 +200,20 @@ def make_decoder(
     model.opset_imports["com.microsoft"] = 1
 
 
-def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
+def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> bool:
     """Makes the caches of the engine's graph int8, in place, with the scales ``[heads, width]`` of each
-    cache.
+    cache; says whether there are any. Caches that more than GroupQueryAttention reads stay as they are.
 
     Requires: a graph of :func:`make_decoder`, and scales for each of its caches.
-    Ensures: caches are int8 inputs and outputs, and their scales constants.
-
-    Raises:
-        Unsupported: other nodes than GroupQueryAttention, which knows scales, read a cache.
+    Ensures: these caches are int8 inputs and outputs, and their scales constants.
     """
-    attentions = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
-    others = {use.node for name in scales for use in inputs_of(model.graph)[name].uses()} - {*attentions}
-    if wrong := sorted(node.op_type for node in others if not counts_rows(node)):
-        raise Unsupported(
-            "only GroupQueryAttention reads caches in eight bits, and other nodes of this graph read one",
-            found=", ".join(dict.fromkeys(wrong)),
-            remedy="leave --cache out",
-        )
-    for node in attentions:
+    nodes = [
+        node
+        for node in model.graph
+        if node.op_type == "GroupQueryAttention"
+        and not any(use.node.op_type == "GatherND" for cache in node.inputs[3:5] for use in cache.uses())
+    ]
+    for node in nodes:
         node.resize_inputs(_SCALES + 2)
         # the scales of keys and values follow each other, in the order of the caches
         for place, (cache, grown) in enumerate(zip(node.inputs[3:5], node.outputs[1:], strict=True), _SCALES):
@@ -228,6 +223,7 @@ def make_int8(model: ir.Model, scales: Mapping[str, np.ndarray]) -> None:
         for side in "kv":
             node.attributes[f"{side}_quant_type"] = ir.AttrString(f"{side}_quant_type", "PER_CHANNEL")
         node.attributes["kv_cache_bit_width"] = ir.AttrInt64("kv_cache_bit_width", 8)
+    return bool(nodes)
 
 
 def _forget_lengths(model: ir.Model, prefix: str, ends: Sequence[ir.Value], news: Sequence[ir.Value]) -> None:
