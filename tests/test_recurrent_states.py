@@ -11,23 +11,28 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 import torch
 import transformers
 from architecture_proofs import make_base, make_pack, prove
 from architectures import KINDS, Architecture, Kind
+from every_family.tiny import make_base as tiny_base
 
 from adapterpack.adapter_methods.prompt_tuning import PromptTuning
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import PAST, graph_file
 from adapterpack.engine_graph.int8_cache import quantize_cache
 from adapterpack.errors import AdapterpackError, Unsupported
+from adapterpack.exporting.frontends import FRONTENDS, ExportSource
 from adapterpack.exporting.pipeline import export
 from adapterpack.exporting.tracing.layer_state import state_of
 from adapterpack.exporting.tracing.torch_parts import CausalDecoder
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.engine.requests import SequenceState
+from adapterpack.runtime.padding import positions
 from adapterpack.runtime.sessions.session import Session
+from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.models.load import load_model
 
@@ -298,3 +303,44 @@ def test_caches_that_no_graph_has_are_said() -> None:
     cache.layers = [layer]
     with pytest.raises(Unsupported, match="token by token"):
         state_of(cache)
+
+
+def test_a_decoder_that_keeps_nothing_reads_all_tokens_at_each_step(tmp_path: Path) -> None:
+    """Rows of different lengths, in two passes, give what each gives alone, whole."""
+    task = get_task("text-generation")
+    base = tiny_base(task, "openai-gpt", tmp_path / "base")
+    frontend = FRONTENDS["rereading"]
+    graph = frontend.build(frontend.takes(ExportSource(base, task))).model
+    session = ort.InferenceSession(ir.to_proto(graph).SerializeToString(), providers=["CPUExecutionProvider"])
+    ids, mask = np.array([[5, 6, 7, 8, 9, 3], [0, 0, 0, 4, 8, 6]]), np.ones((2, 6), np.int64)
+    mask[1, :3] = 0
+    cache, found = np.zeros((2, 1, 0, 1), np.float32), list[np.ndarray]()
+    for part in (slice(0, 4), slice(4, 6)):
+        feeds = {"input_ids": ids[:, part], "attention_mask": mask[:, : part.stop], f"{PAST}0.key": cache}
+        feeds["position_ids"] = positions(mask)[:, part]
+        logits, cache = session.run(["logits", "present.0.key"], feeds)
+        found.append(logits)
+    model = load_model(task, base).eval()
+    for row, shown in enumerate(mask > 0):
+        with torch.no_grad():
+            expected = model(input_ids=torch.from_numpy(ids[row, shown][None])).logits[0].numpy()
+        np.testing.assert_allclose(np.concatenate(found, 1)[row, shown], expected, rtol=0, atol=2e-5)
+
+
+def test_a_layer_that_keeps_nothing_stands_among_pairs(tmp_path: Path) -> None:
+    """As a layer that reads images, where a text has none."""
+    task = get_task("text-generation")
+    model = load_model(task, tiny_base(task, "mllama", tmp_path / "base")).eval()
+    decoder, ids = CausalDecoder(model), torch.arange(3, 9)[None]
+    mask, places = torch.ones_like(ids), torch.arange(6)[None]
+    with torch.no_grad():
+        first = decoder(ids[:, :4], mask[:, :4], places[:, :4], [])
+        kept = [{}, {}, {}]
+        for name, value in first.items():
+            if name != "logits":
+                kept[int(name.split(".")[1])][name.split(".")[2]] = value
+        second = decoder(ids[:, 4:], mask, places[:, 4:], kept)
+        whole = model(input_ids=ids).logits
+    assert [sorted(one) for one in kept] == [["key", "value"], [], ["key", "value"]]
+    found = torch.cat([first["logits"], second["logits"]], 1)
+    torch.testing.assert_close(found, whole, rtol=0, atol=2e-5)

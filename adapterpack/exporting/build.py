@@ -78,12 +78,13 @@ def build_bundle(job: ExportJob) -> Bundle:
         for candidate in candidates:
             say(f"build the graph with {candidate.name}")
             try:
-                small = _prove_few_layers(candidate, opened, source, plan, say)
-                graph = _build(candidate, source)
+                taken = candidate.takes(source)
+                small = _prove_few_layers(candidate, opened, taken, plan, say)
+                graph = _build(candidate, taken)
                 for warning in graph.warnings:
                     say(f"{candidate.name} warns: {warning}")
                 with output_folder(job.request.out) as folder:
-                    write_bundle(folder, opened, source, graph, plan, say, small)
+                    write_bundle(folder, opened, taken, graph, plan, say, small)
                 return read_bundle(bundle_in(job.request.out))
             except _WHATEVER_THE_GRAPH:
                 raise

@@ -119,6 +119,10 @@ class Part:
         return next((name for name in SOUNDS if name in self.inputs and name in present), self.inputs[0])
 
 
+REREADS = "rereading_decoder"
+"""The form of a decoder that reads all tokens of a row at each step."""
+
+
 @dataclass(frozen=True, eq=False)
 class TaskTraining:
     """How to train a task. ``encode`` turns data into token ids and ``targets``.

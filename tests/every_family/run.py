@@ -59,12 +59,14 @@ def measured(task: str, kind: str, only: Sequence[str] = ()) -> Outcome:
 
 
 def _said(error: Exception) -> str:
-    """What went wrong, without the place and the remedy; of several frontends what the last says, which knows
-    all types.
+    """What went wrong, without the place and the remedy; of several frontends what the one says that knows all
+    types.
     """
     if isinstance(error, AdapterpackError):
         last = (error.found or "").rpartition("; transformers: ")
-        return f"{error.what}: {last[2]}" if last[1] else error.placeless_sentence
+        return (
+            f"{error.what}: {last[2].partition('; rereading: ')[0]}" if last[1] else error.placeless_sentence
+        )
     text = str(error).strip().partition("\n")[0]
     return text if isinstance(error, AssertionError) and text else f"{type(error).__name__}: {text}"
 

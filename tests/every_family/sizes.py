@@ -303,6 +303,16 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
             },
         ),
         "gemma4": Correction("by default it sees nothing", vision_config=_GEMMA4),
+        "emu3": Correction(
+            "its image tokens are words",
+            vocabulary_map={"<image>": 95, "<|extra_200|>": 94},
+            vq_config={
+                "base_channels": 32,
+                "channel_multiplier": [1, 1],
+                "hidden_size": 32,
+                "codebook_size": 16,
+            },
+        ),
         "gemma4_assistant": Correction(
             "the default is refused, and all of its layers share",
             text_config={
@@ -348,6 +358,15 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "llava_next": _TILES,
         "llava_onevision": _TILES,
         "mamba2": Correction("width times expansion are its heads", num_heads=8),
+        "mllama": Correction(
+            "a layer reads images, of which the tower gives the width of each layer asked for and of the last",
+            text_config={"num_hidden_layers": 3, "cross_attention_layers": [1]},
+            vision_config={
+                "num_global_layers": 1,
+                "intermediate_layers_indices": [0, 1],
+                "vision_output_dim": 96,
+            },
+        ),
         "nemotron": Correction("no default", num_key_value_heads=2),
         "qwen4_exp": Correction("no default", text_config=_INDEXER),
         "qwen4_exp_text": Correction("no default", **_INDEXER),

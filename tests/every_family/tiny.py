@@ -35,6 +35,8 @@ def make_base(task: Task, kind: str, folder: Path, **fields: Any) -> Path:
     of = auto._model_mapping[type(config)]
     make = of[0]._from_config if isinstance(of, tuple) else auto.from_config  # of several classes the first
     model = make(config, dtype=torch.float32)
+    if type(model.config) is not type(config):  # the language part of a whole, which is what a folder holds
+        model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     count = sum(value.numel() for value in model.parameters())
     assert count <= MOST_WEIGHTS, f"{count} weights: {_large(config)}"
     with torch.no_grad():

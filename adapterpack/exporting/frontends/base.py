@@ -55,7 +55,8 @@ class BaseGraph(NamedTuple):
 
 
 class Frontend(NamedTuple):
-    """A graph builder: ``build`` builds the graphs of a source, and is called only if ``supports`` allows it.
+    """A graph builder: ``build`` builds the graphs of a source, and is called only if ``supports`` allows it;
+    ``takes`` changes the source before, for the proof, too.
 
     Frontends of a lower ``rank`` are tried first, until one builds a graph that agrees with the model.
     """
@@ -64,6 +65,7 @@ class Frontend(NamedTuple):
     supports: Callable[[ExportSource], bool]
     build: Callable[[ExportSource], BaseGraph]
     rank: int = 50
+    takes: Callable[[ExportSource], ExportSource] = lambda source: source
 
 
 FRONTENDS: Registry[Frontend] = Registry(

@@ -1,11 +1,14 @@
-"""transformers.exporters (torch.export): exports every task, and any architecture that torch can trace."""
+"""transformers.exporters (torch.export): exports every task, and any architecture that torch can trace; where
+no step of a decoder goes on from what it keeps, as a graph whose steps read all tokens of a row again.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.metadata import version
 
 from ...slots.prompt_rows import virtual_tokens
-from ...tasks.task import MAIN
+from ...tasks.task import MAIN, REREADS
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 
@@ -20,4 +23,25 @@ def _build(source: ExportSource) -> BaseGraph:
 
 transformers = FRONTENDS.register(
     Frontend("transformers", lambda source: source.file is None, _build, rank=90)
+)
+
+
+def _reread(source: ExportSource) -> BaseGraph:
+    slow = "each step reads all tokens of a row again, since none can go on from what the model keeps"
+    return _build(source)._replace(warnings=(slow,))
+
+
+def _as_rereading(source: ExportSource) -> ExportSource:
+    parts = tuple(replace(part, form=REREADS) for part in source.task.parts)
+    return source._replace(task=replace(source.task, parts=parts))
+
+
+rereading = FRONTENDS.register(
+    Frontend(
+        "rereading",
+        lambda source: source.file is None and [part.form for part in source.task.parts] == ["decoder"],
+        _reread,
+        rank=95,
+        takes=_as_rereading,
+    )
 )

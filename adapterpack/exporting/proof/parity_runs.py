@@ -22,7 +22,7 @@ from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
 from ...tasks.session import Arrays
 from ...tasks.sounds import FRAMES
-from ...tasks.task import SPANS, Task
+from ...tasks.task import REREADS, SPANS, Task
 from ...torch_adapters.adapt import attach, detach
 from ...torch_adapters.canaries.inputs import token_types
 from ..tracing.layer_state import is_recurrent, own_mask, whole_cache
@@ -93,7 +93,19 @@ def run_alone(
     return [found[number] for number in range(len(rows))]
 
 
+def _reread(model: PreTrainedModel, ids: np.ndarray, kept: int) -> Arrays:
+    """Runs a row without a cache, and again with one more token."""
+    longer = np.concatenate([ids, np.full((1, 1), _STEP)], 1)
+    plain = {"use_cache": False} if "use_cache" in signature(model.forward).parameters else {}
+    found = [_torch(model, {"input_ids": one}, **plain).logits.float().numpy() for one in (ids, longer)]
+    return {"logits": found[0][:, -kept:], STEP: found[1][:, -1:]}
+
+
 def _run_model(task: Task, model: PreTrainedModel, batch: Arrays, kept: int = 0) -> Arrays:
+    if task.main.form == REREADS:
+        shown = batch["attention_mask"]
+        rows = [_reread(model, row_of(batch, row)["input_ids"], kept) for row in range(len(shown))]
+        return {key: _pad_rows([row[key] for row in rows], shown) for key in rows[0]}
     mask, parameters = batch.get("attention_mask"), signature(model.forward).parameters
     apart = is_recurrent(model) or "position_ids" not in parameters or _counts_itself(model)
     if task.pads_left and mask is not None and not mask.all() and apart:

@@ -122,7 +122,7 @@ def make_cache(model: PreTrainedModel, mask: torch.Tensor | None, states: LayerS
             found=", ".join(unknown),
             expected=", ".join(kind.__name__ for kind in LAYERS),
         )
-    if all(LAYERS[type(layer)] is DynamicLayer for layer in cache.layers):
+    if all(states) and all(LAYERS[type(layer)] is DynamicLayer for layer in cache.layers):
         return pairs_cache(states)
     # a model that runs some of its layers again keeps the states of each pass, behind those of all layers
     own_layers = [*cache.layers]

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from ...errors import Unsupported
 from ...slots.prompt_rows import LEAVES
 from ...tasks.sounds import FRAMES
+from ...tasks.task import REREADS
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 from .layer_state import LayerStates, make_cache, own_mask, pairs_cache, state_of
@@ -36,6 +37,9 @@ Named = dict[str, torch.Tensor]
 
 class TorchPart(nn.Module):
     """A part of a model; ``inner`` is the full model."""
+
+    goes_on = True
+    """Whether a decoder reads its new tokens alone."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -128,6 +132,57 @@ class CausalDecoder(TorchPart):
         return {"logits": output.logits, **_named("present", cache)}
 
 
+class RereadingDecoder(CausalDecoder):
+    """A causal language model whose steps read all tokens of a row again: these tokens are its cache."""
+
+    goes_on = False
+
+    def example_inputs(self, tensors: Named) -> Named:
+        """Returns nothing more.
+
+        Raises:
+            Unsupported: what the model says of a token depends on later ones.
+        """
+        ids = tensors["input_ids"][:1]
+        with torch.no_grad():
+            whole, part = (self.inner(input_ids=one).logits for one in (ids, ids[:, :-1]))
+        if (whole[:, :-1] - part).abs().max() > 1e-3 * part.abs().max():
+            raise Unsupported(
+                "a token's logits depend on the tokens behind it, so no token can be added to a row",
+                found=type(self.inner).__name__,
+                expected="a causal model",
+            )
+        return {}
+
+    def run(
+        self,
+        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        past: LayerStates,
+        **tokens: torch.Tensor,
+    ) -> Named:
+        """Returns the logits of the new tokens, and as the key of one layer all tokens
+        ``[batch, 1, total, 1]``. Padding is moved behind a row's tokens, which it then does not change.
+        """
+        ids, own = tokens["input_ids"], self.takes.keys() & {"use_cache"}
+        ids = torch.cat([*(layer["key"][:, 0, :, 0].to(ids.dtype) for layer in past), ids], 1)
+        total, first = ids.shape[1], attention_mask.argmax(1, keepdim=True)
+        places = torch.arange(total)[None] + first
+        places = torch.where(places < total, places, places - total)
+        output = self.inner(
+            input_ids=ids.gather(1, places),
+            attention_mask=attention_mask.gather(1, places),
+            **dict.fromkeys(own, False),
+        )
+        back = torch.arange(total - tokens["input_ids"].shape[1], total)[None] - first
+        return {
+            "logits": output.logits.gather(
+                1, _wide(torch.where(back < 0, back + total, back), output.logits)
+            ),
+            "present.0.key": ids[:, None, :, None].float(),
+        }
+
+
 def _foreign(annotation: object) -> list[str]:
     """Returns the classes of caches that an input takes and that a model defines from nothing (xLSTM)."""
     return [
@@ -209,6 +264,7 @@ PARTS: dict[str, type[TorchPart]] = {
     "plain": Plain,
     "frames": Frames,
     "decoder": CausalDecoder,
+    REREADS: RereadingDecoder,
     "encoder": Encoder,
     "cross_decoder": CrossDecoder,
     "text_tower": TextTower,

@@ -185,7 +185,7 @@ def _trace(form: TorchPart, part: Part, inputs: dict[str, Any]) -> ir.Model:
             ) from error
     _name_axes(graph, part)
     _join_weights(graph)
-    if {"past_key_values", "position_ids"} <= inputs.keys():
+    if form.goes_on and {"past_key_values", "position_ids"} <= inputs.keys():
         found = inputs_of(graph.graph)
         others = [found[name] for name in ("attention_mask", "position_ids") if name in found]
         caches = [value for value in found.values() if value.name.endswith((".key", ".value"))]
