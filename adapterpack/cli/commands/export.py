@@ -91,7 +91,7 @@ from .quantize import accuracy_sentence
     "--frontend",
     metavar="F",
     shell_complete=suggest("adapterpack.exporting.frontends.base:FRONTENDS"),
-    help="What builds the graph: mobius or transformers; by default the first whose graph agrees with torch.",
+    help="What builds the graph: mobius, transformers, rereading; by default the first that agrees with torch.",
 )
 @click.option(
     "--target",

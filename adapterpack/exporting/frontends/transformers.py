@@ -36,12 +36,10 @@ def _as_rereading(source: ExportSource) -> ExportSource:
     return source._replace(task=replace(source.task, parts=parts))
 
 
-rereading = FRONTENDS.register(
-    Frontend(
-        "rereading",
-        lambda source: source.file is None and [part.form for part in source.task.parts] == ["decoder"],
-        _reread,
-        rank=95,
-        takes=_as_rereading,
-    )
-)
+def _is_reread(source: ExportSource) -> bool:
+    """Whether it is a decoder alone, and no pack holds keys and values, of which none are kept here."""
+    prompted = any(pack.method.kind == "prompt" for pack in source.packs)
+    return source.file is None and not prompted and [part.form for part in source.task.parts] == ["decoder"]
+
+
+rereading = FRONTENDS.register(Frontend("rereading", _is_reread, _reread, rank=95, takes=_as_rereading))
