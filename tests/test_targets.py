@@ -6,19 +6,24 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
+from click.testing import CliRunner
 from google.protobuf import text_format
 from test_export import BATCHES, assert_close, batch_of, logits_of
 
-from adapterpack import Session, convert, export, load, merge, validate
+from adapterpack import Engine, Session, convert, export, load, merge, validate
 from adapterpack.bundle.manifest import bundle_in, read_bundle
-from adapterpack.errors import ConfigError, UnknownName, Unsupported
+from adapterpack.cli.commands.run import command as run
+from adapterpack.cli.options import load_adapter
+from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownName, Unsupported
 from adapterpack.exporting.targets import TARGETS
 from adapterpack.exporting.targets.triton import config, model_name
 
@@ -197,6 +202,62 @@ def test_a_folder_for_onnxruntime_genai(base_of: Make, pack_of: Make, dense_of: 
         logits_of(dense_of("llama", "alpha"), batch),
         batch["attention_mask"],
     )
+
+
+def test_a_folder_of_another_tool_is_run(
+    base_of: Make, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that has nothing of ours but the graph: rows without an adapter, with an adapter file, and with a
+    pack that is loaded into the graph's inputs, generate what the bundle does; the server says why it does not
+    open it, and a graph that does not tell what it takes is refused by the name of that.
+
+    Folders that Olive made are run by ``interop/olive_folder.py``.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    made, folder = tmp_path / "made", tmp_path / "folder"
+    export(base_of("llama"), [pack_of("llama", "alpha")], made, mode="inputs", target="ort-genai")
+    folder.mkdir()
+    for name in ("model.onnx", "model.onnx.data", "genai_config.json", "tokenizer.json"):
+        if (made / name).exists():
+            shutil.copyfile(made / name, folder / name)
+    prompts, own = [[5, 6, 7, 8], [9, 10]], Session(made, "cpu")
+    wanted = {
+        name: [a.ids for a in own.generate(prompts, name, max_new_tokens=6)] for name in (None, "alpha")
+    }
+    beta = load(pack_of("llama", "beta"))
+    own.load(beta)
+    wanted["beta"] = [a.ids for a in own.generate(prompts, "beta", max_new_tokens=6)]
+    assert len({str(ids) for ids in wanted.values()}) == 3
+    session = Session(folder, "cpu")
+    with pytest.raises(BaseMismatch, match="nothing shows"):  # a graph of another tool does not name its base
+        session.load(beta, allow_structural=True)
+    convert(beta, tmp_path / "beta.onnx_adapter", graph=folder / "model.onnx")
+    beta = load_adapter(str(tmp_path / "beta.onnx_adapter"))
+    for pack in (load_adapter(f"alpha={made / 'adapters' / 'alpha.onnx_adapter'}"), beta):
+        session.load(pack, allow_structural=True)
+    for name, ids in wanted.items():
+        assert [a.ids for a in session.generate(prompts, name, max_new_tokens=6)] == ids
+    assert Session(folder, "cpu").folder == session.folder  # it is written once
+    told = CliRunner().invoke(
+        run, [str(folder), "--prompt", "w7", "--adapter", str(made / "adapters" / "alpha.onnx_adapter")]
+    )
+    assert told.exit_code == 0 and told.output.startswith("alpha | w7 | "), told.output
+    with pytest.raises(Unsupported, match="one adapter a run"):
+        Engine(folder, "cpu")
+    with pytest.raises(AdapterpackError, match="already has"):
+        session.load(beta, allow_structural=True)
+    graph, config = onnx.load(folder / "model.onnx", load_external_data=False), folder / "genai_config.json"
+    graph.graph.input.add(name="speaker")
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(Unsupported, match="does not tell an input"):
+        Session(folder, "cpu")
+    del graph.graph.input[-1], graph.graph.output[-1]
+    (folder / "model.onnx").write_bytes(graph.SerializeToString())
+    with pytest.raises(Unsupported, match="what it takes and gives"):
+        Session(folder, "cpu")
+    config.write_text(config.read_text().replace("model.onnx", "../model.onnx"))
+    with pytest.raises(Unsupported, match="does not tell its file"):
+        Session(folder, "cpu")
 
 
 @pytest.mark.fast

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.atomic import output_file
+from ..io.atomic import output_file, scratch_folder
 from ..report.page import PAGE
 from .logs import QUIET, VERBOSE
 
@@ -242,6 +242,21 @@ def load_pack(reference: str) -> Any:
     match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
     name, path = match.groups() if match else (None, reference)
     return adapterpack.load(folder_of(path), name)
+
+
+def load_adapter(reference: str) -> Any:
+    """Loads the adapter at ``PATH`` or ``NAME=PATH``, a pack, a PEFT folder or an ``.onnx_adapter`` file; a
+    text without a slash and that ending is a name, and returned as it is.
+
+    Raises:
+        FormatError: the adapter is not valid.
+    """
+    if not reference.endswith(".onnx_adapter"):
+        return load_pack(reference) if "/" in reference else reference
+    match = None if Path(reference).exists() else _RENAMED.fullmatch(reference)
+    name, path = match.groups() if match else (Path(reference).stem, reference)
+    with scratch_folder() as folder:
+        return adapterpack.convert(path, folder / name, to="pack").pack
 
 
 def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> Mapping[str, Any]:

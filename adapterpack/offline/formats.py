@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
+from ..pack.pack import Pack
+from ..runtime.other_folders import bundle_folder
 from ..runtime.providers.device import Device
 from ..runtime.sessions.run import BLOCK, row_runner
 from .job import OfflineJob
@@ -25,7 +27,7 @@ class Setting(NamedTuple):
 
     bundle: str | os.PathLike[str]
     device: Device
-    adapters: Sequence[str]
+    adapters: Sequence[str | Pack]
     batch_size: int
     sampling: Mapping[str, Any]
     where: str | None
@@ -34,9 +36,9 @@ class Setting(NamedTuple):
     def identity(self, provider: str) -> Mapping[str, Any]:
         """Returns everything on which the answers depend, on a provider."""
         return {
-            "bundle": hashlib.sha256(manifest_bytes(self.bundle)).hexdigest(),
+            "bundle": hashlib.sha256(manifest_bytes(bundle_folder(self.bundle))).hexdigest(),
             "provider": provider,
-            "adapters": self.adapters,
+            "adapters": [one if isinstance(one, str) else one.id for one in self.adapters],
             "device": repr(dataclasses.astuple(self.device)),
             "batch_size": self.batch_size,
             "sampling": self.sampling,

@@ -48,6 +48,7 @@ from .media.sounds import rate_of
 from .ort.contract import require_contract
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16
+from .other_folders import bundle_folder
 from .padding import pad
 from .providers.device import Device
 from .providers.kernels import list_unfit
@@ -73,8 +74,8 @@ class OpenBundle:
         mapped: bool = False,
         verify: str = "cached",
     ) -> None:
-        self.folder, self._verify = Path(bundle), verify
-        manifest = manifest_bytes(bundle)
+        self.folder, self._verify = bundle_folder(bundle), verify
+        manifest = manifest_bytes(self.folder)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
         self._proofs = VerificationCache(manifest)
         proved = verify != "off" and self._proofs.knows()

@@ -23,6 +23,7 @@ in :mod:`~adapterpack.slots.prompt_kv` and :mod:`~adapterpack.slots.prompt_rows`
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
@@ -71,11 +72,26 @@ PEFT_NAMES = {"down": "lora_A.weight", "up": "lora_B.weight"}
 writes them.
 """
 
+_OF_PEFT = re.compile(r"(.*)\.(lora_[AB])\.(?:[\w-]+\.)*weight")
+_FIELDS = {name.partition(".")[0]: field for field, name in PEFT_NAMES.items()}
+
 Values = dict[str, np.ndarray]
 """Slot name -> array."""
 
 Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]
 """Adapter -> the base's weight ``[out, in]`` and bias ``[out]`` at its site."""
+
+
+def split_slot(name: str) -> tuple[str, str]:
+    """Returns the module's path and the field of a slot by its name in a graph, whoever made it.
+
+    Example:
+        >>> split_slot("layers.0.q_proj.up"), split_slot("layers.0.q_proj.lora_A.MatMul.weight")
+        (('layers.0.q_proj', 'up'), ('layers.0.q_proj', 'down'))
+    """
+    named = _OF_PEFT.fullmatch(name)
+    path, _, field = name.rpartition(".") if named is None else (named[1], "", _FIELDS[named[2]])
+    return path, field
 
 
 def form_arrays(form: NormalForm, out_features: int) -> Values:

@@ -19,7 +19,7 @@ from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_
 from ...offline.lines import Line, lines_of
 from ...readable import things
 from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
-from ..options import common_options
+from ..options import common_options, load_adapter
 from ..output import print_json, print_line
 from ..progress import divert_stdout, show_rows
 
@@ -32,7 +32,8 @@ from ..progress import divert_stdout, show_rows
     multiple=True,
     metavar="NAME",
     help=(
-        "An adapter for rows that name none. If repeated, each such row is run with every one of them. "
+        "An adapter for rows that name none, by its name, or by the path of a pack or an .onnx_adapter file, "
+        "which is loaded. If repeated, each such row is run with every one of them. "
         "Default: the base."
     ),
 )
@@ -143,7 +144,7 @@ def command(
     setting = Setting(
         folder_of(bundle),
         device_of(parameters),
-        adapters,
+        [load_adapter(adapter) for adapter in adapters],
         batch_size,
         sampling_parameters(parameters),
         None if source is None else _name(source),

@@ -17,12 +17,12 @@ from ...adapter_methods import LAYOUTS
 from ...errors import FormatError, Unsupported
 from ...pack.pack import Pack
 from ...runtime.adapters.files import write_adapter_file
-from ...slots.values import HEAD_FIELDS, PEFT_NAMES, Values, pack_values
+from ...slots.graph_inputs import fit
+from ...slots.values import HEAD_FIELDS, Values, pack_values, split_slot
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, lora_pack, require_pairs
 from ..flatbuffer import MAGIC, read_parameters
 from ..format import FORMATS, ConversionSource, Format, Reading, first_bytes, list_first
-from ..graph_slots import fit
 from ..packs import dequantize
 
 _PAIR = ("down", "up")
@@ -97,8 +97,9 @@ def _wide(pack: Pack) -> Pack:
 
 def _read(source: ConversionSource) -> Reading:
     modules: dict[str, dict[str, np.ndarray]] = {}
-    for name, value in read_parameters(source.path).items():
-        path, dot, field = _slot_name(name).rpartition(".")
+    parameters = read_parameters(source.path)
+    for name, value in parameters.items():
+        path, field = split_slot(name)
         if field in _NOT_LORA and path:
             raise Unsupported(
                 "a slot of a method that its slots do not identify",
@@ -107,7 +108,7 @@ def _read(source: ConversionSource) -> Reading:
                 expected="down and up, or head and head_bias",
                 remedy="convert the pack that the file was made from",
             )
-        if not dot or not path or field not in (*_PAIR, *HEAD_FIELDS.values()):
+        if not path or field not in (*_PAIR, *HEAD_FIELDS.values()):
             raise Unsupported(
                 "the file is for a graph of another tool: its parameters are no slots",
                 where=source.path,
@@ -136,19 +137,11 @@ def _read(source: ConversionSource) -> Reading:
     notes: tuple[str, ...] = (
         ("the scale lies inside the factors: alpha = r, the scale is one",) if sites else ()
     )
+    if any(".lora_A." in name and not name.endswith(".lora_A.weight") for name in parameters):
+        notes += ("modules have the names that they have in the graph of the file",)
     if full and source.base is None:
         notes += (f"trained whole: {list_first(list(full))}; the file names no labels",)
     return Reading(bind_to_base(pack, source.base), notes)
-
-
-def _slot_name(name: str) -> str:
-    """Returns the name of a slot in exported graphs; files for onnxruntime-genai use PEFT's names for the
-    factors, with the same layout.
-    """
-    for field, peft_name in PEFT_NAMES.items():
-        if name.endswith(f".{peft_name}"):
-            return f"{name.removesuffix(peft_name)}{field}"
-    return name
 
 
 def _head(path: str, fields: dict[str, np.ndarray], source: ConversionSource) -> dict[str, np.ndarray]:

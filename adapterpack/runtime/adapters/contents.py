@@ -12,7 +12,7 @@ import numpy as np
 from ...bundle.manifest import MappedSite
 from ...errors import FormatError
 from ...pack.pack import Pack
-from ...slots.values import PEFT_NAMES, Values, group_slots, pack_values
+from ...slots.values import Values, group_slots, pack_values, split_slot
 from .slot_values import SlotValues
 
 _NEAR = 5e-3
@@ -86,13 +86,8 @@ def require_file_contents(
 
 
 def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Renames arrays to this package's slot names, where the graph uses PEFT's."""
-    ours = {theirs: field for field, theirs in PEFT_NAMES.items()}
-    named = {}
-    for name, array in arrays.items():
-        ending = next((ending for ending in ours if name.endswith(f".{ending}")), "")
-        named[f"{name.removesuffix(ending)}{ours.get(ending, '')}"] = array
-    return named
+    """Renames arrays to this package's slot names, where the graph uses others."""
+    return {".".join(split_slot(name)): array for name, array in arrays.items()}
 
 
 def _near(one: np.ndarray, two: np.ndarray) -> bool:

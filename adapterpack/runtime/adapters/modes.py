@@ -7,24 +7,25 @@ input ``adapter_ids`` selects the slot of each row. Slot 0 belongs to the base m
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from ...bundle.files import adapter_files
-from ...bundle.manifest import ADAPTER_IDS, Bundle
+from ...bundle.manifest import ADAPTER_IDS, Bundle, graph_file
 from ...errors import AdapterpackError, Unsupported
 from ...pack.pack import Pack
-from ...slots.values import NoRoom, Values
+from ...slots.graph_inputs import fit
+from ...slots.values import NoRoom, Values, group_slots
 from ...tasks.task import MAIN
 from ..ort.model import OrtModel
 from ..ort.values import HOST, Memory, array_of, value_of
 from .contents import require_base_slots, require_file_contents, require_pack_slots
 from .files import read_adapter_file
 from .pinned import Adapters, RunRows, join_passes, owning
-from .slot_values import SlotValues, reads_weights
+from .slot_values import SlotValues, reads_weights, require_positions
 
 
 class OpenGraphs(Protocol):
@@ -100,6 +101,18 @@ class FoldedMode(AdapterMode):
         )
 
 
+def require_new(name: str, names: Collection[str]) -> None:
+    """Checks that a session has no adapter of that name yet.
+
+    Raises:
+        AdapterpackError: it has.
+    """
+    if name in names:
+        raise AdapterpackError(
+            "the session already has an adapter of that name", where=name, remedy="choose another name"
+        )
+
+
 Slots = Mapping[str, Mapping[str, Any]]
 """Part of a bundle -> input of its graph -> the value to feed."""
 
@@ -150,6 +163,20 @@ class InputsMode(AdapterMode):
             return join_passes(map(share, dict.fromkeys(chosen)))
 
         return run
+
+    def load(self, attached: Mapping[str, Slots], pack: Pack) -> dict[str, Slots]:
+        """Returns the files and the values of a pack, fitted to the inputs of the graph.
+
+        Raises:
+            Unsupported: the graph has no input for a part of it, or one of a smaller rank.
+        """
+        require_new(pack.name, attached)
+        session, sites = self.session, self.session.bundle.sites
+        require_positions(pack, sites)
+        values = group_slots(session.slot_values.of(pack), sites)
+        fitted, _ = fit(values, session.folder / graph_file(MAIN))
+        own = {name: owning(array, session.memory) for name, array in fitted.items()}
+        return {**attached, pack.name: {MAIN: own}}
 
     def unload(self, attached: Mapping[str, Any], name: str) -> dict[str, Any]:
         """Returns the files without those of one adapter."""
@@ -237,12 +264,7 @@ class BankMode(AdapterMode):
 
     def _into_slot(self, attached: BankState, pack: Pack) -> BankState:
         slots = attached.slots
-        if pack.name in {*slots, *attached.engine_only}:
-            raise AdapterpackError(
-                "the session already has an adapter of that name",
-                where=pack.name,
-                remedy="choose another name",
-            )
+        require_new(pack.name, {*slots, *attached.engine_only})
         values = self.values.in_bank(pack)
         free = set(range(1, self.bundle.slots)) - set(slots.values())
         if not free:

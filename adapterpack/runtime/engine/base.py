@@ -17,6 +17,7 @@ from ...errors import ConfigError, Unsupported
 from ...registry import Registry
 from ...tasks.task import Task, get_task
 from ..open_bundle import OpenBundle
+from ..other_folders import bundle_folder
 from ..providers.device import Device
 from .adapter_feeds import ResidentAdapter
 from .adapter_table import AdapterTable, Named
@@ -172,7 +173,9 @@ ENGINES: Registry[EngineKind] = Registry(
 
 
 def _kind_for(bundle: str | os.PathLike[str] | OpenBundle) -> type[Engine]:
-    task = bundle.task if isinstance(bundle, OpenBundle) else get_task(read_bundle(bundle).task)
+    task = (
+        bundle.task if isinstance(bundle, OpenBundle) else get_task(read_bundle(bundle_folder(bundle)).task)
+    )
     kind = next((kind for kind in ENGINES.values() if kind.runs(task)), None)
     if kind is None:
         raise Unsupported("no engine runs this task", found=task.name, remedy="use adapterpack.Session")

@@ -11,7 +11,7 @@ from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, PR
 from ...bundle.signature import GraphSignature, Port
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
-from ...slots.values import PEFT_NAMES, slot_shapes
+from ...slots.values import slot_shapes, split_slot
 from ...tasks.task import MAIN, get_task
 from .model import TYPES, OrtModel
 
@@ -61,10 +61,10 @@ def _differences(bundle: Bundle, part: str, graph: OrtModel) -> Iterator[Differe
             dtype = own[name.rpartition(".")[0]].dtype
             yield from _value(graph.slots, "slot", name, dtype, (bundle.slots, *shape))
     elif bundle.mode == "inputs":
+        names = {split_slot(name): name for name in graph.slots}
         for path, site in own.items():
             for field in site.fields:
-                names = [f"{path}.{name}" for name in (field, PEFT_NAMES.get(field, field))]
-                name = next((name for name in names if name in graph.slots), names[0])
+                name = names.get((path, field), f"{path}.{field}")
                 yield from _value(graph.slots, "slot", name, site.dtype, (None,) * len(FIELDS[field].axes))
 
 

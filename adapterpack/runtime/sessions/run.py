@@ -16,7 +16,9 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
+from ...base.compatibility import recorded_fingerprint
 from ...errors import AdapterpackError, ConfigError
+from ...pack.pack import Pack
 from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ...tasks.one_pass import OnePass
 from ...tasks.text_generation import describe
@@ -60,7 +62,7 @@ class RowOutcome:
 def row_runner(
     bundle: str | os.PathLike[str],
     *,
-    adapters: Sequence[str] = (),
+    adapters: Sequence[str | Pack] = (),
     provider: str | Device | None = None,
     batch_size: int = 16,
     raw: bool = False,
@@ -89,14 +91,19 @@ def row_runner(
             found=", ".join(sampling),
             where=session.bundle.task,
         )
-    return RowRunner(session, adapters, batch_size, sampling, raw)
+    # a graph of another tool says nothing of its base
+    anything = not recorded_fingerprint(session.bundle.base).structure
+    names = [
+        one if isinstance(one, str) else session.load(one, allow_structural=anything) for one in adapters
+    ]
+    return RowRunner(session, names, batch_size, sampling, raw)
 
 
 def run(
     bundle: str | os.PathLike[str],
     rows: Iterable[Row],
     *,
-    adapters: Sequence[str] = (),
+    adapters: Sequence[str | Pack] = (),
     provider: str | Device | None = None,
     batch_size: int = 16,
     raw: bool = False,
@@ -108,8 +115,9 @@ def run(
     ``image`` (the path of a PNG, a JPEG or a ``.npy`` file, ``data:image/...``, the bytes of an encoded
     image, or an array) or ``audio`` (the path of a file, see :mod:`~adapterpack.runtime.media.inputs`), and
     an optional ``adapter`` (null: the base). A row that names no adapter runs with each of ``adapters`` in
-    turn, or without these with the base, or with the adapter that is folded into the bundle. A language model
-    with a chat template reads a text as a user's message, or with ``raw`` without the template.
+    turn (names, or packs, which are loaded), or without these with the base, or with the adapter that is
+    folded into the bundle. A language model with a chat template reads a text as a user's message, or with
+    ``raw`` without the template.
 
     ``sampling`` are the parameters of generated answers, or the options of a task that answers in one pass,
     such as the ``threshold`` of a detector.

@@ -4,7 +4,6 @@ names, in its ranks and dtypes.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,11 +12,9 @@ import numpy as np
 
 from ..errors import Unsupported
 from ..onnx_graph.graph_file import DTYPES, FLOATS, GraphFile
-from ..slots.values import PEFT_NAMES
-from .format import list_first
+from .fields import FIELDS
+from .values import split_slot
 
-_OF_PEFT = re.compile(r"(.*)\.(lora_[AB])\.((?:[\w-]+\.)*)weight")
-_FIELDS = {name.partition(".")[0]: field for field, name in PEFT_NAMES.items()}
 _RANK = {"down": 1, "up": 0}
 """The axis of a factor that is its rank."""
 
@@ -44,17 +41,16 @@ def slots_of(graph: GraphFile) -> dict[tuple[str, str], GraphSlot]:
     defaults = {tensor.name for tensor in graph.model.graph.initializer}
     slots = {}
     for value in graph.model.graph.input:
-        named = _OF_PEFT.fullmatch(value.name)
-        if named and "quant" in named[3]:
+        path, field = split_slot(value.name)
+        if field in _RANK and ".quant" in value.name:
             raise Unsupported(
                 "the graph takes adapters in four bits, whose grid is the graph's",
                 where=graph.path,
                 found=value.name,
                 remedy="make the graph from an adapter in floats",
             )
-        path, _, field = value.name.rpartition(".") if named is None else (named[1], "", _FIELDS[named[2]])
         dtype = DTYPES.get(value.type.tensor_type.elem_type)
-        if path and dtype in FLOATS:
+        if path and field in FIELDS and dtype in FLOATS:
             axes = value.type.tensor_type.shape.dim
             shape = tuple(axis.dim_value if axis.HasField("dim_value") else None for axis in axes)
             turned = {node.op_type for node in graph.readers.get(value.name, ())} == {"Transpose"}
@@ -98,8 +94,8 @@ def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
         raise Unsupported(
             "the graph has no slot for a part of this adapter",
             where=path,
-            found=list_first(sorted({name.rpartition(".")[0] for name in without})),
-            expected=f"modules such as {list_first(sorted(modules), 3)}",
+            found=", ".join(sorted({name.rpartition(".")[0] for name in without})[:5]),
+            expected=f"modules such as {', '.join(sorted(modules)[:3])}",
             remedy="export a graph for this adapter, or train one of these modules alone",
         )
     rest = [slot for slot in slots.values() if slot.name not in fitted and not slot.has_default]
