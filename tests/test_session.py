@@ -179,20 +179,29 @@ def test_what_a_running_bank_refuses(bundle_of: Make, pack_of: Make, base_of: Ma
     assert np.array_equal(session.run(batch_of(), ["alpha", None, "beta"])["logits"], before)
 
 
-@pytest.mark.parametrize("mode", ["inputs", "folded"])
-def test_only_a_bank_takes_packs_while_it_runs(mode: str, bundle_of: Make, pack_of: Make) -> None:
-    """Other modes say which mode does."""
-    session = Session(bundle_of("llama", mode), "cpu")
+def test_a_folded_bundle_takes_no_packs(bundle_of: Make, pack_of: Make) -> None:
+    """It says which mode does."""
+    session = Session(bundle_of("llama", "folded"), "cpu")
     with pytest.raises(Unsupported, match="--mode bank"):
         session.load(pack_of("llama", "gamma"))
-    if mode == "folded":
-        with pytest.raises(Unsupported, match="folded into the weights"):
-            session.unload("alpha")
-    else:
+    with pytest.raises(Unsupported, match="folded into the weights"):
         session.unload("alpha")
-        assert session.adapters == ["beta"]
-        with pytest.raises(UnknownAdapter, match="beta"):
-            session.run(batch_of(), "alpha")
+
+
+def test_a_pack_into_a_graph_with_inputs(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
+    """It gives what it gives in torch, among the others; a name is taken once, and one that is unloaded is
+    gone.
+    """
+    session, batch, names = Session(bundle_of("llama", "inputs"), "cpu"), batch_of(), ["gamma", None, "beta"]
+    session.load(pack_of("llama", "gamma"))
+    found, wanted = session.run(batch, names)["logits"], expect(dense_of, batch, names)
+    assert np.abs(found - wanted)[batch["attention_mask"] > 0].max() < 1e-4 * np.abs(wanted).max()
+    with pytest.raises(AdapterpackError, match="already has"):
+        session.load(pack_of("llama", "gamma"))
+    session.unload("alpha")
+    assert session.adapters == ["beta", "gamma"]
+    with pytest.raises(UnknownAdapter, match="beta"):
+        session.run(batch_of(), "alpha")
 
 
 def test_runs_keep_right_while_slots_change(bundle_of: Make, pack_of: Make, dense_of: Make) -> None:
