@@ -58,13 +58,17 @@ class StoredRows(NamedTuple):
         """The number of entries."""
         return self.shape[0] * self.shape[1]
 
+    def stored(self, rows: slice) -> np.ndarray:
+        """Returns these rows as they are stored."""
+        values = np.empty((rows.stop - rows.start, self.shape[1]), DTYPES[self.info.dtype])
+        with storage_errors(self.file), open_descriptor(self.file, os.O_RDONLY) as file:
+            read_into(file, values, self.info.offset + rows.start * self.shape[1] * values.itemsize)
+        return values
+
     def read(self, rows: slice) -> np.ndarray:
         """Returns these rows in float32, of a float64 tensor in float64."""
-        dtype = DTYPES[self.info.dtype]
-        values = np.empty((rows.stop - rows.start, self.shape[1]), dtype)
-        with storage_errors(self.file), open_descriptor(self.file, os.O_RDONLY) as file:
-            read_into(file, values, self.info.offset + rows.start * self.shape[1] * dtype.itemsize)
-        return values.astype(np.float64 if dtype == np.float64 else np.float32, copy=False)
+        values = self.stored(rows)
+        return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 
 class MergedModels(NamedTuple):
@@ -135,7 +139,7 @@ def merge_models(
             values, names = file.values(info.name, own.entries, layers), [model.name for model in file.models]
             blocks = _merged(rule, arguments, names, others, base, values, info.name)
         else:
-            blocks = ((rows, _raw(own, rows)) for rows in row_blocks(*own.shape, _BLOCK))
+            blocks = ((rows, own.stored(rows)) for rows in row_blocks(*own.shape, _BLOCK))
         kind, at = DTYPES[info.dtype], info.offset
         with open_descriptor(folder / shard, os.O_WRONLY) as sink:
             for rows, merged in blocks:
@@ -249,14 +253,6 @@ def _rows_of(model: Checkpoint, name: str) -> StoredRows:
     return StoredRows(model.source(name).path, model.stored[name])
 
 
-def _raw(tensor: StoredRows, rows: slice) -> np.ndarray:
-    """Returns rows as they are stored."""
-    values = np.empty((rows.stop - rows.start, tensor.shape[1]), DTYPES[tensor.info.dtype])
-    with storage_errors(tensor.file), open_descriptor(tensor.file, os.O_RDONLY) as file:
-        read_into(file, values, tensor.info.offset + rows.start * tensor.shape[1] * values.itemsize)
-    return values
-
-
 def _require_alike(model: Checkpoint, donor: Checkpoint) -> None:
     for name in dict.fromkeys((*donor.stored, *model.stored)):
         found, expected = model.stored.get(name), donor.stored.get(name)
@@ -288,21 +284,20 @@ def _shards(donor: Checkpoint, dtype: str | None) -> list[Shard]:
 def _record(
     file: MergekitFile, models: Mapping[str, Checkpoint], arguments: Mapping[str, Any]
 ) -> dict[str, Any]:
+    merged = [{**_source(models[model.name]), "settings": dict(model.settings)} for model in file.models]
+    base = None if file.base is None else _source(models[file.base.name])
+    settings = [dict(settings) for settings in file.settings]
     return {
         "rule": file.rule,
         "params": dict(arguments),
-        "base": None if file.base is None else models[file.base.name].name,
-        "models": [
-            {
-                "name": models[model.name].name,
-                "structure": models[model.name].structure,
-                "probe": models[model.name].probe,
-                "settings": dict(model.settings),
-            }
-            for model in file.models
-        ],
-        "settings": [dict(settings) for settings in file.settings],
+        "base": base,
+        "models": merged,
+        "settings": settings,
     }
+
+
+def _source(model: Checkpoint) -> dict[str, str]:
+    return {"name": model.name, "structure": model.structure, "probe": model.probe}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
