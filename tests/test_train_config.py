@@ -24,6 +24,7 @@ from adapterpack.training.config.fields import LEAST, NAME, PARTS, POSITIVE, Tra
 from adapterpack.training.config.sources import Source, sources_of
 from adapterpack.training.config.tools import ours, tool_of, translate
 from adapterpack.training.config.unknown_keys import own_settings
+from adapterpack.training.data.load import load_rows
 from adapterpack.training.trainers.kind import TRAINERS, NoTrainerSettings
 
 pytestmark = pytest.mark.fast
@@ -560,6 +561,19 @@ def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
         read_config({**settings, "dataset": "identity", "dataset_dir": str(tmp_path / "none")})
 
 
+def test_pictures_in_llama_factorys_list(tmp_path: Path) -> None:
+    """They make it a task with images, and their paths start from the list's folder, or from media_dir."""
+    entry = {"file_name": "a.json", "formatting": "sharegpt", "columns": {"messages": "m", "images": "i"}}
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"seen": entry}))
+    (tmp_path / "a.json").write_text(json.dumps([{"m": [], "i": ["b.png", "data:image/png;base64,"]}]))
+    settings = {"model_name_or_path": "b", "output_dir": "o", "dataset_dir": str(tmp_path), "dataset": "seen"}
+    for media, folder in ((None, tmp_path), ("elsewhere", Path("elsewhere"))):
+        (config,), _ = read_config({**settings, "media_dir": media})
+        (source,) = sources_of(config.train_file, "here")
+        assert (config.task, source.media_dir) == ("image-text-to-text", str(folder))
+        assert load_rows(source)[0]["images"] == [str(folder / "b.png"), "data:image/png;base64,"]
+
+
 OPENAI = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
 
 
@@ -615,7 +629,8 @@ def test_preferences_of_llama_factorys_list_keep_their_columns(
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ({"columns": {"images": "pictures"}}, "found columns: images"),
+        ({"columns": {"videos": "films"}}, "found columns: videos"),
+        ({"columns": {"images": "pictures"}, "ranking": True}, "images with ranking"),
         ({"script_url": "data.py"}, "found script_url"),
         ({"columns": {"chosen": "better", "rejected": "worse"}}, "columns: chosen, columns: rejected"),
         ({"num_samples": 9}, "num_samples"),

@@ -18,6 +18,7 @@ import torch
 from architecture_proofs import make_base
 from architectures import ARCHITECTURES
 from PIL import Image
+from vision_models import make_family
 
 import adapterpack
 from adapterpack import attach, export, load, run, train
@@ -265,6 +266,56 @@ def test_a_task_is_learned_from_its_rows(
     claimed = next(metric["value"] for metric in pack.manifest.metrics if metric["name"] == "loss")
     assert claimed < 0.5 * loss_of(values)
     assert loss_of(values, load(tmp_path / case)) == pytest.approx(claimed, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "qwen2_5_vl",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("llava_next", "smolvlm", "mistral3")),
+    ],
+)
+def test_rows_with_several_images_of_any_size(family: str, tmp_path: Path) -> None:
+    """In the places that LLaMA-Factory marks, in parts of messages, or before the text: rows in a batch have the
+    losses of rows alone, and other pictures give others; too many marks are refused.
+    """
+    base, dice = make_family(family, tmp_path / "base"), np.random.default_rng(0)
+    paths = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for path, size in zip(paths, ((24, 24), (20, 36), (20, 36)), strict=True):
+        Image.fromarray(dice.integers(0, 255, (*size, 3), dtype=np.uint8)).save(path)
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "<img>"}]
+
+    def loss(*rows: tuple[Any, list[str]], together: int = 1) -> float:
+        (tmp_path / "rows.jsonl").write_text(
+            "".join(
+                json.dumps(
+                    {
+                        "messages": [
+                            {"role": "user", "content": asked},
+                            {"role": "assistant", "content": answer},
+                        ],
+                        "images": images,
+                    }
+                )
+                + "\n"
+                for asked, images in rows
+                for answer in [[{"type": "text", "text": "</img>"}] if isinstance(asked, list) else "</img>"]
+            )
+        )
+        values = {"model_name_or_path": str(base), "task": "image-text-to-text", "max_length": 200}
+        values |= {"train_file": str(tmp_path / "rows.jsonl"), "eval_file": str(tmp_path / "rows.jsonl")}
+        return loss_of(
+            {**values, "output_dir": str(tmp_path / "out"), "per_device_eval_batch_size": together}
+        )
+
+    two, one, none = ("<img> <image> </img> <image>", paths[:2]), ("<img>", paths[:1]), ("<img>", [])
+    assert loss(two, one, none, together=3) == pytest.approx(
+        np.mean([loss(two), loss(one), loss(none)]), rel=1e-5
+    )
+    assert abs(loss(two) - loss((two[0], [paths[0], paths[2]]))) > 1e-5
+    assert loss((parts, paths[:1])) == pytest.approx(loss(("<image> <img>", paths[:1])), rel=1e-6)
+    with pytest.raises(ConfigError, match="a mark for each of its images"):
+        loss((two[0], paths))
 
 
 def test_a_vision_language_model_is_adapted_where_a_server_runs_it(

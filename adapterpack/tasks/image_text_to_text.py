@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .conversations.encoding import by_row
+from .conversations.form import Conversation
 from .data.problems import IGNORED, Labels
 from .data.rows import Picture, Row, file_of, map_rows, prompt_of
 from .session import TaskSession
@@ -31,41 +32,114 @@ def _pictures(row: Row) -> list[Any]:
     return [file_of({"image": one}, "image") for one in (given if isinstance(given, list) else [given])]
 
 
+_PLACE = "<image>"
+"""What stands for a picture in texts of training data, whatever the model has there."""
+_COLUMNS = ("images", "image")
+
+
 def encode(
     rows: Any, media: Any, max_length: int, where: object, labels: Labels | None = None
 ) -> list[dict[str, Any]]:
-    """Returns token ids and labels as for text generation, and the pixels of each row's image, computed when
-    a batch needs them. The single image token of a row is repeated for each position of the image, or
-    inserted at the beginning. The rows have the column ``image`` in addition to the columns of a format for
-    language models.
+    """Returns token ids and labels as for text generation, and the pictures of each row, read again when a
+    batch needs them. The rows have the column ``image`` or ``images`` in addition to the columns of a format
+    for language models; a text has ``<image>`` or the model's own mark for each, or none: then it begins with
+    them.
 
     Raises:
-        ConfigError: the column of images is missing, or a row has several image tokens; otherwise as for text
-            generation.
+        ConfigError: the column of images is missing, or a row has another number of marks than images;
+            otherwise as for text generation.
     """
-    if "image" not in rows.column_names:
+    column = next((name for name in _COLUMNS if name in rows.column_names), None)
+    if column is None:
         raise ConfigError(
-            "images with texts need the column image", where=where, found=", ".join(rows.column_names)
+            "images with texts need the column image or images",
+            where=where,
+            found=", ".join(rows.column_names),
         )
-    images, token, encoded = rows["image"], media.image_token, []
-    for number, parts in by_row(rows.remove_columns("image"), media.tokenizer, max_length, where).items():
+    given = [_listed(value) for value in rows[column]]
+    places = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
+    seen = [
+        [(one.text, one.length) for one in media.pictures(some, place).pictures]
+        for some, place in zip(given, places, strict=True)
+    ]
+    texts = _without_parts(rows.remove_columns(column))
+    encoded = []
+    for number, parts in by_row(
+        texts, media.tokenizer, max_length, where, partial(_fill, media, seen)
+    ).items():
         for part in parts[:1]:  # the other parts of a long text have no image
-            ids, wanted = part["input_ids"], part["labels"]
-            if ids.count(token) > 1:
-                raise ConfigError(
-                    "a row has one token for its image",
-                    where=f"{where}, row {number + 1}",
-                    found=f"{ids.count(token)} image tokens",
-                )
-            at, there = (ids.index(token), 1) if token in ids else (0, 0)
-            encoded.append(
-                {
-                    "input_ids": [*ids[:at], *[token] * media.image_positions, *ids[at + there :]],
-                    "labels": [*wanted[:at], *[IGNORED] * media.image_positions, *wanted[at + there :]],
-                    "pixel_values": partial(media.pixels, images[number], f"{where}, row {number + 1}"),
-                }
-            )
+            whole = _with_images(part, media, seen[number], places[number])
+            encoded.append({**whole, "images": partial(media.pictures, given[number], places[number])})
     return encoded
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _without_parts(rows: Any) -> Any:
+    """Returns rows whose messages have texts in the place of lists of parts."""
+
+    def plain(turn: Any) -> Any:
+        if not isinstance(turn, dict) or not isinstance(turn.get("content"), list):
+            return turn
+        return {**turn, "content": "".join(part.get("text") or _PLACE for part in turn["content"])}
+
+    names = [name for name in rows.column_names if any(isinstance(value, list) for value in rows[:1][name])]
+    return (
+        rows.map(lambda row: {name: [plain(turn) for turn in row[name]] for name in names}) if names else rows
+    )
+
+
+def _fill(
+    media: Any, seen: Sequence[Sequence[tuple[str, int]]], number: int, conversation: Conversation
+) -> Conversation:
+    """Returns a conversation with the model's own texts in the places of its pictures."""
+    reader, rest = media.reader, iter(text for text, _ in seen[number])
+
+    def filled(text: str) -> str:
+        if reader.mark not in text:
+            text = text.replace(_PLACE, media.frame)
+        if reader.plain:
+            return text
+        first, *others = text.split(reader.mark)
+        return first + "".join(next(rest, reader.mark) + other for other in others)
+
+    *before, answer = conversation.messages
+    messages = [{**turn, "content": filled(turn["content"])} for turn in before]
+    if messages and reader.end:
+        messages[-1]["content"] += reader.end
+    return conversation._replace(messages=[*messages, answer])
+
+
+def _with_images(
+    part: Mapping[str, Any], media: Any, seen: Sequence[tuple[str, int]], where: object
+) -> dict[str, Any]:
+    """Returns a row with as many image tokens as its pictures have features: those of each in the place of
+    its mark, or all at the beginning.
+    """
+    token, ids, labels = media.image_token, part["input_ids"], part["labels"]
+    wanted, rest = sum(length for _, length in seen), iter(length for _, length in seen)
+    if token not in ids:
+        first = [token] * wanted
+        if seen and not media.reader.plain:
+            text = "".join(text for text, _ in seen)
+            first = media.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids, labels = [*first, *ids], [*[IGNORED] * len(first), *labels]
+    elif media.reader.plain and ids.count(token) == len(seen):
+        counts = [next(rest) if one == token else 1 for one in ids]
+        ids, labels = (
+            [one for one, count in zip(values, counts, strict=True) for _ in range(count)]
+            for values in (ids, labels)
+        )
+    if ids.count(token) != wanted:
+        raise ConfigError(
+            "a row has a mark for each of its images, or none, and room for them in max_length",
+            where=where,
+            expected=f"{len(seen)} images, {wanted} positions",
+            found=f"{ids.count(token)} image tokens",
+        )
+    return {"input_ids": ids, "labels": labels}
 
 
 _PARTS = "adapterpack.exporting.tracing.vision_parts"

@@ -36,6 +36,12 @@ class SeenPicture(NamedTuple):
     length: int = 0
 
 
+class PicturesOfRow(NamedTuple):
+    """The pictures of a row of training data, in the order of its text."""
+
+    pictures: tuple[SeenPicture, ...]
+
+
 class _Told(NamedTuple):
     """What the text of a picture depends on: the image token, how often the picture takes it, further fields
     that its processor gives, and the bundle's settings for processors and tokenizers.
@@ -248,6 +254,14 @@ def join_pictures(pictures: Sequence[SeenPicture]) -> Arrays:
     if GRIDS not in one:
         pixels = extend(pixels, first=1)
     return {PIXELS: np.concatenate(pixels), **joined}
+
+
+def arrays_of(pictures: Sequence[SeenPicture]) -> Arrays:
+    """Returns the arrays of several pictures as a model of transformers takes them."""
+    joined = join_pictures(pictures)
+    if joined and pictures[0].arrays[PIXELS].ndim == 5 and SIZES not in joined:
+        joined[PIXELS] = joined[PIXELS][None]  # the images of one text
+    return joined
 
 
 def fill_marks(text: str, mark: str, pictures: Sequence[SeenPicture]) -> str:

@@ -5,7 +5,7 @@ of each turn.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ...chat.template import ChatTemplate
@@ -28,14 +28,20 @@ def encode(
     return [part for parts in by_row(rows, tokenizer, max_length, where).values() for part in parts]
 
 
-def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[int, list[dict[str, Any]]]:
+def by_row(
+    rows: Any,
+    tokenizer: Any,
+    max_length: int,
+    where: object,
+    change: Callable[[int, Conversation], Conversation] = lambda number, conversation: conversation,
+) -> dict[int, list[dict[str, Any]]]:
     """Returns row number -> token ids and labels for causal language modelling. The loss covers only the
     assistant's turns and the end of each.
 
     If the tokenizer has a chat template, it renders the turns, and its own end of a turn is learned;
     otherwise the tokenizer's end token is. Rows longer than ``max_length`` tokens are cut at the end; plain
     text is divided into rows of that length. Rows with nothing left to learn are dropped. The log says how
-    many, and which columns are not read.
+    many, and which columns are not read. ``change`` makes another conversation of that of a row.
 
     Raises:
         ConfigError: a row does not have the format that its columns indicate; no row is left; or the
@@ -59,7 +65,7 @@ def by_row(rows: Any, tokenizer: Any, max_length: int, where: object) -> dict[in
     for number, row in enumerate(rows):
         with report.row(number) as place:
             with form.errors(place):
-                conversation = form.read(row)
+                conversation = change(number, form.read(row))
                 pieces = list(_pieces(conversation, tokenizer))
             wanted_turns = conversation.messages[conversation.learned_from :]
             answers = sum(message["role"] == "assistant" for message in wanted_turns)

@@ -21,6 +21,7 @@ _ALPACA = {
     "response": "output",
     "system": "system",
     "history": "history",
+    "images": "images",
     "chosen": "chosen",
     "rejected": "rejected",
 }
@@ -28,6 +29,7 @@ _CHATS = {
     "messages": "conversations",
     "system": "system",
     "tools": "tools",
+    "images": "images",
     "chosen": "chosen",
     "rejected": "rejected",
 }
@@ -53,9 +55,12 @@ _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
 """Other hubs, which are ignored if the data is also in a file or on the Hugging Face hub."""
 
 
-def listed_sources(value: Any, folder: str | Path, most: int | None) -> list[str | dict[str, Any]]:
+def listed_sources(
+    value: Any, folder: str | Path, most: int | None, media: str | None = None
+) -> list[str | dict[str, Any]]:
     """Returns the data sources that names of data sets stand for in the list in a folder, with at most
-    ``most`` rows of each. A name with a suffix is a file's path.
+    ``most`` rows of each. A name with a suffix is a file's path. Paths of pictures start from ``media``, or
+    from the list's folder.
 
     Raises:
         ConfigError: the list lacks a data set, or is not a list of data sets.
@@ -69,7 +74,9 @@ def listed_sources(value: Any, folder: str | Path, most: int | None) -> list[str
             continue
         if info is None:
             info = _info(folder)
-        sources.append({**_source(name, info, Path(folder)), **({"max_samples": most} if most else {})})
+        source = {**_source(name, info, Path(folder)), **({"max_samples": most} if most else {})}
+        seen = {"media_dir": media or str(folder)} if "images" in source.get("columns", {}) else {}
+        sources.append({**source, **seen})
     return sources
 
 
@@ -116,6 +123,8 @@ def _source(name: str, info: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     unread += [f"columns: {key}" for key, value in named.items() if value and key not in ours]
     known = _OPENAI_TOO if openai else _SHAREGPT
     unread += [f"tags: {key}: {value}" for key, value in tags.items() if known.get(key) != value]
+    if ranked and named.get("images"):
+        unread.append("columns: images with ranking")
     if not judged and not ranked:
         unread += [f"columns: {key}" for key in ("chosen", "rejected") if named.get(key)]
     if (ranked and openai) or (judged and chats and not openai):

@@ -40,6 +40,7 @@ class Source:
         data_files: of a hub data set or a folder, the files that are read.
         columns: columns by other names: the form's name -> the data's.
         messages, roles, without_system: names of the parts and roles of messages; see :class:`RowReading`.
+        media_dir: the folder from which the paths of pictures in its rows start.
         max_samples: the most rows that are taken.
         share: the share of its rows that is taken.
     """
@@ -54,6 +55,7 @@ class Source:
     messages: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     without_system: bool = False
+    media_dir: str | None = None
     max_samples: int | None = None
     share: float | None = None
 

@@ -337,7 +337,9 @@ def listed_datasets(file: File) -> Settings:
     """Returns the sources of data sets that LLaMA-Factory's list describes."""
     folder = file.says("dataset_dir") or "data"
     file.note(f"{file.key}: looked up in {folder}/dataset_info.json")
-    return {file.into: listed_sources(_names(file.value), folder, file.says("max_samples"))}
+    sources = listed_sources(_names(file.value), folder, file.says("max_samples"), file.says("media_dir"))
+    seen = any(isinstance(source, dict) and "media_dir" in source for source in sources)
+    return {file.into: sources, **({"task": "image-text-to-text"} if seen else {})}
 
 
 @named

@@ -29,7 +29,9 @@ from datasets.utils.info_utils import is_small_dataset
 
 from ...errors import ConfigError
 from ...library_errors import library_errors
+from ...runtime.media.image_processing import DATA
 from ...runtime.media.inputs import extend
+from ...runtime.media.pictures import PicturesOfRow, arrays_of
 from ...tasks.data.problems import IGNORED, Labels, require_label
 from ...tasks.data.problems import labels_in as of_values
 from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
@@ -73,9 +75,20 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
     if source.share is not None or source.max_samples is not None:
         taken = len(rows) if source.share is None else max(1, round(source.share * len(rows)))
         rows = rows.select(range(min(taken, source.max_samples or taken, len(rows))))
-    return _with_names(
-        _disable_decoding(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
-    )
+    rows = _disable_decoding(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
+    return _with_names(rows if source.media_dir is None else _from_folder(rows, Path(source.media_dir)))
+
+
+def _from_folder(rows: Dataset, folder: Path) -> Dataset:
+    """Returns the rows with the paths of their pictures starting from a folder."""
+
+    def placed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [placed(one) for one in value]
+        return str(folder / value) if isinstance(value, str) and not value.startswith(DATA) else value
+
+    names = [name for name in ("image", "images") if name in rows.column_names]
+    return rows.map(lambda row: {name: placed(row[name]) for name in names})
 
 
 def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
@@ -310,6 +323,10 @@ class Collator:
         rows = [_call_values(row) for row in rows]
         for key in rows[0]:
             values = [row[key] for row in rows]
+            if isinstance(values[0], PicturesOfRow):
+                arrays = arrays_of([picture for row in values for picture in row.pictures])
+                batch |= {name: self._cast(torch.from_numpy(array)) for name, array in arrays.items()}
+                continue
             if isinstance(values[0], Mapping):
                 batch[key] = [
                     {name: torch.from_numpy(array) for name, array in one.items()} for one in values
@@ -327,8 +344,11 @@ class Collator:
                 if isinstance(values[0], np.ndarray)
                 else torch.tensor(values)
             )
-            batch[key] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+            batch[key] = self._cast(tensor)
         return batch
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
 
 def _call_values(row: Mapping[str, Any]) -> dict[str, Any]:

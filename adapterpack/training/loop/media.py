@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ...errors import ConfigError, Unsupported
+from ...chat.template import ChatTemplate
+from ...errors import ConfigError, FormatError, Unsupported
+from ...runtime.media.image_layouts import SIZES, image_shape, layout_of
 from ...runtime.media.image_processing import bytes_of, numbers_in
 from ...runtime.media.inputs import array_of, sized_image_of, sound_of
+from ...runtime.media.pictures import PictureReader, PicturesOfRow
 from ...runtime.media.processor_config import preparation, section
 from ...tasks.sounds import sound_of as heard_by
 from ...tasks.task import Task
@@ -54,11 +59,67 @@ class Media:
         return token
 
     @cached_property
-    def image_positions(self) -> int:
-        """How many positions an image occupies among the tokens."""
-        vision = self.config.vision_config
-        size = vision.image_size if isinstance(vision.image_size, list | tuple) else (vision.image_size,) * 2
-        return positions_of(self._model, (getattr(vision, "num_channels", 3), *size))
+    def reader(self) -> PictureReader:
+        """Reads the pictures of texts as a server does.
+
+        Raises:
+            Unsupported: the base's texts have no token for images, or it has no tower for them.
+        """
+        tower = self._model.get_encoder("image")
+        takes = signature(tower.forward).parameters
+        patched = ["patch_positions"] if "grid_thw" in takes else []
+        layout = layout_of(self.config.to_dict(), patched, "image_sizes" in takes)
+        if layout.fixed and not patched:
+            layout.positions = self._positions(tower, layout.vision)
+        token = self.tokenizer.convert_ids_to_tokens(self.image_token)
+        return PictureReader(self._folder, layout, _PIXELS, token)
+
+    def _positions(self, tower: Any, vision: Mapping[str, Any]) -> int:
+        """Returns how many features a row of the tower's images has, with that for the end of a line."""
+        config, shape = self.config, image_shape(vision)
+        if "patch_attention_mask" in signature(tower.forward).parameters:
+            side = int(shape[-1] // vision["patch_size"] // config.scale_factor)
+            return side * side
+        if not getattr(config, "image_grid_pinpoints", None):
+            return positions_of(self._model, shape)
+        with torch.no_grad():  # a tile, whose first feature may be that of its class
+            features = tower(torch.zeros(1, *shape, device="meta", dtype=tower.dtype)).last_hidden_state
+        return int(features.shape[1]) + bool(config.vision_feature_select_strategy != "default")
+
+    @cached_property
+    def frame(self) -> str:
+        """What a text has in the place of a picture: the mark, with what the chat template writes around."""
+        mark, template = self.reader.mark, self.tokenizer.chat_template
+        if not isinstance(template, str):
+            return mark
+        after = {"type": "text", "text": "what follows"}
+        try:
+            alone, whole = (
+                ChatTemplate(template).render(
+                    [{"role": "user", "content": [*parts, after]}], self.tokenizer.special_tokens_map
+                )
+                for parts in ([], [{"type": "image"}])
+            )
+        except FormatError:
+            return mark
+        before = alone.partition(after["text"])[0]
+        frame = whole.removeprefix(before).partition(after["text"])[0]
+        return frame if mark in frame and whole.startswith(before) else mark
+
+    def pictures(self, given: Sequence[Any], where: object) -> PicturesOfRow:
+        """Returns the pictures of a row, each from a path, the bytes of a PNG or JPEG file, a ``.npy`` file,
+        or an image of a data set.
+
+        Raises:
+            Unsupported: the model reads several pictures of a text in another way than one.
+        """
+        found = [_content(one, where, "an image", "the path of a picture") for one in given]
+        seen = tuple(self.reader.read(one, len(found) == 1) for one in found)
+        if any(not picture.arrays.get(SIZES, np.ones(1)).all() for picture in seen):
+            raise Unsupported(
+                "this model is trained with one picture in a row here", where=where, found=len(found)
+            )
+        return PicturesOfRow(seen)
 
     def pixels(self, picture: Any, where: object) -> np.ndarray:
         """Returns one image as ``pixel_values`` ``[channels, height, width]``, from a path or the bytes of a

@@ -109,7 +109,7 @@ def prepare(
     if rows.collator is not None and not reads_types(model):
         for row in (*rows.train, *(rows.evaluation or ())):
             row.pop("token_type_ids", None)
-            if {"pixel_values", "input_ids", "labels"} <= row.keys():
+            if {"images", "input_ids", "labels"} <= row.keys():
                 row.update(_seen_together(model, row))
     if rows.collator is not None:
         collator = dataclasses.replace(rows.collator, dtype=model.dtype)
