@@ -14,11 +14,13 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from every_family.tiny import make_base
+from PIL import Image
+from vision_models import make_family
 from word_tokenizer import write_tokenizer
 
 import adapterpack
@@ -87,6 +89,18 @@ KINDS = (
     ("llama|yi-34b|aqlm", "llama"),
 )
 """A pattern of bases' names -> the type of their configuration, the first that fits."""
+SEEING = {
+    "smolvlm": "smolvlm",
+    "internvl": "internvl",
+    "qwen2-vl": "qwen2_vl",
+    "qwen2.5-vl": "qwen2_5_vl",
+    "qwen3-vl": "qwen3_vl",
+    "gemma-3-4b": "gemma3",
+    "llava-1.5": "llava",
+    "pixtral": "pixtral",
+    "mistral-small-3|magistral|ministral-3": "mistral3",
+}
+"""The same for bases that see -> the family in ``vision_models``."""
 EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
 FIELDS = {"gemma4 with experts": {"text_config": EXPERTS}}
 """Fields that make a kind what it is."""
@@ -98,9 +112,19 @@ def files() -> Iterator[Path]:
     yield from sorted(path for path in WORLD.glob("*/examples/**/*") if path.suffix in {".yaml", ".yml"})
 
 
-def kind_of(base: str) -> str | None:
+def kind_of(base: str, kinds: Iterable[tuple[str, str | None]] = KINDS) -> str | None:
     """The type of a base by its name; None for one that is code of its own, or needs packages that are not here."""
-    return next((kind for pattern, kind in KINDS if re.search(pattern, base.lower())), None)
+    return next((kind for pattern, kind in kinds if re.search(pattern, base.lower())), None)
+
+
+def seeing_base(kind: str, folder: Path) -> tuple[Path, str]:
+    """A tiny base that sees, and the path of a picture."""
+    base, picture = folder / kind, folder / "picture.png"
+    make_family(kind, base)
+    file = base / "tokenizer_config.json"
+    file.write_text(json.dumps({"unk_token": "<pad>", "bos_token": "<s>", **json.loads(file.read_text())}))
+    Image.new("RGB", (24, 24), "teal").save(picture)
+    return base, str(picture)
 
 
 def rows_of(source: Source, config: TrainConfig) -> list[dict[str, Any]]:
@@ -146,20 +170,31 @@ def train_one(path: Path, folder: Path) -> str:
     with contextlib.chdir(WORLD / path.relative_to(WORLD).parts[0]):
         (config,), _ = read_config(path)
         sources = sources_of(config.train_file, path)
-    if config.task != "text-generation":
+    if config.task not in {"text-generation", "image-text-to-text"}:
         return f"read: {config.task}, for which no rows are made here"
-    kind = kind_of(config.model_name_or_path)
+    sees = config.task == "image-text-to-text"
+    kind = kind_of(config.model_name_or_path, SEEING.items() if sees else KINDS)
     if kind is None:
         return "read: no tiny model of this kind can be made here"
-    base = folder / kind
-    if not base.exists():
+    picture = None
+    if sees:
+        base, picture = seeing_base(kind, folder)
+    else:
+        base = folder / kind
         make_base(get_task(config.task), kind.split()[0], base, **FIELDS.get(kind, {}))
-    named = tuple(token for token in config.special_tokens.values() if not token.startswith("["))
-    write_tokenizer(base, (*SPECIAL, *dict.fromkeys(named)), chat_template("axolotl/chatml"))
+        named = tuple(token for token in config.special_tokens.values() if not token.startswith("["))
+        write_tokenizer(base, (*SPECIAL, *dict.fromkeys(named)), chat_template("axolotl/chatml"))
     written = []
     for number, source in enumerate(sources):
         rows = folder / f"{number}.jsonl"
-        rows.write_text("".join(json.dumps(row) + "\n" for row in rows_of(source, config)))
+        lines = [json.dumps(row) for row in rows_of(source, config)]
+        if picture is not None:  # words that every tokenizer of a base that sees has
+            seen = {source.columns.get("images", "images"): [picture]}
+            lines = [
+                json.dumps({**json.loads(re.sub(r"w[0-9]( w[0-9])*", "<img>", line)), **seen})
+                for line in lines
+            ]
+        rows.write_text("".join(f"{line}\n" for line in lines))
         kept = {
             "form": source.form,
             "columns": source.columns,

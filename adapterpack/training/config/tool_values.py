@@ -86,8 +86,10 @@ def several_names(file: File) -> Settings:
 
 @named
 def all_or_named(file: File) -> Settings:
-    """Returns LLaMA-Factory's targets, of which ``all`` is every linear layer."""
-    return {"targets": "all-linear" if file.value == "all" else _names(file.value)}
+    """Returns LLaMA-Factory's targets, of which ``all`` is every linear layer, and of a model that sees those
+    of its language model, as a task's own targets are.
+    """
+    return {} if file.value == "all" else {"targets": _names(file.value)}
 
 
 @named
