@@ -12,8 +12,8 @@ from adapterpack.composing.mergekit_file import MergeMethod, table
 INTRO = """# Keys of mergekit's files
 
 `adapterpack compose FILE.yaml -o OUT` reads a configuration of mergekit. Where its models are adapters (`BASE+ADAPTER`, or folders of adapters), OUT is
-a pack; where they are full models, it is a merged checkpoint, streamed tensor by tensor. Numbers are mergekit's (0.1.5) within rounding, but
-for what is drawn by chance. This page is made from the table by `make guide`.
+a pack; where they are full models, it is a merged checkpoint, streamed tensor by tensor. Results equal mergekit's (0.1.5) up to
+rounding, except where entries are dropped at random. This page is made from the table by `make guide`.
 """
 ON = {
     "changes": "changes of the base model",
@@ -27,8 +27,8 @@ def page() -> str:
     known = table()
     parts = [INTRO, "## Methods\n"]
     parts += _table(("merge_method", "rule", "of", "what differs"), map(_method, known.methods.items()))
-    parts += ["Adapters take the methods of changes; and `linear` where the weights add up to 1.\n"]
-    parts += ["These stop:\n", *_table(("merge_method", "because"), _named(known.refused.items()))]
+    parts += ["Adapters take the methods that merge changes, and `linear` where the weights add up to 1.\n"]
+    parts += ["These are refused:\n", *_table(("merge_method", "because"), _named(known.refused.items()))]
     parts += ["## Keys\n", *_table(("key", "what becomes of it"), _named(known.keys.items()))]
     left = (
         (", ".join(f"`{key}`" for key in keys), f"left out, with a note: {why}")

@@ -14,8 +14,8 @@ from adapterpack.training.config.tools import TABLES, KeyRule, OtherTool, table_
 
 INTRO = """# Keys of other tools' training files
 
-`adapterpack train FILE` tells by its keys which tool a file was written for, and reads it by that tool's table: its names, its defaults, its meanings.
-`--from axolotl` (`llamafactory`, `trl`, `adapterpack`) says it instead. `adapterpack train FILE --print-config` shows the result, and where
+`adapterpack train FILE` recognizes by its keys which tool a file was written for, and reads it with that tool's names, defaults and meanings.
+`--from axolotl` (`llamafactory`, `trl`, `adapterpack`) names the tool instead. `adapterpack train FILE --print-config` shows the result, and where
 each value came from. A key without a value (`null`, `""`, `[]`, `{}`) is not set. This page is made from the tables by `make guide`.
 """
 

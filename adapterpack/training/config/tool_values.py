@@ -260,7 +260,7 @@ def held_out(file: File) -> Settings:
 
 @named
 def whole_batch(file: File) -> Settings:
-    """Returns how many steps add up to a batch of so many rows."""
+    """Returns the accumulation steps that make up a batch of so many rows."""
     if file.says("gradient_accumulation_steps") is not None:
         return {}
     return {"gradient_accumulation_steps": max(1, int(file.value) // int(file.says("micro_batch_size") or 1))}
@@ -277,7 +277,7 @@ def schedule(file: File) -> Settings:
 
 @named
 def packing(file: File) -> Settings:
-    """Returns that rows are packed where the model keeps them apart; other tools have kernels that do."""
+    """Returns whether rows are packed: ``auto`` packs where the model keeps packed rows apart."""
     wants = file.says("sample_packing", "packing", "neat_packing")
     return {"packing": "auto" if wants is True else wants}
 
