@@ -1332,7 +1332,7 @@ def test_wrong_requests_are_named(tmp_path: Path) -> None:
     with pytest.raises(Unsupported, match="pickle"):
         adapterpack.convert(tmp_path / "a.pt", tmp_path / "x", to="pack")
     (tmp_path / "noise").write_bytes(b"hello world")
-    with pytest.raises(FormatError, match="no adapter in a known format"):
+    with pytest.raises(FormatError, match="not an adapter in a known format"):
         adapterpack.convert(tmp_path / "noise", tmp_path / "x", to="pack")
     (tmp_path / "broken.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}trailing")
     with pytest.raises(FormatError, match="after the last tensor"):

@@ -288,10 +288,10 @@ def test_a_row_without_a_next_token_is_an_error() -> None:
     with pytest.raises(ConfigError, match="at stop_token_ids"):
         Sampler(Sampling(stop_token_ids=[300]), ends=[300]).next(logits[0])
     logits[0, 7] = 3e38
-    with pytest.raises(ConfigError, match="no token may follow"):
+    with pytest.raises(ConfigError, match="no token is left to choose"):
         Sampler(Sampling(temperature=1.0, repetition_penalty=0.01), [7]).next(logits[0])
     logits[0, :] = np.where(np.arange(300) == 2, 0, -np.inf)
-    with pytest.raises(ConfigError, match="no token may follow"):
+    with pytest.raises(ConfigError, match="no token is left to choose"):
         Sampler(Sampling(min_new_tokens=1), ends=[2]).next(logits[0])
     unlikely = np.array([-np.inf, 1, -3e38, np.nextafter(np.float32(1), np.float32(0))], np.float32)
     assert Sampler(Sampling(temperature=1e-38)).next(unlikely).token == 1

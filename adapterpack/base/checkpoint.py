@@ -129,7 +129,7 @@ class Checkpoint:
         loaded = without_code(read_json(path)) if path.is_file() else {}
         if not isinstance(loaded, dict):
             raise FormatError(
-                "the configuration is no JSON object",
+                "the configuration is not a JSON object",
                 where=path,
                 expected="an object",
                 found=type(loaded).__name__,

@@ -30,7 +30,7 @@ def score_with(executable: str, say: Callable[[str], None]) -> Callable[[Any], f
     )
     if path is None:
         raise ConfigError(
-            "this is no executable file",
+            "this is not an executable file",
             where="--score",
             found=executable,
             remedy=(

@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[str, Any]:
         values = tomllib.loads(data.decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(
-            "the configuration is no TOML", where=path, found=str(error), remedy="mend that line"
+            "the configuration is not valid TOML", where=path, found=str(error), remedy="mend that line"
         ) from error
     for name, value in values.items():
         if name not in SETTINGS:

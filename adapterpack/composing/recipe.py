@@ -141,7 +141,7 @@ def read(source: str | os.PathLike[str]) -> CompositionRecipe:
     value = loads(data, path, _LIMIT)
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise FormatError(
-            "this is no recipe",
+            "this is not a recipe",
             where=path,
             expected=FORMAT,
             found=str(value.get("format") if isinstance(value, dict) else type(value).__name__)[:80],

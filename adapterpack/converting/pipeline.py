@@ -213,7 +213,7 @@ def detect(path: Path) -> Format:
     if path.suffix == ".safetensors" and path.is_file():
         SafetensorsFile(path)  # raises an error that explains why the file cannot be read
     raise FormatError(
-        "this is no adapter in a known format",
+        "this is not an adapter in a known format",
         where=path,
         found="a folder" if path.is_dir() else f"first bytes {first_bytes(path, 8)!r}",
         expected=", ".join(formats()),

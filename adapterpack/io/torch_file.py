@@ -92,7 +92,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             ValueError,
         ) as error:
             raise FormatError(
-                f"this is no file of tensors that torch wrote: {printable(str(error)[:200])}",
+                f"this is not a file of tensors that torch wrote: {printable(str(error)[:200])}",
                 where=path,
                 remedy="fetch it again from where it came",
             ) from error

@@ -100,7 +100,7 @@ def not_read(config: Mapping[str, Any], known: Sequence[Method], where: Path) ->
     kind = config.get("peft_type")
     if "peft_type" not in config:
         return Unsupported(
-            "this is no folder of PEFT's: its configuration names no peft_type",
+            "this is not a folder of PEFT's: its configuration names no peft_type",
             where=where,
             expected="peft_type",
             found=printable(", ".join(sorted(config))[:200]),

@@ -29,7 +29,7 @@ class SpeechOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.timestamps, bool):
             raise ConfigError(
-                "this is neither true nor false", where="timestamps", found=repr(self.timestamps)[:80]
+                "this must be true or false", where="timestamps", found=repr(self.timestamps)[:80]
             )
 
 

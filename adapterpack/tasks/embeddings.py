@@ -53,11 +53,11 @@ class EmbeddingOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
             raise ConfigError(
-                "this is neither true nor false", where="normalize", found=repr(self.normalize)[:80]
+                "this must be true or false", where="normalize", found=repr(self.normalize)[:80]
             )
         if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
             raise ConfigError(
-                "this is no number of dimensions",
+                "this is not a number of dimensions",
                 where="dimensions",
                 expected="a number from 1",
                 found=repr(self.dimensions)[:80],

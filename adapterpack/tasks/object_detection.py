@@ -36,7 +36,7 @@ class DetectionOptions:
     def __post_init__(self) -> None:
         if type(self.threshold) not in {int, float} or not 0 <= self.threshold <= 1:
             raise ConfigError(
-                "this is no threshold",
+                "the threshold is out of range",
                 where="threshold",
                 expected="a number from 0 to 1",
                 found=repr(self.threshold)[:80],

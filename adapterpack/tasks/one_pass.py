@@ -97,7 +97,7 @@ def _ids(ids: Any) -> Arrays:
         or not all(type(token) is int and token >= 0 for token in ids)
     ):
         raise ConfigError(
-            "these are no token ids",
+            "these are not token ids",
             where="input_ids",
             expected="a list of numbers from 0",
             found=repr(ids)[:80],

@@ -44,7 +44,7 @@ class Mix:
         names = [part.pack.name for part in self.parts]
         if not 1 <= len(names) <= MOST or len(set(names)) < len(names):
             raise ConfigError(
-                "a mix has some adapters, each once",
+                "a mix must name one adapter or more, each once",
                 where="adapters",
                 expected=f"1 to {MOST}",
                 found=", ".join(names),

@@ -118,7 +118,7 @@ class Answer:
         """Chooses the next token from the logits ``[vocabulary]`` of each of its sequences.
 
         Raises:
-            AdapterpackError: no token may follow, or the logits are not finite.
+            AdapterpackError: no token is left to choose, or the logits are not finite.
         """
         choice = self.sampler.next(logits[0])
         return NextTokens((0,), (choice.token,), choice if self.take(choice) else None)

@@ -90,7 +90,7 @@ class BeamAnswer:
         places = _largest(totals.ravel(), max(2, 1 + len(self._ends)) * self.width)
         scores, (parents, tokens) = totals.ravel()[places], np.divmod(places, totals.shape[1])
         if not np.isfinite(scores[0]):
-            raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
+            raise ConfigError("no token is left to choose", where="the row's parameters", remedy=FEWER)
         candidates = [
             self._extend(int(parent), int(token), np.isfinite(score))
             for parent, token, score in zip(parents, tokens, scores, strict=True)

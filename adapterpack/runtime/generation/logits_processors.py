@@ -60,7 +60,7 @@ def read_ids(name: str, ids: Any) -> tuple[int, ...]:
     """
     if isinstance(ids, str) or not isinstance(ids, Collection) or len(ids) > MAX_ENTRIES:
         raise ConfigError(
-            "these are no token ids",
+            "these are not token ids",
             where=name,
             found=repr(ids)[:80],
             expected=f"at most {MAX_ENTRIES} numbers",
@@ -157,7 +157,7 @@ def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
     ids = read_ids(name, value if isinstance(value, Collection) else [value])
     if not ids:
         raise ConfigError(
-            "these are no token ids", where=name, found="none", expected=f"1 to {MAX_ENTRIES} numbers"
+            "these are not token ids", where=name, found="none", expected=f"1 to {MAX_ENTRIES} numbers"
         )
     return ids
 
@@ -165,7 +165,7 @@ def _one_or_more(name: str, value: Any) -> tuple[int, ...]:
 def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     if isinstance(value, str) or not isinstance(value, Collection) or len(value) > MAX_ENTRIES:
         raise ConfigError(
-            "these are no words in token ids",
+            "these are not words in token ids",
             where=name,
             found=repr(value)[:80],
             expected=f"at most {MAX_ENTRIES} lists",

@@ -110,7 +110,7 @@ class Sampler:
 
         Raises:
             NonFinite: the logits have NaN or +infinity, or are all -infinity.
-            ConfigError: a parameter names a token that the model does not have, or no token may follow.
+            ConfigError: a parameter names a token that the model does not have, or no token is left to choose.
         """
         logits = logits.astype(np.float32)  # a copy
         top = logits.max()
@@ -160,7 +160,7 @@ class Sampler:
         values = logits if ids is None else logits[ids]
         place = int(values.argmax()) if len(values) else 0
         if not len(values) or not np.isfinite(values[place]):
-            raise ConfigError("no token may follow", where="the row's parameters", remedy=FEWER)
+            raise ConfigError("no token is left to choose", where="the row's parameters", remedy=FEWER)
         if self.options.temperature:
             places, weights = candidates(values, self.options)
             place = int(places[_index_at_share(weights, self._draws.random())])

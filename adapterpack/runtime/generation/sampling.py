@@ -130,11 +130,11 @@ class Sampling:
         # iterating over a str would make each of its characters a stop text
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
-            raise ConfigError("a stop text is a text", where="stop", found=repr(self.stop)[:80])
+            raise ConfigError("a stop text must be a string", where="stop", found=repr(self.stop)[:80])
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
-                    "this is neither true nor false", where=name, found=repr(getattr(self, name))[:80]
+                    "this must be true or false", where=name, found=repr(getattr(self, name))[:80]
                 )
         numbers = {
             name: bounds.read(name, getattr(self, name))
@@ -153,7 +153,7 @@ class Sampling:
             object.__setattr__(self, name, value)
         if self.min_new_tokens > self.max_new_tokens:
             raise ConfigError(
-                "an answer must have more tokens than it may have",
+                "the least number of new tokens is above the largest",
                 where="min_new_tokens",
                 found=self.min_new_tokens,
                 expected=f"at most max_new_tokens, {self.max_new_tokens}",
@@ -164,7 +164,7 @@ class Sampling:
     def _require_beams(self) -> None:
         if not (isinstance(self.early_stopping, bool) or self.early_stopping == "never"):
             raise ConfigError(
-                "this is no rule of when a beam search ends",
+                "unknown rule for the end of a beam search",
                 where="early_stopping",
                 found=repr(self.early_stopping)[:80],
                 expected='True, False or "never"',
@@ -258,7 +258,7 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
     rule = options.get("sampling", "greedy")
     if rule not in ("greedy", "model"):
         raise ConfigError(
-            "this is no way to choose tokens",
+            "unknown way to choose tokens",
             where="sampling",
             expected="greedy or model",
             found=repr(rule)[:80],
@@ -314,7 +314,7 @@ def _bias(bias: Any) -> dict[int, float]:
     """Reads ``logit_bias``; keys may be strings, as JSON requires."""
     if not isinstance(bias, Mapping) or len(bias) > MAX_ENTRIES:
         raise ConfigError(
-            "this is no bias of tokens",
+            "a bias must map ids of tokens to numbers",
             where="logit_bias",
             expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
             found=repr(bias)[:80],

@@ -221,10 +221,10 @@ def _text(parameter: str, value: Any, where: str) -> str:
         try:
             value = json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ConfigError(f"this is no JSON schema: {error}", where=where) from error
+            raise ConfigError(f"this is not a JSON schema: {error}", where=where) from error
     if not isinstance(value, str) or len(value) > MAX_CHARACTERS:
         raise ConfigError(
-            "this is no text, or too long",
+            "this must be a text, and not too long",
             where=where,
             expected=f"at most {MAX_CHARACTERS} characters",
             found=len(value) if isinstance(value, str) else type(value).__name__,

@@ -72,7 +72,10 @@ def decode(data: bytes, where: object = "a picture") -> Any:
     image, transposed = _open(data, where)
     if image.mode not in _EIGHT_BITS:
         raise Unsupported(
-            "a picture has at most eight bits a channel", where=where, found=image.mode, remedy="convert it"
+            "pictures with more than eight bits a channel are not read",
+            where=where,
+            found=image.mode,
+            remedy="convert it",
         )
     with library_errors("PIL", _UNDECODABLE, where=where):
         return transposed(image).convert("RGB")
@@ -88,7 +91,10 @@ def numbers_in(data: bytes, where: object = "a picture") -> np.ndarray:
     image, _ = _open(data, where)
     if image.mode not in ("L", "P", "I", "I;16"):
         raise Unsupported(
-            "a picture of numbers has one channel", where=where, found=image.mode, remedy="convert it"
+            "a picture whose pixels are numbers must have one channel",
+            where=where,
+            found=image.mode,
+            remedy="convert it",
         )
     with library_errors("PIL", _UNDECODABLE, where=where):
         return np.asarray(image).astype(np.int64)
@@ -99,7 +105,10 @@ def _open(data: bytes, where: object) -> tuple[Any, Callable[[Any], Any]]:
     form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), None)
     if form is None:
         raise Unsupported(
-            "a picture is a PNG or a JPEG", where=where, found=repr(bytes(data[:8])), remedy="convert it"
+            "only PNG and JPEG pictures are read",
+            where=where,
+            found=repr(bytes(data[:8])),
+            remedy="convert it",
         )
     _require_bytes(len(data), where)
     image_of, transposed = _pillow()

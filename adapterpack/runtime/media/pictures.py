@@ -282,7 +282,7 @@ def fill_marks(text: str, mark: str, pictures: Sequence[SeenPicture]) -> str:
         first, rest = "", [*[""] * (len(pictures) - 1), text]
     if len(rest) != len(pictures):
         raise ConfigError(
-            "a prompt has one mark for each of its images",
+            "a prompt must have one mark for each of its images",
             expected=f"{len(pictures)} times {mark}, or none",
             found=len(rest),
             remedy="give as many images as the prompt names",
@@ -297,7 +297,7 @@ def _require_numbers(written: Any, where: object) -> None:
         _require_numbers(value, where)
     if isinstance(written, int) and written > MOST_PIXELS:
         raise ConfigError(
-            "a number of the processor's configuration cannot be",
+            "a number in the processor's configuration is out of range",
             where=where,
             expected=f"at most {MOST_PIXELS}",
             found=written,

@@ -219,7 +219,7 @@ def preparation(folder: Path) -> Preparation:
     def read(key: str, expected: str, is_valid: Callable[[Any], bool]) -> Any:
         if not is_valid(config[key]):
             raise ConfigError(
-                "a number of the processor's configuration cannot be",
+                "a number in the processor's configuration is out of range",
                 where=where,
                 expected=f"{key}: {expected}",
                 found=repr(config[key])[:100],

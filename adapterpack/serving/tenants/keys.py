@@ -223,7 +223,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
             else None
         )
         raise ConfigError(
-            f"this is no file of keys: {message}",
+            f"this is not a file of keys: {message}",
             where=f"{path}#{pointer}",
             expected="keys: a list of id, sha256, ...",
             remedy=remedy,

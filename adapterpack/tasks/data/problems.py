@@ -150,7 +150,7 @@ def _several(values: Sequence[Any], where: object) -> list[str]:
     labels = _label_names(values, lambda number: f"{where}, row {number + 1}")
     if len(labels) < 2:
         raise ConfigError(
-            "there is nothing to tell apart",
+            "the data has too few different labels",
             where=where,
             expected="at least two labels",
             found=", ".join(labels),
@@ -162,14 +162,17 @@ def _sets(values: Sequence[Any], where: object) -> list[str]:
     for number, value in enumerate(values):
         if not isinstance(value, list | tuple):
             raise ConfigError(
-                "several labels of a row are a list",
+                "the labels of a row must be a list",
                 where=f"{where}, row {number + 1}",
                 found=repr(value)[:80],
             )
     labels = _label_names((label for value in values for label in value), lambda _: str(where))
     if not labels:
         raise ConfigError(
-            "there is nothing to tell apart", where=where, expected="a row with a label", found="empty lists"
+            "the data has too few different labels",
+            where=where,
+            expected="a row with a label",
+            found="empty lists",
         )
     return labels
 
@@ -178,7 +181,7 @@ def _numbers(values: Sequence[Any], where: object) -> list[str]:
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise ConfigError(
-                "a number is learned, and this is none",
+                "a regression learns numbers, and this is not one",
                 where=f"{where}, row {number + 1}",
                 found=repr(value)[:80],
             )
