@@ -110,7 +110,7 @@ class Sampler:
 
         Raises:
             NonFinite: the logits have NaN or +infinity, or are all -infinity.
-            ConfigError: a parameter names a token that the model does not have, or no token is left to choose.
+            ConfigError: a parameter names a token that the model does not have, or no token is left.
         """
         logits = logits.astype(np.float32)  # a copy
         top = logits.max()
