@@ -37,7 +37,7 @@ TOKENS: Mapping[str, Mapping[str, str]] = MappingProxyType(
 OTHERS = (
     "<img> </img> [IMG_BREAK] [IMG_END] <fake_token_around_image> <global-img> <row_1_col_1> <row_1_col_2> "
     "<row_2_col_1> <row_2_col_2> <|START_OF_IMG|> <|END_OF_IMG|> TILE_GLOBAL TILE_1 TILE_2 TILE_3 TILE_4 "
-    "<IMG_START> <IMG_GRID> <IMG_COL> <IMG_ROW> <IMG_END> <image> <video>"
+    "<IMG_START> <IMG_GRID> <IMG_COL> <IMG_ROW> <IMG_END> <image> <video> <end_of_utterance>"
 )
 """Tokens that processors write around those of images."""
 WITHOUT_TEMPLATE = ("paligemma",)
@@ -164,7 +164,9 @@ def _tokenizer(kind: str, config: Any) -> Any:
         name = field.removesuffix("_index").removesuffix("_id")
         if field != name and name.endswith("_token") and number in range(len(_SPECIAL), WORDS):
             words[number] = named.setdefault(name, f"<{name}>")
-    others = [text for text in [*OTHERS.split(), *named.values()] if text not in words.values()]
+    others = [
+        text for text in dict.fromkeys((*OTHERS.split(), *named.values())) if text not in words.values()
+    ]
     words |= dict(enumerate(others, len(_SPECIAL)))
     core = Tokenizer(models.WordLevel({word: number for number, word in words.items()}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
