@@ -52,17 +52,17 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
         if twice := tensors.keys() & file.tensors.keys():
             raise FormatError("two of the files have a tensor of one name", where=path, found=min(twice))
         tensors |= {name: file.read(name) for name in file.tensors}
-    return held(tensors, shards[0]), (f"the tensors were in {count} files",)
+    return as_file(tensors, shards[0]), (f"the tensors were in {count} files",)
 
 
 def out_of_pickle(path: Path) -> tuple[HeldFile, tuple[str, ...]]:
     """Returns the tensors of a file that torch wrote, and a note on how they were read."""
-    return held(torch_file.read(path), path), (
+    return as_file(torch_file.read(path), path), (
         f"{path.name} is a pickle: its tensors were read, and nothing of it was run",
     )
 
 
-def held(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
+def as_file(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
     """Returns tensors as a file, for readers of files; ``path`` is where they came from."""
     data = io.BytesIO()
     safetensors.write(data, tensors, {"format": "pt"})

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import FormatError, printable
 from .safe_open import open_regular
-from .torch_file import stored_records
+from .torch_file import records_in
 
 _BFLOAT16 = np.dtype("V2")
 """What MLX writes for bfloat16, which numpy does not have."""
@@ -27,7 +27,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     with open_regular(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
-                records = stored_records(archive)
+                records = records_in(archive)
                 if sum(info.file_size for info in records.values()) > file.seek(0, io.SEEK_END):
                     raise ValueError("its records overlap")
                 return {name.removesuffix(".npy"): _array(archive.read(name)) for name in records}

@@ -111,7 +111,7 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
             ),
         )
     with zipfile.ZipFile(file) as archive:
-        records = stored_records(archive)
+        records = records_in(archive)
         (program,) = (name for name in records if name.endswith("data.pkl"))
         folder = program.removesuffix("data.pkl")
         order = f"{folder}byteorder"
@@ -138,7 +138,7 @@ def _read(file: Any, path: Path) -> dict[str, np.ndarray]:
     return {name: _array(tensor, numbers[tensor.storage.record]) for name, tensor in tensors.items()}
 
 
-def stored_records(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def records_in(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """Returns the records of an archive that compresses nothing, by name.
 
     Raises:

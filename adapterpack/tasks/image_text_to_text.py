@@ -97,7 +97,7 @@ def _fill(
     """Returns a conversation with the model's own texts in the places of its pictures."""
     reader, rest = media.reader, iter(text for text, _ in seen[number])
 
-    def filled(text: str) -> str:
+    def fill(text: str) -> str:
         if reader.mark not in text:
             text = text.replace(_PLACE, media.frame)
         if reader.plain:
@@ -106,7 +106,7 @@ def _fill(
         return first + "".join(next(rest, reader.mark) + other for other in others)
 
     *before, answer = conversation.messages
-    messages = [{**turn, "content": filled(turn["content"])} for turn in before]
+    messages = [{**turn, "content": fill(turn["content"])} for turn in before]
     if messages and reader.end:
         messages[-1]["content"] += reader.end
     return conversation._replace(messages=[*messages, answer])

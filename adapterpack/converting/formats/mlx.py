@@ -37,7 +37,7 @@ from ..factors import (
 from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules
 from ..numbers import finite_number
 from ..packs import dequantize, drop_targets, foreign_pack
-from ..tensor_files import held
+from ..tensor_files import as_file
 
 _FILE, _OLD = "adapters.safetensors", "adapters.npz"
 _A, _B, _M = "lora_a", "lora_b", "m"
@@ -113,7 +113,7 @@ def _open(folder: Path) -> SafetensorsFile:
     """Opens the tensors, which mlx-lm before 0.14 wrote as numpy does."""
     if (folder / _FILE).is_file():
         return SafetensorsFile(folder / _FILE, private=True)
-    return held(npz_file.read(folder / _OLD), folder / _OLD)
+    return as_file(npz_file.read(folder / _OLD), folder / _OLD)
 
 
 def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, float]:

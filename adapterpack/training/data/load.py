@@ -82,13 +82,13 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
 def _from_folder(rows: Dataset, folder: Path) -> Dataset:
     """Returns the rows with the paths of their pictures starting from a folder."""
 
-    def placed(value: Any) -> Any:
+    def place(value: Any) -> Any:
         if isinstance(value, list):
-            return [placed(one) for one in value]
+            return [place(one) for one in value]
         return str(folder / value) if isinstance(value, str) and not value.startswith(DATA) else value
 
     names = [name for name in ("image", "images") if name in rows.column_names]
-    return rows.map(lambda row: {name: placed(row[name]) for name in names})
+    return rows.map(lambda row: {name: place(row[name]) for name in names})
 
 
 def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
