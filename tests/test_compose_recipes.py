@@ -582,7 +582,7 @@ def test_a_program_scores(tmp_path: Path) -> None:
             str(tmp_path / "none"),
         ],
     )
-    assert "no executable" in str(failed.exception) and not (tmp_path / "none").exists()
+    assert "not an executable" in str(failed.exception) and not (tmp_path / "none").exists()
     assert not list(tmp_path.glob("*partial*"))
 
 

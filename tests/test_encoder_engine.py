@@ -262,7 +262,7 @@ def test_embeddings_are_pooled_cut_and_normalized(features: Path, tiny_bert: Pat
     for options, match in (
         ({"dimensions": 25}, "at most 24"),
         ({"dimensions": 0}, "from 1"),
-        ({"normalize": 1}, "neither true nor false"),
+        ({"normalize": 1}, "must be true or false"),
         ({"dimension": 3}, "did you mean 'dimensions'"),
     ):
         with pytest.raises(ConfigError, match=match):

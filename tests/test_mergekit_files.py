@@ -250,7 +250,7 @@ def test_values_of_sites_are_in_the_recipe(folder: Path, tmp_path: Path) -> None
         ({"nowhere": {"weight": [1.0, 1.0]}}, "values of packs"),
         ({site: {"lam": [1.0, 1.0]}}, "values of packs"),
         ({site: {"weight": [1.0]}}, "values of packs"),
-        ({site: {"density": [2.0, 1.0]}}, "no such value"),
+        ({site: {"density": [2.0, 1.0]}}, "cannot have this value"),
     ):
         with pytest.raises(ConfigError, match=words):
             compose(packs, rule="ties", params={"scope": "tensor"}, rank=4, by_site=wrong)

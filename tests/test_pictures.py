@@ -217,8 +217,8 @@ def test_what_is_no_picture_is_refused_by_name(tmp_path: Path) -> None:
         encoded(Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30))),
     )
     for data, error, text in (
-        (gif, Unsupported, "PNG or a JPEG"),
-        (b"", Unsupported, "PNG or a JPEG"),
+        (gif, Unsupported, "PNG and JPEG"),
+        (b"", Unsupported, "PNG and JPEG"),
         (deep, Unsupported, "eight bits"),
         (encoded(photo())[:300], FormatError, "cannot be decoded"),
         (encoded(photo(), "JPEG")[:60], FormatError, "cannot be decoded"),

@@ -89,7 +89,7 @@ def test_boxes_are_those_of_transformers(kind: str) -> None:
         assert one["label"] == "abc"[int(expected["labels"][at])]
         assert one["score"] == pytest.approx(float(expected["scores"][at]), abs=2e-6)
         assert [*one["box"].values()] == pytest.approx(expected["boxes"][at].tolist(), abs=2e-3)
-    with pytest.raises(ConfigError, match="no threshold"):
+    with pytest.raises(ConfigError, match="the threshold is"):
         DetectionOptions("0.4")  # type: ignore[arg-type]
 
 

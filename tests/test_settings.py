@@ -107,10 +107,10 @@ def test_the_option_wins_over_the_variable_and_that_over_the_file(
         ("threads = 0", "a number from 1 to 4096"),
         ("threads = true", "a number"),
         ("cache = 7", "expected a path"),
-        ("cache = ", "no TOML"),
+        ("cache = ", "not valid TOML"),
         ('a = "' + 70_000 * "x" + '"', "too large"),
         ('log = "xml"', "use a known name: json, text"),
-        ("a = " + 5000 * "[", "no TOML"),
+        ("a = " + 5000 * "[", "not valid TOML"),
         ("[cache]\nhub = 1", "expected a path"),
     ],
 )

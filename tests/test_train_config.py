@@ -381,7 +381,7 @@ def test_several_adapters_share_the_common_keys() -> None:
         (
             {"columns": {"text": "message"}},
             [],
-            ["unknown key", "datasets: [{path: tickets.csv, columns: {text: message, label: team}}]"],
+            ["unknown key", "train_file: [{path: tickets.csv, columns: {text: message, label: team}}]"],
         ),
         ({"max_length": "long"}, [], ["max_length", "expected a whole number", "'long' (str)"]),
         ({"max_length": 8.0}, [], ["max_length", "expected a whole number", "8.0 (float)"]),

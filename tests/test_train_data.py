@@ -205,7 +205,7 @@ def test_tables_of_spreadsheets(tmp_path: Path) -> None:
     [
         ("a.jsonl", None, {}, StorageError, ["no such data file"]),
         ("b*.jsonl", None, {}, StorageError, ["no such data file", "b*.jsonl"]),
-        ("a.docx", b"x", {}, ConfigError, ["no known kind", ".docx", ".jsonl"]),
+        ("a.docx", b"x", {}, ConfigError, ["names no kind", ".docx", ".jsonl"]),
         ("a.jsonl.gz", b"\x1f\x8bxx", {}, ConfigError, ["cannot be unpacked"]),
         (
             "a.jsonl.gz",

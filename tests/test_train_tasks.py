@@ -224,8 +224,8 @@ def test_what_labels_say_and_what_is_refused() -> None:
         ([None], None, "without a label"),
         (["a", "a"], None, "at least two labels"),
         ([[], []], None, "a row with a label"),
-        (["a", "b"], "multi_label_classification", "are a list.*row 1"),
-        ([1, True], "regression", "a number is learned.*row 2"),
+        (["a", "b"], "multi_label_classification", "must be a list.*row 1"),
+        ([1, True], "regression", "a regression learns numbers.*row 2"),
         ([float("nan")], "regression", "row 1"),
     ]:
         with pytest.raises(ConfigError, match=words):

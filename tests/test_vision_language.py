@@ -174,7 +174,7 @@ def test_the_client_of_openai_asks_about_pictures(
         assert base == next(iter(run(bundle, [row], max_new_tokens=6)))["completion"]
         away: Any = [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/a.png"}}]
         broken: Any = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
-        for content, words_said in ((away, "no address is fetched"), (broken, "PNG or a JPEG")):
+        for content, words_said in ((away, "no address is fetched"), (broken, "PNG and JPEG")):
             with pytest.raises(openai.BadRequestError, match=words_said):
                 ask(messages=[{"role": "user", "content": content}])
     finally:
