@@ -64,7 +64,7 @@ def _read_in_slices(graph: ir.Graph) -> None:
     for name, value in graph.initializers.items():
         tensor = value.const_value
         if isinstance(tensor, ir.LazyTensor) and tensor.dtype == ir.DataType.FLOAT:
-            stored = next(iter(getattr(tensor.raw, "__defaults__", None) or ()), None)
+            stored: Any = next(iter(getattr(tensor.raw, "__defaults__", None) or ()), None)
             if hasattr(stored, "float") and stored.shape == tuple(tensor.shape):  # one of torch
                 value.const_value = SlicedTensor.of_torch(stored, name)
 

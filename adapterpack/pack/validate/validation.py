@@ -307,7 +307,7 @@ def _examine_peft(
     pack = dataclasses.replace(pack, path=folder)
     findings += options(unknown)
     about_base = SHAPES_ONLY if base else NO_BASE
-    open_questions = ("digests and canary: PEFT folders carry none", about_base)
+    open_questions: tuple[str, ...] = ("digests and canary: PEFT folders carry none", about_base)
     if state:
         open_questions += (f"the state of a trainer, which nothing opens: {', '.join(sorted(state)[:8])}",)
     try:
