@@ -15,7 +15,7 @@ import numpy as np
 
 from ...adapter_methods import complete
 from ...adapter_methods.forms.prompt import PromptForm
-from ...bundle.layer_caches import empty_caches, replaced_states
+from ...bundle.layer_caches import empty_caches
 from ...bundle.manifest import PAST
 from ...errors import BaseMismatch, Unsupported
 from ...pack.pack import Pack
@@ -118,11 +118,12 @@ def prompt_kv(pack: Pack, folder: Path, inputs: Mapping[str, Any]) -> np.ndarray
         BaseMismatch: the prompt was made for a model of other sizes.
         Unsupported: the graph has no cache, or caches of several sizes, or takes no embeddings.
     """
-    if states := replaced_states(inputs):
+    others = (name for name in inputs if name.startswith(PAST) and not name.endswith((".key", ".value")))
+    if (other := next(others, None)) is not None:
         raise Unsupported(
-            "a prompt sets keys and values, and layers of this model keep a recurrent state beside them",
+            "a prompt sets keys and values, and layers of this model keep more than these",
             where=pack.name,
-            found=states[0].removeprefix(PAST),
+            found=other.removeprefix(PAST),
             remedy="use a method that changes weights, such as lora",
         )
     sizes = {
