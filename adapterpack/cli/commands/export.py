@@ -91,7 +91,7 @@ from .quantize import accuracy_sentence
     "--frontend",
     metavar="F",
     shell_complete=suggest("adapterpack.exporting.frontends.base:FRONTENDS"),
-    help="What builds the graph: mobius, transformers or rereading; by default the first that agrees.",
+    help="What builds the graph: mobius, transformers, rereading; by default the first whose graph is right.",
 )
 @click.option(
     "--target",
