@@ -113,6 +113,10 @@ def see(
     if isinstance(prompt, str) and reader.end:  # all pictures come first
         prompt = fill_marks(prompt, reader.mark, [SeenPicture({}, "")] * len(seen)) + reader.end
     ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
+    # a tokenizer that was saved with such a processor leaves it out
+    start = session.tokenizer.special_id(reader.start) if isinstance(prompt, str) else None
+    if start is not None and ids[0] != start:
+        ids = [start, *ids]
     if as_ids or reader.plain:
         ids = _fill_ids(session, ids, reader, seen)
     if not seen:

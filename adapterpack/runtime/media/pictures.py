@@ -164,8 +164,8 @@ _WRITERS = (
 
 class PictureReader:
     """Reads pictures for the model in ``folder``. ``shape`` is that of one row of the graph's pixels, and
-    ``token`` the text of the image token. ``mark`` stands for a picture in a prompt, and ``end`` follows
-    every prompt.
+    ``token`` the text of the image token. ``mark`` stands for a picture in a prompt, and a processor that
+    says how prompts end has the token ``start`` after the pictures and ``end`` after each.
 
     Raises:
         ConfigError: a number of the processor's configuration is too large.
@@ -182,6 +182,7 @@ class PictureReader:
         marked = None if self._kind is None else self._kind.mark
         self.mark = token if marked is None else _Told(token, 0, {}, self._settings).special(*marked)
         self.end = _ENDS.get(of, "")
+        self.start = _Told(token, 0, {}, self._settings).special("bos_token", "") if self.end else ""
         if self._kind is not None:
             _require_numbers([written, self._options], where)
 
