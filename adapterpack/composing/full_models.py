@@ -58,7 +58,7 @@ class StoredRows(NamedTuple):
         """The number of entries."""
         return self.shape[0] * self.shape[1]
 
-    def stored(self, rows: slice) -> np.ndarray:
+    def raw(self, rows: slice) -> np.ndarray:
         """Returns these rows as they are stored."""
         values = np.empty((rows.stop - rows.start, self.shape[1]), DTYPES[self.info.dtype])
         with storage_errors(self.file), open_descriptor(self.file, os.O_RDONLY) as file:
@@ -67,7 +67,7 @@ class StoredRows(NamedTuple):
 
     def read(self, rows: slice) -> np.ndarray:
         """Returns these rows in float32, of a float64 tensor in float64."""
-        values = self.stored(rows)
+        values = self.raw(rows)
         return values.astype(np.result_type(values.dtype, np.float32), copy=False)
 
 
@@ -137,9 +137,9 @@ def merge_models(
             base = None if file.base is None else stored[file.base.name]
             others = [stored[model.name] for model in file.models]
             values, names = file.values(info.name, own.entries, layers), [model.name for model in file.models]
-            blocks = _merged(rule, arguments, names, others, base, values, info.name)
+            blocks = _merge_rows(rule, arguments, names, others, base, values, info.name)
         else:
-            blocks = ((rows, own.stored(rows)) for rows in row_blocks(*own.shape, _BLOCK))
+            blocks = ((rows, own.raw(rows)) for rows in row_blocks(*own.shape, _BLOCK))
         kind, at = DTYPES[info.dtype], info.offset
         with open_descriptor(folder / shard, os.O_WRONLY) as sink:
             for rows, merged in blocks:
@@ -171,7 +171,7 @@ def merge_models(
     return MergedModels(str(out), sum(merged), len(merged) - sum(merged), sum(shard.size for shard in shards))
 
 
-def _merged(
+def _merge_rows(
     rule: Rule,
     arguments: Mapping[str, Any],
     names: Sequence[str],

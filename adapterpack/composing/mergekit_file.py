@@ -135,7 +135,7 @@ class MergekitFile(NamedTuple):
             {names[key]: value(key, model, default) for key, default in method.each.items()}
             for model in self.models
         ]
-        weights = self._scaled(weights, own)
+        weights = self._scale(weights, own)
         for index, values in enumerate(own):
             density = values.get("density", 1.0)
             if density <= 0:
@@ -150,7 +150,7 @@ class MergekitFile(NamedTuple):
                 }
         return TensorValues(weights, own)
 
-    def _scaled(self, weights: list[float], own: Sequence[Mapping[str, float]]) -> list[float]:
+    def _scale(self, weights: list[float], own: Sequence[Mapping[str, float]]) -> list[float]:
         """Returns the weights times what the rule has no parameter for: lambda, and the normalization."""
         thin = any(values.get("density", 1.0) < 1 for values in own)
         for key, needed in self.method.thinning.items():
@@ -322,9 +322,9 @@ def read(path: Path) -> MergekitFile:
     entries, local, layers = _entries(file, path)
     settings = (*local, _mapping(file.get("parameters"), path))
     base = Model(str(file["base_model"])) if file.get("base_model") else None
-    models, relative = _merged(method, entries, base, path)
+    models, relative = _acting_models(method, entries, base, path)
     donor = base or models[0]
-    shared = {key: _shared(key, default, settings, path) for key, default in method.shared.items()}
+    shared = {key: _one_value(key, default, settings, path) for key, default in method.shared.items()}
     rule, params = method.rule, dict(method.params)
     for case in method.when:
         if all(shared[key] == value for key, value in case["if"].items()):
@@ -418,7 +418,7 @@ def _model(entry: Any, path: Path) -> Model:
     return Model(name, _mapping(entry.get("parameters"), path))
 
 
-def _merged(
+def _acting_models(
     method: MergeMethod, entries: list[Model], base: Model | None, path: Path
 ) -> tuple[tuple[Model, ...], bool]:
     """Returns the models that are merged, and whether their changes of the base are."""
@@ -496,7 +496,7 @@ def _evaluate(setting: Any, name: str, place: float | None) -> Any:
     return (1 - share) * _number(low, "a list") + share * _number(setting[int(at) + 1], "a list")
 
 
-def _shared(key: str, default: bool | float, settings: Sequence[Mapping[str, Any]], path: Path) -> Any:
+def _one_value(key: str, default: bool | float, settings: Sequence[Mapping[str, Any]], path: Path) -> Any:
     value = next((each[key] for each in settings if each.get(key) is not None), default)
     if isinstance(value, (list, dict)):
         raise Unsupported(
