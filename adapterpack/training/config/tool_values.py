@@ -286,11 +286,7 @@ def packing(file: File) -> Settings:
 def special_tokens(file: File) -> Settings:
     """Returns the special tokens by their names in the tokenizer."""
     if "additional_special_tokens" in file.value:
-<<<<<<< HEAD
-        raise Stop("tokens cannot be added: extend and save the base first (resize_token_embeddings)")
-=======
-        raise Stop("new tokens need a copy of the base with rows for them, made first")
->>>>>>> 672c7650 (A special token that the tokenizer lacks names a copy of the base as what it needs)
+        raise Stop("tokens cannot be added: extend a copy of the base first (resize_token_embeddings)")
     return {"special_tokens": {key: token for key, token in file.value.items() if token}}
 
 

@@ -211,7 +211,8 @@ def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
             "the base's tokenizer has no such token",
             where="special_tokens",
             found=", ".join(missing),
-            remedy="name one that it has; to add tokens, extend a copy of the base first (resize_token_embeddings)",
+            remedy="name one that it has; to add tokens, extend a copy of the base first "
+            "(resize_token_embeddings)",
         )
     for key, token in config.special_tokens.items():
         setattr(tokenizer, key, token)
