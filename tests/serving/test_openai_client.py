@@ -328,8 +328,13 @@ def test_tokens(server: Served, session: Session) -> None:
     assert server.post("/tokenize", {"model": "base", "messages": messages}).json()[
         "tokens"
     ] == tokenizer.prompt(messages)
+    begun = [*messages, {"role": "assistant", "content": "Two"}]
+    going = {"model": "base", "messages": begun, "continue_final_message": True}
+    text = tokenizer.decode(server.post("/tokenize", going).json()["tokens"], False)
+    assert text.endswith("How many?<|im_end|>\n<|im_start|>assistant\nTwo")
     for path, body, status in (
         ("/tokenize", {"model": "alpha"}, 400),
+        ("/tokenize", {**going, "chat_template_kwargs": {"messages": []}}, 400),
         ("/tokenize", {"model": "nobody", "prompt": "x"}, 404),
         ("/detokenize", {"model": "alpha", "tokens": [-1]}, 400),
         ("/detokenize", {"model": "alpha", "tokens": [49_152]}, 400),

@@ -153,7 +153,7 @@ def test_a_call_or_a_form(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.long
-def test_what_was_called_is_in_the_prompt(client: openai.OpenAI, calling: Path) -> None:
+def test_what_was_called_is_in_the_prompt(client: openai.OpenAI, caller: Served, calling: Path) -> None:
     """Tools, calls and results are rendered as the template has them: as many tokens as the session's."""
     tokenizer = Session(calling, "cpu").tokenizer
     answer = (
@@ -188,7 +188,14 @@ def test_what_was_called_is_in_the_prompt(client: openai.OpenAI, calling: Path) 
         ],
     )
     assert "<tools>" in rendered and "<tool_call>" in rendered and "<tool_response>" in rendered
-    assert usage is not None and usage.prompt_tokens == len(tokenizer.encode(rendered, special=False))
+    expected = tokenizer.encode(rendered, special=False)
+    assert usage is not None and usage.prompt_tokens == len(expected)
+    sent = [
+        message if isinstance(message, dict) else message.model_dump(exclude_none=True)
+        for message in messages
+    ]
+    told = caller.post("/tokenize", {"model": "alpha", "messages": sent, "tools": TOOLS}).json()
+    assert told["tokens"] == expected
     again = client.responses.create(
         model="alpha",
         temperature=1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -20,14 +20,15 @@ from ...runtime.text.tokenizer import Tokenizer
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import runs_task
 from ..one_pass.tensors import OUTPUTS
-from ..openai.requests import Message, breaches_of
+from ..openai.requests import ChatRequest, Message
+from ..openai.tools import FunctionTool
 from ..route import RequestContext, RouteSpec, json_response
 from ..tenants.limits import ServerLimits
 
 
 class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /tokenize``: a text, or a conversation for the chat template. A text gets the tokenizer's own
-    special tokens.
+    """``POST /tokenize``: a text, or a conversation for the chat template, with its tools. A text gets the
+    tokenizer's own special tokens.
     """
 
     model: str
@@ -35,10 +36,22 @@ class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
     messages: Annotated[list[Message], Meta(min_length=1)] | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
+    tools: list[FunctionTool] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+
+    def chat(self, messages: list[Message]) -> ChatRequest:
+        """Returns the chat with this prompt."""
+        same = ("tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
+        return ChatRequest(
+            model=self.model, messages=messages, **{name: getattr(self, name) for name in same}
+        )
 
     def breaches(self) -> Iterator[Misfit]:
-        """Yields misfits if both prompt and messages are given, or none, and for invalid messages."""
-        yield from breaches_of(self.messages or ())
+        """Yields misfits if both prompt and messages are given, or none, and for what is no chat."""
+        if self.messages is not None:
+            yield from self.chat(self.messages).breaches()
         if (self.prompt is None) == (self.messages is None):
             yield Misfit("/prompt", "give prompt or messages")
 
@@ -100,7 +113,9 @@ def _ids(tokenizer: Tokenizer, body: TokenizeRequest, limits: ServerLimits) -> l
         raise invalid_request(f"a conversation may have at most {limits.messages} messages", "messages")
     if any(message.images for message in body.messages):
         raise invalid_request("the tokens of images are not counted here", "messages")
-    return tokenizer.prompt([message.render() for message in body.messages])
+    chat = body.chat(body.messages)
+    tools = [tool.for_template() for tool in chat.tools or ()]
+    return tokenizer.prompt(chat.conversation(), tools, values=chat.template_values)
 
 
 ROUTES: tuple[RouteSpec, ...] = (
