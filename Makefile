@@ -53,6 +53,7 @@ guide:
 	for page in commands catalogue pack_format errors; do python tests/guide/$${page}_page.py > page.new && mv page.new docs/$$(echo $$page | tr _ -).md || exit 1; done
 	python tests/guide/training_files_page.py > page.new && mv page.new docs/migrating/training-files.md
 	python tests/guide/mergekit_files_page.py > page.new && mv page.new docs/migrating/mergekit-files.md
+	python tests/guide/other_servers_page.py > page.new && mv page.new docs/other-servers.md
 	python tests/guide/api_page.py docs/api.md docs/api-methods.md
 	mkdocs build --strict
 

@@ -18,6 +18,7 @@ import catalogue_page
 import commands_page
 import errors_page
 import mergekit_files_page
+import other_servers_page
 import pack_format_page
 import training_files_page
 from pages import DOCS, ROOT, anchors, blocks, name_of, pages, words
@@ -117,6 +118,7 @@ def _parse(command: click.Command, arguments: list[str], parent: click.Context |
         ("pack-format", pack_format_page),
         ("migrating/training-files", training_files_page),
         ("migrating/mergekit-files", mergekit_files_page),
+        ("other-servers", other_servers_page),
     ],
 )
 def test_generated_pages_are_up_to_date(page: str, module: Any) -> None:
