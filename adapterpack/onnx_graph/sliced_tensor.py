@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import onnx_ir as ir
 
 from ..adapter_methods import row_blocks
-
-if TYPE_CHECKING:
-    import torch
 
 _BLOCK = 1 << 22
 """Numbers to write at a time."""
@@ -43,8 +40,8 @@ class SlicedTensor(ir.LazyTensor):
         self.read = read
 
     @classmethod
-    def of_torch(cls, weight: torch.Tensor, name: str | None) -> SlicedTensor:
-        """Returns a weight of torch in float32, whatever it is stored in."""
+    def of_torch(cls, weight: Any, name: str | None) -> SlicedTensor:
+        """Returns a tensor of torch in float32, whatever it is stored in."""
         return cls(lambda index: weight[index].float().numpy(), ir.DataType.FLOAT, tuple(weight.shape), name)
 
     def tofile(self, file: BinaryIO) -> None:
