@@ -47,7 +47,7 @@ _PIECES = 16
 """Number of pieces of the longest of the long prompts."""
 _LONGEST, _MOST_ROWS = 1 << 14, 16
 """Limits on the rows that a manifest may request: their length and their number."""
-_PACKED = 2 << 30
+PACKED = 2 << 30
 """Bytes of weights up to which quantized products have them prepacked."""
 _ROOM = 32
 """Positions reserved for the prompts of adapters."""
@@ -71,7 +71,7 @@ def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bu
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
     # runs of quantized products are quick with prepacked weights alone, which are a second copy in memory
-    large = sum(path.stat().st_size for path in folder.glob("*.data")) > _PACKED
+    large = sum(path.stat().st_size for path in folder.glob("*.data")) > PACKED
     report = _proof(made, folder, fast is None or large, say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)

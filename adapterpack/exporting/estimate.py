@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.checkpoint import Checkpoint
+from ..engine_graph.parity import PACKED
 from ..merging.checkpoint.staging import require_space
 from ..quantizing.graphs.product import RoundingSetting
 from ..readable import size
@@ -82,6 +83,10 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
             + head * (bytes_per_number(quantize.head_setting, itemsize) if quantize.setting else 2)
             + table * (itemsize if quantize.setting else 2)
         )
+    packed = [sum(map(math.prod, map(pack.manifest.shape_of, pack.manifest.tensors))) for pack in job.packs]
+    # each pack's own file, and in a bank a slot of the largest one's size for each
+    slots = job.slots if job.request.mode == "bank" else 0
+    bundle += 4 * sum(packed) + slots * max(packed, default=0) * itemsize
     adapters = 1 + (len(sample(source.packs)) if plan.stack else len(source.packs))
     proved = {"full": numbers, "layers": few + (0 if plan.direct else numbers), "none": 0}[plan.depth]
     work = (
@@ -95,8 +100,9 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
         bundle,
         bundle if quantize is None or plan.direct else floats + bundle,
         few * (stored // max(numbers, 1) + itemsize + 1),
-        # one weight in two copies while it is written, then a session, which holds codes but maps floats
-        _OWN + max(8 * max(map(math.prod, extents), default=0), bundle if quantize is not None else 0),
+        # one weight in two copies while it is written, then a session, which prepacks codes but maps floats
+        # and large graphs
+        _OWN + max(8 * max(map(math.prod, extents), default=0), min(bundle, PACKED) if quantize else 0),
         work / 1e9,
     )
 
