@@ -89,7 +89,12 @@ def test_completing_loads_no_torch() -> None:
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert set(done.stdout.split()) == {"plain,external", "plain,mobius", "plain,transformers"}
+    assert set(done.stdout.split()) == {
+        "plain,external",
+        "plain,mobius",
+        "plain,rereading",
+        "plain,transformers",
+    }
     assert done.stderr.strip() == ""
 
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
-from ..io import plain_yaml
 from ..pack.pack import Pack
 from .arguments import BySite
 from .rules.rule import RULES
@@ -303,6 +302,8 @@ def read(path: Path) -> MergekitFile:
         UnknownName, Unsupported: its method has no rule, or its slices are no whole models; the message says
             why.
     """
+    from ..io import plain_yaml  # noqa: PLC0415 - keeps the help fast
+
     file = plain_yaml.read(path)
     if not isinstance(file, dict) or not isinstance(file.get("merge_method"), str):
         raise ConfigError(

@@ -443,7 +443,7 @@ def test_what_an_operator_must_give(bundle: Path, key_file: Path, tmp_path: Path
         ({"admin_key_file": key_file}, ConfigError, "address and a key"),
         ({"admin": admin, "admin_key_file": short}, ConfigError, "holds no key"),
         ({"admin": admin, "admin_key_file": public}, ConfigError, "others may read"),
-        ({"admin": "127.0.0.1", "admin_key_file": key_file}, ConfigError, "no address"),
+        ({"admin": "127.0.0.1", "admin_key_file": key_file}, ConfigError, "not an address"),
         ({"admin": f"unix:{tmp_path / 'file'}", "admin_key_file": key_file}, StorageError, "in use"),
         ({"watch": 1.0}, ConfigError, "no folder to watch"),
         ({"require_signature": [key_file]}, ConfigError, "public key"),
