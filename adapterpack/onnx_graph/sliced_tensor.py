@@ -39,11 +39,6 @@ class SlicedTensor(ir.LazyTensor):
         super().__init__(lambda: ir.tensor(read((...,)), dtype, name=name), dtype, ir.Shape(shape), name=name)
         self.read = read
 
-    @classmethod
-    def of_torch(cls, weight: Any, name: str | None) -> SlicedTensor:
-        """Returns a tensor of torch in float32, whatever it is stored in."""
-        return cls(lambda index: weight[index].float().numpy(), ir.DataType.FLOAT, tuple(weight.shape), name)
-
     def tofile(self, file: BinaryIO) -> None:
         """Writes the numbers in order to a binary file."""
         rows, *rest = self.shape.numpy()

@@ -9,6 +9,7 @@ import io
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from ..tracing.example_inputs import config_of
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
@@ -66,7 +68,12 @@ def _read_in_slices(graph: ir.Graph) -> None:
         if isinstance(tensor, ir.LazyTensor) and tensor.dtype == ir.DataType.FLOAT:
             stored: Any = next(iter(getattr(tensor.raw, "__defaults__", None) or ()), None)
             if hasattr(stored, "float") and stored.shape == tuple(tensor.shape):  # one of torch
-                value.const_value = SlicedTensor.of_torch(stored, name)
+                read = partial(_widen, stored)
+                value.const_value = SlicedTensor(read, tensor.dtype, tuple(tensor.shape), name)
+
+
+def _widen(weight: torch.Tensor, index: tuple[object, ...]) -> Any:
+    return weight[index].float().numpy()
 
 
 def _exact_scale(graph: ir.Graph, hidden: object) -> None:

@@ -108,7 +108,7 @@ class UnreadWeights:
                     continue
                 array = tensor.numpy()
                 if (weight := self._weight_under(array)) is not None:
-                    value.const_value = SlicedTensor.of_torch(weight, value.name)
+                    value.const_value = _widen_late(weight, value.name)
                 elif np.count_nonzero(array) <= 1:
                     return False
         return True
@@ -124,3 +124,9 @@ class UnreadWeights:
             return None
         strides = [stride // array.itemsize for stride in array.strides]
         return weight.as_strided(array.shape, strides, place // array.itemsize)
+
+
+def _widen_late(weight: torch.Tensor, name: str | None) -> SlicedTensor:
+    return SlicedTensor(
+        lambda index: weight[index].float().numpy(), ir.DataType.FLOAT, tuple(weight.shape), name
+    )
