@@ -19,7 +19,7 @@ from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
-from ..onnx_graph.products import is_fast
+from ..onnx_graph.products import runs_mapped
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
@@ -55,7 +55,7 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
         Unsupported: the model has no keys and values, or more than ONNX Runtime's attention reads them.
         ParityError: the logits move too far.
     """
-    mapped = is_fast(folder / graph_file(DECODER)) is None
+    mapped = runs_mapped(folder / graph_file(DECODER))
     before = _run(folder, mapped)
     model = ir.load(folder / graph_file(DECODER))
     scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}

@@ -17,7 +17,7 @@ from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import GRAPH, Bundle, graph_file
 from ..bundle.reports import PROOFS
 from ..graph_passes.static_cache_decoder import write_decoder
-from ..onnx_graph.products import is_fast, make_fast
+from ..onnx_graph.products import is_fast, make_fast, runs_mapped
 from ..onnx_graph.sandboxed_check import try_opening
 from ..readable import StepCounter
 from ..runtime.engine.adapter_feeds import ResidentAdapter
@@ -47,8 +47,6 @@ _PIECES = 16
 """Number of pieces of the longest of the long prompts."""
 _LONGEST, _MOST_ROWS = 1 << 14, 16
 """Limits on the rows that a manifest may request: their length and their number."""
-PACKED = 2 << 30
-"""Bytes of weights up to which quantized products have them prepacked."""
 _ROOM = 32
 """Positions reserved for the prompts of adapters."""
 _IDS = 64
@@ -70,9 +68,7 @@ def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bu
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
-    # runs of quantized products are quick with prepacked weights alone, which are a second copy in memory
-    large = sum(path.stat().st_size for path in folder.glob("*.data")) > PACKED
-    report = _proof(made, folder, fast is None or large, say)
+    report = _proof(made, folder, runs_mapped(ordinary), say)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})

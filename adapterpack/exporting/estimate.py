@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..base.checkpoint import Checkpoint
-from ..engine_graph.parity import PACKED
 from ..merging.checkpoint.staging import require_space
+from ..onnx_graph.products import PACKED
 from ..quantizing.graphs.product import RoundingSetting
 from ..readable import size
 from ..slots.precision import DEFAULT

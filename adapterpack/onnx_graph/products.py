@@ -15,6 +15,8 @@ PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
 """Operators that can implement a linear layer."""
 _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
 """The attribute of MatMulNBits that sets the accuracy, and its values."""
+PACKED = 2 << 30
+"""Bytes of codes up to which a few runs of a graph have them prepacked."""
 
 
 def is_fast(path: Path) -> bool | None:
@@ -23,6 +25,16 @@ def is_fast(path: Path) -> bool | None:
     """
     levels = {node.attributes.get_int(_LEVEL, _EXACT) for node in _products(ir.load(path))}
     return _FAST in levels if levels else None
+
+
+def runs_mapped(path: Path) -> bool:
+    """Whether a few runs of the graph at ``path`` leave its weights in the mapped file: quantized products
+    are quick with prepacked weights alone, but these are a second copy of the codes in memory.
+    """
+    model = ir.load(path)
+    held = (node.inputs[1].const_value for node in _products(model) if node.inputs[1] is not None)
+    codes = [tensor.nbytes for tensor in held if tensor is not None]
+    return not codes or sum(codes) > PACKED
 
 
 def make_fast(path: Path, fast: bool = True) -> None:

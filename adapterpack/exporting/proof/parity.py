@@ -14,9 +14,10 @@ import numpy as np
 
 from ...base.checkpoint import Checkpoint
 from ...base.thresholds import SHORT, LongRows
-from ...bundle.manifest import PRESENT, Bundle, MappedSite
+from ...bundle.manifest import PRESENT, Bundle, MappedSite, graph_file
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
+from ...onnx_graph.products import runs_mapped
 from ...readable import StepCounter
 from ...runtime import canary
 from ...runtime.sessions.session import Session
@@ -136,8 +137,7 @@ def _by_itself(
         ParityError: they differ, or an output is not finite.
     """
     bundle.write(folder, draft=True)
-    # quantized products need prepacked weights, so only a float graph maps its weights
-    mapped = bundle.quantization is None
+    mapped = all(runs_mapped(folder / graph_file(part)) for part in bundle.parts)
     session, task = Session(folder, provider="cpu", mapped=mapped, verify="off"), source.task
     names = [None, *(pack.name for pack in source.packs)]
     steps = StepCounter(len(names) + _itself_steps(session, len(names)), say)
