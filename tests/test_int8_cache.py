@@ -136,7 +136,7 @@ def test_what_cannot_be(
     masked = make_base(doge, tmp_path / "doge")  # by what the values in its caches say
     insisted = {"cache": "int8", "mode": "folded", "task": "text-generation"}
     for base, options, error, match in (
-        (masked, insisted, Unsupported, "hold what attention alone reads"),
+        (masked, insisted, Unsupported, "that attention alone reads"),
         (tiny_llama, {"cache": "int9"}, UnknownName, "did you mean"),
         (tiny_llama, {"cache": "int8", "in_place": False}, ConfigError, "left out"),
         (tiny_llama, {"cache": "int8", "mode": "inputs"}, Unsupported, "one at a time"),

@@ -61,7 +61,7 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
     if not make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()}):
         raise Unsupported(
-            "caches in eight bits hold what attention alone reads, of which this model keeps nothing",
+            "caches in eight bits hold keys and values that attention alone reads, and this model keeps none",
             where=folder.name,
             remedy="leave --cache out",
         )
