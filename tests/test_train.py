@@ -476,7 +476,7 @@ def test_pairs_are_trained_with_their_types(minilm: Path, tiny_bert: Path, tmp_p
             [{"question": "w1", "answer": "w2"}],
             CAUSAL,
             ConfigError,
-            ["no known form", "completion + prompt", "question, answer"],
+            ["no form of rows", "completion + prompt", "question, answer"],
         ),
         (
             [{"prompt": "w1", "completion": None}],
