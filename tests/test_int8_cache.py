@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from architecture_proofs import make_base, make_pack
+from architecture_proofs import make_pack
 from architectures import ARCHITECTURES, KINDS
 
 from adapterpack import Engine, Session, export, merge, quantize, validate
@@ -131,12 +131,7 @@ def test_a_fold_measures_the_caches_anew(
 def test_what_cannot_be(
     tiny_llama: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fields = {"num_hidden_layers": 1, "hidden_size": 32, "vocab_size": 96, "intermediate_size": 48}
-    doge = LLAMA._replace(config=lambda hf: hf.DogeConfig(**fields, num_attention_heads=4))
-    masked = make_base(doge, tmp_path / "doge")  # by what the values in its caches say
-    insisted = {"cache": "int8", "mode": "folded", "task": "text-generation"}
     for base, options, error, match in (
-        (masked, insisted, Unsupported, "that attention alone reads"),
         (tiny_llama, {"cache": "int9"}, UnknownName, "did you mean"),
         (tiny_llama, {"cache": "int8", "in_place": False}, ConfigError, "left out"),
         (tiny_llama, {"cache": "int8", "mode": "inputs"}, Unsupported, "one at a time"),
