@@ -18,6 +18,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from safetensors.torch import load_file
 from test_merge import lora_pack
 from transformers import (
     AutoModelForCausalLM,
@@ -32,10 +33,13 @@ import adapterpack
 from adapterpack import DoRA, LoRA, Session
 from adapterpack.errors import ParityError
 from adapterpack.exporting.bundle_writer import write_graphs
+from adapterpack.exporting.frontends.base import ExportSource
+from adapterpack.exporting.frontends.mobius import mobius
 from adapterpack.exporting.proof import parity
 from adapterpack.exporting.proof import reference as ref
 from adapterpack.exporting.tracing import unread_weights
 from adapterpack.exporting.tracing.trace import trace_model
+from adapterpack.onnx_graph.sliced_tensor import SlicedTensor
 from adapterpack.slots.precision import precision
 from adapterpack.tasks.task import MAIN, get_task
 from adapterpack.torch_adapters.adapt import attach
@@ -79,6 +83,31 @@ def saved(config: Any, folder: Path, dtype: torch.dtype, shard: str = "5GB") -> 
     AutoModelForCausalLM.from_config(config).to(dtype).save_pretrained(folder, max_shard_size=shard)
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     return folder
+
+
+def test_weights_in_halves_are_widened_slice_by_slice(tmp_path: Path) -> None:
+    """By the builder mobius, which widens and turns each as a whole: slices are those of the checkpoint."""
+    config = LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    source = ExportSource(saved(config, tmp_path / "base", torch.bfloat16), get_task("text-generation"))
+    stored = load_file(source.folder / "model.safetensors")
+    (model,) = mobius.build(source).parts.values()
+    graph = {name: value.const_value for name, value in model.graph.initializers.items()}
+    sliced = {name: one for name, one in graph.items() if isinstance(one, SlicedTensor)}
+    assert {name.removesuffix("_t") for name in sliced} == set(stored)
+    for name, tensor in sliced.items():
+        weight = stored[name.removesuffix("_t")].float()
+        whole = (weight.T if name.endswith("_t") else weight).numpy()
+        assert np.array_equal(tensor.read((slice(1, 3),)), whole[1:3])
+        with (tmp_path / "numbers").open("wb") as file:
+            tensor.tofile(file)
+        assert (tmp_path / "numbers").read_bytes() == whole.tobytes()
 
 
 WATCHED = """

@@ -310,7 +310,11 @@ def test_texts_and_pictures_are_what_the_processor_of_the_type_makes(kind: str, 
 @pytest.mark.fast
 @pytest.mark.parametrize(
     ("kind", "said"),
-    [("lfm2_vl", "spatial_shapes"), ("ovis2", "visual_indicator_token_ids"), ("mllama", "in the place of a token")],
+    [
+        ("lfm2_vl", "spatial_shapes"),
+        ("ovis2", "visual_indicator_token_ids"),
+        ("mllama", "in the place of a token"),
+    ],
 )
 def test_a_model_that_sees_in_another_way_is_refused_by_what_it_asks(
     kind: str, said: str, tmp_path: Path

@@ -60,16 +60,25 @@ _Number = int | list[int] | np.generic | np.ndarray
 
 
 def _read_in_slices(graph: ir.Graph) -> None:
-    """Lets a table in half precision be widened a slice at a time: the builder widens it as a whole, in a
-    function whose default is the tensor of the checkpoint.
-    """
+    """Lets weights in half precision be widened a slice at a time: the builder widens each as a whole."""
     for name, value in graph.initializers.items():
-        tensor = value.const_value
-        if isinstance(tensor, ir.LazyTensor) and tensor.dtype == ir.DataType.FLOAT:
-            stored: Any = next(iter(getattr(tensor.raw, "__defaults__", None) or ()), None)
-            if hasattr(stored, "float") and stored.shape == tuple(tensor.shape):  # one of torch
-                read = partial(_widen, stored)
-                value.const_value = SlicedTensor(read, tensor.dtype, tuple(tensor.shape), name)
+        tensor, stored = value.const_value, _checkpoint_weight(value)
+        if stored is not None and tensor.dtype == ir.DataType.FLOAT and stored.shape == tuple(tensor.shape):
+            read = partial(_widen, stored)
+            value.const_value = SlicedTensor(read, tensor.dtype, tuple(tensor.shape), name)
+
+
+def _checkpoint_weight(value: ir.Value) -> torch.Tensor | None:
+    """Returns the weight of the checkpoint on which a value waits: the default of the function that widens
+    it, or, turned, that of a value, which is the default of the function that turns it.
+    """
+    tensor = value.const_value
+    given = tensor.raw.__defaults__ if isinstance(tensor, ir.LazyTensor) else None
+    held: Any = given[0] if given else None
+    if isinstance(held, ir.Value):
+        weight = _checkpoint_weight(held)
+        return None if weight is None else weight.T
+    return held if hasattr(held, "float") else None
 
 
 def _widen(weight: torch.Tensor, index: tuple[object, ...]) -> Any:
