@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..io.safetensors import TensorInfo
-from .tensor_rows import beside
+from .tensor_rows import module_parameter
 
 _CONV1D = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})
 """The names of ``Conv1D`` layers in all transformers models that have any; other models have linear layers
@@ -32,7 +32,7 @@ def tell_kind(tensors: Mapping[str, TensorInfo], weight: str) -> str | None:
         >>> [tell_kind(tensors, f"{name}.weight") for name in ("c_fc", "q", "k")]
         ['transposed', 'linear', None]
     """
-    shape, bias = tensors[weight].shape, tensors.get(beside(weight, "bias"))
+    shape, bias = tensors[weight].shape, tensors.get(module_parameter(weight, "bias"))
     if bias is None:
         return "linear"
     sides = [

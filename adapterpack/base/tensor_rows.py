@@ -23,12 +23,12 @@ def name_rows(tensor: str, start: int, stop: int) -> str:
     return f"{tensor}[{start}:{stop}]"
 
 
-def beside(weight: str, leaf: str) -> str:
+def module_parameter(weight: str, leaf: str) -> str:
     """Returns the name of another parameter of the module that a weight belongs to, with the same rows.
 
     Example:
-        >>> beside("qkv.weight[0:64]", "bias"), beside("fc.weight", "bias"), beside("table", "bias")
-        ('qkv.bias[0:64]', 'fc.bias', 'table.bias')
+        >>> [module_parameter(name, "bias") for name in ("qkv.weight[0:64]", "fc.weight", "table")]
+        ['qkv.bias[0:64]', 'fc.bias', 'table.bias']
     """
     match = _WEIGHT.fullmatch(weight)
     return f"{weight}.{leaf}" if match is None else f"{match[1]}.{leaf}{match[2]}"

@@ -245,8 +245,8 @@ def load_pack(reference: str) -> Any:
 
 
 def load_adapter(reference: str) -> Any:
-    """Loads the adapter at ``PATH`` or ``NAME=PATH``, a pack, a PEFT folder or an ``.onnx_adapter`` file; a
-    text without a slash and that ending is a name, and returned as it is.
+    """Loads the adapter at ``PATH`` or ``NAME=PATH``, a pack, a PEFT folder or an ``.onnx_adapter`` file.
+    Any other text without a slash is the name of an adapter in the bundle, and is returned unchanged.
 
     Raises:
         FormatError: the adapter is not valid.

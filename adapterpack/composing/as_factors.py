@@ -31,7 +31,7 @@ from ..adapter_methods import (
 )
 from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
-from ..base.tensor_rows import beside
+from ..base.tensor_rows import module_parameter
 from ..errors import Unsupported
 from ..lowrank.factors import Factors, times
 from ..lowrank.range_finder import InMemory, largest
@@ -232,5 +232,5 @@ def _of_base(adapter: Adapter, base: Checkpoint | None) -> tuple[np.ndarray, np.
     name = base.require_weight(site.path, adapter.weight)
     stored = to_matrix(site.kind, base.read(name))
     weight = stored.astype(np.float64 if stored.dtype == np.float64 else np.float32)
-    bias = beside(name, "bias")
+    bias = module_parameter(name, "bias")
     return weight, base.read(bias).astype(weight.dtype) if bias in base.tensors else None

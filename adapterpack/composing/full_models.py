@@ -95,7 +95,7 @@ def merge_models(
     all models for each thread.
 
     Args:
-        file: what is merged, and how.
+        file: the models, the rule and its parameters.
         folders: the checkpoint of each model, by its name in the file.
         out: the new folder.
         seed: of a rule's random choices.

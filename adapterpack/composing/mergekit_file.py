@@ -18,7 +18,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
+from ..manifest.manifest import FILE_NAME
 from ..pack.pack import Pack
+from ..peft import layout
 from .arguments import BySite
 from .rules.rule import RULES
 from .sites import adapters_by_path
@@ -242,7 +244,7 @@ class MergekitFile(NamedTuple):
         return named[0] if named else None
 
     def require_whole(self, layers: Mapping[str, int]) -> None:
-        """Checks that a slice has all layers, of which there are ``layers``.
+        """Checks that a slice covers all ``layers`` of the base.
 
         Raises:
             Unsupported: it has not.
@@ -533,4 +535,4 @@ def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
 
 def _is_adapter(name: str) -> bool:
     folder = Path(name)
-    return any((folder / mark).is_file() for mark in ("adapterpack.json", "adapter_config.json"))
+    return any((folder / mark).is_file() for mark in (FILE_NAME, layout.CONFIG))

@@ -14,7 +14,7 @@ import numpy as np
 from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
-from ..base.tensor_rows import beside
+from ..base.tensor_rows import module_parameter
 from ..bundle.manifest import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..graph_passes.attach import AttachPlan, base_head, with_fields, with_ranks
@@ -247,5 +247,5 @@ def _weights(base: Checkpoint, adapter: Adapter) -> tuple[np.ndarray, np.ndarray
     """Reads the base's weight and bias at a site from its checkpoint."""
     require_plain(base)
     name = base.require_weight(adapter.site.path, adapter.weight)
-    bias = beside(name, "bias")
+    bias = module_parameter(name, "bias")
     return to_matrix(adapter.site.kind, base.read(name)), base.read(bias) if bias in base.tensors else None

@@ -12,7 +12,7 @@ import numpy as np
 
 from ...base.checkpoint import Checkpoint
 from ...base.renamings import in_memory
-from ...base.tensor_rows import beside
+from ...base.tensor_rows import module_parameter
 from ...errors import SiteNotFound, Unsupported
 from ...manifest.manifest import Group
 from ...pack.pack import Pack
@@ -163,7 +163,7 @@ def _base_name(base: Checkpoint, group: Group, param: str, prefix: str) -> str |
     """Returns the base's tensor for one parameter of a fully trained module, or None if the base has none."""
     candidates = [f"{group.path}.{param}", f"{group.path.removeprefix(prefix)}.{param}"]
     if group.weight is not None:
-        candidates.insert(0, beside(group.weight, param))
+        candidates.insert(0, module_parameter(group.weight, param))
     return next((name for name in candidates if name in base.tensors), None) or base.renamed_name(
         f"{group.path}.{param}"
     )

@@ -13,7 +13,7 @@ from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage, Writer
 from ...base.compatibility import Verdict
-from ...base.tensor_rows import beside
+from ...base.tensor_rows import module_parameter
 from ...errors import NothingToDo, Unsupported
 from ...manifest.manifest import Group
 from ...pack.layer_kinds import match_layers
@@ -307,8 +307,8 @@ def _target(
         storage if copied is None else WeightStorage(storage.reader, _plan_copies(base, copied, name, out))
     )
     dtype, matrices = storage.reader.work, storage.reader.matrices(kind)
-    beside_it = beside(name, "bias")
-    bias = beside_it if beside_it in base.tensors else None
+    stored_bias = module_parameter(name, "bias")
+    bias = stored_bias if stored_bias in base.tensors else None
     old = None if bias is None else base.read(bias)
     changes_bias, effective = False, []
     for contribution in contributions:
@@ -325,7 +325,7 @@ def _target(
             raise Unsupported(
                 f"folding method '{contribution.method.name}' gives this site a bias, and the base has none",
                 where=f"{base.folder}, {name}",
-                expected=beside_it,
+                expected=stored_bias,
                 remedy="keep the adapter unmerged",
             )
         changes_bias = changes_bias or after is not before

@@ -69,31 +69,36 @@ class ConstantProduct:
         return self.weight.const_value.dtype
 
     @property
+    def _straight(self) -> bool:
+        """Whether the product reads the weight as it is stored, ``[in, out]``, without a transposition."""
+        return self.weight is self.node.inputs[1]
+
+    @property
     def width(self) -> int:
         """The number of inputs of the product."""
-        return int(self.weight.shape[0 if self.weight is self.node.inputs[1] else 1])
+        return int(self.weight.shape[0 if self._straight else 1])
 
     @property
     def out(self) -> int:
         """The number of outputs of the product."""
-        return int(self.weight.shape[-1 if self.weight is self.node.inputs[1] else 0])
+        return int(self.weight.shape[-1 if self._straight else 0])
 
     def matrix(self) -> np.ndarray:
         """Loads the weight, ``[in, out]`` in the graph's type, in the order in which it is stored."""
         numbers: np.ndarray = self.weight.const_value.numpy()
-        return numbers if self.weight is self.node.inputs[1] else numbers.T
+        return numbers if self._straight else numbers.T
 
     def columns(self, numbers: int) -> Iterator[np.ndarray]:
         """Yields the weight as :meth:`matrix` does, in groups of columns of about so many numbers; a stack of
         matrices at once.
         """
-        tensor, straight = self.weight.const_value, self.weight is self.node.inputs[1]
+        tensor = self.weight.const_value
         read = tensor.read if isinstance(tensor, SlicedTensor) else tensor.numpy().__getitem__
         if len(tensor.shape) != 2:
             yield read((...,))
             return
         for block in row_blocks(self.out, self.width, numbers):
-            yield read((..., block)) if straight else read((block,)).T
+            yield read((..., block)) if self._straight else read((block,)).T
 
     def rows(self) -> np.ndarray:
         """Loads the weight as a linear layer stores it, ``[out, in]`` in float32."""
