@@ -82,6 +82,7 @@ NOT_HERE = {
     "adapterpack merge model.onnx": "needs another tool's graph: tests/test_merge_onnx.py",
     "adapterpack export model.onnx": "needs another tool's graph: tests/test_external.py",
     "adapterpack quantize bundle --compare": "takes long: tests/test_compare_quantized.py",
+    "adapterpack compose merge.yaml": "needs two full models: tests/test_mergekit_files.py",
     "adapterpack declare": "needs a cast copy of the base: tests/test_identity.py",
 }
 """How a command begins -> why it is not run."""
