@@ -101,8 +101,7 @@ def see(
             if isinstance(message, Mapping)
         ]
         if is_prompt(session, prompt):
-            text = str(prompt[0]["content"])
-            prompt = text.replace(reader.mark, "") if given else text
+            prompt = str(prompt[0]["content"])
     if len(given) > MOST_PICTURES:
         raise ConfigError(
             "a prompt has too many images", expected=f"at most {MOST_PICTURES}", found=len(given)
@@ -110,23 +109,21 @@ def see(
     seen = [reader.read(picture, len(given) == 1) for picture in given]
     as_ids = not isinstance(prompt, str) and all(type(item) is int for item in prompt)
     filled = str if reader.plain else partial(fill_marks, mark=reader.mark, pictures=seen)
-    if isinstance(prompt, str) and reader.end:  # all pictures come first
-        prompt = fill_marks(prompt, reader.mark, [SeenPicture({}, "")] * len(seen)) + reader.end
-    ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
-    # a tokenizer that was saved with such a processor leaves it out
     start = session.tokenizer.special_id(reader.start) if isinstance(prompt, str) else None
-    if start is not None and ids[0] != start:
-        ids = [start, *ids]
+    if isinstance(prompt, str):
+        prompt += reader.end
+    ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
     if as_ids or reader.plain:
         ids = _fill_ids(session, ids, reader, seen)
+    ids = reader.begun(ids, session.image_token, start)
     if not seen:
         require_no_image(session, ids)
     return ids, seen
 
 
 def is_prompt(session: OpenBundle, messages: Sequence[Any]) -> bool:
-    """Whether a conversation is one message whose text is a prompt with its images first: the model has no
-    chat template for it, and reads images.
+    """Whether a conversation is one message whose text is a prompt with its images in their places: the model
+    has no chat template for it, and reads images.
     """
     sees = "image_features" in session.task.main.inputs
     return sees and session.tokenizer.template is None and [one.get("role") for one in messages] == ["user"]

@@ -139,7 +139,10 @@ def _with_images(
             expected=f"{len(seen)} images, {wanted} positions",
             found=f"{ids.count(token)} image tokens",
         )
-    return {"input_ids": ids, "labels": labels}
+    tokenizer, start = media.tokenizer, media.reader.start
+    known = tokenizer.convert_tokens_to_ids(start) if start in tokenizer.all_special_tokens else None
+    begun = media.reader.begun(ids, token, known)
+    return {"input_ids": begun, "labels": [*[IGNORED] * (len(begun) - len(ids)), *labels]}
 
 
 _PARTS = "adapterpack.exporting.tracing.vision_parts"

@@ -165,7 +165,7 @@ _WRITERS = (
 class PictureReader:
     """Reads pictures for the model in ``folder``. ``shape`` is that of one row of the graph's pixels, and
     ``token`` the text of the image token. ``mark`` stands for a picture in a prompt, and a processor that
-    says how prompts end has the token ``start`` after the pictures and ``end`` after each.
+    says how prompts end has the token ``start`` after the last picture and ``end`` after the text.
 
     Raises:
         ConfigError: a number of the processor's configuration is too large.
@@ -190,6 +190,16 @@ class PictureReader:
     def plain(self) -> bool:
         """Whether a picture is its image tokens and nothing else."""
         return self._kind is None or self._kind.text is _repeat
+
+    def begun(self, ids: list[int], image: int, start: int | None) -> list[int]:
+        """Returns a prompt's ids with the ``start`` token after its last ``image`` token, wherever the
+        tokenizer wrote it, if at all.
+        """
+        at = max((place + 1 for place, one in enumerate(ids) if one == image), default=0)
+        if start is None or ids[at : at + 1] == [start]:
+            return ids
+        own = int(ids[:1] == [start])
+        return [*ids[own:at], start, *ids[at:]]
 
     def read(self, picture: Picture, alone: bool = True) -> SeenPicture:
         """Returns one picture, which is ``alone`` in its text or one of several.
