@@ -16,6 +16,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def measured(task: str, kind: str, only: Sequence[str] = ()) -> Outcome:
                 continue
             if stage.task not in (None, task):
                 continue
-            _note(stage.name, passed, reason)
+            _note(stage.name, passed, reason, time.process_time())
             try:
                 stage.run(case)
                 passed.append(stage.name)
@@ -95,8 +96,8 @@ def _note(*reached: Any) -> None:
 
 
 def _child(task: str, kind: str, only: Sequence[str], pipe: Any) -> None:
-    """One type, within its limits; as each stage begins the pipe gets its name, those that passed and the first
-    failure, and at the end the outcome.
+    """One type, within its limits; as each stage begins the pipe gets its name, those that passed, the first
+    failure and the seconds of processor spent so far, and at the end the outcome.
     """
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
@@ -106,7 +107,9 @@ def _child(task: str, kind: str, only: Sequence[str], pipe: Any) -> None:
     spent = int(time.process_time())
     resource.setrlimit(resource.RLIMIT_CPU, (spent + SECONDS, spent + SECONDS + 5))
     _noted.append(pipe)
-    pipe.send(measured(task, kind, only))
+    found = measured(task, kind, only)
+    _note("end", found.passed, found.reason, time.process_time())
+    pipe.send(found)
     pipe.close()
     os._exit(0)  # threads of sessions do not matter any more
 
@@ -117,7 +120,9 @@ class _Running:
     def __init__(self, task: str, kind: str, only: Sequence[str]) -> None:
         context = multiprocessing.get_context("fork")
         self.task, self.kind = task, kind
-        self.reached: tuple[str, Sequence[str], str] = ("start", (), "")
+        self.reached: tuple[str, Sequence[str], str, float] = ("start", (), "", 0.0)
+        self.seconds: dict[str, float] = {}
+        """Of processor, by stage."""
         self._pipe, other = context.Pipe(duplex=False)
         self._process = context.Process(target=_child, args=(task, kind, only, other))
         self._process.start()
@@ -132,6 +137,9 @@ class _Running:
                 if isinstance(said, Outcome):
                     self._process.join()
                     return said
+                before, *_, begun = self.reached
+                if before != "start":
+                    self.seconds[before] = round(said[3] - begun, 1)
                 self.reached = said
         except EOFError:
             self._process.join()
@@ -144,7 +152,7 @@ class _Running:
 
     def _broken(self, reason: str) -> Outcome:
         reason = {-24: f"not at an end after {SECONDS} seconds"}.get(self._process.exitcode or 0, reason)
-        stage, passed, before = self.reached
+        stage, passed, before, _ = self.reached
         return outcome(self.task, self.kind, passed, before or f"{stage}: {reason}")
 
 
@@ -172,9 +180,12 @@ def _imported() -> Iterator[None]:
 def run(
     chosen: Sequence[tuple[str, str]], results: Path, jobs: int = 2, only: Sequence[str] = ()
 ) -> Iterator[Outcome]:
-    """The outcomes of these types as they come, each appended to the file of results."""
+    """The outcomes of these types as they come, each appended to the file of results; at the end where the
+    seconds of processor went.
+    """
     with _imported():
         waiting, running, count = list(reversed(chosen)), list[_Running](), 0
+        spent: Counter[str] = Counter()
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_Running(*waiting.pop(), only))
@@ -183,22 +194,25 @@ def run(
                 if (found := child.outcome()) is not None:
                     running.remove(child)
                     count += 1
-                    seconds = time.monotonic() - child.began
+                    seconds, own = time.monotonic() - child.began, sum(child.seconds.values())
+                    spent.update(child.seconds)
                     print(
-                        f"{count}/{len(chosen)} {seconds:.0f} s, level {found.level}",
+                        f"{count}/{len(chosen)} {seconds:.0f} s, {own:.0f} of processor, level {found.level}",
                         *found[:2],
                         found.reason,
                         flush=True,
                     )
                     with results.open("a") as file:
-                        file.write(json.dumps(found) + "\n")
+                        file.write(json.dumps([*found, child.seconds]) + "\n")
                     yield found
+        stages = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in spent.most_common())
+        print(f"{spent.total():.0f} s of processor: {stages}", flush=True)
 
 
 def known(results: Path) -> dict[tuple[str, str], Outcome]:
     """What a file of results has, the last of each type."""
     lines = results.read_text("utf-8").splitlines() if results.exists() else []
-    outcomes = (Outcome(*row[:4], tuple(row[4]), *row[5:]) for row in map(json.loads, lines))
+    outcomes = (Outcome._make([*row[:4], tuple(row[4]), row[5], ""]) for row in map(json.loads, lines))
     return {one.key: one for one in outcomes}
 
 
