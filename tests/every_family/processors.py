@@ -5,6 +5,7 @@ from the model's configuration, and a tokenizer in which every token of an image
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from inspect import signature
 from pathlib import Path
@@ -52,11 +53,14 @@ def make_processor(kind: str, model: Any, folder: Path) -> Any:
     tokenizer = _tokenizer(kind, model.config)
     name = processing_auto.PROCESSOR_MAPPING_NAMES[kind]
     of = processing_auto.processor_class_from_name(name)
+    module: Any = sys.modules[of.__module__]
+    if "num2words" in vars(module) and module.num2words is None:
+        module.num2words = str  # for texts about videos, of which there are none
     images = whole = None
     try:
         images = _image_processor(kind, settings)
         whole = _seeing(of, image_processor=images, tokenizer=tokenizer, **settings)
-    except ImportError:  # torchvision, num2words
+    except ImportError:  # torchvision
         pass
     mark = getattr(whole, "image_token", tokenizer.image_token)
     if kind not in WITHOUT_TEMPLATE:

@@ -98,8 +98,10 @@ def check(
                     expected[name][row],
                     f"{session.bundle.mode}, {name}, row {row}",
                 )
-    # a lone row of less has no three pieces, and none may end within an image or a prompt that sees itself
-    if session.task.generates and max(lengths) > 3 and TOKEN_TYPES not in session.inputs:
+    # a lone row of less has no three pieces, and none may end within an image (one lies before the third token)
+    # or a prompt that sees itself
+    pieced = max(lengths) > (3 if token is None else 4)
+    if session.task.generates and pieced and TOKEN_TYPES not in session.inputs:
         for start in range(len(names)):
             chosen = [names[(start + row) % len(names)] for row in range(len(lengths))]
             whole = [expected[name][row]["logits"][0] for row, name in enumerate(chosen)]
