@@ -115,7 +115,7 @@ def see(
     ids = prompt_ids(session, prompt, tools, filled=filled, values=values)
     if as_ids or reader.plain:
         ids = _fill_ids(session, ids, reader, seen)
-    ids = reader.begun(ids, session.image_token, start)
+    ids = reader.with_start(ids, session.image_token, start)
     if not seen:
         require_no_image(session, ids)
     return ids, seen

@@ -141,7 +141,7 @@ def _with_images(
         )
     tokenizer, start = media.tokenizer, media.reader.start
     known = tokenizer.convert_tokens_to_ids(start) if start in tokenizer.all_special_tokens else None
-    begun = media.reader.begun(ids, token, known)
+    begun = media.reader.with_start(ids, token, known)
     return {"input_ids": begun, "labels": [*[IGNORED] * (len(begun) - len(ids)), *labels]}
 
 

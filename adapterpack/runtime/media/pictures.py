@@ -191,7 +191,7 @@ class PictureReader:
         """Whether a picture is its image tokens and nothing else."""
         return self._kind is None or self._kind.text is _repeat
 
-    def begun(self, ids: list[int], image: int, start: int | None) -> list[int]:
+    def with_start(self, ids: list[int], image: int, start: int | None) -> list[int]:
         """Returns a prompt's ids with the ``start`` token after its last ``image`` token, wherever the
         tokenizer wrote it, if at all.
         """
