@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -89,19 +88,20 @@ class Module(NamedTuple):
     file: Path
     text: str
     tree: ast.Module
-
-    @property
-    def functions(self) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-        """All functions and methods, nested ones, too."""
-        yield from (
-            node for node in ast.walk(self.tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
-        )
+    functions: tuple[ast.FunctionDef | ast.AsyncFunctionDef, ...]
+    """All functions and methods, nested ones, too."""
 
 
 def modules() -> list[Module]:
     """The files of the library, in order."""
-    texts = {file: file.read_text("utf-8") for file in sorted(PACKAGE.rglob("*.py"))}
-    return [Module(file, text, ast.parse(text)) for file, text in texts.items()]
+    found = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(text := file.read_text("utf-8"))
+        functions = (
+            node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        )
+        found.append(Module(file, text, tree, tuple(functions)))
+    return found
 
 
 def tokens(text: str) -> int:

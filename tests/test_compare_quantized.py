@@ -56,6 +56,7 @@ def perplexity(folder: Path, adapter: str | None, rows: Path) -> float:
     return float(np.exp(np.mean(losses)))
 
 
+@pytest.mark.long
 def test_the_figures_are_those_of_each_form(
     bundle_of: Make, pack_of: Make, rows: Path, tmp_path: Path
 ) -> None:

@@ -56,6 +56,7 @@ def require_copied(model: Any, copied: Any) -> None:
     assert torch.equal(logits(model), right)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", methods().values(), ids=lambda method: method.name)
 def test_a_model_with_an_adapter_is_copied(method: Method) -> None:
     model = shake(adapt(llama(), method.examples[0]), 0.3)

@@ -108,6 +108,7 @@ def test_an_audit_of_a_base_that_is_cut_short_is_an_error(base: Path, tmp_path: 
     assert done.returncode == 0, (done.returncode, done.stderr)
 
 
+@pytest.mark.long
 def test_a_command_whose_libraries_read_a_file_that_is_cut_short_says_so(
     tiny_bert: Path, tmp_path: Path
 ) -> None:

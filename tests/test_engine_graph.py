@@ -189,7 +189,7 @@ def test_the_report_and_the_schema_know_of_it(placed: Make) -> None:
     assert not validate(placed("bank"), full=True).findings
 
 
-@pytest.mark.sampled(6)
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["gpt2", "opt", "mistral", "gemma2", "falcon", "mixtral"])
 def test_traced_decoders_and_sliding_windows(name: str, tmp_path: Path) -> None:
     """Graphs by tracing, where a softmax stands for the attention: learned positions, windows that rows
@@ -302,7 +302,7 @@ def test_quantized_with_an_adapter_that_reads_the_bases_weights(
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("scheme", [None, "int8"])
+@pytest.mark.parametrize("scheme", [pytest.param(None, marks=pytest.mark.long), "int8"])
 def test_a_fold_has_the_second_graph_too(
     scheme: str | None, placed: Make, pack_of: Make, tmp_path: Path
 ) -> None:
@@ -447,15 +447,19 @@ PADDED = {"is_decoder": True, "pad_token_id": 1, "type_vocab_size": 1}
 @pytest.mark.parametrize(
     ("kind", "fields"),
     [
-        ("roberta", PADDED),
+        pytest.param("roberta", PADDED, marks=pytest.mark.long),
         pytest.param("bart", COUNTED, marks=pytest.mark.long),
         ("bloom", ALIBI["bloom"]),
         pytest.param("mpt", ALIBI["mpt"], marks=pytest.mark.long),
         pytest.param("gpt_oss", SINKS, marks=pytest.mark.long),
         pytest.param("deepseek_v3", LATENT, marks=pytest.mark.long),
-        ("deepseek_v32", INDEXED),
+        pytest.param("deepseek_v32", INDEXED, marks=pytest.mark.long),
         pytest.param("hy_v4", GATED, marks=pytest.mark.long),
-        ("granite_swa", {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
+        pytest.param(
+            "granite_swa",
+            {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
+            marks=pytest.mark.long,
+        ),
         pytest.param("xglm", CLAMPED, marks=pytest.mark.long),
         ("smollm3", {"no_rope_layers": [1, 0], "pad_token_id": 0}),
         pytest.param("megatron-bert", {"is_decoder": True}, marks=pytest.mark.long),

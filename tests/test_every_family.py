@@ -17,9 +17,9 @@ GOLDEN = table.read()
 SAME_VERSION = {one.version for one in GOLDEN.values()} <= {"-", transformers.__version__}
 SAMPLE = (
     ("text-generation", "llama"),
-    ("text-generation", "olmo3"),
+    pytest.param("text-generation", "olmo3", marks=pytest.mark.long),
     ("text-generation", "qwen3_moe"),
-    ("fill-mask", "bert"),
+    pytest.param("fill-mask", "bert", marks=pytest.mark.long),
     pytest.param("image-text-to-text", "aya_vision", marks=pytest.mark.long),
 )
 

@@ -157,6 +157,7 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.long
 def test_stacks_that_are_square(bank: Path) -> None:
     """No shape tells which way round a stack lies whose gate and up projection are as wide as its input."""
     known = _known(bank / "base", bank / "theirs", [load(bank / "ours0")], bank)

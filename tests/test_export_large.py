@@ -339,7 +339,8 @@ def test_a_reference_in_halves_computes_in_float32(
     assert float((logits - expected).abs().max()) <= 2e-6 * float(expected.abs().max())
 
 
-@pytest.mark.parametrize("kind", ["gpt2", pytest.param("mixtral", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["gpt2", "mixtral"])
 def test_a_graph_traced_without_its_weights_holds_them(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

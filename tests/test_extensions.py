@@ -304,6 +304,7 @@ def test_a_package_that_fails_is_named_when_it_is_looked_up(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_a_kind_of_adapter_of_another_package_passes_its_own_tests(tmp_path: Path) -> None:
     """ShadowPEFT, with a second model beside the layers: a method, and modules of its own in the model."""
     example = ROOT / "examples" / "shadow_peft"

@@ -96,7 +96,7 @@ def optimum_style(base_of: Make, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder / "model.onnx"
 
 
-@pytest.mark.sampled(3)
+@pytest.mark.long
 @pytest.mark.parametrize("mode", ["bank", "inputs", "folded"])
 def test_a_file_of_torch_onnx(
     mode: str, optimum_style: Path, base_of: Make, pack_of: Make, dense_of: Make, tmp_path: Path

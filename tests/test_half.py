@@ -118,7 +118,10 @@ def test_a_graph_beyond_the_tolerance_is_not_published(
     assert not (tmp_path / "bundle").exists()
 
 
-@pytest.mark.parametrize("scale", [2.0**-14, 1.0, 2.0**13])
+@pytest.mark.parametrize(
+    "scale",
+    [2.0**-14, pytest.param(1.0, marks=pytest.mark.long), pytest.param(2.0**13, marks=pytest.mark.long)],
+)
 def test_factors_of_any_scale(scale: float, tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
     """One product, one factor small and the other large, as alpha and an init may leave them: as near as with
     factors of one size.

@@ -85,6 +85,7 @@ def dense(form: NormalForm, layer: Frozen, x: torch.Tensor, entry: torch.Tensor)
     )
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("name", FORMS)
 def test_the_fast_ways_have_the_right_values_and_derivatives(

@@ -970,7 +970,16 @@ def test_other_formats_take_the_kinds_that_they_have_or_say_so(tmp_path: Path) -
     ]
 
 
-@pytest.mark.parametrize("label", ["embedding", "conv of groups", "attention", "experts"])
+@pytest.mark.parametrize(
+    "label",
+    [
+        "attention",
+        *(
+            pytest.param(label, marks=pytest.mark.long)
+            for label in ("embedding", "conv of groups", "experts")
+        ),
+    ],
+)
 def test_torch_compiles_it_whole(label: str) -> None:
     """Traced in one graph, forward and backward, the output and the gradients are those without, within 1e-6:
     gradients are float32.

@@ -189,6 +189,7 @@ by_family = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.sampled(2)
 @by_family
 def test_a_session_s_rows_are_what_each_is_alone(family: str, made: Make, expected: Make) -> None:
     session = Session(made(family).bundle, "cpu")

@@ -240,6 +240,7 @@ def held(path: Path) -> dict[str, tuple[np.ndarray, bytes, str]]:
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("kind", [*PLAIN, *TYPES])
 def test_a_merge_keeps_every_type(
     kind: str, llama: Path, file_of: Callable[[str], Path], tmp_path: Path

@@ -86,7 +86,7 @@ def _trained(family: Family, model: torch.nn.Module, plain: torch.Tensor) -> Non
     raise AssertionError("the adapter changes nothing")
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize(("name", "method", "kind"), CASES)
 def test_merged_is_adapted(
     bases: Callable[[str], tuple[Any, Path]], name: str, method: str, kind: str | None, tmp_path: Path

@@ -173,7 +173,12 @@ def test_convolutions_and_tables_of_exported_graphs(
 
 
 @pytest.mark.parametrize(
-    ("kind", "mode"), [("llama", "bank"), ("llama", "inputs"), ("bert", "bank"), ("llama", "folded")]
+    ("kind", "mode"),
+    [
+        ("llama", "bank"),
+        ("bert", "bank"),
+        *(pytest.param("llama", mode, marks=pytest.mark.long) for mode in ("inputs", "folded")),
+    ],
 )
 def test_bundles(kind: str, mode: str, base_of: Make, pack_of: Make, bundle_of: Make, tmp_path: Path) -> None:
     """A bundle with slots becomes the folded one of its base and the pack: every weight as in the merged

@@ -275,6 +275,7 @@ def large(
     return base, folder / "pack", folder / "out"
 
 
+@pytest.mark.sampled(2)
 def test_killed_it_goes_on_to_the_same_bytes(large: tuple[Path, Path, Path], tmp_path: Path) -> None:
     """6 processes killed with SIGKILL at random moments; the same merge asked for again gives the
     uninterrupted merge's bytes each time.

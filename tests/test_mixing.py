@@ -127,6 +127,7 @@ def kinds(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Decoder
     return engine
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", KINDS)
 def test_shares_of_an_adapter_add_up_to_it(name: str, kinds: DecoderEngine) -> None:
     """A quarter and three quarters, and twice less once, are the adapter, and nothing of it is the base; or

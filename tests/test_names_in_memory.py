@@ -194,6 +194,7 @@ def _proved(
     }
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_of_peft_means_the_same_by_the_names_in_memory_and_by_those_of_the_checkpoint(
     name: str, tmp_path: Path

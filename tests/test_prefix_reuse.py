@@ -154,7 +154,7 @@ def test_no_more_is_kept_than_the_budget(bundle: Path) -> None:
         assert small.rows.reused - before == BLOCK
 
 
-@pytest.mark.parametrize("kind", ["lfm2", "mamba"])
+@pytest.mark.parametrize("kind", [pytest.param("lfm2", marks=pytest.mark.long), "mamba"])
 def test_states_are_kept_where_prompts_end_and_where_they_part(kind: str, tmp_path: Path) -> None:
     """A prompt that goes on, and a third one with the same beginning, go on from the states there; with and
     without keys beside them.

@@ -208,6 +208,7 @@ def test_a_quantized_classifier_keeps_its_prompts(bank: Path, tmp_path: Path) ->
     assert np.abs(small - exact).max() < 0.1 * np.abs(exact).max()
 
 
+@pytest.mark.long
 def test_labels_of_tokens_are_of_a_rows_own_tokens(encoder: Path, tmp_path: Path) -> None:
     """PEFT's prompts on a token classifier: as many labels as tokens, those of PEFT behind its virtual
     ones.
@@ -230,6 +231,7 @@ def test_labels_of_tokens_are_of_a_rows_own_tokens(encoder: Path, tmp_path: Path
         np.testing.assert_allclose(values[: len(row)], wanted, rtol=0, atol=CLOSE, err_msg=str(name))
 
 
+@pytest.mark.long
 def test_embeddings_are_pooled_over_a_rows_own_tokens(encoder: Path, tmp_path: Path) -> None:
     """PEFT's prompts on a bare encoder: the mean of its states behind the virtual ones; in halves, too."""
     BertModel.from_pretrained(encoder).save_pretrained(tmp_path / "base")
@@ -317,6 +319,7 @@ def require_answers(session: ap.Session, models: Mapping[str | None, Any], start
         assert answer.ids == tuple(ids[1:]), name
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("family", "mode"), [("t5", "bank"), ("bart", "inputs")])
 def test_an_encoder_decoders_rows_equal_peft(family: str, mode: str, tmp_path: Path) -> None:
     """Embeddings before what the encoder reads, keys and values in the decoder's cache, a LoRA and the base,
@@ -352,6 +355,7 @@ def test_the_engine_answers_as_peft_does(family: str, tmp_path: Path) -> None:
     require_answers(session, models, models[None].config.decoder_start_token_id)
 
 
+@pytest.mark.long
 def test_what_has_no_place_in_a_graph_is_said(
     encoder: Path, bank: Path, tmp_path: Path, classifiers: Any
 ) -> None:

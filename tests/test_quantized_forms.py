@@ -134,7 +134,7 @@ def test_a_quantized_graph_computes_with_its_own_values(
     assert ("calibration" in report) == ("calibration" in options)
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("name", OPTIONS)
 def test_rows_of_the_engine(name: str, tiny_llama: Path, pack_of: Make, rows: Path, tmp_path: Path) -> None:
     """Generation by the engine's graph, whose rows have adapters of their own, says what passes of the
@@ -183,7 +183,14 @@ def test_what_does_not_go_together_is_refused(
     assert not out.exists() and read_bundle(bundle).quantization is None
 
 
-@pytest.mark.parametrize(("algorithm", "calibrated"), [("rtn", False), ("rtn", True), ("hqq", False)])
+@pytest.mark.parametrize(
+    ("algorithm", "calibrated"),
+    [
+        ("rtn", True),
+        pytest.param("rtn", False, marks=pytest.mark.long),
+        pytest.param("hqq", False, marks=pytest.mark.long),
+    ],
+)
 def test_a_compensated_bank(
     algorithm: str, calibrated: bool, tiny_llama: Path, pack_of: Make, rows: Path, tmp_path: Path
 ) -> None:

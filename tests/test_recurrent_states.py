@@ -135,7 +135,7 @@ TARGETS = {
     "mamba": (*USUAL, "x_proj"),
     "minimax": ("qkv_proj", "out_proj"),
 }
-QUICK = {"lfm2", "falcon_h1"}
+QUICK = {"lfm2"}
 LOW_RANK, PROMPT = KINDS[0], next(kind for kind in KINDS if kind.name == "prompt")
 
 
@@ -152,6 +152,7 @@ def test_rows_alone_pieces_and_steps(name: str, tmp_path: Path) -> None:
     assert ("recurrent_state" in states) == (not name.startswith("lfm2"))
 
 
+@pytest.mark.long
 def test_recurrent_states_stay_float32_in_half_precision(tmp_path: Path) -> None:
     """As in transformers: what a token adds to a state that hardly decays would be rounded away."""
     base = make_base(Architecture("mamba2", "text-generation", FAMILIES["mamba2"], USUAL), tmp_path / "base")
@@ -206,7 +207,9 @@ def test_answers_and_beams_are_those_of_transformers(made: Make, in_place: bool,
             assert list(answer.ids) == lfm2.answer(row, name, beams=beams)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "falcon_h1", "mamba"])
+@pytest.mark.parametrize(
+    "name", ["falcon_h1", *(pytest.param(name, marks=pytest.mark.long) for name in ("lfm2", "mamba"))]
+)
 def test_the_engine_runs_rows_that_come_and_go(name: str, made: Make) -> None:
     """Prompts in pieces between steps, some with a common beginning, another adapter in each row, rows that
     are cancelled while their prompts are read and while they run, and one at which ONNX Runtime fails in the

@@ -58,6 +58,7 @@ def test_law(rule: str, law: Callable[[Combiner], None]) -> None:
             law(Ours(rule))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rule", rules())
 def test_bytes_depend_on_nothing_else(rule: str) -> None:
     """Twice the same pack; a pack of weight 0 changes no bit; a site alone is what it is among others, if

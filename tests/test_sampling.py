@@ -77,6 +77,7 @@ def dense(logits: np.ndarray, options: Sampling, output: Sequence[int] = ()) -> 
     return probabilities / probabilities.sum()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     "fields",
     [

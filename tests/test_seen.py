@@ -158,6 +158,7 @@ def segments_of(answer: dict[str, Any]) -> np.ndarray:
     return numbers.reshape(width, height).T
 
 
+@pytest.mark.long
 def test_segments_of_pictures_are_those_of_transformers(tmp_path: Path) -> None:
     """A bank of SegFormer: pictures of two sizes with and without an adapter, as a picture and as runs."""
     torch.set_num_threads(1)

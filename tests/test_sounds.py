@@ -129,7 +129,7 @@ def spoken(folder: Path, norm: str) -> tuple[Path, Path, Any]:
     return base, folder / "bundle", pack
 
 
-@pytest.fixture(scope="module", params=["layer", "group"])
+@pytest.fixture(scope="module", params=["layer", pytest.param("group", marks=pytest.mark.long)])
 def speech(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, Any]:

@@ -580,6 +580,7 @@ def test_a_full_disk_is_the_stores_and_not_the_packs(store: Store, tmp_path: Pat
     assert [*(store.root / "tmp").iterdir()] == []
 
 
+@pytest.mark.long
 def test_a_process_that_is_killed_leaves_no_half_pack(store: Store, tmp_path: Path) -> None:
     """SIGKILL at twelve moments of adding: every pack that is listed is whole, and gc frees the rest."""
     pack = make_pack(width=400_001)

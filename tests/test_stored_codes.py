@@ -175,7 +175,7 @@ def llama(folder: Path, name: str, tokenizer: Path) -> tuple[Path, Any]:
     return folder, model
 
 
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize("name", MODES)
 def test_a_quantized_base_is_exported_as_it_is(name: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Base and adapter give the logits of W + s B A in float64, W by the format's formula, within the float

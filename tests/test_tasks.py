@@ -76,6 +76,7 @@ def test_a_canary_of_images_is_replayed(made: Make) -> None:
     assert not [text for text in report.not_checked if "canary" in text]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -161,6 +162,7 @@ def slots(graph: Any) -> set[str]:
     return {value.name for value in graph.graph.inputs}
 
 
+@pytest.mark.long
 def test_a_canary_of_an_encoder_and_a_decoder_is_replayed_and_generation_is_torchs(made: Make) -> None:
     """T5: ids for both sides through both graphs; greedy decoding gives the tokens of plain transformers,
     ragged rows together.
@@ -266,6 +268,7 @@ def test_prompts_with_and_without_images_generate_what_torch_does(made: Make, tm
             list(run(bundle, [wrong]))
 
 
+@pytest.mark.long
 def test_an_answer_to_an_image_opens_the_language_model_once(made: Make, tmp_path: Path) -> None:
     """The engine's graph has its weights in memory, and the ordinary one is not opened beside it."""
     base, _ = made("llava")

@@ -27,7 +27,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield folder
 
 
-@pytest.mark.sampled(5)
+@pytest.mark.sampled(10)
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_a_family_trains(family: Family, tiny_bert: Path, tmp_path: Path) -> None:
     """Its loss falls; the pack gives the trained model's outputs, by a loop and by a configuration; the page

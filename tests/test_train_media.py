@@ -246,6 +246,7 @@ def loss_of(values: dict[str, Any], pack: Any = None) -> float:
     return float(trainer_for(settings, ready, arguments, reader).evaluate()["eval_loss"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     "case",
     [

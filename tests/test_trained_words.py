@@ -68,7 +68,9 @@ def _logits(folder: Path) -> np.ndarray:
     return logits
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+@pytest.fixture(
+    scope="module", params=[True, pytest.param(False, marks=pytest.mark.long)], ids=["tied", "untied"]
+)
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(tmp_path_factory.mktemp("words"), request.param)
 

@@ -133,6 +133,7 @@ def test_adapters_of_a_tower_answer_in_the_engine_from_its_bank_alone(tmp_path: 
         Engine(bundle, "cpu").adapters.load(make_pack(seeing, base, KINDS[1]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in FAMILIES],

@@ -27,6 +27,8 @@ LONG = {
     "t5",
     "whisper",
     "clip",
+    "segformer",
+    "yolos",
 }
 """Slow to trace; of each kind another is left, and those of two parts have tests of their own too."""
 

@@ -39,6 +39,7 @@ def url(data: bytes, kind: str = "audio/wav") -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
+@pytest.mark.long
 def test_sounds_are_answered_as_run_answers(heard: tuple[Served, Path, str], tmp_path: Path) -> None:
     """Of several lengths, with and without an adapter; seconds of words where they are asked for."""
     server, bundle, name = heard

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
 import torch
 from servers import ANN, WAIT, Served, waited
 from test_streams import chat, request
@@ -20,6 +21,7 @@ from adapterpack import attach, load
 TOKENS = 8
 
 
+@pytest.mark.long
 def test_rows_of_a_hybrid_model(smollm2: Path, launch: Callable[..., Served], tmp_path: Path) -> None:
     """More requests than rows, chats and texts, streamed and whole, with another adapter in each, while one
     client goes away; then a conversation that goes on.
