@@ -23,6 +23,7 @@ from adapterpack import Engine, Session, convert, export, load, merge, validate
 from adapterpack.bundle.manifest import bundle_in, read_bundle
 from adapterpack.cli.commands.run import command as run
 from adapterpack.cli.options import load_adapter
+from adapterpack.engine_graph.other_folders import served_folder
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownName, Unsupported
 from adapterpack.exporting.targets import TARGETS
 from adapterpack.exporting.targets.triton import config, model_name
@@ -208,8 +209,8 @@ def test_a_folder_of_another_tool_is_run(
     base_of: Make, pack_of: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A folder that has nothing of ours but the graph: rows without an adapter, with an adapter file, and with a
-    pack that is loaded into the graph's inputs, generate what the bundle does; the server says why it does not
-    open it, and a graph that does not tell what it takes is refused by the name of that.
+    pack that is loaded into the graph's inputs, generate what the bundle does, each by itself and in one batch of
+    the engine; a graph that does not tell what it takes, or that the engine cannot run, is refused by its name.
 
     Folders that Olive made are run by ``interop/olive_folder.py``.
     """
@@ -222,7 +223,7 @@ def test_a_folder_of_another_tool_is_run(
             shutil.copyfile(made / name, folder / name)
     prompts, own = [[5, 6, 7, 8], [9, 10]], Session(made, "cpu")
     wanted = {
-        name: [a.ids for a in own.generate(prompts, name, max_new_tokens=6)] for name in (None, "alpha")
+        name: [a.ids for a in own.generate(prompts, name or None, max_new_tokens=6)] for name in ("", "alpha")
     }
     beta = load(pack_of("llama", "beta"))
     own.load(beta)
@@ -236,7 +237,7 @@ def test_a_folder_of_another_tool_is_run(
     for pack in (load_adapter(f"alpha={made / 'adapters' / 'alpha.onnx_adapter'}"), beta):
         session.load(pack, allow_structural=True)
     for name, ids in wanted.items():
-        assert [a.ids for a in session.generate(prompts, name, max_new_tokens=6)] == ids
+        assert [a.ids for a in session.generate(prompts, name or None, max_new_tokens=6)] == ids
     assert Session(folder, "cpu").folder == session.folder  # it is written once
     told = CliRunner().invoke(
         run, [str(folder), "--prompt", "w7", "--adapter", str(made / "adapters" / "alpha.onnx_adapter")]
@@ -244,6 +245,20 @@ def test_a_folder_of_another_tool_is_run(
     assert told.exit_code == 0 and told.output.startswith("alpha | w7 | "), told.output
     with pytest.raises(Unsupported, match="one adapter a run"):
         Engine(folder, "cpu")
+    served = Engine(served_folder(folder), "cpu")
+    for pack in (load_adapter(f"alpha={made / 'adapters' / 'alpha.onnx_adapter'}"), beta):
+        served.adapters.load(pack)
+    rows = {
+        served.add(prompt, name or None, max_new_tokens=6): ids[at]
+        for name, ids in wanted.items()
+        for at, prompt in enumerate(prompts)
+    }
+    answers: dict[int, tuple[int, ...]] = {}
+    while served.busy:
+        for event in served.step():
+            assert event.token is not None
+            answers[event.request] = (*answers.get(event.request, ()), event.token)
+    assert answers == {number: tuple(ids) for number, ids in rows.items()}
     with pytest.raises(AdapterpackError, match="already has"):
         session.load(beta, allow_structural=True)
     graph, config = onnx.load(folder / "model.onnx", load_external_data=False), folder / "genai_config.json"

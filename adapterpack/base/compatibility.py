@@ -181,6 +181,10 @@ ALTERNATIVES = {
     "other": ", or declare a cast, quantized or renamed form of it as a variant (adapterpack declare)",
 }
 """What else a user can do about a verdict, if both models have the same type."""
+_OF_A_GRAPH = (
+    ", or if you know that this graph was made of it, write the adapter for the graph: adapterpack convert "
+    "PACK --for model.onnx -o ADAPTER.onnx_adapter"
+)
 
 
 def recorded_fingerprint(base: m.Base) -> Fingerprint:
@@ -271,6 +275,7 @@ def require(
     )
     one_type = None in (wanted.model_type, model_type) or wanted.model_type == model_type
     alternative = ALTERNATIVES.get(verdict.name, "") if one_type else ""
+    alternative = alternative if any(actual) else _OF_A_GRAPH
     raise BaseMismatch(
         f"{what}: {verdict.means}",
         where=where,

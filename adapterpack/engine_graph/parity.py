@@ -19,6 +19,7 @@ from ..bundle.reports import PROOFS
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast, runs_mapped
 from ..onnx_graph.sandboxed_check import try_opening
+from ..pack.pack import Pack
 from ..readable import StepCounter
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
@@ -53,10 +54,13 @@ _IDS = 64
 """Number of ids to draw row tokens from, if the model has as many."""
 
 
-def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bundle:
+def with_decoder(
+    bundle: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack] = ()
+) -> Bundle:
     """Writes the engine's graph into the folder of an unpublished bundle, proves it on short rows and on the
     long rows that proved the ordinary graph, and returns the bundle with the report on it. Quantized products
     are computed exactly in the proof, since rounded activations would differ by more than float noise.
+    ``adapters`` are loaded for the proof, besides those that the bundle holds.
 
     Raises:
         Unsupported: an attention of the graph has an unknown form.
@@ -68,7 +72,7 @@ def with_decoder(bundle: Bundle, folder: Path, say: Callable[[str], None]) -> Bu
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
-    report = _proof(made, folder, runs_mapped(ordinary), say)
+    report = _proof(made, folder, runs_mapped(ordinary), say, adapters)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
@@ -80,10 +84,11 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
     return dataclasses.replace(bundle, parity={**bundle.parity, "decoder": report})
 
 
-def _proof(made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None]) -> dict[str, Any]:
+def _proof(
+    made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None], adapters: Sequence[Pack]
+) -> dict[str, Any]:
     """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
-    dataclasses.replace(made, decoder=False).write(folder, draft=True)
-    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    session = _open(dataclasses.replace(made, decoder=False), folder, mapped, adapters)
     rng, most = np.random.default_rng(11), _most_ids(session)
     rows = [_ids(session, rng, most, length) for length in _LENGTHS]
     start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
@@ -108,8 +113,7 @@ def _proof(made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None])
     ]
     del session
     gc.collect()  # a session is a cycle
-    made.write(folder, draft=True)
-    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    session = _open(made, folder, mapped, adapters)
     reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + count + _ROOM)
     worst = 0.0
@@ -122,11 +126,20 @@ def _proof(made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None])
     return {"max_relative": worst, "steps": count}
 
 
+def _open(bundle: Bundle, folder: Path, mapped: bool, adapters: Sequence[Pack]) -> Session:
+    """Writes the manifest of a bundle, and opens it with ``adapters`` besides its own."""
+    bundle.write(folder, draft=True)
+    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    for pack in adapters:
+        session.load(pack, allow_structural=True)
+    return session
+
+
 def _read(
     session: Session, reader: AdapterReader, names: Sequence[str | None]
 ) -> list[ResidentAdapter | None]:
     """Returns the adapter of each row; a row of the base, or of a folded bundle, has none."""
-    packs = session.packs if session.bundle.mode == "bank" else {}
+    packs = session.packs if session.bundle.mode != "folded" else {}
     return [reader.read(packs[name]) if name is not None and name in packs else None for name in names]
 
 
@@ -176,7 +189,7 @@ def _long_prompts(session: Session, rng: np.random.Generator, most: int, steps: 
 def _long_names(session: Session, prompts: Sequence[Sequence[int]]) -> list[str | None]:
     """Returns the adapter of each long row."""
     choices: list[str | None] = (
-        [session.default, *session.adapters] if session.bundle.mode == "bank" else [session.default]
+        [session.default, *session.adapters] if session.bundle.mode != "folded" else [session.default]
     )
     return [choices[row % len(choices)] for row in range(len(prompts))]
 
@@ -222,7 +235,7 @@ def _names(session: Session) -> list[list[str | None]]:
     """
     choices: list[str | None] = [session.default, *session.adapters]
     count = len(_LENGTHS)
-    if session.bundle.mode == "bank":
+    if session.bundle.mode != "folded":
         return [
             [choices[(start + row) % len(choices)] for row in range(count)]
             for start in range(0, len(choices), count)

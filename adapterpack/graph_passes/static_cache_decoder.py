@@ -5,12 +5,13 @@ It is derived from the ordinary graph and reads the same weights. Five things di
 
 - Each attention of a known build is ``GroupQueryAttention``, which writes new keys and values into the
   buffers that it reads. Rows start at the beginning of their buffers, without padding; ``seqlens_k`` and
-  ``total_sequence_length`` give their lengths.
+  ``total_sequence_length`` give their lengths. In a graph that has this operator already (of
+  onnxruntime-genai's builder), it counts them by these instead of the mask.
 - What else reads caches, such as an indexer, gets the past of each row as the ordinary graph has it, and
   writes into the same buffers (:mod:`.past_rows`).
 - Slots of a bank are inputs ``[rows, ...]`` instead of ``Gather(bank, adapter_ids)``: one set of values for
   each row, or one for all of them, which broadcasts; ranks are free, and a set of rank 0 costs next to
-  nothing.
+  nothing. Slots of a graph for one adapter a run get the same axis.
 - The graph computes logits only at the positions ``logits_positions`` ``[batch, n]``.
 - Nothing is multiplied by the mask, which zeroes padding before a convolution or a recurrence; a mask that
   something else reads hides the padding of these pasts.
@@ -58,6 +59,7 @@ from ..onnx_graph.editing import (
 )
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents, is_looked_up
+from ..slots.values import split_slot
 from ..tasks.task import MAIN
 from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant
@@ -150,6 +152,7 @@ def make_decoder(
     past = PastRows(model, ids, lengths, total)
     # the ordinary graph counts positions by the cache's length, which in a static cache is its capacity
     places = PositionInputs(model, ids, list(caches.values()), total, context)
+    fused = _count_by_lengths(model, lengths, total)
     image = config.get("image_token_id", config.get("image_token_index"))
     image = image if "image_features" in inputs_of(graph) else None
     for attention in attentions:
@@ -185,9 +188,11 @@ def make_decoder(
     # after unused nodes are gone: tables of biases are indexed by distance, and were replaced above
     places.index_tables()
     _keep_positions(model, bundle, batch)
-    if bundle.mode == "bank":
+    if bundle.mode != "folded":
         _take_rows_as_inputs(model, bundle.sites)
     RemoveUnusedNodesPass()(model)
+    if fused:
+        _require_lengths_alone(graph)
     rotate_in_attention(model)
     RemoveUnusedNodesPass()(model)
     expanded = {f"{PAST}{one.layer}.{side}" for one in attentions for side in _SIDES if one.expanded}
@@ -394,21 +399,23 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
     """
     graph = model.graph
     numbers = {path: number for number, path in enumerate(sites)}
-    slots = {f"{path}.{field}" for path, site in sites.items() for field in site.fields}
-    for value in [value for value in graph.inputs if value.name in slots]:
-        path, _, field = value.name.rpartition(".")
+    slots = {(path, field) for path, site in sites.items() for field in site.fields}
+    for value in [value for value in graph.inputs if split_slot(value.name) in slots]:
+        path, field = split_slot(value.name)
         site, dtype = sites[path], value.dtype
         shape = extents(field, site, f"{{}}_{numbers[path]}".format)
         # an input without a default: the engine feeds every slot at each step
         del graph.initializers[value.name]
-        value.const_value = None
+        value.const_value, value.name = None, f"{path}.{field}"
         value.shape, value.type = (
             ir.Shape(["adapters" if is_looked_up(field, site) else "adapter_rows", *shape]),
             ir.TensorType(dtype),
         )
         for node, _ in value.uses():
-            # the input now has the rows that this Gather would have picked
-            if node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS:
+            # the input now has the rows that this Gather would have picked, and the layout of a slot
+            if node.op_type == "Transpose" or (
+                node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS
+            ):
                 node.outputs[0].replace_all_uses_with(value)
                 graph.remove(node, safe=True)
     nodes = {node.name: node for node in graph}
@@ -463,6 +470,32 @@ def _join_products(graph: ir.Graph, group: MappedSite, nodes: Mapping[str, ir.No
         graph.remove([one, member_up], safe=True)
     graph.remove(parts, safe=True)
     return True
+
+
+def _count_by_lengths(model: ir.Model, lengths: ir.Value, total: ir.Value) -> bool:
+    """Lets the attentions that are GroupQueryAttention already count by the engine's lengths; says whether
+    there are any.
+    """
+    nodes = [node for node in model.graph if node.op_type == "GroupQueryAttention"]
+    for node in nodes:
+        for place, value in enumerate((lengths, total), 5):
+            node.replace_input_with(place, value)
+    return bool(nodes)
+
+
+def _require_lengths_alone(graph: ir.Graph) -> None:
+    """Checks that nothing but its attention counted the tokens of a graph by its mask.
+
+    Raises:
+        Unsupported: something else reads the mask, such as the choice of a table for long rows.
+    """
+    mask = inputs_of(graph).get("attention_mask")
+    if mask is not None and not all(counts_rows(node) for node, _ in mask.uses()):
+        raise Unsupported(
+            "more than its attention reads the mask of this graph",
+            found=", ".join(sorted({node.op_type for node, _ in mask.uses()})),
+            remedy="leave --static-cache out",
+        )
 
 
 def _attentions(model: ir.Model) -> Iterator[_Attention]:

@@ -41,7 +41,7 @@ def require_runnable(
     verdict = pack.require_levels(
         compatibility.recorded_fingerprint(base),
         name=base.name,
-        where=bundle.folder,
+        where=bundle.given,
         model_type=base.model_type,
         allow_structural=allow_structural,
     )

@@ -48,7 +48,7 @@ from .media.sounds import rate_of
 from .ort.contract import require_contract
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16
-from .other_folders import bundle_folder
+from .other_folders import MADE_OF, bundle_folder
 from .padding import pad
 from .providers.device import Device
 from .providers.kernels import list_unfit
@@ -77,6 +77,9 @@ class OpenBundle:
         self.folder, self._verify = bundle_folder(bundle), verify
         manifest = manifest_bytes(self.folder)
         self.bundle: Bundle = parse_bundle(manifest, self.folder / FILE_NAME)
+        made_of = self.bundle.parity.get(MADE_OF)
+        self.given = Path(made_of) if isinstance(made_of, str) else self.folder
+        """The folder that the user knows; that of another tool has its bundle in the cache."""
         self._proofs = VerificationCache(manifest)
         proved = verify != "off" and self._proofs.knows()
         self._resolved = resolve(Device.of(provider, threads))

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,19 +30,23 @@ from .text.model_files import read_object
 
 CONFIG = "genai_config.json"
 """The file of onnxruntime-genai that names a graph and its sizes."""
+MADE_OF = "made_of"
+"""The entry of a bundle's parity report with the folder of the other tool."""
 _EMBEDDED = "embedded.onnx.data"
 _SMALL = 1024
 """The bytes up to which a tensor stays in the graph: sizes, axes and the like, from which shapes follow."""
 _FED = {"input_ids", "attention_mask", "position_ids"}
 _CACHE = re.compile(re.escape(PAST) + r"[0-9]+\.(key|value)")
-_REASON = (
-    "{} is the graph of another tool, with one adapter a run: adapterpack export BASE ADAPTERS "
-    "makes one for servers"
-)
+_REASON = "it is the graph of another tool, with one adapter a run"
 
 
-def bundle_folder(folder: str | os.PathLike[str]) -> Path:
-    """Returns the folder itself, or for one of another tool, with ``genai_config.json``, that of its bundle.
+Finish = Callable[[Bundle, Path], Bundle]
+"""Adds to the folder of an unpublished bundle, and returns the bundle with what it added."""
+
+
+def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) -> Path:
+    """Returns the folder itself, or for one of another tool, with ``genai_config.json``, that of its bundle,
+    to which ``finish`` has added.
 
     Raises:
         Unsupported: it cannot be told what the graph takes; the message names it.
@@ -62,17 +66,22 @@ def bundle_folder(folder: str | os.PathLike[str]) -> Path:
     files = sorted({source / CONFIG, source / name, *require_safe(graph), *source.glob("*.json")})
     # not their change times: the links that are made change them
     states = [(str(path.resolve()), (at := path.stat()).st_ino, at.st_size, at.st_mtime_ns) for path in files]
-    key = hashlib.sha256(repr((VERSION, states)).encode()).hexdigest()
+    key = hashlib.sha256(repr((VERSION, states, finish is not None)).encode()).hexdigest()
     out = cache_folder() / "graphs" / key
     if not out.is_dir():
         # another process may have been first
         with suppress(OutputExists), output_folder(out) as new:
-            _write(graph, model, told, new)
+            _write(graph, model, told, new, finish)
     return out
 
 
-def _write(graph: GraphFile, model: Mapping[str, Any], told: Mapping[str, Any], out: Path) -> None:
+def _write(
+    graph: GraphFile, model: Mapping[str, Any], told: Mapping[str, Any], out: Path, finish: Finish | None
+) -> None:
     """Writes the bundle of a graph."""
+    inputs = list({value.name: value for value in graph.model.graph.input}.values())  # Olive lists some twice
+    del graph.model.graph.input[:]
+    graph.model.graph.input.extend(inputs)
     slots = slots_of(graph)
     _require_known(graph, {slot.name for slot in slots.values()})
     if needed := sorted(slot.name for slot in slots.values() if not slot.has_default):
@@ -119,9 +128,9 @@ def _write(graph: GraphFile, model: Mapping[str, Any], told: Mapping[str, Any], 
         files=(),
         dtype=DTYPES[caches[0].type.tensor_type.elem_type].name,
         padding=_padding(graph),
-        parity={"decoder": {"left_out": _REASON.format(str(graph.path)[-200:])}},
+        parity={"decoder": {"left_out": _REASON}, MADE_OF: str(graph.folder)},
     )
-    bundle.write(out)
+    (bundle if finish is None else finish(bundle, out)).write(out)
 
 
 def _require_known(graph: GraphFile, slots: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..engine_graph.other_folders import served_folder
 from ..pack.pack import Pack
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
@@ -66,7 +67,7 @@ class Application:
     ) -> None:
         bounds = limits or ServerLimits()
         server = assemble(
-            Engine(bundle, provider, threads=threads, **size),
+            Engine(served_folder(bundle), provider, threads=threads, **size),
             adapters,
             Keys(path=None if keys is None else Path(keys), unread_seconds=bounds.unread_keys_seconds),
             bounds,

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..engine_graph.other_folders import served_folder
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate
@@ -122,7 +123,7 @@ def serve(
     size = {"max_rows": max_rows, "max_length": max_length}
     server = assemble(
         Engine(
-            folder_of(bundle),
+            served_folder(folder_of(bundle)),
             provider,
             threads=threads,
             **{name: value for name, value in size.items() if value is not None},

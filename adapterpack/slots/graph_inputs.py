@@ -4,7 +4,8 @@ names, in its ranks and dtypes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from ..onnx_graph.graph_file import DTYPES, FLOATS, GraphFile
 from .fields import FIELDS
 from .values import split_slot
 
+_CODES = re.compile(r"\.lora_[AB]\.(?:.*\.quant|.*weight_(?:Q4|scales))")
+"""In the name of an input for codes of a factor, or for their steps."""
 _RANK = {"down": 1, "up": 0}
 """The axis of a factor that is its rank."""
 
@@ -42,12 +45,13 @@ def slots_of(graph: GraphFile) -> dict[tuple[str, str], GraphSlot]:
     slots = {}
     for value in graph.model.graph.input:
         path, field = split_slot(value.name)
-        if field in _RANK and ".quant" in value.name:
+        if _CODES.search(value.name):
             raise Unsupported(
                 "the graph takes adapters in four bits, whose grid is the graph's",
                 where=graph.path,
                 found=value.name,
-                remedy="make the graph from an adapter in floats",
+                remedy="make the graph from an adapter in floats, and keep its products out of the "
+                "quantization (nodes_to_exclude of onnxruntime-genai's builder)",
             )
         dtype = DTYPES.get(value.type.tensor_type.elem_type)
         if path and field in FIELDS and dtype in FLOATS:
@@ -62,9 +66,7 @@ def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
     """Returns the values of an adapter, by the names of our slots, as the inputs of the graph in a file;
     zeros for its other slots that have no default.
 
-    Modules are found by their paths, or by the numbers and the last name in them, since exporters rename what
-    lies between (``self_attn``, ``attn``). A rank that the graph fixes is filled with zeros, which change
-    nothing.
+    A rank that the graph fixes is filled with zeros, which change nothing.
 
     Raises:
         Unsupported: the graph has no slots, none for a value, or one that is too small.
@@ -78,30 +80,54 @@ def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
             expected="inputs such as model.layers.0.self_attn.q_proj.lora_A.weight, or .down",
             remedy="make one with adapterpack export --mode inputs, or with Olive's generate-adapter",
         )
-    by_place: dict[Any, list[str]] = {}
-    for module in sorted(modules):
-        by_place.setdefault(_place(module), []).append(module)
-    fitted, without = dict[str, np.ndarray](), list[str]()
-    for name, value in values.items():
+    fitted = dict[str, np.ndarray]()
+    for name, value in on_modules(values, modules, path).items():
         module, _, field = name.rpartition(".")
-        near = [module] if module in modules else by_place.get(_place(module), [])
-        slot = slots.get((near[0], field)) if len(near) == 1 else None
+        slot = slots.get((module, field))
         if slot is None:
-            without.append(name)
-        else:
-            fitted[slot.name] = _in_slot(value, field, slot, path)
-    if without:
-        raise Unsupported(
-            "the graph has no slot for a part of this adapter",
-            where=path,
-            found=", ".join(sorted({name.rpartition(".")[0] for name in without})[:5]),
-            expected=f"modules such as {', '.join(sorted(modules)[:3])}",
-            remedy="export a graph for this adapter, or train one of these modules alone",
-        )
+            raise without_slot([module], modules, path)
+        fitted[slot.name] = _in_slot(value, field, slot, path)
     rest = [slot for slot in slots.values() if slot.name not in fitted and not slot.has_default]
     fitted |= {slot.name: np.zeros([extent or 1 for extent in slot.shape], slot.dtype) for slot in rest}
     notes = (f"{len(rest)} inputs of the graph are zeros: the adapter leaves their modules",) if rest else ()
     return fitted, notes
+
+
+def on_modules(
+    values: Mapping[str, np.ndarray], modules: Collection[str], path: Path
+) -> dict[str, np.ndarray]:
+    """Returns the values of an adapter, by the names of our slots, under the paths that the graph in a file
+    has for their modules: it is found by its path, or by the numbers and the last name in it, since exporters
+    rename what lies between (``self_attn``, ``attn``).
+
+    Raises:
+        Unsupported: the graph has no such module, or several.
+    """
+    by_place: dict[Any, list[str]] = {}
+    for module in sorted(modules):
+        by_place.setdefault(_place(module), []).append(module)
+    moved, without = dict[str, np.ndarray](), list[str]()
+    for name, value in values.items():
+        module, _, field = name.rpartition(".")
+        near = [module] if module in modules else by_place.get(_place(module), [])
+        if len(near) == 1:
+            moved[f"{near[0]}.{field}"] = value
+        else:
+            without.append(module)
+    if without:
+        raise without_slot(without, modules, path)
+    return moved
+
+
+def without_slot(missing: Iterable[str], modules: Iterable[str], path: Path) -> Unsupported:
+    """Makes the error for modules of an adapter for which a graph has no inputs."""
+    return Unsupported(
+        "the graph has no slot for a part of this adapter",
+        where=path,
+        found=", ".join(sorted({*missing})[:5]),
+        expected=f"modules such as {', '.join(sorted(modules)[:3])}",
+        remedy="export a graph for this adapter, or train one of these modules alone",
+    )
 
 
 def _place(module: str) -> tuple[tuple[str, ...], str]:

@@ -1,5 +1,5 @@
-"""A folder that onnxruntime-genai's builder and Olive made, run by adapterpack and by onnxruntime-genai, against
-torch: ``python olive_folder.py PYTHON``.
+"""A folder that onnxruntime-genai's builder and Olive made, run by adapterpack, by its engine for
+servers, and by onnxruntime-genai, against torch: ``python olive_folder.py PYTHON``.
 
 ``PYTHON`` is that of an environment with olive-ai, onnxruntime-genai, torch, transformers and peft, in which this
 file makes a tiny model with two adapters, builds its graph, has Olive turn the first adapter's factors into
@@ -107,8 +107,9 @@ def olive(folder: Path) -> None:
 
 def main(python: str) -> int:
     """0 if the base, Olive's adapter and one of PEFT give torch's tokens, alone and in one batch."""
-    from adapterpack import Session
+    from adapterpack import Engine, Session
     from adapterpack.cli.options import load_adapter
+    from adapterpack.engine_graph.other_folders import served_folder
 
     wrong = 0
     with tempfile.TemporaryDirectory() as scratch:
@@ -120,12 +121,25 @@ def main(python: str) -> int:
         given = {"one": folder / "olive" / "adapter_weights.onnx_adapter", "two": folder / "two"}
         for name, path in given.items():
             session.load(load_adapter(f"{name}={path}"), allow_structural=True)
+        engine = Engine(served_folder(folder / "made"), "cpu")
+        for name, path in given.items():
+            engine.adapters.load(load_adapter(f"{name}={path}"))
+        rows = {
+            engine.add(prompt, name or None, max_new_tokens=TOKENS): (name, at)
+            for name in ("", *NAMES)
+            for at, prompt in enumerate(PROMPTS)
+        }
+        served: dict[tuple[str, int], list[int]] = {place: [] for place in rows.values()}
+        while engine.busy:
+            for event in engine.step():
+                served[rows[event.request]] += [] if event.token is None else [event.token]
         names = [*("", *NAMES)] * len(PROMPTS)
         prompts = [prompt for prompt in PROMPTS for _ in range(1 + len(NAMES))]
         answers = session.generate(prompts, [name or None for name in names], max_new_tokens=TOKENS)
         for name in ("", *NAMES):
             found = [list(answer.ids) for answer, own in zip(answers, names, strict=True) if own == name]
-            right = found == wanted[name] and theirs.get(name, found) == found
+            by_engine = [served[name, at] for at in range(len(PROMPTS))]
+            right = found == by_engine == wanted[name] and theirs.get(name, found) == found
             wrong += not right
             sys.stdout.write(f"{'ok' if right else 'WRONG':6}olive's folder, {name or 'the base'}: {found}\n")
     return 1 if wrong else 0

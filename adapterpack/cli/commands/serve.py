@@ -14,7 +14,7 @@ from ...errors import ConfigError
 from ...readable import things
 from ...serving.tenants.keys import new_key
 from ..bundle_options import device_of, device_options
-from ..options import address_options, common_options, load_pack
+from ..options import address_options, common_options, load_adapter, load_pack
 from ..output import print_json, print_line
 
 
@@ -35,14 +35,23 @@ def _print_key(ctx: click.Context, param: click.Parameter, value: str | None) ->
     ctx.exit()
 
 
+def _adapter(path: str) -> Any:
+    """Loads ``NAME=PATH`` and files for a graph; other paths stay what they are, since the server lists
+    folders.
+    """
+    if path.endswith(".onnx_adapter"):
+        return load_adapter(path)
+    return path if "=" not in path or Path(path).exists() else load_pack(path)
+
+
 @click.command("serve")
 @click.argument("bundle", metavar="BUNDLE")
 @click.option(
     "--adapters",
     multiple=True,
     metavar="DIR",
-    help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, or "
-    "a lock file of adapterpack pull; may be repeated.",
+    help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, an "
+    ".onnx_adapter file, or a lock file of adapterpack pull; may be repeated.",
 )
 @address_options(8000)
 @click.option(
@@ -189,7 +198,6 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
                 f"'{json.dumps({'model': first, **body})}'"
             )
 
-    # load_pack also accepts hf:// and NAME=PATH
-    packs = [path if "=" not in path or Path(path).exists() else load_pack(path) for path in adapters]
+    packs = [_adapter(path) for path in adapters]
     device = device_of(options)
     adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)

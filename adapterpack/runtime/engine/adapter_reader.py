@@ -19,7 +19,8 @@ from ...errors import Unsupported
 from ...onnx_graph.graph_file import map_tensor
 from ...pack.pack import Pack
 from ...pack.shared_factors import SharedFactors
-from ...slots.values import Values, pad_slots
+from ...slots.graph_inputs import on_modules
+from ...slots.values import Values, in_slots, pad_slots
 from ...tasks.task import MAIN
 from ..adapters.mix import Mix, parts_of
 from ..adapters.prompt_cache import layer_and_side
@@ -75,6 +76,9 @@ class AdapterReader:
                 where=lost[0].name,
                 remedy="export the bundle again with this adapter among the packs",
             )
+        if self.bundle.bundle.mode == "inputs":  # whose modules have the paths of the graph
+            sites = self.bundle.bundle.sites
+            every = in_slots(on_modules(every, sites, self.bundle.given), sites)
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         seeing = {name for name in every if name.rpartition(".")[0] in self._seeing}
         banked = {pack.id for pack in self.bundle.packs.values()}

@@ -70,7 +70,7 @@ class AdapterTable:
         if pack is None:
             raise UnknownAdapter(
                 "the engine has no such adapter",
-                where=self._bundle.folder,
+                where=self._bundle.given,
                 found=repr(name),
                 remedy=nearest(name, self._packs),
             )

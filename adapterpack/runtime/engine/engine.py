@@ -79,7 +79,7 @@ class DecoderEngine(Engine):
     ) -> None:
         self.bundle = OpenBundle.of(bundle, provider, threads, verify)
         if not self.bundle.bundle.decoder:
-            raise without_decoder(self.bundle.bundle, self.bundle.folder)
+            raise without_decoder(self.bundle.bundle, self.bundle.given)
         if max_rows < 1 or prefill_budget < 1 or (max_length is not None and max_length < 1):
             raise ConfigError(
                 "an engine has at least one row, one position and one token of prompts a step",

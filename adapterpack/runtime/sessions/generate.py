@@ -253,7 +253,7 @@ def _without_engine(
         )
     beams = options.num_beams
     if beams > 1 and given and not session.task.has_encoder:  # images are not in order of the rows
-        raise without_decoder(session.bundle, session.folder)
+        raise without_decoder(session.bundle, session.given)
     begin = Answer if beams == 1 else BeamAnswer
     # each beam is a row of its own from the start
     decoder = (EncoderDecoder if session.task.has_encoder else DecoderOnly)(

@@ -16,7 +16,6 @@ from functools import partial
 from itertools import groupby, islice
 from typing import Any
 
-from ...base.compatibility import recorded_fingerprint
 from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
 from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
@@ -91,11 +90,7 @@ def row_runner(
             found=", ".join(sampling),
             where=session.bundle.task,
         )
-    # a graph of another tool says nothing of its base
-    anything = not recorded_fingerprint(session.bundle.base).structure
-    names = [
-        one if isinstance(one, str) else session.load(one, allow_structural=anything) for one in adapters
-    ]
+    names = [one if isinstance(one, str) else session.load(one) for one in adapters]
     return RowRunner(session, names, batch_size, sampling, raw)
 
 
