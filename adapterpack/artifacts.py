@@ -1,5 +1,5 @@
-"""Tells what a path contains (a pack, a PEFT adapter, a bundle, a base, an adapter in one file) and passes
-each stage's question on to code for that kind.
+"""Tells what a path contains (a pack, a PEFT adapter, a bundle, a base, an adapter in one file, a folder of
+onnxruntime-genai's) and passes each stage's question on to code for that kind.
 
 Code for one kind is imported only when a path is of that kind: looking at a pack does not import what bundles
 need.
@@ -32,8 +32,8 @@ from .peft import layout
 
 
 def kind_of(path: str | os.PathLike[str]) -> str:
-    """Returns ``pack``, ``peft``, ``fleet``, ``bundle`` or ``base``, by the file that only this kind has;
-    ``adapter`` for a single file and for another tool's folder.
+    """Returns ``pack``, ``peft``, ``fleet``, ``bundle``, ``genai_folder`` or ``base``, by the file that only
+    this kind has; ``adapter`` for a single file and for another tool's folder.
 
     Raises:
         StorageError: there is no such path.
@@ -52,7 +52,16 @@ def kind_of(path: str | os.PathLike[str]) -> str:
         return "adapter" if found == "peft" and _foreign(folder) else found
     from .bundle.manifest import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
 
-    return "bundle" if (folder / FILE_NAME).is_file() else "base"
+    if (folder / FILE_NAME).is_file():
+        return "bundle"
+    return "genai_folder" if _of_genai(folder) else "base"
+
+
+def _of_genai(folder: Path) -> bool:
+    """Whether a folder holds a graph that onnxruntime-genai runs, and no checkpoint."""
+    from .runtime.other_folders import is_other  # noqa: PLC0415 - packs do not need it
+
+    return is_other(folder) and not any(folder.glob("*.safetensors"))
 
 
 def _foreign(folder: Path) -> bool:
@@ -75,8 +84,8 @@ def validate(
     allow_structural: bool = False,
     provider: str | None = None,
 ) -> Report:
-    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base,
-    also that it fits the base.
+    """Makes every check that applies to a pack, a bundle, an adapter of PEFT or another tool, or a folder of
+    onnxruntime-genai's; with a base, also that it fits the base.
 
     ``full`` adds the costly checks; if one of them cannot be made, or the ``budget`` of time or memory runs
     out, the report is ``not fully checked``. With ``allow_structural``, a base with the same names, dtypes
@@ -119,6 +128,11 @@ def validate(
         return validate_file(folder, known, full)
     if kind == "fleet":
         return validate_fleet(folder, known, allow_structural)
+    if kind == "genai_folder":
+        # packs do not need it
+        from .runtime.sessions.other_folders import validate_other_folder  # noqa: PLC0415
+
+        return validate_other_folder(folder, full)
     if kind == "bundle":
         # packs do not need what bundles need
         from .runtime.sessions.validation import validate_bundle  # noqa: PLC0415
@@ -150,6 +164,11 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
         return _inspect_bundle(folder)
     if kind == "fleet":
         return inspect_fleet(folder)
+    if kind == "genai_folder":
+        # packs do not need it
+        from .runtime.sessions.other_folders import inspect_other_folder  # noqa: PLC0415
+
+        return inspect_other_folder(folder)
     return inspect_base(folder) if kind == "base" else describe(load(folder), folder)
 
 

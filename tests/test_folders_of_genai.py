@@ -8,13 +8,18 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
+from shipped_schemas import fits
 
+import adapterpack
 from adapterpack import Engine, LoRA, Session
 from adapterpack.adapter_methods import Site, method_of
+from adapterpack.cli.commands.inspect import command as inspect
 from adapterpack.engine_graph.other_folders import served_folder
-from adapterpack.errors import Unsupported
+from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.manifest import structs as m
 from adapterpack.pack.pack import Pack, build
 
@@ -190,3 +195,30 @@ def test_an_adapter_of_other_modules_is_refused_by_their_names(tmp_path: Path) -
     with pytest.raises(Unsupported, match=r"model.layers.0.attn.q_proj, found .*up_proj") as refused:
         engine.adapters.load(pack)
     assert str(folder) in str(refused.value)
+
+
+def test_inspect_and_validate_know_such_a_folder(tmp_path: Path) -> None:
+    """What it is and which modules take an adapter, without a bundle in the cache; a graph with another input, or
+    whose adapter is quantized with it, is a finding, and a folder with a checkpoint is a base.
+    """
+    folder = write_folder(tmp_path / "made")
+    told = CliRunner().invoke(inspect, [str(folder), "--json"])
+    assert told.exit_code == 0, told.output
+    assert fits(summary := json.loads(told.output), "report.v1") and summary["kind"] == "genai_folder"
+    assert (found := adapterpack.inspect(folder))["sites_by_module"] == {"q_proj": 1}
+    assert (found["model_type"], found["context_length"], found["refused"]) == ("llama", 64, None)
+    assert adapterpack.validate(folder).valid and not (tmp_path / "cache").exists()
+    assert adapterpack.validate(folder, full=True).state == "not fully checked"
+    graph = onnx.load(folder / "model.onnx")
+    for name in ("speaker", f"{SITE}.lora_A.MatMul.weight_Q4"):
+        other = onnx.ModelProto.FromString(graph.SerializeToString())
+        other.graph.input.add(name=name)
+        (folder / "model.onnx").write_bytes(other.SerializeToString())
+        report = adapterpack.validate(folder)
+        assert not report.valid and name in report.findings[0].message
+        assert name in adapterpack.inspect(folder)["refused"]
+    (folder / "model.onnx").write_bytes(b"no graph")
+    assert not adapterpack.validate(folder).valid
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(AdapterpackError, match=r"config.json|safetensors"):
+        adapterpack.inspect(folder)

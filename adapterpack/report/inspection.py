@@ -15,6 +15,7 @@ _KINDS = {
     "bundle": "A bundle: one deployable folder of graphs and adapters.",
     "base": "A base: the pretrained model that adapters change.",
     "fleet": "A fleet: many adapters on shared bases.",
+    "genai_folder": "A folder of a graph that onnxruntime-genai runs, as Olive or its builder made it.",
 }
 """Kind -> the sentence under the heading."""
 _COUNTS = {

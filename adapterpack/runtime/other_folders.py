@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..base.base_folder import copy_carried
 from ..bundle.manifest import FILE_NAME, GRAPH, PAST, PRESENT, Bundle, MappedSite
@@ -53,17 +53,10 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
         FormatError: the graph reads files outside of the folder, or is malformed.
     """
     source = Path(folder)
-    if (source / FILE_NAME).exists() or not (source / CONFIG).is_file():
+    if not is_other(source):
         return source
-    config = read_object(source / CONFIG).get("model")
-    model = config if isinstance(config, dict) else {}
-    decoder = model.get("decoder")
-    told = decoder if isinstance(decoder, dict) else {}
-    name = told.get("filename", GRAPH)
-    if not isinstance(name, str) or PurePath(name).name != name or not (source / name).is_file():
-        raise _untold("its file", source / CONFIG, name, "the name of a graph in the folder")
-    graph = GraphFile(source / name)
-    files = sorted({source / CONFIG, source / name, *require_safe(graph), *source.glob("*.json")})
+    graph, model, told = read_folder(source)
+    files = sorted({source / CONFIG, graph.path, *require_safe(graph), *source.glob("*.json")})
     # not their change times: the links that are made change them
     states = [(str(path.resolve()), (at := path.stat()).st_ino, at.st_size, at.st_mtime_ns) for path in files]
     key = hashlib.sha256(repr((VERSION, states, finish is not None)).encode()).hexdigest()
@@ -75,10 +68,56 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
     return out
 
 
+def is_other(folder: Path) -> bool:
+    """Whether a folder is one of another tool, with a graph that onnxruntime-genai runs."""
+    return not (folder / FILE_NAME).exists() and (folder / CONFIG).is_file()
+
+
+class OtherFolder(NamedTuple):
+    """What a folder of another tool says: the graph of its decoder, what ``genai_config.json`` says of the
+    ``model``, and of the ``decoder`` in it.
+    """
+
+    graph: GraphFile
+    model: Mapping[str, Any]
+    decoder: Mapping[str, Any]
+
+
+def read_folder(folder: Path) -> OtherFolder:
+    """Reads a folder of another tool.
+
+    Raises:
+        Unsupported: it does not name a graph.
+        FormatError: the graph is malformed.
+    """
+    config = read_object(folder / CONFIG).get("model")
+    model = config if isinstance(config, dict) else {}
+    decoder = model.get("decoder")
+    told = decoder if isinstance(decoder, dict) else {}
+    name = told.get("filename", GRAPH)
+    if not isinstance(name, str) or PurePath(name).name != name or not (folder / name).is_file():
+        raise _untold("its file", folder / CONFIG, name, "the name of a graph in the folder")
+    return OtherFolder(GraphFile(folder / name), model, told)
+
+
 def _write(
     graph: GraphFile, model: Mapping[str, Any], told: Mapping[str, Any], out: Path, finish: Finish | None
 ) -> None:
     """Writes the bundle of a graph."""
+    bundle = bundle_of(graph, told)
+    _link(graph, out)
+    copy_carried(graph.folder, out)
+    _describe(model, told, out)
+    (bundle if finish is None else finish(bundle, out)).write(out)
+
+
+def bundle_of(graph: GraphFile, told: Mapping[str, Any]) -> Bundle:
+    """Returns the manifest of a graph's bundle, without files, after it has given the graph's caches the
+    sizes that the configuration of its decoder has ``told``.
+
+    Raises:
+        Unsupported: it cannot be told what the graph takes; the message names it.
+    """
     inputs = list({value.name: value for value in graph.model.graph.input}.values())  # Olive lists some twice
     del graph.model.graph.input[:]
     graph.model.graph.input.extend(inputs)
@@ -115,10 +154,7 @@ def _write(
                 if type(told.get(size)) is not int:
                     raise _untold("the size of its caches", graph.path, value.name, f"{size} in {CONFIG}")
                 extent.dim_value = told[size]
-    _link(graph, out)
-    copy_carried(graph.folder, out)
-    _describe(model, told, out)
-    bundle = Bundle(
+    return Bundle(
         mode="inputs",
         task="text-generation",
         base=Base(),
@@ -130,7 +166,6 @@ def _write(
         padding=_padding(graph),
         parity={"decoder": {"left_out": _REASON}, MADE_OF: str(graph.folder)},
     )
-    (bundle if finish is None else finish(bundle, out)).write(out)
 
 
 def _require_known(graph: GraphFile, slots: Iterable[str]) -> None:
