@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from .bundle import FILE_NAME as BUNDLE_FILE
+from .bundle import GENAI_FILE
 from .errors import ConfigError, StorageError
 from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
@@ -47,21 +49,11 @@ def kind_of(path: str | os.PathLike[str]) -> str:
             where=path,
             remedy="name a pack, a bundle or a base checkpoint",
         )
-    marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet"}
+    marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet", BUNDLE_FILE: "bundle"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return "adapter" if found == "peft" and _foreign(folder) else found
-    from .bundle.manifest import FILE_NAME  # noqa: PLC0415 - packs do not need what bundles need
-
-    if (folder / FILE_NAME).is_file():
-        return "bundle"
-    return "genai_folder" if _of_genai(folder) else "base"
-
-
-def _of_genai(folder: Path) -> bool:
-    """Whether a folder holds a graph that onnxruntime-genai runs, and no checkpoint."""
-    from .runtime.other_folders import is_other  # noqa: PLC0415 - packs do not need it
-
-    return is_other(folder) and not any(folder.glob("*.safetensors"))
+    of_genai = (folder / GENAI_FILE).is_file() and not any(folder.glob("*.safetensors"))
+    return "genai_folder" if of_genai else "base"
 
 
 def _foreign(folder: Path) -> bool:

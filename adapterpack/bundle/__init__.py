@@ -2,3 +2,5 @@
 
 FILE_NAME = "adapterpack.bundle.json"
 """The manifest's file name, by which a folder is recognized as a bundle."""
+GENAI_FILE = "genai_config.json"
+"""What onnxruntime-genai reads of a graph, in bundles for it and in folders of other tools."""

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from ..base.base_folder import copy_carried
+from ..bundle import GENAI_FILE
 from ..bundle.manifest import FILE_NAME, GRAPH, PAST, PRESENT, Bundle, MappedSite
 from ..errors import OutputExists, Unsupported
 from ..io import strict_json
@@ -28,8 +29,6 @@ from ..slots.graph_inputs import slots_of
 from ..version import VERSION
 from .text.model_files import read_object
 
-CONFIG = "genai_config.json"
-"""The file of onnxruntime-genai that names a graph and its sizes."""
 MADE_OF = "made_of"
 """The entry of a bundle's parity report with the folder of the other tool."""
 _EMBEDDED = "embedded.onnx.data"
@@ -56,7 +55,7 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
     if not is_other(source):
         return source
     graph, model, told = read_folder(source)
-    files = sorted({source / CONFIG, graph.path, *require_safe(graph), *source.glob("*.json")})
+    files = sorted({source / GENAI_FILE, graph.path, *require_safe(graph), *source.glob("*.json")})
     # not their change times: the links that are made change them
     states = [(str(path.resolve()), (at := path.stat()).st_ino, at.st_size, at.st_mtime_ns) for path in files]
     key = hashlib.sha256(repr((VERSION, states, finish is not None)).encode()).hexdigest()
@@ -70,7 +69,7 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
 
 def is_other(folder: Path) -> bool:
     """Whether a folder is one of another tool, with a graph that onnxruntime-genai runs."""
-    return not (folder / FILE_NAME).exists() and (folder / CONFIG).is_file()
+    return not (folder / FILE_NAME).exists() and (folder / GENAI_FILE).is_file()
 
 
 class OtherFolder(NamedTuple):
@@ -90,13 +89,13 @@ def read_folder(folder: Path) -> OtherFolder:
         Unsupported: it does not name a graph.
         FormatError: the graph is malformed.
     """
-    config = read_object(folder / CONFIG).get("model")
+    config = read_object(folder / GENAI_FILE).get("model")
     model = config if isinstance(config, dict) else {}
     decoder = model.get("decoder")
     told = decoder if isinstance(decoder, dict) else {}
     name = told.get("filename", GRAPH)
     if not isinstance(name, str) or PurePath(name).name != name or not (folder / name).is_file():
-        raise _untold("its file", folder / CONFIG, name, "the name of a graph in the folder")
+        raise _untold("its file", folder / GENAI_FILE, name, "the name of a graph in the folder")
     return OtherFolder(GraphFile(folder / name), model, told)
 
 
@@ -152,7 +151,7 @@ def bundle_of(graph: GraphFile, told: Mapping[str, Any]) -> Bundle:
             extent = value.type.tensor_type.shape.dim[axis]
             if not extent.HasField("dim_value"):
                 if type(told.get(size)) is not int:
-                    raise _untold("the size of its caches", graph.path, value.name, f"{size} in {CONFIG}")
+                    raise _untold("the size of its caches", graph.path, value.name, f"{size} in {GENAI_FILE}")
                 extent.dim_value = told[size]
     return Bundle(
         mode="inputs",

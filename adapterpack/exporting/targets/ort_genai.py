@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...base.base_folder import read_json
+from ...bundle import GENAI_FILE
 from ...bundle.layer_caches import growing_axis
 from ...bundle.manifest import GRAPH, PAST, Bundle
 from ...bundle.signature import Port
@@ -21,7 +22,6 @@ from ...runtime.text.tokenizer import Tokenizer
 from ...slots.values import PEFT_NAMES
 from .base import TARGETS, Target
 
-CONFIG = "genai_config.json"
 _TYPES = frozenset(
     {
         "chatglm",
@@ -55,7 +55,7 @@ _SEARCH: dict[str, Any] = {
 
 
 def _write(folder: Path, bundle: Bundle) -> None:
-    (folder / CONFIG).write_bytes(strict_json.canonical(genai_config(folder, bundle)))
+    (folder / GENAI_FILE).write_bytes(strict_json.canonical(genai_config(folder, bundle)))
 
 
 def genai_config(folder: Path, bundle: Bundle) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ...base.base_folder import carried_files
 from ...base.quantization import require_plain
+from ...bundle import GENAI_FILE
 from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, ParityError, Unsupported
 from ...io import strict_json
@@ -44,7 +45,7 @@ from .report import GraphReport, GraphTensor
 from .strip_adapters import strip_adapters
 from .write import GraphWriter, opened_all
 
-CARRIED = ("genai_config.json",)
+CARRIED = (GENAI_FILE,)
 _CHUNK = 4 << 20
 
 
