@@ -56,20 +56,22 @@ def test_every_causal_type_of_the_installed_transformers_has_a_line(
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "the process ends with -9"),
         (lambda: np.ones(1 << 40), "MemoryError"),
-        (lambda: time.sleep(600), "not at an end after"),
+        (lambda: time.sleep(600), "stands still for"),
+        (lambda: sum(iter(int, 1)), "not at an end after"),
     ],
-    ids=["crash", "memory", "time"],
+    ids=["crash", "memory", "wait", "time"],
 )
 def test_a_process_that_breaks_is_an_outcome(
     what: Callable[[], object], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And keeps no other type from its turn."""
     monkeypatch.setattr(stages, "STAGES", (stages.Stage("build", lambda case: what(), level=1),))
+    monkeypatch.setattr(run, "SECONDS", 1)
     child, found = run._Running("fill-mask", "bert", ()), None
     while found is None:
         time.sleep(0.01)
         found = child.outcome()
-        if child.reached[0] == "build" and "end after" in said:
+        if child.reached[0] == "build" and "still" in said:
             monkeypatch.setattr(run, "PATIENCE", 0)
     assert found.level == 0
     assert found.reason.startswith(f"build: {said}")

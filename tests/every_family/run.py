@@ -35,8 +35,8 @@ from .types import every_type, group_of
 
 SECONDS, MEMORY = 120, 6 << 30
 """Of processor and of address space beyond what is imported, for one type."""
-PATIENCE = 5
-"""How many times as long it may take by the clock, on a machine that does other things too."""
+PATIENCE = 300
+"""Seconds by the clock in which it may use no processor: a machine that does other things takes any time."""
 
 
 def measured(task: str, kind: str, only: Sequence[str] = ()) -> Outcome:
@@ -128,6 +128,7 @@ class _Running:
         self._process.start()
         other.close()
         self.began = time.monotonic()
+        self._used, self._moved = list[str](), self.began
 
     def outcome(self) -> Outcome | None:
         """What became of it, or None while it runs."""
@@ -144,11 +145,14 @@ class _Running:
         except EOFError:
             self._process.join()
             return self._broken(f"the process ends with {self._process.exitcode}")
-        if time.monotonic() - self.began > PATIENCE * SECONDS:
-            self._process.kill()
-            self._process.join()
-            return self._broken(f"not at an end after {SECONDS} seconds")
-        return None
+        used = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        if used != self._used:
+            self._used, self._moved = used, time.monotonic()
+        if time.monotonic() - self._moved <= PATIENCE:
+            return None
+        self._process.kill()
+        self._process.join()
+        return self._broken(f"stands still for {PATIENCE} seconds")
 
     def _broken(self, reason: str) -> Outcome:
         reason = {-24: f"not at an end after {SECONDS} seconds"}.get(self._process.exitcode or 0, reason)
