@@ -21,6 +21,7 @@ import transformers
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS, MODES
 from click.testing import CliRunner
+from every_family.tiny import tiny_config
 from msgspec.structs import replace
 
 import adapterpack
@@ -38,7 +39,7 @@ from adapterpack.runtime.media.image_layouts import features_of_rows, rows_of_im
 from adapterpack.runtime.media.inputs import array_of, sound_of
 from adapterpack.tasks.embeddings import POOLING
 from adapterpack.tasks.task import GRID, MAIN, TASKS, Part, Task, get_task, task_of
-from adapterpack.torch_adapters.models.load import load_model
+from adapterpack.torch_adapters.models.load import empty_model, load_model
 
 Make = Callable[..., Any]
 BY_NAME = {one.name: one for one in ARCHITECTURES}
@@ -407,6 +408,8 @@ def test_a_model_class_has_one_task() -> None:
     """
     hears = {"is_encoder_decoder": True, "num_mel_bins": 8}
     assert task_of("WhisperForConditionalGeneration", hears).name == "automatic-speech-recognition"
+    nested = {"is_encoder_decoder": True, "encoder_config": {"num_mel_bins": 8}}
+    assert task_of("CanaryForConditionalGeneration", nested).name == "automatic-speech-recognition"
     assert (
         task_of("BartForConditionalGeneration", {"is_encoder_decoder": True}).name == "text2text-generation"
     )
@@ -415,6 +418,26 @@ def test_a_model_class_has_one_task() -> None:
     assert task_of("CLIPTextModel", {"projection_dim": 16}).name == "feature-extraction"
     assert task_of("ViTModel", {"image_size": 12}).name == "image-feature-extraction"
     assert all(task.main.name == "model" and task.inputs for task in TASKS.values())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("kind", "task", "said"),
+    [
+        ("voxtral", "automatic-speech-recognition", "answers in the text it reads"),
+        ("voxtral", "text2text-generation", "answers in the text it reads"),
+        ("florence2", "image-text-to-text", "has an encoder, too"),
+        ("florence2", "text2text-generation", "no model for the task"),
+    ],
+)
+def test_a_model_with_or_without_an_encoder_is_told_from_the_task(
+    kind: str, task: str, said: str, tmp_path: Path
+) -> None:
+    """transformers lists models that hear in their texts under tasks of encoders, too."""
+    tiny_config(kind).save_pretrained(tmp_path)
+    with pytest.raises(Unsupported, match=said) as refused:
+        empty_model(tmp_path, get_task(task))
+    assert refused.value.remedy == "choose another base"
 
 
 @pytest.mark.fast

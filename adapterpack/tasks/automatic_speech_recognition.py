@@ -93,13 +93,20 @@ def encode(
     return report.encode(rows, encode_row)
 
 
+def _hears(config: Mapping[str, Any]) -> bool:
+    """Whether a model with encoder and decoder reads bands of sound, by its config or that of its encoder."""
+    encoder = config.get("encoder_config")
+    nested = config.get("is_encoder_decoder") and isinstance(encoder, dict) and encoder.get("num_mel_bins")
+    return bool(config.get("num_mel_bins") or nested)
+
+
 TASKS.register(
     Task(
         "automatic-speech-recognition",
         "AutoModelForSpeechSeq2Seq",
         answer,
         ("ForConditionalGeneration",),
-        lambda config: bool(config.get("num_mel_bins")),
+        _hears,
         parts=(
             Part("encoder", "encoder", ("input_features",)),
             Part(MAIN, "cross_decoder", ("decoder_input_ids", "past_key_values", "encoder")),

@@ -52,7 +52,7 @@ TASKS.register(
         "AutoModelForSeq2SeqLM",
         answer,
         ("ForConditionalGeneration", "MTModel"),
-        lambda config: bool(config.get("is_encoder_decoder")),
+        lambda config: bool(config.get("is_encoder_decoder")) and "vision_config" not in config,
         parts=(
             Part("encoder", "encoder", TEXT),
             Part(

@@ -179,10 +179,12 @@ def empty_model(folder: Path, task: Task) -> Any:
 
 
 def require_class(task: Task, config: Any, folder: Path) -> None:
-    """Raises unless transformers has a class for the task and this config.
+    """Raises unless transformers has a class for the task and this config, with an encoder and a decoder just
+    where the task has both.
 
     Raises:
-        Unsupported: it has none; the error names the task of the base's own class.
+        Unsupported: there is none, and the error names the task of the base's own class; or it is of another
+            form.
     """
     if type(config) not in _auto_class(task)._model_mapping:
         names = getattr(config, "architectures", None) or [None]
@@ -194,6 +196,26 @@ def require_class(task: Task, config: Any, folder: Path) -> None:
             found=config.model_type,
             remedy="choose another base"
             + ("" if own in {NO_TASK, task.name} else f", or the base's own task, {own}"),
+        )
+
+    found = _auto_class(task)._model_mapping[type(config)]
+    of = found[0] if isinstance(found, tuple) else found
+    decodes = "decoder_input_ids" in inspect.signature(of.forward).parameters
+    if task.has_encoder and not decodes:
+        raise Unsupported(
+            f"{task.name} is for encoders with a decoder, and this model answers in the text it reads",
+            where=folder,
+            expected="a model that takes decoder_input_ids",
+            found=of.__name__,
+            remedy="choose another base",
+        )
+    if task.generates and not task.has_encoder and decodes and config.is_encoder_decoder:
+        raise Unsupported(
+            f"{task.name} is for decoders, and this model has an encoder, too",
+            where=folder,
+            expected="a model without decoder_input_ids",
+            found=of.__name__,
+            remedy="choose another base",
         )
 
 
