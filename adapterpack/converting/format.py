@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import ConfigError, FormatError, Unsupported, printable
 from ..io.safe_open import TENSORS, open_regular, read_at_most
 from ..pack.pack import Pack
-from ..peft.options import PICKLES, SHARD
+from ..peft.options import PICKLES, SHARD, TORCHTUNE
 from ..registry import Registry
 from .base import BaseModel
 
@@ -78,9 +78,13 @@ class Format(NamedTuple):
         """Returns the file with the tensors of an adapter: the first of several shards."""
         if not self.folder:
             return path
-        shards = (one for one in sorted(path.iterdir()) if SHARD.fullmatch(one.name))
+        counted = (
+            one
+            for one in sorted(path.iterdir())
+            if SHARD.fullmatch(one.name) or TORCHTUNE.fullmatch(one.name)
+        )
         named = (path / name for name in self.tensors)
-        return next((file for file in (*named, *shards) if file.exists()), path / self.tensors[0])
+        return next((file for file in (*named, *counted) if file.exists()), path / self.tensors[0])
 
 
 FORMATS: Registry[Format] = Registry(

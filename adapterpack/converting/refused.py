@@ -46,14 +46,6 @@ REFUSED = (
         "export the adapter as a folder of PEFT with NeMo (hf-peft), or merge it there",
     ),
     Refused(
-        "torchtune_folder",
-        lambda path: path.is_dir() and any(TORCHTUNE.fullmatch(one.name) for one in path.iterdir()),
-        "the folder holds a pickle with torchtune's names, torchtune's own form of an adapter, which is "
-        "never opened",
-        "a folder of PEFT",
-        "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder",
-    ),
-    Refused(
         "nemo_folder",
         lambda path: (path / "context").is_dir() and (path / "weights").is_dir(),
         "the folder is a distributed checkpoint, as NeMo 2 writes it, whose index is a pickle, which is "
@@ -64,9 +56,10 @@ REFUSED = (
     Refused(
         "torchtune",
         lambda path: _TORCHTUNE.fullmatch(path.name) is not None and _is_pickle(path),
-        "the file is a pickle, as torchtune's own adapter files are, which can run code and is never opened",
-        _SAFE,
-        "let torchtune's checkpointer write PEFT's form (safe_serialization: True) and read that folder",
+        "torchtune's own adapter files are pickles, and do not tell their alpha",
+        "the folder, with its adapter_config.json",
+        "name the folder: adapterpack convert FOLDER --base BASE --to pack -o OUT takes the tensors out of "
+        "the pickle and runs nothing",
     ),
     Refused(
         "pickle",

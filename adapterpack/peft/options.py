@@ -233,7 +233,7 @@ _OTHER_FILES = (
     (
         TORCHTUNE,
         "the adapter is stored in torchtune's own form, a pickle with torchtune's names",
-        "let torchtune's checkpointer write PEFT's form (safe_serialization: True)",
+        f"make a pack of it: {_CONVERT} --base BASE takes the tensors out of it and runs nothing",
     ),
 )
 """Names of files that hold an adapter's tensors in another form, the problem, and the remedy."""
