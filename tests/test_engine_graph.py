@@ -145,7 +145,7 @@ def unpacked(graph: OrtModel) -> bool:
 
 def test_the_engine_s_graph_is_opened_as_the_ordinary_one_is(placed: Make) -> None:
     """Weights are laid out for the kernels of both (an int4 step is ten times slower without), and of neither
-    in a mapped session, as the proof of a graph opens it that is not quantized.
+    in a mapped session of a graph that is not quantized, as its proof opens it.
     """
     for mapped in (False, True):
         session = Session(placed("bank"), "cpu", mapped=mapped)

@@ -20,7 +20,7 @@ from adapterpack import LoRA, Session, adapt, export, inspect, quantize, save, v
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownName
-from adapterpack.onnx_graph.products import make_fast
+from adapterpack.onnx_graph.products import divide_products, make_fast
 from adapterpack.quantizing.graphs.algorithm import ALGORITHMS
 from adapterpack.quantizing.graphs.onnxruntime_quantizer import quantize_product
 from adapterpack.quantizing.graphs.product import ConstantProduct, RoundingSetting
@@ -332,9 +332,39 @@ def test_the_head_is_what_is_wanted(head: str, bits: set[int], placed: Path, tmp
     assert sum(node.op_type == "GatherBlockQuantized" for node in nodes) == (head != "float")
 
 
+@pytest.mark.parametrize("scheme", ["int4", "int8"])
+def test_wide_products_are_divided_for_a_few_runs(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two products on one weight of 31 rows, of which ten may be floats at a time: four parts of each on the
+    same bytes, and the same numbers.
+    """
+    rng = np.random.default_rng(5)
+    x, weight = value("x", ["rows", 33]), constant("w", rng.standard_normal((33, 31), np.float32))
+    nodes = [ir.node("MatMul", [x, weight], name=name) for name in ("first", "second")]
+    for node in nodes:
+        node.outputs[0].name, node.outputs[0].type = node.name, x.type
+    results = [node.outputs[0] for node in nodes]
+    graph = ir.Graph([x], results, nodes=nodes, initializers=[weight], opset_imports={"": 21}, name="two")
+    path = tmp_path / GRAPH
+    ir.save(ir.Model(graph, ir_version=10), path)
+    assert quantize_file(path, scheme, lambda name: GRAPH_SCHEMES[scheme].setting) == 2
+    model = ir.load(path)
+    assert not divide_products(model)
+    monkeypatch.setattr("adapterpack.onnx_graph.products._WIDEST", 10 * 33)
+    assert divide_products(model)
+    counts = [node.attributes.get_int("N") for node in model.graph if node.op_type == "MatMulNBits"]
+    assert counts == 2 * [10, 10, 10, 1]
+    batch = {"x": rng.standard_normal((5, 33), np.float32)}
+    expected = ort.InferenceSession(path).run(None, batch)
+    ir.save(model, tmp_path / "divided.onnx")
+    divided = ort.InferenceSession(tmp_path / "divided.onnx").run(None, batch)
+    np.testing.assert_allclose(divided, expected, rtol=0, atol=1e-5)
+
+
 def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime lays the weights of every graph of a session out anew, unless the session is for a few
-    runs on mapped files.
+    runs on mapped files and there are many codes.
     """
     entries: list[tuple[str, str | None]] = []
 
@@ -352,8 +382,10 @@ def test_quantized_graphs_are_opened_prepacked(fast: Path, monkeypatch: pytest.M
     assert {name for name, _ in entries} >= {graph_file(DECODER)}
     assert {entry for _, entry in entries} <= {None, "0"}
     entries.clear()
-    OrtModel(fast, DECODER, resolve(Device(provider="cpu")), mapped=True)
-    assert entries == [(graph_file(DECODER), "1")]
+    for most in (1 << 20, 1):
+        monkeypatch.setattr("adapterpack.onnx_graph.products.PACKED", most)
+        OrtModel(fast, DECODER, resolve(Device(provider="cpu")), mapped=True)
+    assert [entry for _, entry in entries] == [None, "1"]
 
 
 def test_what_says_nothing_is_refused(placed: Path, pack_of: Make, tiny_llama: Path, tmp_path: Path) -> None:

@@ -19,7 +19,6 @@ from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
-from ..onnx_graph.products import runs_mapped
 from ..runtime.engine.adapter_reader import AdapterReader
 from ..runtime.engine.model_runner import ModelRunner
 from ..runtime.engine.requests import SequenceState
@@ -55,8 +54,7 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
         Unsupported: the model has no keys and values, or more than ONNX Runtime's attention reads them.
         ParityError: the logits move too far.
     """
-    mapped = runs_mapped(folder / graph_file(DECODER))
-    before = _run(folder, mapped)
+    before = _run(folder)
     model = ir.load(folder / graph_file(DECODER))
     scales = {name: np.maximum(_MARGIN / 127 * most, _LEAST) for name, most in before.largest.items()}
     if not make_int8(model, {name: scale.astype(np.float32) for name, scale in scales.items()}):
@@ -66,7 +64,7 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
             remedy="leave --cache out",
         )
     ir.save(model, folder / graph_file(DECODER))
-    change = _run(folder, mapped, before.tokens).logits - before.logits
+    change = _run(folder, before.tokens).logits - before.logits
     moved = float(np.abs(change).max()) / float(np.abs(before.logits).max())
     if not moved <= _TOLERANCE:
         raise ParityError(
@@ -85,11 +83,11 @@ def quantize_cache(folder: Path) -> dict[str, Any]:
     }
 
 
-def _run(folder: Path, mapped: bool, tokens: np.ndarray | None = None) -> _Run:
+def _run(folder: Path, tokens: np.ndarray | None = None) -> _Run:
     """Runs the base and every adapter on the measuring rows: once followed by their likeliest tokens, and
     once by random tokens, which do not count for the scales; or by the given ``tokens``.
     """
-    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    session = Session(folder, provider="cpu", verify="off", mapped=True)
     reader, prompts = AdapterReader(session), texts(session)
     prompts, natural, rng = [*prompts, *prompts], len(prompts), np.random.default_rng(7)
     longest = max(map(len, prompts))

@@ -17,7 +17,7 @@ from ..bundle.decoder_graph import DECODER
 from ..bundle.manifest import GRAPH, Bundle, graph_file
 from ..bundle.reports import PROOFS
 from ..graph_passes.static_cache_decoder import write_decoder
-from ..onnx_graph.products import is_fast, make_fast, runs_mapped
+from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
 from ..pack.pack import Pack
 from ..readable import StepCounter
@@ -72,7 +72,7 @@ def with_decoder(
     if fast:
         make_fast(ordinary, fast=False)
     write_decoder(folder, context_length(read_json(folder / CONFIG), folder / CONFIG))
-    report = _proof(made, folder, runs_mapped(ordinary), say, adapters)
+    report = _proof(made, folder, say, adapters)
     for path in (ordinary, folder / graph_file(DECODER)) if fast else ():
         make_fast(path)
     return dataclasses.replace(made, parity={**bundle.parity, "decoder": report})
@@ -85,10 +85,10 @@ def with_report(bundle: Bundle, **entries: object) -> Bundle:
 
 
 def _proof(
-    made: Bundle, folder: Path, mapped: bool, say: Callable[[str], None], adapters: Sequence[Pack]
+    made: Bundle, folder: Path, say: Callable[[str], None], adapters: Sequence[Pack]
 ) -> dict[str, Any]:
     """Runs the ordinary graph first and then the engine's, so that only one has its weights in memory."""
-    session = _open(dataclasses.replace(made, decoder=False), folder, mapped, adapters)
+    session = _open(dataclasses.replace(made, decoder=False), folder, adapters)
     rng, most = np.random.default_rng(11), _most_ids(session)
     rows = [_ids(session, rng, most, length) for length in _LENGTHS]
     start = [*start_ids(session), *_ids(session, rng, most, _PIECE)] if session.task.has_encoder else []
@@ -113,7 +113,7 @@ def _proof(
     ]
     del session
     gc.collect()  # a session is a cycle
-    session = _open(made, folder, mapped, adapters)
+    session = _open(made, folder, adapters)
     reader = AdapterReader(session)
     batch = ModelRunner(session, reader, len(rows), max(_LENGTHS) + count + _ROOM)
     worst = 0.0
@@ -126,10 +126,10 @@ def _proof(
     return {"max_relative": worst, "steps": count}
 
 
-def _open(bundle: Bundle, folder: Path, mapped: bool, adapters: Sequence[Pack]) -> Session:
+def _open(bundle: Bundle, folder: Path, adapters: Sequence[Pack]) -> Session:
     """Writes the manifest of a bundle, and opens it with ``adapters`` besides its own."""
     bundle.write(folder, draft=True)
-    session = Session(folder, provider="cpu", verify="off", mapped=mapped)
+    session = Session(folder, provider="cpu", verify="off", mapped=True)
     for pack in adapters:
         session.load(pack, allow_structural=True)
     return session

@@ -1,5 +1,5 @@
 """Reads and sets how exactly the quantized products of a graph are computed: with float activations, or with
-activations rounded to int8 in blocks.
+activations rounded to int8 in blocks; and bounds the memory that they take in a few runs.
 """
 
 from __future__ import annotations
@@ -9,14 +9,18 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from .editing import add_initializer, part_of
+
 QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4"})
 """Operators that multiply with codes."""
 PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
 """Operators that can implement a linear layer."""
 _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
 """The attribute of MatMulNBits that sets the accuracy, and its values."""
-PACKED = 2 << 30
+PACKED = 4 << 30
 """Bytes of codes up to which a few runs of a graph have them prepacked."""
+_WIDEST = 1 << 26
+"""The most numbers of a weight that ONNX Runtime may hold as floats while it multiplies."""
 
 
 def is_fast(path: Path) -> bool | None:
@@ -27,14 +31,25 @@ def is_fast(path: Path) -> bool | None:
     return _FAST in levels if levels else None
 
 
-def runs_mapped(path: Path) -> bool:
-    """Whether a few runs of the graph at ``path`` leave its weights in the mapped file: quantized products
-    are quick with prepacked weights alone, but these are a second copy of the codes in memory.
+def packs_codes(model: ir.Model) -> bool:
+    """Whether a few runs of a graph have its codes prepacked: quantized products are quick with prepacked
+    weights alone, but these are a second copy of the codes in memory.
     """
-    model = ir.load(path)
     held = (node.inputs[1].const_value for node in _products(model) if node.inputs[1] is not None)
-    codes = [tensor.nbytes for tensor in held if tensor is not None]
-    return not codes or sum(codes) > PACKED
+    return bool(0 < sum(tensor.nbytes for tensor in held if tensor is not None) <= PACKED)
+
+
+def divide_products(model: ir.Model) -> bool:
+    """Divides wide quantized products of a graph, such as a head, into products of some of their rows each,
+    on the same codes; returns whether there are any.
+
+    ONNX Runtime holds a whole weight as floats in each run of a product that it does not prepack: of every
+    exact one in 8 bits, and without prepacking of all.
+    """
+    wide = [node for node in _products(model) if _rows_at_once(node) < _number(node, "N")]
+    for node in wide:
+        _divide(node)
+    return bool(wide)
 
 
 def make_fast(path: Path, fast: bool = True) -> None:
@@ -51,3 +66,46 @@ def _products(model: ir.Model) -> Iterator[ir.Node]:
     return (
         node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.op_type == "MatMulNBits"
     )
+
+
+def _number(node: ir.Node, name: str) -> int:
+    return int(node.attributes.get_int(name, 0))
+
+
+def _rows_at_once(node: ir.Node) -> int:
+    """Returns how many rows of its weight a product may have: all, where rows are not constants that follow
+    each other, or the fifth input reorders columns.
+    """
+    given = [value for value in node.inputs[1:] if value is not None]
+    reordered = len(node.inputs) > 4 and node.inputs[4] is not None
+    if reordered or _number(node, "weight_prepacked") or any(value.const_value is None for value in given):
+        return _number(node, "N")
+    return max(1, _WIDEST // max(1, _number(node, "K")))
+
+
+def _divide(node: ir.Node) -> None:
+    graph, rows = node.graph, _number(node, "N")
+    assert graph is not None
+    attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+    pieces = []
+    for start in range(0, rows, _rows_at_once(node)):
+        count = min(_rows_at_once(node), rows - start)
+        inputs = [node.inputs[0], *(_part(graph, value, rows, start, count) for value in node.inputs[1:])]
+        name = f"{node.name}/{start}"
+        pieces.append(ir.node(node.op_type, inputs, attributes | {"N": count}, domain=node.domain, name=name))
+    joined = ir.node("Concat", [piece.outputs[0] for piece in pieces], {"axis": -1}, name=f"{node.name}/rows")
+    ir.convenience.replace_nodes_and_values(
+        graph, node, [node], [*pieces, joined], node.outputs, joined.outputs
+    )
+
+
+def _part(graph: ir.Graph, value: ir.Value | None, rows: int, start: int, count: int) -> ir.Value | None:
+    """Returns ``count`` rows of an initializer that has ``rows``, from ``start`` on, on the same bytes."""
+    if value is None or value.const_value is None:
+        return None
+    whole, name = value.const_value, f"{value.name}/{start}"
+    if name in graph.initializers:
+        return graph.initializers[name]
+    extents, row = whole.shape.numpy(), whole.size // rows
+    shape = (count, *extents[1:]) if extents[0] == rows else (count * row,)
+    return add_initializer(graph, part_of(whole, name, shape, at=start * row * whole.dtype.bitwidth // 8))

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from ...bundle.manifest import ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
 from ...onnx_graph.bfloat16 import computing_wide
+from ...onnx_graph.products import divide_products, packs_codes
 from ...slots.precision import DEFAULT
 from ...tasks.task import AXES
 from ..providers.placement import check_placement
@@ -41,9 +43,10 @@ class OrtModel:
 
     By name: ``inputs`` must be fed; ``slots`` are inputs with defaults, of which callers may feed the
     ``optional`` ones; ``results`` are the outputs. The caller checks the graph beforehand with
-    :func:`adapterpack.onnx_graph.confine.require_safe`. ``mapped`` leaves weights in the mapped file. Opening
-    then costs neither time nor memory, but each run is slower: slightly for float products, 20 to 80 times
-    for quantized weights.
+    :func:`adapterpack.onnx_graph.confine.require_safe`. ``mapped`` is for a few runs: it leaves
+    weights in the mapped file, except codes of up to :data:`adapterpack.onnx_graph.products.PACKED` bytes.
+    Opening then costs neither time nor memory, but each run is slower: slightly for float products, 20 to 80
+    times for more codes.
 
     Raises:
         FormatError: ONNX Runtime refuses the graph.
@@ -61,15 +64,9 @@ class OrtModel:
             dtype,
         )
         options = resolved.session_options()
-        if mapped:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            # a folded transposition would be a copy of a table that is the head, too
-            options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
-            # with few runs, spinning threads would only take cores from others
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         with self._opening(resolved):
             self._ort = ort.InferenceSession(
-                self._form(options), options, providers=list(resolved.providers), enable_fallback=0
+                self._form(options, mapped), options, providers=list(resolved.providers), enable_fallback=0
             )
         self.provider = resolved.require(self._ort)
         on_cpu = resolved.provider.name == "cpu"
@@ -105,16 +102,28 @@ class OrtModel:
             remedy="choose another provider",
         )
 
-    def _form(self, options: ort.SessionOptions) -> Path | bytes:
-        """Returns the graph's file, or for bfloat16 on a CPU, which cannot compute in it, the same graph with
-        casts.
+    def _form(self, options: ort.SessionOptions, mapped: bool) -> Path | bytes:
+        """Returns what ONNX Runtime opens: the graph's file, or the same graph with divided products, or for
+        bfloat16 on a CPU, which cannot compute in it, with casts.
         """
-        if self.dtype != BFLOAT16.name or self.resolved.provider.name != "cpu":
-            return self.path
-        options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(self.path.parent)
-        )
-        return computing_wide(self.path)
+        form: Path | bytes = self.path
+        if mapped:
+            model = ir.load(self.path)
+            if not packs_codes(model):
+                options.add_session_config_entry("session.disable_prepacking", "1")
+            # a folded transposition would be a copy of a table that is the head, too
+            options.add_session_config_entry("optimization.disable_specified_optimizers", "ConstantFolding")
+            # with few runs, spinning threads would only take cores from others
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            if divide_products(model):
+                form = ir.to_proto(model).SerializeToString()
+        if self.dtype == BFLOAT16.name and self.resolved.provider.name == "cpu":
+            form = computing_wide(self.path)
+        if isinstance(form, bytes):
+            options.add_session_config_entry(
+                "session.model_external_initializers_file_folder_path", str(self.path.parent)
+            )
+        return form
 
     def cast(self, name: str, array: np.ndarray) -> np.ndarray:
         """Casts an array to the dtype of the input of that name."""

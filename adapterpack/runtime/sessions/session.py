@@ -33,10 +33,10 @@ class Session(OpenBundle):
     ``threads`` is the number of threads of each operator on the CPU.
 
     ``mapped`` is for a few runs on the CPU: it reads weights directly from the bundle's files instead of
-    repacking them in memory, which makes runs of a quantized graph many times slower. ``verify`` says how
-    files are compared with the digests in the manifest: ``full`` hashes graphs, weights, adapters, tokenizer
-    and templates; ``cached`` hashes only those that have changed since they were last hashed; ``off`` is for
-    a bundle that was verified a moment ago.
+    repacking them in memory, except up to 4 GB of codes, without which such runs would be many times slower.
+    ``verify`` says how files are compared with the digests in the manifest: ``full`` hashes graphs, weights,
+    adapters, tokenizer and templates; ``cached`` hashes only those that have changed since they were last
+    hashed; ``off`` is for a bundle that was verified a moment ago.
 
     Raises:
         FormatError: the folder is no bundle, its graph reads files outside of it, or a file in it was altered
