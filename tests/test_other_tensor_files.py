@@ -76,7 +76,18 @@ def _sharded(safe: Path, folder: Path, count: int = 2) -> Path:
     )
 
 
-@pytest.mark.parametrize("make", [_pickled, _sharded], ids=["a pickle", "several files"])
+def _pickled_shards(safe: Path, folder: Path) -> Path:
+    _sharded(safe, folder)
+    for path in folder.glob("*.safetensors"):
+        torch.save(load_file(path), path.with_suffix(".bin"))
+        path.unlink()
+    (folder / "adapter_model.bin.index.json").write_text('{"metadata": {}, "weight_map": {}}')
+    return folder
+
+
+@pytest.mark.parametrize(
+    "make", [_pickled, _sharded, _pickled_shards], ids=["a pickle", "several files", "several pickles"]
+)
 def test_convert_reads_the_tensors_and_says_so(
     make: Any, safe: Path, tiny_llama: Path, tmp_path: Path
 ) -> None:

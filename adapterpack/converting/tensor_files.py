@@ -17,6 +17,9 @@ from ..io.safetensors import HeldFile, SafetensorsFile
 from ..peft.options import PICKLES, SHARD, require_tensors
 from .format import ConversionSource
 
+_PICKLE = ".bin"
+"""How the names of pickles end."""
+
 
 def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile | None, tuple[str, ...]]:
     """Opens the tensors of ``folder``, and returns notes on how they were read; None if they are in the usual
@@ -36,6 +39,8 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
         return None, ()
     if pickled is not None and not shards:
         return out_of_pickle(pickled)
+    # pickles may lie beside the same tensors as safetensors
+    shards = [path for path in shards if path.suffix != _PICKLE] or shards
     numbers = [tuple(map(int, re.findall("[0-9]+", path.name))) for path in shards]
     count = len(shards)
     if numbers != [(number, count) for number in range(1, count + 1)]:
@@ -48,11 +53,17 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
         )
     tensors: dict[str, np.ndarray] = {}
     for path in shards:
-        file = SafetensorsFile(path, private=True)
-        if twice := tensors.keys() & file.tensors.keys():
+        part = torch_file.read(path) if path.suffix == _PICKLE else _read_all(path)
+        if twice := tensors.keys() & part.keys():
             raise FormatError("two of the files have a tensor of one name", where=path, found=min(twice))
-        tensors |= {name: file.read(name) for name in file.tensors}
-    return as_file(tensors, shards[0]), (f"the tensors were in {count} files",)
+        tensors |= part
+    what = "pickles, of which nothing was run" if shards[0].suffix == _PICKLE else "files"
+    return as_file(tensors, shards[0]), (f"the tensors were in {count} {what}",)
+
+
+def _read_all(path: Path) -> dict[str, np.ndarray]:
+    file = SafetensorsFile(path, private=True)
+    return {name: file.read(name) for name in file.tensors}
 
 
 def out_of_pickle(path: Path) -> tuple[HeldFile, tuple[str, ...]]:

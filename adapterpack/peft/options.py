@@ -71,7 +71,7 @@ _OFF: tuple[Any, ...] = (None, False, "", [], {})
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 PICKLES = ("adapter_model.bin", "adapter_model.pt")
-SHARD = re.compile(r"adapter_model-[0-9]{5}-of-[0-9]{5}\.safetensors")
+SHARD = re.compile(r"adapter_model-[0-9]{5}-of-[0-9]{5}\.(?:safetensors|bin)")
 """Names of the files that replace PEFT's single tensor file: what PEFT wrote before safetensors, and the
 shards of other tools.
 """
