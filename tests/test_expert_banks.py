@@ -165,6 +165,7 @@ def test_stacks_that_are_square(bank: Path) -> None:
     assert validate(bank / "bank", full=True, base=bank / "base").findings == ()
 
 
+@pytest.mark.long
 def test_a_graph_takes_no_fold_of_experts(bank: Path, tmp_path: Path) -> None:
     """Neither where its site map tells of them, nor where the checkpoint has each apart."""
     for source, base, reason in (

@@ -249,6 +249,7 @@ def test_a_llava_is_exported_with_adapters_of_peft_by_either_names(tmp_path: Pat
     } == {path}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", ["vit", *(pytest.param(name, marks=pytest.mark.long) for name in ("deit", "beit", "dinov2"))]
 )

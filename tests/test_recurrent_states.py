@@ -244,6 +244,7 @@ def test_the_engine_runs_rows_that_come_and_go(name: str, made: Make) -> None:
         assert len(answer) == 9 or ended[number] != "length"
 
 
+@pytest.mark.long
 def test_a_step_that_is_taken_back_changes_no_state(made: Make) -> None:
     """As of a row whose grammar is not ready, beside one whose step counts; and of a pass that fails."""
     engine = Engine(made("mamba").bundle, "cpu", max_rows=2)
@@ -308,6 +309,7 @@ def test_caches_that_no_graph_has_are_said() -> None:
         state_of(cache)
 
 
+@pytest.mark.long
 def test_a_decoder_that_keeps_nothing_reads_all_tokens_at_each_step(tmp_path: Path) -> None:
     """Rows of different lengths, in two passes, give what each gives alone, whole."""
     task = get_task("text-generation")

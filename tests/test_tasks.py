@@ -284,6 +284,7 @@ def test_an_answer_to_an_image_opens_the_language_model_once(made: Make, tmp_pat
         session.generate([[9]], given={"pixel_values": image, "pixels": image})
 
 
+@pytest.mark.long
 def test_every_graph_of_a_bundle_is_quantized(made: Make, tmp_path: Path) -> None:
     """T5 in int8: encoder and decoder, adapters still apart from the base, and outputs that moved as little
     as is recorded.
@@ -336,6 +337,7 @@ def test_what_quantization_moves_is_recorded_of_every_graph(name: str, made: Mak
     assert report["max_error"] == report["graphs"]["model"]["max_error"]
 
 
+@pytest.mark.long
 def test_a_graph_before_the_last_that_moved_too_far_is_refused(
     made: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -70,8 +70,8 @@ def command(
     allow_structural: bool,
     as_json: bool,
 ) -> None:
-    """Makes every check that applies to a pack, a bundle, or an adapter of PEFT or another tool; with a base,
-    also that it fits the base.
+    """Makes every check that applies to a pack, a bundle, an adapter of PEFT or another tool, or a folder of
+    onnxruntime-genai's; with a base, also that it fits the base.
 
     Exit code 0: valid; 1: invalid; 3: not fully checked.
 
