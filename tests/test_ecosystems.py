@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 from test_adapterhub import CLOSE, KEPT, MODELS
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import adapterpack
 from adapterpack.converting.format import formats
@@ -852,6 +852,45 @@ def test_what_tinkers_service_calls_the_output_layer(tmp_path: Path) -> None:
     assert [group.path for group in adapterpack.load(source).manifest.groups] == ["lm_head"]
 
 
+def test_experts_of_tinkers_service_are_split(tmp_path: Path) -> None:
+    """Each expert gets its own product of the factors, of which one may be shared; a merge adds it to its matrix."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes |= {
+        "vocab_size": 16,
+        "moe_intermediate_size": 6,
+        "num_experts": 3,
+        "intermediate_size": 6,
+        "head_dim": 4,
+    }
+    base, path = tmp_path / "base", "base_model.model.model.layers.0.mlp.experts"
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes)).save_pretrained(base)
+    tensors = {
+        f"{path}.w1.lora_A.weight": normal(1, 2, 8),
+        f"{path}.w1.lora_B.weight": normal(3, 6, 2),
+        f"{path}.w2.lora_A.weight": normal(3, 2, 6),
+        f"{path}.w2.lora_B.weight": normal(1, 8, 2),
+        f"{path}.w3.lora_A.weight": normal(3, 2, 0),
+        f"{path}.w3.lora_B.weight": normal(3, 0, 2),
+    }
+    config = {**PEFT, "r": 2, "lora_alpha": 6, "target_modules": "all-linear"}
+    source = folder(tmp_path / "a", config, adapter_model=tensors)
+    with pytest.raises(Unsupported, match=r"Tinker.*adapterpack convert"):
+        adapterpack.load(source)
+    done = adapterpack.convert(source, tmp_path / "pack", base=base)
+    assert any("Tinker" in note for note in done.notes)
+    adapterpack.merge(base, [tmp_path / "pack"], tmp_path / "merged")
+    before, after = (load_file(one / "model.safetensors") for one in (base, tmp_path / "merged"))
+    for matrix, name in (("w1", "gate_proj"), ("w2", "down_proj"), ("w3", "up_proj")):
+        down, up = (tensors[f"{path}.{matrix}.lora_{side}.weight"] for side in "AB")
+        for expert in range(3):
+            key = f"model.layers.0.mlp.experts.{expert}.{name}.weight"
+            change = 0 if matrix == "w3" else 3 * up[expert % len(up)] @ down[expert % len(down)]
+            np.testing.assert_allclose(after[key], before[key] + change, atol=1e-5)
+    odd = {**tensors, f"{path}.w1.lora_A.weight": normal(2, 2, 8)}
+    with pytest.raises(FormatError, match="do not fit each other"):
+        adapterpack.convert(folder(tmp_path / "odd", config, adapter_model=odd), tmp_path / "none", to="pack")
+
+
 def test_what_would_be_read_otherwise_than_it_was_meant_is_refused(tmp_path: Path) -> None:
     """Torchtune's DoRA, whose config says LoRA."""
     source = folder(
@@ -888,7 +927,7 @@ def test_what_is_known_and_never_read_says_what_to_do(tmp_path: Path) -> None:
         (tmp_path / "nemo2" / name).mkdir(parents=True)
     for name, said in (
         ("a.nemo", "hf-peft"),
-        ("adapter_0.pt", "safe_serialization: True"),
+        ("adapter_0.pt", "adapterpack convert FOLDER --base BASE"),
         ("b.pt", "with the tool that wrote it"),
         ("nemo2", "hf-peft"),
     ):

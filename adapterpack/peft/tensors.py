@@ -72,6 +72,8 @@ _EMBEDDINGS = (
 their names in transformers.
 """
 
+TINKER_EXPERTS = re.compile(r"(.+\.experts)\.(w[123])\.(lora_[AB]\.weight)")
+"""The name of a tensor in which Tinker's service holds one matrix of all experts of a layer."""
 _RENAMED = (("model.unembed_tokens.", "lm_head."),)
 """What modules are called by Tinker's service, and in transformers."""
 
@@ -86,6 +88,22 @@ class Sorted(NamedTuple):
     shared: Arrays
     full: dict[str, Arrays]
     secondary: dict[str, dict[str, Arrays]]
+
+
+def _require_split(tensors: SafetensorsFile, where: Path) -> None:
+    """Checks that no tensor holds a matrix of all experts of a layer, as Tinker's service writes them.
+
+    Raises:
+        Unsupported: one does.
+    """
+    for name, info in tensors.tensors.items():
+        if len(info.shape) == 3 and TINKER_EXPERTS.fullmatch(name):
+            raise Unsupported(
+                "the experts of a layer are in one tensor, as Tinker's service holds them",
+                where=where,
+                found=name,
+                remedy="split them: adapterpack convert SRC --to pack -o OUT",
+            )
 
 
 def sort(
@@ -103,6 +121,7 @@ def sort(
         Unsupported: a tensor belongs to nothing known, unless ``strict`` is false.
     """
     assert method.peft is not None
+    _require_split(tensors, where)
     result = Sorted({}, {}, {}, {})
     unknown: dict[str, Arrays] = {}
     forms = [method.peft.suffixes, *(form.suffixes or {} for form in method.peft.layers.values())]

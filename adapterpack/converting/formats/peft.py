@@ -17,6 +17,7 @@ from ..packs import dequantize
 from ..peft_decomposition import from_peft, to_peft
 from ..peft_parameters import of_parameters, reorder_for_peft
 from ..tensor_files import tensors_of
+from ..tinker import split_experts
 
 ON_BASE = (
     "PEFT's file means this adapter with the singular vectors that torch gives on this machine's CPU; "
@@ -29,6 +30,8 @@ _VALUE_HEADS = ("pytorch_model.bin", "value_head.bin", "value_head.safetensors")
 
 def _read(source: ConversionSource) -> Reading:
     tensors, said = tensors_of(source.path, source)
+    if tensors is None and (split := split_experts(source.path)) is not None:
+        tensors, said = split, ("the experts of Tinker's service were split into the matrices of each",)
     pack, unknown, base_change = import_folder(
         source.path,
         source.name,
