@@ -50,7 +50,7 @@ def _near(
     width = first.shape[1]
     shifts = set()
     for row in np.unique(np.linspace(0, len(matrix) - 1, _PROBES).astype(int)):
-        distance = _steps(first, matrix[row, :width].astype(np.float32), step)
+        distance = _steps(first, matrix[row, :width].astype(np.float32), step, width)
         nearest = int(distance.argmin())
         # the distance is estimated from a few columns, so allow a margin
         if distance[nearest] <= 2 * ALLOWED:
@@ -71,19 +71,24 @@ def near_rows(graph: GraphFile, quantized: NBits, matrix: np.ndarray, shift: int
     for block in row_blocks(high - low, quantized.columns):
         a, b = low + block.start, low + block.stop
         rows = slice(a + shift, b + shift)
-        scale = np.repeat(grid_of(graph, quantized, rows).scale, quantized.block, axis=1)[
-            :, : quantized.columns
-        ]
-        distance = _steps(dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale)
+        scale = grid_of(graph, quantized, rows).scale
+        distance = _steps(
+            dequantize(graph, quantized, rows), matrix[a:b].astype(np.float32), scale, quantized.block
+        )
         near[a:b] = distance <= ALLOWED
     return near
 
 
-def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Returns the root mean square difference of each row in steps of the grid; a block of zeros has no step
-    and must be equal.
+def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray, block: int) -> np.ndarray:
+    """Returns the root mean square difference of each row in steps of the grid; ``scale`` ``[rows, blocks]``
+    is that of each ``block`` of columns. A block of zeros has no step and must be equal.
     """
-    difference = np.abs(dequantized_rows - wanted)
-    steps = np.divide(difference, np.abs(scale), out=np.where(difference > 0, np.inf, 0.0), where=scale != 0)
-    distance: np.ndarray = np.sqrt(np.mean(np.square(steps), axis=1))
+    rows, columns = dequantized_rows.shape
+    difference = np.zeros((rows, scale.shape[1] * block), np.float32)
+    np.subtract(dequantized_rows, wanted, out=difference[:, :columns])
+    parts = difference.reshape(rows, -1, block)
+    squares = np.einsum("rbk,rbk->rb", parts, parts).astype(np.float64)
+    nothing = np.where(squares > 0, np.inf, 0.0)
+    steps = np.divide(squares, np.square(scale, dtype=np.float64), out=nothing, where=scale != 0)
+    distance: np.ndarray = np.sqrt(steps.sum(axis=1) / columns)
     return distance
