@@ -404,6 +404,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
         path, field = split_slot(value.name)
         site, dtype = sites[path], value.dtype
         shape = extents(field, site, f"{{}}_{numbers[path]}".format)
+        # only a graph for one adapter a run turns a slot itself
+        picks = "Transpose" if len(value.shape) == len(shape) else "Gather"
         # an input without a default: the engine feeds every slot at each step
         del graph.initializers[value.name]
         value.const_value, value.name = None, f"{path}.{field}"
@@ -412,10 +414,8 @@ def _take_rows_as_inputs(model: ir.Model, sites: Mapping[str, MappedSite]) -> No
             ir.TensorType(dtype),
         )
         for node, _ in value.uses():
-            # the input now has the rows that this Gather would have picked, and the layout of a slot
-            if node.op_type == "Transpose" or (
-                node.op_type == "Gather" and node.inputs[1].name == ADAPTER_IDS
-            ):
+            # the input now has the rows that this Gather would have picked, or the layout of a slot
+            if node.op_type == picks and (picks == "Transpose" or node.inputs[1].name == ADAPTER_IDS):
                 node.outputs[0].replace_all_uses_with(value)
                 graph.remove(node, safe=True)
     nodes = {node.name: node for node in graph}
