@@ -18,7 +18,7 @@ import adapterpack
 from adapterpack.base.checkpoint import Checkpoint
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.errors import ParityError, StorageError, UnknownName, Unsupported
-from adapterpack.exporting import bundle_writer
+from adapterpack.exporting import build, bundle_writer
 from adapterpack.exporting.arguments import ExportRequest, prepare
 from adapterpack.exporting.estimate import estimate
 from adapterpack.exporting.frontends import ExportSource
@@ -28,7 +28,7 @@ from adapterpack.exporting.proof.places import require_places
 from adapterpack.exporting.proof.plan import plan_proof
 from adapterpack.merging.checkpoint import staging
 from adapterpack.quantizing.graphs import onnxruntime_quantizer
-from adapterpack.quantizing.graphs.quantize_bundle import quantizes_directly
+from adapterpack.quantizing.graphs.quantize_bundle import quantize_in_place, quantizes_directly
 
 CONFIG = LlamaConfig(
     vocab_size=90,
@@ -150,7 +150,12 @@ def test_codes_are_written_straight_from_the_checkpoint(
         floats.append(folder)
         write(folder, *rest)
 
+    def alone(folder: Path, *rest: Any) -> None:
+        assert [path.name for path in folder.parent.iterdir()] == ["bundle"]  # the copy of layers is gone
+        quantize_in_place(folder, *rest)
+
     monkeypatch.setattr(bundle_writer, "write_graphs", watched)
+    monkeypatch.setattr(build, "quantize_in_place", alone)
     monkeypatch.setattr(onnxruntime_quantizer, "_MOST", 1000)
     monkeypatch.setattr("adapterpack.onnx_graph.products._WIDEST", 1000)  # proved in parts, too
     parity = made(base, packs[:2], tmp_path / "direct", proof="layers", quantize="int4", accuracy="exact")

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import gc
 import logging
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from ..io.atomic import output_folder, scratch_folder
 from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.pipeline import merge
-from ..quantizing.graphs.quantize_bundle import quantizes_directly
+from ..quantizing.graphs.quantize_bundle import quantize_in_place, quantizes_directly
 from ..quantizing.graphs.stored_weights import StoredWeights
 from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress
@@ -227,7 +228,7 @@ def _prove_few_layers(
             ),
             base=Checkpoint(copy),
             packs=packs,
-            quantize=job.quantize if plan.direct else None,
+            quantize=None,
             target=TARGETS["ort"],
         )
         write_bundle(
@@ -238,9 +239,12 @@ def _prove_few_layers(
             ProofPlan(rows=rows),
             lambda text: say(f"{stack.kept} layers: {text}"),
         )
-        proved = read_bundle(root / "bundle")
-    gc.collect()  # graphs are cycles, which hold the weights that they read
-    return proved
+        gc.collect()  # graphs are cycles, which hold the weights that they read
+        if plan.direct and job.quantize is not None:
+            shutil.rmtree(copy)  # room for the codes, which are made of the graph
+            say(f"{stack.kept} layers: quantize to {job.quantize.scheme}")
+            quantize_in_place(root / "bundle", job.quantize)
+        return read_bundle(root / "bundle")
 
 
 def _build(frontend: Frontend, source: ExportSource) -> BaseGraph:

@@ -99,7 +99,8 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
     return ExportEstimate(
         bundle,
         bundle if quantize is None or plan.direct else floats + bundle,
-        few * (stored // max(numbers, 1) + itemsize + 1),
+        # of the few layers a graph, beside it first their checkpoint and then codes and a table of floats
+        few * (itemsize + max(stored // max(numbers, 1), 2)),
         # one weight in two copies while it is written, then a session, which prepacks codes but maps floats
         # and large graphs
         _OWN + max(8 * max(map(math.prod, extents), default=0), min(bundle, PACKED) if quantize else 0),
