@@ -117,6 +117,26 @@ def test_what_is_made_of_a_table_is_read_at_the_positions_of_rows() -> None:
     assert np.array_equal(found[:, 0], table[positions + 2] * feeds["input_ids"][..., None])
 
 
+@pytest.mark.parametrize(("context", "last"), [(20, 0), (40, 1)])
+def test_a_table_may_be_read_at_one_place_of_the_whole_context(context: int, last: int) -> None:
+    """As the types of a decoder's tokens; one that is read elsewhere at the end is refused."""
+    model, places = graph(index="index = Div (places, twenty)", context=context)
+    twenty = ir.tensor(np.array(20), name="twenty")
+    value = ir.Value(name="twenty", shape=twenty.shape, type=ir.TensorType(twenty.dtype), const_value=twenty)
+    model.graph.register_initializer(value)
+    next(node for node in model.graph if node.op_type == "Div").replace_input_with(1, value)
+    if last:
+        with pytest.raises(Unsupported, match="by more than the positions"):
+            places.index_tables()
+        return
+    places.index_tables()
+    model.graph.outputs[:] = [model.graph.outputs[1]]
+    RemoveUnusedNodesPass()(model)
+    del model.graph.inputs[:]
+    session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {})[0].tolist() == [[0, 1, 2]]
+
+
 @pytest.mark.parametrize(
     ("score", "expected"),
     [

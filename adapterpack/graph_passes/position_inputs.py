@@ -224,7 +224,8 @@ class PositionInputs:
     def index_tables(self) -> None:
         """Makes position tables read ``position_ids`` as their index.
 
-        Requires: each such table is indexed by the positions of the tokens, plus a constant.
+        Requires: each such table is indexed by the positions of the tokens, plus a constant, or at one place
+            in the whole context.
         Ensures: no table's index depends on the length of the cache.
 
         Raises:
@@ -236,6 +237,10 @@ class PositionInputs:
                 and node.inputs[0].const_value is not None
                 and self._positional(node.inputs[1])
             ):
+                if (only := self._only(node.inputs[1])) is not None:
+                    node.replace_input_with(1, self._number(f"{node.outputs[0].name}/only", only))
+                    node.outputs[0].shape = None
+                    continue
                 offset, rows = self._offset(node.inputs[1]), node.outputs[0]
                 made = self._made_of(rows)
                 if made and rows not in made and all(one.shape and one.shape[0] == 1 for one in made):
@@ -385,6 +390,16 @@ class PositionInputs:
             else:
                 todo += node.inputs
         return counts
+
+    def _only(self, index: ir.Value) -> np.ndarray | None:
+        """Returns the one row of a table that a graph reads at every position of its context, as an index for
+        all of them; None if it reads several. Decoders of BERT's kind look up the type of each token so.
+        """
+        if self._context is None:
+            return None
+        trials = [self._run(index, tokens, before) for tokens, before in (*_TRIALS, (1, self._context - 1))]
+        first = trials[0].reshape(-1)[0]
+        return np.full([1] * trials[0].ndim, first) if all((one == first).all() for one in trials) else None
 
     def _offset(self, index: ir.Value) -> int:
         """Returns the constant that a graph adds to token positions to index a table."""
