@@ -33,6 +33,7 @@ from adapterpack.onnx_graph.products import is_fast
 from adapterpack.runtime.engine.engine import Engine
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.ort.model import OrtModel
+from adapterpack.serving.api import APIS
 from adapterpack.tasks.task import MAIN
 
 Make = Callable[..., Any]
@@ -77,6 +78,13 @@ def test_tokens_are_those_of_the_ordinary_graph(mode: str, names: Any, placed: M
     answers = session.generate(PROMPTS, names, max_new_tokens=40)
     assert answers == ordinary.generate(PROMPTS, names, max_new_tokens=40)
     assert {MAIN, DECODER} & session._opened.keys() == {DECODER}  # the weights are in memory once
+
+
+def test_a_server_has_the_weights_in_memory_once(placed: Make) -> None:
+    """No API asks the ordinary graph what the engine's says, too."""
+    engine = Engine(placed("bank"), "cpu", max_rows=2)
+    assert {"texts", "speech"} & {name for name, kind in APIS.items() if kind.serves(engine)} == {"texts"}
+    assert {MAIN, DECODER} & engine.bundle._opened.keys() == {DECODER}
 
 
 def test_a_batch_that_is_broken_off_leaves_nothing(placed: Make) -> None:

@@ -349,7 +349,9 @@ class OpenBundle:
     @property
     def sound_input(self) -> str | None:
         """The name of the input for sound, None if there is none."""
-        first = self.graph(self.bundle.parts[0]).inputs
+        part = self.bundle.parts[0]
+        # a server asks, and need not open the ordinary graph beside the engine's
+        first = self.graph(DECODER if part == MAIN and self.bundle.decoder else part).inputs
         return next((name for name in SOUNDS if name in first), None)
 
     def sounds(self, recordings: Sequence[Recording]) -> list[Arrays]:
