@@ -281,9 +281,6 @@ CORRECTIONS: Mapping[str, Correction] = MappingProxyType(
         "deepseek_v2": Correction(
             "no default", num_experts_per_tok=2, n_routed_experts=4, n_shared_experts=1
         ),
-        "mpnet": Correction(
-            "its positions count by the token 1, whichever pads", pad_token_id=1, bos_token_id=0
-        ),
         "dory": Correction(
             "its three parts are all of its layers",
             num_hidden_layers=3,
