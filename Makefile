@@ -27,7 +27,7 @@ measure:
 	pytest -n 2 --dist loadfile --measure
 
 long:
-	pytest -n 2 --dist loadfile -m long
+	.ci/long
 
 fuzz:
 	python tests/fuzz/fuzz.py --seconds 600 --findings fuzz-findings

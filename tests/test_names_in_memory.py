@@ -250,9 +250,7 @@ def test_a_llava_is_exported_with_adapters_of_peft_by_either_names(tmp_path: Pat
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "name", ["vit", *(pytest.param(name, marks=pytest.mark.long) for name in ("deit", "beit", "dinov2"))]
-)
+@pytest.mark.parametrize("name", ["vit", "deit", "beit", "dinov2"])
 def test_a_bank_holds_an_adapter_of_peft_by_either_names(name: str, tmp_path: Path) -> None:
     """Both give PEFT's logits, in one batch with the base."""
     family = FAMILIES[name]

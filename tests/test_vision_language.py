@@ -134,10 +134,7 @@ def test_adapters_of_a_tower_answer_in_the_engine_from_its_bank_alone(tmp_path: 
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.long] * (name not in SHORT)) for name in FAMILIES],
-)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_client_of_openai_asks_about_pictures(
     name: str, made: Callable[[str], tuple[Path, Any, Path]], tmp_path: Path
 ) -> None:

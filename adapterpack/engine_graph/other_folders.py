@@ -1,5 +1,5 @@
 """Prepares folders of graphs that Olive and onnxruntime-genai made for servers: derives the engine's graph
-from theirs, and proves it with random adapters, of which each row has its own.
+from theirs, and proves it with random adapters, a different one in each row.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
     return ExportEstimate(
         bundle,
         bundle if quantize is None or plan.direct else floats + bundle,
-        # of the few layers a graph, beside it first their checkpoint and then codes and a table of floats
+        # the graph of the few layers, and at first their checkpoint too, later the codes and a float table
         few * (itemsize + max(stored // max(numbers, 1), 2)),
         # one weight in two copies while it is written, then a session, which prepacks codes but maps floats
         # and large graphs

@@ -350,7 +350,7 @@ class OpenBundle:
     def sound_input(self) -> str | None:
         """The name of the input for sound, None if there is none."""
         part = self.bundle.parts[0]
-        # a server asks, and need not open the ordinary graph beside the engine's
+        # a server asks this: the ordinary graph would be a second copy of the engine's weights
         first = self.graph(DECODER if part == MAIN and self.bundle.decoder else part).inputs
         return next((name for name in SOUNDS if name in first), None)
 

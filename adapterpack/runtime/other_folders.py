@@ -52,7 +52,7 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
         FormatError: the graph reads files outside of the folder, or is malformed.
     """
     source = Path(folder)
-    if not is_other(source):
+    if (source / FILE_NAME).exists() or not (source / GENAI_FILE).is_file():
         return source
     graph, model, told = read_folder(source)
     files = sorted({source / GENAI_FILE, graph.path, *require_safe(graph), *source.glob("*.json")})
@@ -65,11 +65,6 @@ def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) 
         with suppress(OutputExists), output_folder(out) as new:
             _write(graph, model, told, new, finish)
     return out
-
-
-def is_other(folder: Path) -> bool:
-    """Whether a folder is one of another tool, with a graph that onnxruntime-genai runs."""
-    return not (folder / FILE_NAME).exists() and (folder / GENAI_FILE).is_file()
 
 
 class OtherFolder(NamedTuple):

@@ -1,5 +1,5 @@
-"""Reads torchtune's own adapters: ``adapter_model.pt`` (``adapter_0.pt`` before 0.5), whose tensors are read
-and nothing of which is run, and ``adapter_config.json`` beside it.
+"""Reads torchtune's own adapters: ``adapter_config.json`` and ``adapter_model.pt`` (``adapter_0.pt`` before
+0.5), of which only the tensors are read: no code in it runs.
 
 A module has ``lora_a.weight`` [r, in] and ``lora_b.weight`` [out, r], with DoRA also ``magnitude`` [out],
 under torchtune's names. Its models of some families rotate neighbouring numbers of a head, where those of
