@@ -101,6 +101,7 @@ from .torch_adapters.layers.active import active as active
 from .torch_adapters.layers.active import disabled as disabled
 from .torch_adapters.layers.active import using as using
 from .torch_adapters.save import save as save
+from .training.first_config import init as init
 from .training.pipeline import train as train
 from .training.statistics import measure as measure
 

@@ -189,6 +189,33 @@ SMOLLM2 = DemoModel(
 )
 
 
+BASES = {"MiniLM": MINILM, "SmolLM2": SMOLLM2}
+"""The demo's models by the names of their folders in the guide and in ``examples``."""
+
+
+def prepare(
+    folder: str | os.PathLike[str] = "models", say: Callable[[str], None] = lambda text: None
+) -> list[Path]:
+    """Puts the demo's models into a folder, as the bases that the guide and the examples name; what is there
+    stays. Returns their folders.
+
+    Raises:
+        StorageError: a model cannot be fetched.
+
+    Example:
+        >>> prepare("models")  # doctest: +SKIP
+        [PosixPath('models/MiniLM'), PosixPath('models/SmolLM2')]
+    """
+    bases = [Path(folder) / name for name in BASES]
+    for base in bases:
+        if not base.is_dir():
+            say(f"fetch {BASES[base.name].name}")
+            made = fetch(BASES[base.name])
+            with output_folder(base) as target:
+                plain_files(made, target)
+    return bases
+
+
 def demo(
     out: str | os.PathLike[str] | None = None,
     *,

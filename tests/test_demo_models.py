@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adapterpack.demos import DemoModel, fetch, plain_files
+from adapterpack.demos import MINILM, DemoModel, fetch, plain_files, prepare
 
 pytestmark = pytest.mark.fast
 
@@ -59,3 +59,14 @@ def test_the_folders_of_sentence_transformers_are_kept(
     assert {
         path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()
     } == {name: FILES[name] for name in ("config.json", "modules.json", "1_Pooling/config.json")}
+
+
+def test_bases_for_the_guide(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``demo --prepare`` gives the model under the name that the examples have; a folder that is there stays."""
+    monkeypatch.setattr("adapterpack.demos.BASES", {"MiniLM": MINILM})
+    (base,) = prepare(tmp_path)
+    assert base == tmp_path / "MiniLM"
+    assert (base / "model.safetensors").read_bytes() == (minilm / "model.safetensors").read_bytes()
+    (base / "config.json").write_text("{}")
+    assert prepare(tmp_path) == [base]
+    assert (base / "config.json").read_text() == "{}"

@@ -30,6 +30,7 @@ VARIABLE = "_ADAPTERPACK_COMPLETE"
 
 COMMANDS = {
     "demo": "every stage on a small real model",
+    "init": "write a configuration for training, from a base and data",
     "train": "train packs from a configuration and data",
     "validate": "check a pack, a bundle or an adapter, and say what was not checked",
     "inspect": "show what an artifact is, which base it fits, and what it changes",

@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ...demos import load_stages
+from ...demos import load_stages, prepare
 from ..options import common_options
 from ..output import print_facts, print_json, print_line, print_table
 from ..progress import show_steps
@@ -18,10 +18,17 @@ from ..progress import show_steps
     "--model", metavar="BASE", help="A checkpoint folder or a hub id, instead of the demo's own model."
 )
 @click.option(
+    "--prepare",
+    "only_models",
+    is_flag=True,
+    help="Put the demo's models into DIR (default: models), as bases for the guide and the examples, "
+    "and run nothing.",
+)
+@click.option(
     "-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist."
 )
 @common_options
-def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) -> None:
+def command(causal_lm: bool, model: str | None, only_models: bool, out: str | None, as_json: bool) -> None:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.
 
     It trains, packs, validates, composes, merges, quantizes, exports and runs a mixed batch. All results are
@@ -31,7 +38,20 @@ def command(causal_lm: bool, model: str | None, out: str | None, as_json: bool) 
     Example:
       adapterpack demo
       adapterpack demo --causal-lm -o demo-lm
+      adapterpack demo --prepare
     """
+    if only_models:
+        if causal_lm or model is not None:
+            raise click.UsageError(
+                "--prepare fetches the demo's own models, and takes no other option than -o."
+            )
+        with show_steps() as say:
+            bases = prepare(out or "models", say)
+        if as_json:
+            print_json({"command": "demo", "bases": [str(base) for base in bases]})
+        for base in () if as_json else bases:
+            print_line(f"{base} is ready")
+        return
     with show_steps() as say:
         result = adapterpack.demo(out, causal_lm=causal_lm, model=model, progress=say)
     if as_json:

@@ -1,0 +1,45 @@
+"""``adapterpack init``."""
+
+from __future__ import annotations
+
+import click
+
+import adapterpack
+
+from ..options import common_options
+from ..output import print_facts, print_json, print_line
+from ..progress import show_steps
+
+
+@click.command("init")
+@click.argument("base", metavar="BASE")
+@click.argument("data", metavar="DATA")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    default="train.yaml",
+    show_default=True,
+    metavar="FILE",
+    help="The configuration to write; it must not exist.",
+)
+@click.option("--method", default="lora", show_default=True, metavar="M", help="The adapter method.")
+@common_options
+def command(*, base: str, data: str, out: str, method: str, as_json: bool) -> None:
+    """Writes a configuration for training an adapter of BASE on DATA, after a look at both.
+
+    The columns of the data decide what is trained. Each setting has a comment that says why it has its value.
+
+    \b
+    Example:
+      adapterpack init models/MiniLM tickets.csv
+      adapterpack init models/SmolLM2 chats.jsonl --method dora -o chats.yaml
+    """
+    with show_steps() as step:
+        step("look at the base and the data")
+        settings = adapterpack.init(base, data, out, method=method)
+    if as_json:
+        print_json({"command": "init", "output": out, "settings": settings})
+        return
+    print_facts({key: value for key, value in settings.items() if key != "name"})
+    print_line(f"wrote {out}; train it with: adapterpack train {out}")
