@@ -11,13 +11,15 @@ from ..base.checkpoint import Checkpoint
 from ..readable import things
 from ..runtime.text.model_files import context_length
 
-_RATE, _WIDTH, _FALL = 5e-4, 2000, 0.78
+_RATE, _WIDTH, _FALL, _HIGHEST = 5e-4, 2000, 0.78, 1e-3
 """The learning rate of a LoRA of a model of that width, and how fast it falls with the width (Schulman et al.
-2025, "LoRA Without Regret", https://thinkingmachines.ai/blog/lora/, fitted on language models).
+2025, "LoRA Without Regret", https://thinkingmachines.ai/blog/lora/, fitted on language models). Of models
+narrower than theirs the last is the highest that is safe: MiniLM learns best with it, and not at all with four
+times as much.
 """
 _ALPHA = 32
 """The alpha with which that rate was measured, for all ranks alike."""
-_TIMES: Mapping[str, float] = {"lora": 1, "dora": 1, "bottleneck": 10, "ia3": 40, "prefix_tuning": 40}
+_TIMES: Mapping[str, float] = {"lora": 1, "dora": 1, "bottleneck": 5, "ia3": 20, "prefix_tuning": 20}
 """Method -> its learning rate over LoRA's, as ``benchmarks/tasks.py`` measured them on MiniLM.
 """
 _LEAST_RANK, _MOST_RANK = 8, 256
@@ -57,12 +59,12 @@ def suggest(
     Example:
         >>> found = suggest(Path("models/base"), {"hidden_size": 2000}, DataFacts(80, 80, 40), "ia3")
         >>> found["learning_rate"].value, found["max_length"].value
-        (0.02, 64)
+        (0.01, 64)
     """
     found: dict[str, Suggestion] = {}
     width = config.get("hidden_size") or config.get("d_model")
     if (times := _TIMES.get(method)) is not None and isinstance(width, int):
-        rate = float(f"{times * _RATE * (_WIDTH / width) ** _FALL:.2g}")
+        rate = float(f"{times * min(_RATE * (_WIDTH / width) ** _FALL, _HIGHEST):.2g}")
         found["learning_rate"] = Suggestion(rate, f"for {method} on a model of width {width}")
     if method in {"lora", "dora"}:
         numbers = _numbers_per_rank(folder)
