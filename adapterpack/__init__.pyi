@@ -70,6 +70,7 @@ from .converting.pipeline import convert as convert
 from .demos import demo as demo
 from .diagnosing.doctor import doctor as doctor
 from .errors import AdapterpackError as AdapterpackError
+from .evaluating.pipeline import evaluate as evaluate
 from .exporting.pipeline import export as export
 from .extracting.pipeline import extract as extract
 from .fleet.fleet import Fleet as Fleet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
@@ -53,6 +54,26 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
     Raises:
         ConfigError: other columns, or a label that is not among ``labels``.
     """
+    columns, label = columns_of(rows, where)
+    report = report_of(where)
+
+    def encode_row(row: Row, place: object) -> dict[str, Any]:
+        target, texts = labels.target(row[label], place), texts_of(row, columns, place)
+        tokens = report.tokenize(tokenizer, max_length, *texts)
+        return {"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)}
+
+    encoded = report.encode(rows, encode_row)
+    log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
+    report.warn_of_cuts(rows, max_length)
+    return encoded
+
+
+def columns_of(rows: Any, where: object) -> tuple[tuple[str, ...], str]:
+    """Returns the columns of the texts and of the label of a table, and records them as its format.
+
+    Raises:
+        ConfigError: they are missing.
+    """
     label = next((name for name in LABEL_COLUMNS if name in rows.column_names), None)
     columns = next((columns for columns in COLUMNS if {*columns} <= set(rows.column_names)), None)
     if columns is None or label is None:
@@ -63,20 +84,20 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
             expected="label and " + ", or ".join(map(" + ".join, COLUMNS)),
             remedy=OWN_COLUMNS,
         )
-    report = report_of(where)
-    report.read_as(" + ".join(columns), rows.column_names, {*columns, label})
+    report_of(where).read_as(" + ".join(columns), rows.column_names, {*columns, label})
+    return columns, label
 
-    def encode_row(row: Row, place: object) -> dict[str, Any]:
-        target, texts = labels.target(row[label], place), [row[column] for column in columns]
-        if not all(isinstance(text, str) for text in texts):
-            raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
-        tokens = report.tokenize(tokenizer, max_length, *texts)
-        return {"input_ids": tokens["input_ids"], "labels": target, **types_of(tokens)}
 
-    encoded = report.encode(rows, encode_row)
-    log.info("%s: %d rows of %s, %d labels", where, len(rows), " + ".join(columns), len(labels.names))
-    report.warn_of_cuts(rows, max_length)
-    return encoded
+def texts_of(row: Row, columns: Sequence[str], place: object) -> list[str]:
+    """Returns the texts in these columns of a row.
+
+    Raises:
+        ConfigError: one of them is no text.
+    """
+    texts = [row[column] for column in columns]
+    if not all(isinstance(text, str) for text in texts):
+        raise ConfigError("a row without text", where=place, found=", ".join(map(repr, texts)))
+    return texts
 
 
 TASKS.register(

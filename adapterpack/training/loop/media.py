@@ -113,7 +113,7 @@ class Media:
         Raises:
             Unsupported: the model reads several pictures of a text in another way than one.
         """
-        found = [_content(one, where, "an image", "the path of a picture") for one in given]
+        found = [content_of(one, where, "an image", "the path of a picture") for one in given]
         seen = tuple(self.reader.read(one, len(found) == 1) for one in found)
         if any(not picture.arrays.get(SIZES, np.ones(1)).all() for picture in seen):
             raise Unsupported(
@@ -129,7 +129,7 @@ class Media:
 
     def sized_pixels(self, picture: Any, where: object) -> tuple[np.ndarray, tuple[int, int]]:
         """Returns one image as :meth:`pixels` does, and its own height and width."""
-        given = _content(picture, where, "an image", "the path of a picture")
+        given = content_of(picture, where, "an image", "the path of a picture")
         return sized_image_of(given, _PIXELS, lambda: self._preparation)
 
     def map(self, path: str) -> np.ndarray:
@@ -138,14 +138,14 @@ class Media:
 
     def mask(self, picture: Any, where: object) -> np.ndarray:
         """Returns the number of each pixel ``[height, width]`` of a PNG of one channel."""
-        given = _content(picture, where, "a mask", "the path of a PNG")
+        given = content_of(picture, where, "a mask", "the path of a PNG")
         return numbers_in(given if isinstance(given, bytes) else bytes_of(Path(given)), given)
 
     def sound(self, recording: Any, where: object) -> dict[str, np.ndarray]:
         """Returns the inputs of one recording: from the path or the bytes of a ``.wav`` file, or from a
         ``.npy`` file.
         """
-        given = _content(recording, where, "audio", "the path of a file")
+        given = content_of(recording, where, "audio", "the path of a file")
         if (sound := self._sound) is None:
             raise Unsupported(
                 "the base's model class has no input of audio that is known here",
@@ -179,7 +179,7 @@ class Media:
         return preparation(self._folder)
 
 
-def _content(given: Any, where: object, what: str, expected: str) -> str | bytes:
+def content_of(given: Any, where: object, what: str, expected: str) -> str | bytes:
     """Returns the path or the bytes of a file in a row of data; data sets hold both in a mapping."""
     if isinstance(given, dict):
         given = given.get("bytes") or given.get("path")

@@ -1,0 +1,138 @@
+"""``adapterpack evaluate``."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ...hub.resolve import folder_of
+from ...io.atomic import output_file
+from ...offline.job import encode_row
+from ...readable import things
+from ...report.evaluation import evaluation_report, evaluation_table
+from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
+from ..options import common_options, html_option, load_adapter, open_page, parse_pairs
+from ..output import print_json, print_line, print_table
+from ..progress import show_steps
+
+
+@click.command("evaluate")
+@click.argument("bundle", metavar="BUNDLE")
+@click.argument("packs", nargs=-1, metavar="[PACK]...")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="Rows with known answers, in any form that training reads.",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    callback=parse_pairs,
+    metavar="OURS=YOURS",
+    help="A column by another name, such as text=message; may be repeated.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME",
+    help="An adapter of the bundle to measure; may be repeated. Default: the given packs, or all of "
+    "the bundle.",
+)
+@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Use the first N rows.")
+@click.option(
+    "--on-bad-row",
+    type=click.Choice(("fail", "skip")),
+    default="fail",
+    show_default=True,
+    help="What to do with rows that cannot be read or run: end, or leave them out and say so.",
+)
+@click.option(
+    "--output",
+    "out",
+    metavar="F.jsonl",
+    help="Write every row's answers and their measures to this new file.",
+)
+@html_option("the measures, a confusion map and the worst rows")
+@device_options
+@sampling_options
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    metavar="N",
+    help="How many rows run together.",
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    metavar="N",
+    help="The tokens at which texts are cut whose likelihood is measured.",
+)
+@common_options
+def command(
+    *,
+    bundle: str,
+    packs: tuple[str, ...],
+    data: str,
+    columns: dict[str, Any],
+    adapters: tuple[str, ...],
+    rows: int | None,
+    on_bad_row: str,
+    out: str | None,
+    html: str | None,
+    batch_size: int,
+    max_length: int,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Measures adapters on rows with known answers, and the base beside them, by the measures of their task,
+    each with its 95 % interval.
+
+    \b
+    Example:
+      adapterpack evaluate bundle --data tickets.test.jsonl
+      adapterpack evaluate bundle --data orders.test.jsonl --adapter orders --html orders.html
+      adapterpack evaluate bundle packs/new --data rows.csv --column text=message --output answers.jsonl
+    """
+    with open_page(html) as page, nullcontext() if out is None else output_file(out) as file:
+        device = device_of(parameters)
+        with show_steps() as say:
+            found = adapterpack.evaluate(
+                folder_of(bundle),
+                [load_adapter(pack) for pack in packs],
+                data={"path": data, "columns": columns} if columns else data,
+                adapters=adapters or None,
+                provider=device,
+                batch_size=batch_size,
+                rows=rows,
+                max_length=max_length,
+                on_bad_row=on_bad_row,
+                progress=say,
+                **sampling_parameters(parameters),
+            )
+        result = found.to_json()
+        if file is not None:
+            file.write_bytes(b"".join(map(encode_row, found.answers())))
+        if page is not None:
+            page.write_text(evaluation_report(result), "utf-8")
+    if as_json:
+        print_json({"command": "evaluate", **result, **({} if html is None else {"html": str(Path(html))})})
+        return
+    print_table(*evaluation_table(result), f"{data}: {things(len(found.rows), 'row')}")
+    for name, reason in found.not_measured.items():
+        print_line(f"not measured: {name}: {reason}")
+    for reason in found.bad_rows:
+        print_line(f"left out: {reason}")
+    for path in filter(None, (out, html)):
+        print_line(f"wrote {path}")

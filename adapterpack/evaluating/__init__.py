@@ -1,0 +1,1 @@
+"""Measures adapters on rows with known answers, by the measures of their task."""

@@ -1,0 +1,1 @@
+"""The kinds of evaluation, one theme a file; each registers what it defines."""

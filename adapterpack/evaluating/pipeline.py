@@ -1,0 +1,206 @@
+"""Runs rows of data through a bundle, for the base and for each adapter, and measures the answers: what is
+measured is what is served.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigError
+from ..pack.pack import Pack
+from ..readable import StepCounter
+from ..runtime.prompts import start_ids
+from ..runtime.providers.device import Device
+from ..runtime.sessions.run import RowRunner
+from ..runtime.sessions.session import Session
+from ..tasks.data.problems import IGNORED, Labels
+from ..tasks.data.report import DataReport
+from ..tasks.data.rows import RowError
+from ..training.config.sources import sources_of
+from ..training.data.load import load_rows
+from .evaluation import EvaluatedModel, EvaluationRow, RowReply, evaluation_of
+from .result import Evaluated, figures_of
+
+BASE = "base"
+"""The name of the base among the models."""
+
+
+def evaluate(
+    bundle: str | os.PathLike[str],
+    packs: Sequence[Pack | str | os.PathLike[str]] = (),
+    *,
+    data: str | Mapping[str, Any],
+    adapters: Sequence[str] | None = None,
+    provider: str | Device | None = None,
+    batch_size: int = 16,
+    rows: int | None = None,
+    max_length: int = 1024,
+    on_bad_row: str = "fail",
+    draws: int = 1000,
+    progress: Callable[[str], None] | None = None,
+    **options: Any,
+) -> Evaluated:
+    """Measures adapters on rows with known answers, and the base beside them, by the measures of the task.
+
+    Args:
+        bundle: a bundle.
+        packs: further adapters, which are loaded into it.
+        data: a file in any form that training reads, or a source of data as a training configuration has it
+            (``{"path": "tickets.csv", "columns": {"text": "message"}}``).
+        adapters: which adapters to measure; by default ``packs``, or else all of the bundle.
+        provider: where to run, see :class:`adapterpack.Session`.
+        batch_size: how many rows run together.
+        rows: how many rows to use, from the first; by default all.
+        max_length: the tokens at which texts are cut whose likelihood is measured.
+        on_bad_row: ``fail``, or ``skip`` to leave out rows that cannot be read or run.
+        draws: how many draws of rows the intervals take.
+        progress: called with a message now and then.
+        options: with which rows are run: the parameters of generated answers, or the options of the task.
+
+    Returns:
+        The figures of each model with their intervals, and every row's answer.
+
+    Raises:
+        ConfigError: the data cannot be read, has no answers, or has labels that an adapter does not have; or
+            no model can answer.
+        UnknownAdapter: the bundle has no such adapter.
+        Unsupported: answers of the task are not measured.
+
+    Example:
+        >>> evaluate("bundle", data="tickets.test.jsonl").measures  # doctest: +SKIP
+        {'tickets': {'accuracy': 0.9, 'macro_f1': 0.89}}
+    """
+    (source,) = sources_of(data, "data")
+    report = DataReport(source.path, skips=on_bad_row == "skip", reading=source.reading)
+    table = load_rows(replace(source, max_samples=rows or source.max_samples), report)
+    session = Session(bundle, provider)
+    evaluation = evaluation_of(session.task, table.column_names)
+    loaded = [session.load(pack) for pack in packs]
+    models, missing = _models(session, adapters or loaded or session.adapters, max_length)
+    read = {
+        name: {row.number: row for row in evaluation.read(table, replace(report), model)}
+        for name, model in models.items()
+    }
+    asked = {name: [some[number] for number in _shared(read, report)] for name, some in read.items()}
+    count = sum(len(row.asked) + len(row.scored) for some in asked.values() for row in some)
+    tick = StepCounter(count, progress or (lambda text: None), "evaluate").tick
+    replies = {}
+    for name, model in models.items():
+        given = {**evaluation.options(model, asked[name]), **options}
+        replies[name] = _replies(model, asked[name], given, batch_size, report, tick)
+    numbers = _shared(replies, report)
+    kept = {name: [some[number] for number in numbers] for name, some in replies.items()}
+    judged = {}
+    for name, model in models.items():
+        answered = [read[name][number] for number in numbers]
+        judged[name] = (
+            None if model.adapter is None else session.pack(model.adapter).id,
+            evaluation.judge(answered, kept[name], kept.get(BASE), model),
+        )
+    return Evaluated(
+        source.path,
+        session.task.name,
+        evaluation.name,
+        answered,
+        figures_of(judged, len(numbers), draws),
+        missing,
+        [*report.bad.values()],
+    )
+
+
+def _shared(by_model: Mapping[str, Mapping[int, Any]], report: DataReport) -> list[int]:
+    """Returns the numbers of the rows that all models have.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    numbers = sorted(set.intersection(*map(set, by_model.values())))
+    if not numbers:
+        raise ConfigError("no row can be measured", where=report, found=next(iter(report.bad.values()), None))
+    return numbers
+
+
+def _models(
+    session: Session, adapters: Sequence[str], max_length: int
+) -> tuple[dict[str, EvaluatedModel], dict[str, str]]:
+    """Returns the models to measure, the base first, and those that cannot be measured with the reason.
+
+    Raises:
+        UnknownAdapter: the bundle has no such adapter.
+        ConfigError: no model has a trained head.
+    """
+    folded = session.bundle.mode == "folded"
+    models, missing, task = {}, {}, session.task
+    for adapter in [*([] if folded and session.adapters else [None]), *adapters]:
+        head = session.head(None if adapter is None else session.pack(adapter))
+        name = adapter or BASE
+        if (task.heads and not head.trained) or (task.labelled and head.labels is None):
+            missing[name] = "it has no trained head for this task"
+            continue
+        labels = Labels(tuple(head.labels or ()), head.problem) if task.labelled else None
+        models[name] = EvaluatedModel(session, adapter, labels, max_length)
+    if not models:
+        raise ConfigError(
+            "neither the base nor an adapter has a trained head for this task",
+            where=session.folder,
+            found=", ".join(missing),
+            remedy="name an adapter that was trained for it",
+        )
+    return models, missing
+
+
+def _replies(
+    model: EvaluatedModel,
+    rows: Sequence[EvaluationRow],
+    options: Mapping[str, Any],
+    batch_size: int,
+    report: DataReport,
+    tick: Callable[[], None],
+) -> dict[int, RowReply]:
+    """Returns row number -> what a model gives for the row, without the rows that it cannot run.
+
+    Raises:
+        ConfigError: a row cannot be run, and such rows are not skipped.
+    """
+    runner = RowRunner(model.session, (), batch_size, options)
+    asked = [(row, {**one, "adapter": model.adapter}) for row in rows for one in row.asked]
+    results: dict[int, list[Any]] = {row.number: [] for row in rows}
+    for start in range(0, len(asked), runner.block):
+        block = asked[start : start + runner.block]
+        numbered = ((number, one) for number, (_, one) in enumerate(block))
+        for outcome, (row, _) in zip(runner.outcomes(numbered), block, strict=True):
+            tick()
+            with report.row(row.number - 1):
+                if isinstance(outcome.error, RowError):
+                    raise outcome.error.moved(row.number, str(row.place))
+                if outcome.error is not None:
+                    raise outcome.error
+                results[row.number].append(outcome.result)
+    return {
+        row.number: RowReply(results[row.number], [_loss(model, one, tick) for one in row.scored])
+        for row in rows
+        if len(results[row.number]) == len(row.asked)
+    }
+
+
+def _loss(
+    model: EvaluatedModel, encoded: Mapping[str, Sequence[int]], tick: Callable[[], None]
+) -> tuple[float, int]:
+    """Returns the negative log-likelihood of the learned tokens of an encoded text, and their number."""
+    session, ids, labels = model.session, encoded["input_ids"], encoded["labels"]
+    if session.task.has_encoder:
+        inputs = {"input_ids": ids, "decoder_input_ids": [*start_ids(session)[:1], *labels[:-1]]}
+    else:
+        inputs, labels = {"input_ids": ids}, [*labels[1:], IGNORED]
+    arrays = {name: np.array([value], np.int64) for name, value in inputs.items()}
+    learned = np.flatnonzero(np.array(labels) != IGNORED)
+    logits = session.run(arrays, model.adapter)["logits"][0][learned].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    right = logits[np.arange(len(learned)), np.array(labels)[learned]]
+    tick()
+    return float((np.log(np.exp(logits).sum(-1)) - right).sum()), len(learned)

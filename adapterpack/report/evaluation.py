@@ -1,0 +1,101 @@
+"""Renders the page and the table of ``adapterpack evaluate``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..readable import MISSING, number, things
+from .page import Card, render
+
+Result = Mapping[str, Any]
+_MOST_LABELS = 20
+"""The most labels of a confusion map."""
+
+
+def evaluation_table(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Returns column names and rows: one row for each measure, one column for each model.
+
+    Example:
+        >>> accuracy = {"value": 0.5, "low": 0.25, "high": 0.75, "more_is_better": True}
+        >>> evaluation_table({"models": [{"name": "base", "measures": {"accuracy": accuracy}}]})
+        (['measure', 'base'], [['accuracy', '0.5 (0.25 to 0.75)']])
+    """
+    models = result["models"]
+    names = dict.fromkeys(name for model in models for name in model["measures"])
+    rows = [[name, *(_figure(model["measures"].get(name)) for model in models)] for name in names]
+    return ["measure", *(model["name"] for model in models)], rows
+
+
+def evaluation_report(result: Result) -> str:
+    """Writes what ``Evaluated.to_json()`` gives as one self-contained HTML page."""
+    models = result["models"]
+    return render(
+        "evaluation.html.jinja",
+        title=f"Evaluation of {', '.join(model['name'] for model in models)}",
+        about=f"{result['task']}, {things(result['rows'], 'row')} of {result['data']}",
+        cards=[
+            Card(f"{name}, {model['name']}", _short(one["value"]), _gain(one, models[0]["name"]))
+            for model in models[:5]
+            for name, one in list(model["measures"].items())[:1]
+        ],
+        table=evaluation_table(result),
+        maps=[_confusion_map(model) for model in models if model["confusion"]],
+        worst=[(model["name"], [_row(row) for row in model["worst"]]) for model in models],
+        not_measured=list(result["not_measured"].items()),
+        bad_rows=result["bad_rows"],
+    )
+
+
+def _figure(one: Result | None) -> str:
+    if one is None or one["value"] is None:
+        return MISSING
+    if one["low"] is None:
+        return _short(one["value"])
+    return f"{_short(one['value'])} ({_short(one['low'])} to {_short(one['high'])})"
+
+
+def _short(value: object) -> str:
+    figure = number(value)
+    return MISSING if figure is None else f"{figure:.3g}"
+
+
+def _gain(one: Result, first: str) -> str:
+    gain = one.get("gain")
+    if gain is None or gain["low"] is None:
+        return _figure(one).partition(" ")[2].strip("()")
+    if gain["low"] <= 0 <= gain["high"]:
+        return f"not clearly other than {first}"
+    return f"{'better' if gain['low'] > 0 else 'worse'} than {first} by {_short(abs(gain['value']))}"
+
+
+def _confusion_map(model: Result) -> dict[str, Any]:
+    """Returns the map of the labels that occur most, each cell with its count and its share of its row."""
+    labels, counts = model["confusion"]["labels"], model["confusion"]["counts"]
+    often = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:_MOST_LABELS]
+    shown = sorted(often)
+    return {
+        "name": model["name"],
+        "labels": [labels[at] for at in shown],
+        "left_out": len(labels) - len(shown),
+        "rows": [
+            (
+                labels[at],
+                [(counts[at][to], round(100 * counts[at][to] / max(sum(counts[at]), 1))) for to in shown],
+            )
+            for at in shown
+        ],
+    }
+
+
+def _row(row: Result) -> list[tuple[str, str]]:
+    """Returns what the page shows of a row: names and texts."""
+    measures = ", ".join(
+        f"{name.replace('_', ' ')} {_short(value)}" for name, value in row["measures"].items()
+    )
+    return [
+        ("row", f"{row['row']}: {measures}"),
+        ("asked", row["asked"]),
+        ("right", str(row["expected"])),
+        ("answer", str(row["answer"])),
+    ]

@@ -1,0 +1,149 @@
+"""Evaluation: what is measured is what a bundle answers, and the figures are those of the field's libraries on the
+same predictions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+from sklearn import metrics
+
+from adapterpack import evaluate, run
+from adapterpack.cli.main import main
+from adapterpack.errors import AdapterpackError, ConfigError, UnknownAdapter
+from adapterpack.evaluating.evaluation import EVALUATIONS, EvaluatedModel, EvaluationRow, Judgement, RowReply
+from adapterpack.evaluating.measures import draw, estimate_of, ratio
+from adapterpack.tasks.data.problems import ANY, NUMBER, ONE, Labels, ProblemType
+
+Bundle = Callable[[str, str], Path]
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return str(path)
+
+
+def tickets(count: int = 24) -> list[dict[str, Any]]:
+    dice = np.random.default_rng(3)
+    return [
+        {"text": " ".join(f"w{word}" for word in dice.integers(0, 60, 5)), "label": "xyz"[dice.integers(3)]}
+        for _ in range(count)
+    ]
+
+
+def judged(
+    kind: str, expected: Sequence[Any], results: Sequence[Any], labels: Labels | None = None
+) -> tuple[Judgement, dict[str, float]]:
+    """The judgement of given answers, and its measures on all rows."""
+    rows = [EvaluationRow(at, at, "", right) for at, right in enumerate(expected, 1)]
+    replies = [RowReply(one if isinstance(one, list) else [one], ()) for one in results]
+    found = EVALUATIONS[kind].judge(rows, replies, None, EvaluatedModel(None, None, labels, 0))  # type: ignore[arg-type]
+    whole = np.ones((1, len(rows)), int)
+    return found, {one.name: float(one.value(whole)[0]) for one in found.measures}
+
+
+def test_the_measures_are_those_of_the_answers_that_run_gives(bundle_of: Bundle, tmp_path: Path) -> None:
+    rows, bundle = tickets(), bundle_of("bert", "bank")
+    found = evaluate(bundle, data=write(tmp_path / "rows.jsonl", rows), adapters=["alpha"])
+    answers = [
+        row["label"] for row in run(bundle, [{"text": row["text"]} for row in rows], adapters=["alpha"])
+    ]
+    right = [row["label"] for row in rows]
+    assert found.models[0].judgement.answers == answers
+    assert found.measures["alpha"] == {
+        "accuracy": pytest.approx(metrics.accuracy_score(right, answers)),
+        "macro_f1": pytest.approx(metrics.f1_score(right, answers, average="macro")),
+    }
+    assert found.not_measured == {"base": "it has no trained head for this task"}
+    labels, counts = found.models[0].judgement.confusion or ((), np.zeros(0))
+    assert counts.tolist() == metrics.confusion_matrix(right, answers, labels=labels).tolist()
+
+
+def test_labels_and_numbers_are_measured_as_by_sklearn_and_scipy() -> None:
+    dice = np.random.default_rng(0)
+    names = tuple("abcde")
+
+    def of(problem: ProblemType, expected: Sequence[Any], logits: np.ndarray) -> dict[str, float]:
+        names = ("score",) if problem is NUMBER else tuple("abcde")
+        results = [problem.score(row, names) for row in logits]
+        return judged("classification", expected, results, Labels(names, problem))[1]
+
+    logits, right = dice.normal(size=(40, 5)), dice.integers(0, 4, 40)  # no row of label e
+    one = of(ONE, [names[at] for at in right], logits)
+    assert one["macro_f1"] == pytest.approx(metrics.f1_score(right, logits.argmax(1), average="macro"))
+    wanted = dice.random((40, 5)) < 0.4
+    several = of(ANY, [[name for name, has in zip(names, row, strict=True) if has] for row in wanted], logits)
+    for name, average in (("f1", "micro"), ("macro_f1", "macro")):
+        assert several[name] == pytest.approx(metrics.f1_score(wanted, logits >= 0, average=average))
+    assert several["accuracy"] == pytest.approx(metrics.accuracy_score(wanted, logits >= 0))
+    numbers = (logits[:, 0] + dice.normal(size=40)).round(1)
+    number = of(NUMBER, numbers.tolist(), logits.round(1)[:, :1])
+    assert number["mse"] == pytest.approx(metrics.mean_squared_error(numbers, logits.round(1)[:, 0]))
+    for name in ("pearson", "spearman"):
+        expected = getattr(stats, f"{name}r")(numbers, logits.round(1)[:, 0]).statistic
+        assert number[name] == pytest.approx(expected)
+
+
+def test_intervals_are_those_of_the_bootstrap() -> None:
+    """Against scipy's, whose draws are others: a mean of 200 rows has both ends within a tenth of its width."""
+    right = (np.random.default_rng(1).random(200) < 0.7).astype(float)
+    ours = estimate_of(draw(ratio("accuracy", right), 200, 1000))
+    theirs = stats.bootstrap((right,), np.mean, n_resamples=2000, method="percentile", random_state=0)
+    width = theirs.confidence_interval.high - theirs.confidence_interval.low
+    assert ours.value == pytest.approx(right.mean())
+    assert ours.low == pytest.approx(theirs.confidence_interval.low, abs=width / 10)
+    assert ours.high == pytest.approx(theirs.confidence_interval.high, abs=width / 10)
+
+
+def test_the_command_writes_a_table_a_page_and_every_answer(bundle_of: Bundle, tmp_path: Path) -> None:
+    data, page, out = write(tmp_path / "rows.jsonl", tickets()), tmp_path / "p.html", tmp_path / "a.jsonl"
+    command = ["evaluate", str(bundle_of("bert", "bank")), "--data", data, "--adapter", "alpha"]
+    shown = CliRunner().invoke(main, [*command, "--html", str(page), "--output", str(out)])
+    assert shown.exit_code == 0, shown.output
+    assert "accuracy" in shown.output and "not measured: base" in shown.output
+    assert "What alpha takes for what" in page.read_text("utf-8")
+    answers = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [one["row"] for one in answers] == list(range(1, 25))
+    result = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
+    right = np.mean([one["answer"] == one["expected"] for one in answers])
+    assert result["models"][0]["measures"]["accuracy"]["value"] == pytest.approx(right)
+    assert result["models"][0]["worst"][0]["measures"]["right"] == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "adapters", "kind", "said"),
+    [
+        ([{"text": "w1"}], None, ConfigError, "needs the columns text and label"),
+        ([], None, ConfigError, "empty"),
+        ([{"text": "w1", "label": "q"}], ["alpha"], ConfigError, "expected x, y, z, found q"),
+        ([{"text": "w1", "label": "x"}], ["alhpa"], UnknownAdapter, "alpha"),
+        ([{"text": 5, "label": "x"}], ["alpha"], ConfigError, "a row without text"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_first(
+    bundle_of: Bundle,
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    adapters: list[str] | None,
+    kind: type[AdapterpackError],
+    said: str,
+) -> None:
+    with pytest.raises(kind, match=said):
+        evaluate(bundle_of("bert", "bank"), data=write(tmp_path / "rows.jsonl", rows), adapters=adapters)
+
+
+def test_rows_that_cannot_be_read_or_run_are_left_out_on_request(bundle_of: Bundle, tmp_path: Path) -> None:
+    rows = [*tickets(4), {"text": "w1", "label": "q"}, {"text": "w1 " * 300, "label": "x"}]
+    data = write(tmp_path / "rows.jsonl", rows)
+    found = evaluate(bundle_of("bert", "bank"), data=data, adapters=["alpha"], on_bad_row="skip")
+    assert len(found.rows) == 4
+    assert [f"row {number}" in reason for number, reason in zip((5, 6), found.bad_rows, strict=True)] == [
+        True
+    ] * 2
