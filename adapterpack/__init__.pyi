@@ -71,6 +71,7 @@ from .demos import demo as demo
 from .diagnosing.doctor import doctor as doctor
 from .errors import AdapterpackError as AdapterpackError
 from .evaluating.pipeline import evaluate as evaluate
+from .exporting.cached import bundle_for as bundle_for
 from .exporting.pipeline import export as export
 from .extracting.pipeline import extract as extract
 from .fleet.fleet import Fleet as Fleet

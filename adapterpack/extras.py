@@ -44,7 +44,7 @@ EXTRAS = {
     "ray": "examples/serving for Ray: replicas of a server, and files of rows",
 }
 """What each extra is for, of those that users install."""
-STAGES = {"export": "export", "demo": "demo"}
+STAGES = {"export": "export", "bundle_for": "export", "demo": "demo"}
 """Public functions that need a larger extra than that of the first library they import."""
 
 

@@ -141,6 +141,7 @@ def fill(cache: Path) -> tuple[list[Path], list[Path]]:
     ours, theirs = [], []
     names = {
         "bundles": "ab" * 32,
+        "exports": "34" * 32,
         "graphs": "12" * 32,
         "hub": "org--name.json",
         "partial": "cd" * 32,

@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+import adapterpack
+
 from ..errors import storage_errors
+from ..hub.resolve import folder_of
+from ..merging.base_kind import is_graph
 from ..runtime.providers.device import Device
 from ..runtime.text.model_files import read_text
+from .logs import log_message
 from .options import combine, parse_pairs, suggest
+from .progress import show_steps
 from .settings import PROVIDER, THREADS
+
+packs_argument = click.argument("packs", nargs=-1, metavar="[PACK...]")
+"""The adapters after a bundle or a base."""
+
+
+def open_target(
+    target: str, adapters: Sequence[str | adapterpack.Pack]
+) -> tuple[Path, Sequence[str | adapterpack.Pack]]:
+    """Returns the bundle that a command runs, and its adapters: of a base, which is exported into the cache
+    together with the packs, their names.
+
+    Raises:
+        AdapterpackError: see :func:`adapterpack.bundle_for`.
+    """
+    folder = folder_of(target)
+    if is_graph(folder):
+        return folder, adapters
+    packs = [one for one in adapters if not isinstance(one, str)]
+    with show_steps() as say:
+        bundle = adapterpack.bundle_for(folder, packs, progress=say)
+    if bundle == folder:  # another tool's
+        return folder, adapters
+    log_message(
+        f"{target} is exported to {bundle}, where the next call finds it; for production, write a bundle of "
+        "your own with adapterpack export"
+    )
+    return bundle, [one if isinstance(one, str) else one.name for one in adapters]
+
 
 device_options = combine(
     click.option(

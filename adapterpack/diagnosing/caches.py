@@ -65,6 +65,7 @@ KINDS = (
         remove=_empty,
     ),
     CacheKind(name="bundles", holds="bundles that were pulled", entries=_SHA256),
+    CacheKind(name="exports", holds="bases and packs, exported for run, serve and chat", entries=_SHA256),
     CacheKind(name="graphs", holds="folders of other tools, as bundles", entries=_SHA256),
     CacheKind(name="hub", holds="which commits of a hub were pulled", entries=r"[^/]+--[^/]+\.json"),
     CacheKind(

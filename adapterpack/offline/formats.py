@@ -22,7 +22,8 @@ from .rows_job import RowsJob
 
 class Setting(NamedTuple):
     """The options of a job, as in :func:`adapterpack.run`. ``where`` is the name of the input file, if there
-    is one. With ``raw`` texts are read without the chat template.
+    is one. With ``raw`` texts are read without the chat template. ``packs`` are adapters besides, or names of
+    those in the bundle: requests may name them, and rows that name none run with them, too.
     """
 
     bundle: str | os.PathLike[str]
@@ -32,13 +33,14 @@ class Setting(NamedTuple):
     sampling: Mapping[str, Any]
     where: str | None
     raw: bool = False
+    packs: Sequence[str | Pack] = ()
 
     def identity(self, provider: str) -> Mapping[str, Any]:
         """Returns everything on which the answers depend, on a provider."""
         return {
             "bundle": hashlib.sha256(manifest_bytes(bundle_folder(self.bundle))).hexdigest(),
             "provider": provider,
-            "adapters": [one if isinstance(one, str) else one.id for one in self.adapters],
+            "adapters": [one if isinstance(one, str) else one.id for one in (*self.packs, *self.adapters)],
             "device": repr(dataclasses.astuple(self.device)),
             "batch_size": self.batch_size,
             "sampling": self.sampling,
@@ -49,7 +51,7 @@ class Setting(NamedTuple):
 def _rows(setting: Setting) -> OfflineJob:
     runner = row_runner(
         setting.bundle,
-        adapters=setting.adapters,
+        adapters=[*setting.packs, *setting.adapters],
         provider=setting.device,
         batch_size=setting.batch_size,
         raw=setting.raw,
@@ -73,7 +75,13 @@ def _requests(setting: Setting) -> OfflineJob:
     with needed_by("answering requests"):
         from ..serving.embedded import InProcess  # noqa: PLC0415 - needs an extra
         from .requests_job import RequestsJob  # noqa: PLC0415 - needs an extra
-    server = InProcess(setting.bundle, setting.device, setting.batch_size, setting.sampling.get("sampling"))
+    server = InProcess(
+        setting.bundle,
+        setting.device,
+        setting.batch_size,
+        setting.sampling.get("sampling"),
+        [pack for pack in setting.packs if isinstance(pack, Pack)],
+    )
     return RequestsJob(
         server,
         BLOCK * setting.batch_size,

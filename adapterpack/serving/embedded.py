@@ -144,12 +144,14 @@ class InProcess:
         provider: str | Device | None,
         max_rows: int,
         sampling: str | None,
+        adapters: Sequence[Pack] = (),
     ) -> None:
         with ExitStack() as stack:
             self._loop = stack.enter_context(asyncio.Runner()).get_loop()
             self._app = Application(
                 bundle,
                 provider,
+                adapters=adapters,
                 sampling=sampling,
                 limits=_LIMITS,
                 loop=self._loop,

@@ -12,20 +12,27 @@ from typing import IO, Any
 import click
 
 from ...errors import ConfigError, NothingToDo, storage_errors
-from ...hub.resolve import folder_of
 from ...io.atomic import refuse_existing
 from ...offline.growing_file import OutputProgress, now
 from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
 from ...readable import things
-from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
-from ..options import common_options, load_adapter
+from ..bundle_options import (
+    device_of,
+    device_options,
+    open_target,
+    packs_argument,
+    sampling_options,
+    sampling_parameters,
+)
+from ..options import common_options, load_adapter, load_pack
 from ..output import print_json, print_line
 from ..progress import divert_stdout, show_rows
 
 
 @click.command("run")
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", metavar="BUNDLE|BASE")
+@packs_argument
 @click.option(
     "--adapter",
     "adapters",
@@ -109,6 +116,7 @@ from ..progress import divert_stdout, show_rows
 def command(
     *,
     bundle: str,
+    packs: tuple[str, ...],
     adapters: tuple[str, ...],
     prompts: tuple[str, ...],
     contexts: tuple[str, ...],
@@ -124,8 +132,12 @@ def command(
 ) -> None:
     """Runs rows through a bundle, and gives a result for each, in order.
 
+    A BASE is exported into the cache first, with its PACKs, and the next call finds it there. Rows that name
+    no adapter run with each PACK, as with --adapter.
+
     \b
     Example:
+      adapterpack run models/base packs/tickets --prompt "Where is my parcel?"
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
       adapterpack run bundle --input rows.jsonl --output answers.jsonl --keep-going
       adapterpack run bundle --input batch.jsonl --output batch_output.jsonl
@@ -141,14 +153,16 @@ def command(
     # the help of the command must not pay for it
     from ...offline.formats import Setting, job_for  # noqa: PLC0415
 
+    folder, named = open_target(bundle, [*map(load_pack, packs), *map(load_adapter, adapters)])
     setting = Setting(
-        folder_of(bundle),
+        folder,
         device_of(parameters),
-        [load_adapter(adapter) for adapter in adapters],
+        named[len(packs) :],
         batch_size,
         sampling_parameters(parameters),
         None if source is None else _name(source),
         raw,
+        named[: len(packs)],
     )
     open_job = partial(job_for, setting=setting)
     if source is None:

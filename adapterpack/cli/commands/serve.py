@@ -11,9 +11,10 @@ import click
 import adapterpack
 
 from ...errors import ConfigError
+from ...pack.trust.sign import Signers
 from ...readable import things
 from ...serving.tenants.keys import new_key
-from ..bundle_options import device_of, device_options
+from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..options import address_options, common_options, load_adapter, load_pack
 from ..output import print_json, print_line
 
@@ -45,7 +46,8 @@ def _adapter(path: str) -> Any:
 
 
 @click.command("serve")
-@click.argument("bundle", metavar="BUNDLE")
+@click.argument("bundle", metavar="BUNDLE|BASE")
+@packs_argument
 @click.option(
     "--adapters",
     multiple=True,
@@ -158,8 +160,18 @@ def _adapter(path: str) -> Any:
     help="Serve a page at / where browsers can try adapters and see traffic (the default), or not.",
 )
 @common_options
-def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool, **options: Any) -> None:
+def command(
+    *,
+    bundle: str,
+    packs: tuple[str, ...],
+    adapters: tuple[str, ...],
+    audit: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Serves a bundle and its adapters over HTTP until it is interrupted.
+
+    A BASE is exported into the cache first, with its PACKs, and the next call finds it there.
 
     The model of a request is the name of an adapter or of the base. A decoder's bundle has OpenAI's routes
     for text; an encoder's has those for embeddings or labels, and the Open Inference Protocol. Without keys,
@@ -168,6 +180,7 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
     \b
     Example:
       adapterpack serve bundle
+      adapterpack serve models/base packs/tickets packs/emails
       adapterpack serve bundle --adapters packs --keys keys.yaml --host 0.0.0.0 --port 8000
     """
 
@@ -198,6 +211,11 @@ def command(*, bundle: str, adapters: tuple[str, ...], audit: str, as_json: bool
                 f"'{json.dumps({'model': first, **body})}'"
             )
 
-    packs = [_adapter(path) for path in adapters]
+    loaded = [load_pack(pack) for pack in packs]
+    signers = Signers([Path(key) for key in options["require_signature"]])
+    for pack in loaded:
+        signers.require(pack)
+    folder, others = open_target(bundle, loaded)
+    given = [*(one for one in others if not isinstance(one, str)), *map(_adapter, adapters)]
     device = device_of(options)
-    adapterpack.serve(bundle, adapters=packs, audit=audit or None, ready=ready, provider=device, **options)
+    adapterpack.serve(folder, adapters=given, audit=audit or None, ready=ready, provider=device, **options)

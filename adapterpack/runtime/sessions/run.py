@@ -169,7 +169,7 @@ class RowRunner:
             session.pack(name)
         self.provider = session.provider
         self._session, self._sampling, self._raw = session, sampling, raw
-        self._adapters = tuple(adapters) or (session.default,)
+        self._adapters = tuple(dict.fromkeys(adapters)) or (session.default,)
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
         self._batch_size, self.block = batch_size, BLOCK * batch_size
         self._executor: _Executor | None = None
