@@ -66,10 +66,10 @@ def init(
     method: str = "lora",
     batch_size: int = 8,
 ) -> dict[str, Any]:
-    """Writes a configuration for training an adapter on ``data``, and returns its settings.
+    """Writes a configuration for training an adapter of a base on data, after a look at both.
 
     The task is the one that reads most columns of the data, of those that the base has a model for. Comments
-    say why settings have their values.
+    say why settings have their values, which are returned.
 
     Raises:
         OutputExists: ``out`` is taken.
@@ -93,7 +93,7 @@ def init(
         "task": found.task.name,
         "trainer": found.kind.name,
         "train_file": source.path,
-        **_evaluated(source.path, found.facts.rows),
+        **_evaluation(source.path, found.facts.rows),
         "output_dir": f"packs/{name or 'adapter'}",
         "method": method,
         "per_device_train_batch_size": batch_size,
@@ -105,7 +105,7 @@ def init(
     settings |= {key: one.value for key, one in suggested.items()}
     settings["seed"] = 0
     (checked,), _ = read_config(settings)
-    reasons = {key: one.reason for key, one in suggested.items()} | {"task": _told(found)}
+    reasons = {key: one.reason for key, one in suggested.items()} | {"task": _describe(found)}
     lines = [f"# adapterpack train {os.fspath(out)}"]
     for key, value in settings.items():
         line = plain_yaml.dumps({key: value}).rstrip()
@@ -115,7 +115,7 @@ def init(
     return {**settings, "name": checked.pack_name}
 
 
-def _told(found: _Reading) -> str:
+def _describe(found: _Reading) -> str:
     """Returns what was found in the data, for the comment behind the task."""
     parts = [f"{things(found.facts.rows, 'row')} of {found.report.form}"]
     if found.labels is not None:
@@ -128,7 +128,7 @@ def _told(found: _Reading) -> str:
     return "; ".join(parts)
 
 
-def _evaluated(path: str, rows: int) -> dict[str, Any]:
+def _evaluation(path: str, rows: int) -> dict[str, Any]:
     """Returns the setting for rows to evaluate on: a file beside the data, or a share of it."""
     name = Path(path).name
     if "train" in name:
@@ -201,14 +201,14 @@ def _try(kind: TrainerKind, task: Task, report: DataReport, rows: Any, folder: P
     encoded = training.encode(some, reader_of(task, config, folder), most, report, labels)
     if not encoded:
         raise ConfigError("no row can be learned from", where=report)
-    learned = sum(map(_learned, encoded))
+    learned = sum(map(_count_learned, encoded))
     longest = max(map(token_count, encoded))
     return _Reading(
         kind, task, report, labels, DataFacts(len(rows), learned * len(rows) // len(some), longest)
     )
 
 
-def _learned(row: Any) -> int:
+def _count_learned(row: Any) -> int:
     """Returns how many tokens or labels of an encoded row are learned."""
     labels = row.get("labels")
     return sum(label != IGNORED for label in labels) if isinstance(labels, Sequence) else 1
