@@ -26,7 +26,7 @@ from ..progress import show_steps
 @click.option("--method", default="lora", show_default=True, metavar="M", help="The adapter method.")
 @common_options
 def command(*, base: str, data: str, out: str, method: str, as_json: bool) -> None:
-    """Writes a configuration for training an adapter of BASE on DATA, after a look at both.
+    """Writes a configuration for training an adapter of a base on data, after a look at both.
 
     The columns of the data decide what is trained. Each setting has a comment that says why it has its value.
 
