@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 from typed_bert import typed_bert
 
-from adapterpack import Session, attach, export, load, run, train, validate
+from adapterpack import Session, attach, evaluate, export, load, run, train, validate
 from adapterpack.bundle.manifest import read_bundle
 from adapterpack.cli.main import main
 from adapterpack.errors import ConfigError
@@ -160,7 +160,7 @@ def test_answers_are_those_of_transformers(
 
 
 @pytest.mark.long
-def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
+def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make, tmp_path: Path) -> None:
     """Rows that were not trained on, and questions without an answer."""
     rows = rows_of(64, 3)
     found = list(
@@ -174,6 +174,8 @@ def test_it_was_learnt(packs: tuple[Path, Path], bundles: Make) -> None:
         one["answer"] == next(iter(row["answers"]["text"]), "") for one, row in zip(found, rows, strict=True)
     ]
     assert np.mean(right) > 0.9
+    measured = evaluate(bundles("bank"), data=str(written(tmp_path / "rows.jsonl", rows)), adapters=["knows"])
+    assert measured.measures["knows"]["exact_match"] == np.mean(right)
     metrics = {metric["name"]: metric["value"] for metric in load(packs[0]).manifest.metrics}
     assert metrics["accuracy"] > 0.9
 

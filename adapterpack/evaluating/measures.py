@@ -75,7 +75,8 @@ def pearson(name: str, x: np.ndarray, y: np.ndarray) -> Measure:
 
     def value(*sums: np.ndarray) -> np.ndarray:
         n, x, y, xx, yy, xy = sums
-        return (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+        correlation: np.ndarray = (n * xy - x * y) / np.sqrt((n * xx - x * x) * (n * yy - y * y))
+        return correlation
 
     return of_sums(name, (np.ones(len(x)), x, y, x * x, y * y, x * y), value)
 

@@ -12,7 +12,7 @@ from ..errors import ConfigError
 from ..readable import things
 from .conversations.form import text_of
 from .data.problems import Labels
-from .data.report import report_of
+from .data.report import DataReport, report_of
 from .data.rows import Row, types_of
 from .data.scores import no_head, probabilities
 from .one_pass import NoOptions, OnePass, PreparedRow
@@ -89,29 +89,11 @@ def encode(
     Raises:
         ConfigError: other columns, an answer that is not in its context, or no row is left.
     """
-    flat = "answers" not in rows.column_names
-    if not {"question", "context", "answer" if flat else "answers"} <= set(rows.column_names):
-        raise ConfigError(
-            "question answering needs the columns question, context, and answers or answer",
-            where=where,
-            found=", ".join(rows.column_names),
-        )
     encoded, left_out, report = [], 0, report_of(where)
-    report.read_as(
-        "answers" if flat else "SQuAD",
-        rows.column_names,
-        {"question", "context", *(("answer", "answer_start") if flat else ("answers",))},
-    )
+    flat = is_flat(rows, report)
     for number, row in enumerate(rows):
         with report.row(number) as place:
-            try:
-                question, context = text_of(row["question"]), text_of(row["context"])
-                start, stop = _place_of_only(row) if flat else _place_of_first(row)
-            except (KeyError, TypeError, ValueError) as error:
-                what = (
-                    "a row holds no question with its answer" if flat else "a row is not of the form of SQuAD"
-                )
-                raise ConfigError(f"{what}: {error}", where=place) from error
+            question, context, start, stop = read_question(row, flat, place)
             tokens = tokenizer(
                 question,
                 context,
@@ -154,6 +136,41 @@ def encode(
             max_length,
         )
     return encoded
+
+
+def is_flat(rows: Any, report: DataReport) -> bool:
+    """Returns whether rows have ``answer`` instead of ``answers``, and records that as their format.
+
+    Raises:
+        ConfigError: a column is missing.
+    """
+    flat = "answers" not in rows.column_names
+    if not {"question", "context", "answer" if flat else "answers"} <= set(rows.column_names):
+        raise ConfigError(
+            "question answering needs the columns question, context, and answers or answer",
+            where=report,
+            found=", ".join(rows.column_names),
+        )
+    report.read_as(
+        "answers" if flat else "SQuAD",
+        rows.column_names,
+        {"question", "context", *(("answer", "answer_start") if flat else ("answers",))},
+    )
+    return flat
+
+
+def read_question(row: Row, flat: bool, place: object) -> tuple[str, str, int, int]:
+    """Returns the question and the context of a row, and where its answer begins and ends in it.
+
+    Raises:
+        ConfigError: the row does not have them.
+    """
+    try:
+        found = _place_of_only(row) if flat else _place_of_first(row)
+        return text_of(row["question"]), text_of(row["context"]), *found
+    except (KeyError, TypeError, ValueError) as error:
+        what = "a row holds no question with its answer" if flat else "a row is not of the form of SQuAD"
+        raise ConfigError(f"{what}: {error}", where=place) from error
 
 
 def _place_of_first(row: Row) -> tuple[int, int]:

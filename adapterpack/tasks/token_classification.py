@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .data.problems import IGNORED, Labels
-from .data.report import report_of
+from .data.report import DataReport, report_of
 from .data.rows import Row, text_of, types_of, words_of
 from .data.scores import no_head, score_labels
 from .one_pass import NoOptions, OnePass, PreparedRow
@@ -57,21 +57,10 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
             label that is not among ``labels``.
     """
     report = report_of(where)
-    column = report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")
+    column = label_column(rows, report)
 
     def encode_row(row: Row, place: object) -> dict[str, Any]:
-        words, wanted = words_of(row["tokens"]), words_of(row[column])
-        if (
-            not words
-            or not isinstance(wanted, list)
-            or len(words) != len(wanted)
-            or not all(isinstance(word, str) for word in words)
-        ):
-            raise ConfigError(
-                "a row needs words and as many labels: lists, or texts with spaces between them",
-                where=place,
-                found=f"{words!r:.80} and {wanted!r:.80}",
-            )
+        words, wanted = words_and_labels(row, column, place)
         tokens = tokenizer(words, is_split_into_words=True, truncation=True, max_length=max_length)
         targets, of_words = [labels.target(label, place) for label in wanted], tokens.word_ids()
         # Only the first token of a word carries its label, so that long words do not weigh more in the
@@ -85,6 +74,36 @@ def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: La
         return {"input_ids": tokens["input_ids"], "labels": firsts, **types_of(tokens)}
 
     return report.encode(rows, encode_row)
+
+
+def label_column(rows: Any, report: DataReport) -> str:
+    """Returns the column of the labels of words, and records the columns as the format of the rows.
+
+    Raises:
+        ConfigError: a column is missing.
+    """
+    return report.read_pair(rows.column_names, "tokens", LABEL_COLUMNS, "token classification needs")
+
+
+def words_and_labels(row: Row, column: str, place: object) -> tuple[list[str], list[Any]]:
+    """Returns the words of a row, and the label of each.
+
+    Raises:
+        ConfigError: the row has none, or another number of labels.
+    """
+    words, wanted = words_of(row["tokens"]), words_of(row[column])
+    if (
+        not words
+        or not isinstance(wanted, list)
+        or len(words) != len(wanted)
+        or not all(isinstance(word, str) for word in words)
+    ):
+        raise ConfigError(
+            "a row needs words and as many labels: lists, or texts with spaces between them",
+            where=place,
+            found=f"{words!r:.80} and {wanted!r:.80}",
+        )
+    return words, wanted
 
 
 TASKS.register(

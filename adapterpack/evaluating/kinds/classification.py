@@ -73,29 +73,27 @@ def _judge(
 
 
 def _one(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Judgement:
-    place = {name: at for at, name in enumerate(names)}
-    wanted = np.array([place[str(label)] for label in expected])
-    given = np.array([place[result["label"]] for result in results])
-    right = (wanted == given).astype(float)
-    likely = np.array([result["scores"][names[at]] for result, at in zip(results, wanted, strict=True)])
-    confusion = np.zeros((len(names), len(names)), int)
-    np.add.at(confusion, (wanted, given), 1)
-    one = np.eye(len(names))
+    labels, answers = [*map(str, expected)], [result["label"] for result in results]
+    wanted, given = (
+        np.array([[name == one for name in names] for one in some]) for some in (labels, answers)
+    )
+    right = (wanted & given).any(1).astype(float)
+    likely = np.array([result["scores"][one] for result, one in zip(results, labels, strict=True)])
     return Judgement(
-        [ratio("accuracy", right), f1_of_labels("macro_f1", one[given], one[wanted], used_only=True)],
+        [ratio("accuracy", right), f1_of_labels("macro_f1", given, wanted, used_only=True)],
         {"right": right, "probability": likely},
         1 - likely - 2 * right,
-        [result["label"] for result in results],
-        (names, confusion),
+        answers,
+        confusion(names, labels, answers),
     )
 
 
 def _any(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Judgement:
     wanted, given = (
-        np.array([[name in row for name in names] for row in rows], float)
+        np.array([[name in row for name in names] for row in rows])
         for rows in ([[*map(str, labels)] for labels in expected], [result["labels"] for result in results])
     )
-    both, all_ = (wanted * given).sum(1), wanted.sum(1) + given.sum(1)
+    both, all_ = (wanted & given).sum(1), wanted.sum(1) + given.sum(1)
     f1 = np.where(all_, 2 * both / np.maximum(all_, 1), 1.0)
     return Judgement(
         [
@@ -125,6 +123,22 @@ def _number(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names
     )
 
 
+def confusion(
+    names: Sequence[str], wanted: Sequence[str], given: Sequence[str]
+) -> tuple[Sequence[str], np.ndarray]:
+    """Returns the labels, and how often each (row) was answered by each (column).
+
+    Example:
+        >>> confusion(["no", "yes"], ["no", "no"], ["no", "yes"])[1].tolist()
+        [[1, 1], [0, 0]]
+    """
+    place, counts = {name: at for at, name in enumerate(names)}, np.zeros((len(names), len(names)), int)
+    for right, answer in zip(wanted, given, strict=True):
+        if answer in place:
+            counts[place[right], place[answer]] += 1
+    return names, counts
+
+
 def f1_of_labels(name: str, given: np.ndarray, wanted: np.ndarray, used_only: bool = False) -> Measure:
     """Returns the mean over labels of F1, from what was given and wanted ``[rows, labels]``; with
     ``used_only`` over the labels that a draw has, else a label that it does not have counts 0.
@@ -135,7 +149,7 @@ def f1_of_labels(name: str, given: np.ndarray, wanted: np.ndarray, used_only: bo
         mean: np.ndarray = f1.sum(-1) / (np.maximum((all_ > 0).sum(-1), 1) if used_only else f1.shape[-1])
         return mean
 
-    return of_sums(name, (given * wanted, given + wanted), value)
+    return of_sums(name, (given & wanted, given * 1 + wanted), value)
 
 
 _JUDGES: dict[str, Judge] = {ONE.name: _one, ANY.name: _any, NUMBER.name: _number}

@@ -1,0 +1,77 @@
+"""Measures answers in texts, by the rules of SQuAD."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...tasks.data.report import DataReport
+from ...tasks.data.rows import Row
+from ...tasks.question_answering import is_flat, read_question
+from ..evaluation import (
+    EVALUATIONS,
+    EvaluatedModel,
+    Evaluation,
+    EvaluationRow,
+    Judgement,
+    RowReply,
+    read_rows,
+)
+from ..measures import ratio
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+    flat = is_flat(rows, report)
+
+    def read(row: Row, place: object) -> tuple[Any, ...]:
+        question, context, *_ = read_question(row, flat, place)
+        answers = [row["answer"] or ""] if flat else row["answers"]["text"] or [""]
+        return f"{question}\n{context}", answers, ({"question": question, "context": context},)
+
+    return read_rows(rows, report, read)
+
+
+def _judge(
+    rows: Sequence[EvaluationRow], replies: Sequence[RowReply], base: object, model: EvaluatedModel
+) -> Judgement:
+    answers = [reply.results[0]["answer"] for reply in replies]
+    pairs = [*zip(answers, (row.expected for row in rows), strict=True)]
+    exact, f1 = (
+        np.array([max(alike(answer, right) for right in every) for answer, every in pairs])
+        for alike in (same_words, word_f1)
+    )
+    return Judgement(
+        [ratio("exact_match", exact), ratio("f1", f1)], {"exact_match": exact, "f1": f1}, -f1 - exact, answers
+    )
+
+
+def words_of(text: str) -> list[str]:
+    """Returns the words that SQuAD compares: in lower case, without punctuation and articles."""
+    return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def same_words(answer: str, right: str) -> float:
+    """Returns 1 if two answers have the same words, else 0."""
+    return float(words_of(answer) == words_of(right))
+
+
+def word_f1(answer: str, right: str) -> float:
+    """Returns F1 over the words of two answers (Rajpurkar et al. 2016, https://arxiv.org/abs/1606.05250).
+
+    Example:
+        >>> word_f1("the red lamp", "lamp"), word_f1("", "")
+        (0.6666666666666666, 1.0)
+    """
+    one, two = words_of(answer), words_of(right)
+    both = (Counter(one) & Counter(two)).total()
+    return 2 * both / (len(one) + len(two)) if one and two else same_words(answer, right)
+
+
+EVALUATIONS.register(Evaluation("spans", ("question-answering",), _read, _judge))
