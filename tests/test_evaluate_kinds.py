@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import sacrebleu
+import torch
+from rouge_score import rouge_scorer
 from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from test_evaluate import judged, write
 from torchmetrics.functional.text import squad
 from typed_bert import typed_bert
 
-from adapterpack import LoRA, adapt, evaluate, export, save
+from adapterpack import LoRA, Session, adapt, evaluate, export, save
+from adapterpack.evaluating.kinds.texts import chrf, rouge
 from adapterpack.evaluating.kinds.words import entities
+from adapterpack.tasks.data.problems import IGNORED
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.models.load import load_model
 
@@ -33,8 +39,6 @@ def bundle(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     """Task -> a bundle of the base with a random adapter ``own``."""
 
     def make(task: str, labels: Sequence[str] | None = None) -> Path:
-        import torch
-
         folder = tmp_path_factory.mktemp(task)
         model = load_model(get_task(task), base, labels)
         adapt(model, LoRA(r=2, targets=("query",)), "own")
@@ -83,3 +87,63 @@ def test_spans_are_measured_as_squad_does() -> None:
     _, ours = judged("spans", wanted, [{"answer": text} for text in given])
     assert 100 * ours["f1"] == pytest.approx(float(theirs["f1"]))
     assert 100 * ours["exact_match"] == pytest.approx(float(theirs["exact_match"]))
+
+
+def test_texts_are_measured_as_by_rouge_score_and_sacrebleu() -> None:
+    pairs = [
+        ("the cat sat on the mat", "The cat is on the mat."),
+        ("a dog", ""),
+        ("no", "completely different"),
+        ("x1 y2 z3 z3", "z3 x1 y2 z3, x1"),
+    ]
+    names = ("rouge1", "rouge2", "rougeL")
+    scorer = rouge_scorer.RougeScorer(names)
+    for answer, right in pairs:
+        theirs = scorer.score(right, answer)
+        assert rouge(answer, right) == pytest.approx([theirs[name].fmeasure for name in names])
+    answers, right = zip(*pairs, strict=True)
+    ours = chrf(pairs).value(np.ones((1, len(pairs)), int))[0]
+    assert 100 * ours == pytest.approx(sacrebleu.corpus_chrf(answers, [right]).score)
+
+
+def test_answers_and_their_likelihood(bundle_of: Callable[..., Path], dense_of: Any, tmp_path: Path) -> None:
+    """Perplexity is that of the model in float64 on the learned tokens; answers are those that generate gives."""
+    rows = [{"prompt": f"w{at} w{at + 1}", "completion": f"w{at + 2} w{at + 3} w{at}"} for at in range(3, 9)]
+    found = evaluate(bundle_of("llama", "bank"), data=write(tmp_path / "rows.jsonl", rows))
+    assert list(found.measures) == ["base", "alpha", "beta"]
+    for model, name in zip(found.models, (None, "alpha", "beta"), strict=True):
+        losses, exact = [], []
+        for row, answer in zip(found.rows, model.judgement.answers, strict=True):
+            ids = torch.tensor([row.scored[0]["input_ids"]])
+            labels = torch.tensor([row.scored[0]["labels"]])
+            logits = dense_of("llama", name)(ids).logits[:, :-1]
+            losses.append(torch.nn.functional.cross_entropy(logits[0], labels[0, 1:], reduction="none"))
+            exact.append(answer.strip() == row.expected)
+            (one,) = Session(bundle_of("llama", "bank")).generate(
+                [row.asked[0]["prompt"]], [name], max_new_tokens=len(answer.split()) or 1
+            )
+            assert answer.startswith(one.text)
+        learned = torch.cat(losses)[torch.cat(losses) > 0]
+        measures = found.measures[model.name]
+        assert measures["perplexity"] == pytest.approx(learned.mean().exp().item(), rel=1e-4)
+        assert measures["exact_match"] == np.mean(exact)
+
+
+def test_the_better_answer_wins_where_it_is_likelier(bundle_of: Callable[..., Path], tmp_path: Path) -> None:
+    rows = [{"prompt": f"w{at}", "chosen": f"w{at + 1} w2", "rejected": f"w{at + 5}"} for at in range(3, 15)]
+    bundle = bundle_of("llama", "bank")
+    found = evaluate(bundle, data=write(tmp_path / "rows.jsonl", rows), adapters=["alpha"])
+    losses = {}
+    for side in ("chosen", "rejected"):
+        answers = [{"prompt": row["prompt"], "completion": row[side]} for row in rows]
+        sided = evaluate(bundle, data=write(tmp_path / f"{side}.jsonl", answers), adapters=["alpha"])
+        for model in sided.models:
+            tokens = [sum(label != IGNORED for label in row.scored[0]["labels"]) for row in sided.rows]
+            losses[model.name, side] = model.judgement.rows["loss"] * tokens
+    margins = {name: losses[name, "rejected"] - losses[name, "chosen"] for name in ("base", "alpha")}
+    for name, margin in margins.items():
+        assert found.measures[name]["win_rate"] == np.mean(margin > 0)
+        assert found.measures[name]["margin"] == pytest.approx(margin.mean(), rel=1e-5)
+    rewards = margins["alpha"] - margins["base"]
+    assert found.measures["alpha"]["reward_accuracy"] == np.mean(rewards > 0)
+    assert "reward_accuracy" not in found.measures["base"]

@@ -21,7 +21,7 @@ from PIL import Image
 from vision_models import make_family
 
 import adapterpack
-from adapterpack import attach, export, load, run, train
+from adapterpack import attach, evaluate, export, load, run, train
 from adapterpack.errors import AdapterpackError, ConfigError
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.active import wrappers_of
@@ -349,6 +349,10 @@ def test_a_translation_is_generated_as_it_was_learned(
     assert [row["completion"].split() for row in found] == [
         WORDS[(kind + 1) % 3].split() for kind in range(3)
     ]
+    base, learned = evaluate(tmp_path / "bundle", data=values["train_file"]).measures.values()
+    assert learned["exact_match"] == 1
+    assert np.log(learned["perplexity"]) == pytest.approx(loss_of(values, pack), rel=1e-3)
+    assert base["perplexity"] > learned["perplexity"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,74 @@
+"""Measures how often a model finds the better of two answers more likely."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from ...tasks.data.report import DataReport
+from ...tasks.preferences.form import pairs_of_answers
+from ..evaluation import EVALUATIONS, EvaluatedModel, Evaluation, EvaluationRow, Judgement, RowReply
+from ..measures import ratio
+from .texts import encode_rows
+
+_SIDES = ("chosen", "rejected")
+
+
+def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+    pairs = pairs_of_answers(rows, report)
+    numbers = [number for number in range(1, len(rows) + 1) if number - 1 not in report.bad]
+    encoded = []
+    for side in _SIDES:
+        table = Dataset.from_list([_conversation(pair, side) for pair in pairs])
+        encoded.append(encode_rows(table, DataReport(report.source, report.skips, numbers=numbers), model))
+    return [
+        EvaluationRow(
+            number,
+            f"{report}, row {number}",
+            _text(pair.get("prompt", "")),
+            _text(pair["chosen"]),
+            scored=tuple(side[at][1][0] for side in encoded),
+        )
+        for at, (number, pair) in enumerate(zip(numbers, pairs, strict=True), 1)
+        if all(at in side for side in encoded)
+    ]
+
+
+def _conversation(pair: Mapping[str, Any], side: str) -> dict[str, Any]:
+    answer = pair[side]
+    if "prompt" in pair:
+        return {**pair, "completion": answer}
+    return {"messages" if isinstance(answer, list) else "text": answer}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
+
+
+def _judge(
+    rows: Sequence[EvaluationRow],
+    replies: Sequence[RowReply],
+    base: Sequence[RowReply] | None,
+    model: EvaluatedModel,
+) -> Judgement:
+    margin = _margins(replies)
+    measures = [ratio("win_rate", (margin > 0).astype(float)), ratio("margin", margin)]
+    if base is not None and base is not replies:
+        gained = margin - _margins(base)
+        measures += [ratio("reward_accuracy", (gained > 0).astype(float)), ratio("reward_margin", gained)]
+    return Judgement(measures, {"margin": margin}, -margin, [_SIDES[int(one <= 0)] for one in margin])
+
+
+def _margins(replies: Sequence[RowReply]) -> np.ndarray:
+    """Returns by how much the better answer of each row is more likely, in nats."""
+    losses = np.array([reply.losses for reply in replies])[..., 0]
+    margins: np.ndarray = losses[:, 1] - losses[:, 0]
+    return margins
+
+
+EVALUATIONS.register(
+    Evaluation("preferences", ("text-generation",), _read, _judge, columns=frozenset(_SIDES))
+)

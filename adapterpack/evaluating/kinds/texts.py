@@ -1,0 +1,193 @@
+"""Measures texts that a model writes: against the right ones, and by how likely these are to it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from ...errors import ConfigError
+from ...quantizing.comparing.figures import same
+from ...tasks.conversations.encoding import by_row
+from ...tasks.conversations.form import Conversation, read_form, text_of
+from ...tasks.data.problems import IGNORED
+from ...tasks.data.report import DataReport
+from ...tasks.data.rows import Row
+from ...tasks.targets import target_ids
+from ..evaluation import (
+    EVALUATIONS,
+    EvaluatedModel,
+    Evaluation,
+    EvaluationRow,
+    Judgement,
+    RowReply,
+    read_rows,
+)
+from ..measures import Measure, of_sums, ratio
+
+_SPARE, _LONGEST = 8, 512
+"""How many tokens an answer may exceed the longest right one by; the most tokens of an answer."""
+_ORDERS, _BETA = range(1, 7), 2
+"""chrF's lengths of character n-grams, and how much more recall counts."""
+
+
+def encode_rows(rows: Any, report: DataReport, model: EvaluatedModel) -> dict[int, tuple[Conversation, Any]]:
+    """Returns row number, from 1, -> the conversation and the encoded parts of each row, as training reads
+    them.
+
+    Raises:
+        ConfigError: a row is longer than ``max_length``, and such rows are not skipped.
+    """
+    seen: dict[int, Conversation] = {}
+
+    def keep(number: int, conversation: Conversation) -> Conversation:
+        seen[number] = conversation
+        return conversation
+
+    made = {}
+    for number, parts in by_row(rows, model.tokenizer, model.max_length, report, keep).items():
+        with report.row(number) as place:
+            if not parts or (len(parts) == 1 and len(parts[0]["input_ids"]) == model.max_length):
+                raise ConfigError(
+                    "a row has no answer, or is too long",
+                    where=place,
+                    expected=f"less than {model.max_length} tokens",
+                )
+            made[number + 1] = seen[number], parts
+    return made
+
+
+def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+    made = []
+    for number, (conversation, parts) in encode_rows(rows, report, model).items():
+        *before, last = conversation.messages
+        ids, labels = parts[0]["input_ids"], parts[0]["labels"]
+        learned = np.array([IGNORED, *labels]) != IGNORED
+        start = np.flatnonzero(learned[1:] & ~learned[:-1])[-1]  # of the last answer
+        asked = ({"prompt": ids[:start]},) if before else ()
+        shown = before[-1] if before else last
+        text = str(last.get("content") or "")
+        made.append(
+            EvaluationRow(number, f"{report}, row {number}", str(shown["content"]), text, asked, tuple(parts))
+        )
+    return made
+
+
+def _read_pairs(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+    form, tokenizer = read_form(rows, report), model.tokenizer
+
+    def read(row: Row, place: object) -> tuple[Any, ...]:
+        with form.errors(place):
+            *before, last = form.read(row).messages
+            source, text = (
+                "\n".join(text_of(message["content"]) for message in before),
+                text_of(last["content"]),
+            )
+        scored = {
+            "input_ids": tokenizer(source)["input_ids"],
+            "labels": target_ids(tokenizer, text, model.max_length, place),
+        }
+        return source, text, ({"text": source},), (scored,)
+
+    return read_rows(rows, report, read)
+
+
+def _options(model: EvaluatedModel, rows: Sequence[EvaluationRow]) -> Mapping[str, Any]:
+    longest = max(len(model.session.tokenizer.encode(row.expected, special=False)) for row in rows)
+    return {"max_new_tokens": min(longest + _SPARE, _LONGEST)}
+
+
+def _judge(
+    rows: Sequence[EvaluationRow], replies: Sequence[RowReply], base: object, model: EvaluatedModel
+) -> Judgement:
+    measures, figures = [], dict[str, np.ndarray]()
+    answers = [reply.results[0]["completion"] if reply.results else "" for reply in replies]
+    badness = np.zeros(len(rows))
+    if rows[0].scored:
+        losses, tokens = np.array([np.sum(reply.losses, axis=0) for reply in replies]).T
+        measures.append(of_sums("perplexity", (losses, tokens), _perplexity, more_is_better=False))
+        figures["loss"] = losses / tokens
+        badness += figures["loss"] * (1e-3 if rows[0].asked else 1)
+    if rows[0].asked:
+        pairs = [*zip(answers, (row.expected for row in rows), strict=True)]
+        exact = np.array([same(*pair) for pair in pairs], float)
+        rouges = np.array([rouge(*pair) for pair in pairs]).T
+        measures = [
+            ratio("exact_match", exact),
+            *(ratio(f"rouge{name}", values) for name, values in zip("12L", rouges, strict=True)),
+            chrf(pairs),
+            *measures,
+        ]
+        figures = {"exact_match": exact, "rougeL": rouges[2], **figures}
+        badness -= exact + rouges[2]
+    return Judgement(measures, figures, badness, answers)
+
+
+def _perplexity(losses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    perplexity: np.ndarray = np.exp(losses / tokens)
+    return perplexity
+
+
+def rouge(answer: str, right: str) -> tuple[float, float, float]:
+    """Returns ROUGE-1, ROUGE-2 and ROUGE-L (Lin 2004, https://aclanthology.org/W04-1013): F1 over words, over
+    pairs of words, and over the longest common subsequence, without stemming.
+
+    Example:
+        >>> rouge("the red lamp", "The lamp")
+        (0.8, 0.0, 0.8)
+    """
+    one, two = (re.findall(r"[^\W_]+", text.lower()) for text in (answer, right))
+    pairs = [Counter(pairwise(words)) for words in (one, two)]
+    scores = []
+    for both, whole in (
+        ((Counter(one) & Counter(two)).total(), len(one) + len(two)),
+        ((pairs[0] & pairs[1]).total(), pairs[0].total() + pairs[1].total()),
+        (longest_common(one, two), len(one) + len(two)),
+    ):
+        scores.append(2 * both / whole if both else 0.0)
+    return scores[0], scores[1], scores[2]
+
+
+def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
+    """Returns the length of the longest common subsequence.
+
+    Example:
+        >>> longest_common("abcd", "xacyd")
+        3
+    """
+    lengths, others = np.zeros(len(two) + 1, int), np.array([*two])
+    for word in one:
+        longer = np.where(others == word, lengths[:-1] + 1, lengths[1:])
+        lengths[1:] = np.maximum.accumulate(np.maximum(longer, lengths[1:]))
+    return int(lengths[-1])
+
+
+def chrf(pairs: Sequence[tuple[str, str]]) -> Measure:
+    """Returns chrF, from 0 to 1 (Popović 2015, https://aclanthology.org/W15-3049), over the sums of all rows,
+    as sacrebleu computes it.
+    """
+    counts = np.zeros((3, len(pairs), len(_ORDERS)))
+    for row, pair in enumerate(pairs):
+        texts = ["".join(text.split()) for text in pair]
+        for at, n in enumerate(_ORDERS):
+            one, two = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in texts)
+            counts[:, row, at] = (one & two).total(), one.total() if two else 0, two.total()
+
+    def value(both: np.ndarray, given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        orders = np.maximum(((given > 0) & (wanted > 0)).sum(-1), 1)
+        precision, recall = ((both / np.maximum(whole, 1)).sum(-1) / orders for whole in (given, wanted))
+        factor = _BETA**2
+        score: np.ndarray = np.nan_to_num((1 + factor) * precision * recall / (factor * precision + recall))
+        return score
+
+    return of_sums("chrf", [*counts], value)
+
+
+EVALUATIONS.register(Evaluation("texts", ("text-generation",), _read, _judge, options=_options))
+EVALUATIONS.register(
+    Evaluation("texts-of-texts", ("text2text-generation",), _read_pairs, _judge, options=_options)
+)
