@@ -18,7 +18,14 @@ from sklearn import metrics
 from adapterpack import evaluate, run
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownAdapter
-from adapterpack.evaluating.evaluation import EVALUATIONS, EvaluatedModel, EvaluationRow, Judgement, RowReply
+from adapterpack.evaluating.evaluation import (
+    EVALUATIONS,
+    AnsweredRows,
+    EvaluatedModel,
+    EvaluationRow,
+    Judgement,
+    RowReply,
+)
 from adapterpack.evaluating.measures import draw, estimate_of, ratio
 from adapterpack.tasks.data.problems import ANY, NUMBER, ONE, Labels, ProblemType
 
@@ -42,9 +49,10 @@ def judged(
     kind: str, expected: Sequence[Any], results: Sequence[Any], labels: Labels | None = None
 ) -> tuple[Judgement, dict[str, float]]:
     """The judgement of given answers, and its measures on all rows."""
-    rows = [EvaluationRow(at, at, "", right) for at, right in enumerate(expected, 1)]
-    replies = [RowReply(one if isinstance(one, list) else [one], ()) for one in results]
-    found = EVALUATIONS[kind].judge(rows, replies, None, EvaluatedModel(None, None, labels, 0))  # type: ignore[arg-type]
+    rows = [EvaluationRow(at, at, (), "", right) for at, right in enumerate(expected, 1)]
+    replies = [RowReply([one]) for one in results]
+    model = EvaluatedModel(None, None, labels, 0)  # type: ignore[arg-type] # a judge of answers runs nothing
+    found = EVALUATIONS[kind].judge(AnsweredRows(rows, replies, None, model))
     whole = np.ones((1, len(rows)), int)
     return found, {one.name: float(one.value(whole)[0]) for one in found.measures}
 
@@ -73,7 +81,7 @@ def test_labels_and_numbers_are_measured_as_by_sklearn_and_scipy() -> None:
     def of(problem: ProblemType, expected: Sequence[Any], logits: np.ndarray) -> dict[str, float]:
         names = ("score",) if problem is NUMBER else tuple("abcde")
         results = [problem.score(row, names) for row in logits]
-        return judged("classification", expected, results, Labels(names, problem))[1]
+        return judged("labels-of-texts", expected, results, Labels(names, problem))[1]
 
     logits, right = dice.normal(size=(40, 5)), dice.integers(0, 4, 40)  # no row of label e
     one = of(ONE, [names[at] for at in right], logits)

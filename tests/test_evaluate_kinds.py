@@ -6,18 +6,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jiwer
 import numpy as np
 import pytest
 import sacrebleu
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from rouge_score import rouge_scorer
 from seqeval import metrics as seqeval
 from seqeval.metrics.sequence_labeling import get_entities
 from test_evaluate import judged, write
 from torchmetrics.functional.text import squad
+from torchmetrics.retrieval import RetrievalMRR, RetrievalRecall
 from typed_bert import typed_bert
 
 from adapterpack import LoRA, Session, adapt, evaluate, export, save
+from adapterpack.evaluating.evaluation import (
+    EVALUATIONS,
+    AnsweredRows,
+    EvaluatedModel,
+    EvaluationRow,
+    RowReply,
+)
+from adapterpack.evaluating.kinds.detection import average_precision, matches
 from adapterpack.evaluating.kinds.texts import chrf, rouge
 from adapterpack.evaluating.kinds.words import entities
 from adapterpack.tasks.data.problems import IGNORED
@@ -147,3 +159,84 @@ def test_the_better_answer_wins_where_it_is_likelier(bundle_of: Callable[..., Pa
     rewards = margins["alpha"] - margins["base"]
     assert found.measures["alpha"]["reward_accuracy"] == np.mean(rewards > 0)
     assert "reward_accuracy" not in found.measures["base"]
+
+
+def test_speech_is_measured_as_by_jiwer() -> None:
+    answers = ["the cat sat", "", "on on the mat", "x"]
+    right = ["the cat sat down", "hello there", "on the mat", "x"]
+    for kind, key in (("speech", "completion"), ("speech-frames", "text")):
+        _, ours = judged(kind, right, [{key: answer} for answer in answers])
+        assert ours == {
+            "wer": pytest.approx(jiwer.wer(right, answers)),
+            "cer": pytest.approx(jiwer.cer(right, answers)),
+        }
+
+
+def test_objects_are_measured_as_by_coco(capfd: pytest.CaptureFixture[str]) -> None:
+    dice = np.random.default_rng(0)
+    images, right, found = [], [], []
+    for image in range(12):
+        boxes, labels = dice.uniform(1, 40, (int(dice.integers(0, 5)), 4)), dice.integers(0, 3, 4)
+        names = [f"n{label}" for label, _ in zip(labels, boxes, strict=False)]
+        guesses = np.concatenate([boxes + dice.normal(0, 2, boxes.shape), dice.uniform(1, 40, (2, 4))]).clip(
+            0.5
+        )
+        guessed = [*names, *(f"n{label}" for label in dice.integers(0, 4, 2))]
+        scores = dice.random(len(guesses)).tolist()
+        right += [
+            {
+                "image_id": image,
+                "category_id": int(name[1:]),
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for name, box in zip(names, boxes.tolist(), strict=True)
+        ]
+        found += [
+            {"image_id": image, "category_id": int(name[1:]), "bbox": box, "score": score}
+            for name, box, score in zip(guessed, guesses.tolist(), scores, strict=True)
+        ]
+        objects = [
+            {"label": name, "score": score, "box": dict(zip("abcd", (x, y, x + wide, y + tall), strict=True))}
+            for name, score, (x, y, wide, tall) in zip(guessed, scores, guesses.tolist(), strict=True)
+        ]
+        images.append(matches((names, boxes.tolist()), objects))
+    coco = COCO()
+    coco.dataset = {
+        "images": [{"id": image} for image in range(12)],
+        "categories": [{"id": label} for label in range(4)],
+        "annotations": [{**one, "id": at} for at, one in enumerate(right, 1)],
+    }
+    coco.createIndex()
+    judge = COCOeval(coco, coco.loadRes(found), "bbox")
+    judge.evaluate()
+    judge.accumulate()
+    judge.summarize()
+    assert average_precision(images, slice(None), range(12)) == pytest.approx(judge.stats[0])
+    assert average_precision(images, slice(1), range(12)) == pytest.approx(judge.stats[1])
+
+
+def test_the_nearest_embeddings_belong_together() -> None:
+    """Recall and MRR as torchmetrics retrieves, of distinct texts; an anchor's other positives do not compete."""
+    dice = np.random.default_rng(0)
+    vectors = dice.normal(size=(30, 2, 8))
+    vectors[:, 1] += vectors[:, 0]
+    asked = [({"text": f"a{at}"}, {"text": f"b{at}"}) for at in range(30)]
+    replies = [RowReply([{"embedding": one} for one in pair]) for pair in vectors]
+    rows = [EvaluationRow(at, at, pair, "", "") for at, pair in enumerate(asked, 1)]
+    judge, model = EVALUATIONS["embeddings"].judge, EvaluatedModel(None, None, None, 0)  # type: ignore[arg-type]
+    found = judge(AnsweredRows(rows, replies, None, model))
+    units = torch.tensor(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
+    scores = (units[:, 0] @ units[:, 1].T).flatten()
+    given = scores, torch.eye(30, dtype=torch.bool).flatten(), torch.arange(30).repeat_interleave(30)
+    ones, ours = np.ones((1, 30), int), {}
+    for one in found.measures:
+        ours[one.name] = one.value(ones)[0]
+    for most in (1, 5, 10):
+        assert ours[f"recall@{most}"] == pytest.approx(float(RetrievalRecall(top_k=most)(*given)))
+    assert ours["mrr"] == pytest.approx(float(RetrievalMRR()(*given)))
+    twice = [rows[0], rows[1]._replace(asked=(asked[0][0], asked[1][1]))]
+    same = [replies[0], RowReply([replies[0].results[0], replies[1].results[1]])]
+    again = judge(AnsweredRows(twice, same, None, model))
+    assert again.rows["rank"].tolist() == [1, 1]

@@ -15,9 +15,10 @@ from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from sklearn.metrics import jaccard_score
 from test_pictures import encoded, photo
 
-from adapterpack import export, run, train
+from adapterpack import Session, evaluate, export, run, train
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.runtime.media.image_processing import bytes_in, picture
 from adapterpack.runtime.media.processor_config import _MORE, preparation
@@ -123,6 +124,17 @@ def test_objects_in_pictures_of_any_size_are_those_of_transformers(tmp_path: Pat
         for one, at in zip(objects, order, strict=True):
             assert one["score"] == pytest.approx(float(expected["scores"][at]), abs=1e-5)
             assert [*one["box"].values()] == pytest.approx(expected["boxes"][at].tolist(), abs=1e-2)
+    data = tmp_path / "rows.jsonl"  # what the adapter finds is right: it finds all of it, the base does not
+    for row, one in zip(rows[1:], found[1:], strict=True):
+        boxes = [[*each["box"].values()] for each in one["objects"]]
+        boxes = [[left, top, right - left, bottom - top] for left, top, right, bottom in boxes]
+        names = [each["label"] for each in one["objects"]]
+        with data.open("a") as file:
+            file.write(
+                json.dumps({"image": row["image"], "objects": {"bbox": boxes, "category": names}}) + "\n"
+            )
+    measures = evaluate(tmp_path / "bundle", data=str(data)).measures
+    assert measures[pack.name]["map"] > 0.99 > measures["base"]["map"]
 
 
 @pytest.mark.fast
@@ -198,6 +210,24 @@ def test_segments_of_pictures_are_those_of_transformers(tmp_path: Path) -> None:
         ][: len(runs[number]["segments"])]
         seen |= {*np.unique(found).tolist()}
     assert len(seen) > 1
+    names, dice = Session(tmp_path / "bundle").labels(pack.name), np.random.default_rng(0)
+    wanted, given, lines = [], [], []
+    for number, image in enumerate(photos):
+        mask = dice.integers(0, len(names), (image.height, image.width))
+        mask[:2] = 255
+        Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"mask{number}.png")
+        (answer,) = run(tmp_path / "bundle", [{**rows[number], "adapter": pack.name}], format="rle")
+        wanted.append(mask[2:].ravel())
+        given.append(segments_of(answer["segmentation"])[2:].ravel())
+        row = {"image": rows[number]["image"], "mask": str(tmp_path / f"mask{number}.png"), "labels": names}
+        lines.append(json.dumps(row) + "\n")
+    (tmp_path / "rows.jsonl").write_text("".join(lines))
+    found = evaluate(tmp_path / "bundle", data=str(tmp_path / "rows.jsonl")).measures[pack.name]
+    pair = np.concatenate(wanted), np.concatenate(given)
+    assert found == {
+        "miou": pytest.approx(jaccard_score(*pair, average="macro")),
+        "accuracy": pytest.approx((pair[0] == pair[1]).mean()),
+    }
     with pytest.raises(ConfigError, match="png or rle"):
         SegmentationOptions("jpeg")  # type: ignore[arg-type]
 
@@ -226,6 +256,15 @@ def test_depth_of_pictures_of_any_size_is_that_of_transformers(tmp_path: Path) -
         (expected,) = processor.post_process_depth_estimation(outputs, target_sizes=[size])
         wanted = expected["predicted_depth"].numpy()
         assert np.abs(np.array(answer["depth"]["values"]) - wanted).max() <= 2e-5 * np.abs(wanted).max()
+        np.save(
+            tmp_path / f"{number}.npy", np.where(wanted > np.median(wanted), 2 * wanted, 0).astype(np.float32)
+        )
+    with (tmp_path / "rows.jsonl").open("w") as file:
+        for number in (1, 2):
+            row = {"image": rows[number]["image"], "depth_map": str(tmp_path / f"{number}.npy")}
+            file.write(json.dumps(row) + "\n")
+    found = evaluate(tmp_path / "bundle", data=str(tmp_path / "rows.jsonl")).measures[pack.name]
+    assert found == {"absolute_relative_error": pytest.approx(0.5, rel=1e-4), "delta1": 0}
 
 
 def test_a_model_without_a_loss_is_not_trained(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import transformers
 from architecture_proofs import make_base, make_pack
 from architectures import ARCHITECTURES, KINDS
 
-from adapterpack import Session, export, run
+from adapterpack import Session, evaluate, export, run
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.runtime.media.inputs import sound_of
 from adapterpack.runtime.media.sounds import EXTRACTORS, LONGEST
@@ -172,6 +172,16 @@ def test_speech_of_any_length_is_heard_as_transformers_hears_it_alone(
             for word in words
         ]
     assert found[0]["text"] != found[1]["text"]
+    data = tmp_path / "rows.jsonl"
+    said = [
+        {"audio": row["audio"], "text": f"{one['text']} MORE"}
+        for row, one in zip(rows[1:3], found[1:3], strict=True)
+    ]
+    data.write_text("".join(json.dumps(row) + "\n" for row in said))
+    measures = evaluate(bundle, data=str(data)).measures
+    words = sum(len(row["text"].split()) for row in said)
+    assert measures[pack.name]["wer"] == pytest.approx(2 / words)
+    assert measures["base"]["wer"] > 2 / words
     with pytest.raises(ConfigError, match="takes no sampling parameters"):
         list(run(bundle, rows, temperature=1.0))
     canary = Session(bundle, "cpu").bundle.parity["canary"]

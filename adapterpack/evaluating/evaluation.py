@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import ConfigError, Unsupported
 from ..registry import Registry
 from ..runtime.sessions.session import Session
 from ..tasks.data.problems import Labels
@@ -20,6 +20,7 @@ from ..tasks.data.report import DataReport
 from ..tasks.data.rows import Row
 from ..tasks.task import Task
 from ..torch_adapters.models.load import load_tokenizer
+from ..training.loop.media import content_of
 from .measures import Measure
 
 
@@ -46,17 +47,19 @@ class EvaluationRow(NamedTuple):
     Args:
         number: its number in the data, from 1.
         place: where it is, for errors.
-        shown: what people read of it.
-        expected: the right answer.
         asked: rows as :func:`adapterpack.run` takes them.
+        shown: what people read of it.
+        expected: the right answer, as people read it.
+        known: what else the judge needs.
         scored: encoded texts, as training reads them, whose likelihood is measured.
     """
 
     number: int
     place: object
+    asked: tuple[Row, ...]
     shown: str
     expected: Any
-    asked: tuple[Row, ...] = ()
+    known: Any = None
     scored: tuple[Mapping[str, Sequence[int]], ...] = ()
 
 
@@ -66,7 +69,26 @@ class RowReply(NamedTuple):
     """
 
     results: Sequence[Mapping[str, Any]]
-    losses: Sequence[tuple[float, int]]
+    losses: Sequence[tuple[float, int]] = ()
+
+
+class AnsweredRows(NamedTuple):
+    """Rows, what a model replied to each, and what the base did, where it was measured."""
+
+    rows: Sequence[EvaluationRow]
+    replies: Sequence[RowReply]
+    base: Sequence[RowReply] | None
+    model: EvaluatedModel
+
+    @property
+    def results(self) -> list[Mapping[str, Any]]:
+        """The first result of each row."""
+        return [reply.results[0] for reply in self.replies]
+
+    @property
+    def expected(self) -> list[Any]:
+        """The right answer to each row."""
+        return [row.expected for row in self.rows]
 
 
 class Judgement(NamedTuple):
@@ -87,8 +109,8 @@ class Judgement(NamedTuple):
     confusion: tuple[Sequence[str], np.ndarray] | None = None
 
 
-def _no_options(model: EvaluatedModel, rows: Sequence[EvaluationRow]) -> Mapping[str, Any]:
-    return {}
+ReadRows = Callable[[Any, DataReport, EvaluatedModel], list[EvaluationRow]]
+"""(table, its report, a model) -> the rows; the report excludes rows that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -98,21 +120,18 @@ class Evaluation:
     Args:
         name: its name.
         tasks: the tasks whose bundles it measures.
-        read: reads a table of rows; its report excludes rows that cannot be read.
-        judge: (rows, a reply to each, the replies of the base where it was measured, the model) -> the
-            judgement.
+        read: reads a table of rows.
+        judge: measures the answers.
         columns: columns that tell it from other kinds of the task.
         options: the options with which rows are run, where the user gives none.
     """
 
     name: str
     tasks: tuple[str, ...]
-    read: Callable[[Any, DataReport, EvaluatedModel], list[EvaluationRow]]
-    judge: Callable[
-        [Sequence[EvaluationRow], Sequence[RowReply], Sequence[RowReply] | None, EvaluatedModel], Judgement
-    ]
+    read: ReadRows
+    judge: Callable[[AnsweredRows], Judgement]
     columns: frozenset[str] = frozenset()
-    options: Callable[[EvaluatedModel, Sequence[EvaluationRow]], Mapping[str, Any]] = _no_options
+    options: Callable[[Session, Sequence[EvaluationRow]], Mapping[str, Any]] = lambda session, rows: {}
 
 
 EVALUATIONS: Registry[Evaluation] = Registry(
@@ -128,17 +147,13 @@ def evaluation_of(task: Task, columns: Sequence[str]) -> Evaluation:
     Raises:
         Unsupported: the task has no measures.
     """
-    kinds = [kind for kind in EVALUATIONS.values() if task.name in kind.tasks]
-    fitting = [kind for kind in kinds if kind.columns <= {*columns}]
-    if not fitting:
+    kinds = [one for one in EVALUATIONS.values() if task.name in one.tasks and one.columns <= {*columns}]
+    if not kinds:
+        measured = sorted({name for kind in EVALUATIONS.values() for name in kind.tasks})
         raise Unsupported(
-            "answers of this task are not measured",
-            where=task.name,
-            found=", ".join(columns),
-            expected=", or ".join(sorted({" + ".join(sorted(kind.columns)) for kind in kinds}))
-            or f"one of {', '.join(sorted({name for kind in EVALUATIONS.values() for name in kind.tasks}))}",
+            "answers of this task are not measured", found=task.name, expected=", ".join(measured)
         )
-    return max(fitting, key=lambda kind: len(kind.columns))
+    return max(kinds, key=lambda kind: len(kind.columns))
 
 
 def read_rows(
@@ -152,3 +167,44 @@ def read_rows(
         with report.row(number - 1) as place:
             made.append(EvaluationRow(number, place, *read(row, place)))
     return made
+
+
+Right = Callable[[EvaluatedModel, Row, str, object], tuple[Any, ...]]
+"""(a model, a row, the column of the right answer, the row's place) -> the answer, and what else is known."""
+
+
+def read_files(column: str, others: Sequence[str], right: Right) -> ReadRows:
+    """Returns a reader of rows with a file in one column and the right answer in the first of ``others``."""
+
+    def read_table(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+        other = report.read_pair(rows.column_names, column, others, "this task needs")
+
+        def read(row: Row, place: object) -> tuple[Any, ...]:
+            file = content_of(row[column], place, column, "the path of a file")
+            shown = file if isinstance(file, str) else f"{len(file)} bytes"
+            return ({column: file},), shown[:200], *right(model, row, other, place)
+
+        return read_rows(rows, report, read)
+
+    return read_table
+
+
+def target_of(model: EvaluatedModel, label: Any, place: object) -> Any:
+    """Returns the target of a label in a row.
+
+    Raises:
+        ConfigError: the model does not have it.
+    """
+    assert model.labels is not None
+    return model.labels.target(label, place)
+
+
+def text_in(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple[str]:
+    """Returns the text of a row in a column.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(row[column], str):
+        raise ConfigError("a row without text", where=place, found=f"{column}: {row[column]!r:.80}")
+    return (row[column],)

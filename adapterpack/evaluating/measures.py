@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -31,7 +31,7 @@ class Measure(NamedTuple):
 
 
 def of_sums(
-    name: str, parts: Sequence[np.ndarray], value: Callable[..., np.ndarray], more_is_better: bool = True
+    name: str, parts: Iterable[np.ndarray], value: Callable[..., np.ndarray], more_is_better: bool = True
 ) -> Measure:
     """Returns a measure that is a function of sums over rows. Each of ``parts`` is ``[rows]`` or ``[rows,
     n]``, and the function gets the sums of each draw, ``[draws]`` or ``[draws, n]``.

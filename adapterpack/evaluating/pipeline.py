@@ -5,7 +5,7 @@ measured is what is served.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from ..tasks.data.report import DataReport
 from ..tasks.data.rows import RowError
 from ..training.config.sources import sources_of
 from ..training.data.load import load_rows
-from .evaluation import EvaluatedModel, EvaluationRow, RowReply, evaluation_of
+from .evaluation import AnsweredRows, EvaluatedModel, EvaluationRow, RowReply, evaluation_of
 from .result import Evaluated, figures_of
 
 BASE = "base"
@@ -82,47 +82,46 @@ def evaluate(
     evaluation = evaluation_of(session.task, table.column_names)
     loaded = [session.load(pack) for pack in packs]
     models, missing = _models(session, adapters or loaded or session.adapters, max_length)
-    read = {
-        name: {row.number: row for row in evaluation.read(table, replace(report), model)}
+    read = [evaluation.read(table, replace(report), model) for model in models.values()]
+    asked = _shared(read[0], [{row.number for row in some} for some in read], report)
+    count = len(models) * sum(len(row.asked) + len(row.scored) for row in asked)
+    tick = StepCounter(count, progress or (lambda text: None), "evaluate").tick
+    given = {**evaluation.options(session, asked), **options}
+    replies = {
+        name: _replies(model, asked, given, batch_size, report, tick) for name, model in models.items()
+    }
+    answered = _shared(asked, replies.values(), report)
+    kept = {name: [some[row.number] for row in answered] for name, some in replies.items()}
+    judged = {
+        name: (
+            None if model.adapter is None else session.pack(model.adapter).id,
+            evaluation.judge(AnsweredRows(answered, kept[name], kept.get(BASE), model)),
+        )
         for name, model in models.items()
     }
-    asked = {name: [some[number] for number in _shared(read, report)] for name, some in read.items()}
-    count = sum(len(row.asked) + len(row.scored) for some in asked.values() for row in some)
-    tick = StepCounter(count, progress or (lambda text: None), "evaluate").tick
-    replies = {}
-    for name, model in models.items():
-        given = {**evaluation.options(model, asked[name]), **options}
-        replies[name] = _replies(model, asked[name], given, batch_size, report, tick)
-    numbers = _shared(replies, report)
-    kept = {name: [some[number] for number in numbers] for name, some in replies.items()}
-    judged = {}
-    for name, model in models.items():
-        answered = [read[name][number] for number in numbers]
-        judged[name] = (
-            None if model.adapter is None else session.pack(model.adapter).id,
-            evaluation.judge(answered, kept[name], kept.get(BASE), model),
-        )
     return Evaluated(
         source.path,
         session.task.name,
         evaluation.name,
         answered,
-        figures_of(judged, len(numbers), draws),
+        figures_of(judged, len(answered), draws),
         missing,
         [*report.bad.values()],
     )
 
 
-def _shared(by_model: Mapping[str, Mapping[int, Any]], report: DataReport) -> list[int]:
-    """Returns the numbers of the rows that all models have.
+def _shared(
+    rows: Sequence[EvaluationRow], numbers: Iterable[Container[int]], report: DataReport
+) -> list[EvaluationRow]:
+    """Returns the rows whose numbers are among those of every model.
 
     Raises:
         ConfigError: there is none.
     """
-    numbers = sorted(set.intersection(*map(set, by_model.values())))
-    if not numbers:
+    shared = [row for row in rows if all(row.number in some for some in numbers)]
+    if not shared:
         raise ConfigError("no row can be measured", where=report, found=next(iter(report.bad.values()), None))
-    return numbers
+    return shared
 
 
 def _models(

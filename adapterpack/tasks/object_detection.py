@@ -114,20 +114,30 @@ def encode(rows: Any, media: Any, max_length: int, where: object, labels: Labels
     report.read_pair(rows.column_names, "image", ("objects",), "object detection needs")
 
     def encode_row(row: Row, place: object) -> dict[str, Any]:
-        names, boxes = categories(row["objects"]), (row["objects"] or {}).get("bbox") or []
-        if len(names) != len(boxes) or not all(
-            isinstance(box, list) and len(box) == 4 and box[2] > 0 and box[3] > 0 for box in boxes
-        ):
-            raise ConfigError(
-                "objects need as many boxes as categories, and each box four numbers",
-                where=place,
-                expected="bbox: [[x, y, width, height], ...], category: [label, ...]",
-                found=repr(row["objects"])[:80],
-            )
+        names, boxes = read_objects(row, place)
         targets = [labels.target(name, place) for name in names]
         return {"image": partial(_targets, media, row["image"], boxes, targets, place)}
 
     return report.encode(rows, encode_row)
+
+
+def read_objects(row: Row, place: object) -> tuple[list[Any], list[list[float]]]:
+    """Returns the labels and the boxes of the objects of a row.
+
+    Raises:
+        ConfigError: they are not as many, or a box is none.
+    """
+    names, boxes = categories(row["objects"]), (row["objects"] or {}).get("bbox") or []
+    if len(names) != len(boxes) or not all(
+        isinstance(box, list) and len(box) == 4 and box[2] > 0 and box[3] > 0 for box in boxes
+    ):
+        raise ConfigError(
+            "objects need as many boxes as categories, and each box four numbers",
+            where=place,
+            expected="bbox: [[x, y, width, height], ...], category: [label, ...]",
+            found=repr(row["objects"])[:80],
+        )
+    return names, boxes
 
 
 def _targets(media: Any, image: Any, boxes: list[Any], targets: list[int], place: object) -> dict[str, Any]:

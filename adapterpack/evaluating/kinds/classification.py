@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,20 +11,18 @@ from ...tasks.data.problems import ANY, LABEL_COLUMNS, NUMBER, ONE
 from ...tasks.data.report import DataReport
 from ...tasks.data.rows import Row
 from ...tasks.text_classification import columns_of, texts_of
-from ...training.loop.media import content_of
 from ..evaluation import (
     EVALUATIONS,
+    AnsweredRows,
     EvaluatedModel,
     Evaluation,
     EvaluationRow,
     Judgement,
-    RowReply,
+    read_files,
     read_rows,
+    target_of,
 )
 from ..measures import Measure, of_sums, pearson, ratio, spearman
-
-Judge = Callable[[Sequence[Any], Sequence[Mapping[str, Any]], Sequence[str]], Judgement]
-"""(right answers, results, labels) -> the judgement."""
 
 
 def _read_texts(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
@@ -34,53 +31,28 @@ def _read_texts(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Ev
     def read(row: Row, place: object) -> tuple[Any, ...]:
         texts = texts_of(row, columns, place)
         asked = dict(zip(("text", "text_pair"), texts, strict=False))
-        return "\n".join(texts), _known(model, row[label], place), (asked,)
+        return (asked,), "\n".join(texts), *_label(model, row, label, place)
 
     return read_rows(rows, report, read)
 
 
-def _read_files(column: str, rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
-    label = report.read_pair(rows.column_names, column, LABEL_COLUMNS, "classification needs")
-
-    def read(row: Row, place: object) -> tuple[Any, ...]:
-        file = content_of(row[column], place, column, "the path of a file")
-        return file_name(file), _known(model, row[label], place), ({column: file},)
-
-    return read_rows(rows, report, read)
+def _label(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple[Any]:
+    target_of(model, row[column], place)
+    return (row[column],)
 
 
-def file_name(file: str | bytes) -> str:
-    """Returns what people read of a file in a row of data."""
-    return file[:200] if isinstance(file, str) else f"{len(file)} bytes"
+def _judge(given: AnsweredRows) -> Judgement:
+    assert given.model.labels is not None
+    return _JUDGES[given.model.labels.problem.name](given, given.model.labels.names)
 
 
-def _known(model: EvaluatedModel, label: Any, place: object) -> Any:
-    """Returns the label of a row, if the model has it."""
-    assert model.labels is not None
-    model.labels.target(label, place)
-    return label
-
-
-def _judge(
-    rows: Sequence[EvaluationRow],
-    replies: Sequence[RowReply],
-    base: Sequence[RowReply] | None,
-    model: EvaluatedModel,
-) -> Judgement:
-    assert model.labels is not None
-    judge = _JUDGES[model.labels.problem.name]
-    return judge([row.expected for row in rows], [reply.results[0] for reply in replies], model.labels.names)
-
-
-def _one(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Judgement:
-    labels, answers = [*map(str, expected)], [result["label"] for result in results]
-    wanted, given = (
-        np.array([[name == one for name in names] for one in some]) for some in (labels, answers)
-    )
-    right = (wanted & given).any(1).astype(float)
-    likely = np.array([result["scores"][one] for result, one in zip(results, labels, strict=True)])
+def _one(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
+    labels, answers = [*map(str, rows.expected)], [result["label"] for result in rows.results]
+    wanted, given = (np.array(some)[:, None] == [*names] for some in (labels, answers))
+    right = (wanted & given).any(1)
+    likely = np.array([result["scores"][one] for result, one in zip(rows.results, labels, strict=True)])
     return Judgement(
-        [ratio("accuracy", right), f1_of_labels("macro_f1", given, wanted, used_only=True)],
+        [ratio("accuracy", right), f1_of_labels(given, wanted, used_only=True)],
         {"right": right, "probability": likely},
         1 - likely - 2 * right,
         answers,
@@ -88,39 +60,33 @@ def _one(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: S
     )
 
 
-def _any(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Judgement:
+def _any(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
+    answers = [result["labels"] for result in rows.results]
     wanted, given = (
-        np.array([[name in row for name in names] for row in rows])
-        for rows in ([[*map(str, labels)] for labels in expected], [result["labels"] for result in results])
+        np.array([[name in row for name in names] for row in some])
+        for some in ([[*map(str, labels)] for labels in rows.expected], answers)
     )
-    both, all_ = (wanted & given).sum(1), wanted.sum(1) + given.sum(1)
-    f1 = np.where(all_, 2 * both / np.maximum(all_, 1), 1.0)
-    return Judgement(
-        [
-            ratio("f1", 2 * both, all_),
-            f1_of_labels("macro_f1", given, wanted),
-            ratio("accuracy", (wanted == given).all(1).astype(float)),
-        ],
-        {"f1": f1},
-        -f1,
-        [result["labels"] for result in results],
-    )
+    both, every = (wanted & given).sum(1), wanted.sum(1) + given.sum(1)
+    f1 = np.where(every, 2 * both / np.maximum(every, 1), 1.0)
+    same = (wanted == given).all(1)
+    measures = [ratio("f1", 2 * both, every), f1_of_labels(given, wanted), ratio("accuracy", same)]
+    return Judgement(measures, {"f1": f1}, -f1, answers)
 
 
-def _number(expected: Sequence[Any], results: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Judgement:
-    wanted = np.array(expected, float)
-    given = np.array([result["scores"][names[0]] for result in results], float)
+def _number(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
+    given = np.array([result["scores"][names[0]] for result in rows.results])
+    wanted = np.array(rows.expected, float)
     error = (given - wanted) ** 2
-    return Judgement(
-        [
-            ratio("mse", error, more_is_better=False),
-            pearson("pearson", given, wanted),
-            spearman("spearman", given, wanted),
-        ],
-        {"squared_error": error},
-        error,
-        given.tolist(),
-    )
+    correlations = pearson("pearson", given, wanted), spearman("spearman", given, wanted)
+    measures = [ratio("mse", error, more_is_better=False), *correlations]
+    return Judgement(measures, {"squared_error": error}, error, given.tolist())
+
+
+_JUDGES: dict[str, Callable[[AnsweredRows, Sequence[str]], Judgement]] = {
+    ONE.name: _one,
+    ANY.name: _any,
+    NUMBER.name: _number,
+}
 
 
 def confusion(
@@ -139,22 +105,22 @@ def confusion(
     return names, counts
 
 
-def f1_of_labels(name: str, given: np.ndarray, wanted: np.ndarray, used_only: bool = False) -> Measure:
+def f1_of_labels(given: np.ndarray, wanted: np.ndarray, used_only: bool = False) -> Measure:
     """Returns the mean over labels of F1, from what was given and wanted ``[rows, labels]``; with
     ``used_only`` over the labels that a draw has, else a label that it does not have counts 0.
     """
 
-    def value(both: np.ndarray, all_: np.ndarray) -> np.ndarray:
-        f1 = np.where(all_ > 0, 2 * both / np.maximum(all_, 1), 0.0)
-        mean: np.ndarray = f1.sum(-1) / (np.maximum((all_ > 0).sum(-1), 1) if used_only else f1.shape[-1])
+    def value(both: np.ndarray, every: np.ndarray) -> np.ndarray:
+        f1 = 2 * both / np.maximum(every, 1)
+        mean: np.ndarray = f1.sum(-1) / ((every > 0).sum(-1) if used_only else f1.shape[-1])
         return mean
 
-    return of_sums(name, (given & wanted, given * 1 + wanted), value)
+    return of_sums("macro_f1", (given & wanted, given * 1 + wanted), value)
 
 
-_JUDGES: dict[str, Judge] = {ONE.name: _one, ANY.name: _any, NUMBER.name: _number}
-EVALUATIONS.register(Evaluation("classification", ("text-classification",), _read_texts, _judge))
-EVALUATIONS.register(Evaluation("images", ("image-classification",), partial(_read_files, "image"), _judge))
-EVALUATIONS.register(
-    Evaluation("recordings", ("audio-classification",), partial(_read_files, "audio"), _judge)
-)
+for _name, _task, _read in (
+    ("labels-of-texts", "text-classification", _read_texts),
+    ("labels-of-images", "image-classification", read_files("image", LABEL_COLUMNS, _label)),
+    ("labels-of-sounds", "audio-classification", read_files("audio", LABEL_COLUMNS, _label)),
+):
+    EVALUATIONS.register(Evaluation(_name, (_task,), _read, _judge))

@@ -10,7 +10,15 @@ from datasets import Dataset
 
 from ...tasks.data.report import DataReport
 from ...tasks.preferences.form import pairs_of_answers
-from ..evaluation import EVALUATIONS, EvaluatedModel, Evaluation, EvaluationRow, Judgement, RowReply
+from ..evaluation import (
+    EVALUATIONS,
+    AnsweredRows,
+    EvaluatedModel,
+    Evaluation,
+    EvaluationRow,
+    Judgement,
+    RowReply,
+)
 from ..measures import ratio
 from .texts import encode_rows
 
@@ -28,6 +36,7 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
         EvaluationRow(
             number,
             f"{report}, row {number}",
+            (),
             _text(pair.get("prompt", "")),
             _text(pair["chosen"]),
             scored=tuple(side[at][1][0] for side in encoded),
@@ -48,17 +57,12 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else "\n".join(str(message["content"]) for message in value)
 
 
-def _judge(
-    rows: Sequence[EvaluationRow],
-    replies: Sequence[RowReply],
-    base: Sequence[RowReply] | None,
-    model: EvaluatedModel,
-) -> Judgement:
-    margin = _margins(replies)
-    measures = [ratio("win_rate", (margin > 0).astype(float)), ratio("margin", margin)]
-    if base is not None and base is not replies:
-        gained = margin - _margins(base)
-        measures += [ratio("reward_accuracy", (gained > 0).astype(float)), ratio("reward_margin", gained)]
+def _judge(rows: AnsweredRows) -> Judgement:
+    margin = _margins(rows.replies)
+    measures = [ratio("win_rate", margin > 0), ratio("margin", margin)]
+    if rows.base is not None and rows.base is not rows.replies:
+        gained = margin - _margins(rows.base)
+        measures += [ratio("reward_accuracy", gained > 0), ratio("reward_margin", gained)]
     return Judgement(measures, {"margin": margin}, -margin, [_SIDES[int(one <= 0)] for one in margin])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,11 @@ from ...tasks.data.rows import Row
 from ...tasks.question_answering import is_flat, read_question
 from ..evaluation import (
     EVALUATIONS,
+    AnsweredRows,
     EvaluatedModel,
     Evaluation,
     EvaluationRow,
     Judgement,
-    RowReply,
     read_rows,
 )
 from ..measures import ratio
@@ -33,23 +32,24 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
     def read(row: Row, place: object) -> tuple[Any, ...]:
         question, context, *_ = read_question(row, flat, place)
         answers = [row["answer"] or ""] if flat else row["answers"]["text"] or [""]
-        return f"{question}\n{context}", answers, ({"question": question, "context": context},)
+        return ({"question": question, "context": context},), f"{question}\n{context}", answers
 
     return read_rows(rows, report, read)
 
 
-def _judge(
-    rows: Sequence[EvaluationRow], replies: Sequence[RowReply], base: object, model: EvaluatedModel
-) -> Judgement:
-    answers = [reply.results[0]["answer"] for reply in replies]
-    pairs = [*zip(answers, (row.expected for row in rows), strict=True)]
+def _judge(rows: AnsweredRows) -> Judgement:
+    answers = [result["answer"] for result in rows.results]
     exact, f1 = (
-        np.array([max(alike(answer, right) for right in every) for answer, every in pairs])
+        np.array(
+            [
+                max(alike(one, right) for right in some)
+                for one, some in zip(answers, rows.expected, strict=True)
+            ]
+        )
         for alike in (same_words, word_f1)
     )
-    return Judgement(
-        [ratio("exact_match", exact), ratio("f1", f1)], {"exact_match": exact, "f1": f1}, -f1 - exact, answers
-    )
+    figures = {"exact_match": exact, "f1": f1}
+    return Judgement([ratio(*one) for one in figures.items()], figures, -f1 - exact, answers)
 
 
 def words_of(text: str) -> list[str]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import ConfigError
 from ...quantizing.comparing.figures import same
+from ...runtime.sessions.session import Session
 from ...tasks.conversations.encoding import by_row
 from ...tasks.conversations.form import Conversation, read_form, text_of
 from ...tasks.data.problems import IGNORED
@@ -20,11 +21,11 @@ from ...tasks.data.rows import Row
 from ...tasks.targets import target_ids
 from ..evaluation import (
     EVALUATIONS,
+    AnsweredRows,
     EvaluatedModel,
     Evaluation,
     EvaluationRow,
     Judgement,
-    RowReply,
     read_rows,
 )
 from ..measures import Measure, of_sums, ratio
@@ -69,11 +70,9 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
         learned = np.array([IGNORED, *labels]) != IGNORED
         start = np.flatnonzero(learned[1:] & ~learned[:-1])[-1]  # of the last answer
         asked = ({"prompt": ids[:start]},) if before else ()
-        shown = before[-1] if before else last
         text = str(last.get("content") or "")
-        made.append(
-            EvaluationRow(number, f"{report}, row {number}", str(shown["content"]), text, asked, tuple(parts))
-        )
+        place, shown = f"{report}, row {number}", str((before or [last])[-1]["content"])
+        made.append(EvaluationRow(number, place, asked, shown, text, scored=tuple(parts)))
     return made
 
 
@@ -91,39 +90,32 @@ def _read_pairs(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Ev
             "input_ids": tokenizer(source)["input_ids"],
             "labels": target_ids(tokenizer, text, model.max_length, place),
         }
-        return source, text, ({"text": source},), (scored,)
+        return ({"text": source},), source, text, None, (scored,)
 
     return read_rows(rows, report, read)
 
 
-def _options(model: EvaluatedModel, rows: Sequence[EvaluationRow]) -> Mapping[str, Any]:
-    longest = max(len(model.session.tokenizer.encode(row.expected, special=False)) for row in rows)
+def length_options(session: Session, rows: Sequence[EvaluationRow]) -> Mapping[str, Any]:
+    """Returns the most tokens of an answer: a few more than the longest right one has."""
+    longest = max(len(session.tokenizer.encode(row.expected, special=False)) for row in rows)
     return {"max_new_tokens": min(longest + _SPARE, _LONGEST)}
 
 
-def _judge(
-    rows: Sequence[EvaluationRow], replies: Sequence[RowReply], base: object, model: EvaluatedModel
-) -> Judgement:
-    measures, figures = [], dict[str, np.ndarray]()
-    answers = [reply.results[0]["completion"] if reply.results else "" for reply in replies]
-    badness = np.zeros(len(rows))
-    if rows[0].scored:
-        losses, tokens = np.array([np.sum(reply.losses, axis=0) for reply in replies]).T
+def _judge(rows: AnsweredRows) -> Judgement:
+    measures, figures, badness = [], dict[str, np.ndarray](), np.zeros(len(rows.rows))
+    answers = [reply.results[0]["completion"] if reply.results else "" for reply in rows.replies]
+    if rows.rows[0].asked:
+        pairs = [*zip(answers, rows.expected, strict=True)]
+        figures = {"exact_match": np.array([same(*pair) for pair in pairs])}
+        for name, values in zip("12L", np.array([rouge(*pair) for pair in pairs]).T, strict=True):
+            figures[f"rouge{name}"] = values
+        measures = [*(ratio(*one) for one in figures.items()), chrf(pairs)]
+        badness = badness - sum(figures.values())
+    if rows.rows[0].scored:
+        losses, tokens = np.array([np.sum(reply.losses, axis=0) for reply in rows.replies]).T
         measures.append(of_sums("perplexity", (losses, tokens), _perplexity, more_is_better=False))
         figures["loss"] = losses / tokens
-        badness += figures["loss"] * (1e-3 if rows[0].asked else 1)
-    if rows[0].asked:
-        pairs = [*zip(answers, (row.expected for row in rows), strict=True)]
-        exact = np.array([same(*pair) for pair in pairs], float)
-        rouges = np.array([rouge(*pair) for pair in pairs]).T
-        measures = [
-            ratio("exact_match", exact),
-            *(ratio(f"rouge{name}", values) for name, values in zip("12L", rouges, strict=True)),
-            chrf(pairs),
-            *measures,
-        ]
-        figures = {"exact_match": exact, "rougeL": rouges[2], **figures}
-        badness -= exact + rouges[2]
+        badness = badness + 1e-3 * figures["loss"]  # tells rows apart that are as wrong
     return Judgement(measures, figures, badness, answers)
 
 
@@ -141,15 +133,15 @@ def rouge(answer: str, right: str) -> tuple[float, float, float]:
         (0.8, 0.0, 0.8)
     """
     one, two = (re.findall(r"[^\W_]+", text.lower()) for text in (answer, right))
-    pairs = [Counter(pairwise(words)) for words in (one, two)]
-    scores = []
-    for both, whole in (
-        ((Counter(one) & Counter(two)).total(), len(one) + len(two)),
-        ((pairs[0] & pairs[1]).total(), pairs[0].total() + pairs[1].total()),
-        (longest_common(one, two), len(one) + len(two)),
-    ):
-        scores.append(2 * both / whole if both else 0.0)
-    return scores[0], scores[1], scores[2]
+    counts = [[Counter(words), Counter(pairwise(words))] for words in (one, two)]
+    common = [(a & b).total() for a, b in zip(*counts, strict=True)]
+    most = len(one) + len(two)
+    wholes = [most, max(most - 2, 1), most]
+    first, second, longest = (
+        2 * both / whole if both else 0.0
+        for both, whole in zip([*common, longest_common(one, two)], wholes, strict=True)
+    )
+    return first, second, longest
 
 
 def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
@@ -187,7 +179,7 @@ def chrf(pairs: Sequence[tuple[str, str]]) -> Measure:
     return of_sums("chrf", [*counts], value)
 
 
-EVALUATIONS.register(Evaluation("texts", ("text-generation",), _read, _judge, options=_options))
+EVALUATIONS.register(Evaluation("texts", ("text-generation",), _read, _judge, options=length_options))
 EVALUATIONS.register(
-    Evaluation("texts-of-texts", ("text2text-generation",), _read_pairs, _judge, options=_options)
+    Evaluation("texts-of-texts", ("text2text-generation",), _read_pairs, _judge, options=length_options)
 )

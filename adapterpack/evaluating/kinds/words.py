@@ -13,12 +13,13 @@ from ...tasks.data.rows import Row
 from ...tasks.token_classification import label_column, words_and_labels
 from ..evaluation import (
     EVALUATIONS,
+    AnsweredRows,
     EvaluatedModel,
     Evaluation,
     EvaluationRow,
     Judgement,
-    RowReply,
     read_rows,
+    target_of,
 )
 from ..measures import ratio
 from .classification import confusion
@@ -33,33 +34,28 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
 
     def read(row: Row, place: object) -> tuple[Any, ...]:
         words, tags = words_and_labels(row, column, place)
-        assert model.labels is not None
         for tag in tags:
-            model.labels.target(tag, place)
+            target_of(model, tag, place)
         text = " ".join(words)
         ends = accumulate(len(word) + 1 for word in words)
         spans = [(end - 1 - len(word), end - 1) for word, end in zip(words, ends, strict=True)]
-        return text, (spans, [*map(str, tags)]), ({"text": text},)
+        return ({"text": text},), text, " ".join(map(str, tags)), spans
 
     return read_rows(rows, report, read)
 
 
-def _judge(
-    rows: Sequence[EvaluationRow], replies: Sequence[RowReply], base: object, model: EvaluatedModel
-) -> Judgement:
+def _judge(rows: AnsweredRows) -> Judgement:
+    right = [text.split() for text in rows.expected]
     answers = [
-        labels_of_words(reply.results[0]["tokens"], row.expected[0])
-        for row, reply in zip(rows, replies, strict=True)
+        labels_of_words(result["tokens"], row.known)
+        for result, row in zip(rows.results, rows.rows, strict=True)
     ]
-    right = [row.expected[1] for row in rows]
-    sets = [(entities(wanted), entities(given)) for wanted, given in zip(right, answers, strict=True)]
-    both, wanted, given = (
-        np.array(counts, float)
-        for counts in zip(*((len(one & two), len(one), len(two)) for one, two in sets), strict=True)
-    )
-    same = np.array([sum(map(str.__eq__, *pair)) for pair in zip(right, answers, strict=True)], float)
-    lengths = np.array([*map(len, right)], float)
-    assert model.labels is not None
+    pairs = [*zip(right, answers, strict=True)]
+    sets = [(entities(one), entities(two)) for one, two in pairs]
+    both, wanted, given = np.array([(len(one & two), len(one), len(two)) for one, two in sets]).T
+    same = np.array([sum(map(str.__eq__, *pair)) for pair in pairs])
+    lengths = np.array([*map(len, right)])
+    assert rows.model.labels is not None
     return Judgement(
         [
             ratio("f1", 2 * both, wanted + given),
@@ -68,9 +64,9 @@ def _judge(
             ratio("accuracy", same, lengths),
         ],
         {"missed": wanted - both, "invented": given - both},
-        wanted + given - 2 * both + (lengths - same) / lengths.max(),
+        wanted + given - 2 * both - same / lengths,
         [" ".join(tags) for tags in answers],
-        confusion(model.labels.names, [*chain(*right)], [*chain(*answers)]),
+        confusion(rows.model.labels.names, [*chain(*right)], [*chain(*answers)]),
     )
 
 

@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from ...errors import ConfigError
 from ...tasks.data.problems import Labels
-from ...tasks.data.report import report_of
+from ...tasks.data.report import DataReport, report_of
+from ...tasks.data.rows import Row
 from ...tasks.task import TaskTraining
 from .kind import TRAINERS, TrainerKind
 
@@ -54,34 +55,53 @@ def encode(
         ConfigError: the columns have no known form, or a row lacks a text or a score.
     """
     report = report_of(where)
-    columns = next((form for form in FORMS if {*form} <= set(rows.column_names)), None)
-    if columns is None:
-        raise ConfigError(
-            "embeddings are learned from pairs, triplets or scored pairs",
-            where=where,
-            found=", ".join(rows.column_names),
-            expected=", or ".join(map(" + ".join, FORMS)),
-        )
-    report.read_as(" + ".join(columns), rows.column_names, columns)
+    columns = columns_of(rows, report)
     encoded = []
     for number, row in enumerate(rows):
         with report.row(number) as place:
             made: dict[str, Any] = {}
             for part, column in zip(("anchor", "positive", "negative"), columns, strict=False):
                 if column == "score":
-                    if isinstance(row[column], bool) or not isinstance(row[column], int | float):
-                        raise ConfigError("a row without a score", where=place, found=repr(row[column])[:80])
-                    made["labels"] = float(row[column])
-                elif not isinstance(row[column], str):
-                    raise ConfigError(
-                        "a row without text", where=place, found=f"{column}: {row[column]!r:.80}"
-                    )
+                    made["labels"] = value_of(row, column, place)
                 else:
-                    made[f"{part}_input_ids"] = report.tokenize(tokenizer, max_length, row[column])[
-                        "input_ids"
-                    ]
+                    text = value_of(row, column, place)
+                    made[f"{part}_input_ids"] = report.tokenize(tokenizer, max_length, text)["input_ids"]
             encoded.append(made)
     return encoded
+
+
+def columns_of(rows: Any, report: DataReport) -> tuple[str, ...]:
+    """Returns the columns of a table that are read, and records them as its format.
+
+    Raises:
+        ConfigError: the columns have no known form.
+    """
+    columns = next((form for form in FORMS if {*form} <= set(rows.column_names)), None)
+    if columns is None:
+        raise ConfigError(
+            "embeddings are learned from pairs, triplets or scored pairs",
+            where=report,
+            found=", ".join(rows.column_names),
+            expected=", or ".join(map(" + ".join, FORMS)),
+        )
+    report.read_as(" + ".join(columns), rows.column_names, columns)
+    return columns
+
+
+def value_of(row: Row, column: str, place: object) -> Any:
+    """Returns the text of a row in a column, or its score.
+
+    Raises:
+        ConfigError: the row does not have it.
+    """
+    value = row[column]
+    if column == "score":
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError("a row without a score", where=place, found=repr(value)[:80])
+        return float(value)
+    if not isinstance(value, str):
+        raise ConfigError("a row without text", where=place, found=f"{column}: {value!r:.80}")
+    return value
 
 
 TRAINERS.register(
