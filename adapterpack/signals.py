@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -113,9 +113,9 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextmanager
-def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
-    """Calls ``handle`` instead of raising for signals of :data:`ENDING`, inside the block; ``handle`` gets a
-    function that raises after all.
+def taken(handle: Callable[[Callable[[], None]], None], signals: Collection[int] = ENDING) -> Iterator[None]:
+    """Calls ``handle`` instead of raising for these ``signals``, inside the block; ``handle`` gets a function
+    that raises after all.
 
     Nothing changes in threads other than the main one, or where signals do not raise.
     """
@@ -123,7 +123,7 @@ def taken(handle: Callable[[Callable[[], None]], None]) -> Iterator[None]:
     before = (
         {
             number: found
-            for number in ENDING
+            for number in signals
             if (found := signal.getsignal(number)) is signal.default_int_handler or isinstance(found, Raising)
         }
         if ours

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from adapterpack.chat import rendering, template
-from adapterpack.chat.template import ChatTemplate
+from adapterpack.chat_templates import rendering, template
+from adapterpack.chat_templates.template import ChatTemplate
 from adapterpack.errors import ConfigError, FormatError
 from adapterpack.runtime.text.tokenizer import Tokenizer
 from adapterpack.sandbox.sandbox import Sandbox

@@ -14,7 +14,7 @@ import onnx_ir as ir
 import pytest
 import transformers
 
-from adapterpack import Session, export, run, validate
+from adapterpack import Session, chat, export, run, validate
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import graph_file, read_bundle
 from adapterpack.errors import ConfigError, UnknownAdapter
@@ -256,3 +256,16 @@ def test_other_builds_of_positions(family: str, tmp_path: Path) -> None:
         tmp_path / "base", [], tmp_path / "bundle", mode="bank", slots=2, max_rank=2, in_place=True
     )
     assert 0 < bundle.parity["decoder"]["max_relative"] < 1e-5
+
+
+def test_a_conversation_without_a_template_reads_each_message_alone(encoder_decoder_of: Make) -> None:
+    """On the engine and on the ordinary graphs, with another adapter in the middle; an answer can be stopped."""
+    for bundle in encoder_decoder_of("t5")[1:]:
+        talk, session = chat(bundle, temperature=0, max_new_tokens=6), Session(bundle, "cpu")
+        assert talk.note is not None
+        for text, name in (("w20 w21 w22", "low-rank"), ("w30 w31", "diagonal"), ("w20 w21 w22", None)):
+            talk.adapter = name
+            (alone,) = session.generate([text], [name], max_new_tokens=6)
+            assert talk.say(text)["completion"] == alone.text
+        talk.say("w20 w21 w22", emit=lambda piece, talk=talk: talk.stop())
+        assert talk.messages[-1]["content"] != alone.text

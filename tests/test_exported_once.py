@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 import adapterpack
 from adapterpack.cli.main import main
-from adapterpack.errors import BaseMismatch, ConfigError
+from adapterpack.errors import BaseMismatch, ConfigError, Unsupported
 
 Packs = Callable[[str, str], Path]
 
@@ -46,6 +46,9 @@ def test_a_base_and_a_pack_answer_as_their_bundle(
         assert found[0].pop("scores") == pytest.approx(expected[0].pop("scores"), abs=1e-5)
     assert found == expected and found[0]["adapter"] == "alpha"
     assert f"is exported to {cache / 'exports'}" in said
+    if kind == "bert":
+        with pytest.raises(Unsupported, match="a model for text-classification answers no messages"):
+            adapterpack.chat(bundle_of(kind, "bank"))
     before = {path: path.stat().st_mtime_ns for path in (cache / "exports").iterdir()}
     assert rows_of(base, pack, *given)[0][0]["pack"] == found[0]["pack"]
     assert {path: path.stat().st_mtime_ns for path in (cache / "exports").iterdir()} == before

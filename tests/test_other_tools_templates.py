@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from adapterpack.chat.template import ChatTemplate
+from adapterpack.chat_templates.template import ChatTemplate
 from adapterpack.errors import ConfigError, FormatError
 from adapterpack.tasks.conversations.builtin import ALPACA
 from adapterpack.tasks.conversations.form import get_form

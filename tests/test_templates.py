@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from adapterpack.chat import template
+from adapterpack.chat_templates import template
 from adapterpack.pack.validate.checks.context import Budget, Spent
 from adapterpack.pack.validate.checks.template import MAX_TEMPLATE, template_findings
 from adapterpack.sandbox.sandbox import Sandbox

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_templates import CHAT, SHAPES, TOOL
 
-from adapterpack.chat.template import ChatTemplate
+from adapterpack.chat_templates.template import ChatTemplate
 from adapterpack.errors import ConfigError
 from adapterpack.runtime.generation.sampling import Sampling
 from adapterpack.runtime.generation.structured import grammar_mask

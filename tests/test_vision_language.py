@@ -24,8 +24,8 @@ from serving.servers import ANN, begin
 from transformers import vision_utils
 from vision_models import FAMILIES, IMAGE, PICTURES, architecture, make_family, url
 
-from adapterpack import Engine, LoRA, Session, adapt, export, load, run, save
-from adapterpack.errors import ConfigError, Unsupported
+from adapterpack import Engine, LoRA, Session, adapt, chat, export, load, run, save
+from adapterpack.errors import ConfigError, StorageError, Unsupported
 from adapterpack.exporting.tracing.vision_parts import Vision
 from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
 from adapterpack.runtime.media.pictures import PictureReader, fill_marks, join_pictures
@@ -116,6 +116,23 @@ def test_rows_with_pictures_and_adapters_answer_as_transformers_does(
         list(run(bundle, [{"prompt": f"{mark} {mark}", "image": PICTURES[0]}]))
     with pytest.raises(ConfigError, match="no image"):
         list(run(bundle, [{"prompt": "w9 <image>"}]))
+
+
+def test_a_conversation_has_pictures(made: Callable[[str], tuple[Path, Any, Path]]) -> None:
+    """Each turn is answered as the row of all its messages; later turns still see the picture."""
+    _, pack, bundle = made(*SHORT)
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
+    talk, texts = chat(bundle, pack.name, **options), ("w20 w21", "w30 w31 w32")
+    for text, pictures in zip(texts, (PICTURES[:1], []), strict=True):
+        said = talk.say(text, pictures)
+        row = {"messages": talk.messages[:-1], "adapter": pack.name}
+        (wanted,) = run(bundle, [row], **options)
+        assert (said["completion"], said["prompt_tokens"]) == (wanted["completion"], wanted["prompt_tokens"])
+    blind = chat(bundle, pack.name, **options)
+    assert blind.say(texts[0])["prompt_tokens"] < talk.say(texts[0])["prompt_tokens"]
+    with pytest.raises(StorageError):
+        talk.say("w1", ["nowhere.png"])
+    assert len(talk.messages) == 6
 
 
 @pytest.mark.long

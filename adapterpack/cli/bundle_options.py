@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ packs_argument = click.argument("packs", nargs=-1, metavar="[PACK...]")
 
 
 def open_target(
-    target: str, adapters: Sequence[str | adapterpack.Pack]
+    target: str,
+    adapters: Sequence[str | adapterpack.Pack],
+    accept: Callable[[Any], None] | None = None,
 ) -> tuple[Path, Sequence[str | adapterpack.Pack]]:
     """Returns the bundle that a command runs, and its adapters: of a base, which is exported into the cache
-    together with the packs, their names.
+    together with the packs if their task is one to ``accept``, their names.
 
     Raises:
         AdapterpackError: see :func:`adapterpack.bundle_for`.
@@ -39,7 +41,7 @@ def open_target(
         return folder, adapters
     packs = [one for one in adapters if not isinstance(one, str)]
     with show_steps() as say:
-        bundle = adapterpack.bundle_for(folder, packs, progress=say)
+        bundle = adapterpack.bundle_for(folder, packs, progress=say, accept=accept)
     if bundle == folder:  # another tool's
         return folder, adapters
     log_message(

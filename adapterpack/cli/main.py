@@ -50,6 +50,7 @@ COMMANDS = {
     "export": "export a base and packs as a bundle for ONNX Runtime",
     "run": "run a bundle in the terminal, each row with its own adapter",
     "evaluate": "measure adapters on rows with known answers, the base beside them",
+    "chat": "talk with a model in the terminal, and switch adapters on the way",
     "serve": "serve a bundle over HTTP, each request with its own adapter",
     "push": "push a pack or a bundle to a hub",
     "pull": "pull a pack or a bundle from a hub",

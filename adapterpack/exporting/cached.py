@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from ..io.strict_json import digest
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
 from ..quantizing.graphs.options import require_no_options
+from ..tasks.task import Task
 from ..version import VERSION
-from .arguments import Progress
+from .arguments import ExportRequest, Progress, prepare
 from .pipeline import export
 
 _READY = ("bundle", "genai_folder")
@@ -33,6 +34,7 @@ def bundle_for(
     packs: Sequence[Pack | str | os.PathLike[str]] = (),
     *,
     progress: Progress | None = None,
+    accept: Callable[[Task], None] | None = None,
     **options: Any,
 ) -> Path:
     """Returns the folder of a bundle that ``target`` is, or that a base and ``packs`` are exported to in the
@@ -40,7 +42,8 @@ def bundle_for(
     options and version of adapterpack finds that bundle.
 
     A bundle is returned as it is, without the packs, which :meth:`adapterpack.Session.load` loads. Export a
-    bundle of your own for production. ``options`` are those of :func:`adapterpack.export`.
+    bundle of your own for production. ``accept`` gets the task before the export, and raises if it is not the
+    caller's. ``options`` are those of :func:`adapterpack.export`.
 
     Raises:
         ConfigError: the target is an adapter, or options are given for a bundle.
@@ -77,6 +80,8 @@ def bundle_for(
             return out
         with storage_errors(out):  # altered: made again
             shutil.rmtree(out)
+    if accept is not None:
+        accept(prepare(ExportRequest(folder, loaded, out, **options)).task)
     with suppress(OutputExists):  # another process was faster, with the same bytes
         export(folder, loaded, out, progress=progress, **options)
     return out

@@ -232,6 +232,26 @@ class Task:
 TASKS: Registry[Task] = Registry("task", Task, "adapterpack.tasks", "adapterpack.tasks")
 """Name -> task."""
 
+
+def require_chat(task: Task, where: object) -> None:
+    """Checks that a model of this task answers messages: it reads texts and generates one.
+
+    Raises:
+        Unsupported: it does not.
+    """
+
+    def answers(one: Task) -> bool:
+        return one.generates and "input_ids" in one.inputs
+
+    if not answers(task):
+        raise Unsupported(
+            f"a model for {task.name} answers no messages",
+            where=where,
+            expected=", ".join(one.name for one in TASKS.values() if answers(one)),
+            remedy="give it rows: adapterpack run",
+        )
+
+
 NO_TASK = "other"
 """The type of a pack without a task, by the Hub's name: a plain module, or a PEFT folder without a
 ``task_type``.

@@ -15,7 +15,7 @@ import pytest
 from attack import Attacks
 
 from adapterpack.bundle.manifest import read_bundle
-from adapterpack.chat.template import ChatTemplate
+from adapterpack.chat_templates.template import ChatTemplate
 from adapterpack.pack.validate.checks.template import template_findings
 from adapterpack.tasks.text_generation import encode
 from adapterpack.torch_adapters.models.load import load_tokenizer

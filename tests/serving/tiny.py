@@ -26,10 +26,9 @@ def write_model(folder: Path, tokenizer: Path, kind: str = "llama", **fields: An
         num_attention_heads=2,
         num_key_value_heads=1,
         intermediate_size=24,
-        max_position_embeddings=512,
         tie_word_embeddings=True,
         eos_token_id=2,
-        **fields,
+        **{"max_position_embeddings": 512, **fields},
     )
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):

@@ -16,7 +16,7 @@ from typing import Any
 from tokenizers import Tokenizer as Core
 from tokenizers.decoders import DecodeStream
 
-from ...chat.template import ChatTemplate, Message
+from ...chat_templates.template import ChatTemplate, Message
 from ...errors import ConfigError, FormatError, StorageError, Unsupported
 from ...extras import needed_by
 from ...library_errors import library_errors

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ...chat.template import ChatTemplate
+from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError
 from ...readable import things
 from ..data.problems import IGNORED, Labels

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import EvalPrediction, PreTrainedTokenizerBase, TrainingArguments
 
-from ...chat.template import ChatTemplate
+from ...chat_templates.template import ChatTemplate
 from ...errors import Unsupported
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS, TrainerKind

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...chat.template import ChatTemplate
+from ...chat_templates.template import ChatTemplate
 from ...errors import ConfigError, FormatError, Unsupported
 from ...runtime.media.image_layouts import SIZES, image_shape, layout_of
 from ...runtime.media.image_processing import bytes_of, numbers_in

@@ -78,7 +78,7 @@ def template_findings(
     from jinja2 import TemplateError  # noqa: PLC0415 - few packs carry a template
     from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415
 
-    from ....chat.rendering import GenerationExtension  # noqa: PLC0415
+    from ....chat_templates.rendering import GenerationExtension  # noqa: PLC0415
     from .jinja_words import TooDeep, walk_nodes, word_problems  # noqa: PLC0415
     from .template_cost import cost_problem  # noqa: PLC0415
 

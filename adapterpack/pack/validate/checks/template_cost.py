@@ -9,7 +9,7 @@ from typing import Any
 
 from jinja2 import nodes as n
 
-from ....chat.template import ChatTemplate
+from ....chat_templates.template import ChatTemplate
 from ....errors import FormatError
 from ....sandbox.sandbox import OutOfLimits
 from .jinja_words import FUNCTIONS

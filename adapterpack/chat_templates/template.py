@@ -15,7 +15,9 @@ Message = Mapping[str, Any]
 MAX_SOURCE = 256 << 10
 _FAILS = "the chat template does not render"
 _REMEDY = "give a list of token ids, or use a tokenizer with another chat template"
-_SANDBOX = Sandbox("adapterpack.chat.rendering:render", SandboxLimits(memory=256 << 20, seconds=1), kept=2)
+_SANDBOX = Sandbox(
+    "adapterpack.chat_templates.rendering:render", SandboxLimits(memory=256 << 20, seconds=1), kept=2
+)
 
 
 class ChatTemplate:
