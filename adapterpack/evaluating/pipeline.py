@@ -82,8 +82,17 @@ def evaluate(
     evaluation = evaluation_of(session.task, table.column_names)
     loaded = [session.load(pack) for pack in packs]
     models, missing = _models(session, adapters or loaded or session.adapters, max_length)
-    read = [evaluation.read(table, replace(report), model) for model in models.values()]
-    asked = _shared(read[0], [{row.number for row in some} for some in read], report)
+    read: dict[Labels | None, list[EvaluationRow]] = {}
+    for name, model in [*models.items()]:
+        try:
+            read[model.labels] = read.get(model.labels) or evaluation.read(table, replace(report), model)
+        except ConfigError as error:
+            if adapters or len(models) == 1:
+                raise
+            missing[name] = error.sentence  # a bundle may hold adapters of several sets of labels
+            del models[name]
+    first, *others = read.values()
+    asked = _shared(first, [{row.number for row in some} for some in others], report)
     count = len(models) * sum(len(row.asked) + len(row.scored) for row in asked)
     tick = StepCounter(count, progress or (lambda text: None), "evaluate").tick
     given = {**evaluation.options(session, asked), **options}
@@ -171,7 +180,7 @@ def _replies(
     results: dict[int, list[Any]] = {row.number: [] for row in rows}
     for start in range(0, len(asked), runner.block):
         block = asked[start : start + runner.block]
-        numbered = ((number, one) for number, (_, one) in enumerate(block))
+        numbered = ((number, one) for number, (_, one) in enumerate(block, start + 1))
         for outcome, (row, _) in zip(runner.outcomes(numbered), block, strict=True):
             tick()
             with report.row(row.number - 1):

@@ -14,6 +14,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ENCODER, DECODER = "MiniLM", "SmolLM2"
 NAMES = {ENCODER: ("tickets", "reviews"), DECODER: ("orders", "emails")}
+LABELS = {
+    "tickets": ["account", "billing", "delivery", "product", "returns", "technical"],
+    "reviews": ["negative", "positive"],
+}
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,7 @@ def guide_packs(base_of: Callable[[str], Path], tmp_path_factory: pytest.TempPat
     for model, names in NAMES.items():
         for seed, name in enumerate(names):
             base = base_of("bert" if model == ENCODER else "llama")
-            labels = ["delivery", "billing"] if model == ENCODER else None
+            labels = LABELS.get(name)
             made = load_model(get_task("text-classification" if labels else "text-generation"), base, labels)
             if labels is None:
                 # else a head that the base does not hold would be trained whole

@@ -30,6 +30,7 @@ RUN = (
     "docs/stages/compose.md",
     "docs/stages/quantize.md",
     "docs/stages/export.md",
+    "docs/stages/evaluate.md",
     "docs/stages/run.md",
     "docs/migrating/mergekit.md",
 )
@@ -119,7 +120,7 @@ def test_what_the_page_shows_runs(page: str, guide_folder: Path) -> None:
     """In order; what Python defines in one block is there in the next. A bundle that a page supposes is made
     before.
     """
-    if page == "docs/stages/run.md":
+    if page in {"docs/stages/run.md", "docs/stages/evaluate.md"}:
         _command("adapterpack export models/MiniLM packs/tickets packs/reviews -o bundle --slots 4")
     if "first-adapter" in page or page == "README.md":
         shutil.rmtree(guide_folder / "packs")

@@ -129,7 +129,8 @@ def command(
     if as_json:
         print_json({"command": "evaluate", **result, **({} if html is None else {"html": str(Path(html))})})
         return
-    print_table(*evaluation_table(result), f"{data}: {things(len(found.rows), 'row')}")
+    print_line(f"{found.task}, {things(len(found.rows), 'row')} of {data}")
+    print_table(*evaluation_table(result))
     for name, reason in found.not_measured.items():
         print_line(f"not measured: {name}: {reason}")
     for reason in found.bad_rows:

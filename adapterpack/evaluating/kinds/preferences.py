@@ -49,7 +49,8 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
 def _conversation(pair: Mapping[str, Any], side: str) -> dict[str, Any]:
     answer = pair[side]
     if "prompt" in pair:
-        return {**pair, "completion": answer}
+        kept = {key: value for key, value in pair.items() if key not in _SIDES}
+        return {**kept, "completion": answer}
     return {"messages" if isinstance(answer, list) else "text": answer}
 
 
