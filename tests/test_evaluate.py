@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from scipy import stats
 from sklearn import metrics
 
-from adapterpack import evaluate, run
+from adapterpack import evaluate, load, run
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownAdapter
 from adapterpack.evaluating.evaluation import (
@@ -155,3 +155,25 @@ def test_rows_that_cannot_be_read_or_run_are_left_out_on_request(bundle_of: Bund
     assert [f"row {number}" in reason for number, reason in zip((5, 6), found.bad_rows, strict=True)] == [
         True
     ] * 2
+
+
+def test_a_base_with_packs_takes_the_place_of_a_bundle(
+    base_of: Callable[[str], Path],
+    pack_of: Callable[[str, str], Path],
+    bundle_of: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once it is exported, the figures are those of a bundle; so are those of a pack that is loaded into one."""
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    data = write(tmp_path / "rows.jsonl", tickets())
+    expected = evaluate(bundle_of("bert", "bank"), data=data, adapters=["alpha"]).measures["alpha"]
+    assert evaluate(base_of("bert"), [pack_of("bert", "alpha")], data=data).measures["alpha"] == expected
+    again = load(pack_of("bert", "alpha"), "again")
+    assert evaluate(bundle_of("bert", "bank"), [again], data=data).measures == {"again": expected}
+
+
+def test_adapters_with_other_labels_than_the_data_are_named(bundle_of: Bundle, tmp_path: Path) -> None:
+    found = evaluate(bundle_of("bert", "bank"), data=write(tmp_path / "rows.jsonl", tickets()))
+    assert [*found.measures] == ["alpha"]
+    assert "expected p, q, r, s, t" in found.not_measured["beta"]

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
+from ..exporting.cached import bundle_for
+from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..readable import StepCounter
 from ..runtime.prompts import start_ids
@@ -48,8 +50,8 @@ def evaluate(
     """Measures adapters on rows with known answers, and the base beside them, by the measures of the task.
 
     Args:
-        bundle: a bundle.
-        packs: further adapters, which are loaded into it.
+        bundle: a bundle; or a base, which is exported with ``packs`` as :func:`adapterpack.bundle_for` does.
+        packs: adapters, which are loaded into a bundle.
         data: a file in any form that training reads, or a source of data as a training configuration has it
             (``{"path": "tickets.csv", "columns": {"text": "message"}}``).
         adapters: which adapters to measure; by default ``packs``, or else all of the bundle.
@@ -70,6 +72,7 @@ def evaluate(
             no model can answer.
         UnknownAdapter: the bundle has no such adapter.
         Unsupported: answers of the task are not measured.
+        BaseMismatch, ParityError: see :func:`adapterpack.export`.
 
     Example:
         >>> evaluate("bundle", data="tickets.test.jsonl").measures  # doctest: +SKIP
@@ -78,9 +81,14 @@ def evaluate(
     (source,) = sources_of(data, "data")
     report = DataReport(source.path, skips=on_bad_row == "skip", reading=source.reading)
     table = load_rows(replace(source, max_samples=rows or source.max_samples), report)
-    session = Session(bundle, provider)
+    say = progress or (lambda text: None)
+    folder = bundle_for(bundle, packs, progress=progress)
+    session, loaded = Session(folder, provider), list[str]()
+    if folder == folder_of(bundle):
+        loaded = [session.load(pack) for pack in packs]
+    else:
+        say(f"{bundle} is exported to {folder}, where the next call finds it")
     evaluation = evaluation_of(session.task, table.column_names)
-    loaded = [session.load(pack) for pack in packs]
     models, missing = _models(session, adapters or loaded or session.adapters, max_length)
     read: dict[Labels | None, list[EvaluationRow]] = {}
     for name, model in [*models.items()]:
@@ -94,7 +102,7 @@ def evaluate(
     first, *others = read.values()
     asked = _shared(first, [{row.number for row in some} for some in others], report)
     count = len(models) * sum(len(row.asked) + len(row.scored) for row in asked)
-    tick = StepCounter(count, progress or (lambda text: None), "evaluate").tick
+    tick = StepCounter(count, say, "evaluate").tick
     given = {**evaluation.options(session, asked), **options}
     replies = {
         name: _replies(model, asked, given, batch_size, report, tick) for name, model in models.items()

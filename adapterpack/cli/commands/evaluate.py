@@ -15,15 +15,15 @@ from ...io.atomic import output_file
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table
-from ..bundle_options import device_of, device_options, sampling_options, sampling_parameters
+from ..bundle_options import device_of, device_options, packs_argument, sampling_options, sampling_parameters
 from ..options import common_options, html_option, load_adapter, open_page, parse_pairs
 from ..output import print_json, print_line, print_table
 from ..progress import show_steps
 
 
 @click.command("evaluate")
-@click.argument("bundle", metavar="BUNDLE")
-@click.argument("packs", nargs=-1, metavar="[PACK]...")
+@click.argument("bundle", metavar="BASE|BUNDLE")
+@packs_argument
 @click.option(
     "--data",
     required=True,
@@ -101,7 +101,7 @@ def command(
 
     \b
     Example:
-      adapterpack evaluate bundle --data tickets.test.jsonl
+      adapterpack evaluate models/MiniLM packs/tickets --data tickets.test.jsonl
       adapterpack evaluate bundle --data orders.test.jsonl --adapter orders --html orders.html
       adapterpack evaluate bundle packs/new --data rows.csv --column text=message --output answers.jsonl
     """
