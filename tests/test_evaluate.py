@@ -53,8 +53,8 @@ def judged(
     replies = [RowReply([one]) for one in results]
     model = EvaluatedModel(None, None, labels, 0)  # type: ignore[arg-type] # a judge of answers runs nothing
     found = EVALUATIONS[kind].judge(AnsweredRows(rows, replies, None, model))
-    whole = np.ones((1, len(rows)), int)
-    return found, {one.name: float(one.value(whole)[0]) for one in found.measures}
+    whole = np.ones(len(rows), int)
+    return found, {one.name: float(one.value(whole)) for one in found.measures}
 
 
 def test_the_measures_are_those_of_the_answers_that_run_gives(bundle_of: Bundle, tmp_path: Path) -> None:

@@ -123,11 +123,15 @@ def margin(model: Any, tokenizer: Any) -> float:
     "kind",
     ["dpo", "reward", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "grpo"))],
 )
-def test_the_better_answers_become_likelier(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_the_better_answers_become_likelier(
+    kind: str, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Under the names of three tools: a valid pack, which on a fresh base prefers the better answers by more
     than the base does; the folder holds nothing else, and the model's own ``forward`` is where it was.
     """
-    (pack,) = train(config(tiny_llama, tmp_path, kind), rewards=[low] if kind == "grpo" else ())
+    with caplog.at_level("INFO", "adapterpack"):
+        (pack,) = train(config(tiny_llama, tmp_path, kind), rewards=[low] if kind == "grpo" else ())
+    assert (": reward" in caplog.text) is (kind != "reward")
     assert adapterpack.validate(tmp_path / kind, tiny_llama).valid
     assert (pack.manifest.training["objective"], pack.manifest.training["steps"]) == (kind, 12)
     assert sorted(path.name for path in tmp_path.iterdir()) == [kind, f"{kind}.jsonl"]

@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from typed_bert import typed_bert
 
 import adapterpack
-from adapterpack import Pack, attach, compose, detach, export, load, merge, run, train
+from adapterpack import Pack, attach, compose, detach, evaluate, export, load, merge, run, train
 from adapterpack.errors import ConfigError, FormatError, Unsupported
 from adapterpack.manifest import manifest as m
 from adapterpack.tasks.data.problems import PROBLEMS, labels_in
@@ -232,7 +232,8 @@ def test_what_labels_say_and_what_is_refused() -> None:
             labels_in(values, "here", problem)
     targets = np.array([0, 1, -100, 1])
     assert PROBLEMS["single_label_classification"].metrics(np.eye(2)[[0, 1, 0, 0]], targets) == {
-        "accuracy": pytest.approx(2 / 3)
+        "accuracy": pytest.approx(2 / 3),
+        "macro_f1": pytest.approx(2 / 3),
     }
 
 
@@ -265,7 +266,13 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
         }
     )
     assert pack.manifest.task.labels == ("A", "B", "O")
-    assert next(metric["value"] for metric in pack.manifest.metrics if metric["name"] == "accuracy") > 0.95
+    claims = {metric["name"]: metric["value"] for metric in pack.manifest.metrics}
+    assert claims["accuracy"] > 0.95
+    export(tiny_bert, [pack], tmp_path / "bundle", mode="folded")
+    measures = evaluate(tmp_path / "bundle", data=str(tmp_path / "e.jsonl")).measures["tags"]
+    assert [measures[name] for name in ("accuracy", "f1")] == pytest.approx(
+        [claims["accuracy"], claims["f1"]]
+    )
     model = attach(load_model(get_task("token-classification"), tiny_bert).eval(), pack)
     tag = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
     assert [one["entity"] for one in tag("w1 w75 w41")] == ["A", "B"]  # of O pipelines say nothing

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..readable import MISSING, number, things
-from .page import Card, render
+from .page import render
 
 Result = Mapping[str, Any]
 _MOST_LABELS = 20
@@ -34,11 +34,6 @@ def evaluation_report(result: Result) -> str:
         "evaluation.html.jinja",
         title=f"Evaluation of {', '.join(model['name'] for model in models)}",
         about=f"{result['task']}, {things(result['rows'], 'row')} of {result['data']}",
-        cards=[
-            Card(f"{name}, {model['name']}", _short(one["value"]), _gain(one, models[0]["name"]))
-            for model in models[:5]
-            for name, one in list(model["measures"].items())[:1]
-        ],
         table=evaluation_table(result),
         maps=[_confusion_map(model) for model in models if model["confusion"]],
         worst=[(model["name"], [_row(row) for row in model["worst"]]) for model in models],
@@ -52,7 +47,7 @@ def _figure(one: Result | None) -> str:
         return MISSING
     if one["low"] is None:
         return _short(one["value"])
-    return f"{_short(one['value'])} ({_short(one['low'])} to {_short(one['high'])})"
+    return f"{_short(one['value'])} ({_short(one['low'])} to {_short(one['high'])}){_gain(one)}"
 
 
 def _short(value: object) -> str:
@@ -60,13 +55,11 @@ def _short(value: object) -> str:
     return MISSING if figure is None else f"{figure:.3g}"
 
 
-def _gain(one: Result, first: str) -> str:
+def _gain(one: Result) -> str:
     gain = one.get("gain")
     if gain is None or gain["low"] is None:
-        return _figure(one).partition(" ")[2].strip("()")
-    if gain["low"] <= 0 <= gain["high"]:
-        return f"not clearly other than {first}"
-    return f"{'better' if gain['low'] > 0 else 'worse'} than {first} by {_short(abs(gain['value']))}"
+        return ""
+    return ", better" if gain["low"] > 0 else ", worse" if gain["high"] < 0 else ""
 
 
 def _confusion_map(model: Result) -> dict[str, Any]:

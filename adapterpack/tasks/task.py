@@ -127,7 +127,8 @@ REREADS = "rereading_decoder"
 class TaskTraining:
     """How to train a task. ``encode`` turns data into token ids and ``targets``.
 
-    ``metrics`` compares outputs with targets, for tasks without labels; for labelled tasks the problem does.
+    ``metrics`` compares outputs with targets, and of a labelled task gets the ``names`` of the labels, too;
+    where a labelled task has none, the problem compares.
     Where ``judged`` is false, nothing does: only the loss is known.
     ``label_columns`` are the columns in which a labelled task finds the label of a row or, with ``parts``, of
     each of its parts: ``parts`` makes a list of labels of the column's value. Rows are read with the base's
@@ -138,7 +139,7 @@ class TaskTraining:
 
     encode: Encode
     targets: tuple[str, ...] = ("labels",)
-    metrics: Callable[[Any, Any], Mapping[str, float]] | None = None
+    metrics: Callable[..., Mapping[str, float]] | None = None
     label_columns: tuple[str, ...] = LABEL_COLUMNS
     parts: Callable[[Any], Any] | None = None
     judged: bool = True

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from ..errors import ConfigError
 from .data.problems import IGNORED, Labels
@@ -15,6 +18,11 @@ from .task import HEADS, TASKS, Task, TaskTraining
 
 LABEL_COLUMNS = ("labels", "ner_tags", "tags")
 """The names in data sets of the column with the labels of words; the first one present is used."""
+
+OUTSIDE = "O"
+"""The label of a word that belongs to no entity."""
+_MARKS = "BIESLU"
+"""The marks of a label before its type, in IOB2, IOBES and BILOU."""
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
@@ -106,6 +114,37 @@ def words_and_labels(row: Row, column: str, place: object) -> tuple[list[str], l
     return words, wanted
 
 
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Returns the entities that labels mark, each with its type, first and last word, as conlleval and
+    seqeval count them: one begins at a mark that begins, or where the type changes. A label without a mark is
+    a type.
+
+    Example:
+        >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
+        [('LOC', 3, 3), ('LOC', 4, 4), ('PER', 0, 1)]
+    """
+    found, start, before = set(), 0, (OUTSIDE, "")
+    for at, tag in enumerate([*tags, OUTSIDE]):
+        marked = tag[0] in _MARKS and tag[1:2] in ("", "-")
+        now = (tag, "") if tag == OUTSIDE else (tag[0], tag[2:]) if marked else ("I", tag)
+        begins = now[0] != OUTSIDE and (now[0] in "BSU" or before[0] in "OESLU" or now[1] != before[1])
+        if before[0] != OUTSIDE and (begins or now[0] == OUTSIDE):
+            found.add((before[1], start, at - 1))
+        start, before = at if begins else start, now
+    return found
+
+
+def metrics(outputs: Any, targets: Any, names: Sequence[str]) -> dict[str, float]:
+    """Returns F1 of the entities, and the share of words with the right label."""
+    learned, best = targets != IGNORED, np.argmax(outputs, -1)
+    right, wanted, given = 0, 0, 0
+    for row, own in enumerate(learned):
+        one, two = (entities([names[at] for at in side[row][own]]) for side in (best, targets))
+        right, wanted, given = right + len(one & two), wanted + len(two), given + len(one)
+    accuracy = float((best == targets)[learned].mean())
+    return {"accuracy": accuracy, "f1": 2 * right / (wanted + given) if wanted + given else 1.0}
+
+
 TASKS.register(
     Task(
         "token-classification",
@@ -114,7 +153,7 @@ TASKS.register(
         ("ForTokenClassification",),
         heads=HEADS,
         labelled=True,
-        training=TaskTraining(encode, label_columns=LABEL_COLUMNS, parts=words_of),
+        training=TaskTraining(encode, metrics=metrics, label_columns=LABEL_COLUMNS, parts=words_of),
         peft_type="TOKEN_CLS",
     )
 )

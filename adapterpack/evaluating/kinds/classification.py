@@ -77,7 +77,7 @@ def _number(rows: AnsweredRows, names: Sequence[str]) -> Judgement:
     given = np.array([result["scores"][names[0]] for result in rows.results])
     wanted = np.array(rows.expected, float)
     error = (given - wanted) ** 2
-    correlations = pearson("pearson", given, wanted), spearman("spearman", given, wanted)
+    correlations = pearson(given, wanted), spearman(given, wanted)
     measures = [ratio("mse", error, more_is_better=False), *correlations]
     return Judgement(measures, {"squared_error": error}, error, given.tolist())
 
@@ -110,10 +110,9 @@ def f1_of_labels(given: np.ndarray, wanted: np.ndarray, used_only: bool = False)
     ``used_only`` over the labels that a draw has, else a label that it does not have counts 0.
     """
 
-    def value(both: np.ndarray, every: np.ndarray) -> np.ndarray:
+    def value(both: np.ndarray, every: np.ndarray) -> float:
         f1 = 2 * both / np.maximum(every, 1)
-        mean: np.ndarray = f1.sum(-1) / ((every > 0).sum(-1) if used_only else f1.shape[-1])
-        return mean
+        return float(f1.sum() / ((every > 0).sum() if used_only else len(f1)))
 
     return of_sums("macro_f1", (given & wanted, given * 1 + wanted), value)
 

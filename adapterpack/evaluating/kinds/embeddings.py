@@ -54,7 +54,7 @@ def _judge(rows: AnsweredRows) -> Judgement:
     figures = {"similarity": near}
     if isinstance(rows.expected[0], float):
         scores = np.array(rows.expected)
-        measures = [spearman("spearman", near, scores), pearson("pearson", near, scores)]
+        measures = [spearman(near, scores), pearson(near, scores)]
         return Judgement(measures, figures, np.abs(near - scores), near.tolist())
     ranks = _ranks([[*map(str, row.asked)] for row in rows.rows], vectors)
     measures = [ratio(f"recall@{most}", ranks <= most) for most in _NEAREST]

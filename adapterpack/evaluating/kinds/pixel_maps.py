@@ -51,17 +51,15 @@ def _judge_segments(rows: AnsweredRows) -> Judgement:
             for values in (wanted, found, wanted[wanted == found])
         )
         sums[:, at] = both, one + two - both, one
-    own = _mean_iou(sums[0], sums[1])
+    own = np.array([*map(mean_iou, sums[0], sums[1])])
     right, pixels = sums[0].sum(1), sums[2].sum(1)
-    measures = [of_sums("miou", sums[:2], _mean_iou), ratio("accuracy", right, pixels)]
+    measures = [of_sums("miou", sums[:2], mean_iou), ratio("accuracy", right, pixels)]
     return Judgement(measures, {"iou": own}, -own, [f"IoU {one:.3f}" for one in own])
 
 
-def _mean_iou(both: np.ndarray, either: np.ndarray) -> np.ndarray:
+def mean_iou(both: np.ndarray, either: np.ndarray) -> float:
     """Returns the mean, over the labels that there are, of the pixels in common over all of theirs."""
-    shares = np.where(either > 0, both / np.maximum(either, 1), 0.0).sum(-1)
-    mean: np.ndarray = shares / np.maximum((either > 0).sum(-1), 1)
-    return mean
+    return float((both / np.maximum(either, 1)).sum() / max((either > 0).sum(), 1))
 
 
 def _judge_depths(rows: AnsweredRows) -> Judgement:

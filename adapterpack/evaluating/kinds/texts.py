@@ -28,12 +28,10 @@ from ..evaluation import (
     Judgement,
     read_rows,
 )
-from ..measures import Measure, of_sums, ratio
+from ..measures import ratio
 
 _SPARE, _LONGEST = 8, 512
 """How many tokens an answer may exceed the longest right one by; the most tokens of an answer."""
-_ORDERS, _BETA = range(1, 7), 2
-"""chrF's lengths of character n-grams, and how much more recall counts."""
 
 
 def encode_rows(rows: Any, report: DataReport, model: EvaluatedModel) -> dict[int, tuple[Conversation, Any]]:
@@ -109,19 +107,15 @@ def _judge(rows: AnsweredRows) -> Judgement:
         figures = {"exact_match": np.array([same(*pair) for pair in pairs])}
         for name, values in zip("12L", np.array([rouge(*pair) for pair in pairs]).T, strict=True):
             figures[f"rouge{name}"] = values
-        measures = [*(ratio(*one) for one in figures.items()), chrf(pairs)]
+        measures = [ratio(*one) for one in figures.items()]
         badness = badness - sum(figures.values())
     if rows.rows[0].scored:
         losses, tokens = np.array([np.sum(reply.losses, axis=0) for reply in rows.replies]).T
-        measures.append(of_sums("perplexity", (losses, tokens), _perplexity, more_is_better=False))
+        mean = ratio("perplexity", losses, tokens, more_is_better=False)
+        measures.append(mean._replace(value=lambda weights: np.exp(mean.value(weights))))
         figures["loss"] = losses / tokens
         badness = badness + 1e-3 * figures["loss"]  # tells rows apart that are as wrong
     return Judgement(measures, figures, badness, answers)
-
-
-def _perplexity(losses: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    perplexity: np.ndarray = np.exp(losses / tokens)
-    return perplexity
 
 
 def rouge(answer: str, right: str) -> tuple[float, float, float]:
@@ -156,27 +150,6 @@ def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
         longer = np.where(others == word, lengths[:-1] + 1, lengths[1:])
         lengths[1:] = np.maximum.accumulate(np.maximum(longer, lengths[1:]))
     return int(lengths[-1])
-
-
-def chrf(pairs: Sequence[tuple[str, str]]) -> Measure:
-    """Returns chrF, from 0 to 1 (Popović 2015, https://aclanthology.org/W15-3049), over the sums of all rows,
-    as sacrebleu computes it.
-    """
-    counts = np.zeros((3, len(pairs), len(_ORDERS)))
-    for row, pair in enumerate(pairs):
-        texts = ["".join(text.split()) for text in pair]
-        for at, n in enumerate(_ORDERS):
-            one, two = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in texts)
-            counts[:, row, at] = (one & two).total(), one.total() if two else 0, two.total()
-
-    def value(both: np.ndarray, given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-        orders = np.maximum(((given > 0) & (wanted > 0)).sum(-1), 1)
-        precision, recall = ((both / np.maximum(whole, 1)).sum(-1) / orders for whole in (given, wanted))
-        factor = _BETA**2
-        score: np.ndarray = np.nan_to_num((1 + factor) * precision * recall / (factor * precision + recall))
-        return score
-
-    return of_sums("chrf", [*counts], value)
 
 
 EVALUATIONS.register(Evaluation("texts", ("text-generation",), _read, _judge, options=length_options))

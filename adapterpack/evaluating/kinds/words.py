@@ -10,7 +10,7 @@ import numpy as np
 
 from ...tasks.data.report import DataReport
 from ...tasks.data.rows import Row
-from ...tasks.token_classification import label_column, words_and_labels
+from ...tasks.token_classification import OUTSIDE, entities, label_column, words_and_labels
 from ..evaluation import (
     EVALUATIONS,
     AnsweredRows,
@@ -23,10 +23,6 @@ from ..evaluation import (
 )
 from ..measures import ratio
 from .classification import confusion
-
-OUTSIDE = "O"
-_MARKS = "BIESLU"
-"""The marks of a label before its type, in IOB2, IOBES and BILOU."""
 
 
 def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
@@ -81,26 +77,6 @@ def labels_of_words(tokens: Sequence[Any], spans: Sequence[tuple[int, int]]) -> 
         next((one["label"] for one in tokens if one["end"] > start and one["start"] < end), OUTSIDE)
         for start, end in spans
     ]
-
-
-def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """Returns the entities that labels mark, each with its type, first and last word, as conlleval and
-    seqeval count them: one begins at a mark that begins, or where the type changes. A label without a mark is
-    a type.
-
-    Example:
-        >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
-        [('LOC', 3, 3), ('LOC', 4, 4), ('PER', 0, 1)]
-    """
-    found, start, before = set(), 0, (OUTSIDE, "")
-    for at, tag in enumerate([*tags, OUTSIDE]):
-        marked = tag[0] in _MARKS and tag[1:2] in ("", "-")
-        now = (tag, "") if tag == OUTSIDE else (tag[0], tag[2:]) if marked else ("I", tag)
-        begins = now[0] != OUTSIDE and (now[0] in "BSU" or before[0] in "OESLU" or now[1] != before[1])
-        if before[0] != OUTSIDE and (begins or now[0] == OUTSIDE):
-            found.add((before[1], start, at - 1))
-        start, before = at if begins else start, now
-    return found
 
 
 EVALUATIONS.register(Evaluation("words", ("token-classification",), _read, _judge))

@@ -203,9 +203,14 @@ def _first(outputs: Any) -> np.ndarray:
 
 
 def _accuracy(outputs: Any, targets: np.ndarray) -> dict[str, float]:
-    """Returns the share of rows, or of labelled tokens, whose largest logit is that of their label."""
+    """Returns the share of rows, or of labelled tokens, whose largest logit is that of their label, and the
+    mean F1 of the labels that occur.
+    """
     learned = targets != IGNORED
-    return {"accuracy": float((np.argmax(_first(outputs), -1) == targets)[learned].mean())}
+    pair = np.argmax(_first(outputs), -1)[learned], targets[learned]
+    hits = [[side == label for side in pair] for label in np.union1d(*pair)]
+    f1 = [2 * (given & wanted).sum() / (given.sum() + wanted.sum()) for given, wanted in hits]
+    return {"accuracy": float((pair[0] == pair[1]).mean()), "macro_f1": float(np.mean(f1))}
 
 
 def _agreement(outputs: Any, targets: np.ndarray) -> dict[str, float]:

@@ -247,10 +247,16 @@ def _encode(
         evaluation,
         labels,
         data.Collator(padding, training.constants),
-        (training.metrics if labels is None or training.metrics else labels.problem.metrics)
-        if training.judged
-        else None,
+        _metrics_of(training, labels) if training.judged else None,
     )
+
+
+def _metrics_of(
+    training: TaskTraining, labels: Labels | None
+) -> Callable[[Any, Any], Mapping[str, float]] | None:
+    if labels is None or training.metrics is None:
+        return training.metrics if labels is None else labels.problem.metrics
+    return partial(training.metrics, names=labels.names)
 
 
 def _tables(

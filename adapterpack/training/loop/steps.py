@@ -204,6 +204,20 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
         ):
             log.info("%s", step)
 
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Logs one line for the rewards of the last steps, where a trainer measures some."""
+        told = {key: value for key, value in (logs or {}).items() if key.startswith("reward")}
+        if told and state.is_world_process_zero:
+            values = ", ".join(f"{key} {value:.4g}" for key, value in told.items())
+            log.info("%sstep %d: %s", f"{self.name}, " if self.name else "", state.global_step, values)
+
     def on_evaluate(
         self,
         args: TrainingArguments,
