@@ -147,6 +147,15 @@ def test_what_cannot_be_measured_is_said_first(
         evaluate(bundle_of("bert", "bank"), data=write(tmp_path / "rows.jsonl", rows), adapters=adapters)
 
 
+def test_a_folded_bundle_is_its_adapter(bundle_of: Bundle, tmp_path: Path) -> None:
+    data = write(tmp_path / "rows.jsonl", tickets())
+    found = evaluate(bundle_of("bert", "folded"), data=data)
+    bank = evaluate(bundle_of("bert", "bank"), data=data, adapters=["alpha"])
+    assert found.measures == bank.measures
+    with pytest.raises(ConfigError, match="takes no sampling parameters"):
+        evaluate(bundle_of("bert", "folded"), data=data, temperature=1.0)
+
+
 def test_rows_that_cannot_be_read_or_run_are_left_out_on_request(bundle_of: Bundle, tmp_path: Path) -> None:
     rows = [*tickets(4), {"text": "w1", "label": "q"}, {"text": "w1 " * 300, "label": "x"}]
     data = write(tmp_path / "rows.jsonl", rows)

@@ -20,6 +20,7 @@ from ..runtime.prompts import start_ids
 from ..runtime.providers.device import Device
 from ..runtime.sessions.run import RowRunner
 from ..runtime.sessions.session import Session
+from ..runtime.text.model_files import context_of
 from ..tasks.data.problems import IGNORED, Labels
 from ..tasks.data.report import DataReport
 from ..tasks.data.rows import RowError
@@ -89,7 +90,8 @@ def evaluate(
     else:
         say(f"{bundle} is exported to {folder}, where the next call finds it")
     evaluation = evaluation_of(session.task, table.column_names)
-    models, missing = _models(session, adapters or loaded or session.adapters, max_length)
+    most = min(max_length, context_of(session) or max_length)
+    models, missing = _models(session, adapters or loaded or session.adapters, most)
     read: dict[Labels | None, list[EvaluationRow]] = {}
     for name, model in [*models.items()]:
         try:
@@ -197,11 +199,13 @@ def _replies(
                 if outcome.error is not None:
                     raise outcome.error
                 results[row.number].append(outcome.result)
-    return {
-        row.number: RowReply(results[row.number], [_loss(model, one, tick) for one in row.scored])
-        for row in rows
-        if len(results[row.number]) == len(row.asked)
-    }
+    replies = {}
+    for row in rows:
+        with report.row(row.number - 1):
+            losses = [_loss(model, one, tick) for one in row.scored]
+            if len(results[row.number]) == len(row.asked):
+                replies[row.number] = RowReply(results[row.number], losses)
+    return replies
 
 
 def _loss(

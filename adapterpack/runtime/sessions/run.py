@@ -75,21 +75,6 @@ def row_runner(
     if batch_size < 1:
         raise ConfigError("batch_size must be at least 1", found=batch_size)
     session = Session(bundle, provider)
-    answer = session.task.answer
-    if raw and (session.task.prompt is None or not session.task.generates):
-        raise ConfigError(
-            "this bundle does not read prompts in a chat template",
-            where=session.bundle.task,
-            found="raw",
-            remedy="leave --raw (raw=True) out: its texts are read as they are",
-        )
-    own = [one.name for one in dataclasses.fields(answer.options)] if isinstance(answer, OnePass) else []
-    if not session.task.generates and not {*sampling} <= {*own}:
-        raise ConfigError(
-            "this bundle does not generate text, so it takes no sampling parameters",
-            found=", ".join(sampling),
-            where=session.bundle.task,
-        )
     names = [one if isinstance(one, str) else session.load(one) for one in adapters]
     return RowRunner(session, names, batch_size, sampling, raw)
 
@@ -165,6 +150,21 @@ class RowRunner:
         sampling: Mapping[str, Any],
         raw: bool = False,
     ) -> None:
+        answer = session.task.answer
+        if raw and (session.task.prompt is None or not session.task.generates):
+            raise ConfigError(
+                "this bundle does not read prompts in a chat template",
+                where=session.bundle.task,
+                found="raw",
+                remedy="leave --raw (raw=True) out: its texts are read as they are",
+            )
+        own = [one.name for one in dataclasses.fields(answer.options)] if isinstance(answer, OnePass) else []
+        if not session.task.generates and not {*sampling} <= {*own}:
+            raise ConfigError(
+                "this bundle does not generate text, so it takes no sampling parameters",
+                found=", ".join(sampling),
+                where=session.bundle.task,
+            )
         for name in adapters:
             session.pack(name)
         self.provider = session.provider
