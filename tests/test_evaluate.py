@@ -119,6 +119,8 @@ def test_the_command_writes_a_table_a_page_and_every_answer(bundle_of: Bundle, t
     assert "What alpha takes for what" in page.read_text("utf-8")
     answers = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert [one["row"] for one in answers] == list(range(1, 25))
+    again = CliRunner().invoke(main, [*command, "--output", str(out)])
+    assert again.exit_code == 1 and "--output" in again.stderr
     result = json.loads(CliRunner().invoke(main, [*command, "--json"]).stdout)
     right = np.mean([one["answer"] == one["expected"] for one in answers])
     assert result["models"][0]["measures"]["accuracy"]["value"] == pytest.approx(right)

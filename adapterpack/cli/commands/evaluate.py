@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ...io.atomic import output_file
+from ...io.atomic import output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table
@@ -105,6 +105,8 @@ def command(
       adapterpack evaluate bundle --data orders.test.jsonl --adapter orders --html orders.html
       adapterpack evaluate bundle packs/new --data rows.csv --column text=message --output answers.jsonl
     """
+    if out is not None:
+        refuse_existing(Path(out), "--output")
     with open_page(html) as page, nullcontext() if out is None else output_file(out) as file:
         device = device_of(parameters)
         with show_steps() as say:

@@ -19,12 +19,12 @@ from ..evaluation import (
     read_files,
     target_of,
 )
-from ..measures import of_rows, ratio
+from ..measures import of_rows
 
 _OVERLAPS = np.linspace(0.5, 0.95, 10)
 _RECALLS = np.linspace(0, 1, 101)
 _SHOWN = 0.5
-"""The score from which an object counts as found in a row."""
+"""The score from which people read an object."""
 _MOST = 100
 """The most objects of a label in an image."""
 
@@ -42,16 +42,17 @@ def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple
 def _judge(rows: AnsweredRows) -> Judgement:
     found = [result["objects"] for result in rows.results]
     images = [matches(row.known, objects) for row, objects in zip(rows.rows, found, strict=True)]
-    sure = [[one for one in objects if one["score"] >= _SHOWN] for objects in found]
-    right = np.array([sum(ok[scores >= _SHOWN, 0].sum() for scores, ok, _ in one.values()) for one in images])
-    every = np.array([len(some) + len(row.known[0]) for row, some in zip(rows.rows, sure, strict=True)])
-    f1 = np.where(every, 2 * right / np.maximum(every, 1), 1.0)
     measures = [
         of_rows(name, partial(average_precision, images, cut), draws=100)
         for name, cut in (("map", slice(None)), ("map_50", slice(1)))
     ]
-    answers = [", ".join(f"{one['label']} {one['score']:.2f}" for one in some) for some in sure]
-    return Judgement([*measures, ratio("f1", 2 * right, every)], {"f1": f1}, -f1, answers)
+    own = np.array([average_precision(images, slice(1), [at]) for at in range(len(images))])
+    own = np.nan_to_num(own, nan=1.0)  # where there is nothing, nothing is missed
+    answers = [
+        ", ".join(f"{one['label']} {one['score']:.2f}" for one in some if one["score"] >= _SHOWN)
+        for some in found
+    ]
+    return Judgement(measures, {"ap_50": own}, -own, answers)
 
 
 def matches(
