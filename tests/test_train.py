@@ -1092,3 +1092,68 @@ def test_what_counts_as_a_divergence(
         [] if warned is None else [warned]
     )
     assert end == ended
+
+
+def test_rows_in_memory_and_a_cell_that_runs_twice(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A list, a table and a file of the same rows give the same tensors; with ``overwrite`` the second run takes
+    the place of the first pack, and nothing stays in the cache.
+    """
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows, apart = labelled(1, 24), labelled(2, 8)
+    config = {
+        "model_name_or_path": str(tiny_bert),
+        "task": TEXT,
+        "output_dir": str(tmp_path / "pack"),
+        "max_steps": 3,
+    }
+    (first,) = train(config, rows=rows, eval_rows=Dataset.from_list(apart))
+    with pytest.raises(OutputExists, match="already exists"):
+        train(config, rows=rows)
+    (second,) = train(config, rows=Dataset.from_list(rows), eval_rows=apart, overwrite=True)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (third,) = train({**config, "train_file": str(tmp_path / "rows.jsonl"), "overwrite_output_dir": True})
+    assert {name: value.tobytes() for name, value in first.tensors.items()} == {
+        name: value.tobytes() for name, value in third.tensors.items()
+    }
+    assert second.manifest.metrics == first.manifest.metrics != ()
+    assert load(tmp_path / "pack").id == third.id
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "pack", "rows.jsonl"]
+    assert not [*(tmp_path / "cache").rglob("*.parquet")]
+    with pytest.raises(ConfigError, match="these rows are no table"):
+        train(config, rows=[{"text": "a"}, 3], overwrite=True)  # type: ignore[list-item]
+    assert "step" not in capsys.readouterr().err  # a bar is for people
+
+
+def test_what_is_no_pack_is_not_written_over(tiny_bert: Path, tmp_path: Path) -> None:
+    """A folder of something else, and a link to a pack, stay."""
+    model = adapt(load_model(get_task("feature-extraction"), tiny_bert), LoRA(r=2))
+    save(model, tmp_path / "pack", base=tiny_bert)
+    (tmp_path / "link").symlink_to(tmp_path / "pack")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for name in ("link", "notes"):
+        with pytest.raises(OutputExists, match="something else than a pack"):
+            save(model, tmp_path / name, base=tiny_bert, replace=True)
+    assert save(model, tmp_path / "pack", base=tiny_bert, name="new", replace=True).name == "new"
+    assert load(tmp_path / "pack").name == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "notes", "pack"]
+
+
+def test_a_bar_for_people(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A terminal shows steps and losses of :func:`train` without being told to."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(
+        {
+            "model_name_or_path": str(tiny_bert),
+            "task": TEXT,
+            "output_dir": str(tmp_path / "p"),
+            "max_steps": 2,
+        },
+        rows=labelled(1, 8),
+    )
+    shown = capsys.readouterr().err
+    assert "2/2" in shown and "loss" in shown and "tokens/s" in shown

@@ -99,6 +99,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         "packing": True,
         "experts": True,
         "allow_unused": True,
+        "overwrite_output_dir": True,
         "peft_names": True,
         "layers_to_transform": (1, 2),
         "layers_pattern": ("layers",),

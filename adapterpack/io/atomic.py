@@ -31,10 +31,15 @@ _BEGINNING = 4096
 """Bytes at the start of a file to be replaced that are searched for its mark."""
 
 
+_PACK = "adapterpack.json"
+"""What a folder holds that may be replaced: a pack's manifest."""
+
+
 @contextmanager
-def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+def output_folder(out: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Yields a fresh temporary folder next to ``out``, which takes that name when the block succeeds, and is
-    removed when it fails.
+    removed when it fails. With ``replace`` it takes the place of a pack that is there, atomically where the
+    system can.
 
     Raises:
         OutputExists: something is already there.
@@ -49,10 +54,10 @@ def output_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         'whole'
     """
     target = Path(out)
-    refuse_existing(target)
+    refuse_existing(target, replace=replace)
     with _private_folder(target) as folder:
         yield folder
-        publish(folder, target)
+        publish(folder, target, replace)
 
 
 @contextmanager
@@ -98,8 +103,8 @@ _HERE, _EXCHANGE = -100, 2
 """Linux' AT_FDCWD and RENAME_EXCHANGE."""
 
 
-def publish(folder: Path, target: Path) -> None:
-    """Gives a finished folder on the same disk its final name.
+def publish(folder: Path, target: Path, replace: bool = False) -> None:
+    """Gives a finished folder on the same disk its final name; with ``replace`` in place of a pack.
 
     Raises:
         OutputExists: something is already there.
@@ -114,8 +119,13 @@ def publish(folder: Path, target: Path) -> None:
         # partial contents.
         sync(folder)
         folder.chmod(0o755)
-        refuse_existing(target)
-        folder.rename(target)
+        refuse_existing(target, replace=replace)
+        if target.exists():
+            _exchange(folder, target, spare := folder.with_name(f"{folder.name}.old"))
+            _remove(folder)
+            _remove(spare)
+        else:
+            folder.rename(target)
         sync(target.parent)
 
 
@@ -312,13 +322,18 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
     return path
 
 
-def refuse_existing(out: Path, option: str | None = None) -> None:
-    """Raises :class:`OutputExists` if ``out`` exists; ``option`` is the setting with which every caller can
-    name another path.
+def refuse_existing(out: Path, option: str | None = None, replace: bool = False) -> None:
+    """Raises :class:`OutputExists` if ``out`` exists, with ``replace`` if it is no pack; ``option`` is the
+    setting with which every caller can name another path.
     """
-    if out.exists() or out.is_symlink():
-        other = "choose another path" if option is None else f"choose another path with {option}"
-        raise OutputExists("the output already exists", where=out, remedy=f"{other}, or remove it first")
+    if not os.path.lexists(out) or (replace and not out.is_symlink() and (out / _PACK).is_file()):
+        return
+    other = "choose another path" if option is None else f"choose another path with {option}"
+    raise OutputExists(
+        "the output is something else than a pack, and stays" if replace else "the output already exists",
+        where=out,
+        remedy=f"{other}, or remove it first",
+    )
 
 
 def sync(path: Path) -> None:

@@ -281,8 +281,9 @@ class Pack(Described):
         except (FormatError, StorageError):
             return self
 
-    def write(self, out: str | os.PathLike[str]) -> Pack:
+    def write(self, out: str | os.PathLike[str], replace: bool = False) -> Pack:
         """Writes the pack to a new folder ``out``, completely or not at all, and returns it with its path.
+        With ``replace`` it takes the place of a pack that is there.
 
         Raises:
             FormatError: the manifest violates its own schema, for instance by the pack's name, so that the
@@ -290,7 +291,7 @@ class Pack(Described):
             OutputExists: ``out`` already exists.
             StorageError: the file system refuses.
         """
-        with output_folder(out) as folder:
+        with output_folder(out, replace) as folder:
             self.write_into(folder)
         return dataclasses.replace(self, path=Path(out))
 

@@ -10,9 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
-from msgspec.structs import replace
 from torch import nn
 
 from ..adapter_methods import Method, Site, is_bare
@@ -52,15 +52,16 @@ def save(
     metrics: tuple[Mapping[str, Any], ...] = (),
     parents: Sequence[Pack] = (),
     chat_template: str | None = None,
+    replace: bool = False,
 ) -> Pack:
     """Packs an adapter of ``model`` into the new folder ``out`` (None: in memory only) and returns the pack.
 
-    ``adapter`` defaults to the model's only adapter, ``base`` to where the model was loaded from, and
-    ``name`` to the folder's name. ``training`` is recorded as a claim about the training, next to the
-    versions of the libraries. ``parents`` are the packs from which the training continued, ``chat_template``
-    is the Jinja text of the chats in training where it is not the base's own. The pack holds the fingerprint
-    of the base and its quantization, the digests of its tokenizer, and a canary if the model takes token ids,
-    images or speech.
+    With ``replace`` it takes the place of a pack that is there. ``adapter`` defaults to the model's only
+    adapter, ``base`` to where the model was loaded from, and ``name`` to the folder's name. ``training`` is
+    recorded as a claim about the training, next to the versions of the libraries. ``parents`` are the packs
+    from which the training continued, ``chat_template`` is the Jinja text of the chats in training where it
+    is not the base's own. The pack holds the fingerprint of the base and its quantization, the digests of its
+    tokenizer, and a canary if the model takes token ids, images or speech.
 
     Raises:
         NonFinite: a trained tensor, or what the adapted model gives, holds NaN or infinity.
@@ -69,7 +70,7 @@ def save(
         UnknownAdapter: the model has no adapter of that name.
     """
     if out is not None:
-        refuse_existing(Path(out))
+        refuse_existing(Path(out), replace=replace)
     require_unmerged(model)
     names = adapter_names(model)
     if adapter is None and len(names) != 1:
@@ -119,7 +120,7 @@ def save(
     _require_held(pack, drawn_modules(model, checkpoint))
     if out is None:
         return pack
-    written = pack.write(out)
+    written = pack.write(out, replace)
     log.info("%s: %s", out, line(written))
     return written
 
@@ -127,9 +128,10 @@ def save(
 def _with_template(pack: Pack, template: bytes) -> Pack:
     """Returns a pack that carries the chat template that it was trained with."""
     said = pack.manifest.tokenizer or PackTokenizer()
-    tokenizer = replace(said, chat_template=hashlib.sha256(template).hexdigest())
+    tokenizer = msgspec.structs.replace(said, chat_template=hashlib.sha256(template).hexdigest())
     tensors = next(file for file in pack.manifest.files if file.role == "tensors")
-    return seal(replace(pack.manifest, tokenizer=tokenizer), pack.tensors, {TEMPLATE: template}, tensors)
+    manifest = msgspec.structs.replace(pack.manifest, tokenizer=tokenizer)
+    return seal(manifest, pack.tensors, {TEMPLATE: template}, tensors)
 
 
 def _require_held(pack: Pack, drawn: list[str]) -> None:

@@ -6,11 +6,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
+from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
@@ -21,12 +24,14 @@ from .config.config import read_config
 from .config.fields import TrainConfig
 from .config.sources import sources_of
 from .data.decompress import files_of
+from .data.in_memory import Rows, rows_as_files
 from .loop.arguments import arguments_of
 from .loop.continue_training import with_settings_of_the_pack
 from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
 from .loop.run import Shown, TrainedAdapter, train_adapter, write_pack
 from .loop.shared_bases import SharedBases
+from .loop.steps import Step
 from .trainers.kind import TRAINERS, require_task
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,9 @@ def train(
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
     tool: str | None = None,
+    overwrite: bool = False,
+    rows: Rows | None = None,
+    eval_rows: Rows | None = None,
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
@@ -50,12 +58,16 @@ def train(
     Args:
         config: a YAML file, a mapping or a :class:`TrainConfig`.
         overrides: ``key=value`` strings, which take precedence.
-        progress: called after each step with a :class:`~adapterpack.training.loop.steps.Step`.
+        progress: called after each step with a :class:`~adapterpack.training.loop.steps.Step`; by default
+            a bar in a terminal and in a notebook.
         rewards: functions that score answers, for ``trainer: grpo``; they take ``completions``, ``prompts``
             and the rows' other columns.
         tool: the tool that the configuration was written for: ``axolotl``, ``llamafactory``, ``trl`` or
-        ``adapterpack``;
-            by default what its keys show. Its names, defaults and meanings hold.
+            ``adapterpack``; by default what its keys show. Its names, defaults and meanings hold.
+        overwrite: whether packs in the output folders are replaced, each when the new one is complete; the
+            same as ``overwrite_output_dir`` in the configuration.
+        rows, eval_rows: lists of rows or tables of ``datasets``, instead of the files that ``train_file`` and
+            ``eval_file`` name.
 
     Raises:
         ConfigError: a key is unknown, a value is wrong, or the data has no known form.
@@ -66,11 +78,41 @@ def train(
 
     Example:
         >>> train("train.yaml", ["learning_rate=1e-3"])  # doctest: +SKIP
+        >>> rows = [{"text": "Where is it?", "label": "delivery"}, {"text": "It broke.", "label": "returns"}]
+        >>> base = {"model_name_or_path": "models/MiniLM", "task": "text-classification"}
+        >>> train({**base, "output_dir": "packs/tickets"}, rows=rows, overwrite=True)  # doctest: +SKIP
     """
+    with rows_as_files(config, train_file=rows, eval_file=eval_rows) as named, _shown(progress) as shown:
+        settings = [*overrides, *named, *(["overwrite_output_dir=true"] if overwrite else [])]
+        return _train(checked_configs(config, settings, rewards, tool), shown, rewards)
+
+
+@contextmanager
+def _shown(progress: Shown | None) -> Iterator[Shown | None]:
+    """Yields a function that shows the progress: the caller's, or a bar where somebody sees it."""
+    if progress is not None or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+        yield progress
+        return
+    bars: dict[str, Any] = {}
+
+    def show(step: Step) -> None:
+        bar = bars.get(step.name) or bars.setdefault(
+            step.name, tqdm(desc=step.name or "train", total=step.total, unit="step")
+        )
+        bar.set_postfix_str(f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s", refresh=False)
+        bar.update(step.done - bar.n)
+
+    try:
+        yield show
+    finally:
+        for bar in bars.values():
+            bar.close()
+
+
+def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]) -> list[Pack]:
     packs: dict[str, Pack] = {}
-    configs = checked_configs(config, overrides, rewards, tool)
     for run_config in configs:
-        refuse_existing(Path(run_config.output_dir), "output_dir=...")
+        refuse_existing(Path(run_config.output_dir), "output_dir=...", run_config.overwrite_output_dir)
     for group in _groups(configs):
         written = _train_several(group, progress, rewards)
         packs |= zip((one.output_dir for one in group), written, strict=True)

@@ -57,6 +57,11 @@ from ..progress import divert_stdout, show_training
         "that you trust."
     ),
 )
+@click.option(
+    "--overwrite",
+    is_flag=True,
+    help="Replace packs in the output folders, each when the new one is complete.",
+)
 @html_option("the losses and the packs")
 @common_options
 def command(
@@ -68,6 +73,7 @@ def command(
     dry_run: bool,
     on_bad_row: str | None,
     rewards: tuple[str, ...],
+    overwrite: bool,
     html: str | None,
     as_json: bool,
 ) -> None:
@@ -83,6 +89,7 @@ def command(
       adapterpack train train.yaml --html train.html
     """
     overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
+    overrides += ("overwrite_output_dir=true",) if overwrite else ()
     if print_config:
         _print_config(config, overrides, tool, as_json)
         return

@@ -150,6 +150,7 @@ _PLACES = frozenset(
         "train_file",
         "eval_file",
         "output_dir",
+        "overwrite_output_dir",
         "name",
         "report_to",
         "adapter_name_or_path",

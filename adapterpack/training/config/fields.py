@@ -67,6 +67,7 @@ class TrainConfig:
     model_name_or_path: str
     train_file: Sources
     output_dir: str
+    overwrite_output_dir: bool = False
     task: str = "text-generation"
     problem_type: (
         Literal["single_label_classification", "multi_label_classification", "regression"] | None

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -50,13 +50,15 @@ _MORE = 1 << 20
 class RunFolder:
     """The folder ``OUT.checkpoints`` of a run.
 
-    ``description`` distinguishes the run from others. The folder belongs to this user, contains no links, and
+    ``description`` distinguishes the run from others; with ``replace``, what another run left there and its
+    pack in ``out`` give way. The folder belongs to this user, contains no links, and
     is locked from :meth:`begin` until :meth:`end` or :meth:`release`.
     """
 
-    def __init__(self, out: str, description: Mapping[str, Any]) -> None:
+    def __init__(self, out: str, description: Mapping[str, Any], replace: bool = False) -> None:
         self.path = Path(f"{out.rstrip('/')}.checkpoints")
         self._out, self._description = Path(out), strict_json.canonical(description)
+        self._replace = replace
         self._lock: int | None = None
 
     def begin(self) -> Path | None:
@@ -74,8 +76,10 @@ class RunFolder:
         self._lock = hold_folder(self.path)
         try:
             # Another process may have finished while this one waited for the lock.
-            refuse_existing(self._out, "output_dir=...")
+            refuse_existing(self._out, "output_dir=...", self._replace)
             same = self._described() == self._description
+            if not same and self._replace:
+                self._remove(self._checkpoints())
             if not same and self._checkpoints():
                 raise OutputExists(
                     "checkpoints of another run lie where this one writes its own",
@@ -105,9 +109,7 @@ class RunFolder:
 
     def remove_partial(self) -> None:
         """Removes incomplete checkpoints."""
-        for checkpoint in self._checkpoints():
-            if not _is_whole(checkpoint):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+        self._remove(path for path in self._checkpoints() if not _is_whole(path))
 
     def last(self) -> Path | None:
         """Returns the last complete checkpoint, or None."""
@@ -124,13 +126,17 @@ class RunFolder:
 
     def end(self) -> None:
         """Removes the checkpoints; reports of metrics in the folder stay."""
-        for checkpoint in self._checkpoints():
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        self._remove(self._checkpoints())
         # Fails if reports of metrics remain, which keeps them.
         with suppress(OSError):
             (self.path / RUN).unlink(missing_ok=True)
             self.path.rmdir()
         self.release()
+
+    @staticmethod
+    def _remove(checkpoints: Iterable[Path]) -> None:
+        for checkpoint in checkpoints:
+            shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _checkpoints(self) -> list[Path]:
         return [path for path in self.path.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]

@@ -66,14 +66,15 @@ def train_adapter(
     """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], get_task(config.task)
-    refuse_existing(Path(config.output_dir), "output_dir=...")
+    refuse_existing(Path(config.output_dir), "output_dir=...", config.overwrite_output_dir)
     base, datasets = (
         folder_of(config.model_name_or_path),
         list(map(_dataset, sources_of(config.train_file, "train_file"))),
     )
     described = {**as_mapping(config), "datasets": datasets}
-    # ``on_divergence`` does not change any number, so a run may resume with another value.
-    run = RunFolder(config.output_dir, described | {"on_divergence": None})
+    # These change no number, so a run may resume with other values.
+    described |= dict.fromkeys(("on_divergence", "overwrite_output_dir"))
+    run = RunFolder(config.output_dir, described, config.overwrite_output_dir)
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
     # Only the process that saves locks the folder; the others just read from it.
@@ -143,6 +144,7 @@ def write_pack(done: TrainedAdapter) -> Pack:
             else chat_template(config.chat_template),
             # Every process calls ``save``, because gathering sharded parameters needs them all.
             parents=() if ready.started is None else (ready.started,),
+            replace=config.overwrite_output_dir,
         )
     if first:
         done.folder.end()
