@@ -183,7 +183,7 @@ def _replies(
     """Returns row number -> what a model gives for the row, without the rows that it cannot run.
 
     Raises:
-        ConfigError: a row cannot be run, and such rows are not skipped.
+        AdapterpackError: a row cannot be run, and such rows are not skipped.
     """
     runner = RowRunner(model.session, (), batch_size, options)
     asked = [(row, {**one, "adapter": model.adapter}) for row in rows for one in row.asked]
@@ -193,12 +193,13 @@ def _replies(
         numbered = ((number, one) for number, (_, one) in enumerate(block, start + 1))
         for outcome, (row, _) in zip(runner.outcomes(numbered), block, strict=True):
             tick()
-            with report.row(row.number - 1):
-                if isinstance(outcome.error, RowError):
-                    raise outcome.error.moved(row.number, str(row.place))
-                if outcome.error is not None:
-                    raise outcome.error
+            if (error := outcome.error) is None:
                 results[row.number].append(outcome.result)
+                continue
+            error = error.moved(row.number, str(row.place)) if isinstance(error, RowError) else error
+            if not report.skips:
+                raise error
+            report.bad[row.number - 1] = str(error)
     replies = {}
     for row in rows:
         with report.row(row.number - 1):
