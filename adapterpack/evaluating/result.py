@@ -47,7 +47,7 @@ class ModelFigures:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluated:
     """What :func:`adapterpack.evaluate` found.
 
@@ -68,6 +68,9 @@ class Evaluated:
     models: Sequence[ModelFigures]
     not_measured: Mapping[str, str]
     bad_rows: Sequence[str]
+
+    def __repr__(self) -> str:
+        return f"<Evaluated {self.data}: {self.measures}>"
 
     @property
     def measures(self) -> dict[str, dict[str, float | None]]:

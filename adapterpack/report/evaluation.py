@@ -11,6 +11,8 @@ from .page import render
 Result = Mapping[str, Any]
 _MOST_LABELS = 20
 """The most labels of a confusion map."""
+_LONGEST = 2000
+"""The most characters of a text."""
 
 
 def evaluation_table(result: Result) -> tuple[list[str], list[list[str]]]:
@@ -65,8 +67,7 @@ def _gain(one: Result) -> str:
 def _confusion_map(model: Result) -> dict[str, Any]:
     """Returns the map of the labels that occur most, each cell with its count and its share of its row."""
     labels, counts = model["confusion"]["labels"], model["confusion"]["counts"]
-    often = sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:_MOST_LABELS]
-    shown = sorted(often)
+    shown = sorted(sorted(range(len(labels)), key=lambda at: -sum(counts[at]))[:_MOST_LABELS])
     return {
         "name": model["name"],
         "labels": [labels[at] for at in shown],
@@ -86,9 +87,5 @@ def _row(row: Result) -> list[tuple[str, str]]:
     measures = ", ".join(
         f"{name.replace('_', ' ')} {_short(value)}" for name, value in row["measures"].items()
     )
-    return [
-        ("row", f"{row['row']}: {measures}"),
-        ("asked", row["asked"]),
-        ("right", str(row["expected"])),
-        ("answer", str(row["answer"])),
-    ]
+    texts = (("asked", row["asked"]), ("right", row["expected"]), ("answer", row["answer"]))
+    return [("row", f"{row['row']}: {measures}"), *((name, str(text)[:_LONGEST]) for name, text in texts)]
