@@ -39,6 +39,7 @@ SAMPLE = {"README.md", "docs/stages/pack.md", "docs/stages/compose.md"}
 ELSEWHERE = {
     "docs/from-peft.md": "tests/test_from_peft_page.py",
     "docs/serve.md": "tests/serving/test_encoders.py",
+    "docs/chat.md": "tests/serving/test_chat.py",
     "docs/web.md": "tests/web/test_site.py",
     "docs/hub.md": "tests/hub/test_hub.py",
     "docs/files.md": "tests/serving/test_offline_runs.py",

@@ -192,7 +192,8 @@ def sign_in(page: Page, key: str) -> None:
 
 
 def ask(page: Page, **options: object) -> None:
-    """Fills in what is given, and asks by the keyboard."""
+    """Fills in what is given, and asks by the keyboard, when nothing else is being answered."""
+    page.wait("document.querySelector('#compare button.first')?.disabled === false")
     for name, value in options.items():
         page.run(f"document.querySelector('#{name}').value = {json.dumps(value)}")
     page.run("document.querySelector('textarea').focus()")
@@ -200,7 +201,7 @@ def ask(page: Page, **options: object) -> None:
 
 
 def answers(page: Page) -> list[str]:
-    return [page.text(f".pane.{tone} .output") for tone in ("c1", "c2")]
+    return [page.text(f".pane.{tone} .answer:last-child") for tone in ("c1", "c2")]
 
 
 @browser
@@ -259,6 +260,7 @@ def test_text_side_by_side(
         "for (const [tone, name] of [['c1', 'alpha'], ['c2', 'gamma']]) "
         "document.querySelector(`#model-${tone}`).value = name"
     )
+    page.run("document.querySelector('#again').click()")  # each question by itself
     ask(page, prompt="Where is my parcel?", max_tokens="24", temperature="0", seed="7")
     page.wait("document.querySelectorAll('.facts .right').length === 2")
     body = {
@@ -299,10 +301,26 @@ def test_text_side_by_side(
         "(select => { select.value = 'gamma'; select.dispatchEvent(new Event('change')); "
         "})(document.querySelector('#model-c2'))"
     )
+    page.run("document.querySelector('#again').click()")
+    page.run("document.querySelector('button.plain[type=button]:not(#sign-out)').click()")
+    turns = []
+    for place, question in enumerate(("Where?", "And when?")):
+        ask(page, prompt=question, system="Be brief.")
+        page.wait(f"document.querySelectorAll('.pane.c1 .question').length === {place + 1}")
+        page.wait("document.querySelectorAll('.facts .right').length === 2")
+        turns += [{"role": "user", "content": question}]
+        whole = {**body, "messages": [{"role": "system", "content": "Be brief."}, *turns]}
+        said = server.post("/v1/chat/completions", {"model": "alpha", **whole}).json()["choices"][0]
+        assert answers(page)[0].split() == said["message"]["content"].split()
+        turns += [said["message"]]
+        assert page.run("document.querySelector('#prompt').value") == ""
+    page.picture("conversation")
+    page.run("document.querySelector('#again').click()")
     with server.held(30):
-        ask(page, max_tokens="450")
+        ask(page, prompt="Where is my parcel?", max_tokens="450")
         page.wait("document.querySelector('.pane.c2 .output').hasAttribute('aria-busy')")
-        page.wait("document.querySelector('.pane.c2 .output').innerText.length > 30")
+        # the other may have come when no step was left
+        page.wait("[...document.querySelectorAll('.answer')].some((answer) => answer.innerText.length > 30)")
         page.key("Escape", 27)
         page.wait(
             "[...document.querySelectorAll('.output')].every((output) => "
@@ -336,11 +354,12 @@ def test_text_side_by_side(
         "})(document.querySelector('#theme'))"
     )
     page.open(server.address)
-    page.wait("!document.querySelector('#content').hidden")  # a tab keeps its key
+    # a tab keeps its key
+    page.wait("document.querySelector('#compare form')?.hidden === false")
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     places = []
     page.run("document.activeElement.blur()")
-    for _ in range(9):
+    for _ in range(13):
         page.key("Tab", 9)
         places.append(
             page.run(
@@ -353,9 +372,13 @@ def test_text_side_by_side(
         "sign-out",
         "theme",
         "prompt",
+        "system",
         "temperature",
+        "top_p",
         "max_tokens",
         "seed",
+        "plain",
+        "again",
         "plain",
         "first",
     ]

@@ -131,7 +131,7 @@ def test_rows_of_a_batch_and_further_packs(
 @pytest.mark.parametrize("quantize", [None, "int8"])
 def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize: str | None) -> None:
     """The greedy tokens of Python, base and adapter; of a quantized bundle by its graph for WebAssembly. The
-    page shows them, and continues the conversation of each side where that is chosen.
+    page shows them, and continues the conversation of each side.
     """
     site = site_of("llama", quantize)
     session = Session(bundle_in(site), "cpu")
@@ -148,9 +148,9 @@ def test_text_token_by_token(page: Page, site_of: Callable[..., Path], quantize:
         page.run("document.querySelector('#max_tokens').value = 6")
         page.run("document.querySelector('#prompt').value = 'Why?'")
         ask_both(page, "alpha", "beta")
-        output = "document.querySelector('.pane.c1 .output').textContent"
+        output = "document.querySelector('.pane.c1 .answer:last-child').textContent"
         assert page.run(output) == first
-        page.run("document.querySelector('#again').click()")
+        page.run("document.querySelector('#prompt').value = 'Why?'")
         ask_both(page, "alpha", "beta")
         messages = [("user", "Why?"), ("assistant", first), ("user", "Why?")]
         chat = [{"role": role, "content": content} for role, content in messages]

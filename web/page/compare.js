@@ -22,11 +22,12 @@ export class Compare {
   /** The models to choose from, the base first. It begins with two that can answer: of `headless` ones none can. */
   offer(models, headless) {
     const able = models.filter((model) => !headless.includes(model.id));
-    const first = able.length ? able : models;
-    this.panes.forEach((pane, place) => models.length && pane.offer(models, first[Math.min(place, first.length - 1)].id, this.mixes));
-    this.form?.toggleAttribute("hidden", !models.length);
-    this.panes[1].element.hidden = models.length < 2;
-    if (this.form) this.first.textContent = models.length < 2 ? "Ask" : "Ask both";
+    this.panes.forEach((pane, place) => able.length && pane.offer(models, able[Math.min(place, able.length - 1)].id, this.mixes, headless));
+    if (!this.form) return;
+    this.form.hidden = !able.length;
+    this.none.hidden = able.length || !models.length;
+    this.panes[1].element.hidden = able.length < 2;
+    this.first.textContent = able.length < 2 ? "Ask" : "Ask both";
   }
 
   /** Those that are asked: where there is one model alone, one. */
@@ -42,8 +43,9 @@ export class Compare {
     this.inputs = this.kind.inputs.map((input) => el("textarea", { id: input.id, rows: input.rows, required: !input.optional }, input.value));
     const sampling = this.kind.options.filter((option) => this.backend.sampling.includes(option.id));
     this.options = sampling.map(({ label, ...attributes }) => el("input", attributes));
-    this.again = el("input", { id: "again", type: "checkbox" });
-    this.history = el("div", { class: "field check", hidden: true }, this.again, el("label", { for: "again" }, "Continue the conversation"));
+    this.again = el("input", { id: "again", type: "checkbox", checked: this.kind === TEXT });
+    this.anew = el("button", { type: "button", class: "plain", onclick: () => this.panes.forEach((pane) => pane.reset()) }, "New conversation");
+    this.history = el("div", { class: "field check", hidden: this.kind !== TEXT }, this.again, el("label", { for: "again" }, "Continue the conversation"), this.anew);
     this.first = el("button", { class: "first" }, "Ask both");
     this.stop = el("button", { type: "button", disabled: true, onclick: () => this.stopping?.abort() }, "Stop");
     const fields = this.kind.inputs.map((input, place) => el("div", { class: "field" }, el("label", { for: input.id }, input.label), this.inputs[place]));
@@ -51,11 +53,12 @@ export class Compare {
       const label = el("label", { for: option.id }, option.label);
       return el("div", { class: option.type === "checkbox" ? "field check" : "field" }, ...(option.type === "checkbox" ? [this.options[place], label] : [label, this.options[place]]));
     });
-    this.form = el("form", { onsubmit: (event) => this.submit(event), onkeydown: (event) => this.key(event) },
+    this.form = el("form", { hidden: true, onsubmit: (event) => this.submit(event), onkeydown: (event) => this.key(event) },
       el("div", { class: "inputs" }, ...fields),
       el("div", { class: "options" }, ...options, this.history, el("div", { class: "row" }, this.first, this.stop)),
       el("div", { class: "pair" }, ...this.panes.map((pane) => pane.element)));
-    at("compare").replaceChildren(this.form);
+    this.none = el("p", { class: "note", hidden: true }, "Nothing here can answer yet: the base has no trained head, and there is no adapter with one.");
+    at("compare").replaceChildren(this.none, this.form);
   }
 
   key(event) {
@@ -69,17 +72,17 @@ export class Compare {
     this.stopping = new AbortController();
     this.busy(true);
     const texts = this.inputs.map((input) => input.value);
+    if (this.again.checked) this.inputs[0].value = ""; // it stands above its answers
     await Promise.all(this.asked.map((pane) => this.ask(pane, texts)));
     this.stopping = null;
     this.busy(false);
-    this.history.hidden = this.kind !== TEXT;
     say(`Ended: ${this.asked.map((pane) => pane.name).join(" and ")}.`);
   }
 
   /** Asks for one pane. Where the backend lists digests, the one that answers is compared with the listed one. */
   async ask(pane, texts) {
     const { asked } = pane;
-    pane.begin(this.again.checked);
+    pane.begin(this.again.checked, this.kind === TEXT ? texts[0] : "");
     try {
       const { digest, facts } = await this.kind.answer(this.backend, asked, texts, this.chosen(), pane, this.stopping.signal);
       pane.tell(facts, digest, await this.backend.agrees?.(digest, asked));
@@ -101,6 +104,7 @@ export class Compare {
     const focused = document.activeElement === from;
     to.disabled = false;
     from.disabled = true;
+    this.anew.disabled = now;
     if (focused) to.focus();
   }
 }

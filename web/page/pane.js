@@ -14,8 +14,14 @@ export class Pane {
     this.output = el("div", { class: "output", "aria-live": "polite", tabindex: 0, role: "region", "aria-label": `${side} answer` });
     this.facts = el("p", { class: "facts" });
     this.element = el("article", { class: `pane ${tone}` }, el("label", { for: `model-${tone}` }, side), this.select, this.mix.element, this.output, this.facts);
+    this.reset();
+  }
+
+  /** Forgets the conversation. */
+  reset() {
     this.messages = [];
     this.clear("Nothing asked yet.");
+    this.output.replaceChildren(this.answer);
   }
 
   /** What a request asks for: a model, or the base with several adapters. */
@@ -30,7 +36,7 @@ export class Pane {
   }
 
   /** The models to choose from; `mixes`: two adapters at once, too. One that has gone stays chosen, so that nobody asks another unawares. */
-  offer(models, first, mixes) {
+  offer(models, first, mixes, headless) {
     const chosen = this.select.value || first;
     const names = models.map((model) => model.id);
     if (this.offered === names.join("\n")) return; // a list that is open stays open
@@ -39,21 +45,24 @@ export class Pane {
     const adapters = models.filter((model) => model.parent).map((model) => model.id);
     const mixed = mixes && this.base && adapters.length > 1 ? [el("option", { value: MIXED }, "two adapters, mixed …")] : [];
     const gone = chosen && chosen !== MIXED && !names.includes(chosen) ? [el("option", { value: chosen }, `${chosen} (no longer there)`)] : [];
-    this.select.replaceChildren(...models.map((model) => el("option", { value: model.id }, model.parent ? model.id : `${model.id} (base)`)), ...mixed, ...gone);
+    this.select.replaceChildren(...models.map(({ id, parent }) => el("option", { value: id, disabled: headless.includes(id) }, headless.includes(id) ? `${id} (no trained head)` : parent ? id : `${id} (base)`)), ...mixed, ...gone);
     this.select.value = chosen || names[0];
     this.mix.offer(adapters);
   }
 
-  clear(words = "") {
-    this.output.replaceChildren(el("span", { class: "note" }, words));
+  clear(words) {
+    this.answer = el("div", { class: "answer" }, el("span", { class: "note" }, words));
     this.output.classList.remove("failed");
     this.facts.replaceChildren();
   }
 
-  /** An answer begins; `again`: to one more message of the same conversation. */
-  begin(again) {
+  /** An answer begins, below its question if there is one; `again`: to one more message of the same conversation, which stays. */
+  begin(again, question) {
+    const kept = again && this.messages.length ? [...this.output.children] : [];
     if (!again) this.messages = [];
     this.clear("Waiting for the first word …");
+    this.output.replaceChildren(...kept, ...(question ? [el("p", { class: "question" }, question)] : []), this.answer);
+    this.output.scrollTop = this.output.scrollHeight;
     this.output.setAttribute("aria-busy", "true");
   }
 
@@ -63,15 +72,15 @@ export class Pane {
 
   /** The answer, as elements or text. */
   show(...children) {
-    this.output.replaceChildren(...children);
+    this.answer.replaceChildren(...children);
   }
 
   fail(problem) {
     const words = problem.name === "AbortError" ? "Stopped." : problem.message;
     this.output.classList.toggle("failed", problem.name !== "AbortError");
     const note = el("p", { class: "note" }, words);
-    if (this.output.querySelector(".note")) this.output.replaceChildren(note);
-    else this.output.append(note);
+    if (this.answer.querySelector(".note")) this.answer.replaceChildren(note);
+    else this.answer.append(note);
   }
 
   /** Facts below the answer, and which digest answered: what was asked and is listed, or another; `right` is undefined where nothing is compared. */

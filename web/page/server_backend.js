@@ -11,7 +11,7 @@ const ROUTES = {
 };
 
 export class ServerBackend {
-  sampling = ["temperature", "max_tokens", "seed", "plain"];
+  sampling = ["temperature", "top_p", "max_tokens", "seed", "plain"];
   mixes = true;
   templated = true;
 

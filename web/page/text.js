@@ -6,35 +6,44 @@ import { counted, rough, seconds } from "./numbers.js";
 export const TEXT = {
   task: "text-generation",
   mixes: true,
-  inputs: [{ id: "prompt", label: "Prompt", value: "Tell me in one sentence what you can do.", rows: 3 }],
+  inputs: [
+    { id: "prompt", label: "Message", value: "Tell me in one sentence what you can do.", rows: 3 },
+    { id: "system", label: "System message, before all others", value: "", rows: 3, optional: true },
+  ],
   options: [
     { id: "temperature", label: "Temperature", type: "number", min: 0, max: 2, step: "any", placeholder: "the model's" },
+    { id: "top_p", label: "Top p", type: "number", min: 0, max: 1, step: "any", placeholder: "the model's" },
     { id: "max_tokens", label: "Max tokens", type: "number", min: 1, step: 1, value: 128 },
     { id: "seed", label: "Seed", type: "number", min: 0, step: 1, placeholder: "any" },
-    { id: "plain", label: "Take the prompt as it is, without the chat template", type: "checkbox" },
+    { id: "plain", label: "Take the message as it is, without the chat template", type: "checkbox" },
   ],
 
   /** Asks after the messages that the pane keeps of an earlier answer, and keeps these, too. */
-  async answer(backend, asked, [prompt], { plain, ...options }, pane, signal) {
+  async answer(backend, asked, [prompt, system], { plain, ...options }, pane, signal) {
     const times = { asked: performance.now(), first: 0, last: 0 };
     const messages = [...pane.messages, { role: "user", content: prompt }];
+    const before = system.trim() ? [{ role: "system", content: system }] : [];
     const written = document.createTextNode("");
     let [digest, reason, usage, pieces] = [null, "", null, 0];
-    for await (const piece of backend.generate(asked, plain ? prompt : messages, options, signal)) {
-      digest = piece.digest;
-      reason = piece.reason ?? reason;
-      usage = piece.usage ?? usage;
-      if (!piece.text) continue;
-      pieces += 1;
-      times.last = performance.now();
-      if (!times.first) {
-        times.first = times.last;
-        pane.show(written);
+    try {
+      for await (const piece of backend.generate(asked, plain ? prompt : [...before, ...messages], options, signal)) {
+        digest = piece.digest;
+        reason = piece.reason ?? reason;
+        usage = piece.usage ?? usage;
+        if (!piece.text) continue;
+        pieces += 1;
+        times.last = performance.now();
+        if (!times.first) {
+          times.first = times.last;
+          pane.show(written);
+        }
+        append(pane.output, written, piece.text);
       }
-      append(pane.output, written, piece.text);
+    } finally {
+      // one that was stopped is kept as far as it came
+      if (pieces || !signal.aborted) pane.messages = [...messages, { role: "assistant", content: written.data }];
     }
     if (!pieces) pane.show(el("span", { class: "note" }, "The answer is empty: the first token ended it."));
-    pane.messages = [...messages, { role: "assistant", content: written.data }];
     return { digest, facts: facts(times, usage?.completion_tokens, pieces, reason) };
   },
 };
