@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from test_sign import make_keys
 
 import adapterpack
 from adapterpack.cli.main import main
@@ -101,3 +102,30 @@ def test_another_process_may_be_first(tiny_llama: Path, pack_of: Packs, cache: P
     assert adapterpack.bundle_for(tiny_llama, packs, proof="none", progress=finish) == first
     assert first.stat().st_ino == made
     assert not list((cache / "exports").glob(".*"))
+
+
+def test_a_bundle_takes_more_packs(bundle_of: Packs, pack_of: Packs) -> None:
+    """They are loaded, and rows that name no adapter run with them, as with ``--adapter``; what the options name
+    comes after them, once.
+    """
+    bundle, pack = bundle_of("bert", "bank"), f"other={pack_of('bert', 'beta')}"
+    found, _ = rows_of(bundle, pack, "--adapter", "alpha", "--adapter", "alpha", "--prompt", "w1 w2")
+    assert [row["adapter"] for row in found] == ["other", "alpha"]
+    (alone,), _ = rows_of(bundle, "--adapter", "beta", "--prompt", "w1 w2")
+    assert alone["scores"] == pytest.approx(found[0]["scores"], abs=1e-6)
+
+
+def test_a_server_asks_for_signatures_before_it_exports(
+    tiny_bert: Path, pack_of: Packs, cache: Path, tmp_path: Path
+) -> None:
+    """Of the packs that go into the bundle, too."""
+    there = sorted((cache / "exports").glob("*"))
+    command = [
+        "serve",
+        tiny_bert,
+        pack_of("bert", "gamma"),
+        "--require-signature",
+        make_keys(tmp_path).public,
+    ]
+    done = CliRunner().invoke(main, [*map(str, command)])
+    assert (done.exit_code, sorted((cache / "exports").glob("*"))) == (4, there), done.stderr
