@@ -7,7 +7,6 @@ need.
 
 from __future__ import annotations
 
-import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -30,10 +29,11 @@ from .pack.trust.sign import verify as verify_pack
 from .pack.validate.checks.context import Budget
 from .pack.validate.validation import Report, load
 from .pack.validate.validation import validate as validate_pack
+from .paths import StrPath
 from .peft import layout
 
 
-def kind_of(path: str | os.PathLike[str]) -> str:
+def kind_of(path: StrPath) -> str:
     """Returns ``pack``, ``peft``, ``fleet``, ``bundle``, ``genai_folder`` or ``base``, by the file that only
     this kind has; ``adapter`` for a single file and for another tool's folder.
 
@@ -68,8 +68,8 @@ def _foreign(folder: Path) -> bool:
 
 
 def validate(
-    path: str | os.PathLike[str],
-    base: str | os.PathLike[str] | None = None,
+    path: StrPath,
+    base: StrPath | None = None,
     *,
     full: bool = False,
     budget: Budget | None = None,
@@ -135,7 +135,7 @@ def validate(
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 
-def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect(path: StrPath) -> dict[str, Any]:
     """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified
     on the way.
 
@@ -165,8 +165,8 @@ def inspect(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def sign(
-    pack: Pack | str | os.PathLike[str],
-    key: str | os.PathLike[str],
+    pack: Pack | StrPath,
+    key: StrPath,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -201,8 +201,8 @@ def sign(
 
 
 def verify(
-    pack: Pack | str | os.PathLike[str],
-    key: str | os.PathLike[str],
+    pack: Pack | StrPath,
+    key: StrPath,
     *,
     identity: str | None = None,
     at: datetime | None = None,

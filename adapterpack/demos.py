@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,7 @@ from .hub.resolve import folder_of
 from .io.atomic import output_folder, refuse_existing, scratch_folder
 from .io.cache import cache_folder
 from .io.hashing import sha256_of
+from .paths import StrPath
 from .resources import resource
 
 _DEEPEST = 2
@@ -193,9 +193,7 @@ BASES = {"MiniLM": MINILM, "SmolLM2": SMOLLM2}
 """The demo's models by the names of their folders in the guide and in ``examples``."""
 
 
-def prepare(
-    folder: str | os.PathLike[str] = "models", say: Callable[[str], None] = lambda text: None
-) -> list[Path]:
+def prepare(folder: StrPath = "models", say: Callable[[str], None] = lambda text: None) -> list[Path]:
     """Puts the demo's models into a folder, as the bases that the guide and the examples name; what is there
     stays. Returns their folders.
 
@@ -217,10 +215,10 @@ def prepare(
 
 
 def demo(
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     *,
     causal_lm: bool = False,
-    model: str | os.PathLike[str] | None = None,
+    model: StrPath | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
 import shutil
 import tempfile
@@ -44,6 +43,7 @@ from .manifest import manifest as m
 from .pack.pack import Pack
 from .pack.validate.checks.folder import regular_files
 from .pack.validate.validation import load
+from .paths import StrPath
 
 _ID = re.compile(r"(?:sha256:)?([0-9a-f]{64})")
 
@@ -79,10 +79,10 @@ class Store:
         ((), 0)
     """
 
-    def __init__(self, root: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, root: StrPath | None = None) -> None:
         self.root = cache_folder() / "store" if root is None else Path(root)
 
-    def add(self, pack: Pack | str | os.PathLike[str]) -> Pack:
+    def add(self, pack: Pack | StrPath) -> Pack:
         """Copies a pack into the store, hashes it on the way, and returns it as loaded from the store.
 
         Files outside the manifest's list, such as a README or a signature, are not copied. A pack that the
@@ -103,7 +103,7 @@ class Store:
             )
         return added
 
-    def _add(self, pack: Pack | str | os.PathLike[str]) -> tuple[Path, Pack | None]:
+    def _add(self, pack: Pack | StrPath) -> tuple[Path, Pack | None]:
         """Returns the pack's place and the pack stored there; None instead of the pack if the place holds
         something else. It holds one lock throughout, so that nothing is collected in between.
         """
@@ -234,7 +234,7 @@ class Store:
             return True
         return blob.lstat().st_nlink == 1 and any(_has_copy(folders[name], blob) for name in kept)
 
-    def _source(self, pack: Pack | str | os.PathLike[str], written: Path) -> Path:
+    def _source(self, pack: Pack | StrPath, written: Path) -> Path:
         """Returns a folder with the pack's files: its own, or a new one for a pack that has none, was renamed
         or came from PEFT.
         """

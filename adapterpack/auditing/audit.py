@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from ..lowrank.truncation import Cut, require_count
 from ..manifest import manifest as m
 from ..pack.pack import Adapter, Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from . import verdict
 from .audit_report import Audit, AuditedModule, AuditedSite, Skipped
 from .measures import measure
@@ -47,10 +47,10 @@ class _Part(NamedTuple):
 
 
 def audit(
-    packs: Sequence[Pack | str | os.PathLike[str]],
+    packs: Sequence[Pack | StrPath],
     *,
     weights: Sequence[float] | None = None,
-    base: str | os.PathLike[str] | None = None,
+    base: StrPath | None = None,
     ranks: Sequence[int] = RANKS,
     dtypes: Sequence[str] = ("bf16", "fp16"),
     exact: bool = False,
@@ -246,9 +246,7 @@ def _whole(packs: Sequence[Pack]) -> Iterator[AuditedModule]:
         yield AuditedModule(path, tuple(name for name, _ in holders), numbers, refusal)
 
 
-def _refusals(
-    packs: Sequence[Pack], rules: Sequence[str], base: str | os.PathLike[str] | None
-) -> Iterator[tuple[str, str]]:
+def _refusals(packs: Sequence[Pack], rules: Sequence[str], base: StrPath | None) -> Iterator[tuple[str, str]]:
     """Returns those of ``rules`` by which compose would refuse the packs without further options, with the
     reasons.
     """

@@ -5,7 +5,6 @@ computes its fingerprints, without torch.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,6 +19,7 @@ from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, neare
 from ..io.hashing import HashedSource, Identity, bytes_of, digests, identity, require_unchanged
 from ..io.safe_open import open_inside
 from ..io.safetensors import DTYPES, SafetensorsFile, TensorInfo
+from ..paths import StrPath
 from . import fingerprint as fp
 from . import linear_layers
 from .base_folder import CONFIG, read_json, require_harmless, without_code
@@ -55,7 +55,7 @@ class Checkpoint:
     has_weights = True
     """Whether the weights can be read; a subclass may know only names, dtypes and shapes."""
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: StrPath) -> None:
         self.folder = Path(folder)
         if self.folder.is_file():
             raise StorageError(

@@ -25,6 +25,7 @@ from ..io.typed_json import Misfit
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
 from ..pack.pack import SIGNATURE
+from ..paths import StrPath
 from ..tasks.data.problems import ONE, PROBLEMS
 from ..tasks.task import MAIN, get_task
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
@@ -352,7 +353,7 @@ def role_of(path: str) -> str:
     return "adapter" if path.startswith(f"{ADAPTERS}/") else "carried"
 
 
-def bundle_in(folder: str | os.PathLike[str]) -> Path:
+def bundle_in(folder: StrPath) -> Path:
     """Finds the bundle in ``folder``: a model repository holds it as the version of its single model, a site
     as ``bundle``. Returns ``folder`` itself for anything else.
 
@@ -381,7 +382,7 @@ def list_files(
     return entries
 
 
-def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
+def read_bundle(folder: StrPath) -> Bundle:
     """Reads the manifest of the bundle in ``folder``.
 
     Raises:
@@ -390,7 +391,7 @@ def read_bundle(folder: str | os.PathLike[str]) -> Bundle:
     return parse_bundle(manifest_bytes(folder), Path(folder) / FILE_NAME)
 
 
-def manifest_bytes(folder: str | os.PathLike[str]) -> bytes:
+def manifest_bytes(folder: StrPath) -> bytes:
     """Reads the bytes of the manifest in ``folder``, up to just above the permitted size.
 
     Raises:

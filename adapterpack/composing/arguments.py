@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ..pack.layer_kinds import match_layers
 from ..pack.lineage import weights_of
 from ..pack.on_base import named_on
 from ..pack.pack import Pack
+from ..paths import StrPath
 from .rules.rule import Rule
 
 BySite = Mapping[str, Mapping[str, Sequence[float]]]
@@ -75,9 +75,7 @@ def check_by_site(by_site: BySite, packs: Sequence[Pack], rule: Rule, arguments:
                 )
 
 
-def chosen_name(
-    name: str | None, out: str | os.PathLike[str] | None, rule: str, parents: Sequence[Pack]
-) -> str:
+def chosen_name(name: str | None, out: StrPath | None, rule: str, parents: Sequence[Pack]) -> str:
     """Returns ``name`` if it is set, else the name of the folder ``out``, else a name made of the rule and
     the packs.
 
@@ -98,9 +96,7 @@ def chosen_name(
     return chosen
 
 
-def opened_base(
-    base: str | os.PathLike[str] | None, packs: Sequence[Pack]
-) -> tuple[Checkpoint | None, list[Pack]]:
+def opened_base(base: StrPath | None, packs: Sequence[Pack]) -> tuple[Checkpoint | None, list[Pack]]:
     """Opens the base checkpoint and checks by names, shapes and samples that all packs were made for it.
     Returns the checkpoint, and the packs with their layers under the names that the checkpoint uses.
 

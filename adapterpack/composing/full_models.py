@@ -32,6 +32,7 @@ from ..merging.checkpoint.arguments import require_outside
 from ..merging.checkpoint.config import plain_config
 from ..merging.checkpoint.layout import Item, Shard, index
 from ..merging.checkpoint.stream import create_files
+from ..paths import StrPath
 from .mergekit_file import MergekitFile, TensorValues, layers_of
 from .rules.entries import Coordinates
 from .rules.rule import RULES, Rule
@@ -83,7 +84,7 @@ class MergedModels(NamedTuple):
 def merge_models(
     file: MergekitFile,
     folders: Mapping[str, Path],
-    out: str | os.PathLike[str],
+    out: StrPath,
     *,
     seed: int = 0,
     progress: Progress | None = None,

@@ -7,12 +7,12 @@ checkpoint without truncating anything.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported, printable
 from ..io.atomic import output_file
+from ..paths import StrPath
 from .recipe import CompositionRecipe
 
 
@@ -158,7 +158,7 @@ def to_mergekit(recipe: CompositionRecipe, base: str, models: Sequence[str]) -> 
     }
 
 
-def write(recipe: CompositionRecipe, base: str, models: Sequence[str], out: str | os.PathLike[str]) -> None:
+def write(recipe: CompositionRecipe, base: str, models: Sequence[str], out: StrPath) -> None:
     """Writes the configuration of :func:`to_mergekit` as YAML, with a comment on the truncation that
     adapterpack did and mergekit does not do.
     """

@@ -4,7 +4,6 @@ rank is given.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,14 @@ from ..errors import ConfigError
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .arguments import BySite, checked_weights, chosen_name
 from .assemble import TreeLike, assemble
 from .recipe import CompositionRecipe, repeat
 from .statistics import Statistics
 from .steps import CompositionRequest, Progress, Score, compose_by_rule
 
-Packs = Sequence[Pack | str | os.PathLike[str]]
+Packs = Sequence[Pack | StrPath]
 
 
 def compose(
@@ -34,14 +34,14 @@ def compose(
     budget: float | None = None,
     whole: str = "average",
     by_site: BySite | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    statistics: Sequence[Statistics | StrPath] | None = None,
     score: Score | None = None,
-    base: str | os.PathLike[str] | None = None,
+    base: StrPath | None = None,
     name: str | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     tree: TreeLike | None = None,
     seed: int = 0,
-    recipe: CompositionRecipe | str | os.PathLike[str] | None = None,
+    recipe: CompositionRecipe | StrPath | None = None,
     progress: Progress | None = None,
 ) -> Pack:
     """Combines packs by a rule into one LoRA pack; or, with a tree, into a pack that holds them all and

@@ -9,7 +9,6 @@ steps; it leaves out the packs themselves.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from ..adapter_methods import complete
 from ..io.threads import workers
 from ..pack.pack import Adapter, Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .arguments import opened_base
 from .as_factors import exact_factors, require_cut, require_representable, with_widths
 from .budget import FULL_RANK
@@ -169,7 +169,7 @@ def plan(
     energy: float | None = None,
     budget: float | None = None,
     whole: str = "average",
-    base: str | os.PathLike[str] | None = None,
+    base: StrPath | None = None,
     seed: int = 0,
 ) -> CompositionPlan:
     """Predicts what :func:`adapterpack.compose` would do with the same arguments, without doing it.

@@ -7,7 +7,6 @@ statistics files by sha256 and contains no paths, so it can be published with th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..manifest.manifest import Parent
 from ..manifest.structs import PackName
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..paths import StrPath
 from .assemble import assemble
 from .rules.rule import RULES
 from .statistics import Statistics
@@ -74,7 +74,7 @@ class CompositionRecipe:
             "result": self.result,
         }
 
-    def write(self, out: str | os.PathLike[str]) -> None:
+    def write(self, out: StrPath) -> None:
         """Writes the recipe atomically."""
         with output_file(out, renews=FORMAT.encode()) as file:
             file.write_bytes(canonical(self.to_json()))
@@ -125,7 +125,7 @@ def recipe_of(pack: Pack) -> CompositionRecipe:
     )
 
 
-def read(source: str | os.PathLike[str]) -> CompositionRecipe:
+def read(source: StrPath) -> CompositionRecipe:
     """Reads a recipe from its file, or from the folder of a composed pack.
 
     Raises:
@@ -193,11 +193,11 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def repeat(
-    recipe: CompositionRecipe | str | os.PathLike[str],
+    recipe: CompositionRecipe | StrPath,
     packs: Sequence[Pack],
     *,
-    base: str | os.PathLike[str] | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    base: StrPath | None = None,
+    statistics: Sequence[Statistics | StrPath] | None = None,
     name: str | None = None,
     progress: Progress | None = None,
 ) -> Pack:
@@ -256,7 +256,7 @@ def _match_packs(recipe: CompositionRecipe, packs: Sequence[Pack]) -> list[Pack]
 
 
 def _match_statistics(
-    recipe: CompositionRecipe, statistics: Sequence[Statistics | str | os.PathLike[str]] | None
+    recipe: CompositionRecipe, statistics: Sequence[Statistics | StrPath] | None
 ) -> list[Statistics] | None:
     """Returns the statistics in the order of the recipe; their digests identify them."""
     loaded = [item if isinstance(item, Statistics) else read_statistics(item) for item in statistics or ()]

@@ -4,7 +4,6 @@ budget for all sites.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from ..lowrank.truncation import Cut, energy_of
 from ..pack.lineage import descend
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .arguments import chosen_name, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .full_modules import CombinedModules
@@ -30,7 +30,7 @@ from .sites import JointSite, SiteValues, gather
 
 
 def resize(
-    pack: Pack | str | os.PathLike[str],
+    pack: Pack | StrPath,
     *,
     rank: int | None = None,
     energy: float | None = None,
@@ -38,9 +38,9 @@ def resize(
     sv_cumulative: float | None = None,
     sv_fro: float | None = None,
     budget: float | None = None,
-    base: str | os.PathLike[str] | None = None,
+    base: StrPath | None = None,
     name: str | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
 ) -> Pack:
     """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its
     exact singular values.

@@ -11,7 +11,6 @@ The file is safetensors, one float32 tensor for each site under its path; the me
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..io.atomic import output_file
 from ..io.hashing import sha256_of
 from ..io.safetensors import SafetensorsFile, all_finite, write
 from ..pack.pack import Pack
+from ..paths import StrPath
 
 FORMAT = "adapterpack-statistics-1"
 KINDS = {
@@ -49,7 +49,7 @@ class Statistics:
         """Returns the matrix at a site, or None if the site was not measured."""
         return self.matrices.get(path)
 
-    def write(self, out: str | os.PathLike[str]) -> None:
+    def write(self, out: StrPath) -> None:
         """Writes the file atomically.
 
         Raises:
@@ -70,7 +70,7 @@ class Statistics:
             )
 
 
-def read(path: str | os.PathLike[str]) -> Statistics:
+def read(path: StrPath) -> Statistics:
     """Opens a file of statistics; the matrices stay in the file until they are used.
 
     Raises:
@@ -116,7 +116,7 @@ def read(path: str | os.PathLike[str]) -> Statistics:
 
 
 def of_packs(
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None,
+    statistics: Sequence[Statistics | StrPath] | None,
     packs: Sequence[Pack],
     wanted: str,
     rule: str,

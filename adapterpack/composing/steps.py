@@ -5,7 +5,6 @@ from the results; or, where all packs are of one method that has such sums, comb
 from __future__ import annotations
 
 import itertools
-import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,6 +24,7 @@ from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.lineage import descend
 from ..pack.pack import Pack
+from ..paths import StrPath
 from .arguments import BySite, check_by_site, checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within
 from .compatibility import common_base, require_same_site
@@ -159,8 +159,8 @@ class CompositionWork(NamedTuple):
 
     def with_sites(
         self,
-        base: str | os.PathLike[str] | None = None,
-        statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+        base: StrPath | None = None,
+        statistics: Sequence[Statistics | StrPath] | None = None,
     ) -> CompositionWork:
         """Returns the work with the sites of all packs, and with statistics of the packs where the rule needs
         them.
@@ -245,8 +245,8 @@ def compose_by_rule(
     parents: Sequence[Pack],
     request: CompositionRequest,
     name: str,
-    base: str | os.PathLike[str] | None = None,
-    statistics: Sequence[Statistics | str | os.PathLike[str]] | None = None,
+    base: StrPath | None = None,
+    statistics: Sequence[Statistics | StrPath] | None = None,
     score: Score | None = None,
     progress: Progress | None = None,
 ) -> Pack:

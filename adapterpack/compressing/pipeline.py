@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from numbers import Integral
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..io.atomic import exchanged_folder, refuse_existing
 from ..io.threads import one_thread_each
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .candidates import Candidate, candidates, joint_sites
 from .fitting import Fit, fit_bases
 from .members import assemble, drafts_of
@@ -24,14 +24,14 @@ RANKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1
 
 
 def compress(
-    packs: Sequence[Pack | str | os.PathLike[str]],
+    packs: Sequence[Pack | StrPath],
     *,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     basis: int | None = None,
     clusters: int = 1,
     error_budget: float | None = None,
     size_budget: float | None = None,
-    into: str | os.PathLike[str] | None = None,
+    into: StrPath | None = None,
     name: str | None = None,
 ) -> Fleet:
     """Compresses packs of one base into a fleet: shared bases at each site, and a small int8 core for each

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ from ..manifest import manifest as m
 from ..pack.layer_kinds import kind_of_shape, match_layers, require_shape
 from ..pack.on_base import named_on
 from ..pack.pack import Pack, is_module, seal
+from ..paths import StrPath
 from ..tasks.task import TASKS, type_of
 
 
@@ -126,7 +126,7 @@ class BaseModel:
         return m.PackTask(type_of(architecture, self.config), architecture)
 
 
-def open_base(base: str | os.PathLike[str] | BaseModel) -> BaseModel:
+def open_base(base: StrPath | BaseModel) -> BaseModel:
     """Opens the base in a folder: a transformers checkpoint, or one model of a diffusers pipeline.
 
     Raises:

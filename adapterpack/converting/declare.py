@@ -4,7 +4,6 @@ tensors.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -18,13 +17,14 @@ from ..manifest.structs import Variant
 from ..pack.lineage import descend
 from ..pack.pack import Pack, seal
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 
 
 def declare(
-    pack: Pack | str | os.PathLike[str],
-    base: str | os.PathLike[str],
-    other: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
+    pack: Pack | StrPath,
+    base: StrPath,
+    other: StrPath,
+    out: StrPath | None = None,
 ) -> Pack:
     """Compares ``other`` with the base of a pack, and makes a copy of the pack that may be used on both.
 

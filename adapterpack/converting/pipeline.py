@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from ..io.hashing import sha256_of
 from ..io.safetensors import SafetensorsFile
 from ..pack.on_base import rewritten_on
 from ..pack.pack import Pack
+from ..paths import StrPath
 from .base import BaseModel, open_base
 from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name, require_base
 from .labels import name_labels, unnamed_note
@@ -56,15 +56,15 @@ class Conversion:
 
 
 def convert(
-    source: str | os.PathLike[str] | Pack,
-    out: str | os.PathLike[str],
+    source: StrPath | Pack,
+    out: StrPath,
     *,
     to: str | None = None,
-    base: str | os.PathLike[str] | BaseModel | None = None,
+    base: StrPath | BaseModel | None = None,
     part: str | None = None,
     labels: Sequence[str] | None = None,
     allow_structural: bool = False,
-    graph: str | os.PathLike[str] | None = None,
+    graph: StrPath | None = None,
 ) -> Conversion:
     """Converts a pack, or an adapter of another tool, to another format.
 
@@ -151,7 +151,7 @@ def convert(
     return Conversion(form.name, to, target, pack, notes)
 
 
-def _writer(form: Format, graph: str | os.PathLike[str] | None) -> Callable[..., tuple[str, ...]]:
+def _writer(form: Format, graph: StrPath | None) -> Callable[..., tuple[str, ...]]:
     """Returns what writes a format, for a graph if one is named.
 
     Raises:
@@ -174,7 +174,7 @@ def _writer(form: Format, graph: str | os.PathLike[str] | None) -> Callable[...,
     return lambda pack, out, model: write_for(pack, out, Path(graph))
 
 
-def _format_for(out: Path, source: str | os.PathLike[str] | Pack, labels: Sequence[str] | None) -> str:
+def _format_for(out: Path, source: StrPath | Pack, labels: Sequence[str] | None) -> str:
     """Returns the format to write if the caller names none.
 
     Raises:

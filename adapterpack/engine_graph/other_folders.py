@@ -5,7 +5,6 @@ from theirs, and proves it with random adapters, a different one in each row.
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from ..bundle.manifest import Bundle
 from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m
 from ..pack.pack import Pack, build
+from ..paths import StrPath
 from ..runtime.other_folders import bundle_folder
 from ..tasks.task import NO_TASK
 from .parity import with_decoder
@@ -25,7 +25,7 @@ _LORA = LoRA(r=1, alpha=1)
 _LOG = logging.getLogger(__name__)
 
 
-def served_folder(folder: str | os.PathLike[str]) -> Path:
+def served_folder(folder: StrPath) -> Path:
     """Returns the folder itself, or for one of another tool that of its bundle with the engine's graph.
 
     Raises:

@@ -4,7 +4,6 @@ before anything is built.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from ..pack.layer_kinds import match_layers
 from ..pack.on_base import named_on
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..paths import StrPath
 from ..quantizing.graphs.options import (
     CACHES,
     STORED,
@@ -52,9 +52,9 @@ class ExportRequest:
     ``base`` is a checkpoint, an ONNX or GGUF file made from the ``checkpoint``, or a finished bundle.
     """
 
-    base: str | os.PathLike[str]
-    packs: Sequence[Pack | str | os.PathLike[str]] = ()
-    out: str | os.PathLike[str] = "bundle"
+    base: StrPath
+    packs: Sequence[Pack | StrPath] = ()
+    out: StrPath = "bundle"
     _: KW_ONLY
     mode: str = "bank"
     """``folded``, ``inputs`` or ``bank``."""
@@ -84,7 +84,7 @@ class ExportRequest:
     """How much is proved: ``full``, ``layers`` or ``none``; by default large models by layers."""
     pooling: str | None = None
     """How to pool hidden states into one vector, for tasks that return them."""
-    checkpoint: str | os.PathLike[str] | None = None
+    checkpoint: StrPath | None = None
     """The checkpoint from which an ONNX or GGUF ``base`` was made."""
     allow_structural: bool = False
     """Whether to accept a base that only matches the packs' base in names, dtypes and shapes."""
@@ -100,7 +100,7 @@ class ExportRequest:
     block_size: int | None = None
     symmetric: bool | None = None
     algorithm: str | None = None
-    calibration: str | os.PathLike[str] | None = None
+    calibration: StrPath | None = None
     compensate: int | None = None
     error_budget: float | None = None
     size_budget: int | None = None
@@ -331,7 +331,7 @@ def _require_cache(request: ExportRequest, task: Task, floats: str) -> bool | No
     return True
 
 
-def _graph_file(base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None) -> Path | None:
+def _graph_file(base: StrPath, checkpoint: StrPath | None) -> Path | None:
     """Returns the ONNX file to export from, if ``base`` is one."""
     file = Path(base) if is_graph(base) else None
     if (file is None) != (checkpoint is None):

@@ -4,7 +4,6 @@ error.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
+from ..paths import StrPath
 from ..tasks.data.problems import problem_in
 from ..tasks.task import TASKS, type_of
 from .classify import ClassifiedTensors, NamedMatrix, classify
@@ -47,15 +47,15 @@ class SiteChange(NamedTuple):
 
 
 def extract(
-    tuned: str | os.PathLike[str],
-    base: str | os.PathLike[str],
+    tuned: StrPath,
+    base: StrPath,
     *,
     rank: int | None = None,
     energy: float | None = None,
     modules: Sequence[str] | None = None,
     rest: str = "keep",
     name: str | None = None,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Pack:
     """Extracts a LoRA pack that turns the checkpoint ``base`` into ``tuned``, which was fine-tuned from it or

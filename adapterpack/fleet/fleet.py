@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +29,7 @@ from ..pack.trust.sign import Signable, Signature, seal, unseal
 from ..pack.trust.statement import Statement
 from ..pack.validate.checks.finding import Finding
 from ..pack.validate.checks.folder import REGULAR, entries
+from ..paths import StrPath
 from .manifest import FILE_NAME, MAX_BYTES, TENSOR_FILE, FleetManifest, Member, layout, parse
 
 _REMEDY = "fetch the fleet again, or compress the packs again"
@@ -75,7 +75,7 @@ class Fleet:
     path: Path | None = None
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Fleet:
+    def load(cls, path: StrPath) -> Fleet:
         """Loads the fleet in a folder into memory and verifies every digest.
 
         Raises:
@@ -128,7 +128,7 @@ class Fleet:
         manifest = FleetManifest(tensors=digests, size=file.size, sha256=file.sha256, **fields)
         return cls(parse(manifest.bytes, f"fleet '{manifest.name}'"), tensors)
 
-    def write(self, out: str | os.PathLike[str]) -> Fleet:
+    def write(self, out: StrPath) -> Fleet:
         """Writes the fleet to a new folder ``out``, completely or not at all, and returns it with its path.
 
         Raises:
@@ -263,7 +263,7 @@ class Fleet:
 
 def sign_fleet(
     folder: Path,
-    key: str | os.PathLike[str],
+    key: StrPath,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -286,7 +286,7 @@ def sign_fleet(
 
 
 def verify_fleet(
-    folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
+    folder: Path, key: StrPath, *, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
     """Returns the signature of a fleet, if the holder of the key signed exactly the files in the folder.
 

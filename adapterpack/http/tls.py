@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import ssl
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
 from ..io.secret_files import require_private
+from ..paths import StrPath
 from .reloading_file import ReloadingFile
 
 IN_THE_CLEAR = (
@@ -35,9 +35,7 @@ class Certificate:
         self.context.sni_callback = self._exchange
 
     @classmethod
-    def of(
-        cls, certificate: str | os.PathLike[str] | None, key: str | os.PathLike[str] | None
-    ) -> Certificate | None:
+    def of(cls, certificate: StrPath | None, key: StrPath | None) -> Certificate | None:
         """Makes the certificate of two files, or returns None if neither is given.
 
         Raises:

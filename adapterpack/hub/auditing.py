@@ -4,7 +4,6 @@ others.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from ..errors import AdapterpackError, FormatError
 from ..pack.validate.checks.context import Budget
 from ..pack.validate.checks.finding import Report
 from ..pack.validate.sarif import sarif
+from ..paths import StrPath
 from .lockfile import Lockfile, PinnedArtifact
 from .remote import validate_remote
 from .transport import names
@@ -44,7 +44,7 @@ class Audited:
 def audit(
     repos: Iterable[str],
     *,
-    lock: str | os.PathLike[str] | None = None,
+    lock: StrPath | None = None,
     full: bool = False,
     budget: Budget | None = None,
     token: str | None = None,

@@ -14,6 +14,7 @@ from ..io.locks import hold_lock
 from ..io.safe_open import read_at_most
 from ..io.typed_json import Misfit, StrictStruct
 from ..manifest.structs import Commit, Sha256
+from ..paths import StrPath
 from .transport import names
 
 FILE_NAME = "adapterpack.lock"
@@ -45,7 +46,7 @@ class Lockfile:
         True
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = Path(path)
 
     def get(self, reference: names.HubReference) -> PinnedArtifact | None:

@@ -4,7 +4,6 @@ machine, such as text that contains secrets.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, seal
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files
 from ..pack.validate.validation import check, load
+from ..paths import StrPath
 from ..runtime.sessions.validation import validate_bundle
 from .artifact import KINDS
 from .card import bundle_card, pack_card
@@ -56,7 +56,7 @@ class PreparedPush:
 
 @contextmanager
 def prepare(
-    source: Pack | str | os.PathLike[str],
+    source: Pack | StrPath,
     to: names.HubReference,
     base_model: str | None,
     license_name: str | None,
@@ -111,7 +111,7 @@ def _kind(folder: Path) -> str | None:
 
 
 def _pack(
-    source: Pack | str | os.PathLike[str],
+    source: Pack | StrPath,
     scratch: Path,
     to: names.HubReference,
     base_model: str | None,

@@ -4,7 +4,6 @@ lists, hashed on arrival.
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,6 +21,7 @@ from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, seal
 from ..pack.validate.checks.folder import read_manifest
 from ..pack.validate.validation import load
+from ..paths import StrPath
 from . import bundle_cache
 from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .base import RemoteBase, remote_base
@@ -64,10 +64,10 @@ class Pulled:
 
 def pull(
     source: str,
-    out: str | os.PathLike[str] | None = None,
+    out: StrPath | None = None,
     *,
     update: bool = False,
-    lock: str | os.PathLike[str] | None = None,
+    lock: StrPath | None = None,
     max_bytes: int = MAX_BYTES,
     token: str | None = None,
     progress: Callable[[int, int], None] | None = None,

@@ -5,7 +5,6 @@ was sent.
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -15,6 +14,7 @@ from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, Revisi
 from ..io import strict_json
 from ..io.atomic import scratch_folder
 from ..pack.pack import MUTABLE, SIGNATURE, Pack
+from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK
 from .prepare import README, PreparedPush, prepare
@@ -54,7 +54,7 @@ class Pushed:
 
 
 def push(
-    pack: Pack | str | os.PathLike[str],
+    pack: Pack | StrPath,
     target: str,
     *,
     pr: bool = False,

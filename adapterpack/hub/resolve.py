@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import AdapterpackError, ConfigError, HubError, StorageError, closest
+from ..paths import StrPath
 from .transport import names
 from .transport.client import endpoint, redact
 from .transport.official import guarded_downloads
@@ -20,7 +21,7 @@ _MOST_NAMES = 10_000
 """The most names in a folder that are compared with a mistyped one."""
 
 
-def folder_of(reference: str | os.PathLike[str]) -> Path:
+def folder_of(reference: StrPath) -> Path:
     """Returns the local folder of a reference; files of a hub are fetched at a resolved commit into the
     user's cache.
 
@@ -39,7 +40,7 @@ def folder_of(reference: str | os.PathLike[str]) -> Path:
     return path if path.exists() else _download(str(reference))
 
 
-def folder_at_hand(reference: str | os.PathLike[str], revision: str | None = None) -> Path | None:
+def folder_at_hand(reference: StrPath, revision: str | None = None) -> Path | None:
     """Returns the folder of a reference if it is on this machine, as a local folder or a base in the hub's
     cache, else None. Fetches nothing.
     """

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 from ..errors import FormatError, OutputExists, StorageError, storage_errors
+from ..paths import StrPath
 from .locks import CAN_LOCK, lock_folder
 from .safe_open import open_regular, read_at_most
 
@@ -36,7 +37,7 @@ _PACK = "adapterpack.json"
 
 
 @contextmanager
-def output_folder(out: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
+def output_folder(out: StrPath, replace: bool = False) -> Iterator[Path]:
     """Yields a fresh temporary folder next to ``out``, which takes that name when the block succeeds, and is
     removed when it fails. With ``replace`` it takes the place of a pack that is there, atomically where the
     system can.
@@ -61,7 +62,7 @@ def output_folder(out: str | os.PathLike[str], replace: bool = False) -> Iterato
 
 
 @contextmanager
-def exchanged_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+def exchanged_folder(out: StrPath) -> Iterator[Path]:
     """Yields a free path for a new folder, which replaces the folder ``out`` atomically when the block
     succeeds, and is removed when it fails.
 
@@ -130,7 +131,7 @@ def publish(folder: Path, target: Path, replace: bool = False) -> None:
 
 
 @contextmanager
-def output_file(out: str | os.PathLike[str], renews: bytes | None = None) -> Iterator[Path]:
+def output_file(out: StrPath, renews: bytes | None = None) -> Iterator[Path]:
     """Yields a free path; the file written there replaces ``out`` when the block succeeds. For files that may
     be renewed, such as reports.
 

@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, storage_errors
+from ..paths import StrPath
 from . import strict_json
 from .safe_open import open_regular, read_at_most, write_parts
 
@@ -88,7 +89,7 @@ class SafetensorsFile:
 
     _watch: Callable[[], None] | None = None
 
-    def __init__(self, path: str | os.PathLike[str], private: bool = False) -> None:
+    def __init__(self, path: StrPath, private: bool = False) -> None:
         self.path = Path(path)
         self._bytes: bytes | mmap.mmap
         with open_regular(self.path) as file:
@@ -348,7 +349,7 @@ def plan(
 
 
 def write(
-    path: str | os.PathLike[str] | io.BytesIO,
+    path: StrPath | io.BytesIO,
     tensors: Mapping[str, np.ndarray],
     metadata: Mapping[str, str] | None = None,
 ) -> None:

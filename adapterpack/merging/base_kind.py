@@ -4,15 +4,15 @@ opening it.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..base.gguf import MAGIC
 from ..bundle import FILE_NAME
 from ..io.safe_open import open_regular
+from ..paths import StrPath
 
 
-def is_gguf(path: str | os.PathLike[str]) -> bool:
+def is_gguf(path: StrPath) -> bool:
     """Whether a base is a GGUF file, by its first bytes."""
     if not Path(path).is_file():
         return False
@@ -20,7 +20,7 @@ def is_gguf(path: str | os.PathLike[str]) -> bool:
         return file.read(len(MAGIC)) == MAGIC
 
 
-def is_graph(base: str | os.PathLike[str]) -> bool:
+def is_graph(base: StrPath) -> bool:
     """Whether a base is an ONNX file or a bundle, by its name and the files in its folder."""
     path = Path(base)
     return path.suffix == ".onnx" or (path / FILE_NAME).is_file()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -17,6 +16,7 @@ from ..io.threads import workers
 from ..pack.lineage import weights_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from ..version import VERSION
 from .base_kind import is_gguf, is_graph
 from .checkpoint import jobs, journal, layout, plan, provenance, staging, stream
@@ -33,9 +33,9 @@ LayOut = Callable[[Any, plan.MergePlan, "str | None", str], list[layout.Shard]]
 
 
 def merge(
-    base: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    base: StrPath,
+    packs: Sequence[Pack | StrPath],
+    out: StrPath,
     *,
     weights: Sequence[float] | None = None,
     dtype: str | None = None,
@@ -48,7 +48,7 @@ def merge(
     durable: bool = True,
     device: str | None = None,
     untie: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: StrPath | None = None,
     progress: Progress | None = None,
 ) -> MergeReport | GraphReport:
     """Folds ``packs`` into ``base`` (a checkpoint, a GGUF file, an ONNX file or a bundle) and writes the
@@ -252,9 +252,7 @@ def merge(
     return report_of(done, missing)
 
 
-def _open_base(
-    base: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None
-) -> tuple[MergeBase, LayOut, str | None]:
+def _open_base(base: StrPath, checkpoint: StrPath | None) -> tuple[MergeBase, LayOut, str | None]:
     """Opens the base at a path, and returns it with the function that lays out the output, which has the
     base's form: a folder of safetensors, or one GGUF file, whose name comes last.
 
@@ -292,9 +290,9 @@ def _rounding(seed: int | None) -> rounding.Rounding:
 
 
 def _into_graph(
-    base: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    base: StrPath,
+    packs: Sequence[Pack | StrPath],
+    out: StrPath,
     of_checkpoints: Mapping[str, Any],
     **rest: Any,
 ) -> GraphReport:

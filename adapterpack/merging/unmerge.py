@@ -31,6 +31,7 @@ from ..io.byte_ranges import Span, copy_span, open_descriptor
 from ..manifest import manifest as m
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .checkpoint import layout, plan
 from .checkpoint.base_model import MergeBase
 from .fold.fold import prepare, slice_of
@@ -56,11 +57,11 @@ class UnmergeReport:
 
 
 def unmerge(
-    merged: str | os.PathLike[str],
-    out: str | os.PathLike[str],
+    merged: StrPath,
+    out: StrPath,
     *,
-    base: str | os.PathLike[str] | None = None,
-    packs: Sequence[Pack | str | os.PathLike[str]] = (),
+    base: StrPath | None = None,
+    packs: Sequence[Pack | StrPath] = (),
 ) -> UnmergeReport:
     """Writes the base from which the checkpoint ``merged`` was made to ``out``: exactly, or not at all.
 

@@ -5,7 +5,6 @@ them.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -17,6 +16,7 @@ import numpy as np
 from ..errors import FormatError, Unsupported, storage_errors
 from ..io.safetensors import count_of
 from ..library_errors import library_errors
+from ..paths import StrPath
 from .wire import walk
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class GraphFile:
         StorageError: a file is missing or cannot be read.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: StrPath) -> None:
         import onnx  # noqa: PLC0415 - only what opens a graph pays for it
 
         self.path = Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from typing import Any
 
@@ -11,10 +10,11 @@ from ..adapter_methods.nodes import as_text, decode
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint
 from ..io import strict_json
+from ..paths import StrPath
 from .pack import Pack
 
 
-def describe(pack: Pack, path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(pack: Pack, path: StrPath) -> dict[str, Any]:
     """Returns the summary of a pack already loaded from, or written to, ``path``; reads nothing again."""
     manifest = pack.manifest
     return {
@@ -59,7 +59,7 @@ def summary(pack: Pack) -> dict[str, Any]:
     }
 
 
-def inspect_base(path: str | os.PathLike[str]) -> dict[str, Any]:
+def inspect_base(path: StrPath) -> dict[str, Any]:
     """Returns a summary of a base checkpoint as JSON values."""
     base = Checkpoint(path)
     return {

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -30,6 +29,7 @@ from ..manifest import manifest as m
 from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..manifest.view import Described
+from ..paths import StrPath
 from ..peft import layout, names
 from .expansion_limit import require_limit
 from .files import METADATA, contents
@@ -281,7 +281,7 @@ class Pack(Described):
         except (FormatError, StorageError):
             return self
 
-    def write(self, out: str | os.PathLike[str], replace: bool = False) -> Pack:
+    def write(self, out: StrPath, replace: bool = False) -> Pack:
         """Writes the pack to a new folder ``out``, completely or not at all, and returns it with its path.
         With ``replace`` it takes the place of a pack that is there.
 

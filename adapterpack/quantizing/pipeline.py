@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ..artifacts import kind_of
@@ -11,13 +10,14 @@ from ..errors import ConfigError, Unsupported
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
 from ..pack.validate.validation import load
+from ..paths import StrPath
 from .graphs.options import GraphOptions, quantization, require_no_options
 from .packs import quantize_pack
 
 
 def quantize(
-    source: str | os.PathLike[str] | Pack,
-    out: str | os.PathLike[str],
+    source: StrPath | Pack,
+    out: StrPath,
     *,
     scheme: str = "int8",
     accuracy: str | None = None,
@@ -26,7 +26,7 @@ def quantize(
     block_size: int | None = None,
     symmetric: bool | None = None,
     algorithm: str | None = None,
-    calibration: str | os.PathLike[str] | None = None,
+    calibration: StrPath | None = None,
     compensate: int | None = None,
     error_budget: float | None = None,
     size_budget: int | None = None,

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from ..onnx_graph.graph_file import GraphFile, StoredTensor
 from ..onnx_graph.sandboxed_check import try_opening
 from ..pack.pack import Pack
 from ..pack.validate.validation import load, load_proved
+from ..paths import StrPath
 from ..sandbox.child import is_inside
 from ..slots.prompt_rows import virtual_tokens
 from ..tasks.data.problems import PROBLEMS, number_labels
@@ -68,7 +68,7 @@ class OpenBundle:
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str],
+        bundle: StrPath,
         provider: str | Device | None = None,
         threads: int | None = None,
         mapped: bool = False,
@@ -123,7 +123,7 @@ class OpenBundle:
 
     @staticmethod
     def of(
-        bundle: str | os.PathLike[str] | OpenBundle,
+        bundle: StrPath | OpenBundle,
         provider: str | Device | None,
         threads: int | None,
         verify: str,

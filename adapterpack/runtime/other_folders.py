@@ -25,6 +25,7 @@ from ..io.cache import cache_folder
 from ..manifest.structs import Base
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import DTYPES, GraphFile
+from ..paths import StrPath
 from ..slots.graph_inputs import slots_of
 from ..version import VERSION
 from .text.model_files import read_object
@@ -43,7 +44,7 @@ Finish = Callable[[Bundle, Path], Bundle]
 """Adds to the folder of an unpublished bundle, and returns the bundle with what it added."""
 
 
-def bundle_folder(folder: str | os.PathLike[str], finish: Finish | None = None) -> Path:
+def bundle_folder(folder: StrPath, finish: Finish | None = None) -> Path:
     """Returns the folder itself, or for one of another tool, with ``genai_config.json``, that of its bundle,
     to which ``finish`` has added.
 

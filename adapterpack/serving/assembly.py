@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ from starlette.applications import Starlette
 from ..http.protocol import Protocol
 from ..pack.pack import Pack
 from ..pack.trust.sign import Signers
+from ..paths import StrPath
 from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
 from .adapters.startup import StartupAdapters
@@ -48,7 +48,7 @@ class Assembly(NamedTuple):
 
 def assemble(
     engine: Engine,
-    adapters: Sequence[Pack | str | os.PathLike[str]],
+    adapters: Sequence[Pack | StrPath],
     keys: Keys,
     limits: ServerLimits,
     options: Mapping[str, Any],

@@ -5,7 +5,6 @@ last answer.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,6 +19,7 @@ from ..hub.resolve import folder_of
 from ..io.pinned_files import allow_more_files
 from ..pack.pack import Pack
 from ..pack.trust.sign import Signers
+from ..paths import StrPath
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device
 from .adapters.folder_watcher import FolderWatcher
@@ -44,13 +44,13 @@ class Serving(NamedTuple):
 
 
 def serve(
-    bundle: str | os.PathLike[str],
+    bundle: StrPath,
     *,
-    adapters: Sequence[Pack | str | os.PathLike[str]] = (),
+    adapters: Sequence[Pack | StrPath] = (),
     host: str = LOOPBACK,
     port: int = 8000,
     name: str | None = None,
-    keys: str | os.PathLike[str] | None = None,
+    keys: StrPath | None = None,
     api_key: str | None = None,
     insecure: bool = False,
     audit: str | None = "-",
@@ -62,11 +62,11 @@ def serve(
     max_length: int | None = None,
     limits: ServerLimits | None = None,
     watch: float | None = None,
-    require_signature: Sequence[str | os.PathLike[str]] = (),
+    require_signature: Sequence[StrPath] = (),
     admin: str | None = None,
-    admin_key_file: str | os.PathLike[str] | None = None,
-    tls_cert: str | os.PathLike[str] | None = None,
-    tls_key: str | os.PathLike[str] | None = None,
+    admin_key_file: StrPath | None = None,
+    tls_cert: StrPath | None = None,
+    tls_key: StrPath | None = None,
     traces: bool = False,
     page: bool = True,
     ready: Callable[[Serving], None] | None = None,
@@ -184,7 +184,7 @@ def serve(
         )
 
 
-def _admin_keys(admin: str | None, key_file: str | os.PathLike[str] | None) -> Keys | None:
+def _admin_keys(admin: str | None, key_file: StrPath | None) -> Keys | None:
     """Reads the operator's key.
 
     Raises:

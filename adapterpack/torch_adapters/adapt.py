@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from .adapter_checkpoints import follow
 from .adapter_kinds import KINDS
 from .calibration import measure
@@ -275,7 +275,7 @@ def _require_apart(name: str, plans: Sequence[_Plan]) -> None:
 
 def attach(
     model: nn.Module,
-    pack: Pack | str | os.PathLike[str],
+    pack: Pack | StrPath,
     name: str | None = None,
     check_base: bool = True,
     check_canary: bool = True,

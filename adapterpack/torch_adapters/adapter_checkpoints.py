@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import Unsupported
+from ..paths import StrPath
 from .layers.active import adapter_names
 from .layers.tensors import gather
 from .layers.wrapper import Wrapper
@@ -49,7 +49,7 @@ def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) ->
 
 
 def _save_pretrained(
-    model: nn.Module, save_directory: str | os.PathLike[str], is_main_process: bool = True, **options: Any
+    model: nn.Module, save_directory: StrPath, is_main_process: bool = True, **options: Any
 ) -> None:
     """Replaces ``save_pretrained`` of an adapted model.
 

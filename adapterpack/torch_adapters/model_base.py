@@ -4,7 +4,6 @@ the base that a pack was made for.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from typing import Any
 
@@ -22,6 +21,7 @@ from ..manifest import manifest as m
 from ..manifest.structs import BaseQuantization, Dims
 from ..pack import canary
 from ..pack.pack import Pack
+from ..paths import StrPath
 from .layers.weights import format_of, tensor_of
 from .layers.wrapper import base_modules
 
@@ -108,7 +108,7 @@ def require_model_base(model: nn.Module, pack: Pack) -> Verdict | None:
     return None
 
 
-def checkpoint_of(model: nn.Module, base: str | os.PathLike[str] | None = None) -> Checkpoint | None:
+def checkpoint_of(model: nn.Module, base: StrPath | None = None) -> Checkpoint | None:
     """Returns the checkpoint in ``base``, by default the one that the model was loaded from; None if there is
     none.
     """

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +24,7 @@ from ..manifest.secondary_methods import MethodSites
 from ..manifest.structs import PackTokenizer
 from ..pack.lineage import descend
 from ..pack.pack import TEMPLATE, Pack, build, is_module, seal
+from ..paths import StrPath
 from ..peft.readers import line
 from ..tasks.data.problems import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 
 def save(
     model: nn.Module,
-    out: str | os.PathLike[str] | None,
+    out: StrPath | None,
     *,
     adapter: str | None = None,
-    base: str | os.PathLike[str] | None = None,
+    base: StrPath | None = None,
     name: str | None = None,
     training: Mapping[str, Any] | None = None,
     metrics: tuple[Mapping[str, Any], ...] = (),

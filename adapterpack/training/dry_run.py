@@ -5,7 +5,6 @@ the memory it needs, and which tokens it learns.
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -14,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ..hub.resolve import folder_of
+from ..paths import StrPath
 from ..readable import size
 from ..tasks.data.problems import IGNORED
 from ..tasks.task import get_task
@@ -40,7 +40,7 @@ al. 2022, https://arxiv.org/abs/2205.05198, equation 1, without the attention sc
 
 
 def dry_run(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
     tool: str | None = None,

@@ -19,6 +19,7 @@ from ..errors import ConfigError
 from ..hub.resolve import folder_of
 from ..io.atomic import refuse_existing
 from ..pack.pack import Pack
+from ..paths import StrPath
 from ..tasks.task import get_task
 from .config.config import read_config
 from .config.fields import TrainConfig
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     progress: Shown | None = None,
     rewards: Sequence[Reward] = (),
@@ -120,7 +121,7 @@ def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequ
 
 
 def checked_configs(
-    config: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    config: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
     tool: str | None = None,

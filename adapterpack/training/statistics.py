@@ -4,7 +4,6 @@ that need these statistics.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
+from ..paths import StrPath
 from ..tasks.data.problems import ONE, PROBLEMS, Labels
 from ..tasks.task import Task
 from ..torch_adapters.attached.load_for import load_for, task_for
@@ -24,12 +24,12 @@ _BATCH = 8
 
 
 def measure(
-    base: str | os.PathLike[str],
-    pack: Pack | str | os.PathLike[str],
+    base: StrPath,
+    pack: Pack | StrPath,
     source: str,
     *,
     kind: str = "moment",
-    out: str | os.PathLike[str],
+    out: StrPath,
     rows: int = 256,
     max_length: int = 512,
     progress: Callable[[int, int], None] | None = None,

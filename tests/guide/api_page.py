@@ -171,7 +171,8 @@ def _signature(name: str, value: Any) -> str:
 
 
 def _plain(annotation: Any) -> str:
-    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    return text.replace("StrPath", "str | os.PathLike[str]")
 
 
 def _default(value: Any) -> str:

@@ -4,7 +4,6 @@ model.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from functools import cached_property
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from ...errors import Unsupported
 from ...io.safetensors import FLOATS, TensorInfo
+from ...paths import StrPath
 from ..checkpoint import Checkpoint
 from ..tensor_rows import TensorTable
 from .base import Parts
@@ -30,7 +30,7 @@ class DequantizedCheckpoint(Checkpoint):
         FormatError: its tensors contradict its format.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: StrPath) -> None:
         super().__init__(folder)
         self.quantized = weights(self)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from starlette.routing import Route
 from ...errors import AdapterpackError, FormatError
 from ...http.bodies import body_of
 from ...http.http_error import HTTPError, bad_request
+from ...paths import StrPath
 from . import large, reading, writing
 from .access import Access
 from .collecting import Collector
@@ -83,7 +83,7 @@ ROUTES: tuple[HubRoute, ...] = (
 """All routes of the hub."""
 
 
-def build(folder: str | os.PathLike[str], access: Access | None = None, part: int = PART) -> Starlette:
+def build(folder: StrPath, access: Access | None = None, part: int = PART) -> Starlette:
     """Builds the application that serves the hub in ``folder``; files of more than ``part`` bytes are
     uploaded in parts.
 

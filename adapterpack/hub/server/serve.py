@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import storage_errors
 from ...extras import needed_by
+from ...paths import StrPath
 from ...signals import Ended
 from .access import Access
 
@@ -20,11 +20,11 @@ _BACKLOG = 100
 
 
 def serve(
-    folder: str | os.PathLike[str],
+    folder: StrPath,
     *,
     host: str = LOOPBACK,
     port: int = 8765,
-    tokens: str | os.PathLike[str] | None = None,
+    tokens: StrPath | None = None,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serves a hub from a folder, until it is interrupted.

@@ -27,6 +27,7 @@ from ...http.http_error import HTTPError, bad_request
 from ...io import blobs, strict_json
 from ...io.atomic import output_file, output_folder, own_folder
 from ...io.locks import hold_lock
+from ...paths import StrPath
 from ..transport import names
 from .trees import MAX_FILES, Entry, Page, Tree
 
@@ -82,7 +83,7 @@ class HubStorage:
         40
     """
 
-    def __init__(self, root: str | os.PathLike[str]) -> None:
+    def __init__(self, root: StrPath) -> None:
         self.root = Path(root)
         for name in ("blobs", "repos", "tmp"):
             own_folder(self.root / name)

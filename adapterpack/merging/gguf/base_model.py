@@ -30,6 +30,7 @@ from ...io.safe_open import open_regular
 from ...io.safetensors import DTYPES, TensorInfo
 from ...pack.layer_kinds import match_layers, require_shapes
 from ...pack.pack import Pack
+from ...paths import StrPath
 from ..checkpoint.base_model import MergeBase
 
 _BLOCK = 1 << 20
@@ -137,9 +138,7 @@ class GGUFBase(MergeBase):
         FormatError, Unsupported: the file is malformed, or a kind of model whose names are not known.
     """
 
-    def __init__(
-        self, path: str | os.PathLike[str], checkpoint: str | os.PathLike[str] | None = None
-    ) -> None:
+    def __init__(self, path: StrPath, checkpoint: StrPath | None = None) -> None:
         before = identity(Path(path))
         self.file = GGUFFile(Path(path))
         self.folder, self._watch = self.file.path.parent, None

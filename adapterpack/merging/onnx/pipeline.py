@@ -35,6 +35,7 @@ from ...onnx_graph.sandboxed_check import problems
 from ...pack.lineage import weights_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
+from ...paths import StrPath
 from ..checkpoint import plan, provenance
 from ..checkpoint.arguments import require_outside
 from ..checkpoint.base_model import MergeBase
@@ -50,11 +51,11 @@ _CHUNK = 4 << 20
 
 
 def merge_graph(
-    source: str | os.PathLike[str],
-    packs: Sequence[Pack | str | os.PathLike[str]],
-    out: str | os.PathLike[str],
+    source: StrPath,
+    packs: Sequence[Pack | StrPath],
+    out: StrPath,
     *,
-    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint: StrPath | None = None,
     weights: Sequence[float] | None = None,
     safe: bool = False,
     allow_structural: bool = False,
@@ -159,9 +160,7 @@ class _Origin(NamedTuple):
 
 
 @contextmanager
-def _open(
-    source: Path, checkpoint: str | os.PathLike[str] | None, packs: Sequence[Pack]
-) -> Iterator[_Origin]:
+def _open(source: Path, checkpoint: StrPath | None, packs: Sequence[Pack]) -> Iterator[_Origin]:
     if source.suffix == ".onnx":
         if checkpoint is None:
             raise ConfigError(
@@ -204,7 +203,7 @@ def _open(
         yield _Origin(source, graph, base, bundle, left_out)
 
 
-def _open_checkpoint(checkpoint: str | os.PathLike[str]) -> MergeBase:
+def _open_checkpoint(checkpoint: StrPath) -> MergeBase:
     """Opens a checkpoint, which must not be quantized, since its tensors are searched in the graph by their
     bytes.
     """

@@ -5,13 +5,13 @@ only here and only when needed.
 from __future__ import annotations
 
 import hashlib
-import os
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, StorageError, WronglySigned, storage_errors
 from ...extras import needed_by
+from ...paths import StrPath
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
@@ -23,7 +23,7 @@ _NEW_KEY = "openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out 
 _PUBLIC_HALF = "openssl pkey -in key.pem -pubout -out key.pub"
 
 
-def private_key(path: str | os.PathLike[str], password: str | None = None) -> EllipticCurvePrivateKey:
+def private_key(path: StrPath, password: str | None = None) -> EllipticCurvePrivateKey:
     """Reads the private key in a PEM file.
 
     Raises:
@@ -62,7 +62,7 @@ def private_key(path: str | os.PathLike[str], password: str | None = None) -> El
     return _of_known_curve(key, path)  # type: ignore[no-any-return]
 
 
-def public_key(path: str | os.PathLike[str]) -> EllipticCurvePublicKey:
+def public_key(path: StrPath) -> EllipticCurvePublicKey:
     """Reads the public key in a PEM file.
 
     Raises:
@@ -144,7 +144,7 @@ def _of_known_curve(key: Any, where: object) -> Any:
     return key
 
 
-def _read(path: str | os.PathLike[str]) -> bytes:
+def _read(path: StrPath) -> bytes:
     if not Path(path).is_file():
         raise StorageError("there is no such key file", where=path, remedy=f"make a key: {_NEW_KEY}")
     with storage_errors(path), Path(path).open("rb") as file:

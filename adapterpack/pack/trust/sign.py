@@ -26,6 +26,7 @@ from ...io.atomic import output_file
 from ...io.hashing import sha256_of
 from ...io.safe_open import read_file
 from ...manifest import manifest as m
+from ...paths import StrPath
 from ..pack import MUTABLE, SIGNATURE, Pack
 from ..validate.checks.finding import Finding
 from ..validate.checks.folder import entries, regular_files
@@ -87,8 +88,8 @@ class Signable(NamedTuple):
 
 
 def sign(
-    pack: Pack | str | os.PathLike[str],
-    key: str | os.PathLike[str],
+    pack: Pack | StrPath,
+    key: StrPath,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -163,8 +164,8 @@ def seal(
 
 
 def verify(
-    pack: Pack | str | os.PathLike[str],
-    key: str | os.PathLike[str],
+    pack: Pack | StrPath,
+    key: StrPath,
     *,
     identity: str | None = None,
     at: datetime | None = None,
@@ -290,7 +291,7 @@ def _signature(artifact: Signable, signed: statement.Statement, key: str) -> Sig
     )
 
 
-def _folder(pack: Pack | str | os.PathLike[str]) -> Path:
+def _folder(pack: Pack | StrPath) -> Path:
     where = pack.path if isinstance(pack, Pack) else Path(pack)
     if where is None or not where.is_dir():
         raise StorageError(

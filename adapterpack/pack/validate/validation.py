@@ -23,6 +23,7 @@ from ...io.safetensors import HeldFile
 from ...io.streamed_tensors import Streamed
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
+from ...paths import StrPath
 from ...peft import layout
 from .. import from_peft
 from ..pack import SIGNATURE, TEMPLATE, Pack
@@ -44,8 +45,8 @@ __all__ = ["Budget", "Finding", "Report", "examine", "load", "validate"]
 
 
 def validate(
-    path: str | os.PathLike[str],
-    base: str | os.PathLike[str] | None = None,
+    path: StrPath,
+    base: StrPath | None = None,
     *,
     full: bool = False,
     budget: Budget | None = None,
@@ -73,7 +74,7 @@ def validate(
     return examine(Path(path), None if base is None else _checkpoint(base), full, budget, allow_structural)[0]
 
 
-def _checkpoint(base: str | os.PathLike[str]) -> Checkpoint:
+def _checkpoint(base: StrPath) -> Checkpoint:
     return Checkpoint(base)
 
 
@@ -211,7 +212,7 @@ def cap_findings(findings: Iterable[Finding]) -> list[Finding]:
     ]
 
 
-def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
+def load(path: StrPath, name: str | None = None) -> Pack:
     """The pack in a folder, every digest verified; a folder that PEFT wrote is imported. ``name``: what to
     call it here.
 
@@ -233,7 +234,7 @@ def load(path: str | os.PathLike[str], name: str | None = None) -> Pack:
     return pack if name is None else pack.called(name)
 
 
-def as_pack(pack: Pack | str | os.PathLike[str]) -> Pack:
+def as_pack(pack: Pack | StrPath) -> Pack:
     """Returns a pack as it is, or loads it from its folder like :func:`load`."""
     return pack if isinstance(pack, Pack) else load(pack)
 
@@ -252,7 +253,7 @@ def load_proved(path: Path, name: str) -> Pack:
     return Pack(manifest, {}, path, extra).unloaded().called(name)
 
 
-def check(path: str | os.PathLike[str]) -> tuple[Pack, Report]:
+def check(path: StrPath) -> tuple[Pack, Report]:
     """Loads a pack like :func:`load`, and also returns the report.
 
     Raises:

@@ -4,7 +4,6 @@ same rows.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from ...bundle.manifest import Bundle, read_bundle
 from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, nearest
 from ...io.atomic import scratch_folder
 from ...merging.pipeline import merge
+from ...paths import StrPath
 from ...runtime.sessions.session import Session
 from ..graphs.algorithm import ALGORITHMS
 from ..graphs.options import GraphOptions, GraphQuantization, quantization
@@ -29,8 +29,8 @@ RANK = 32
 
 
 def compare_quantized(
-    bundle: str | os.PathLike[str],
-    rows: str | os.PathLike[str],
+    bundle: StrPath,
+    rows: StrPath,
     *,
     adapter: str | None = None,
     schemes: Sequence[str] = ("int8", "int4"),

@@ -4,13 +4,13 @@ head, and budgets.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import ConfigError, UnknownName, Unsupported, nearest, storage_errors
+from ...paths import StrPath
 from .algorithm import ALGORITHMS
 from .product import RoundingSetting
 from .scheme import GRAPH_SCHEMES, GraphScheme
@@ -72,7 +72,7 @@ class GraphOptions(TypedDict, total=False):
     block_size: int | None
     symmetric: bool | None
     algorithm: str | None
-    calibration: str | os.PathLike[str] | None
+    calibration: StrPath | None
     compensate: int | None
     error_budget: float | None
     size_budget: int | None

@@ -7,7 +7,6 @@ with the old pack, and new rows get the new one.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +17,7 @@ from ...errors import AdapterpackError, UnknownAdapter, nearest
 from ...pack.pack import Pack
 from ...pack.trust.sign import Signers
 from ...pack.validate.validation import as_pack
+from ...paths import StrPath
 from ..adapters.mix import Mix, combine, parts_of
 from ..admission import require_canary, require_runnable
 from ..canary import Replay
@@ -102,7 +102,7 @@ class AdapterTable:
 
     def load(
         self,
-        pack: Pack | str | os.PathLike[str],
+        pack: Pack | StrPath,
         name: str | None = None,
         *,
         replace: bool = False,

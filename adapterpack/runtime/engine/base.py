@@ -4,7 +4,6 @@ several together.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 from ...bundle.manifest import read_bundle
 from ...errors import ConfigError, Unsupported
+from ...paths import StrPath
 from ...registry import Registry
 from ...tasks.task import Task, get_task
 from ..open_bundle import OpenBundle
@@ -71,7 +71,7 @@ class Engine:
     """The adapters that requests may name. It loads and unloads them while rows run."""
 
     def __new__(
-        cls, bundle: str | os.PathLike[str] | OpenBundle, provider: str | Device | None = None, **options: Any
+        cls, bundle: StrPath | OpenBundle, provider: str | Device | None = None, **options: Any
     ) -> Engine:
         """Makes an engine; ``Engine`` itself picks the kind that runs the bundle's task."""
         engine = object.__new__(_kind_for(bundle) if cls is Engine else cls)
@@ -172,7 +172,7 @@ ENGINES: Registry[EngineKind] = Registry(
 """Name -> kind of engine. Each module of this folder that defines one registers it."""
 
 
-def _kind_for(bundle: str | os.PathLike[str] | OpenBundle) -> type[Engine]:
+def _kind_for(bundle: StrPath | OpenBundle) -> type[Engine]:
     task = (
         bundle.task if isinstance(bundle, OpenBundle) else get_task(read_bundle(bundle_folder(bundle)).task)
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
+from ...paths import StrPath
 from ...slots.prompt_rows import virtual_room
 from ...tasks.one_pass import OnePass, PreparedRow
 from ..adapters.mix import Mix
@@ -47,7 +47,7 @@ class EncoderEngine(Engine):
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | OpenBundle,
+        bundle: StrPath | OpenBundle,
         provider: str | Device | None = None,
         *,
         threads: int | None = None,

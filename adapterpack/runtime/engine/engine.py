@@ -8,7 +8,6 @@ to a budget of tokens.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
@@ -19,6 +18,7 @@ import numpy as np
 from ...bundle.decoder_graph import without_decoder
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
+from ...paths import StrPath
 from ..adapters.mix import Mix
 from ..generation.answer import Answer, AnswerRequest
 from ..generation.beam_search import BeamAnswer
@@ -65,7 +65,7 @@ class DecoderEngine(Engine):
 
     def __init__(
         self,
-        bundle: str | os.PathLike[str] | OpenBundle,
+        bundle: StrPath | OpenBundle,
         provider: str | Device | None = None,
         *,
         threads: int | None = None,

@@ -4,7 +4,6 @@ token.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
+from ...paths import StrPath
 from ...tasks.data.rows import Picture
 from ...tasks.session import Arrays
 from ..adapters.mix import Mixes, Names
@@ -78,9 +78,7 @@ class Session(OpenBundle):
         """Returns the arrays of pictures that :meth:`see` read, for ``given`` of :meth:`generate`."""
         return join_pictures(seen)
 
-    def load(
-        self, pack: Pack | str | os.PathLike[str], name: str | None = None, *, allow_structural: bool = False
-    ) -> str:
+    def load(self, pack: Pack | StrPath, name: str | None = None, *, allow_structural: bool = False) -> str:
         """Loads another pack into a free slot of a running bank, and returns its name. Any thread may call it
         while others run rows.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +15,13 @@ from ...pack.trust.keys import private_key, public_key
 from ...pack.trust.sign import Signable, Signature, seal, unseal
 from ...pack.trust.statement import Statement
 from ...pack.validate.checks.finding import Finding
+from ...paths import StrPath
 from .validation import IRREGULAR, validate_bundle
 
 
 def sign_bundle(
     folder: Path,
-    key: str | os.PathLike[str],
+    key: StrPath,
     *,
     identity: str | None = None,
     expires: str | datetime | None = None,
@@ -55,7 +55,7 @@ def sign_bundle(
 
 
 def verify_bundle(
-    folder: Path, key: str | os.PathLike[str], *, identity: str | None = None, at: datetime | None = None
+    folder: Path, key: StrPath, *, identity: str | None = None, at: datetime | None = None
 ) -> Signature:
     """Returns the signature of a bundle if the holder of the key signed exactly the files in the folder. The
     arguments are those of :func:`adapterpack.verify`.

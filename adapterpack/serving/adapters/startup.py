@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
 from ...pack.pack import Pack
 from ...pack.validate.validation import as_pack
+from ...paths import StrPath
 from .adapter_control import AdapterControl
 from .adapter_source import AdapterSource, LockFile, PackFolder, is_pack
 
@@ -32,7 +32,7 @@ class StartupAdapters(NamedTuple):
     sources: Sequence[AdapterSource]
 
     @classmethod
-    def of(cls, adapters: Sequence[Pack | str | os.PathLike[str]]) -> StartupAdapters:
+    def of(cls, adapters: Sequence[Pack | StrPath]) -> StartupAdapters:
         """Sorts paths into packs and sources: a file is a lock file, a fleet counts as all its members, and
         a folder that is no pack is a folder of packs.
         """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from ...adapter_methods.nodes.composed import pack_config
 from ...errors import Unsupported
 from ...pack.pack import SHARED, Pack
 from ...pack.validate.validation import as_pack
+from ...paths import StrPath
 from ..layers.active import adapted_layers, require_names, require_unmerged
 from ..layers.modules_to_save import HeadLabels, name_outputs, saved_modules
 from ..layers.tensors import as_tensor
@@ -25,9 +25,7 @@ _IN_TRAINING = {"dropout"}
 """Hyper-parameters that act only in training, so the packs may differ in them; the adapter keeps its own."""
 
 
-def hotswap(
-    model: nn.Module, name: str, pack: Pack | str | os.PathLike[str], check_base: bool = True
-) -> nn.Module:
+def hotswap(model: nn.Module, name: str, pack: Pack | StrPath, check_base: bool = True) -> nn.Module:
     """Puts the values of ``pack``, or of the one in a folder, into the adapter ``name`` of a model, in place:
     modules, graphs and compiled code stay.
 

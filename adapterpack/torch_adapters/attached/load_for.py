@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from ...hub.resolve import folder_of
 from ...hub.transport import names
 from ...pack.pack import Pack
 from ...pack.validate.validation import load
+from ...paths import StrPath
 from ...tasks.task import TASKS, Task, task_of
 from ..adapt import attach
 from ..models.load import load_for_task, stored_dtype
@@ -22,8 +22,8 @@ _DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
 def load_for(
-    pack: Pack | str | os.PathLike[str],
-    base: str | os.PathLike[str] | None = None,
+    pack: Pack | StrPath,
+    base: StrPath | None = None,
     *,
     name: str | None = None,
     dtype: str | torch.dtype | None = None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from ...adapter_methods import Method
 from ...adapter_methods.core.config import types_of_fields
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
+from ...paths import StrPath
 from ...tasks.task import TASKS
 from ..trainers.kind import trainer_of
 from .coerce import typed_value
@@ -24,7 +24,7 @@ from .unknown_keys import method_of, own_settings, require_known
 
 
 def read_config(
-    source: str | os.PathLike[str] | Mapping[str, Any] | TrainConfig,
+    source: StrPath | Mapping[str, Any] | TrainConfig,
     overrides: Iterable[str] = (),
     tool: str | None = None,
 ) -> tuple[list[TrainConfig], list[str]]:
