@@ -27,9 +27,9 @@ from ..adapter_methods import (
     complete,
     fold,
     is_stacked,
+    require_widths,
     to_matrix,
 )
-from ..adapter_methods.core.base import require_widths
 from ..base.checkpoint import Checkpoint
 from ..base.tensor_rows import module_parameter
 from ..errors import Unsupported

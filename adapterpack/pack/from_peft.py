@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapter_methods import BaseChange
-from ..adapter_methods.core.peft_form import WITH_BASE, OfBase
+from ..adapter_methods import WITH_BASE, BaseChange
+from ..adapter_methods.core.peft_form import OfBase
 from ..errors import ConfigError, Unsupported
 from ..io.safe_open import LARGE, TENSORS
 from ..io.safetensors import SafetensorsFile

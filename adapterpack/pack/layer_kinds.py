@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
-from ..adapter_methods import Method, Site, is_stacked, matrix_shape
-from ..adapter_methods.core.layouts import CONVOLUTIONS, LAYOUTS, LINEAR, unfoldable
+from ..adapter_methods import LAYOUTS, LINEAR, Method, Site, is_stacked, matrix_shape
+from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ..adapter_methods.core.peft_form import leave_open
 from ..base import compatibility
 from ..base.checkpoint import Checkpoint

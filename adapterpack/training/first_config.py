@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..adapter_methods.registry import METHODS
+from ..adapter_methods import METHODS
 from ..errors import AdapterpackError, ConfigError
 from ..hub.resolve import folder_of
 from ..io import plain_yaml

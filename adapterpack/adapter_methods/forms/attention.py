@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..core.arrays import array_namespace
-from ..core.base import Traits
-from ..core.operators import Array
+from .. import Array, Traits, array_namespace
 from ..core.routers import softmax
 
 TRAITS = Traits(

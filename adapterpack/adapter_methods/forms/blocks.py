@@ -17,11 +17,20 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from ..core.arrays import array_namespace
-from ..core.base import Method, Traits
-from ..core.config import FOR_TRAINING, FiniteFloat, SiteConfig, is_number, pattern_of
-from ..core.operators import Array, Operator
-from ..core.site import Params, Site
+from .. import (
+    FOR_TRAINING,
+    Array,
+    FiniteFloat,
+    Method,
+    Operator,
+    Params,
+    Site,
+    SiteConfig,
+    Traits,
+    array_namespace,
+    is_number,
+    pattern_of,
+)
 
 EPSILON = 1e-5
 """Keeps the norm's division away from zero."""

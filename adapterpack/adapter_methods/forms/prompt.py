@@ -16,12 +16,21 @@ from typing import Any, Literal, NamedTuple, Self
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.arrays import array_namespace
-from ..core.base import Traits
-from ..core.config import NonNegativeInt, PositiveInt, SiteConfig, require_whole
-from ..core.operators import Array
-from ..core.peft_form import NOT_IN_LAYERS, PeftContent, PeftForm
-from ..core.site import PROMPT, Params, Site
+from .. import (
+    NOT_IN_LAYERS,
+    PROMPT,
+    Array,
+    NonNegativeInt,
+    Params,
+    PeftContent,
+    PeftForm,
+    PositiveInt,
+    Site,
+    SiteConfig,
+    Traits,
+    array_namespace,
+    require_whole,
+)
 
 STORED = "prompt_embeddings"
 """The parameter that every prompt method stores, under the name PEFT uses."""

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import NonFinite
-from ..core.config import PositiveFloat, PositiveInt
+from .. import Arrays, Params, PositiveFloat, PositiveInt, Shapes, Site
 from ..core.routers import SoftmaxGate
-from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

@@ -11,12 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import Unsupported
-from ..core.arrays import array_namespace
+from .. import Array, Arrays, Dense, Params, Shapes, Site, array_namespace
 from ..core.base import Forward, NormalForm
 from ..core.config import check_fields
-from ..core.operators import Array, Dense
 from ..core.routers import Route, Weights
-from ..core.site import Arrays, Params, Shapes, Site
 
 Transform = Callable[[Forward], Forward]
 """Forward function of a layer -> forward function of the changed layer."""

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import numpy as np
 
 from ...errors import Unsupported
+from .. import LINEAR, Array, Arrays, Dense, Params, Shapes, Site
 from ..core.base import (
     Forward,
     Method,
@@ -29,10 +30,7 @@ from ..core.base import (
     run,
 )
 from ..core.config import SiteConfig, from_json
-from ..core.layouts import LINEAR
-from ..core.operators import Array, Dense
 from ..core.routers import MASKS
-from ..core.site import Arrays, Params, Shapes, Site
 from .base import Folded, Folding, Leaf, NodeKind, NodePart, Transform, Tree, as_form, part_of
 from .registry import NODES
 

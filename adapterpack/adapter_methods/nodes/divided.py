@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from ..core.config import require_whole
+from .. import Params, require_whole
 from ..core.routers import MASKS, Fixed
-from ..core.site import Params
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

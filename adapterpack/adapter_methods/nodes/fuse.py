@@ -16,9 +16,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from ..core.config import NonNegativeInt
+from .. import Arrays, NonNegativeInt, Params, Shapes, Site
 from ..core.routers import Attention
-from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.config import NonNegativeInt
+from .. import Arrays, NonNegativeInt, Params, Shapes, Site
 from ..core.routers import SoftmaxGate
-from ..core.site import Arrays, Params, Shapes, Site
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix
 from .registry import NODES
 

@@ -19,10 +19,8 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta
 
-from ..core.config import FiniteFloat, NonNegativeInt, PositiveFloat
-from ..core.operators import Array
+from .. import Array, Arrays, FiniteFloat, NonNegativeInt, Params, PositiveFloat, Shapes
 from ..core.routers import Precomputed, keep_largest, softmax, softmax_of_largest
-from ..core.site import Arrays, Params, Shapes
 from ..forms.blocks import relu
 from .base import NodeKind, NodePart, NodeSettings, Parts, mix, scale_part
 from .registry import NODES

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._native import lowrank
-from ...adapter_methods import Dense, Method, NormalForm, complete, is_stacked
-from ...adapter_methods.core.arrays import array_namespace
+from ...adapter_methods import Dense, Method, NormalForm, array_namespace, complete, is_stacked
 from ...adapter_methods.core.base import fold_form
 from ...base.codecs.storage import LazyMatrix
 from ...io.safetensors import FLOATS, dtype_name

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import LAYOUTS
-from ...adapter_methods.core.layouts import LINEAR
+from ...adapter_methods import LAYOUTS, LINEAR
 from ...base.base_folder import read_json
 from ...base.compatibility import recorded_fingerprint
 from ...base.fingerprint import Fingerprint

@@ -16,8 +16,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...adapter_methods import Dense, Method, Site, evaluate, fold, from_matrix, frozen, run, to_matrix
-from ...adapter_methods.registry import METHODS
+from ...adapter_methods import (
+    METHODS,
+    Dense,
+    Method,
+    Site,
+    evaluate,
+    fold,
+    from_matrix,
+    frozen,
+    run,
+    to_matrix,
+)
 from ...errors import Unsupported
 from ...manifest.composed_method import method_of_composition
 from ...manifest.structs import Composition
