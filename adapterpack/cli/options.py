@@ -38,10 +38,22 @@ def _remember(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
     return value
 
 
-def _flag(*names: str, about: str) -> Callable[[_Function], _Function]:
+def _global_flag(*names: str, about: str) -> Callable[[_Function], _Function]:
     return click.option(
         *names, is_flag=True, is_eager=True, expose_value=False, callback=_remember, help=about
     )
+
+
+def option(names: str, metavar: str, about: str, **more: Any) -> Callable[[_Function], _Function]:
+    """Returns an option that takes a value. ``names`` are separated by blanks, the last perhaps that of the
+    parameter; ``more`` is click's.
+    """
+    return click.option(*names.split(), metavar=metavar, help=about, **more)
+
+
+def flag(names: str, about: str) -> Callable[[_Function], _Function]:
+    """Returns an option without a value: whether it was given."""
+    return click.option(*names.split(), is_flag=True, help=about)
 
 
 def combine(*options: Callable[[_Function], _Function]) -> Callable[[_Function], _Function]:
@@ -56,13 +68,13 @@ def combine(*options: Callable[[_Function], _Function]) -> Callable[[_Function],
 
 
 global_options = combine(
-    _flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes."),
-    _flag(
+    _global_flag(QUIET, "-q", about="Show only warnings and errors on stderr, no progress and no notes."),
+    _global_flag(
         VERBOSE,
         "-v",
         about="Show time and origin of each message, and the time and memory that the work took.",
     ),
-    _flag(TRACEBACK, about="Show the Python traceback of an error."),
+    _global_flag(TRACEBACK, about="Show the Python traceback of an error."),
 )
 """The flags that mean the same before and after the name of a command."""
 common_options = combine(
@@ -81,35 +93,28 @@ common_options = combine(
 
 def out_option(help_text: str) -> Callable[[_Function], _Function]:
     """Returns the option ``-o OUT``; the path must not exist."""
-    return click.option(
-        "-o", "--output", "out", required=True, metavar="OUT", help=f"{help_text}; it must not exist."
-    )
+    return option("-o --output out", "OUT", f"{help_text}; it must not exist.", required=True)
 
 
 def address_options(port: int) -> Callable[[_Function], _Function]:
     """Returns the options ``--host`` and ``--port`` of a server."""
     return combine(
-        click.option(
-            "--host", default="127.0.0.1", show_default=True, metavar="H", help="The address to listen at."
-        ),
-        click.option(
+        option("--host", "H", "The address to listen at.", default="127.0.0.1", show_default=True),
+        option(
             "--port",
+            "P",
+            "The port; 0 takes a free one.",
             default=port,
             show_default=True,
             type=click.IntRange(0, 65535),
-            metavar="P",
-            help="The port; 0 takes a free one.",
         ),
     )
 
 
 def html_option(about: str) -> Callable[[_Function], _Function]:
     """Returns the option ``--html F``; an existing page of adapterpack is replaced."""
-    return click.option(
-        "--html",
-        "html",
-        metavar="F",
-        help=f"Write an HTML page with {about} to this file; an earlier page is replaced.",
+    return option(
+        "--html html", "F", f"Write an HTML page with {about} to this file; an earlier page is replaced."
     )
 
 
@@ -126,21 +131,18 @@ def open_page(html: str | None) -> Iterator[Path | None]:
         yield page
 
 
-structural_option = click.option(
-    "--allow-structural-base",
-    "allow_structural",
-    is_flag=True,
-    help="Accept a base with the same names, dtypes and shapes, whatever its weights.",
+structural_option = flag(
+    "--allow-structural-base allow_structural",
+    "Accept a base with the same names, dtypes and shapes, whatever its weights.",
 )
 """The option that accepts a base which can only be compared by structure."""
 
-weight_option = click.option(
-    "--weight",
-    "weights",
+weight_option = option(
+    "--weight weights",
+    "W",
+    "The weight of a pack; repeat it, once for each pack, in their order.",
     type=float,
     multiple=True,
-    metavar="W",
-    help="The weight of a pack; repeat it, once for each pack, in their order.",
 )
 
 
@@ -171,60 +173,53 @@ def suggest(
 
 
 quantization_options = combine(
-    click.option(
+    option(
         "--accuracy",
-        metavar="A",
-        shell_complete=suggest("adapterpack.quantizing.graphs.options:ACCURACIES"),
-        help="How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
+        "A",
+        "How a graph multiplies by quantized weights: exact, or fast (activations are rounded "
         "to int8); by default fast where it adds at most a tenth to the error.",
+        shell_complete=suggest("adapterpack.quantizing.graphs.options:ACCURACIES"),
     ),
-    click.option(
+    option(
         "--head",
-        metavar="S",
+        "S",
+        "The type of the weights that give the logits: int8 (the default), int4 or float.",
         shell_complete=suggest("adapterpack.quantizing.graphs.options:HEADS"),
-        help="The type of the weights that give the logits: int8 (the default), int4 or float.",
     ),
-    click.option(
-        "--block-size",
-        type=int,
-        metavar="N",
-        help="How many weights share a scale: 16, 32 (the default), 64, 128 or 256.",
+    option(
+        "--block-size", "N", "How many weights share a scale: 16, 32 (the default), 64, 128 or 256.", type=int
     ),
     click.option(
         "--symmetric/--asymmetric",
         default=None,
         help="Blocks without zero points, or with them (the default).",
     ),
-    click.option(
+    option(
         "--algorithm",
-        metavar="A",
-        shell_complete=suggest("adapterpack.quantizing.graphs.algorithm:ALGORITHMS"),
-        help="How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
+        "A",
+        "How weights are rounded: rtn (to nearest, the default), k-quant, hqq, or, on "
         "calibration rows, gptq or awq.",
+        shell_complete=suggest("adapterpack.quantizing.graphs.algorithm:ALGORITHMS"),
     ),
-    click.option(
+    option(
         "--calibration",
-        metavar="FILE.jsonl",
-        help="Rows like those that the model will see: text, messages, or prompt and completion.",
+        "FILE.jsonl",
+        "Rows like those that the model will see: text, messages, or prompt and completion.",
     ),
-    click.option(
+    option(
         "--compensate",
+        "RANK",
+        "Correct the error of each layer by a term of this rank, in eight bits; best with --calibration.",
         type=int,
-        metavar="RANK",
-        help="Correct the error of each layer by a term of this rank, in eight bits; "
-        "best with --calibration.",
     ),
-    click.option(
+    option(
         "--error-budget",
+        "E",
+        "Scheme mixed: as few bits per product as this relative error allows.",
         type=float,
-        metavar="E",
-        help="Scheme mixed: as few bits per product as this relative error allows.",
     ),
-    click.option(
-        "--size-budget",
-        type=int,
-        metavar="BYTES",
-        help="Scheme mixed: the least error within this size of all products.",
+    option(
+        "--size-budget", "BYTES", "Scheme mixed: the least error within this size of all products.", type=int
     ),
 )
 """The options of quantizing a bundle's graphs: the fields of

@@ -12,7 +12,7 @@ import adapterpack
 from ...hub.resolve import folder_of
 from ...readable import percent
 from ...report.audit import audit_report, worst_sites
-from ..options import common_options, html_option, load_pack, open_page, weight_option
+from ..options import common_options, flag, html_option, load_pack, open_page, option, weight_option
 from ..output import print_json, print_line, print_table
 from ..progress import show_bytes
 
@@ -22,30 +22,22 @@ _SITES = 10
 @click.command("audit")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @weight_option
-@click.option(
+@option(
     "--base",
-    metavar="BASE",
-    help="The packs' base: adds the size of each change relative to its weight, and the loss of a "
+    "BASE",
+    "The packs' base: adds the size of each change relative to its weight, and the loss of a "
     "merge; methods whose change depends on the weight (DoRA, OFT, ...) need it.",
 )
-@click.option(
-    "--rank",
-    "ranks",
-    type=int,
+@option(
+    "--rank ranks", "R", "Report what a cut to this rank loses; may be repeated.", type=int, multiple=True
+)
+@option(
+    "--dtype dtypes",
+    "D",
+    "Report what a merge in this dtype loses; may be repeated. Default: bf16 and fp16.",
     multiple=True,
-    metavar="R",
-    help="Report what a cut to this rank loses; may be repeated.",
 )
-@click.option(
-    "--dtype",
-    "dtypes",
-    multiple=True,
-    metavar="D",
-    help="Report what a merge in this dtype loses; may be repeated. Default: bf16 and fp16.",
-)
-@click.option(
-    "--exact", is_flag=True, help="Measure sign conflicts and merges on all entries, not on a sample of rows."
-)
+@flag("--exact", "Measure sign conflicts and merges on all entries, not on a sample of rows.")
 @html_option("pairs, spectra and sites")
 @common_options
 def command(

@@ -27,7 +27,7 @@ from ...hub.resolve import folder_at_hand, folder_of
 from ...pack.inspect import describe
 from ...readable import show_value, size, things
 from ..logs import log_message
-from ..options import common_options, load_pack, parse_pairs, suggest, weight_option
+from ..options import common_options, flag, load_pack, option, parse_pairs, suggest, weight_option
 from ..output import print_json, print_line, print_table
 from ..progress import show_bytes, show_steps
 from ..score import score_with
@@ -35,100 +35,90 @@ from ..score import score_with
 
 @click.command("compose")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
-@click.option("-o", "--output", "out", metavar="OUT", help="The folder of the new pack; it must not exist.")
-@click.option(
+@option("-o --output out", "OUT", "The folder of the new pack; it must not exist.")
+@option(
     "--rule",
+    "RULE",
+    'How packs are combined; "adapterpack rules" lists the rules.',
     default="linear",
     show_default=True,
-    metavar="RULE",
     shell_complete=suggest("adapterpack.composing.rules.rule:RULES"),
-    help='How packs are combined; "adapterpack rules" lists the rules.',
 )
 @weight_option
-@click.option(
-    "--param",
-    "params",
-    multiple=True,
-    callback=parse_pairs,
-    metavar="K=V",
-    help="A parameter of the rule; may be repeated.",
+@option(
+    "--param params", "K=V", "A parameter of the rule; may be repeated.", multiple=True, callback=parse_pairs
 )
-@click.option(
+@option(
     "--rank",
-    type=int,
-    metavar="R",
-    help="Keep this rank at every site. Without it, rules whose result has no low "
+    "R",
+    "Keep this rank at every site. Without it, rules whose result has no low "
     "rank, such as ties, keep the largest rank of the packs, and say what that loses.",
+    type=int,
 )
-@click.option(
+@option(
     "--energy",
+    "Q",
+    "Keep the smallest rank that holds this share of the squared singular values.",
     type=float,
-    metavar="Q",
-    help="Keep the smallest rank that holds this share of the squared singular values.",
 )
-@click.option(
+@option(
     "--budget",
-    type=float,
-    metavar="N",
-    help="How many numbers all factors may have together, distributed over sites for the "
+    "N",
+    "How many numbers all factors may have together, distributed over sites for the "
     "least total error; below 1, a share of those of all packs.",
+    type=float,
 )
-@click.option(
+@option(
     "--whole",
+    "POLICY",
+    "Modules trained whole, such as heads: average; "
+    "union, heads of different labels side by side; or pick:NAME, those of one pack.",
     default="average",
     show_default=True,
-    metavar="POLICY",
-    help="Modules trained whole, such as heads: average; "
-    "union, heads of different labels side by side; or pick:NAME, those of one pack.",
 )
-@click.option(
-    "--statistics",
-    multiple=True,
-    metavar="FILE",
-    help='What "adapterpack measure" wrote of each pack, in their order.',
+@option(
+    "--statistics", "FILE", 'What "adapterpack measure" wrote of each pack, in their order.', multiple=True
 )
-@click.option(
+@option(
     "--data",
-    multiple=True,
-    metavar="FILE",
-    help="Instead, data to measure each pack on, in their order; needs --base. The "
+    "FILE",
+    "Instead, data to measure each pack on, in their order; needs --base. The "
     "statistics are kept next to OUT.",
+    multiple=True,
 )
-@click.option(
+@option(
     "--score",
-    metavar="PROGRAM",
-    help="For lorahub: a program that takes a pack's folder and prints a score last; higher is better.",
+    "PROGRAM",
+    "For lorahub: a program that takes a pack's folder and prints a score last; higher is better.",
 )
-@click.option(
+@option(
     "--base",
-    metavar="BASE",
-    help="The packs' base, for --data, and for methods whose change depends on it (DoRA, OFT, ...).",
+    "BASE",
+    "The packs' base, for --data, and for methods whose change depends on it (DoRA, OFT, ...).",
 )
-@click.option(
+@option(
     "--tree",
-    metavar="TREE",
-    help='Instead of a rule, how the packs work together when they run: "sum(0.7*a, stack(b, c))", '
+    "TREE",
+    'Instead of a rule, how the packs work together when they run: "sum(0.7*a, stack(b, c))", '
     'or a .json or .yaml file; "adapterpack methods" lists the nodes.',
 )
-@click.option(
+@option(
     "--seed",
+    "S",
+    "The seed of a rule's random choices, and of the initial values of nodes that are trained.",
     type=int,
     default=0,
     show_default=True,
-    metavar="S",
-    help="The seed of a rule's random choices, and of the initial values of nodes that are trained.",
 )
-@click.option("--plan", "planned", is_flag=True, help="Only say what would be done and what it would cost.")
-@click.option(
-    "--recipe",
-    metavar="FILE",
-    help="Repeat a recipe, or what made a composed pack, byte for byte, with the same packs.",
+@flag("--plan planned", "Only say what would be done and what it would cost.")
+@option(
+    "--recipe", "FILE", "Repeat a recipe, or what made a composed pack, byte for byte, with the same packs."
 )
-@click.option("--write-recipe", metavar="FILE", help="Write the recipe of the new pack.")
-@click.option(
+@option("--write-recipe", "FILE", "Write the recipe of the new pack.")
+@option(
     "--to-mergekit",
-    metavar="FILE",
-    help="Write the same merge as a configuration of mergekit, where it has the same formula.",
+    "FILE",
+    "Write the same merge as a configuration of mergekit, where it has the same formula.",
 )
 @common_options
 def command(

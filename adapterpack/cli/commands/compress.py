@@ -12,25 +12,22 @@ from ...artifacts import inspect
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
 from ...readable import show_value, size, things
-from ..options import common_options, load_pack
+from ..options import common_options, load_pack, option
 from ..output import print_json, print_line
 
 
 @click.command("compress")
 @click.argument("packs", metavar="PACK...", nargs=-1)
-@click.option(
-    "-o",
-    "--output",
-    "--out",
-    "out",
-    metavar="OUT",
-    help="The folder of the fleet, or with --member of the pack; it must not exist.",
+@option(
+    "-o --output --out out",
+    "OUT",
+    "The folder of the fleet, or with --member of the pack; it must not exist.",
 )
-@click.option(
+@option(
     "--basis",
+    "R",
+    "The rank of the shared bases; by default the budgets decide.",
     type=click.IntRange(1, 65_536),
-    metavar="R",
-    help="The rank of the shared bases; by default the budgets decide.",
 )
 @click.option(
     "--clusters",
@@ -39,28 +36,26 @@ from ..output import print_json, print_line
     show_default=True,
     help="The number of groups of packs, each with its own bases.",
 )
-@click.option(
+@option(
     "--error-budget",
-    type=click.FloatRange(0, min_open=True),
-    metavar="E",
-    help="The relative error allowed. Without --basis: use the smallest rank that meets it; with it: packs "
+    "E",
+    "The relative error allowed. Without --basis: use the smallest rank that meets it; with it: packs "
     "that exceed it keep their own factors.",
-)
-@click.option(
-    "--size-budget",
     type=click.FloatRange(0, min_open=True),
-    metavar="N",
-    help="The bytes allowed for all tensors; below 1, a share "
+)
+@option(
+    "--size-budget",
+    "N",
+    "The bytes allowed for all tensors; below 1, a share "
     "of the packs' own. Without --basis: use the largest rank that fits.",
+    type=click.FloatRange(0, min_open=True),
 )
-@click.option(
+@option(
     "--into",
-    metavar="FLEET",
-    help="Add the packs to this fleet, by projection onto its bases; without -o the fleet is replaced.",
+    "FLEET",
+    "Add the packs to this fleet, by projection onto its bases; without -o the fleet is replaced.",
 )
-@click.option(
-    "--member", nargs=2, metavar="FLEET NAME", help="Write one member of a fleet to OUT, as a pack."
-)
+@option("--member", "FLEET NAME", "Write one member of a fleet to OUT, as a pack.", nargs=2)
 @common_options
 def command(
     packs: tuple[str, ...],

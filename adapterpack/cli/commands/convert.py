@@ -11,7 +11,7 @@ import adapterpack
 
 from ...hub.resolve import folder_of
 from ...readable import things
-from ..options import common_options, out_option, structural_option, suggest
+from ..options import common_options, option, out_option, structural_option, suggest
 from ..output import print_json, print_line
 from ..progress import divert_stdout
 
@@ -34,37 +34,32 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
 @out_option(
     "The file (gguf, kohya, diffusers, onnx_adapter) or folder (pack, peft, xlora, mlx, adapterhub) to write"
 )
-@click.option(
+@option(
     "--to",
-    metavar="F",
-    shell_complete=suggest("adapterpack.converting.pipeline:writable"),
-    help="The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. "
+    "F",
+    "The format to write: pack, peft, xlora, mlx, adapterhub, gguf, kohya, diffusers or onnx_adapter. "
     "By default what the ending of OUT says (.gguf, .onnx_adapter), or else peft for a pack, and pack "
     "for everything else.",
+    shell_complete=suggest("adapterpack.converting.pipeline:writable"),
 )
-@click.option(
-    "--base", metavar="BASE", help="The base model; needed to write gguf and adapterhub, and to read kohya."
-)
-@click.option(
+@option("--base", "BASE", "The base model; needed to write gguf and adapterhub, and to read kohya.")
+@option(
     "--part",
-    metavar="PREFIX",
-    help=(
-        "Which part of a file with several: a model of kohya or diffusers (lora_unet, unet, ...), or a task "
-        "(0, ...)."
-    ),
+    "PREFIX",
+    "Which part of a file with several: a model of kohya or diffusers (lora_unet, unet, ...), or a task "
+    "(0, ...).",
 )
-@click.option(
+@option(
     "--labels",
-    metavar="A,B,...",
-    callback=_names,
-    help="Names for the labels of a classifier's head, in the order of its logits, in the pack that is "
+    "A,B,...",
+    "Names for the labels of a classifier's head, in the order of its logits, in the pack that is "
     "written: PEFT's folders do not have them. Put a name with a comma in double quotes.",
+    callback=_names,
 )
-@click.option(
-    "--for",
-    "graph",
-    metavar="GRAPH",
-    help="An ONNX graph with inputs for an adapter, whether of Olive or of export --mode inputs: an "
+@option(
+    "--for graph",
+    "GRAPH",
+    "An ONNX graph with inputs for an adapter, whether of Olive or of export --mode inputs: an "
     "onnx_adapter is written with its names, ranks and dtypes, and what has no input there is named.",
 )
 @structural_option

@@ -7,26 +7,20 @@ import click
 import adapterpack
 
 from ...demos import load_stages, prepare
-from ..options import common_options
+from ..options import common_options, flag, option
 from ..output import print_facts, print_json, print_line, print_table
 from ..progress import show_steps
 
 
 @click.command("demo")
-@click.option("--causal-lm", is_flag=True, help="Use a small language model instead of an encoder.")
-@click.option(
-    "--model", metavar="BASE", help="A checkpoint folder or a hub id, instead of the demo's own model."
-)
-@click.option(
-    "--prepare",
-    "only_models",
-    is_flag=True,
-    help="Put the demo's models into DIR (default: models), as bases for the guide and the examples, "
+@flag("--causal-lm", "Use a small language model instead of an encoder.")
+@option("--model", "BASE", "A checkpoint folder or a hub id, instead of the demo's own model.")
+@flag(
+    "--prepare only_models",
+    "Put the demo's models into DIR (default: models), as bases for the guide and the examples, "
     "and run nothing.",
 )
-@click.option(
-    "-o", "--output", "out", metavar="DIR", help="The folder for everything that is made; it must not exist."
-)
+@option("-o --output out", "DIR", "The folder for everything that is made; it must not exist.")
 @common_options
 def command(causal_lm: bool, model: str | None, only_models: bool, out: str | None, as_json: bool) -> None:
     """Runs every stage on a small real model and reports what it measured: accuracy, parity, sizes, times.

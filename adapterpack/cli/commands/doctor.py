@@ -11,7 +11,7 @@ import adapterpack
 
 from ...errors import EXIT_FAILED
 from ...readable import size, things
-from ..options import common_options
+from ..options import common_options, flag
 from ..output import guard_stdout, print_facts, print_json, print_line, print_table
 from ..progress import show_steps
 
@@ -21,17 +21,9 @@ _COLOURS = {"good": "green", "note": "yellow", "broken": "red"}
 
 
 @click.command("doctor")
-@click.option(
-    "--hub",
-    is_flag=True,
-    help="Also check that the hub (HF_ENDPOINT) can be reached; nothing else uses the network.",
-)
-@click.option(
-    "--clean",
-    is_flag=True,
-    help="Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.",
-)
-@click.option("--yes", is_flag=True, help="With --clean: do not ask.")
+@flag("--hub", "Also check that the hub (HF_ENDPOINT) can be reached; nothing else uses the network.")
+@flag("--clean", "Empty adapterpack's caches, after asking, instead of checking; nothing else is touched.")
+@flag("--yes", "With --clean: do not ask.")
 @common_options
 @click.pass_context
 def command(ctx: click.Context, /, *, hub: bool, clean: bool, yes: bool, as_json: bool) -> None:

@@ -17,7 +17,9 @@ from ...merging.base_kind import is_gguf, is_graph
 from ...readable import size, things
 from ..options import (
     common_options,
+    flag,
     load_pack,
+    option,
     out_option,
     quantization_options,
     structural_option,
@@ -32,40 +34,36 @@ from .quantize import accuracy_sentence
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
-@click.option(
+@option(
     "--mode",
+    "M",
+    "folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its "
+    "own adapter).",
     default="bank",
     show_default=True,
-    metavar="M",
     shell_complete=suggest("adapterpack.bundle.manifest:MODES"),
-    help=(
-        "folded (one adapter, merged into the weights), inputs (one adapter per run) or bank (each row its "
-        "own adapter)."
-    ),
 )
-@click.option(
+@option(
     "--task",
-    metavar="T",
+    "T",
+    "A Hugging Face pipeline name, such as text-generation; by default that of the packs.",
     shell_complete=suggest("adapterpack.tasks.task:TASKS"),
-    help="A Hugging Face pipeline name, such as text-generation; by default that of the packs.",
 )
-@click.option(
+@option(
     "--quantize",
-    metavar="S",
-    shell_complete=suggest("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
-    help="Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
+    "S",
+    "Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
     "--size-budget say how. as-trained: as they were while the packs were trained.",
+    shell_complete=suggest("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
 )
-@click.option(
-    "--dequantize", is_flag=True, help="Write the weights of a quantized base as floats, not as its codes."
-)
+@flag("--dequantize", "Write the weights of a quantized base as floats, not as its codes.")
 @quantization_options
-@click.option(
+@option(
     "--dtype",
+    "D",
+    "The float type of the graph and its slots: float32, or for GPUs float16 or bfloat16.",
     default="float32",
     show_default=True,
-    metavar="D",
-    help="The float type of the graph and its slots: float32, or for GPUs float16 or bfloat16.",
 )
 @click.option(
     "--static-cache/--no-static-cache",
@@ -74,62 +72,52 @@ from .quantize import accuracy_sentence
     "by default it is made where the model's family has one.",
 )
 @click.option("--in-place", is_flag=True, hidden=True, help="The former name of --static-cache.")
-@click.option(
+@option(
     "--cache",
+    "C",
+    "The type of cached keys and values in the engine's graph: float, or int8, a quarter of the "
+    "memory at about the error of int8 weights.",
     default="float",
     show_default=True,
-    metavar="C",
     shell_complete=suggest("adapterpack.quantizing.graphs.options:CACHES"),
-    help="The type of cached keys and values in the engine's graph: float, or int8, a quarter of the "
-    "memory at about the error of int8 weights.",
 )
-@click.option(
-    "--slots", type=int, metavar="N", help="How many slots a bank has, including slot 0 for the base."
-)
-@click.option("--max-rank", type=int, metavar="R", help="The largest rank that a slot of a bank can take.")
-@click.option(
+@option("--slots", "N", "How many slots a bank has, including slot 0 for the base.", type=int)
+@option("--max-rank", "R", "The largest rank that a slot of a bank can take.", type=int)
+@option(
     "--frontend",
-    metavar="F",
+    "F",
+    "What builds the graph: mobius, transformers, rereading; by default the first whose graph is right.",
     shell_complete=suggest("adapterpack.exporting.frontends.base:FRONTENDS"),
-    help="What builds the graph: mobius, transformers, rereading; by default the first whose graph is right.",
 )
-@click.option(
+@option(
     "--target",
+    "T",
+    "What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a "
+    "model repository) or web (a site for browsers).",
     default="ort",
     show_default=True,
-    metavar="T",
     shell_complete=suggest("adapterpack.exporting.targets.base:TARGETS"),
-    help="What will run the bundle: ort, ort-genai (a folder that onnxruntime-genai loads), triton (a "
-    "model repository) or web (a site for browsers).",
 )
-@click.option(
+@option(
     "--split",
+    "MB",
+    "web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.",
     type=click.IntRange(min=1),
-    metavar="MB",
-    help="web: MB of the largest data file, 64 by default; a tensor that is larger has a file of its own.",
 )
-@click.option(
+@option(
     "--proof",
-    metavar="P",
-    shell_complete=suggest("adapterpack.bundle.reports:PROOFS"),
-    help="How much is proved against torch: full, layers (a few at full width, the whole on short rows) or "
+    "P",
+    "How much is proved against torch: full, layers (a few at full width, the whole on short rows) or "
     "none; by default full for models below 1 GB of float32, layers above.",
+    shell_complete=suggest("adapterpack.bundle.reports:PROOFS"),
 )
-@click.option(
+@option(
     "--pooling",
-    metavar="P",
+    "P",
+    "How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or mean.",
     shell_complete=suggest("adapterpack.tasks.embeddings:POOLING"),
-    help=(
-        "How embeddings are pooled from hidden states: mean, cls or last; by default as the base says, or "
-        "mean."
-    ),
 )
-@click.option(
-    "--base",
-    "checkpoint",
-    metavar="CHECKPOINT",
-    help="The checkpoint from which an ONNX or GGUF file was made.",
-)
+@option("--base checkpoint", "CHECKPOINT", "The checkpoint from which an ONNX or GGUF file was made.")
 @structural_option
 @common_options
 def command(

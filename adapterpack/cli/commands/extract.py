@@ -10,7 +10,7 @@ import adapterpack
 
 from ...hub.resolve import folder_of
 from ...readable import show_value, size, things
-from ..options import common_options, out_option
+from ..options import common_options, option, out_option
 from ..output import print_json, print_line
 from ..progress import show_bytes
 
@@ -19,18 +19,16 @@ from ..progress import show_bytes
 @click.argument("tuned", metavar="TUNED")
 @click.argument("base", metavar="BASE")
 @out_option("The folder of the new pack")
-@click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps; 128 by default.")
-@click.option(
+@option("--rank", "R", "The largest rank that any site keeps; 128 by default.", type=int)
+@option(
     "--energy",
-    type=float,
-    metavar="Q",
-    help="The share of the squared singular values to keep; by default the change's own "
+    "Q",
+    "The share of the squared singular values to keep; by default the change's own "
     "rank, or 0.99 where it has none.",
+    type=float,
 )
-@click.option(
-    "--modules",
-    metavar="A,B",
-    help="The layers to factorize, by the ends of their paths; by default all linear layers.",
+@option(
+    "--modules", "A,B", "The layers to factorize, by the ends of their paths; by default all linear layers."
 )
 @click.option(
     "--rest",

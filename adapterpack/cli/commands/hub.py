@@ -13,7 +13,7 @@ from ...hub.auditing import Audited, audit_sarif
 from ...io import strict_json
 from ...io.atomic import output_file
 from ...version import VERSION
-from ..options import address_options, common_options
+from ..options import address_options, common_options, flag, option
 from ..output import print_json, print_line, print_table
 
 _EXIT = {"valid": 0, "not fully checked": EXIT_INCOMPLETE}
@@ -33,10 +33,10 @@ def command() -> None:
 @command.command("serve", short_help="serve a small hub from a folder")
 @click.argument("folder", metavar="DIR")
 @address_options(8765)
-@click.option(
+@option(
     "--tokens",
-    metavar="FILE",
-    help="A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.",
+    "FILE",
+    "A file of lines NAME read|write TOKEN; without it everybody may read and nobody may write.",
 )
 @common_options
 def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: bool) -> None:
@@ -67,14 +67,10 @@ def serve(*, folder: str, host: str, port: int, tokens: str | None, as_json: boo
 
 @command.command("audit", short_help="check adapters on a hub")
 @click.argument("repos", nargs=-1, metavar="[ORG/NAME[/FOLDER][@REV]...]")
-@click.option("--lock", metavar="FILE", help="Also audit what this lock file pins, at the pinned commits.")
-@click.option("--full", is_flag=True, help="Download and check everything; without it only headers are read.")
-@click.option(
-    "--accept-incomplete",
-    is_flag=True,
-    help="Exit with 0 even if not everything was checked, as with headers alone.",
-)
-@click.option("--sarif", "sarif_file", metavar="F", help="Also write the findings as SARIF 2.1.0 to F.")
+@option("--lock", "FILE", "Also audit what this lock file pins, at the pinned commits.")
+@flag("--full", "Download and check everything; without it only headers are read.")
+@flag("--accept-incomplete", "Exit with 0 even if not everything was checked, as with headers alone.")
+@option("--sarif sarif_file", "F", "Also write the findings as SARIF 2.1.0 to F.")
 @common_options
 @click.pass_context
 def audit(

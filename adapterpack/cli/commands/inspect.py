@@ -7,17 +7,13 @@ import click
 import adapterpack
 
 from ...readable import size
-from ..options import common_options, html_option, open_page
+from ..options import common_options, flag, html_option, open_page
 from ..output import print_facts, print_json, print_line, shorten_digests
 
 
 @click.command("inspect")
 @click.argument("path", metavar="PACK|BUNDLE|BASE|FILE")
-@click.option(
-    "--full",
-    is_flag=True,
-    help="Show digests in full, instead of their first digits. JSON always has them in full.",
-)
+@flag("--full", "Show digests in full, instead of their first digits. JSON always has them in full.")
 @html_option("all of it")
 @common_options
 def command(path: str, full: bool, html: str | None, as_json: bool) -> None:

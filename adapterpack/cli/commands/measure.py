@@ -11,7 +11,7 @@ import adapterpack
 
 from ...hub.resolve import folder_of
 from ...readable import size, things
-from ..options import common_options, load_pack
+from ..options import common_options, load_pack, option
 from ..output import print_json, print_line
 from ..progress import show_steps
 
@@ -19,9 +19,7 @@ from ..progress import show_steps
 @click.command("measure")
 @click.argument("base", metavar="BASE")
 @click.argument("pack", metavar="PACK")
-@click.option(
-    "--data", required=True, metavar="FILE", help="A file of rows, in any form that training reads."
-)
+@option("--data", "FILE", "A file of rows, in any form that training reads.", required=True)
 @click.option(
     "--kind",
     type=click.Choice(["moment", "fisher"]),
@@ -30,20 +28,9 @@ from ..progress import show_steps
     help="moment: second moments of every site's inputs, for the rule regmean; needs no labels. fisher: "
     "squared gradients of the loss, for the rule fisher.",
 )
-@click.option(
-    "--rows", type=int, default=256, show_default=True, metavar="N", help="The number of rows to use."
-)
-@click.option(
-    "--max-length", type=int, default=512, show_default=True, metavar="N", help="The most tokens of a row."
-)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    required=True,
-    metavar="FILE",
-    help="The file to write; it is replaced if it exists.",
-)
+@option("--rows", "N", "The number of rows to use.", type=int, default=256, show_default=True)
+@option("--max-length", "N", "The most tokens of a row.", type=int, default=512, show_default=True)
+@option("-o --output out", "FILE", "The file to write; it is replaced if it exists.", required=True)
 @common_options
 def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **options: Any) -> None:
     """Runs the base with one adapter over data, and writes statistics of every site of the adapter.

@@ -11,7 +11,16 @@ from ...merging.checkpoint.report import MergeReport
 from ...merging.onnx.report import GraphReport
 from ...merging.pipeline import merge
 from ...readable import size, things
-from ..options import common_options, load_pack, out_option, structural_option, suggest, weight_option
+from ..options import (
+    common_options,
+    flag,
+    load_pack,
+    option,
+    out_option,
+    structural_option,
+    suggest,
+    weight_option,
+)
 from ..output import print_json, print_line
 from ..progress import show_bytes
 
@@ -20,59 +29,40 @@ from ..progress import show_bytes
 @click.argument("base", metavar="BASE")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @out_option("The folder of the merged checkpoint or graph, or the GGUF file")
-@click.option(
-    "--base",
-    "checkpoint",
-    metavar="CHECKPOINT",
-    help="The checkpoint from which an ONNX or GGUF file was made.",
-)
+@option("--base checkpoint", "CHECKPOINT", "The checkpoint from which an ONNX or GGUF file was made.")
 @weight_option
-@click.option(
+@option(
     "--dtype",
-    metavar="D",
-    help="The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
+    "D",
+    "The dtype of the output: float32, bfloat16 or float16; by default each tensor keeps its own. A "
     "quantized base is written dequantized.",
 )
-@click.option(
-    "--untie",
-    is_flag=True,
-    help="Write the output head of a model with tied embeddings as a tensor of its own.",
-)
-@click.option(
-    "--safe", is_flag=True, help="Refuse a result that is too large for its dtype, too: it would be infinite."
-)
-@click.option(
+@flag("--untie", "Write the output head of a model with tied embeddings as a tensor of its own.")
+@flag("--safe", "Refuse a result that is too large for its dtype, too: it would be infinite.")
+@option(
     "--stochastic-rounding",
+    "SEED",
+    "Round up or down by chance: small changes are kept on average.",
     type=int,
-    metavar="SEED",
-    help="Round up or down by chance: small changes are kept on average.",
 )
-@click.option(
+@option(
     "--verify",
+    "structure|full",
+    "Check the base by names, shapes and samples of every tensor (default), or by every byte.",
     default="structure",
-    metavar="structure|full",
     shell_complete=suggest("adapterpack.merging.pipeline:VERIFY"),
-    help="Check the base by names, shapes and samples of every tensor (default), or by every byte.",
 )
-@click.option(
-    "--shard",
-    metavar="I/N",
-    help="Do the I-th of N shares of the work; all N machines write to the same output folder.",
+@option(
+    "--shard", "I/N", "Do the I-th of N shares of the work; all N machines write to the same output folder."
 )
-@click.option(
-    "--resume",
-    is_flag=True,
-    help="After an error or an interrupt, keep what is done; the same command resumes there.",
-)
+@flag("--resume", "After an error or an interrupt, keep what is done; the same command resumes there.")
 @click.option(
     "--sync/--no-sync",
     "durable",
     default=True,
     help="Wait until every byte is on the disk (default), or do not.",
 )
-@click.option(
-    "--device", metavar="cuda|cpu", help="Compute with torch on that device; by default with numpy."
-)
+@option("--device", "cuda|cpu", "Compute with torch on that device; by default with numpy.")
 @structural_option
 @common_options
 def command(

@@ -8,32 +8,25 @@ import adapterpack
 
 from ...hub.artifact import MAX_BYTES
 from ...hub.transport.names import HubReference
-from ..options import common_options
+from ..options import common_options, flag, option
 from ..output import print_json, print_line
 from ..progress import show_bytes
 
 
 @click.command("pull")
 @click.argument("source", metavar="hf://ORG/NAME[/FOLDER][@REV]")
-@click.option("-o", "--output", "out", metavar="OUT", help="Also write it to this folder; it must not exist.")
-@click.option(
-    "--update",
-    is_flag=True,
-    help="Take the newest commit of the revision, not the pinned one, and say what changed.",
-)
-@click.option(
+@option("-o --output out", "OUT", "Also write it to this folder; it must not exist.")
+@flag("--update", "Take the newest commit of the revision, not the pinned one, and say what changed.")
+@option(
     "--lock",
+    "FILE",
+    "The lock file, with commit and digest of what was pulled.",
     default="adapterpack.lock",
     show_default=True,
-    metavar="FILE",
-    help="The lock file, with commit and digest of what was pulled.",
 )
-@click.option("--no-lock", is_flag=True, help="Neither read nor write a lock file.")
-@click.option(
-    "--max-bytes",
-    type=click.IntRange(min=0),
-    metavar="B",
-    help="Refuse anything larger, before downloading it [64 GiB].",
+@flag("--no-lock", "Neither read nor write a lock file.")
+@option(
+    "--max-bytes", "B", "Refuse anything larger, before downloading it [64 GiB].", type=click.IntRange(min=0)
 )
 @common_options
 def command(

@@ -9,7 +9,7 @@ import click
 import adapterpack
 
 from ...hub.transport.names import HubReference
-from ..options import common_options
+from ..options import common_options, flag, option
 from ..output import print_json, print_line
 from ..progress import show_bytes
 
@@ -17,13 +17,13 @@ from ..progress import show_bytes
 @click.command("push")
 @click.argument("pack", metavar="PACK|BUNDLE")
 @click.argument("target", metavar="hf://ORG/NAME[/FOLDER]")
-@click.option("--pr", is_flag=True, help="Open a pull request instead of committing to the branch.")
-@click.option("--tag", metavar="TAG", help="Tag the commit; a tag never moves.")
-@click.option("--private", is_flag=True, help="Make the repository private, if it is new.")
-@click.option("--dry-run", is_flag=True, help="Make every check, say what would be sent, and send nothing.")
-@click.option("--base-model", metavar="ORG/NAME", help="The base's repository, if the pack does not name it.")
-@click.option("--license", metavar="L", help="The license, if the pack does not name it.")
-@click.option("-m", "--message", metavar="TEXT", help="The commit's message.")
+@flag("--pr", "Open a pull request instead of committing to the branch.")
+@option("--tag", "TAG", "Tag the commit; a tag never moves.")
+@flag("--private", "Make the repository private, if it is new.")
+@flag("--dry-run", "Make every check, say what would be sent, and send nothing.")
+@option("--base-model", "ORG/NAME", "The base's repository, if the pack does not name it.")
+@option("--license", "L", "The license, if the pack does not name it.")
+@option("-m --message", "TEXT", "The commit's message.")
 @common_options
 def command(*, pack: str, target: str, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Checks a pack or a bundle, pushes it to a repository on a hub as one commit, and verifies what arrived.

@@ -13,43 +13,36 @@ import adapterpack
 from ...hub.resolve import folder_of
 from ...readable import size, things
 from ...report.comparison import comparison_report, comparison_table, list_left_out
-from ..options import common_options, html_option, open_page, quantization_options, suggest
+from ..options import common_options, html_option, open_page, option, quantization_options, suggest
 from ..output import print_facts, print_json, print_line, print_table
 from ..progress import divert_stdout, show_steps
 
 
 @click.command("quantize")
 @click.argument("source", metavar="PACK|BUNDLE")
-@click.option(
-    "-o", "--output", "out", metavar="OUT", help="The folder of the smaller copy; it must not exist."
-)
-@click.option(
-    "--scheme",
-    "schemes",
+@option("-o --output out", "OUT", "The folder of the smaller copy; it must not exist.")
+@option(
+    "--scheme schemes",
+    "S",
+    "int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for "
+    "bundles. May be repeated with --compare; the default is then int8 and int4.",
     multiple=True,
-    metavar="S",
     shell_complete=suggest(
         "adapterpack.quantizing.pack_scheme:PACK_SCHEMES",
         "adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES",
     ),
-    help="int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for "
-    "bundles. May be repeated with --compare; the default is then int8 and int4.",
 )
-@click.option(
-    "--rank-budget",
-    type=float,
-    metavar="E",
-    help="Cut the rank of each site of a pack first, within this relative error.",
+@option(
+    "--rank-budget", "E", "Cut the rank of each site of a pack first, within this relative error.", type=float
 )
 @quantization_options
-@click.option(
-    "--compare",
-    "rows",
-    metavar="ROWS.jsonl",
-    help="Write nothing: measure each way of quantizing a bundle on these rows "
+@option(
+    "--compare rows",
+    "ROWS.jsonl",
+    "Write nothing: measure each way of quantizing a bundle on these rows "
     "(text, messages, prompt and completion, or text and label).",
 )
-@click.option("--adapter", metavar="NAME", help="With --compare: the adapter, if the bundle has several.")
+@option("--adapter", "NAME", "With --compare: the adapter, if the bundle has several.")
 @html_option("the figures of --compare")
 @common_options
 def command(

@@ -11,7 +11,7 @@ import adapterpack
 from ...hub.resolve import folder_of
 from ...pack.inspect import describe
 from ...readable import show_value, size, things
-from ..options import common_options, load_pack, out_option
+from ..options import common_options, load_pack, option, out_option
 from ..output import print_json, print_line
 from .compose import print_left_out
 
@@ -19,40 +19,28 @@ from .compose import print_left_out
 @click.command("resize")
 @click.argument("pack", metavar="PACK")
 @out_option("The folder of the new pack")
-@click.option("--rank", type=int, metavar="R", help="The largest rank that any site keeps.")
-@click.option(
-    "--energy",
-    type=float,
-    metavar="Q",
-    help="The smallest rank that holds this share of the squared singular values.",
+@option("--rank", "R", "The largest rank that any site keeps.", type=int)
+@option(
+    "--energy", "Q", "The smallest rank that holds this share of the squared singular values.", type=float
 )
-@click.option(
+@option(
     "--sv-ratio",
+    "P",
+    "Keep the singular values above the largest one divided by P, as kohya does.",
     type=float,
-    metavar="P",
-    help="Keep the singular values above the largest one divided by P, as kohya does.",
 )
-@click.option(
-    "--sv-cumulative",
-    type=float,
-    metavar="P",
-    help="The smallest rank that holds this share of the singular values' sum.",
+@option(
+    "--sv-cumulative", "P", "The smallest rank that holds this share of the singular values' sum.", type=float
 )
-@click.option(
-    "--sv-fro", type=float, metavar="P", help="The smallest rank that holds this share of the Frobenius norm."
-)
-@click.option(
+@option("--sv-fro", "P", "The smallest rank that holds this share of the Frobenius norm.", type=float)
+@option(
     "--budget",
-    type=float,
-    metavar="N",
-    help="How many numbers all factors may have together, distributed over sites for the "
+    "N",
+    "How many numbers all factors may have together, distributed over sites for the "
     "least total error; below 1, a share of today's.",
+    type=float,
 )
-@click.option(
-    "--base",
-    metavar="BASE",
-    help="The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).",
-)
+@option("--base", "BASE", "The pack's base, for methods whose change depends on the weight (DoRA, OFT, ...).")
 @common_options
 def command(*, pack: str, out: str, base: str | None, as_json: bool, **cuts: Any) -> None:
     """Reduces a pack to a LoRA of smaller rank: at every site the best approximation of the change, by its

@@ -8,7 +8,7 @@ import click
 
 import adapterpack
 
-from ..options import common_options
+from ..options import common_options, option
 from ..output import print_json, print_line
 
 PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
@@ -16,11 +16,9 @@ PASSWORD = "ADAPTERPACK_KEY_PASSWORD"
 
 @click.command("sign")
 @click.argument("pack", metavar="PACK|FLEET|BUNDLE")
-@click.option("--key", required=True, metavar="K", help="A PEM file with your private elliptic-curve key.")
-@click.option("--identity", metavar="TEXT", help="Who signs, as free text; it is part of what is signed.")
-@click.option(
-    "--expires", metavar="DATE", help="The last day (UTC), or the moment, at which the signature is valid."
-)
+@option("--key", "K", "A PEM file with your private elliptic-curve key.", required=True)
+@option("--identity", "TEXT", "Who signs, as free text; it is part of what is signed.")
+@option("--expires", "DATE", "The last day (UTC), or the moment, at which the signature is valid.")
 @common_options
 def command(pack: str, key: str, identity: str | None, expires: str | None, as_json: bool) -> None:
     """Signs a pack, a fleet or a bundle: writes the detached signature adapterpack.sig.json into its folder,

@@ -11,7 +11,7 @@ import click
 import adapterpack
 
 from ...readable import things
-from ..options import common_options, html_option, open_page
+from ..options import common_options, flag, html_option, open_page, option
 from ..output import guard_stdout, print_facts, print_json, print_line, print_rich
 from ..progress import divert_stdout, show_training
 
@@ -28,18 +28,12 @@ from ..progress import divert_stdout, show_training
         "show."
     ),
 )
-@click.option(
+@flag(
     "--print-config",
-    is_flag=True,
-    help=(
-        "Print the configuration with all defaults filled in and where each value comes from, and train "
-        "nothing."
-    ),
+    "Print the configuration with all defaults filled in and where each value comes from, and train nothing.",
 )
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Load everything, say what would be trained and how much memory it takes, and train nothing.",
+@flag(
+    "--dry-run", "Load everything, say what would be trained and how much memory it takes, and train nothing."
 )
 @click.option(
     "--on-bad-row",
@@ -47,15 +41,12 @@ from ..progress import divert_stdout, show_training
     help="What to do with rows that cannot be read: end the run, or leave "
     "them out and log how many and why. Default: the configuration's on_bad_row, else fail.",
 )
-@click.option(
-    "--reward",
-    "rewards",
+@option(
+    "--reward rewards",
+    "FILE.py:FUNCTION",
+    "Your function that scores answers, for trainer: grpo. The file is executed, so name only files "
+    "that you trust.",
     multiple=True,
-    metavar="FILE.py:FUNCTION",
-    help=(
-        "Your function that scores answers, for trainer: grpo. The file is executed, so name only files "
-        "that you trust."
-    ),
 )
 @click.option(
     "--overwrite",

@@ -7,25 +7,15 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ..options import common_options, load_pack, out_option
+from ..options import common_options, load_pack, option, out_option
 from ..output import print_json, print_line
 
 
 @click.command("unmerge")
 @click.argument("merged", metavar="MERGED")
 @out_option("The folder of the base")
-@click.option(
-    "--base",
-    metavar="BASE",
-    help="The base: it is copied once it is proved to be the one that was merged into.",
-)
-@click.option(
-    "--pack",
-    "packs",
-    multiple=True,
-    metavar="PACK",
-    help="Without --base: a pack that was merged; repeat it for each.",
-)
+@option("--base", "BASE", "The base: it is copied once it is proved to be the one that was merged into.")
+@option("--pack packs", "PACK", "Without --base: a pack that was merged; repeat it for each.", multiple=True)
 @common_options
 def command(*, merged: str, out: str, base: str | None, packs: tuple[str, ...], as_json: bool) -> None:
     """Writes the base from which the checkpoint MERGED was made to OUT: exactly, or not at all.

@@ -15,7 +15,7 @@ from ...io.atomic import output_file
 from ...pack.validate.checks.context import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION
-from ..options import common_options, structural_option, suggest
+from ..options import common_options, flag, option, structural_option, suggest
 from ..output import print_json, print_line
 
 _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLETE}
@@ -23,35 +23,26 @@ _EXIT = {"valid": 0, "invalid": EXIT_FAILED, "not fully checked": EXIT_INCOMPLET
 
 @click.command("validate")
 @click.argument("path", metavar="PACK|BUNDLE|FILE")
-@click.option("--base", metavar="BASE", help="The base that the pack or bundle must have been made for.")
-@click.option(
-    "--full",
-    is_flag=True,
-    help="Make the costly checks, too; anything that cannot be checked then means exit code 3.",
-)
-@click.option(
-    "--sarif",
-    "sarif_file",
-    metavar="F",
-    help="Also write the findings as SARIF 2.1.0 to F; it must not exist.",
-)
-@click.option(
+@option("--base", "BASE", "The base that the pack or bundle must have been made for.")
+@flag("--full", "Make the costly checks, too; anything that cannot be checked then means exit code 3.")
+@option("--sarif sarif_file", "F", "Also write the findings as SARIF 2.1.0 to F; it must not exist.")
+@option(
     "--max-seconds",
+    "S",
+    "Stop checking after S seconds, with exit code 3 [600].",
     type=click.FloatRange(min=0),
-    metavar="S",
-    help="Stop checking after S seconds, with exit code 3 [600].",
 )
-@click.option(
+@option(
     "--max-bytes",
+    "B",
+    "Hold at most B bytes of a pack, else exit code 3 [8 GiB].",
     type=click.IntRange(min=0),
-    metavar="B",
-    help="Hold at most B bytes of a pack, else exit code 3 [8 GiB].",
 )
-@click.option(
+@option(
     "--provider",
-    metavar="cuda",
+    "cuda",
+    "Find nodes of a bundle for which this provider has no kernel; no GPU is needed.",
     shell_complete=suggest("adapterpack.runtime.providers.provider:PROVIDERS"),
-    help="Find nodes of a bundle for which this provider has no kernel; no GPU is needed.",
 )
 @structural_option
 @common_options

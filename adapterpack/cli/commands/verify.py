@@ -7,14 +7,14 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
-from ..options import common_options
+from ..options import common_options, option
 from ..output import print_json, print_line
 
 
 @click.command("verify")
 @click.argument("pack", metavar="PACK|FLEET|BUNDLE")
-@click.option("--key", required=True, metavar="K", help="A PEM file with the signer's public key.")
-@click.option("--identity", metavar="TEXT", help="The identity that must have been signed.")
+@option("--key", "K", "A PEM file with the signer's public key.", required=True)
+@option("--identity", "TEXT", "The identity that must have been signed.")
 @common_options
 def command(pack: str, key: str, identity: str | None, as_json: bool) -> None:
     """Verifies the signature of a pack, a fleet or a bundle: the holder of the key signed exactly these
