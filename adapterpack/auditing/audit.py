@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Site, to_matrix
+from ..adapter_methods import Site, Tensors, to_matrix
 from ..base.checkpoint import Checkpoint
 from ..base.dtypes import parse
 from ..composing.arguments import checked_weights, opened_base
@@ -43,7 +43,7 @@ class _Part(NamedTuple):
 
     pack: Pack
     group: m.Group
-    shared: Mapping[str, np.ndarray]
+    shared: Tensors
 
 
 def audit(

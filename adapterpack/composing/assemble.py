@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Method, Site, complete, shapes_of
+from ..adapter_methods import Arrays, Method, Site, Tensors, complete, shapes_of
 from ..adapter_methods.nodes import Tree, decode, encode, leaves, node, shares
 from ..adapter_methods.nodes.base import Leaf, Node
 from ..adapter_methods.nodes.composed import NAME, compose_method, is_random, make_own
@@ -33,7 +33,7 @@ def assemble(
     tree: TreeLike,
     name: str,
     seed: int = 0,
-    shared: Mapping[str, np.ndarray] | None = None,
+    shared: Tensors | None = None,
 ) -> Pack:
     """Returns a pack that contains ``parents`` unchanged, each under its name, and combines them as ``tree``
     says.
@@ -201,7 +201,7 @@ def _adapter(
     parts: Mapping[str, tuple[m.Group, Adapter]],
     packs: Mapping[str, Pack],
     seed: int,
-) -> tuple[Any, dict[str, np.ndarray]]:
+) -> tuple[Any, Arrays]:
     members = {name: {**packs[name].manifest.config, **group.config} for name, (group, _) in parts.items()}
     cfg = method.config(members=members)
     params = {
@@ -217,8 +217,8 @@ def _shared_parameters(
     method: Method,
     adapters: Mapping[Site, tuple[Any, Any]],
     seed: int,
-    trained: Mapping[str, np.ndarray] | None,
-) -> Mapping[str, np.ndarray]:
+    trained: Tensors | None,
+) -> Tensors:
     """Returns the parameters that the nodes have once for all sites: the ``trained`` ones after checking that
     they have the shapes that the tree gives them, or else initial values.
     """

@@ -10,13 +10,14 @@ from typing import NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
+from ..adapter_methods import Arrays
 from ..errors import ConfigError, Unsupported, nearest
 from ..io.safetensors import FLOATS, dtype_name
 from ..manifest import manifest as m
 from ..pack.pack import Pack
 from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_type, list_labels
 
-Modules = dict[str, dict[str, np.ndarray]]
+Modules = dict[str, Arrays]
 
 
 class CombinedModules(NamedTuple):
@@ -113,9 +114,7 @@ def _unite(packs: Sequence[Pack], weights: Sequence[float]) -> CombinedModules:
     )
 
 
-def _join(
-    path: str, parts: Sequence[dict[str, np.ndarray] | None], sizes: Sequence[int], names: Sequence[str]
-) -> dict[str, np.ndarray]:
+def _join(path: str, parts: Sequence[Arrays | None], sizes: Sequence[int], names: Sequence[str]) -> Arrays:
     """Joins one module over all label sets: concatenates tensors with a row for each label, and requires all
     other tensors to be equal.
     """
@@ -127,7 +126,7 @@ def _join(
                 where=f"{path} in '{name}'",
                 remedy="pick one: --whole pick:NAME (whole='pick:NAME')",
             )
-    joined: dict[str, np.ndarray] = {}
+    joined: Arrays = {}
     for key in present[0]:
         values = [part[key] for part in present]
         if all(
@@ -183,7 +182,7 @@ def average(packs: Sequence[Pack], weights: Sequence[float]) -> Modules:
     }
 
 
-def comparable(packs: Sequence[Pack]) -> list[dict[str, dict[str, np.ndarray]]]:
+def comparable(packs: Sequence[Pack]) -> list[dict[str, Arrays]]:
     """Returns the fully trained modules of each pack after checking that all packs have the same modules and
     tensors.
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Method
+from ..adapter_methods import Arrays, Method, Tensors
 from ..adapter_methods.lora import LoRA
 from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
@@ -21,7 +21,7 @@ from .full_modules import CombinedModules
 from .sites import JointSite
 
 
-def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, dict[str, np.ndarray]]:
+def as_lora(change: Factors, dtype: Any = np.float32) -> tuple[LoRA, Arrays]:
     """Returns the change as a LoRA of the same rank (at least 1) and of scale 1."""
     m, n = change.shape
     A, B = change if change.rank else (np.zeros((1, n)), np.zeros((m, 1)))
@@ -48,7 +48,7 @@ def build_composed(
     parents: Sequence[Pack],
     weights: Mapping[str, str | None],
     lineage: m.Lineage,
-    shared: Mapping[str, np.ndarray] | None = None,
+    shared: Tensors | None = None,
 ) -> Pack:
     """Builds a pack from combined changes and the fields that its parents share; ``weights`` are the base
     tensors of its sites, ``shared`` the parameters that its sites share.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Method, Site
+from ..adapter_methods import Method, Site, Tensors
 from ..adapter_methods.lora import lora
 from ..adapter_methods.nodes.composed import pack_config
 from ..errors import ConfigError, NonFinite, NothingToDo
@@ -318,7 +318,7 @@ def combine_within_method(work: CompositionWork, name: str) -> Pack | None:
     if method is None or work.rule.coefficients is None:
         return None
     combine = method.overrides["linear_combination"]
-    adapters: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
+    adapters: dict[Site, tuple[Any, Tensors]] = {}
     weights: dict[str, str | None] = {}
     changed = False
     for path, present in adapters_by_path(work.ordered).items():

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..adapter_methods import Site
+from ..adapter_methods import Arrays, Site
 from ..fleet.fleet import Fleet
 from ..fleet.manifest import FleetSite, Member, Whole
 from ..io.safetensors import dtype_name
@@ -21,7 +21,7 @@ def assemble(name: str, base: Base, fit: Fit, error_budget: float | None, sites:
     """Builds the fleet of a fit. The fleet records ``error_budget``."""
     numbers = {path: number for number, path in enumerate(sites)}
     weights = weights_of([draft.candidate for draft in fit.members])
-    tensors: dict[str, np.ndarray] = {}
+    tensors: Arrays = {}
     members, shared = [], []
     for number, draft in enumerate(fit.members):
         one, alone = draft.candidate, draft.alone

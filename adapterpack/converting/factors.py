@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import Site, complete, method_of
+from ..adapter_methods import Arrays, Site, Tensors, complete, method_of
 from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
 from ..io.safetensors import FLOATS, all_finite, dtype_name
@@ -112,7 +112,7 @@ def lora_pack(
     source: ConversionSource,
     sites: Mapping[str, SiteFactors] | Mapping[str, SiteFactors | tuple[LoRA, np.ndarray, np.ndarray]],
     kind: str,
-    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    full: Mapping[str, Tensors] | None = None,
     **claims: Any,
 ) -> Pack:
     """Builds a LoRA pack from factors by module path, with the checks of a pack: shapes fit each other,
@@ -125,7 +125,7 @@ def lora_pack(
         FormatError: factors do not fit each other, or are not floats.
         NonFinite: NaN or infinity.
     """
-    adapters: dict[Site, tuple[LoRA, dict[str, np.ndarray]]] = {}
+    adapters: dict[Site, tuple[LoRA, Arrays]] = {}
     for path in sorted(sites):
         value = sites[path]
         place = f"{source.path}, {path}"

@@ -14,6 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from ..adapter_methods import Arrays
 from ..errors import FormatError, Unsupported
 from ..io.safetensors import count_of
 from .format import read_file
@@ -69,7 +70,7 @@ class _Bytes:
         return start + 4, count
 
 
-def read_parameters(path: Path) -> dict[str, np.ndarray]:
+def read_parameters(path: Path) -> Arrays:
     """Returns the parameters of an ``.onnx_adapter`` by name, as read-only views of the bytes read.
 
     Raises:
@@ -89,7 +90,7 @@ def read_parameters(path: Path) -> dict[str, np.ndarray]:
             "another version of the .onnx_adapter format", where=path, expected=VERSION, found=version
         )
     start, count = data.vector(data.field(root, 3), 4, _MAX_PARAMETERS, "parameters")
-    parameters: dict[str, np.ndarray] = {}
+    parameters: Arrays = {}
     total = 0
     for entry in range(start, start + 4 * count, 4):
         name, value = _parameter(data, entry + data.number(entry, "I"))

@@ -6,10 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import get
+from ..adapter_methods import Tensors, get
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites, Sites
 from ..pack.lineage import descend
@@ -78,8 +77,8 @@ def foreign_pack(
     sites: Sequence[MethodSites],
     kind: str,
     *,
-    shared: Mapping[str, np.ndarray] | None = None,
-    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    shared: Tensors | None = None,
+    full: Mapping[str, Tensors] | None = None,
     task: m.PackTask | None = None,
     **claims: Any,
 ) -> Pack:

@@ -5,12 +5,12 @@ PEFT computes it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Completed, Estimate, Method, Site, get, to_matrix
+from ..adapter_methods import Completed, Estimate, Method, Site, Tensors, get, to_matrix
 from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
 from ..pack.layer_kinds import match_layers
@@ -60,8 +60,8 @@ def _transform(pack: Pack, base: BaseModel, hook: Callable[[Method], Completed |
     change, claims, shared = hook(pack.method), pack.manifest, pack.shared()
     assert change is not None
     names = {group.path: base.weight_name(group.path, group.weight) for group in claims.adapter_groups}
-    sites: dict[Site, tuple[Any, Mapping[str, np.ndarray]]] = {}
-    secondary: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
+    sites: dict[Site, tuple[Any, Tensors]] = {}
+    secondary: dict[str, dict[Site, tuple[Any, Tensors]]] = {}
     for adapter in pack.adapters(
         lambda group: _widths(to_matrix(group.kind, checkpoint.read(names[group.path])))
     ):

@@ -8,8 +8,7 @@ import io
 import re
 from pathlib import Path
 
-import numpy as np
-
+from ..adapter_methods import Arrays
 from ..errors import FormatError
 from ..io import safetensors, torch_file
 from ..io.safe_open import TENSORS
@@ -51,7 +50,7 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
             found=", ".join(path.name for path in shards)[:200],
             remedy="fetch the folder again from where it came",
         )
-    tensors: dict[str, np.ndarray] = {}
+    tensors: Arrays = {}
     for path in shards:
         part = torch_file.read(path) if path.suffix == _PICKLE else _read_all(path)
         if twice := tensors.keys() & part.keys():
@@ -61,7 +60,7 @@ def tensors_of(folder: Path, source: ConversionSource) -> tuple[SafetensorsFile 
     return as_file(tensors, shards[0]), (f"the tensors were in {count} {what}",)
 
 
-def _read_all(path: Path) -> dict[str, np.ndarray]:
+def _read_all(path: Path) -> Arrays:
     file = SafetensorsFile(path, private=True)
     return {name: file.read(name) for name in file.tensors}
 
@@ -73,7 +72,7 @@ def out_of_pickle(path: Path) -> tuple[HeldFile, tuple[str, ...]]:
     )
 
 
-def as_file(tensors: dict[str, np.ndarray], path: Path) -> HeldFile:
+def as_file(tensors: Arrays, path: Path) -> HeldFile:
     """Returns tensors as a file, for readers of files; ``path`` is where they came from."""
     data = io.BytesIO()
     safetensors.write(data, tensors, {"format": "pt"})

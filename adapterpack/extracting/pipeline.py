@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..adapter_methods import LAYOUTS, Site
+from ..adapter_methods import LAYOUTS, Arrays, Site
 from ..adapter_methods.lora import lora
 from ..base.checkpoint import Checkpoint
 from ..base.quantization import require_plain
@@ -263,8 +263,8 @@ def _other_tensors(
     return kept, []
 
 
-def _modules(new: Checkpoint, kept: dict[str, str | None]) -> dict[str, dict[str, np.ndarray]]:
-    modules: dict[str, dict[str, np.ndarray]] = {}
+def _modules(new: Checkpoint, kept: dict[str, str | None]) -> dict[str, Arrays]:
+    modules: dict[str, Arrays] = {}
     for name in kept:
         path, _, param = name.rpartition(".")
         modules.setdefault(path, {})[param] = np.array(new.read(name))

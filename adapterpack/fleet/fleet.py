@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapter_methods import Site
+from ..adapter_methods import Arrays, Site, Tensors
 from ..adapter_methods.lora import LoRA, lora
 from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
 from ..io import safetensors
@@ -71,7 +71,7 @@ class Fleet:
     """
 
     manifest: FleetManifest
-    tensors: Mapping[str, np.ndarray] = dataclasses.field(repr=False)
+    tensors: Tensors = dataclasses.field(repr=False)
     path: Path | None = None
 
     @classmethod
@@ -119,7 +119,7 @@ class Fleet:
         return cls(manifest, tensors, folder)
 
     @classmethod
-    def sealed(cls, tensors: Mapping[str, np.ndarray], **fields: Any) -> Fleet:
+    def sealed(cls, tensors: Tensors, **fields: Any) -> Fleet:
         """Returns a fleet with these tensors, and computes their digests; ``fields`` are the other fields of
         its manifest.
         """
@@ -196,7 +196,7 @@ class Fleet:
             UnknownName: no member has that name.
         """
         number, member = self.member(name)
-        whole: dict[str, dict[str, np.ndarray]] = {}
+        whole: dict[str, Arrays] = {}
         for place, one in enumerate(member.whole):
             whole.setdefault(one.path, {})[one.param] = self.tensors[f"whole.{number}.{place}"]
         adapters = {

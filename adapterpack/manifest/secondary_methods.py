@@ -7,15 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ..adapter_methods import Method, Site
+from ..adapter_methods import Method, Site, Tensors
 from ..errors import Unsupported
 from ..tasks.data.problems import MARKED
 from . import manifest as m
 from .composed_method import FEATURE
 
-Sites = Mapping[Site, tuple[Any, Mapping[str, np.ndarray]]]
+Sites = Mapping[Site, tuple[Any, Tensors]]
 """Site -> its resolved config and its parameters."""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
+from ..adapter_methods import Tensors
 from ..io import safetensors
 from ..io.safe_open import TENSORS
 from ..manifest import manifest as m
@@ -18,7 +19,7 @@ METADATA = {"format": "pt"}
 
 
 def contents(
-    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes]
+    manifest: m.Manifest, tensors: Tensors, extra: Mapping[str, bytes]
 ) -> dict[str, Iterable[bytes | memoryview]]:
     """Returns the pieces of every file: the tensors, PEFT's config if PEFT supports the method, and
     ``extra``.
@@ -32,7 +33,7 @@ def contents(
 
 
 def encode_files(
-    manifest: m.Manifest, tensors: Mapping[str, np.ndarray], extra: Mapping[str, bytes] | None = None
+    manifest: m.Manifest, tensors: Tensors, extra: Mapping[str, bytes] | None = None
 ) -> dict[str, bytes]:
     """Returns the bytes of every file of :func:`contents`."""
     return {name: b"".join(parts) for name, parts in contents(manifest, tensors, extra or {}).items()}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import PROMPT, Method, Site, resolve_configs
+from ..adapter_methods import PROMPT, Arrays, Method, Site, Tensors, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
 from ..base import compatibility
 from ..base.compatibility import Verdict
@@ -57,12 +57,12 @@ class Adapter(NamedTuple):
 
     site: Site
     config: Any
-    params: Mapping[str, np.ndarray]
+    params: Tensors
     weight: str | None
     method: Method
 
     @property
-    def wide(self) -> dict[str, np.ndarray]:
+    def wide(self) -> Arrays:
         """The parameters in at least float32, because in half precision the method's own scaling would round;
         integers stay as they are.
         """
@@ -92,7 +92,7 @@ class Pack(Described):
         ('tickets', 'lora')
     """
 
-    tensors: Mapping[str, np.ndarray]
+    tensors: Tensors
     path: Path | None = None
     extra: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     factored: Mapping[str, SharedFactors] = dataclasses.field(default_factory=dict, repr=False)
@@ -140,7 +140,7 @@ class Pack(Described):
             groups.setdefault(entry.group, []).append((name, entry))
         return groups
 
-    def params(self, path: str) -> dict[str, np.ndarray]:
+    def params(self, path: str) -> Arrays:
         """Returns the tensors of one group by parameter name; tensors stored as codes are decoded to float32.
 
         Raises:
@@ -234,7 +234,7 @@ class Pack(Described):
                 method,
             )
 
-    def _params_at(self, path: str) -> Mapping[str, np.ndarray]:
+    def _params_at(self, path: str) -> Tensors:
         """Returns the parameters of a site; for a pack that is too large for memory they are read on
         access.
         """
@@ -244,11 +244,11 @@ class Pack(Described):
             tuple(entry.param for _, entry in self._by_group.get(path, ())), partial(self.params, path)
         )
 
-    def shared(self) -> dict[str, np.ndarray]:
+    def shared(self) -> Arrays:
         """Returns the parameters that all sites of the pack's own method share."""
         return self.params(SHARED)
 
-    def full(self) -> dict[str, dict[str, np.ndarray]]:
+    def full(self) -> dict[str, Arrays]:
         """Returns the modules that were trained in full: path -> parameter name -> array."""
         return {group.path: self.params(group.path) for group in self.manifest.full_groups}
 
@@ -384,8 +384,8 @@ def build(
     task: m.PackTask,
     base: m.Base,
     secondary: Sequence[MethodSites] = (),
-    shared: Mapping[str, np.ndarray] | None = None,
-    full: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    shared: Tensors | None = None,
+    full: Mapping[str, Tensors] | None = None,
     weights: Mapping[str, str | None] | None = None,
     problem: str | None = None,
     **rest: Any,
@@ -419,7 +419,7 @@ def build(
         method: Method,
         site: Site,
         cfg: Any,
-        params: Mapping[str, np.ndarray],
+        params: Tensors,
         config: dict[str, Any],
         host: Method | None,
     ) -> None:
@@ -484,7 +484,7 @@ def build(
 
 def seal(
     draft: m.Manifest,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Tensors,
     extra: Mapping[str, bytes] | None = None,
     tensor_file: m.PackFile | None = None,
 ) -> Pack:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
 
-from ..adapter_methods import fold, is_stacked, row_blocks
+from ..adapter_methods import Tensors, fold, is_stacked, row_blocks
 from ..composing.resize import resize
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..manifest.digests import entry_of
@@ -193,7 +193,7 @@ def site_errors(exact: Pack, other: Pack) -> Iterator[tuple[str, Error]]:
 
 
 def _wide(adapter: Adapter) -> Adapter:
-    params: Mapping[str, np.ndarray] = adapter.params
+    params: Tensors = adapter.params
     return adapter._replace(params={name: value.astype(np.float64) for name, value in params.items()})
 
 

@@ -5,12 +5,13 @@ names, in its ranks and dtypes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..adapter_methods import Arrays, Tensors
 from ..errors import Unsupported
 from ..onnx_graph.graph_file import DTYPES, FLOATS, GraphFile
 from .fields import FIELDS
@@ -62,7 +63,7 @@ def slots_of(graph: GraphFile) -> dict[tuple[str, str], GraphSlot]:
     return slots
 
 
-def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def fit(values: Tensors, path: Path) -> tuple[Arrays, tuple[str, ...]]:
     """Returns the values of an adapter, by the names of our slots, as the inputs of the graph in a file;
     zeros for its other slots that have no default.
 
@@ -93,9 +94,7 @@ def fit(values: Mapping[str, np.ndarray], path: Path) -> tuple[dict[str, np.ndar
     return fitted, notes
 
 
-def on_modules(
-    values: Mapping[str, np.ndarray], modules: Collection[str], path: Path
-) -> dict[str, np.ndarray]:
+def on_modules(values: Tensors, modules: Collection[str], path: Path) -> Arrays:
     """Returns the values of an adapter, by the names of our slots, under the paths that the graph in a file
     has for their modules: it is found by its path, or by the numbers and the last name in it, since exporters
     rename what lies between (``self_attn``, ``attn``).

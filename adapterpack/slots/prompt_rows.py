@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ..adapter_methods import PROMPT
+from ..adapter_methods import PROMPT, Arrays
 from ..adapter_methods.forms.prompt import CacheConfig, PromptForm
 from ..bundle.manifest import MappedSite
 from ..pack.pack import Pack
@@ -26,7 +26,7 @@ LEAVES: dict[str, tuple[str, ...]] = {
 """Field -> its axes."""
 
 
-def virtual_arrays(form: PromptForm, pooled: str) -> dict[str, np.ndarray]:
+def virtual_arrays(form: PromptForm, pooled: str) -> Arrays:
     """Converts a normal form to its fields, as float32 arrays; none if the prompt consists of keys and
     values. ``pooled`` is that of the adapter's config.
     """

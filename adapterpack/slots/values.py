@@ -32,6 +32,7 @@ import numpy as np
 from ..adapter_methods import (
     LAYOUTS,
     PROMPT,
+    Arrays,
     Diagonal,
     IdentityPlusLowRank,
     NormalForm,
@@ -75,7 +76,7 @@ writes them.
 _OF_PEFT = re.compile(r"(.*)\.(lora_[AB])\.(?:[\w-]+\.)*weight")
 _FIELDS = {name.partition(".")[0]: field for field, name in PEFT_NAMES.items()}
 
-Values = dict[str, np.ndarray]
+Values = Arrays
 """Slot name -> array."""
 
 Weights = Callable[[Adapter], "tuple[np.ndarray, np.ndarray | None]"]

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import nn
 
-from ..adapter_methods import Calibration, Method, Site, SiteConfig, is_stacked, method_of, resolve_configs
+from ..adapter_methods import (
+    Calibration,
+    Method,
+    Site,
+    SiteConfig,
+    Tensors,
+    is_stacked,
+    method_of,
+    resolve_configs,
+)
 from ..adapter_methods.core.shapes import check_shapes
 from ..errors import (
     AdapterpackError,
@@ -237,7 +246,7 @@ def _plan(
     return _Plan(method, by_site, needs, measured, layers if unused is None else [], named)
 
 
-def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Mapping[str, np.ndarray]:
+def _init_shared(plan: _Plan, work: Work, rng: np.random.Generator) -> Tensors:
     """Returns the initial values of the parameters that all sites of a plan share; empty if the method has
     none.
     """
@@ -420,9 +429,9 @@ def _fresh(
     cfg: Any,
     rng: np.random.Generator,
     calibration: Calibration | None,
-    shared: Mapping[str, np.ndarray],
+    shared: Tensors,
     site: Site,
-) -> Mapping[str, np.ndarray]:
+) -> Tensors:
     """Returns the initial parameters of a site; for a stack of matrices, initialises each matrix and stacks
     the results.
     """

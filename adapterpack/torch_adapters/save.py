@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 import torch
 from torch import nn
 
-from ..adapter_methods import Method, Site, is_bare
+from ..adapter_methods import Arrays, Method, Site, is_bare
 from ..base.base_metadata import license_of, tokenizer_of
 from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError, SiteNotFound, Unsupported
@@ -203,10 +202,10 @@ class Parts(NamedTuple):
     """
 
     method: Method
-    adapters: dict[Site, tuple[Any, dict[str, np.ndarray]]]
+    adapters: dict[Site, tuple[Any, Arrays]]
     secondary: list[MethodSites]
-    shared: dict[str, np.ndarray]
-    full: dict[str, dict[str, np.ndarray]]
+    shared: Arrays
+    full: dict[str, Arrays]
 
 
 def parts_of(model: nn.Module, name: str) -> Parts:
@@ -228,7 +227,7 @@ def parts_of(model: nn.Module, name: str) -> Parts:
     order = path_order(model)
     adapted.sort(key=lambda module: order.get(module._site.path, len(order)))
     method = min((module._held[name] for module in adapted), key=lambda held: held.secondary).method
-    sites_by_method: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {method.name: {}}
+    sites_by_method: dict[str, dict[Site, tuple[Any, Arrays]]] = {method.name: {}}
     methods: dict[str, Method] = {}
     for module in adapted:
         held = module._held[name]

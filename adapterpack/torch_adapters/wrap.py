@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..adapter_methods import LAYOUTS, Method, Site, constants_of, to_matrix
+from ..adapter_methods import LAYOUTS, Method, Site, Tensors, constants_of, to_matrix
 from ..adapter_methods.core.layouts import unfoldable
 from ..errors import Unsupported
 from ..manifest.manifest import Group
@@ -40,7 +40,7 @@ class Work:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model, self.name = model, name
-        self._begun: dict[str, Mapping[str, np.ndarray]] = {}
+        self._begun: dict[str, Tensors] = {}
         self._shared: dict[str, dict[str, nn.Parameter]] = {}
         self.swaps: dict[nn.Module, nn.Module] = {}
         self.touched: list[Adapted | SavedModule] = []
@@ -59,7 +59,7 @@ class Work:
         path: str,
         method: Method,
         cfg: Any,
-        params: Callable[[Site], Mapping[str, np.ndarray]],
+        params: Callable[[Site], Tensors],
         weight: bool = False,
         secondary: bool = False,
         kind: str = "",

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Site, get, shapes_of
+from ...adapter_methods import Arrays, Site, get, shapes_of
 from ...errors import FormatError, Unsupported
 from ...manifest.secondary_methods import MethodSites
 from ...peft.tensors import site_of
@@ -96,7 +96,7 @@ def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Famil
 
 def _lora(
     tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
-) -> tuple[Site, Any, dict[str, np.ndarray]]:
+) -> tuple[Site, Any, Arrays]:
     down, up, method, count = tensors["lora_A"], tensors["lora_B"], get("lora"), sum(enabled)
     if len(enabled) > 1:
         parts = _split_rows(up, enabled, path, where)
@@ -117,7 +117,7 @@ def _lora(
 
 def _ia3(
     tensors: Tensors, rank: int, alpha: float, enabled: list[bool], path: str, where: str
-) -> tuple[Site, Any, dict[str, np.ndarray]]:
+) -> tuple[Site, Any, Arrays]:
     factors, method = tensors["lora_B"], get("ia3")
     if factors.shape[1] != 1:
         raise FormatError(

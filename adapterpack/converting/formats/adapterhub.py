@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ...adapter_methods import Arrays
 from ...errors import FormatError, Unsupported
 from ...io import safetensors, strict_json
 from ...io.safe_open import TENSORS
@@ -114,9 +113,7 @@ def _head(source: ConversionSource) -> heads.WholeHead | None:
     )
 
 
-def _named_as_in(
-    base: BaseModel | None, places: dict[str, dict[str, np.ndarray]]
-) -> dict[str, dict[str, np.ndarray]]:
+def _named_as_in(base: BaseModel | None, places: dict[str, Arrays]) -> dict[str, Arrays]:
     """Removes the name of the enclosing model from the places if the base is the inner model itself: the
     library always wraps a model.
     """
@@ -154,12 +151,10 @@ def _open(source: ConversionSource, name: str, pickle: str) -> tuple[Safetensors
     return out_of_pickle(pickled)
 
 
-def _sort(
-    file: SafetensorsFile, name: str, architecture: Any
-) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def _sort(file: SafetensorsFile, name: str, architecture: Any) -> tuple[dict[str, Arrays], Arrays]:
     """Groups the tensors by place and part, and returns separately those that all places share."""
-    places: dict[str, dict[str, np.ndarray]] = {}
-    shared: dict[str, np.ndarray] = {}
+    places: dict[str, Arrays] = {}
+    shared: Arrays = {}
     for key in file.tensors:
         kind, place, part = _split(key, name)
         if kind is None or architecture not in _KINDS[kind]:

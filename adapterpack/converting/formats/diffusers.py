@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import method_of
+from ...adapter_methods import Arrays, method_of
 from ...adapter_methods.lora import LoRA
 from ...errors import FormatError, Unsupported
 from ...io import safetensors, strict_json
@@ -84,7 +84,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     recorded = pack.manifest.training.get("part")
     part = recorded if recorded in (*_PARTS, _ITSELF) else _part(plain, base)
     prefix = "" if part == _ITSELF else f"{part}."
-    tensors: dict[str, np.ndarray] = {}
+    tensors: Arrays = {}
     configs, named = {}, published_in(pack, base)
     for site in site_factors(plain, "diffusers"):
         path = named(site.path)

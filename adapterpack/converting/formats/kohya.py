@@ -13,9 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...adapter_methods import Site, get
+from ...adapter_methods import Arrays, Site, Tensors, get
 from ...base.renamings import in_memory, publish_path
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...io import safetensors
@@ -66,7 +64,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     refuse_full_modules(pack, "kohya")
     plain, notes = dequantize(pack)
     manifest = pack.manifest
-    tensors: dict[str, np.ndarray] = {}
+    tensors: Arrays = {}
     recorded = manifest.training.get("part")
     prefix = (
         recorded
@@ -90,7 +88,7 @@ def _write(pack: Pack, out: Path, base: BaseModel | None) -> tuple[str, ...]:
     return (*notes, f"keys begin with {prefix}_") if recorded is None else notes
 
 
-def _leaves(pack: Pack) -> dict[str, dict[str, np.ndarray]]:
+def _leaves(pack: Pack) -> dict[str, Arrays]:
     """Returns module path -> leaf -> tensor."""
     leaves = {
         site.path: {_DOWN: site.down, _UP: site.up, _ALPHA: number(site.alpha)}
@@ -156,8 +154,8 @@ def _pack(
     """Builds the pack of these layers, each in the form that its tensors have; also returns the modules
     without a stated alpha.
     """
-    sites: dict[str, dict[Site, tuple[Any, Mapping[str, np.ndarray]]]] = {}
-    full: dict[str, Mapping[str, np.ndarray]] = {}
+    sites: dict[str, dict[Site, tuple[Any, Tensors]]] = {}
+    full: dict[str, Tensors] = {}
     without_alpha = []
     for module, layer in sorted(layers.items(), key=lambda item: item[1].path):
         leaves = modules[module]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Method, Site, get
+from ...adapter_methods import Arrays, Method, Site, get
 from ...errors import FormatError, Unsupported
 from ...io import npz_file, safetensors, strict_json
 from ...io.safe_open import TENSORS
@@ -70,7 +70,7 @@ def _read(source: ConversionSource) -> Reading:
         "fuse it with mlx_lm.fuse",
     )
     require_pairs(modules, leaves, file.path)
-    sites: dict[Site, tuple[Any, dict[str, np.ndarray]]] = {}
+    sites: dict[Site, tuple[Any, Arrays]] = {}
     for path, keys in modules.items():
         where = f"{file.path}, {path}"
         tensors = {leaf: file.read(key) for leaf, key in keys.items()}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ...adapter_methods import LAYOUTS
+from ...adapter_methods import LAYOUTS, Arrays
 from ...errors import FormatError, Unsupported
 from ...pack.pack import Pack
 from ...runtime.adapters.files import write_adapter_file
@@ -96,7 +96,7 @@ def _wide(pack: Pack) -> Pack:
 
 
 def _read(source: ConversionSource) -> Reading:
-    modules: dict[str, dict[str, np.ndarray]] = {}
+    modules: dict[str, Arrays] = {}
     parameters = read_parameters(source.path)
     for name, value in parameters.items():
         path, field = split_slot(name)
@@ -144,7 +144,7 @@ def _read(source: ConversionSource) -> Reading:
     return Reading(bind_to_base(pack, source.base), notes)
 
 
-def _head(path: str, fields: dict[str, np.ndarray], source: ConversionSource) -> dict[str, np.ndarray]:
+def _head(path: str, fields: Arrays, source: ConversionSource) -> Arrays:
     """Returns the weight and bias of a fully trained linear layer; a bias that the file lacks is zero, as in
     the graph.
     """

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Site, get
+from ...adapter_methods import Arrays, Site, get
 from ...errors import FormatError, Unsupported
 from ...io import torch_file
 from ...io.safe_open import TENSORS
@@ -85,7 +85,7 @@ def _read(source: ConversionSource) -> Reading:
         "merge it in torchtune, and extract the difference with adapterpack extract",
     )
     require_pairs(modules, ("lora_a.weight", "lora_b.weight"), file)
-    sites: dict[str, dict[Site, tuple[Any, dict[str, np.ndarray]]]] = {"lora": {}, "dora": {}}
+    sites: dict[str, dict[Site, tuple[Any, Arrays]]] = {"lora": {}, "dora": {}}
     for name, keys in modules.items():
         path, where = _path(name, file), f"{file}, {name}"
         params = {_LEAVES[leaf]: tensors[key] for leaf, key in keys.items()}

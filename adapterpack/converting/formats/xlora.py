@@ -17,8 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from ...adapter_methods import Arrays
 from ...adapter_methods.nodes import Leaf, Node, decode
 from ...adapter_methods.nodes.xlora import XLoRA
 from ...composing.assemble import assemble
@@ -147,10 +146,10 @@ def _expert(source: ConversionSource, number: int) -> Pack:
     return bind_to_base(pack, source.base)
 
 
-def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> dict[str, np.ndarray]:
+def _classifier(source: ConversionSource, settings: XLoRA, dropout: bool) -> Arrays:
     """Returns the classifier's layers under the node's parameter names; the node checks their shapes."""
     own = _tensors(source.path, source)
-    made: dict[str, np.ndarray] = {}
+    made: Arrays = {}
     for at in range(settings.depth):
         # between two linear layers there is an activation, and possibly dropout
         number = at * (3 if dropout else 2)

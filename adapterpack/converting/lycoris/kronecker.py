@@ -4,12 +4,10 @@ widths in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from ...adapter_methods import shapes_of
+from ...adapter_methods import Tensors, shapes_of
 from ...adapter_methods.lokr import split_width
 from ...errors import FormatError, Unsupported
 
@@ -54,7 +52,7 @@ class KroneckerSplit(NamedTuple):
         }
 
 
-def split_kronecker(params: Mapping[str, np.ndarray], points: int, where: str) -> KroneckerSplit:
+def split_kronecker(params: Tensors, points: int, where: str) -> KroneckerSplit:
     """Returns how the factors of a module, whose kernel has ``points`` points, divide its widths.
 
     Raises:
@@ -85,7 +83,7 @@ def split_kronecker(params: Mapping[str, np.ndarray], points: int, where: str) -
     )
 
 
-def _sides(params: Mapping[str, np.ndarray], name: str, where: str) -> tuple[tuple[int, int], int | None]:
+def _sides(params: Tensors, name: str, where: str) -> tuple[tuple[int, int], int | None]:
     """Returns the shape of a factor, and the rank if it is stored as two."""
     parts = [params[name]] if name in params else [params[f"{name}_a"], params[f"{name}_b"]]
     unfit = any(part.ndim != 2 or 0 in part.shape or max(part.shape) > _LARGEST for part in parts)
@@ -103,9 +101,7 @@ def _candidates(a: int, b: int, c: int, d: int) -> Iterator[int]:
     yield from dict.fromkeys((-1, max(a, b), min(a, b), *range(max(a, b), min(max(a, b, c, d), 1024) + 1)))
 
 
-def _splits(
-    params: Mapping[str, np.ndarray], first: tuple[int, int], second: tuple[int, int], rank: int | None
-) -> bool:
+def _splits(params: Tensors, first: tuple[int, int], second: tuple[int, int], rank: int | None) -> bool:
     """Whether adapterpack's LoKr would split the same factors; if neither is split, any rank that splits none
     fits.
     """

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from ...adapter_methods import Arrays
 from ...errors import Unsupported
 from ...pack.pack import Adapter
 from ..numbers import scale_factor
@@ -21,7 +22,7 @@ def number(value: float) -> np.ndarray:
     return np.array(value, np.float32 if float(np.float32(value)) == value else np.float64)
 
 
-def _dora(adapter: Adapter) -> dict[str, np.ndarray]:
+def _dora(adapter: Adapter) -> Arrays:
     params, cfg = adapter.params, adapter.config
     return {
         "lora_down.weight": params["lora_A"],
@@ -31,7 +32,7 @@ def _dora(adapter: Adapter) -> dict[str, np.ndarray]:
     }
 
 
-def _lokr(adapter: Adapter) -> dict[str, np.ndarray]:
+def _lokr(adapter: Adapter) -> Arrays:
     """Returns the factors; multiplies the scale into w2 if neither is split, since LyCORIS then assumes scale
     1.
     """
@@ -45,7 +46,7 @@ def _lokr(adapter: Adapter) -> dict[str, np.ndarray]:
     return {**leaves, "alpha": number(cfg.scale * cfg.r)}
 
 
-def _ia3(adapter: Adapter) -> dict[str, np.ndarray]:
+def _ia3(adapter: Adapter) -> Arrays:
     if not adapter.config.feedforward:
         raise Unsupported(
             "(IA)^3 of LyCORIS scales outputs without the bias, and (IA)^3 with it",
@@ -56,5 +57,5 @@ def _ia3(adapter: Adapter) -> dict[str, np.ndarray]:
     return {"weight": (factors - 1).astype(np.float32), "on_input": np.array(1, np.int64)}
 
 
-WRITERS: dict[str, Callable[[Adapter], dict[str, np.ndarray]]] = {"dora": _dora, "ia3": _ia3, "lokr": _lokr}
+WRITERS: dict[str, Callable[[Adapter], Arrays]] = {"dora": _dora, "ia3": _ia3, "lokr": _lokr}
 """Method -> function that returns the leaves of a site; methods without one are written as LoRA."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ...adapter_methods import Arrays, Tensors
 from ...base.checkpoint import Checkpoint
 from ...base.renamings import in_memory
 from ...base.tensor_rows import module_parameter
@@ -28,8 +29,8 @@ class FullModules(NamedTuple):
     -> the tensor of the base that it starts from.
     """
 
-    replaced: Mapping[str, np.ndarray]
-    added: Mapping[str, np.ndarray]
+    replaced: Tensors
+    added: Tensors
     prefix: str
     untied: bool
     vocab_size: int | None = None
@@ -40,7 +41,7 @@ def resolve(
     base: Checkpoint,
     packs: Sequence[Pack],
     untie: bool = False,
-    tables: Mapping[str, np.ndarray] = MappingProxyType({}),
+    tables: Tensors = MappingProxyType({}),
 ) -> FullModules:
     """Returns the tensors that the fully trained modules of ``packs`` become in a checkpoint made from
     ``base``, including the extended ``tables``; with ``untie`` a tied head stays as it was if only the
@@ -50,8 +51,8 @@ def resolve(
         Unsupported: two packs hold the same module, or the result could not be loaded as it was trained.
     """
     owner: dict[str, str] = {}
-    replaced: dict[str, np.ndarray] = dict(tables)
-    added: dict[str, np.ndarray] = {}
+    replaced: Arrays = dict(tables)
+    added: Arrays = {}
     prefixes: set[str] = set()
     for pack in packs:
         groups = {group.path: group for group in pack.manifest.groups}
@@ -102,8 +103,8 @@ def resolve(
 
 def _tie(
     base: Checkpoint,
-    replaced: Mapping[str, np.ndarray],
-    added: dict[str, np.ndarray],
+    replaced: Tensors,
+    added: Arrays,
     vocab_size: int | None,
     untie: bool,
 ) -> dict[str, str]:

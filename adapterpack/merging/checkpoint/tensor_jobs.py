@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import LAYOUTS
+from ...adapter_methods import LAYOUTS, Arrays
 from ...base.codecs.storage import MAIN_PART, EncodedRows, WeightStorage
 from ...base.rounding import Rounding
 from ...errors import NonFinite
@@ -113,7 +113,7 @@ class OutputParts:
 
     def __init__(self, context: MergeContext, tensors: Mapping[str, MergedTensor]) -> None:
         self._context, self._tensors, self._stack = context, tensors, ExitStack()
-        self._gathered: dict[str, np.ndarray] = {}
+        self._gathered: Arrays = {}
         self._written = dict.fromkeys(tensors, 0)
 
     def __enter__(self) -> OutputParts:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ...adapter_methods import Arrays
 from ...bundle.manifest import FILE_NAME, graph_file, read_bundle
 from ...bundle.signature import signature_of
 from ...errors import AdapterpackError
@@ -43,7 +44,7 @@ class Moments:
         products = {product.node.inputs[0].name: product for product in find_products(ir.load(self._path))}
         self._widths = {name: product.width for name, product in products.items()}
         self._inputs = {name: product.input() for name, product in products.items()}
-        self._moments: dict[str, np.ndarray] = {}
+        self._moments: Arrays = {}
 
     def of(self, name: str) -> np.ndarray:
         """Returns the mean of ``x xᵀ`` ``[in, in]`` of an input in float32, over all tokens of all rows.
@@ -67,7 +68,7 @@ class Moments:
             chosen.append(name)
         return chosen
 
-    def _gather(self, names: Sequence[str]) -> dict[str, np.ndarray]:
+    def _gather(self, names: Sequence[str]) -> Arrays:
         manifest = self.folder / FILE_NAME
         before = manifest.read_bytes()
         try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...adapter_methods import Arrays, Tensors
 from ...bundle.manifest import MappedSite
 from ...errors import FormatError
 from ...pack.pack import Pack
@@ -21,9 +22,7 @@ than this; different adapters differ by more.
 """
 
 
-def require_contents(
-    expected: Values, found: Mapping[str, np.ndarray], where: Path, name: str | None
-) -> None:
+def require_contents(expected: Values, found: Tensors, where: Path, name: str | None) -> None:
     """Checks that slots hold the values of an adapter; ``name`` is that adapter, or None for the base model.
 
     Raises:
@@ -70,7 +69,7 @@ def require_file_contents(
     pack: Pack,
     sites: Mapping[str, MappedSite],
     files: Mapping[str, Path],
-    arrays: Mapping[str, Mapping[str, np.ndarray]],
+    arrays: Mapping[str, Tensors],
 ) -> None:
     """Checks that the adapter files of a pack, one for each part of the bundle, hold its values. The values
     must not depend on the weights of the base model.
@@ -85,7 +84,7 @@ def require_file_contents(
         require_contents(group_slots(own, here), _own_names(arrays[part]), path, pack.name)
 
 
-def _own_names(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _own_names(arrays: Mapping[str, np.ndarray]) -> Arrays:
     """Renames arrays to this package's slot names, where the graph uses others."""
     return {".".join(split_slot(name)): array for name, array in arrays.items()}
 

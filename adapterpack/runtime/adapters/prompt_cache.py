@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...adapter_methods import complete
+from ...adapter_methods import Arrays, Tensors, complete
 from ...adapter_methods.forms.prompt import PromptForm
 from ...bundle.layer_caches import empty_caches
 from ...bundle.manifest import PAST
@@ -22,7 +22,7 @@ from ...pack.pack import Pack
 from ...slots.prompt_rows import virtual_tokens
 from ..ort.values import array_of, value_of
 
-Prompts = Mapping[str, np.ndarray]
+Prompts = Tensors
 """Adapter name -> ``[layers, 2, heads, n, head_dim]`` float32."""
 
 
@@ -31,7 +31,7 @@ class PromptCache(NamedTuple):
     ``mask`` is ``[rows, width]`` int64.
     """
 
-    cache: dict[str, np.ndarray]
+    cache: Arrays
     mask: np.ndarray
 
     @property

@@ -8,13 +8,14 @@ to a budget of tokens.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...bundle.decoder_graph import without_decoder
 from ...errors import AdapterpackError, ConfigError, Unsupported
 from ...pack.pack import Pack
@@ -105,7 +106,7 @@ class DecoderEngine(Engine):
         prompt: Prompt = (),
         adapter: Named = None,
         *,
-        features: Mapping[str, np.ndarray] | None = None,
+        features: Tensors | None = None,
         cache_salt: str = "",
         prompt_logprobs: int | None = None,
         **options: Any,
@@ -141,7 +142,7 @@ class DecoderEngine(Engine):
         ids: Sequence[int],
         pack: Pack | Mix | None,
         sampling: Sampling,
-        features: Mapping[str, np.ndarray] | None = None,
+        features: Tensors | None = None,
         place: int = 0,
         mask: TokenMask | None = None,
         cache_salt: str = "",
@@ -165,7 +166,7 @@ class DecoderEngine(Engine):
             require_no_image(self.bundle, ids)
         adapter = None if pack is None else self.adapters.acquire(pack)
         try:
-            source: Mapping[str, np.ndarray] = {}
+            source: Tensors = {}
             if self._start is not None:
                 source, features = source_of(self.bundle, list(ids), features or {}), {}
                 ids = self._start

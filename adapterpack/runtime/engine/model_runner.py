@@ -7,11 +7,12 @@ outputs costs time in every step, so a pass is bound once and reused while its r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from ...adapter_methods import Arrays, Tensors
 from ...base.thresholds import longrope_length
 from ...bundle.decoder_graph import (
     CACHE_LENGTHS,
@@ -66,7 +67,7 @@ class BoundStep:
         *,
         tokens: int = 1,
         count: int = 1,
-        features: Mapping[str, np.ndarray] | None = None,
+        features: Tensors | None = None,
         capture: int | None = None,
     ) -> None:
         self.graph, self._binding, self._capture = graph, graph.binding(), capture
@@ -177,7 +178,7 @@ class ModelRunner:
     def __len__(self) -> int:
         return len(self.running) + len(self.reading)
 
-    def read_cache(self, place: int, length: int) -> dict[str, np.ndarray]:
+    def read_cache(self, place: int, length: int) -> Arrays:
         """Returns copies of the first ``length`` positions ``[heads, length, width]`` of a row's caches, by
         graph input.
         """
@@ -437,7 +438,7 @@ class ModelRunner:
             self._captured[shape] = one
         return one
 
-    def _no_features(self, rows: int) -> dict[str, np.ndarray]:
+    def _no_features(self, rows: int) -> Arrays:
         value = self.graph.inputs.get("image_features")
         return {} if value is None else {"image_features": np.zeros((rows, 0, value.shape[2]), np.float32)}
 

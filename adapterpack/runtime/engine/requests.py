@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...adapter_methods import Tensors
 from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
@@ -70,8 +71,8 @@ class SequenceState:
 
     prompt: Sequence[int]
     adapter: ResidentAdapter | None = None
-    features: Mapping[str, np.ndarray] = field(default_factory=dict)
-    source: Mapping[str, np.ndarray] = field(default_factory=dict)
+    features: Tensors = field(default_factory=dict)
+    source: Tensors = field(default_factory=dict)
     salt: bytes = b""
     request: Any = None
     scores: int | None = None

@@ -5,14 +5,12 @@ original, and writes the labels of the active head into the model's config, wher
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ...adapter_methods import Site
+from ...adapter_methods import Site, Tensors
 from ...errors import SiteNotFound, Unsupported, nearest
 from ...pack.pack import Pack
 from ...tasks.data.problems import MARKED, number_labels
@@ -54,9 +52,7 @@ class SavedModule(Wrapper):
         """The names of the copies, in the order in which they were added."""
         return tuple(self._labels)
 
-    def _add(
-        self, name: str, params: Mapping[str, np.ndarray] | None = None, labels: HeadLabels | None = None
-    ) -> None:
+    def _add(self, name: str, params: Tensors | None = None, labels: HeadLabels | None = None) -> None:
         """Adds a trainable float32 copy; ``params`` replaces its tensors, also by tensors of other shapes (a
         head with other labels).
         """

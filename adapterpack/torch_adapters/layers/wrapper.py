@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from ...adapter_methods import Site
+from ...adapter_methods import Arrays, Site
 from .calls import Args, Kwargs, Rows, argument_names, input_key
 from .tensors import as_numpy
 
@@ -74,7 +73,7 @@ class Wrapper(nn.Module):
         state = self._part(name).state_dict(keep_vars=True)
         return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
-    def _params(self, name: str) -> dict[str, np.ndarray]:
+    def _params(self, name: str) -> Arrays:
         """Returns the adapter's own tensors as numpy arrays: floats as float32, others unchanged."""
         return {key: as_numpy(value) for key, value in self._own(name).items()}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from ....adapter_methods import PROMPT, shapes_of
+from ....adapter_methods import PROMPT, Arrays, shapes_of
 from ....adapter_methods.core.shapes import check_shapes
 from ....errors import AdapterpackError, FormatError
 from ....io.safe_open import TENSORS
@@ -134,7 +134,7 @@ def _feature(s: Subject) -> Iterator[Finding]:
             )
 
 
-def _adapter(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
+def _adapter(s: Subject, group: m.Group, params: Arrays, pointer: str) -> Iterator[Finding]:
     """Checks one adapted site: its kind, its tensors, its rank."""
     method = s.pack.method_of(group)
     layers = method.traits.layers
@@ -195,7 +195,7 @@ def _shared_missing(s: Subject) -> Iterator[Finding]:
         )
 
 
-def _shared(s: Subject, group: m.Group, params: dict[str, np.ndarray], pointer: str) -> Iterator[Finding]:
+def _shared(s: Subject, group: m.Group, params: Arrays, pointer: str) -> Iterator[Finding]:
     """Checks that the shared tensors are those that the method declares for all sites together."""
     adapters = _primary_groups(s)
     if group.path != SHARED or s.pack.method.storage.shared is None or not adapters:
