@@ -72,7 +72,7 @@ def in_memory(name: str, steps: Iterable[Step]) -> str:
     return name
 
 
-def renamings_of(config: Mapping[str, Any], architecture: str | None = None) -> tuple[Renaming, ...]:
+def renamings_of(config: Mapping[str, Any], architecture: str | None) -> tuple[Renaming, ...]:
     """Returns the steps for a checkpoint with that configuration, saved from the class ``architecture``;
     empty if transformers renames nothing, or the model is unknown.
 

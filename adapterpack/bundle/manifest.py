@@ -365,9 +365,7 @@ def bundle_in(folder: StrPath) -> Path:
     return inner[0].parent if len(inner) == 1 and not (Path(folder) / FILE_NAME).exists() else Path(folder)
 
 
-def list_files(
-    folder: Path, adapters_only: bool = False, known: Mapping[str, str] | None = None
-) -> list[BundleFile]:
+def list_files(folder: Path, adapters_only: bool, known: Mapping[str, str] | None) -> list[BundleFile]:
     """Returns an entry for every file under ``folder`` except the manifest and its signature. ``known`` are
     digests that need not be computed, by relative path.
     """

@@ -86,8 +86,8 @@ def merge_models(
     folders: Mapping[str, Path],
     out: StrPath,
     *,
-    seed: int = 0,
-    progress: Progress | None = None,
+    seed: int,
+    progress: Progress | None,
 ) -> MergedModels:
     """Merges the full models of a mergekit file into a new checkpoint, which has the config and the tokenizer
     of its base model, or else of its first model.

@@ -245,8 +245,8 @@ def compose_by_rule(
     parents: Sequence[Pack],
     request: CompositionRequest,
     name: str,
-    base: StrPath | None = None,
-    statistics: Sequence[Statistics | StrPath] | None = None,
+    base: StrPath | None,
+    statistics: Sequence[Statistics | StrPath] | None,
     score: Score | None = None,
     progress: Progress | None = None,
 ) -> Pack:

@@ -36,7 +36,7 @@ def inspect_file(path: Path) -> dict[str, Any]:
     }
 
 
-def validate_file(path: Path, base: Path | None = None, full: bool = False) -> Report:
+def validate_file(path: Path, base: Path | None, full: bool) -> Report:
     """Returns the report on another tool's adapter: reading it makes all possible checks; with ``base`` it
     looks up the modules there.
     """

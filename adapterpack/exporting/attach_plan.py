@@ -50,7 +50,7 @@ def plans_of(
     packs: list[Pack],
     sites: dict[str, MappedSite],
     capacity: tuple[int, int | None],
-    default: Collection[str] | None = None,
+    default: Collection[str] | None,
 ) -> dict[str, AttachPlan]:
     """Returns the attach plan of each graph, by the name of its part. Without packs, plans slots at the sites
     ``default``, or at all linear sites.

@@ -94,7 +94,7 @@ def _spectrum_above_noise(
 
 
 def rank_above(
-    approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float = 1.0
+    approximation: LeadingSpectrum, shape: tuple[int, int], noise: float, unevenness: float
 ) -> int | None:
     """Returns the smallest rank after which the remainder has the size and the flat spectrum of rounding;
     None if there is no such rank.

@@ -265,9 +265,9 @@ def sign_fleet(
     folder: Path,
     key: StrPath,
     *,
-    identity: str | None = None,
-    expires: str | datetime | None = None,
-    password: str | None = None,
+    identity: str | None,
+    expires: str | datetime | None,
+    password: str | None,
 ) -> Signature:
     """Writes ``adapterpack.sig.json`` into a fleet's folder, covering its two files; the arguments are those
     of :func:`adapterpack.sign`.

@@ -42,7 +42,7 @@ def inspect_fleet(path: Path) -> dict[str, Any]:
     }
 
 
-def validate_fleet(path: Path, base: Path | None = None, allow_structural: bool = False) -> Report:
+def validate_fleet(path: Path, base: Path | None, allow_structural: bool) -> Report:
     """Checks that a fleet can be read, that every byte matches its manifest, that each member is a pack and,
     with ``base``, that it belongs to that base.
 

@@ -116,9 +116,7 @@ def write_decoder(folder: Path, context: int | None) -> None:
     ir.save(model, folder / graph_file(DECODER))
 
 
-def make_decoder(
-    model: ir.Model, config: Mapping[str, Any], bundle: Bundle, context: int | None = None
-) -> None:
+def make_decoder(model: ir.Model, config: Mapping[str, Any], bundle: Bundle, context: int | None) -> None:
     """Turns a decoder's graph into the engine's graph, in place; ``config`` is the model's config, and no row
     has more than ``context`` tokens.
 

@@ -138,7 +138,7 @@ class RemoteBase(Checkpoint):
         return super().has_file(name, sha256)
 
 
-def remote_base(reference: names.HubReference, scratch: Path, token: str | None = None) -> RemoteBase:
+def remote_base(reference: names.HubReference, scratch: Path, token: str | None) -> RemoteBase:
     """Opens the base that a reference names. The few files that it fetches go to ``scratch``, which must be
     empty.
 

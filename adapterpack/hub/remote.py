@@ -295,8 +295,8 @@ def validate_remote(
     reference: str,
     base: Path | str | None = None,
     *,
-    full: bool = False,
-    budget: Budget | None = None,
+    full: bool,
+    budget: Budget | None,
     allow_structural: bool = False,
     token: str | None = None,
 ) -> Report:

@@ -28,7 +28,7 @@ config.
 """
 
 
-def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, torch.Tensor]:
+def adapter_tensors(model: nn.Module, state: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
     """Returns the tensors that training changes, keyed as in the model's state dict, on the CPU.
 
     A parameter that several sites share appears once, under the first of its names.

@@ -122,9 +122,9 @@ def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequ
 
 def checked_configs(
     config: StrPath | Mapping[str, Any] | TrainConfig,
-    overrides: Iterable[str] = (),
-    rewards: Sequence[Reward] = (),
-    tool: str | None = None,
+    overrides: Iterable[str],
+    rewards: Sequence[Reward],
+    tool: str | None,
 ) -> list[TrainConfig]:
     """Reads the configurations of a run's adapters and makes all checks that need no model.
 

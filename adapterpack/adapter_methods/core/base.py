@@ -342,7 +342,7 @@ def evaluate(form: NormalForm, base: Forward, x: Array, drop: Forward | None = N
     return y if form.shift is None else y + form.shift
 
 
-def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None = None) -> Array:
+def look_up(form: NormalForm, base: Forward, ids: Array, keep: Array | None) -> Array:
     """Does what :func:`evaluate` does for an embedding, whose inputs are token ids (one-hot vectors): ``ids``
     of shape ``[...]`` give ``[..., out]``.
 

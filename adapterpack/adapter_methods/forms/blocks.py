@@ -106,7 +106,7 @@ def run_block(
     params: Params,
     site: Site,
     h: Array,
-    x: Array | None = None,
+    x: Array | None,
     drop: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Returns the adapted output of a block that computed ``h`` ``[..., width]`` from the input ``x``."""

@@ -255,7 +255,7 @@ def karcher(G: np.ndarray, a: np.ndarray, *, iterations: Steps = 50, tolerance: 
     return float(shares @ lengths) * u / lengths
 
 
-def stock_ratio(G: np.ndarray, mean: str = "angle") -> np.ndarray:
+def stock_ratio(G: np.ndarray, mean: str) -> np.ndarray:
     """``t = T cos th / (1 + (T - 1) cos th)`` for ``[..., T, T]``, ``th`` the mean angle of pairs; 0 where it
     is obtuse, 1 for T = 1. With ``mean`` ``cosine``, of the mean cosine, which may be negative.
     """

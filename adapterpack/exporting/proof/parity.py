@@ -59,7 +59,7 @@ def prove_bundle(
     plan: ProofPlan,
     say: Callable[[str], None],
     sites: Mapping[str, MappedSite],
-    small: Bundle | None = None,
+    small: Bundle | None,
 ) -> Bundle:
     """Proves the bundle in ``folder`` on each of these padding sides in turn, and returns it with the proof
     for the first side on which the graph is right. By layers, ``small`` is the bundle of the few layers,

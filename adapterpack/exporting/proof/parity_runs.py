@@ -74,7 +74,7 @@ def run_torch(
 
 
 def run_alone(
-    task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int = 0
+    task: Task, model: PreTrainedModel, rows: Sequence[Arrays], packs: Sequence[Pack | None], kept: int
 ) -> list[Arrays]:
     """Runs the torch model on each row by itself, with its pack; returns logits of the last ``kept``
     positions, or of all.

@@ -129,7 +129,7 @@ def _vocabulary(config: PretrainedConfig) -> int:
     return int(text.vocab_size)
 
 
-def images_of(config: PretrainedConfig, free: bool = True) -> tuple[tuple[int, int, int], bool]:
+def images_of(config: PretrainedConfig, free: bool) -> tuple[tuple[int, int, int], bool]:
     """Returns the shape of the images of an example, and whether they may have any size: where the config
     names none, or ``free`` overrules it, and the base's processor makes sizes that depend on the picture, or
     nobody says which.

@@ -28,8 +28,8 @@ _BLOCK = 1 << 20
 def write_floats(
     base: DequantizedCheckpoint,
     folder: Path,
-    described: Checkpoint | None = None,
-    without: Collection[str] = (),
+    described: Checkpoint | None,
+    without: Collection[str],
 ) -> None:
     """Writes the weights of ``base`` dequantized to float32, and all its other tensors as they are, to the
     new ``folder``.

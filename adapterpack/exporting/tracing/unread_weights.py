@@ -37,7 +37,7 @@ class Mapped(NamedTuple):
     half: bool
 
 
-def load_mapped(task: Task, base: Path, whole: bool = False) -> Mapped:
+def load_mapped(task: Task, base: Path, whole: bool) -> Mapped:
     """Loads a model in half precision if the base is large and in that type alone, and everything that the
     model computes itself is in float32; else, or with ``whole``, in float32.
     """

@@ -42,7 +42,7 @@ class PartSizes(NamedTuple):
         return min(self.part_size, self.size - self.part_size * (number - 1))
 
 
-def part_sizes(size: int, part: int = PART) -> PartSizes | None:
+def part_sizes(size: int, part: int) -> PartSizes | None:
     """Returns how a file is cut, or None if it is sent in one piece.
 
     Example:

@@ -18,7 +18,7 @@ def merged_config(
     packs: Sequence[Pack],
     full_modules: FullModules,
     dtype: str | None,
-    untied: bool = False,
+    untied: bool,
 ) -> dict[str, Any]:
     """Returns the config of a merge of ``packs`` and their ``full_modules``; ``dtype`` is a safetensors name,
     or None to keep all dtypes.

@@ -17,7 +17,7 @@ from .fold import Change
 from .loss import LossSums
 
 
-def choose_arithmetic(device: str | None, stochastic: bool = False) -> Arithmetic:
+def choose_arithmetic(device: str | None, stochastic: bool) -> Arithmetic:
     """Returns the kernel or numpy for None, else torch on that device; the kernel does not support
     ``stochastic`` rounding.
 

@@ -148,9 +148,7 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
     )
 
 
-def codes_of_base(
-    scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None = None
-) -> GraphQuantization:
+def codes_of_base(scheme: str, base: DequantizedCheckpoint | None, accuracy: str | None) -> GraphQuantization:
     """Returns the options for graphs that store the codes of a quantized base; the base may be opened later.
 
     Raises:

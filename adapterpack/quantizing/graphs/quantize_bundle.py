@@ -211,7 +211,7 @@ def write_quantized(
     path: Path,
     scheme: str,
     choose: Choose,
-    head: RoundingSetting | None = None,
+    head: RoundingSetting | None,
     second: Second = lambda name: None,
     compensator: Compensator | None = None,
     stored: StoredWeights | None = None,

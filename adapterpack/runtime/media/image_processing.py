@@ -81,7 +81,7 @@ def decode(data: bytes, where: object = "a picture") -> Any:
         return transposed(image).convert("RGB")
 
 
-def numbers_in(data: bytes, where: object = "a picture") -> np.ndarray:
+def numbers_in(data: bytes, where: object) -> np.ndarray:
     """Decodes a PNG of one channel and returns the number of each pixel ``[height, width]``; with a palette
     these are the places in it.
 

@@ -57,7 +57,7 @@ def _told(model: Mapping[str, Any], key: str, kind: type) -> Any:
     return value if type(value) is kind else None
 
 
-def validate_other_folder(folder: Path, full: bool = False) -> Report:
+def validate_other_folder(folder: Path, full: bool) -> Report:
     """Checks that it can be told what the graph of another tool takes, that it reads no file outside of its
     folder, and with ``full`` that ONNX Runtime opens it; returns the report.
     """

@@ -23,9 +23,9 @@ def sign_bundle(
     folder: Path,
     key: StrPath,
     *,
-    identity: str | None = None,
-    expires: str | datetime | None = None,
-    password: str | None = None,
+    identity: str | None,
+    expires: str | datetime | None,
+    password: str | None,
 ) -> Signature:
     """Validates a bundle and writes ``adapterpack.sig.json`` into it, which covers its manifest and every
     file that the manifest lists. The arguments are those of :func:`adapterpack.sign`.
@@ -54,9 +54,7 @@ def sign_bundle(
     return seal(_signable(folder), checked, signer, identity, expires)
 
 
-def verify_bundle(
-    folder: Path, key: StrPath, *, identity: str | None = None, at: datetime | None = None
-) -> Signature:
+def verify_bundle(folder: Path, key: StrPath, *, identity: str | None, at: datetime | None) -> Signature:
     """Returns the signature of a bundle if the holder of the key signed exactly the files in the folder. The
     arguments are those of :func:`adapterpack.verify`.
     """

@@ -174,7 +174,7 @@ def most_characters(session: Configured) -> int:
     return max(_SHORTEST, _CHARACTERS * (context_of(session) or _UNBOUNDED))
 
 
-def require_context(session: Configured, lengths: np.ndarray, virtual: np.ndarray | int = 0) -> None:
+def require_context(session: Configured, lengths: np.ndarray, virtual: np.ndarray | int) -> None:
     """Checks that rows of these ``lengths`` ``[rows]`` fit the context; ``virtual`` of the positions belong
     to an adapter's prompt.
 

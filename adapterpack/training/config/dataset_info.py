@@ -56,7 +56,7 @@ _ELSEWHERE = frozenset({"ms_hub_url", "om_hub_url"})
 
 
 def listed_sources(
-    value: Any, folder: str | Path, most: int | None, media: str | None = None
+    value: Any, folder: str | Path, most: int | None, media: str | None
 ) -> list[str | dict[str, Any]]:
     """Returns the data sources that names of data sets stand for in the list in a folder, with at most
     ``most`` rows of each. A name with a suffix is a file's path. Paths of pictures start from ``media``, or

@@ -27,7 +27,7 @@ def linear_cross_entropy(
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    smoothing: float = 0.0,
+    smoothing: float,
 ) -> Tensor:
     """Returns the sum of the cross entropies of ``hidden W^T + b`` for ``targets``, with label smoothing as
     in torch.
@@ -44,7 +44,7 @@ def by_blocks(
     width: int,
     hidden: Tensor,
     targets: Tensor,
-    smoothing: float = 0.0,
+    smoothing: float,
 ) -> Tensor:
     """Returns the same sum for any ``head`` with ``width`` outputs; the backward pass calls the head again
     for each block.

@@ -57,8 +57,8 @@ class TrainedAdapter(NamedTuple):
 
 def train_adapter(
     config: TrainConfig,
-    progress: Shown | None = None,
-    rewards: Sequence[Reward] = (),
+    progress: Shown | None,
+    rewards: Sequence[Reward],
     bases: SharedBases | None = None,
 ) -> TrainedAdapter:
     """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the

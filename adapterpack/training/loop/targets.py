@@ -51,9 +51,7 @@ def named_layers(model: Any, targets: str | Sequence[str], as_peft: bool) -> tup
     return tuple(dict.fromkeys(chosen or missing))
 
 
-def in_blocks(
-    model: Any, config: SiteConfig, numbers: Sequence[int], lists: Sequence[str] = ()
-) -> SiteConfig:
+def in_blocks(model: Any, config: SiteConfig, numbers: Sequence[int], lists: Sequence[str]) -> SiteConfig:
     """Returns a method's config whose targets are the layers that it names in blocks of these numbers, in
     lists of blocks of these names if there are any: PEFT's ``layers_to_transform`` and ``layers_pattern``.
 

@@ -77,7 +77,7 @@ def base_model(s: Subject) -> Iterator[Finding]:
 
 
 def base_findings(
-    pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool = False
+    pack: Pack, base: Checkpoint | None, budget: Budget, allow_structural: bool
 ) -> Iterator[Finding]:
     """Yields AP701 for any pack, including an imported one. A base of which only the structure matches is a
     warning if ``allow_structural`` permits it.
