@@ -18,11 +18,10 @@ from .fleet.fleet import sign_fleet, verify_fleet
 from .fleet.inspect import inspect_fleet, validate_fleet
 from .fleet.manifest import FILE_NAME as FLEET_FILE
 from .hub.resolve import folder_of, is_remote
-from .io import strict_json
-from .io.safe_open import TENSORS
+from .io import TENSORS, strict_json
 from .manifest import manifest as m
+from .pack import Pack
 from .pack.inspect import describe, inspect_base
-from .pack.pack import Pack
 from .pack.trust.sign import Signature
 from .pack.trust.sign import sign as sign_pack
 from .pack.trust.sign import verify as verify_pack

@@ -18,9 +18,7 @@ from typing import Any
 
 from .errors import FormatError, OutputExists, StorageError
 from .hub.resolve import folder_of
-from .io.atomic import output_folder, refuse_existing, scratch_folder
-from .io.cache import cache_folder
-from .io.hashing import sha256_of
+from .io import cache_folder, output_folder, refuse_existing, scratch_folder, sha256_of
 from .paths import StrPath
 from .resources import resource
 

@@ -33,14 +33,10 @@ from .errors import (
     nearest,
     storage_errors,
 )
-from .io import blobs
-from .io.atomic import own_folder, sync
-from .io.cache import cache_folder
-from .io.hashing import sha256_of
-from .io.locks import hold_lock
-from .io.safe_open import open_inside, read_at_most, read_file
+from .io import blobs, cache_folder, hold_lock, open_inside, own_folder, read_at_most, read_file, sha256_of
+from .io.atomic import sync
 from .manifest import manifest as m
-from .pack.pack import Pack
+from .pack import Pack
 from .pack.validate.checks.folder import regular_files
 from .pack.validate.validation import load
 from .paths import StrPath

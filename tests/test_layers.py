@@ -77,8 +77,16 @@ def imports(file: Path) -> Iterator[str]:
 def graph() -> dict[str, frozenset[str]]:
     """Module -> the modules of adapterpack that it imports."""
     files = {dotted(file): file for file in PACKAGE.rglob("*.py")}
+    offered = {
+        f"{dotted(stub)}.{alias.name}": f"{dotted(stub)}.{node.module}"
+        for stub in PACKAGE.glob("*/**/__init__.pyi")
+        for node in ast.parse(stub.read_text("utf-8")).body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
     def known(name: str) -> str:
+        name = offered.get(name, name)
         return name if name in files else known(name.rpartition(".")[0])
 
     return {

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..adapter_methods import Site, Tensors, to_matrix
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..base.dtypes import parse
 from ..composing.arguments import checked_weights, opened_base
 from ..composing.as_factors import FactoredChange, represent
@@ -17,12 +17,12 @@ from ..composing.compatibility import SIDE_BY_SIDE, common_base, common_task, re
 from ..composing.full_modules import comparable
 from ..composing.plan import plan
 from ..errors import AdapterpackError, NothingToDo, Unsupported
-from ..io.safetensors import DTYPES, FLOATS
+from ..io import DTYPES, FLOATS
 from ..lowrank.factors import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut, require_count
 from ..manifest import manifest as m
-from ..pack.pack import Adapter, Pack
+from ..pack import Adapter, Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from . import verdict

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..lowrank.truncation import Cut, energy_of
-from ..pack.pack import Pack
+from ..pack import Pack
 from .measures import Measures, effective_rank, pool, stable_rank
 
 _LAYER = re.compile(r"(?:^|\.)(\d{1,6})\.")

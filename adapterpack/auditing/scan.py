@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import row_blocks
-from ..io.safetensors import DTYPES
+from ..io import DTYPES
 from ..lowrank.factors import Term, gram
 from ..merging.fold.loss import LossSums, sums_of
 

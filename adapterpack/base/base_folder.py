@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, Unsupported, storage_errors
-from ..io import strict_json
+from ..io import copy_file, open_inside, read_at_most, resolved_inside, strict_json
 from ..io.hashing import Identity, identity
-from ..io.safe_open import copy_file, open_inside, read_at_most, resolved_inside
 from .renamings import is_known
 
 CONFIG = "config.json"

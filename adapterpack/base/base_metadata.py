@@ -7,8 +7,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from ..io.hashing import sha256_of
-from ..io.safe_open import open_inside, read_at_most
+from ..io import open_inside, read_at_most, sha256_of
 from ..manifest.structs import PackTokenizer
 from .base_folder import read_json
 from .checkpoint import Checkpoint

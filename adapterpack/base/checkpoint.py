@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, SiteNotFound, StorageError, Unsupported, nearest
-from ..io.hashing import HashedSource, Identity, bytes_of, digests, identity, require_unchanged
-from ..io.safe_open import open_inside
-from ..io.safetensors import DTYPES, SafetensorsFile, TensorInfo
+from ..io import DTYPES, HashedSource, SafetensorsFile, TensorInfo, open_inside, require_unchanged
+from ..io.hashing import Identity, bytes_of, digests, identity
 from ..paths import StrPath
 from . import fingerprint as fp
 from . import linear_layers

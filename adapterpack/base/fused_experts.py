@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from ..io.safetensors import TensorInfo
+from ..io import TensorInfo
 
 _EXPERT = re.compile(r"(?P<owner>[^\0]{1,400}\.experts)\.(?P<number>[0-9]{1,5})\.(?P<leaf>\w{1,20})\.weight")
 _FUSED = {

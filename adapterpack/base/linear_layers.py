@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..io.safetensors import TensorInfo
+from ..io import TensorInfo
 from .tensor_rows import module_parameter
 
 _CONV1D = frozenset({"c_attn", "c_fc", "c_proj", "q_attn"})

@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..io.buffers import Scratch
-from ..io.safetensors import DTYPES
+from ..io import DTYPES, Scratch
 
 Round = Callable[[np.ndarray, "np.dtype[Any]", Scratch], np.ndarray]
 """Rounds values to a dtype, into a buffer that is valid until the next call."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from ..io.safetensors import DTYPES, TensorInfo, count_of
+from ..io import DTYPES, TensorInfo, count_of
 
 _ROWS = re.compile(r"([^\0]{1,512})\[([0-9]{1,12}):([0-9]{1,12})\]")
 _WEIGHT = re.compile(r"([^\0]{1,512})\.weight((?:\[[0-9:]{3,25}\])?)")

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import BaseMismatch, NothingToDo
-from ..io.hashing import HashedSource, digests
-from ..io.safe_open import read_file
-from ..io.safetensors import FLOATS
+from ..io import FLOATS, HashedSource, read_file
+from ..io.hashing import digests
 from .base_folder import MAX_JSON
 from .checkpoint import Checkpoint
 from .compatibility import BaseVariant

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.base_folder import CARRIED
+from ..base import CARRIED
 from ..errors import ConfigError, FormatError, nearest
 from ..io.file_hashes import file_hashes
 from ..io.hashing import Identity, identity, require_unchanged
 from ..manifest.manifest import FILE_NAME as PACK
 from ..manifest.manifest import Manifest
-from ..pack.pack import SIGNATURE
+from ..pack import SIGNATURE
 from ..pack.validate.checks.base import SAME
-from ..tasks.task import MAIN
+from ..tasks import MAIN
 from .decoder_graph import graphs_of
 from .manifest import FILE_NAME, Bundle, BundledAdapter, adapter_file, graph_file
 

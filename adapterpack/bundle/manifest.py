@@ -18,16 +18,13 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ..errors import FormatError, UnknownAdapter, UnknownName, nearest
-from ..io import strict_json, typed_json
-from ..io.hashing import sha256_of
-from ..io.safe_open import read_file
-from ..io.typed_json import Misfit
+from ..io import Misfit, read_file, sha256_of, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
-from ..pack.pack import SIGNATURE
+from ..pack import SIGNATURE
 from ..paths import StrPath
-from ..tasks.data.problems import ONE, PROBLEMS
-from ..tasks.task import MAIN, get_task
+from ..tasks import MAIN, get_task
+from ..tasks.data import ONE, PROBLEMS
 from . import FILE_NAME as FILE_NAME  # noqa: PLC0414 - a name of this module too
 from .reports import CanaryReport, DecoderReport, ProofReport, QuantizationReport
 from .signature import GraphSignature

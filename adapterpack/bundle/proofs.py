@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import StorageError
-from ..io.atomic import output_file
-from ..io.cache import cache_folder
+from ..io import cache_folder, output_file
 from ..version import VERSION
 
 VALID = ""

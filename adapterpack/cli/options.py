@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 import adapterpack
 
 from ..hub.resolve import folder_of
-from ..io.atomic import output_file, scratch_folder
+from ..io import output_file, scratch_folder
 from ..report.page import PAGE
 from .logs import QUIET, VERBOSE
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from ..io.atomic import scratch_folder
+from ..io import scratch_folder
 
 _SHOWN = 400
 

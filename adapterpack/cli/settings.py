@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError, nearest, storage_errors
-from ..io.safe_open import read_at_most
+from ..io import read_at_most
 
 VARIABLE = "ADAPTERPACK_CONFIG"
 PROVIDER, THREADS = "ADAPTERPACK_PROVIDER", "ADAPTERPACK_THREADS"

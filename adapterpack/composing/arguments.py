@@ -7,12 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import ConfigError, NothingToDo, Unsupported
-from ..pack.layer_kinds import match_layers
-from ..pack.lineage import weights_of
-from ..pack.on_base import named_on
-from ..pack.pack import Pack
+from ..pack import Pack, match_layers, named_on, weights_of
 from ..paths import StrPath
 from .rules.rule import Rule
 

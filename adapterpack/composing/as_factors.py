@@ -30,14 +30,13 @@ from ..adapter_methods import (
     require_widths,
     to_matrix,
 )
-from ..base.checkpoint import Checkpoint
-from ..base.tensor_rows import module_parameter
+from ..base import Checkpoint, module_parameter
 from ..errors import Unsupported
 from ..lowrank.factors import Factors, times
 from ..lowrank.range_finder import InMemory, largest
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
-from ..pack.pack import Adapter
+from ..pack import Adapter
 
 KEEP_APART = "merge this pack into the base, or serve the packs side by side in a bank bundle"
 

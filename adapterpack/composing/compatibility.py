@@ -10,9 +10,9 @@ from ..adapter_methods import Site
 from ..base import compatibility
 from ..errors import BaseMismatch, Unsupported
 from ..manifest import manifest as m
-from ..pack.pack import Pack
-from ..tasks.data.problems import ONE
-from ..tasks.task import NO_TASK
+from ..pack import Pack
+from ..tasks import NO_TASK
+from ..tasks.data import ONE
 
 SIDE_BY_SIDE = "compose adapters of one task, or serve them side by side in a bank bundle"
 

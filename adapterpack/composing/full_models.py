@@ -16,17 +16,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import row_blocks
-from ..base import dtypes
-from ..base.base_folder import CONFIG, copy_carried
-from ..base.checkpoint import Checkpoint
-from ..base.quantization import require_plain
+from ..base import CONFIG, Checkpoint, copy_carried, dtypes, require_plain
 from ..errors import BaseMismatch, NonFinite, Unsupported, storage_errors
-from ..io import strict_json
-from ..io.atomic import output_folder
-from ..io.byte_ranges import open_descriptor, read_into, write_all
-from ..io.progress import Progress, Ticker
-from ..io.safetensors import DTYPES, FLOATS, TensorInfo, all_finite, plan
-from ..io.threads import in_order, one_thread_each
+from ..io import (
+    DTYPES,
+    FLOATS,
+    Progress,
+    TensorInfo,
+    Ticker,
+    all_finite,
+    in_order,
+    one_thread_each,
+    open_descriptor,
+    output_folder,
+    read_into,
+    strict_json,
+    write_all,
+)
+from ..io.safetensors import plan
 from ..lowrank.factors import Term
 from ..merging.checkpoint.arguments import require_outside
 from ..merging.checkpoint.config import plain_config

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from ..adapter_methods import Arrays
 from ..errors import ConfigError, Unsupported, nearest
-from ..io.safetensors import FLOATS, dtype_name
+from ..io import FLOATS, dtype_name
 from ..manifest import manifest as m
-from ..pack.pack import Pack
+from ..pack import Pack
 from .compatibility import SIDE_BY_SIDE, common_problem, common_task, common_type, list_labels
 
 Modules = dict[str, Arrays]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ..errors import Unsupported, printable
-from ..io.atomic import output_file
+from ..io import output_file
 from ..paths import StrPath
 from .recipe import CompositionRecipe
 

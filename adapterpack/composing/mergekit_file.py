@@ -19,7 +19,7 @@ import msgspec
 
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
 from ..manifest.manifest import FILE_NAME
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..peft import layout
 from .arguments import BySite
 from .rules.rule import RULES

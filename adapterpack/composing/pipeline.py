@@ -10,8 +10,8 @@ from typing import Any
 
 from ..adapter_methods.nodes.composed import NAME as COMPOSED
 from ..errors import ConfigError
-from ..io.atomic import refuse_existing
-from ..pack.pack import Pack
+from ..io import refuse_existing
+from ..pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .arguments import BySite, checked_weights, chosen_name

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ..adapter_methods import complete
 from ..io.threads import workers
-from ..pack.pack import Adapter, Pack
+from ..pack import Adapter, Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .arguments import opened_base

@@ -16,13 +16,12 @@ import msgspec
 
 from ..adapter_methods.nodes.composed import NAME as TREE
 from ..errors import ConfigError, FormatError
-from ..io.atomic import output_file
-from ..io.safe_open import open_regular, read_at_most
+from ..io import open_regular, output_file, read_at_most
 from ..io.strict_json import canonical, loads
 from ..library_errors import library_errors
 from ..manifest.manifest import Parent
 from ..manifest.structs import PackName
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.validate.validation import load
 from ..paths import StrPath
 from .assemble import assemble

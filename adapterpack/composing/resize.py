@@ -12,14 +12,12 @@ import numpy as np
 
 from ..adapter_methods.lora import lora
 from ..errors import ConfigError, NothingToDo
-from ..io.atomic import refuse_existing
-from ..io.safetensors import FLOATS, dtype_name
-from ..io.threads import one_thread_each
+from ..io import FLOATS, dtype_name, one_thread_each, refuse_existing
 from ..lowrank.factors import Factors, Term, stack, weighted_sum
 from ..lowrank.spectra import Loss, Spectrum, spectra
 from ..lowrank.truncation import Cut, energy_of
+from ..pack import Pack
 from ..pack.lineage import descend
-from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .arguments import chosen_name, opened_base

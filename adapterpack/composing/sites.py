@@ -12,14 +12,14 @@ import numpy as np
 from ..adapter_methods import Site
 from ..adapter_methods.core.layouts import unfoldable
 from ..adapter_methods.lora import lora
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import Unsupported
+from ..io import one_thread_each
 from ..io.streamed_tensors import Unread
-from ..io.threads import one_thread_each
 from ..lowrank.factors import Term, zero
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
-from ..pack.pack import Adapter, Pack
+from ..pack import Adapter, Pack
 from .as_factors import FactoredChange, represent
 from .compatibility import SIDE_BY_SIDE, require_same_site
 from .statistics import Statistics

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError, FormatError, NonFinite
-from ..io.atomic import output_file
-from ..io.hashing import sha256_of
-from ..io.safetensors import SafetensorsFile, all_finite, write
-from ..pack.pack import Pack
+from ..io import SafetensorsFile, all_finite, output_file, sha256_of
+from ..io.safetensors import write
+from ..pack import Pack
 from ..paths import StrPath
 
 FORMAT = "adapterpack-statistics-1"

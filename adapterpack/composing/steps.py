@@ -22,8 +22,8 @@ from ..lowrank.range_finder import LeadingSpectrum
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
+from ..pack import Pack
 from ..pack.lineage import descend
-from ..pack.pack import Pack
 from ..paths import StrPath
 from .arguments import BySite, check_by_site, checked_weights, opened_base
 from .budget import FULL_RANK, check_budget, parameters, ranks_within

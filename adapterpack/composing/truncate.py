@@ -7,8 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from ..io.safetensors import all_finite
-from ..io.threads import in_order
+from ..io import all_finite, in_order
 from ..lowrank.factors import Factors, FactorSum, zero
 from ..lowrank.range_finder import InMemory, LeadingSpectrum, RowSource, largest
 from ..lowrank.spectra import Loss, recompress_all, spectra

@@ -10,7 +10,7 @@ from ..adapter_methods import Site
 from ..composing.as_factors import represent
 from ..composing.compatibility import require_same_site
 from ..lowrank.factors import Factors, inner
-from ..pack.pack import Pack
+from ..pack import Pack
 
 
 class Candidate(NamedTuple):

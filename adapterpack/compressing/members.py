@@ -9,7 +9,7 @@ import numpy as np
 from ..adapter_methods import Arrays, Site
 from ..fleet.fleet import Fleet
 from ..fleet.manifest import FleetSite, Member, Whole
-from ..io.safetensors import dtype_name
+from ..io import dtype_name
 from ..lowrank.factors import Factors
 from ..manifest.structs import Base
 from .candidates import Candidate, weights_of

@@ -10,9 +10,9 @@ from ..composing.arguments import chosen_name
 from ..composing.compatibility import common_base
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..fleet.fleet import Fleet
-from ..io.atomic import exchanged_folder, refuse_existing
-from ..io.threads import one_thread_each
-from ..pack.pack import Pack
+from ..io import one_thread_each, refuse_existing
+from ..io.atomic import exchanged_folder
+from ..pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .candidates import Candidate, candidates, joint_sites

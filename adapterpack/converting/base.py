@@ -12,15 +12,15 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare, is_stacked
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import Unsupported
 from ..hub.resolve import folder_of
 from ..manifest import manifest as m
-from ..pack.layer_kinds import kind_of_shape, match_layers, require_shape
-from ..pack.on_base import named_on
-from ..pack.pack import Pack, is_module, seal
+from ..pack import Pack, match_layers, named_on
+from ..pack.layer_kinds import kind_of_shape, require_shape
+from ..pack.pack import is_module, seal
 from ..paths import StrPath
-from ..tasks.task import TASKS, type_of
+from ..tasks import TASKS, type_of
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from ..base import compatibility
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint, compatibility
 from ..base.variants import variant
 from ..errors import BaseMismatch, NothingToDo, Unsupported
-from ..io.atomic import refuse_existing
+from ..io import refuse_existing
 from ..manifest.structs import Variant
 from ..pack.lineage import descend
 from ..pack.pack import Pack, seal

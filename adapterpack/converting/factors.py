@@ -11,9 +11,9 @@ import numpy as np
 from ..adapter_methods import Arrays, Site, Tensors, complete, method_of
 from ..adapter_methods.lora import LoRA
 from ..errors import FormatError, NonFinite, Unsupported
-from ..io.safetensors import FLOATS, all_finite, dtype_name
+from ..io import FLOATS, all_finite, dtype_name
 from ..manifest.secondary_methods import MethodSites
-from ..pack.pack import Adapter, Pack
+from ..pack import Adapter, Pack
 from .format import ConversionSource, list_first
 from .numbers import most_frequent, scale_factor
 from .packs import drop_targets, foreign_pack

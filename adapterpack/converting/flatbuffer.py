@@ -16,7 +16,7 @@ import numpy as np
 
 from ..adapter_methods import Arrays
 from ..errors import FormatError, Unsupported
-from ..io.safetensors import count_of
+from ..io import count_of
 from .format import read_file
 
 MAGIC = b"TORT"

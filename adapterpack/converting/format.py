@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ConfigError, FormatError, Unsupported, printable
-from ..io.safe_open import TENSORS, open_regular, read_at_most
-from ..pack.pack import Pack
+from ..io import TENSORS, open_regular, read_at_most
+from ..pack import Pack
 from ..peft.options import PICKLES, SHARD, TORCHTUNE
 from ..registry import Registry
 from .base import BaseModel

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from ..errors import ConfigError, Unsupported
 from ..pack.lineage import descend
 from ..pack.pack import Pack, seal
-from ..tasks.task import TASKS
+from ..tasks import TASKS
 
 LONGEST = 200
 """The most characters of a label."""

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from ..base.renamings import publish_path, renamings_of
 from ..errors import AdapterpackError, UnknownName, Unsupported, nearest
-from ..io.safe_open import open_regular
+from ..io import open_regular
 from ..io.safetensors import parse_header
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..readable import things
 from .base import BaseModel
 from .format import ConversionSource, first_bytes, list_first

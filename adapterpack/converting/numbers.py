@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FormatError, NonFinite, Unsupported
-from ..io.safetensors import FLOATS, dtype_name
+from ..io import FLOATS, dtype_name
 
 
 def finite_number(value: Any, where: str) -> float:

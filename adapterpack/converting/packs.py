@@ -13,7 +13,7 @@ from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites, Sites
 from ..pack.lineage import descend
 from ..pack.pack import Pack, build
-from ..tasks.task import NO_TASK
+from ..tasks import NO_TASK
 from .base import BaseModel, bind_to_base
 from .format import ConversionSource
 

@@ -13,8 +13,7 @@ import numpy as np
 from ..adapter_methods import Completed, Estimate, Method, Site, Tensors, get, to_matrix
 from ..errors import ConfigError
 from ..manifest.secondary_methods import MethodSites
-from ..pack.layer_kinds import match_layers
-from ..pack.pack import Pack
+from ..pack import Pack, match_layers
 from .base import BaseModel
 from .packs import rebuild
 

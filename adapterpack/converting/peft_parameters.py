@@ -16,14 +16,13 @@ from ..adapter_methods import is_bare
 from ..adapter_methods.peft.attention import OUT
 from ..adapter_methods.peft.parameters import wrappers_of
 from ..errors import Unsupported
-from ..io import safetensors
-from ..io.safe_open import TENSORS
+from ..io import TENSORS, safetensors
 from ..manifest.manifest import Group
+from ..pack import Pack
 from ..pack.files import METADATA
-from ..pack.pack import Pack
 from ..peft import layout
 from ..peft.names import PREFIX
-from ..tasks.task import peft_type_of
+from ..tasks import peft_type_of
 from .base import BaseModel
 
 TWICE = (

@@ -11,11 +11,9 @@ from typing import Any
 
 from ..errors import ConfigError, FormatError, NothingToDo, Unsupported
 from ..hub.resolve import folder_of
-from ..io.atomic import output_file, output_folder, refuse_existing
-from ..io.hashing import sha256_of
-from ..io.safetensors import SafetensorsFile
+from ..io import SafetensorsFile, output_file, output_folder, refuse_existing, sha256_of
+from ..pack import Pack
 from ..pack.on_base import rewritten_on
-from ..pack.pack import Pack
 from ..paths import StrPath
 from .base import BaseModel, open_base
 from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name, require_base

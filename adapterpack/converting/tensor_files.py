@@ -10,9 +10,7 @@ from pathlib import Path
 
 from ..adapter_methods import Arrays
 from ..errors import FormatError
-from ..io import safetensors, torch_file
-from ..io.safe_open import TENSORS
-from ..io.safetensors import HeldFile, SafetensorsFile
+from ..io import TENSORS, HeldFile, SafetensorsFile, safetensors, torch_file
 from ..peft.options import PICKLES, SHARD, require_tensors
 from .format import ConversionSource
 

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import FormatError, Unsupported
-from ..io.safe_open import TENSORS
-from ..io.safetensors import HeldFile, SafetensorsFile
+from ..io import TENSORS, HeldFile, SafetensorsFile
 from ..peft.tensors import TINKER_EXPERTS
 from .tensor_files import as_file
 

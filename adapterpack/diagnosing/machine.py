@@ -15,7 +15,7 @@ from typing import Any
 
 from .._native import build
 from .._native.loading import load
-from ..io.cache import cache_folder
+from ..io import cache_folder
 from ..io.threads import cores
 from ..readable import size
 from .finding import CheckProblem, CheckResult

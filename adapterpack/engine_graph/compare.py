@@ -9,14 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..base.thresholds import turns_by_length
-from ..bundle.layer_caches import replaced_states
-from ..bundle.manifest import ADAPTER_POSITIONS, PAST
+from ..bundle import ADAPTER_POSITIONS, PAST, replaced_states
 from ..errors import ParityError
 from ..runtime.media.image_layouts import TOKEN_TYPES
 from ..runtime.sessions.decoder import next_cache
 from ..runtime.sessions.session import Session
 from ..slots.precision import DEFAULT
-from ..tasks.session import Arrays
+from ..tasks import Arrays
 
 _MOST = 1 << 28
 """The most scores of one attention to have in memory at once: 1 GB in float32."""

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.decoder_graph import DECODER
-from ..bundle.manifest import graph_file
+from ..bundle import DECODER, graph_file
 from ..errors import ParityError, Unsupported
 from ..graph_passes.static_cache_decoder import make_int8
 from ..runtime.engine.adapter_reader import AdapterReader

@@ -11,13 +11,13 @@ import numpy as np
 
 from ..adapter_methods import Site, method_of
 from ..adapter_methods.lora import LoRA
-from ..bundle.manifest import Bundle
+from ..bundle import Bundle
 from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m
 from ..pack.pack import Pack, build
 from ..paths import StrPath
 from ..runtime.other_folders import bundle_folder
-from ..tasks.task import NO_TASK
+from ..tasks import NO_TASK
 from .parity import with_decoder
 
 _LORA = LoRA(r=1, alpha=1)

@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..base.base_folder import CONFIG, read_json
-from ..bundle.decoder_graph import DECODER
-from ..bundle.manifest import GRAPH, Bundle, graph_file
+from ..base import CONFIG, read_json
+from ..bundle import DECODER, GRAPH, Bundle, graph_file
 from ..bundle.reports import PROOFS
 from ..graph_passes.static_cache_decoder import write_decoder
 from ..onnx_graph.products import is_fast, make_fast
 from ..onnx_graph.sandboxed_check import try_opening
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..readable import StepCounter
 from ..runtime.engine.adapter_feeds import ResidentAdapter
 from ..runtime.engine.adapter_reader import AdapterReader
@@ -33,8 +32,7 @@ from ..runtime.sessions.generate import virtual_tokens
 from ..runtime.sessions.session import Session
 from ..runtime.text.model_files import context_length, context_of, text_part
 from ..slots.precision import DEFAULT, precision
-from ..tasks.session import Arrays
-from ..tasks.task import MAIN
+from ..tasks import MAIN, Arrays
 from .compare import in_pieces, largest_difference, reads_whole, require_close, takes_much
 from .int8_cache import quantize_cache
 

@@ -9,7 +9,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..bundle.reports import PROOFS
 from ..errors import ConfigError, UnknownName, Unsupported, nearest
@@ -18,10 +18,7 @@ from ..hub.resolve import folder_of
 from ..manifest.structs import BaseQuantization
 from ..merging.base_kind import is_gguf, is_graph
 from ..merging.gguf.base_model import GGUFBase
-from ..pack.fits import require_task
-from ..pack.layer_kinds import match_layers
-from ..pack.on_base import named_on
-from ..pack.pack import Pack
+from ..pack import Pack, match_layers, named_on, require_task
 from ..pack.validate.validation import load
 from ..paths import StrPath
 from ..quantizing.graphs.options import (

@@ -12,18 +12,16 @@ from typing import NoReturn
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, PROMPT, is_bare, is_stacked, to_matrix
-from ..base.checkpoint import Checkpoint
-from ..base.quantization import require_plain
-from ..base.tensor_rows import module_parameter
-from ..bundle.manifest import PAST, Heads, MappedSite
+from ..base import Checkpoint, module_parameter, require_plain
+from ..bundle import PAST, Heads, MappedSite
 from ..errors import ConfigError, SiteNotFound, Unsupported
 from ..graph_passes.attach import AttachPlan, base_head, with_fields, with_ranks
 from ..graph_passes.attention import find_heads
 from ..graph_passes.blocks import find_blocks, split_fused_norms, wanted_blocks
 from ..graph_passes.sites import find_sites, later_uses, prompt_site, uses_of_modules
 from ..merging.checkpoint.tied_weights import tied_to_a_head
+from ..pack import Adapter, Pack
 from ..pack.on_base import places_on
-from ..pack.pack import Adapter, Pack
 from ..slots.fields import RANK, TURN
 from ..slots.projections import heads_at, project
 from ..slots.prompt_kv import PROJECTION

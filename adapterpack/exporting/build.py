@@ -14,10 +14,9 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from ..base.checkpoint import Checkpoint
-from ..base.quantization import require_plain
+from ..base import Checkpoint, require_plain
 from ..base.thresholds import ENDS
-from ..bundle.manifest import Bundle, bundle_in, read_bundle
+from ..bundle import Bundle, bundle_in, read_bundle
 from ..errors import (
     AdapterpackError,
     BaseMismatch,
@@ -31,7 +30,7 @@ from ..errors import (
     Unsupported,
 )
 from ..extras import needed_by
-from ..io.atomic import output_folder, scratch_folder
+from ..io import output_folder, scratch_folder
 from ..library_errors import root_reason
 from ..manifest.manifest import Base
 from ..merging.pipeline import merge

@@ -16,14 +16,20 @@ import onnxruntime as ort
 
 from ..adapter_methods import get
 from ..adapter_methods.lora import LoRA
-from ..base.base_folder import CONFIG, copy_carried, read_json
-from ..base.base_metadata import pooling_of
-from ..base.checkpoint import Checkpoint
+from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json
 from ..base.thresholds import said_in
-from ..bundle.decoder_graph import DECODER, graphs_of
-from ..bundle.manifest import Bundle, BundledAdapter, MappedSite, adapter_file, graph_file, manifest_bytes
-from ..bundle.proofs import VerificationCache
-from ..bundle.signature import signature_of
+from ..bundle import (
+    DECODER,
+    Bundle,
+    BundledAdapter,
+    MappedSite,
+    VerificationCache,
+    graph_file,
+    graphs_of,
+    manifest_bytes,
+    signature_of,
+)
+from ..bundle.manifest import adapter_file
 from ..engine_graph.int8_cache import quantize_cache
 from ..engine_graph.parity import with_decoder, with_report
 from ..errors import Unsupported
@@ -44,8 +50,8 @@ from ..readable import StepCounter, size
 from ..runtime.adapters.files import write_adapter_file
 from ..slots.fields import FIELDS, FIXED, LABELS, nothing
 from ..slots.values import group_slots
-from ..tasks.data.problems import ONE, problem_in
-from ..tasks.task import MAIN, Task
+from ..tasks import MAIN, Task
+from ..tasks.data import ONE, problem_in
 from ..torch_adapters.layers.sites import select
 from ..torch_adapters.models.load import empty_model
 from .arguments import ExportJob, Progress

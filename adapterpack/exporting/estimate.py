@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..merging.checkpoint.staging import require_space
 from ..onnx_graph.products import PACKED
 from ..quantizing.graphs.product import RoundingSetting

@@ -9,16 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec
 
-from ..bundle.files import find_other_files, require_files
-from ..bundle.manifest import Bundle, bundle_in, read_bundle
+from ..bundle import Bundle, bundle_in, find_other_files, read_bundle, require_files
 from ..errors import ConfigError, FormatError, Unsupported
 from ..extras import needed_by
 from ..graph_passes.attach import default_slot_name
-from ..io.atomic import output_folder, refuse_existing
-from ..io.safe_open import copy_folder
+from ..io import copy_folder, output_folder, refuse_existing
 from ..merging.base_kind import is_graph
-from ..pack.pack import SIGNATURE
-from ..tasks.task import get_task
+from ..pack import SIGNATURE
+from ..tasks import get_task
 from .arguments import ExportRequest, prepare, require_split
 from .targets import TARGETS
 

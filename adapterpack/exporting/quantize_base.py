@@ -6,13 +6,12 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..base.base_folder import copy_carried
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint, copy_carried
 from ..base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ..errors import MissingExtra, Unsupported
 from ..manifest.structs import BaseQuantization
-from ..pack.pack import Pack
-from ..tasks.task import Task
+from ..pack import Pack
+from ..tasks import Task
 
 _SCHEMES = ("nf4", "fp4", "int8")
 _BLOCK = 64

@@ -7,10 +7,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ..base.checkpoint import Checkpoint
-from ..base.linear_layers import has_transposed
+from ..base import Checkpoint, has_transposed
 from ..errors import SiteNotFound, nearest
-from ..io.safetensors import FLOATS
+from ..io import FLOATS
 
 _EMBEDDINGS = frozenset({"wte", "wpe", "shared", "relative_attention_bias"})
 _HEADS = frozenset({"lm_head", "score", "classifier", "qa_outputs", "embed_out"})

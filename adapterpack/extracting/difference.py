@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import row_blocks
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import storage_errors
-from ..io.byte_ranges import open_descriptor, read_into
-from ..io.safetensors import DTYPES, TensorInfo
+from ..io import DTYPES, TensorInfo, open_descriptor, read_into
 
 _BLOCK = 1 << 20
 """The size of a block: 4 MB in float32."""

@@ -12,22 +12,19 @@ import numpy as np
 
 from ..adapter_methods import LAYOUTS, Arrays, Site
 from ..adapter_methods.lora import lora
-from ..base.checkpoint import Checkpoint
-from ..base.quantization import require_plain
+from ..base import Checkpoint, require_plain
 from ..composing.arguments import chosen_name
 from ..composing.result import as_lora, truncation
 from ..errors import BaseMismatch, NonFinite, NothingToDo, UnknownName, Unsupported, nearest
-from ..io.atomic import refuse_existing
-from ..io.progress import Ticker
-from ..io.threads import in_order
+from ..io import Ticker, in_order, refuse_existing
 from ..lowrank.factors import Factors
 from ..lowrank.spectra import Loss
 from ..lowrank.truncation import Cut
 from ..manifest import manifest as m
 from ..pack.pack import Pack, build
 from ..paths import StrPath
-from ..tasks.data.problems import problem_in
-from ..tasks.task import TASKS, type_of
+from ..tasks import TASKS, type_of
+from ..tasks.data import problem_in
 from .classify import ClassifiedTensors, NamedMatrix, classify
 from .difference import TensorPair, WeightDifference
 from .matrix import extract_matrix

@@ -16,14 +16,12 @@ import numpy as np
 from ..adapter_methods import Arrays, Site, Tensors
 from ..adapter_methods.lora import LoRA, lora
 from ..errors import CorruptBlob, FormatError, NonFinite, UnknownName, Unsigned, WronglySigned, nearest
-from ..io import safetensors
-from ..io.atomic import output_folder
-from ..io.safe_open import in_hub_cache, read_file
-from ..io.safetensors import HeldFile
+from ..io import HeldFile, output_folder, read_file, safetensors
+from ..io.safe_open import in_hub_cache
 from ..manifest.digests import digest_tensors, tensor_digest
 from ..manifest.manifest import Lineage, Parent
-from ..pack.pack import MUTABLE, Pack, build
-from ..pack.shared_factors import SharedFactors
+from ..pack import MUTABLE, Pack, SharedFactors
+from ..pack.pack import build
 from ..pack.trust.keys import private_key, public_key
 from ..pack.trust.sign import Signable, Signature, seal, unseal
 from ..pack.trust.statement import Statement

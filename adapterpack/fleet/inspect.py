@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import AdapterpackError
 from ..io import strict_json
 from ..pack.validate.checks.finding import Report

@@ -17,13 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import FormatError
-from ..io import strict_json, typed_json
-from ..io.safetensors import DTYPES, FLOATS
-from ..io.typed_json import Misfit, StrictStruct
+from ..io import DTYPES, FLOATS, Misfit, StrictStruct, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.integrity import KEY, require_whole, seal
 from ..manifest.structs import Base, PackTask
-from ..tasks.data.problems import MARKED, ONE
+from ..tasks.data import MARKED, ONE
 
 FILE_NAME = "adapterfleet.json"
 TENSOR_FILE = "fleet.safetensors"

@@ -11,13 +11,13 @@ from typing import NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
+from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, MappedSite
 from ..errors import SiteNotFound, Unsupported
 from ..onnx_graph.editing import add_input, values_of
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..slots.fields import FIELDS, FIXED, LABELS, RANK, ROUTED, TURN, extents, is_looked_up, nothing
 from ..slots.values import Values, pad_slots, stack_slots
-from ..tasks.task import MAIN
+from ..tasks import MAIN
 from .emit import Emitter, rows_of, slot_input
 
 

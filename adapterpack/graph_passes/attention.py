@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ..bundle.manifest import Heads, MappedSite
+from ..bundle import Heads, MappedSite
 from ..onnx_graph.editing import constant_input
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..slots.prompt_kv import PROJECTION
 from .blocks import entering, leaving
 from .sites import Scope

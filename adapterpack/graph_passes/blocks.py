@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import onnx_ir as ir
 
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from ..errors import Unsupported
-from ..pack.pack import Pack
+from ..pack import Pack
 from .sites import Scope, float_type
 
 _FUSED = {

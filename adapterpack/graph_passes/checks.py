@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import onnx_ir as ir
 
-from ..bundle.manifest import MappedSite
-from ..bundle.signature import signature_of
+from ..bundle import MappedSite, signature_of
 from ..errors import ParityError
 from ..onnx_graph.editing import values_of
 

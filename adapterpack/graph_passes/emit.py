@@ -17,7 +17,7 @@ from ..slots.fields import EXPERTS
 from ..slots.precision import ABSENT, convert
 from ..slots.routes import BRANCHES as ROUTES
 from ..slots.routes import RouteBranch
-from ..tasks.task import AXES
+from ..tasks import AXES
 from .expert_nodes import PairBlocks, blocks_of
 from .experts import ExpertProduct, expert_product
 

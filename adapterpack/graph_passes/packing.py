@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from ..onnx_graph.editing import add_initializer
 from .attach import AttachPlan
 

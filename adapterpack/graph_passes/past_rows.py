@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import PAST, PRESENT
+from ..bundle import PAST, PRESENT
 from ..onnx_graph.editing import take_output
 from .constants import NewNodes, constant
 

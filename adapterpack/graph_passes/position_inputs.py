@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike
 
-from ..bundle.layer_caches import growing_axis
+from ..bundle import growing_axis
 from ..errors import Unsupported
 from ..onnx_graph.editing import add_input, inputs_of, named_node
 from ..onnx_graph.float32_form import in_float32

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import onnx_ir as ir
 
 from ..adapter_methods import PROMPT
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from ..onnx_graph.editing import inputs_of, only_reader, values_of
 from ..slots.precision import DEFAULT
 from .experts import expert_product

@@ -7,8 +7,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.decoder_graph import SOURCE_LENGTHS
-from ..bundle.manifest import ENCODED
+from ..bundle import ENCODED, SOURCE_LENGTHS
 from ..onnx_graph.editing import add_input, inputs_of, named_node, only_reader
 from .constants import PREFIX, NewNodes, constant
 

@@ -34,19 +34,25 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from ..base.base_folder import read_json
+from ..base import read_json
 from ..base.thresholds import reaches_of
-from ..bundle.decoder_graph import (
+from ..bundle import (
+    ADAPTER_IDS,
     CACHE_LENGTHS,
     DECODER,
-    LAST_POSITIONS,
     LOGITS_POSITIONS,
-    LONGEST,
-    cache_scale,
-    part_ranks,
+    PAST,
+    PRESENT,
+    Bundle,
+    MappedSite,
+    graph_file,
+    growing_axis,
+    read_bundle,
+    replaced_states,
 )
-from ..bundle.layer_caches import growing_axis, layer_of, replaced_states
-from ..bundle.manifest import ADAPTER_IDS, ADDED, PAST, PRESENT, Bundle, MappedSite, graph_file, read_bundle
+from ..bundle.decoder_graph import LAST_POSITIONS, LONGEST, cache_scale, part_ranks
+from ..bundle.layer_caches import layer_of
+from ..bundle.manifest import ADDED
 from ..errors import Unsupported
 from ..onnx_graph.editing import (
     add_initializer,
@@ -60,7 +66,7 @@ from ..onnx_graph.editing import (
 from ..onnx_graph.products import PRODUCTS
 from ..slots.fields import extents, is_looked_up
 from ..slots.values import split_slot
-from ..tasks.task import MAIN
+from ..tasks import MAIN
 from .attention import added_to_scores, attention_inputs, scores_and_sinks
 from .constants import PREFIX, NewNodes, constant
 from .past_rows import PastRows, counts_rows

@@ -6,7 +6,7 @@ import ssl
 from pathlib import Path
 
 from ..errors import ConfigError, storage_errors
-from ..io.secret_files import require_private
+from ..io import require_private
 from ..paths import StrPath
 from .reloading_file import ReloadingFile
 

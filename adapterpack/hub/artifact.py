@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..bundle import parse_bundle
 from ..bundle.manifest import FILE_NAME as BUNDLE
-from ..bundle.manifest import parse_bundle
 from ..errors import FormatError, HubError
-from ..io.safe_open import TENSORS
+from ..io import TENSORS
 from ..manifest import manifest as m
 from ..manifest.manifest import FileEntry
-from ..pack.pack import MUTABLE, SIGNATURE
+from ..pack import MUTABLE, SIGNATURE
 from ..pack.validate.checks import folder as files
 from ..pack.validate.checks.finding import Finding
 from ..peft import layout

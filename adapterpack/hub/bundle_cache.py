@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import AdapterpackError, CorruptBlob, FormatError, OutputExists, UnknownName, storage_errors
+from ..io import cache_folder
 from ..io.atomic import publish
-from ..io.cache import cache_folder
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..runtime.sessions.validation import validate_bundle
 from ..store import Store
 

@@ -19,11 +19,11 @@ from markupsafe import Markup
 from ..errors import printable
 from ..manifest import manifest as m
 from ..manifest.structs import settings_of
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.validate.checks.finding import Report
 from ..peft.readers import MAX_RANKS, largest_rank, readers
 from ..resources import templates
-from ..tasks.task import NO_TASK, TASKS, Task
+from ..tasks import NO_TASK, TASKS, Task
 from .transport import names
 
 if TYPE_CHECKING:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import FormatError, storage_errors
-from ..io import strict_json, typed_json
-from ..io.atomic import output_file
-from ..io.cache import cache_folder
-from ..io.locks import hold_lock
-from ..io.safe_open import read_at_most
-from ..io.typed_json import Misfit, StrictStruct
+from ..io import (
+    Misfit,
+    StrictStruct,
+    cache_folder,
+    hold_lock,
+    output_file,
+    read_at_most,
+    strict_json,
+    typed_json,
+)
 from ..manifest.structs import Commit, Sha256
 from ..paths import StrPath
 from .transport import names

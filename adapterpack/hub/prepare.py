@@ -14,8 +14,7 @@ from msgspec.structs import replace
 
 from ..bundle.manifest import FILE_NAME, read_bundle
 from ..errors import ConfigError, FormatError, StorageError
-from ..io.atomic import scratch_folder
-from ..io.hashing import sha256_of
+from ..io import scratch_folder, sha256_of
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, seal
 from ..pack.validate.checks.folder import FORBIDDEN_SUFFIXES, forbidden_files

@@ -14,9 +14,7 @@ from typing import Any
 from msgspec import structs
 
 from ..errors import AdapterpackError, FormatError, HubOffline, StorageError, storage_errors
-from ..io import strict_json
-from ..io.atomic import output_folder, own_folder, refuse_existing
-from ..io.cache import cache_folder
+from ..io import cache_folder, output_folder, own_folder, refuse_existing, strict_json
 from ..manifest import manifest as m
 from ..pack.pack import SIGNATURE, Pack, seal
 from ..pack.validate.checks.folder import read_manifest

@@ -11,9 +11,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ..errors import ConfigError, FormatError, HubConflict, RepoNotFound, RevisionNotFound
-from ..io import strict_json
-from ..io.atomic import scratch_folder
-from ..pack.pack import MUTABLE, SIGNATURE, Pack
+from ..io import scratch_folder, strict_json
+from ..pack import MUTABLE, SIGNATURE, Pack
 from ..paths import StrPath
 from .artifact import CLOSED, KINDS, open_remote
 from .card import MARK

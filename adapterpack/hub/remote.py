@@ -9,15 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..base.base_folder import CARRIED
-from ..base.checkpoint import Checkpoint
-from ..base.compatibility import Verdict
+from ..base import CARRIED, Checkpoint, Verdict
 from ..errors import AdapterpackError, FormatError, HubError
-from ..io import strict_json
-from ..io.safe_open import TENSORS
+from ..io import TENSORS, strict_json
 from ..manifest import manifest as m
-from ..pack import from_peft
-from ..pack.pack import SIGNATURE, Pack
+from ..pack import SIGNATURE, Pack, from_peft
 from ..pack.validate.checks import reading
 from ..pack.validate.checks.base import base_verdict
 from ..pack.validate.checks.composition import composition

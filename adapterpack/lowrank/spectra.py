@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..io.threads import in_order
+from ..io import in_order
 from .factors import Factors, FactorSum, Side
 from .truncation import Cut, energy_of
 

@@ -12,9 +12,8 @@ import msgspec
 from msgspec import Meta, field
 
 from ..errors import FormatError
-from ..io import strict_json, typed_json
-from ..io.typed_json import Misfit, StrictStruct
-from ..tasks.data.problems import MARKED, ONE
+from ..io import Misfit, StrictStruct, strict_json, typed_json
+from ..tasks.data import MARKED, ONE
 from . import structs
 from .integrity import digests_in, require_whole, seal
 from .migrations import refuse_layer_replication, upgrade

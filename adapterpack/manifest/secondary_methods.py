@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..adapter_methods import Method, Site, Tensors
 from ..errors import Unsupported
-from ..tasks.data.problems import MARKED
+from ..tasks.data import MARKED
 from . import manifest as m
 from .composed_method import FEATURE
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 from msgspec import Meta, field
 
-from ..io.safetensors import DTYPES
-from ..io.typed_json import Misfit, StrictStruct, escape_key, find_duplicates
+from ..io import DTYPES, Misfit, StrictStruct
+from ..io.typed_json import escape_key, find_duplicates
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 """Pattern of valid pack names."""

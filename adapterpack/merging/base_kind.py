@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..base.gguf import MAGIC
 from ..bundle import FILE_NAME
-from ..io.safe_open import open_regular
+from ..io import open_regular
 from ..paths import StrPath
 
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from ..base import dtypes, rounding
 from ..errors import ConfigError, NothingToDo
-from ..io.atomic import refuse_existing
-from ..io.progress import Progress
+from ..io import Progress, refuse_existing
 from ..io.threads import workers
-from ..pack.lineage import weights_of
-from ..pack.pack import Pack
+from ..pack import Pack, weights_of
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from ..version import VERSION

@@ -19,17 +19,13 @@ import numpy as np
 from msgspec.structs import replace
 
 from ..adapter_methods import LAYOUTS, is_stacked, to_matrix
-from ..base.base_folder import copy_carried
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint, copy_carried
 from ..base.rounding import to_nearest
 from ..errors import BaseMismatch, FormatError, Unsupported
+from ..io import Scratch, Span, copy_span, open_descriptor, output_folder, strict_json
 from ..io import safetensors as st
-from ..io import strict_json
-from ..io.atomic import output_folder
-from ..io.buffers import Scratch
-from ..io.byte_ranges import Span, copy_span, open_descriptor
 from ..manifest import manifest as m
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .checkpoint import layout, plan

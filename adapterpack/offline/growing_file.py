@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from ..errors import storage_errors
-from ..io.atomic import keep_or_remove, refuse_existing, sync
+from ..io import hold_folder, open_own_file, refuse_existing
+from ..io.atomic import keep_or_remove, sync
 from ..io.locks import CAN_LOCK, lock_folder
-from ..io.working_folders import hold_folder, open_own_file
 from ..readable import size
 
 _ROWS, _STEPS = "rows", "steps"

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ..errors import AdapterpackError, NothingToDo, storage_errors
-from ..io import hashing
-from ..io.atomic import output_file
+from ..io import hashing, output_file
 from ..io.strict_json import digest, finite
 from ..readable import things
 from ..version import VERSION

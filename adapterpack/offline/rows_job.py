@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import AdapterpackError
 from ..runtime.sessions.run import RowOutcome, RowRunner
-from ..tasks.data.rows import Row, RowError
+from ..tasks.data import Row, RowError
 from .job import Answered
 from .lines import Line
 

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import FormatError, Unsupported, storage_errors
-from ..io.safetensors import count_of
+from ..io import count_of
 from ..library_errors import library_errors
 from ..paths import StrPath
 from .wire import walk

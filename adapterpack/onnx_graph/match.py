@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..adapter_methods import LAYOUTS, to_matrix
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint
 from ..errors import SiteNotFound, Unsupported
 from . import hints
 from .graph_file import FLOATS, GraphFile

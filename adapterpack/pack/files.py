@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from ..adapter_methods import Tensors
-from ..io import safetensors
-from ..io.safe_open import TENSORS
+from ..io import TENSORS, safetensors
 from ..manifest import manifest as m
 from ..peft import layout
 

@@ -8,7 +8,7 @@ from typing import Any
 from ..adapter_methods import PROMPT
 from ..errors import SiteNotFound, UnknownName, Unsupported, nearest
 from ..manifest.view import Described
-from ..tasks.task import NO_TASK, Task, get_task
+from ..tasks import NO_TASK, Task, get_task
 
 
 def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> None:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 from ..adapter_methods import WITH_BASE, BaseChange
 from ..adapter_methods.core.peft_form import OfBase
 from ..errors import ConfigError, Unsupported
-from ..io.safe_open import LARGE, TENSORS
-from ..io.safetensors import SafetensorsFile
-from ..io.streamed_tensors import Streamed
+from ..io import TENSORS, SafetensorsFile, Streamed
+from ..io.safe_open import LARGE
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
 from ..peft import layout

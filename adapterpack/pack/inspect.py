@@ -7,8 +7,7 @@ from collections import Counter
 from typing import Any
 
 from ..adapter_methods.nodes import as_text, decode
-from ..base import compatibility
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint, compatibility
 from ..io import strict_json
 from ..paths import StrPath
 from .pack import Pack

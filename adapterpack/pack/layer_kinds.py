@@ -13,9 +13,7 @@ from msgspec.structs import replace
 from ..adapter_methods import LAYOUTS, LINEAR, Method, Site, is_stacked, matrix_shape
 from ..adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
 from ..adapter_methods.core.peft_form import leave_open
-from ..base import compatibility
-from ..base.checkpoint import Checkpoint
-from ..base.linear_layers import has_transposed
+from ..base import Checkpoint, compatibility, has_transposed
 from ..errors import BaseMismatch, SiteNotFound, Unsupported, nearest
 from ..manifest.manifest import Group
 from ..manifest.view import Described

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from msgspec.structs import replace
 
 from ..adapter_methods import is_bare
-from ..base import compatibility
-from ..base.checkpoint import Checkpoint
+from ..base import Checkpoint, compatibility
 from ..base.renamings import find_places
 from ..peft.names import prefix_of
 from .lineage import descend

@@ -17,14 +17,10 @@ from msgspec.structs import replace
 
 from ..adapter_methods import PROMPT, Arrays, Method, Site, Tensors, resolve_configs
 from ..adapter_methods.core.shapes import check_shapes
-from ..base import compatibility
-from ..base.compatibility import Verdict
-from ..base.fingerprint import Fingerprint
+from ..base import Fingerprint, Verdict, compatibility
 from ..errors import ConfigError, FormatError, NothingToDo, StorageError
-from ..io.atomic import output_folder
-from ..io.safe_open import TENSORS
-from ..io.safetensors import SafetensorsFile
-from ..io.streamed_tensors import Streamed, Unread
+from ..io import TENSORS, SafetensorsFile, Streamed, output_folder
+from ..io.streamed_tensors import Unread
 from ..manifest import manifest as m
 from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable

@@ -23,13 +23,11 @@ from ..adapter_methods.core.peft_form import OfBase
 from ..adapter_methods.peft.parameters import KEY as TARGET_PARAMETERS
 from ..adapter_methods.peft.parameters import WRAPPED, named_at, names_in, unwrap
 from ..errors import AdapterpackError, FormatError, Unsupported
-from ..io import strict_json
-from ..io.safe_open import TENSORS
-from ..io.safetensors import SafetensorsFile
+from ..io import TENSORS, SafetensorsFile, strict_json
 from ..manifest import manifest as m
 from ..manifest.migrations import refuse_layer_replication
 from ..manifest.view import Described
-from ..tasks.task import peft_type_of
+from ..tasks import peft_type_of
 from . import patterns
 from .names import form_of, limit, secondary_form
 from .options import likely, not_read, parse_config, unknown_options

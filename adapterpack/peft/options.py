@@ -11,8 +11,7 @@ from typing import Any
 
 from ..adapter_methods import METHODS, Method
 from ..errors import FormatError, Unsupported, printable
-from ..io import strict_json
-from ..io.safe_open import read_file
+from ..io import read_file, strict_json
 from ..manifest import manifest as m
 
 _MAX_CONFIG = 4 << 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..manifest.view import Described
-from ..tasks.task import TASKS
+from ..tasks import TASKS
 from .layout import config_bytes
 
 MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -16,7 +16,7 @@ from ..adapter_methods.core.layouts import CONVOLUTIONS
 from ..adapter_methods.core.peft_form import leave_open
 from ..adapter_methods.core.shapes import check_shapes, features
 from ..errors import FormatError, Unsupported
-from ..io.safetensors import SafetensorsFile
+from ..io import SafetensorsFile
 from .names import (
     form_of,
     from_peft_shapes,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..artifacts import kind_of
-from ..bundle.manifest import Bundle
+from ..bundle import Bundle
 from ..errors import ConfigError, Unsupported
-from ..io.atomic import refuse_existing
-from ..pack.pack import Pack
+from ..io import refuse_existing
+from ..pack import Pack
 from ..pack.validate.validation import load
 from ..paths import StrPath
 from .graphs.options import GraphOptions, quantization, require_no_options

@@ -6,14 +6,13 @@ import logging
 from collections.abc import Callable
 
 from ..base import compatibility
-from ..bundle.files import has_other_tokenizer
+from ..bundle import has_other_tokenizer
 from ..errors import FormatError, Unsupported
 from ..manifest.structs import Canary
-from ..pack import canary
-from ..pack.fits import require_task, task_of
-from ..pack.pack import Pack
+from ..pack import Pack, canary, require_task
+from ..pack.fits import task_of
 from ..pack.trust.sign import Signers
-from ..tasks.task import NO_TASK
+from ..tasks import NO_TASK
 from .canary import NONE, Replay, foreign_inputs, of_graph, widen_canary
 from .open_bundle import OpenBundle
 

@@ -11,15 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bundle.manifest import ADAPTER_IDS, Bundle
+from ..bundle import ADAPTER_IDS, Bundle
 from ..manifest.structs import Canary
-from ..pack import canary
-from ..pack.pack import Pack
+from ..pack import Pack, canary
 from ..slots.precision import DEFAULT, PRECISIONS
 from ..slots.values import Values, head_values, in_slots, pad_slots, stack_slots
-from ..tasks.session import Arrays
-from ..tasks.sounds import SOUNDS
-from ..tasks.task import MAIN, get_task
+from ..tasks import MAIN, SOUNDS, Arrays, get_task
 from .media.image_layouts import PIXELS
 from .open_bundle import OpenBundle
 from .pipeline import run_parts, values

@@ -17,24 +17,30 @@ from typing import Any, Self
 import numpy as np
 
 from ..adapter_methods import PROMPT
-from ..bundle.decoder_graph import DECODER, graphs_of
-from ..bundle.files import require_files, require_in_list, require_same
-from ..bundle.manifest import FILE_NAME, Bundle, graph_file, manifest_bytes, parse_bundle
-from ..bundle.proofs import VALID, VerificationCache
+from ..bundle import (
+    DECODER,
+    Bundle,
+    VerificationCache,
+    graph_file,
+    graphs_of,
+    manifest_bytes,
+    parse_bundle,
+    require_files,
+)
+from ..bundle.files import require_in_list, require_same
+from ..bundle.manifest import FILE_NAME
+from ..bundle.proofs import VALID
 from ..errors import ConfigError, FormatError, UnknownAdapter, Unsupported, nearest
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import GraphFile, StoredTensor
 from ..onnx_graph.sandboxed_check import try_opening
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.validate.validation import load, load_proved
 from ..paths import StrPath
 from ..sandbox.child import is_inside
 from ..slots.prompt_rows import virtual_tokens
-from ..tasks.data.problems import PROBLEMS, number_labels
-from ..tasks.data.rows import Picture, Recording, map_rows
-from ..tasks.session import Arrays, RowHead
-from ..tasks.sounds import SOUNDS
-from ..tasks.task import MAIN, get_task
+from ..tasks import MAIN, SOUNDS, Arrays, RowHead, get_task
+from ..tasks.data import PROBLEMS, Picture, Recording, map_rows, number_labels
 from .adapters.mix import Mix, Names
 from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, PinnedRows

@@ -15,13 +15,11 @@ from contextlib import suppress
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from ..base.base_folder import copy_carried
+from ..base import copy_carried
 from ..bundle import GENAI_FILE
 from ..bundle.manifest import FILE_NAME, GRAPH, PAST, PRESENT, Bundle, MappedSite
 from ..errors import OutputExists, Unsupported
-from ..io import strict_json
-from ..io.atomic import output_folder
-from ..io.cache import cache_folder
+from ..io import cache_folder, output_folder, strict_json
 from ..manifest.structs import Base
 from ..onnx_graph.confine import require_safe
 from ..onnx_graph.graph_file import DTYPES, GraphFile

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..tasks.session import Arrays
+from ..tasks import Arrays
 
 
 def positions(mask: np.ndarray) -> np.ndarray:

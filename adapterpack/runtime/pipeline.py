@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..adapter_methods import PROMPT
+from ..bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
 from ..bundle.layer_caches import past_length
-from ..bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
 from ..errors import ConfigError
 from ..slots.prompt_rows import virtual_room
-from ..tasks.session import Arrays
-from ..tasks.sounds import SOUNDS
-from ..tasks.task import Part
+from ..tasks import SOUNDS, Arrays, Part
 from .adapters.mix import Names
 from .adapters.pinned import PinnedRows
 from .adapters.prompt_cache import PromptCache, make_prompt_cache

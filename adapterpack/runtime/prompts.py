@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError
-from ..tasks.data.rows import Picture
+from ..tasks.data import Picture
 from .media.image_layouts import PIXELS
 from .media.image_processing import DATA
 from .media.pictures import PictureReader, SeenPicture, fill_marks

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
 from ..http.http_error import HTTPError
-from ..io.typed_json import StrictStruct
+from ..io import StrictStruct
 from .adapters.adapter_control import Refusal, ServedAdapter
 from .observability.audit import Record
 from .openapi import document

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from starlette.applications import Starlette
 
 from ..http.protocol import Protocol
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.trust.sign import Signers
 from ..paths import StrPath
 from ..runtime.engine.base import Engine

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
-from ..bundle.manifest import manifest_bytes
+from ..bundle import manifest_bytes
 from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
 from ..http.http_error import HTTPError, invalid_request
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..runtime.adapters.mix import Mix, combine
 from ..runtime.engine.base import Engine
 from .openai.answers import Provenance, Share

@@ -19,8 +19,7 @@ from starlette.responses import Response
 from ..errors import FormatError, nearest
 from ..http.bodies import body_of, fields_of
 from ..http.http_error import HTTPError, invalid_request
-from ..io import strict_json, typed_json
-from ..io.typed_json import StrictStruct
+from ..io import StrictStruct, strict_json, typed_json
 from .adapters.adapter_control import AdapterControl
 from .catalogue import Catalogue, ServedModel
 from .observability.audit import Record

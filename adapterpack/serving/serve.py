@@ -17,7 +17,7 @@ from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate
 from ..hub.resolve import folder_of
 from ..io.pinned_files import allow_more_files
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.trust.sign import Signers
 from ..paths import StrPath
 from ..runtime.engine.base import Engine

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from . import blocks, prompt_kv, prompt_rows, routes
 from .precision import ABSENT, convert
 

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ..bundle.manifest import Heads, MappedSite
+from ..bundle import Heads, MappedSite
 from ..errors import FormatError, Unsupported
 from ..onnx_graph.float32_form import in_float32
 from ..onnx_graph.products import PRODUCTS

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..adapter_methods.forms.attention import AttentionForm
-from ..bundle.manifest import Heads
+from ..bundle import Heads
 from ..errors import Unsupported
 
 PROJECTION = "o_proj"

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..adapter_methods import PROMPT, Arrays
 from ..adapter_methods.forms.prompt import CacheConfig, PromptForm
-from ..bundle.manifest import MappedSite
-from ..pack.pack import Pack
+from ..bundle import MappedSite
+from ..pack import Pack
 
 LENGTH = "virtual"
 """The name of the number of virtual tokens among the ranks of a site."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from ..errors import Unsupported
 from . import blocks
 from .fields import EXPERTS, FIELDS

@@ -43,10 +43,10 @@ from ..adapter_methods import (
     is_stacked,
 )
 from ..adapter_methods.core.arrays import block_diagonal
-from ..bundle.manifest import MappedSite
+from ..bundle import MappedSite
 from ..errors import BaseMismatch, NonFinite, Unsupported
-from ..io.safetensors import all_finite
-from ..pack.pack import Adapter, Pack
+from ..io import all_finite
+from ..pack import Adapter, Pack
 from .blocks import block_arrays
 from .fields import EXPERTS, FIELDS, FIXED, LABELS, extents, neutral
 from .precision import DEFAULT, balance, convert

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row, file_of, map_rows
+from .data import Labels, Row, file_of, map_rows, report_of
 from .session import TaskSession
 from .targets import target_ids
 from .task import MAIN, TASKS, Part, Task, TaskTraining

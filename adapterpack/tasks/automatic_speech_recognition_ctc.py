@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row, file_of
+from .data import Labels, Row, file_of, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
 from .sounds import FRAMES, positions_of

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row
+from .data import Labels, Row, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import nearest, png, prepare, resize
 from .session import Arrays, RowHead, RowInputs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .data.rows import Row
+from .data import Row
 from .embeddings import EmbeddingOptions, pool, width_of
 from .one_pass import OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs

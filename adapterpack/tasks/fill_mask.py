@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data.rows import Row
-from .data.scores import probabilities
+from .data import Row, probabilities
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import TASKS, Task

@@ -5,9 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row, file_of
+from .data import Labels, Row, file_of, report_of
 from .one_pass import NoOptions, OnePass, PreparedRow
 from .session import RowInputs
 from .task import MAIN, TASKS, Part, Task, TaskTraining

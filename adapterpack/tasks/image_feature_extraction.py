@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .data.rows import Row, file_of
+from .data import Row, file_of
 from .embeddings import EmbeddingOptions, pool, width_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs

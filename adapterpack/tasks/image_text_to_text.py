@@ -9,8 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from .conversations.encoding import by_row
 from .conversations.form import Conversation
-from .data.problems import IGNORED, Labels
-from .data.rows import Picture, Row, file_of, map_rows, prompt_of
+from .data import IGNORED, Labels, Picture, Row, file_of, map_rows, prompt_of
 from .session import TaskSession
 from .task import DECODER, GRID, MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .data.rows import Row, file_of, map_rows
+from .data import Row, file_of, map_rows
 from .session import TaskSession
 from .task import MAIN, TASKS, Part, Task
 from .text_generation import completions

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ConfigError, nearest
-from .data.rows import Row, text_of
+from .data import Row, text_of
 from .session import Arrays, RowHead, RowInputs
 
 

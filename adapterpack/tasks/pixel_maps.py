@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigError
-from .data.rows import Row
+from .data import Row
 from .object_detection import prepare as prepare_sized
 from .one_pass import PreparedRow
 from .session import RowInputs

@@ -10,10 +10,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row
-from .data.scores import no_head
+from .data import Labels, Row, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import linear, nearest, png, prepare, resize
 from .session import Arrays, RowHead, RowInputs

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from .data.problems import ONE, ProblemType
-from .data.rows import Picture, Recording
-from .data.scores import no_head
+from .data import ONE, Picture, Recording, no_head
+from .data.problems import ProblemType
 
 Arrays = dict[str, np.ndarray]
 Span = tuple[int, int]

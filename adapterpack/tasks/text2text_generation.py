@@ -6,9 +6,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .conversations.form import read_form, text_of
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import Row, prompt_of
+from .data import Labels, Row, prompt_of, report_of
 from .targets import target_ids
 from .task import MAIN, TASKS, TEXT, Part, Task, TaskTraining
 from .text_generation import answer

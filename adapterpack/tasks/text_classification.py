@@ -7,9 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .data.problems import LABEL_COLUMNS, Labels
-from .data.report import OWN_COLUMNS, report_of
-from .data.rows import Row, types_of
+from .data import LABEL_COLUMNS, OWN_COLUMNS, Labels, Row, report_of, types_of
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .conversations.encoding import encode
-from .data.rows import Row, map_rows, prompt_of
+from .data import Row, map_rows, prompt_of
 from .session import Arrays, TaskSession
 from .task import DECODER, MAIN, TASKS, Part, Task, TaskTraining
 

@@ -8,9 +8,7 @@ from functools import partial
 from typing import Any
 
 from ..errors import ConfigError
-from .data.problems import Labels
-from .data.report import report_of
-from .data.rows import PROMPTS, Row, file_of
+from .data import PROMPTS, Labels, Row, file_of, report_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs

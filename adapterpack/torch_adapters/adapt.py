@@ -38,9 +38,9 @@ from ..errors import (
     nearest,
 )
 from ..manifest.secondary_methods import MethodSites, require_combinable
+from ..pack import Pack
 from ..pack.fits import require_sites
 from ..pack.layer_kinds import may_be, require_certain
-from ..pack.pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from .adapter_checkpoints import follow

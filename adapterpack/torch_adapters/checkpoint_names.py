@@ -19,14 +19,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, WeightConverter
 
-from ..base.checkpoint import Checkpoint
-from ..base.renamings import Step, find, in_memory, rename_all, renamings_of
+from ..base import Checkpoint, renamings_of
+from ..base.renamings import Step, find, in_memory, rename_all
 from ..base.tensor_rows import name_rows
 from ..errors import AdapterpackError
 from ..hub.resolve import folder_at_hand
-from ..io.safetensors import TensorInfo
+from ..io import TensorInfo
+from ..pack import Pack
 from ..pack.on_base import move_paths, weight_names
-from ..pack.pack import Pack
 from .layers.tensors import whole_shape
 from .layers.wrapper import base_modules
 

@@ -10,17 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..base import compatibility
+from ..base import Checkpoint, Verdict, compatibility
 from ..base import fingerprint as fp
-from ..base.checkpoint import Checkpoint
-from ..base.compatibility import Verdict
 from ..hub.resolve import folder_of
-from ..io import strict_json
-from ..io.safetensors import DTYPES
+from ..io import DTYPES, strict_json
 from ..manifest import manifest as m
 from ..manifest.structs import BaseQuantization, Dims
-from ..pack import canary
-from ..pack.pack import Pack
+from ..pack import Pack, canary
 from ..paths import StrPath
 from .layers.weights import format_of, tensor_of
 from .layers.wrapper import base_modules

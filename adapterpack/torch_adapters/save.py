@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from ..adapter_methods import Arrays, Method, Site, is_bare
+from ..base import Checkpoint
 from ..base.base_metadata import license_of, tokenizer_of
-from ..base.checkpoint import Checkpoint
 from ..errors import AdapterpackError, SiteNotFound, Unsupported
-from ..io.atomic import refuse_existing
+from ..io import refuse_existing
 from ..manifest import manifest as m
 from ..manifest.secondary_methods import MethodSites
 from ..manifest.structs import PackTokenizer
@@ -25,7 +25,7 @@ from ..pack.lineage import descend
 from ..pack.pack import TEMPLATE, Pack, build, is_module, seal
 from ..paths import StrPath
 from ..peft.readers import line
-from ..tasks.data.problems import ONE
+from ..tasks.data import ONE
 from ..tasks.task import NO_TASK, TASKS, takes_ids, type_of
 from ..version import VERSION
 from .canaries.canary import make_canary

@@ -15,8 +15,8 @@ from torch import nn
 from ..hub.resolve import folder_of
 from ..paths import StrPath
 from ..readable import size
-from ..tasks.data.problems import IGNORED
-from ..tasks.task import get_task
+from ..tasks import get_task
+from ..tasks.data import IGNORED
 from ..torch_adapters.layers.active import adapted_layers
 from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules

@@ -17,10 +17,10 @@ from tqdm.auto import tqdm
 
 from ..errors import ConfigError
 from ..hub.resolve import folder_of
-from ..io.atomic import refuse_existing
-from ..pack.pack import Pack
+from ..io import refuse_existing
+from ..pack import Pack
 from ..paths import StrPath
-from ..tasks.task import get_task
+from ..tasks import get_task
 from .config.config import read_config
 from .config.fields import TrainConfig
 from .config.sources import sources_of

@@ -10,11 +10,11 @@ from typing import Any
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
-from ..pack.pack import Pack
+from ..pack import Pack
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
-from ..tasks.data.problems import ONE, PROBLEMS, Labels
-from ..tasks.task import Task
+from ..tasks import Task
+from ..tasks.data import ONE, PROBLEMS, Labels
 from ..torch_adapters.attached.load_for import load_for, task_for
 from ..torch_adapters.calibration import measure as measure_sites
 from ..torch_adapters.models.load import load_tokenizer

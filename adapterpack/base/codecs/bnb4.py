@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...errors import FormatError
-from ...io import strict_json
-from ...io.safetensors import FLOATS
+from ...io import FLOATS, strict_json
 from ..checkpoint import Checkpoint
 from .base import ModuleTensors, Parts, Weight, modules_with, unreadable
 from .grid import Grid, Groups, QuantizedRows, table

@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from ...errors import Unsupported
-from ...io.safetensors import FLOATS, TensorInfo
+from ...io import FLOATS, TensorInfo
 from ...paths import StrPath
 from ..checkpoint import Checkpoint
 from ..tensor_rows import TensorTable

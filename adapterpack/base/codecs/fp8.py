@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import FormatError
-from ...io.safetensors import DTYPES
+from ...io import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with

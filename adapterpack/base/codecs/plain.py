@@ -15,9 +15,7 @@ import numpy as np
 
 from ...adapter_methods import is_stacked, to_matrix
 from ...errors import Unsupported
-from ...io.buffers import Scratch
-from ...io.byte_ranges import open_descriptor, read_into
-from ...io.safetensors import DTYPES
+from ...io import DTYPES, Scratch, open_descriptor, read_into
 from ..checkpoint import Checkpoint
 from ..fused_experts import ExpertStack
 from ..rounding import Round

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS
 from ...errors import NonFinite, Unsupported
-from ...io.buffers import Scratch
+from ...io import Scratch
 from ..rounding import Round
 from .base import Parts, Weight
 from .grid import F32

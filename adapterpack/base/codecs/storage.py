@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...io.buffers import Scratch
+from ...io import Scratch
 from ..rounding import Round
 
 MAIN_PART = "codes"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from ...errors import FormatError, Unsupported
-from ...io.safetensors import count_of
+from ...io import count_of
 from . import MAGIC
 from .tensor_types import TENSOR_TYPES, TensorType
 

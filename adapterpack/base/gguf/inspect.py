@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ...io.safe_open import open_regular
+from ...io import open_regular
 from . import MAGIC
 from .header import GGUFHeader, read_header
 

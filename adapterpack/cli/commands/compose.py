@@ -12,7 +12,7 @@ import click
 
 import adapterpack
 
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...composing.full_models import merge_models
 from ...composing.mergekit import write as write_mergekit
 from ...composing.mergekit_file import MergekitFile, layers_of

@@ -10,7 +10,7 @@ import click
 
 import adapterpack
 
-from ...bundle.manifest import bundle_in
+from ...bundle import bundle_in
 from ...bundle.reports import proof_sentence
 from ...hub.resolve import folder_of
 from ...merging.base_kind import is_gguf, is_graph

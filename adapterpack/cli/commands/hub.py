@@ -10,8 +10,7 @@ import adapterpack
 
 from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
 from ...hub.auditing import Audited, audit_sarif
-from ...io import strict_json
-from ...io.atomic import output_file
+from ...io import output_file, strict_json
 from ...version import VERSION
 from ..options import address_options, common_options, flag, option
 from ..output import print_json, print_line, print_table

@@ -10,8 +10,7 @@ import click
 import adapterpack
 
 from ...errors import EXIT_FAILED, EXIT_INCOMPLETE
-from ...io import strict_json
-from ...io.atomic import output_file
+from ...io import output_file, strict_json
 from ...pack.validate.checks.context import Budget
 from ...pack.validate.sarif import sarif
 from ...version import VERSION

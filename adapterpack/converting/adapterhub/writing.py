@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapter_methods.forms.blocks import entry_of
 from ...errors import Unsupported
-from ...pack.pack import Adapter, Pack
+from ...pack import Adapter, Pack
 from ..factors import pad_to_one_rank, site_factors
 from ..format import list_first
 from .families import Family

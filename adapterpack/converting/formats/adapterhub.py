@@ -13,10 +13,8 @@ from typing import Any
 
 from ...adapter_methods import Arrays
 from ...errors import FormatError, Unsupported
-from ...io import safetensors, strict_json
-from ...io.safe_open import TENSORS
-from ...io.safetensors import SafetensorsFile
-from ...pack.pack import Pack
+from ...io import TENSORS, SafetensorsFile, safetensors, strict_json
+from ...pack import Pack
 from ...peft import layout
 from ...peft.options import PICKLED, read_config
 from ..adapterhub import bottlenecks, heads, low_rank

@@ -17,9 +17,8 @@ import numpy as np
 from ...adapter_methods import Arrays, method_of
 from ...adapter_methods.lora import LoRA
 from ...errors import FormatError, Unsupported
-from ...io import safetensors, strict_json
-from ...io.safetensors import SafetensorsFile
-from ...pack.pack import Pack
+from ...io import SafetensorsFile, safetensors, strict_json
+from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key
 from ..format import FORMATS, ConversionSource, Format, Reading, refuse_full_modules

@@ -25,7 +25,7 @@ from ...errors import BaseMismatch, FormatError, SiteNotFound, Unsupported, near
 from ...io.safe_open import write_parts
 from ...io.safetensors import dtype_name, raw
 from ...manifest import manifest as m
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...readable import things
 from ..base import BaseModel, bind_to_base
 from ..factors import SiteFactors, group_leaves, lora_pack, require_pairs, site_factors, split_key

@@ -16,10 +16,9 @@ from typing import Any
 from ...adapter_methods import Arrays, Site, Tensors, get
 from ...base.renamings import in_memory, publish_path
 from ...errors import SiteNotFound, Unsupported, nearest
-from ...io import safetensors
-from ...io.safetensors import SafetensorsFile
+from ...io import SafetensorsFile, safetensors
 from ...manifest.secondary_methods import MethodSites
-from ...pack.pack import Pack
+from ...pack import Pack
 from ..base import BaseModel, bind_to_base
 from ..factors import group_leaves, require_linear, site_factors
 from ..format import FORMATS, ConversionSource, Format, Reading, list_first, refuse_full_modules

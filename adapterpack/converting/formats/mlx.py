@@ -16,11 +16,9 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Method, Site, get
 from ...errors import FormatError, Unsupported
-from ...io import npz_file, safetensors, strict_json
-from ...io.safe_open import TENSORS
-from ...io.safetensors import SafetensorsFile
+from ...io import TENSORS, SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest.secondary_methods import MethodSites
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...peft import layout
 from ...peft.options import read_config
 from ...peft.tensors import site_of

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, Arrays
 from ...errors import FormatError, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...runtime.adapters.files import write_adapter_file
 from ...slots.graph_inputs import fit
 from ...slots.values import HEAD_FIELDS, Values, pack_values, split_slot

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ...manifest import manifest as m
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import load
 from ..base import BaseModel
 from ..format import FORMATS, ConversionSource, Format, Reading

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from ...adapter_methods.core.peft_form import OfBase
 from ...errors import Unsupported
+from ...pack import Pack
 from ...pack.files import encode_files
 from ...pack.from_peft import import_folder
-from ...pack.pack import Pack
 from ...peft import layout
 from ...peft.options import unknown_sentence
 from ..base import BaseModel, bind_to_base

@@ -22,16 +22,15 @@ from ...adapter_methods.nodes import Leaf, Node, decode
 from ...adapter_methods.nodes.xlora import XLoRA
 from ...composing.assemble import assemble
 from ...errors import AdapterpackError, FormatError, Unsupported
-from ...io import strict_json
-from ...io.safe_open import TENSORS
-from ...io.safetensors import SafetensorsFile, pieces
+from ...io import TENSORS, SafetensorsFile, strict_json
+from ...io.safetensors import pieces
 from ...manifest.digests import write_files
 from ...pack.files import METADATA
 from ...pack.pack import Pack, build
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
 from ...peft.options import read_config, unknown_options, unknown_sentence
-from ...tasks.task import peft_type_of
+from ...tasks import peft_type_of
 from ..base import BaseModel, bind_to_base
 from ..format import FORMATS, ConversionSource, Format, Reading
 from ..tensor_files import tensors_of

@@ -8,7 +8,7 @@ import numpy as np
 
 from ...adapter_methods import Arrays
 from ...errors import Unsupported
-from ...pack.pack import Adapter
+from ...pack import Adapter
 from ..numbers import scale_factor
 
 

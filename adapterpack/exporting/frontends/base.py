@@ -12,10 +12,10 @@ from typing import NamedTuple
 import onnx_ir as ir
 
 from ...graph_passes.sites import Scope
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...registry import Registry
 from ...slots.precision import DEFAULT
-from ...tasks.task import MAIN, Task
+from ...tasks import MAIN, Task
 
 
 class ExportSource(NamedTuple):

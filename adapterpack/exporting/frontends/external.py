@@ -16,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapter_methods import LAYOUTS
-from ...base.checkpoint import Checkpoint
-from ...bundle.manifest import PAST
+from ...base import Checkpoint
+from ...bundle import PAST
 from ...errors import FormatError, Unsupported
 from ...graph_passes.sites import with_bias
 from ...onnx_graph.confine import require_safe
@@ -26,9 +26,9 @@ from ...onnx_graph.graph_file import GraphFile
 from ...onnx_graph.match import TensorPlace, match
 from ...onnx_graph.pieces import WeightPiece
 from ...onnx_graph.sandboxed_check import require_openable
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...slots.precision import DEFAULT
-from ...tasks.task import AXES
+from ...tasks import AXES
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 _OPSET = 17

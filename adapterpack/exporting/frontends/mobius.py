@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_ir as ir
 
-from ...base.base_folder import read_json
+from ...base import read_json
 from ...base.thresholds import reaches_of
 from ...graph_passes.sites import onnxscript_scope
 from ...onnx_graph.editing import add_initializer, constant_input, inputs_of, named_node

@@ -8,7 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 
 from ...slots.prompt_rows import virtual_tokens
-from ...tasks.task import MAIN, REREADS
+from ...tasks import MAIN, REREADS
 from .base import FRONTENDS, BaseGraph, ExportSource, Frontend
 
 

@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace
 
-from ...base.base_folder import CONFIG, read_json
-from ...base.checkpoint import Checkpoint
+from ...base import CONFIG, Checkpoint, read_json
 from ...manifest.manifest import Base
 from ...pack.pack import Pack, seal
 from ..tracing.scratch_checkpoint import write_checkpoint

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...base.checkpoint import Checkpoint
-from ...base.thresholds import LongRows, rows_past, thresholds_of
-from ...bundle.manifest import PRESENT
+from ...base import Checkpoint, LongRows
+from ...base.thresholds import rows_past, thresholds_of
+from ...bundle import PRESENT
 from ...engine_graph.compare import in_pieces, largest_difference, require_close, takes_much
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...runtime.sessions.generate import virtual_tokens
 from ...runtime.sessions.session import Session
 from ...runtime.text.model_files import context_length, context_of
 from ...slots.prompt_rows import virtual_room
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import config_of, example
 from .few_layers import stack_of

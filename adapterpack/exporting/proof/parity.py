@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ...base.checkpoint import Checkpoint
-from ...base.thresholds import SHORT, LongRows
-from ...bundle.manifest import PRESENT, Bundle, MappedSite
+from ...base import Checkpoint, LongRows
+from ...base.thresholds import SHORT
+from ...bundle import PRESENT, Bundle, MappedSite
 from ...engine_graph.compare import require_close
 from ...errors import ConfigError, ParityError
 from ...readable import StepCounter
 from ...runtime import canary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW, precision
-from ...tasks.session import Arrays
-from ...tasks.sounds import FRAMES
+from ...tasks import FRAMES, Arrays
 from ...torch_adapters.models.load import empty_model
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import LENGTHS, config_of, example

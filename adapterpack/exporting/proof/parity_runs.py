@@ -13,16 +13,15 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from ...adapter_methods.core.token_positions import has_acted
-from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED
-from ...pack.pack import Pack
+from ...bundle import ADAPTER_POSITIONS, ENCODED
+from ...pack import Pack
 from ...runtime.adapters.mix import Names
 from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, take_images
 from ...runtime.padding import positions
 from ...runtime.sessions.decoder import next_cache
 from ...runtime.sessions.session import Session
-from ...tasks.session import Arrays
-from ...tasks.sounds import FRAMES
-from ...tasks.task import REREADS, SPANS, Task
+from ...tasks import FRAMES, REREADS, Arrays, Task
+from ...tasks.task import SPANS
 from ...torch_adapters.adapt import attach, detach
 from ...torch_adapters.canaries.inputs import token_types
 from ..tracing.layer_state import is_recurrent, own_mask, whole_cache

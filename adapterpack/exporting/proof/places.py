@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import row_blocks, to_matrix
-from ...base.checkpoint import Checkpoint
-from ...bundle.manifest import MappedSite, graph_file
+from ...base import Checkpoint
+from ...bundle import MappedSite, graph_file
 from ...errors import ParityError
 from ...graph_passes.tied import TABLE
 from ...onnx_graph.graph_file import GraphFile

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ...base.checkpoint import Checkpoint
-from ...base.thresholds import SHORT, LongRows
+from ...base import Checkpoint, LongRows
+from ...base.thresholds import SHORT
 from ...bundle.reports import PROOFS, ProofReport
 from ...errors import Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...readable import things
 from ..frontends.base import ExportSource
 from ..tracing.example_inputs import config_of

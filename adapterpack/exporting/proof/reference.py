@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ...tasks.task import Task
+from ...tasks import Task
 
 # the proof needs this next; importing it here overlaps with writing the weights
 from ...torch_adapters import adapt  # noqa: F401

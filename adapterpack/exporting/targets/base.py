@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ...bundle.manifest import Bundle
+from ...bundle import Bundle
 from ...errors import Unsupported
 from ...graph_passes.attach import default_slot_name
 from ...registry import Registry
-from ...tasks.task import Task
+from ...tasks import Task
 
 
 class Target(NamedTuple):

@@ -10,11 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...base.base_folder import read_json
-from ...bundle import GENAI_FILE
-from ...bundle.layer_caches import growing_axis
-from ...bundle.manifest import GRAPH, PAST, Bundle
-from ...bundle.signature import Port
+from ...base import read_json
+from ...bundle import GENAI_FILE, GRAPH, PAST, Bundle, Port, growing_axis
 from ...errors import Unsupported
 from ...graph_passes.attach import default_slot_name
 from ...io import strict_json

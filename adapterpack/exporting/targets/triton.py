@@ -12,8 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ...bundle.manifest import ADAPTER_IDS, Bundle
-from ...bundle.signature import Port
+from ...bundle import ADAPTER_IDS, Bundle, Port
 from .base import TARGETS, Target
 
 CONFIG = "config.pbtxt"

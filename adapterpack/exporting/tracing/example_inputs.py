@@ -14,9 +14,7 @@ from ...errors import Unsupported
 from ...runtime.media.image_layouts import image_shape
 from ...runtime.media.processor_config import preparation
 from ...runtime.padding import pad
-from ...tasks.session import Arrays
-from ...tasks.sounds import SOUNDS, Sound, sound_of
-from ...tasks.task import Task, reads_types
+from ...tasks import SOUNDS, Arrays, Sound, Task, reads_types, sound_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

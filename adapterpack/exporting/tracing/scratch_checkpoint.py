@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import row_blocks
-from ...base.base_folder import CONFIG, copy_carried
-from ...base.checkpoint import SINGLE, Checkpoint
+from ...base import CONFIG, Checkpoint, copy_carried
+from ...base.checkpoint import SINGLE
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import storage_errors
+from ...io import FLOATS
 from ...io import safetensors as st
-from ...io.safetensors import FLOATS
 from ...merging.checkpoint.config import plain_config
 from ...merging.checkpoint.staging import require_space
 

@@ -22,8 +22,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 
 from ...errors import Unsupported
 from ...slots.prompt_rows import LEAVES
-from ...tasks.sounds import FRAMES
-from ...tasks.task import REREADS
+from ...tasks import FRAMES, REREADS
 from ...torch_adapters.canaries.inputs import features_of
 from ...torch_adapters.layers.prompts import is_encoder, trunk_of
 from .layer_state import LayerStates, make_cache, own_mask, pairs_cache, state_of

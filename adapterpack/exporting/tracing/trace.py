@@ -33,8 +33,8 @@ from ...onnx_graph.editing import inputs_of
 from ...runtime.padding import positions
 from ...slots.precision import DEFAULT
 from ...slots.prompt_rows import LEAVES
-from ...tasks.sounds import Sound, sound_of
-from ...tasks.task import ANY_SIZE, Part, Task
+from ...tasks import Part, Sound, Task, sound_of
+from ...tasks.task import ANY_SIZE
 from ...torch_adapters.models.load import load_model, quiet_transformers
 from ...torch_adapters.models.row_frequencies import hold_frequencies
 from .example_inputs import example, images_of

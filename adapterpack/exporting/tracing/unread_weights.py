@@ -18,9 +18,9 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...onnx_graph.sliced_tensor import SlicedTensor
-from ...tasks.task import Task
+from ...tasks import Task
 from ...torch_adapters.models.load import load_model
 
 _LARGE = 64 << 20

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ...errors import Unsupported
 from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, image_shape, layout_of
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead
 from .layer_state import LayerStates
 from .torch_parts import CausalDecoder, Named, TorchPart

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ...errors import ConfigError, storage_errors
 from ...http.http_error import HTTPError
-from ...io.secret_files import require_private
+from ...io import require_private
 from .storage import Settings
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ...errors import storage_errors
 from ...http.http_error import bad_request
-from ...io.atomic import own_folder
+from ...io import own_folder
 from .storage import HubStorage
 
 PART = 64 << 20

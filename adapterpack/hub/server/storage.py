@@ -24,9 +24,7 @@ import msgspec
 
 from ...errors import OutputExists, StorageError, storage_errors
 from ...http.http_error import HTTPError, bad_request
-from ...io import blobs, strict_json
-from ...io.atomic import output_file, output_folder, own_folder
-from ...io.locks import hold_lock
+from ...io import blobs, hold_lock, output_file, output_folder, own_folder, strict_json
 from ...paths import StrPath
 from ..transport import names
 from .trees import MAX_FILES, Entry, Page, Tree

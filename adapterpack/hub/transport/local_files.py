@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import storage_errors
-from ...io.hashing import sha256_of
+from ...io import sha256_of
 from ...manifest.manifest import FileEntry
 
 _CHUNK = 1 << 20

@@ -15,9 +15,8 @@ from typing import Any
 from urllib.parse import quote
 
 from ...errors import FormatError, HubError, storage_errors
-from ...io.atomic import own_folder
-from ...io.cache import cache_folder
-from ...io.locks import CAN_LOCK, take_lock
+from ...io import cache_folder, own_folder, take_lock
+from ...io.locks import CAN_LOCK
 from .client import ListedFile, Remote, hub_errors, with_retries
 from .http import in_time, open_response
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ...base import Verdict
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
-from ...base.compatibility import Verdict
-from ...pack.pack import Pack
+from ...pack import Pack
 
 
 class MergeBase(DequantizedCheckpoint):

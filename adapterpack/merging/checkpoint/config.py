@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...base.dtypes import TORCH
-from ...pack.pack import Pack
-from ...tasks.data.problems import MARKED, number_labels
+from ...pack import Pack
+from ...tasks.data import MARKED, number_labels
 from .full_modules import FullModules
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")

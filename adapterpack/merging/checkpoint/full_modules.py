@@ -11,12 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ...adapter_methods import Arrays, Tensors
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint, module_parameter
 from ...base.renamings import in_memory
-from ...base.tensor_rows import module_parameter
 from ...errors import SiteNotFound, Unsupported
 from ...manifest.manifest import Group
-from ...pack.pack import Pack
+from ...pack import Pack
 from . import tied_weights, vocabulary
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ...base.codecs.storage import MAIN_PART
 from ...errors import ConfigError
-from ...io.byte_ranges import Span
+from ...io import Span
 from .layout import Item, Shard
 from .tensor_jobs import Convert, Copy, Fold, MergedTensor, Put, TensorJob
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import StorageError
+from ...io import open_own_file, take_lock
 from ...io.atomic import sync
-from ...io.locks import take_lock
-from ...io.working_folders import open_own_file
 from ..fold.loss import LossSums
 from .jobs import JobShare
 

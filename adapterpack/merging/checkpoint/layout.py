@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage
 from ...base.tensor_rows import name_rows, rows_between

@@ -10,14 +10,12 @@ import numpy as np
 
 from ...adapter_methods import LAYOUTS, matrix_shape
 from ...adapter_methods.core.layouts import CONVOLUTIONS, unfoldable
+from ...base import Verdict, module_parameter
 from ...base.codecs.plain import plain_writer
 from ...base.codecs.storage import WeightStorage, Writer
-from ...base.compatibility import Verdict
-from ...base.tensor_rows import module_parameter
 from ...errors import NothingToDo, Unsupported
 from ...manifest.manifest import Group
-from ...pack.layer_kinds import match_layers
-from ...pack.pack import Pack
+from ...pack import Pack, match_layers
 from ..fold.fold import Contribution, bind, changes_nothing, slice_of
 from .base_model import MergeBase
 from .full_modules import FullModules, resolve

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...base.base_folder import CONFIG, copy_carried, read_json
-from ...base.checkpoint import Checkpoint
+from ...base import CONFIG, Checkpoint, copy_carried, read_json
 from ...io import strict_json
-from ...pack.pack import Pack
+from ...pack import Pack
 from . import config, layout, plan, vocabulary
 from .report import MergedPack
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import StorageError, storage_errors
-from ...io.atomic import keep_or_remove, refuse_existing, sync
+from ...io import open_own_file, refuse_existing, take_lock
+from ...io.atomic import keep_or_remove, sync
 from ...io.hashing import ChangedError
-from ...io.locks import take_lock
-from ...io.working_folders import claim_folder, open_own_file
+from ...io.working_folders import claim_folder
 from ...readable import size
 from .journal import FOLDER, Journal
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ...base.rounding import Rounding
-from ...io.buffers import Scratch
-from ...io.byte_ranges import open_descriptor, reserve, write_all
-from ...io.progress import Progress, StoppedError, Ticker
-from ...io.threads import one_thread_each
+from ...io import Progress, Scratch, Ticker, one_thread_each, open_descriptor, write_all
+from ...io.byte_ranges import reserve
+from ...io.progress import StoppedError
 from ..fold.blocks import Arithmetic
 from .journal import Finished, Journal
 from .layout import Shard

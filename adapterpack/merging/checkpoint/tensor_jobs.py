@@ -18,10 +18,7 @@ from ...adapter_methods import LAYOUTS, Arrays
 from ...base.codecs.storage import MAIN_PART, EncodedRows, WeightStorage
 from ...base.rounding import Rounding
 from ...errors import NonFinite
-from ...io.buffers import Scratch
-from ...io.byte_ranges import Span, copy_span, open_descriptor, write_all
-from ...io.progress import Ticker
-from ...io.safetensors import DTYPES, all_finite
+from ...io import DTYPES, Scratch, Span, Ticker, all_finite, copy_span, open_descriptor, write_all
 from ..fold.blocks import ELEMENTS, Arithmetic, WeightBlock
 from ..fold.fold import Change, slice_of
 from ..fold.loss import LossSums, TensorLoss, sums_of

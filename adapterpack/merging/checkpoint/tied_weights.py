@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ...adapter_methods import LAYOUTS
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...errors import Unsupported
-from ...pack.pack import Pack
-from ...tasks.task import NO_TASK, task_of
+from ...pack import Pack
+from ...tasks import NO_TASK, task_of
 from ..fold.fold import Contribution, slice_of
 
 Contributions = dict[str, list[Contribution]]

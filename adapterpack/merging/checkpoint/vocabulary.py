@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import complete
-from ...base.base_folder import carried_files
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint, carried_files
 from ...errors import Unsupported
-from ...io.safe_open import copy_file
-from ...pack.pack import Pack
+from ...io import copy_file
+from ...pack import Pack
 from ..fold.fold import Contribution
 from .base_model import MergeBase
 

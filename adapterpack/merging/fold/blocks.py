@@ -9,7 +9,7 @@ import numpy as np
 
 from ...base.codecs.storage import EncodedRows, LazyMatrix, WeightStorage
 from ...base.rounding import Round
-from ...io.buffers import Scratch
+from ...io import Scratch
 from .fold import Change, Contribution, ToDevice, prepare
 from .loss import LossSums, sums_of
 

@@ -15,8 +15,8 @@ from ..._native import lowrank
 from ...adapter_methods import Dense, Method, NormalForm, array_namespace, complete, is_stacked
 from ...adapter_methods.core.base import fold_form
 from ...base.codecs.storage import LazyMatrix
-from ...io.safetensors import FLOATS, dtype_name
-from ...pack.pack import Adapter
+from ...io import FLOATS, dtype_name
+from ...pack import Adapter
 
 Rows = np.ndarray
 ToDevice = Callable[[np.ndarray], Any]

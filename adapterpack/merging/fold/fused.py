@@ -11,7 +11,7 @@ import numpy as np
 from ..._native import lowrank
 from ...base.codecs.storage import WeightStorage
 from ...base.rounding import Round
-from ...io.buffers import Scratch
+from ...io import Scratch
 from .blocks import Arithmetic, WeightBlock, Write
 from .fold import Change
 from .loss import LossSums

@@ -9,7 +9,7 @@ import torch
 
 from ...base.codecs.storage import WeightStorage
 from ...errors import ProviderError
-from ...io.buffers import Scratch
+from ...io import Scratch
 from .blocks import Arithmetic, WeightBlock
 from .fold import Change
 

@@ -13,7 +13,7 @@ from ...base.gguf import MAGIC
 from ...base.gguf import header as gg
 from ...base.gguf.tensor_types import TENSOR_TYPES, TYPE_NUMBERS, TensorType
 from ...errors import ConfigError, Unsupported
-from ...io.safetensors import DTYPES, TensorInfo
+from ...io import DTYPES, TensorInfo
 from ..checkpoint.layout import Item, Shard, sources
 from ..checkpoint.plan import MergePlan
 from .base_model import GGUFBase, tensor_info

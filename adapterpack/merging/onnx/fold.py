@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...adapter_methods import LAYOUTS
-from ...base.checkpoint import Checkpoint
-from ...io.safetensors import dtype_name
+from ...base import Checkpoint
+from ...io import dtype_name
 from ...onnx_graph.match import TensorPlace
 from ...onnx_graph.pieces import WeightPiece
 from ..checkpoint.plan import MergeTarget

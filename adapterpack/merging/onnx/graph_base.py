@@ -12,17 +12,15 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import LAYOUTS, LINEAR
-from ...base.base_folder import read_json
-from ...base.compatibility import recorded_fingerprint
-from ...base.fingerprint import Fingerprint
-from ...bundle.manifest import Bundle, MappedSite
+from ...base import Fingerprint, read_json, recorded_fingerprint
+from ...bundle import Bundle, MappedSite
 from ...errors import SiteNotFound, Unsupported, nearest
-from ...io.safetensors import TensorInfo, dtype_name
+from ...io import TensorInfo, dtype_name
 from ...onnx_graph.graph_file import GraphFile, require_place
 from ...onnx_graph.match import TensorPlace
 from ...onnx_graph.nbits import NBits, dequantize, quantized_nodes, require_plain
 from ...onnx_graph.pieces import WeightPiece
-from ...pack.pack import Pack
+from ...pack import Pack
 from ..checkpoint.base_model import MergeBase
 
 

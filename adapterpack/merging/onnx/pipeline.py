@@ -16,24 +16,30 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...base.base_folder import carried_files
-from ...base.quantization import require_plain
-from ...bundle import GENAI_FILE
-from ...bundle.manifest import GRAPH, Bundle, BundledAdapter, read_bundle
+from ...base import carried_files, require_plain
+from ...bundle import GENAI_FILE, GRAPH, Bundle, BundledAdapter, read_bundle
 from ...errors import ConfigError, NothingToDo, ParityError, Unsupported
-from ...io import strict_json
-from ...io.atomic import output_folder, refuse_existing, scratch_folder
-from ...io.byte_ranges import Span, copy_span, open_descriptor
-from ...io.hashing import identity, require_unchanged
-from ...io.progress import Progress, Ticker
-from ...io.safe_open import copy_file, copy_folder
-from ...io.threads import one_thread_each
+from ...io import (
+    Progress,
+    Span,
+    Ticker,
+    copy_file,
+    copy_folder,
+    copy_span,
+    one_thread_each,
+    open_descriptor,
+    output_folder,
+    refuse_existing,
+    require_unchanged,
+    scratch_folder,
+    strict_json,
+)
+from ...io.hashing import identity
 from ...onnx_graph.graph_file import GraphFile, require_place
 from ...onnx_graph.match import TensorPlace, match, match_bias
 from ...onnx_graph.pieces import WeightPiece
 from ...onnx_graph.sandboxed_check import problems
-from ...pack.lineage import weights_of
-from ...pack.pack import Pack
+from ...pack import Pack, weights_of
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from ..checkpoint import plan, provenance

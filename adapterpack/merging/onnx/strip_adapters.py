@@ -10,7 +10,7 @@ from typing import Any
 from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ADDED, GRAPH, Bundle
 from ...errors import FormatError
 from ...onnx_graph.editing import save_graph, values_of
-from ...tasks.task import AXES
+from ...tasks import AXES
 
 
 def strip_adapters(source: Path, bundle: Bundle, out: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...io.byte_ranges import write_all
+from ...io import write_all
 from ...onnx_graph.graph_file import GraphFile, StoredTensor
 from ...onnx_graph.nbits import NBits, dequantize, grid_of, pack_zeros, requantize
 from ...onnx_graph.pieces import WeightPiece, as_matrix

@@ -22,9 +22,7 @@ from ...errors import (
     WronglySigned,
     storage_errors,
 )
-from ...io.atomic import output_file
-from ...io.hashing import sha256_of
-from ...io.safe_open import read_file
+from ...io import output_file, read_file, sha256_of
 from ...manifest import manifest as m
 from ...paths import StrPath
 from ..pack import MUTABLE, SIGNATURE, Pack

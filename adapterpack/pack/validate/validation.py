@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapter_methods import get
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported
-from ...io import strict_json
-from ...io.safe_open import LARGE, TENSORS, read_file
-from ...io.safetensors import HeldFile
-from ...io.streamed_tensors import Streamed
+from ...io import TENSORS, HeldFile, Streamed, read_file, strict_json
+from ...io.safe_open import LARGE
 from ...manifest import manifest as m
 from ...manifest.composed_method import method_of
 from ...paths import StrPath

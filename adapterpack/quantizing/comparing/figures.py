@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...bundle.decoder_graph import graphs_of
-from ...bundle.manifest import graph_file
+from ...bundle import graph_file, graphs_of
 from ...errors import ConfigError
 from ...runtime.sessions.measured_texts import vocabulary
 from ...runtime.sessions.run import RowRunner

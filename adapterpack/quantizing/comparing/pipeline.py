@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from ...bundle.manifest import Bundle, read_bundle
+from ...bundle import Bundle, read_bundle
 from ...errors import AdapterpackError, ConfigError, NothingToDo, UnknownAdapter, nearest
-from ...io.atomic import scratch_folder
+from ...io import scratch_folder
 from ...merging.pipeline import merge
 from ...paths import StrPath
 from ...runtime.sessions.session import Session

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, Unsupported
 from ...runtime.sessions.session import Session
-from ...tasks.data.problems import LABEL_COLUMNS
+from ...tasks.data import LABEL_COLUMNS
 from ..graphs.calibration_rows import MOST_TOKENS, encode_row, read_rows
 
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle.manifest import Bundle
+from ...bundle import Bundle
 from ...bundle.reports import CompensationReport
 from ...errors import NothingToDo
 from ...lowrank.factors import Factors

@@ -16,9 +16,7 @@ from ...runtime.padding import last_places, pad
 from ...runtime.sessions.measured_texts import texts, vocabulary
 from ...runtime.sessions.session import Session
 from ...slots.precision import NONE_BELOW
-from ...tasks.session import Arrays
-from ...tasks.sounds import SOUNDS
-from ...tasks.task import MAIN
+from ...tasks import MAIN, SOUNDS, Arrays
 
 _SAMPLE = 65521
 """How many numbers of an output to compare for graphs before the last one: an encoder's keys and values can

@@ -18,11 +18,11 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapter_methods import Arrays
-from ...bundle.manifest import FILE_NAME, graph_file, read_bundle
-from ...bundle.signature import signature_of
+from ...bundle import graph_file, read_bundle, signature_of
+from ...bundle.manifest import FILE_NAME
 from ...errors import AdapterpackError
 from ...runtime.sessions.session import Session
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from .replace_products import find_products
 
 BUDGET = 512 << 20

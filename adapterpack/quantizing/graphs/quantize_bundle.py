@@ -15,23 +15,29 @@ from typing import Any, NamedTuple
 
 import onnx_ir as ir
 
-from ...bundle.decoder_graph import graphs_of
-from ...bundle.files import find_other_files, require_files
-from ...bundle.manifest import Bundle, MappedSite, graph_file, manifest_bytes, read_bundle
-from ...bundle.proofs import VerificationCache
+from ...bundle import (
+    Bundle,
+    MappedSite,
+    VerificationCache,
+    find_other_files,
+    graph_file,
+    graphs_of,
+    manifest_bytes,
+    read_bundle,
+    require_files,
+)
 from ...engine_graph.int8_cache import quantize_cache
 from ...engine_graph.parity import with_decoder, with_report
 from ...errors import FormatError, NothingToDo, ParityError
 from ...graph_passes.experts import unstack_experts
 from ...graph_passes.tied import share_bytes
-from ...io.atomic import output_folder
-from ...io.safe_open import copy_folder
+from ...io import copy_folder, output_folder
 from ...onnx_graph.products import make_fast
-from ...pack.pack import SIGNATURE
+from ...pack import SIGNATURE
 from ...runtime import canary as replay
 from ...runtime.open_bundle import require_openable
 from ...runtime.sessions.session import Session
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from . import measure
 from .calibration_rows import token_rows
 from .compensation import Compensator

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 
-from ...bundle.manifest import graph_file
+from ...bundle import graph_file
 from ...errors import ConfigError, Unsupported
 from ...onnx_graph.nbits import fresh_grid, nearest, split_blocks, values
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from .options import GraphQuantization
 from .product import RoundingSetting, Second, output_error
 from .replace_products import find_head, find_products

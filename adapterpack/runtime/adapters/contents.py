@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ...adapter_methods import Arrays, Tensors
-from ...bundle.manifest import MappedSite
+from ...bundle import MappedSite
 from ...errors import FormatError
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...slots.values import Values, group_slots, pack_values, split_slot
 from .slot_values import SlotValues
 

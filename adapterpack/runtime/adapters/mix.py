@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import ConfigError
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...slots.sums import NotASum
 
 MOST = 8

@@ -13,13 +13,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...bundle.files import adapter_files
-from ...bundle.manifest import ADAPTER_IDS, Bundle, graph_file
+from ...bundle import ADAPTER_IDS, Bundle, adapter_files, graph_file
 from ...errors import AdapterpackError, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...slots.graph_inputs import fit
 from ...slots.values import NoRoom, Values, group_slots
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from ..ort.model import OrtModel
 from ..ort.values import HOST, Memory, array_of, value_of
 from .contents import require_base_slots, require_file_contents, require_pack_slots

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from ...bundle.manifest import ENCODED
-from ...pack.pack import Pack
+from ...bundle import ENCODED
+from ...pack import Pack
 from ...slots.precision import ABSENT, convert
 from ...slots.prompt_rows import virtual_tokens
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from ..ort.values import HOST, Memory, array_of, empty, fill
 from .prompt_cache import PromptCache, Prompts, make_prompt_cache, prompt_lengths, split_by_length
 

@@ -15,10 +15,9 @@ import numpy as np
 
 from ...adapter_methods import Arrays, Tensors, complete
 from ...adapter_methods.forms.prompt import PromptForm
-from ...bundle.layer_caches import empty_caches
-from ...bundle.manifest import PAST
+from ...bundle import PAST, empty_caches
 from ...errors import BaseMismatch, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...slots.prompt_rows import virtual_tokens
 from ..ort.values import array_of, value_of
 

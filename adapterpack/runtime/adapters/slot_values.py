@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...bundle.manifest import Bundle, Heads, MappedSite, graph_file
+from ...bundle import Bundle, Heads, MappedSite, graph_file
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import StoredTensor, map_tensor
-from ...pack.pack import Adapter, Pack
+from ...pack import Adapter, Pack
 from ...slots.prompt_kv import PROJECTION
 from ...slots.sums import Summand, add_changes
 from ...slots.values import Values, pack_values, pad_slots

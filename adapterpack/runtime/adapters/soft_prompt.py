@@ -15,8 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...bundle.layer_caches import empty_caches
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PRESENT
+from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, GRAPH, PRESENT, empty_caches
 from ...errors import BaseMismatch, Unsupported
 from ...onnx_graph.float32_form import in_float32
 from ..ort.model import TYPES

@@ -16,9 +16,9 @@ from weakref import ReferenceType, ref
 import numpy as np
 
 from ...adapter_methods.core.token_positions import Acts
-from ...bundle.manifest import ADAPTER_IDS
-from ...io.threads import one_thread_each
-from ...pack.shared_factors import SharedFactors
+from ...bundle import ADAPTER_IDS
+from ...io import one_thread_each
+from ...pack import SharedFactors
 from ...slots.values import Values
 from ..ort.values import Memory, value_of
 from .slot_layout import Axis, SlotLayout

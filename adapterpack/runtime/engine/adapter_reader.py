@@ -13,15 +13,14 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
-from ...bundle.decoder_graph import DECODER, cache_scale
-from ...bundle.manifest import PAST
+from ...bundle import DECODER, PAST
+from ...bundle.decoder_graph import cache_scale
 from ...errors import Unsupported
 from ...onnx_graph.graph_file import map_tensor
-from ...pack.pack import Pack
-from ...pack.shared_factors import SharedFactors
+from ...pack import Pack, SharedFactors
 from ...slots.graph_inputs import on_modules
 from ...slots.values import Values, in_slots, pad_slots
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 from ..adapters.mix import Mix, parts_of
 from ..adapters.prompt_cache import layer_and_side
 from ..adapters.slot_values import require_positions

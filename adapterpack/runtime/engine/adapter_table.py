@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from ...errors import AdapterpackError, UnknownAdapter, nearest
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.trust.sign import Signers
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Any, Protocol
 
-from ...bundle.manifest import read_bundle
+from ...bundle import read_bundle
 from ...errors import ConfigError, Unsupported
 from ...paths import StrPath
 from ...registry import Registry
-from ...tasks.task import Task, get_task
+from ...tasks import Task, get_task
 from ..open_bundle import OpenBundle
 from ..other_folders import bundle_folder
 from ..providers.device import Device

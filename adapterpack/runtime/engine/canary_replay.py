@@ -6,9 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ...pack import canary
-from ...pack.pack import Pack
-from ...tasks.session import Arrays
+from ...pack import Pack, canary
+from ...tasks import Arrays
 from ..canary import Replay, Rows, image_in_text
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts

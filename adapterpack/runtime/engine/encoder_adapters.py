@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import Unsupported
-from ...pack import canary
-from ...pack.pack import Pack
+from ...pack import Pack, canary
 from ...slots.values import Values
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 from ..adapters.mix import Mix, parts_of
 from ..adapters.modes import BankMode, BankState
 from ..adapters.pinned import Adapters, PinnedRows

@@ -12,10 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...tasks.one_pass import PreparedRow
-from ...tasks.session import Arrays, RowHead
-from ...tasks.sounds import SOUNDS
-from ...tasks.task import AXES
+from ...tasks import AXES, SOUNDS, Arrays, PreparedRow, RowHead
 from .adapter_feeds import ResidentAdapter
 
 LOOK_AHEAD = 1024

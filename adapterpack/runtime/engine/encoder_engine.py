@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import AdapterpackError, ConfigError, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...paths import StrPath
 from ...slots.prompt_rows import virtual_room
-from ...tasks.one_pass import OnePass, PreparedRow
+from ...tasks import OnePass, PreparedRow
 from ..adapters.mix import Mix
 from ..open_bundle import OpenBundle
 from ..providers.device import Device

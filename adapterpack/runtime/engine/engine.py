@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Tensors
-from ...bundle.decoder_graph import without_decoder
+from ...bundle import without_decoder
 from ...errors import AdapterpackError, ConfigError, Unsupported
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...paths import StrPath
 from ..adapters.mix import Mix
 from ..generation.answer import Answer, AnswerRequest

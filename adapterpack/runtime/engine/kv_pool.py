@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from ...bundle.layer_caches import growing_axis
-from ...bundle.manifest import PAST
+from ...bundle import PAST, growing_axis
 from ...errors import ConfigError
 from ..ort.model import TYPES, OrtModel
 from ..ort.values import HOST, array_of, element_type, empty, fill, value_of

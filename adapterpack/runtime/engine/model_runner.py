@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Arrays, Tensors
-from ...base.thresholds import longrope_length
-from ...bundle.decoder_graph import (
+from ...base import longrope_length
+from ...bundle import (
+    ADAPTER_POSITIONS,
     CACHE_LENGTHS,
     DECODER,
-    LAST_POSITIONS,
     LOGITS_POSITIONS,
-    LONGEST,
+    PAST,
+    PRESENT,
     SOURCE_LENGTHS,
 )
-from ...bundle.manifest import ADAPTER_POSITIONS, PAST, PRESENT
+from ...bundle.decoder_graph import LAST_POSITIONS, LONGEST
 from ..generation.sampler import scored
 from ..media.image_layouts import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from ...bundle.layer_caches import replaced_states
+from ...bundle import replaced_states
 from ...errors import AdapterpackError
 from ..ort.model import TYPES, OrtModel
 from ..ort.values import element_type

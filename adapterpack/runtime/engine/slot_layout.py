@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...bundle import Bundle, MappedSite
 from ...bundle.decoder_graph import part_ranks
-from ...bundle.manifest import Bundle, MappedSite
 from ...errors import BaseMismatch, Unsupported
 from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, is_looked_up, neutral, widths
 from ...slots.values import Values, group_slots
-from ...tasks.task import MAIN
+from ...tasks import MAIN
 
 
 class Axis(NamedTuple):

@@ -9,11 +9,10 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ...adapter_methods import PROMPT
-from ...bundle.decoder_graph import SOURCE_LENGTHS
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED
+from ...bundle import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, SOURCE_LENGTHS
 from ...errors import ConfigError
 from ...slots.prompt_rows import virtual_room
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 from ..open_bundle import OpenBundle
 from ..ort.model import OrtModel
 from ..ort.values import array_of, value_of

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, Unsupported
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 
 PIXELS, GRIDS, SIZES = "pixel_values", "image_grid_thw", "image_sizes"
 IMAGES = (PIXELS, GRIDS, SIZES)

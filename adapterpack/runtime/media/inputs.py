@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, FormatError, Unsupported
-from ...io.safe_open import open_regular, read_at_most
+from ...io import open_regular, read_at_most
 from ...library_errors import library_errors
-from ...tasks.data.rows import Picture, Recording
+from ...tasks.data import Picture, Recording
 from .image_processing import DATA, bytes_in, bytes_of, sized_picture
 from .processor_config import Preparation
 from .sounds import features_of, rate_of

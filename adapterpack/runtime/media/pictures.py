@@ -17,8 +17,8 @@ import numpy as np
 from ...errors import ConfigError, Unsupported
 from ...extras import needed_by
 from ...library_errors import library_errors
-from ...tasks.data.rows import Picture
-from ...tasks.session import Arrays
+from ...tasks import Arrays
+from ...tasks.data import Picture
 from ..text.model_files import read_object
 from .image_layouts import GRIDS, IMAGES, PIXELS, SIZES, ImageLayout
 from .image_processing import MOST_PIXELS, decode

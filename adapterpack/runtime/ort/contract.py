@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ...bundle.decoder_graph import CACHE_LENGTHS, DECODER, LOGITS_POSITIONS, LONGEST
-from ...bundle.layer_caches import replaced_states
-from ...bundle.manifest import ADAPTER_IDS, ADAPTER_POSITIONS, ENCODED, PAST, PRESENT, Bundle, MappedSite
-from ...bundle.signature import GraphSignature, Port
+from ...bundle import (
+    ADAPTER_IDS,
+    ADAPTER_POSITIONS,
+    CACHE_LENGTHS,
+    DECODER,
+    ENCODED,
+    LOGITS_POSITIONS,
+    PAST,
+    PRESENT,
+    Bundle,
+    GraphSignature,
+    MappedSite,
+    Port,
+    replaced_states,
+)
+from ...bundle.decoder_graph import LONGEST
 from ...errors import FormatError
 from ...slots.fields import FIELDS, extents
 from ...slots.values import slot_shapes, split_slot
-from ...tasks.task import MAIN, get_task
+from ...tasks import MAIN, get_task
 from .model import TYPES, OrtModel
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from ...bundle.manifest import ENCODED, PRESENT, graph_file
+from ...bundle import ENCODED, PRESENT, graph_file
 from ...errors import AdapterpackError, ProviderError
 from ...library_errors import library_errors
 from ...onnx_graph.bfloat16 import computing_wide
 from ...onnx_graph.products import divide_products, packs_codes
 from ...slots.precision import DEFAULT
-from ...tasks.task import AXES
+from ...tasks import AXES
 from ..providers.placement import check_placement
 from ..providers.resolved_device import ResolvedDevice
 from .values import BFLOAT16

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import errors
-from ...bundle.decoder_graph import graphs_of
-from ...bundle.manifest import GRAPH
+from ...bundle import GRAPH, graphs_of
 from ...errors import AdapterpackError
 from ...library_errors import library_errors
 from ...sandbox.limits import SandboxLimits

@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods.core.token_positions import has_acted
-from ...base.thresholds import longrope_length
-from ...bundle.manifest import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
-from ...tasks.session import Arrays
-from ...tasks.task import MAIN
+from ...base import longrope_length
+from ...bundle import ADAPTER_POSITIONS, ENCODED, PAST, PRESENT
+from ...tasks import MAIN, Arrays
 from ..media.image_layouts import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
 from ..ort.values import array_of, value_of

@@ -12,12 +12,11 @@ from functools import partial
 
 import numpy as np
 
-from ...bundle.decoder_graph import without_decoder
+from ...bundle import without_decoder
 from ...errors import AdapterpackError, ConfigError, Unsupported
-from ...pack.pack import Pack
-from ...tasks.data.rows import RowError, map_rows, row_errors
-from ...tasks.session import Arrays
-from ...tasks.task import TASKS
+from ...pack import Pack
+from ...tasks import TASKS, Arrays
+from ...tasks.data import RowError, map_rows, row_errors
 from ..adapters.mix import Mix, Mixes, combine
 from ..engine.adapter_reader import not_in_bank
 from ..engine.engine import DecoderEngine

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...base.base_folder import read_json
+from ...base import read_json
 from ...errors import AdapterpackError
 from ...pack import canary
 from ..text.model_files import text_part

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
-from ...tasks.data.rows import Picture
-from ...tasks.session import Arrays
+from ...tasks import Arrays
+from ...tasks.data import Picture
 from ..adapters.mix import Mixes, Names
 from ..admission import require_canary, require_runnable
 from ..canary import Replay, replay_one

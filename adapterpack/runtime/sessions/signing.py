@@ -9,8 +9,8 @@ from pathlib import Path
 from ...bundle.files import irregular, present
 from ...bundle.manifest import FILE_NAME, manifest_bytes, parse_bundle
 from ...errors import FormatError
-from ...io.hashing import sha256_of
-from ...pack.pack import SIGNATURE
+from ...io import sha256_of
+from ...pack import SIGNATURE
 from ...pack.trust.keys import private_key, public_key
 from ...pack.trust.sign import Signable, Signature, seal, unseal
 from ...pack.trust.statement import Statement

@@ -11,23 +11,31 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from ...base import compatibility
-from ...base.base_metadata import chat_template_in, chat_template_of
-from ...base.checkpoint import Checkpoint
-from ...base.compatibility import Verdict
-from ...bundle.decoder_graph import DECODER, graphs_of
-from ...bundle.files import adapter_files, differences, has_other_tokenizer, require_in_list, required_files
-from ...bundle.manifest import FILE_NAME, GRAPH, Bundle, BundledAdapter, graph_file, read_bundle
+from ...base import Checkpoint, Verdict, chat_template_of, compatibility
+from ...base.base_metadata import chat_template_in
+from ...bundle import (
+    DECODER,
+    GRAPH,
+    Bundle,
+    BundledAdapter,
+    adapter_files,
+    graph_file,
+    graphs_of,
+    has_other_tokenizer,
+    read_bundle,
+)
+from ...bundle.files import differences, require_in_list, required_files
+from ...bundle.manifest import FILE_NAME
 from ...bundle.reports import proof_sentence
 from ...errors import AdapterpackError, BaseMismatch, FormatError, ProviderError
 from ...manifest.manifest import Manifest
 from ...onnx_graph.graph_file import GraphFile
-from ...pack.pack import SIGNATURE, Pack
+from ...pack import SIGNATURE, Pack
 from ...pack.validate.checks.context import Budget, Spent
 from ...pack.validate.checks.folder import entries
 from ...pack.validate.checks.template_cost import cost_problem
 from ...pack.validate.validation import NO_BASE, Finding, Report, examine
-from ...tasks.task import MAIN, get_task
+from ...tasks import MAIN, get_task
 from ..adapters.contents import require_base_slots, require_file_contents, require_pack_slots
 from ..adapters.slot_values import SlotValues, reads_weights
 from ..media.processor_config import FILES

@@ -11,9 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...errors import FormatError
-from ...io import strict_json
-from ...io.safe_open import read_file
-from ...tasks.data.rows import RowError
+from ...io import read_file, strict_json
+from ...tasks.data import RowError
 
 MAX_JSON = 8 << 20
 MAX_TEXT = 256 << 10

@@ -14,8 +14,8 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
+from ...pack import Pack
 from ...pack.inspect import summary
-from ...pack.pack import Pack
 from ...pack.trust.sign import Signers
 from ...runtime.engine.adapter_table import AdapterTable
 from .adapter_source import AdapterSource, InFolder, PackPlace, PlaceState

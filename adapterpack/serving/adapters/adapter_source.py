@@ -15,7 +15,7 @@ from ...hub.lockfile import Lockfile, PinnedArtifact
 from ...hub.pull import pinned_artifact
 from ...hub.transport import names
 from ...manifest.manifest import FILE_NAME
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import load
 from ...peft.layout import CONFIG
 

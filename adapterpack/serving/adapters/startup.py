@@ -10,7 +10,7 @@ from ...errors import ConfigError, NothingToDo
 from ...fleet.fleet import Fleet
 from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from .adapter_control import AdapterControl

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ..openai.requests import (
     CacheSalt,
     ChatRequest,

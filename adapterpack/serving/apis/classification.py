@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
 from ..openai.requests import Priority, as_list, one_kind

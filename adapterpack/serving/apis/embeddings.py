@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 from starlette.responses import Response
 
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, results, runs_task
 from ..openai.requests import Mixed, Priority, as_list, one_kind

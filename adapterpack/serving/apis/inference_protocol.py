@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ...version import VERSION
 from .. import routes
 from ..answering import headers_of

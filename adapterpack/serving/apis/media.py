@@ -10,7 +10,7 @@ from msgspec import Meta
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io.typed_json import StrictStruct
+from ...io import StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ..api import APIS, Api, ApiKind

@@ -14,13 +14,13 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
-from ...io.typed_json import StrictStruct
+from ...io import StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampling import Sampling, sampling_of
 from ...runtime.media.inputs import seconds_of
+from ...tasks import Arrays
 from ...tasks.automatic_speech_recognition import first_tokens, languages_of
-from ...tasks.session import Arrays
 from ..answering import PendingResponse, headers_of, running
 from ..api import APIS, Api, ApiKind
 from ..openai.answers import Provenance

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError, invalid_request
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.prompts import prompt_ids

@@ -18,7 +18,7 @@ from ...http.http_error import HTTPError, invalid_request
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ...runtime.prompts import prompt_ids
-from ...tasks.one_pass import PreparedRow
+from ...tasks import PreparedRow
 from ..answering import PendingResponse, headers_of, running
 from ..catalogue import ServedModel
 from ..openai.answers import PassUsage, Provenance

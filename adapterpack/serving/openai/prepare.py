@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from ...errors import AdapterpackError, ConfigError
 from ...http.http_error import HTTPError, invalid_request
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...runtime.adapters.mix import Mix
 from ...runtime.engine.engine import DecoderEngine
 from ...runtime.generation.sampler import TokenMask
@@ -26,7 +26,7 @@ from ...runtime.prompts import is_prompt, prompt_ids, see
 from ...runtime.sessions.generate import encode_images
 from ...runtime.tools.family import family_of
 from ...runtime.tools.reader import CallReader
-from ...tasks.session import Arrays
+from ...tasks import Arrays
 from ..tenants.limits import ServerLimits
 from .requests import ChatRequest, CompletionRequest, Sampled
 from .tools import ToolUse, tool_use

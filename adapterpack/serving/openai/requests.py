@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http.http_error import invalid_request
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from ...runtime.adapters.mix import LARGEST, MOST
 from ...runtime.media.image_processing import DATA
 from ..tenants.limits import ServerLimits

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct
 from .requests import (
     CONTENT,
     ChatRequest,

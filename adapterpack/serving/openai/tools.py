@@ -13,8 +13,7 @@ from msgspec import Meta
 
 from ...errors import FormatError
 from ...http.http_error import HTTPError, invalid_request
-from ...io import strict_json
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct, strict_json
 from ...runtime.tools.family import Tool, ToolFamily
 from ...runtime.tools.grammar import grammar_of
 from ...runtime.tools.reader import CallReader

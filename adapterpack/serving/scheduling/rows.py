@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import AdapterpackError
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...runtime.adapters.mix import Mix
 from ...runtime.engine.base import EngineRow
 from ...runtime.engine.requests import Event

@@ -20,9 +20,7 @@ from msgspec import Meta
 from ...errors import ConfigError, nearest, storage_errors
 from ...http.http_error import HTTPError
 from ...http.reloading_file import ReloadingFile
-from ...io import typed_json
-from ...io.secret_files import require_private
-from ...io.typed_json import Misfit, StrictStruct
+from ...io import Misfit, StrictStruct, require_private, typed_json
 
 LEAST_CHARACTERS = 16
 """The least length of a key that an operator chooses."""

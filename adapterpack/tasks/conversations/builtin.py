@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from ..data import Row
 from ..data.report import ROLES
-from ..data.rows import Row
 from .form import (
     FORMS,
     Conversation,

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from ...errors import ConfigError, UnknownName, nearest
 from ...library_errors import library_errors
 from ...registry import Registry
-from ..data.report import OWN_COLUMNS, DataReport
-from ..data.rows import Row
+from ..data import OWN_COLUMNS, DataReport, Row
 from .written_prompt import WrittenPrompt, written_prompt
 
 Message = Mapping[str, Any]

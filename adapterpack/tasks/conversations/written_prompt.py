@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 
 from ...errors import ConfigError
-from ..data.rows import Row
+from ..data import Row
 
 
 class WrittenPrompt(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

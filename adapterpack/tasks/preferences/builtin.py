@@ -6,7 +6,7 @@ from typing import Any
 
 from ..conversations.builtin import read_alpaca, read_sharegpt
 from ..conversations.form import Message, make_message, require_answer, tools_of
-from ..data.rows import Row
+from ..data import Row
 from .form import PREFERENCES, PreferenceForm
 
 _VERDICTS = {True: True, False: False, "true": True, "false": False}

@@ -12,8 +12,7 @@ from typing import Any
 from ...errors import ConfigError
 from ...registry import Registry
 from ..conversations.written_prompt import WrittenPrompt, written_prompt
-from ..data.report import OWN_COLUMNS, DataReport
-from ..data.rows import Row
+from ..data import OWN_COLUMNS, DataReport, Row
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from ...base.checkpoint import Checkpoint
+from ...base import Checkpoint
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
 from ...hub.transport import names
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import load
 from ...paths import StrPath
-from ...tasks.task import TASKS, Task, task_of
+from ...tasks import TASKS, Task, task_of
 from ..adapt import attach
 from ..models.load import load_for_task, stored_dtype
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from ...adapter_methods.core.token_positions import Acts
 from ...errors import NothingToDo
 from ...manifest.structs import Canary
-from ...pack import canary
-from ...pack.pack import Pack
-from ...tasks.sounds import sound_of
+from ...pack import Pack, canary
+from ...tasks import sound_of
 from ..layers.active import adapted_layers, evaluating
 from ..layers.weights import device_of, is_loaded
 from ..layers.wrapper import base_modules

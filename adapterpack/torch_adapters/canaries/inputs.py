@@ -15,8 +15,7 @@ from torch import nn
 from ...adapter_methods.core.token_positions import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
 from ...pack import canary
-from ...tasks.sounds import SOUNDS, sound_of
-from ...tasks.task import TASKS
+from ...tasks import SOUNDS, TASKS, sound_of
 
 _ROWS = len(canary.LENGTHS)
 R = TypeVar("R", bound=Recipe)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from ...adapter_methods import Site, Tensors
 from ...errors import SiteNotFound, Unsupported, nearest
-from ...pack.pack import Pack
-from ...tasks.data.problems import MARKED, number_labels
+from ...pack import Pack
+from ...tasks.data import MARKED, number_labels
 from .calls import Args, Kwargs
 from .tensors import as_tensor
 from .weights import require_floats, require_in_memory

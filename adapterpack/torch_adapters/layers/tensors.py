@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ...errors import Unsupported
-from ...io.safetensors import FLOATS, dtype_name
+from ...io import FLOATS, dtype_name
 
 
 def as_numpy(value: Tensor) -> np.ndarray:

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 import transformers
 
+from ...base import Checkpoint
 from ...base.base_folder import require_harmless
-from ...base.checkpoint import Checkpoint
 from ...errors import AdapterpackError, FormatError, StorageError, Unsupported, storage_errors
 from ...library_errors import library_errors
 from ...runtime.text.model_files import read_bytes
 from ...runtime.text.tokenizer import MAX_TOKENIZER, Tokenizer, encoded_apart
 from ...runtime.text.tokenizer_limits import is_quick, require_bounded_growth, require_bounded_load
-from ...tasks.data.problems import MARKED
-from ...tasks.task import NO_TASK, Task, type_of
+from ...tasks import NO_TASK, Task, type_of
+from ...tasks.data import MARKED
 from .row_frequencies import separate_rows
 from .size import bounded_build, require_fitting
 

@@ -18,8 +18,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as hooks
 
-from ...base.base_folder import CONFIG, named_values, read_json
-from ...base.checkpoint import Checkpoint
+from ...base import CONFIG, Checkpoint, read_json
+from ...base.base_folder import named_values
 from ...base.quantization import read_quantization
 from ...errors import FormatError
 

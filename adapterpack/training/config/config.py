@@ -14,7 +14,7 @@ from ...adapter_methods.core.config import types_of_fields
 from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...paths import StrPath
-from ...tasks.task import TASKS
+from ...tasks import TASKS
 from ..trainers.kind import trainer_of
 from .coerce import typed_value
 from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names

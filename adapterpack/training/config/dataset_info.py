@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, nearest
-from ...io import strict_json
-from ...io.safe_open import read_file, resolved_inside
+from ...io import read_file, resolved_inside, strict_json
 from .other_datasets import Stop
 
 INFO = "dataset_info.json"

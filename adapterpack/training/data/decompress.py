@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, StorageError, storage_errors
-from ...io.atomic import scratch_folder
-from ...io.safe_open import open_regular, read_at_most, resolved_inside
-from ...tasks.data.report import DataReport
+from ...io import open_regular, read_at_most, resolved_inside, scratch_folder
+from ...tasks.data import DataReport
 from ..config.sources import Source
 from .limits import MAX_ROW, flaw_of
 

@@ -17,9 +17,9 @@ from pyarrow import ArrowInvalid, ArrowTypeError
 
 from ...errors import ConfigError
 from ...readable import things
-from ...tasks.data.problems import Labels
-from ...tasks.data.report import DataReport, table
-from ...tasks.task import Task, TaskTraining
+from ...tasks import Task, TaskTraining
+from ...tasks.data import DataReport, Labels
+from ...tasks.data.report import table
 from ..config.fields import TrainConfig
 from ..config.sources import sources_of
 from . import load as data

@@ -32,10 +32,10 @@ from ...library_errors import library_errors
 from ...runtime.media.image_processing import DATA
 from ...runtime.media.inputs import extend
 from ...runtime.media.pictures import PicturesOfRow, arrays_of
-from ...tasks.data.problems import IGNORED, Labels, require_label
+from ...tasks import TaskTraining
+from ...tasks.data import IGNORED, OWN_COLUMNS, DataReport, Labels, report_of
 from ...tasks.data.problems import labels_in as of_values
-from ...tasks.data.report import OWN_COLUMNS, DataReport, report_of
-from ...tasks.task import TaskTraining
+from ...tasks.data.problems import require_label
 from ..config.sources import Source
 from .decompress import KINDS, files_below, files_of, kind_of, options_of, part_of, readable
 from .limits import RowPlace, require_bounded, require_short_texts

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...hub.resolve import folder_of
-from ...pack.pack import Pack
+from ...pack import Pack
 from ...pack.validate.validation import load
 from ...torch_adapters.adapt import attach
 from ...torch_adapters.layers.active import active, wrappers_of

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor
 from torch.nn import functional
 
-from ...base.base_metadata import pooling_of
+from ...base import pooling_of
 from ...errors import ConfigError
 from ..trainers.contrastive import Contrastive
 

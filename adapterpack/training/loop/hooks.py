@@ -14,7 +14,7 @@ from torch.func import vmap
 from torch.nn import functional
 
 from ...adapter_methods import Method, Progress, Site, TrainedSite, is_stacked
-from ...tasks.data.problems import IGNORED
+from ...tasks.data import IGNORED
 from ...torch_adapters.layers.active import adapted_layers
 from ...torch_adapters.layers.prompts import Prompts
 

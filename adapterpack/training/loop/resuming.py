@@ -25,10 +25,7 @@ from transformers import (
 from transformers.trainer_utils import SaveStrategy
 
 from ...errors import AdapterpackError, FormatError, NonFinite, OutputExists, StorageError, storage_errors
-from ...io import strict_json
-from ...io.atomic import refuse_existing
-from ...io.hashing import sha256_of
-from ...io.working_folders import hold_folder, open_own_file
+from ...io import hold_folder, open_own_file, refuse_existing, sha256_of, strict_json
 from ...library_errors import reason
 from ...signals import taken
 

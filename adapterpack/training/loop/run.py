@@ -15,13 +15,11 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ...hub.resolve import folder_of
-from ...io import strict_json
-from ...io.atomic import refuse_existing
-from ...io.hashing import sha256_of
-from ...pack.pack import Pack
+from ...io import refuse_existing, sha256_of, strict_json
+from ...pack import Pack
+from ...tasks import get_task
 from ...tasks.conversations.templates import OWN, chat_template
-from ...tasks.data.problems import NUMBER
-from ...tasks.task import get_task
+from ...tasks.data import NUMBER
 from ...torch_adapters.models.load import load_for_task
 from ...torch_adapters.save import save
 from ..config.config import as_mapping, claim

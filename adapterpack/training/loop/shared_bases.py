@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...tasks.task import Task
+from ...tasks import Task
 from ...torch_adapters.models.load import load_for_task
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ConfigError
-from ...tasks.data.report import DataReport
+from ...tasks.data import DataReport
 from .kind import TRAINERS, TrainerKind
 
 

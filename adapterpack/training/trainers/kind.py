@@ -12,8 +12,8 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...registry import Registry
-from ...tasks.data.report import DataReport
-from ...tasks.task import Task, TaskTraining, get_task
+from ...tasks import Task, TaskTraining, get_task
+from ...tasks.data import DataReport
 
 
 @dataclass(frozen=True)

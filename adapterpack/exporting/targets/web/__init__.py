@@ -12,11 +12,18 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from ....base.base_folder import read_json
-from ....bundle.decoder_graph import DECODER
-from ....bundle.layer_caches import growing_axis
-from ....bundle.manifest import ADAPTER_IDS, GRAPH, PAST, Bundle, graph_file, read_bundle
-from ....bundle.signature import GraphSignature
+from ....base import read_json
+from ....bundle import (
+    ADAPTER_IDS,
+    DECODER,
+    GRAPH,
+    PAST,
+    Bundle,
+    GraphSignature,
+    graph_file,
+    growing_axis,
+    read_bundle,
+)
 from ....errors import Unsupported
 from ....graph_passes.float_products import write_float_products
 from ....io import strict_json

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Iterator
 from difflib import unified_diff
 from typing import TYPE_CHECKING
 
-from ....base import compatibility, quantization
-from ....base.base_metadata import chat_template_of
-from ....base.compatibility import Verdict
+from ....base import Verdict, chat_template_of, compatibility, quantization
 from ....errors import AdapterpackError, BaseMismatch
 from ...pack import TEMPLATE, Pack
 from .context import Budget, Subject

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-from ....io.safetensors import SafetensorsFile
+from ....io import SafetensorsFile
 from ....manifest.manifest import Manifest
 from ...pack import Pack
 from .finding import Finding

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from ....base.compatibility import Verdict
+from ....base import Verdict
 from ....errors import AdapterpackError, FormatError
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import safetensors
 
-from ....io.safe_open import TENSORS
+from ....io import TENSORS
 from ....peft import layout
 from ....peft.options import unknown_sentence
 from ...files import METADATA

@@ -11,7 +11,7 @@ import numpy as np
 from ....adapter_methods import PROMPT, Arrays, shapes_of
 from ....adapter_methods.core.shapes import check_shapes
 from ....errors import AdapterpackError, FormatError
-from ....io.safe_open import TENSORS
+from ....io import TENSORS
 from ....manifest import manifest as m
 from ...expansion_limit import require_limit
 from ...pack import SHARED, site_of

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ....io import hashing
-from ....io.safe_open import TENSORS
+from ....io import TENSORS, hashing
 from ....manifest.manifest import PACKED
 from ...quantized_tensors import overflows, problem
 from . import folder

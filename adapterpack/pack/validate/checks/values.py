@@ -10,8 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ....errors import NonFinite
-from ....io.safe_open import TENSORS
-from ....io.safetensors import FLOATS, all_finite, dtype_name
+from ....io import FLOATS, TENSORS, all_finite, dtype_name
 from .context import Budget, Subject, group_pointer, quantized_numbers
 from .finding import CheckRule, Finding
 

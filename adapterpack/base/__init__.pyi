@@ -1,0 +1,17 @@
+from .base_folder import CARRIED as CARRIED
+from .base_folder import CONFIG as CONFIG
+from .base_folder import carried_files as carried_files
+from .base_folder import copy_carried as copy_carried
+from .base_folder import read_json as read_json
+from .base_metadata import chat_template_of as chat_template_of
+from .base_metadata import pooling_of as pooling_of
+from .checkpoint import Checkpoint as Checkpoint
+from .compatibility import Verdict as Verdict
+from .compatibility import recorded_fingerprint as recorded_fingerprint
+from .fingerprint import Fingerprint as Fingerprint
+from .linear_layers import has_transposed as has_transposed
+from .quantization import require_plain as require_plain
+from .renamings import renamings_of as renamings_of
+from .tensor_rows import module_parameter as module_parameter
+from .thresholds import LongRows as LongRows
+from .thresholds import longrope_length as longrope_length

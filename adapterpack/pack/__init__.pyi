@@ -1,0 +1,9 @@
+from .fits import require_task as require_task
+from .layer_kinds import match_layers as match_layers
+from .lineage import weights_of as weights_of
+from .on_base import named_on as named_on
+from .pack import MUTABLE as MUTABLE
+from .pack import SIGNATURE as SIGNATURE
+from .pack import Adapter as Adapter
+from .pack import Pack as Pack
+from .shared_factors import SharedFactors as SharedFactors
