@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from ..errors import FormatError, UnknownAdapter, UnknownName, nearest
-from ..io import Misfit, read_file, sha256_of, strict_json, typed_json
+from ..io import Misfit, PositiveWhole, Whole, read_file, sha256_of, strict_json, typed_json
 from ..manifest import structs
 from ..manifest.structs import Base, FileEntry
 from ..pack import SIGNATURE
@@ -124,9 +124,9 @@ class MappedSite:
     weight: str
     bias: str | None
     layout: Annotated[str, Meta(pattern=r"^(in_out|out_in)\Z")]
-    in_features: Annotated[int, Meta(ge=1)]
-    out_features: Annotated[int, Meta(ge=1)]
-    rank: Annotated[int, Meta(ge=1)]
+    in_features: PositiveWhole
+    out_features: PositiveWhole
+    rank: PositiveWhole
     role: Annotated[str, Meta(pattern=r"^(adapter|full)\Z")] = "adapter"
     fields: Annotated[tuple[Field, ...], Meta(extra_json_schema={"uniqueItems": True})] = ()
     labels: Annotated[int, Meta(ge=0, le=100_000)] = 0
@@ -138,7 +138,7 @@ class MappedSite:
     part: PartName = MAIN
     flat: bool = False
     kind: Annotated[str, Meta(pattern=r"^(linear|lookup|patches|experts|prompt)\Z")] = "linear"
-    at: Annotated[int, Meta(ge=0)] = 0
+    at: Whole = 0
     members: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=512)], ...], Meta(max_length=64)
     ] = ()
@@ -161,7 +161,7 @@ class BundledAdapter:
     name: structs.PackName
     pack: structs.Sha256
     path: FilePath
-    slot: Annotated[int, Meta(ge=1)] | None = None
+    slot: PositiveWhole | None = None
     labels: Labels | None = None
 
 

@@ -7,7 +7,9 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 
 from msgspec import Meta
 
-Errors = Mapping[str, Annotated[float, Meta(ge=0)]]
+from ..io import NonNegative, PositiveWhole, Whole
+
+Errors = Mapping[str, NonNegative]
 # a schema leaves out a Literal that is a key, by msgspec's version
 Accuracy = Annotated[str, Meta(pattern=r"^(exact|fast)\Z")]
 
@@ -26,11 +28,11 @@ class ProofReport(TypedDict):
     """
 
     depth: Annotated[str, Meta(pattern=rf"^({'|'.join(PROOFS)})\Z")]
-    layers: NotRequired[Annotated[int, Meta(ge=1)]]
-    of: NotRequired[Annotated[int, Meta(ge=1)]]
+    layers: NotRequired[PositiveWhole]
+    of: NotRequired[PositiveWhole]
     adapters: NotRequired[Annotated[list[str], Meta(max_length=4096)]]
     whole: NotRequired[Literal["torch", "places"]]
-    placed: NotRequired[Annotated[int, Meta(ge=0)]]
+    placed: NotRequired[Whole]
 
 
 def proof_sentence(report: ProofReport, adapters: int) -> str:
@@ -65,15 +67,15 @@ class GraphChange(TypedDict):
 class CalibrationReport(TypedDict):
     """How many of the user's rows and tokens were used for calibration."""
 
-    rows: Annotated[int, Meta(ge=1)]
-    tokens: Annotated[int, Meta(ge=1)]
+    rows: PositiveWhole
+    tokens: PositiveWhole
 
 
 class ProductReport(TypedDict):
     """The result of a search for one matrix product: its bits, and its error as a share of the outputs."""
 
     bits: Literal[2, 4, 8]
-    error: Annotated[float, Meta(ge=0)]
+    error: NonNegative
 
 
 class CompensationReport(TypedDict):
@@ -81,9 +83,9 @@ class CompensationReport(TypedDict):
     share of their squared errors that remains.
     """
 
-    rank: Annotated[int, Meta(ge=1)]
-    sites: Annotated[int, Meta(ge=1)]
-    error_left: Annotated[float, Meta(ge=0)]
+    rank: PositiveWhole
+    sites: PositiveWhole
+    error_left: NonNegative
 
 
 class StoredReport(TypedDict):
@@ -92,12 +94,10 @@ class StoredReport(TypedDict):
     the stored ones from the format's decoder, relative to the largest weight.
     """
 
-    held: Annotated[int, Meta(ge=0)]
-    dequantized: Annotated[int, Meta(ge=0)]
-    reasons: Annotated[
-        Mapping[Annotated[str, Meta(max_length=400)], Annotated[int, Meta(ge=1)]], Meta(max_length=1000)
-    ]
-    difference: Annotated[float, Meta(ge=0)]
+    held: Whole
+    dequantized: Whole
+    reasons: Annotated[Mapping[Annotated[str, Meta(max_length=400)], PositiveWhole], Meta(max_length=1000)]
+    difference: NonNegative
 
 
 class QuantizationReport(TypedDict):
@@ -112,8 +112,8 @@ class QuantizationReport(TypedDict):
     """
 
     scheme: Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,63}\Z")]
-    block_size: NotRequired[Annotated[int, Meta(ge=1)]]
-    quantized: Annotated[int, Meta(ge=0)]
+    block_size: NotRequired[PositiveWhole]
+    quantized: Whole
     max_error: Errors
     label_agreement: Mapping[str, Annotated[float, Meta(ge=0, le=1)]]
     graphs: NotRequired[Mapping[str, GraphChange]]
@@ -129,15 +129,15 @@ class QuantizationReport(TypedDict):
     stored: NotRequired[
         Annotated[Mapping[Annotated[str, Meta(max_length=100)], StoredReport], Meta(max_length=1000)]
     ]
-    error_by_accuracy: NotRequired[Mapping[Accuracy, Annotated[float, Meta(ge=0)]]]
-    measured_layers: NotRequired[Annotated[int, Meta(ge=1)]]
+    error_by_accuracy: NotRequired[Mapping[Accuracy, NonNegative]]
+    measured_layers: NotRequired[PositiveWhole]
 
 
 class ReplayedCanary(TypedDict):
     """The largest error of a canary, and its tolerance."""
 
-    max_abs: Annotated[float, Meta(ge=0)]
-    tolerance: Annotated[float, Meta(ge=0)]
+    max_abs: NonNegative
+    tolerance: NonNegative
 
 
 class CanaryReport(TypedDict):
@@ -157,8 +157,8 @@ class CacheReport(TypedDict):
     """
 
     type: Literal["int8"]
-    max_relative: NotRequired[Annotated[float, Meta(ge=0)]]
-    relative: NotRequired[Annotated[float, Meta(ge=0)]]
+    max_relative: NotRequired[NonNegative]
+    relative: NotRequired[NonNegative]
     label_agreement: NotRequired[Annotated[float, Meta(ge=0, le=1)]]
 
 
@@ -168,6 +168,6 @@ class DecoderReport(TypedDict):
     """
 
     left_out: NotRequired[Annotated[str, Meta(max_length=400)]]
-    max_relative: NotRequired[Annotated[float, Meta(ge=0)]]
-    steps: NotRequired[Annotated[int, Meta(ge=0)]]
+    max_relative: NotRequired[NonNegative]
+    steps: NotRequired[Whole]
     cache: NotRequired[CacheReport]

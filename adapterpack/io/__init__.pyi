@@ -38,6 +38,9 @@ from .streamed_tensors import Streamed as Streamed
 from .threads import in_order as in_order
 from .threads import one_thread_each as one_thread_each
 from .typed_json import Misfit as Misfit
+from .typed_json import NonNegative as NonNegative
+from .typed_json import PositiveWhole as PositiveWhole
 from .typed_json import StrictStruct as StrictStruct
+from .typed_json import Whole as Whole
 from .working_folders import hold_folder as hold_folder
 from .working_folders import open_own_file as open_own_file

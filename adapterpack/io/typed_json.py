@@ -6,11 +6,15 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 T = TypeVar("T")
+PositiveWhole = Annotated[int, Meta(ge=1)]
+Whole = Annotated[int, Meta(ge=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
 _MISSING = "Object missing required field "
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct
 from ..openai.requests import (
     CacheSalt,
     ChatRequest,
@@ -233,7 +233,7 @@ class MessagesPrompt(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fi
 class MessagesRequest(MessagesPrompt, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``POST /v1/messages``: a conversation to answer."""
 
-    max_tokens: Annotated[int, Meta(ge=1)]
+    max_tokens: PositiveWhole
     stop_sequences: list[str] | None = None
     stream: bool | None = None
     temperature: float | None = None

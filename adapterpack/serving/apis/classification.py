@@ -13,7 +13,7 @@ from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, labels_of, results, runs_task
 from ..openai.requests import Priority, as_list, one_kind
@@ -63,7 +63,7 @@ class RerankRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fiel
     model: str
     query: str
     documents: Annotated[list[str], Meta(min_length=1)]
-    top_n: Annotated[int, Meta(ge=1)] | None = None
+    top_n: PositiveWhole | None = None
     return_documents: bool | None = None
     priority: Priority | None = None
 

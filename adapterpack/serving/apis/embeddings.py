@@ -11,7 +11,7 @@ import numpy as np
 from msgspec import Meta
 from starlette.responses import Response
 
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct
 from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, results, runs_task
 from ..openai.requests import Mixed, Priority, as_list, one_kind
@@ -27,7 +27,7 @@ class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_f
     adapters: Mixed | None = None
     input: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: PositiveWhole | None = None
     normalize: bool | None = None
     priority: Priority | None = None
     user: str | None = None  # without an effect

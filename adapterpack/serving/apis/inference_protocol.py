@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct
 from ...version import VERSION
 from .. import routes
 from ..answering import headers_of
@@ -39,7 +39,7 @@ class InputTensor(StrictStruct, frozen=True, forbid_unknown_fields=True):
     """One column of the rows, with as many texts as its shape ``[rows]`` or ``[rows, 1]`` says."""
 
     name: Literal["text", "text_pair"]
-    shape: Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1, max_length=2)]
+    shape: Annotated[list[PositiveWhole], Meta(min_length=1, max_length=2)]
     datatype: Literal["BYTES"]
     data: list[str | list[str]]
     parameters: PlainJson | None = None

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, field
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct, Whole
 from ...runtime.adapters.mix import LARGEST, MOST
 from ...runtime.media.image_processing import DATA
 from ..tenants.limits import ServerLimits
@@ -128,8 +128,8 @@ class Sampled(TextRequest, frozen=True, kw_only=True, forbid_unknown_fields=True
     missing fields mean.
     """
 
-    max_tokens: Annotated[int, Meta(ge=1)] | None = None
-    n: Annotated[int, Meta(ge=1)] | None = None
+    max_tokens: PositiveWhole | None = None
+    n: PositiveWhole | None = None
     min_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
@@ -339,7 +339,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     """``POST /v1/chat/completions``."""
 
     messages: Annotated[list[Message], Meta(min_length=1)]
-    max_completion_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_completion_tokens: PositiveWhole | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: list[FunctionTool] | None = None
@@ -417,8 +417,8 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     prompt: str | Annotated[list[str | int | list[int]], Meta(min_length=1)]
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     echo: bool | None = None
-    best_of: Annotated[int, Meta(ge=1)] | None = None
-    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    best_of: PositiveWhole | None = None
+    max_tokens: Whole | None = None
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for prompts of several kinds, and for a ``best_of`` that chooses nothing."""

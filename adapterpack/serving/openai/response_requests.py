@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...io import Misfit, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct
 from .requests import (
     CONTENT,
     ChatRequest,
@@ -135,7 +135,7 @@ class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fie
 
     input: str | Annotated[list[InputItem], Meta(min_length=1)]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    max_output_tokens: PositiveWhole | None = None
     text: TextConfig | None = None
     tools: list[ResponseTool] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
