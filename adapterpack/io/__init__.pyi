@@ -42,5 +42,6 @@ from .typed_json import NonNegative as NonNegative
 from .typed_json import PositiveWhole as PositiveWhole
 from .typed_json import StrictStruct as StrictStruct
 from .typed_json import Whole as Whole
+from .typed_json import breaches_inside as breaches_inside
 from .working_folders import hold_folder as hold_folder
 from .working_folders import open_own_file as open_own_file

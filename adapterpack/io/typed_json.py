@@ -175,6 +175,14 @@ def find_duplicates(items: Sequence[Any] | None, pointer: str) -> Iterator[Misfi
         yield Misfit(pointer, "an item stands there twice")
 
 
+def breaches_inside(items: object, pointer: str) -> Iterator[Misfit]:
+    """Yields the breaches of a list's objects, with pointers that begin with its own; none of what is no
+    list.
+    """
+    for place, item in enumerate(items if isinstance(items, list) else ()):
+        yield from (Misfit(f"{pointer}/{place}{inner}", message) for inner, message in item.breaches())
+
+
 def portable(schema: Any) -> Any:
     """Replaces Python's ``\\Z`` by ``$`` in a generated schema: JSON Schema uses ECMAScript's expressions,
     where ``$`` is the end of the text.

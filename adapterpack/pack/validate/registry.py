@@ -34,7 +34,9 @@ _GROUPS = (
     composition,
 )
 
-RULES: dict[str, CheckRule] = {rule.id: rule for group in _GROUPS for rule in group.RULES}
+RULES: dict[str, CheckRule] = {
+    rule.id: rule for group in _GROUPS for rule in vars(group).values() if isinstance(rule, CheckRule)
+}
 """Every rule by its id. Ids are never reused: the wording of a rule may change, its subject does not."""
 
 CHECKS: tuple[Check, ...] = (

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from ...io import Misfit, PositiveWhole, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
 from ..openai.requests import (
     CacheSalt,
     ChatRequest,
@@ -84,8 +84,7 @@ class ContentBlock(StrictStruct, frozen=True, forbid_unknown_fields=True):
         for name in _NEEDED.get(self.type, ()):
             if getattr(self, name) is None:
                 yield Misfit("", f"{name!r} is missing")
-        for place, block in enumerate(self.content if isinstance(self.content, list) else ()):
-            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in block.breaches())
+        yield from breaches_inside(self.content, "/content")
 
     @property
     def call(self) -> InputCall:
@@ -101,8 +100,7 @@ class InputMessage(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for blocks without content."""
-        for place, block in enumerate(self.content if isinstance(self.content, list) else ()):
-            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in block.breaches())
+        yield from breaches_inside(self.content, "/content")
 
     def chat(self) -> Iterator[Message]:
         """Yields it as messages of a chat: each result of a tool is one of its own."""
@@ -185,8 +183,7 @@ class MessagesPrompt(ClientRequest, frozen=True, kw_only=True, forbid_unknown_fi
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for invalid messages and tools."""
-        for number, message in enumerate(self.messages):
-            yield from (Misfit(f"/messages/{number}{pointer}", what) for pointer, what in message.breaches())
+        yield from breaches_inside(self.messages, "/messages")
         if self.tool_choice is not None and (self.tool_choice.type == "tool") != bool(self.tool_choice.name):
             yield Misfit("/tool_choice/name", "the choice 'tool' has a name, and no other")
         yield from self.chat().breaches()

@@ -14,7 +14,7 @@ from msgspec import UNSET, Meta, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, PositiveWhole, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
 from ...version import VERSION
 from .. import routes
 from ..answering import headers_of
@@ -77,9 +77,7 @@ class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_field
         names = [tensor.name for tensor in self.inputs]
         if "text" not in names or len(set(names)) < len(names):
             yield Misfit("/inputs", "there is text once, and text_pair at most once")
-        for place, tensor in enumerate(self.inputs):
-            for pointer, message in tensor.breaches():
-                yield Misfit(f"/inputs/{place}{pointer}", message)
+        yield from breaches_inside(self.inputs, "/inputs")
         if len({len(tensor.texts) for tensor in self.inputs}) > 1:
             yield Misfit("/inputs", "text and text_pair have one length")
 

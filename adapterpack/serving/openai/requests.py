@@ -7,13 +7,13 @@ client expects. Fields of :class:`Sampled` that are accepted without an effect c
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
 from ...http.http_error import invalid_request
-from ...io import Misfit, PositiveWhole, StrictStruct, Whole
+from ...io import Misfit, PositiveWhole, StrictStruct, Whole, breaches_inside
 from ...runtime.adapters.mix import LARGEST, MOST
 from ...runtime.media.image_processing import DATA
 from ..tenants.limits import ServerLimits
@@ -292,10 +292,8 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for parts without content, and for calls whose arguments are no JSON object."""
-        for place, part in enumerate(self.content if isinstance(self.content, list) else ()):
-            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in part.breaches())
-        for place, call in enumerate(self.tool_calls or ()):
-            yield from (Misfit(f"/tool_calls/{place}{pointer}", what) for pointer, what in call.breaches())
+        yield from breaches_inside(self.content, "/content")
+        yield from breaches_inside(self.tool_calls, "/tool_calls")
 
     @property
     def images(self) -> int:
@@ -325,12 +323,6 @@ class Message(StrictStruct, frozen=True, forbid_unknown_fields=True):
         }
 
 
-def breaches_of(messages: Sequence[Message]) -> Iterator[Misfit]:
-    """Yields the misfits of a list of messages."""
-    for number, message in enumerate(messages):
-        yield from (Misfit(f"/messages/{number}{pointer}", what) for pointer, what in message.breaches())
-
-
 _RENDERED = {"messages", "tools", "add_generation_prompt", "continue_final_message", "reasoning_effort"}
 """The variables of chat templates that have fields of their own."""
 
@@ -356,7 +348,7 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
         ``logprobs``.
         """
         yield from super().breaches()
-        yield from breaches_of(self.messages)
+        yield from breaches_inside(self.messages, "/messages")
         for name in _RENDERED & (self.chat_template_kwargs or {}).keys():
             yield Misfit(f"/chat_template_kwargs/{name}", "the request's own fields say this")
         last = self.messages[-1]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, field
 
-from ...io import Misfit, PositiveWhole, StrictStruct
+from ...io import Misfit, PositiveWhole, StrictStruct, breaches_inside
 from .requests import (
     CONTENT,
     ChatRequest,
@@ -65,8 +65,7 @@ class InputItem(StrictStruct, frozen=True, forbid_unknown_fields=True):
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for a missing part, and for arguments that are no JSON object."""
-        for place, part in enumerate(self.content if isinstance(self.content, list) else ()):
-            yield from (Misfit(f"/content/{place}{pointer}", what) for pointer, what in part.breaches())
+        yield from breaches_inside(self.content, "/content")
         needed = {
             "function_call": ("call_id", "name", "arguments"),
             "function_call_output": ("call_id", "output"),
@@ -149,8 +148,7 @@ class ResponseRequest(TextRequest, frozen=True, kw_only=True, forbid_unknown_fie
 
     def breaches(self) -> Iterator[Misfit]:
         """Yields misfits for invalid items."""
-        for number, item in enumerate(self.input if isinstance(self.input, list) else ()):
-            yield from (Misfit(f"/input/{number}{pointer}", what) for pointer, what in item.breaches())
+        yield from breaches_inside(self.input, "/input")
 
     def chat(self) -> ChatRequest:
         """Converts the request to a chat request."""

@@ -56,7 +56,6 @@ QUANTIZED = CheckRule(
     "The base is quantized as it was when the pack was trained.",
     "load it as the pack was trained, or measure what the adapter gives on it",
 )
-RULES = (ANOTHER, TOKENIZER, TIED, SHARE, DIFFERS, QUANTIZED)
 
 _TOKENIZER_FILES = {"tokenizer_json": "tokenizer.json", "added_tokens": "added_tokens.json"}
 _HEADS, _EMBEDDINGS = (

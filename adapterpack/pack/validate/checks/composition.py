@@ -52,7 +52,6 @@ DERIVED = CheckRule(
     "What a node holds that follows from its members is what follows from them.",
     "compose the packs again",
 )
-RULES = (SAID, TREE, MEMBERS, TOGETHER, PARENTS, UNUSED, DERIVED)
 
 _RELATIVE = 1e-4
 """Relative to a direction of length one. Members in half precision are rounded, which changes a direction of

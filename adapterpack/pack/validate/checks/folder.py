@@ -38,7 +38,6 @@ MAGIC = CheckRule(
     "No file begins like an executable, a pickle, an archive, a script or a page, whatever its name.",
     "remove it; do not open it",
 )
-RULES = (REGULAR, UNLISTED, MISSING, SIZE, DIGEST, FORBIDDEN, MAGIC)
 
 FORBIDDEN_SUFFIXES = frozenset({
     ".7z", ".bat", ".bin", ".bz2", ".ckpt", ".class", ".cmd", ".dill", ".dll", ".dylib", ".exe", ".gguf",

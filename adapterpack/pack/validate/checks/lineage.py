@@ -22,7 +22,6 @@ NOTHING = CheckRule(
     "A lineage names parents, or the format that the pack was converted from.",
     "leave the lineage out",
 )
-RULES = (CYCLE, DEPTH, STRAY, NOTHING)
 
 
 def lineage(s: Subject) -> Iterator[Finding]:

@@ -38,7 +38,6 @@ OPTION = CheckRule(
     "A folder that PEFT wrote has no option that is not known, even where it is off.",
     "update adapterpack, or compare the outputs with PEFT's",
 )
-RULES = (FACE, LIST, READERS, OPTION)
 
 _SECOND = "the second reader"
 

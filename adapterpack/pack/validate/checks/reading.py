@@ -14,7 +14,6 @@ UNREADABLE = CheckRule(
     "The manifest, the tensor file and the PEFT configuration can be read: format, version, schema, limits.",
     "fetch the pack again",
 )
-RULES = (CHECK, UNREADABLE)
 
 
 def unreadable(error: AdapterpackError, folder: Path, rule: CheckRule = UNREADABLE) -> Finding:

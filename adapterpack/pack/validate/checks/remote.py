@@ -25,7 +25,6 @@ PATH = CheckRule(
     "No path in the JSON is absolute, leaves the folder, or is a URL.",
     "name a repository, or nothing",
 )
-RULES = (CODE, PATH)
 
 KEYS: dict[str, tuple[Any, ...]] = {
     "auto_map": (),

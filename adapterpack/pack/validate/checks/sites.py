@@ -57,7 +57,6 @@ RANK = CheckRule(
 )
 _UNKNOWN = 1 << 31
 """Stands for a width that the pack does not contain; wider than any layer."""
-RULES = (TWICE, NO_GROUP, SHAPES, EXTRA, KIND, RANK_LARGE, POSITIONS, BOUNDED, SCALE, RANK)
 
 
 def roles(s: Subject) -> Iterator[Finding]:

@@ -47,7 +47,6 @@ LITERAL = CheckRule(
     "A template holds no address and no long encoded text.",
     "read the template before you use the pack",
 )
-RULES = (PARSE, NAMES, STATEMENTS, COST, DIGEST, LITERAL)
 
 MAX_TEMPLATE = 64 << 10
 _ENCODED = re.compile(r"[A-Za-z0-9+/]{80,}={0,2}")

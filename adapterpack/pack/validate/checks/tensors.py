@@ -37,7 +37,6 @@ QUANTIZED = CheckRule(
     "The manifest says that the pack is quantized if and only if it is.",
     "quantize the pack again",
 )
-RULES = (MISSING, UNLISTED, SHAPE, DIGEST, SCALES, STRAY_SCALES, QUANTIZED)
 
 
 def tensor_index(s: Subject) -> Iterator[Finding]:

@@ -35,7 +35,6 @@ REPO = CheckRule(
 BIDI = CheckRule(
     "AP804", "error", "No text holds characters that reverse or hide other text.", "remove the characters"
 )
-RULES = (URL, LOOKALIKE, REPO, BIDI)
 
 OWNERS = (
     "01-ai", "BAAI", "CohereLabs", "EleutherAI", "FacebookAI", "HuggingFaceTB", "Qwen", "THUDM", "allenai",

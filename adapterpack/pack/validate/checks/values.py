@@ -39,7 +39,6 @@ OVERFLOW = CheckRule(
     "The fused change of a site, scale times the product of its factors, stays within float16.",
     "serve it in float32 or bfloat16, or check that training did not diverge",
 )
-RULES = (NONFINITE, NO_EFFECT, HUGE, OVERFLOW)
 
 LARGEST = 1e4
 _BLOCK = 1 << 20
