@@ -108,8 +108,7 @@ def _normalise(values: np.ndarray) -> np.ndarray:
         if values.size > 1
         else values.dtype.type(1)
     )
-    normed: np.ndarray = (values / (deviation or values.dtype.type(1))).astype(np.float32)
-    return normed
+    return (values / (deviation or values.dtype.type(1))).astype(np.float32)
 
 
 def _make(cfg: Any) -> tuple[np.ndarray, ...]:

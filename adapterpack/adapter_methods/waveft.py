@@ -100,8 +100,7 @@ def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.n
     at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
     half = sizes // 2
     fine, rest = at // half, at % half
-    turned: np.ndarray = rest + half * fine[::-1]
-    return turned
+    return rest + half * fine[::-1]
 
 
 def _constants(cfg: WaveFT, site: Site) -> Arrays:

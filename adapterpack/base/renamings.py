@@ -170,8 +170,7 @@ _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 @cache
 def _table() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(resource("base/renamings.json").read_text("utf-8"))
-    return loaded
+    return json.loads(resource("base/renamings.json").read_text("utf-8"))
 
 
 def _follow(table: Mapping[str, Any], name: object) -> Any:

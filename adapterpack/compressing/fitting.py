@@ -35,8 +35,7 @@ class StoredCore(NamedTuple):
     @property
     def values(self) -> np.ndarray:
         """Returns the dequantized numbers, float64."""
-        made: np.ndarray = self.codes.astype(np.float64) * self.scales
-        return made
+        return self.codes.astype(np.float64) * self.scales
 
 
 class MemberDraft(NamedTuple):

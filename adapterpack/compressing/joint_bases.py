@@ -33,8 +33,7 @@ class Bases(NamedTuple):
 
     def core(self, change: Factors) -> np.ndarray:
         """Returns the core ``[k, k]`` of a change: its best approximation in these bases."""
-        made: np.ndarray = (self.up.T @ change.B) @ (change.A @ self.down.T)
-        return made
+        return (self.up.T @ change.B) @ (change.A @ self.down.T)
 
 
 def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int) -> Bases:
@@ -72,8 +71,7 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
     columns = np.concatenate(parts, axis=1)
     m, count = columns.shape
     if count <= rank:
-        exact: np.ndarray = np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
-        return exact
+        return np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
     room = min(m, rank + SPARE)
     if near is None and room < m:
         found = columns @ (uniform(0, "joint bases", slice(0, count), room) - 0.5)
@@ -81,13 +79,10 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
             found = columns @ (columns.T @ np.linalg.qr(found)[0])
         near = np.linalg.qr(found)[0]
         vectors = np.linalg.eigh((inside := near.T @ columns) @ inside.T)[1]
-        best: np.ndarray = near @ vectors[:, ::-1][:, :rank]
-        return best
+        return near @ vectors[:, ::-1][:, :rank]
     if near is not None and room < m:
-        closer: np.ndarray = np.linalg.qr(columns @ (columns.T @ near))[0]
-        return closer
-    whole: np.ndarray = np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
-    return whole
+        return np.linalg.qr(columns @ (columns.T @ near))[0]
+    return np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
 
 
 def group(similarity: np.ndarray, count: int) -> np.ndarray:

@@ -87,8 +87,7 @@ class RemoteContext:
         """The base that the artifact itself names."""
         if self.artifact.kind == "peft":
             return base_hint(parse_config(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
-        base: m.Base = self.artifact.manifest.base
-        return base
+        return self.artifact.manifest.base
 
     def readable_base(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Returns the base to compare with: the user's, else the artifact's on the same hub, else None with

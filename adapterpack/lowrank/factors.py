@@ -50,8 +50,7 @@ class Factors(NamedTuple):
 
     def rows(self, block: slice | np.ndarray) -> np.ndarray:
         """Returns the rows ``D[block]``."""
-        product: np.ndarray = self.B[block] @ self.A
-        return product
+        return self.B[block] @ self.A
 
     def dense(self) -> np.ndarray:
         """Returns the full ``D``: for tests, and for small changes."""
@@ -320,8 +319,7 @@ def _basis(columns: np.ndarray) -> np.ndarray:
     """
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
-    basis: np.ndarray = u[:, values > least]
-    return basis
+    return u[:, values > least]
 
 
 def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
@@ -339,8 +337,7 @@ def _join_factors(terms: Sequence[Term]) -> Factors:
 def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
     """Sums ``[R, R]`` to ``[T, T]``: one number for each pair of terms, including terms of rank 0."""
     member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
-    added: np.ndarray = member @ products @ member.T
-    return added
+    return member @ products @ member.T
 
 
 def _wide(value: np.ndarray) -> np.ndarray:

@@ -16,8 +16,7 @@ _HALF = 1 << 16
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
     """Returns ``|x|`` in float32, the dtype in which magnitudes are ranked."""
-    absolute: np.ndarray = np.abs(values).astype(np.float32, copy=False)
-    return absolute
+    return np.abs(values).astype(np.float32, copy=False)
 
 
 def level(

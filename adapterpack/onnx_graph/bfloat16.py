@@ -71,5 +71,4 @@ def computing_wide(path: Path) -> bytes:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
-    changed: bytes = model.SerializeToString()
-    return changed
+    return model.SerializeToString()

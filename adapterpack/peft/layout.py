@@ -388,5 +388,4 @@ def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]
         if secondary is None
         else {secondary.key: secondary.to_config(sites)}
     )
-    written: dict[str, Any] = strict_json.plain(config)
-    return written
+    return strict_json.plain(config)

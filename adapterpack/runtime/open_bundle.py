@@ -213,8 +213,7 @@ class OpenBundle:
         graph at once and the ordinary one later: most calls need only one of them, and each holds the weights
         in memory.
         """
-        graph: OrtModel = self.once(part, lambda: self._open(part))
-        return graph
+        return self.once(part, lambda: self._open(part))
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -242,8 +241,7 @@ class OpenBundle:
         return self._config("generation_config.json")
 
     def _config(self, name: str) -> dict[str, Any]:
-        config: dict[str, Any] = self.once(name, lambda: read_object(self.folder / name))
-        return config
+        return self.once(name, lambda: read_object(self.folder / name))
 
     @property
     def image_token(self) -> int:
@@ -264,8 +262,7 @@ class OpenBundle:
     @property
     def image_layout(self) -> ImageLayout:
         """How the model reads images."""
-        layout: ImageLayout = self.once("image layout", self._make_image_layout)
-        return layout
+        return self.once("image layout", self._make_image_layout)
 
     def _make_image_layout(self) -> ImageLayout:
         graph = next(
@@ -284,10 +281,9 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        tokenizer: Tokenizer = self.once(
+        return self.once(
             "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compare_files)
         )
-        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:

@@ -43,14 +43,12 @@ Kernel = Callable[[np.ndarray], np.ndarray]
 def cubic(far: np.ndarray) -> np.ndarray:
     """Returns the weights of torch's bicubic interpolation."""
     near = ((_CUBIC + 2) * far - (_CUBIC + 3)) * far**2 + 1
-    weights: np.ndarray = np.where(far <= 1, near, ((far - 5) * far + 8) * far * _CUBIC - 4 * _CUBIC)
-    return weights
+    return np.where(far <= 1, near, ((far - 5) * far + 8) * far * _CUBIC - 4 * _CUBIC)
 
 
 def linear(far: np.ndarray) -> np.ndarray:
     """Returns the weights of torch's bilinear interpolation."""
-    weights: np.ndarray = np.maximum(1 - far, 0)
-    return weights
+    return np.maximum(1 - far, 0)
 
 
 def resize(values: np.ndarray, size: tuple[int, int], kernel: Kernel = cubic) -> np.ndarray:
@@ -64,8 +62,7 @@ def resize(values: np.ndarray, size: tuple[int, int], kernel: Kernel = cubic) ->
         [[1.0, 1.25, 1.75, 2.0]]
     """
     rows, columns = (_weights(own, wanted, kernel) for own, wanted in zip(values.shape, size, strict=True))
-    found: np.ndarray = rows @ values.astype(np.float64) @ columns.T
-    return found
+    return rows @ values.astype(np.float64) @ columns.T
 
 
 def _weights(own: int, wanted: int, kernel: Kernel) -> np.ndarray:

@@ -53,10 +53,7 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     unit = blocks / np.where(scales == 0, 1, scales)
     middles = (NF4[1:] + NF4[:-1]) / 2
-    rounded: np.ndarray = (
-        (NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
-    )
-    return rounded
+    return (NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

@@ -63,8 +63,7 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     if not values.size or values[0] == 0:
         return np.zeros(down.shape[1])
     vector = right @ turned[0]
-    signed: np.ndarray = vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
-    return signed
+    return vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
 
 
 def _join(settings: Arrow, parts: Parts, tensors: Params) -> NodePart | None:

@@ -126,8 +126,7 @@ class _Layout(NamedTuple):
         if self.nested is None:
             return codes
         size, offset = self.nested
-        scales: np.ndarray = parts["nested_map"][codes] * _outer(parts, blocks, size) + np.float32(offset)
-        return scales
+        return parts["nested_map"][codes] * _outer(parts, blocks, size) + np.float32(offset)
 
     def _codes(self, parts: Parts, blocks: slice, scales: np.ndarray) -> np.ndarray:
         """Returns the stored ``absmax`` values nearest to the scales."""
@@ -141,8 +140,7 @@ class _Layout(NamedTuple):
 
 def _outer(parts: Parts, blocks: slice, size: int) -> np.ndarray:
     """Returns the scale of the second quantization, with blocks of ``size``, for each block."""
-    scale: np.ndarray = parts["nested"][np.arange(blocks.start, blocks.stop) // size]
-    return scale
+    return parts["nested"][np.arange(blocks.start, blocks.stop) // size]
 
 
 def _bytes(parts: Parts) -> np.ndarray:

@@ -73,10 +73,7 @@ class Table(NamedTuple):
 
     def values(self) -> np.ndarray:
         """Returns the weight ``[out, in]`` as an operator computes it in float32."""
-        numbers: np.ndarray = self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(
-            self.q.shape
-        )
-        return numbers
+        return self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(self.q.shape)
 
 
 def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = None) -> Blocks | Table:

@@ -115,10 +115,7 @@ class _Distribution:
         """Draws ``count`` points, clipped to the bounds."""
         values, axes = np.linalg.eigh(self.C)
         normal = self.rng.standard_normal((count, len(self.mean)))
-        points: np.ndarray = np.clip(
-            self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound
-        )
-        return points
+        return np.clip(self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound)
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
         """Updates mean, paths, covariance and step from the values at the points."""

@@ -56,5 +56,4 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as ``quantize --compare --json`` prints it."""
-        written: dict[str, Any] = finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
-        return written
+        return finite({**vars(self), "forms": [form.to_json() for form in self.forms]})

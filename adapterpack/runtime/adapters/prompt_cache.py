@@ -41,8 +41,7 @@ class PromptCache(NamedTuple):
     @property
     def lengths(self) -> np.ndarray:
         """The number of virtual tokens of each row, ``[rows, 1]``."""
-        counted: np.ndarray = self.mask.sum(axis=1, keepdims=True)
-        return counted
+        return self.mask.sum(axis=1, keepdims=True)
 
     def covering(self, mask: np.ndarray) -> np.ndarray:
         """Prepends the mask of the prompts to a mask of the rows' own tokens."""

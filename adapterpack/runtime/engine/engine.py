@@ -275,8 +275,7 @@ class DecoderEngine(Engine):
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
-            logits: np.ndarray = self.rows.decode(place)[0]
-            return logits
+            return self.rows.decode(place)[0]
         except AdapterpackError as error:
             return error
 

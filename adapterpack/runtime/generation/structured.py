@@ -126,8 +126,7 @@ class GrammarMask:
             self._bits = pending.result()
 
     def _compute_mask(self) -> bytes:
-        bits: bytes = self._step(self._matcher.compute_bitmask)
-        return bits
+        return self._step(self._matcher.compute_bitmask)
 
     def allowed(self, vocabulary: int) -> np.ndarray:
         """Returns whether each token may be next, ``[vocabulary]`` bool. End tokens are allowed only where

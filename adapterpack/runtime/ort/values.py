@@ -54,8 +54,7 @@ def array_of(value: Any) -> np.ndarray:
     value exists.
     """
     if value.element_type() != _ONNX_BFLOAT16:
-        array: np.ndarray = value.numpy()
-        return array
+        return value.numpy()
     if value.device_name() != "cpu":
         value = _on_host(value)
     shape = tuple(value.shape())

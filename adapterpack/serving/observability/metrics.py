@@ -97,8 +97,7 @@ class Metrics:
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus's text format."""
-        text: bytes = generate_latest(self._registry)
-        return text
+        return generate_latest(self._registry)
 
     def _label(self, adapter: str | None) -> str:
         if adapter is None:

@@ -11,8 +11,7 @@ import numpy as np
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Returns the softmax of a vector."""
     weights = np.exp(logits - logits.max())
-    normalized: np.ndarray = weights / weights.sum()
-    return normalized
+    return weights / weights.sum()
 
 
 def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

@@ -65,8 +65,7 @@ class AdaptedModelStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the status as JSON values: numbers, strings, lists and dicts."""
-        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
-        return values
+        return msgspec.json.decode(msgspec.json.encode(self))
 
     def __str__(self) -> str:
         head = (

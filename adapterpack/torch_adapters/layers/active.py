@@ -247,8 +247,7 @@ class Merged(NamedTuple):
 
 def merged_in(model: nn.Module) -> Merged | None:
     """Returns what is merged into a model, or None."""
-    merged: Merged | None = model.__dict__.get(_MERGED)
-    return merged
+    return model.__dict__.get(_MERGED)
 
 
 def remember(model: nn.Module, merged: Merged | None) -> None:

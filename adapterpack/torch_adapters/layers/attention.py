@@ -145,8 +145,7 @@ def _queries(attention: nn.Module, made: Tensor, places: Any) -> Tensor:
     queries = _normalize(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
-    turned: Tensor = _rotation(attention)(queries, queries, *places)[0]
-    return turned
+    return _rotation(attention)(queries, queries, *places)[0]
 
 
 def _normalize(attention: nn.Module, leaf: str, heads: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ def _rotation(attention: nn.Module) -> Callable[..., Any]:
             "it is not known how this attention turns its queries by their positions",
             found=type(attention).__name__,
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def select_attention(

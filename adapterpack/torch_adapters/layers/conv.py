@@ -96,7 +96,7 @@ class AdaptedConv(AdaptedLayer):
             and form.output_scale is None
             and form.shift is None
         ):
-            return self._weigh(name, 0, self._narrow(x, form))  # type: ignore[no-any-return]
+            return self._weigh(name, 0, self._narrow(x, form))
         return self._whole(name, x, dtype)
 
     def _narrow(self, x: Tensor, form: Any) -> Tensor:
@@ -124,8 +124,7 @@ class AdaptedConv(AdaptedLayer):
         kernel]``.
         """
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
-        y: Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
-        return y
+        return self._base._conv_forward(x, weight, bias)
 
 
 class SpanningConv(AdaptedConv):
@@ -156,5 +155,4 @@ class SpanningConv(AdaptedConv):
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation
         )
         up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
-        changed: Tensor = self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))
-        return changed
+        return self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))

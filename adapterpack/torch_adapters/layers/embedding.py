@@ -39,7 +39,7 @@ class AdaptedEmbedding(AdaptedLayer):
         if dropout and self.training:
             keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)
         changed: Tensor = look_up(self._normal_form(name, dtype), lambda _: y, ids, keep)
-        return self._weigh(name, y, changed).to(y.dtype)  # type: ignore[no-any-return]
+        return self._weigh(name, y, changed).to(y.dtype)
 
 
 def _scale(owner: nn.Module, y: Tensor) -> Tensor:
@@ -47,8 +47,7 @@ def _scale(owner: nn.Module, y: Tensor) -> Tensor:
     scale = getattr(owner, "embed_scale", None)
     if scale is None:
         return y
-    scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
-    return scaled
+    return y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
 
 
 class AdaptedTable(AdaptedLayer):
@@ -88,8 +87,7 @@ class AdaptedTable(AdaptedLayer):
         ids: Any = x.reshape(-1)
         tensors = self._tensors(name, rows.dtype)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)
-        changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
-        return changed
+        return self._weigh(name, flat, folded).reshape(rows.shape)
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
         """Returns the tied modules if all active adapters change them, none if no adapter does; raises if

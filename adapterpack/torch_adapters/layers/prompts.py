@@ -116,8 +116,7 @@ class Prompts(Adapted):
 
     def _form(self, name: str) -> PromptForm:
         """Returns the normal form of a prompt, in float32 and with gradients."""
-        form: PromptForm = self._normal_form(name, torch.float32)
-        return form
+        return self._normal_form(name, torch.float32)
 
     def _require_fit(self, name: str) -> None:
         """Raises if a prompt's keys and values do not have the sizes of this model's."""
@@ -325,8 +324,7 @@ def runs_layers_again(trunk: nn.Module) -> bool:
 
 def tokens_of(inputs: dict[str, Any]) -> Tensor:
     """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
-    tokens: Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
-    return tokens
+    return inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
 
 
 def with_room(mask: Tensor, count: int, value: int = 1) -> Tensor:
@@ -381,7 +379,7 @@ def select(
 
 def embedding(model: nn.Module, path: str) -> nn.Module:
     """Returns the model's input embedding, or the wrapper around it."""
-    return of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
+    return of_transformers(model).get_input_embeddings()
 
 
 def of_transformers(model: nn.Module) -> PreTrainedModel:

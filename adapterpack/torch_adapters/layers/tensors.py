@@ -27,8 +27,7 @@ def as_numpy(value: Tensor) -> np.ndarray:
             ),
         )
     value = gather(value).detach()
-    array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
-    return array
+    return (value.float() if value.is_floating_point() else value).cpu().numpy()
 
 
 def gather(value: Tensor) -> Tensor:
