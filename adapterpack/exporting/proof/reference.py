@@ -9,8 +9,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ...tasks import Task
@@ -58,7 +57,7 @@ def widen(model: nn.Module) -> nn.Module:
     return model
 
 
-def _linear(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+def _linear(self: nn.Linear, x: Tensor) -> Tensor:
     out, width = self.weight.shape
     flat = x.reshape(-1, width)
     y = flat.new_empty((len(flat), out))
@@ -69,5 +68,5 @@ def _linear(self: nn.Linear, x: torch.Tensor) -> torch.Tensor:
     return y.reshape(*x.shape[:-1], out)
 
 
-def _looked_up(self: nn.Embedding, ids: torch.Tensor) -> torch.Tensor:
+def _looked_up(self: nn.Embedding, ids: Tensor) -> Tensor:
     return functional.embedding(ids, self.weight).float()

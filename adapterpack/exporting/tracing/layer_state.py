@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-import torch
+from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import (
     CacheLayerMixin,
@@ -29,11 +29,11 @@ from transformers.cache_utils import (
 
 from ...errors import Unsupported
 
-LayerStates = Sequence[Mapping[str, torch.Tensor]]
+LayerStates = Sequence[Mapping[str, Tensor]]
 """For each layer the tensors that it keeps, by name; none for a layer that keeps nothing."""
 
 
-Mask = TypeVar("Mask", torch.Tensor, np.ndarray)
+Mask = TypeVar("Mask", Tensor, np.ndarray)
 
 
 class _Unpadded:
@@ -42,9 +42,9 @@ class _Unpadded:
     ``mask`` ``[batch, total]`` is the mask of the pass.
     """
 
-    mask: torch.Tensor | None = None
+    mask: Tensor | None = None
 
-    def update_conv_state(self, conv_states: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+    def update_conv_state(self, conv_states: Tensor, *args: object, **kwargs: object) -> Tensor:
         """Returns the previous states followed by the new ones ``[batch, channels, tokens]``."""
         if self.mask is not None:
             conv_states = conv_states * self.mask[:, None, -conv_states.shape[-1] :].to(conv_states.dtype)
@@ -64,7 +64,7 @@ class LayerCache(DynamicCache):
     layer runs its heads apart.
     """
 
-    read: Iterator[torch.Tensor] = iter(())
+    read: Iterator[Tensor] = iter(())
 
     def __init__(self, *pairs: object, config: PretrainedConfig | None = None) -> None:
         DynamicCache.__init__(self, *pairs, config=config)
@@ -72,18 +72,18 @@ class LayerCache(DynamicCache):
     def __len__(self) -> int:
         return len(self.layers)
 
-    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """Returns a layer's recurrent state, None before its first pass."""
         state = super().get_recurrent_state(layer_idx, state_idx)
         if state is not None:
             self.read = iter(state.unbind(1) if state.ndim == 4 else [state])
         return state
 
-    def get_linear_cache(self, layer_idx: int) -> torch.Tensor | None:
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
         """Returns a layer's recurrent state, as the cache of a model with its own class calls it."""
         return self.get_recurrent_state(layer_idx)
 
-    def set_linear_cache(self, layer_idx: int, linear_cache: torch.Tensor) -> None:
+    def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
         """Keeps a layer's recurrent state, likewise."""
         self.layers[layer_idx].has_previous_state[0] = True
         self.update_recurrent_state(linear_cache, layer_idx)
@@ -102,7 +102,7 @@ LAYERS: dict[type, type] = {
 """The class of a layer in a model's own cache -> the class with which it is traced."""
 
 
-def make_cache(model: PreTrainedModel, mask: torch.Tensor | None, states: LayerStates) -> LayerCache:
+def make_cache(model: PreTrainedModel, mask: Tensor | None, states: LayerStates) -> LayerCache:
     """Returns the cache of a decoder, filled with ``states``; empty before the first pass, without any. It is
     also of the class that the model's own module defines, if it does.
 
@@ -181,7 +181,7 @@ def own_mask(cache: DynamicCache | EncoderDecoderCache, mask: Mask, tokens: int)
     return mask if any(isinstance(layer, CacheLayerMixin) for layer in layers) else mask[:, -tokens:]
 
 
-def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
+def state_of(cache: DynamicCache) -> list[dict[str, Tensor]]:
     """Returns the tensors that each layer of a cache keeps.
 
     Raises:
@@ -205,7 +205,7 @@ def state_of(cache: DynamicCache) -> list[dict[str, torch.Tensor]]:
     return states
 
 
-def _tensors_of(layer: object) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors_of(layer: object) -> Iterator[tuple[str, Tensor]]:
     if isinstance(layer, DynamicLayer) and layer.keys is not None:
         yield from (("key", layer.keys), ("value", layer.values))
     if isinstance(layer, DynamicIndexedLayer) and layer.indexer_keys is not None:
@@ -217,7 +217,7 @@ def _tensors_of(layer: object) -> Iterator[tuple[str, torch.Tensor]]:
             )
 
 
-def _fill(layer: object, tensors: Mapping[str, torch.Tensor]) -> None:
+def _fill(layer: object, tensors: Mapping[str, Tensor]) -> None:
     """Puts the tensors of an earlier pass into a new layer, as copies: a layer writes over its states."""
     if isinstance(layer, DynamicLayer) and "key" in tensors:
         layer.update(tensors["key"], tensors["value"])
@@ -232,7 +232,7 @@ def _fill(layer: object, tensors: Mapping[str, torch.Tensor]) -> None:
                     layer.has_previous_state[number] = True
 
 
-def _slots_of(layer: LinearAttentionCacheLayerMixin) -> dict[str, dict[int, torch.Tensor | None]]:
+def _slots_of(layer: LinearAttentionCacheLayerMixin) -> dict[str, dict[int, Tensor | None]]:
     return {"conv_state": layer.conv_states, "recurrent_state": layer.recurrent_states}
 
 

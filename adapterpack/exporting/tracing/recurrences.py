@@ -16,7 +16,7 @@ from statistics import NormalDist
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from .layer_state import LayerCache
@@ -41,13 +41,13 @@ def as_operators(model: nn.Module, cache: LayerCache) -> Iterator[None]:
 
 
 def linear_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    state: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    state: Tensor,
+    decay: Tensor,
+    beta: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns what ``query`` reads of the recurrence ``S = exp(decay) S + key value``, or of the delta rule
     if there is a ``beta``, as ``[batch, tokens, heads, v]``, and the last state ``[batch, heads, k, v]``.
 
@@ -80,14 +80,14 @@ def _selective_scan(cache: LayerCache) -> Callable[..., Any]:
     """
 
     def run(
-        x: torch.Tensor,
-        dt: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
-        D: torch.Tensor | None = None,
-        z: torch.Tensor | None = None,
-        delta_bias: torch.Tensor | None = None,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None = None,
+        z: Tensor | None = None,
+        delta_bias: Tensor | None = None,
         delta_softplus: bool = False,
         return_last_state: bool = False,
         **kwargs: object,
@@ -116,15 +116,15 @@ def _state_space_dual(cache: LayerCache) -> Callable[..., Any]:
     """
 
     def run(
-        x: torch.Tensor,
-        dt: torch.Tensor,
-        A: torch.Tensor,
-        B: torch.Tensor,
-        C: torch.Tensor,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
         chunk_size: int,
-        D: torch.Tensor | None = None,
-        dt_bias: torch.Tensor | None = None,
-        initial_states: torch.Tensor | None = None,
+        D: Tensor | None = None,
+        dt_bias: Tensor | None = None,
+        initial_states: Tensor | None = None,
         dt_softplus: bool = False,
         dt_limit: tuple[float, float] = (0.0, float("inf")),
         return_final_states: bool = False,
@@ -150,13 +150,13 @@ def _delta_rule(cache: LayerCache) -> Callable[..., Any]:
     """Returns the gated delta rule. Source: Yang, Kautz and Hatamizadeh, arXiv 2412.06464, equation 10."""
 
     def run(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        g: torch.Tensor,
-        beta: torch.Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
         chunk_size: int = 64,
-        initial_state: torch.Tensor | None = None,
+        initial_state: Tensor | None = None,
         output_final_state: bool = False,
         use_qk_l2norm_in_kernel: bool = False,
         **kwargs: object,
@@ -184,11 +184,11 @@ def _lightning_attention(cache: LayerCache) -> Callable[..., Any]:
 
     def forward(
         self: nn.Module,
-        hidden_states: torch.Tensor,
+        hidden_states: Tensor,
         position_embeddings: object,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Tensor | None,
         **kwargs: object,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         mixed = self.act_fn(self.qkv_proj(hidden_states))
         mixed = mixed if attention_mask is None else mixed * attention_mask[..., None].to(mixed.dtype)
         query, key, value = mixed.unflatten(2, (-1, 3 * self.head_dim)).split(self.head_dim, 3)
@@ -211,7 +211,7 @@ def _sparse_gate(cache: LayerCache) -> Callable[..., Any]:
     that a layer's configuration chooses. Source: Google, Gemma 3n, ``activation_sparsity_pattern``.
     """
 
-    def run(self: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    def run(self: nn.Module, inputs: Tensor) -> Tensor:
         deviations = NormalDist().inv_cdf(self.activation_sparsity)  # type: ignore[arg-type]
         spread = torch.std(inputs, dim=-1, keepdim=True, unbiased=False)
         return functional.relu(inputs - (inputs.mean(-1, keepdim=True) + spread * deviations))

@@ -16,7 +16,7 @@ from inspect import Parameter, signature
 from typing import Any, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import Cache, DynamicCache, EncoderDecoderCache, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
 
@@ -31,7 +31,7 @@ from .recurrences import as_operators
 PREFIX = "inner."
 """The prefix of the paths of the model's modules inside a part."""
 
-Named = dict[str, torch.Tensor]
+Named = dict[str, Tensor]
 
 
 class TorchPart(nn.Module):
@@ -69,18 +69,16 @@ class TorchPart(nn.Module):
 class Plain(TorchPart):
     """The full model; returns those of its outputs that are tensors."""
 
-    def forward(self, **inputs: torch.Tensor) -> Named:
+    def forward(self, **inputs: Tensor) -> Named:
         """Returns output name -> tensor."""
         with _before_tokens(trunk_of(self.inner), _slots(inputs)):
-            return {
-                name: value for name, value in self.inner(**inputs).items() if isinstance(value, torch.Tensor)
-            }
+            return {name: value for name, value in self.inner(**inputs).items() if isinstance(value, Tensor)}
 
 
 class Frames(Plain):
     """A model that answers for every frame of a sound."""
 
-    def forward(self, **inputs: torch.Tensor) -> Named:
+    def forward(self, **inputs: Tensor) -> Named:
         """Also returns how many frames of a row are its own by the model's own function, where a mask tells
         padding from sound.
         """
@@ -97,9 +95,9 @@ class CausalDecoder(TorchPart):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
         past_key_values: LayerStates,
     ) -> Named:
         """Returns the logits, and the cache extended by these tokens."""
@@ -107,10 +105,10 @@ class CausalDecoder(TorchPart):
 
     def run(
         self,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
         past: LayerStates,
-        **tokens: torch.Tensor,
+        **tokens: Tensor,
     ) -> Named:
         """Returns logits and cache for tokens given as ids or embeddings."""
         own = [] if self.cache not in self.takes else _foreign(self.takes[self.cache].annotation)
@@ -155,10 +153,10 @@ class RereadingDecoder(CausalDecoder):
 
     def run(
         self,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
         past: LayerStates,
-        **tokens: torch.Tensor,
+        **tokens: Tensor,
     ) -> Named:
         """Returns the logits of the new tokens, and as the key of one layer all tokens
         ``[batch, 1, total, 1]``. Padding is moved behind a row's tokens, which it then does not change.
@@ -198,7 +196,7 @@ class Encoder(TorchPart):
     decoder's tokens.
     """
 
-    def forward(self, **inputs: torch.Tensor) -> Named:
+    def forward(self, **inputs: Tensor) -> Named:
         """Returns the keys and values ``encoder.<layer>.key`` ``[batch, heads, source, head_dim]``."""
         rows, slots = next(iter(inputs.values())).shape[0], _slots(inputs)
         cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
@@ -216,10 +214,10 @@ class CrossDecoder(TorchPart):
 
     def forward(
         self,
-        decoder_input_ids: torch.Tensor,
+        decoder_input_ids: Tensor,
         past_key_values: LayerStates,
         encoder: LayerStates,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> Named:
         """Returns the logits, and the cache extended by these tokens; ``attention_mask`` masks the encoder's
         tokens.
@@ -242,7 +240,7 @@ class CrossDecoder(TorchPart):
 class TextTower(TorchPart):
     """The text encoder of a model with two towers."""
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Named:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Named:
         """Returns ``text_embeds`` ``[batch, width]`` of length 1."""
         return {
             "text_embeds": _unit(
@@ -254,7 +252,7 @@ class TextTower(TorchPart):
 class ImageTower(TorchPart):
     """The image encoder of a model with two towers."""
 
-    def forward(self, pixel_values: torch.Tensor) -> Named:
+    def forward(self, pixel_values: Tensor) -> Named:
         """Returns ``image_embeds`` ``[batch, width]`` of length 1."""
         return {"image_embeds": _unit(self.inner.get_image_features(pixel_values=pixel_values))}
 
@@ -320,7 +318,7 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
         behind = torch.where(place - count < length, place - count + room, place - length)
         places = torch.where(place < count, place, behind)
 
-        def row(virtual: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        def row(virtual: Tensor, tokens: Tensor) -> Tensor:
             return torch.cat([virtual.to(tokens.dtype), tokens], 1).gather(1, _wide(places, tokens))
 
         inputs["inputs_embeds"] = row(slots["virtual"], own)
@@ -346,7 +344,7 @@ def _before_tokens(trunk: PreTrainedModel, slots: Named, whole: bool = False) ->
         del trunk.forward
 
 
-def _wide(places: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _wide(places: Tensor, tokens: Tensor) -> Tensor:
     """Adds the last axis of the gathered tensor, if it has one, to places ``[batch, n]``."""
     return places if tokens.ndim == 2 else places[..., None].expand(-1, -1, tokens.shape[-1])
 
@@ -359,6 +357,6 @@ def _named(family: str, cache: DynamicCache) -> Named:
     }
 
 
-def _unit(output: torch.Tensor | BaseModelOutputWithPooling) -> torch.Tensor:
+def _unit(output: Tensor | BaseModelOutputWithPooling) -> Tensor:
     features = features_of(output)
     return features / features.norm(p=2, dim=-1, keepdim=True)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import torch
 from onnxscript import opset18 as op
 from onnxscript.function_libs.torch_lib.registration import torch_op
-from torch import nn
+from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from transformers import PreTrainedModel
 from transformers.exporters import OnnxConfig, OnnxExporter
@@ -248,7 +248,7 @@ def _symbolic_lengths(form: nn.Module) -> Iterator[None]:
     names = {type(module).__module__ for module in form.modules()}
     scopes = [vars(sys.modules[name]) for name in names if name.startswith("transformers.models.")]
     for scope in scopes:
-        scope["len"] = lambda value: value.shape[0] if isinstance(value, torch.Tensor) else len(value)
+        scope["len"] = lambda value: value.shape[0] if isinstance(value, Tensor) else len(value)
     try:
         yield
     finally:
@@ -265,7 +265,7 @@ def _axes(part: Part, name: str) -> tuple[str | None, ...]:
     return part.axes_of(name)
 
 
-def _dynamic(part: Part, name: str, value: torch.Tensor | list[dict[str, torch.Tensor]]) -> Any:
+def _dynamic(part: Part, name: str, value: Tensor | list[dict[str, Tensor]]) -> Any:
     if isinstance(value, list):
         return [
             {kept: _dynamic(part, f"{name}.{number}.{kept}", tensor) for kept, tensor in layer.items()}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx_ir as ir
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...base import Checkpoint
 from ...onnx_graph.sliced_tensor import SlicedTensor
@@ -51,9 +51,9 @@ def load_mapped(task: Task, base: Path, whole: bool) -> Mapped:
     return Mapped(load_model(task, base).eval(), False)
 
 
-def _tensors_of(module: nn.Module) -> Iterable[torch.Tensor]:
+def _tensors_of(module: nn.Module) -> Iterable[Tensor]:
     """Returns the tensors of a module itself that are no parameters."""
-    plain = (value for value in vars(module).values() if isinstance(value, torch.Tensor))
+    plain = (value for value in vars(module).values() if isinstance(value, Tensor))
     return (*module.buffers(recurse=False), *plain)
 
 
@@ -79,7 +79,7 @@ class UnreadWeights:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._weights: list[tuple[int, np.ndarray, torch.Tensor]] = []
+        self._weights: list[tuple[int, np.ndarray, Tensor]] = []
         made: dict[nn.Parameter, nn.Parameter] = {}
         for module in model.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
@@ -89,7 +89,7 @@ class UnreadWeights:
             if getattr(getattr(module, "config", None), "dtype", None) is not None:
                 module.config.dtype = torch.float32  # type: ignore[union-attr]
 
-    def _in_place_of(self, weight: torch.Tensor) -> torch.Tensor:
+    def _in_place_of(self, weight: Tensor) -> Tensor:
         if weight.numel() < _STAND_IN or weight.dtype == torch.float32:
             return weight.float()
         zeros = np.zeros(tuple(weight.shape), np.float32)
@@ -113,7 +113,7 @@ class UnreadWeights:
                     return False
         return True
 
-    def _weight_under(self, array: np.ndarray) -> torch.Tensor | None:
+    def _weight_under(self, array: np.ndarray) -> Tensor | None:
         """Returns the part of a weight on whose zeros an array lies, in the order of the array."""
         after = bisect_right(self._weights, array.ctypes.data, key=itemgetter(0))
         if not after:
@@ -126,7 +126,7 @@ class UnreadWeights:
         return weight.as_strided(array.shape, strides, place // array.itemsize)
 
 
-def _widen_late(weight: torch.Tensor, name: str | None) -> SlicedTensor:
+def _widen_late(weight: Tensor, name: str | None) -> SlicedTensor:
     return SlicedTensor(
         lambda index: weight[index].float().numpy(), ir.DataType.FLOAT, tuple(weight.shape), name
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -115,7 +115,7 @@ class Vision(TorchPart):
         offsets = self.layout.offsets(ids.numpy(), mask.numpy(), token, grids)
         return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
-    def forward(self, pixel_values: torch.Tensor, **grid: torch.Tensor) -> Named:
+    def forward(self, pixel_values: Tensor, **grid: Tensor) -> Named:
         """Returns ``image_features`` ``[rows of pixel_values, positions, hidden]``; of patches, which are one
         image, ``[1, positions, hidden * n]`` with those for the first layers of the decoder after the others.
         A model's feature for the end of a line follows those of each row.
@@ -132,13 +132,13 @@ class Vision(TorchPart):
 
     def _of_patches(
         self,
-        pixels: torch.Tensor,
-        patch_positions: torch.Tensor,
-        patch_windows: torch.Tensor | None = None,
-        window_order: torch.Tensor | None = None,
-        table_places: torch.Tensor | None = None,
-        table_weights: torch.Tensor | None = None,
-    ) -> torch.Tensor:
+        pixels: Tensor,
+        patch_positions: Tensor,
+        patch_windows: Tensor | None = None,
+        window_order: Tensor | None = None,
+        table_places: Tensor | None = None,
+        table_weights: Tensor | None = None,
+    ) -> Tensor:
         tower = self.inner.get_encoder("image")
         grid = torch.cat([patch_positions.new_zeros(1), patch_positions.amax(0)])[None] + 1
         with _attention_by_segments(tower):
@@ -155,7 +155,7 @@ class Vision(TorchPart):
             )
         return torch.cat([output.pooler_output, *getattr(output, "deepstack_features", ())], -1)[None]
 
-    def _project(self, pixels: torch.Tensor) -> torch.Tensor:
+    def _project(self, pixels: Tensor) -> Tensor:
         """Runs the model's own code up to the output of its projector."""
         base = self.inner.base_model
         takes = signature(base.get_image_features).parameters
@@ -173,7 +173,7 @@ class Vision(TorchPart):
         if projector is None:
             return features_of(base.get_image_features(pixel_values=pixels, **sizes))
 
-        def stop(*given: torch.Tensor) -> None:
+        def stop(*given: Tensor) -> None:
             raise _Projected(projector(*given))
 
         # found before the module of that name, which is no attribute of its own
@@ -203,13 +203,13 @@ class SeeingDecoder(CausalDecoder):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
-        position_ids: torch.Tensor,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
         past_key_values: LayerStates,
-        image_features: torch.Tensor,
-        position_offsets: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
+        image_features: Tensor,
+        position_offsets: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
     ) -> Named:
         """Takes ``image_features`` ``[batch, image_positions, hidden * n]``, at least as many for each row as
         it has image tokens, of which all but the first ``hidden`` are added after the first layers; and
@@ -244,7 +244,7 @@ class SeeingDecoder(CausalDecoder):
             )
 
     @contextlib.contextmanager
-    def _looking_ahead(self, attention_mask: torch.Tensor, types: torch.Tensor) -> Iterator[None]:
+    def _looking_ahead(self, attention_mask: Tensor, types: Tensor) -> Iterator[None]:
         """Gives the decoder the masks that its model makes for tokens of these types ``[batch, total]``,
         inside the block; the model's own code takes types of a first pass only.
         """
@@ -272,13 +272,13 @@ class SeeingDecoder(CausalDecoder):
 class _Projected(Exception):
     """Carries what a projector gave out of the code that would pack it."""
 
-    def __init__(self, features: torch.Tensor) -> None:
+    def __init__(self, features: Tensor) -> None:
         super().__init__()
         self.features = features
 
 
 @contextlib.contextmanager
-def _added_after(model: PreTrainedModel, features: list[torch.Tensor]) -> Iterator[None]:
+def _added_after(model: PreTrainedModel, features: list[Tensor]) -> Iterator[None]:
     """Adds ``features`` to the outputs of a decoder's first layers, one after another, inside the block; they
     are 0 at tokens of text.
     """
@@ -289,9 +289,9 @@ def _added_after(model: PreTrainedModel, features: list[torch.Tensor]) -> Iterat
             def add(
                 module: nn.Module,
                 given: object,
-                output: torch.Tensor,
-                added: torch.Tensor = added,
-            ) -> torch.Tensor:
+                output: Tensor,
+                added: Tensor = added,
+            ) -> Tensor:
                 return output + added
 
             hooks.callback(layer.register_forward_hook(add).remove)
@@ -312,14 +312,14 @@ def _attention_by_segments(tower: PreTrainedModel) -> Iterator[None]:
 
 def _by_segments(
     module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     scaling: float,
-    cu_seq_lens_q: torch.Tensor,
+    cu_seq_lens_q: Tensor,
     **others: object,
-) -> tuple[torch.Tensor, None]:
+) -> tuple[Tensor, None]:
     """Attention inside segments, given by each patch's own; one number stands for a single segment."""
     same = None if cu_seq_lens_q.shape[0] == 1 else cu_seq_lens_q[:, None] == cu_seq_lens_q[None]
     output = scaled_dot_product_attention(query, key, value, attn_mask=same, scale=scaling)

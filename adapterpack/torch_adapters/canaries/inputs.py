@@ -10,7 +10,7 @@ from inspect import signature
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ...adapter_methods.core.token_positions import Acts
 from ...manifest.structs import Canary, Features, Pixels, Recipe
@@ -208,18 +208,16 @@ def texts_alone(model: nn.Module) -> bool:
     return not Readable(model).arguments & {"pixel_values", *SOUNDS}
 
 
-def features_of(output: Any) -> torch.Tensor:
+def features_of(output: Any) -> Tensor:
     """Returns the tensor in the result of ``get_image_features``, which newer versions of transformers wrap
     in an output object.
     """
-    while not isinstance(output, torch.Tensor):
+    while not isinstance(output, Tensor):
         output = output.pooler_output if hasattr(output, "pooler_output") else torch.stack(list(output))
     return output
 
 
-def token_types(
-    model: Any, ids: torch.Tensor, answers: torch.Tensor | None = None
-) -> dict[str, torch.Tensor]:
+def token_types(model: Any, ids: Tensor, answers: Tensor | None = None) -> dict[str, Tensor]:
     """Returns the input that says which tokens are one image's, or one prompt's: a model may let these attend
     to later ones of the same, or count them by a grid. Nothing for a model that asks no such thing;
     ``answers`` are tokens that do not belong to the prompt.
