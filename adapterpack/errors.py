@@ -284,6 +284,16 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"use a known name: {shown}" if close is None else f"did you mean '{close}'? Known: {shown}"
 
 
+def excerpt(value: object) -> str:
+    """Returns the beginning of a value as Python writes it, for what an error found.
+
+    Example:
+        >>> excerpt("x" * 1000) == "'" + "x" * 79
+        True
+    """
+    return repr(value)[:80]
+
+
 def _short(text: str) -> str:
     """Cuts the middle out of long text, such as a stranger may have written."""
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} [...] {text[-_LONGEST // 2 :]}"

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import Unsupported, excerpt
 from . import (
     METHODS,
     OPTIONAL,
@@ -133,7 +133,7 @@ def _from_peft(config: Mapping[str, Any]) -> IA3:
                 "this PEFT pattern is a regular expression, which is not run",
                 where="feedforward_modules",
                 expected="module names",
-                found=repr(modules)[:80],
+                found=excerpt(modules),
                 remedy="write the pattern with literal module names",
             )
     anchor = "^" if isinstance(modules, str) else ""

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import Unsupported, excerpt
 from . import (
     LINEAR,
     LORA_ALONE,
@@ -123,7 +123,7 @@ def _from_peft(config: Mapping[str, Any]) -> Any:
     if (router := config.get("poly_type", "poly")) != "poly":
         raise Unsupported(
             "this PEFT option is not supported: poly_type",
-            found=repr(router)[:80],
+            found=excerpt(router),
             expected="poly",
             remedy="keep the adapter with the library that made it",
         )

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from ..errors import Unsupported
+from ..errors import Unsupported, excerpt
 from . import (
     METHODS,
     NO_EXTRAS,
@@ -226,7 +226,7 @@ def _in_order(cfg: UniLoRA, content: PeftContent, base: OfBase) -> PeftContent:
             raise Unsupported(
                 "this option of PEFT decides which layers there are, and is not followed",
                 where=option,
-                found=repr(content.written[option])[:80],
+                found=excerpt(content.written[option]),
                 remedy="save it again with PEFT after setting save_indices=True in its config",
             )
     targets, starts, start = set(content.config.targets), dict[str, int](), 0

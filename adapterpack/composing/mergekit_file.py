@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ..errors import ConfigError, UnknownName, Unsupported, nearest
+from ..errors import ConfigError, UnknownName, Unsupported, excerpt, nearest
 from ..manifest.manifest import FILE_NAME
 from ..pack import Pack
 from ..peft import layout
@@ -416,7 +416,7 @@ def _model(entry: Any, path: Path) -> Model:
             "a model must be named by a string",
             where=path,
             expected="PATH, or BASE+ADAPTER",
-            found=repr(name)[:80],
+            found=excerpt(name),
         )
     return Model(name, _mapping(entry.get("parameters"), path))
 
@@ -522,14 +522,14 @@ def _number(value: Any, where: str) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(
-            "this is not a number", where=where, expected="a finite number", found=repr(value)[:80]
+            "this is not a number", where=where, expected="a finite number", found=excerpt(value)
         )
     return number
 
 
 def _mapping(value: Any, path: Path) -> Mapping[str, Any]:
     if value is not None and not isinstance(value, dict):
-        raise ConfigError("expected a mapping of keys to values", where=path, found=repr(value)[:80])
+        raise ConfigError("expected a mapping of keys to values", where=path, found=excerpt(value))
     return value or {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import FormatError, NonFinite, Unsupported
+from ..errors import FormatError, NonFinite, Unsupported, excerpt
 from ..io import FLOATS, dtype_name
 
 
@@ -28,7 +28,7 @@ def finite_number(value: Any, where: str) -> float:
         or not isinstance(value, int | float)
         or not abs(value) <= np.finfo(np.float64).max
     ):
-        raise FormatError("this must be a finite number", where=where, found=repr(value)[:80])
+        raise FormatError("this must be a finite number", where=where, found=excerpt(value))
     return float(value)
 
 

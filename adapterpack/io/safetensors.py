@@ -22,7 +22,7 @@ from typing import IO, Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from ..errors import FormatError, storage_errors
+from ..errors import FormatError, excerpt, storage_errors
 from ..paths import StrPath
 from . import strict_json
 from .safe_open import open_regular, read_at_most, write_parts
@@ -220,14 +220,14 @@ def _entry(name: str, entry: Any, data_start: int, where: object) -> TensorInfo:
         raise FormatError("a tensor entry must have exactly dtype, shape and data_offsets", where=place)
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=repr(dtype)[:80])
+        raise FormatError("unknown dtype", where=place, expected=", ".join(DTYPES), found=excerpt(dtype))
     if not _naturals(shape) or len(shape) > MAX_RANK:
         raise FormatError(
-            "a shape must be a short list of natural numbers", where=place, found=repr(shape)[:80]
+            "a shape must be a short list of natural numbers", where=place, found=excerpt(shape)
         )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise FormatError(
-            "data_offsets must be two ascending natural numbers", where=place, found=repr(offsets)[:80]
+            "data_offsets must be two ascending natural numbers", where=place, found=excerpt(offsets)
         )
     nbytes = offsets[1] - offsets[0]
     expected = DTYPES[dtype].itemsize * count_of(shape, place)
@@ -246,7 +246,7 @@ def _check_name(name: str, where: object) -> None:
             "a tensor name that the format does not allow",
             where=where,
             expected=f"1 to {MAX_NAME} characters, none of them a control character",
-            found=repr(name)[:80],
+            found=excerpt(name),
         )
 
 
@@ -271,7 +271,7 @@ def count_of(shape: Iterable[int], where: object) -> int:
         count, span = count * extent, span * (extent or 1)
     # A shape with elements is checked against its bytes elsewhere.
     if not count and span > _MAX_COUNT:
-        raise FormatError("a shape that no array can have", where=where, found=repr(tuple(shape))[:80])
+        raise FormatError("a shape that no array can have", where=where, found=excerpt(tuple(shape)))
     return count
 
 

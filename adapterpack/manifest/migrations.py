@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ..errors import FormatError, Unsupported
+from ..errors import FormatError, Unsupported, excerpt
 
 EACH = "[]"
 """In a place: every item of a list."""
@@ -86,7 +86,7 @@ def refuse_layer_replication(ranges: Any, where: object) -> None:
         raise Unsupported(
             "the adapter repeats blocks of its base (PEFT's layer_replication), which is not supported",
             where=where,
-            found=repr(ranges)[:80],
+            found=excerpt(ranges),
             remedy="write the repeated blocks out into a checkpoint (mergekit's passthrough merge) and take "
             "layer_replication out of adapter_config.json: the adapter is then an ordinary one of that "
             "checkpoint",

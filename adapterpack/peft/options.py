@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..adapter_methods import METHODS, Method
-from ..errors import FormatError, Unsupported, printable
+from ..errors import FormatError, Unsupported, excerpt, printable
 from ..io import read_file, strict_json
 from ..manifest import manifest as m
 
@@ -182,7 +182,7 @@ def unknown_options(
             raise Unsupported(
                 f"this PEFT option is not supported: {key}",
                 where=f"{where}#/{key}",
-                found=repr(value)[:80],
+                found=excerpt(value),
                 remedy="merge this adapter with the library that made it, or train it without that option",
             )
         unknown[key] = value

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors import FormatError, Unsupported
+from ..errors import FormatError, Unsupported, excerpt
 
 _NAME = re.compile(r"\^?(?:[A-Za-z0-9_-]|\\?\.)+\$?")
 _MAX_KEYS, _MAX_LENGTH, _MAX_MEMORY = 1024, 1024, 1 << 20
@@ -97,7 +97,7 @@ def _compile(expression: str, shown: str, where: str) -> Any:
         raise Unsupported(
             f"this PEFT pattern cannot be run in bounded time: {reason[:120]}",
             where=where,
-            found=repr(shown)[:80],
+            found=excerpt(shown),
             expected="an expression without look-around and back-references",
             remedy="write the pattern with literal module names",
         ) from error

@@ -11,7 +11,7 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, FormatError
+from ..errors import ConfigError, FormatError, excerpt
 from ..tasks.data import Picture
 from .media.image_layouts import PIXELS
 from .media.image_processing import DATA
@@ -49,12 +49,12 @@ def prompt_ids(
     ):
         raise ConfigError(
             "a prompt is a text, a list of messages with role and content, or a list of token ids",
-            found=repr(prompt)[:80],
+            found=excerpt(prompt),
         )
     if raw and not isinstance(prompt, str):
         raise ConfigError(
             "messages cannot be read without the chat template",
-            found=repr(prompt)[:80],
+            found=excerpt(prompt),
             remedy="give a text as prompt, or leave --raw (raw=True) out",
         )
     # encoder-decoders take no chat template
@@ -64,7 +64,7 @@ def prompt_ids(
         given: Any = prompt
         ids = session.tokenizer.prompt(given, tools, filled, values) if items else []
     if not ids:
-        raise ConfigError("a prompt has no tokens", found=repr(prompt)[:80])
+        raise ConfigError("a prompt has no tokens", found=excerpt(prompt))
     return ids
 
 
@@ -167,7 +167,7 @@ def _seen_message(
             raise ConfigError(
                 "a part of a message is a text, or an image in a data URL: no address is fetched",
                 expected=f"image_url with {DATA}png;base64,...",
-                found=repr(part)[:80],
+                found=excerpt(part),
             )
         if url is not None:
             pictures.append(url)
@@ -243,7 +243,7 @@ def _forced_ids(pairs: Any, where: Path) -> list[int]:
             "these are no forced tokens",
             where=f"{where}#forced_decoder_ids",
             expected="a list of [place, token]",
-            found=repr(pairs)[:80],
+            found=excerpt(pairs),
         )
     tokens = {place: token_ids({"token": token}, "token", where) for place, token in forced}
     known = takewhile(tokens.get, count(1))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Labels, Row, file_of, map_rows, report_of
 from .session import TaskSession
 from .targets import target_ids
@@ -63,7 +63,7 @@ def first_tokens(
                 "the model does not know this",
                 where=where,
                 expected=f"one of {', '.join(known)}" if known else "none: its files name none",
-                found=repr(value)[:80],
+                found=excerpt(value),
             )
     spoken = list(languages.values()) if language is None else [languages[language]]
     timeless = config.get("no_timestamps_token_id")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Labels, Row, file_of, report_of
 from .one_pass import OnePass, PreparedRow
 from .session import Arrays, RowHead, RowInputs
@@ -27,7 +27,7 @@ class SpeechOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.timestamps, bool):
             raise ConfigError(
-                "this must be true or false", where="timestamps", found=repr(self.timestamps)[:80]
+                "this must be true or false", where="timestamps", found=excerpt(self.timestamps)
             )
 
 
@@ -63,14 +63,14 @@ def encode(
     def encode_row(row: Row, place: object) -> dict[str, Any]:
         text = row[column]
         if not isinstance(text, str) or not text.strip():
-            raise ConfigError("a row without a text", where=place, found=repr(text)[:80])
+            raise ConfigError("a row without a text", where=place, found=excerpt(text))
         ids = media.tokenizer(text)["input_ids"]
         unknown = ids.count(media.tokenizer.unk_token_id)
         if 2 * unknown >= len(ids):
             raise ConfigError(
                 "the tokenizer does not know most letters of a text",
                 where=place,
-                found=repr(text)[:80],
+                found=excerpt(text),
                 remedy="write texts as the tokenizer's vocab.json does, many of which have capitals only",
             )
         report.cut += len(ids) > max_length

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Labels, Row, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import nearest, png, prepare, resize
@@ -30,7 +30,7 @@ class DepthOptions:
                 "depth has no such form",
                 where="format",
                 expected="png or values",
-                found=repr(self.format)[:80],
+                found=excerpt(self.format),
             )
 
 
@@ -66,7 +66,7 @@ def encode(
                 "a row needs a depth map",
                 where=place,
                 expected="the path of a .npy file",
-                found=repr(row["depth_map"])[:80],
+                found=excerpt(row["depth_map"]),
             )
         return {"image": partial(_targets, media, row, place)}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .session import RowInputs
 
 
@@ -49,15 +49,13 @@ class EmbeddingOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.normalize, bool):
-            raise ConfigError(
-                "this must be true or false", where="normalize", found=repr(self.normalize)[:80]
-            )
+            raise ConfigError("this must be true or false", where="normalize", found=excerpt(self.normalize))
         if self.dimensions is not None and (type(self.dimensions) is not int or self.dimensions < 1):
             raise ConfigError(
                 "this is not a number of dimensions",
                 where="dimensions",
                 expected="a number from 1",
-                found=repr(self.dimensions)[:80],
+                found=excerpt(self.dimensions),
             )
 
     def require_fit(self, width: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Row, probabilities
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
@@ -23,7 +23,7 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
     if tokenizer.mask_id is None or not len(places):
         raise ConfigError(
             "a row of this task needs a mask",
-            found=repr(row.get("text", row.get("prompt")))[:80],
+            found=excerpt(row.get("text", row.get("prompt"))),
             expected=tokenizer.mask_token or "a tokenizer with a mask token",
         )
     return PreparedRow(inputs, int(places[0]))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigError, nearest
+from ..errors import ConfigError, excerpt, nearest
 from .data import Row, text_of
 from .session import Arrays, RowHead, RowInputs
 
@@ -100,7 +100,7 @@ def _ids(ids: Any) -> Arrays:
             "these are not token ids",
             where="input_ids",
             expected="a list of numbers from 0",
-            found=repr(ids)[:80],
+            found=excerpt(ids),
         )
     array = np.array([ids], np.int64)
     return {"input_ids": array, "attention_mask": np.ones_like(array)}

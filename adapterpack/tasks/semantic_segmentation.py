@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import Labels, Row, no_head, report_of
 from .one_pass import OnePass, PreparedRow
 from .pixel_maps import linear, nearest, png, prepare, resize
@@ -34,7 +34,7 @@ class SegmentationOptions:
                 "segments have no such form",
                 where="format",
                 expected="png or rle",
-                found=repr(self.format)[:80],
+                found=excerpt(self.format),
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 
 
 def target_ids(
@@ -17,7 +17,7 @@ def target_ids(
         ConfigError: the answer is not a text.
     """
     if not isinstance(text, str):
-        raise ConfigError("a row without an answer", where=where, found=repr(text)[:80])
+        raise ConfigError("a row without an answer", where=where, found=excerpt(text))
     ids: list[int] = tokenizer(text_target=text)["input_ids"]
     if tokenizer.eos_token_id is not None and ids[-1:] != [tokenizer.eos_token_id]:
         ids = [*ids, tokenizer.eos_token_id]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, excerpt
 from .data import PROMPTS, Labels, Row, file_of, report_of
 from .embeddings import EmbeddingOptions, embedding, width_of
 from .one_pass import OnePass, PreparedRow, text_inputs
@@ -51,7 +51,7 @@ def encode(
 
     def encode_row(row: Row, place: object) -> dict[str, Any]:
         if not isinstance(row[column], str):
-            raise ConfigError("a row without text", where=place, found=repr(row[column])[:80])
+            raise ConfigError("a row without text", where=place, found=excerpt(row[column]))
         return {
             "input_ids": report.tokenize(media.tokenizer, max_length, row[column])["input_ids"],
             "pixel_values": partial(media.pixels, row["image"], place),

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from ...errors import Unsupported
+from ...errors import Unsupported, excerpt
 from .. import (
     NOT_IN_LAYERS,
     PROMPT,
@@ -262,7 +262,7 @@ def peft_form(
                 "this method's prompts of models with an encoder and a decoder are not supported",
                 where="num_transformer_submodules",
                 expected=1,
-                found=repr(config["num_transformer_submodules"])[:80],
+                found=excerpt(config["num_transformer_submodules"]),
             )
         return from_config(config)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import FormatError, nearest
+from ...errors import FormatError, excerpt, nearest
 from ..core.config import from_json
 from .base import Leaf, Node, NodeKind, Tree
 from .registry import NODES
@@ -60,7 +60,7 @@ def _decode(value: Any, where: str, depth: int) -> Tree:
             "a part of the tree is neither a member nor a node",
             where=where,
             expected="an object",
-            found=repr(value)[:80],
+            found=excerpt(value),
         )
     if "member" in value:
         name = value["member"]
@@ -68,7 +68,7 @@ def _decode(value: Any, where: str, depth: int) -> Tree:
             raise FormatError(
                 "a leaf holds the name of a member and nothing else",
                 where=where,
-                found=repr(value)[:80],
+                found=excerpt(value),
                 expected="letters, digits, _ and -, at most 64",
             )
         return Leaf(name)
@@ -79,7 +79,7 @@ def _decode(value: Any, where: str, depth: int) -> Tree:
             "a node needs children",
             where=where,
             expected=f"'of' with 1 to {MAX_LEAVES} of them",
-            found=repr(below)[:80],
+            found=excerpt(below),
         )
     children = tuple(_decode(child, f"{where}/of/{number}", depth + 1) for number, child in enumerate(below))
     return node(
@@ -99,7 +99,7 @@ def node(kind: NodeKind, children: tuple[Tree, ...], settings: dict[str, Any], w
             raise FormatError(
                 f"a node of kind {kind.name} has no such setting",
                 where=where,
-                found=repr(name)[:80],
+                found=excerpt(name),
                 expected=", ".join(names),
                 remedy=nearest(name, names),
             )
@@ -121,7 +121,7 @@ def get_kind(name: Any, where: str) -> NodeKind:
         raise FormatError(
             "unknown kind of node",
             where=where,
-            found=repr(name)[:80],
+            found=excerpt(name),
             expected=", ".join(NODES),
             remedy=nearest(str(name), NODES),
         )

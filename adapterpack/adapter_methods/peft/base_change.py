@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import Unsupported
+from ...errors import Unsupported, excerpt
 from ..core.layouts import LINEAR, layout_of
 from ..core.peft_form import BaseChange, Completed, Factorise, PeftContent
 from ..core.site import Arrays, Site, Tensors
@@ -141,9 +141,7 @@ def require_kept_base(config: Mapping[str, Any]) -> None:
 
 def _unknown(init: Any) -> Unsupported:
     expected = f"{', '.join(map(str, _KEEP[1:]))}, or {' or '.join(_FOLLOW)} with its base"
-    return Unsupported(
-        _WHY, where="init_lora_weights", expected=expected, found=repr(init)[:80], remedy=_ANEW
-    )
+    return Unsupported(_WHY, where="init_lora_weights", expected=expected, found=excerpt(init), remedy=_ANEW)
 
 
 def _taken_back(start: Callable[..., tuple[np.ndarray, np.ndarray]], divided: bool) -> Completed:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from ...errors import Unsupported
+from ...errors import Unsupported, excerpt
 from ..core.config import ends, is_number
 from ..core.peft_form import PeftForm
 
@@ -130,7 +130,7 @@ def literal(pattern: Any, where: str) -> dict[str, Any]:
             raise Unsupported(
                 "this PEFT pattern is a regular expression, which is not run",
                 where=where,
-                found=repr(key)[:80],
+                found=excerpt(key),
                 expected="module names",
                 remedy="write the pattern with literal module names",
             )

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import Unsupported
+from ...errors import Unsupported, excerpt
 from ..core.config import ends
 from ..core.layouts import is_stacked
 from ..core.peft_form import WITH_BASE, PeftContent
@@ -209,7 +209,7 @@ def _is_grouped(config: Mapping[str, Any], name: str) -> bool:
             "September 2026",
             where=f"adapter_config.json#/{_LAYOUT}, {name}",
             expected=f"{_INTERLEAVED} or {_GROUPED}",
-            found=repr(layout)[:80],
+            found=excerpt(layout),
             remedy=f"add {_LAYOUT} to the configuration: {_GROUPED} if unsloth-zoo before 17 September 2026 "
             f"trained it, else {_INTERLEAVED}",
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import FormatError
+from ...errors import FormatError, excerpt
 from ...io import DTYPES
 from ..checkpoint import Checkpoint
 from ..quantization import settings
@@ -45,7 +45,7 @@ def tile_of(value: Any, where: str) -> tuple[int, int]:
     """
     if isinstance(value, list) and len(value) == 2 and all(type(n) is int and n > 0 for n in value):
         return value[0], value[1]
-    raise FormatError("a tile must be two numbers", where=where, found=repr(value)[:80])
+    raise FormatError("a tile must be two numbers", where=where, found=excerpt(value))
 
 
 def tile_weight(module: ModuleTensors, scale: str, tile: tuple[int, int] | None) -> Weight:

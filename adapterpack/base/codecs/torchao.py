@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import FormatError
+from ...errors import FormatError, excerpt
 from ...io import strict_json
 from ..checkpoint import Checkpoint
 from .base import SCALES, Codec, ModuleTensors, Weight, modules_with, unreadable
@@ -90,7 +90,7 @@ def _range(module: ModuleTensors, name: str, data: Mapping[str, Any]) -> tuple[i
     target = data.get("target_dtype")
     kind = target.get("_data", "int8") if isinstance(target, dict) else "int8"
     if kind not in _BITS:
-        raise unreadable("torchao", module.base, f"the codes of {name}", repr(kind)[:80], ", ".join(_BITS))
+        raise unreadable("torchao", module.base, f"the codes of {name}", excerpt(kind), ", ".join(_BITS))
     half = 1 << _BITS[kind] - 1
     return -half, half - 1
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...adapter_methods import Site, get, shapes_of
 from ...adapter_methods.core.shapes import check_shapes
-from ...errors import FormatError, Unsupported
+from ...errors import FormatError, Unsupported, excerpt
 from ...manifest.secondary_methods import MethodSites
 from ..numbers import finite_number
 from .families import Family
@@ -112,7 +112,7 @@ def read(
             "an activation that no bottleneck here has",
             where=f"{where}#/config/non_linearity",
             expected=", ".join(_ACTS),
-            found=repr(act)[:80],
+            found=excerpt(act),
             remedy="keep it with the library that made it",
         )
     stream &= not parallel

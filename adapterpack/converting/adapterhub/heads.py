@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import FormatError, Unsupported
+from ...errors import FormatError, Unsupported, excerpt
 from ...manifest import manifest as m
 from .settings import setting
 
@@ -118,6 +118,6 @@ def _labels(config: Mapping[str, Any], count: int, where: str) -> tuple[str, ...
         raise FormatError(
             "the numbers of the labels are not 0, 1, 2 ...",
             where=f"{where}#/config/label2id",
-            found=repr(stated)[:80],
+            found=excerpt(stated),
         )
     return tuple(by_number[number] for number in range(count))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Arrays, Site, get, shapes_of
-from ...errors import FormatError, Unsupported
+from ...errors import FormatError, Unsupported, excerpt
 from ...manifest.secondary_methods import MethodSites
 from ...peft.tensors import site_of
 from ..numbers import finite_number
@@ -70,7 +70,7 @@ def read(config: Mapping[str, Any], places: Mapping[str, Tensors], family: Famil
             "a way of composing that is not known",
             where=f"{where}#/config/composition_mode",
             expected="add or scale",
-            found=repr(mode)[:80],
+            found=excerpt(mode),
         )
     chosen = setting(config, "attn_matrices", list, where)
     fused = {

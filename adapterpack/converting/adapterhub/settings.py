@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ...errors import FormatError, Unsupported, printable
+from ...errors import FormatError, Unsupported, excerpt, printable
 
 _REMEDY = "train it without that option, or keep it with the library that made it"
 
@@ -24,7 +24,7 @@ def setting(config: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
             "a setting of the adapter is missing, or of another type",
             where=f"{where}#/config/{key}",
             expected=kind.__name__,
-            found=repr(value)[:80],
+            found=excerpt(value),
         )
     return value
 
@@ -46,7 +46,7 @@ def require_settings(
             raise Unsupported(
                 "a setting of AdapterHub's that is not understood, or that no method here has",
                 where=f"{where}#/config/{printable(key[:60])}",
-                found=repr(value)[:80],
+                found=excerpt(value),
                 remedy=_REMEDY,
                 expected=None if allowed is None else " or ".join(map(repr, allowed)),
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...adapter_methods import Arrays
-from ...errors import FormatError, Unsupported
+from ...errors import FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, safetensors, strict_json
 from ...pack import Pack
 from ...peft import layout
@@ -53,7 +53,7 @@ def _read(source: ConversionSource) -> Reading:
             "this kind of AdapterHub's adapters is not read",
             where=f"{where}#/config/architecture",
             expected="bottlenecks, Compacter, LoRA, (IA)^3",
-            found=repr(architecture)[:80],
+            found=excerpt(architecture),
             remedy=_remedy(architecture),
         )
     family = family_of(saved.get("model_type"), f"{where}#/model_type")
@@ -61,7 +61,7 @@ def _read(source: ConversionSource) -> Reading:
     places, shared = _sort(file, name, architecture)
     if not places:
         raise FormatError(
-            "the file holds no adapter of that name", where=source.path / _FILE, found=repr(name)[:80]
+            "the file holds no adapter of that name", where=source.path / _FILE, found=excerpt(name)
         )
     head = _head(source)
     if head is None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import Arrays, Method, Site, get
-from ...errors import FormatError, Unsupported
+from ...errors import FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, npz_file, safetensors, strict_json
 from ...manifest.secondary_methods import MethodSites
 from ...pack import Pack
@@ -130,7 +130,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
             "mlx-lm trained the weights themselves, or in a way that is not known",
             where=f"{where}#/fine_tune_type",
             expected=", ".join(_METHODS),
-            found=repr(kind)[:80],
+            found=excerpt(kind),
             remedy="fuse it with mlx_lm.fuse, and extract the difference with adapterpack extract",
         )
     rank = parameters.get("rank") if isinstance(parameters, dict) else None
@@ -139,7 +139,7 @@ def _settings(config: Mapping[str, Any], where: Path) -> tuple[Method, int, floa
             "the configuration has no rank",
             where=f"{where}#/lora_parameters/rank",
             expected="a whole number",
-            found=repr(rank)[:80],
+            found=excerpt(rank),
         )
     return get(_METHODS[kind]), rank, _scale(config, parameters, rank, where)
 

@@ -21,7 +21,7 @@ from ...adapter_methods import Arrays
 from ...adapter_methods.nodes import Leaf, Node, decode
 from ...adapter_methods.nodes.xlora import XLoRA
 from ...composing.assemble import assemble
-from ...errors import AdapterpackError, FormatError, Unsupported
+from ...errors import AdapterpackError, FormatError, Unsupported, excerpt
 from ...io import TENSORS, SafetensorsFile, strict_json
 from ...io.safetensors import pieces
 from ...manifest.digests import write_files
@@ -89,7 +89,7 @@ def _read(source: ConversionSource) -> Reading:
             "the first pass of this X-LoRA goes through the experts, too",
             where=f"{where}#/scaling_pass_value",
             expected=0,
-            found=repr(config["scaling_pass_value"])[:80],
+            found=excerpt(config["scaling_pass_value"]),
             remedy="keep it with PEFT",
         )
     known = dict.fromkeys([*_SETTINGS.values(), *_TRAINING, "top_k_lora", "scaling_pass_value", "adapters"])
@@ -117,7 +117,7 @@ def _experts(config: Mapping[str, Any], where: Path) -> int:
             "the experts of an X-LoRA are named by their numbers",
             where=f"{where}#/adapters",
             expected='"0", "1", ...',
-            found=", ".join(map(repr, named))[:200] if isinstance(named, dict) else repr(named)[:80],
+            found=", ".join(map(repr, named))[:200] if isinstance(named, dict) else excerpt(named),
         )
     if len(named) > _MOST:
         raise Unsupported(

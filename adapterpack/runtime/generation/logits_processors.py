@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigError
+from ...errors import ConfigError, excerpt
 from ..text.model_files import MAX_ID
 
 MAX_TOKENS = (1 << 31) - 1
@@ -42,7 +42,7 @@ class Range(NamedTuple):
             raise ConfigError(
                 "a sampling parameter is out of range",
                 where=name,
-                found=repr(value)[:80],
+                found=excerpt(value),
                 expected=f"a {'whole ' * (self.kind is int)}number {'above' if self.above else 'from'} "
                 f"{self.least} {'and up ' * self.above}to {self.most}",
             )
@@ -62,7 +62,7 @@ def read_ids(name: str, ids: Any) -> tuple[int, ...]:
         raise ConfigError(
             "these are not token ids",
             where=name,
-            found=repr(ids)[:80],
+            found=excerpt(ids),
             expected=f"at most {MAX_ENTRIES} numbers",
         )
     return tuple(int(TOKEN_ID.read(name, token)) for token in ids)
@@ -167,7 +167,7 @@ def _words(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
         raise ConfigError(
             "these are not words in token ids",
             where=name,
-            found=repr(value)[:80],
+            found=excerpt(value),
             expected=f"at most {MAX_ENTRIES} lists",
         )
     words = tuple(read_ids(name, word) for word in value)
@@ -291,7 +291,7 @@ def _choices(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
         raise ConfigError(
             "these are no choices of first tokens",
             where=name,
-            found=repr(value)[:80],
+            found=excerpt(value),
             expected=f"at most {LONGEST_WORD} lists",
         )
     return tuple(_one_or_more(name, ids) for ids in value)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, FormatError, nearest
+from ...errors import ConfigError, FormatError, excerpt, nearest
 from .logits_processors import LOGITS_PROCESSORS, MAX_ENTRIES, MAX_TOKENS, TOKEN_ID, Range, read_ids
 
 GRAMMARS = ("json_schema", "regex", "grammar")
@@ -130,11 +130,11 @@ class Sampling:
         # iterating over a str would make each of its characters a stop text
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, Collection) or not all(isinstance(text, str) for text in stop):
-            raise ConfigError("a stop text must be a string", where="stop", found=repr(self.stop)[:80])
+            raise ConfigError("a stop text must be a string", where="stop", found=excerpt(self.stop))
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(
-                    "this must be true or false", where=name, found=repr(getattr(self, name))[:80]
+                    "this must be true or false", where=name, found=excerpt(getattr(self, name))
                 )
         numbers = {
             name: bounds.read(name, getattr(self, name))
@@ -166,7 +166,7 @@ class Sampling:
             raise ConfigError(
                 "unknown rule for the end of a beam search",
                 where="early_stopping",
-                found=repr(self.early_stopping)[:80],
+                found=excerpt(self.early_stopping),
                 expected='True, False or "never"',
             )
         if self.num_return_sequences > self.num_beams:
@@ -261,7 +261,7 @@ def sampling_of(options: Mapping[str, Any], generation_config: Mapping[str, Any]
             "unknown way to choose tokens",
             where="sampling",
             expected="greedy or model",
-            found=repr(rule)[:80],
+            found=excerpt(rule),
         )
     return _of_model(generation_config, folder, given) if rule == "model" else Sampling(**given)
 
@@ -317,7 +317,7 @@ def _bias(bias: Any) -> dict[int, float]:
             "a bias must map ids of tokens to numbers",
             where="logit_bias",
             expected=f"token id -> number, for at most {MAX_ENTRIES} tokens",
-            found=repr(bias)[:80],
+            found=excerpt(bias),
         )
     keys = [
         int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 11 else key

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import FormatError
+from ...errors import FormatError, excerpt
 from ...io import read_file, strict_json
 from ...tasks.data import RowError
 
@@ -102,7 +102,7 @@ def token_ids(config: Mapping[str, Any], key: str, where: Path) -> tuple[int, ..
             "this is no token id",
             where=f"{where}#{key}",
             expected="a number from 0, or a list of them",
-            found=repr(value)[:80],
+            found=excerpt(value),
         )
     return tuple(ids)
 
@@ -143,7 +143,7 @@ def context_length(config: Mapping[str, Any], where: object = None) -> int | Non
             "this is no number of positions",
             where=f"{where}#{key}" if where else key,
             expected="a number from 1",
-            found=repr(length)[:80],
+            found=excerpt(length),
         )
     padding = known.get("pad_token_id")
     return (

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from ...errors import ConfigError, nearest, storage_errors
+from ...errors import ConfigError, excerpt, nearest, storage_errors
 from ...http.http_error import HTTPError
 from ...http.reloading_file import ReloadingFile
 from ...io import Misfit, StrictStruct, require_private, typed_json
@@ -259,7 +259,7 @@ def new_key(name: str) -> tuple[str, str]:
     except msgspec.ValidationError as error:
         raise ConfigError(
             "a key cannot have this id",
-            found=repr(name)[:80],
+            found=excerpt(name),
             expected="1 to 64 letters, digits, dots, hyphens and underscores, a letter or a digit first",
         ) from error
     read_back = plain_yaml.loads(f"[{name}]", "the id of a key")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, excerpt, nearest
 
 OWN = "own"
 """The name of the tokenizer's own template."""
@@ -111,7 +111,7 @@ def chat_template(given: str) -> str:
         raise ConfigError(
             "no such chat template is known",
             where="chat_template",
-            found=repr(given)[:80],
+            found=excerpt(given),
             remedy=f"{nearest(given, _templates())}; or write it out in Jinja",
         )
     return _templates()[given].jinja()

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...errors import ConfigError, nearest
+from ...errors import ConfigError, excerpt, nearest
 from ...tasks.conversations.form import get_form
 from ...tasks.data.report import RowReading
 from ...tasks.preferences.form import PREFERENCES
@@ -101,7 +101,7 @@ def _source(entry: Any, where: object) -> Source:
         return Source(entry)
     if not isinstance(entry, Mapping):
         raise ConfigError(
-            "a source of data is a path, or a mapping with one", where=where, found=repr(entry)[:80]
+            "a source of data is a path, or a mapping with one", where=where, found=excerpt(entry)
         )
     hints = typing.get_type_hints(Source)
     named: dict[str, Any] = {_ALIASES.get(key, str(key)): value for key, value in entry.items()}

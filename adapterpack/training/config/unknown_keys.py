@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...adapter_methods import Method, SiteConfig, get, methods
-from ...errors import ConfigError, closest, nearest
+from ...errors import ConfigError, closest, excerpt, nearest
 from ..trainers.kind import TRAINERS, trainer_of
 from .fields import RUN, field_names
 from .tools import ours
@@ -25,7 +25,7 @@ def method_of(values: Mapping[Any, Any], where: object) -> Method:
             "method must be the name of an adapter method",
             where=f"{where}, method",
             expected="a name, such as lora",
-            found=repr(named)[:80],
+            found=excerpt(named),
             remedy="give its settings as keys of their own, such as method: lora and r: 8",
         )
     return get(named.lower())
