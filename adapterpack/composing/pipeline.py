@@ -110,8 +110,7 @@ def compose(
         ...     out="packs/both").name  # doctest: +SKIP
         'both'
     """
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     other_options = (rule, whole) != ("linear", "average") or any(
         option is not None for option in (weights, params, rank, energy, budget, by_site, score)
     )

@@ -5,7 +5,6 @@ budget for all sites.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -86,8 +85,7 @@ def resize(
             remedy="give one, such as energy 0.99",
         )
     check_budget(budget, cut)
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     parent = as_pack(pack)
     called = chosen_name(
         name or (None if out is not None else f"{parent.name[:120]}-resized"), out, "resize", [parent]

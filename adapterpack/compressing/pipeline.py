@@ -67,8 +67,7 @@ def compress(
         [('a', 0.04), ('b', 0.05)]
     """
     _require_settings(basis, clusters, error_budget, size_budget, into)
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     loaded = [as_pack(pack) for pack in packs]
     if not loaded:
         raise NothingToDo("there are no packs to compress", remedy="name at least one pack")

@@ -4,8 +4,6 @@ tensors.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from msgspec.structs import replace
 
 from ..base import Checkpoint, compatibility
@@ -51,8 +49,7 @@ def declare(
         ...     "models/base-bf16").manifest.base.variants[0].relation  # doctest: +SKIP
         'dtype_cast'
     """
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     source = as_pack(pack)
     first, second = Checkpoint(base), Checkpoint(other)
     if (verdict := source.require_base(first)).name != "same":

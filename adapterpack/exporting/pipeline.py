@@ -82,7 +82,7 @@ def export(request: ExportRequest) -> Bundle:
     Example:
         >>> export("MiniLM", ["packs/tickets"], "bundle", mode="bank")  # doctest: +SKIP
     """
-    refuse_existing(Path(request.out))
+    refuse_existing(request.out)
     if is_graph(request.base) and Path(request.base).is_dir():
         return retarget(request)
     job = prepare(request)

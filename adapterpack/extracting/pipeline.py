@@ -5,7 +5,6 @@ error.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,8 +104,7 @@ def extract(
             found=repr(rest),
             remedy=nearest(rest, REST),
         )
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     new, old = Checkpoint(tuned), Checkpoint(base)
     pack_name = chosen_name(
         name or (None if out is not None else new.name.rpartition("/")[2]), out, "extract", []

@@ -88,8 +88,7 @@ def pull(
         'pack'
     """
     reference = names.parse(source)
-    if out is not None:
-        refuse_existing(Path(out))
+    refuse_existing(out)
     file = None if lock is None else Lockfile(lock)
     before = None if file is None else file.get(reference)
     pulled = (

@@ -323,11 +323,13 @@ def own_folder(path: Path, mode: int = 0o777) -> Path:
     return path
 
 
-def refuse_existing(out: Path, option: str | None = None, replace: bool = False) -> None:
-    """Raises :class:`OutputExists` if ``out`` exists, with ``replace`` if it is no pack; ``option`` is the
-    setting with which every caller can name another path.
+def refuse_existing(out: StrPath | None, option: str | None = None, replace: bool = False) -> None:
+    """Raises :class:`OutputExists` if ``out`` is a path that exists, with ``replace`` if it is no pack;
+    ``option`` is the setting with which every caller can name another path.
     """
-    if not os.path.lexists(out) or (replace and not out.is_symlink() and (out / _PACK).is_file()):
+    if out is None or not os.path.lexists(out):
+        return
+    if replace and not Path(out).is_symlink() and (Path(out) / _PACK).is_file():
         return
     other = "choose another path" if option is None else f"choose another path with {option}"
     raise OutputExists(

@@ -65,7 +65,7 @@ def quantize(
         >>> quantize("bundle", "bundle-int4", scheme="int4", algorithm="gptq",
         ...     calibration="rows.jsonl")  # doctest: +SKIP
     """
-    refuse_existing(Path(out))
+    refuse_existing(out)
     kind = "pack" if isinstance(source, Pack) else kind_of(source)
     options = GraphOptions(
         accuracy=accuracy,

@@ -68,8 +68,7 @@ def save(
         SiteNotFound: the adapter changes a module that the base's checkpoint does not hold.
         UnknownAdapter: the model has no adapter of that name.
     """
-    if out is not None:
-        refuse_existing(Path(out), replace=replace)
+    refuse_existing(out, replace=replace)
     require_unmerged(model)
     names = adapter_names(model)
     if adapter is None and len(names) != 1:

@@ -113,7 +113,7 @@ def _shown(progress: Shown | None) -> Iterator[Shown | None]:
 def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequence[Reward]) -> list[Pack]:
     packs: dict[str, Pack] = {}
     for run_config in configs:
-        refuse_existing(Path(run_config.output_dir), "output_dir=...", run_config.overwrite_output_dir)
+        refuse_existing(run_config.output_dir, "output_dir=...", run_config.overwrite_output_dir)
     for group in _groups(configs):
         written = _train_several(group, progress, rewards)
         packs |= zip((one.output_dir for one in group), written, strict=True)

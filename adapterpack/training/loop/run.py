@@ -64,7 +64,7 @@ def train_adapter(
     """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], get_task(config.task)
-    refuse_existing(Path(config.output_dir), "output_dir=...", config.overwrite_output_dir)
+    refuse_existing(config.output_dir, "output_dir=...", config.overwrite_output_dir)
     base, datasets = (
         folder_of(config.model_name_or_path),
         list(map(_dataset, sources_of(config.train_file, "train_file"))),
