@@ -148,6 +148,17 @@ def test_the_better_answers_become_likelier(
     assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + least
 
 
+def test_rewards_are_measured_as_trl_measures_them(tiny_llama: Path, tmp_path: Path) -> None:
+    """The margin beyond the base's, times beta, is what TRL's evaluation calls the margin of rewards."""
+    values = config(tiny_llama, tmp_path, "dpo")
+    (pack,) = train({**values, "eval_file": values["train_file"]})
+    adapterpack.export(tiny_llama, [pack], tmp_path / "bundle", mode="inputs", in_place=False)
+    measures = adapterpack.evaluate(tmp_path / "bundle", data=values["train_file"]).measures["dpo"]
+    claims = {metric["name"]: metric["value"] for metric in pack.manifest.metrics}
+    assert 0.2 * measures["reward_margin"] == pytest.approx(claims["rewards/margins"], rel=1e-4)
+    assert measures["reward_accuracy"] == claims["rewards/accuracies"]
+
+
 @pytest.mark.parametrize(
     "kind",
     ["dpo", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("grpo", "kto", "orpo", "reward"))],
