@@ -11,6 +11,7 @@ import click
 
 import adapterpack
 
+from ..bundle import GENAI_FILE
 from ..errors import storage_errors
 from ..hub.resolve import folder_of
 from ..merging.base_kind import is_graph
@@ -37,13 +38,11 @@ def open_target(
         AdapterpackError: see :func:`adapterpack.bundle_for`.
     """
     folder = folder_of(target)
-    if is_graph(folder):
+    if is_graph(folder) or (folder / GENAI_FILE).is_file():
         return folder, adapters
     packs = [one for one in adapters if not isinstance(one, str)]
     with show_steps() as say:
         bundle = adapterpack.bundle_for(folder, packs, progress=say, accept=accept)
-    if bundle == folder:  # another tool's
-        return folder, adapters
     log_message(
         f"{target} is exported to {bundle}, where the next call finds it; for production, write a bundle of "
         "your own with adapterpack export"
