@@ -82,13 +82,16 @@ def train(
         >>> base = {"model_name_or_path": "models/MiniLM", "task": "text-classification"}
         >>> train({**base, "output_dir": "packs/tickets"}, rows=rows, overwrite=True)  # doctest: +SKIP
     """
-    with rows_as_files(config, train_file=rows, eval_file=eval_rows) as named, _shown(progress) as shown:
+    with (
+        rows_as_files(config, train_file=rows, eval_file=eval_rows) as named,
+        _show_progress(progress) as shown,
+    ):
         settings = [*overrides, *named, *(["overwrite_output_dir=true"] if overwrite else [])]
         return _train(checked_configs(config, settings, rewards, tool), shown, rewards)
 
 
 @contextmanager
-def _shown(progress: Shown | None) -> Iterator[Shown | None]:
+def _show_progress(progress: Shown | None) -> Iterator[Shown | None]:
     """Yields a function that shows the progress: the caller's, or a bar where somebody sees it."""
     if progress is not None or not (sys.stderr.isatty() or "ipykernel" in sys.modules):
         yield progress

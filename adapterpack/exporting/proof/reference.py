@@ -42,6 +42,7 @@ def widen(model: nn.Module) -> nn.Module:
     widen block by block, everything else is widened in place.
 
     Example:
+        >>> import torch
         >>> layer = widen(nn.Linear(4, 3).bfloat16())
         >>> layer(torch.ones(2, 4)).dtype, layer.weight.dtype
         (torch.float32, torch.bfloat16)
