@@ -815,3 +815,20 @@ def test_a_key_of_another_method_names_the_method() -> None:
         one({"method": "ia3", "r": 8})
     assert "feedforward" in str(told.value)
     assert "lora" in str(told.value)
+
+
+def test_lists_where_one_value_is_meant_are_a_sweep() -> None:
+    """An entry for each combination, under a name of its own; a list that a setting takes stays one."""
+    swept = {**NEEDED, "learning_rate": [1e-4, "1e-3"], "r": [4, 8], "targets": ["q_proj", "v_proj"]}
+    configs, _ = read_config(swept, ["learning_rate=[1e-4, 2e-3]"])
+    assert [(one.learning_rate, one.method_config.r) for one in configs] == [
+        (1e-4, 4),
+        (1e-4, 8),
+        (2e-3, 4),
+        (2e-3, 8),
+    ]
+    assert {one.method_config.targets for one in configs} == {("q_proj", "v_proj")}
+    assert configs[3].output_dir == "out/tickets/tickets-learning_rate-2e-3-r-8"
+    assert [one.method for one in read_config({**NEEDED, "method": ["lora", "ia3"]})[0]] == ["lora", "ia3"]
+    with pytest.raises(ConfigError, match="too many combinations"):
+        read_config({**NEEDED, "seed": list(range(65))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import click
@@ -12,7 +13,7 @@ import adapterpack
 
 from ...readable import things
 from ..options import common_options, flag, html_option, open_page, option
-from ..output import guard_stdout, print_facts, print_json, print_line, print_rich
+from ..output import guard_stdout, print_facts, print_json, print_line, print_rich, print_table
 from ..progress import divert_stdout, show_training
 
 
@@ -76,6 +77,7 @@ def command(
     Example:
       adapterpack train train.yaml
       adapterpack train train.yaml learning_rate=1e-3 r=16
+      adapterpack train train.yaml "learning_rate=[1e-4, 1e-3]"
       adapterpack train train.yaml --dry-run
       adapterpack train train.yaml --html train.html
     """
@@ -128,6 +130,18 @@ def command(
             f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, "
             f"{pack['parameters']:,} numbers, {things(pack['training']['steps'], 'step')}; {values}"
         )
+    names = [metric["name"] for metric in trained[0]["metrics"]]
+    if (
+        len(trained) > 1
+        and names
+        and all(names == [one["name"] for one in pack["metrics"]] for pack in trained)
+    ):
+        scored = [(pack["name"], *(metric["value"] for metric in pack["metrics"])) for pack in trained]
+        rows = [
+            (name, *(f"{value:.4g}" for value in values))
+            for name, *values in sorted(scored, key=itemgetter(-1))
+        ]
+        print_table(["pack", *names], rows, "evaluated, the lowest loss first")
     if html is not None:
         print_line(f"the page with the losses is {html}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -15,7 +16,7 @@ from ...errors import ConfigError
 from ...io import plain_yaml, strict_json
 from ...paths import StrPath
 from ...tasks import TASKS
-from ..trainers.kind import trainer_of
+from ..trainers.kind import TrainerKind, trainer_of
 from .coerce import typed_value
 from .fields import LEAST, NAME, PARTS, POSITIVE, RUN, TrainConfig, field_names
 from .sources import sources_of
@@ -33,7 +34,8 @@ def read_config(
 
     A file of another tool (``tool``, or what its keys show) has that tool's names, defaults and meanings.
     ``overrides`` are ``key=value`` strings, which take precedence over the file. With ``adapters:``, each
-    entry combines the common keys with its own, and writes to ``output_dir/name``.
+    entry combines the common keys with its own, and writes to ``output_dir/name``. Settings that list values
+    where one is meant, ``learning_rate: [1e-4, 1e-3]``, give such an entry for each combination.
 
     Raises:
         ConfigError: a key is unknown or missing, or a value has the wrong type or is out of range; the error
@@ -49,6 +51,8 @@ def read_config(
     wins, won = _under_our_names(dict(map(_override, overrides)), ours(), notes, "an override")
     common, origins = _read_file(settings, tool_of(settings, tool), notes, where)
     common, origins = {**common, **wins}, {**origins, **dict.fromkeys(won, "an override")}
+    if entries is None and (entries := _sweep(common, where)):
+        wins = {key: value for key, value in wins.items() if key not in entries[0]}
     if entries is None:
         require_known({where: common})
         one = _config(common, where, origins)
@@ -86,6 +90,50 @@ def read_config(
     if twice := sorted({folder for folder in folders if folders.count(folder) > 1}):
         raise ConfigError("two adapters have the same output_dir", where=where, found=", ".join(twice))
     return configs, notes
+
+
+_MOST_VARIANTS = 64
+
+
+def _sweep(values: Mapping[str, Any], where: object) -> list[dict[str, Any]] | None:
+    """Returns an entry for each combination of settings that list several values where one is meant; None if
+    none does.
+
+    Raises:
+        ConfigError: there are too many combinations.
+    """
+    first = {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
+    if first == values or not isinstance(first.get("method", "lora"), str):
+        return None
+    hints = _hints(method_of(first, where), trainer_of(first))
+    swept = {key: values[key] for key in values if first[key] != values[key] and _takes_one(key, hints)}
+    variants = [dict(zip(swept, chosen, strict=True)) for chosen in itertools.product(*swept.values())]
+    if len(variants) > _MOST_VARIANTS:
+        raise ConfigError(
+            "the settings that list values have too many combinations",
+            where=f"{where}, {', '.join(swept)}",
+            expected=f"at most {_MOST_VARIANTS}",
+            found=len(variants),
+        )
+    name = str(values.get("name") or Path(str(values.get("output_dir", "adapter"))).name)
+    named = {"-".join([name, *(f"{key}-{value}" for key, value in one.items())]): one for one in variants}
+    return [{"name": name, **one} for name, one in named.items()] if swept else None
+
+
+def _takes_one(key: str, hints: Mapping[str, Any]) -> bool:
+    """Whether a setting takes one value and no list."""
+    if key not in hints:
+        return False
+    try:
+        typed_value(key, [], hints[key], "")
+    except ConfigError:
+        return True
+    return False
+
+
+def _hints(method: Method, kind: TrainerKind) -> dict[str, Any]:
+    """Returns the types of all settings of a training with this method and trainer."""
+    return {**types_of_fields(method.config), **types_of_fields(kind.config), **types_of_fields(TrainConfig)}
 
 
 def _under_our_names(
@@ -234,7 +282,7 @@ def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]
         if field.default is field.default_factory is dataclasses.MISSING and name not in values:
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
     # Keys are known and complete by now; what remains are their types and ranges.
-    hints = {**types_of_fields(method.config), **types_of_fields(kind.config), **types_of_fields(TrainConfig)}
+    hints = _hints(method, kind)
     typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
     _require_bounds(typed, where)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
