@@ -124,6 +124,7 @@ class Evaluation:
         judge: measures the answers.
         columns: columns that tell it from other kinds of the task.
         options: the options with which rows are run, where the user gives none.
+        reduce: makes of a row's result what the judge needs of it, where that is far smaller.
     """
 
     name: str
@@ -132,6 +133,9 @@ class Evaluation:
     judge: Callable[[AnsweredRows], Judgement]
     columns: frozenset[str] = frozenset()
     options: Callable[[Session, Sequence[EvaluationRow]], Mapping[str, Any]] = lambda session, rows: {}
+    reduce: Callable[[EvaluatedModel, EvaluationRow, Mapping[str, Any]], Mapping[str, Any]] = (
+        lambda model, row, result: result
+    )
 
 
 EVALUATIONS: Registry[Evaluation] = Registry(

@@ -107,7 +107,8 @@ def evaluate(
     tick = StepCounter(count, say, "evaluate").tick
     given = {**evaluation.options(session, asked), **options}
     replies = {
-        name: _replies(model, asked, given, batch_size, report, tick) for name, model in models.items()
+        name: _replies(model, asked, evaluation.reduce, given, batch_size, report, tick)
+        for name, model in models.items()
     }
     answered = _shared(asked, replies.values(), report)
     kept = {name: [some[row.number] for row in answered] for name, some in replies.items()}
@@ -175,6 +176,7 @@ def _models(
 def _replies(
     model: EvaluatedModel,
     rows: Sequence[EvaluationRow],
+    reduce: Callable[..., Mapping[str, Any]],
     options: Mapping[str, Any],
     batch_size: int,
     report: DataReport,
@@ -194,7 +196,8 @@ def _replies(
         for outcome, (row, _) in zip(runner.outcomes(numbered), block, strict=True):
             tick()
             if (error := outcome.error) is None:
-                results[row.number].append(outcome.result)
+                with report.row(row.number - 1):
+                    results[row.number].append(reduce(model, row, outcome.result or {}))
                 continue
             error = error.moved(row.number, str(row.place)) if isinstance(error, RowError) else error
             if not report.skips:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from ..evaluation import (
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
+    EvaluationRow,
     Judgement,
     read_files,
     target_of,
@@ -31,29 +33,32 @@ def _right(model: EvaluatedModel, row: Row, column: str, place: object) -> tuple
     return str(file)[:200], (file, labels)
 
 
+def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns how many pixels of each label are right, given or wanted, and wanted."""
+    assert model.labels is not None
+    answer, count = result["segmentation"], len(model.labels.names)
+    given = np.full((answer["size"][1], answer["size"][0]), count)
+    for segment in answer["segments"]:
+        runs = segment["counts"]
+        given.reshape(-1)[np.repeat(np.arange(len(runs)) % 2 == 1, runs)] = segment["id"]
+    file, targets = row.known
+    mask = nearest(_media(model).mask(file, row.place), given.T.shape)
+    named = mask < len(targets)
+    wanted, found = np.array(targets)[mask[named]], given.T[named]
+    one, two, both = (
+        np.bincount(values, minlength=count + 1)[:count]
+        for values in (wanted, found, wanted[wanted == found])
+    )
+    return {"pixels": (both, one + two - both, one)}
+
+
 def _judge_segments(rows: AnsweredRows) -> Judgement:
-    session, labels = rows.model.session, rows.model.labels
-    assert labels is not None
-    media, count = Media(session.folder, session.task), len(labels.names)
-    sums = np.zeros((3, len(rows.rows), count))
-    for at, (row, result) in enumerate(zip(rows.rows, rows.results, strict=True)):
-        answer = result["segmentation"]
-        given = np.full((answer["size"][1], answer["size"][0]), count)
-        for segment in answer["segments"]:
-            runs = segment["counts"]
-            given.reshape(-1)[np.repeat(np.arange(len(runs)) % 2 == 1, runs)] = segment["id"]
-        file, targets = row.known
-        mask = nearest(media.mask(file, row.place), given.T.shape)
-        named = mask < len(targets)
-        wanted, found = np.array(targets)[mask[named]], given.T[named]
-        one, two, both = (
-            np.bincount(values, minlength=count + 1)[:count]
-            for values in (wanted, found, wanted[wanted == found])
-        )
-        sums[:, at] = both, one + two - both, one
-    own = np.array([*map(mean_iou, sums[0], sums[1])])
-    right, pixels = sums[0].sum(1), sums[2].sum(1)
-    measures = [of_sums("miou", sums[:2], mean_iou), ratio("accuracy", right, pixels)]
+    both, either, wanted = np.array([result["pixels"] for result in rows.results], float).swapaxes(0, 1)
+    own = np.array([*map(mean_iou, both, either)])
+    measures = [
+        of_sums("miou", (both, either), mean_iou),
+        ratio("accuracy", both.sum(1), wanted.sum(1)),
+    ]
     return Judgement(measures, {"iou": own}, -own, [f"IoU {one:.3f}" for one in own])
 
 
@@ -62,25 +67,24 @@ def mean_iou(both: np.ndarray, either: np.ndarray) -> float:
     return float((both / np.maximum(either, 1)).sum() / max((either > 0).sum(), 1))
 
 
+def _measure_depths(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the sum of the relative errors of pixels, how many are close, and how many there are."""
+    given = np.array(result["depth"]["values"])
+    wanted = nearest(_media(model).map(row.known[0]), given.shape)
+    given, wanted = given[wanted > 0], wanted[wanted > 0]
+    factor = np.maximum(given / wanted, wanted / np.maximum(given, np.finfo(float).tiny))
+    return {"pixels": (np.abs(given / wanted - 1).sum(), (factor < _CLOSE).sum(), len(wanted))}
+
+
 def _judge_depths(rows: AnsweredRows) -> Judgement:
-    session = rows.model.session
-    media, sums = Media(session.folder, session.task), []
-    for row, result in zip(rows.rows, rows.results, strict=True):
-        given = np.array(result["depth"]["values"])
-        wanted = nearest(media.map(row.known[0]), given.shape)
-        given, wanted = given[wanted > 0], wanted[wanted > 0]
-        factor = np.maximum(given / wanted, wanted / np.maximum(given, np.finfo(float).tiny))
-        sums.append((np.abs(given / wanted - 1).sum(), (factor < _CLOSE).sum(), len(wanted)))
-    errors, close, pixels = np.array(sums, float).T
-    return Judgement(
-        [
-            ratio("absolute_relative_error", errors, pixels, more_is_better=False),
-            ratio("delta1", close, pixels),
-        ],
-        {"absolute_relative_error": errors / pixels},
-        errors / pixels,
-        [f"error {one:.3f}" for one in errors / pixels],
-    )
+    errors, close, pixels = np.array([result["pixels"] for result in rows.results], float).T
+    own = errors / np.maximum(pixels, 1)
+    measures = [ratio("absolute_relative_error", errors, pixels, False), ratio("delta1", close, pixels)]
+    return Judgement(measures, {"error": own}, own, [f"error {one:.3f}" for one in own])
+
+
+def _media(model: EvaluatedModel) -> Media:
+    return Media(model.session.folder, model.session.task)
 
 
 EVALUATIONS.register(
@@ -90,6 +94,7 @@ EVALUATIONS.register(
         read_files("image", ("mask",), _right),
         _judge_segments,
         options=lambda session, rows: {"format": "rle"},
+        reduce=_count_pixels,
     )
 )
 EVALUATIONS.register(
@@ -99,5 +104,6 @@ EVALUATIONS.register(
         read_files("image", ("depth_map",), _right),
         _judge_depths,
         options=lambda session, rows: {"format": "values"},
+        reduce=_measure_depths,
     )
 )
