@@ -13,9 +13,9 @@ from ..progress import divert_stdout
 
 
 @click.command("declare")
-@click.argument("pack", metavar="PACK")
-@click.argument("base", metavar="BASE")
-@click.argument("other", metavar="OTHER")
+@click.argument("pack")
+@click.argument("base")
+@click.argument("other")
 @out_option("The folder of the new pack")
 @common_options
 def command(pack: str, base: str, other: str, out: str, as_json: bool) -> None:

@@ -31,7 +31,7 @@ from .quantize import accuracy_sentence
 
 
 @click.command("export")
-@click.argument("base", metavar="BASE")
+@click.argument("base")
 @click.argument("packs", nargs=-1, metavar="[PACK...]")
 @out_option("The folder of the bundle")
 @option(

@@ -16,8 +16,8 @@ from ..progress import show_bytes
 
 
 @click.command("extract")
-@click.argument("tuned", metavar="TUNED")
-@click.argument("base", metavar="BASE")
+@click.argument("tuned")
+@click.argument("base")
 @out_option("The folder of the new pack")
 @option("--rank", "R", "The largest rank that any site keeps; 128 by default.", type=int)
 @option(

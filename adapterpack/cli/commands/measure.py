@@ -17,8 +17,8 @@ from ..progress import show_steps
 
 
 @click.command("measure")
-@click.argument("base", metavar="BASE")
-@click.argument("pack", metavar="PACK")
+@click.argument("base")
+@click.argument("pack")
 @option("--data", "FILE", "A file of rows, in any form that training reads.", required=True)
 @click.option(
     "--kind",

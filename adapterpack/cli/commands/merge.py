@@ -26,7 +26,7 @@ from ..progress import show_bytes
 
 
 @click.command("merge")
-@click.argument("base", metavar="BASE")
+@click.argument("base")
 @click.argument("packs", nargs=-1, required=True, metavar="PACK...")
 @out_option("The folder of the merged checkpoint or graph, or the GGUF file")
 @option("--base checkpoint", "CHECKPOINT", "The checkpoint from which an ONNX or GGUF file was made.")

@@ -17,7 +17,7 @@ from .compose import print_left_out
 
 
 @click.command("resize")
-@click.argument("pack", metavar="PACK")
+@click.argument("pack")
 @out_option("The folder of the new pack")
 @option("--rank", "R", "The largest rank that any site keeps.", type=int)
 @option(

@@ -12,7 +12,7 @@ from ..output import print_json, print_line
 
 
 @click.command("unmerge")
-@click.argument("merged", metavar="MERGED")
+@click.argument("merged")
 @out_option("The folder of the base")
 @option("--base", "BASE", "The base: it is copied once it is proved to be the one that was merged into.")
 @option("--pack packs", "PACK", "Without --base: a pack that was merged; repeat it for each.", multiple=True)
