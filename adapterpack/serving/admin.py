@@ -9,8 +9,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from ..errors import AdapterpackError, StorageError, UnknownName
@@ -46,7 +45,7 @@ class UnloadRequest(StrictStruct, frozen=True, forbid_unknown_fields=True):
     lora_name: _Name
 
 
-class AdapterCard(msgspec.Struct, frozen=True):
+class AdapterCard(Struct, frozen=True):
     """An adapter: its digest; its generation, which counts the packs that have had its name; its source,
     which is a folder name or an entry of a lock file; and when it was loaded.
     """
@@ -58,7 +57,7 @@ class AdapterCard(msgspec.Struct, frozen=True):
     loaded: datetime
 
 
-class RefusalCard(msgspec.Struct, frozen=True):
+class RefusalCard(Struct, frozen=True):
     """A watched pack that was not loaded: its folder name or entry in a lock file, the code of the reason, a
     message, and the time.
     """
@@ -74,7 +73,7 @@ class RefusalCard(msgspec.Struct, frozen=True):
         return cls(refusal.place.name, refusal.reason, message, refusal.time)
 
 
-class AdapterList(msgspec.Struct, frozen=True):
+class AdapterList(Struct, frozen=True):
     """The adapters that requests may name, and the packs that were refused."""
 
     adapters: list[AdapterCard]

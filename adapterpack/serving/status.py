@@ -11,8 +11,7 @@ import asyncio
 from datetime import datetime
 from typing import Any, Literal
 
-import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response
 
 from ..version import VERSION
@@ -23,7 +22,7 @@ from .route import RequestContext, RouteSpec, State, json_response
 from .tenants.keys import EVERYBODY, Key
 
 
-class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
+class ServerStatus(Struct, frozen=True, kw_only=True):
     """The state of a server, and the traffic of the key, or of all keys for an operator.
 
     Attributes:
@@ -48,7 +47,7 @@ class ServerStatus(msgspec.Struct, frozen=True, kw_only=True):
     engine: dict[str, float] | UnsetType = UNSET
 
 
-class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
+class ModelStatus(Struct, frozen=True, kw_only=True):
     """A model: the base (``adapter`` is null), or an adapter with its generation, load time and pack.
 
     ``headless`` says that the head which its answers need was never trained. ``resident`` says whether its
@@ -65,7 +64,7 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     resident: bool | UnsetType = UNSET
 
 
-class ModelStatusList(msgspec.Struct, frozen=True):
+class ModelStatusList(Struct, frozen=True):
     """The base and the adapters that the key may name; for an operator all of them, and the packs that were
     refused.
     """

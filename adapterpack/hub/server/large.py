@@ -8,8 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
@@ -23,28 +22,28 @@ from .writing import Sha256
 _OTHER_BYTES = "These are not the announced bytes"
 
 
-class LargeObject(msgspec.Struct):
+class LargeObject(Struct):
     """A large file that a client wants to upload."""
 
     oid: Sha256
     size: Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
-class Batch(msgspec.Struct):
+class Batch(Struct):
     """The large files that a client wants to upload, and the ways that it knows."""
 
     objects: Annotated[list[LargeObject], Meta(max_length=1000)] = []
     transfers: list[str] = []
 
 
-class SentPart(msgspec.Struct, rename={"number": "partNumber"}):
+class SentPart(Struct, rename={"number": "partNumber"}):
     """A part that was uploaded."""
 
     number: int
     etag: Annotated[str, Meta(pattern=r'^"?[0-9a-f]{64}"?\Z')]
 
 
-class SentParts(msgspec.Struct):
+class SentParts(Struct):
     """All parts of a large file."""
 
     parts: list[SentPart]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote, urljoin, urlsplit
 
-import msgspec
+from msgspec import Struct
 
 from ...errors import (
     AdapterpackError,
@@ -43,21 +43,21 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _RETRIED = frozenset({429, 500, 502, 503, 504})
 
 
-class RepoInfo(msgspec.Struct):
+class RepoInfo(Struct):
     """What a hub says of a revision of a repository."""
 
     id: str
     sha: str
 
 
-class LargeEntry(msgspec.Struct):
+class LargeEntry(Struct):
     """The SHA-256 and the size of a large file."""
 
     oid: str
     size: int
 
 
-class ListedEntry(msgspec.Struct):
+class ListedEntry(Struct):
     """One entry of a listing as a hub sends it."""
 
     type: Literal["file", "directory"]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-import msgspec
+from msgspec import Struct
 
 from ...errors import HubError
 from . import names
@@ -39,21 +39,21 @@ _JOIN_SECONDS = 600.0
 """The most seconds for a hub to join the parts of one file."""
 
 
-class CommitReply(msgspec.Struct, rename="camel"):
+class CommitReply(Struct, rename="camel"):
     """What a hub says of a new commit."""
 
     commit_oid: str
     pull_request_url: str | None = None
 
 
-class UploadMode(msgspec.Struct, rename="camel"):
+class UploadMode(Struct, rename="camel"):
     """How a hub wants a file to be sent: ``lfs`` as a git LFS object, anything else within the commit."""
 
     path: str
     upload_mode: str
 
 
-class UploadModes(msgspec.Struct):
+class UploadModes(Struct):
     """How a hub wants some files."""
 
     files: list[UploadMode]
@@ -198,7 +198,7 @@ def _operation(path: str, file: LocalFile, large: bool) -> dict[str, Any]:
     }
 
 
-class Action(msgspec.Struct):
+class Action(Struct):
     """A request that a client is to make. ``header`` has the size and the URLs of parts, if the hub takes a
     file in parts; ``held`` are the SHA-256 digests of parts that it has, by number.
     """
@@ -208,14 +208,14 @@ class Action(msgspec.Struct):
     held: dict[str, str] | None = None
 
 
-class Actions(msgspec.Struct):
+class Actions(Struct):
     """The upload of a file that a hub lacks, and what it wants to be told afterwards."""
 
     upload: Action | None = None
     verify: Action | None = None
 
 
-class UploadObject(msgspec.Struct):
+class UploadObject(Struct):
     """A large file by its SHA-256, with the hub's error if it refuses the file, else the requests to make."""
 
     oid: str
@@ -223,7 +223,7 @@ class UploadObject(msgspec.Struct):
     actions: Actions | None = None
 
 
-class UploadObjects(msgspec.Struct):
+class UploadObjects(Struct):
     """The large files of a request."""
 
     objects: list[UploadObject]

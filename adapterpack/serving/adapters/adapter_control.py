@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Literal, NamedTuple
 
-import msgspec
+from msgspec import Struct
 
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
 from ...pack import Pack
@@ -32,7 +32,7 @@ class NameTaken(ConfigError):
     code = "name-taken"
 
 
-class Facts(msgspec.Struct, frozen=True):
+class Facts(Struct, frozen=True):
     """A summary of a pack: its method, the smallest and largest rank of its sites, the number of sites, their
     modules, and its bytes.
     """

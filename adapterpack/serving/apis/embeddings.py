@@ -6,9 +6,8 @@ import base64
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-import msgspec
 import numpy as np
-from msgspec import Meta
+from msgspec import Meta, Struct
 from starlette.responses import Response
 
 from ...io import Misfit, PositiveWhole, StrictStruct
@@ -37,7 +36,7 @@ class EmbeddingRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_f
         yield from one_kind("input", self.input)
 
 
-class Embedding(msgspec.Struct, frozen=True, kw_only=True):
+class Embedding(Struct, frozen=True, kw_only=True):
     """The vector of one input, as numbers, or as base64 of its little-endian float32 bytes."""
 
     object: Literal["embedding"] = "embedding"

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Any, Literal
 
-import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
@@ -82,7 +81,7 @@ class InferRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_field
             yield Misfit("/inputs", "text and text_pair have one length")
 
 
-class TensorAnswer(msgspec.Struct, frozen=True):
+class TensorAnswer(Struct, frozen=True):
     """One output, with its data in row-major order."""
 
     name: str
@@ -91,7 +90,7 @@ class TensorAnswer(msgspec.Struct, frozen=True):
     data: list[Any]
 
 
-class InferAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class InferAnswer(Struct, frozen=True, kw_only=True):
     """The response of an inference. ``model_version`` is the digest of the adapter or bundle that
     answered.
     """
@@ -103,7 +102,7 @@ class InferAnswer(msgspec.Struct, frozen=True, kw_only=True):
     parameters: Provenance
 
 
-class TensorCard(msgspec.Struct, frozen=True):
+class TensorCard(Struct, frozen=True):
     """An input or output; an extent of -1 is variable."""
 
     name: str
@@ -111,7 +110,7 @@ class TensorCard(msgspec.Struct, frozen=True):
     shape: list[int]
 
 
-class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
+class ModelMetadata(Struct, frozen=True, kw_only=True):
     """The inputs and outputs of a model; its version is its digest."""
 
     name: str
@@ -121,7 +120,7 @@ class ModelMetadata(msgspec.Struct, frozen=True, kw_only=True):
     outputs: list[TensorCard]
 
 
-class ServerMetadata(msgspec.Struct, frozen=True):
+class ServerMetadata(Struct, frozen=True):
     """The server's name and version."""
 
     name: str
@@ -129,7 +128,7 @@ class ServerMetadata(msgspec.Struct, frozen=True):
     extensions: list[str]
 
 
-class ProtocolError(msgspec.Struct, frozen=True):
+class ProtocolError(Struct, frozen=True):
     """The body of an error response."""
 
     error: str

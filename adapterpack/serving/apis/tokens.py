@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType
 from starlette.responses import Response
 
 from ...http.http_error import HTTPError, invalid_request
@@ -56,7 +55,7 @@ class TokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fi
             yield Misfit("/prompt", "give prompt or messages")
 
 
-class Tokens(msgspec.Struct, frozen=True):
+class Tokens(Struct, frozen=True):
     """The response of ``/tokenize``."""
 
     count: int
@@ -72,7 +71,7 @@ class DetokenizeRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_
     tokens: list[Annotated[int, Meta(ge=0, le=MAX_ID)]]
 
 
-class Text(msgspec.Struct, frozen=True):
+class Text(Struct, frozen=True):
     """The response of ``/detokenize``."""
 
     prompt: str

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from itertools import chain
 from typing import TypeVar
 
-import msgspec
+from msgspec import Struct
 
 from ..scheduling.rows import RequestOutput, ScheduledRow
 from .audit import Record
@@ -28,7 +28,7 @@ _Key = TypeVar("_Key")
 _T = TypeVar("_T")
 
 
-class Wait(msgspec.Struct, frozen=True):
+class Wait(Struct, frozen=True):
     """The seconds from a request's arrival to its first token or its result, over the last five minutes: the
     number of requests, the median, and the 95th percentile.
     """
@@ -38,7 +38,7 @@ class Wait(msgspec.Struct, frozen=True):
     p95: float
 
 
-class Counts(msgspec.Struct):
+class Counts(Struct):
     """The number of requests that were run, and the tokens of their prompts and answers."""
 
     requests: int = 0

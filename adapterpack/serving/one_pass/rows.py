@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import msgspec
+from msgspec import Struct
 from starlette.responses import Response
 
 from ...errors import ConfigError
@@ -95,7 +95,7 @@ async def results(
         return [sequence.result for sequence in output.sequences]
 
 
-class PassAnswer(msgspec.Struct, frozen=True, kw_only=True):
+class PassAnswer(Struct, frozen=True, kw_only=True):
     """What the responses of an encoder have in common."""
 
     model: str

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
-from msgspec import UNSET, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 
-class PromptDetails(msgspec.Struct, frozen=True):
+class PromptDetails(Struct, frozen=True):
     """How many tokens of the prompts were known from earlier requests, and not read again."""
 
     cached_tokens: int = 0
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(Struct, frozen=True):
     """The token counts of a request."""
 
     prompt_tokens: int
@@ -27,7 +26,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: PromptDetails = PromptDetails()
 
 
-class PassUsage(msgspec.Struct, frozen=True):
+class PassUsage(Struct, frozen=True):
     """The token counts of a request that generates none."""
 
     prompt_tokens: int
@@ -39,7 +38,7 @@ class PassUsage(msgspec.Struct, frozen=True):
         return cls(tokens, tokens)
 
 
-class Share(msgspec.Struct, frozen=True):
+class Share(Struct, frozen=True):
     """One of several adapters whose changes were added, with its weight."""
 
     name: str
@@ -47,7 +46,7 @@ class Share(msgspec.Struct, frozen=True):
     weight: float
 
 
-class Provenance(msgspec.Struct, frozen=True):
+class Provenance(Struct, frozen=True):
     """What answered: the adapter's name (null: none) and digest, and the base. Without an adapter ``digest``
     is the bundle's. For several adapters ``adapter`` and ``digest`` join all of them with their weights, and
     ``adapters`` lists them. ``warnings`` are notes on the answer for the client.
@@ -60,7 +59,7 @@ class Provenance(msgspec.Struct, frozen=True):
     warnings: list[str] | UnsetType = UNSET
 
 
-class TopLogprob(msgspec.Struct, frozen=True):
+class TopLogprob(Struct, frozen=True):
     """A token that could have been chosen."""
 
     token: str
@@ -68,7 +67,7 @@ class TopLogprob(msgspec.Struct, frozen=True):
     bytes: list[int]
 
 
-class TokenLogprob(msgspec.Struct, frozen=True):
+class TokenLogprob(Struct, frozen=True):
     """A token of the answer, with the most likely tokens at its position."""
 
     token: str
@@ -77,7 +76,7 @@ class TokenLogprob(msgspec.Struct, frozen=True):
     top_logprobs: list[TopLogprob]
 
 
-class PromptLogprob(msgspec.Struct, frozen=True):
+class PromptLogprob(Struct, frozen=True):
     """A token at a place of a prompt, by its id; ``rank`` 1 is the likeliest, null one that is not listed."""
 
     logprob: float
@@ -89,21 +88,21 @@ PromptLogprobs = list[dict[str, PromptLogprob] | None]
 """For each token of a prompt itself and the likeliest in its place, in vLLM's form; the first has none."""
 
 
-class ChatLogprobs(msgspec.Struct, frozen=True):
+class ChatLogprobs(Struct, frozen=True):
     """The tokens of a message with their log-probabilities."""
 
     content: list[TokenLogprob]
     refusal: None = None
 
 
-class FunctionCall(msgspec.Struct, frozen=True):
+class FunctionCall(Struct, frozen=True):
     """The function that a tool call names; ``arguments`` is a JSON text."""
 
     name: str
     arguments: str
 
 
-class ToolCall(msgspec.Struct, frozen=True):
+class ToolCall(Struct, frozen=True):
     """A call of a tool."""
 
     id: str
@@ -111,14 +110,14 @@ class ToolCall(msgspec.Struct, frozen=True):
     type: Literal["function"] = "function"
 
 
-class FunctionDelta(msgspec.Struct, frozen=True):
+class FunctionDelta(Struct, frozen=True):
     """A piece of a call in a stream: first its name, then its arguments piece by piece."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True):
+class ToolCallDelta(Struct, frozen=True):
     """A piece of call number ``index`` in a stream; the first piece has the call's id."""
 
     index: int
@@ -127,7 +126,7 @@ class ToolCallDelta(msgspec.Struct, frozen=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class AnswerMessage(msgspec.Struct, frozen=True):
+class AnswerMessage(Struct, frozen=True):
     """The message that answers a conversation. It has no text if it only calls tools."""
 
     role: Literal["assistant"]
@@ -136,7 +135,7 @@ class AnswerMessage(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCall] | UnsetType = UNSET
 
 
-class ChatChoice(msgspec.Struct, frozen=True):
+class ChatChoice(Struct, frozen=True):
     """One of the answers to a request."""
 
     index: int
@@ -146,7 +145,7 @@ class ChatChoice(msgspec.Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class Delta(msgspec.Struct, frozen=True):
+class Delta(Struct, frozen=True):
     """A piece of a message in a stream."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -154,7 +153,7 @@ class Delta(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
-class ChatChunkChoice(msgspec.Struct, frozen=True):
+class ChatChunkChoice(Struct, frozen=True):
     """A piece of one of the answers in a stream."""
 
     index: int
@@ -164,7 +163,7 @@ class ChatChunkChoice(msgspec.Struct, frozen=True):
     token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
+class ChatCompletion(Struct, frozen=True, kw_only=True):
     """The response of ``/v1/chat/completions``."""
 
     id: str
@@ -179,7 +178,7 @@ class ChatCompletion(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
+class ChatChunk(Struct, frozen=True, kw_only=True):
     """An event of a stream of ``/v1/chat/completions``."""
 
     id: str
@@ -193,7 +192,7 @@ class ChatChunk(msgspec.Struct, frozen=True, kw_only=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class CompletionLogprobs(msgspec.Struct, frozen=True):
+class CompletionLogprobs(Struct, frozen=True):
     """The tokens of a text, their offsets in it, and the most likely tokens at each position. The first token
     of an echoed prompt has neither.
     """
@@ -204,7 +203,7 @@ class CompletionLogprobs(msgspec.Struct, frozen=True):
     top_logprobs: list[dict[str, float] | None]
 
 
-class CompletionChoice(msgspec.Struct, frozen=True):
+class CompletionChoice(Struct, frozen=True):
     """One of the answers, or a piece of it in a stream."""
 
     index: int
@@ -216,7 +215,7 @@ class CompletionChoice(msgspec.Struct, frozen=True):
     prompt_token_ids: list[int] | UnsetType = UNSET
 
 
-class Completion(msgspec.Struct, frozen=True, kw_only=True):
+class Completion(Struct, frozen=True, kw_only=True):
     """The response of ``/v1/completions``, or an event of its stream."""
 
     id: str
@@ -229,7 +228,7 @@ class Completion(msgspec.Struct, frozen=True, kw_only=True):
     adapterpack: Provenance | UnsetType = UNSET
 
 
-class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
+class ModelCard(Struct, frozen=True, kw_only=True):
     """A model that requests may name. ``root`` is its digest; ``parent`` is the base of an adapter."""
 
     id: str
@@ -241,7 +240,7 @@ class ModelCard(msgspec.Struct, frozen=True, kw_only=True):
     max_model_len: int | None
 
 
-class ModelList(msgspec.Struct, frozen=True):
+class ModelList(Struct, frozen=True):
     """All models that a key may name."""
 
     data: list[ModelCard]

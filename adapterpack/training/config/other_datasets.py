@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
+from msgspec import Struct
 
 
 class Stop(ValueError):
@@ -34,7 +34,7 @@ _COLUMNS = {"field": "text", "text_column": "text", "field_model": "answer", "fi
 _TAUGHT = {"roles_to_train": {"assistant", "gpt", "model"}, "train_on_eos": {"turn", "all", "last"}}
 
 
-class Type(msgspec.Struct, forbid_unknown_fields=True):
+class Type(Struct, forbid_unknown_fields=True):
     """What one of axolotl's types is: a form of ours, names of columns, and names in messages."""
 
     form: str | dict[str, str]
