@@ -396,7 +396,7 @@ class Checkpoint:
         ]
         return embeddings[0] if len(embeddings) == 1 else None
 
-    def weight_shape(self, path: str, recorded: str | None = None) -> tuple[int, ...]:
+    def weight_shape(self, path: str, recorded: str | None) -> tuple[int, ...]:
         """Returns the shape of a module's weight, or of a fused parameter.
 
         Raises:

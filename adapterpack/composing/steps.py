@@ -159,8 +159,8 @@ class CompositionWork(NamedTuple):
 
     def with_sites(
         self,
-        base: StrPath | None = None,
-        statistics: Sequence[Statistics | StrPath] | None = None,
+        base: StrPath | None,
+        statistics: Sequence[Statistics | StrPath] | None,
     ) -> CompositionWork:
         """Returns the work with the sites of all packs, and with statistics of the packs where the rule needs
         them.

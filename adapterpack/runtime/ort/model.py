@@ -157,7 +157,7 @@ class OrtModel:
         """Returns a new ``IOBinding`` of the graph, for :meth:`run_bound`."""
         return self._ort.io_binding()
 
-    def run_bound(self, binding: Any, capture: int | None = None) -> None:
+    def run_bound(self, binding: Any, capture: int | None) -> None:
         """Runs the graph on a binding. On a device that captures, the first run with a ``capture`` number is
         recorded and later ones replay it on the same memory; a run without a number is not captured.
 

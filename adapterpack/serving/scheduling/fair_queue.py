@@ -76,7 +76,7 @@ class FairQueue:
         tenant.used += row.cost / row.key.share
         return row
 
-    def charge(self, row: ScheduledRow, tokens: int = 1) -> None:
+    def charge(self, row: ScheduledRow, tokens: int) -> None:
         """Charges answer tokens of a running row to its tenant."""
         self._tenants[row.key.id].used += ANSWERED * tokens / row.key.share
 
