@@ -121,13 +121,13 @@ def show_rows(label: str, total: int | None) -> Iterator[Callable[[int, int, int
 
 @contextlib.contextmanager
 def _show_bar(
-    label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None, text: str = ""
+    label: str, columns: Callable[[Any], tuple[Any, ...]], total: int | None = None
 ) -> Iterator[Callable[..., None]]:
     """Yields a function that updates a bar on the terminal with these ``rich.progress`` columns besides its
     label and the time left.
     """
     with _show_bars(columns) as add:
-        yield add(label, total, text)
+        yield add(label, total, "")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Site, get, shapes_of
+from ...adapter_methods import Arrays, Site, Tensors, get, shapes_of
 from ...adapter_methods.core.shapes import check_shapes
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest.secondary_methods import MethodSites
@@ -20,8 +20,7 @@ from ..numbers import finite_number
 from .families import Family
 from .settings import require_settings, setting
 
-Tensors = Mapping[str, np.ndarray]
-Sites = dict[Site, tuple[Any, dict[str, np.ndarray]]]
+Sites = dict[Site, tuple[Any, Arrays]]
 
 _FREE = frozenset(
     {
@@ -93,7 +92,7 @@ are the transposes, in reverse order.
 
 def read(
     config: Mapping[str, Any], places: Mapping[str, Tensors], shared: Tensors, family: Family, where: str
-) -> tuple[MethodSites, dict[str, np.ndarray]]:
+) -> tuple[MethodSites, Arrays]:
     """Returns the sites of a bottleneck adapter by AdapterHub's places, and the parameters that they share.
 
     Raises:
@@ -196,7 +195,7 @@ def read(
     return MethodSites(method, sites), rules
 
 
-def _rules(shared: Tensors, where: str) -> dict[str, np.ndarray]:
+def _rules(shared: Tensors, where: str) -> Arrays:
     """Returns the rules that all places share; multiplies out a rule that is stored as two factors, whose
     rank is always 1, whatever the settings say.
     """

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ...adapter_methods import Arrays, Site, get, shapes_of
+from ...adapter_methods import Arrays, Site, Tensors, get, shapes_of
 from ...errors import FormatError, Unsupported, excerpt
 from ...manifest.secondary_methods import MethodSites
 from ...peft.tensors import site_of
 from ..numbers import finite_number
 from ..packs import drop_targets
-from .bottlenecks import Sites, Tensors
+from .bottlenecks import Sites
 from .families import Family
 from .settings import require_settings, setting
 
