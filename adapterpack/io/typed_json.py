@@ -15,6 +15,7 @@ T = TypeVar("T")
 PositiveWhole = Annotated[int, Meta(ge=1)]
 Whole = Annotated[int, Meta(ge=0)]
 NonNegative = Annotated[float, Meta(ge=0)]
+"""Numbers in file formats and requests: whole ones from 1, whole ones from 0, and any from 0."""
 _MISSING = "Object missing required field "
 
 
