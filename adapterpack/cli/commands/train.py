@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from operator import itemgetter
 from typing import Any
 
 import click
@@ -130,20 +129,18 @@ def command(
             f"trained '{pack['name']}' into {pack['path']}: {things(pack['sites'], 'site')}, "
             f"{pack['parameters']:,} numbers, {things(pack['training']['steps'], 'step')}; {values}"
         )
-    names = [metric["name"] for metric in trained[0]["metrics"]]
-    if (
-        len(trained) > 1
-        and names
-        and all(names == [one["name"] for one in pack["metrics"]] for pack in trained)
-    ):
-        scored = [(pack["name"], *(metric["value"] for metric in pack["metrics"])) for pack in trained]
-        rows = [
-            (name, *(f"{value:.4g}" for value in values))
-            for name, *values in sorted(scored, key=itemgetter(-1))
-        ]
-        print_table(["pack", *names], rows, "evaluated, the lowest loss first")
+    _compare([(pack["name"], {one["name"]: one["value"] for one in pack["metrics"]}) for pack in trained])
     if html is not None:
         print_line(f"the page with the losses is {html}")
+
+
+def _compare(trained: list[tuple[str, dict[str, float]]]) -> None:
+    """Prints the evaluations of several packs as a table, if all have the same measures."""
+    measures = list(trained[0][1])
+    if len(trained) > 1 and measures and all(list(one) == measures for _, one in trained):
+        ordered = sorted(trained, key=lambda pack: pack[1]["loss"])
+        rows = [(name, *(f"{value:.4g}" for value in one.values())) for name, one in ordered]
+        print_table(["pack", *measures], rows, "evaluated, the lowest loss first")
 
 
 def _note_losses(
