@@ -96,8 +96,9 @@ def command(
     as_json: bool,
     **parameters: Any,
 ) -> None:
-    """Measures adapters on rows with known answers, and the base beside them, by the measures of their
-    task. Each figure has its 95 % interval.
+    """Measures adapters on rows with known answers, and the base beside them, by the measures of the task.
+
+    Each measure has its 95 % interval, by the bootstrap over rows.
 
     \b
     Example:
