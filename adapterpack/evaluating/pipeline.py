@@ -48,7 +48,7 @@ def evaluate(
     progress: Callable[[str], None] | None = None,
     **options: Any,
 ) -> Evaluated:
-    """Measures adapters on rows with known answers, and the base beside them, by the measures of their task.
+    """Measures adapters on rows with known answers, and the base beside them, by the measures of the task.
 
     Args:
         bundle: a bundle; or a base, which is exported with ``packs`` as :func:`adapterpack.bundle_for` does.
