@@ -116,7 +116,7 @@ def test_the_command_writes_a_table_a_page_and_every_answer(bundle_of: Bundle, t
     shown = CliRunner().invoke(main, [*command, "--html", str(page), "--output", str(out)])
     assert shown.exit_code == 0, shown.output
     assert "accuracy" in shown.output and "not measured: base" in shown.output
-    assert "What alpha takes for what" in page.read_text("utf-8")
+    assert "Confusion of labels by alpha" in page.read_text("utf-8")
     answers = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     assert [one["row"] for one in answers] == list(range(1, 25))
     again = CliRunner().invoke(main, [*command, "--output", str(out)])
