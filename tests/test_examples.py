@@ -141,6 +141,29 @@ def test_init_trains_as_it_is(tiny_bert: Path, tmp_path: Path, monkeypatch: pyte
     assert (pack.manifest.task.labels, pack.path) == (("delivery", "returns"), Path("packs/tickets"))
 
 
+def test_suggestions_for_what_a_configuration_leaves_open(
+    tiny_bert: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is given stays; the rest is as :func:`adapterpack.init` writes it, and the log says why."""
+    data = EXAMPLES / "data" / "pairs.train.jsonl"
+    config = {
+        "model_name_or_path": str(tiny_bert),
+        "task": "text-classification",
+        "train_file": str(data),
+        "output_dir": str(tmp_path / "pack"),
+        "r": 2,
+        "max_steps": 1,
+    }
+    with caplog.at_level("INFO", "adapterpack"):
+        (pack,) = adapterpack.train(config, suggest=True)
+    written = adapterpack.init(tiny_bert, data, tmp_path / "train.yaml")
+    used = pack.manifest.training["config"]
+    assert (used["r"], used["learning_rate"], used["alpha"]) == (2, written["learning_rate"], 32)
+    assert used["num_train_epochs"] == written["num_train_epochs"] == 10
+    assert "suggested learning_rate: 0.001 (for lora on a model of width 24)" in caplog.text
+    assert "suggested r" not in caplog.text
+
+
 def test_init_says_what_tasks_need(tiny_bert: Path, tmp_path: Path) -> None:
     """Data that no task reads: the columns of each task of the base, and nothing is written."""
     (tmp_path / "table.csv").write_text("a,b\n1,2\n")

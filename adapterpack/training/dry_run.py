@@ -44,6 +44,7 @@ def dry_run(
     overrides: Iterable[str] = (),
     rewards: Sequence[Reward] = (),
     tool: str | None = None,
+    suggest: bool = False,
 ) -> list[dict[str, Any]]:
     """Returns a report for each adapter, after reading the data, loading the model and attaching the fresh
     adapter.
@@ -53,7 +54,7 @@ def dry_run(
     Raises:
         ConfigError, StorageError: as for :func:`adapterpack.train`.
     """
-    return [_report(one) for one in checked_configs(config, overrides, rewards, tool)]
+    return [_report(one) for one in checked_configs(config, overrides, rewards, tool, suggest)]
 
 
 def _report(config: TrainConfig) -> dict[str, Any]:

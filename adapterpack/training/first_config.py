@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,14 @@ from ..tasks.data.report import DataReport
 from ..tasks.task import TASKS, Task
 from ..torch_adapters.models.load import load_config, require_class
 from .config.config import read_config
-from .config.sources import Source
+from .config.fields import TrainConfig, field_names
+from .config.sources import Source, sources_of
 from .data.load import labels_in, load_rows, token_count
 from .loop.preparing import reader_of, training_of
 from .suggest import DataFacts, suggest
 from .trainers.kind import SUPERVISED, TRAINERS, TrainerKind
+
+log = logging.getLogger(__name__)
 
 _LOOKED_AT = 512
 """How many rows are read to learn what the data is."""
@@ -113,6 +117,44 @@ def init(
     with output_file(Path(out)) as path:
         path.write_text("\n".join(lines) + "\n", "utf-8")
     return {**settings, "name": checked.pack_name}
+
+
+def with_suggestions(config: TrainConfig) -> TrainConfig:
+    """Returns a configuration in which the settings that it leaves open have the values that
+    :func:`~.suggest.suggest` finds for its base, method and data; the log says why.
+
+    Raises:
+        ConfigError, StorageError: the data cannot be read.
+    """
+    kind, task, folder = TRAINERS[config.trainer], TASKS[config.task], folder_of(config.model_name_or_path)
+    facts = []
+    for source in sources_of(config.train_file, "train_file"):
+        report = DataReport(source.path, skips=config.on_bad_row == "skip", reading=source.reading)
+        facts.append(_try(kind, task, report, load_rows(source, report), folder).facts)
+    rows, tokens, longest = zip(*facts, strict=True)
+    suggested = suggest(
+        folder,
+        load_config(folder).get_text_config().to_dict(),
+        DataFacts(sum(rows), sum(tokens), max(longest)),
+        config.method,
+        config.per_device_train_batch_size * config.gradient_accumulation_steps,
+    )
+    own = set(field_names(type(config.method_config)))
+    kept = {*(config.given or ()), *(own if config.adapter_name_or_path else ())}
+    if kind.name != SUPERVISED:
+        kept.add("learning_rate")
+    left_open = {name: one for name, one in suggested.items() if name not in kept}
+    for name, one in left_open.items():
+        log.info("suggested %s: %s (%s)", name, one.value, one.reason)
+    values = {name: one.value for name, one in left_open.items()}
+    return replace(
+        config,
+        **{name: value for name, value in values.items() if name not in own},
+        method_config=replace(
+            config.method_config, **{name: value for name, value in values.items() if name in own}
+        ),
+        origins={**(config.origins or {}), **dict.fromkeys(values, "a suggestion")},
+    )
 
 
 def _describe(found: _Reading) -> str:

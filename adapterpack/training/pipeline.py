@@ -25,6 +25,7 @@ from .config.fields import TrainConfig
 from .config.sources import sources_of
 from .data.decompress import files_of
 from .data.in_memory import Rows, rows_as_files
+from .first_config import with_suggestions
 from .loop.arguments import arguments_of
 from .loop.continue_training import with_settings_of_the_pack
 from .loop.preparing import training_of
@@ -46,6 +47,7 @@ def train(
     overwrite: bool = False,
     rows: Rows | None = None,
     eval_rows: Rows | None = None,
+    suggest: bool = False,
 ) -> list[Pack]:
     """Trains the adapters that ``config`` describes, and writes a pack for each.
 
@@ -68,6 +70,8 @@ def train(
             same as ``overwrite_output_dir`` in the configuration.
         rows, eval_rows: lists of rows or tables of ``datasets``, instead of the files that ``train_file`` and
             ``eval_file`` name.
+        suggest: whether settings that the configuration leaves open follow from base, method and data, as in
+            :func:`adapterpack.init`, instead of being the defaults.
 
     Raises:
         ConfigError: a key is unknown, a value is wrong, or the data has no known form.
@@ -87,7 +91,7 @@ def train(
         _show_progress(progress) as shown,
     ):
         settings = [*overrides, *named, *(["overwrite_output_dir=true"] if overwrite else [])]
-        return _train(checked_configs(config, settings, rewards, tool), shown, rewards)
+        return _train(checked_configs(config, settings, rewards, tool, suggest), shown, rewards)
 
 
 @contextmanager
@@ -127,8 +131,10 @@ def checked_configs(
     overrides: Iterable[str],
     rewards: Sequence[Reward],
     tool: str | None,
+    suggest: bool,
 ) -> list[TrainConfig]:
-    """Reads the configurations of a run's adapters and makes all checks that need no model.
+    """Reads the configurations of a run's adapters and makes all checks that need no model; with ``suggest``,
+    settings that they leave open follow from base, method and data.
 
     Raises:
         ConfigError, StorageError: see :func:`train`.
@@ -144,7 +150,7 @@ def checked_configs(
         for source in filter(None, (run_config.train_file, run_config.eval_file)):
             for one in sources_of(source, "the configuration"):
                 files_of(one)
-    return configs
+    return [with_suggestions(one) for one in configs] if suggest else configs
 
 
 def require_trainable(config: TrainConfig, rewards: Sequence[Reward]) -> None:

@@ -48,11 +48,12 @@ from ..progress import divert_stdout, show_training
     "that you trust.",
     multiple=True,
 )
-@click.option(
-    "--overwrite",
-    is_flag=True,
-    help="Replace packs in the output folders, each when the new one is complete.",
+@flag(
+    "--suggest",
+    "Choose what CONFIG leaves open by its base, method and data: learning rate, rank, epochs and lengths. "
+    "The log says why.",
 )
+@flag("--overwrite", "Replace packs in the output folders, each when the new one is complete.")
 @html_option("the losses and the packs")
 @common_options
 def command(
@@ -64,6 +65,7 @@ def command(
     dry_run: bool,
     on_bad_row: str | None,
     rewards: tuple[str, ...],
+    suggest: bool,
     overwrite: bool,
     html: str | None,
     as_json: bool,
@@ -77,11 +79,13 @@ def command(
       adapterpack train train.yaml
       adapterpack train train.yaml learning_rate=1e-3 r=16
       adapterpack train train.yaml "learning_rate=[1e-4, 1e-3]"
-      adapterpack train train.yaml --dry-run
+      adapterpack train train.yaml --dry-run --suggest
       adapterpack train train.yaml --html train.html
     """
     overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
     overrides += ("overwrite_output_dir=true",) if overwrite else ()
+    if print_config and suggest:
+        raise click.UsageError("--print-config reads no data; --dry-run shows suggestions.")
     if print_config:
         _print_config(config, overrides, tool, as_json)
         return
@@ -89,7 +93,7 @@ def command(
 
     if dry_run:
         read_config(config, overrides, tool)  # reports errors in the config before the slow import of torch
-        _dry_run(config, overrides, rewards, tool, as_json)
+        _dry_run(config, overrides, rewards, tool, suggest, as_json)
         return
     losses: dict[str, list[tuple[int, float]]] = {}
     with open_page(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
@@ -101,6 +105,7 @@ def command(
                 progress if page is None else _note_losses(losses, progress),
                 _load_rewards(rewards),
                 tool,
+                suggest=suggest,
             )
         trained = [
             {**adapterpack.inspect(str(pack.path)), "training": dict(pack.manifest.training)}
@@ -186,12 +191,17 @@ def _load_rewards(rewards: tuple[str, ...]) -> list[Any]:
 
 
 def _dry_run(
-    config: str, overrides: tuple[str, ...], rewards: tuple[str, ...], tool: str | None, as_json: bool
+    config: str,
+    overrides: tuple[str, ...],
+    rewards: tuple[str, ...],
+    tool: str | None,
+    suggest: bool,
+    as_json: bool,
 ) -> None:
     from ...training.dry_run import dry_run  # noqa: PLC0415 - the help needs none of it
 
     with divert_stdout():
-        reports = dry_run(config, overrides, _load_rewards(rewards), tool)
+        reports = dry_run(config, overrides, _load_rewards(rewards), tool, suggest)
     if as_json:
         print_json({"command": "train", "dry_run": reports})
         return
