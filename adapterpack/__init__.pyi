@@ -84,6 +84,7 @@ from .pack.validate.validation import load as load
 from .quantizing.comparing.pipeline import compare_quantized as compare_quantized
 from .quantizing.pipeline import quantize as quantize
 from .runtime.engine.base import Engine as Engine
+from .runtime.sessions.bench import bench as bench
 from .runtime.sessions.chat_session import chat as chat
 from .runtime.sessions.run import run as run
 from .runtime.sessions.session import Session as Session

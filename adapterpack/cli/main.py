@@ -51,6 +51,7 @@ COMMANDS = {
     "run": "run a bundle in the terminal, each row with its own adapter",
     "evaluate": "measure adapters on rows with known answers, the base beside them",
     "chat": "talk with a model in the terminal, and switch adapters on the way",
+    "bench": "measure how fast a bundle answers, by rows and adapters",
     "serve": "serve a bundle over HTTP, each request with its own adapter",
     "push": "push a pack or a bundle to a hub",
     "pull": "pull a pack or a bundle from a hub",

@@ -1,0 +1,82 @@
+"""``adapterpack bench``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import adapterpack
+
+from ...report.bench import bench_facts, bench_report, bench_table
+from ..bundle_options import device_of, device_options, open_target, packs_argument
+from ..options import common_options, html_option, load_adapter, open_page
+from ..output import print_json, print_line, print_table
+from ..progress import show_steps
+
+
+@click.command("bench")
+@click.argument("bundle", metavar="BASE|BUNDLE")
+@packs_argument
+@click.option(
+    "--rows",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1, 4, 8),
+    show_default=True,
+    metavar="N",
+    help="How many rows run together; may be repeated.",
+)
+@click.option("--prompt", default=128, show_default=True, metavar="N", help="The tokens of each prompt.")
+@click.option("--tokens", default=32, show_default=True, metavar="N", help="How many tokens are generated.")
+@click.option(
+    "--runs", default=5, show_default=True, metavar="N", help="Of how many runs to take the median."
+)
+@device_options
+@html_option("the speed of each load")
+@common_options
+def command(
+    *,
+    bundle: str,
+    packs: tuple[str, ...],
+    rows: tuple[int, ...],
+    prompt: int,
+    tokens: int,
+    runs: int,
+    html: str | None,
+    as_json: bool,
+    **parameters: Any,
+) -> None:
+    """Measures how fast a bundle answers: for each number of rows the base, one adapter, and a different one
+    in each row, in turn; each figure is the median of several runs after a warm-up.
+
+    \b
+    Example:
+      adapterpack bench bundle
+      adapterpack bench models/SmolLM2 packs/orders packs/emails --rows 1 --rows 16 --html speed.html
+    """
+    with open_page(html) as page:
+        device = device_of(parameters)
+        folder, loaded = open_target(bundle, [load_adapter(pack) for pack in packs])
+        with show_steps() as say:
+            found = adapterpack.bench(
+                folder,
+                [pack for pack in loaded if isinstance(pack, adapterpack.Pack)],
+                rows=rows,
+                prompt=prompt,
+                tokens=tokens,
+                runs=runs,
+                provider=device,
+                progress=say,
+            )
+        result = found.to_json()
+        if page is not None:
+            page.write_text(bench_report(result, Path(bundle).name), "utf-8")
+    if as_json:
+        print_json({"command": "bench", **result, **({} if html is None else {"html": str(Path(html))})})
+        return
+    print_table(*bench_table(result))
+    print_line(bench_facts(result))
+    if html is not None:
+        print_line(f"wrote {html}")

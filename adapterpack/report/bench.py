@@ -1,0 +1,58 @@
+"""Renders the table and the page of ``adapterpack bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..readable import MISSING, size, things
+from .page import render
+
+Result = Mapping[str, Any]
+
+
+def bench_table(result: Result) -> tuple[list[str], list[list[str]]]:
+    """Returns column names and rows: one row for each load.
+
+    Example:
+        >>> line = {"rows": 1, "adapters": "base", "first_token": 0.02, "prompt_speed": 6400}
+        >>> bench_table({"lines": [{**line, "speed": 50, "step": 0.02}], "floor": 0.01})[1]
+        [['1', 'base', '20 ms', '6,400', '50', '20 ms', '2']]
+    """
+    columns = ["rows", "adapters", "first token", "prompt tokens/s", "tokens/s", "step", "step / floor"]
+    return columns, [_line(line, result["floor"]) for line in result["lines"]]
+
+
+def _line(line: Result, floor: float) -> list[str]:
+    step = line["step"]
+    return [
+        str(line["rows"]),
+        line["adapters"],
+        _milliseconds(line["first_token"]),
+        f"{line['prompt_speed']:,.0f}",
+        MISSING if line["speed"] is None else f"{line['speed']:,.0f}",
+        *((MISSING, MISSING) if step is None else (_milliseconds(step), f"{step / floor:.3g}")),
+    ]
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms"
+
+
+def bench_facts(result: Result) -> str:
+    """Returns what was run, and the floor, in a sentence each."""
+    decodes = any(line["speed"] is not None for line in result["lines"])
+    new = f", {result['tokens']} new ones" if decodes else ""
+    memory = "" if result["memory"] is None else f" The process had at most {size(result['memory'])}."
+    return (
+        f"Prompts of {things(result['prompt'], 'token')}{new}. "
+        f"The floor is the time in which {size(result['weights'])} of weights pass through memory at "
+        f"{size(round(result['bandwidth']))}/s: {_milliseconds(result['floor'])}.{memory}"
+    )
+
+
+def bench_report(result: Result, name: str) -> str:
+    """Writes what ``Bench.to_json()`` gives as one self-contained HTML page."""
+    return render(
+        "bench.html.jinja", title=f"Speed of {name}", about=bench_facts(result), table=bench_table(result)
+    )
