@@ -66,6 +66,7 @@ KINDS = (
     ),
     CacheKind(name="bundles", holds="bundles that were pulled", entries=_SHA256),
     CacheKind(name="exports", holds="bases and packs, exported for run, serve and chat", entries=_SHA256),
+    CacheKind(name="rows", holds="rows in memory of trainings that run", entries=_SHA256),
     CacheKind(name="graphs", holds="folders of other tools, as bundles", entries=_SHA256),
     CacheKind(name="hub", holds="which commits of a hub were pulled", entries=r"[^/]+--[^/]+\.json"),
     CacheKind(

@@ -102,7 +102,10 @@ def _sweep(values: Mapping[str, Any], where: object) -> list[dict[str, Any]] | N
     Raises:
         ConfigError: there are too many combinations.
     """
-    first = {key: value[0] if isinstance(value, list) and value else value for key, value in values.items()}
+    first = {
+        key: value[0] if isinstance(value, list) and len(value) > 1 else value
+        for key, value in values.items()
+    }
     if first == values or not isinstance(first.get("method", "lora"), str):
         return None
     hints = _hints(method_of(first, where), trainer_of(first))

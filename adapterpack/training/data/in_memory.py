@@ -31,7 +31,7 @@ def rows_as_files(config: object, **rows: Rows | None) -> Iterator[list[str]]:
     Raises:
         ConfigError: they are no table.
     """
-    folder = cache_folder() / "rows" / sha256(repr(config).encode()).hexdigest()[:16]
+    folder = cache_folder() / "rows" / sha256(repr(config).encode()).hexdigest()
     given = {setting: some for setting, some in rows.items() if some is not None}
     try:
         yield [f"{name}={json.dumps(_write(some, name, folder))}" for name, some in given.items()]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,8 +74,8 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             **taken,
             output_dir=str(folder),
             report_to=_reporters(config),
-            # The progress bar repeats the log, so show it in a terminal only.
-            disable_tqdm=not sys.stderr.isatty() or bool(os.environ.get("TQDM_DISABLE")),
+            run_name=config.pack_name,  # what W&B and MLflow call the run
+            disable_tqdm=True,  # one bar is enough: that of adapterpack.train or of the command
             dataloader_pin_memory=torch.cuda.is_available(),
             do_eval=has_evaluation(config),
             use_cpu=not torch.accelerator.is_available(),  # said, because only then bf16 is let pass on a CPU
