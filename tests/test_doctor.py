@@ -142,6 +142,7 @@ def fill(cache: Path) -> tuple[list[Path], list[Path]]:
     names = {
         "bundles": "ab" * 32,
         "exports": "34" * 32,
+        "rows": "56" * 32,
         "graphs": "12" * 32,
         "hub": "org--name.json",
         "partial": "cd" * 32,
