@@ -158,12 +158,13 @@ main(sys.argv[1:])
 def patient(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with room for answers that take seconds."""
     folder = tmp_path_factory.mktemp("patient")
-    model = write_model(folder / "model", smollm2, max_position_embeddings=1 << 15)
+    model = write_model(folder / "model", smollm2, max_position_embeddings=4096)
     packs = write_packs(folder / "packs", model, ("alpha", "beta"))
     adapterpack.export(model, [packs / "alpha", packs / "beta"], folder / "bundle", proof="none")
     return folder / "bundle"
 
 
+@pytest.mark.long  # it needs a core of its own: the keys must come before the answer ends
 def test_a_terminal_asks_answers_and_is_interrupted(patient: Path, tmp_path: Path) -> None:
     """Ctrl-C ends an answer and not the conversation; at the prompt it ends that, and nothing is an error."""
     saved = tmp_path / "talk.json"
@@ -176,7 +177,7 @@ def test_a_terminal_asks_answers_and_is_interrupted(patient: Path, tmp_path: Pat
         answers += [type_in(f"{FIRST}\n")]
         assert answers[0] != answers[1]
         assert "unknown command" in type_in("/adaptor alpha\n")
-        type_in("/set max_new_tokens 30000\n")
+        type_in("/set max_new_tokens 4000\n")
         type_in("/set ignore_eos true\n")
         type_in(f"{SECOND}\n", "\n")
         type_in("", " ")
@@ -184,14 +185,14 @@ def test_a_terminal_asks_answers_and_is_interrupted(patient: Path, tmp_path: Pat
         assert "answers from now on" in type_in("/adapter alpha\n")
         type_in(f"/save {saved}\n")
         *_, last = json.loads(saved.read_text())["messages"]
-        assert last["role"] == "assistant" and 0 < len(last["content"]) < 60_000  # all would be twice that
+        assert last["role"] == "assistant" and 0 < len(last["content"]) < 4000
         type_in("\x03", "\n")
         assert process.wait(60) == 0
 
 
 def test_a_signal_to_end_ends_it(patient: Path) -> None:
     """In the middle of an answer, too."""
-    with terminal(patient, "--set", "max_new_tokens=30000", "--set", "ignore_eos=true") as (process, type_in):
+    with terminal(patient, "--set", "max_new_tokens=4000", "--set", "ignore_eos=true") as (process, type_in):
         type_in("")
         type_in(f"{FIRST}\n", "\n")
         process.send_signal(signal.SIGTERM)
