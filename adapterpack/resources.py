@@ -30,7 +30,8 @@ def resource(relative: str) -> Path:
 @cache
 def schema(name: str) -> dict[str, Any]:
     """Returns the JSON Schema of that name, for instance ``manifest.v1``."""
-    return json.loads(resource(f"schemas/{name}.json").read_text("utf-8"))
+    loaded: dict[str, Any] = json.loads(resource(f"schemas/{name}.json").read_text("utf-8"))
+    return loaded
 
 
 def templates(package: str, escape: Callable[[object], Markup]) -> Environment:

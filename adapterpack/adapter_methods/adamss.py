@@ -141,7 +141,8 @@ def _group(points: np.ndarray, count: int) -> np.ndarray:
         from sklearn.cluster import KMeans  # noqa: PLC0415 - only this method needs it
 
     means = KMeans(count, init="random", n_init=1, max_iter=10, random_state=123456789)
-    return means.fit(points.astype(np.float64)).labels_
+    groups: np.ndarray = means.fit(points.astype(np.float64)).labels_
+    return groups
 
 
 _TRIES = 6

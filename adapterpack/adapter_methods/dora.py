@@ -71,9 +71,10 @@ def _lengths(site: Site) -> np.ndarray:
     the same numbers.
     """
     weight = np.asarray(site.weight)
-    return np.maximum(np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST).astype(
-        np.float32
-    )
+    lengths: np.ndarray = np.maximum(
+        np.sqrt(np.einsum("oi,oi->o", weight, weight, dtype=np.float64)), _LEAST
+    ).astype(np.float32)
+    return lengths
 
 
 def _normal_form(cfg: DoRA, params: Params, site: Site) -> NormalForm:

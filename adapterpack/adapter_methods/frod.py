@@ -161,7 +161,8 @@ def _basis(weights: Sequence[np.ndarray], ridge: float) -> np.ndarray:
     Q, R = np.linalg.qr(stacked)
     parts = np.split(Q, np.cumsum([len(weight) for weight in weights])[:-1])
     mean = sum(np.linalg.inv(part.T @ part + ridge * np.eye(width)) for part in parts) / len(parts)
-    return (R.T @ np.linalg.eigh(mean)[1]).astype(np.float32)
+    basis: np.ndarray = (R.T @ np.linalg.eigh(mean)[1]).astype(np.float32)
+    return basis
 
 
 def _sides(V: np.ndarray, weight: Any) -> tuple[np.ndarray, np.ndarray]:

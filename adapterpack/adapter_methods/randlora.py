@@ -108,7 +108,8 @@ def _normalise(values: np.ndarray) -> np.ndarray:
         if values.size > 1
         else values.dtype.type(1)
     )
-    return (values / (deviation or values.dtype.type(1))).astype(np.float32)
+    normed: np.ndarray = (values / (deviation or values.dtype.type(1))).astype(np.float32)
+    return normed
 
 
 def _make(cfg: Any) -> tuple[np.ndarray, ...]:

@@ -100,7 +100,8 @@ def _quarters(seed: int, rows: int, columns: int, count: int, taps: int) -> np.n
     at = places(seed, rows, columns, count) + (sizes - [[rows], [columns]]) // 2
     half = sizes // 2
     fine, rest = at // half, at % half
-    return rest + half * fine[::-1]
+    turned: np.ndarray = rest + half * fine[::-1]
+    return turned
 
 
 def _constants(cfg: WaveFT, site: Site) -> Arrays:

@@ -170,7 +170,8 @@ _compiled: Callable[[str], re.Pattern[str]] = cache(re.compile)
 
 @cache
 def _table() -> dict[str, Any]:
-    return json.loads(resource("base/renamings.json").read_text("utf-8"))
+    loaded: dict[str, Any] = json.loads(resource("base/renamings.json").read_text("utf-8"))
+    return loaded
 
 
 def _follow(table: Mapping[str, Any], name: object) -> Any:

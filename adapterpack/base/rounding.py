@@ -74,7 +74,10 @@ def words(seed: int, name: str, start: int, count: int) -> np.ndarray:
     first = start // _WORDS
     last = -(-(start + count) // _WORDS)
     drawn = np.random.Philox(key=key, counter=first).random_raw(4 * (last - first))
-    return drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][:count]
+    drawn_words: np.ndarray = drawn.astype("<u8", copy=False).view(np.uint32)[start - first * _WORDS :][
+        :count
+    ]
+    return drawn_words
 
 
 def _stochastic(values: np.ndarray, dtype: np.dtype[Any], chance: np.ndarray, scratch: Scratch) -> np.ndarray:

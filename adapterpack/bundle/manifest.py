@@ -293,7 +293,8 @@ class Bundle:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest as plain JSON values."""
-        return strict_json.plain(self)
+        encoded: dict[str, Any] = strict_json.plain(self)
+        return encoded
 
     def write(self, folder: Path, draft: bool = False, known: Mapping[str, str] | None = None) -> None:
         """Writes the manifest into ``folder``, with the complete list of all other files. A ``draft`` lists

@@ -195,7 +195,7 @@ def _change(
             where=site.path,
             remedy=KEEP_APART,
         )
-    return folded - weight
+    return np.asarray(folded - weight)
 
 
 def exact_factors(method: Method, cfg: Any, params: Params, site: Site) -> FactoredChange | None:

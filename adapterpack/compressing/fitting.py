@@ -35,7 +35,8 @@ class StoredCore(NamedTuple):
     @property
     def values(self) -> np.ndarray:
         """Returns the dequantized numbers, float64."""
-        return self.codes.astype(np.float64) * self.scales
+        made: np.ndarray = self.codes.astype(np.float64) * self.scales
+        return made
 
 
 class MemberDraft(NamedTuple):

@@ -33,7 +33,8 @@ class Bases(NamedTuple):
 
     def core(self, change: Factors) -> np.ndarray:
         """Returns the core ``[k, k]`` of a change: its best approximation in these bases."""
-        return (self.up.T @ change.B) @ (change.A @ self.down.T)
+        made: np.ndarray = (self.up.T @ change.B) @ (change.A @ self.down.T)
+        return made
 
 
 def joint_bases(changes: Sequence[Factors], weights: Sequence[float], rank: int) -> Bases:
@@ -71,7 +72,8 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
     columns = np.concatenate(parts, axis=1)
     m, count = columns.shape
     if count <= rank:
-        return np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
+        exact: np.ndarray = np.linalg.qr(np.concatenate([columns, np.eye(m, rank)], axis=1))[0][:, :rank]
+        return exact
     room = min(m, rank + SPARE)
     if near is None and room < m:
         found = columns @ (uniform(0, "joint bases", slice(0, count), room) - 0.5)
@@ -79,10 +81,13 @@ def leading(parts: Sequence[np.ndarray], rank: int, near: np.ndarray | None = No
             found = columns @ (columns.T @ np.linalg.qr(found)[0])
         near = np.linalg.qr(found)[0]
         vectors = np.linalg.eigh((inside := near.T @ columns) @ inside.T)[1]
-        return near @ vectors[:, ::-1][:, :rank]
+        best: np.ndarray = near @ vectors[:, ::-1][:, :rank]
+        return best
     if near is not None and room < m:
-        return np.linalg.qr(columns @ (columns.T @ near))[0]
-    return np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
+        closer: np.ndarray = np.linalg.qr(columns @ (columns.T @ near))[0]
+        return closer
+    whole: np.ndarray = np.linalg.eigh(columns @ columns.T)[1][:, ::-1][:, :rank]
+    return whole
 
 
 def group(similarity: np.ndarray, count: int) -> np.ndarray:

@@ -44,7 +44,8 @@ class _Bytes:
                 "the adapter's file is truncated, or an offset in it is false",
                 where=f"{self.where}, offset {at}",
             )
-        return struct.unpack_from(f"<{kind}", self.data, at)[0]
+        value: int = struct.unpack_from(f"<{kind}", self.data, at)[0]
+        return value
 
     def field(self, table: int, index: int) -> int | None:
         """Returns the position of a table's field, or None if it has its default."""

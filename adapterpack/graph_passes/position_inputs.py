@@ -535,7 +535,10 @@ class PositionInputs:
                 shape, np.float32 if one.dtype == ir.DataType.BFLOAT16 else one.dtype.numpy()
             )
         wanted = {one.name for one in session.get_inputs()}
-        return session.run(None, {name: array for name, array in feeds.items() if name in wanted})[0]
+        result: np.ndarray = session.run(
+            None, {name: array for name, array in feeds.items() if name in wanted}
+        )[0]
+        return result
 
     @property
     def _mask(self) -> ir.Value | None:

@@ -87,7 +87,8 @@ class RemoteContext:
         """The base that the artifact itself names."""
         if self.artifact.kind == "peft":
             return base_hint(parse_config(self.artifact.manifest_bytes, Path(self.artifact.manifest_name)))
-        return self.artifact.manifest.base
+        base: m.Base = self.artifact.manifest.base
+        return base
 
     def readable_base(self) -> tuple[Checkpoint | None, tuple[str, ...]]:
         """Returns the base to compare with: the user's, else the artifact's on the same hub, else None with

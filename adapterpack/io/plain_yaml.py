@@ -84,7 +84,8 @@ def read(path: Path) -> Any:
 
 def dumps(value: Any) -> str:
     """Returns the value as YAML that :func:`loads` reads back, with keys in their order."""
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=_WIDTH)
+    return text
 
 
 def _problems(events: Any, most: int) -> Iterator[tuple[str, int]]:

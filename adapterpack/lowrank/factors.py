@@ -50,7 +50,8 @@ class Factors(NamedTuple):
 
     def rows(self, block: slice | np.ndarray) -> np.ndarray:
         """Returns the rows ``D[block]``."""
-        return self.B[block] @ self.A
+        product: np.ndarray = self.B[block] @ self.A
+        return product
 
     def dense(self) -> np.ndarray:
         """Returns the full ``D``: for tests, and for small changes."""
@@ -319,7 +320,8 @@ def _basis(columns: np.ndarray) -> np.ndarray:
     """
     u, values, _ = np.linalg.svd(_wide(columns), full_matrices=False)
     least = np.finfo(columns.dtype).eps * max(columns.shape) * (values[0] if len(values) else 0)
-    return u[:, values > least]
+    basis: np.ndarray = u[:, values > least]
+    return basis
 
 
 def blocks(change: Factors, elements: int = 1 << 18) -> Iterator[tuple[slice, np.ndarray]]:
@@ -337,7 +339,8 @@ def _join_factors(terms: Sequence[Term]) -> Factors:
 def _by_term(terms: Sequence[Term], products: np.ndarray) -> np.ndarray:
     """Sums ``[R, R]`` to ``[T, T]``: one number for each pair of terms, including terms of rank 0."""
     member = np.repeat(np.eye(len(terms)), [len(term.A) for term in terms], axis=1)
-    return member @ products @ member.T
+    added: np.ndarray = member @ products @ member.T
+    return added
 
 
 def _wide(value: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ _HALF = 1 << 16
 
 def magnitudes(values: np.ndarray) -> np.ndarray:
     """Returns ``|x|`` in float32, the dtype in which magnitudes are ranked."""
-    return np.abs(values).astype(np.float32, copy=False)
+    absolute: np.ndarray = np.abs(values).astype(np.float32, copy=False)
+    return absolute
 
 
 def level(

@@ -254,11 +254,15 @@ def _turn(images: Sequence[np.ndarray], kept: int) -> np.ndarray:
     products = np.concatenate(
         [np.concatenate([left.T @ right for right in images], axis=1) for left in images], axis=0
     )
-    return np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(np.float32)
+    directions: np.ndarray = np.linalg.eigh(products.astype(np.float64))[1][:, : -kept - 1 : -1].astype(
+        np.float32
+    )
+    return directions
 
 
 def _multiply_parts(parts: Sequence[np.ndarray], turn: np.ndarray) -> np.ndarray:
     """``concatenate(parts, axis=1) @ turn`` without the concatenation."""
     shares = np.split(turn, np.cumsum([part.shape[1] for part in parts])[:-1])
     products = (part @ share for part, share in zip(parts, shares, strict=True))
-    return sum(products)
+    total: np.ndarray = sum(products)  # type: ignore[assignment]
+    return total

@@ -26,11 +26,13 @@ def uniform(seed: int, key: str, rows: slice, columns: int) -> np.ndarray:
     """
     start = int.from_bytes(blake2b(f"{seed}:{key}".encode(), digest_size=8).digest(), "little")
     index = np.arange(rows.start * columns + 1, rows.stop * columns + 1, dtype=np.uint64).reshape(-1, columns)
-    return (mix(index * STEP + np.uint64(start)) >> np.uint64(11)) * 2.0**-53
+    numbers: np.ndarray = (mix(index * STEP + np.uint64(start)) >> np.uint64(11)) * 2.0**-53
+    return numbers
 
 
 def mix(states: np.ndarray) -> np.ndarray:
     """Returns SplitMix64's output for each of its states, ``[n]`` uint64; products wrap modulo 2^64."""
     mixed = (states ^ (states >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    output: np.ndarray = mixed ^ (mixed >> np.uint64(31))
+    return output

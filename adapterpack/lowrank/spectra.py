@@ -310,4 +310,5 @@ def _rounding(left: np.ndarray, right: np.ndarray, unit: float) -> np.ndarray:
     """
     lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     often = 16 if unit < np.finfo(np.float32).eps else 2
-    return often * unit * np.linalg.norm(lengths, axis=1)[:, None]
+    size: np.ndarray = often * unit * np.linalg.norm(lengths, axis=1)[:, None]
+    return size

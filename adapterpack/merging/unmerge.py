@@ -111,7 +111,8 @@ def _merge_record(merged: Checkpoint) -> dict[str, Any]:
             expected=f"'{layout.NOTE}' in the metadata of its files",
             remedy="name a folder that adapterpack merge wrote",
         ) from error
-    return record
+    checked: dict[str, Any] = record
+    return checked
 
 
 def _verify_base(record: dict[str, Any], base: Checkpoint, where: object) -> str:
@@ -250,4 +251,5 @@ def _folds_to(restored: np.ndarray, delta: np.ndarray, matrix: np.ndarray) -> bo
 def _next(value: np.ndarray, towards: float) -> np.ndarray:
     """Returns the next number of the dtype, up or down."""
     kind = value.dtype.type
-    return np.nextafter(value, kind(towards))
+    neighbours: np.ndarray = np.nextafter(value, kind(towards))
+    return neighbours

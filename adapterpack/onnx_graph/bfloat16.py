@@ -71,4 +71,5 @@ def computing_wide(path: Path) -> bytes:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
-    return model.SerializeToString()
+    changed: bytes = model.SerializeToString()
+    return changed

@@ -140,7 +140,8 @@ def dequantize(graph: GraphFile, quantized: NBits, rows: slice, first_block_only
 
 def values(q: np.ndarray, grid: BlockGrid) -> np.ndarray:
     """Returns ``(q - zero) * scale`` for ``q`` ``[rows, blocks, block]``."""
-    return (q - grid.zero[..., None]) * grid.scale[..., None]
+    wide: np.ndarray = (q - grid.zero[..., None]) * grid.scale[..., None]
+    return wide
 
 
 def split_blocks(block: int, rows: np.ndarray) -> np.ndarray:
@@ -200,7 +201,8 @@ def nearest(x: np.ndarray, grid: BlockGrid, bits: int) -> np.ndarray:
     """
     # a block of zeros has scale 0
     scale = np.where(grid.scale == 0, 1, grid.scale)[..., None]
-    return np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
+    q: np.ndarray = np.clip(np.rint(x / scale + grid.zero[..., None]), 0, (1 << bits) - 1)
+    return q
 
 
 def fresh_grid(x: np.ndarray, bits: int, symmetric: bool, dtype: np.dtype[Any]) -> BlockGrid:
@@ -232,4 +234,5 @@ def pack_codes(q: np.ndarray, bits: int) -> np.ndarray:
     """Packs codes into as few bytes as possible, low bits first, along the last axis."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
     split = q.reshape(*q.shape[:-1], -1, len(shifts))
-    return np.bitwise_or.reduce(split << shifts, axis=-1)
+    packed: np.ndarray = np.bitwise_or.reduce(split << shifts, axis=-1)
+    return packed

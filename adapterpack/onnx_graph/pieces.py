@@ -62,7 +62,8 @@ def views(graph: GraphFile) -> Iterator[MatrixView]:
 
 def as_matrix(array: np.ndarray, slot: int | None) -> np.ndarray:
     """Returns one of the matrices of an initializer, without a copy."""
-    return array.reshape(len(array), -1) if slot is None else array[slot]
+    matrix: np.ndarray = array.reshape(len(array), -1) if slot is None else array[slot]
+    return matrix
 
 
 def coverage(pieces: list[WeightPiece], shape: tuple[int, int]) -> int:

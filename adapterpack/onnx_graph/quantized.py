@@ -90,4 +90,5 @@ def _steps(dequantized_rows: np.ndarray, wanted: np.ndarray, scale: np.ndarray, 
     squares = np.einsum("rbk,rbk->rb", parts, parts).astype(np.float64)
     nothing = np.where(squares > 0, np.inf, 0.0)
     steps = np.divide(squares, np.square(scale, dtype=np.float64), out=nothing, where=scale != 0)
-    return np.sqrt(steps.sum(axis=1) / columns)
+    distance: np.ndarray = np.sqrt(steps.sum(axis=1) / columns)
+    return distance

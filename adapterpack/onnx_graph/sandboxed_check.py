@@ -61,9 +61,10 @@ def problems(written: Path, source: Path, files: Iterable[Path]) -> dict[str, tu
         OutOfLimits: a check takes too much memory or time.
     """
     request = json.dumps([str(written.resolve()), str(source.resolve())]).encode()
-    return json.loads(
+    answer: dict[str, tuple[str | None, str | None]] = json.loads(
         _sandbox("checking:problems", files).run(request, "the graph cannot be checked", where=source)
     )
+    return answer
 
 
 def _sandbox(function: str, files: Iterable[Path]) -> Sandbox:

@@ -43,11 +43,15 @@ class Code(NamedTuple):
 
 
 def _float8(codes: np.ndarray) -> np.ndarray:
-    return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    numbers: np.ndarray = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return numbers
 
 
 def _to_float8(numbers: np.ndarray) -> np.ndarray:
-    return np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    codes: np.ndarray = (
+        np.clip(numbers, -448, 448).astype(np.float32).astype(ml_dtypes.float8_e4m3fn).view(np.uint8)
+    )
+    return codes
 
 
 CODES = {
@@ -140,7 +144,8 @@ def scale_codes(codes: np.ndarray, scales: np.ndarray, where: object) -> np.ndar
             where=where,
             remedy="quantize the adapter again",
         )
-    return codes.astype(np.float32) * scales
+    made: np.ndarray = codes.astype(np.float32) * scales
+    return made
 
 
 def overflows(scales: np.ndarray) -> bool:
@@ -236,7 +241,8 @@ def _upper_half(scales: np.ndarray) -> np.ndarray:
     """Returns the upper halves of float32 scales, rounded up."""
     singles = np.maximum(scales, np.finfo(np.float32).tiny).astype(np.float32)
     singles = np.where(singles < scales, np.nextafter(singles, np.float32(np.inf)), singles)
-    return ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
+    halves: np.ndarray = ((singles.view(np.uint32).astype(np.uint64) + 0xFFFF) >> 16).astype(np.uint16)
+    return halves
 
 
 def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -245,14 +251,16 @@ def _bytes(codes: np.ndarray, bits: int) -> np.ndarray:
     filled = np.zeros((len(codes), -(-codes.shape[1] // each) * each), np.uint8)
     filled[:, : codes.shape[1]] = codes
     parts = filled.reshape(len(codes), -1, each) << (np.arange(each, dtype=np.uint8) * bits)
-    return np.bitwise_or.reduce(parts, axis=2)
+    made: np.ndarray = np.bitwise_or.reduce(parts, axis=2)
+    return made
 
 
 def _codes(data: np.ndarray, bits: int, length: int) -> np.ndarray:
     """Unpacks the codes ``[d, length]`` from bytes ``[d, ...]``."""
     each = 8 // bits
     parts = (data[:, :, None] >> (np.arange(each, dtype=np.uint8) * bits)) & ((1 << bits) - 1)
-    return parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
+    codes: np.ndarray = parts.reshape(len(data), -1)[:, :length].astype(np.uint8)
+    return codes
 
 
 def _split(data: np.ndarray, packed: Packed) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -388,4 +388,5 @@ def _written_config(method: Method, as_secondary: bool, sites: Mapping[str, Any]
         if secondary is None
         else {secondary.key: secondary.to_config(sites)}
     )
-    return strict_json.plain(config)
+    written: dict[str, Any] = strict_json.plain(config)
+    return written

@@ -200,4 +200,7 @@ def _wide(adapter: Adapter) -> Adapter:
 def _change(adapter: Adapter, block: slice) -> np.ndarray:
     """Returns these rows of an additive method's change, by folding it into a weight of zeros."""
     nothing = np.zeros((block.stop - block.start, adapter.site.in_features))
-    return fold(adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block)[0]
+    changed: np.ndarray = fold(
+        adapter.method, adapter.config, adapter.params, adapter.site, nothing, None, block
+    )[0]
+    return changed

@@ -213,7 +213,8 @@ class OpenBundle:
         graph at once and the ordinary one later: most calls need only one of them, and each holds the weights
         in memory.
         """
-        return self.once(part, lambda: self._open(part))
+        graph: OrtModel = self.once(part, lambda: self._open(part))
+        return graph
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -241,7 +242,8 @@ class OpenBundle:
         return self._config("generation_config.json")
 
     def _config(self, name: str) -> dict[str, Any]:
-        return self.once(name, lambda: read_object(self.folder / name))
+        config: dict[str, Any] = self.once(name, lambda: read_object(self.folder / name))
+        return config
 
     @property
     def image_token(self) -> int:
@@ -262,7 +264,8 @@ class OpenBundle:
     @property
     def image_layout(self) -> ImageLayout:
         """How the model reads images."""
-        return self.once("image layout", self._make_image_layout)
+        layout: ImageLayout = self.once("image layout", self._make_image_layout)
+        return layout
 
     def _make_image_layout(self) -> ImageLayout:
         graph = next(
@@ -281,9 +284,10 @@ class OpenBundle:
     @property
     def tokenizer(self) -> Tokenizer:
         """The bundle's tokenizer."""
-        return self.once(
+        tokenizer: Tokenizer = self.once(
             "tokenizer", lambda: Tokenizer(self.folder, most_characters(self), self.compare_files)
         )
+        return tokenizer
 
     @property
     def has_tokenizer(self) -> bool:

@@ -13,7 +13,8 @@ def positions(mask: np.ndarray) -> np.ndarray:
     """Returns the position ids of a mask ``[batch, length]``, counted from the first real token, on either
     padding side.
     """
-    return np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
+    counted: np.ndarray = np.clip(np.cumsum(mask, axis=1) - 1, 0, None).astype(np.int64)
+    return counted
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
@@ -29,4 +30,5 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, left: bool) -> Arrays:
 
 def last_places(mask: np.ndarray) -> np.ndarray:
     """Returns the index of each row's last real token, ``[rows]``, on either padding side."""
-    return mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    found: np.ndarray = mask.shape[1] - 1 - np.argmax(mask[:, ::-1] > 0, axis=1)
+    return found

@@ -13,15 +13,18 @@ from .session import RowInputs
 
 
 def _mean(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    pooled: np.ndarray = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+    return pooled
 
 
 def _last(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return hidden[np.arange(len(hidden)), mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)]
+    pooled: np.ndarray = hidden[np.arange(len(hidden)), mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)]
+    return pooled
 
 
 def _first(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    return hidden[np.arange(len(hidden)), np.argmax(mask, axis=1)]
+    pooled: np.ndarray = hidden[np.arange(len(hidden)), np.argmax(mask, axis=1)]
+    return pooled
 
 
 POOLING: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {

@@ -43,12 +43,14 @@ Kernel = Callable[[np.ndarray], np.ndarray]
 def cubic(far: np.ndarray) -> np.ndarray:
     """Returns the weights of torch's bicubic interpolation."""
     near = ((_CUBIC + 2) * far - (_CUBIC + 3)) * far**2 + 1
-    return np.where(far <= 1, near, ((far - 5) * far + 8) * far * _CUBIC - 4 * _CUBIC)
+    weights: np.ndarray = np.where(far <= 1, near, ((far - 5) * far + 8) * far * _CUBIC - 4 * _CUBIC)
+    return weights
 
 
 def linear(far: np.ndarray) -> np.ndarray:
     """Returns the weights of torch's bilinear interpolation."""
-    return np.maximum(1 - far, 0)
+    weights: np.ndarray = np.maximum(1 - far, 0)
+    return weights
 
 
 def resize(values: np.ndarray, size: tuple[int, int], kernel: Kernel = cubic) -> np.ndarray:
@@ -62,7 +64,8 @@ def resize(values: np.ndarray, size: tuple[int, int], kernel: Kernel = cubic) ->
         [[1.0, 1.25, 1.75, 2.0]]
     """
     rows, columns = (_weights(own, wanted, kernel) for own, wanted in zip(values.shape, size, strict=True))
-    return rows @ values.astype(np.float64) @ columns.T
+    found: np.ndarray = rows @ values.astype(np.float64) @ columns.T
+    return found
 
 
 def _weights(own: int, wanted: int, kernel: Kernel) -> np.ndarray:

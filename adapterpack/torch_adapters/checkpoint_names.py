@@ -141,7 +141,8 @@ def _steps(model: PreTrainedModel) -> Sequence[Step]:
 
 def _rename(renaming: Any, name: str) -> str:
     """Applies one of transformers' renamings to a name."""
-    return renaming.rename_source_key(name)[0]
+    renamed_name: str = renaming.rename_source_key(name)[0]
+    return renamed_name
 
 
 def _transforms(model: nn.Module) -> tuple[list[Any], list[WeightConverter]] | None:

@@ -53,7 +53,10 @@ def nf4(matrix: np.ndarray) -> np.ndarray:
     scales = np.abs(blocks).max(axis=1, keepdims=True)
     unit = blocks / np.where(scales == 0, 1, scales)
     middles = (NF4[1:] + NF4[:-1]) / 2
-    return (NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
+    rounded: np.ndarray = (
+        (NF4[np.searchsorted(middles, unit)] * scales).ravel()[: len(flat)].reshape(matrix.shape)
+    )
+    return rounded
 
 
 def _make(r: int, scale: float, site: Site, options: Mapping[str, Any], rng: np.random.Generator) -> Factors:

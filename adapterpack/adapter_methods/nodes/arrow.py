@@ -63,7 +63,8 @@ def prototype(down: np.ndarray, up: np.ndarray) -> np.ndarray:
     if not values.size or values[0] == 0:
         return np.zeros(down.shape[1])
     vector = right @ turned[0]
-    return vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
+    signed: np.ndarray = vector * np.sign(vector[np.argmax(np.abs(vector))]) + 0.0
+    return signed
 
 
 def _join(settings: Arrow, parts: Parts, tensors: Params) -> NodePart | None:

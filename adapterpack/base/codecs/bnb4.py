@@ -126,7 +126,8 @@ class _Layout(NamedTuple):
         if self.nested is None:
             return codes
         size, offset = self.nested
-        return parts["nested_map"][codes] * _outer(parts, blocks, size) + np.float32(offset)
+        scales: np.ndarray = parts["nested_map"][codes] * _outer(parts, blocks, size) + np.float32(offset)
+        return scales
 
     def _codes(self, parts: Parts, blocks: slice, scales: np.ndarray) -> np.ndarray:
         """Returns the stored ``absmax`` values nearest to the scales."""
@@ -140,7 +141,8 @@ class _Layout(NamedTuple):
 
 def _outer(parts: Parts, blocks: slice, size: int) -> np.ndarray:
     """Returns the scale of the second quantization, with blocks of ``size``, for each block."""
-    return parts["nested"][np.arange(blocks.start, blocks.stop) // size]
+    scale: np.ndarray = parts["nested"][np.arange(blocks.start, blocks.stop) // size]
+    return scale
 
 
 def _bytes(parts: Parts) -> np.ndarray:

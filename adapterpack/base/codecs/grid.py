@@ -218,7 +218,8 @@ def integers(low: int, high: int, dtype: Any, zero_range: tuple[int, int] | None
     """
 
     def nearest(level: Rows) -> np.ndarray:
-        return np.clip(np.rint(level), low, high).astype(dtype)
+        codes: np.ndarray = np.clip(np.rint(level), low, high).astype(dtype)
+        return codes
 
     def fit_range(least: Rows, greatest: Rows) -> tuple[Rows, Rows | None]:
         """Fits a scale and a zero point within ``zero_range``."""
@@ -275,14 +276,18 @@ def small_floats(dtype: np.dtype[Any], greatest: float) -> Levels:
     top, info = F32.type(greatest), ml_dtypes.finfo(dtype)
 
     def nearest(level: Rows) -> np.ndarray:
-        return np.clip(level, -top, top).astype(dtype)
+        codes: np.ndarray = np.clip(level, -top, top).astype(dtype)
+        return codes
 
     def width(codes: np.ndarray) -> Rows:
         """Returns the gap at ``|x| = m 2^e``, m in [1/2, 1), with ``nmant`` bits of fraction: ``2^(e - 1 -
         nmant)``, and the smallest gap near zero.
         """
         _, exponent = np.frexp(codes.astype(np.float32))
-        return np.maximum(np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal))
+        gap: Rows = np.maximum(
+            np.ldexp(F32.type(1), exponent - 1 - info.nmant), F32.type(info.smallest_subnormal)
+        )
+        return gap
 
     return Levels(
         lambda codes: levels_of(dtype)[codes.view(np.uint8)], nearest, fit_magnitude(greatest), width

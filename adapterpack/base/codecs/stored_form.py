@@ -73,7 +73,10 @@ class Table(NamedTuple):
 
     def values(self) -> np.ndarray:
         """Returns the weight ``[out, in]`` as an operator computes it in float32."""
-        return self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(self.q.shape)
+        numbers: np.ndarray = self.levels[self.q] * np.repeat(self.scale, self.block)[: self.q.size].reshape(
+            self.q.shape
+        )
+        return numbers
 
 
 def stored_form(weight: Weight, parts: Parts, row_order: np.ndarray | None = None) -> Blocks | Table:

@@ -59,7 +59,8 @@ def _each(own: Sequence[Mapping[str, float]], name: str, value: float) -> np.nda
 
 def weigh(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Multiplies the values ``[T, b, n]`` by one number for each ``t``."""
-    return values * weights[:, None, None].astype(values.dtype)
+    product: np.ndarray = values * weights[:, None, None].astype(values.dtype)
+    return product
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ def _directions(parts: np.ndarray) -> np.ndarray:
     that are only rounding.
     """
     u, s, _ = np.linalg.svd(np.concatenate(list(parts), axis=1), full_matrices=False)
-    return u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
+    directions: np.ndarray = u[:, s > 16 * np.finfo(np.float32).eps * s[0]]
+    return directions
 
 
 def entry_rule(

@@ -58,7 +58,8 @@ def _elect(votes: np.ndarray, weights: np.ndarray, normalize: bool) -> np.ndarra
             total += size * agree[np.abs(weights) == size].sum(axis=0, dtype=np.uint8)
         merged /= np.maximum(total, np.finfo(total.dtype).tiny)  # no votes: 0 divided by tiny
     decided = np.abs(lead) > lead.dtype.type(_TIE) * (positive - negative)
-    return np.where(decided, merged, lead.dtype.type(0))
+    result: np.ndarray = np.where(decided, merged, lead.dtype.type(0))
+    return result
 
 
 def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
@@ -78,7 +79,7 @@ def _scale(lam: float, merged: np.ndarray) -> np.ndarray:
 )
 def magnitude_prune(block: EntryBlock, least: np.ndarray, *, density: Share = 0.5) -> np.ndarray:
     """``sum w_t trim(x_t)``."""
-    return weigh(block.weights, trim(block.values, least)).sum(axis=0)
+    return np.asarray(weigh(block.weights, trim(block.values, least)).sum(axis=0))
 
 
 @entry_rule(
@@ -133,7 +134,7 @@ def ties(
 )
 def dare_linear(block: EntryBlock, _: None, *, density: Share = 0.5, seed: Seed = 0) -> np.ndarray:
     """``sum w_t m_t x_t / density``."""
-    return weigh(block.weights, drop(block, density, seed)).sum(axis=0)
+    return np.asarray(weigh(block.weights, drop(block, density, seed)).sum(axis=0))
 
 
 @entry_rule(
@@ -218,7 +219,7 @@ def della_linear(
     """Sums, by weight, changes that keep larger entries with a higher probability and divide each entry by
     its probability.
     """
-    return weigh(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0)
+    return np.asarray(weigh(block.weights, dropped_by_rank(block, density, epsilon, seed)).sum(axis=0))
 
 
 @entry_rule(
@@ -235,7 +236,7 @@ def breadcrumbs(
     block: EntryBlock, levels: tuple[np.ndarray, np.ndarray], *, density: Share = 0.9, gamma: Fraction = 0.01
 ) -> np.ndarray:
     """``sum w_t band(x_t)``."""
-    return weigh(block.weights, band(block, levels)).sum(axis=0)
+    return np.asarray(weigh(block.weights, band(block, levels)).sum(axis=0))
 
 
 @entry_rule(
@@ -278,7 +279,9 @@ def magmax(block: EntryBlock, _: None, *, alpha: float = 1.0) -> np.ndarray:
 
 
 def _variance(block: EntryBlock) -> np.ndarray:
-    return np.var(weigh(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
+    return np.asarray(
+        np.var(weigh(np.sign(block.weights), block.values), axis=0, keepdims=True).astype(np.float32)
+    )
 
 
 class Selected(NamedTuple):
@@ -352,7 +355,7 @@ def _scores(block: EntryBlock, lower: np.ndarray, upper: np.ndarray) -> np.ndarr
     x = weigh(np.sign(block.weights), block.values).astype(np.float64)
     a, b = (ends[:, None, None].astype(np.float64) for ends in (lower, upper))
     norm = (np.clip(np.abs(x), a, b) - a) / np.where(b > a, b - a, 1)
-    return (np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32)
+    return np.asarray((np.exp(len(x) * norm**2) * np.tanh(x * x.sum(axis=0))).clip(0).astype(np.float32))
 
 
 def pcb_survey(blocks: EntryBlocks, *, density: float, **_: Any) -> Balance:
@@ -388,8 +391,10 @@ def pcb(block: EntryBlock, balance: Balance, *, density: Share = 0.1, lam: float
     scores = np.where(most > least, scores, most > 0).astype(np.float64)
     total = weigh(np.abs(block.weights), scores).sum(axis=0)
     merged = (weigh(block.weights, scores) * block.values).sum(axis=0)
-    return (lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(
-        block.values.dtype
+    return np.asarray(
+        (lam * np.divide(merged, total, out=np.zeros_like(merged), where=total > 0)).astype(
+            block.values.dtype
+        )
     )
 
 
@@ -399,7 +404,7 @@ def _unify(block: EntryBlock) -> np.ndarray:
     """
     x = weigh(np.sign(block.weights), block.values)
     sign = np.sign(block.weighted.sum(axis=0))
-    return sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0)
+    return np.asarray(sign * np.max(np.where(np.sign(x) == sign, np.abs(x), 0), axis=0))
 
 
 def _mask(block: EntryBlock) -> np.ndarray:
@@ -409,13 +414,13 @@ def _mask(block: EntryBlock) -> np.ndarray:
 
 
 def _size(values: np.ndarray) -> np.ndarray:
-    return np.abs(values).sum(axis=(1, 2), dtype=np.float64)
+    return np.asarray(np.abs(values).sum(axis=(1, 2), dtype=np.float64))
 
 
 def emr_survey(blocks: EntryBlocks, **_: Any) -> np.ndarray:
     """Returns ``[T]``: ``sum |x_t| / sum |M_t * unified|``, the rescaling of each change."""
     sums = np.sum([[_size(block.values), _size(_mask(block))] for block in blocks()], axis=0)
-    return np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0)
+    return np.asarray(np.divide(sums[0], sums[1], out=np.zeros(len(sums[0])), where=sums[1] > 0))
 
 
 @entry_rule(
@@ -445,7 +450,7 @@ def emr(block: EntryBlock, scales: np.ndarray, *, task: str = "") -> np.ndarray:
             remedy="give the name of one of the packs",
         )
     index = names.index(task)
-    return np.sign(block.weights[index]) * scales[index] * _mask(block)[index]
+    return np.asarray(np.sign(block.weights[index]) * scales[index] * _mask(block)[index])
 
 
 @entry_rule(

@@ -129,7 +129,7 @@ def average(terms: Sequence[Term]) -> FactorSum:
 
 def products(sites: Sequence[Sequence[Term]], **_: Any) -> np.ndarray:
     """Returns ``[T, T]``: the inner products of the changes, summed over the sites."""
-    return np.sum([gram(terms) for terms in sites], axis=0)
+    return np.asarray(np.sum([gram(terms) for terms in sites], axis=0))
 
 
 def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Function], Function]:
@@ -146,7 +146,7 @@ def coefficient_rule(name: str, summary: str, **fields: Any) -> Callable[[Functi
                 c[alive] = coefficients(
                     (products * np.outer(signs, signs))[np.ix_(alive, alive)], weights[alive], **params
                 )
-            return (c * signs)[None]
+            return np.asarray((c * signs)[None])
 
         def combine(terms: Sequence[Term], products: np.ndarray, **params: Any) -> FactorSum:
             return reweighted(terms, mix(products[None], [term.weight for term in terms], **params)[0])
@@ -176,7 +176,7 @@ def slerp(G: np.ndarray, a: np.ndarray, *, straight: Fraction = _FLAT) -> np.nda
     if len(a) == 1:
         return np.ones(1)
     _require_two(len(a), "slerp")
-    return _slerp(G[None], a, straight)[0]
+    return np.asarray(_slerp(G[None], a, straight)[0])
 
 
 def _slerp_lines(G: np.ndarray, weights: Sequence[float], *, per: str = "row") -> np.ndarray:
@@ -268,7 +268,8 @@ def stock_ratio(G: np.ndarray, mean: str) -> np.ndarray:
     pairs = cosines[..., *np.triu_indices(T, 1)]
     cosine = pairs.mean(axis=-1) if mean == "cosine" else np.cos(np.arccos(pairs).mean(axis=-1)).clip(0, 1)
     below = 1 + (T - 1) * cosine
-    return np.divide(T * cosine, below, out=np.zeros_like(cosine), where=np.abs(below) > 1e-6)
+    ratio: np.ndarray = np.divide(T * cosine, below, out=np.zeros_like(cosine), where=np.abs(below) > 1e-6)
+    return ratio
 
 
 def _stock_lines(
@@ -283,7 +284,7 @@ def _stock_lines(
             "independently trained adapters mostly are",
             stacklevel=2,
         )
-    return t[:, None] * (signs * a / a.sum())
+    return np.asarray(t[:, None] * (signs * a / a.sum()))
 
 
 @rule(

@@ -115,7 +115,10 @@ class _Distribution:
         """Draws ``count`` points, clipped to the bounds."""
         values, axes = np.linalg.eigh(self.C)
         normal = self.rng.standard_normal((count, len(self.mean)))
-        return np.clip(self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound)
+        points: np.ndarray = np.clip(
+            self.mean + self.step * (normal * np.sqrt(values.clip(1e-20))) @ axes.T, -bound, bound
+        )
+        return points
 
     def moved(self, points: np.ndarray, values: Sequence[float]) -> None:
         """Updates mean, paths, covariance and step from the values at the points."""

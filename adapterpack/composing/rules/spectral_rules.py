@@ -36,7 +36,8 @@ class SpectralParts(NamedTuple):
     @property
     def matrix(self) -> np.ndarray:
         """``U diag(S) V^T``."""
-        return (self.U * self.S) @ self.V.T
+        product: np.ndarray = (self.U * self.S) @ self.V.T
+        return product
 
 
 def decompose(matrix: np.ndarray, least: float = 0.0) -> SpectralParts:
@@ -57,7 +58,8 @@ def polar(X: np.ndarray) -> np.ndarray:
     """
     u, s, vt = np.linalg.svd(X, full_matrices=False)
     kept = s > _NULL * s[0] if len(s) else np.zeros(0, bool)
-    return u[:, kept] @ vt[kept]
+    nearest: np.ndarray = u[:, kept] @ vt[kept]
+    return nearest
 
 
 @rule(

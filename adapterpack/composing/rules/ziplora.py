@@ -88,4 +88,4 @@ def _slope(over: Overlaps, m: np.ndarray, lam: float) -> np.ndarray:
             inner = sum(over.P[j][k] @ C[k] for k in range(T)) @ over.P[i][i]
             slope[j] += 2 / over.sizes[i] * np.einsum("rk,rk->k", over.A[j], inner @ over.A[i])
     sizes, signs = np.abs(m), np.sign(m)
-    return slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes)
+    return np.asarray(slope + lam / m.shape[1] * signs * (sizes.sum(axis=0) - sizes))

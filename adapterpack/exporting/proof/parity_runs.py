@@ -220,11 +220,12 @@ def real_positions(key: str, output: np.ndarray, batch: Arrays) -> np.ndarray | 
     """
     mask, frames = batch.get("attention_mask"), batch.get(FRAMES)
     if frames is not None and output.ndim == 3:
-        return np.arange(output.shape[1]) < frames
+        return np.asarray(np.arange(output.shape[1]) < frames)
     if key in SPANS and mask is not None:
-        return mask > 0
+        return np.asarray(mask > 0)
     if output.ndim < 3:
         return None
     if "decoder_input_ids" in batch or mask is None or output.shape[:2] != mask.shape:
         return np.ones(output.shape[:2], bool)
-    return mask > 0
+    real: np.ndarray = mask > 0
+    return real

@@ -77,7 +77,7 @@ class LayerCache(DynamicCache):
         state = super().get_recurrent_state(layer_idx, state_idx)
         if state is not None:
             self.read = iter(state.unbind(1) if state.ndim == 4 else [state])
-        return state
+        return state  # type: ignore[no-any-return]
 
     def get_linear_cache(self, layer_idx: int) -> Tensor | None:
         """Returns a layer's recurrent state, as the cache of a model with its own class calls it."""

@@ -287,7 +287,8 @@ def part_class(form: str) -> type[TorchPart]:
     ``module:class``.
     """
     module, _, name = form.partition(":")
-    return getattr(importlib.import_module(module), name) if name else PARTS[form]
+    part: type[TorchPart] = getattr(importlib.import_module(module), name) if name else PARTS[form]
+    return part
 
 
 def _slots(inputs: Named) -> Named:

@@ -19,7 +19,8 @@ FILE_NAME = "adapterpack.merge.json"
 
 def content_if_read(base: Checkpoint) -> str | None:
     """Returns the base's ``content`` fingerprint if it was computed, else None."""
-    return vars(base).get("content")
+    content: str | None = vars(base).get("content")
+    return content
 
 
 def note(base: Checkpoint, packs: Sequence[MergedPack], seed: int | None) -> str:

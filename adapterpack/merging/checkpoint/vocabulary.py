@@ -62,7 +62,7 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
         return None
     start = np.concatenate([base.read(name).astype(np.float32), appended.astype(np.float32)])
     site = dataclasses.replace(adapter.site, out_features=len(start), weight=start)
-    return fold(
+    extended: np.ndarray = fold(
         adapter.config,
         complete(method, adapter.config, adapter.params, site),
         site,
@@ -70,6 +70,7 @@ def extended_table(base: MergeBase, name: str, contribution: Contribution) -> np
         None,
         slice(0, len(start)),
     )[0]
+    return extended
 
 
 def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) -> int | None:
@@ -95,7 +96,8 @@ def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) ->
             expected=f"{max(sizes.values())} rows",
             remedy="save the embedding and the output head whole, both: modules_to_save of the adapter",
         )
-    return next(iter(sizes.values()))
+    size: int = next(iter(sizes.values()))
+    return size
 
 
 _TABLES = (

@@ -59,7 +59,7 @@ def private_key(path: StrPath, password: str | None = None) -> EllipticCurvePriv
             expected="a PEM file with an elliptic-curve key",
             remedy=f"check the password, or make a key: {_NEW_KEY}",
         ) from None
-    return _of_known_curve(key, path)
+    return _of_known_curve(key, path)  # type: ignore[no-any-return]
 
 
 def public_key(path: StrPath) -> EllipticCurvePublicKey:
@@ -87,7 +87,7 @@ def public_key(path: StrPath) -> EllipticCurvePublicKey:
             expected="a PEM file with an elliptic-curve key",
             remedy=f"write it out from the private key: {_PUBLIC_HALF}",
         ) from error
-    return _of_known_curve(key, path)
+    return _of_known_curve(key, path)  # type: ignore[no-any-return]
 
 
 def key_digest(key: EllipticCurvePublicKey) -> str:

@@ -56,4 +56,5 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as ``quantize --compare --json`` prints it."""
-        return finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
+        written: dict[str, Any] = finite({**vars(self), "forms": [form.to_json() for form in self.forms]})
+        return written

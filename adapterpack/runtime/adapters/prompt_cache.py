@@ -41,7 +41,8 @@ class PromptCache(NamedTuple):
     @property
     def lengths(self) -> np.ndarray:
         """The number of virtual tokens of each row, ``[rows, 1]``."""
-        return self.mask.sum(axis=1, keepdims=True)
+        counted: np.ndarray = self.mask.sum(axis=1, keepdims=True)
+        return counted
 
     def covering(self, mask: np.ndarray) -> np.ndarray:
         """Prepends the mask of the prompts to a mask of the rows' own tokens."""

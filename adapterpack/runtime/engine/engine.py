@@ -275,7 +275,8 @@ class DecoderEngine(Engine):
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:
-            return self.rows.decode(place)[0]
+            logits: np.ndarray = self.rows.decode(place)[0]
+            return logits
         except AdapterpackError as error:
             return error
 

@@ -248,7 +248,8 @@ class ModelRunner:
             row.scored += [scored(one, token, row.scores) for one, token in read]
         row.num_computed_tokens, row.kv_len = stop, row.kv_len + tokens
         self.prefilled += tokens
-        return logits[-1]
+        last: np.ndarray = logits[-1]
+        return last
 
     def _read(
         self,
@@ -287,7 +288,8 @@ class ModelRunner:
         once.read[0] = row.source_length
         once.acting[0] = True if acting is None else acting
         once.offsets[0] = row.offsets(np.arange(start, end) - row.virtual)
-        return once.run()[0]
+        logits: np.ndarray = once.run()[0]
+        return logits
 
     def _reread(self, row: SequenceState, place: int) -> None:
         """Recomputes the cache of a row that is about to exceed the short length of LongRoPE: with the long
@@ -404,7 +406,8 @@ class ModelRunner:
         one.acting[:, 0] = [_acts(row) for row in rows]
         if OFFSETS in self.graph.inputs:
             one.offsets[:] = [row.offsets([-1]) for row in rows]
-        return one.run()[:, 0]
+        logits: np.ndarray = one.run()[:, 0]
+        return logits
 
     def _bound(self, first: int, rows: int, feeds: Feeds) -> BoundStep:
         """Returns the bound pass of a step: a new one, or the captured pass of this shape.

@@ -127,14 +127,16 @@ class SequenceState:
             return None
         whole = np.ones((1, len(tokens)), bool)
         earlier = None if before is None else np.array([before])
-        return acts.mask(np.array([tokens], np.int64), whole, whole, earlier)[0]
+        acting: np.ndarray = acts.mask(np.array([tokens], np.int64), whole, whole, earlier)[0]
+        return acting
 
     def offsets(self, places: Sequence[int] | np.ndarray) -> np.ndarray:
         """Returns how far the positions of the tokens at these places are from their places ``[tokens, 3]``;
         tokens after the prompt have those of the last place.
         """
         moved = self.features.get(OFFSETS, np.zeros((1, 1, 3), np.int64))[0]
-        return moved[np.minimum(places, len(moved) - 1)]
+        taken: np.ndarray = moved[np.minimum(places, len(moved) - 1)]
+        return taken
 
     @property
     def virtual(self) -> int:

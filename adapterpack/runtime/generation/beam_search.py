@@ -176,4 +176,5 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     """Returns the indices of the ``count`` largest values, the largest first."""
     count = min(count, len(values))
     places = np.argpartition(values, len(values) - count)[len(values) - count :]
-    return places[np.lexsort((places, -values[places]))]
+    order: np.ndarray = places[np.lexsort((places, -values[places]))]
+    return order

@@ -228,7 +228,8 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
 
 def _kth_largest(values: np.ndarray, count: int) -> np.float32:
     """Returns the smallest of the ``count`` largest values."""
-    return np.partition(values, -count)[-count]
+    value: np.float32 = np.partition(values, -count)[-count]
+    return value
 
 
 def _nucleus(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
@@ -255,7 +256,10 @@ def _threshold_above(values: np.ndarray, share: float) -> np.float32:
         smaller = float(values[:half].sum(dtype=np.float64))
         values, share = (values[:half], share) if smaller > share else (values[half:], share - smaller)
     values = np.sort(values)
-    return values[np.searchsorted(np.cumsum(values[:-1].astype(np.float64)), share, side="right")]
+    value: np.float32 = values[
+        np.searchsorted(np.cumsum(values[:-1].astype(np.float64)), share, side="right")
+    ]
+    return value
 
 
 def _index_at_share(weights: np.ndarray, share: float) -> int:

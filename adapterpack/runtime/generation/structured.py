@@ -126,7 +126,8 @@ class GrammarMask:
             self._bits = pending.result()
 
     def _compute_mask(self) -> bytes:
-        return self._step(self._matcher.compute_bitmask)
+        bits: bytes = self._step(self._matcher.compute_bitmask)
+        return bits
 
     def allowed(self, vocabulary: int) -> np.ndarray:
         """Returns whether each token may be next, ``[vocabulary]`` bool. End tokens are allowed only where

@@ -381,4 +381,5 @@ def _shrink(image: np.ndarray, axis: int, length: int) -> np.ndarray:
     low = np.floor(at).astype(int)
     share = (at - low).astype(image.dtype).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
     high = np.minimum(low + 1, own - 1)
-    return image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+    between: np.ndarray = image.take(low, axis) * (1 - share) + image.take(high, axis) * share
+    return between

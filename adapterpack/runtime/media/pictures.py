@@ -68,7 +68,8 @@ def _in_lines(told: _Told) -> str:
     lines = round((told.length * height / width) ** 0.5)
     line = told.token * (told.length // lines) + told.special("image_break_token", "[IMG_BREAK]")
     end = told.special("image_end_token", "[IMG_END]")
-    return (line * lines).removesuffix(told.special("image_break_token", "[IMG_BREAK]")) + end
+    text: str = (line * lines).removesuffix(told.special("image_break_token", "[IMG_BREAK]")) + end
+    return text
 
 
 def _in_tiles(told: _Told) -> str:

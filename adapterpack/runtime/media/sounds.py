@@ -61,7 +61,8 @@ def _samples(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.nd
     """Returns samples with mean 0 and variance 1, or as they are."""
     if not config.get("do_normalize", True):
         return samples
-    return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+    normalized: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+    return normalized
 
 
 def _whisper(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.ndarray:
@@ -88,7 +89,8 @@ def _whisper(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.nd
     places = np.arange(frames)[:, None] * step + np.arange(size)
     power = np.abs(np.fft.rfft(padded[places] * window)) ** 2
     loud = np.log10(np.maximum(mel_bands(mels, size, rate_of(config)) @ power.T, 1e-10))
-    return (np.maximum(loud, loud.max() - 8) + 4) / 4
+    features: np.ndarray = (np.maximum(loud, loud.max() - 8) + 4) / 4
+    return features
 
 
 def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
@@ -109,7 +111,8 @@ def mel_bands(count: int, size: int, rate: int) -> np.ndarray:
 def _triangles(places: np.ndarray, edges: np.ndarray) -> np.ndarray:
     rising = (places - edges[:-2, None]) / np.diff(edges)[:-1, None]
     falling = (edges[2:, None] - places) / np.diff(edges)[1:, None]
-    return np.maximum(0, np.minimum(rising, falling))
+    triangles: np.ndarray = np.maximum(0, np.minimum(rising, falling))
+    return triangles
 
 
 def _filter_bank(samples: np.ndarray, bands: int, rate: int, window: np.ndarray) -> np.ndarray:
@@ -126,7 +129,8 @@ def _filter_bank(samples: np.ndarray, bands: int, rate: int, window: np.ndarray)
         for hertz in (20, rate // 2, np.arange(_SIZE // 2 + 1) * rate / _SIZE)
     )
     energies = power @ _triangles(places, np.linspace(low, high, bands + 2)).T
-    return np.log(np.maximum(energies, _SMALLEST))
+    logarithms: np.ndarray = np.log(np.maximum(energies, _SMALLEST))
+    return logarithms
 
 
 def _spectrogram_transformer(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.ndarray:
@@ -136,7 +140,8 @@ def _spectrogram_transformer(samples: np.ndarray, shape: Sequence[Any], config: 
     bank = np.pad(bank, ((0, frames - len(bank)), (0, 0)))
     if not config.get("do_normalize", True):
         return bank
-    return (bank - config.get("mean", -4.2677393)) / (2 * config.get("std", 4.5689974))
+    normalized: np.ndarray = (bank - config.get("mean", -4.2677393)) / (2 * config.get("std", 4.5689974))
+    return normalized
 
 
 def _seamless(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.ndarray:
@@ -145,7 +150,8 @@ def _seamless(samples: np.ndarray, shape: Sequence[Any], config: Config) -> np.n
     window = np.hanning(_WINDOW) ** 0.85  # Povey's
     bank = _filter_bank(samples * 2**15, shape[1] // stride, rate_of(config), window)
     bank = (bank - bank.mean(0)) / np.sqrt(bank.var(0, ddof=1) + 1e-7)
-    return bank[: len(bank) // stride * stride].reshape(-1, shape[1])
+    joined: np.ndarray = bank[: len(bank) // stride * stride].reshape(-1, shape[1])
+    return joined
 
 
 _USUAL = "WhisperFeatureExtractor"

@@ -54,7 +54,8 @@ def array_of(value: Any) -> np.ndarray:
     value exists.
     """
     if value.element_type() != _ONNX_BFLOAT16:
-        return value.numpy()
+        array: np.ndarray = value.numpy()
+        return array
     if value.device_name() != "cpu":
         value = _on_host(value)
     shape = tuple(value.shape())

@@ -97,7 +97,8 @@ class Metrics:
 
     def text(self) -> bytes:
         """Returns all metrics in Prometheus's text format."""
-        return generate_latest(self._registry)
+        text: bytes = generate_latest(self._registry)
+        return text
 
     def _label(self, adapter: str | None) -> str:
         if adapter is None:

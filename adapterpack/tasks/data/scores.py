@@ -11,7 +11,8 @@ import numpy as np
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """Returns the softmax of a vector."""
     weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
+    normalized: np.ndarray = weights / weights.sum()
+    return normalized
 
 
 def score_labels(logits: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:

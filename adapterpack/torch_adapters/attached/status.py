@@ -65,7 +65,8 @@ class AdaptedModelStatus:
 
     def to_json(self) -> dict[str, Any]:
         """Returns the status as JSON values: numbers, strings, lists and dicts."""
-        return msgspec.json.decode(msgspec.json.encode(self))
+        values: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(self))
+        return values
 
     def __str__(self) -> str:
         head = (

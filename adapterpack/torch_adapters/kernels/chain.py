@@ -115,7 +115,8 @@ _FEW = 32
 def _map(sums: bool, width: int, length: int, value: Tensor) -> Tensor:
     """Applies a fixed map."""
     operator = BlockSums(width, length, value) if sums else Repeat(width, length, value)
-    return operator.apply(value)
+    result: Tensor = operator.apply(value)
+    return result
 
 
 def _add_mapped(y: Tensor, sums: bool, width: int, length: int, value: Tensor) -> None:

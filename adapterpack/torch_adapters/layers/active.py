@@ -247,7 +247,8 @@ class Merged(NamedTuple):
 
 def merged_in(model: nn.Module) -> Merged | None:
     """Returns what is merged into a model, or None."""
-    return model.__dict__.get(_MERGED)
+    merged: Merged | None = model.__dict__.get(_MERGED)
+    return merged
 
 
 def remember(model: nn.Module, merged: Merged | None) -> None:

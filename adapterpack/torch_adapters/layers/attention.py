@@ -145,7 +145,8 @@ def _queries(attention: nn.Module, made: Tensor, places: Any) -> Tensor:
     queries = _normalize(attention, "q_norm", made).transpose(1, 2)
     if places is None:
         return queries
-    return _rotation(attention)(queries, queries, *places)[0]
+    turned: Tensor = _rotation(attention)(queries, queries, *places)[0]
+    return turned
 
 
 def _normalize(attention: nn.Module, leaf: str, heads: Tensor) -> Tensor:
@@ -164,7 +165,7 @@ def _rotation(attention: nn.Module) -> Callable[..., Any]:
             "it is not known how this attention turns its queries by their positions",
             found=type(attention).__name__,
         )
-    return function
+    return function  # type: ignore[no-any-return]
 
 
 def select_attention(

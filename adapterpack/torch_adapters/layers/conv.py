@@ -96,7 +96,7 @@ class AdaptedConv(AdaptedLayer):
             and form.output_scale is None
             and form.shift is None
         ):
-            return self._weigh(name, 0, self._narrow(x, form))
+            return self._weigh(name, 0, self._narrow(x, form))  # type: ignore[no-any-return]
         return self._whole(name, x, dtype)
 
     def _narrow(self, x: Tensor, form: Any) -> Tensor:
@@ -124,7 +124,8 @@ class AdaptedConv(AdaptedLayer):
         kernel]``.
         """
         weight = from_matrix(self._site.kind, matrix, (len(matrix), *self.weight.shape[1:]))
-        return self._base._conv_forward(x, weight, bias)
+        y: Tensor = self._base._conv_forward(x, weight, bias)  # type: ignore[operator]
+        return y
 
 
 class SpanningConv(AdaptedConv):
@@ -155,4 +156,5 @@ class SpanningConv(AdaptedConv):
             x, form.down.matrix.unflatten(1, (-1, *kernel)), None, base.stride, padding, base.dilation
         )
         up = blocks.reshape(-1, blocks.shape[-1], *(1,) * len(kernel))
-        return self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))
+        changed: Tensor = self._weigh(name, 0, convolve(inner, up, form.shift, groups=len(blocks)))
+        return changed

@@ -39,7 +39,7 @@ class AdaptedEmbedding(AdaptedLayer):
         if dropout and self.training:
             keep = nn.functional.dropout(torch.ones(ids.shape, dtype=dtype, device=ids.device), dropout)
         changed: Tensor = look_up(self._normal_form(name, dtype), lambda _: y, ids, keep)
-        return self._weigh(name, y, changed).to(y.dtype)
+        return self._weigh(name, y, changed).to(y.dtype)  # type: ignore[no-any-return]
 
 
 def _scale(owner: nn.Module, y: Tensor) -> Tensor:
@@ -47,7 +47,8 @@ def _scale(owner: nn.Module, y: Tensor) -> Tensor:
     scale = getattr(owner, "embed_scale", None)
     if scale is None:
         return y
-    return y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+    scaled: Tensor = y * (scale.to(y.dtype) if isinstance(scale, Tensor) else scale)
+    return scaled
 
 
 class AdaptedTable(AdaptedLayer):
@@ -87,7 +88,8 @@ class AdaptedTable(AdaptedLayer):
         ids: Any = x.reshape(-1)
         tensors = self._tensors(name, rows.dtype)
         folded, _ = fold(held.method, held.config, tensors, self._site, flat, None, ids)
-        return self._weigh(name, flat, folded).reshape(rows.shape)
+        changed: Tensor = self._weigh(name, flat, folded).reshape(rows.shape)
+        return changed
 
     def _tied_to(self, leaf: str) -> list[nn.Module]:
         """Returns the tied modules if all active adapters change them, none if no adapter does; raises if

@@ -50,7 +50,8 @@ class EncoderDecoderPrompts(Prompts):
 
     @staticmethod
     def _trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-        return model.get_encoder()
+        encoder: PreTrainedModel = model.get_encoder()
+        return encoder
 
     @staticmethod
     def _sizes(config: Any) -> dict[str, Any]:

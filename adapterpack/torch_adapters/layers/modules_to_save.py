@@ -160,11 +160,12 @@ def labels_of(model: nn.Module, name: str) -> HeadLabels | None:
 def own_outputs(model: Any) -> tuple[dict[int, str], str | None]:
     """Returns the labels and the problem type of the model itself, whichever adapter is active."""
     config = model.config
-    return model.__dict__.get(_KEPT) or (
+    own: tuple[dict[int, str], str | None] = model.__dict__.get(_KEPT) or (
         # PVT's class has a count of its own, and no names
         config.id2label or dict(enumerate(number_labels(config.num_labels or 0))),
         getattr(config, "problem_type", None),
     )
+    return own
 
 
 def keep_outputs(model: Any) -> None:

@@ -116,7 +116,8 @@ class Prompts(Adapted):
 
     def _form(self, name: str) -> PromptForm:
         """Returns the normal form of a prompt, in float32 and with gradients."""
-        return self._normal_form(name, torch.float32)
+        form: PromptForm = self._normal_form(name, torch.float32)
+        return form
 
     def _require_fit(self, name: str) -> None:
         """Raises if a prompt's keys and values do not have the sizes of this model's."""
@@ -324,7 +325,8 @@ def runs_layers_again(trunk: nn.Module) -> bool:
 
 def tokens_of(inputs: dict[str, Any]) -> Tensor:
     """Returns the token ids among the inputs of a pass, or the embeddings that are there instead."""
-    return inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
+    tokens: Tensor = inputs["input_ids" if inputs.get("inputs_embeds") is None else "inputs_embeds"]
+    return tokens
 
 
 def with_room(mask: Tensor, count: int, value: int = 1) -> Tensor:
@@ -379,7 +381,7 @@ def select(
 
 def embedding(model: nn.Module, path: str) -> nn.Module:
     """Returns the model's input embedding, or the wrapper around it."""
-    return of_transformers(model).get_input_embeddings()
+    return of_transformers(model).get_input_embeddings()  # type: ignore[no-any-return]
 
 
 def of_transformers(model: nn.Module) -> PreTrainedModel:

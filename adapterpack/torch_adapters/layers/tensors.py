@@ -27,7 +27,8 @@ def as_numpy(value: Tensor) -> np.ndarray:
             ),
         )
     value = gather(value).detach()
-    return (value.float() if value.is_floating_point() else value).cpu().numpy()
+    array: np.ndarray = (value.float() if value.is_floating_point() else value).cpu().numpy()
+    return array
 
 
 def gather(value: Tensor) -> Tensor:

@@ -122,7 +122,8 @@ def _hidden(model: nn.Module, args: Args, kwargs: Kwargs, name: str) -> Tensor:
             where=name,
             found=type(model).__name__,
         )
-    return states[-1]
+    last: Tensor = states[-1]
+    return last
 
 
 @contextmanager

@@ -39,7 +39,8 @@ def _read_4bit(module: nn.Module, weight: Any) -> Tensor:
     """Dequantizes a 4-bit weight of bitsandbytes."""
     from bitsandbytes.functional import dequantize_4bit  # noqa: PLC0415 - only where there is such a layer
 
-    return dequantize_4bit(*_codes_4bit(weight))
+    floats: Tensor = dequantize_4bit(*_codes_4bit(weight))
+    return floats
 
 
 def _is_reordered(weight: Any) -> bool:
@@ -158,7 +159,8 @@ def _read_8bit(module: nn.Module, weight: Any) -> Tensor:
     # only where there is such a layer
     from bitsandbytes.functional import int8_vectorwise_dequant  # noqa: PLC0415
 
-    return int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
+    floats: Tensor = int8_vectorwise_dequant(weight.data, _scales_8bit(module, weight))
+    return floats
 
 
 FORMATS = (
@@ -337,4 +339,5 @@ def _floats(module: nn.Module, leaf: str, site: Site) -> Tensor:
                 "lora"
             ),
         )
-    return weight
+    result: Tensor = weight
+    return result

@@ -212,7 +212,10 @@ _PLACES = frozenset(
 
 def claim(config: TrainConfig) -> dict[str, Any]:
     """Returns the settings that a pack claims about its training, without those specific to a machine."""
-    return strict_json.plain({key: value for key, value in as_mapping(config).items() if key not in _PLACES})
+    plain: dict[str, Any] = strict_json.plain(
+        {key: value for key, value in as_mapping(config).items() if key not in _PLACES}
+    )
+    return plain
 
 
 def _override(text: str) -> tuple[str, Any]:

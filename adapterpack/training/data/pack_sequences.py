@@ -97,7 +97,8 @@ def require_apart(model: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             for key in ("input_ids", "position_ids")
             if key in row
         }
-        return model(**inputs, **options).logits[0].float()
+        given: torch.Tensor = model(**inputs, **options).logits[0].float()
+        return given
 
     with torch.no_grad(), evaluation_mode(model):
         alone = torch.cat([logits({"input_ids": row["input_ids"]}) for row in pair])

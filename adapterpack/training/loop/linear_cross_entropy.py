@@ -35,7 +35,8 @@ def linear_cross_entropy(
     ``hidden`` is ``[rows, in]``, ``targets`` ``[rows]``; the weight ``[out, in]`` and the bias are frozen.
     Computes in float32 or finer.
     """
-    return _Blocks.apply(hidden, weight, bias, targets, smoothing)
+    total: Tensor = _Blocks.apply(hidden, weight, bias, targets, smoothing)
+    return total
 
 
 def by_blocks(

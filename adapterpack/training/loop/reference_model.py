@@ -40,7 +40,8 @@ class Reference(nn.Module):
 
     def get_output_embeddings(self) -> nn.Module:
         """Returns the output layer; an adapter of it was refused when the run was prepared."""
-        return self._policy.get_output_embeddings()
+        head: nn.Module = self._policy.get_output_embeddings()
+        return head
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Returns what the model would have returned when training began."""

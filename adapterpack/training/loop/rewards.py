@@ -52,7 +52,7 @@ def find_reward(text: str) -> Reward:
             found=name,
             remedy=nearest(name, [key for key, value in vars(module).items() if callable(value)]),
         )
-    return function
+    return function  # type: ignore[no-any-return]
 
 
 def require_rewards(kind: TrainerKind, rewards: Sequence[Reward]) -> None:
