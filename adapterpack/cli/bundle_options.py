@@ -18,7 +18,7 @@ from ..merging.base_kind import is_graph
 from ..runtime.providers.device import Device
 from ..runtime.text.model_files import read_text
 from .logs import log_message
-from .options import combine, parse_pairs, suggest
+from .options import combine, option, parse_pairs, suggest
 from .progress import show_steps
 from .settings import PROVIDER, THREADS
 
@@ -113,6 +113,16 @@ def device_of(parameters: dict[str, Any]) -> Device:
     given = {field.name: parameters.pop(field.name) for field in fields(Device)}
     return Device(**{**given, "options": {name: str(value) for name, value in given["options"].items()}})
 
+
+batch_option = option(
+    "--batch-size",
+    "N",
+    "How many rows run together.",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+)
+"""How many rows a command runs at once."""
 
 _FILES = ("json_schema", "grammar")
 """Parameters whose option takes a file."""

@@ -10,13 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ..errors import ConfigError, nearest
 from ..readable import size
+from ..sandbox.limits import peak_memory
 from .output import escape_line
 
 VARIABLE = "ADAPTERPACK_LOG"
@@ -132,9 +133,5 @@ def log_failure(sentence: str) -> None:
 
 
 def _most_memory() -> str:
-    with suppress(ImportError):
-        import resource  # noqa: PLC0415 - not on every system
-
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return f", at most {size(most if sys.platform == 'darwin' else 1024 * most)} of memory"
-    return ""
+    most = peak_memory()
+    return "" if most is None else f", at most {size(most)} of memory"

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..library_errors import reason
-from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, SandboxLimits
+from .limits import DONE, FAILED, HEAD, LIMIT, MEMORY, OVER_MEMORY, SandboxLimits, peak_memory
 
 try:
     import resource
@@ -80,7 +80,7 @@ def _limit_memory(more: int) -> None:
     try:
         size = int(_STATM.read_bytes().split()[0]) * resource.getpagesize()
     except FileNotFoundError:
-        threading.Thread(target=_watch_memory, args=(_most_resident() + more,), daemon=True).start()
+        threading.Thread(target=_watch_memory, args=((peak_memory() or 0) + more,), daemon=True).start()
         return
     resource.setrlimit(resource.RLIMIT_AS, (size + more, size + more))
 
@@ -89,14 +89,9 @@ def _watch_memory(most: int) -> None:
     """Ends the process once it has used more than ``most`` bytes. Checks periodically, so it may exceed the
     limit briefly.
     """
-    while _most_resident() <= most:
+    while (peak_memory() or 0) <= most:
         time.sleep(_GLANCE)
     os._exit(OVER_MEMORY)
-
-
-def _most_resident() -> int:
-    """Returns the peak memory use of this process in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _limit_time(seconds: float) -> None:

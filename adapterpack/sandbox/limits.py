@@ -1,11 +1,17 @@
-"""The limits of a sandbox, and the messages between its two sides: a kind (one byte), a length, and
-the data.
+"""The limits of a sandbox, what a process has used of them, and the messages between its two sides: a kind
+(one byte), a length, and the data.
 """
 
 from __future__ import annotations
 
 import struct
+import sys
 from typing import NamedTuple
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 HEAD = struct.Struct(">cQ")
 DONE, FAILED, LIMIT, MEMORY, LATE, LARGE, ENDED, UNSENT = b"+", b"-", b"x", b"m", b"t", b"l", b"e", b"u"
@@ -33,3 +39,10 @@ class SandboxLimits(NamedTuple):
     def deadline(self) -> float:
         """The most seconds of wall-clock time, which allows for waiting and for busy machines."""
         return 4 * self.seconds + 10
+
+
+def peak_memory() -> int | None:
+    """Returns the most bytes that this process has had in memory; None where the system does not say."""
+    if resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

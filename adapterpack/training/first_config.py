@@ -19,7 +19,7 @@ from ..readable import things
 from ..runtime.text.model_files import context_length
 from ..tasks.data.problems import IGNORED, Labels
 from ..tasks.data.report import DataReport
-from ..tasks.task import TASKS, Task
+from ..tasks.task import TASKS, Task, get_task
 from ..torch_adapters.models.load import load_config, require_class
 from .config.config import read_config
 from .config.fields import TrainConfig, field_names
@@ -87,7 +87,8 @@ def init(
     """
     refuse_existing(Path(out), "-o FILE")
     METHODS[method]
-    folder, config = folder_of(base), load_config(folder_of(base))
+    folder = folder_of(base)
+    config = load_config(folder)
     source = Source(os.fspath(data))
     found = _read(folder, config, source)
     text = config.get_text_config().to_dict()
@@ -126,11 +127,11 @@ def with_suggestions(config: TrainConfig) -> TrainConfig:
     Raises:
         ConfigError, StorageError: the data cannot be read.
     """
-    kind, task, folder = TRAINERS[config.trainer], TASKS[config.task], folder_of(config.model_name_or_path)
+    folder = folder_of(config.model_name_or_path)
     facts = []
     for source in sources_of(config.train_file, "train_file"):
         report = DataReport(source.path, skips=config.on_bad_row == "skip", reading=source.reading)
-        facts.append(_try(kind, task, report, load_rows(source, report), folder).facts)
+        facts.append(_try(config, report, load_rows(source, report), folder).facts)
     rows, tokens, longest = zip(*facts, strict=True)
     suggested = suggest(
         folder,
@@ -141,7 +142,7 @@ def with_suggestions(config: TrainConfig) -> TrainConfig:
     )
     own = set(field_names(type(config.method_config)))
     kept = {*(config.given or ()), *(own if config.adapter_name_or_path else ())}
-    if kind.name != SUPERVISED:
+    if config.trainer != SUPERVISED:
         kept.add("learning_rate")
     left_open = {name: one for name, one in suggested.items() if name not in kept}
     for name, one in left_open.items():
@@ -192,7 +193,7 @@ def _read(folder: Path, config: Any, source: Source) -> _Reading:
         report = DataReport(source.path)
         try:
             with _quiet():
-                readings.append(_try(kind, task, report, rows, folder))
+                readings.append(_try(_plain_config(kind, task, source.path, folder), report, rows, folder))
         except AdapterpackError as error:
             if kind.rows is None:
                 problems[task.name] = error.expected or error.what
@@ -218,27 +219,26 @@ def _trainable(config: Any, folder: Path) -> Iterator[tuple[TrainerKind, Task]]:
             yield kind, TASKS[name]
 
 
-def _try(kind: TrainerKind, task: Task, report: DataReport, rows: Any, folder: Path) -> _Reading:
-    """Reads the first rows in one way.
+def _plain_config(kind: TrainerKind, task: Task, data: str, folder: Path) -> TrainConfig:
+    """Returns a configuration with nothing but a base, data, a task and a trainer."""
+    named = {"model_name_or_path": str(folder), "train_file": data, "output_dir": "adapter"}
+    (config,), _ = read_config({**named, "task": task.name, "trainer": kind.name})
+    return config
+
+
+def _try(config: TrainConfig, report: DataReport, rows: Any, folder: Path) -> _Reading:
+    """Reads the first rows as a configuration says.
 
     Raises:
         AdapterpackError: they cannot be read so.
     """
+    kind, task = TRAINERS[config.trainer], get_task(config.task)
     some = rows.select(range(min(len(rows), _LOOKED_AT)))
     if kind.rows is not None:
         kind.rows(some, report)
         return _Reading(kind, task, report, None, DataFacts(len(rows), 0, 0))
     training = training_of(task, kind)
-    labels = labels_in(rows, training, report) if task.labelled else None
-    (config,), _ = read_config(
-        {
-            "model_name_or_path": str(folder),
-            "task": task.name,
-            "trainer": kind.name,
-            "train_file": report.source,
-            "output_dir": "adapter",
-        }
-    )
+    labels = labels_in(rows, training, report, config.problem_type) if task.labelled else None
     most = context_length(load_config(folder).to_dict(), folder) or 1 << 20
     encoded = training.encode(some, reader_of(task, config, folder), most, report, labels)
     if not encoded:

@@ -11,7 +11,7 @@ import adapterpack
 
 from ...report.bench import bench_facts, bench_report, bench_table
 from ..bundle_options import device_of, device_options, open_target, packs_argument
-from ..options import common_options, html_option, load_adapter, open_page
+from ..options import common_options, html_option, load_adapter, open_page, option
 from ..output import print_json, print_line, print_table
 from ..progress import show_steps
 
@@ -19,20 +19,18 @@ from ..progress import show_steps
 @click.command("bench")
 @click.argument("bundle", metavar="BASE|BUNDLE")
 @packs_argument
-@click.option(
+@option(
     "--rows",
+    "N",
+    "How many rows run together; may be repeated.",
     type=click.IntRange(min=1),
     multiple=True,
     default=(1, 4, 8),
     show_default=True,
-    metavar="N",
-    help="How many rows run together; may be repeated.",
 )
-@click.option("--prompt", default=128, show_default=True, metavar="N", help="The tokens of each prompt.")
-@click.option("--tokens", default=32, show_default=True, metavar="N", help="How many tokens are generated.")
-@click.option(
-    "--runs", default=5, show_default=True, metavar="N", help="Of how many runs to take the median."
-)
+@option("--prompt", "N", "The tokens of each prompt.", default=128, show_default=True)
+@option("--tokens", "N", "How many tokens are generated.", default=32, show_default=True)
+@option("--runs", "N", "Of how many runs to take the median.", default=5, show_default=True)
 @device_options
 @html_option("the speed of each load")
 @common_options

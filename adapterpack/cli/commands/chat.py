@@ -31,7 +31,7 @@ from ...signals import Ended, taken
 from ...tasks.task import require_chat
 from ..bundle_options import device_of, device_options, open_target, packs_argument
 from ..logs import log_failure, log_message
-from ..options import common_options, load_adapter, load_pack, parse_pairs
+from ..options import common_options, load_adapter, load_pack, option, parse_pairs
 from ..output import guard_stdout, print_json, print_line
 from ..progress import divert_stdout
 
@@ -212,23 +212,20 @@ _COMMANDS: Mapping[str, _Command] = {
 @click.command("chat")
 @click.argument("bundle", metavar="BUNDLE|BASE")
 @packs_argument
-@click.option(
+@option(
     "--adapter",
-    metavar="NAME",
-    help="The adapter that answers first, by its name or the path of a pack; by default the first PACK, or "
+    "NAME",
+    "The adapter that answers first, by its name or the path of a pack; by default the first PACK, or "
     "the base.",
 )
-@click.option(
-    "--system", metavar="TEXT|@FILE", help="The message of the system, before all others, or a file with it."
-)
-@click.option(
-    "--set",
-    "sampling",
+@option("--system", "TEXT|@FILE", "The message of the system, before all others, or a file with it.")
+@option(
+    "--set sampling",
+    "NAME=VALUE",
+    "A parameter of answers, such as temperature=0.7, max_new_tokens=200 or seed=1; may be repeated. By "
+    "default what the model's generation_config.json says.",
     multiple=True,
     callback=parse_pairs,
-    metavar="NAME=VALUE",
-    help="A parameter of answers, such as temperature=0.7, max_new_tokens=200 or seed=1; may be repeated. By "
-    "default what the model's generation_config.json says.",
 )
 @device_options
 @common_options

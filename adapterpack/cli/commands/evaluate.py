@@ -15,8 +15,15 @@ from ...io.atomic import output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
 from ...report.evaluation import evaluation_report, evaluation_table
-from ..bundle_options import device_of, device_options, packs_argument, sampling_options, sampling_parameters
-from ..options import common_options, html_option, load_adapter, open_page, parse_pairs
+from ..bundle_options import (
+    batch_option,
+    device_of,
+    device_options,
+    packs_argument,
+    sampling_options,
+    sampling_parameters,
+)
+from ..options import common_options, html_option, load_adapter, open_page, option, parse_pairs
 from ..output import print_json, print_line, print_table
 from ..progress import show_steps
 
@@ -24,29 +31,21 @@ from ..progress import show_steps
 @click.command("evaluate")
 @click.argument("bundle", metavar="BASE|BUNDLE")
 @packs_argument
-@click.option(
-    "--data",
-    required=True,
-    metavar="FILE",
-    help="Rows with known answers, in any form that training reads.",
-)
-@click.option(
-    "--column",
-    "columns",
+@option("--data", "FILE", "Rows with known answers, in any form that training reads.", required=True)
+@option(
+    "--column columns",
+    "OURS=YOURS",
+    "A column by another name, such as text=message; may be repeated.",
     multiple=True,
     callback=parse_pairs,
-    metavar="OURS=YOURS",
-    help="A column by another name, such as text=message; may be repeated.",
 )
-@click.option(
-    "--adapter",
-    "adapters",
+@option(
+    "--adapter adapters",
+    "NAME",
+    "An adapter of the bundle to measure; may be repeated. Default: the given packs, or all of the bundle.",
     multiple=True,
-    metavar="NAME",
-    help="An adapter of the bundle to measure; may be repeated. Default: the given packs, or all of "
-    "the bundle.",
 )
-@click.option("--rows", type=click.IntRange(min=1), metavar="N", help="Use the first N rows.")
+@option("--rows", "N", "Use the first N rows.", type=click.IntRange(min=1))
 @click.option(
     "--on-bad-row",
     type=click.Choice(("fail", "skip")),
@@ -54,30 +53,18 @@ from ..progress import show_steps
     show_default=True,
     help="What to do with rows that cannot be read or run: end, or leave them out and say so.",
 )
-@click.option(
-    "--output",
-    "out",
-    metavar="F.jsonl",
-    help="Write every row's answers and their measures to this new file.",
-)
+@option("--output out", "F.jsonl", "Write every row's answers and their measures to this new file.")
 @html_option("the measures, a confusion map and the worst rows")
 @device_options
 @sampling_options
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="How many rows run together.",
-)
-@click.option(
+@batch_option
+@option(
     "--max-length",
+    "N",
+    "The tokens at which texts are cut whose likelihood is measured.",
     type=click.IntRange(min=2),
     default=1024,
     show_default=True,
-    metavar="N",
-    help="The tokens at which texts are cut whose likelihood is measured.",
 )
 @common_options
 def command(

@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ..options import common_options
+from ..options import common_options, option
 from ..output import print_facts, print_json, print_line
 from ..progress import show_steps
 
@@ -14,16 +14,14 @@ from ..progress import show_steps
 @click.command("init")
 @click.argument("base", metavar="BASE")
 @click.argument("data", metavar="DATA")
-@click.option(
-    "-o",
-    "--output",
-    "out",
+@option(
+    "-o --output out",
+    "FILE",
+    "The configuration to write; it must not exist.",
     default="train.yaml",
     show_default=True,
-    metavar="FILE",
-    help="The configuration to write; it must not exist.",
 )
-@click.option("--method", default="lora", show_default=True, metavar="M", help="The adapter method.")
+@option("--method", "M", "The adapter method.", default="lora", show_default=True)
 @common_options
 def command(*, base: str, data: str, out: str, method: str, as_json: bool) -> None:
     """Writes a configuration for training an adapter of a base on data, after a look at both.

@@ -18,6 +18,7 @@ from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_
 from ...offline.lines import Line, lines_of
 from ...readable import things
 from ..bundle_options import (
+    batch_option,
     device_of,
     device_options,
     open_target,
@@ -104,14 +105,7 @@ from ..progress import divert_stdout, show_rows
 )
 @device_options
 @sampling_options
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    metavar="N",
-    help="How many rows run together.",
-)
+@batch_option
 @common_options
 def command(
     *,

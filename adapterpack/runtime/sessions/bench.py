@@ -4,7 +4,6 @@ sets.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +14,11 @@ from typing import Any
 
 import numpy as np
 
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None  # type: ignore[assignment]
-
 from ...errors import ConfigError
 from ...pack import Pack
 from ...paths import StrPath
 from ...readable import things
+from ...sandbox.limits import peak_memory
 from ..engine.base import Engine
 from ..open_bundle import OpenBundle
 from ..providers.device import Device
@@ -163,7 +158,7 @@ def bench(
         tokens,
         sum(file.stat().st_size for file in files),
         _bandwidth(),
-        _peak_memory(),
+        peak_memory(),
     )
 
 
@@ -196,13 +191,6 @@ def _run(
             first.setdefault(event.request, end - began)
     read = max(first.values())
     return median(first.values()), read, (end - began - read) / max(tokens - 1, 1)
-
-
-def _peak_memory() -> int | None:
-    """Returns the most bytes that this process had in memory; None where the system does not say."""
-    if resource is None:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _bandwidth() -> float:
