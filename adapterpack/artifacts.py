@@ -51,19 +51,18 @@ def kind_of(path: StrPath) -> str:
     marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet", BUNDLE_FILE: "bundle"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return "adapter" if found == "peft" and _foreign(folder) else found
-    of_genai = (folder / GENAI_FILE).is_file() and not any(folder.glob("*.safetensors"))
-    return "genai_folder" if of_genai else "base"
+    if (folder / GENAI_FILE).is_file() and not any(folder.glob("*.safetensors")):
+        return "genai_folder"
+    return "base" if (folder / "config.json").is_file() or not _foreign(folder) else "adapter"
 
 
 def _foreign(folder: Path) -> bool:
-    """Whether a folder with PEFT's config file is another tool's: such folders name their tensor file
-    differently.
-    """
+    """Whether another tool wrote a folder: those with PEFT's config file name their tensors differently."""
     if (folder / TENSORS).exists():
         return False
-    from .converting.pipeline import detect  # noqa: PLC0415 - PEFT's folders do not need it
+    from .converting.format import formats  # noqa: PLC0415 - PEFT's folders do not need it
 
-    return detect(folder).name != "peft"
+    return next((name for name, form in formats().items() if form.detect(folder)), "peft") != "peft"
 
 
 def validate(

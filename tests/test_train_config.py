@@ -558,7 +558,7 @@ def test_data_sets_by_llama_factorys_list(tmp_path: Path) -> None:
     assert any("dataset_info.json" in note for note in notes)
     with pytest.raises(ConfigError, match="did you mean 'identity'"):
         read_config({**settings, "dataset": "identiti"})
-    with pytest.raises(StorageError, match=r"dataset_info\.json"):
+    with pytest.raises(ConfigError, match=r"dataset_info\.json.*dataset_dir"):
         read_config({**settings, "dataset": "identity", "dataset_dir": str(tmp_path / "none")})
 
 

@@ -62,8 +62,7 @@ def listed_sources(
     from the list's folder.
 
     Raises:
-        ConfigError: the list lacks a data set, or is not a list of data sets.
-        StorageError: the list is missing.
+        ConfigError: the list is missing, lacks a data set, or is not a list of data sets.
     """
     names = [str(name).strip() for name in (value.split(",") if isinstance(value, str) else value)]
     info, sources = None, list[str | dict[str, Any]]()
@@ -86,6 +85,12 @@ def _info(folder: str | Path) -> Mapping[str, Any]:
             "the data sets are looked up in a local folder; download it, and name it under dataset_dir"
         )
     folder = Path(folder)
+    if not (folder / INFO).exists():
+        raise ConfigError(
+            "the list of data sets is missing",
+            where=folder / INFO,
+            remedy="run the command from the folder above, as with LLaMA-Factory, or set dataset_dir",
+        )
     info = strict_json.loads(read_file(folder / INFO, _MOST), folder / INFO, _MOST)
     if not isinstance(info, Mapping):
         raise ConfigError(
