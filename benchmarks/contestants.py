@@ -228,7 +228,10 @@ def _llama(precision: str, kind: str) -> Contestant:
         numbers = {pack.stem: number for number, pack in enumerate(adapters)}
 
         def written(request: Request) -> tuple[str, Any]:
-            chosen = [] if request.adapter is None else [{"id": numbers[request.adapter], "scale": 1.0}]
+            # each by name: the server takes an empty list for all of them at their full scale
+            chosen = [
+                {"id": number, "scale": float(name == request.adapter)} for name, number in numbers.items()
+            ]
             return "/completion", {
                 "prompt": request.prompt,
                 "n_predict": request.tokens,
