@@ -1,15 +1,20 @@
-"""Renders the page of ``adapterpack train --html``: the losses of a training, and the resulting adapters."""
+"""Renders the pages of ``adapterpack train``: the losses of a training, and the resulting adapters; or how
+far it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..manifest.structs import settings_of
-from ..readable import MISSING, count, number, size
-from .chart import TONES, Points, line_charts
+from ..readable import MISSING, count, number, seconds, size
+from .chart import TONES, Chart, Points, line_charts
 from .inspection import list_facts
 from .page import Card, render
+
+if TYPE_CHECKING:
+    from ..training.loop.steps import Step
 
 _TOLD = ("path", "id", "method", "sites", "parameters", "bytes", "task")
 
@@ -28,11 +33,10 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
         names=", ".join(str(pack["name"]) for pack in packs),
         figures=[card for pack in packs[: len(TONES)] for card in _figures(pack, len(packs) > 1)],
         charts=line_charts("Loss", losses),
-        evaluations=[
-            (metric, chart)
-            for metric, values in _evaluations(packs).items()
-            for chart in line_charts(metric.capitalize(), values)
-        ],
+        evaluations=_charts(
+            _evaluations({str(pack["name"]): pack["training"].get("evaluations", ()) for pack in packs})
+        ),
+        others=(),
         packs=[
             {
                 "name": pack["name"],
@@ -48,15 +52,58 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
     )
 
 
-def _evaluations(packs: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
+def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
+    """Writes how far trainings are as a page: ``steps`` has the last step of each adapter, ``losses`` all
+    steps by number, and the loss of each.
+    """
+    *_, (name, now) = steps.items() or [("", None)]
+    told = {key: None for step in steps.values() for entry in step.log for key in entry}
+    return render(
+        "train.html.jinja",
+        names=", ".join(losses),
+        figures=now
+        and [
+            Card("step", f"{now.done:,}", f"of {now.total:,}, {name}"),
+            Card("loss", _figure(now.loss), "of the last steps"),
+            Card("speed", f"{now.speed:,.0f}", "tokens a second"),
+            Card("time left", seconds(now.left)),
+        ],
+        charts=line_charts("Loss", losses),
+        evaluations=_charts(_evaluations({name: step.evaluations for name, step in steps.items()})),
+        others=_charts(
+            {
+                key: {
+                    name: [(entry["step"], entry[key]) for entry in step.log if key in entry]
+                    for name, step in steps.items()
+                }
+                for key in told
+                if key == "learning_rate" or key.startswith("reward")
+            }
+        ),
+        packs=(),
+    )
+
+
+def _charts(measures: Mapping[str, Mapping[str, Points]]) -> list[tuple[str, Chart]]:
+    """Returns the charts of measures, each with its title."""
+    return [
+        (title, chart)
+        for measure, values in measures.items()
+        for title in [measure.capitalize().replace("_", " ")]
+        for chart in line_charts(title, values)
+    ]
+
+
+def _evaluations(
+    evaluations: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> dict[str, dict[str, Points]]:
     """Returns metric -> adapter -> values by step, for adapters that were evaluated more than once."""
     metrics: dict[str, dict[str, Points]] = {}
-    for pack in packs:
-        every = pack["training"].get("evaluations", ())
+    for name, every in evaluations.items():
         if len(every) > 1:
             for metric in dict.fromkeys(key for one in every for key in one if key != "step"):
                 values = [(one["step"], one[metric]) for one in every if metric in one]
-                metrics.setdefault(metric, {})[str(pack["name"])] = values
+                metrics.setdefault(metric, {})[name] = values
     return metrics
 
 

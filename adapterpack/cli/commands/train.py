@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -11,6 +11,7 @@ import click
 import adapterpack
 
 from ...readable import things
+from ..logs import log_message
 from ..options import common_options, flag, html_option, open_page, option
 from ..output import guard_stdout, print_facts, print_json, print_line, print_rich, print_table
 from ..progress import divert_stdout, show_training
@@ -54,6 +55,11 @@ from ..progress import divert_stdout, show_training
     "The log says why.",
 )
 @flag("--overwrite", "Replace packs in the output folders, each when the new one is complete.")
+@flag(
+    "--live",
+    "Serve a page to this machine while the training runs: losses, evaluations, learning rate and time left. "
+    "The log says its address.",
+)
 @html_option("the losses and the packs")
 @common_options
 def command(
@@ -67,6 +73,7 @@ def command(
     rewards: tuple[str, ...],
     suggest: bool,
     overwrite: bool,
+    live: bool,
     html: str | None,
     as_json: bool,
 ) -> None:
@@ -80,7 +87,7 @@ def command(
       adapterpack train train.yaml learning_rate=1e-3 r=16
       adapterpack train train.yaml "learning_rate=[1e-4, 1e-3]"
       adapterpack train train.yaml --dry-run --suggest
-      adapterpack train train.yaml --html train.html
+      adapterpack train train.yaml --live --html train.html
     """
     overrides += () if on_bad_row is None else (f"on_bad_row={on_bad_row}",)
     overrides += ("overwrite_output_dir=true",) if overwrite else ()
@@ -95,14 +102,21 @@ def command(
         read_config(config, overrides, tool)  # reports errors in the config before the slow import of torch
         _dry_run(config, overrides, rewards, tool, suggest, as_json)
         return
-    losses: dict[str, list[tuple[int, float]]] = {}
-    with open_page(html if int(os.environ.get("RANK", "0")) == 0 else None) as page:
-        read_config(config, overrides, tool)  # as above
+    first = int(os.environ.get("RANK", "0")) == 0
+    with open_page(html if first else None) as page, ExitStack() as stack:
+        configs, _ = read_config(config, overrides, tool)  # as above
+        shown = None
+        if first and (live or page is not None):
+            from ...report.live import TrainingPage, serve_page  # noqa: PLC0415 - only a page needs them
+
+            shown = TrainingPage(configs[0].pack_name)
+            if live:
+                log_message(f"watch the training at {stack.enter_context(serve_page(shown.write))}")
         with show_training("train") as progress:
             packs = adapterpack.train(
                 config,
                 overrides,
-                progress if page is None else _note_losses(losses, progress),
+                progress if shown is None else shown.note(progress),
                 _load_rewards(rewards),
                 tool,
                 suggest=suggest,
@@ -114,13 +128,10 @@ def command(
         ]
         if len(trained) < len(packs):
             return  # in a distributed run only one process writes
-        if page is not None:
-            from ...report.training import train_report  # noqa: PLC0415 - only a page needs it
-
-            page.write_text(
-                train_report(trained, {name or trained[0]["name"]: steps for name, steps in losses.items()}),
-                "utf-8",
-            )
+        if shown is not None:
+            shown.packs = trained
+            if page is not None:
+                page.write_text(shown.write(), "utf-8")
     if as_json:
         print_json({"command": "train", "packs": trained})
         return
@@ -146,19 +157,6 @@ def _compare(trained: list[tuple[str, dict[str, float]]]) -> None:
         ordered = sorted(trained, key=lambda pack: pack[1]["loss"])
         rows = [(name, *(f"{value:.4g}" for value in one.values())) for name, one in ordered]
         print_table(["pack", *measures], rows, "evaluated, the lowest loss first")
-
-
-def _note_losses(
-    losses: dict[str, list[tuple[int, float]]], progress: Callable[[Any], None] | None
-) -> Callable[[Any], None]:
-    """Returns a progress function that records the loss of each step and calls ``progress``."""
-
-    def note(step: Any) -> None:
-        losses.setdefault(step.name, []).append((step.done, step.loss))
-        if progress is not None:
-            progress(step)
-
-    return note
 
 
 def _print_config(config: str, overrides: tuple[str, ...], tool: str | None, as_json: bool) -> None:

@@ -25,7 +25,8 @@ class Step(NamedTuple):
     """The progress of a training: the current step, the number of steps, the loss, tokens per second, and the
     seconds left.
 
-    ``name`` is that of the adapter, if several are trained together.
+    ``name`` is that of the adapter, if several are trained together; ``log`` what the trainer has measured so
+    far, with the step of each entry.
     """
 
     done: int
@@ -34,6 +35,12 @@ class Step(NamedTuple):
     speed: float
     left: float
     name: str = ""
+    log: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def evaluations(self) -> list[dict[str, float]]:
+        """The evaluations so far."""
+        return evaluations_of(self.log)
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.left), 60)
@@ -196,6 +203,7 @@ class Steps(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._counted / seconds,
             seconds / done * (state.max_steps - state.global_step),
             self.name,
+            state.log_history,
         )
         if self.progress is not None:
             self.progress(step)

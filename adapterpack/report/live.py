@@ -1,0 +1,96 @@
+"""The page of a training, while it runs and when it is done; served to this machine alone."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import TYPE_CHECKING, Any
+
+from .training import live_report, train_report
+
+if TYPE_CHECKING:
+    from ..training.loop.steps import Step
+
+_RENEWAL = 2
+"""Seconds after which a browser asks for the page again."""
+
+
+class TrainingPage:
+    """The page of a training: how far it is, or what it led to once there are ``packs``, which are as
+    ``adapterpack train --json`` gives them. ``name`` is that of an adapter that is trained alone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.packs: Sequence[Mapping[str, Any]] = ()
+        self._name, self._steps = name, dict[str, "Step"]()
+        self._losses: dict[str, list[tuple[int, float]]] = {name: []}
+
+    def note(self, progress: Callable[[Step], None] | None) -> Callable[[Step], None]:
+        """Returns a function that takes each step for the page, and passes it on to ``progress``."""
+
+        def take(step: Step) -> None:
+            name = step.name or self._name
+            self._losses.setdefault(name, []).append((step.done, step.loss))
+            self._steps[name] = step
+            if progress is not None:
+                progress(step)
+
+        return take
+
+    def write(self) -> str:
+        """Returns the page as it is now."""
+        # Copied at once, because another thread adds to them.
+        losses = dict(self._losses)
+        return train_report(self.packs, losses) if self.packs else live_report(dict(self._steps), losses)
+
+
+@contextmanager
+def serve_page(write: Callable[[], str]) -> Iterator[str]:
+    """Yields the address of a page that ``write`` renders for each request, and that renews itself in a
+    browser.
+
+    When the block ends, a page that is open gets its last state, and stays as it is.
+
+    Example:
+        >>> with serve_page(lambda: "<h1>Step 1</h1>") as address:
+        ...     address.startswith("http://127.0.0.1:")
+        True
+    """
+    asked, ended, seen = [0.0], threading.Event(), threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10
+
+        def do_GET(self) -> None:
+            # A page of another site that resolves its own name to this machine may not read this one.
+            right = self.headers.get("Host") in hosts and self.path == "/"
+            last, asked[0] = ended.is_set(), time.monotonic()
+            body = write().encode() if right else b""
+            self.send_response(200 if right else 404)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Cache-Control", "no-store")
+            if not last:
+                self.send_header("Refresh", str(_RENEWAL))
+            self.end_headers()
+            self.wfile.write(body)
+            if last:
+                seen.set()
+
+        def log_message(self, *_: Any) -> None:
+            """Logs nothing: the log is the training's."""
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        hosts = [f"{host}:{server.server_address[1]}" for host in ("127.0.0.1", "localhost")]
+        threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
+        try:
+            yield f"http://{hosts[0]}/"
+        finally:
+            ended.set()
+            if time.monotonic() - asked[0] < 2 * _RENEWAL:
+                seen.wait(2 * _RENEWAL)
+            server.shutdown()
