@@ -11,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, are_progress_bars_disabled, enable_progress_bars
+from processes import child
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import (
@@ -599,6 +601,78 @@ def test_running_out_of_memory_is_advised(tiny_bert: Path, tmp_path: Path) -> No
         torch.empty(1 << 60)
     with pytest.raises(RuntimeError, match="mat1"), memory_errors(config):
         torch.ones(2, 3) @ torch.ones(2, 3)
+
+
+TOO_LARGE = """
+import json, resource, sys
+from pathlib import Path
+import adapterpack
+large, small = (json.loads(Path(name).read_text()) for name in sys.argv[1:])
+adapterpack.train(small)  # everything is loaded that takes memory of its own
+used = int(Path("/proc/self/status").read_text().partition("VmSize:")[2].split()[0]) << 10
+resource.setrlimit(resource.RLIMIT_AS, (used + (128 << 20),) * 2)
+adapterpack.train(large)
+"""
+
+
+def test_a_batch_that_does_not_fit_is_made_smaller(tiny_llama: Path, tmp_path: Path) -> None:
+    """Where memory has a limit, a step of 768 rows is cut into batches that fit; the pack is that of a run
+    with these settings, its loss that of a whole batch, and it claims what it was trained with.
+    """
+    rng = random.Random(0)
+    rows = [{"text": " ".join(f"w{rng.randrange(90)}" for _ in range(60))} for _ in range(768)]
+    whole = settings(
+        tiny_llama,
+        tmp_path,
+        rows,
+        max_steps=1,
+        max_length=60,
+        per_device_train_batch_size=768,
+        gradient_accumulation_steps=1,
+        dropout=0.0,
+    )
+    asked = {**whole, "auto_find_batch_size": True, "output_dir": str(tmp_path / "found")}
+    warm = {**whole, "per_device_train_batch_size": 1, "output_dir": str(tmp_path / "warm")}
+    for name, values in (("large", asked), ("small", warm)):
+        (tmp_path / name).write_text(json.dumps(values))
+    command = [sys.executable, "-c", TOO_LARGE, tmp_path / "large", tmp_path / "small"]
+    with child(command, stdout=-1, stderr=-1) as process:
+        errors = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, errors[-3000:]
+    found = load(tmp_path / "found")
+    claimed = found.manifest.training["config"]
+    batch, parts = (claimed[key] for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
+    assert batch * parts == 768 and batch <= 384
+    assert f"it goes on with per_device_train_batch_size={batch} and" in errors
+    (again,) = train(
+        {
+            **whole,
+            "per_device_train_batch_size": batch,
+            "gradient_accumulation_steps": parts,
+            "output_dir": str(tmp_path / "again"),
+        }
+    )
+    assert all(np.array_equal(again.tensors[name], found.tensors[name]) for name in found.tensors)
+    (one,) = train({**whole, "output_dir": str(tmp_path / "one")})
+    assert [step["loss"] for step in found.manifest.training["losses"]] == pytest.approx(
+        [step["loss"] for step in one.manifest.training["losses"]], rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("trainer", ["contrastive", "kto"])
+def test_rows_that_a_trainer_compares_stay_together(tiny_bert: Path, tmp_path: Path, trainer: str) -> None:
+    """Smaller batches would be another loss."""
+    with pytest.raises(ConfigError, match=f"the trainer {trainer} compares the rows of a batch"):
+        train(
+            {
+                "model_name_or_path": str(tiny_bert),
+                "train_file": write(tmp_path / "r.jsonl", []),
+                "output_dir": str(tmp_path / "pack"),
+                "trainer": trainer,
+                "task": "feature-extraction" if trainer == "contrastive" else "text-generation",
+                "auto_find_batch_size": True,
+            }
+        )
 
 
 def test_a_label_that_only_the_evaluation_has(tiny_bert: Path, tmp_path: Path) -> None:

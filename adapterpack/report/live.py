@@ -27,14 +27,14 @@ class TrainingPage:
     def __init__(self, name: str) -> None:
         self.packs: Sequence[Mapping[str, Any]] = ()
         self._name, self._steps = name, dict[str, "Step"]()
-        self._losses: dict[str, list[tuple[int, float]]] = {name: []}
+        self._losses: dict[str, dict[int, float]] = {name: {}}
 
     def note(self, progress: Callable[[Step], None] | None) -> Callable[[Step], None]:
         """Returns a function that takes each step for the page, and passes it on to ``progress``."""
 
         def take(step: Step) -> None:
             name = step.name or self._name
-            self._losses.setdefault(name, []).append((step.done, step.loss))
+            self._losses.setdefault(name, {})[step.done] = step.loss
             self._steps[name] = step
             if progress is not None:
                 progress(step)
@@ -44,7 +44,7 @@ class TrainingPage:
     def write(self) -> str:
         """Returns the page as it is now."""
         # Copied at once, because another thread adds to them.
-        losses = dict(self._losses)
+        losses = {name: list(steps.items()) for name, steps in list(self._losses.items())}
         return train_report(self.packs, losses) if self.packs else live_report(dict(self._steps), losses)
 
 

@@ -87,6 +87,7 @@ class TrainConfig:
     per_device_train_batch_size: int = 8
     per_device_eval_batch_size: int = 32
     gradient_accumulation_steps: int = 1
+    auto_find_batch_size: bool = False
     lr_scheduler_type: str = "linear"
     lr_scheduler_kwargs: Mapping[str, Any] = field(default_factory=dict)
     warmup_steps: float = 0.0

@@ -21,7 +21,15 @@ from ..config.fields import TrainConfig, field_names
 from ..trainers.kind import TRAINERS, TrainerKind
 
 log = logging.getLogger(__name__)
-_OWN = frozenset({"output_dir", "gradient_checkpointing", "report_to", "load_best_model_at_end"})
+_OWN = frozenset(
+    {
+        "output_dir",
+        "gradient_checkpointing",
+        "report_to",
+        "load_best_model_at_end",
+        "auto_find_batch_size",
+    }
+)
 """Settings that are translated instead of being passed on unchanged."""
 _OPENED_FIRST = {"mlflow": "mlflow:MlflowClient"}
 """Reporters that open their store only at the first metric, with the class that opens it: a missing store is
@@ -61,6 +69,12 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
     elif not config.shuffle:
         taken["train_sampling_strategy"] = "sequential"
     taken |= _batch(kind, config)
+    if config.auto_find_batch_size and kind.compares:
+        raise ConfigError(
+            f"the trainer {kind.name} compares the rows of a batch, so smaller ones train something else",
+            where="auto_find_batch_size",
+            remedy="leave it out",
+        )
     _require_evaluation(config)
     if takes_best(config):
         taken |= {

@@ -1,17 +1,58 @@
-"""Suggests settings that save memory when a training runs out of it."""
+"""Makes batches smaller when a training runs out of memory, or suggests settings that save some."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from ...errors import AdapterpackError
 from ..config.fields import TrainConfig
+from ..trainers.kind import TRAINERS
 
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """Parts of torch's messages on devices that raise no error class of their own."""
+
+BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size")
+"""The settings that smaller batches change; the product of the first two stays."""
+
+
+class SmallerBatches(Exception):
+    """A training ran out of memory, and may fit with ``config``: as many rows a step, in smaller batches."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        super().__init__()
+        self.config = config
+
+
+@contextmanager
+def smaller_batches(config: TrainConfig) -> Iterator[None]:
+    """Turns running out of memory inside the block into the configuration to try next, if it asks for that
+    and there is one.
+
+    Raises:
+        SmallerBatches: the batches can be smaller.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        batch = config.per_device_train_batch_size
+        if batch == 1 or not (config.auto_find_batch_size and _is_of_memory(error)):
+            raise
+        parts = next(parts for parts in range(2, batch + 1) if batch % parts == 0)
+        evaluated = config.per_device_eval_batch_size
+        smaller = replace(
+            config,
+            per_device_train_batch_size=batch // parts,
+            gradient_accumulation_steps=config.gradient_accumulation_steps * parts,
+            # The answers to one prompt stay together, where a trainer compares them.
+            per_device_eval_batch_size=evaluated
+            if TRAINERS[config.trainer].rewards
+            else max(evaluated // parts, 1),
+        )
+        raise SmallerBatches(smaller) from None
 
 
 @contextmanager
@@ -22,9 +63,7 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
-            sign in str(error) for sign in _SIGNS
-        ):
+        if not _is_of_memory(error):
             raise
         batch = config.per_device_train_batch_size
         ways = [
@@ -43,3 +82,10 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
             found=f"batches of {batch} rows of at most {config.max_length} tokens",
             remedy=f"try, in this order, {', '.join(filter(None, ways))}",
         ) from error
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether an error says that there is not enough memory."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in str(error) for sign in _SIGNS
+    )

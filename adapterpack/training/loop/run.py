@@ -8,10 +8,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
 from ...hub.resolve import folder_of
@@ -29,7 +31,7 @@ from ..data.decompress import files_below, files_of
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, takes_best
 from .build_trainer import own_forward, trainer_for
-from .out_of_memory import memory_errors
+from .out_of_memory import BATCH, SmallerBatches, memory_errors, smaller_batches
 from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
@@ -60,7 +62,30 @@ def train_adapter(
     bases: SharedBases | None = None,
 ) -> TrainedAdapter:
     """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the
-    same run if there is one.
+    same run if there is one; with ``auto_find_batch_size`` in batches that fit into memory.
+    """
+    while True:
+        try:
+            return _train(config, progress, rewards, bases)
+        except SmallerBatches as error:
+            config = error.config
+        # The traceback, which holds the model, has gone by now.
+        clear_device_cache(garbage_collection=True)
+        log.warning(
+            "the training does not fit into memory: it goes on with per_device_train_batch_size=%d and "
+            "gradient_accumulation_steps=%d, which are as many rows a step",
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+        )
+
+
+def _train(
+    config: TrainConfig, progress: Shown | None, rewards: Sequence[Reward], bases: SharedBases | None
+) -> TrainedAdapter:
+    """Trains one adapter in the batches of its configuration.
+
+    Raises:
+        SmallerBatches: they do not fit.
     """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], get_task(config.task)
@@ -72,6 +97,9 @@ def train_adapter(
     described = {**as_mapping(config), "datasets": datasets}
     # These change no number, so a run may resume with other values.
     described |= dict.fromkeys(("on_divergence", "overwrite_output_dir"))
+    if config.auto_find_batch_size:
+        rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        described |= {**dict.fromkeys(BATCH), BATCH[0]: rows}
     run = RunFolder(config.output_dir, described, config.overwrite_output_dir)
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
@@ -97,6 +125,8 @@ def train_adapter(
         with (
             own_forward(ready.model),
             interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
+            # Several processes would run out at different times.
+            nullcontext() if arguments.world_size > 1 else smaller_batches(config),
         ):
             trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -112,6 +112,7 @@ TRAINERS.register(
         ("feature-extraction",),
         config=Contrastive,
         reading=TaskTraining(encode),
+        compares=True,
         settings=True,
     )
 )

@@ -40,6 +40,7 @@ class TrainerKind:
         scores: whether its models output a single number, a score.
         reading: how rows are read, if not as the task reads them.
         least_rows: how many rows a batch needs at least.
+        compares: whether its loss compares the rows of a batch.
         settings: whether its own settings are passed to the trainer as ``settings`` instead of to its
             arguments.
     """
@@ -56,6 +57,7 @@ class TrainerKind:
     scores: bool = False
     reading: TaskTraining | None = None
     least_rows: int = 1
+    compares: bool = False
     settings: bool = False
 
 

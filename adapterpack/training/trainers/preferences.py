@@ -80,6 +80,7 @@ for _kind in (
         {"learning_rate": 1e-5},
         reference=True,
         least_rows=2,  # each row's divergence is told by the answer of another
+        compares=True,
     ),
     TrainerKind(
         "orpo",
