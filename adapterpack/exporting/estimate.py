@@ -96,6 +96,8 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
         + (_ENGINE * (numbers + few) if job.static_cache is not False else 0)
         + (_PLACES * numbers if plan.depth == "layers" and not plan.whole else 0)
     )
+    # ONNX Runtime widens 16-bit floats, and the model of a few layers is there, too
+    widened = 0 if quantize or itemsize == 4 or plan.depth == "none" else 8 * few or 4 * numbers
     return ExportEstimate(
         bundle,
         bundle if quantize is None or plan.direct else floats + bundle,
@@ -103,7 +105,8 @@ def estimate(job: ExportJob, source: ExportSource, plan: ProofPlan) -> ExportEst
         few * (itemsize + max(stored // max(numbers, 1), 2)),
         # one weight in two copies while it is written, then a session, which prepacks codes but maps floats
         # and large graphs
-        _OWN + max(8 * max(map(math.prod, extents), default=0), min(bundle, PACKED) if quantize else 0),
+        _OWN
+        + max(8 * max(map(math.prod, extents), default=0), min(bundle, PACKED) if quantize else 0, widened),
         work / 1e9,
     )
 
