@@ -1,20 +1,24 @@
 """Reports what a training would do without doing it: which layers it adapts, how many parameters it trains,
-the memory it needs, and which tokens it learns.
+the memory and the time that it needs, and which tokens it learns.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from itertools import groupby
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
 from ..hub.resolve import folder_of
 from ..paths import StrPath
-from ..readable import size
+from ..readable import seconds, size
 from ..tasks import get_task
 from ..tasks.data import IGNORED
 from ..torch_adapters.layers.active import adapted_layers
@@ -22,13 +26,19 @@ from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
+from .loop.arguments import arguments_of
+from .loop.build_trainer import own_forward, trainer_for
 from .loop.media import Media
+from .loop.out_of_memory import in_batches_that_fit, memory_errors, smaller_batches
 from .loop.preparing import PreparedRun, prepare, reader_of
 from .loop.rewards import Reward
+from .loop.steps import Steps
 from .pipeline import checked_configs
 
 _SHOWN = 4
 """How many rows of the first batch are shown."""
+_TIMED = 3
+"""How many steps are timed."""
 _OPTIMIZER = 4
 """Values in memory for each trained parameter with AdamW: the parameter, its gradient, and the running means
 of the gradient and of its square.
@@ -54,10 +64,13 @@ def dry_run(
     Raises:
         ConfigError, StorageError: as for :func:`adapterpack.train`.
     """
-    return [_report(one) for one in checked_configs(config, overrides, rewards, tool, suggest)]
+    return [
+        in_batches_that_fit(one, partial(_report, rewards=rewards))
+        for one in checked_configs(config, overrides, rewards, tool, suggest)
+    ]
 
 
-def _report(config: TrainConfig) -> dict[str, Any]:
+def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Returns the report of one adapter."""
     base = folder_of(config.model_name_or_path)
     task = get_task(config.task)
@@ -75,6 +88,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
     batches = math.ceil(
         len(lengths) / (config.per_device_train_batch_size * config.gradient_accumulation_steps)
     )
+    steps = config.max_steps if config.max_steps > 0 else math.ceil(batches * config.num_train_epochs)
     return {
         "name": config.pack_name,
         "output_dir": config.output_dir,
@@ -87,7 +101,7 @@ def _report(config: TrainConfig) -> dict[str, Any]:
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longest_row": max(lengths),
-        "steps": config.max_steps if config.max_steps > 0 else math.ceil(batches * config.num_train_epochs),
+        "steps": steps,
         "memory_estimate": {
             key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()
         },
@@ -97,7 +111,40 @@ def _report(config: TrainConfig) -> dict[str, Any]:
                 rows[number] for number in range(min(_SHOWN, config.per_device_train_batch_size, len(rows)))
             )
         ],
+        # Comes last, because it trains the model.
+        "time_estimate": seconds(steps * _step_time(config, ready, reader, rewards)),
     }
+
+
+def _step_time(config: TrainConfig, ready: PreparedRun, reader: Any, rewards: Sequence[Reward]) -> float:
+    """Trains a few steps, and returns the seconds that one takes."""
+    ends: list[float] = []
+    timed = replace(
+        config,
+        max_steps=_TIMED + 1,
+        save_strategy="no",
+        eval_strategy="no",
+        load_best_model_at_end=False,
+        early_stopping_patience=None,
+        report_to="none",
+    )
+    with (
+        TemporaryDirectory() as folder,
+        memory_errors(config),
+        smaller_batches(config),
+        own_forward(ready.model),
+    ):
+        trainer = trainer_for(
+            timed,
+            ready,
+            arguments_of(timed, folder),
+            reader,
+            rewards,
+            steps=Steps(lambda _: ends.append(time.monotonic()), name="timed"),
+        )
+        trainer.train()
+    # The first step is slower than the others.
+    return (ends[-1] - ends[0]) / _TIMED
 
 
 def _memory(

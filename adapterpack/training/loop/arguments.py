@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, default_logdir
 
 from ...errors import ConfigError, MissingExtra
 from ...extras import needed_by
@@ -195,12 +196,28 @@ def _reporters(config: TrainConfig) -> list[str]:
     return names
 
 
-def name_errors_of_reporters(trainer: Any) -> None:
-    """Makes errors in the setup of a trainer's reporters name the reporter."""
+def set_up_reporters(trainer: Any) -> None:
+    """Makes errors in the setup of a trainer's reporters name the reporter, and TensorBoard's files lie in
+    ``runs/NAME``, unless ``TENSORBOARD_LOGGING_DIR`` is set: a pack takes no other files.
+    """
     names = {callback: name for name, callback in INTEGRATION_TO_CALLBACK.items()}
     for callback in trainer.callback_handler.callbacks:
+        if getattr(callback, "logging_dir", "") is None:
+            callback.logging_dir = str(Path("runs", trainer.args.run_name, Path(default_logdir()).name))
         if type(callback) in names and hasattr(callback, "setup"):
             callback.setup = _reporting(names[type(callback)])(callback.setup)
+
+
+@contextmanager
+def runs_of_reporters() -> Iterator[None]:
+    """Ends the run of W&B that begins inside the block, so that the next adapter gets its own."""
+    before = getattr(sys.modules.get("wandb"), "run", None)
+    try:
+        yield
+    finally:
+        wandb = sys.modules.get("wandb")
+        if wandb is not None and wandb.run is not before:
+            wandb.finish()
 
 
 @contextmanager

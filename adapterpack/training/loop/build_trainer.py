@@ -13,7 +13,7 @@ from ...chat_templates.template import ChatTemplate
 from ...errors import Unsupported
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS, TrainerKind
-from .arguments import class_at, name_errors_of_reporters
+from .arguments import class_at, set_up_reporters
 from .preparing import PreparedRun
 from .reference_model import Reference
 from .rewards import Reward
@@ -56,7 +56,7 @@ def trainer_for(
     if kind.rewards:
         given["reward_funcs"] = list(rewards)
     trainer = adapting(class_at(kind.trainer, kind))(**given)
-    name_errors_of_reporters(trainer)
+    set_up_reporters(trainer)
     return trainer
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from ...errors import AdapterpackError
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS
 
+T = TypeVar("T")
+log = logging.getLogger(__name__)
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
 """Parts of torch's messages on devices that raise no error class of their own."""
 
@@ -25,6 +30,23 @@ class SmallerBatches(Exception):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__()
         self.config = config
+
+
+def in_batches_that_fit(config: TrainConfig, run: Callable[[TrainConfig], T]) -> T:
+    """Calls ``run`` with the configuration, and again with smaller batches as long as it asks for them."""
+    while True:
+        try:
+            return run(config)
+        except SmallerBatches as error:
+            config = error.config
+        # The traceback, which holds the model, has gone by now.
+        clear_device_cache(garbage_collection=True)
+        log.warning(
+            "the training does not fit into memory: it goes on with per_device_train_batch_size=%d and "
+            "gradient_accumulation_steps=%d, which are as many rows a step",
+            config.per_device_train_batch_size,
+            config.gradient_accumulation_steps,
+        )
 
 
 @contextmanager

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from accelerate.utils.memory import clear_device_cache
 from transformers import TrainerCallback
 
 from ...hub.resolve import folder_of
@@ -29,9 +28,9 @@ from ..config.fields import TrainConfig
 from ..config.sources import Source, sources_of
 from ..data.decompress import files_below, files_of
 from ..trainers.kind import TRAINERS
-from .arguments import arguments_of, takes_best
+from .arguments import arguments_of, runs_of_reporters, takes_best
 from .build_trainer import own_forward, trainer_for
-from .out_of_memory import BATCH, SmallerBatches, memory_errors, smaller_batches
+from .out_of_memory import BATCH, in_batches_that_fit, memory_errors, smaller_batches
 from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
@@ -64,19 +63,7 @@ def train_adapter(
     """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the
     same run if there is one; with ``auto_find_batch_size`` in batches that fit into memory.
     """
-    while True:
-        try:
-            return _train(config, progress, rewards, bases)
-        except SmallerBatches as error:
-            config = error.config
-        # The traceback, which holds the model, has gone by now.
-        clear_device_cache(garbage_collection=True)
-        log.warning(
-            "the training does not fit into memory: it goes on with per_device_train_batch_size=%d and "
-            "gradient_accumulation_steps=%d, which are as many rows a step",
-            config.per_device_train_batch_size,
-            config.gradient_accumulation_steps,
-        )
+    return in_batches_that_fit(config, lambda fitting: _train(fitting, progress, rewards, bases))
 
 
 def _train(
@@ -124,6 +111,7 @@ def _train(
             callbacks.append(Patience(config.early_stopping_patience))
         with (
             own_forward(ready.model),
+            runs_of_reporters(),
             interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
             # Several processes would run out at different times.
             nullcontext() if arguments.world_size > 1 else smaller_batches(config),
