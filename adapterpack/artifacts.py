@@ -20,6 +20,7 @@ from .fleet.manifest import FILE_NAME as FLEET_FILE
 from .hub.resolve import folder_of, is_remote
 from .io import TENSORS, strict_json
 from .manifest import manifest as m
+from .notebook import Shown
 from .pack import Pack
 from .pack.inspect import describe, inspect_base
 from .pack.trust.sign import Signature
@@ -133,6 +134,10 @@ def validate(
     return validate_pack(folder, known, full=full, budget=budget, allow_structural=allow_structural)
 
 
+class Inspection(dict[str, Any], Shown):
+    """What :func:`inspect` found, by name."""
+
+
 def inspect(path: StrPath) -> dict[str, Any]:
     """Shows what an artifact is, which base it fits, how large it is and what it changes; packs are verified
     on the way.
@@ -141,6 +146,10 @@ def inspect(path: StrPath) -> dict[str, Any]:
         >>> inspect("packs/tickets")["ranks"]  # doctest: +SKIP
         {'8': 37}
     """
+    return Inspection(_inspect(path))
+
+
+def _inspect(path: StrPath) -> dict[str, Any]:
     folder = folder_of(path)
     kind = kind_of(folder)
     if kind == "adapter":

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..lowrank.truncation import Cut, energy_of
+from ..notebook import Shown
 from ..pack import Pack
 from .measures import Measures, effective_rank, pool, stable_rank
 
@@ -102,7 +103,7 @@ class AuditedSite:
 
 
 @dataclass(frozen=True)
-class Audit:
+class Audit(Shown):
     """All figures of an audit. ``ranks`` and ``dtypes`` are those with reported losses; ``obstacles`` are the
     reasons why compose would refuse the packs under any rule, and ``refused`` maps single rules to the
     reasons why compose would refuse the packs under them.
@@ -119,6 +120,9 @@ class Audit:
     obstacles: tuple[str, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
     verdict: AuditVerdict = NOT_YET
+
+    def __repr__(self) -> str:
+        return f"<Audit of {', '.join(pack.name for pack in self.packs)}: {self.verdict.summary}>"
 
     @cached_property
     def total(self) -> Measures | None:

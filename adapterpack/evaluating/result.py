@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..notebook import Shown
 from .evaluation import EvaluationRow, Judgement
 from .measures import BootstrapEstimate, draw, estimate_of
 
@@ -47,8 +48,8 @@ class ModelFigures:
         }
 
 
-@dataclass(frozen=True, repr=False)
-class Evaluated:
+@dataclass(frozen=True)
+class Evaluated(Shown):
     """What :func:`adapterpack.evaluate` found.
 
     Args:

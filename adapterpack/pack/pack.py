@@ -25,6 +25,7 @@ from ..manifest import manifest as m
 from ..manifest.digests import digest_tensors, entry_of, file_entry, write_files
 from ..manifest.secondary_methods import MethodSites, Sites, features, require_combinable
 from ..manifest.view import Described
+from ..notebook import Shown
 from ..paths import StrPath
 from ..peft import layout, names
 from .expansion_limit import require_limit
@@ -71,7 +72,7 @@ class Adapter(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pack(Described):
+class Pack(Described, Shown):
     """One adapter: a manifest and its tensors. ``path`` is where it was read from, or None.
 
     ``extra`` holds the bytes of the other files that it carries, by name: a chat template. The following

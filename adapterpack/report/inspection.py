@@ -13,6 +13,7 @@ _KINDS = {
     "pack": "A pack: one adapter on disk.",
     "peft": "An adapter as PEFT wrote it.",
     "bundle": "A bundle: one deployable folder of graphs and adapters.",
+    "config": "The settings of a training.",
     "base": "A base: the pretrained model that adapters change.",
     "fleet": "A fleet: many adapters on shared bases.",
     "genai_folder": "A folder of a graph that onnxruntime-genai runs, as Olive or its builder made it.",

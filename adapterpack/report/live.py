@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Any
@@ -60,37 +60,40 @@ def serve_page(write: Callable[[], str]) -> Iterator[str]:
         ...     address.startswith("http://127.0.0.1:")
         True
     """
-    asked, ended, seen = [0.0], threading.Event(), threading.Event()
+    asked, ended = 0.0, False
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # a page that is closed meanwhile
+                super().handle()
+
         def do_GET(self) -> None:
+            nonlocal asked
             # A page of another site that resolves its own name to this machine may not read this one.
-            right = self.headers.get("Host") in hosts and self.path == "/"
-            last, asked[0] = ended.is_set(), time.monotonic()
-            body = write().encode() if right else b""
-            self.send_response(200 if right else 404)
+            if self.headers.get("Host") not in hosts:
+                self.send_error(404)
+                return
+            asked = time.monotonic()
+            self.send_response(200)
             self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Cache-Control", "no-store")
-            if not last:
+            if not ended:
                 self.send_header("Refresh", str(_RENEWAL))
             self.end_headers()
-            self.wfile.write(body)
-            if last:
-                seen.set()
+            self.wfile.write(write().encode())
 
         def log_message(self, *_: Any) -> None:
             """Logs nothing: the log is the training's."""
 
     with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
-        server.daemon_threads, server.block_on_close = True, False
+        server.daemon_threads = True
         hosts = [f"{host}:{server.server_address[1]}" for host in ("127.0.0.1", "localhost")]
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
             yield f"http://{hosts[0]}/"
         finally:
-            ended.set()
-            if time.monotonic() - asked[0] < 2 * _RENEWAL:
-                seen.wait(2 * _RENEWAL)
+            ended = True
+            if time.monotonic() - asked < 2 * _RENEWAL:
+                time.sleep(1.5 * _RENEWAL)
             server.shutdown()

@@ -57,7 +57,6 @@ def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
     steps by number, and the loss of each.
     """
     *_, (name, now) = steps.items() or [("", None)]
-    told = {key: None for step in steps.values() for entry in step.log for key in entry}
     return render(
         "train.html.jinja",
         names=", ".join(losses),
@@ -71,14 +70,19 @@ def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
         charts=line_charts("Loss", losses),
         evaluations=_charts(_evaluations({name: step.evaluations for name, step in steps.items()})),
         others=_charts(
-            {
-                key: {
-                    name: [(entry["step"], entry[key]) for entry in step.log if key in entry]
+            _evaluations(
+                {
+                    name: [
+                        {
+                            key: value
+                            for key, value in entry.items()
+                            if key == "step" or key.startswith(("learning_rate", "reward"))
+                        }
+                        for entry in step.log
+                    ]
                     for name, step in steps.items()
                 }
-                for key in told
-                if key == "learning_rate" or key.startswith("reward")
-            }
+            )
         ),
         packs=(),
     )

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import groupby
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +28,7 @@ from .data.load import token_count
 from .loop.arguments import arguments_of
 from .loop.build_trainer import own_forward, trainer_for
 from .loop.media import Media
-from .loop.out_of_memory import in_batches_that_fit, memory_errors, smaller_batches
+from .loop.out_of_memory import in_batches_that_fit, memory_errors
 from .loop.preparing import PreparedRun, prepare, reader_of
 from .loop.rewards import Reward
 from .loop.steps import Steps
@@ -64,12 +63,10 @@ def dry_run(
     Raises:
         ConfigError, StorageError: as for :func:`adapterpack.train`.
     """
-    return [
-        in_batches_that_fit(one, partial(_report, rewards=rewards))
-        for one in checked_configs(config, overrides, rewards, tool, suggest)
-    ]
+    return [_report(one, rewards) for one in checked_configs(config, overrides, rewards, tool, suggest)]
 
 
+@in_batches_that_fit
 def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
     """Returns the report of one adapter."""
     base = folder_of(config.model_name_or_path)
@@ -130,8 +127,7 @@ def _step_time(config: TrainConfig, ready: PreparedRun, reader: Any, rewards: Se
     )
     with (
         TemporaryDirectory() as folder,
-        memory_errors(config),
-        smaller_batches(config),
+        memory_errors(config, again=True),
         own_forward(ready.model),
     ):
         trainer = trainer_for(

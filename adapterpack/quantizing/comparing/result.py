@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...io.strict_json import finite
+from ...notebook import Shown
+from ...readable import things
 from .figures import Figures
 
 
@@ -40,7 +42,7 @@ class QuantizedForm:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """All forms of one bundle, the float one first, with advice in sentences. ``positions`` is the number of
     choices that were compared with the float bundle's, ``rank`` the rank of corrections.
     """
@@ -53,6 +55,9 @@ class Comparison:
     rank: int
     forms: tuple[QuantizedForm, ...]
     advice: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<Comparison of {things(len(self.forms), 'form')} of {self.base}: {' '.join(self.advice)}>"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as ``quantize --compare --json`` prints it."""

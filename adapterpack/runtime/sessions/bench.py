@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
+from ...notebook import Shown
 from ...pack import Pack
 from ...paths import StrPath
 from ...readable import things
@@ -53,7 +54,7 @@ class BenchLine:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Shown):
     """What :func:`bench` measured.
 
     Args:
@@ -70,6 +71,10 @@ class Bench:
     weights: int
     bandwidth: float
     memory: int | None
+
+    def __repr__(self) -> str:
+        best = max(line.speed or line.prompt_speed for line in self.lines)
+        return f"<Bench of {things(len(self.lines), 'load')}: up to {best:,.0f} tokens a second>"
 
     @property
     def floor(self) -> float:

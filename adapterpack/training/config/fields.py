@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from ...notebook import Shown
+
 Sources = str | Mapping[str, Any] | tuple[Any, ...]
 """The types in which a configuration names data; see :class:`.sources.Source`."""
 
@@ -51,7 +53,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Shown):
     """All settings of one adapter's training.
 
     ``method_config`` holds the hyper-parameters of its method, ``trainer_config`` the settings of its trainer
@@ -136,6 +138,12 @@ class TrainConfig:
     method_config: Any = None
     trainer_config: Any = None
     origins: Mapping[str, str] | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<TrainConfig {self.pack_name}: {self.method} of {self.model_name_or_path}, {self.task}, "
+            f"learning rate {self.learning_rate:g}>"
+        )
 
     @property
     def given(self) -> frozenset[str] | None:

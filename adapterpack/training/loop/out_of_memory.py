@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TypeVar
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from accelerate.utils.memory import clear_device_cache
@@ -15,6 +16,7 @@ from ...errors import AdapterpackError
 from ..config.fields import TrainConfig
 from ..trainers.kind import TRAINERS
 
+P = ParamSpec("P")
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 _SIGNS = ("out of memory", "can't allocate memory", "not enough memory")
@@ -25,69 +27,66 @@ BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps", "per_devi
 
 
 class SmallerBatches(Exception):
-    """A training ran out of memory, and may fit with ``config``: as many rows a step, in smaller batches."""
-
-    def __init__(self, config: TrainConfig) -> None:
-        super().__init__()
-        self.config = config
+    """A training ran out of memory, and may fit with the given configuration: as many rows a step, in smaller
+    batches.
+    """
 
 
-def in_batches_that_fit(config: TrainConfig, run: Callable[[TrainConfig], T]) -> T:
-    """Calls ``run`` with the configuration, and again with smaller batches as long as it asks for them."""
-    while True:
-        try:
-            return run(config)
-        except SmallerBatches as error:
-            config = error.config
-        # The traceback, which holds the model, has gone by now.
-        clear_device_cache(garbage_collection=True)
-        log.warning(
-            "the training does not fit into memory: it goes on with per_device_train_batch_size=%d and "
-            "gradient_accumulation_steps=%d, which are as many rows a step",
-            config.per_device_train_batch_size,
-            config.gradient_accumulation_steps,
-        )
+def in_batches_that_fit(
+    run: Callable[Concatenate[TrainConfig, P], T],
+) -> Callable[Concatenate[TrainConfig, P], T]:
+    """Makes a function of a configuration begin again with smaller batches as long as it asks for them."""
+
+    @wraps(run)
+    def fit(config: TrainConfig, /, *args: P.args, **options: P.kwargs) -> T:
+        while True:
+            try:
+                return run(config, *args, **options)
+            except SmallerBatches as error:
+                config = error.args[0]
+            # The traceback, which holds the model, has gone by now.
+            clear_device_cache(garbage_collection=True)
+            log.warning(
+                "the training does not fit into memory: it goes on with per_device_train_batch_size=%d and "
+                "gradient_accumulation_steps=%d, which are as many rows a step",
+                config.per_device_train_batch_size,
+                config.gradient_accumulation_steps,
+            )
+
+    return fit
 
 
 @contextmanager
-def smaller_batches(config: TrainConfig) -> Iterator[None]:
-    """Turns running out of memory inside the block into the configuration to try next, if it asks for that
-    and there is one.
+def memory_errors(config: TrainConfig, again: bool = False) -> Iterator[None]:
+    """Turns running out of memory inside the block into an error that suggests settings which save some, the
+    cheapest first; with ``again`` it asks for smaller batches, where the configuration allows that.
 
     Raises:
         SmallerBatches: the batches can be smaller.
+        AdapterpackError: they cannot.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        batch = config.per_device_train_batch_size
-        if batch == 1 or not (config.auto_find_batch_size and _is_of_memory(error)):
-            raise
-        parts = next(parts for parts in range(2, batch + 1) if batch % parts == 0)
-        evaluated = config.per_device_eval_batch_size
-        smaller = replace(
-            config,
-            per_device_train_batch_size=batch // parts,
-            gradient_accumulation_steps=config.gradient_accumulation_steps * parts,
-            # The answers to one prompt stay together, where a trainer compares them.
-            per_device_eval_batch_size=evaluated
-            if TRAINERS[config.trainer].rewards
-            else max(evaluated // parts, 1),
-        )
-        raise SmallerBatches(smaller) from None
-
-
-@contextmanager
-def memory_errors(config: TrainConfig) -> Iterator[None]:
-    """Turns running out of memory inside the block into an error that suggests settings which save some, the
-    cheapest first.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not any(
+            sign in str(error) for sign in _SIGNS
+        ):
             raise
         batch = config.per_device_train_batch_size
+        if again and config.auto_find_batch_size and batch > 1:
+            parts = next(parts for parts in range(2, batch + 1) if batch % parts == 0)
+            evaluated = config.per_device_eval_batch_size
+            raise SmallerBatches(
+                replace(
+                    config,
+                    per_device_train_batch_size=batch // parts,
+                    gradient_accumulation_steps=config.gradient_accumulation_steps * parts,
+                    # The answers to one prompt stay together, where a trainer compares them.
+                    per_device_eval_batch_size=evaluated
+                    if TRAINERS[config.trainer].rewards
+                    else max(evaluated // parts, 1),
+                )
+            ) from None
         ways = [
             f"gradient_accumulation_steps={2 * config.gradient_accumulation_steps} with "
             f"per_device_train_batch_size={batch // 2}"
@@ -104,10 +103,3 @@ def memory_errors(config: TrainConfig) -> Iterator[None]:
             found=f"batches of {batch} rows of at most {config.max_length} tokens",
             remedy=f"try, in this order, {', '.join(filter(None, ways))}",
         ) from error
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether an error says that there is not enough memory."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
-        sign in str(error) for sign in _SIGNS
-    )

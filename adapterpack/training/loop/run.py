@@ -8,7 +8,6 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,7 +29,7 @@ from ..data.decompress import files_below, files_of
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, runs_of_reporters, takes_best
 from .build_trainer import own_forward, trainer_for
-from .out_of_memory import BATCH, in_batches_that_fit, memory_errors, smaller_batches
+from .out_of_memory import BATCH, in_batches_that_fit, memory_errors
 from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
@@ -54,6 +53,7 @@ class TrainedAdapter(NamedTuple):
     started: float
 
 
+@in_batches_that_fit
 def train_adapter(
     config: TrainConfig,
     progress: Shown | None,
@@ -62,17 +62,6 @@ def train_adapter(
 ) -> TrainedAdapter:
     """Trains one adapter, alone or as one of several over the same ``bases``, from the last checkpoint of the
     same run if there is one; with ``auto_find_batch_size`` in batches that fit into memory.
-    """
-    return in_batches_that_fit(config, lambda fitting: _train(fitting, progress, rewards, bases))
-
-
-def _train(
-    config: TrainConfig, progress: Shown | None, rewards: Sequence[Reward], bases: SharedBases | None
-) -> TrainedAdapter:
-    """Trains one adapter in the batches of its configuration.
-
-    Raises:
-        SmallerBatches: they do not fit.
     """
     started = time.perf_counter()
     kind, task = TRAINERS[config.trainer], get_task(config.task)
@@ -86,7 +75,7 @@ def _train(
     described |= dict.fromkeys(("on_divergence", "overwrite_output_dir"))
     if config.auto_find_batch_size:
         rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        described |= {**dict.fromkeys(BATCH), BATCH[0]: rows}
+        described |= dict.fromkeys(BATCH, rows)
     run = RunFolder(config.output_dir, described, config.overwrite_output_dir)
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
@@ -114,7 +103,7 @@ def _train(
             runs_of_reporters(),
             interruptible(stopping, arguments.world_size == 1 and config.save_strategy != "no"),
             # Several processes would run out at different times.
-            nullcontext() if arguments.world_size > 1 else smaller_batches(config),
+            memory_errors(config, again=arguments.world_size == 1),
         ):
             trainer = trainer_for(config, ready, arguments, reader, rewards, callbacks=callbacks, steps=steps)
             result = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

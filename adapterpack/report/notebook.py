@@ -1,0 +1,57 @@
+"""Shows results in notebooks: each as its page, in a frame that keeps the styles of both apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from markupsafe import Markup
+
+from ..io import strict_json
+from ..pack import Pack
+from ..pack.inspect import describe
+from .audit import audit_report
+from .bench import bench_report
+from .comparison import comparison_report
+from .evaluation import evaluation_report
+from .inspection import inspect_report
+from .training import train_report
+
+_FRAME = Markup(
+    '<iframe srcdoc="{}" title="{}" sandbox="allow-same-origin" style="width:100%;height:30em;border:0" '
+    "onload=\"this.style.height=this.contentDocument.documentElement.scrollHeight+'px'\"></iframe>"
+)
+
+
+def _pack_page(pack: Pack) -> str:
+    """Returns the page of a pack: with the losses of its training, if it knows them."""
+    facts, training = describe(pack, pack.path or "in memory"), dict(pack.manifest.training)
+    if "losses" not in training:
+        return inspect_report(facts)
+    losses = [(point["step"], point["loss"]) for point in training["losses"]]
+    return train_report([{**facts, "training": training}], {pack.name: losses})
+
+
+_PAGES: Mapping[str, Callable[[Any], str]] = {
+    "Audit": audit_report,
+    "Bench": partial(bench_report, name="a bundle"),
+    "Comparison": comparison_report,
+    "Evaluated": evaluation_report,
+    "Inspection": inspect_report,
+    "Pack": _pack_page,
+    "TrainConfig": lambda config: inspect_report({"kind": "config", **strict_json.plain(vars(config))}),
+}
+"""The class of a result -> what writes its page, from its JSON if it has any."""
+
+
+def frame(result: Any) -> str:
+    """Returns a result's page as an element of a notebook.
+
+    Example:
+        >>> from adapterpack.artifacts import Inspection
+        >>> print(frame(Inspection(kind="pack", name="tickets", sites=4))[:31])
+        <iframe srcdoc="&lt;!DOCTYPE ht
+    """
+    name = type(result).__name__
+    return _FRAME.format(_PAGES[name](result.to_json() if hasattr(result, "to_json") else result), name)
