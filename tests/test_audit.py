@@ -4,6 +4,7 @@ command.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -18,6 +19,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
+from notebooks import page_in_notebook
 from safetensors.numpy import save_file
 from test_report import HOSTILE, Document, assert_harmless
 
@@ -296,7 +298,9 @@ def test_cross_terms() -> None:
     """What (sum sqrt(w s) B)(sum sqrt(w s) A) adds to the sum; nothing is told where ranks differ."""
     one, two = factors(1, 3), factors(2, 3)
     packs = [made("one", one)[0], made("two", two)[0]]
-    got = audit(packs, weights=(0.6, -0.3)).to_json()
+    found = audit(packs, weights=(0.6, -0.3))
+    got = found.to_json()
+    assert got["verdict"]["summary"] in html.unescape(page_in_notebook(found))
     for path in SHAPES:
         a, b = math.sqrt(0.6 * 1.5), math.sqrt(0.3 * 1.5)
         A, B = (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from notebooks import page_in_notebook
 
 import adapterpack
 from adapterpack.errors import ConfigError
@@ -36,6 +37,7 @@ def test_every_load_is_measured(
     _, rows = bench_table(found.to_json())
     assert [row[:2] for row in rows] == [[str(rows), name] for rows, name in loads]
     assert "mixed" in bench_report(found.to_json(), "tiny")
+    assert "mixed" in page_in_notebook(found)
 
 
 def test_a_task_without_tokens_has_the_time_of_an_answer(bundle_of: Bundle) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from notebooks import page_in_notebook
 from shipped_schemas import fits
 
 from adapterpack import Session, compare_quantized, merge, quantize
@@ -136,6 +137,7 @@ def test_labels_of_a_classifier(bundle_of: Make, tmp_path: Path) -> None:
         )
     )
     found = compare_quantized(bundle, file, adapter="alpha", schemes=["int8"])
+    assert "int8" in page_in_notebook(found)
     first, *others = found.forms
     assert first.figures is not None and first.figures.right == 0.75
     losses = [

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from notebooks import page_in_notebook
 from scipy import stats
 from sklearn import metrics
 
@@ -60,6 +61,7 @@ def judged(
 def test_the_measures_are_those_of_the_answers_that_run_gives(bundle_of: Bundle, tmp_path: Path) -> None:
     rows, bundle = tickets(), bundle_of("bert", "bank")
     found = evaluate(bundle, data=write(tmp_path / "rows.jsonl", rows), adapters=["alpha"])
+    assert "<h1>Evaluation of" in page_in_notebook(found)
     answers = [
         row["label"] for row in run(bundle, [{"text": row["text"]} for row in rows], adapters=["alpha"])
     ]

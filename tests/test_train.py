@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features, Value, are_progress_bars_disabled, enable_progress_bars
+from notebooks import page_in_notebook
 from processes import child
 from safetensors.torch import save_file
 from tokenizers.processors import TemplateProcessing
@@ -1186,6 +1187,11 @@ def test_rows_in_memory_and_a_cell_that_runs_twice(
     with pytest.raises(OutputExists, match="already exists"):
         train(config, rows=rows)
     (second,) = train(config, rows=Dataset.from_list(rows), eval_rows=apart, overwrite=True)
+    assert "<polyline" in page_in_notebook(second)
+    assert "<h1>pack</h1>" in page_in_notebook(adapterpack.inspect(second.path))
+    assert "text-classification" in page_in_notebook(
+        read_config({**config, "train_file": "rows.jsonl"})[0][0]
+    )
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (third,) = train({**config, "train_file": str(tmp_path / "rows.jsonl"), "overwrite_output_dir": True})
     assert {name: value.tobytes() for name, value in first.tensors.items()} == {

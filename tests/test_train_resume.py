@@ -10,10 +10,13 @@ import logging
 import os
 import pickle  # noqa: TID251 - a stranger may have planted one
 import random
+import re
 import resource
 import shutil
 import signal
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +34,7 @@ from adapterpack import Pack, train
 from adapterpack.cli.main import main
 from adapterpack.cli.progress import show_training
 from adapterpack.errors import ConfigError, FormatError, MissingExtra, NonFinite, OutputExists, StorageError
+from adapterpack.report.live import TrainingPage, serve_page
 from adapterpack.training.loop.resuming import RunFolder
 from adapterpack.training.loop.steps import Step
 
@@ -387,8 +391,9 @@ def test_the_command_says_what_it_would_do_and_how_far_it_is(tiny_llama: Path, t
     assert f"[{answer}]" in shown
     assert not (tmp_path / "pack").exists() and not (tmp_path / "pack.checkpoints").exists()
 
-    done = CliRunner().invoke(main, ["train", str(path)])
+    done = CliRunner().invoke(main, ["train", str(path), "--live"])
     assert done.exit_code == 0, done.output
+    assert re.search(r"^watch the training at http://127\.0\.0\.1:\d+/$", done.stderr, re.MULTILINE)
     lines = [line for line in done.stderr.splitlines() if line.startswith("step ")]
     assert [line.partition(":")[0] for line in lines] == ["step 4 of 10", "step 8 of 10", "step 10 of 10"]
     assert all("tokens/s" in line and line.endswith(" left") for line in lines)
@@ -436,6 +441,81 @@ def test_a_step_is_said_once_on_a_terminal(
     monkeypatch.undo()
     assert "2/2" in terminal.getvalue()
     assert "grad_norm" not in terminal.getvalue() + "".join(capsys.readouterr())
+
+
+def test_a_page_shows_how_far_a_training_is(tiny_llama: Path, tmp_path: Path) -> None:
+    """Each step is there as soon as it is done, with what was evaluated; who comes by another name of this
+    machine reads nothing; the last state stays, and says what came of it.
+    """
+    held_out = write(tmp_path / "e.jsonl", rows(4, 1))
+    shown, pages = TrainingPage("p"), list[str]()
+
+    def read(**headers: str) -> Any:
+        return urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=60)
+
+    def look(step: Step) -> None:
+        with read() as answer:
+            assert answer.headers["Refresh"] == "2"
+            pages.append(answer.read().decode())
+        assert f"<strong>{step.done}</strong><span>of 10, p</span>" in pages[-1]
+
+    with serve_page(shown.write) as address:
+        with read() as answer:
+            assert "<h1>Training of p</h1>" in answer.read().decode()
+        with pytest.raises(urllib.error.HTTPError, match="404"):
+            read(Host="evil.example")
+        (pack,) = train(
+            settings(
+                tiny_llama, tmp_path, eval_file=held_out, eval_strategy="steps", eval_steps=2, logging_steps=1
+            ),
+            progress=shown.note(look),
+        )
+        assert len(pages) == 10
+        assert [page.count("<polyline") for page in pages[1:3]] == [1, 2], "the loss, then the learning rate"
+        assert "<h2>Evaluation</h2>" in pages[-1] and "<h2>Learning rate</h2>" in pages[-1]
+        shown.packs = [{"name": "p", "training": dict(pack.manifest.training), "metrics": []}]
+    assert "after 10 steps" in shown.write()
+    with pytest.raises(urllib.error.URLError):
+        read()
+
+
+WANDB = """
+run, begun = None, []
+class Run:
+    summary = {}
+    def __init__(self, name): self.name = name
+    def _label(self, **_): pass
+class Config(dict):
+    def update(self, *_, **__): pass
+config = Config()
+def init(name=None, **_):
+    global run
+    run = Run(name)
+    begun.append(name)
+def finish():
+    global run
+    run = None
+def log(*_, **__):
+    assert run is not None
+"""
+"""As much of it as transformers calls."""
+
+
+def test_each_adapter_is_a_run_of_its_own(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where metrics go to W&B, the runs of a sweep bear the names of their packs, and none stays open."""
+    (tmp_path / "lib" / "wandb" / "sdk" / "lib").mkdir(parents=True)
+    (tmp_path / "lib" / "wandb" / "__init__.py").write_text(WANDB)
+    (tmp_path / "lib" / "wandb" / "sdk" / "lib" / "config_util.py").write_text(
+        "class ConfigError(Exception): pass"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    packs = train(settings(tiny_llama, tmp_path, report_to="wandb", max_steps=2, r=[1, 2]))
+    wandb = sys.modules["wandb"]
+    assert wandb.begun == [pack.name for pack in packs] and wandb.run is None
+    for name in [name for name in sys.modules if name.partition(".")[0] == "wandb"]:
+        del sys.modules[name]
 
 
 MLFLOW = """

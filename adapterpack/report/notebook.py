@@ -20,7 +20,8 @@ from .training import train_report
 
 _FRAME = Markup(
     '<iframe srcdoc="{}" title="{}" sandbox="allow-same-origin" style="width:100%;height:30em;border:0" '
-    "onload=\"this.style.height=this.contentDocument.documentElement.scrollHeight+'px'\"></iframe>"
+    "onload=\"this.style.height=Math.min(this.contentDocument.documentElement.scrollHeight,800)+'px'\">"
+    "</iframe>"
 )
 
 
