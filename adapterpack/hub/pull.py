@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..pack.validate.checks.folder import read_manifest
 from ..pack.validate.validation import load
 from ..paths import StrPath
 from . import bundle_cache
-from .artifact import MAX_BYTES, Artifact, kind_in, open_remote, require_closed
+from .artifact import KINDS, MAX_BYTES, Artifact, kind_in, open_remote, require_closed
 from .base import RemoteBase, remote_base
 from .lockfile import Lockfile, PinnedArtifact, machine_lockfile
 from .transport import names
@@ -286,21 +286,23 @@ def _describe_pull(
     )
 
 
-def local_copy(reference: names.HubReference) -> Path | None:
-    """Returns the folder of the artifact that a reference names, or None if the repository holds none, as for
-    a base model.
+def local_copy(
+    reference: names.HubReference, kinds: Collection[str] = frozenset(KINDS.values())
+) -> Path | None:
+    """Returns the folder of the artifact that a reference names, or None if the repository holds none of
+    these kinds, as for a base model.
 
     Raises:
         HubError: the hub refuses; the subclass says why.
     """
     if offline():
         pinned = machine_lockfile(reference).get(reference)
-        if pinned is None:
+        if pinned is None or pinned.kind not in kinds:
             return None
         return _offline(reference, pinned, False).path
     remote = connect(reference)
     listed = tree(remote)
-    return None if kind_in(listed) is None else fetch_artifact(remote, listed).path
+    return fetch_artifact(remote, listed).path if kind_in(listed) in kinds else None
 
 
 def _import_peft(folder: Path, token: str | None) -> tuple[Pack, tuple[str, ...]]:

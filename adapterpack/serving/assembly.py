@@ -14,6 +14,8 @@ from ..pack.trust.sign import Signers
 from ..paths import StrPath
 from ..runtime.engine.base import Engine
 from .adapters.adapter_control import AdapterControl
+from .adapters.adapter_source import source_on_request
+from .adapters.on_request import OnRequest
 from .adapters.startup import StartupAdapters
 from .api import Api, apis_of
 from .app import build
@@ -41,7 +43,8 @@ class Assembly(NamedTuple):
     app: Starlette
 
     def close(self) -> None:
-        """Stops what the APIs have opened."""
+        """Stops what the APIs have opened, and the threads that load adapters."""
+        self.state.fetched.close()
         for api in self.apis:
             api.close()
 
@@ -56,6 +59,7 @@ def assemble(
     name: str | None,
     audit: str | None,
     signers: Signers | None = None,
+    fetch: Sequence[StrPath] = (),
     changing: bool = False,
     watched: bool = False,
     hosts: frozenset[str] | None = None,
@@ -73,6 +77,7 @@ def assemble(
     control = AdapterControl(
         engine.adapters, catalogue.base, given.sources, signers or Signers(), metrics.count_change
     )
+    fetched = OnRequest(control, [source_on_request(one) for one in fetch])
     given.load(control, changing=changing, watched=watched)
     state = State(
         engine=thread(engine, metrics.record_step),
@@ -85,6 +90,7 @@ def assemble(
         metrics=metrics,
         ended=[metrics.record, AuditLog(audit).write],
         traffic=Traffic(),
+        fetched=fetched,
         hosts=hosts,
     )
     apis = apis_of(engine, limits, {name: value for name, value in options.items() if value is not None})

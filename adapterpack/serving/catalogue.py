@@ -27,16 +27,19 @@ OWN_IDS = (
     "sends them unless check_embedding_ctx_length=False, mean other texts"
 )
 """The warning in a response to token ids, which might come from another model's tokenizer."""
+NOTHING_FITS = "no adapter that says what it was trained on fits this text: the base answers"
+"""The warning in a response of the base to the model ``auto``."""
 
 
 class ServedModel(NamedTuple):
     """A model name for requests, and what answers it: a pack on the base, a weighted mix, or the base alone
-    (None).
+    (None). ``sure`` says how sure the choice is, from 0 to 1, if the server chose it by the request's text.
     """
 
     name: str
     pack: Pack | Mix | None
     digest: str
+    sure: float | None = None
 
     @property
     def adapter(self) -> str | None:
@@ -143,7 +146,10 @@ class Catalogue:
         if isinstance(model.pack, Mix):
             shares = [Share(pack.name, pack.id, weight) for pack, weight in model.pack.parts]
         warnings = [OWN_IDS, *notes] if any(isinstance(one, list) for one in given) else list(notes)
-        return Provenance(model.adapter, model.digest, self.base, shares, warnings or UNSET)
+        if model.sure is not None and model.pack is None:
+            warnings.append(NOTHING_FITS)
+        sure = UNSET if model.sure is None else model.sure
+        return Provenance(model.adapter, model.digest, self.base, shares, warnings or UNSET, sure)
 
     def _model(self, adapter: str | None) -> ServedModel | None:
         if adapter is None:

@@ -4,8 +4,9 @@ parses its body; errors name the field at fault.
 
 from __future__ import annotations
 
+import asyncio
 import tomllib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -20,7 +21,9 @@ from ..errors import FormatError, nearest
 from ..http.bodies import body_of, fields_of
 from ..http.http_error import HTTPError, invalid_request
 from ..io import StrictStruct, strict_json, typed_json
+from ..pack.text_profile import LARGEST_ID
 from .adapters.adapter_control import AdapterControl
+from .adapters.on_request import AUTO, OnRequest
 from .catalogue import Catalogue, ServedModel
 from .observability.audit import Record
 from .observability.metrics import Metrics
@@ -35,6 +38,8 @@ from .tenants.quotas import Quotas
 
 T = TypeVar("T", bound=StrictStruct)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
+_READ = 1024
+"""The most tokens of a text by which an adapter is chosen."""
 _LARGEST = 1 << 64
 """The bound of integers: seeds have 64 bits."""
 
@@ -57,6 +62,7 @@ class State:
     metrics: Metrics
     ended: list[Callable[[Record], None]]
     traffic: Traffic
+    fetched: OnRequest
     hosts: frozenset[str] | None = None
 
 
@@ -68,26 +74,62 @@ class RequestContext(NamedTuple):
     key: Key
     record: Record
 
-    def find_model(self, name: str, adapters: Sequence[NamedWeight] | None = None) -> ServedModel:
+    async def find_model(
+        self, name: str, adapters: Sequence[NamedWeight] | None = None, texts: Iterable[object] = ()
+    ) -> ServedModel:
         """Returns the model that the request names and records it; the arguments are those of
-        :meth:`.Catalogue.request_model`.
+        :meth:`.Catalogue.request_model`. Adapters that sources on request have are loaded first. Unless a
+        model is called so, ``auto`` is the adapter that the ``texts`` fit, which are texts, token ids, or
+        rows of them.
 
         Raises:
             HTTPError: there is no such model.
         """
-        model = self.state.catalogue.request_model(name, adapters, self.key)
+        state = self.state
+        for one in (name, *(adapter.name for adapter in adapters or ())):
+            await state.fetched.ensure(one, self.key)
+        if name == AUTO and adapters is None and not (state.adapters.has(AUTO) and self.key.may(AUTO)):
+            model = await asyncio.to_thread(self._choose, texts)
+        else:
+            model = state.catalogue.request_model(name, adapters, self.key)
         self.record.adapter, self.record.digest = model.adapter, model.digest
         self.record.mixed = model.mixed
         return model
 
-    def request_model(self, name: str, adapters: Sequence[NamedWeight] | None = None) -> ServedModel:
-        """Returns the model that the request names, and counts the request in the key's quotas.
+    async def request_model(
+        self, name: str, adapters: Sequence[NamedWeight] | None = None, texts: Iterable[object] = ()
+    ) -> ServedModel:
+        """Returns the model as :meth:`find_model`, and counts the request in the key's quotas.
 
         Raises:
             HTTPError: there is no such model, or the key has no request left.
         """
         self.state.quotas.ask(self.key)
-        return self.find_model(name, adapters)
+        return await self.find_model(name, adapters, texts)
+
+    def _choose(self, texts: Iterable[object]) -> ServedModel:
+        """Returns the adapter that the beginning of the texts fits best, of those that the key may use, or
+        the base.
+        """
+        ids = list[int]()
+        for one in texts:
+            ids += self._ids(one)[: _READ - len(ids)]
+        chosen, sure = self.state.adapters.texts.choose(
+            ids, None if self.key.adapters == "*" else self.key.adapters
+        )
+        if chosen is None and not self.key.base:
+            what = "no adapter fits this text: GET /v1/models lists what may be asked for"
+            raise HTTPError(404, "model_not_found", what, param="model")
+        catalogue = self.state.catalogue
+        return catalogue.find_model(chosen or catalogue.base, self.key)._replace(sure=round(sure, 3))
+
+    def _ids(self, text: Any) -> list[int]:
+        if isinstance(text, str):
+            tokenizer = self.state.engine.engine.bundle.tokenizer
+            return list(tokenizer.encode(text[: 8 * _READ], special=False))
+        if isinstance(text, Mapping):
+            return [token for value in text.values() for token in self._ids(value)]
+        return [token for token in text if 0 <= token <= LARGEST_ID]
 
     async def read_body(self, kind: type[T]) -> T:
         """Reads the body and parses it into a struct.

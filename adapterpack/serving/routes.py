@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from starlette.responses import Response
 
 from ..version import VERSION
+from .adapters.on_request import AUTO
 from .catalogue import ServedModel
 from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList
@@ -52,20 +53,20 @@ async def metrics(context: RequestContext) -> Response:
 
 
 async def models(context: RequestContext) -> Response:
-    """``GET /v1/models``: lists the base and the adapters that the key may name."""
-    return json_response(
-        ModelList([_card(context.state, model) for model in context.state.catalogue.visible(context.key)])
-    )
+    """``GET /v1/models``: lists the base, the adapters that the key may name, and ``auto`` if it can choose
+    one of them.
+    """
+    visible, texts = context.state.catalogue.visible(context.key), context.state.adapters.texts
+    names = [one.name for one in visible]
+    if AUTO not in names and any(name in texts for name in names):
+        visible.append(ServedModel(AUTO, None, context.state.catalogue.digest))
+    return json_response(ModelList([_card(context.state, model) for model in visible]))
 
 
 async def model(context: RequestContext) -> Response:
     """``GET /v1/models/{model}``: describes one model."""
-    return json_response(
-        _card(
-            context.state,
-            context.state.catalogue.find_model(context.request.path_params["model"], context.key),
-        )
-    )
+    found = await context.find_model(context.request.path_params["model"])
+    return json_response(_card(context.state, found))
 
 
 ROUTES: tuple[RouteSpec, ...] = (

@@ -47,6 +47,7 @@ def serve(
     bundle: StrPath,
     *,
     adapters: Sequence[Pack | StrPath] = (),
+    fetch: Sequence[StrPath] = (),
     host: str = LOOPBACK,
     port: int = 8000,
     name: str | None = None,
@@ -77,7 +78,9 @@ def serve(
     for embeddings or labels, and the Open Inference Protocol.
 
     ``adapters`` are packs, folders of packs, or lock files of ``adapterpack pull`` to load besides the
-    bundle's own. ``keys`` is a file of API keys, ``api_key`` a single one for all; without either only this
+    bundle's own. A request for a name that no adapter has loads the pack of that name, with the same checks,
+    from the first of ``fetch`` that has it: folders of packs, lock files, or owners on a hub (``hf://org``).
+    ``keys`` is a file of API keys, ``api_key`` a single one for all; without either only this
     machine may use the server, unless ``insecure``. ``audit`` is a file with a line for each request, ``"-"``
     standard error. ``sampling`` is the source of parameters that a request for text leaves out: ``model``
     (the default) or ``greedy``. Requests of one key share cached prompt prefixes; with ``share_prefixes``
@@ -135,6 +138,7 @@ def serve(
         name=name,
         audit=audit,
         signers=Signers([Path(key) for key in require_signature]),
+        fetch=fetch,
         changing=watch is not None or admin is not None,
         watched=watch is not None,
         hosts=None
@@ -148,7 +152,7 @@ def serve(
         watcher = None if watch is None else FolderWatcher(state.adapters)
         if watcher is not None:
             watcher.look(at_once=True)
-        for missing in known.missing({one.name for one in state.adapters.adapters}):
+        for missing in () if fetch else known.missing({one.name for one in state.adapters.adapters}):
             _LOG.warning("%s", missing)
         if traces:
             with needed_by("tracing"):

@@ -4,17 +4,23 @@ that need these statistics.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator
 from typing import Any
+
+from msgspec import to_builtins
+from msgspec.structs import replace
 
 from ..composing.statistics import KINDS, Statistics, read
 from ..errors import ConfigError, Unsupported
 from ..hub.resolve import folder_of
 from ..pack import Pack
+from ..pack.text_profile import KEY, TextProfile
 from ..pack.validate.validation import as_pack
 from ..paths import StrPath
 from ..tasks import Task
-from ..tasks.data import ONE, PROBLEMS, Labels
+from ..tasks.conversations.form import read_form
+from ..tasks.data import ONE, PROBLEMS, Labels, report_of
 from ..torch_adapters.attached.load_for import load_for, task_for
 from ..torch_adapters.calibration import measure as measure_sites
 from ..torch_adapters.models.load import load_tokenizer
@@ -43,15 +49,18 @@ def measure(
             needs no labels.
         kind: ``moment`` is ``X^T X / rows`` of the inputs, for RegMean; ``fisher`` is the mean over rows of
             the squared gradient of the loss by the weight, with the labels of the data (the empirical Fisher
-            information), for Fisher averaging.
-        out: the file, with a float32 matrix ``[in, in]`` or ``[out, in]`` for each site; an existing file is
-            replaced.
+            information), for Fisher averaging. ``texts`` runs nothing: it writes the pack anew, with a
+            profile of the tokens in the rows' texts, by which a server chooses an adapter for the model
+            ``auto``. Whoever has the pack can read off it which words were frequent.
+        out: the file, with a float32 matrix ``[in, in]`` or ``[out, in]`` for each site, or for ``texts`` the
+            folder of the new pack; what is there already is replaced.
         rows: how many rows to use, from the first.
         max_length: the tokens to which each row is cut.
         progress: called with (rows done, rows in all).
 
     Returns:
-        The statistics, as :func:`adapterpack.compose` takes them.
+        The statistics, as :func:`adapterpack.compose` takes them; of ``texts`` without matrices, and with the
+        new pack's id as digest.
 
     Raises:
         ConfigError: the data has another form, or the kind is unknown.
@@ -62,11 +71,11 @@ def measure(
         >>> measure("MiniLM", "packs/tickets", "tickets.jsonl", out="tickets.moments").kind  # doctest: +SKIP
         'moment'
     """
-    if kind not in KINDS:
+    if kind not in KINDS and kind != "texts":
         raise ConfigError(
             "unknown kind of statistics",
             where="kind",
-            expected=" or ".join(KINDS),
+            expected=" or ".join((*KINDS, "texts")),
             found=repr(kind),
             remedy="give one of them",
         )
@@ -81,6 +90,21 @@ def measure(
     chosen, folder = as_pack(pack), folder_of(base)
     task = task_for(chosen, folder)
     tokenizer = load_tokenizer(folder)
+    if kind == "texts":
+        table = _rows(source, rows)
+        texts = [text for text in _texts(table, source, task) if text.strip()]
+        if len(texts) < 10:
+            raise ConfigError(
+                "there are too few texts for a profile",
+                where=source,
+                expected="at least 10",
+                found=len(texts),
+            )
+        ids = tokenizer(texts, add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+        profile = to_builtins(TextProfile.of_texts(ids))
+        manifest = replace(chosen.manifest, extensions={**chosen.manifest.extensions, KEY: profile})
+        written = dataclasses.replace(chosen, manifest=manifest).write(out, replace=True)
+        return Statistics(kind, chosen.id, len(texts), {}, written.id)
     labels = (
         None
         if chosen.manifest.task.labels is None
@@ -129,8 +153,7 @@ def _encode(
             expected="text-generation, or text-classification with labels",
             remedy="use a rule that needs no data",
         )
-    table = data.load_rows(source)
-    table = table.select(range(min(rows, len(table))))
+    table = _rows(source, rows)
     if (
         labels
         and labels.problem is ONE
@@ -140,3 +163,23 @@ def _encode(
         # The encoder needs labels, but the moment does not depend on them.
         table = table.add_column("label", [labels.names[0]] * len(table))
     return reads.encode(table, tokenizer, max_length, source, labels)
+
+
+def _rows(source: str, count: int) -> Any:
+    table = data.load_rows(source)
+    return table.select(range(min(count, len(table))))
+
+
+def _texts(table: Any, source: str, task: Task) -> Iterator[str]:
+    """Yields what a request would hold of each row: what the user says, or all texts but the label."""
+    if task.prompt is not None:
+        form = read_form(table, report_of(source))
+        for row in table:
+            with form.errors(source):
+                messages = form.read(row).messages
+            said = [one for one in messages if one["role"] == "user"] or messages
+            yield "\n".join(one["content"] for one in said if isinstance(one["content"], str))
+        return
+    labels = () if task.training is None else task.training.label_columns
+    for row in table:
+        yield "\n".join(text for name, text in row.items() if isinstance(text, str) and name not in labels)

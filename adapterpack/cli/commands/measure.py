@@ -10,6 +10,7 @@ import click
 import adapterpack
 
 from ...hub.resolve import folder_of
+from ...manifest.manifest import FILE_NAME
 from ...readable import size, things
 from ..options import common_options, load_pack, option
 from ..output import print_json, print_line
@@ -22,11 +23,13 @@ from ..progress import show_steps
 @option("--data", "FILE", "A file of rows, in any form that training reads.", required=True)
 @click.option(
     "--kind",
-    type=click.Choice(["moment", "fisher"]),
+    type=click.Choice(["moment", "fisher", "texts"]),
     default="moment",
     show_default=True,
     help="moment: second moments of every site's inputs, for the rule regmean; needs no labels. fisher: "
-    "squared gradients of the loss, for the rule fisher.",
+    "squared gradients of the loss, for the rule fisher. texts: write the pack anew as FILE, with a profile "
+    "of the words in its rows, by which a server chooses for the model auto; who has the pack can read off "
+    "it which words were frequent.",
 )
 @option("--rows", "N", "The number of rows to use.", type=int, default=256, show_default=True)
 @option("--max-length", "N", "The most tokens of a row.", type=int, default=512, show_default=True)
@@ -39,6 +42,7 @@ def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **optio
     Example:
       adapterpack measure MiniLM packs/a --data a.jsonl -o a.moments
       adapterpack measure MiniLM packs/b --data b.jsonl --kind fisher -o b.fisher
+      adapterpack measure MiniLM packs/c --data c.jsonl --kind texts -o packs/c
     """
     with show_steps() as step:
         step("load the base and the adapter")
@@ -53,7 +57,8 @@ def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **optio
         statistics = adapterpack.measure(
             folder_of(base), load_pack(pack), data, out=out, progress=say, **options
         )
-    written = Path(out).stat().st_size
+    place = Path(out)
+    written = (place / FILE_NAME if place.is_dir() else place).stat().st_size
     if as_json:
         print_json(
             {
@@ -66,6 +71,9 @@ def command(*, base: str, pack: str, data: str, out: str, as_json: bool, **optio
                 "digest": statistics.digest,
             }
         )
+        return
+    if options["kind"] == "texts":
+        print_line(f"wrote {out}, {statistics.digest}: {pack} with a profile of {statistics.rows} texts")
         return
     print_line(
         f"measured {pack} on {things(statistics.rows, 'row')} of {data}: {statistics.kind} of "

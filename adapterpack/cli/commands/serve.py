@@ -55,6 +55,13 @@ def _adapter(path: str) -> Any:
     help="Adapters to load besides those of the bundle: a pack, NAME=PACK, a folder of packs, a fleet, an "
     ".onnx_adapter file, or a lock file of adapterpack pull; may be repeated.",
 )
+@click.option(
+    "--fetch",
+    multiple=True,
+    metavar="SOURCE",
+    help="Where a request may have an adapter from that is not loaded: a folder of packs, a lock file, or "
+    "hf://OWNER on a hub; may be repeated.",
+)
 @address_options(8000)
 @click.option(
     "--name",

@@ -13,12 +13,13 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
+from ...errors import AdapterpackError, ConfigError, HubError, RepoNotFound, UnknownAdapter
 from ...pack import Pack
 from ...pack.inspect import summary
+from ...pack.text_profile import TextIndex, TextProfile
 from ...pack.trust.sign import Signers
 from ...runtime.engine.adapter_table import AdapterTable
-from .adapter_source import AdapterSource, InFolder, PackPlace, PlaceState
+from .adapter_source import AdapterSource, HubOwner, InFolder, PackPlace, PlaceState
 
 MOST_REFUSED = 100
 """The most refused packs that are remembered; the oldest are dropped first."""
@@ -94,7 +95,7 @@ class AdapterControl:
 
     A request keeps the pack to which it was bound on arrival, so a replacement affects later requests only.
     No adapter may have the name ``base``. ``changed`` is called for every change; for a refused pack with the
-    error's code.
+    error's code. ``texts`` knows what texts the adapters were trained on, as far as their packs tell.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class AdapterControl:
         """Held during a change, which reads packs and replays canaries and may take long."""
         self._glance = threading.Lock()
         """Guards the fields below. Held only briefly, because the server's event loop takes it, too."""
+        self.texts = TextIndex()
         self._generations: Counter[str] = Counter()
         self._adapters: dict[str, ServedAdapter] = {}
         self._refused: OrderedDict[PackPlace, Refusal] = OrderedDict()
@@ -174,6 +176,31 @@ class AdapterControl:
         """
         with self._lock:
             return self._remove(name)
+
+    def has(self, name: str) -> bool:
+        """Returns whether the base or an adapter has the name."""
+        return name == self._base or name in self._adapters
+
+    def fetch(self, name: str, sources: Sequence[AdapterSource | HubOwner]) -> bool:
+        """Loads the pack that the first of ``sources`` has under a name, and returns whether it did. A
+        refused pack is remembered.
+        """
+        place = None
+        try:
+            place = next((found for one in sources if (found := one.find(name)) is not None), None)
+            if place is None:
+                return False
+            pack = place.pack().called(name)
+            with self._lock:
+                self._add(pack, False, place)
+                self._accept(place)
+        except AdapterpackError as error:
+            if place is None:
+                _LOG.error("the adapter %s could not be looked for: %s", name, error)
+            elif not isinstance(error, RepoNotFound):
+                self._refuse(place, error.code, error.sentence)
+            return False
+        return True
 
     def follow(self, place: PackPlace, leaving: Collection[PackPlace] = ()) -> bool:
         """Loads a pack at a place that is new or has changed, under its own name and under the names that an
@@ -250,6 +277,7 @@ class AdapterControl:
                 found=pack.name,
                 remedy='choose another name, or exchange an adapter with "load_inplace": true',
             )
+        TextProfile.of(pack)
         self._table.load(pack, replace=True, signers=self._signers)
         before = self._adapters.get(pack.name)
         after = self._note(pack, place)
@@ -268,12 +296,14 @@ class AdapterControl:
         if before is None or before.digest != pack.id:
             self._generations[pack.name] += 1
         adapter = ServedAdapter(pack, self._generations[pack.name], place, _now())
+        self.texts.put(pack.name, TextProfile.of(pack))
         with self._glance:
             self._adapters[pack.name] = adapter
         return adapter
 
     def _remove(self, name: str) -> ServedAdapter:
         self._table.unload(name)
+        self.texts.put(name, None)
         with self._glance:
             adapter = self._adapters.pop(name)
         self._changed("unloaded", "")

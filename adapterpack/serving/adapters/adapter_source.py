@@ -1,5 +1,5 @@
-"""The places from which a server gets packs: folders in which every pack has a folder of its own, and lock
-files, whose packs come from the store or from their hub at the pinned commit.
+"""The places from which a server gets packs: folders in which every pack has a folder of its own, lock files,
+whose packs come from the store or from their hub at the pinned commit, and owners on a hub.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ...errors import FormatError, StorageError, UnknownAdapter, storage_errors
+from ...errors import ConfigError, FormatError, StorageError, UnknownAdapter, storage_errors
 from ...hub.lockfile import Lockfile, PinnedArtifact
-from ...hub.pull import pinned_artifact
+from ...hub.pull import local_copy, pinned_artifact
+from ...hub.resolve import is_remote
 from ...hub.transport import names
 from ...manifest.manifest import FILE_NAME
 from ...pack import Pack
 from ...pack.validate.validation import load
+from ...paths import StrPath
 from ...peft.layout import CONFIG
 
 _MOST_FILES = 1000
@@ -75,6 +77,16 @@ class PackFolder:
             StorageError: the folder cannot be listed.
         """
         return {InFolder(pack): _state(pack) for pack in _packs_in(self.path)}
+
+    def find(self, name: str) -> PackPlace | None:
+        """Returns the place of the pack in the folder with this name, or None.
+
+        Raises:
+            StorageError: the folder cannot be listed.
+        """
+        with storage_errors(self.path):
+            # the name is compared before it becomes part of a path
+            return next((InFolder(one) for one in self.path.iterdir() if one.name == name), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """Yields the packs in the folder. At the start links are followed, because the person who starts the
@@ -155,6 +167,15 @@ class LockFile:
         """
         return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
 
+    def find(self, name: str) -> PackPlace | None:
+        """Returns the place of the first entry for a repository or folder with this name, or None.
+
+        Raises:
+            FormatError, StorageError: as :meth:`packs`.
+        """
+        pins = _read_pins(self.path)
+        return next((Pin(self.path, one) for one in pins if names.parse(one).name == name), None)
+
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """Yields the packs that it pins."""
         return ((place, place.pack()) for place in self.packs())
@@ -172,7 +193,65 @@ def _read_pins(path: Path) -> dict[str, PinnedArtifact]:
     }
 
 
-PackPlace = InFolder | Pin
+@dataclass(frozen=True)
+class OnHub:
+    """A pack on a hub: ``hf://owner/name``."""
+
+    reference: str
+
+    @property
+    def name(self) -> str:
+        """The reference."""
+        return self.reference
+
+    def __str__(self) -> str:
+        return self.reference
+
+    def pack(self) -> Pack:
+        """Pulls the pack into the store, and loads it.
+
+        Raises:
+            FormatError: it is not valid, or no pack.
+            HubError: the hub cannot be reached or refuses.
+        """
+        folder = local_copy(names.parse(self.reference), ("pack", "peft"))
+        if folder is None:
+            raise FormatError("there is no adapter in this repository", where=self)
+        return load(folder)
+
+
+@dataclass(frozen=True)
+class HubOwner:
+    """An owner on a hub, as ``hf://owner``, whose packs are found by name and not listed."""
+
+    owner: str
+
+    def find(self, name: str) -> PackPlace | None:
+        """Returns the place of the repository with this name, whether or not there is one."""
+        return OnHub(f"{names.SCHEME}{self.owner}/{name}") if names.is_repo(f"{self.owner}/{name}") else None
+
+
+PackPlace = InFolder | Pin | OnHub
 """The place of one pack. Operators use its ``name``; its string form appears in the log."""
 AdapterSource = PackFolder | LockFile
 """A source that lists places."""
+
+
+def source_on_request(source: StrPath) -> AdapterSource | HubOwner:
+    """Returns the source from which requests may have packs by name.
+
+    Raises:
+        ConfigError: it is a repository of a hub, or no owner.
+        StorageError: there is no such folder or file.
+    """
+    if is_remote(source):
+        owner = str(source).removeprefix(names.SCHEME)
+        if not names.is_repo(f"{owner}/x"):
+            raise ConfigError(
+                "this is no owner on a hub", where=source, expected="hf://OWNER", remedy="leave out the name"
+            )
+        return HubOwner(owner)
+    path = Path(source)
+    listed = LockFile(path) if path.is_file() else PackFolder(path)
+    listed.find("-")  # fails now rather than in a request
+    return listed

@@ -229,7 +229,7 @@ class MessagesWriter(ResponseWriter):
         ended = bool(self._content)
         return MessageAnswer(
             id=self.id,
-            model=self._body.model,
+            model=self.head["model"],
             content=list(self._content) if ended or reason is None else [MessageText("")],
             stop_reason=named,
             stop_sequence=stop,

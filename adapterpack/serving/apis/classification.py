@@ -91,9 +91,9 @@ class RerankAnswer(PassAnswer, frozen=True, kw_only=True):
 async def classify(context: RequestContext) -> Response:
     """``POST /v1/classify``: returns the labels of texts."""
     body = await context.read_body(ClassifyRequest)
-    model = context.request_model(body.model)
-    labels_of(context.state, model)
     given = [asdict(item) if isinstance(item, Pair) else item for item in as_list(body.input)]
+    model = await context.request_model(body.model, texts=given)
+    labels_of(context.state, model)
     rows = await results(context, model, given, param="input", priority=body.priority)
     data = [Classified(place, row["label"], row["scores"]) for place, row in enumerate(rows)]
     return answer(context, model, body.model, ClassifyAnswer, given, data=data)
@@ -102,7 +102,7 @@ async def classify(context: RequestContext) -> Response:
 async def rerank(context: RequestContext) -> Response:
     """``POST /v1/rerank``: ranks documents by their fit to a query."""
     body = await context.read_body(RerankRequest)
-    model = context.request_model(body.model)
+    model = await context.request_model(body.model, texts=[body.query, *body.documents])
     labels = labels_of(context.state, model)
     if len(labels) != 1:
         raise HTTPError(

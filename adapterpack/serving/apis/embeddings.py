@@ -54,9 +54,9 @@ class EmbeddingAnswer(PassAnswer, frozen=True, kw_only=True):
 async def embeddings(context: RequestContext) -> Response:
     """``POST /v1/embeddings``: returns the vectors of texts."""
     body = await context.read_body(EmbeddingRequest)
-    model = context.request_model(body.model, body.adapters)
     options: dict[str, Any] = {"normalize": body.normalize is not False, "dimensions": body.dimensions}
     given = as_list(body.input)
+    model = await context.request_model(body.model, body.adapters, given)
     rows = await results(context, model, given, param="input", options=options, priority=body.priority)
     write = _base64 if body.encoding_format == "base64" else list[float]
     data = [Embedding(index=place, embedding=write(row["embedding"])) for place, row in enumerate(rows)]

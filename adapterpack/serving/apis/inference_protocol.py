@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -158,14 +159,14 @@ async def model_ready(context: RequestContext) -> Response:
     """``GET /v2/models/{model}/ready``. An adapter is read when a row needs it, so a model is ready while the
     server is.
     """
-    model = context.find_model(context.request.path_params["model"])
+    model = await context.find_model(context.request.path_params["model"])
     status = (await routes.ready(context)).status_code
     return json_response({"name": model.name, "ready": status == 200}, status)
 
 
 async def metadata(context: RequestContext) -> Response:
     """``GET /v2/models/{model}``: describes the inputs and outputs of a model."""
-    model = context.find_model(context.request.path_params["model"])
+    model = await context.find_model(context.request.path_params["model"])
     bundle = engine_of(context.state).bundle
     inputs = [
         TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
@@ -182,7 +183,10 @@ async def metadata(context: RequestContext) -> Response:
 async def infer(context: RequestContext) -> Response:
     """``POST /v2/models/{model}/infer``: runs rows and returns tensors."""
     body = await context.read_body(InferRequest)
-    model = context.request_model(context.request.path_params["model"])
+    texts = {tensor.name: tensor.texts for tensor in body.inputs}
+    model = await context.request_model(
+        context.request.path_params["model"], texts=chain.from_iterable(texts.values())
+    )
     task = engine_of(context.state).bundle.task
     wanted = OUTPUTS[task.name]
     columns = {column.name: column for column in wanted.columns}
@@ -194,7 +198,6 @@ async def infer(context: RequestContext) -> Response:
         )
     if task.labelled:
         labels_of(context.state, model)
-    texts = {tensor.name: tensor.texts for tensor in body.inputs}
     if "text_pair" in texts and not wanted.pairs:
         raise invalid_request("this task takes one text a row", "inputs")
     rows = [dict(zip(texts, row, strict=True)) for row in zip(*texts.values(), strict=True)]
@@ -206,12 +209,13 @@ async def infer(context: RequestContext) -> Response:
         outputs.append(
             TensorAnswer(name, shape, columns[name].datatype, flat(values) if math.prod(shape) else [])
         )
+    provenance = context.state.catalogue.provenance(model)
     answer = InferAnswer(
-        model_name=context.request.path_params["model"],
+        model_name=provenance.called(context.request.path_params["model"]),
         model_version=model.digest,
         id=UNSET if body.id is None else body.id,
         outputs=outputs,
-        parameters=context.state.catalogue.provenance(model),
+        parameters=provenance,
     )
     return json_response(answer, headers=headers_of(model))
 

@@ -45,7 +45,7 @@ class PredictAnswer(PassAnswer, frozen=True, kw_only=True):
 async def predict(context: RequestContext) -> Response:
     """``POST /v1/predict``: returns what the model says of pictures or sounds."""
     body = await context.read_body(PredictRequest)
-    model, given = context.request_model(body.model), as_list(body.input)
+    model, given = await context.request_model(body.model), as_list(body.input)
     rows = [_row(url) for url in given]
     found = await results(
         context, model, rows, param="input", options=body.parameters, priority=body.priority

@@ -83,7 +83,7 @@ async def _answer(
     context: RequestContext, body: TranslationRequest, task: str, language: str | None
 ) -> Response:
     engine: Any = context.state.engine.engine
-    model, output = context.request_model(body.model), RequestOutput(1)
+    model, output = await context.request_model(body.model), RequestOutput(1)
     with context.state.admission.admit(context.key, 1):
         config = engine.bundle.generation_config
         languages = languages_of(config)

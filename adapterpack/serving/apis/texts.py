@@ -72,7 +72,7 @@ class Texts:
     async def count(self, context: RequestContext) -> Response:
         """``POST /v1/messages/count_tokens``: counts the tokens of a conversation."""
         body = await context.read_body(MessagesPrompt)
-        context.request_model(body.model)
+        await context.request_model(body.model)
         return json_response(TokensCount(await self.preparer.count(body.chat())))
 
     async def _answer(
@@ -81,7 +81,7 @@ class Texts:
         body: ChatRequest | CompletionRequest,
         form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
-        model = context.request_model(body.model, body.adapters)
+        model = await context.request_model(body.model, body.adapters, body.asked)
         context.record.stream = bool(body.stream)
         count = body.drawn * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > context.state.limits.rows:

@@ -80,7 +80,7 @@ class Text(Struct, frozen=True):
 async def tokenize(context: RequestContext) -> Response:
     """``POST /tokenize``: returns the tokens of a text or a conversation."""
     body = await context.read_body(TokenizeRequest)
-    engine = _engine(context, body.model)
+    engine = await _engine(context, body.model)
     ids = await asyncio.to_thread(_ids, engine.bundle.tokenizer, body, context.state.limits)
     name = engine.bundle.tokenizer.core.id_to_token
     words = [name(token) or "" for token in ids] if body.return_token_strs else UNSET
@@ -90,15 +90,14 @@ async def tokenize(context: RequestContext) -> Response:
 async def detokenize(context: RequestContext) -> Response:
     """``POST /detokenize``: returns the text of tokens."""
     body = await context.read_body(DetokenizeRequest)
-    bundle = _engine(context, body.model).bundle
+    bundle = (await _engine(context, body.model)).bundle
     ids = prompt_ids(bundle, body.tokens)
     return json_response(Text(await asyncio.to_thread(bundle.tokenizer.decode, ids, False)))
 
 
-def _engine(context: RequestContext, model: str) -> Engine:
+async def _engine(context: RequestContext, model: str) -> Engine:
     """Returns the engine, once the request has been counted and its model exists."""
-    context.state.quotas.ask(context.key)
-    context.state.catalogue.find_model(model, context.key)
+    await context.request_model(model)
     return context.state.engine.engine
 
 

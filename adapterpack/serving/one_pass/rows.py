@@ -113,12 +113,13 @@ def answer(
     **fields: Any,
 ) -> Response:
     """Makes the response of a model, which the request calls ``name``, from the fields of its own."""
+    provenance = context.state.catalogue.provenance(model, given)
     return json_response(
         kind(
-            model=name,
+            model=provenance.called(name),
             usage=PassUsage.of(context.record.prompt_tokens),
             system_fingerprint=model.digest,
-            adapterpack=context.state.catalogue.provenance(model, given),
+            adapterpack=provenance,
             **fields,
         ),
         headers=headers_of(model),

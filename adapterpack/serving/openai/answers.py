@@ -49,7 +49,8 @@ class Share(Struct, frozen=True):
 class Provenance(Struct, frozen=True):
     """What answered: the adapter's name (null: none) and digest, and the base. Without an adapter ``digest``
     is the bundle's. For several adapters ``adapter`` and ``digest`` join all of them with their weights, and
-    ``adapters`` lists them. ``warnings`` are notes on the answer for the client.
+    ``adapters`` lists them. ``warnings`` are notes on the answer for the client. ``sure`` says how sure the
+    choice is, from 0 to 1, if the request left it to the server.
     """
 
     adapter: str | None
@@ -57,6 +58,11 @@ class Provenance(Struct, frozen=True):
     base: str
     adapters: list[Share] | UnsetType = UNSET
     warnings: list[str] | UnsetType = UNSET
+    sure: float | UnsetType = UNSET
+
+    def called(self, name: str) -> str:
+        """Returns the name of the model for an answer: the request's ``name``, or what the server chose."""
+        return name if self.sure is UNSET else self.adapter or self.base
 
 
 class TopLogprob(Struct, frozen=True):

@@ -69,7 +69,7 @@ class ResponseWriter:
         self.head: dict[str, Any] = {
             "id": self.id,
             "created": self.created,
-            "model": model,
+            "model": provenance.called(model),
             "system_fingerprint": provenance.digest,
         }
         """The fields that all objects of the response share."""

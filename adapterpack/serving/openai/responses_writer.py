@@ -293,7 +293,7 @@ class ResponsesWriter(ResponseWriter):
         return ResponseAnswer(
             id=self.id,
             created_at=self.created,
-            model=body.model,
+            model=self.head["model"],
             output=list(self._output),
             status="in_progress" if usage is None else "incomplete" if cut else "completed",
             incomplete_details=IncompleteDetails("max_output_tokens") if cut else None,
