@@ -8,7 +8,7 @@ are sorted by frequency. A text scores the mean over its tokens, each by the log
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated
 
 import msgspec
@@ -16,7 +16,6 @@ import numpy as np
 from msgspec import Meta
 
 from ..errors import FormatError
-from ..io import Misfit, StrictStruct, typed_json
 from .pack import Pack
 
 KEY = "x_text_profile"
@@ -25,7 +24,7 @@ LARGEST_ID = (1 << 20) - 1
 """The largest token id of a profile, beyond all vocabularies."""
 _MOST = 1024
 _STEP = 16.0
-"""Ratios are stored in bytes, so many to 1."""
+"""Logarithms of ratios are stored in bytes, so many to 1."""
 _FOLDS = 5
 _BELONGS = 0.1
 """The share of a pack's own texts that its threshold leaves to the base."""
@@ -37,52 +36,43 @@ _MASS = 1.1
 """The most that shares add up to, by rounding."""
 
 
-class TextProfile(StrictStruct, frozen=True):
-    """Token ids (int32, little-endian, ascending), their ratios in bytes, and the score from which a text
-    belongs.
+class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Tokens, ascending, each as ``256 * id + log_ratio`` (uint32, little-endian), and the score from which a
+    text belongs.
     """
 
-    tokens: Annotated[bytes, Meta(max_length=4 * _MOST)]
-    ratios: Annotated[bytes, Meta(min_length=1, max_length=_MOST)]
+    tokens: Annotated[bytes, Meta(min_length=4, max_length=4 * _MOST)]
     fits: Annotated[float, Meta(ge=0, le=16)]
 
-    @property
-    def ids(self) -> np.ndarray:
-        """The token ids, int32."""
-        return np.frombuffer(self.tokens[: len(self.tokens) // 4 * 4], "<i4")
+    def __post_init__(self) -> None:
+        """Checks the tokens; with shares of more than a whole, a pack would claim texts of every kind.
 
-    @property
-    def logs(self) -> np.ndarray:
-        """The logarithms of the ratios, float32."""
-        return np.frombuffer(self.ratios, np.uint8).astype(np.float32) / np.float32(_STEP)
-
-    def breaches(self) -> Iterator[Misfit]:
-        """Yields a misfit for ids without order or ratio, and for shares of more than a whole, with which a
-        pack would claim texts of every kind.
+        Raises:
+            ValueError: they are none.
         """
-        ids = self.ids
-        if (
-            len(self.tokens) != 4 * len(self.ratios)
-            or not 0 <= ids[0] <= ids[-1] <= LARGEST_ID
-            or (np.diff(ids) < 1).any()
-        ):
-            yield Misfit("/tokens", "these are not ascending token ids, one for each ratio")
-        elif np.expm1(self.logs.astype(float)) @ _prior(self.ids) > _MASS:
-            yield Misfit("/ratios", "the shares of the tokens are more than a whole")
+        ids, logs = self.parts
+        if ids[-1] > LARGEST_ID or (np.diff(ids) < 1).any():
+            raise ValueError("its token ids do not ascend")
+        if np.expm1(logs / _STEP) @ _prior(ids) > _MASS:
+            raise ValueError("the shares of its tokens are more than a whole")
+
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ids, int32, and the logarithms of the ratios, uint8."""
+        both = np.frombuffer(self.tokens[: len(self.tokens) // 4 * 4], "<u4")
+        return (both >> 8).astype(np.int32), both.astype(np.uint8)
 
     @classmethod
     def of_texts(cls, texts: Sequence[Sequence[int]]) -> TextProfile:
         """Makes the profile of texts, given as token ids. Each fifth of them in turn is kept aside, and tells
         at which score a text still belongs.
         """
-        folds = [
-            [text for place, text in enumerate(texts) if place % _FOLDS != fold] for fold in range(_FOLDS)
-        ]
-        index = TextIndex()
-        for fold, rest in enumerate(folds):
-            index.put(str(fold), _made(rest))
-        scores = [index.scores(text, [place % _FOLDS])[0] for place, text in enumerate(texts)]
-        return msgspec.structs.replace(_made(texts), fits=float(np.quantile(scores, _BELONGS)))
+        index, scores = TextIndex(), list[float]()
+        for fold in range(_FOLDS):
+            rest = [text for place, text in enumerate(texts) if place % _FOLDS != fold]
+            index.put("", _made(rest, 0.0))
+            scores += [float(index.scores(text, [0])[0]) for text in texts[fold::_FOLDS]]
+        return _made(texts, float(np.quantile(scores, _BELONGS)))
 
     @classmethod
     def of(cls, pack: Pack) -> TextProfile | None:
@@ -92,18 +82,14 @@ class TextProfile(StrictStruct, frozen=True):
             FormatError: it is not valid.
         """
         stored = pack.manifest.extensions.get(KEY)
-        if stored is None:
-            return None
-        read = typed_json.read(stored, cls)
-        fault = read if isinstance(read, Misfit) else next(read.breaches(), None)
-        if fault is not None:
+        try:
+            return None if stored is None else msgspec.convert(stored, cls)
+        except msgspec.ValidationError as error:
             raise FormatError(
-                f"the profile of the pack's texts is not valid: {fault.message}",
-                where=f"{pack.where}, /extensions/{KEY}{fault.pointer}",
+                f"the profile of the pack's texts is not valid: {error}",
+                where=f"{pack.where}, /extensions/{KEY}",
                 remedy="measure the pack again with adapterpack measure --kind texts",
-            )
-        assert isinstance(read, TextProfile)
-        return read
+            ) from error
 
 
 class TextIndex:
@@ -129,25 +115,25 @@ class TextIndex:
                 self._columns = {other: column for column, other in enumerate(self._fits)}
             if profile is None:
                 return
-            ids, column = profile.ids, len(self._fits)
+            (ids, logs), column = profile.parts, len(self._fits)
             new = ids[self._rows[ids] < 0]
             self._rows[new] = self._used + np.arange(len(new))
             self._used += len(new)
-            room = [
-                (have, need) for have, need in zip(self._table.shape, (self._used, column + 1), strict=True)
-            ]
-            if any(have < need for have, need in room):
-                self._table = np.pad(self._table, [(0, max(0, need * 5 // 4 - have)) for have, need in room])
-            self._table[self._rows[ids], column] = np.frombuffer(profile.ratios, np.uint8)
+            size = np.array([self._used, column + 1])
+            lacks = size > self._table.shape
+            if lacks.any():
+                more = np.where(lacks, size * 5 // 4 - self._table.shape, 0)
+                self._table = np.pad(self._table, [(0, some) for some in more.tolist()])
+            self._table[self._rows[ids], column] = logs
             self._columns[name], self._fits[name] = column, profile.fits
 
     def scores(self, text: Sequence[int], columns: slice | Sequence[int]) -> np.ndarray:
         """Returns the score of a text for the profiles of these columns."""
         tokens, weights = _weighed(text)
         rows = self._rows[tokens]
+        shares = weights[rows >= 0] / (_STEP * weights.sum())
         table = self._table[rows[rows >= 0]][:, columns].astype(np.float32)
-        shares = weights[rows >= 0].astype(np.float32) / np.float32(_STEP * weights.sum())
-        return np.dot(shares, table)  # type: ignore[no-any-return]
+        return np.dot(shares.astype(np.float32), table)  # type: ignore[no-any-return]
 
     def choose(self, text: Sequence[int], among: Iterable[str] | None = None) -> tuple[str | None, float]:
         """Returns the name that a text fits best, of those ``among`` which it may choose, or None if the base
@@ -175,7 +161,7 @@ class TextIndex:
 
 
 def _weighed(text: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    tokens, counts = np.unique(np.asarray(text, np.int32), return_counts=True)
+    tokens, counts = np.unique(np.asarray(text), return_counts=True)
     return tokens, np.log1p(counts)
 
 
@@ -183,11 +169,13 @@ def _prior(ids: np.ndarray) -> np.ndarray:
     return 1 / (6.0 * (ids + 200.0))
 
 
-def _made(texts: Sequence[Sequence[int]]) -> TextProfile:
-    pairs = [_weighed(text) for text in texts]
-    ids, inverse = np.unique(np.concatenate([tokens for tokens, _ in pairs]), return_inverse=True)
-    sums = np.bincount(inverse, np.concatenate([weights for _, weights in pairs]))
-    shares = sums / sums.sum()
-    ratios = np.minimum(np.rint(_STEP * np.log1p(shares / _prior(ids))), 255)
-    kept = np.sort(np.argsort(-shares * ratios, kind="stable")[:_MOST])
-    return TextProfile(ids[kept].astype("<i4").tobytes(), ratios[kept].astype(np.uint8).tobytes(), 0.0)
+def _made(texts: Sequence[Sequence[int]], fits: float) -> TextProfile:
+    sums = np.zeros(LARGEST_ID + 1)
+    for text in texts:
+        tokens, weights = _weighed(text)
+        sums[tokens] += weights
+    ids = np.flatnonzero(sums)
+    shares = sums[ids] / sums.sum()
+    logs = np.minimum(np.rint(_STEP * np.log1p(shares / _prior(ids))), 255).astype(int)
+    kept = np.sort(np.argsort(-shares * logs, kind="stable")[:_MOST])
+    return TextProfile((256 * ids + logs)[kept].astype("<u4").tobytes(), fits)

@@ -43,8 +43,7 @@ class Assembly(NamedTuple):
     app: Starlette
 
     def close(self) -> None:
-        """Stops what the APIs have opened, and the threads that load adapters."""
-        self.state.fetched.close()
+        """Stops what the APIs have opened."""
         for api in self.apis:
             api.close()
 

@@ -117,11 +117,9 @@ class RequestContext(NamedTuple):
         chosen, sure = self.state.adapters.texts.choose(
             ids, None if self.key.adapters == "*" else self.key.adapters
         )
-        if chosen is None and not self.key.base:
-            what = "no adapter fits this text: GET /v1/models lists what may be asked for"
-            raise HTTPError(404, "model_not_found", what, param="model")
         catalogue = self.state.catalogue
-        return catalogue.find_model(chosen or catalogue.base, self.key)._replace(sure=round(sure, 3))
+        name = chosen or (catalogue.base if self.key.base else AUTO)  # which is no model, then
+        return catalogue.find_model(name, self.key)._replace(sure=round(sure, 3))
 
     def _ids(self, text: Any) -> list[int]:
         if isinstance(text, str):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any
 
 from msgspec import to_builtins
@@ -91,8 +92,8 @@ def measure(
     task = task_for(chosen, folder)
     tokenizer = load_tokenizer(folder)
     if kind == "texts":
-        table = _rows(source, rows)
-        texts = [text for text in _texts(table, source, task) if text.strip()]
+        found = islice(_texts(data.load_rows(source), source, task), rows)
+        texts = [text for text in found if text.strip()]
         if len(texts) < 10:
             raise ConfigError(
                 "there are too few texts for a profile",
@@ -153,7 +154,8 @@ def _encode(
             expected="text-generation, or text-classification with labels",
             remedy="use a rule that needs no data",
         )
-    table = _rows(source, rows)
+    table = data.load_rows(source)
+    table = table.select(range(min(rows, len(table))))
     if (
         labels
         and labels.problem is ONE
@@ -163,11 +165,6 @@ def _encode(
         # The encoder needs labels, but the moment does not depend on them.
         table = table.add_column("label", [labels.names[0]] * len(table))
     return reads.encode(table, tokenizer, max_length, source, labels)
-
-
-def _rows(source: str, count: int) -> Any:
-    table = data.load_rows(source)
-    return table.select(range(min(count, len(table))))
 
 
 def _texts(table: Any, source: str, task: Task) -> Iterator[str]:

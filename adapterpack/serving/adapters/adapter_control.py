@@ -13,13 +13,13 @@ from typing import Literal, NamedTuple
 
 from msgspec import Struct
 
-from ...errors import AdapterpackError, ConfigError, HubError, RepoNotFound, UnknownAdapter
+from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
 from ...pack import Pack
 from ...pack.inspect import summary
 from ...pack.text_profile import TextIndex, TextProfile
 from ...pack.trust.sign import Signers
 from ...runtime.engine.adapter_table import AdapterTable
-from .adapter_source import AdapterSource, HubOwner, InFolder, PackPlace, PlaceState
+from .adapter_source import AdapterSource, InFolder, NamedSource, PackPlace, PlaceState
 
 MOST_REFUSED = 100
 """The most refused packs that are remembered; the oldest are dropped first."""
@@ -151,16 +151,23 @@ class AdapterControl:
             holder = self._adapters.get(pack.name)
             return self._add(pack, holder is not None and holder.digest == pack.id, place, log=False)
 
-    def load(self, source: str, name: str, *, replace: bool = False) -> ServedAdapter:
+    def load(
+        self,
+        source: str,
+        name: str,
+        *,
+        replace: bool = False,
+        sources: Sequence[NamedSource] | None = None,
+    ) -> ServedAdapter:
         """Loads the pack from the place called ``source`` under a name. With ``replace`` it may take the name
-        of another adapter.
+        of another adapter; ``sources`` are others than those of the server.
 
         Raises:
             UnknownAdapter: no place has the name ``source``.
             AdapterpackError: the pack is not valid, or see :meth:`add`.
         """
         try:
-            place = self._find(source)
+            place = self._find(source, self._sources if sources is None else sources)
             pack = place.pack().called(name)
             with self._lock:
                 return self._add(pack, replace, place)
@@ -180,27 +187,6 @@ class AdapterControl:
     def has(self, name: str) -> bool:
         """Returns whether the base or an adapter has the name."""
         return name == self._base or name in self._adapters
-
-    def fetch(self, name: str, sources: Sequence[AdapterSource | HubOwner]) -> bool:
-        """Loads the pack that the first of ``sources`` has under a name, and returns whether it did. A
-        refused pack is remembered.
-        """
-        place = None
-        try:
-            place = next((found for one in sources if (found := one.find(name)) is not None), None)
-            if place is None:
-                return False
-            pack = place.pack().called(name)
-            with self._lock:
-                self._add(pack, False, place)
-                self._accept(place)
-        except AdapterpackError as error:
-            if place is None:
-                _LOG.error("the adapter %s could not be looked for: %s", name, error)
-            elif not isinstance(error, RepoNotFound):
-                self._refuse(place, error.code, error.sentence)
-            return False
-        return True
 
     def follow(self, place: PackPlace, leaving: Collection[PackPlace] = ()) -> bool:
         """Loads a pack at a place that is new or has changed, under its own name and under the names that an
@@ -230,15 +216,15 @@ class AdapterControl:
             for one in self._of(place):
                 self._remove(one.name)
 
-    def _find(self, name: str) -> PackPlace:
-        """Returns the place with a name. The name is only compared, never joined to a path or sent to a hub,
-        since requests supply it.
+    def _find(self, name: str, sources: Sequence[NamedSource]) -> PackPlace:
+        """Returns the place with a name. The name is only compared, never joined to a path, since requests
+        supply it.
 
         Raises:
             UnknownAdapter: no place has the name.
             ConfigError: several places have it.
         """
-        places = [place for place in self.places() if place.name == name]
+        places = [place for one in sources if (place := one.find(name)) is not None]
         if not places:
             raise UnknownAdapter(
                 "no pack in the folders or lock files of adapters has this name",

@@ -85,8 +85,7 @@ class PackFolder:
             StorageError: the folder cannot be listed.
         """
         with storage_errors(self.path):
-            # the name is compared before it becomes part of a path
-            return next((InFolder(one) for one in self.path.iterdir() if one.name == name), None)
+            return next((InFolder(pack) for pack in _packs_in(self.path) if pack.name == name), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """Yields the packs in the folder. At the start links are followed, because the person who starts the
@@ -168,13 +167,14 @@ class LockFile:
         return {Pin(self.path, reference): pinned for reference, pinned in _read_pins(self.path).items()}
 
     def find(self, name: str) -> PackPlace | None:
-        """Returns the place of the first entry for a repository or folder with this name, or None.
+        """Returns the place of the first entry for this reference, or for a repository or folder of this
+        name, or None.
 
         Raises:
             FormatError, StorageError: as :meth:`packs`.
         """
-        pins = _read_pins(self.path)
-        return next((Pin(self.path, one) for one in pins if names.parse(one).name == name), None)
+        named = (one for one in _read_pins(self.path) if name in (one, names.parse(one).name))
+        return next((Pin(self.path, one) for one in named), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
         """Yields the packs that it pins."""
@@ -197,15 +197,10 @@ def _read_pins(path: Path) -> dict[str, PinnedArtifact]:
 class OnHub:
     """A pack on a hub: ``hf://owner/name``."""
 
-    reference: str
-
-    @property
-    def name(self) -> str:
-        """The reference."""
-        return self.reference
+    name: str
 
     def __str__(self) -> str:
-        return self.reference
+        return self.name
 
     def pack(self) -> Pack:
         """Pulls the pack into the store, and loads it.
@@ -214,7 +209,7 @@ class OnHub:
             FormatError: it is not valid, or no pack.
             HubError: the hub cannot be reached or refuses.
         """
-        folder = local_copy(names.parse(self.reference), ("pack", "peft"))
+        folder = local_copy(names.parse(self.name), ("pack", "peft"))
         if folder is None:
             raise FormatError("there is no adapter in this repository", where=self)
         return load(folder)
@@ -235,9 +230,11 @@ PackPlace = InFolder | Pin | OnHub
 """The place of one pack. Operators use its ``name``; its string form appears in the log."""
 AdapterSource = PackFolder | LockFile
 """A source that lists places."""
+NamedSource = AdapterSource | HubOwner
+"""A source that finds places by name."""
 
 
-def source_on_request(source: StrPath) -> AdapterSource | HubOwner:
+def source_on_request(source: StrPath) -> NamedSource:
     """Returns the source from which requests may have packs by name.
 
     Raises:

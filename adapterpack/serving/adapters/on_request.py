@@ -3,57 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
-from ...errors import UnknownAdapter
+from ...errors import AdapterpackError, RepoNotFound, UnknownAdapter
 from ...http.http_error import HTTPError
 from ...manifest.manifest import NAME
 from ..tenants.keys import Key
 from .adapter_control import AdapterControl
-from .adapter_source import AdapterSource, HubOwner
+from .adapter_source import NamedSource
 
 AUTO = "auto"
 """The model that stands for the adapter that a request's text fits best."""
 MOST = 1000
 """The most adapters that stay loaded because requests named them; the least recently named goes first."""
 _AT_ONCE = 32
+"""The most adapters that load or wait for it."""
 _ABSENT_SECONDS = 10.0
 """For how long a name that no source has is not looked for again."""
+_LOG = logging.getLogger("adapterpack.serving")
 
 
 class OnRequest:
-    """Loads adapters by name in the event loop's background. However many requests name one at once, it is
-    loaded once. Without ``sources`` nothing is.
+    """Loads adapters by name beside the event loop, two at a time. However many requests name one at once, it
+    is loaded once. Without ``sources`` nothing is.
     """
 
-    def __init__(self, control: AdapterControl, sources: Sequence[AdapterSource | HubOwner]) -> None:
+    def __init__(self, control: AdapterControl, sources: Sequence[NamedSource]) -> None:
         self._control, self._sources = control, sources
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="adapterpack-fetch")
+        self._turns = asyncio.Semaphore(2)
         self._loading: dict[str, asyncio.Task[None]] = {}
         self._fetched = OrderedDict[str, None]()
         self._absent = OrderedDict[str, float]()
-
-    def close(self) -> None:
-        """Stops the threads."""
-        self._threads.shutdown(wait=False)
 
     async def ensure(self, name: str, key: Key) -> None:
         """Loads the adapter with a name if the key may use it, no model has the name yet, and a source has
         it.
 
         Raises:
-            HTTPError: too many adapters are being loaded.
+            HTTPError: too many adapters are loading.
         """
-        if self._control.has(name):
-            if name in self._fetched:
-                self._fetched.move_to_end(name)
-            return
+        if name in self._fetched:
+            self._fetched.move_to_end(name)
         absent = self._absent.get(name, 0.0) > time.monotonic()
-        if not self._sources or absent or name == AUTO or not NAME.fullmatch(name) or not key.may(name):
+        if (
+            absent
+            or not (self._sources and NAME.fullmatch(name) and key.may(name))
+            or self._control.has(name)
+        ):
             return
         if name not in self._loading:
             if len(self._loading) >= _AT_ONCE:
@@ -63,13 +63,25 @@ class OnRequest:
         await asyncio.shield(self._loading[name])
 
     async def _load(self, name: str) -> None:
-        run = asyncio.get_running_loop().run_in_executor
-        if await run(self._threads, self._control.fetch, name, self._sources):
-            self._fetched[name] = None
-            if len(self._fetched) > MOST:
-                with suppress(UnknownAdapter):
-                    await run(self._threads, self._control.unload, self._fetched.popitem(last=False)[0])
-        else:
-            self._absent[name] = time.monotonic() + _ABSENT_SECONDS
-            while len(self._absent) > MOST:
-                self._absent.popitem(last=False)
+        async with self._turns:
+            if await asyncio.to_thread(self._fetch, name):
+                self._fetched[name] = None
+                if len(self._fetched) > MOST:
+                    with suppress(UnknownAdapter):
+                        await asyncio.to_thread(self._control.unload, self._fetched.popitem(last=False)[0])
+                return
+        self._absent[name] = time.monotonic() + _ABSENT_SECONDS
+        if len(self._absent) > MOST:
+            self._absent.popitem(last=False)
+
+    def _fetch(self, name: str) -> bool:
+        for source in self._sources:
+            try:
+                self._control.load(name, name, sources=[source])
+            except (UnknownAdapter, RepoNotFound):
+                continue
+            except AdapterpackError as error:
+                _LOG.error("the adapter %s was refused: %s", name, error)
+                return False
+            return True
+        return False

@@ -81,7 +81,9 @@ class Texts:
         body: ChatRequest | CompletionRequest,
         form: Callable[[Provenance, Callable[[], CallReader] | None], ResponseWriter] | None = None,
     ) -> Response:
-        model = await context.request_model(body.model, body.adapters, body.asked)
+        given = body.prompts if isinstance(body, CompletionRequest) else ()
+        asked = body.asked if isinstance(body, ChatRequest) else given
+        model = await context.request_model(body.model, body.adapters, asked)
         context.record.stream = bool(body.stream)
         count = body.drawn * (1 if isinstance(body, ChatRequest) else len(body.prompts))
         if count > context.state.limits.rows:
@@ -93,7 +95,6 @@ class Texts:
             output = RequestOutput(count, body.drawn, whole, body.max_tokens == 0)
             rows = self._rows(body, prepared, model, context.key, output)
             stack.enter_context(running(context, rows, sum(map(len, prepared.prompts)), output))
-            given = body.prompts if isinstance(body, CompletionRequest) else ()
             notes = sorted(context.record.ignored)
             if isinstance(body, ChatRequest):
                 unread = self.preparer.unread(body)

@@ -365,9 +365,11 @@ class ChatRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def asked(self) -> list[str]:
         """The texts of the user's messages."""
-        contents = [message.content for message in self.messages if message.role == "user"]
-        parts = [[one] if isinstance(one, str) else [part.text for part in one or ()] for one in contents]
-        return [text for texts in parts for text in texts if text]
+        said = [message.content for message in self.messages if message.role == "user"]
+        return [
+            text if isinstance(text, str) else " ".join(part.text or "" for part in text or ())
+            for text in said
+        ]
 
     @property
     def template_values(self) -> dict[str, Any]:
@@ -443,11 +445,6 @@ class CompletionRequest(Sampled, frozen=True, kw_only=True, forbid_unknown_field
     def prompts(self) -> list[str | list[int]]:
         """The prompts; each gets ``n`` answers."""
         return as_list(self.prompt)
-
-    @property
-    def asked(self) -> list[str | list[int]]:
-        """The prompts."""
-        return self.prompts
 
     @property
     def most_tokens(self) -> int | None:
