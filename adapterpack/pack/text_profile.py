@@ -51,10 +51,9 @@ class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ValueError: they are none.
         """
         ids, logs = self.parts
-        if ids[-1] > LARGEST_ID or (np.diff(ids) < 1).any():
-            raise ValueError("its token ids do not ascend")
-        if np.expm1(logs / _STEP) @ _prior(ids) > _MASS:
-            raise ValueError("the shares of its tokens are more than a whole")
+        ascending = ids[-1] <= LARGEST_ID and (np.diff(ids) > 0).all()
+        if not ascending or np.expm1(logs / _STEP) @ _prior(ids) > _MASS:
+            raise ValueError("its token ids do not ascend, or have shares of more than a whole")
 
     @property
     def parts(self) -> tuple[np.ndarray, np.ndarray]:

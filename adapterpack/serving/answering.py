@@ -29,9 +29,8 @@ GONE = 499
 
 
 def headers_of(model: ServedModel) -> dict[str, str]:
-    """Returns the response headers that name the adapter and its digest, and how sure its choice is."""
-    sure = {} if model.sure is None else {"X-Adapterpack-Sure": str(model.sure)}
-    return {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest, **sure}
+    """Returns the response headers that name the adapter and its digest."""
+    return {"X-Adapterpack-Adapter": model.adapter or "", "X-Adapterpack-Digest": model.digest}
 
 
 @contextmanager

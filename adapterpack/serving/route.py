@@ -74,17 +74,24 @@ class RequestContext(NamedTuple):
     key: Key
     record: Record
 
-    async def find_model(
-        self, name: str, adapters: Sequence[NamedWeight] | None = None, texts: Iterable[object] = ()
+    async def request_model(
+        self,
+        name: str,
+        adapters: Sequence[NamedWeight] | None = None,
+        texts: Iterable[object] = (),
+        *,
+        counts: bool = True,
     ) -> ServedModel:
         """Returns the model that the request names and records it; the arguments are those of
         :meth:`.Catalogue.request_model`. Adapters that sources on request have are loaded first. Unless a
         model is called so, ``auto`` is the adapter that the ``texts`` fit, which are texts, token ids, or
-        rows of them.
+        rows of them. The request ``counts`` in the key's quotas.
 
         Raises:
-            HTTPError: there is no such model.
+            HTTPError: there is no such model, or the key has no request left.
         """
+        if counts:
+            self.state.quotas.ask(self.key)
         state = self.state
         for one in (name, *(adapter.name for adapter in adapters or ())):
             await state.fetched.ensure(one, self.key)
@@ -95,17 +102,6 @@ class RequestContext(NamedTuple):
         self.record.adapter, self.record.digest = model.adapter, model.digest
         self.record.mixed = model.mixed
         return model
-
-    async def request_model(
-        self, name: str, adapters: Sequence[NamedWeight] | None = None, texts: Iterable[object] = ()
-    ) -> ServedModel:
-        """Returns the model as :meth:`find_model`, and counts the request in the key's quotas.
-
-        Raises:
-            HTTPError: there is no such model, or the key has no request left.
-        """
-        self.state.quotas.ask(self.key)
-        return await self.find_model(name, adapters, texts)
 
     def _choose(self, texts: Iterable[object]) -> ServedModel:
         """Returns the adapter that the beginning of the texts fits best, of those that the key may use, or

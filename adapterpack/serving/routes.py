@@ -65,7 +65,7 @@ async def models(context: RequestContext) -> Response:
 
 async def model(context: RequestContext) -> Response:
     """``GET /v1/models/{model}``: describes one model."""
-    found = await context.find_model(context.request.path_params["model"])
+    found = await context.request_model(context.request.path_params["model"], counts=False)
     return json_response(_card(context.state, found))
 
 

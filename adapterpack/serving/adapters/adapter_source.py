@@ -248,7 +248,11 @@ def source_on_request(source: StrPath) -> NamedSource:
                 "this is no owner on a hub", where=source, expected="hf://OWNER", remedy="leave out the name"
             )
         return HubOwner(owner)
-    path = Path(source)
-    listed = LockFile(path) if path.is_file() else PackFolder(path)
+    listed = listed_source(Path(source))
     listed.find("-")  # fails now rather than in a request
     return listed
+
+
+def listed_source(path: Path) -> AdapterSource:
+    """Returns a lock file, or the folder of packs that a path is."""
+    return LockFile(path) if path.is_file() else PackFolder(path)

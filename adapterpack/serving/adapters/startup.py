@@ -14,7 +14,7 @@ from ...pack import Pack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from .adapter_control import AdapterControl
-from .adapter_source import AdapterSource, LockFile, PackFolder, is_pack
+from .adapter_source import AdapterSource, is_pack, listed_source
 
 
 def _members(folder: Path) -> Sequence[Pack | Path]:
@@ -43,11 +43,7 @@ class StartupAdapters(NamedTuple):
         ]
         return cls(
             [one for one in given if isinstance(one, Pack) or is_pack(one)],
-            [
-                LockFile(one) if one.is_file() else PackFolder(one)
-                for one in given
-                if not isinstance(one, Pack) and not is_pack(one)
-            ],
+            [listed_source(one) for one in given if not isinstance(one, Pack) and not is_pack(one)],
         )
 
     def load(self, control: AdapterControl, *, changing: bool, watched: bool) -> None:

@@ -159,14 +159,14 @@ async def model_ready(context: RequestContext) -> Response:
     """``GET /v2/models/{model}/ready``. An adapter is read when a row needs it, so a model is ready while the
     server is.
     """
-    model = await context.find_model(context.request.path_params["model"])
+    model = await context.request_model(context.request.path_params["model"], counts=False)
     status = (await routes.ready(context)).status_code
     return json_response({"name": model.name, "ready": status == 200}, status)
 
 
 async def metadata(context: RequestContext) -> Response:
     """``GET /v2/models/{model}``: describes the inputs and outputs of a model."""
-    model = await context.find_model(context.request.path_params["model"])
+    model = await context.request_model(context.request.path_params["model"], counts=False)
     bundle = engine_of(context.state).bundle
     inputs = [
         TensorCard(name, "BYTES", [-1]) for name in COLUMNS[: 2 if OUTPUTS[bundle.task.name].pairs else 1]
