@@ -833,3 +833,14 @@ def test_lists_where_one_value_is_meant_are_a_sweep() -> None:
     assert [one.method for one in read_config({**NEEDED, "method": ["lora", "ia3"]})[0]] == ["lora", "ia3"]
     with pytest.raises(ConfigError, match="too many combinations"):
         read_config({**NEEDED, "seed": list(range(65))})
+
+
+def test_an_error_names_the_key_as_the_file_has_it() -> None:
+    """So do the notes on keys that a tool does not know, which are near one that it does."""
+    file = {"base_model": "b", "adapter": "lora", "datasets": [{"path": "x.jsonl", "type": "alpaca"}]}
+    for wrong in ({"lora_r": "big"}, {"micro_batch_size": 0}):
+        with pytest.raises(ConfigError, match=rf", {next(iter(wrong))};"):
+            read_config({**file, "output_dir": "o", **wrong})
+    _, notes = read_config({**file, "output_dir": "o", "lora_rank": 8, "eot_tokens": ["<turn|>"]})
+    assert any("lora_rank" in note and "did you mean 'lora_r'" in note for note in notes)
+    assert any("eot_tokens: the chat template ends a turn" in note for note in notes)

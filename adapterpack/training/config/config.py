@@ -179,7 +179,11 @@ def _read_file(
 
 def _origins(done: Translation) -> dict[str, str]:
     """Returns where settings of a file came from, in words."""
-    return {name: "the file" if key == name else f"the file's {key}" for name, key in done.origins.items()}
+    return {name: "the file" if key == name else _OTHER + key for name, key in done.origins.items()}
+
+
+_OTHER = "the file's "
+"""What precedes the name that a file has for a setting of ours."""
 
 
 def as_mapping(config: TrainConfig) -> dict[str, Any]:
@@ -238,14 +242,17 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _require_bounds(typed: Mapping[str, Any], where: object) -> None:
-    """Raises if a number of a run is out of range."""
+def _require_bounds(typed: Mapping[str, Any], where: object, written: Mapping[str, str]) -> None:
+    """Raises if a number of a run is out of range; names a key as the file has ``written`` it."""
     for key, least in LEAST.items():
         value, above = typed.get(key), key in POSITIVE
         if value is not None and not (least <= value < math.inf and (value > 0 or not above)):
             expected = f"{'more than' if above else 'at least'} {least}, and finite"
             raise ConfigError(
-                "a number out of range", where=f"{where}, {key}", expected=expected, found=value
+                "a number out of range",
+                where=f"{where}, {written.get(key, key)}",
+                expected=expected,
+                found=value,
             )
     if typed.get("label_smoothing_factor", 0) >= 1:
         raise ConfigError(
@@ -289,8 +296,13 @@ def _config(values: Mapping[str, Any], where: object, origins: Mapping[str, str]
             raise ConfigError("a key is missing", where=where, expected=name, remedy=f"add '{name}: ...'")
     # Keys are known and complete by now; what remains are their types and ranges.
     hints = _hints(method, kind)
-    typed = {key: typed_value(key, value, hints[key], where) for key, value in values.items()}
-    _require_bounds(typed, where)
+    written = {
+        name: key for name, origin in origins.items() if (key := origin.removeprefix(_OTHER)) != origin
+    }
+    typed = {
+        key: typed_value(written.get(key, key), value, hints[key], where) for key, value in values.items()
+    }
+    _require_bounds(typed, where, written)
     if typed.get("load_in_4bit") and typed.get("load_in_8bit"):
         raise ConfigError(
             "a base is quantized to 4 bits or to 8, not to both",

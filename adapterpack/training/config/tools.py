@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from ...errors import ConfigError
+from ...errors import ConfigError, closest
 from .other_datasets import Stop, Type
 from .tool_values import FUNCTIONS, File
 
@@ -158,7 +158,9 @@ def translate(
         elif why := why or tool.why(key, tool.left_out):
             done.left_out.setdefault(why, []).append(key)
         elif rule is None and tool.ignores_unknown_keys and key not in known:
-            done.left_out.setdefault(f"unknown to {tool.name} and to adapterpack", []).append(key)
+            close = closest(key, sorted({*tool.keys, *tool.others}))
+            meant = f"; did you mean '{close}'?" if close else ""
+            done.left_out.setdefault(f"unknown to {tool.name} and to adapterpack{meant}", []).append(key)
         else:
             try:
                 found = _apply(rule, File(values, key, value, notes, where, tool))
