@@ -126,7 +126,9 @@ def _check_inputs(session: OpenBundle, inputs: Mapping[str, np.ndarray], parts: 
         )
     for name in session.task.inputs:
         array, value = inputs.get(name), values.get(name)
-        forms = {len(value.shape), *([5] if name == PIXELS else [])} if value is not None else set()
+        forms = {len(value.shape)} if value is not None else set()
+        if name == PIXELS:  # tiles of images, or patches of several
+            forms.add(3 if "pixel_position_ids" in values else 5)
         if array is not None and value is not None and (array.ndim not in forms or 0 in array.shape):
             raise ConfigError(
                 "an input has another form than the graph takes",

@@ -43,6 +43,7 @@ AXES: dict[str, tuple[str | None, ...]] = {
     "input_values": ("batch", None),
     "decoder_input_ids": ("batch", "sequence"),
     "patch_positions": ("patches", None),
+    "pixel_position_ids": ("patches", None),
     "patch_windows": ("patches",),
     "window_order": ("features",),
     "table_places": ("patches", None),
@@ -68,7 +69,14 @@ ANY_SIZE: dict[str, tuple[str | None, ...]] = {"pixel_values": ("batch", None, "
 SPANS = ("start_logits", "end_logits")
 """Outputs with one number per position: how well a span begins there, and how well it ends there."""
 
-GRID = ("patch_positions", "patch_windows", "window_order", "table_places", "table_weights")
+GRID = (
+    "patch_positions",
+    "pixel_position_ids",
+    "patch_windows",
+    "window_order",
+    "table_places",
+    "table_weights",
+)
 """What a vision part reads of the grid of an image's patches."""
 _SUPPLIED = frozenset(
     {"position_ids", *GRID, "image_features", "position_offsets", "past_key_values", "encoder"}

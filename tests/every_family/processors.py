@@ -29,6 +29,7 @@ TOKENS: Mapping[str, Mapping[str, str]] = MappingProxyType(
             "boi_token": "<start_of_image>",
             "eoi_token": "<end_of_image>",
         },
+        "gemma4": {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"},
         "internvl": {"context_image_token": IMAGE, "start_image_token": "<img>", "end_image_token": "</img>"},
         "mistral3": {"image_token": "[IMG]"},
         "ovis2": {"image_token": "<IMG_ATOM>"},
@@ -112,6 +113,8 @@ def _settings(model: Any) -> dict[str, Any]:
         "temporal_patch_size": getattr(vision, "temporal_patch_size", None),
         "img_size": edge,
         "max_patches": 4,
+        "max_soft_tokens": 70,
+        "pooling_kernel_size": getattr(vision, "pooling_kernel_size", None),
         "num_additional_image_tokens": int(any("class_embedding" in name for name in names)),
         **dict.fromkeys(("image_seq_length", "image_seq_len", "num_image_tokens"), tokens),
     }

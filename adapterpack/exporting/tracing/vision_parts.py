@@ -22,7 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from ...errors import Unsupported
 from ...runtime.media.image_layouts import GRIDS, IMAGES, OFFSETS, PIXELS, SIZES, image_shape, layout_of
 from ...tasks import Arrays
-from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead
+from ...torch_adapters.canaries.inputs import features_of, sees_prompt_ahead, type_name
 from .layer_state import LayerStates
 from .torch_parts import CausalDecoder, Named, TorchPart
 
@@ -62,7 +62,7 @@ class Vision(TorchPart):
         asked = [
             name for name, one in takes.items() if one.default is one.empty and one.kind != one.VAR_KEYWORD
         ]
-        if others := {*asked[1:]} - {"grid_thw"}:
+        if others := {*asked[1:]} - {"grid_thw", "pixel_position_ids"}:
             raise Unsupported(
                 "the vision tower asks for inputs that are not made here",
                 found=", ".join(sorted(others)),
@@ -70,8 +70,10 @@ class Vision(TorchPart):
                 remedy="run this model under torch",
             )
         self.patched, sized = "grid_thw" in takes, "image_sizes" in takes
-        self.masked = "patch_attention_mask" in takes
-        if self.patched:
+        self.masked, pooled = "patch_attention_mask" in takes, "pixel_position_ids" in takes
+        if pooled:
+            self.axes = {"pixel_values": ("patches", None)}
+        elif self.patched:
             self.axes = {"pixel_values": ("patches", None)}
             for module in tower.modules():
                 if "cu_seqlens" in signature(module.forward).parameters:
@@ -81,6 +83,7 @@ class Vision(TorchPart):
             self.axes = {"pixel_values": (None, None, "height", "width")}
         grid = [
             *["patch_positions"] * self.patched,
+            *["pixel_position_ids"] * pooled,
             *["patch_windows", "window_order"] * hasattr(tower, "fullatt_block_indexes"),
             *["table_places", "table_weights"] * hasattr(tower, "num_grid_per_side"),
         ]
@@ -115,15 +118,21 @@ class Vision(TorchPart):
         offsets = self.layout.offsets(ids.numpy(), mask.numpy(), token, grids)
         return seen if offsets is None else {**seen, OFFSETS: torch.from_numpy(offsets[:, :-1].copy())}
 
-    def forward(self, pixel_values: Tensor, **grid: Tensor) -> Named:
+    def forward(
+        self, pixel_values: Tensor, pixel_position_ids: Tensor | None = None, **grid: Tensor
+    ) -> Named:
         """Returns ``image_features`` ``[rows of pixel_values, positions, hidden]``; of patches, which are one
         image, ``[1, positions, hidden * n]`` with those for the first layers of the decoder after the others.
         A model's feature for the end of a line follows those of each row.
         """
         if self.patched:
             return {"image_features": self._of_patches(pixel_values, **grid)}
-        features = self._project(pixel_values)
         width = self.config.get_text_config().hidden_size
+        if pixel_position_ids is not None:
+            with _pooled_by_blocks(self.inner.get_encoder("image")):
+                features = self._project(pixel_values[None], image_position_ids=pixel_position_ids[None])
+            return {"image_features": features.reshape(1, -1, width)}
+        features = self._project(pixel_values)
         features = features.reshape(pixel_values.shape[0], -1, width)
         line = next((one for name, one in self.inner.named_parameters() if "image_newline" in name), None)
         if line is not None:
@@ -155,7 +164,7 @@ class Vision(TorchPart):
             )
         return torch.cat([output.pooler_output, *getattr(output, "deepstack_features", ())], -1)[None]
 
-    def _project(self, pixels: Tensor) -> Tensor:
+    def _project(self, pixels: Tensor, **places: Tensor) -> Tensor:
         """Runs the model's own code up to the output of its projector."""
         base = self.inner.base_model
         takes = signature(base.get_image_features).parameters
@@ -173,13 +182,13 @@ class Vision(TorchPart):
         if projector is None:
             return features_of(base.get_image_features(pixel_values=pixels, **sizes))
 
-        def stop(*given: Tensor) -> None:
-            raise _Projected(projector(*given))
+        def stop(*given: Tensor, **named: Tensor) -> None:
+            raise _Projected(projector(*given, **named))
 
         # found before the module of that name, which is no attribute of its own
         base.__dict__[name] = stop
         try:
-            base.get_image_features(pixel_values=pixels, **sizes)
+            base.get_image_features(pixel_values=pixels, **sizes, **places)
         except _Projected as reached:
             return reached.features
         finally:
@@ -199,7 +208,9 @@ class SeeingDecoder(CausalDecoder):
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__(model)
-        self.ahead = "token_type_ids" in self.takes
+        text, self.types = model.config.get_text_config(), type_name(model)
+        by_image = getattr(text, "use_bidirectional_attention", None) == "vision"
+        self.ahead = self.types == "token_type_ids" or by_image
 
     def forward(  # type: ignore[override]
         self,
@@ -218,8 +229,18 @@ class SeeingDecoder(CausalDecoder):
         """
         is_image = input_ids == self.config.image_token_id
         table, count = self.inner.get_input_embeddings(), image_features.shape[1]
-        known = self.config.image_token_id < table.weight.shape[0]
-        embeds = table(input_ids if known else torch.where(is_image, 0, input_ids))
+        ids, others = input_ids, {}
+        if "per_layer_inputs" in self.takes:
+            text = self.config.get_text_config()
+            # to the model, tokens of pictures and sounds without one are padding
+            named = (getattr(self.config, f"{kind}_token_id", None) for kind in ("image", "video", "audio"))
+            for token in named:
+                ids = ids if token is None else torch.where(ids == token, text.pad_token_id, ids)
+            if text.hidden_size_per_layer_input:
+                others = {"per_layer_inputs": self.inner.get_decoder().get_per_layer_inputs(ids)}
+        elif self.config.image_token_id >= table.weight.shape[0]:
+            ids = torch.where(is_image, 0, ids)
+        embeds = table(ids)
         none = image_features.new_zeros((image_features.shape[0], 1, image_features.shape[2]))
         place = torch.where(is_image, is_image.to(torch.int64).cumsum(1) - 1, count)
         seen = place < count  # a model may choose the token of images in an answer, which has none
@@ -241,6 +262,7 @@ class SeeingDecoder(CausalDecoder):
                 places,
                 past_key_values,
                 inputs_embeds=torch.where(seen[..., None], taken, embeds),
+                **others,
             )
 
     @contextlib.contextmanager
@@ -257,8 +279,7 @@ class SeeingDecoder(CausalDecoder):
                 inputs["inputs_embeds"],
                 attention_mask,
                 position_ids=None,
-                token_type_ids=types,
-                **{self.cache: inputs[self.cache]},
+                **{str(self.types): types, self.cache: inputs[self.cache]},
             )
             return given, {**inputs, "attention_mask": made}
 
@@ -296,6 +317,25 @@ def _added_after(model: PreTrainedModel, features: list[Tensor]) -> Iterator[Non
 
             hooks.callback(layer.register_forward_hook(add).remove)
         yield
+
+
+@contextlib.contextmanager
+def _pooled_by_blocks(tower: PreTrainedModel) -> Iterator[None]:
+    """Makes a tower's pooler take patches whose blocks lie together, without padding."""
+    pooler, size = tower.pooler, tower.config.pooling_kernel_size
+
+    def pool(hidden_states: Tensor, **_: object) -> tuple[Tensor, object]:
+        blocks = hidden_states.reshape(-1, size**2, hidden_states.shape[-1])
+        places = torch.cartesian_prod(torch.arange(size), torch.arange(size)).expand(blocks.shape[0], -1, -1)
+        none = torch.zeros(blocks.shape[:2], dtype=torch.bool)
+        pooled, _ = type(pooler).forward(pooler, blocks, places, none, 1)
+        return pooled.transpose(0, 1), ...  # the tower takes all of them
+
+    pooler.forward = pool
+    try:
+        yield
+    finally:
+        del pooler.forward
 
 
 @contextlib.contextmanager

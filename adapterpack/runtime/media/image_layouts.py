@@ -1,7 +1,8 @@
 """Arranges images as a model's vision part reads them, and what it makes of them as the features of rows.
 
-What a processor makes of images has three forms (``pixel_values`` with ``image_grid_thw`` or ``image_sizes``,
-or alone). Which one a model takes is known from its config and from the inputs of its vision part.
+What a processor makes of images has four forms (``pixel_values`` with ``image_grid_thw``, ``image_sizes`` or
+``image_position_ids``, or alone). Which one a model takes is known from its config and from the inputs of
+its vision part.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ import numpy as np
 from ...errors import ConfigError, Unsupported
 from ...tasks import Arrays
 
-PIXELS, GRIDS, SIZES = "pixel_values", "image_grid_thw", "image_sizes"
-IMAGES = (PIXELS, GRIDS, SIZES)
+PIXELS, GRIDS, SIZES, PLACES = "pixel_values", "image_grid_thw", "image_sizes", "image_position_ids"
+IMAGES = (PIXELS, GRIDS, SIZES, PLACES)
 """The arrays that processors make of images."""
 OFFSETS = "position_offsets"
 """The decoder's input ``[batch, sequence, 3]``: how far a token's positions in time, height and width are
@@ -257,6 +258,40 @@ class _PatchedImages(ImageLayout):
         }
 
 
+class _PooledPatches(ImageLayout):
+    """Images of any size as patches, ``pixel_values`` ``[images, most, width]`` with the column and row of
+    each, ``image_position_ids`` ``[images, most, 2]``, which are -1 at padding; one image a pass. Blocks of
+    ``pooling_kernel_size`` squared patches become one feature, and lie together.
+    """
+
+    fixed = False
+
+    def whole(self, given: Arrays) -> Arrays:
+        return given
+
+    def lengths(self, given: Arrays) -> list[int]:
+        counts = (given[PLACES] >= 0).all(2).sum(1)
+        return [int(count) // self.vision["pooling_kernel_size"] ** 2 for count in counts]
+
+    def example(self, count: int, rng: np.random.Generator) -> Arrays:
+        edges = _sizes(count) * self.vision["pooling_kernel_size"]
+        places = [np.indices(edge[::-1]).reshape(2, -1).T for edge in edges]
+        most = max(map(len, places))
+        padded = [np.pad(own, ((0, most - len(own)), (0, 0)), constant_values=-1) for own in places]
+        return {
+            PIXELS: _noise(rng, count, most, 3 * self.vision["patch_size"] ** 2),
+            PLACES: np.stack(padded),
+        }
+
+    def passes(self, given: Arrays) -> Iterator[Pass]:
+        for number, (pixels, places) in enumerate(zip(given[PIXELS], given[PLACES], strict=True)):
+            own = (places >= 0).all(1)
+            columns, rows = places[own].T
+            size = self.vision["pooling_kernel_size"]
+            order = np.lexsort((columns, rows, columns // size, rows // size))
+            yield {PIXELS: pixels[own][order], "pixel_position_ids": places[own][order]}, [number]
+
+
 def layout_of(
     config: Mapping[str, Any], inputs: Sequence[str], sized: bool, positions: int = 0
 ) -> ImageLayout:
@@ -267,6 +302,8 @@ def layout_of(
     kind = (
         _PatchedImages
         if "patch_positions" in inputs
+        else _PooledPatches
+        if "pixel_position_ids" in inputs
         else _SizedImages
         if sized
         else _TiledImages

@@ -91,6 +91,12 @@ def _frame(told: _Told) -> str:
     return f"{start}{_repeat(told)}{end}"
 
 
+def _between_marks(told: _Told) -> str:
+    """A token before and one after (Gemma4Processor)."""
+    start, end = told.special("boi_token", "<|image>"), told.special("eoi_token", "<image|>")
+    return f"{start}{_repeat(told)}{end}"
+
+
 def _apart(told: _Told) -> str:
     """Between empty lines, a token before and one after (Gemma3Processor)."""
     if np.any(told.found.get("num_crops", 0)):
@@ -145,6 +151,7 @@ _KINDS = {
     "GotOcr2ImageProcessor": _Kind(_frame, lambda written: {"crop_to_patches": True}),
     "Gemma3ImageProcessor": _Kind(_apart, mark=_START),
     "DeepseekVLImageProcessor": _Kind(),
+    "Gemma4ImageProcessor": _Kind(_between_marks),
     "Glm4vImageProcessor": _Kind(),
     "AyaVisionProcessor": _Kind(
         _in_numbered_tiles, lambda written: {"crop_to_patches": True}, mark=("image_token", "<image>")
@@ -156,7 +163,7 @@ processor in a way of their own.
 _ENDS = {"PaliGemmaProcessor": "\n"}
 """How a processor ends every prompt."""
 _WRITERS = (
-    *("AyaVision", "DeepseekVL", "Gemma3", "Glm4v", "Idefics3", "InternVL", "Llava", "LlavaNext"),
+    *("AyaVision", "DeepseekVL", "Gemma3", "Gemma4", "Glm4v", "Idefics3", "InternVL", "Llava", "LlavaNext"),
     *("LlavaOnevision", "PaliGemma", "Pixtral", "Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "SmolVLM"),
 )
 """Processors of texts with images that write pictures as this module does."""

@@ -222,13 +222,18 @@ def token_types(model: Any, ids: Tensor, answers: Tensor | None = None) -> dict[
     to later ones of the same, or count them by a grid. Nothing for a model that asks no such thing;
     ``answers`` are tokens that do not belong to the prompt.
     """
-    takes, token = signature(model.forward).parameters, getattr(model.config, "image_token_id", None)
-    name = next((name for name in ("token_type_ids", "mm_token_type_ids") if name in takes), None)
+    name, token = type_name(model), getattr(model.config, "image_token_id", None)
     if name is None or token is None:
         return {}
     if not sees_prompt_ahead(model):
         return {name: (ids == token).to(ids.dtype)}
     return {name: torch.zeros_like(ids) if answers is None else answers.to(ids.dtype)}
+
+
+def type_name(model: Any) -> str | None:
+    """Returns the name of a model's input for the types of tokens."""
+    takes = signature(model.forward).parameters
+    return next((name for name in ("token_type_ids", "mm_token_type_ids") if name in takes), None)
 
 
 def sees_prompt_ahead(model: Any) -> bool:

@@ -67,9 +67,10 @@ class Media:
         """
         tower = self._model.get_encoder("image")
         takes = signature(tower.forward).parameters
-        patched = ["patch_positions"] if "grid_thw" in takes else []
+        names = {"grid_thw": "patch_positions", "pixel_position_ids": "pixel_position_ids"}
+        patched = [name for asked, name in names.items() if asked in takes]
         layout = layout_of(self.config.to_dict(), patched, "image_sizes" in takes)
-        if layout.fixed and not patched:
+        if layout.fixed:
             layout.positions = self._positions(tower, layout.vision)
         token = self.tokenizer.convert_ids_to_tokens(self.image_token)
         return PictureReader(self._folder, layout, _PIXELS, token)
