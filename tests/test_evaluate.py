@@ -186,6 +186,19 @@ def test_a_base_with_packs_takes_the_place_of_a_bundle(
     assert evaluate(bundle_of("bert", "bank"), [again], data=data).measures == {"again": expected}
 
 
+def test_columns_are_read_before_a_base_is_exported(
+    base_of: Callable[[str], Path],
+    pack_of: Callable[[str, str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    data = write(tmp_path / "rows.jsonl", [{"message": "w1 w2", "label": "x"}])
+    with pytest.raises(ConfigError, match="needs the columns text and label"):
+        evaluate(base_of("bert"), [pack_of("bert", "alpha")], data=data)
+    assert not [*tmp_path.glob("cache/exports/*")]
+
+
 def test_adapters_with_other_labels_than_the_data_are_named(bundle_of: Bundle, tmp_path: Path) -> None:
     found = evaluate(bundle_of("bert", "bank"), data=write(tmp_path / "rows.jsonl", tickets()))
     assert [*found.measures] == ["alpha"]

@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -148,15 +149,45 @@ def test_the_better_answers_become_likelier(
     assert margin(attach(model, load(tmp_path / kind)), tokenizer) > before + least
 
 
-def test_rewards_are_measured_as_trl_measures_them(tiny_llama: Path, tmp_path: Path) -> None:
-    """The margin beyond the base's, times beta, is what TRL's evaluation calls the margin of rewards."""
-    values = config(tiny_llama, tmp_path, "dpo")
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("dpo", {"reward_margin": "rewards/margins", "reward_accuracy": "rewards/accuracies"}),
+        ("kto", {"reward_margin": "rewards/margins"}),
+        ("reward", {"win_rate": "accuracy", "margin": "margin"}),
+    ],
+)
+def test_preferences_are_measured_as_trl_measures_them(
+    kind: str, theirs: dict[str, str], tiny_llama: Path, tmp_path: Path
+) -> None:
+    """The margin beyond the base's, times beta, is what TRL's evaluation calls the margin of rewards; of a reward
+    model the scores' own are.
+    """
+    values = config(tiny_llama, tmp_path, kind, per_device_eval_batch_size=48)
     (pack,) = train({**values, "eval_file": values["train_file"]})
     adapterpack.export(tiny_llama, [pack], tmp_path / "bundle", mode="inputs", in_place=False)
-    measures = adapterpack.evaluate(tmp_path / "bundle", data=values["train_file"]).measures["dpo"]
+    found = adapterpack.evaluate(tmp_path / "bundle", data=values["train_file"])
     claims = {metric["name"]: metric["value"] for metric in pack.manifest.metrics}
-    assert 0.2 * measures["reward_margin"] == pytest.approx(claims["rewards/margins"], rel=1e-4)
-    assert measures["reward_accuracy"] == claims["rewards/accuracies"]
+    measures = found.measures[pack.name]
+    for ours, name in theirs.items():
+        beta = 0.2 if name == "rewards/margins" else 1
+        assert beta * measures[ours] == pytest.approx(claims[name], rel=1e-4)
+    (model,) = (one for one in found.models if one.name == pack.name)
+    if kind == "kto":
+        good = np.array([row["label"] for row in rows_of(kind)])
+        assert measures["reward_accuracy"] == np.mean((model.judgement.rows["reward"] > 0) == good)
+
+
+def test_answers_are_not_compared_by_a_classifier(tiny_llama: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"w{at}", "label": "ab"[at % 2]} for at in range(8)]
+    values = config(tiny_llama, tmp_path, "reward")
+    (tmp_path / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    labels = {"train_file": str(tmp_path / "labels.jsonl"), "task": "text-classification", "max_steps": 1}
+    kept = {key: value for key, value in values.items() if key != "stage"}
+    (pack,) = train({**kept, **labels})
+    adapterpack.export(tiny_llama, [pack], tmp_path / "bundle", in_place=False)
+    with pytest.raises(ConfigError, match=r"this one has labels .*found a, b"):
+        adapterpack.evaluate(tmp_path / "bundle", data=values["train_file"])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -24,7 +25,7 @@ from serving.servers import ANN, begin
 from transformers import vision_utils
 from vision_models import FAMILIES, IMAGE, PICTURES, architecture, make_family, url
 
-from adapterpack import Engine, LoRA, Session, adapt, chat, export, load, run, save
+from adapterpack import Engine, LoRA, Session, adapt, chat, evaluate, export, load, run, save
 from adapterpack.errors import ConfigError, StorageError, Unsupported
 from adapterpack.exporting.tracing.vision_parts import Vision
 from adapterpack.runtime.media.image_layouts import GRIDS, PIXELS, SIZES, layout_of
@@ -133,6 +134,33 @@ def test_a_conversation_has_pictures(made: Callable[[str], tuple[Path, Any, Path
     with pytest.raises(StorageError):
         talk.say("w1", ["nowhere.png"])
     assert len(talk.messages) == 6
+
+
+def test_answers_about_pictures_are_measured(
+    made: Callable[[str], tuple[Path, Any, Path]], tmp_path: Path
+) -> None:
+    """The model is asked with the tokens that training would show it, and what it says itself is an exact match."""
+    base, pack, bundle = made(*SHORT)
+    for number, picture in enumerate(PICTURES):
+        (tmp_path / f"{number}.png").write_bytes(picture)
+    texts = [(0, "w20 <image> w21"), (1, "w30 w31 w32"), (2, "<image> w40")]
+    rows = [{"image": str(tmp_path / f"{at}.png"), "prompt": text} for at, text in texts]
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0}
+    said = run(bundle, [{**row, "adapter": pack.name} for row in rows], **options)
+    rows = [{**row, "completion": one["completion"]} for row, one in zip(rows, said, strict=True)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluate(bundle, data=str(data), adapters=[pack.name], **options)
+    assert [*found.measures] == ["base", pack.name]
+    assert found.measures[pack.name] == dict.fromkeys(("exact_match", "rouge1", "rouge2", "rougeL"), 1)
+    session = Session(bundle, "cpu")
+    media = Media(base, session.task)
+    media.tokenizer = hf.PreTrainedTokenizerFast.from_pretrained(base)  # as the bundle reads the file
+    parts = encode(Dataset.from_list(rows), media, 512, "here")
+    for row, part in zip(found.rows, parts, strict=True):
+        (asked,) = row.asked
+        ids, _ = session.see(asked["messages"], asked["image"])
+        assert ids == part["input_ids"][: part["labels"].count(IGNORED)]
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from ..tasks.data.report import DataReport
 from ..tasks.data.rows import Row
 from ..tasks.task import Task
 from ..torch_adapters.models.load import load_tokenizer
-from ..training.loop.media import content_of
+from ..training.loop.media import Media, content_of
 from .measures import Measure
 
 
@@ -39,6 +39,13 @@ class EvaluatedModel(NamedTuple):
         """The tokenizer as training uses it."""
         session = self.session
         return session.once("transformers' tokenizer", lambda: load_tokenizer(session.folder))
+
+    @property
+    def media(self) -> Media:
+        """The reader of images and recordings as training uses it."""
+        session = self.session
+        media: Media = session.once("training's media", lambda: Media(session.folder, session.task))
+        return media
 
 
 class EvaluationRow(NamedTuple):
@@ -109,8 +116,11 @@ class Judgement(NamedTuple):
     confusion: tuple[Sequence[str], np.ndarray] | None = None
 
 
-ReadRows = Callable[[Any, DataReport, EvaluatedModel], list[EvaluationRow]]
-"""(table, its report, a model) -> the rows; the report excludes rows that cannot be read."""
+RowReader = Callable[[EvaluatedModel], list[EvaluationRow]]
+ReadRows = Callable[[Any, DataReport], RowReader]
+"""(table, its report) -> a model -> the rows. The columns are checked before there is a model; the report
+excludes rows that cannot be read.
+"""
 
 
 @dataclass(frozen=True)
@@ -161,16 +171,20 @@ def evaluation_of(task: Task, columns: Sequence[str]) -> Evaluation:
 
 
 def read_rows(
-    rows: Any, report: DataReport, read: Callable[[Row, object], tuple[Any, ...]]
-) -> list[EvaluationRow]:
-    """Returns the rows of a table. ``read`` makes of a row and its place what follows the place in an
-    :class:`EvaluationRow`; rows that it refuses are left out as the report says.
+    rows: Any, report: DataReport, read: Callable[[EvaluatedModel, Row, object], tuple[Any, ...]]
+) -> RowReader:
+    """Returns the reader of a table's rows for a model. ``read`` makes of a model, a row and its place what
+    follows the place in an :class:`EvaluationRow`; rows that it refuses are left out as the report says.
     """
-    made = []
-    for number, row in enumerate(rows, 1):
-        with report.row(number - 1) as place:
-            made.append(EvaluationRow(number, place, *read(row, place)))
-    return made
+
+    def read_all(model: EvaluatedModel) -> list[EvaluationRow]:
+        made = []
+        for number, row in enumerate(rows, 1):
+            with report.row(number - 1) as place:
+                made.append(EvaluationRow(number, place, *read(model, row, place)))
+        return made
+
+    return read_all
 
 
 Right = Callable[[EvaluatedModel, Row, str, object], tuple[Any, ...]]
@@ -180,10 +194,10 @@ Right = Callable[[EvaluatedModel, Row, str, object], tuple[Any, ...]]
 def read_files(column: str, others: Sequence[str], right: Right) -> ReadRows:
     """Returns a reader of rows with a file in one column and the right answer in the first of ``others``."""
 
-    def read_table(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+    def read_table(rows: Any, report: DataReport) -> RowReader:
         other = report.read_pair(rows.column_names, column, others, "this task needs")
 
-        def read(row: Row, place: object) -> tuple[Any, ...]:
+        def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
             file = content_of(row[column], place, column, "the path of a file")
             shown = file if isinstance(file, str) else f"{len(file)} bytes"
             return ({column: file},), shown[:200], *right(model, row, other, place)

@@ -24,9 +24,18 @@ from ..runtime.text.model_files import context_of
 from ..tasks.data.problems import IGNORED, Labels
 from ..tasks.data.report import DataReport
 from ..tasks.data.rows import RowError
+from ..tasks.task import Task
 from ..training.config.sources import sources_of
 from ..training.data.load import load_rows
-from .evaluation import AnsweredRows, EvaluatedModel, EvaluationRow, RowReply, evaluation_of
+from .evaluation import (
+    AnsweredRows,
+    EvaluatedModel,
+    Evaluation,
+    EvaluationRow,
+    RowReader,
+    RowReply,
+    evaluation_of,
+)
 from .result import Evaluated, figures_of
 
 BASE = "base"
@@ -83,19 +92,27 @@ def evaluate(
     report = DataReport(source.path, skips=on_bad_row == "skip", reading=source.reading)
     table = load_rows(replace(source, max_samples=rows or source.max_samples), report)
     say = progress or (lambda text: None)
-    folder = bundle_for(bundle, packs, progress=progress)
+    checked: list[tuple[Evaluation, RowReader]] = []
+
+    def check(task: Task) -> None:
+        evaluation = evaluation_of(task, table.column_names)
+        checked.append((evaluation, evaluation.read(table, report)))
+
+    folder = bundle_for(bundle, packs, progress=progress, accept=check)
     session, loaded = Session(folder, provider), list[str]()
     if folder == folder_of(bundle):
         loaded = [session.load(pack) for pack in packs]
     else:
         say(f"{bundle} is exported to {folder}, where the next call finds it")
-    evaluation = evaluation_of(session.task, table.column_names)
+    if not checked:
+        check(session.task)
+    ((evaluation, read_all),) = checked
     most = min(max_length, context_of(session) or max_length)
     models, missing = _models(session, adapters or loaded or session.adapters, most)
     read: dict[Labels | None, list[EvaluationRow]] = {}
     for name, model in [*models.items()]:
         try:
-            read[model.labels] = read.get(model.labels) or evaluation.read(table, replace(report), model)
+            read[model.labels] = read.get(model.labels) or read_all(model)
         except ConfigError as error:
             if adapters or len(models) == 1:
                 raise

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from .conversations.encoding import by_row
 from .conversations.form import Conversation
-from .data import IGNORED, Labels, Picture, Row, file_of, map_rows, prompt_of
+from .data import IGNORED, OWN_COLUMNS, Labels, Picture, Row, file_of, map_rows, prompt_of
 from .session import TaskSession
 from .task import DECODER, GRID, MAIN, TASKS, Part, Task, TaskTraining
 from .text_generation import completions
@@ -31,7 +31,7 @@ def _pictures(row: Row) -> list[Any]:
     return [file_of({"image": one}, "image") for one in (given if isinstance(given, list) else [given])]
 
 
-_PLACE = "<image>"
+PLACE = "<image>"
 """What stands for a picture in texts of training data, whatever the model has there."""
 _COLUMNS = ("images", "image")
 
@@ -48,20 +48,14 @@ def encode(
         ConfigError: the column of images is missing, or a row has another number of marks than images;
             otherwise as for text generation.
     """
-    column = next((name for name in _COLUMNS if name in rows.column_names), None)
-    if column is None:
-        raise ConfigError(
-            "images with texts need the column image or images",
-            where=where,
-            found=", ".join(rows.column_names),
-        )
-    given = [_listed(value) for value in rows[column]]
+    column = images_column(rows, where)
+    given = [listed(value) for value in rows[column]]
     places = [f"{where}, row {number}" for number in range(1, len(rows) + 1)]
     seen = [
         [(one.text, one.length) for one in media.pictures(some, place).pictures]
         for some, place in zip(given, places, strict=True)
     ]
-    texts = _without_parts(rows.remove_columns(column))
+    texts = without_parts(rows.remove_columns(column))
     encoded = []
     for number, parts in by_row(
         texts, media.tokenizer, max_length, where, partial(_fill, media, seen)
@@ -72,19 +66,38 @@ def encode(
     return encoded
 
 
-def _listed(value: Any) -> list[Any]:
+def images_column(rows: Any, where: object) -> str:
+    """Returns the column of images.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    for name in _COLUMNS:
+        if name in rows.column_names:
+            return name
+    raise ConfigError(
+        "images with texts need the column image or images",
+        where=where,
+        found=", ".join(rows.column_names),
+        remedy=OWN_COLUMNS,
+    )
+
+
+def listed(value: Any) -> list[Any]:
+    """Returns the images of a row as a list."""
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _without_parts(rows: Any) -> Any:
+def without_parts(rows: Any) -> Any:
     """Returns rows whose messages have texts in the place of lists of parts."""
 
     def plain(turn: Any) -> Any:
         if not isinstance(turn, dict) or not isinstance(turn.get("content"), list):
             return turn
-        return {**turn, "content": "".join(part.get("text") or _PLACE for part in turn["content"])}
+        return {**turn, "content": "".join(part.get("text") or PLACE for part in turn["content"])}
 
-    names = [name for name in rows.column_names if any(isinstance(value, list) for value in rows[:1][name])]
+    texts = [name for name in rows.column_names if name not in _COLUMNS]
+    names = [name for name in texts if any(isinstance(value, list) for value in rows[:1][name])]
     return (
         rows.map(lambda row: {name: [plain(turn) for turn in row[name]] for name in names}) if names else rows
     )
@@ -98,7 +111,7 @@ def _fill(
 
     def fill(text: str) -> str:
         if reader.mark not in text:
-            text = text.replace(_PLACE, media.frame)
+            text = text.replace(PLACE, media.frame)
         if reader.plain:
             return text
         first, *others = text.split(reader.mark)

@@ -104,6 +104,7 @@ TASKS.register(
         "AutoModelForSequenceClassification",
         OnePass(prepare, result),
         ("ForSequenceClassification",),
+        columns={"input_ids": list},
         parts=(Part(MAIN, "plain", (*TEXT, "token_type_ids"), optional=("token_type_ids",)),),
         heads=HEADS,
         labelled=True,

@@ -16,8 +16,8 @@ from ..evaluation import (
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
-    EvaluationRow,
     Judgement,
+    RowReader,
     read_files,
     read_rows,
     target_of,
@@ -25,10 +25,10 @@ from ..evaluation import (
 from ..measures import Measure, of_sums, pearson, ratio, spearman
 
 
-def _read_texts(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+def _read_texts(rows: Any, report: DataReport) -> RowReader:
     columns, label = columns_of(rows, report)
 
-    def read(row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
         texts = texts_of(row, columns, place)
         asked = dict(zip(("text", "text_pair"), texts, strict=False))
         return (asked,), "\n".join(texts), *_label(model, row, label, place)

@@ -19,6 +19,7 @@ from ..evaluation import (
     Evaluation,
     EvaluationRow,
     Judgement,
+    RowReader,
     read_files,
     read_rows,
     text_in,
@@ -28,10 +29,10 @@ from ..measures import pearson, ratio, spearman
 _NEAREST = (1, 5, 10)
 
 
-def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+def _read(rows: Any, report: DataReport) -> RowReader:
     columns = columns_of(rows, report)
 
-    def read(row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
         values = [value_of(row, column, place) for column in columns]
         asked = tuple({"text": text} for text in values if isinstance(text, str))
         return asked, "\n".join(map(str, values[:2])), values[-1 if columns[-1] == "score" else 1]
@@ -42,9 +43,9 @@ def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Evaluati
 _read_captions = read_files("image", ("text", "caption"), text_in)
 
 
-def _read_images(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
-    read = _read_captions(rows, report, model)
-    return [row._replace(asked=(*row.asked, {"text": row.expected})) for row in read]
+def _read_images(rows: Any, report: DataReport) -> RowReader:
+    read = _read_captions(rows, report)
+    return lambda model: [row._replace(asked=(*row.asked, {"text": row.expected})) for row in read(model)]
 
 
 def _judge(rows: AnsweredRows) -> Judgement:

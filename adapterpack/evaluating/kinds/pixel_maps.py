@@ -10,7 +10,7 @@ import numpy as np
 from ...tasks.data.rows import Row
 from ...tasks.pixel_maps import nearest
 from ...tasks.semantic_segmentation import names_of
-from ...training.loop.media import Media, content_of
+from ...training.loop.media import content_of
 from ..evaluation import (
     EVALUATIONS,
     AnsweredRows,
@@ -42,7 +42,7 @@ def _count_pixels(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str
         runs = segment["counts"]
         given.reshape(-1)[np.repeat(np.arange(len(runs)) % 2 == 1, runs)] = segment["id"]
     file, targets = row.known
-    mask = nearest(_media(model).mask(file, row.place), given.T.shape)
+    mask = nearest(model.media.mask(file, row.place), given.T.shape)
     named = mask < len(targets)
     wanted, found = np.array(targets)[mask[named]], given.T[named]
     one, two, both = (
@@ -70,7 +70,7 @@ def mean_iou(both: np.ndarray, either: np.ndarray) -> float:
 def _measure_depths(model: EvaluatedModel, row: EvaluationRow, result: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the sum of the relative errors of pixels, how many are close, and how many there are."""
     given = np.array(result["depth"]["values"])
-    wanted = nearest(_media(model).map(row.known[0]), given.shape)
+    wanted = nearest(model.media.map(row.known[0]), given.shape)
     given, wanted = given[wanted > 0], wanted[wanted > 0]
     factor = np.maximum(given / wanted, wanted / np.maximum(given, np.finfo(float).tiny))
     return {"pixels": (np.abs(given / wanted - 1).sum(), (factor < _CLOSE).sum(), len(wanted))}
@@ -81,10 +81,6 @@ def _judge_depths(rows: AnsweredRows) -> Judgement:
     own = errors / np.maximum(pixels, 1)
     measures = [ratio("absolute_relative_error", errors, pixels, False), ratio("delta1", close, pixels)]
     return Judgement(measures, {"error": own}, own, [f"error {one:.3f}" for one in own])
-
-
-def _media(model: EvaluatedModel) -> Media:
-    return Media(model.session.folder, model.session.task)
 
 
 EVALUATIONS.register(

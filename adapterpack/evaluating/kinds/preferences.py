@@ -1,57 +1,85 @@
-"""Measures how often a model finds the better of two answers more likely."""
+"""Measures how often a model prefers the better of two answers, or tells good answers from bad ones: by how
+likely they are to it, or by its scores.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
 
+from ...errors import ConfigError
+from ...tasks.conversations.form import FORMS
+from ...tasks.data.problems import NUMBER
 from ...tasks.data.report import DataReport
-from ...tasks.preferences.form import pairs_of_answers
+from ...tasks.data.rows import Row
+from ...tasks.preferences.form import read_answers
 from ..evaluation import (
     EVALUATIONS,
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
-    EvaluationRow,
     Judgement,
+    ReadRows,
+    RowReader,
     RowReply,
+    read_rows,
 )
-from ..measures import ratio
-from .texts import encode_rows
+from ..measures import Measure, of_sums, ratio
+from .texts import encode
 
 _SIDES = ("chosen", "rejected")
+Encode = Callable[[Row, Any, EvaluatedModel, object], Any]
+"""(a row, its answer, a model, the row's place) -> the encoded answer."""
 
 
-def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
-    pairs = pairs_of_answers(rows, report)
-    numbers = [number for number in range(1, len(rows) + 1) if number - 1 not in report.bad]
-    encoded = []
-    for side in _SIDES:
-        table = Dataset.from_list([_conversation(pair, side) for pair in pairs])
-        encoded.append(encode_rows(table, DataReport(report.source, report.skips, numbers=numbers), model))
-    return [
-        EvaluationRow(
-            number,
-            f"{report}, row {number}",
-            (),
-            _text(pair.get("prompt", "")),
-            _text(pair["chosen"]),
-            scored=tuple(side[at][1][0] for side in encoded),
+def _reader(encoding: Encode, paired: bool = True, asks: bool = False) -> ReadRows:
+    """Returns a reader of rows with two answers, or one with a verdict. Their likelihood is measured, or the
+    model is asked about them.
+    """
+
+    def read_table(rows: Any, report: DataReport) -> RowReader:
+        read_row, sides = read_answers(rows, report, paired), _SIDES if paired else ("completion",)
+
+        def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+            read = read_row(row, place)
+            encoded = tuple(encoding(read, read[side], model, place) for side in sides)
+            asked, scored = (encoded, ()) if asks else ((), encoded)
+            return asked, _text(read.get("prompt", "")), _text(read[sides[0]]), read.get("label"), scored
+
+        return read_rows(rows, report, read)
+
+    return read_table
+
+
+def _likely(row: Row, answer: Any, model: EvaluatedModel, place: object) -> Any:
+    """Encodes an answer whose likelihood is measured, as training does."""
+    alone = "messages" if isinstance(answer, list) else "text"
+    form = FORMS["prompt-completion" if "prompt" in row else alone]
+    with form.errors(place):
+        conversation = form.read({**row, "completion": answer, "messages": answer, "text": answer})
+    return encode(conversation, model, place)[0]
+
+
+def _scored(row: Row, answer: Any, model: EvaluatedModel, place: object) -> dict[str, Any]:
+    """Encodes an answer, after its prompt, for a model that scores it, as TRL does.
+
+    Raises:
+        ConfigError: the model has labels.
+    """
+    assert model.labels is not None
+    if model.labels.problem is not NUMBER:
+        raise ConfigError(
+            "answers are compared by a model that scores them, and this one has labels",
+            where=place,
+            found=", ".join(model.labels.names),
+            expected="a reward model",
         )
-        for at, (number, pair) in enumerate(zip(numbers, pairs, strict=True), 1)
-        if all(at in side for side in encoded)
-    ]
-
-
-def _conversation(pair: Mapping[str, Any], side: str) -> dict[str, Any]:
-    answer = pair[side]
-    if "prompt" in pair:
-        kept = {key: value for key, value in pair.items() if key not in _SIDES}
-        return {**kept, "completion": answer}
-    return {"messages" if isinstance(answer, list) else "text": answer}
+    tokenizer, whole = model.tokenizer, row["prompt"] + answer if "prompt" in row else answer
+    if isinstance(whole, str):
+        return {"input_ids": tokenizer(whole.removesuffix(end := tokenizer.eos_token) + end)["input_ids"]}
+    return {"input_ids": tokenizer.apply_chat_template(whole, tools=row.get("tools"), return_dict=False)}
 
 
 def _text(value: Any) -> str:
@@ -59,21 +87,45 @@ def _text(value: Any) -> str:
 
 
 def _judge(rows: AnsweredRows) -> Judgement:
-    margin = _margins(rows.replies)
+    margin = -np.diff(_values(rows.replies))[:, 0]
     measures = [ratio("win_rate", margin > 0), ratio("margin", margin)]
     if rows.base is not None and rows.base is not rows.replies:
-        gained = margin - _margins(rows.base)
+        gained = margin + np.diff(_values(rows.base))[:, 0]
         measures += [ratio("reward_accuracy", gained > 0), ratio("reward_margin", gained)]
     return Judgement(measures, {"margin": margin}, -margin, [_SIDES[int(one <= 0)] for one in margin])
 
 
-def _margins(replies: Sequence[RowReply]) -> np.ndarray:
-    """Returns by how much the better answer of each row is more likely, in nats."""
-    losses = np.array([reply.losses for reply in replies])[..., 0]
-    margins: np.ndarray = losses[:, 1] - losses[:, 0]
-    return margins
+def _judge_verdicts(rows: AnsweredRows) -> Judgement:
+    value, good = _values(rows.replies)[:, 0], np.array([row.known for row in rows.rows])
+    measures, name = [_gap("margin", value, good)], "log_likelihood"
+    if rows.base is not None and rows.base is not rows.replies:
+        value, name = value - _values(rows.base)[:, 0], "reward"
+        measures += [ratio("reward_accuracy", (value > 0) == good), _gap("reward_margin", value, good)]
+    return Judgement(measures, {name: value}, np.where(good, -value, value), value.tolist())
 
 
-EVALUATIONS.register(
-    Evaluation("preferences", ("text-generation",), _read, _judge, columns=frozenset(_SIDES))
-)
+def _gap(name: str, value: np.ndarray, good: np.ndarray) -> Measure:
+    """Returns by how much the mean of good rows exceeds that of bad ones."""
+    parts = value * good, good, value * ~good, ~good
+    return of_sums(name, parts, lambda best, goods, worst, bads: best / goods - worst / bads)
+
+
+def _values(replies: Sequence[RowReply]) -> np.ndarray:
+    """Returns the log-likelihood, in nats, or the score of each answer ``[rows, answers]``."""
+    return np.array(
+        [
+            [-loss for loss, _ in reply.losses]
+            or [next(iter(result["scores"].values())) for result in reply.results]
+            for reply in replies
+        ]
+    )
+
+
+_read, _read_verdicts = _reader(_likely), _reader(_likely, paired=False)
+for _name, _task, _columns, _read_rows, _judge_rows in (
+    ("preferences", "text-generation", _SIDES, _read, _judge),
+    ("scores", "text-classification", _SIDES, _reader(_scored, asks=True), _judge),
+    ("verdicts", "text-generation", ("completion", "label"), _read_verdicts, _judge_verdicts),
+    ("verdicts-on-chats", "text-generation", ("messages", "label"), _read_verdicts, _judge_verdicts),
+):
+    EVALUATIONS.register(Evaluation(_name, (_task,), _read_rows, _judge_rows, frozenset(_columns)))

@@ -17,8 +17,8 @@ from ..evaluation import (
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
-    EvaluationRow,
     Judgement,
+    RowReader,
     read_rows,
 )
 from ..measures import ratio
@@ -26,10 +26,10 @@ from ..measures import ratio
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+def _read(rows: Any, report: DataReport) -> RowReader:
     flat = is_flat(rows, report)
 
-    def read(row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
         question, context, *_ = read_question(row, flat, place)
         answers = [row["answer"] or ""] if flat else row["answers"]["text"] or [""]
         return ({"question": question, "context": context},), f"{question}\n{context}", answers

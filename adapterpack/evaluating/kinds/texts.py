@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -13,12 +13,14 @@ import numpy as np
 from ...errors import ConfigError
 from ...quantizing.comparing.figures import same
 from ...runtime.sessions.session import Session
-from ...tasks.conversations.encoding import by_row
+from ...tasks.conversations.encoding import join, pieces_of, require_end
 from ...tasks.conversations.form import Conversation, read_form, text_of
 from ...tasks.data.problems import IGNORED
 from ...tasks.data.report import DataReport
 from ...tasks.data.rows import Row
+from ...tasks.image_text_to_text import PLACE, images_column, listed, without_parts
 from ...tasks.targets import target_ids
+from ...training.loop.media import content_of
 from ..evaluation import (
     EVALUATIONS,
     AnsweredRows,
@@ -26,6 +28,7 @@ from ..evaluation import (
     Evaluation,
     EvaluationRow,
     Judgement,
+    RowReader,
     read_rows,
 )
 from ..measures import ratio
@@ -34,50 +37,55 @@ _SPARE, _LONGEST = 8, 512
 """How many tokens an answer may exceed the longest right one by; the most tokens of an answer."""
 
 
-def encode_rows(rows: Any, report: DataReport, model: EvaluatedModel) -> dict[int, tuple[Conversation, Any]]:
-    """Returns row number, from 1, -> the conversation and the encoded parts of each row, as training reads
-    them.
+def encode(
+    conversation: Conversation, model: EvaluatedModel, place: object, continuous: bool = False
+) -> tuple[dict[str, list[int]], ...]:
+    """Returns the encoded parts of a conversation, as training reads them: one, or as many as a
+    ``continuous`` text fills.
 
     Raises:
-        ConfigError: a row is longer than ``max_length``, and such rows are not skipped.
+        ConfigError: it is longer than ``max_length``, or has no answer.
     """
-    seen: dict[int, Conversation] = {}
-
-    def keep(number: int, conversation: Conversation) -> Conversation:
-        seen[number] = conversation
-        return conversation
-
-    made = {}
-    for number, parts in by_row(rows, model.tokenizer, model.max_length, report, keep).items():
-        with report.row(number) as place:
-            if not parts or (len(parts) == 1 and len(parts[0]["input_ids"]) == model.max_length):
-                raise ConfigError(
-                    "a row has no answer, or is too long",
-                    where=place,
-                    expected=f"less than {model.max_length} tokens",
-                )
-            made[number + 1] = seen[number], parts
-    return made
+    require_end(model.tokenizer, place)
+    ids, labels = join([*pieces_of(conversation, model.tokenizer)])
+    most = model.max_length if continuous else len(ids) or 1
+    parts = (
+        {"input_ids": ids[start : start + most], "labels": labels[start : start + most]}
+        for start in range(0, len(ids), most)
+    )
+    kept = tuple(part for part in parts if any(label != IGNORED for label in part["labels"][1:]))
+    if not kept or most > model.max_length:
+        raise ConfigError(
+            "a row has no answer, or is too long",
+            where=place,
+            expected=f"at most {model.max_length} tokens",
+        )
+    return kept
 
 
-def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
-    made = []
-    for number, (conversation, parts) in encode_rows(rows, report, model).items():
+def _read(rows: Any, report: DataReport) -> RowReader:
+    form = read_form(rows, report)
+
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+        with form.errors(place):
+            conversation = form.read(row)
+        parts = encode(conversation, model, place, form.continuous)
         *before, last = conversation.messages
         ids, labels = parts[0]["input_ids"], parts[0]["labels"]
         learned = np.array([IGNORED, *labels]) != IGNORED
         start = np.flatnonzero(learned[1:] & ~learned[:-1])[-1]  # of the last answer
         asked = ({"prompt": ids[:start]},) if before else ()
-        text = str(last.get("content") or "")
-        place, shown = f"{report}, row {number}", str((before or [last])[-1]["content"])
-        made.append(EvaluationRow(number, place, asked, shown, text, scored=tuple(parts)))
-    return made
+        shown = str((before or [last])[-1]["content"])
+        return asked, shown, str(last.get("content") or ""), None, parts
+
+    return read_rows(rows, report, read)
 
 
-def _read_pairs(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
-    form, tokenizer = read_form(rows, report), model.tokenizer
+def _read_pairs(rows: Any, report: DataReport) -> RowReader:
+    form = read_form(rows, report)
 
-    def read(row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+        tokenizer = model.tokenizer
         with form.errors(place):
             *before, last = form.read(row).messages
             source, text = (
@@ -91,6 +99,32 @@ def _read_pairs(rows: Any, report: DataReport, model: EvaluatedModel) -> list[Ev
         return ({"text": source},), source, text, None, (scored,)
 
     return read_rows(rows, report, read)
+
+
+def _read_seen(rows: Any, report: DataReport) -> RowReader:
+    column = images_column(rows, report)
+    form = read_form(rows.remove_columns(column), report)
+
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
+        with form.errors(place):
+            conversation = form.read(row)
+        *before, last = conversation.messages
+        shown = text_of(before[-1]["content"]) if before else ""
+        files = iter([content_of(one, place, "an image", "the path") for one in listed(row[column])])
+        turns = [{**turn, "content": _with_files(text_of(turn["content"]), files)} for turn in before]
+        prompt = {"prompt": shown} if conversation.verbatim else {"messages": turns}
+        return ({**prompt, "image": [*files]},), shown, text_of(last["content"])
+
+    return read_rows(without_parts(rows), report, read)
+
+
+def _with_files(text: str, files: Iterator[str | bytes]) -> str | list[dict[str, Any]]:
+    """Returns the content of a message: a text, or its parts where it has places of pictures."""
+    first, *others = text.split(PLACE)
+    parts: list[dict[str, Any]] = [{"type": "text", "text": first}]
+    for other in others:
+        parts += [{"type": "image", "image": next(files, None)}, {"type": "text", "text": other}]
+    return parts if others else text
 
 
 def length_options(session: Session, rows: Sequence[EvaluationRow]) -> Mapping[str, Any]:
@@ -152,7 +186,9 @@ def longest_common(one: Sequence[str], two: Sequence[str]) -> int:
     return int(lengths[-1])
 
 
-EVALUATIONS.register(Evaluation("texts", ("text-generation",), _read, _judge, options=length_options))
-EVALUATIONS.register(
-    Evaluation("texts-of-texts", ("text2text-generation",), _read_pairs, _judge, options=length_options)
-)
+for _name, _task, _reader in (
+    ("texts", "text-generation", _read),
+    ("texts-of-texts", "text2text-generation", _read_pairs),
+    ("texts-of-images", "image-text-to-text", _read_seen),
+):
+    EVALUATIONS.register(Evaluation(_name, (_task,), _reader, _judge, options=length_options))

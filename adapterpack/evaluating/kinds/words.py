@@ -16,8 +16,8 @@ from ..evaluation import (
     AnsweredRows,
     EvaluatedModel,
     Evaluation,
-    EvaluationRow,
     Judgement,
+    RowReader,
     read_rows,
     target_of,
 )
@@ -25,10 +25,10 @@ from ..measures import ratio
 from .classification import confusion
 
 
-def _read(rows: Any, report: DataReport, model: EvaluatedModel) -> list[EvaluationRow]:
+def _read(rows: Any, report: DataReport) -> RowReader:
     column = label_column(rows, report)
 
-    def read(row: Row, place: object) -> tuple[Any, ...]:
+    def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
         words, tags = words_and_labels(row, column, place)
         for tag in tags:
             target_of(model, tag, place)

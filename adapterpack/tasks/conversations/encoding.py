@@ -51,28 +51,18 @@ def by_row(
     form = read_form(rows, report)
     if form.remark:
         log.info("%s: %s", where, form.remark)
-    if tokenizer.eos_token_id is None:
-        raise ConfigError(
-            "the tokenizer has no end token, so the model could not learn where to stop",
-            where=where,
-            remedy=(
-                "use the tokenizer of a generating model, or name another task (task: text-classification "
-                "...)"
-            ),
-        )
+    require_end(tokenizer, where)
     encoded: dict[int, list[dict[str, Any]]] = {}
     cut = skipped = 0
     for number, row in enumerate(rows):
         with report.row(number) as place:
             with form.errors(place):
                 conversation = change(number, form.read(row))
-                pieces = list(_pieces(conversation, tokenizer))
+                pieces = list(pieces_of(conversation, tokenizer))
             wanted_turns = conversation.messages[conversation.learned_from :]
             answers = sum(message["role"] == "assistant" for message in wanted_turns)
             skipped += sum(learned for _, learned in pieces) < answers
-            ids = [token for piece, _ in pieces for token in piece]
-            whole = report.reading.whole
-            wanted = [token if learned or whole else IGNORED for piece, learned in pieces for token in piece]
+            ids, wanted = join(pieces, report.reading.whole)
             starts = range(0, len(ids), max_length) if form.continuous else [0]
             parts = [
                 (ids[start : start + max_length], wanted[start : start + max_length]) for start in starts
@@ -108,7 +98,33 @@ def by_row(
     return encoded
 
 
-def _pieces(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
+def require_end(tokenizer: Any, where: object) -> None:
+    """Raises unless a tokenizer has an end token.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(
+            "the tokenizer has no end token, so the model could not learn where to stop",
+            where=where,
+            remedy="use the tokenizer of a generating model, name one of its tokens (special_tokens: "
+            "{eos_token: ...}), or name another task (task: text-classification ...)",
+        )
+
+
+def join(pieces: Sequence[Piece], whole: bool = False) -> tuple[list[int], list[int]]:
+    """Returns the token ids of pieces, and their labels; with ``whole`` all are learned.
+
+    Example:
+        >>> join([([5, 6], False), ([7], True)])
+        ([5, 6, 7], [-100, -100, 7])
+    """
+    ids = [token for piece, _ in pieces for token in piece]
+    return ids, [token if learned or whole else IGNORED for piece, learned in pieces for token in piece]
+
+
+def pieces_of(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
     """Yields the parts of a row in order, each tokenized separately, because at inference the model also gets
     its prompt tokenized separately.
     """

@@ -43,7 +43,7 @@ def pairs_of_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
     Raises:
         ConfigError: no such format has these columns, or a row does not fit the format.
     """
-    return _read(rows, report, paired=True)
+    return report.encode(rows, read_answers(rows, report, paired=True))
 
 
 def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
@@ -52,10 +52,15 @@ def labelled_answers(rows: Any, report: DataReport) -> list[dict[str, Any]]:
     Raises:
         ConfigError: no such format has these columns, or a row does not fit the format.
     """
-    return _read(rows, report, paired=False)
+    return report.encode(rows, read_answers(rows, report, paired=False))
 
 
-def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
+def read_answers(rows: Any, report: DataReport, paired: bool) -> Callable[[Row, object], dict[str, Any]]:
+    """Returns what reads a row, at its place, of two answers or of one with a verdict.
+
+    Raises:
+        ConfigError: no such format has these columns.
+    """
     form = _form_of(rows.column_names, report, paired)
     report.read_as(form.name, rows.column_names, form.columns | form.optional)
 
@@ -65,7 +70,7 @@ def _read(rows: Any, report: DataReport, paired: bool) -> list[dict[str, Any]]:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"a row is not of the form {form.name}: {error}", where=place) from error
 
-    return report.encode(rows, read)
+    return read
 
 
 def _form_of(columns: Sequence[str], report: DataReport, paired: bool) -> PreferenceForm:
