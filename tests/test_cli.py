@@ -893,6 +893,13 @@ def test_wrong_usage_is_exit_2(line: str) -> None:
 
 
 @pytest.mark.fast
+def test_a_mistyped_command_has_a_near_name() -> None:
+    done = call("trian", "train.yaml")
+    assert done.exit_code == 2
+    assert done.stderr.endswith("Error: No such command 'trian'. Did you mean 'train'?\n")
+
+
+@pytest.mark.fast
 def test_a_bug_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An exception that is not ours: one line that says so; where it arose only with --traceback."""
     imports = "import click\nfrom adapterpack.cli.options import common_options\n"

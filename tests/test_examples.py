@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,32 @@ def test_suggestions_for_what_a_configuration_leaves_open(
     assert used["num_train_epochs"] == written["num_train_epochs"] == 10
     assert "suggested learning_rate: 0.001 (for lora on a model of width 24)" in caplog.text
     assert "suggested r" not in caplog.text
+
+
+def test_init_takes_columns_by_other_names(tiny_bert: Path, tmp_path: Path) -> None:
+    """Of the file to evaluate on, too; embeddings keep the learning rate that is suggested."""
+    for part in ("train", "test"):
+        (tmp_path / f"{part}.csv").write_text("a;b\n" + "w1 w2;w3\n" * 8)
+    data = {"path": str(tmp_path / "train.csv"), "columns": {"anchor": "a", "positive": "b"}}
+    settings = adapterpack.init(tiny_bert, data, tmp_path / "train.yaml")
+    assert (settings["task"], settings["learning_rate"]) == ("feature-extraction", 1e-3)
+    (config,), _ = read_config(tmp_path / "train.yaml")
+    assert config.train_file == data
+    assert config.eval_file == {**data, "path": str(tmp_path / "test.csv")}
+
+
+def test_preferences_need_a_base_with_an_end_token(tiny_bert: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_bert, tmp_path / "base")
+    for path in (base / "tokenizer_config.json", base / "special_tokens_map.json"):
+        if path.is_file():
+            kept = {key: value for key, value in json.loads(path.read_text()).items() if key != "eos_token"}
+            path.write_text(json.dumps(kept))
+    data = EXAMPLES / "data" / "preferences.train.jsonl"
+    with pytest.raises(ConfigError, match="no task of this base reads such data"):
+        adapterpack.init(base, data, tmp_path / "train.yaml")
+    values = {"model_name_or_path": str(base), "trainer": "reward", "output_dir": str(tmp_path / "pack")}
+    with pytest.raises(ConfigError, match=r"no end token.*special_tokens"):
+        adapterpack.train({**values, "train_file": str(data)})
 
 
 def test_init_says_what_tasks_need(tiny_bert: Path, tmp_path: Path) -> None:

@@ -26,6 +26,8 @@ QUIET, VERBOSE = "--quiet", "--verbose"
 _LOG = logging.getLogger("adapterpack.cli")
 
 
+_CHATTER = ("torchao", "torch.utils._pytree", "bitsandbytes")
+"""Loggers of other libraries that warn at import of what they can do without."""
 _flags: Mapping[str, Any] = {}
 """The flags of the running command, for all of its threads."""
 
@@ -109,6 +111,8 @@ def log_to_stderr(flags: Mapping[str, Any]) -> Iterator[None]:
         )
     programs, handler = form == "json", _Stderr()
     handler.setFormatter(_Json() if programs else _Text())
+    for name in _CHATTER:
+        logging.getLogger(name).setLevel(logging.ERROR)
     log, before = logging.getLogger(None if programs else "adapterpack"), _LOG.level
     log.addHandler(handler)
     _LOG.setLevel(logging.DEBUG)  # "tell" has asked for the level

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
-from ..errors import EXIT_FAILED, AdapterpackError, StorageError, printable, storage_errors
+from ..errors import EXIT_FAILED, AdapterpackError, StorageError, closest, printable, storage_errors
 from ..signals import Ended, Raising, end_where_files_are_cut_short, raised
 from ..version import VERSION
 from . import output, settings
@@ -76,6 +76,8 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
+            if (close := closest(cmd_name, COMMANDS)) and not ctx.resilient_parsing:
+                ctx.fail(f"No such command {cmd_name!r}. Did you mean {close!r}?")
             return None
         command: click.Command = import_module(f"adapterpack.cli.commands.{cmd_name}").command
         return command

@@ -267,3 +267,13 @@ def parse_pairs(ctx: click.Context, param: click.Parameter, values: tuple[str, .
             raise click.BadParameter(f"{key!r} is given twice.", ctx, param)
         values_by_key[key] = loads(value, key, what="a value cannot be read, put it in quotes")
     return values_by_key
+
+
+columns_option = option(
+    "--column columns",
+    "OURS=YOURS",
+    "A column by another name, such as text=message; may be repeated.",
+    multiple=True,
+    callback=parse_pairs,
+)
+"""Columns of data by other names."""

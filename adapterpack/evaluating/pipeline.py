@@ -30,9 +30,7 @@ from ..training.data.load import load_rows
 from .evaluation import (
     AnsweredRows,
     EvaluatedModel,
-    Evaluation,
     EvaluationRow,
-    RowReader,
     RowReply,
     evaluation_of,
 )
@@ -92,11 +90,11 @@ def evaluate(
     report = DataReport(source.path, skips=on_bad_row == "skip", reading=source.reading)
     table = load_rows(replace(source, max_samples=rows or source.max_samples), report)
     say = progress or (lambda text: None)
-    checked: list[tuple[Evaluation, RowReader]] = []
+    checked: list[Any] = []
 
     def check(task: Task) -> None:
-        evaluation = evaluation_of(task, table.column_names)
-        checked.append((evaluation, evaluation.read(table, report)))
+        kind = evaluation_of(task, table.column_names)
+        checked[:] = kind, kind.read(table, report)
 
     folder = bundle_for(bundle, packs, progress=progress, accept=check)
     session, loaded = Session(folder, provider), list[str]()
@@ -106,7 +104,7 @@ def evaluate(
         say(f"{bundle} is exported to {folder}, where the next call finds it")
     if not checked:
         check(session.task)
-    ((evaluation, read_all),) = checked
+    evaluation, read_all = checked
     most = min(max_length, context_of(session) or max_length)
     models, missing = _models(session, adapters or loaded or session.adapters, most)
     read: dict[Labels | None, list[EvaluationRow]] = {}

@@ -72,7 +72,7 @@ def _download(text: str) -> Path:
         raise StorageError(
             "there is no such file or folder here",
             where=text,
-            remedy=f"{_suggestion(text)}name one that is there, or a repository of a hub as hf://org/name",
+            remedy=f"{near_path(text)}name one that is there, or a repository of a hub as hf://org/name",
         )
     from .pull import local_copy  # noqa: PLC0415 - every command imports this module, and few of them a hub
 
@@ -140,7 +140,7 @@ def _not_found(text: str, reason: str) -> StorageError:
     return StorageError(
         "there is no such file or folder here",
         where=text,
-        remedy=f"{_suggestion(text)}name one that is there. If a repository of a hub is meant (org/name, or "
+        remedy=f"{near_path(text)}name one that is there. If a repository of a hub is meant (org/name, or "
         "hf://org/name): it did not come, check the name, the network and HF_ENDPOINT "
         f"({_first_sentence(reason)})",
     )
@@ -150,7 +150,7 @@ def _first_sentence(reason: str) -> str:
     return redact(reason.partition("\n")[0].partition(". ")[0])[:200].rstrip(".")
 
 
-def _suggestion(text: str) -> str:
+def near_path(text: str) -> str:
     """Returns the start of a remedy with the existing path closest to a mistyped one, if one is close."""
     path = Path(text)
     there = next((parent for parent in path.parents if parent.is_dir()), None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +64,7 @@ class _Reading(NamedTuple):
 
 def init(
     base: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Mapping[str, Any],
     out: str | os.PathLike[str] = "train.yaml",
     *,
     method: str = "lora",
@@ -73,7 +73,8 @@ def init(
     """Writes a configuration for training an adapter of a base on data, after a look at both.
 
     The task is the one that reads most columns of the data, of those that the base has a model for. Comments
-    say why settings have their values, which are returned.
+    say why settings have their values, which are returned. ``data`` may be a source as a configuration has
+    it: ``{"path": "tickets.csv", "columns": {"text": "message"}}``.
 
     Raises:
         OutputExists: ``out`` is taken.
@@ -89,7 +90,7 @@ def init(
     METHODS[method]
     folder = folder_of(base)
     config = load_config(folder)
-    source = Source(os.fspath(data))
+    (source,) = sources_of(data if isinstance(data, Mapping) else os.fspath(data), "data")
     found = _read(folder, config, source)
     text = config.get_text_config().to_dict()
     name = Path(source.path).name.partition(".")[0]
@@ -103,8 +104,11 @@ def init(
         "method": method,
         "per_device_train_batch_size": batch_size,
     }
+    if source.columns:
+        for key in {"train_file", "eval_file"} & settings.keys():
+            settings[key] = {"path": settings[key], "columns": dict(source.columns)}
     suggested = suggest(folder, text, found.facts, method, batch_size)
-    if found.kind.name != SUPERVISED:
+    if "learning_rate" in found.kind.defaults:
         settings["learning_rate"] = found.kind.defaults["learning_rate"]
         suggested.pop("learning_rate", None)
     settings |= {key: one.value for key, one in suggested.items()}
@@ -142,7 +146,7 @@ def with_suggestions(config: TrainConfig) -> TrainConfig:
     )
     own = set(field_names(type(config.method_config)))
     kept = {*(config.given or ()), *(own if config.adapter_name_or_path else ())}
-    if config.trainer != SUPERVISED:
+    if "learning_rate" in TRAINERS[config.trainer].defaults:
         kept.add("learning_rate")
     left_open = {name: one for name, one in suggested.items() if name not in kept}
     for name, one in left_open.items():
@@ -203,7 +207,7 @@ def _read(folder: Path, config: Any, source: Source) -> _Reading:
             where=source.path,
             found=f"{', '.join(rows.column_names)}; a base of type {config.model_type}",
             expected="; ".join(f"{task}: {needs}" for task, needs in problems.items()) or None,
-            remedy="rename the columns, or choose another base",
+            remedy="name the columns: --column text=message --column label=team; or choose another base",
         )
     return min(readings, key=lambda one: one.rank)
 
@@ -235,6 +239,7 @@ def _try(config: TrainConfig, report: DataReport, rows: Any, folder: Path) -> _R
     kind, task = TRAINERS[config.trainer], get_task(config.task)
     some = rows.select(range(min(len(rows), _LOOKED_AT)))
     if kind.rows is not None:
+        reader_of(task, config, folder)
         kind.rows(some, report)
         return _Reading(kind, task, report, None, DataFacts(len(rows), 0, 0))
     training = training_of(task, kind)

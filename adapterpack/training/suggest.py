@@ -71,7 +71,9 @@ def suggest(
         rank = _LEAST_RANK
         while rank < _MOST_RANK and rank * numbers * _TOKENS < data.tokens:
             rank *= 2
-        found["r"] = Suggestion(rank, f"room for {data.tokens:,} learned tokens or labels")
+        found["r"] = Suggestion(
+            rank, f"room for {data.tokens:,} learned tokens or labels" if data.tokens else "to start with"
+        )
         found["alpha"] = Suggestion(_ALPHA, "the learning rate is for this one, whatever the rank")
         found["targets"] = Suggestion("all-linear", "attention alone learns less")
     steps = max(1, data.rows // batch)

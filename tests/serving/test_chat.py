@@ -191,7 +191,10 @@ def test_a_terminal_asks_answers_and_is_interrupted(patient: Path, tmp_path: Pat
 
 def test_a_signal_to_end_ends_it(patient: Path) -> None:
     """In the middle of an answer, too."""
-    with terminal(patient, "--set", "max_new_tokens=100000", "--set", "ignore_eos=true") as (process, type_in):
+    with terminal(patient, "--set", "max_new_tokens=100000", "--set", "ignore_eos=true") as (
+        process,
+        type_in,
+    ):
         type_in("")
         type_in(f"{FIRST}\n", "\n")
         process.send_signal(signal.SIGTERM)

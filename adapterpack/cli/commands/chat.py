@@ -66,8 +66,6 @@ class _Terminal:
             try:
                 if line.startswith("/"):
                     name, _, rest = line[1:].partition(" ")
-                    if name in ("exit", "quit"):
-                        return
                     if name not in _COMMANDS:
                         known = [f"/{one}" for one in _COMMANDS]
                         raise UnknownName(
@@ -181,6 +179,10 @@ class _Terminal:
             file.write_text(json.dumps(row) + "\n", "utf-8")
         self.tell(f"saved to {out}")
 
+    def exit(self, rest: str) -> None:
+        """Ends the conversation."""
+        raise EOFError
+
     def help(self, rest: str) -> None:
         """Lists the commands."""
         for name, command in _COMMANDS.items():
@@ -205,7 +207,7 @@ _COMMANDS: Mapping[str, _Command] = {
     "reset": _Command("", "forget the conversation", _Terminal.reset),
     "save": _Command("FILE.json", "write the conversation to a new file", _Terminal.save),
     "help": _Command("", "list the commands", _Terminal.help),
-    "exit": _Command("", "end the conversation, as Ctrl-D does", _Terminal.help),
+    "exit": _Command("", "end the conversation, as Ctrl-D does", _Terminal.exit),
 }
 
 
@@ -264,4 +266,5 @@ def command(
             provider=device_of(parameters),
             **sampling,
         )
-    _Terminal(talk, as_json).run()
+    with suppress(EOFError):
+        _Terminal(talk, as_json).run()

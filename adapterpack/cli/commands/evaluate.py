@@ -23,7 +23,7 @@ from ..bundle_options import (
     sampling_options,
     sampling_parameters,
 )
-from ..options import common_options, html_option, load_adapter, open_page, option, parse_pairs
+from ..options import columns_option, common_options, html_option, load_adapter, open_page, option
 from ..output import print_json, print_line, print_table
 from ..progress import show_steps
 
@@ -32,13 +32,7 @@ from ..progress import show_steps
 @click.argument("bundle", metavar="BASE|BUNDLE")
 @packs_argument
 @option("--data", "FILE", "Rows with known answers, in any form that training reads.", required=True)
-@option(
-    "--column columns",
-    "OURS=YOURS",
-    "A column by another name, such as text=message; may be repeated.",
-    multiple=True,
-    callback=parse_pairs,
-)
+@columns_option
 @option(
     "--adapter adapters",
     "NAME",

@@ -6,7 +6,7 @@ import click
 
 import adapterpack
 
-from ..options import common_options, option
+from ..options import columns_option, common_options, option
 from ..output import print_facts, print_json, print_line
 from ..progress import show_steps
 
@@ -22,8 +22,9 @@ from ..progress import show_steps
     show_default=True,
 )
 @option("--method", "M", "The adapter method.", default="lora", show_default=True)
+@columns_option
 @common_options
-def command(*, base: str, data: str, out: str, method: str, as_json: bool) -> None:
+def command(*, base: str, data: str, out: str, method: str, columns: dict[str, str], as_json: bool) -> None:
     """Writes a configuration for training an adapter of a base on data, after a look at both.
 
     The columns of the data decide what is trained. Each setting has a comment that says why it has its value.
@@ -31,11 +32,14 @@ def command(*, base: str, data: str, out: str, method: str, as_json: bool) -> No
     \b
     Example:
       adapterpack init models/MiniLM tickets.csv
+      adapterpack init models/MiniLM requests.csv --column text=message --column label=team
       adapterpack init models/SmolLM2 chats.jsonl --method dora -o chats.yaml
     """
     with show_steps() as step:
         step("look at the base and the data")
-        settings = adapterpack.init(base, data, out, method=method)
+        settings = adapterpack.init(
+            base, {"path": data, "columns": columns} if columns else data, out, method=method
+        )
     if as_json:
         print_json({"command": "init", "output": out, "settings": settings})
         return

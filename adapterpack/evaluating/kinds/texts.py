@@ -48,13 +48,11 @@ def encode(
     """
     require_end(model.tokenizer, place)
     ids, labels = join([*pieces_of(conversation, model.tokenizer)])
-    most = model.max_length if continuous else len(ids) or 1
-    parts = (
-        {"input_ids": ids[start : start + most], "labels": labels[start : start + most]}
-        for start in range(0, len(ids), most)
-    )
-    kept = tuple(part for part in parts if any(label != IGNORED for label in part["labels"][1:]))
-    if not kept or most > model.max_length:
+    most = model.max_length
+    cuts = [slice(at, at + most) for at in range(0, len(ids), most)]
+    parts = [{"input_ids": ids[cut], "labels": labels[cut]} for cut in cuts]
+    kept = tuple(part for part in parts if {*part["labels"][1:]} - {IGNORED})
+    if not kept or (len(parts) > 1 and not continuous):
         raise ConfigError(
             "a row has no answer, or is too long",
             where=place,

@@ -20,7 +20,7 @@ _Encoded = TypeVar("_Encoded")
 
 OWN_COLUMNS = (
     "map your columns, our names first: train_file: [{path: tickets.csv, columns: {text: message, label: "
-    "team}}]"
+    "team}}], or --column text=message --column label=team"
 )
 """The remedy for columns with other names."""
 _LEAVE_OUT = "mend the row, or leave such rows out with --on-bad-row skip"

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import ConfigError, StorageError, storage_errors
+from ...hub.resolve import near_path
 from ...io import open_regular, read_at_most, resolved_inside, scratch_folder
 from ...tasks.data import DataReport
 from ..config.sources import Source
@@ -99,7 +100,7 @@ def files_of(source: Source) -> list[Path]:
         raise StorageError(
             "there is no such data file",
             where=source.path,
-            remedy="check the path: it starts from the current folder",
+            remedy=f"{near_path(source.path)}check the path: it starts from the current folder",
         )
     if other := [file for file in files if kind_of(file) is None]:
         raise ConfigError(

@@ -20,6 +20,7 @@ from ...errors import ConfigError, MissingExtra, NothingToDo, Unsupported
 from ...pack.pack import Pack
 from ...readable import things
 from ...runtime.text.model_files import context_length
+from ...tasks.conversations.encoding import require_end
 from ...tasks.conversations.templates import OWN, chat_template
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
@@ -196,7 +197,10 @@ def reader_of(task: Task, config: TrainConfig, folder: Path) -> Any:
     kind = TRAINERS[config.trainer]
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     if reads != "media":
-        return _as_configured(load_tokenizer(folder), config)
+        tokenizer = _as_configured(load_tokenizer(folder), config)
+        if kind.rows:
+            require_end(tokenizer, folder)
+        return tokenizer
     media = Media(folder, task)
     if config.special_tokens or config.chat_template:
         _as_configured(media.tokenizer, config)
