@@ -139,9 +139,9 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def plain_files(source: Path, target: Path) -> None:
-    """Copies the weights, settings and vocabularies of a checkpoint with their folders, and nothing else."""
+    """Copies the weights, settings, templates and vocabularies of a checkpoint, and their folders."""
     for path in source.rglob("*"):
-        if path.suffix in {".json", ".txt", ".safetensors"}:
+        if path.suffix in {".json", ".txt", ".jinja", ".safetensors"}:
             (place := target / path.relative_to(source)).parent.mkdir(exist_ok=True)
             place.write_bytes(path.read_bytes())
 

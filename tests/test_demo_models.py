@@ -18,6 +18,7 @@ FILES = {
     "config.json": "{}",
     "modules.json": "[]",
     "1_Pooling/config.json": '{"pooling_mode_mean_tokens": true}',
+    "chat_template.jinja": "{{ messages }}",
     "README.md": "no",
     ".hidden/config.json": "no",
     "1_Pooling/deeper/config.json": "no",
@@ -58,7 +59,15 @@ def test_the_folders_of_sentence_transformers_are_kept(
     kept = fetch(model)
     assert {
         path.relative_to(kept).as_posix(): path.read_text() for path in kept.rglob("*") if path.is_file()
-    } == {name: FILES[name] for name in ("config.json", "modules.json", "1_Pooling/config.json")}
+    } == {
+        name: FILES[name]
+        for name in (
+            "config.json",
+            "modules.json",
+            "1_Pooling/config.json",
+            "chat_template.jinja",
+        )
+    }
 
 
 def test_bases_for_the_guide(minilm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

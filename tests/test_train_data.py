@@ -227,7 +227,7 @@ def test_tables_of_spreadsheets(tmp_path: Path) -> None:
             lines(ROWS).encode(),
             {"columns": {"review": "txt"}},
             ConfigError,
-            ["no such column", "found txt", "such as {text: "],
+            ["no such column", "found txt", "did you mean 'text'?", "such as {text: "],
         ),
         (
             "a.jsonl",
@@ -743,3 +743,10 @@ def test_texts_have_the_names_that_data_sets_give_them(columns: tuple[str, ...],
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     (row,) = text_classification.encode(rows, tokenizer, 9, "here", Labels(("a", "b"), ONE))
     assert row["input_ids"] == tokenizer(*(f"w{at}" for at in range(len(columns))))["input_ids"]
+
+
+def test_a_column_by_another_name_hides_one_of_ours(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label,body\nid1,x,w1 w2\n")
+    (source,) = sources_of({"path": str(path), "columns": {"text": "body"}}, "here")
+    assert load_rows(source)[0] == {"label": "x", "text": "w1 w2"}

@@ -7,12 +7,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from msgspec import UNSET, UnsetType
 
 from ..bundle import manifest_bytes
-from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported
+from ..errors import AdapterpackError, ConfigError, UnknownAdapter, Unsupported, closest
 from ..http.http_error import HTTPError, invalid_request
 from ..pack import Pack
 from ..runtime.adapters.mix import Mix, combine
@@ -29,6 +30,9 @@ OWN_IDS = (
 """The warning in a response to token ids, which might come from another model's tokenizer."""
 NOTHING_FITS = "no adapter that says what it was trained on fits this text: the base answers"
 """The warning in a response of the base to the model ``auto``."""
+
+_MOST_COMPARED = 1000
+"""The most names of adapters that are compared with a mistyped one."""
 
 
 class ServedModel(NamedTuple):
@@ -94,10 +98,13 @@ class Catalogue:
         adapter = None if self._bare and name == self.base else name.removeprefix(f"{self.base}:")
         model = self._model(adapter) if key.may(adapter) else None
         if model is None:
+            known = [one for one in islice(self._engine.adapters.names, _MOST_COMPARED) if key.may(one)]
+            close = closest(name[:200], known)
+            near = ":" if close is None else f"; did you mean {close!r}?"
             raise HTTPError(
                 404,
                 "model_not_found",
-                f"there is no model {name[:200]!r}: GET /v1/models lists what may be asked for",
+                f"there is no model {name[:200]!r}{near} GET /v1/models lists what may be asked for",
                 param="model",
             )
         return model

@@ -382,6 +382,9 @@ def test_what_is_refused(embedder: Served, classifier: Served) -> None:
         "model_not_found",
         "model",
     )
+    for key, near in ({}, "; did you mean 'another'? GET"), (bob, ": GET"):  # no key learns what others have
+        answer = embedder.post("/v1/embeddings", {**good, "model": "anothre"}, **key)
+        assert f"there is no model 'anothre'{near}" in answer.json()["error"]["message"]
     assert refused(embedder, "/v1/embeddings", good, headers={}) == (401, "invalid_api_key", None)
     assert refused(classifier, "/v1/classify", {**good, "model": "base"}) == (400, "no_head", "model")
     assert refused(classifier, "/v1/classify", {**good, "input": {"text": "w1", "text_pair": 5}})[:2] == (

@@ -27,7 +27,7 @@ from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _EXTENSION_TO_MODULE, _MODULE_TO_EXTENSIONS
 from datasets.utils.info_utils import is_small_dataset
 
-from ...errors import ConfigError
+from ...errors import ConfigError, nearest
 from ...library_errors import library_errors
 from ...runtime.media.image_processing import DATA
 from ...runtime.media.inputs import extend
@@ -70,12 +70,14 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
             where=f"{source.path}, columns",
             found=", ".join(missing),
             expected=", ".join(rows.column_names),
-            remedy=_columns_remedy(source.columns, rows.column_names),
+            remedy=_columns_remedy(source.columns, missing[0], rows.column_names),
         )
     if source.share is not None or source.max_samples is not None:
         taken = len(rows) if source.share is None else max(1, round(source.share * len(rows)))
         rows = rows.select(range(min(taken, source.max_samples or taken, len(rows))))
-    rows = _disable_decoding(rows).rename_columns({theirs: ours for ours, theirs in source.columns.items()})
+    named = {theirs: ours for ours, theirs in source.columns.items()}
+    hidden = {*named.values()} & {*rows.column_names} - named.keys()
+    rows = _disable_decoding(rows.remove_columns([*hidden])).rename_columns(named)
     return _with_names(rows if source.media_dir is None else _from_folder(rows, Path(source.media_dir)))
 
 
@@ -91,12 +93,12 @@ def _from_folder(rows: Dataset, folder: Path) -> Dataset:
     return rows.map(lambda row: {name: place(row[name]) for name in names})
 
 
-def _columns_remedy(columns: Mapping[str, str], found: list[str]) -> str:
+def _columns_remedy(columns: Mapping[str, str], missing: str, found: list[str]) -> str:
     """Returns what to do about missing columns; if the mapping was given the wrong way round, returns it
     reversed.
     """
     if not {*columns} <= {*found}:
-        return "columns is {our name: yours}, such as {text: message, label: team}"
+        return f"{nearest(missing, found)}; columns is {{our name: yours}}, such as {{text: message}}"
     turned = ", ".join(f"{theirs}: {ours}" for ours, theirs in columns.items())
     return f"columns is {{our name: yours}}, so the other way round: columns: {{{turned}}}"
 
