@@ -749,4 +749,4 @@ def test_a_column_by_another_name_hides_one_of_ours(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,label,body\nid1,x,w1 w2\n")
     (source,) = sources_of({"path": str(path), "columns": {"text": "body"}}, "here")
-    assert load_rows(source)[0] == {"label": "x", "text": "w1 w2"}
+    assert data.load_rows(source)[0] == {"label": "x", "text": "w1 w2"}
