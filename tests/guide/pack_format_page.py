@@ -46,7 +46,8 @@ The same content written twice gives the same bytes.
 - A **newer** minor version is read as far as it is known: unknown fields are ignored, unless `must_understand` names a feature that this
   reader lacks; then the pack is refused.
 - A new **major** version is refused with a named error.
-- Fields under `extensions`, named `x_...`, belong to others. They are kept and never interpreted.
+- Fields under `extensions`, named `x_...`, belong to others. They are kept, and never interpreted but for `x_text_profile`, by which a server chooses
+  for the model [`auto`](serve.md#the-model-auto).
 - `training`, `metrics`, licenses and the texts of `pack` are claims of the author. Everything else is checked
   ([the validator](validator.md), rule by rule).
 
