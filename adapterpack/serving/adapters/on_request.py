@@ -63,25 +63,20 @@ class OnRequest:
         await asyncio.shield(self._loading[name])
 
     async def _load(self, name: str) -> None:
-        async with self._turns:
-            if await asyncio.to_thread(self._fetch, name):
-                self._fetched[name] = None
-                if len(self._fetched) > MOST:
-                    with suppress(UnknownAdapter):
-                        await asyncio.to_thread(self._control.unload, self._fetched.popitem(last=False)[0])
-                return
-        self._absent[name] = time.monotonic() + _ABSENT_SECONDS
-        if len(self._absent) > MOST:
-            self._absent.popitem(last=False)
-
-    def _fetch(self, name: str) -> bool:
         for source in self._sources:
             try:
-                self._control.load(name, name, sources=[source])
+                async with self._turns:
+                    await asyncio.to_thread(self._control.load, name, name, sources=[source])
             except (UnknownAdapter, RepoNotFound):
                 continue
             except AdapterpackError as error:
                 _LOG.error("the adapter %s was refused: %s", name, error)
-                return False
-            return True
-        return False
+                break
+            self._fetched[name] = None
+            if len(self._fetched) > MOST:
+                with suppress(UnknownAdapter):
+                    await asyncio.to_thread(self._control.unload, self._fetched.popitem(last=False)[0])
+            return
+        self._absent[name] = time.monotonic() + _ABSENT_SECONDS
+        if len(self._absent) > MOST:
+            self._absent.popitem(last=False)
