@@ -479,6 +479,26 @@ def test_a_page_shows_how_far_a_training_is(tiny_llama: Path, tmp_path: Path) ->
         read()
 
 
+def test_smaller_batches_go_on_from_the_last_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:
+    """Where memory runs out in the middle, no row is learned twice or left out, and the losses stay those of
+    the larger batches.
+    """
+    config = settings(tiny_llama, tmp_path, auto_find_batch_size=True, dropout=0.0)
+    whole, steps = uninterrupted(config, tmp_path), list[int]()
+
+    def fill(step: Step) -> None:
+        steps.append(step.done)
+        if steps == [1, 2, 3, 4]:
+            torch.empty(1 << 60)
+
+    (pack,) = train(config, progress=fill)
+    assert steps == [1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10]
+    claimed = pack.manifest.training["config"]
+    assert (claimed["per_device_train_batch_size"], claimed["gradient_accumulation_steps"]) == (2, 4)
+    losses = [[point["loss"] for point in one.manifest.training["losses"]] for one in (pack, whole)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 WANDB = """
 run, begun = None, []
 class Run:
