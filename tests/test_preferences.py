@@ -178,6 +178,22 @@ def test_preferences_are_measured_as_trl_measures_them(
         assert measures["reward_accuracy"] == np.mean((model.judgement.rows["reward"] > 0) == good)
 
 
+@pytest.mark.parametrize("kind", ["dpo", "kto"])
+def test_a_prompt_keeps_its_last_tokens(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Cut to one token it trains what the last word alone trains."""
+    found = []
+    for name, most, start in (("cut", 1, 0), ("short", None, 1), ("whole", None, 0)):
+        (tmp_path / name).mkdir()
+        values = config(tiny_llama, tmp_path / name, kind, max_steps=2, max_prompt_length=most)
+        rows = [{**row, "prompt": " ".join(row["prompt"].split()[start:])} for row in rows_of(kind)]
+        Path(values["train_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (pack,) = train(values)
+        found.append(pack.tensors)
+    cut, short, whole = (np.concatenate([np.ravel(one[key]) for key in sorted(one)]) for one in found)
+    np.testing.assert_allclose(cut, short, rtol=0, atol=1e-6)
+    assert np.abs(cut - whole).max() > 1e-4
+
+
 def test_answers_are_not_compared_by_a_classifier(tiny_llama: Path, tmp_path: Path) -> None:
     rows = [{"text": f"w{at}", "label": "ab"[at % 2]} for at in range(8)]
     values = config(tiny_llama, tmp_path, "reward")

@@ -844,3 +844,16 @@ def test_an_error_names_the_key_as_the_file_has_it() -> None:
     _, notes = read_config({**file, "output_dir": "o", "lora_rank": 8, "eot_tokens": ["<turn|>"]})
     assert any("lora_rank" in note and "did you mean 'lora_r'" in note for note in notes)
     assert any("eot_tokens: the chat template ends a turn" in note for note in notes)
+
+
+def test_variables_of_a_chat_template_stop_a_file() -> None:
+    """They change what is trained; LLaMA-Factory's default alone changes nothing."""
+    axolotl, trl = {"base_model": "b", "adapter": "lora"}, {"model_name_or_path": "b", "use_peft": True}
+    for tool, file in (("axolotl", axolotl), ("trl", trl)):
+        asked = {**file, "output_dir": "o", "chat_template_kwargs": {"enable_thinking": False}}
+        with pytest.raises(ConfigError, match="chat_template_kwargs: a chat template gets no variables"):
+            read_config(asked, tool=tool)
+    file = {"model_name_or_path": "b", "finetuning_type": "lora", "stage": "sft", "dataset": "x.jsonl"}
+    assert read_config({**file, "output_dir": "o", "enable_thinking": True})
+    with pytest.raises(ConfigError, match="enable_thinking: reasoning is learned"):
+        read_config({**file, "output_dir": "o", "enable_thinking": False})

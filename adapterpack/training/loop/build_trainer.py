@@ -56,8 +56,16 @@ def trainer_for(
     if kind.rewards:
         given["reward_funcs"] = list(rewards)
     trainer = adapting(class_at(kind.trainer, kind))(**given)
+    if (most := getattr(config.trainer_config, "max_prompt_length", None)) is not None:
+        for name in ("train_dataset", "eval_dataset"):
+            if "prompt_ids" in getattr(getattr(trainer, name), "column_names", ()):
+                setattr(trainer, name, getattr(trainer, name).map(partial(_cut_prompt, most)))
     set_up_reporters(trainer)
     return trainer
+
+
+def _cut_prompt(most: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {"prompt_ids": row["prompt_ids"][-most:]}
 
 
 @contextmanager

@@ -9,7 +9,18 @@ from .kind import TRAINERS, TrainerKind
 
 
 @dataclass(frozen=True)
-class DPO:
+class _Prompts:
+    """``max_prompt_length``: the most tokens of a prompt, which keeps its last ones."""
+
+    max_prompt_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_prompt_length is not None and self.max_prompt_length < 1:
+            raise ValueError(f"max_prompt_length must be at least 1, not {self.max_prompt_length}")
+
+
+@dataclass(frozen=True)
+class DPO(_Prompts):
     """The settings of direct preference optimization (Rafailov et al. 2023,
     https://arxiv.org/abs/2305.18290).
 
@@ -23,7 +34,7 @@ class DPO:
 
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(_Prompts):
     """The settings of KTO, which learns from answers that are labelled good or bad one by one (Ethayarajh et
     al. 2024, https://arxiv.org/abs/2402.01306).
 
