@@ -8,5 +8,4 @@ class Shown:
 
     def _repr_html_(self) -> str:
         # The layers that have results know nothing of pages.
-        html: str = import_module("adapterpack.report.notebook").frame(self)
-        return html
+        return str(import_module("adapterpack.report.notebook").frame(self))

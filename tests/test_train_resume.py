@@ -459,6 +459,7 @@ def test_a_page_shows_how_far_a_training_is(tiny_llama: Path, tmp_path: Path) ->
             pages.append(answer.read().decode())
         assert f"<strong>{step.done}</strong><span>of 10, p</span>" in pages[-1]
 
+    shown.progress = look
     with serve_page(shown.write) as address:
         with read() as answer:
             assert "<h1>Training of p</h1>" in answer.read().decode()
@@ -468,7 +469,7 @@ def test_a_page_shows_how_far_a_training_is(tiny_llama: Path, tmp_path: Path) ->
             settings(
                 tiny_llama, tmp_path, eval_file=held_out, eval_strategy="steps", eval_steps=2, logging_steps=1
             ),
-            progress=shown.note(look),
+            progress=shown,
         )
         assert len(pages) == 10
         assert [page.count("<polyline") for page in pages[1:3]] == [1, 2], "the loss, then the learning rate"

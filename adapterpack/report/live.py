@@ -26,20 +26,17 @@ class TrainingPage:
 
     def __init__(self, name: str) -> None:
         self.packs: Sequence[Mapping[str, Any]] = ()
+        self.progress: Callable[[Step], None] | None = None
         self._name, self._steps = name, dict[str, "Step"]()
         self._losses: dict[str, dict[int, float]] = {name: {}}
 
-    def note(self, progress: Callable[[Step], None] | None) -> Callable[[Step], None]:
-        """Returns a function that takes each step for the page, and passes it on to ``progress``."""
-
-        def take(step: Step) -> None:
-            name = step.name or self._name
-            self._losses.setdefault(name, {})[step.done] = step.loss
-            self._steps[name] = step
-            if progress is not None:
-                progress(step)
-
-        return take
+    def __call__(self, step: Step) -> None:
+        """Notes a step, and passes it on to ``progress``."""
+        name = step.name or self._name
+        self._losses.setdefault(name, {})[step.done] = step.loss
+        self._steps[name] = step
+        if self.progress is not None:
+            self.progress(step)
 
     def write(self) -> str:
         """Returns the page as it is now."""
@@ -71,8 +68,9 @@ def serve_page(write: Callable[[], str]) -> Iterator[str]:
 
         def do_GET(self) -> None:
             nonlocal asked
-            # A page of another site that resolves its own name to this machine may not read this one.
-            if self.headers.get("Host") not in hosts:
+            # A page of another site that resolves its own name to this machine may not read this one. The
+            # port is another one through a tunnel.
+            if self.headers.get("Host", "").partition(":")[0] not in {"127.0.0.1", "localhost"}:
                 self.send_error(404)
                 return
             asked = time.monotonic()
@@ -88,10 +86,9 @@ def serve_page(write: Callable[[], str]) -> Iterator[str]:
 
     with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         server.daemon_threads = True
-        hosts = [f"{host}:{server.server_address[1]}" for host in ("127.0.0.1", "localhost")]
         threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
         try:
-            yield f"http://{hosts[0]}/"
+            yield f"http://127.0.0.1:{server.server_address[1]}/"
         finally:
             ended = True
             if time.monotonic() - asked < 2 * _RENEWAL:

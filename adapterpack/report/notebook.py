@@ -28,9 +28,9 @@ _FRAME = Markup(
 def _pack_page(pack: Pack) -> str:
     """Returns the page of a pack: with the losses of its training, if it knows them."""
     facts, training = describe(pack, pack.path or "in memory"), dict(pack.manifest.training)
-    if "losses" not in training:
+    losses = [(point["step"], point["loss"]) for point in training.get("losses", ())]
+    if not losses:
         return inspect_report(facts)
-    losses = [(point["step"], point["loss"]) for point in training["losses"]]
     return train_report([{**facts, "training": training}], {pack.name: losses})
 
 
@@ -55,4 +55,4 @@ def frame(result: Any) -> str:
         <iframe srcdoc="&lt;!DOCTYPE ht
     """
     name = type(result).__name__
-    return _FRAME.format(_PAGES[name](result.to_json() if hasattr(result, "to_json") else result), name)
+    return _FRAME.format(_PAGES[name](getattr(result, "to_json", lambda: result)()), name)

@@ -113,10 +113,12 @@ def command(
             if live:
                 log_message(f"watch the training at {stack.enter_context(serve_page(shown.write))}")
         with show_training("train") as progress:
+            if shown is not None:
+                shown.progress = progress
             packs = adapterpack.train(
                 config,
                 overrides,
-                progress if shown is None else shown.note(progress),
+                shown or progress,
                 _load_rewards(rewards),
                 tool,
                 suggest=suggest,

@@ -7,7 +7,6 @@ from typing import Any
 
 from ...io.strict_json import finite
 from ...notebook import Shown
-from ...readable import things
 from .figures import Figures
 
 
@@ -57,7 +56,7 @@ class Comparison(Shown):
     advice: tuple[str, ...]
 
     def __repr__(self) -> str:
-        return f"<Comparison of {things(len(self.forms), 'form')} of {self.base}: {' '.join(self.advice)}>"
+        return f"<Comparison of {self.base}: {' '.join(self.advice)}>"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the comparison as ``quantize --compare --json`` prints it."""

@@ -74,7 +74,7 @@ class Bench(Shown):
 
     def __repr__(self) -> str:
         best = max(line.speed or line.prompt_speed for line in self.lines)
-        return f"<Bench of {things(len(self.lines), 'load')}: up to {best:,.0f} tokens a second>"
+        return f"<Bench: up to {best:,.0f} tokens a second>"
 
     @property
     def floor(self) -> float:

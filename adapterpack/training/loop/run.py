@@ -74,8 +74,9 @@ def train_adapter(
     # These change no number, so a run may resume with other values.
     described |= dict.fromkeys(("on_divergence", "overwrite_output_dir"))
     if config.auto_find_batch_size:
-        rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        described |= dict.fromkeys(BATCH, rows)
+        described |= dict.fromkeys(
+            BATCH, config.per_device_train_batch_size * config.gradient_accumulation_steps
+        )
     run = RunFolder(config.output_dir, described, config.overwrite_output_dir)
     stopping = Stopping()
     arguments = arguments_of(config, run.path, () if kind.rows else training_of(task, kind).targets)
