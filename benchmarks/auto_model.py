@@ -30,6 +30,7 @@ from typing import Any
 import babel
 import httpx
 import numpy as np
+import psutil
 
 import adapterpack
 from adapterpack.demos import SMOLLM2, fetch
@@ -300,8 +301,17 @@ def unknown(bundle: Path, asked: Mapping[str, Sequence[str]]) -> dict[str, float
     names = [name for name in asked if name in {pack.name for pack in (bundle.parent / "packs").iterdir()}][
         1:
     ]
+    process = psutil.Process(server.process.pid)
+
+    def spent() -> float:
+        times = process.cpu_times()
+        return float(times.user + times.system)
+
+    begun = spent()
     first = [server.ask(name, "A short prompt.")[1] for name in names]
+    between = spent()
     second = [server.ask(name, "A short prompt.")[1] for name in names]
+    processor = {"first_cpu_s": between - begun, "again_cpu_s": spent() - between}
     absent = []
     for number in range(50):
         begun = time.perf_counter()
@@ -314,6 +324,7 @@ def unknown(bundle: Path, asked: Mapping[str, Sequence[str]]) -> dict[str, float
         "first_worst_s": max(first),
         "again_s": float(np.median(second)),
         "absent_s": float(np.median(absent)),
+        **{name: seconds / len(names) for name, seconds in processor.items()},
     }
 
 
