@@ -212,12 +212,15 @@ class Server:
         )
         assert self.process.stdout is not None
         self.address = json.loads(self.process.stdout.readline())["address"]
+        self.count = 0
         self.client = httpx.Client(base_url=self.address, timeout=300)
 
     def ask(self, model: str, text: str) -> tuple[dict[str, Any], float]:
         """The answer of one token, and the seconds that it took."""
         begun = time.perf_counter()
-        body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0}
+        self.count += 1
+        salt = str(self.count)  # what was read of a prompt before would make the second answer faster
+        body = {"model": model, "prompt": text, "max_tokens": 1, "temperature": 0, "cache_salt": salt}
         answer = self.client.post("/v1/completions", json=body)
         answer.raise_for_status()
         return answer.json(), time.perf_counter() - begun
