@@ -30,11 +30,9 @@ from ..measures import Measure, of_sums, ratio
 from .texts import encode
 
 _SIDES = ("chosen", "rejected")
-Encode = Callable[[Row, Any, EvaluatedModel, object], Any]
-"""(a row, its answer, a model, the row's place) -> the encoded answer."""
 
 
-def _reader(encoding: Encode, paired: bool = True, asks: bool = False) -> ReadRows:
+def _reader(encode_answer: Callable[..., Any], paired: bool = True, asks: bool = False) -> ReadRows:
     """Returns a reader of rows with two answers, or one with a verdict. Their likelihood is measured, or the
     model is asked about them.
     """
@@ -44,7 +42,7 @@ def _reader(encoding: Encode, paired: bool = True, asks: bool = False) -> ReadRo
 
         def read(model: EvaluatedModel, row: Row, place: object) -> tuple[Any, ...]:
             read = read_row(row, place)
-            encoded = tuple(encoding(read, read[side], model, place) for side in sides)
+            encoded = tuple(encode_answer(read, read[side], model, place) for side in sides)
             asked, scored = (encoded, ()) if asks else ((), encoded)
             return asked, _text(read.get("prompt", "")), _text(read[sides[0]]), read.get("label"), scored
 
@@ -74,7 +72,6 @@ def _scored(row: Row, answer: Any, model: EvaluatedModel, place: object) -> dict
             "answers are compared by a model that scores them, and this one has labels",
             where=place,
             found=", ".join(model.labels.names),
-            expected="a reward model",
         )
     tokenizer, whole = model.tokenizer, row["prompt"] + answer if "prompt" in row else answer
     if isinstance(whole, str):

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...quantizing.comparing.figures import same
 from ...runtime.sessions.session import Session
-from ...tasks.conversations.encoding import join, pieces_of, require_end
+from ...tasks.conversations.encoding import cut_up, join, pieces_of, require_end
 from ...tasks.conversations.form import Conversation, read_form, text_of
 from ...tasks.data.problems import IGNORED
 from ...tasks.data.report import DataReport
@@ -39,7 +39,7 @@ _SPARE, _LONGEST = 8, 512
 
 def encode(
     conversation: Conversation, model: EvaluatedModel, place: object, continuous: bool = False
-) -> tuple[dict[str, list[int]], ...]:
+) -> list[dict[str, Any]]:
     """Returns the encoded parts of a conversation, as training reads them: one, or as many as a
     ``continuous`` text fills.
 
@@ -48,11 +48,8 @@ def encode(
     """
     require_end(model.tokenizer, place)
     ids, labels = join([*pieces_of(conversation, model.tokenizer)])
-    most = model.max_length
-    cuts = [slice(at, at + most) for at in range(0, len(ids), most)]
-    parts = [{"input_ids": ids[cut], "labels": labels[cut]} for cut in cuts]
-    kept = tuple(part for part in parts if {*part["labels"][1:]} - {IGNORED})
-    if not kept or (len(parts) > 1 and not continuous):
+    kept = cut_up(ids, labels, model.max_length, continuous)
+    if not kept or (len(ids) > model.max_length and not continuous):
         raise ConfigError(
             "a row has no answer, or is too long",
             where=place,
@@ -74,7 +71,7 @@ def _read(rows: Any, report: DataReport) -> RowReader:
         start = np.flatnonzero(learned[1:] & ~learned[:-1])[-1]  # of the last answer
         asked = ({"prompt": ids[:start]},) if before else ()
         shown = str((before or [last])[-1]["content"])
-        return asked, shown, str(last.get("content") or ""), None, parts
+        return asked, shown, str(last.get("content") or ""), None, tuple(parts)
 
     return read_rows(rows, report, read)
 

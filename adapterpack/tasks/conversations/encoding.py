@@ -63,15 +63,7 @@ def by_row(
             answers = sum(message["role"] == "assistant" for message in wanted_turns)
             skipped += sum(learned for _, learned in pieces) < answers
             ids, wanted = join(pieces, report.reading.whole)
-            starts = range(0, len(ids), max_length) if form.continuous else [0]
-            parts = [
-                (ids[start : start + max_length], wanted[start : start + max_length]) for start in starts
-            ]
-            kept = [
-                {"input_ids": part, "labels": learned}
-                for part, learned in parts
-                if any(label != IGNORED for label in learned[1:])  # nothing comes before the first
-            ]
+            kept = cut_up(ids, wanted, max_length, form.continuous)
             cut += bool(kept) and not form.continuous and len(ids) > max_length
             encoded[number] = kept
     left_out = sum(not kept for kept in encoded.values())
@@ -122,6 +114,16 @@ def join(pieces: Sequence[Piece], whole: bool = False) -> tuple[list[int], list[
     """
     ids = [token for piece, _ in pieces for token in piece]
     return ids, [token if learned or whole else IGNORED for piece, learned in pieces for token in piece]
+
+
+def cut_up(ids: list[int], labels: list[int], most: int, continuous: bool) -> list[dict[str, Any]]:
+    """Returns the first ``most`` tokens with their labels, or as many parts as a ``continuous`` text fills,
+    without those that have nothing to learn.
+    """
+    starts = range(0, len(ids), most) if continuous else [0]
+    parts = ({"input_ids": ids[at : at + most], "labels": labels[at : at + most]} for at in starts)
+    # nothing comes before the first token
+    return [part for part in parts if any(label != IGNORED for label in part["labels"][1:])]
 
 
 def pieces_of(conversation: Conversation, tokenizer: Any) -> Iterator[Piece]:
