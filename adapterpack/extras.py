@@ -14,6 +14,7 @@ LIBRARIES = {
     "transformers": "train",
     "accelerate": "train",
     "datasets": "train",
+    "python_calamine": "train",
     "mobius": "export",
     "onnxscript": "export",
     "prometheus_client": "serve",

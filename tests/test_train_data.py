@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
 import pytest
 import torch
 import transformers
@@ -89,6 +90,31 @@ def rows_of(base: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dic
     assert task.training is not None
     found = read(one, task, task.training, AutoTokenizer.from_pretrained(base))
     return found[0], found[1]
+
+
+def test_a_workbook_is_its_first_sheet(tmp_path: Path) -> None:
+    """Numbers stay numbers, a column with a text is text, and what is no workbook is refused in words."""
+    book = openpyxl.Workbook()
+    for row in (
+        ["text", "label", "share", "note"],
+        ["schön", 1, 0.5, "a"],
+        ["b", 2, 3, 7],
+        ["c", None, 2, None],
+    ):
+        book.active.append(row)
+    book.create_sheet("another").append(["nothing"])
+    book.save(tmp_path / "rows.xlsx")
+    assert data.load_rows(str(tmp_path / "rows.xlsx"))[:] == {
+        "text": ["schön", "b", "c"],
+        "label": [1, 2, None],
+        "share": [0.5, 3.0, 2.0],
+        "note": ["a", "7", None],
+    }
+    openpyxl.Workbook().save(tmp_path / "empty.xlsx")
+    (tmp_path / "broken.xlsx").write_bytes(b"PK\x03\x04 and no more")
+    for name, words in (("empty", "the data file is empty"), ("broken", "the workbook cannot be read.*CSV")):
+        with pytest.raises(ConfigError, match=words):
+            data.load_rows(str(tmp_path / f"{name}.xlsx"))
 
 
 def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Finds the data files that a source names, decompresses packed ones, and removes lines that are not rows."""
+"""Finds the data files that a source names, unpacks packed ones, and removes lines that are not rows."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ...io import open_regular, read_at_most, resolved_inside, scratch_folder
 from ...tasks.data import DataReport
 from ..config.sources import Source
 from .limits import MAX_ROW, flaw_of
+from .workbooks import write_lines
 
 
 class FileKind(NamedTuple):
@@ -38,6 +39,7 @@ KINDS: Mapping[str, FileKind] = {
     ".tsv": FileKind("csv", {"sep": "\t"}),
     ".txt": FileKind("text"),
     ".parquet": FileKind("parquet"),
+    ".xlsx": FileKind("json"),
 }
 """Maps file endings to how such files are read."""
 _GZIP = ".gz"
@@ -154,7 +156,10 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
     with scratch_folder() as folder:
         copies = []
         for number, file in enumerate(files):
-            copy = _unpack(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
+            if kind_of(file) == ".xlsx":
+                copy = write_lines(file, Path(folder, f"{number}.jsonl"))
+            else:
+                copy = _unpack(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
             if lines and report.skips:
                 copy = _rows_alone(copy, Path(folder, f"rows-{number}{kind_of(file)}"), file, report)
             copies.append(copy)
@@ -174,8 +179,8 @@ def _has_cache() -> bool:
 
 
 def _is_packed(file: Path) -> bool:
-    """Whether a file is compressed."""
-    return file.suffix.lower() == _GZIP
+    """Whether a file is compressed, or a workbook."""
+    return file.suffix.lower() in (_GZIP, ".xlsx")
 
 
 def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:

@@ -223,7 +223,8 @@ def _reading(where: object) -> Any:
         where=where,
         kind=ConfigError,
         expected=(
-            "json, jsonl, csv, tsv, txt or parquet rows, a folder of them or of pictures, or a hub data set"
+            "json, jsonl, csv, tsv, txt, parquet or xlsx rows, a folder of them or of pictures, or a hub "
+            "data set"
         ),
     )
 
