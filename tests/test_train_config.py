@@ -72,6 +72,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         "per_device_eval_batch_size": 4,
         "gradient_accumulation_steps": 3,
         "auto_find_batch_size": True,
+        "eval_samples": 2,
         "lr_scheduler_type": "cosine",
         "lr_scheduler_kwargs": {"num_cycles": 0.75},
         "warmup_steps": 0.1,

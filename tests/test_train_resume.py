@@ -29,8 +29,9 @@ from forked import fork_two
 from processes import child
 from safetensors import safe_open
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from adapterpack import Pack, train
+from adapterpack import Pack, attach, train
 from adapterpack.cli.main import main
 from adapterpack.cli.progress import show_training
 from adapterpack.errors import ConfigError, FormatError, MissingExtra, NonFinite, OutputExists, StorageError
@@ -478,6 +479,38 @@ def test_a_page_shows_how_far_a_training_is(tiny_llama: Path, tmp_path: Path) ->
     assert "after 10 steps" in shown.write()
     with pytest.raises(urllib.error.URLError):
         read()
+
+
+def test_a_page_shows_what_the_model_answers(tiny_llama: Path, tmp_path: Path) -> None:
+    """The answers at the end are those of the pack on a fresh base."""
+    held_out = rows(4, 1)
+    shown = TrainingPage("p")
+    (pack,) = train(
+        settings(
+            tiny_llama,
+            tmp_path,
+            eval_file=write(tmp_path / "e.jsonl", held_out),
+            eval_strategy="steps",
+            eval_steps=9,
+            eval_samples=2,
+            dropout=0.0,
+            max_steps=10,
+        ),
+        progress=shown,
+    )
+    page = shown.write()
+    assert "<h2>Answers at the last evaluation</h2>" in page
+    tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+    model = attach(AutoModelForCausalLM.from_pretrained(tiny_llama).eval(), pack)
+    for row in held_out[:2]:
+        ids = tokenizer(row["prompt"], return_tensors="pt")["input_ids"]
+        whole = model.generate(ids, max_new_tokens=64, do_sample=False)[0]
+        asked, said = (
+            tokenizer.decode(part, skip_special_tokens=True) for part in (ids[0], whole[ids.shape[1] :])
+        )
+        assert f"<td>{asked}</td>" in page and f"<td>{said}</td>" in page
+    with pytest.raises(ConfigError, match=r"eval_samples.*leave it out"):
+        train(settings(tiny_llama, tmp_path, output_dir=str(tmp_path / "d"), trainer="dpo", eval_samples=1))
 
 
 def test_smaller_batches_go_on_from_the_last_checkpoint(tiny_llama: Path, tmp_path: Path) -> None:

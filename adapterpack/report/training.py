@@ -37,6 +37,7 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
             _evaluations({str(pack["name"]): pack["training"].get("evaluations", ()) for pack in packs})
         ),
         others=(),
+        samples=(),
         packs=[
             {
                 "name": pack["name"],
@@ -84,6 +85,11 @@ def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
                 }
             )
         ),
+        samples=[
+            [name, asked, said]
+            for name, step in steps.items()
+            for asked, said in next((one["samples"] for one in reversed(step.log) if "samples" in one), ())
+        ],
         packs=(),
     )
 

@@ -13,6 +13,7 @@ Sources = str | Mapping[str, Any] | tuple[Any, ...]
 """The types in which a configuration names data; see :class:`.sources.Source`."""
 
 LEAST: dict[str, float] = {
+    "eval_samples": 0,
     "max_length": 1,
     "learning_rate": 0,
     "num_train_epochs": 0,
@@ -129,6 +130,7 @@ class TrainConfig(Shown):
     save_steps: int | float = 500
     save_total_limit: int = 2
     eval_strategy: Literal["no", "steps", "epoch"] = "no"
+    eval_samples: int = 0
     eval_steps: int | float | None = None
     load_best_model_at_end: bool = False
     metric_for_best_model: str | None = None

@@ -76,6 +76,13 @@ def arguments_of(config: TrainConfig, folder: str | Path, targets: tuple[str, ..
             where="auto_find_batch_size",
             remedy="leave it out",
         )
+    if config.eval_samples and (kind.rows or config.task != "text-generation"):
+        raise ConfigError(
+            "answers are shown where a model learns to write them",
+            where="eval_samples",
+            expected="task: text-generation, and trainer: sft",
+            remedy="leave it out",
+        )
     _require_evaluation(config)
     if takes_best(config):
         taken |= {

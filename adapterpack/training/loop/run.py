@@ -33,6 +33,7 @@ from .out_of_memory import BATCH, in_batches_that_fit, memory_errors
 from .preparing import PreparedRun, prepare, reader_of, training_of
 from .resuming import Patience, RunFolder, Stopping, interruptible, keep_checkpoint, other_processes
 from .rewards import Reward
+from .samples import Samples
 from .shared_bases import SharedBases
 from .steps import Divergence, Step, Steps, evaluation_scores, evaluations_of, losses_of
 
@@ -72,7 +73,7 @@ def train_adapter(
     )
     described = {**as_mapping(config), "datasets": datasets}
     # These change no number, so a run may resume with other values.
-    described |= dict.fromkeys(("on_divergence", "overwrite_output_dir"))
+    described |= dict.fromkeys(("on_divergence", "overwrite_output_dir", "eval_samples"))
     if config.auto_find_batch_size:
         described |= dict.fromkeys(
             BATCH, config.per_device_train_batch_size * config.gradient_accumulation_steps
@@ -99,6 +100,8 @@ def train_adapter(
         callbacks: list[TrainerCallback] = [stopping]
         if config.early_stopping_patience is not None:
             callbacks.append(Patience(config.early_stopping_patience))
+        if config.eval_samples and evaluation is not None:
+            callbacks.append(Samples(evaluation, reader, config.eval_samples))
         with (
             own_forward(ready.model),
             runs_of_reporters(),
