@@ -258,7 +258,13 @@ def test_a_budget_is_shared_out_with_the_least_error() -> None:
 # Modules trained whole.
 
 
-def headed(name: str, seed: int, labels: tuple[str, ...] | None, **more: np.ndarray) -> Pack:
+def headed(
+    name: str,
+    seed: int,
+    labels: tuple[str, ...] | None,
+    task: str = "text-classification",
+    **more: np.ndarray,
+) -> Pack:
     rng = np.random.default_rng(seed)
     count = len(labels or "ab")
     head = {
@@ -274,7 +280,7 @@ def headed(name: str, seed: int, labels: tuple[str, ...] | None, **more: np.ndar
         name,
         lora,
         {Site("q", 8, 6): (LoRA(r=2), params)},
-        task=m.PackTask("text-classification", None, labels),
+        task=m.PackTask(task, None, labels),
         base=BASE,
         full=full,
     )
@@ -309,6 +315,7 @@ def test_what_becomes_of_heads_is_said() -> None:
     )
     for packs, policy, words in (
         ([a, b], "average", "different labels"),
+        ([a, headed("d", 4, None, "feature-extraction")], "average", "different tasks"),
         ([a, headed("d", 4, ("yes", "maybe"))], "union", "label in common"),
         ([a, headed("d", 4, None)], "union", "names none"),
         ([a, b], "pick:z", "none of the packs has that name"),

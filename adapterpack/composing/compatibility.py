@@ -101,12 +101,12 @@ def common_task(packs: Sequence[Pack]) -> m.PackTask:
     Raises:
         Unsupported: the tasks or the labels differ.
     """
-    tasks = [pack.manifest.task for pack in packs]
+    common = common_type(packs)
     whole = any(pack.manifest.full_groups for pack in packs)
     labelled = [
-        (pack.name, task.labels)
-        for pack, task in zip(packs, tasks, strict=True)
-        if whole or task.labels is not None
+        (pack.name, pack.manifest.task.labels)
+        for pack in packs
+        if whole or pack.manifest.task.labels is not None
     ]
     for name, labels in labelled[1:]:
         if labels != labelled[0][1]:
@@ -118,7 +118,7 @@ def common_task(packs: Sequence[Pack]) -> m.PackTask:
                 remedy=f"{SIDE_BY_SIDE}; or say what becomes of modules trained whole: --whole union "
                 "(whole='union'), or --whole pick:NAME",
             )
-    return replace(common_type(packs), labels=labelled[0][1] if labelled else None)
+    return replace(common, labels=labelled[0][1] if labelled else None)
 
 
 def common_problem(packs: Sequence[Pack]) -> str:

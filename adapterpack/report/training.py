@@ -65,7 +65,7 @@ def live_report(steps: Mapping[str, Step], losses: Mapping[str, Points]) -> str:
         and [
             Card("step", f"{now.done:,}", f"of {now.total:,}, {name}"),
             Card("loss", _figure(now.loss), "of the last steps"),
-            Card("speed", f"{now.speed:,.0f}", "tokens a second"),
+            *([Card("speed", f"{now.speed:,.0f}", "tokens a second")] if now.speed else []),
             Card("time left", seconds(now.left)),
         ],
         charts=line_charts("Loss", losses),

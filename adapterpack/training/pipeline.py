@@ -106,7 +106,7 @@ def _show_progress(progress: Shown | None) -> Iterator[Shown | None]:
         bar = bars.get(step.name) or bars.setdefault(
             step.name, tqdm(desc=step.name or "train", total=step.total, unit="step")
         )
-        bar.set_postfix_str(f"loss {step.loss:.4g}, {step.speed:,.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(step.figures, refresh=False)
         bar.update(step.done - bar.n)
 
     try:

@@ -20,7 +20,12 @@ from word_tokenizer import write_tokenizer
 
 from adapterpack import export, run
 from adapterpack.pack.pack import Pack
+from adapterpack.runtime.engine.base import Engine
+from adapterpack.runtime.engine.encoder_engine import EncoderEngine
+from adapterpack.runtime.engine.engine import DecoderEngine
 from adapterpack.runtime.media.inputs import sound_of
+from adapterpack.serving.api import apis_of
+from adapterpack.serving.tenants.limits import ServerLimits
 from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.adapt import attach
 from adapterpack.torch_adapters.models.load import load_model
@@ -79,6 +84,20 @@ def test_what_is_no_sound_is_refused(
     good = {"model": "base", "input": url(recorded(samples(0.1)))}
     answer = server.post("/v1/predict", {**good, **change})
     assert answer.status_code == 400 and error in answer.json()["error"]["message"], answer.text
+
+
+def test_requests_to_try_are_such_as_the_model_answers(heard: tuple[Served, Path, str], bundle: Path) -> None:
+    """A sound where it hears, and a text that goes on where it has no chat template."""
+
+    def tried(engine: Engine) -> dict[str, Any]:
+        apis = apis_of(engine, ServerLimits(), {})
+        return {route.path: route.example for api in apis for route in api.routes if route.example}
+
+    assert tried(EncoderEngine(heard[1], "cpu")) == {"/v1/predict": {"input": "data:audio/wav;base64,..."}}
+    engine = DecoderEngine(bundle, "cpu", max_rows=1, max_length=64)
+    assert {*tried(engine)} == {"/v1/chat/completions", "/v1/messages"}
+    engine.bundle.tokenizer.template = None
+    assert tried(engine) == {"/v1/completions": {"prompt": "Hello"}}
 
 
 LANGUAGES, TASKS = {"<|de|>": 40, "<|en|>": 41}, {"transcribe": 42, "translate": 43}

@@ -17,6 +17,7 @@ from ..api import APIS, Api, ApiKind
 from ..one_pass.rows import PassAnswer, answer, results
 from ..openai.requests import Priority, as_list
 from ..route import RequestContext, RouteSpec
+from ..tenants.limits import ServerLimits
 
 _COLUMNS = {"data:image/": "image", "data:audio/": "audio"}
 """What a data URL begins with -> the column of a row. A name of a file is never taken: it would be one of the
@@ -65,17 +66,22 @@ def _sees_or_hears(engine: Engine) -> bool:
     return isinstance(engine, EncoderEngine) and "input_ids" not in engine.bundle.task.inputs
 
 
-ROUTES: tuple[RouteSpec, ...] = (
-    RouteSpec(
-        "POST",
-        "/v1/predict",
-        predict,
-        "key",
-        "what the model says of pictures or sounds",
-        PredictRequest,
-        PredictAnswer,
-        example={"input": "data:image/png;base64,..."},
-    ),
-)
+def _open(engine: Engine, limits: ServerLimits) -> Api:
+    kind = "image/png" if "pixel_values" in engine.bundle.task.inputs else "audio/wav"
+    return Api(
+        (
+            RouteSpec(
+                "POST",
+                "/v1/predict",
+                predict,
+                "key",
+                "what the model says of pictures or sounds",
+                PredictRequest,
+                PredictAnswer,
+                example={"input": f"data:{kind};base64,..."},
+            ),
+        )
+    )
 
-APIS.register(ApiKind("media", _sees_or_hears, lambda engine, limits: Api(ROUTES)))
+
+APIS.register(ApiKind("media", _sees_or_hears, _open))

@@ -154,6 +154,8 @@ def open_api(
 ) -> Api:
     """Makes the API for an engine."""
     texts, rows = Texts(engine, limits, sampling, share_prefixes), engine.rows
+    chats = engine.bundle.has_tokenizer and engine.bundle.tokenizer.template
+    talk = {"messages": [{"role": "user", "content": "Hello"}]} if chats else None
     return Api(
         (
             RouteSpec(
@@ -165,6 +167,7 @@ def open_api(
                 CompletionRequest,
                 Completion,
                 Completion,
+                example=None if talk else {"prompt": "Hello"},
             ),
             RouteSpec(
                 "POST",
@@ -175,7 +178,7 @@ def open_api(
                 ChatRequest,
                 ChatCompletion,
                 ChatChunk,
-                example={"messages": [{"role": "user", "content": "Hello"}]},
+                example=talk,
             ),
             RouteSpec(
                 "POST",
@@ -187,7 +190,7 @@ def open_api(
                 MessageAnswer,
                 MessageEvent,
                 ANTHROPIC,
-                {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 64},
+                talk and {**talk, "max_tokens": 64},
             ),
             RouteSpec(
                 "POST",

@@ -42,12 +42,17 @@ class Step(NamedTuple):
         """The evaluations so far."""
         return evaluations_of(self.log)
 
+    @property
+    def figures(self) -> str:
+        """The loss, and the speed where rows have tokens."""
+        return f"loss {self.loss:.4g}" + (f", {self.speed:,.0f} tokens/s" if self.speed else "")
+
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.left), 60)
         hours, minutes = divmod(minutes, 60)
         place = f"{self.name}, step" if self.name else "step"
         return (
-            f"{place} {self.done} of {self.total}: loss {self.loss:.4g}, {self.speed:,.0f} tokens/s, "
+            f"{place} {self.done} of {self.total}: {self.figures}, "
             f"{f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left"
         )
 
