@@ -78,6 +78,7 @@ def pack_card(pack: Pack, at: names.HubReference, report: Report) -> str:
         loads=loads,
         facts=facts,
         metrics=manifest.metrics,
+        given=_given(task),
         max_rank=next((rank for rank in MAX_RANKS if rank >= largest_rank(pack)), 0),
         training={**manifest.config, **settings_of(manifest.training)},
         losses=draw_losses(points) if (points := manifest.training.get("losses")) else "",
@@ -99,8 +100,23 @@ def bundle_card(bundle: Any, at: names.HubReference, base: str, license_name: st
         for one in bundle.adapters
     ]
     return _render(
-        "bundle.md.jinja", header, at, report, name=at.name, base=base, mode=bundle.mode, adapters=adapters
+        "bundle.md.jinja",
+        header,
+        at,
+        report,
+        name=at.name,
+        base=base,
+        mode=bundle.mode,
+        adapters=adapters,
+        given=_given(TASKS.find(bundle.task)),
     )
+
+
+def _given(task: Task | None) -> str:
+    """Returns what ``adapterpack run`` is given to try a model of the task."""
+    if task is None or "input_ids" in task.inputs:
+        return '--prompt "..."'
+    return "--image picture.png" if "pixel_values" in task.inputs else "--audio recording.wav"
 
 
 def _license(manifest: m.Manifest) -> dict[str, Any]:

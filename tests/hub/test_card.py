@@ -55,10 +55,10 @@ def card(text: str) -> str:
     return pack_card(pack, AT, report)
 
 
-def shared(text: str) -> str:
+def shared(text: str, task: str = "text-classification") -> str:
     """The card of a bundle whose adapters and labels are called so."""
     adapters = (SimpleNamespace(name=text, slot=1, labels=(text, "b"), pack=text),)
-    bundle = SimpleNamespace(quantization=None, task="text-classification", mode="bank", adapters=adapters)
+    bundle = SimpleNamespace(quantization=None, task=task, mode="bank", adapters=adapters)
     return bundle_card(bundle, AT, "org/base", "apache-2.0", Report("bundle", "here", None, ()))
 
 
@@ -101,6 +101,22 @@ def test_a_name_is_shown_and_adds_nothing_to_the_card(make: Any, text: str) -> N
 def test_the_table_of_metrics_has_their_columns() -> None:
     """In the order in which the metrics name them, as text."""
     assert "| name | value | dataset | harness | about \\[a\\](b) |" in card("[a](b)")
+
+
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        ("text-classification", '--prompt "..."'),
+        ("image-classification", "--image picture.png"),
+        ("automatic-speech-recognition-ctc", "--audio recording.wav"),
+    ],
+)
+def test_what_a_card_gives_a_model_is_what_it_reads(task: str, given: str) -> None:
+    pack = make_pack("tickets")
+    named = replace(pack.manifest, task=replace(pack.manifest.task, type=task))
+    text = pack_card(dataclasses.replace(pack, manifest=named), AT, Report("pack", "here", pack.id, ()))
+    assert f"run bundle --adapter tickets {given}\n" in text
+    assert f"run bundle {given}\n" in shared("a", task)
 
 
 def test_the_losses_of_a_training_are_drawn() -> None:
