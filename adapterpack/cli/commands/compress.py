@@ -31,6 +31,7 @@ from ..output import print_json, print_line
 )
 @click.option(
     "--clusters",
+    metavar="N",
     type=click.IntRange(1, 64),
     default=1,
     show_default=True,
