@@ -147,8 +147,9 @@ def terminal(*arguments: object) -> Iterator[Any]:
 
 
 PROGRAM = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C is a signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs tests in the background ignores it
 from adapterpack.cli.main import main
 main(sys.argv[1:])
 """
