@@ -61,9 +61,10 @@ def _foreign(folder: Path) -> bool:
     """Whether another tool wrote a folder: those with PEFT's config file name their tensors differently."""
     if (folder / TENSORS).exists():
         return False
-    from .converting.format import formats  # noqa: PLC0415 - PEFT's folders do not need it
+    from .converting.format import format_of  # noqa: PLC0415 - PEFT's folders do not need it
 
-    return next((name for name, form in formats().items() if form.detect(folder)), "peft") != "peft"
+    found = format_of(folder)
+    return found is not None and found.name != "peft"
 
 
 def validate(

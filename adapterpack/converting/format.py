@@ -103,6 +103,11 @@ def formats() -> dict[str, Format]:
     return {form.name: form for form in sorted(FORMATS.values(), key=lambda form: (form.rank, form.name))}
 
 
+def format_of(path: Path) -> Format | None:
+    """Returns the format of a file or folder, by its names and first bytes; None if it is in none."""
+    return next((form for form in formats().values() if form.detect(path)), None)
+
+
 def first_bytes(path: Path, count: int) -> bytes:
     """Returns the first bytes of a regular file, and no bytes for anything else."""
     if not path.is_file():

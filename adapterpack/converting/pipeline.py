@@ -16,7 +16,16 @@ from ..pack import Pack
 from ..pack.on_base import rewritten_on
 from ..paths import StrPath
 from .base import BaseModel, open_base
-from .format import FORMATS, ConversionSource, Format, first_bytes, formats, plain_name, require_base
+from .format import (
+    FORMATS,
+    ConversionSource,
+    Format,
+    first_bytes,
+    format_of,
+    formats,
+    plain_name,
+    require_base,
+)
 from .labels import name_labels, unnamed_note
 from .packs import require_base_fits, with_parent
 from .refused import refuse_known
@@ -204,9 +213,8 @@ def detect(path: Path) -> Format:
         FormatError: it is not in a supported format.
         Unsupported: it is of a kind that is never read, such as a pickle.
     """
-    for form in formats().values():
-        if form.detect(path):
-            return form
+    if (found := format_of(path)) is not None:
+        return found
     refuse_known(path)
     if path.suffix == ".safetensors" and path.is_file():
         SafetensorsFile(path)  # raises an error that explains why the file cannot be read

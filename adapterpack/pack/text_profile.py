@@ -107,7 +107,7 @@ class TextIndex:
         return name in self._columns
 
     def put(self, name: str, profile: TextProfile | None) -> None:
-        """Gives a name this profile; None takes the one that it had."""
+        """Sets the profile of a name; None removes it."""
         with self._lock:
             if self._fits.pop(name, None) is not None:
                 self._table = np.delete(self._table, self._columns[name], 1)

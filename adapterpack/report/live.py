@@ -39,7 +39,7 @@ class TrainingPage:
             self.progress(step)
 
     def write(self) -> str:
-        """Returns the page as it is now."""
+        """Renders the page."""
         # Copied at once, because another thread adds to them.
         losses = {name: list(steps.items()) for name, steps in list(self._losses.items())}
         return train_report(self.packs, losses) if self.packs else live_report(dict(self._steps), losses)
@@ -50,7 +50,7 @@ def serve_page(write: Callable[[], str]) -> Iterator[str]:
     """Yields the address of a page that ``write`` renders for each request, and that renews itself in a
     browser.
 
-    When the block ends, a page that is open gets its last state, and stays as it is.
+    An open page gets the last state when the block ends, and no longer renews itself.
 
     Example:
         >>> with serve_page(lambda: "<h1>Step 1</h1>") as address:

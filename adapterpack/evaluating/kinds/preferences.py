@@ -33,8 +33,8 @@ _SIDES = ("chosen", "rejected")
 
 
 def _reader(encode_answer: Callable[..., Any], paired: bool = True, asks: bool = False) -> ReadRows:
-    """Returns a reader of rows with two answers, or one with a verdict. Their likelihood is measured, or the
-    model is asked about them.
+    """Returns a reader of rows with two answers, or one with a verdict: the model gives their likelihood, or
+    with ``asks`` their scores.
     """
 
     def read_table(rows: Any, report: DataReport) -> RowReader:

@@ -85,16 +85,11 @@ def _in_tiles(told: _Told) -> str:
     return "".join([*lines, "\n"]) + whole if rows else whole
 
 
-def _frame(told: _Told) -> str:
-    """A token before and one after (InternVLProcessor)."""
-    start, end = told.special("start_image_token", "<img>"), told.special("end_image_token", "</img>")
-    return f"{start}{_repeat(told)}{end}"
-
-
-def _between_marks(told: _Told) -> str:
-    """A token before and one after (Gemma4Processor)."""
-    start, end = told.special("boi_token", "<|image>"), told.special("eoi_token", "<image|>")
-    return f"{start}{_repeat(told)}{end}"
+def _frame(start: tuple[str, str], end: tuple[str, str]) -> Callable[[_Told], str]:
+    """A token before and one after, each by its name in the settings and its usual value (InternVLProcessor,
+    Gemma4Processor).
+    """
+    return lambda told: f"{told.special(*start)}{_repeat(told)}{told.special(*end)}"
 
 
 def _apart(told: _Told) -> str:
@@ -105,8 +100,7 @@ def _apart(told: _Told) -> str:
             found="do_pan_and_scan",
             remedy="set do_pan_and_scan to false in the base's processor configuration",
         )
-    start, end = told.special(*_START), told.special("eoi_token", "<end_of_image>")
-    return f"\n\n{start}{_repeat(told)}{end}\n\n"
+    return f"\n\n{_frame(_START, ('eoi_token', '<end_of_image>'))(told)}\n\n"
 
 
 _START = "boi_token", "<start_of_image>"
@@ -148,10 +142,13 @@ _KINDS = {
     "PixtralImageProcessor": _Kind(_in_lines, _merged_patches),
     "Idefics3ImageProcessor": _SPLIT,
     "SmolVLMImageProcessor": _SPLIT,
-    "GotOcr2ImageProcessor": _Kind(_frame, lambda written: {"crop_to_patches": True}),
+    "GotOcr2ImageProcessor": _Kind(
+        _frame(("start_image_token", "<img>"), ("end_image_token", "</img>")),
+        lambda written: {"crop_to_patches": True},
+    ),
     "Gemma3ImageProcessor": _Kind(_apart, mark=_START),
     "DeepseekVLImageProcessor": _Kind(),
-    "Gemma4ImageProcessor": _Kind(_between_marks),
+    "Gemma4ImageProcessor": _Kind(_frame(("boi_token", "<|image>"), ("eoi_token", "<image|>"))),
     "Glm4vImageProcessor": _Kind(),
     "AyaVisionProcessor": _Kind(
         _in_numbered_tiles, lambda written: {"crop_to_patches": True}, mark=("image_token", "<image>")

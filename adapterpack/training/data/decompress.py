@@ -24,12 +24,13 @@ from .workbooks import write_lines
 
 class FileKind(NamedTuple):
     """How ``datasets`` reads a kind of files: the builder and its options; ``lines`` means that each
-    non-blank line is a row.
+    non-blank line is a row. ``write_lines`` copies a file that ``datasets`` cannot read as JSON lines.
     """
 
     builder: str
     options: Mapping[str, Any] = {}
     lines: bool = False
+    write_lines: Callable[[Path, Path], Path] | None = None
 
 
 KINDS: Mapping[str, FileKind] = {
@@ -39,7 +40,7 @@ KINDS: Mapping[str, FileKind] = {
     ".tsv": FileKind("csv", {"sep": "\t"}),
     ".txt": FileKind("text"),
     ".parquet": FileKind("parquet"),
-    ".xlsx": FileKind("json"),
+    ".xlsx": FileKind("json", write_lines=write_lines),
 }
 """Maps file endings to how such files are read."""
 _GZIP = ".gz"
@@ -147,17 +148,18 @@ def readable(files: Sequence[Path], report: DataReport) -> Iterator[tuple[list[P
     Raises:
         ConfigError: a compressed file is damaged, or expands beyond the limit.
     """
-    lines = KINDS[str(kind_of(files[0]))].lines
+    kind = KINDS[str(kind_of(files[0]))]
+    lines, convert = kind.lines, kind.write_lines
     if lines and len(files) == 1:
         report.line_of = _line_of(files[0], report)
-    if not any(map(_is_packed, files)) and not (lines and report.skips) and _has_cache():
+    if not (convert or any(map(_is_packed, files)) or (lines and report.skips)) and _has_cache():
         yield list(files), {}
         return
     with scratch_folder() as folder:
         copies = []
         for number, file in enumerate(files):
-            if kind_of(file) == ".xlsx":
-                copy = write_lines(file, Path(folder, f"{number}.jsonl"))
+            if convert:
+                copy = convert(file, Path(folder, f"{number}.jsonl"))
             else:
                 copy = _unpack(file, Path(folder, f"{number}{kind_of(file)}")) if _is_packed(file) else file
             if lines and report.skips:
@@ -179,8 +181,8 @@ def _has_cache() -> bool:
 
 
 def _is_packed(file: Path) -> bool:
-    """Whether a file is compressed, or a workbook."""
-    return file.suffix.lower() in (_GZIP, ".xlsx")
+    """Whether a file is compressed."""
+    return file.suffix.lower() == _GZIP
 
 
 def _line_of(file: Path, report: DataReport) -> Callable[[int], int | None]:
