@@ -23,6 +23,7 @@ from ...paths import StrPath
 from ..adapters.mix import Mix
 from ..generation.answer import Answer, AnswerRequest
 from ..generation.beam_search import BeamAnswer
+from ..generation.prompt_lookup import PromptLookup
 from ..generation.sampler import SampledToken, TokenMask
 from ..generation.sampling import Sampling, sampling_of
 from ..generation.structured import grammar_mask
@@ -42,6 +43,8 @@ SHORT = 32
 """A step reads further prompts until it has read this many tokens."""
 _MOMENT = 0.02
 """Seconds that a step waits if every row still waits for its grammar."""
+LOOKUP_TOKENS = 8
+"""The default for the most tokens of a row that a pass reads ahead."""
 LONGEST_POOL = 4096
 """The default length of a row of the KV pool, for models with a longer context."""
 
@@ -54,7 +57,9 @@ class DecoderEngine(Engine):
     several short ones, so that no first token waits for other prompts. With ``prompts_together`` it reads as
     many as the budget allows, which finishes a full batch slightly sooner. ``adapter_budget`` is the most
     bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
-    and values, in host memory, that are kept for prompts with the same beginning.
+    and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone reads
+    up to ``lookup_tokens`` tokens ahead, guessed from its prompt and answer (:mod:`..generation.prompt_lookup`);
+    0 for none. Its answer is the same.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
@@ -76,6 +81,7 @@ class DecoderEngine(Engine):
         prompts_together: bool = False,
         adapter_budget: int = 1 << 30,
         prefix_budget: int = 256 << 20,
+        lookup_tokens: int = LOOKUP_TOKENS,
         verify: str = "cached",
     ) -> None:
         self.bundle = OpenBundle.of(bundle, provider, threads, verify)
@@ -93,6 +99,7 @@ class DecoderEngine(Engine):
         replay = partial(replay_resident, self.bundle, reader)
         self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
         self.rows = ModelRunner(self.bundle, reader, max_rows, self.max_length, prefix_budget)
+        self.lookup_tokens = lookup_tokens
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._prompts_next = False
 
@@ -258,6 +265,9 @@ class DecoderEngine(Engine):
         rows = list(self.rows.running)
         if not rows or not _any_ready(rows):
             return
+        if guessed := self._guess(rows):
+            self._read_ahead(rows[0], guessed, events)
+            return
         try:
             answers: list[Any] = list(self.rows.decode())
         except AdapterpackError as error:
@@ -272,6 +282,38 @@ class DecoderEngine(Engine):
                 self._take(request, taken, events)
             else:
                 self.rows.retract(request.sequences[0])
+
+    def _guess(self, rows: Sequence[SequenceState]) -> list[int]:
+        """Returns the tokens that are likely to follow the next token of a row that runs alone."""
+        row, request = rows[0], rows[0].request
+        if len(rows) > 1 or self.rows.reading or request.answer.width > 1 or not self.lookup_tokens:
+            return []
+        if request.lookup is None:
+            request.lookup = PromptLookup(row.prompt, self.lookup_tokens)
+        request.lookup.extend([*row.answered, row.next_token][len(request.lookup) - len(row.prompt) :])
+        guessed: list[int] = request.lookup.guess()
+        return guessed if self.rows.can_read_ahead(row, len(guessed)) else []
+
+    def _read_ahead(self, row: SequenceState, guessed: Sequence[int], events: list[Event]) -> None:
+        """Reads a row's next token and guessed ones in one pass, and chooses after each token as a step does,
+        for as long as the choice is what was guessed.
+        """
+        request, right = row.request, 0
+        try:
+            logits = self.rows.read_ahead(row, guessed)
+        except AdapterpackError as error:
+            self._end(request, "error", events, error)
+            return
+        for one, guess in zip(logits, [*guessed, None], strict=True):
+            self.rows.advance(row)
+            if not _any_ready([row]):
+                self.rows.retract(row)
+                break
+            self._take(request, [one], events)
+            if request.answer.reason is not None or row.next_token != guess:
+                break
+            right += 1
+        request.lookup.judge(len(guessed), right)
 
     def _alone(self, place: int) -> np.ndarray | AdapterpackError:
         try:

@@ -169,7 +169,8 @@ class ModelRunner:
         self.running: list[SequenceState] = []
         self.reading: list[SequenceState] = []
         self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
-        self._pass: BoundStep | None = None
+        self._passes: dict[int, BoundStep] = {}
+        """The bound passes of the rows of the last step, by the number of tokens that they read of each row."""
         self.fixed = self.graph.resolved.captures
         """Whether steps of one shape keep their memory, as a captured (CUDA graph) run requires."""
         self._captured: dict[object, BoundStep] = {}
@@ -216,7 +217,7 @@ class ModelRunner:
         """
         row = self.reading[0]
         if row.source and not row.source_length and self._sources.read(row, len(self.running)):
-            self._pass = None
+            self._passes.clear()
         place, end, stops = len(self.running), row.num_computed_tokens + tokens, self._stops(row)
         pieces = range(row.num_computed_tokens, end, self._most_logits) if row.scores is not None else ()
         for stop in sorted(stop for stop in {*stops, *pieces, end} if row.num_computed_tokens < stop <= end):
@@ -298,7 +299,7 @@ class ModelRunner:
         tokens, start = row.tokens, row.virtual
         self._states.clear(place)
         self._read(row, place, start, tokens, row.acting_at(tokens), row.kv_len + 1)
-        self._pass = None
+        self._passes.clear()
 
     def _is_long(self, positions: int) -> bool:
         return self._short is not None and positions > self._short
@@ -315,9 +316,39 @@ class ModelRunner:
         rows, first = (self.running, 0) if place is None else ([self.running[place]], place)
         logits = self._decode(rows, first).copy()
         for row in rows:
-            row.kv_len += 1
-            row.answered.append(row.next_token)
+            self.advance(row)
         return logits
+
+    def can_read_ahead(self, row: SequenceState, count: int) -> bool:
+        """Whether a pass can read ``count`` further tokens of a row after its next one, and leave out those
+        that turn out wrong: a state that has read them could not be taken back.
+        """
+        end = row.kv_len + count
+        return (
+            not self.fixed
+            and not len(self._states)
+            and (row.adapter is None or row.adapter.acts is None)
+            and end < self._pool.length
+            and (self._short is None or not row.kv_len <= self._short <= end)
+        )
+
+    def read_ahead(self, row: SequenceState, guessed: Sequence[int]) -> np.ndarray:
+        """Reads the next token of a running row and guessed ones after it in one pass, and returns the logits
+        ``[1 + guessed, vocabulary]`` after each. :meth:`advance` then takes in each that is right.
+        """
+        tokens, place = [row.next_token, *guessed], self.running.index(row)
+        one, end = self._pass_of([row], place, len(tokens)), row.kv_len + len(tokens)
+        one.ids[0], one.positions[0] = tokens, np.arange(row.kv_len, end)
+        one.last[0] = one.ends[0] = end - 1
+        one.longest[...], one.kept[0], one.acting[0] = end, np.arange(len(tokens)), True
+        one.read[0], one.offsets[0] = row.source_length, row.offsets([-1])
+        logits: np.ndarray = one.run()[0]
+        return logits
+
+    def advance(self, row: SequenceState) -> None:
+        """Counts the next token of a row as read."""
+        row.kv_len += 1
+        row.answered.append(row.next_token)
 
     def retract(self, row: SequenceState) -> None:
         """Undoes the last step of a running row, so that the next step repeats it."""
@@ -381,7 +412,7 @@ class ModelRunner:
         if not len(self):
             self._feeds.forget()
             self._sources.forget()
-            self._pass = None
+            self._passes.clear()
 
     def _move(self, row: SequenceState, source: int, target: int) -> None:
         """Copies the caches and states of a row to another place."""
@@ -393,12 +424,7 @@ class ModelRunner:
         for place, row in enumerate(rows, first):
             if row.kv_len == self._short:
                 self._reread(row, place)
-        # The bound pass is valid while the rows and their adapters stay the same.
-        composition = first, [row.adapter for row in rows]
-        if self._pass is None or composition != self._composition:
-            self._pass = self._bound(first, len(rows), self._feeds.of(composition[1]))
-            self._composition = composition
-        one = self._pass
+        one = self._pass_of(rows, first)
         one.ids[:, 0] = [row.next_token for row in rows]
         one.last[:] = one.positions[:, 0] = one.ends[:, 0] = [row.kv_len for row in rows]
         one.longest[...] = self._pool.length if self.fixed else max(row.kv_len for row in rows) + 1
@@ -409,7 +435,19 @@ class ModelRunner:
         logits: np.ndarray = one.run()[:, 0]
         return logits
 
-    def _bound(self, first: int, rows: int, feeds: Feeds) -> BoundStep:
+    def _pass_of(self, rows: Sequence[SequenceState], first: int, tokens: int = 1) -> BoundStep:
+        """Returns the bound pass over ``tokens`` tokens of each of the rows from the place ``first`` on; it is
+        valid while the rows and their adapters stay the same.
+        """
+        composition = first, [row.adapter for row in rows]
+        if composition != self._composition:
+            self._passes.clear()
+            self._composition = composition
+        if tokens not in self._passes:
+            self._passes[tokens] = self._bound(first, len(rows), self._feeds.of(composition[1]), tokens)
+        return self._passes[tokens]
+
+    def _bound(self, first: int, rows: int, feeds: Feeds, tokens: int) -> BoundStep:
         """Returns the bound pass of a step: a new one, or the captured pass of this shape.
 
         Captured passes treat every row as long as the pool, since a recording fixes the longest length, which
@@ -432,6 +470,8 @@ class ModelRunner:
             rows,
             feeds,
             self._sources,
+            tokens=tokens,
+            count=tokens,
             features=self._no_features(rows),
             capture=number,
         )

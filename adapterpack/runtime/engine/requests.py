@@ -12,6 +12,7 @@ from ...adapter_methods import Tensors
 from ...errors import AdapterpackError
 from ..generation.answer import Answer, Ending
 from ..generation.beam_search import BeamAnswer
+from ..generation.prompt_lookup import PromptLookup
 from ..generation.sampler import SampledToken
 from ..media.image_layouts import OFFSETS
 from .adapter_feeds import ResidentAdapter
@@ -158,6 +159,8 @@ class Request:
     number: int
     answer: Answer | BeamAnswer
     sequences: list[SequenceState]
+    lookup: PromptLookup | None = None
+    """Guesses the next tokens of a row that runs alone."""
 
     def __post_init__(self) -> None:
         self.sequences[0].request = self
