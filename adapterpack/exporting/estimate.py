@@ -117,4 +117,4 @@ def bytes_per_number(setting: RoundingSetting | None, floats: int) -> float:
     """
     if setting is None:
         return 2
-    return setting.bits / 8 + (floats + setting.bits / 8) / setting.block_size
+    return setting.bits / 8 + (floats + setting.bits / 8) / (setting.block_size or math.inf)

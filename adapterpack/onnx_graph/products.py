@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from . import int8_columns
 from .editing import add_initializer, part_of
 
-QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4"})
+QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4", "MatMulInteger"})
 """Operators that multiply with codes."""
 PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
 """Operators that can implement a linear layer."""
@@ -27,15 +29,17 @@ def is_fast(path: Path) -> bool | None:
     """Whether the quantized products of the graph at ``path`` round their activations; None for a graph
     without such products.
     """
-    levels = {node.attributes.get_int(_LEVEL, _EXACT) for node in _products(ir.load(path))}
-    return _FAST in levels if levels else None
+    model = ir.load(path)
+    fast = {node.attributes.get_int(_LEVEL, _EXACT) == _FAST for node in _products(model)}
+    fast |= {node.op_type == "MatMulInteger" for node in _column_products(model)}
+    return any(fast) if fast else None
 
 
 def packs_codes(model: ir.Model) -> bool:
     """Whether a few runs of a graph have its codes prepacked: quantized products are quick with prepacked
     weights alone, but these are a second copy of the codes in memory.
     """
-    held = (node.inputs[1].const_value for node in _products(model) if node.inputs[1] is not None)
+    held = (node.inputs[1].const_value for node in (*_products(model), *_column_products(model)))
     return bool(0 < sum(tensor.nbytes for tensor in held if tensor is not None) <= PACKED)
 
 
@@ -59,12 +63,25 @@ def make_fast(path: Path, fast: bool = True) -> None:
     model = ir.load(path)
     for node in _products(model):
         node.attributes[_LEVEL] = ir.AttrInt64(_LEVEL, _FAST if fast else _EXACT)
+    other = [node for node in _column_products(model) if fast != (node.op_type == "MatMulInteger")]
+    for node in other:
+        (int8_columns.make_fast if fast else int8_columns.make_exact)(node)
+    if other:
+        RemoveUnusedNodesPass()(model)
     ir.save(model, path)
 
 
 def _products(model: ir.Model) -> Iterator[ir.Node]:
     return (
         node for node in ir.traversal.RecursiveGraphIterator(model.graph) if node.op_type == "MatMulNBits"
+    )
+
+
+def _column_products(model: ir.Model) -> Iterator[ir.Node]:
+    return (
+        node
+        for node in ir.traversal.RecursiveGraphIterator(model.graph)
+        if node.op_type == "MatMulInteger" or int8_columns.codes_of(node) is not None
     )
 
 

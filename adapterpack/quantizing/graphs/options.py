@@ -111,7 +111,7 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
         if name not in chosen.takes | {"error_budget", "size_budget"}:
             option = "symmetric or --asymmetric" if name == "symmetric" else name.replace("_", "-")
             raise ConfigError(
-                f"this scheme has no codes, so --{option} has no effect",
+                f"this scheme does not take --{option}",
                 found=scheme,
                 remedy=f"leave --{option} out",
             )
@@ -163,7 +163,7 @@ def writable_schemes() -> list[str]:
 
     Example:
         >>> writable_schemes()
-        ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed']
+        ['bf16', 'fp16', 'int2', 'int4', 'int8', 'mixed', 'w8a8']
     """
     return [name for name, scheme in GRAPH_SCHEMES.items() if not scheme.refused and not scheme.of_base]
 

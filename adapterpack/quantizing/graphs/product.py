@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from ...adapter_methods import row_blocks
 from ...onnx_graph.bnb4 import pack_nibbles
+from ...onnx_graph.int8_columns import LARGEST, exact_nodes
 from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
 from ...onnx_graph.rows import in_order
 from ...onnx_graph.sliced_tensor import SlicedTensor
@@ -19,13 +20,16 @@ if TYPE_CHECKING:
     import onnx
 
 
+_AT_ONCE = 1 << 24
+"""The most numbers of a weight to round at a time."""
 Second = Callable[[str], np.ndarray | None]
 """Returns the mean of ``x xᵀ`` ``[in, in]`` of an input by its name, or None without calibration rows."""
 
 
 class RoundingSetting(NamedTuple):
     """How to quantize a product: the scheme that replaces it, the bits of a code, the number of weights that
-    share a scale, whether codes are symmetric around zero, and the name of the rounding algorithm.
+    share a scale (0: a whole column), whether codes are symmetric around zero, and the name of the rounding
+    algorithm.
     """
 
     scheme: str
@@ -151,6 +155,21 @@ class ConstantProduct:
         stored = graph.constant("Q4", pack_nibbles(q)), graph.floats("absmax", scale)
         y = graph.product("MatMulBnb4", "_Q4", graph.x, *stored, N=len(q), block_size=block, quant_type=kind)
         return graph.ending_with(y)
+
+    def in_columns(self) -> ir.Graph:
+        """Returns the graph of the exact product on codes in eight bits, each column to nearest with a scale
+        of its own.
+        """
+        graph, blocks, steps = _Nodes(self), [], []
+        for columns in self.columns(_AT_ONCE):
+            numbers = columns.astype(np.float32)
+            step = np.abs(numbers).max(0) / np.float32(LARGEST)
+            blocks.append(np.rint(numbers / np.where(step, step, 1)).astype(np.int8))
+            steps.append(step)
+        codes = graph.constant("Q8", np.concatenate(blocks, axis=1))
+        scales = graph.constant("scales", np.concatenate(steps))
+        graph.nodes = exact_nodes(self.node.name, graph.x, codes, scales, self.dtype)
+        return graph.ending_with(graph.nodes[-1].outputs[0])
 
     def input(self) -> ir.Value:
         """Returns a new value with the name, shape and type of the product's input."""

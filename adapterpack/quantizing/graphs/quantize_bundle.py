@@ -177,8 +177,8 @@ def _report(wanted: GraphQuantization, count: int) -> dict[str, Any]:
     """Returns the manifest's entry on a scheme in which so many weights are quantized."""
     report: dict[str, Any] = {"scheme": wanted.scheme, "quantized": count}
     if (setting := wanted.setting) is not None:
+        report |= {"block_size": setting.block_size} if setting.block_size else {}
         report |= {
-            "block_size": setting.block_size,
             "symmetric": setting.symmetric,
             "algorithm": setting.algorithm,
             "head": wanted.head,
@@ -324,7 +324,7 @@ def _with_accuracy(
     fast, session = _measure(folder)
     errors = [measure.relative(before, measured.answers) for measured in (exact, fast)]
     near = wanted.setting is not None and measure.worst(before, fast.answers) <= scheme.tolerance
-    accuracy = wanted.accuracy or ("fast" if near else "exact")
+    accuracy = wanted.accuracy or scheme.accuracy or ("fast" if near else "exact")
     if accuracy == "exact":
         for path, graph in zip(graphs, exact_graphs, strict=True):
             path.write_bytes(graph)
@@ -351,10 +351,8 @@ def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, Map
 
 
 def _initializer_of(value: ir.Value) -> ir.Value:
-    """Returns the initializer that a value widens, or the value itself."""
+    """Returns the initializer that a value widens or dequantizes, or the value itself."""
     node = value.producer()
-    return (
-        node.inputs[0]
-        if node is not None and node.op_type == "Cast" and node.inputs[0].is_initializer()
-        else value
-    )
+    if node is None or node.op_type not in {"Cast", "Mul"}:
+        return value
+    return _initializer_of(node.inputs[0])

@@ -1,4 +1,4 @@
-"""Replaces the products of a graph with constant weights by ``MatMulNBits``, one weight at a time.
+"""Replaces the products of a graph with constant weights by products of codes, one weight at a time.
 
 The codes of a weight go to a file at once, to save memory. The product that computes the logits may have its
 own setting. Where its weight is also the table of the embedding, the embedding reads the same codes, by
@@ -16,7 +16,6 @@ from ...bundle.manifest import ADDED
 from ...graph_passes.static_cache_decoder import last_product
 from ...graph_passes.tied import look_up_codes
 from ...onnx_graph.editing import add_initializer
-from ...onnx_graph.products import QUANTIZED
 from .algorithm import ALGORITHMS
 from .product import ConstantProduct
 from .scheme import Rewriting
@@ -30,6 +29,8 @@ def round_products(rewriting: Rewriting) -> int:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
+        if not setting.block_size:
+            return product.in_columns() if len(product.weight.shape) == 2 else None
         algorithm = ALGORITHMS[setting.algorithm if len(product.weight.shape) == 2 else "rtn"]
         if algorithm.calibrated:
             product = replace(product, second=rewriting.second(product.node.inputs[0].name))
@@ -52,7 +53,7 @@ def replace_products(rewriting: Rewriting, replacement: Callable[[ConstantProduc
         if quantized is None:
             continue
         nodes = list(quantized)
-        if all(new.op_type not in QUANTIZED for new in nodes):
+        if weight.name in quantized.initializers:
             continue  # a stack of matrices also stays float
         for name, value in quantized.initializers.items():
             if name not in codes:  # another product with the same weight may have created them

@@ -48,7 +48,8 @@ class GraphScheme:
 
     ``tolerance`` is the largest change of an output, as a share of the largest, up to which a graph is
     accepted, and up to which fast products are the default. A wrong graph exceeds it. Int4 may move the
-    outputs just as far, so for such schemes the change is recorded and not judged.
+    outputs just as far, so for such schemes the change is recorded and not judged. ``accuracy`` is the
+    default accuracy of its products, where it does not depend on their errors.
     """
 
     name: str
@@ -57,6 +58,7 @@ class GraphScheme:
     setting: RoundingSetting | None = None
     takes: frozenset[str] = frozenset()
     tolerance: float = math.inf
+    accuracy: str | None = None
     budgeted: bool = False
     of_base: bool = False
     refused: str = ""

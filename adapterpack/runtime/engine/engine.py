@@ -57,9 +57,9 @@ class DecoderEngine(Engine):
     several short ones, so that no first token waits for other prompts. With ``prompts_together`` it reads as
     many as the budget allows, which finishes a full batch slightly sooner. ``adapter_budget`` is the most
     bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
-    and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone reads
-    up to ``lookup_tokens`` tokens ahead, guessed from its prompt and answer (:mod:`..generation.prompt_lookup`);
-    0 for none. Its answer is the same.
+    and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone
+    reads up to ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is
+    the same.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.

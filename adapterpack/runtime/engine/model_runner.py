@@ -170,7 +170,7 @@ class ModelRunner:
         self.reading: list[SequenceState] = []
         self._composition: tuple[int, Sequence[ResidentAdapter | None]] = (0, ())
         self._passes: dict[int, BoundStep] = {}
-        """The bound passes of the rows of the last step, by the number of tokens that they read of each row."""
+        """The bound passes of the last step's rows, by the number of tokens that they read of each row."""
         self.fixed = self.graph.resolved.captures
         """Whether steps of one shape keep their memory, as a captured (CUDA graph) run requires."""
         self._captured: dict[object, BoundStep] = {}
@@ -436,8 +436,8 @@ class ModelRunner:
         return logits
 
     def _pass_of(self, rows: Sequence[SequenceState], first: int, tokens: int = 1) -> BoundStep:
-        """Returns the bound pass over ``tokens`` tokens of each of the rows from the place ``first`` on; it is
-        valid while the rows and their adapters stay the same.
+        """Returns the bound pass over ``tokens`` tokens of each of the rows from the place ``first`` on; it
+        is valid while the rows and their adapters stay the same.
         """
         composition = first, [row.adapter for row in rows]
         if composition != self._composition:

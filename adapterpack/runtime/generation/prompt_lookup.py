@@ -1,5 +1,5 @@
-"""Guesses a row's next tokens from the tokens it has: those that followed the latest earlier occurrence of its
-last ones. One pass of the model reads all guesses, and those that it would have chosen itself are kept.
+"""Guesses a row's next tokens from the tokens it has: those that followed the latest earlier occurrence of
+its last ones. One pass of the model reads all guesses, and those that it would have chosen itself are kept.
 
 Answers that quote their prompt or repeat themselves (extraction, edits of code, JSON) come several tokens a
 pass. Source: Saxena 2023, "Prompt Lookup Decoding", after Leviathan et al. 2023, "Fast Inference from
@@ -19,10 +19,10 @@ _MOST_SKIPPED = 64
 
 
 class PromptLookup:
-    """The tokens of one row, and where runs of them occurred last; guesses at most ``most`` tokens at a time.
+    """The tokens of one row, and where runs of them occurred last; guesses at most ``most`` at a time.
 
-    After a guess of which nothing was right it guesses nothing for a while, twice as long each time, so that a
-    row that never repeats itself costs next to nothing. What it guesses depends on the tokens alone.
+    After a guess of which nothing was right it guesses nothing for a while, twice as long each time, so that
+    a row that never repeats itself costs next to nothing. What it guesses depends on the tokens alone.
 
     Example:
         >>> lookup = PromptLookup([1, 2, 3, 4, 9, 1, 2], most=8)

@@ -8,8 +8,8 @@ GRAPH_SCHEMES.register(
     GraphScheme(
         "int8-dynamic",
         "eight bits, activations rounded with one scale for all of them",
-        refused="one scale for all activations ruins the answers of language models; int8 with fast "
-        "products is as quick, and has a scale for every 32 activations",
+        refused="one scale for all activations ruins the answers of language models; w8a8 is as quick, "
+        "and has a scale for each row of activations",
     )
 )
 GRAPH_SCHEMES.register(
