@@ -151,6 +151,38 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path: Path) -> None:
     assert Image.open(pictures[0]["image"]["path"]).size == (4, 4)
 
 
+def test_media_start_from_the_current_folder_or_from_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A path that leads to a file from here is kept; others start from the folder of the data file; what is
+    nowhere stays as it is, for the error that names it.
+    """
+    (tmp_path / "set").mkdir()
+    for name in ("set/a.wav", "set/b.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    names = ["a.wav", "b.wav", "c.wav", "x" * 5000, "data:audio/wav;base64,AA=="]
+    (tmp_path / "set" / "rows.jsonl").write_text(lines([{"audio": name} for name in names]))
+    (tmp_path / "set" / "seen.jsonl").write_text(lines([{"images": names[:3]}]))
+    monkeypatch.chdir(tmp_path)
+    found = ["set/a.wav", "b.wav", *names[2:]]
+    assert list(data.load_rows("set/rows.jsonl")["audio"]) == found
+    assert list(data.load_rows("set/seen.jsonl")["images"]) == [found[:3]]
+
+
+def test_a_folder_of_recordings_needs_no_decoder(tmp_path: Path) -> None:
+    """torchcodec is not installed; part of a folder is a part of each class."""
+    for label in ("no", "yes"):
+        (tmp_path / label).mkdir()
+        for number in range(4):
+            (tmp_path / label / f"{number}.wav").write_bytes(b"RIFF")
+    rows = data.load_rows(str(tmp_path))
+    assert rows[5] == {"audio": {"bytes": None, "path": str(tmp_path / "yes" / "1.wav")}, "label": "yes"}
+    some = data.load_rows(Source(str(tmp_path), max_samples=3))
+    assert [Path(one["path"]).name for one in some["audio"]] == ["0.wav", "2.wav", "1.wav"]
+    assert list(some["label"]) == ["no", "no", "yes"]
+    assert list(data.load_rows(Source(str(tmp_path), share=0.25))["label"]) == ["no", "yes"]
+
+
 def test_a_folder_of_data_names_no_file_elsewhere(tmp_path: Path) -> None:
     """Whoever made it may have written a card that names files of this machine, or a link to one: neither is
     read.

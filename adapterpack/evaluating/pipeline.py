@@ -65,7 +65,7 @@ def evaluate(
         adapters: which adapters to measure; by default ``packs``, or else all of the bundle.
         provider: where to run, see :class:`adapterpack.Session`.
         batch_size: how many rows run together.
-        rows: how many rows to use, from the first; by default all.
+        rows: how many rows to use: the first, of a folder some from all over it; by default all.
         max_length: the tokens at which texts are cut whose likelihood is measured.
         on_bad_row: ``fail``, or ``skip`` to leave out rows that cannot be read or run.
         draws: how many draws of rows the intervals take.

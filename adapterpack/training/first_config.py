@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from ..runtime.text.model_files import context_length
 from ..tasks.data.problems import IGNORED, Labels
 from ..tasks.data.report import DataReport
 from ..tasks.task import TASKS, Task, get_task
-from ..torch_adapters.models.load import load_config, require_class
+from ..torch_adapters.models.load import load_config, load_tokenizer, require_class
 from .config.config import read_config
 from .config.fields import TrainConfig, field_names
 from .config.sources import Source, sources_of
@@ -191,13 +192,14 @@ def _read(folder: Path, config: Any, source: Source) -> _Reading:
     Raises:
         ConfigError: there is none.
     """
-    rows = load_rows(source)
+    rows, load = load_rows(source), cache(load_tokenizer)
     readings, problems = [], dict[str, str]()
     for kind, task in _trainable(config, folder):
         report = DataReport(source.path)
         try:
             with _quiet():
-                readings.append(_try(_plain_config(kind, task, source.path, folder), report, rows, folder))
+                plain = _plain_config(kind, task, source.path, folder)
+                readings.append(_try(plain, report, rows, folder, load))
         except AdapterpackError as error:
             if kind.rows is None:
                 problems[task.name] = error.expected or error.what
@@ -230,8 +232,14 @@ def _plain_config(kind: TrainerKind, task: Task, data: str, folder: Path) -> Tra
     return config
 
 
-def _try(config: TrainConfig, report: DataReport, rows: Any, folder: Path) -> _Reading:
-    """Reads the first rows as a configuration says.
+def _try(
+    config: TrainConfig,
+    report: DataReport,
+    rows: Any,
+    folder: Path,
+    load: Callable[[Path], Any] = load_tokenizer,
+) -> _Reading:
+    """Reads the first rows as a configuration says, with the tokenizer that ``load`` gives.
 
     Raises:
         AdapterpackError: they cannot be read so.
@@ -239,13 +247,13 @@ def _try(config: TrainConfig, report: DataReport, rows: Any, folder: Path) -> _R
     kind, task = TRAINERS[config.trainer], get_task(config.task)
     some = rows.select(range(min(len(rows), _LOOKED_AT)))
     if kind.rows is not None:
-        reader_of(task, config, folder)
+        reader_of(task, config, folder, load)
         kind.rows(some, report)
         return _Reading(kind, task, report, None, DataFacts(len(rows), 0, 0))
     training = training_of(task, kind)
     labels = labels_in(rows, training, report, config.problem_type) if task.labelled else None
     most = context_length(load_config(folder).to_dict(), folder) or 1 << 20
-    encoded = training.encode(some, reader_of(task, config, folder), most, report, labels)
+    encoded = training.encode(some, reader_of(task, config, folder, load), most, report, labels)
     if not encoded:
         raise ConfigError("no row can be learned from", where=report)
     learned = sum(map(_count_learned, encoded))

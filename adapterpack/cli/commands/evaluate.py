@@ -39,7 +39,7 @@ from ..progress import show_steps
     "An adapter of the bundle to measure; may be repeated. Default: the given packs, or all of the bundle.",
     multiple=True,
 )
-@option("--rows", "N", "Use the first N rows.", type=click.IntRange(min=1))
+@option("--rows", "N", "Use the first N rows; of a folder N from all over it.", type=click.IntRange(min=1))
 @click.option(
     "--on-bad-row",
     type=click.Choice(("fail", "skip")),

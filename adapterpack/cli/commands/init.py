@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 import adapterpack
 
+from ...hub.resolve import folder_of
+from ...io.atomic import refuse_existing
+from ...training.config.sources import Source
+from ...training.data.decompress import files_of
 from ..options import columns_option, common_options, option
 from ..output import print_facts, print_json, print_line
 from ..progress import show_steps
@@ -37,6 +43,10 @@ def command(*, base: str, data: str, out: str, method: str, columns: dict[str, s
     """
     with show_steps() as step:
         step("look at the base and the data")
+        # before ten seconds of imports
+        refuse_existing(Path(out), "-o FILE")
+        folder_of(base)
+        files_of(Source(data))
         settings = adapterpack.init(
             base, {"path": data, "columns": columns} if columns else data, out, method=method
         )

@@ -41,7 +41,7 @@ class Source:
         columns: columns by other names: the form's name -> the data's.
         messages, roles, without_system: names of the parts and roles of messages; see :class:`RowReading`.
         media_dir: the folder from which the paths of pictures in its rows start.
-        max_samples: the most rows that are taken.
+        max_samples: the most rows that are taken: the first, of a folder some from all over it.
         share: the share of its rows that is taken.
     """
 

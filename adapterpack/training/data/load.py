@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from datasets import (
 from datasets.data_files import DataFilesDict, get_data_patterns
 from datasets.load import infer_module_for_data_files
 from datasets.packaged_modules import _EXTENSION_TO_MODULE, _MODULE_TO_EXTENSIONS
+from datasets.packaged_modules.audiofolder.audiofolder import AudioFolder
 from datasets.utils.info_utils import is_small_dataset
 
 from ...errors import ConfigError, nearest
@@ -43,6 +45,8 @@ from .limits import RowPlace, require_bounded, require_short_texts
 _SHORT = 64
 """Bytes up to which a file may be an empty list; a longer file has rows."""
 _HUB = "hf://datasets/"
+_MEDIA = ("image", "images", "audio", "mask", "depth_map")
+"""Columns that may hold paths of files."""
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 """Files with further columns for a folder of images or recordings."""
 
@@ -74,23 +78,37 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
         )
     if source.share is not None or source.max_samples is not None:
         taken = len(rows) if source.share is None else max(1, round(source.share * len(rows)))
-        rows = rows.select(range(min(taken, source.max_samples or taken, len(rows))))
+        taken = min(taken, source.max_samples or taken, len(rows))
+        # A folder may hold one class after the other.
+        step = len(rows) if Path(source.path).is_dir() else taken
+        rows = rows.select([number * step // taken for number in range(taken)])
     named = {theirs: ours for ours, theirs in source.columns.items()}
     hidden = {*named.values()} & {*rows.column_names} - named.keys()
     rows = _disable_decoding(rows.remove_columns([*hidden])).rename_columns(named)
-    return _with_names(rows if source.media_dir is None else _from_folder(rows, Path(source.media_dir)))
+    near = dict.fromkeys(file.parent for file in files)
+    folders = [Path(), *near] if source.media_dir is None else [Path(source.media_dir)]
+    with _quiet_datasets():
+        return _with_names(_from_folders(rows, folders))
 
 
-def _from_folder(rows: Dataset, folder: Path) -> Dataset:
-    """Returns the rows with the paths of their pictures starting from a folder."""
+def _from_folders(rows: Dataset, folders: Sequence[Path]) -> Dataset:
+    """Returns the rows with the paths of their media starting from the first folder that has the file."""
 
     def place(value: Any) -> Any:
         if isinstance(value, list):
             return [place(one) for one in value]
-        return str(folder / value) if isinstance(value, str) and not value.startswith(DATA) else value
+        if not isinstance(value, str) or value.startswith(DATA):
+            return value
+        paths = [str(folder / value) for folder in folders]
+        # Of texts that are no paths, Path.exists may raise.
+        return next(filter(os.path.exists, paths), paths[0])
 
-    names = [name for name in ("image", "images") if name in rows.column_names]
-    return rows.map(lambda row: {name: place(row[name]) for name in names})
+    types = {name: getattr(feature, "feature", feature) for name, feature in rows.features.items()}
+    for name in _MEDIA:
+        if getattr(types.get(name), "dtype", "").endswith("string"):
+            added = rows.add_column(f"{name} placed", place(rows[name][:]))
+            rows = added.remove_columns(name).rename_column(f"{name} placed", name)
+    return rows
 
 
 def _columns_remedy(columns: Mapping[str, str], missing: str, found: list[str]) -> str:
@@ -212,7 +230,19 @@ def _of_folder(source: Source) -> Dataset:
             if kind_of(file) is not None:
                 require_bounded(file)
         paths = {str(split): list(map(str, some)) for split, some in found.items()}
-        return load_dataset(kind, data_files=paths, split=source.split, **options)
+        builder = load_dataset_builder(kind, data_files=paths, **options)
+        if isinstance(builder, AudioFolder):
+            builder.BASE_FEATURE = _Recording
+        builder.download_and_prepare()
+        return builder.as_dataset(split=source.split)
+
+
+class _Recording(Audio):
+    """A recording by its path, for which the feature of ``datasets`` needs torchcodec."""
+
+    def encode_example(self, value: str) -> dict[str, Any]:  # type: ignore[override] # of a folder: paths
+        """Returns what a table holds."""
+        return {"bytes": None, "path": value}
 
 
 def _reading(where: object) -> Any:

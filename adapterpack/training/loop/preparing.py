@@ -187,7 +187,9 @@ def _say_served(model: Any) -> None:
         )
 
 
-def reader_of(task: Task, config: TrainConfig, folder: Path) -> Any:
+def reader_of(
+    task: Task, config: TrainConfig, folder: Path, load: Callable[[Path], Any] = load_tokenizer
+) -> Any:
     """Returns what reads the rows of a task: the base's tokenizer with the template and tokens of the
     configuration, or a :class:`Media` with it.
 
@@ -197,7 +199,7 @@ def reader_of(task: Task, config: TrainConfig, folder: Path) -> Any:
     kind = TRAINERS[config.trainer]
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     if reads != "media":
-        tokenizer = _as_configured(load_tokenizer(folder), config)
+        tokenizer = _as_configured(load(folder), config)
         if kind.rows:
             require_end(tokenizer, folder)
         return tokenizer
