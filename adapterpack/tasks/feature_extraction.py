@@ -30,6 +30,7 @@ TASKS.register(
         "AutoModel",
         OnePass(prepare, result, EmbeddingOptions),
         ("Model",),
+        reads_first=True,
         peft_type="FEATURE_EXTRACTION",
     )
 )
