@@ -464,6 +464,26 @@ def test_heads_and_what_cannot_be_measured_are_listed() -> None:
         audit([needy])
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_packs_of_models_with_and_without_a_head_meet_at_their_sites(first: int) -> None:
+    """One calls each layer by a prefix more: the same figures as under one name, and the sum is one pack of
+    these sites.
+    """
+    plain = [made("one", factors(1, 2))[0], made("two", factors(2, 3))[0]]
+    prefixed = made("two", {f"bert.{path}": value for path, value in factors(2, 3).items()})[0]
+    mixed = [plain[0], prefixed][:: -1 if first else 1]
+    expected, found = audit(plain[:: -1 if first else 1]), audit(mixed)
+    names = [f"bert.{path}" if first else path for path in SHAPES]
+    assert [site.path for site in found.sites] == names
+    assert found.total is not None
+    assert expected.total is not None
+    assert found.total.gram.tolist() == expected.total.gram.tolist()
+    assert found.verdict == expected.verdict
+    both = adapterpack.compose(mixed, rule="linear")
+    assert {group.path.removeprefix("bert.") for group in both.manifest.groups} == {*SHAPES}
+    assert len(audit([prefixed, made("three", factors(3, 1, {"other": (4, 5)}))[0]]).sites) == 5
+
+
 def test_a_rule_that_is_recommended_is_one_that_compose_follows(tiny_llama: Path, tmp_path: Path) -> None:
     """Heads that do not go together, and changes without a low rank: no rule that compose would refuse, and
     its reason is told.

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..base import Checkpoint
+from ..base.renamings import find
 from ..errors import ConfigError, NothingToDo, Unsupported
 from ..pack import Pack, match_layers, named_on, weights_of
+from ..pack.on_base import move_paths
 from ..paths import StrPath
 from .rules.rule import Rule
 
@@ -95,14 +97,28 @@ def chosen_name(name: str | None, out: StrPath | None, rule: str, parents: Seque
 
 def opened_base(base: StrPath | None, packs: Sequence[Pack]) -> tuple[Checkpoint | None, list[Pack]]:
     """Opens the base checkpoint and checks by names, shapes and samples that all packs were made for it.
-    Returns the checkpoint, and the packs with their layers under the names that the checkpoint uses.
+    Returns the checkpoint, and the packs with their layers under the names that the checkpoint uses, and that
+    the first pack uses.
 
     Raises:
         BaseMismatch, SiteNotFound: a pack was made for another base.
     """
     if base is None:
-        return None, list(packs)
+        return None, _named_alike(packs)
     checkpoint = Checkpoint(base)
     for pack in packs:
         pack.require_base(checkpoint, content=False)
-    return checkpoint, [match_layers(named_on(pack, checkpoint), checkpoint) for pack in packs]
+    return checkpoint, _named_alike([match_layers(named_on(pack, checkpoint), checkpoint) for pack in packs])
+
+
+def _named_alike(packs: Sequence[Pack]) -> list[Pack]:
+    """Returns the packs; one that has no site under a name of the first pack gets the first pack's names:
+    models with and without a head differ by a prefix (``bert.``).
+    """
+    names = {group.path: group.path for group in packs[0].manifest.adapter_groups}
+    alike = []
+    for pack in packs:
+        paths = [group.path for group in pack.manifest.adapter_groups]
+        found = {path: find(path, names) for path in paths} if names.keys().isdisjoint(paths) else {}
+        alike.append(move_paths(pack, {path: place for path, place in found.items() if place is not None}))
+    return alike
