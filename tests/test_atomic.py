@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -210,6 +211,40 @@ def test_an_interrupt_of_the_system_leaves_nothing(output: Output, tmp_path: Pat
         process.send_signal(2)
         process.wait(120)
     assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "function", ["mkdir", "_locked_folder", "_private_folder", "output_file", "__enter__"]
+)
+def test_an_interrupt_between_the_making_and_its_guard_leaves_nothing(
+    function: str, number: int, tmp_path: Path
+) -> None:
+    """The signal comes when the function that has just made the folder, or handed it on, returns; and again
+    at once.
+    """
+    program = f"""
+import os, sys
+from pathlib import Path
+from adapterpack.io.atomic import output_file
+from adapterpack.signals import raised
+
+def watch(frame, event, value):
+    if event == "return" and frame.f_code.co_name == {function!r} and any(Path({str(tmp_path)!r}).iterdir()):
+        sys.setprofile(None)
+        os.kill(os.getpid(), {int(number)})
+        os.kill(os.getpid(), {int(number)})
+
+with raised() as handler:
+    try:
+        sys.setprofile(watch)
+        with output_file(Path({str(tmp_path)!r}, "out")) as file:
+            file.write_text("whole")
+    except KeyboardInterrupt:
+        sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr, [*tmp_path.iterdir()]) == (7, "", [])
 
 
 def test_what_a_killed_process_left_is_removed_and_what_grows_is_not(output: Output, tmp_path: Path) -> None:

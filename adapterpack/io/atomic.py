@@ -7,6 +7,7 @@ output of that name begins.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import os
@@ -193,8 +194,21 @@ def _private_folder(target: Path, shown: Path | None = None, remedy: str | None 
             notes[:] = [note for note in notes if str(folder) not in note]
         raise
     finally:
+        _begun.pop(folder.absolute(), None)
         if lock is not None:
             os.close(lock)
+
+
+_begun: dict[Path, int] = {}
+"""Private folders, known before they exist, and the processes that make them."""
+
+
+@atexit.register
+def _remove_begun() -> None:
+    """Removes the folders of which an interrupt came before whoever would clean up."""
+    for folder, process in _begun.items():
+        if process == os.getpid():
+            _remove(folder)
 
 
 def _locked_folder(target: Path) -> tuple[Path, int | None]:
@@ -204,6 +218,7 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
     for _ in range(_TRIES):
         # Not tempfile.mkdtemp, whose names _remove_abandoned would not recognise.
         folder = target.with_name(f".{target.name[:_SHOWN]}.{os.urandom(8).hex()}.tmp")
+        _begun[folder.absolute()] = os.getpid()
         folder.mkdir(0o700)
         lock = lock_folder(folder) if CAN_LOCK else None
         if lock is not None or not CAN_LOCK:
