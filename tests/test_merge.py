@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from msgspec.structs import replace
+from notebooks import page_in_notebook
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
@@ -227,7 +228,10 @@ def test_several_packs_sum(llama: Path, tmp_path: Path, weights: list[float] | N
     changes rounding only.
     """
     packs = [lora_pack(llama, f"p{r}", r=r, alpha=alpha, seed=r) for r, alpha in ((1, 2), (3, 1), (5, 9))]
-    adapterpack.merge(llama, packs, tmp_path / "out", weights=weights)
+    report = adapterpack.merge(llama, packs, tmp_path / "out", weights=weights)
+    assert repr(report) == f"<MergeReport of p1, p3, p5, in {tmp_path / 'out'}: 100.0 % of the change kept>"
+    page = page_in_notebook(report)
+    assert all(loss.tensor in page for loss in report.losses)
     adapterpack.merge(llama, packs[::-1], tmp_path / "reversed", weights=weights and weights[::-1])
     old, new, turned = tensors(llama), tensors(tmp_path / "out"), tensors(tmp_path / "reversed")
     for path in linears(Checkpoint(llama)):

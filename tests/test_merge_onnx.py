@@ -16,6 +16,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from families import FAMILIES
+from notebooks import page_in_notebook
 from onnx import TensorProto, helper, numpy_helper  # noqa: TID251 - graphs as other tools write them
 
 import adapterpack
@@ -101,6 +102,7 @@ def test_exported_graphs(exporter: str, base_of: Make, pack_of: Make, tmp_path: 
     report = adapterpack.merge(graph, [pack], tmp_path / "out", checkpoint=base)
     adapterpack.merge(base, [pack], tmp_path / "merged")
     assert set(report.checks.values()) == {"passed"}
+    assert report.losses[0].tensor in page_in_notebook(report)
     require_bit_equal(report, tmp_path / "out", tmp_path / "merged")
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     ids = np.random.default_rng(1).integers(4, 90, (3, 6))

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import html
 import json
 import os
 import random
@@ -24,6 +25,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from notebooks import page_in_notebook
 
 from adapterpack import LoRA, TrainableTokens
 from adapterpack.adapter_methods import Site, get
@@ -275,6 +277,17 @@ def test_the_repr_of_a_pack_is_a_line() -> None:
     numbers.
     """
     assert re.fullmatch(r"<Pack tickets: lora, 3 modules, \d+ numbers, in memory>", repr(make_pack()))
+
+
+def test_a_validation_is_a_line_and_a_page(folder: Path) -> None:
+    """As text the rules that are broken; in a notebook each finding, with what to do."""
+    assert repr(validate(folder)) == f"<Report of {folder}: valid; nothing found>"
+    (folder / "adapter_model.safetensors").write_bytes(b"")
+    report = validate(folder)
+    assert repr(report) == f"<Report of {folder}: invalid; {report.findings[0].rule}>"
+    page = page_in_notebook(report)
+    assert "A validation" in page
+    assert html.escape(report.findings[0].message) in page
 
 
 def test_writing_twice_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ _KINDS = {
     "peft": "An adapter as PEFT wrote it.",
     "bundle": "A bundle: one deployable folder of graphs and adapters.",
     "config": "The settings of a training.",
+    "merge": "A merge: what the base's weights kept of the adapters' change.",
+    "validation": "A validation: every check that applies, and what was found.",
     "base": "A base: the pretrained model that adapters change.",
     "fleet": "A fleet: many adapters on shared bases.",
     "genai_folder": "A folder of a graph that onnxruntime-genai runs, as Olive or its builder made it.",
@@ -55,6 +57,7 @@ def inspect_report(summary: Mapping[str, Any]) -> str:
         name=str(summary.get("name") or PurePath(str(summary.get("path", "artifact"))).name),
         what=_KINDS.get(str(summary.get("kind")), "An adapter of another tool."),
         path=summary.get("path", "what was named"),
+        verified=summary.get("kind") not in ("config", "merge", "validation"),
         figures=_figures(summary),
         facts=list_facts(plain),
         modules=[

@@ -34,13 +34,23 @@ def _pack_page(pack: Pack) -> str:
     return train_report([{**facts, "training": training}], {pack.name: losses})
 
 
+def _merge_page(report: Mapping[str, Any]) -> str:
+    """Returns the page of a merge's report: its losses tensor by tensor in a table."""
+    loss = dict(report["fold_loss"])
+    tables = {"fold_loss_by_tensor": loss.pop("tensors", []), "largest_losses": loss.pop("worst", [])}
+    return inspect_report({**report, **tables, "kind": "merge", "path": report["out"], "fold_loss": loss})
+
+
 _PAGES: Mapping[str, Callable[[Any], str]] = {
     "Audit": audit_report,
     "Bench": partial(bench_report, name="a bundle"),
     "Comparison": comparison_report,
     "Evaluated": evaluation_report,
+    "GraphReport": _merge_page,
     "Inspection": inspect_report,
+    "MergeReport": _merge_page,
     "Pack": _pack_page,
+    "Report": lambda report: inspect_report({"checked": report["kind"], **report, "kind": "validation"}),
     "TrainConfig": lambda config: inspect_report({"kind": "config", **strict_json.plain(vars(config))}),
 }
 """The class of a result -> what writes its page, from its JSON if it has any."""

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ...notebook import Shown
+from ...readable import percent
 from ..fold.loss import TensorLoss, finite
 
 MUCH = 0.25
@@ -27,7 +29,7 @@ class MergedPack:
 
 
 @dataclass(frozen=True)
-class MergeReport:
+class MergeReport(Shown):
     """What :func:`adapterpack.merge` did. ``dtype`` is the chosen one, or None where tensors kept theirs.
 
     ``base_content`` is known where every byte of the base was read. ``shard`` is this machine's share of the
@@ -53,6 +55,9 @@ class MergeReport:
     jobs_missing: int = 0
     bytes_resumed: int = 0
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def relative_error(self) -> float:
@@ -133,6 +138,12 @@ class MergeReport:
             ),
             "advice": self.advice,
         }
+
+
+def one_line(report: Any) -> str:
+    """Returns the report of a merge as a line."""
+    packs = ", ".join(pack.name for pack in report.packs)
+    return f"<{type(report).__name__} of {packs}, in {report.out}: {percent(report.kept)} of the change kept>"
 
 
 def relative_error(losses: Sequence[TensorLoss]) -> float:

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from ..checkpoint.report import MergedPack, advice, kept_share, relative_error
+from ...notebook import Shown
+from ..checkpoint.report import MergedPack, advice, kept_share, one_line, relative_error
 from ..fold.loss import TensorLoss, finite
 
 
@@ -25,7 +26,7 @@ class GraphTensor(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GraphReport:
+class GraphReport(Shown):
     """What :func:`adapterpack.merge` did to a graph. ``checks`` holds the results of the checker and the
     runtime.
 
@@ -46,6 +47,9 @@ class GraphReport:
     seconds: float
     checks: Mapping[str, str]
     left_out: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def losses(self) -> tuple[TensorLoss, ...]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from ....base import Verdict
 from ....errors import AdapterpackError, FormatError
+from ....notebook import Shown
 
 
 class Finding(NamedTuple):
@@ -93,6 +94,12 @@ class Report(NamedTuple):
     not_checked: tuple[str, ...] = ()
     incomplete: bool = False
     base: Verdict | None = None
+
+    _repr_html_ = Shown._repr_html_
+
+    def __repr__(self) -> str:
+        rules = ", ".join(dict.fromkeys(finding.rule for finding in self.findings)) or "nothing found"
+        return f"<Report of {self.path}: {self.state}; {rules}>"
 
     @property
     def valid(self) -> bool:
