@@ -276,6 +276,13 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
     model = attach(load_model(get_task("token-classification"), tiny_bert).eval(), pack)
     tag = pipeline("token-classification", model=model, tokenizer=AutoTokenizer.from_pretrained(tiny_bert))
     assert [one["entity"] for one in tag("w1 w75 w41")] == ["A", "B"]  # of O pipelines say nothing
+    text = "w1 w2 w75 w3"
+    (found,) = adapterpack.run(tmp_path / "bundle", [{"text": text}])
+    grouped = tag(text, aggregation_strategy="first")
+    assert [(one["type"], one["start"], one["end"]) for one in found["entities"]] == [
+        (one["entity_group"], one["start"], one["end"]) for one in grouped
+    ]
+    assert [one["text"] for one in found["entities"]] == ["w1 w2", "w3"]
     with pytest.raises(ConfigError, match=r"words and as many labels.*row 1"):
         train(
             {

@@ -34,25 +34,26 @@ def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
-    """Returns ``tokens``: the text of each, its character positions, its label and that label's
-    probability.
+    """Returns ``tokens``: the text of each, its character positions, its label and that label's probability;
+    and ``entities``: the type, text and characters of each, by the labels of the first tokens of words.
     """
     if head.labels is None:
         return no_head("label")
-    text, tokens = row.notes, []
-    for place, (start, stop) in enumerate(session.tokenizer.places(text)):
+    text, tokens, words = row.notes, [], dict[int, list[dict[str, Any]]]()
+    for place, (start, stop, word) in enumerate(session.tokenizer.places(text)):
         if stop > start:  # special tokens cover no characters
             best = score_labels(outputs["logits"][0, place], head.labels)
-            tokens.append(
-                {
-                    "text": text[start:stop],
-                    "start": start,
-                    "end": stop,
-                    "label": best["label"],
-                    "score": best["scores"][best["label"]],
-                }
-            )
-    return {"tokens": tokens}
+            label = best["label"]
+            token = {"text": text[start:stop], "start": start, "end": stop}
+            tokens.append({**token, "label": label, "score": best["scores"][label]})
+            if word is not None:
+                words.setdefault(word, []).append(tokens[-1])
+    spans = list(words.values())
+    found = []
+    for kind, first, last in sorted(entities([span[0]["label"] for span in spans]), key=lambda one: one[1:]):
+        start, stop = spans[first][0]["start"], spans[last][-1]["end"]
+        found.append({"type": kind, "text": text[start:stop], "start": start, "end": stop})
+    return {"entities": found, "tokens": tokens}
 
 
 def encode(rows: Any, tokenizer: Any, max_length: int, where: object, labels: Labels) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from encoder_packs import packed, words
 from servers import ANN, BOB, Served, waited
 from test_offline_runs import kept, ran, written
 
-from adapterpack import Engine, Session, compose, export
+from adapterpack import Engine, Session, compose, export, run
 from adapterpack.errors import ConfigError, Unsupported
 from adapterpack.serving.api import apis_of
 from adapterpack.serving.serve import serve
@@ -221,6 +221,19 @@ def tagger(launch: Make, tiny_bert: Path, tmp_path_factory: pytest.TempPathFacto
     )
     export(tiny_bert, [pack], folder / "bundle", mode="bank", task="token-classification")
     return launch(folder / "bundle"), folder / "bundle"
+
+
+def test_labels_of_tokens_have_a_route_of_their_own(tagger: tuple[Served, Path]) -> None:
+    """What ``run`` answers; a text that begins like an address of data is a text, and a question is none."""
+    server, bundle = tagger
+    texts = ["w1 w2", "data:image/png;base64,w3"]
+    answer = server.post("/v1/predict", {"model": "places", "input": texts})
+    assert answer.status_code == 200, answer.text
+    given = run(bundle, [{"text": text, "adapter": "places"} for text in texts])
+    for place, (found, wanted) in enumerate(zip(answer.json()["data"], given, strict=True)):
+        assert found == {"index": place, "entities": wanted["entities"], "tokens": wanted["tokens"]}
+    asked = {"model": "places", "input": {"question": "w1", "context": "w2"}}
+    assert server.post("/v1/predict", asked).status_code == 400
 
 
 def inferred(

@@ -295,8 +295,8 @@ def _answer(row: Mapping[str, Any]) -> str:
     if "embedding" in row:
         first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
         return f"{things(len(row['embedding']), 'number')}: {first}, …"
-    if "tokens" in row:
-        return " ".join(f"{token['text']}/{token['label']}" for token in row["tokens"])
+    if "entities" in row:
+        return ", ".join(f"{one['text']} ({one['type']})" for one in row["entities"]) or "no entities"
     if "words" in row:
         return ", ".join(f"{word['text']} {word['score']:.3f}" for word in row["words"])
     return (

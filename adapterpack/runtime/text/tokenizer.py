@@ -143,12 +143,12 @@ class Tokenizer:
             raise ConfigError("a text has no tokens", found=repr(text))
         return ids
 
-    def places(self, text: str) -> list[tuple[int, int]]:
-        """Returns the character range of each id of a text, end exclusive; a special token has an
-        empty one.
+    def places(self, text: str) -> list[tuple[int, int, int | None]]:
+        """Returns the character range of each id of a text, end exclusive, and the number of its word; a
+        special token has an empty range.
         """
-        places: list[tuple[int, int]] = self._encode(text).offsets
-        return places
+        row = self._encode(text)
+        return [(*place, word) for place, word in zip(row.offsets, row.word_ids, strict=True)]
 
     def pair(self, first: str, second: str) -> tuple[list[int], list[int], list[tuple[int, int] | None]]:
         """Tokenizes two texts into one row. Returns its ids, their type ids, and for each id of the second

@@ -1,12 +1,14 @@
-"""``/v1/predict``: what a model says of pictures or of sounds, on bundles whose rows are one picture or one
-sound.
+"""``/v1/predict``: what a model says of pictures, of sounds, or of texts, on bundles whose rows are one of
+these and have no route of their own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
+from msgspec.structs import asdict
 from starlette.responses import Response
 
 from ...http.http_error import invalid_request
@@ -14,7 +16,7 @@ from ...io import StrictStruct
 from ...runtime.engine.base import Engine
 from ...runtime.engine.encoder_engine import EncoderEngine
 from ..api import APIS, Api, ApiKind
-from ..one_pass.rows import PassAnswer, answer, results
+from ..one_pass.rows import PassAnswer, answer, engine_of, results
 from ..openai.requests import Priority, as_list
 from ..route import RequestContext, RouteSpec
 from ..tenants.limits import ServerLimits
@@ -25,13 +27,21 @@ server's.
 """
 
 
+class Question(StrictStruct, frozen=True, forbid_unknown_fields=True):
+    """A question, and the text that answers it."""
+
+    question: str
+    context: str
+
+
 class PredictRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``POST /v1/predict``. An input is a picture or a sound as a data URL, or several; ``parameters`` are
-    options of the task, such as the ``threshold`` of a detector.
+    """``POST /v1/predict``. An input is a picture or a sound as a data URL, a text, or a question about a
+    text, as the task has it; or several. ``parameters`` are options of the task, such as the ``threshold`` of
+    a detector.
     """
 
     model: str
-    input: str | Annotated[list[str], Meta(min_length=1)]
+    input: str | Question | Annotated[list[str | Question], Meta(min_length=1)]
     parameters: dict[str, Any] | None = None
     priority: Priority | None = None
 
@@ -44,10 +54,11 @@ class PredictAnswer(PassAnswer, frozen=True, kw_only=True):
 
 
 async def predict(context: RequestContext) -> Response:
-    """``POST /v1/predict``: returns what the model says of pictures or sounds."""
+    """``POST /v1/predict``: returns what the model says of pictures, sounds or texts."""
     body = await context.read_body(PredictRequest)
-    model, given = await context.request_model(body.model), as_list(body.input)
-    rows = [_row(url) for url in given]
+    given, texts = as_list(body.input), "input_ids" in engine_of(context.state).bundle.task.inputs
+    rows = [_row(one, texts) for one in given]
+    model = await context.request_model(body.model, texts=rows if texts else ())
     found = await results(
         context, model, rows, param="input", options=body.parameters, priority=body.priority
     )
@@ -55,19 +66,34 @@ async def predict(context: RequestContext) -> Response:
     return answer(context, model, body.model, PredictAnswer, given, data=data)
 
 
-def _row(url: str) -> dict[str, str]:
+def _row(given: str | Question, texts: bool) -> dict[str, str]:
+    if isinstance(given, Question):
+        return asdict(given)
+    if texts:
+        return {"text": given}
     for prefix, column in _COLUMNS.items():
-        if url.startswith(prefix):
-            return {column: url}
+        if given.startswith(prefix):
+            return {column: given}
     raise invalid_request(f"an input is a data URL: {' or '.join(_COLUMNS)}...", "input")
 
 
-def _sees_or_hears(engine: Engine) -> bool:
-    return isinstance(engine, EncoderEngine) and "input_ids" not in engine.bundle.task.inputs
+_TEXTS: Mapping[str, str | dict[str, str]] = {
+    "token-classification": "Ada Lovelace was born in London.",
+    "fill-mask": "London is the [MASK] of England.",
+    "question-answering": {"question": "Who was born?", "context": "Ada Lovelace was born in London."},
+}
+"""Tasks of texts that have no route of their own, each with an input to try."""
+
+
+def _lacks_route(engine: Engine) -> bool:
+    if not isinstance(engine, EncoderEngine):
+        return False
+    return engine.bundle.task.name in _TEXTS or "input_ids" not in engine.bundle.task.inputs
 
 
 def _open(engine: Engine, limits: ServerLimits) -> Api:
-    kind = "image/png" if "pixel_values" in engine.bundle.task.inputs else "audio/wav"
+    task = engine.bundle.task
+    kind = "image/png" if "pixel_values" in task.inputs else "audio/wav"
     return Api(
         (
             RouteSpec(
@@ -75,13 +101,13 @@ def _open(engine: Engine, limits: ServerLimits) -> Api:
                 "/v1/predict",
                 predict,
                 "key",
-                "what the model says of pictures or sounds",
+                "what the model says of pictures, sounds or texts",
                 PredictRequest,
                 PredictAnswer,
-                example={"input": f"data:{kind};base64,..."},
+                example={"input": _TEXTS.get(task.name, f"data:{kind};base64,...")},
             ),
         )
     )
 
 
-APIS.register(ApiKind("media", _sees_or_hears, _open))
+APIS.register(ApiKind("media", _lacks_route, _open))
