@@ -25,6 +25,7 @@ from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
+from .extended_base import ExtendedBase, extended_base
 from .loop.arguments import arguments_of
 from .loop.build_trainer import own_forward, trainer_for
 from .loop.media import Media
@@ -72,7 +73,8 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
     base = folder_of(config.model_name_or_path)
     task = get_task(config.task)
     reader = reader_of(task, config, base)
-    ready = prepare(config, task, base, reader)
+    extended = extended_base(config)
+    ready = prepare(config, task, base, reader, *([] if extended is None else [extended.load]))
     adapted = adapted_layers(ready.model)
     trained = sum(value.numel() for value in ready.model.parameters() if value.requires_grad)
     owned = [value for _, module in base_modules(ready.model) for value in module.parameters(recurse=False)]
@@ -98,6 +100,7 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longest_row": max(lengths),
+        **({} if extended is None else {"extended_base": _described(extended)}),
         "steps": steps,
         "memory_estimate": {
             key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()
@@ -110,6 +113,16 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
         ],
         # Comes last, because it trains the model.
         "time_estimate": seconds(steps * _step_time(config, ready, reader, rewards)),
+    }
+
+
+def _described(extended: ExtendedBase) -> dict[str, Any]:
+    """Describes the base with more tokens that the training would write."""
+    return {
+        "folder": str(extended.folder),
+        "tokens": list(extended.tokens),
+        "rows": extended.rows,
+        "written": size(extended.new_bytes),
     }
 
 

@@ -68,6 +68,7 @@ def resolve(
             owner[path] = pack.name
             for param, value in params.items():
                 name = _base_name(base, groups[path], param, prefix)
+                tied = name is not None and name == base.tied_to(path)
                 if name is None and param == "weight" and groups[path].weight is not None:
                     raise SiteNotFound(
                         "the base lacks the tensor that the pack names for this module",
@@ -75,7 +76,8 @@ def resolve(
                         expected=groups[path].weight,
                         remedy="merge into the checkpoint that the pack names",
                     )
-                if name is None:
+                if name is None or tied:
+                    # A tied head that was trained gets a table of its own.
                     added[f"{path}.{param}"] = value
                     prefixes.add(prefix)
                 elif name in tables:

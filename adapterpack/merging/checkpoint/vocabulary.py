@@ -86,7 +86,7 @@ def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) ->
     unchanged = [
         name
         for name, info in base.tensors.items()
-        if info.shape[:1] == (words,) and name not in sizes and _has_row_per_word(name)
+        if info.shape[:1] == (words,) and name not in sizes and has_row_per_word(name)
     ]
     if unchanged or len(set(sizes.values())) > 1:
         raise Unsupported(
@@ -100,27 +100,30 @@ def extended_vocab_size(base: Checkpoint, replaced: Mapping[str, np.ndarray]) ->
     return size
 
 
-_TABLES = (
-    "embed_tokens",
-    "lm_head",
-    "wte",
-    "word_embeddings",
-    "shared",
-    "embed_in",
-    "embed_out",
-    "proj_out",
-    "tok_embeddings",
-    "output",
-    "decoder",
+TABLES = frozenset(
+    {
+        "embed_tokens",
+        "lm_head",
+        "wte",
+        "word_embeddings",
+        "shared",
+        "embed_in",
+        "embed_out",
+        "proj_out",
+        "tok_embeddings",
+        "output",
+        "decoder",
+    }
 )
 """Names of embeddings and output heads; other tensors may have as many rows as there are words by
 coincidence.
 """
 
 
-def _has_row_per_word(name: str) -> bool:
+def has_row_per_word(name: str) -> bool:
+    """Whether a tensor's name is that of an embedding or an output head."""
     module, _, param = name.rpartition(".")
-    return param in ("weight", "bias") and module.rpartition(".")[2] in _TABLES
+    return param in ("weight", "bias") and module.rpartition(".")[2] in TABLES
 
 
 def copy_tokenizers(folder: Path, packs: Sequence[Pack]) -> None:

@@ -202,6 +202,7 @@ def as_mapping(config: TrainConfig) -> dict[str, Any]:
 _PLACES = frozenset(
     {
         "model_name_or_path",
+        "tokenizer",
         "train_file",
         "eval_file",
         "output_dir",

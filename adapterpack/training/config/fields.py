@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -112,6 +112,9 @@ class TrainConfig(Shown):
     system_prompt: str | None = None
     chat_template: str | None = None
     special_tokens: Mapping[str, str] = field(default_factory=dict)
+    add_tokens: tuple[str, ...] = ()
+    add_special_tokens: tuple[str, ...] = ()
+    tokenizer: str | None = None
     shuffle: bool = True
     drop_duplicates: bool = False
     group_by_length: bool = False
@@ -162,6 +165,10 @@ class TrainConfig(Shown):
         run's.
         """
         return tuple(part for part in (self.method_config, self.trainer_config) if part is not None)
+
+    def on_base(self, folder: str) -> TrainConfig:
+        """Returns the same training on another base, with that base's own tokenizer."""
+        return replace(self, model_name_or_path=folder, tokenizer=None)
 
     @property
     def pack_name(self) -> str:

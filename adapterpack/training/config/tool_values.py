@@ -69,7 +69,7 @@ def nothing(file: File) -> Settings:
 @named
 def names(file: File) -> Settings:
     """Splits names that stand in one text with commas between them, as LLaMA-Factory writes lists."""
-    return {"modules_to_save": _names(file.value)}
+    return {file.into: _names(file.value)}
 
 
 @named
@@ -285,9 +285,9 @@ def packing(file: File) -> Settings:
 @named
 def special_tokens(file: File) -> Settings:
     """Returns the special tokens by their names in the tokenizer."""
-    if "additional_special_tokens" in file.value:
-        raise Stop("tokens cannot be added: extend a copy of the base first (resize_token_embeddings)")
-    return {"special_tokens": {key: token for key, token in file.value.items() if token}}
+    named = {key: token for key, token in file.value.items() if token}
+    more = named.pop("additional_special_tokens", None)
+    return {"special_tokens": named, **({"add_special_tokens": more} if more else {})}
 
 
 @named

@@ -37,6 +37,7 @@ from ..config.sources import names_of
 from ..data import load as data
 from ..data.encode import read, tables
 from ..data.pack_sequences import pack_sequences, require_apart
+from ..extended_base import add_tokens, tokenizer_folder
 from ..trainers.kind import TRAINERS, TrainerKind
 from .continue_training import load_start, put_back
 from .media import Media
@@ -199,27 +200,18 @@ def reader_of(
     kind = TRAINERS[config.trainer]
     reads = "tokenizer" if kind.rows else training_of(task, kind).reads
     if reads != "media":
-        tokenizer = _as_configured(load(folder), config)
+        tokenizer = _as_configured(load(tokenizer_folder(config, folder)), config)
         if kind.rows:
             require_end(tokenizer, folder)
         return tokenizer
     media = Media(folder, task)
-    if config.special_tokens or config.chat_template:
-        _as_configured(media.tokenizer, config)
+    _as_configured(media.tokenizer, config)
     return media
 
 
 def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
     """Gives a tokenizer the special tokens and the chat template that a configuration names."""
-    known = tokenizer.get_vocab() if config.special_tokens else {}
-    if missing := [f"{key}: {token}" for key, token in config.special_tokens.items() if token not in known]:
-        raise ConfigError(
-            "the base's tokenizer has no such token",
-            where="special_tokens",
-            found=", ".join(missing),
-            remedy="name one that it has; to add tokens, extend a copy of the base first "
-            "(resize_token_embeddings)",
-        )
+    add_tokens(tokenizer, config)
     for key, token in config.special_tokens.items():
         setattr(tokenizer, key, token)
     if config.chat_template == OWN and not tokenizer.chat_template:
