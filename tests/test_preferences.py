@@ -178,16 +178,23 @@ def test_preferences_are_measured_as_trl_measures_them(
         assert measures["reward_accuracy"] == np.mean((model.judgement.rows["reward"] > 0) == good)
 
 
-@pytest.mark.parametrize("kind", ["dpo", "kto"])
+@pytest.mark.parametrize("kind", ["dpo", "kto", "orpo", "grpo"])
 def test_a_prompt_keeps_its_last_tokens(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
-    """Cut to one token it trains what the last word alone trains."""
+    """Cut to one token it trains what the last word alone trains, however long it was."""
     found = []
-    for name, most, start in (("cut", 1, 0), ("short", None, 1), ("whole", None, 0)):
+    begin = ["[BOS]"] if kind == "orpo" else []  # which TRL puts before each of its prompts
+    for name, most, start in (("cut", 1 + len(begin), -1), ("short", None, -1), ("whole", None, 0)):
         (tmp_path / name).mkdir()
-        values = config(tiny_llama, tmp_path / name, kind, max_steps=2, max_prompt_length=most)
-        rows = [{**row, "prompt": " ".join(row["prompt"].split()[start:])} for row in rows_of(kind)]
+        values = config(
+            tiny_llama, tmp_path / name, kind, max_steps=2, max_prompt_length=most, learning_rate=1e-3
+        )
+        before = [*["w9"] * values["max_length"], *begin] if most else []
+        rows = [
+            {**row, "prompt": " ".join([*before, *row["prompt"].split()[start:]])} for row in rows_of(kind)
+        ]
         Path(values["train_file"]).write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (pack,) = train(values)
+        (pack,) = train(values, rewards=[low] if kind == "grpo" else ())
+        assert pack.manifest.training["rows"] == len(rows)
         found.append(pack.tensors)
     cut, short, whole = (np.concatenate([np.ravel(one[key]) for key in sorted(one)]) for one in found)
     np.testing.assert_allclose(cut, short, rtol=0, atol=1e-6)

@@ -182,7 +182,11 @@ def train_one(path: Path, folder: Path) -> str:
     else:
         base = folder / kind
         make_base(get_task(config.task), kind.split()[0], base, **FIELDS.get(kind, {}))
-        named = tuple(token for token in config.special_tokens.values() if not token.startswith("["))
+        named = tuple(
+            token
+            for key, token in config.special_tokens.items()
+            if key != "pad_token" and not token.startswith("[")
+        )
         write_tokenizer(base, (*SPECIAL, *dict.fromkeys(named)), chat_template("axolotl/chatml"))
     written = []
     for number, source in enumerate(sources):

@@ -55,17 +55,13 @@ def trainer_for(
         given["settings"] = config.trainer_config or kind.config()
     if kind.rewards:
         given["reward_funcs"] = list(rewards)
-    trainer = adapting(class_at(kind.trainer, kind))(**given)
-    if (most := getattr(config.trainer_config, "max_prompt_length", None)) is not None:
-        for name in ("train_dataset", "eval_dataset"):
-            if "prompt_ids" in getattr(getattr(trainer, name), "column_names", ()):
-                setattr(trainer, name, getattr(trainer, name).map(partial(_cut_prompt, most)))
+    made = class_at(kind.trainer, kind)
+    most = getattr(config.trainer_config, "max_prompt_length", None)
+    if kind.cut_prompts is not None and most is not None:
+        made = kind.cut_prompts(made, most)
+    trainer = adapting(made)(**given)
     set_up_reporters(trainer)
     return trainer
-
-
-def _cut_prompt(most: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    return {"prompt_ids": row["prompt_ids"][-most:]}
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ...errors import ConfigError
 from ...registry import Registry
 from ...tasks import Task, TaskTraining, get_task
 from ...tasks.data import DataReport
+from .prompt_lengths import CutPrompts
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class TrainerKind:
         compares: whether its loss compares the rows of a batch.
         settings: whether its own settings are passed to the trainer as ``settings`` instead of to its
             arguments.
+        cut_prompts: how its prompts keep their last tokens, if it has :class:`.prompt_lengths.Prompts`.
     """
 
     name: str
@@ -59,6 +61,7 @@ class TrainerKind:
     least_rows: int = 1
     compares: bool = False
     settings: bool = False
+    cut_prompts: CutPrompts | None = None
 
 
 TRAINERS: Registry[TrainerKind] = Registry("trainer", TrainerKind, "adapterpack.trainers", __package__)

@@ -6,21 +6,11 @@ from dataclasses import dataclass
 
 from ...tasks.preferences.form import labelled_answers, pairs_of_answers
 from .kind import TRAINERS, TrainerKind
+from .prompt_lengths import Prompts, cut_encoded, cut_joined
 
 
 @dataclass(frozen=True)
-class _Prompts:
-    """``max_prompt_length``: the most tokens of a prompt, which keeps its last ones."""
-
-    max_prompt_length: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_prompt_length is not None and self.max_prompt_length < 1:
-            raise ValueError(f"max_prompt_length must be at least 1, not {self.max_prompt_length}")
-
-
-@dataclass(frozen=True)
-class DPO(_Prompts):
+class DPO(Prompts):
     """The settings of direct preference optimization (Rafailov et al. 2023,
     https://arxiv.org/abs/2305.18290).
 
@@ -34,7 +24,7 @@ class DPO(_Prompts):
 
 
 @dataclass(frozen=True)
-class KTO(_Prompts):
+class KTO(Prompts):
     """The settings of KTO, which learns from answers that are labelled good or bad one by one (Ethayarajh et
     al. 2024, https://arxiv.org/abs/2402.01306).
 
@@ -48,7 +38,7 @@ class KTO(_Prompts):
 
 
 @dataclass(frozen=True)
-class ORPO:
+class ORPO(Prompts):
     """The settings of odds-ratio preference optimization, which needs no reference model (Hong et al. 2024,
     https://arxiv.org/abs/2403.07691).
 
@@ -80,6 +70,7 @@ for _kind in (
         DPO,
         {"learning_rate": 1e-5},
         reference=True,
+        cut_prompts=cut_encoded,
     ),
     TrainerKind(
         "kto",
@@ -90,6 +81,7 @@ for _kind in (
         KTO,
         {"learning_rate": 1e-5},
         reference=True,
+        cut_prompts=cut_encoded,
         least_rows=2,  # each row's divergence is told by the answer of another
         compares=True,
     ),
@@ -101,6 +93,7 @@ for _kind in (
         pairs_of_answers,
         ORPO,
         {"learning_rate": 1e-5},
+        cut_prompts=cut_joined,
     ),
     TrainerKind(
         "reward",
