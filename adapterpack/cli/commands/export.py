@@ -52,8 +52,8 @@ from .quantize import accuracy_sentence
 @option(
     "--quantize",
     "S",
-    "Quantize the base's weights: int8, int4, int2, mixed, fp16 or bf16; the options up to "
-    "--size-budget say how. as-trained: as they were while the packs were trained.",
+    "Quantize the base's weights: int8, int4, int2, mixed, w8a8, fp16 or bf16; the "
+    "options up to --size-budget say how. as-trained: as they were while the packs were trained.",
     shell_complete=suggest("adapterpack.quantizing.graphs.scheme:GRAPH_SCHEMES"),
 )
 @flag("--dequantize", "Write the weights of a quantized base as floats, not as its codes.")

@@ -24,8 +24,8 @@ from ..progress import divert_stdout, show_steps
 @option(
     "--scheme schemes",
     "S",
-    "int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, fp16 or bf16 for "
-    "bundles. May be repeated with --compare; the default is then int8 and int4.",
+    "int8 (the default), int4, fp8 or mixed for packs; int8, int4, int2, mixed, w8a8, fp16 "
+    "or bf16 for bundles. May be repeated with --compare; the default is then int8 and int4.",
     multiple=True,
     shell_complete=suggest(
         "adapterpack.quantizing.pack_scheme:PACK_SCHEMES",
