@@ -14,9 +14,11 @@ import onnxruntime as ort
 import pytest
 
 from adapterpack import Engine, Session, export, quantize
+from adapterpack.base import Checkpoint
 from adapterpack.bundle.decoder_graph import DECODER
 from adapterpack.bundle.manifest import GRAPH, graph_file, read_bundle
-from adapterpack.errors import ConfigError
+from adapterpack.errors import ConfigError, ParityError
+from adapterpack.exporting.proof.places import require_places
 from adapterpack.onnx_graph.products import is_fast, make_fast, packs_codes
 from adapterpack.quantizing.graphs.quantize_bundle import quantize_file
 from adapterpack.quantizing.graphs.scheme import GRAPH_SCHEMES
@@ -153,3 +155,23 @@ def test_options_without_a_meaning_are_refused(bundle_of: Make, tmp_path: Path) 
     with pytest.raises(ConfigError, match="does not take --block-size"):
         quantize(bundle_of("llama", "bank"), tmp_path / "out", scheme="w8a8", block_size=64)
     assert not (tmp_path / "out").exists()
+
+
+def test_places_are_proved_without_a_float_graph(tiny_llama: Path, pack_of: Make, tmp_path: Path) -> None:
+    """Codes written straight from the checkpoint are its numbers to nearest, and a graph with one code changed
+    is found.
+    """
+    base = Checkpoint(tiny_llama)
+    out = tmp_path / "bundle"
+    export(tiny_llama, [pack_of("llama", "alpha")], out, mode="bank", quantize="w8a8", proof="none")
+    sites = read_bundle(out).sites
+    assert require_places(out, sites, base) > 5
+    path = next(path for path, site in sites.items() if path.endswith("q_proj"))
+    model = ir.load(out / GRAPH)
+    codes = model.graph.initializers[sites[path].weight]
+    changed = codes.const_value.numpy().copy()
+    changed[3, sites[path].at + 1] ^= 4
+    codes.const_value = ir.tensor(changed, name=codes.name)
+    ir.save(model, tmp_path / "bundle" / GRAPH)
+    with pytest.raises(ParityError, match="other numbers"):
+        require_places(out, sites, base)

@@ -23,6 +23,8 @@ _ZERO = 128
 _LEAST = 1e-30
 """Takes the place of the largest activation of a row of zeros."""
 _FAST = "MatMulInteger"
+CODES, SCALES = "Q8", "scales"
+"""What the names of codes and scales have after the weight's and an underscore."""
 
 
 def exact_nodes(

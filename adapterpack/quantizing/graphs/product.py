@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from ...adapter_methods import row_blocks
 from ...onnx_graph.bnb4 import pack_nibbles
-from ...onnx_graph.int8_columns import LARGEST, exact_nodes
+from ...onnx_graph.int8_columns import CODES, LARGEST, SCALES, exact_nodes
 from ...onnx_graph.nbits import BlockGrid, pack_codes, pack_zeros
 from ...onnx_graph.rows import in_order
 from ...onnx_graph.sliced_tensor import SlicedTensor
@@ -166,8 +166,8 @@ class ConstantProduct:
             step = np.abs(numbers).max(0) / np.float32(LARGEST)
             blocks.append(np.rint(numbers / np.where(step, step, 1)).astype(np.int8))
             steps.append(step)
-        codes = graph.constant("Q8", np.concatenate(blocks, axis=1))
-        scales = graph.constant("scales", np.concatenate(steps))
+        codes = graph.constant(CODES, np.concatenate(blocks, axis=1))
+        scales = graph.constant(SCALES, np.concatenate(steps))
         graph.nodes = exact_nodes(self.node.name, graph.x, codes, scales, self.dtype)
         return graph.ending_with(graph.nodes[-1].outputs[0])
 
