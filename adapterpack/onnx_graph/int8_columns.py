@@ -83,7 +83,7 @@ def make_fast(node: ir.Node) -> None:
     step = add("Mul", "/step", largest, constant("share", np.float32(1 / LARGEST)))
     rows = add("QuantizeLinear", "/rows", add("Div", "/steps", x, step), constant("one", np.float32(1)), zero)
     product = add("Cast", "/floats", add(_FAST, "", rows, codes, zero), to=ir.DataType.FLOAT)
-    y = add("Mul", "/scaled", add("Mul", "/columns", product, scales), step)
+    y = add("Mul", "/result", add("Mul", "/columns", product, scales), step)
     if dtype != ir.DataType.FLOAT:
         y = add("Cast", "/narrow", y, to=dtype)
     ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, node.outputs, [y])

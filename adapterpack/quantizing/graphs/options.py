@@ -132,12 +132,13 @@ def quantization(scheme: str, **options: Unpack[GraphOptions]) -> GraphQuantizat
             found=setting.algorithm,
             remedy="give --calibration FILE.jsonl, with rows like those that the model will see",
         )
-    if calibration is not None and not (calibrated or compensate or chosen.budgeted):
+    smooths = setting is not None and not setting.block_size
+    if calibration is not None and not (calibrated or smooths or compensate or chosen.budgeted):
         raise ConfigError(
             "these options use no calibration rows",
             where="--calibration",
             found=calibration,
-            remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed, or leave it out",
+            remedy="choose --algorithm gptq or awq, --compensate, or --scheme mixed or w8a8, or leave it out",
         )
     rows = None if calibration is None else Path(calibration)
     if rows is not None:

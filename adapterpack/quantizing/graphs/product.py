@@ -125,8 +125,7 @@ class ConstantProduct:
         graph = _Nodes(self)
         x = graph.x
         if codes.divisor is not None:
-            x = graph.add("Mul", "/scaled", x, graph.floats("factors", np.reciprocal(codes.divisor)))
-            x.shape, x.type = graph.x.shape, graph.x.type
+            x = graph.divided(codes.divisor)
         if codes.order is not None:
             order = graph.constant("order", codes.order.astype(np.int64))
             x = graph.add("Gather", "/ordered", x, order, axis=-1)
@@ -158,18 +157,33 @@ class ConstantProduct:
 
     def in_columns(self) -> ir.Graph:
         """Returns the graph of the exact product on codes in eight bits, each column to nearest with a scale
-        of its own.
+        of its own; with calibration rows, of smoothed inputs.
         """
         graph, blocks, steps = _Nodes(self), [], []
+        divisor = None if self.second is None else self._smoothing(np.diag(self.second))
         for columns in self.columns(_AT_ONCE):
-            numbers = columns.astype(np.float32)
+            numbers = columns.astype(np.float32) * (1 if divisor is None else divisor[:, None])
             step = np.abs(numbers).max(0) / np.float32(LARGEST)
             blocks.append(np.rint(numbers / np.where(step, step, 1)).astype(np.int8))
             steps.append(step)
         codes = graph.constant(CODES, np.concatenate(blocks, axis=1))
         scales = graph.constant(SCALES, np.concatenate(steps))
-        graph.nodes = exact_nodes(self.node.name, graph.x, codes, scales, self.dtype)
+        x = graph.x if divisor is None else graph.divided(divisor)
+        graph.nodes += exact_nodes(self.node.name, x, codes, scales, self.dtype)
         return graph.ending_with(graph.nodes[-1].outputs[0])
+
+    def _smoothing(self, squares: np.ndarray) -> np.ndarray:
+        """Returns what divides each input ``[in]``, of whose squares these are the means, and multiplies its
+        weights, so that few large inputs do not make the steps of all others coarse.
+
+        Source: Xiao et al. 2023, "SmoothQuant", equation 4 with an exponent of a half, and the root mean
+        square in place of the largest input.
+        """
+        size = np.sqrt(np.maximum(squares, 0))
+        largest = np.max([np.abs(columns).max(1) for columns in self.columns(_AT_ONCE)], axis=0)
+        ratio = np.maximum(size, 1e-4 * size.max()) / np.maximum(largest, 1e-4 * largest.max())
+        factors: np.ndarray = np.sqrt(ratio / np.exp(np.log(ratio).mean())).astype(np.float32)
+        return factors
 
     def input(self) -> ir.Value:
         """Returns a new value with the name, shape and type of the product's input."""
@@ -216,6 +230,12 @@ class _Nodes:
         self.nodes.append(ir.node(op, list(inputs), attributes, domain=domain, name=name))
         (y,) = self.nodes[-1].outputs
         y.name = f"{name}:0"
+        return y
+
+    def divided(self, divisor: np.ndarray) -> ir.Value:
+        """Divides the product's input ``[in]`` by constants."""
+        y = self.add("Mul", "/scaled", self.x, self.floats("factors", np.reciprocal(divisor)))
+        y.shape, y.type = self.x.shape, self.x.type
         return y
 
     def product(self, op: str, role: str, *inputs: ir.Value, **attributes: object) -> ir.Value:

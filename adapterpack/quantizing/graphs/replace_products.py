@@ -30,7 +30,9 @@ def round_products(rewriting: Rewriting) -> int:
         if setting is None:
             return None
         if not setting.block_size:
-            return product.in_columns() if len(product.weight.shape) == 2 else None
+            if len(product.weight.shape) != 2:
+                return None
+            return replace(product, second=rewriting.second(product.node.inputs[0].name)).in_columns()
         algorithm = ALGORITHMS[setting.algorithm if len(product.weight.shape) == 2 else "rtn"]
         if algorithm.calibrated:
             product = replace(product, second=rewriting.second(product.node.inputs[0].name))
