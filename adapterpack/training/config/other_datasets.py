@@ -19,8 +19,6 @@ _LEFT_OUT = frozenset(
         "field_thinking",
         "input_format",
         "preprocess_shards",
-        "shards",
-        "shards_idx",
         "template_thinking_key",
         "temperature",
         "train_on_eot",
@@ -29,7 +27,7 @@ _LEFT_OUT = frozenset(
     }
 )
 """Settings of axolotl's data sets that change no row, or that the rows themselves show here."""
-_AS_THEY_ARE = ("path", "name", "split", "revision", "data_files", "roles")
+_AS_THEY_ARE = ("path", "name", "split", "revision", "data_files", "roles", "shards", "shards_idx")
 _COLUMNS = {"field": "text", "text_column": "text", "field_model": "answer", "field_human": "question"}
 _TAUGHT = {"roles_to_train": {"assistant", "gpt", "model"}, "train_on_eos": {"turn", "all", "last"}}
 

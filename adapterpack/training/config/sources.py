@@ -43,6 +43,8 @@ class Source:
         media_dir: the folder from which the paths of pictures in its rows start.
         max_samples: the most rows that are taken: the first, of a folder some from all over it.
         share: the share of its rows that is taken.
+        shards, shards_idx: how many shards the rows are dealt into, a row to each in turn, and which of them
+            is taken.
     """
 
     path: str
@@ -58,6 +60,8 @@ class Source:
     media_dir: str | None = None
     max_samples: int | None = None
     share: float | None = None
+    shards: int = 1
+    shards_idx: int = 0
 
     @property
     def reading(self) -> RowReading:

@@ -268,11 +268,17 @@ def whole_batch(file: File) -> Settings:
 
 @named
 def schedule(file: File) -> Settings:
-    """Returns the schedule of the learning rate, with the lowest rate of a cosine where one is given."""
-    least = file.says("cosine_min_lr_ratio")
-    if least is None:
-        return {"lr_scheduler_type": file.says("lr_scheduler")}
-    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": least}}
+    """Returns the schedule of the learning rate; a cosine may have a quadratic warm-up, or a lowest rate and
+    the share of all steps after which that is reached.
+    """
+    name, least = file.says("lr_scheduler") or "cosine", file.says("cosine_min_lr_ratio")
+    if name != "cosine" or not (least or file.says("lr_quadratic_warmup") is True):
+        return {"lr_scheduler_type": name}
+    if file.says("lr_quadratic_warmup") is True:
+        return {"lr_scheduler_type": name, "lr_scheduler_kwargs": {"warmup_power": 2}}
+    early = file.says("cosine_constant_lr_ratio")
+    ends = {"decay_share": early} if early else {}
+    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": least, **ends}}
 
 
 @named
@@ -331,7 +337,12 @@ def axolotl_datasets(file: File) -> Settings:
     entries = [file.value] if isinstance(file.value, str | Mapping) else file.value
     rl = file.says("rl")
     types = file.forms.types if rl is None else file.forms.verdicts if rl == "kto" else file.forms.pairs
-    return {file.into: [axolotl_source(entry, types) for entry in entries]}
+    sources = [axolotl_source(entry, types) for entry in entries]
+    if (count := file.says("dataset_shard_num")) and (index := file.says("dataset_shard_idx")) is not None:
+        for source in sources:
+            own, first = source.get("shards", 1), source.get("shards_idx", 0)
+            source |= {"shards": own * count, "shards_idx": first + own * index}
+    return {file.into: sources}
 
 
 @named

@@ -76,6 +76,15 @@ def load_rows(source: Source | str, report: DataReport | None = None) -> Dataset
             expected=", ".join(rows.column_names),
             remedy=_columns_remedy(source.columns, missing[0], rows.column_names),
         )
+    if not 0 <= source.shards_idx < source.shards:
+        raise ConfigError(
+            "there is no such part of the data",
+            where=f"{source.path}, shards_idx",
+            expected=f"at least 0, and less than shards, {source.shards}",
+            found=source.shards_idx,
+        )
+    if source.shards > 1:
+        rows = rows.shard(source.shards, source.shards_idx, contiguous=False)
     if source.share is not None or source.max_samples is not None:
         taken = len(rows) if source.share is None else max(1, round(source.share * len(rows)))
         taken = min(taken, source.max_samples or taken, len(rows))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import RandomSampler, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -22,6 +23,7 @@ from ...torch_adapters.layers.active import evaluation_mode
 from . import hooks, method_states
 from .blockwise_loss import BlockwiseLoss, blockwise_loss
 from .resuming import seal, written_checkpoints
+from .schedules import own_schedule
 from .steps import Steps
 
 
@@ -46,6 +48,14 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
         """Runs an epoch, unless the resumed run had already ended."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Returns the schedule of the learning rate, which may be one of :mod:`.schedules`."""
+        rate = own_schedule(self.args, num_training_steps)
+        if self.lr_scheduler is None and rate is not None:
+            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, rate)
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Runs a batch forward and backward; returns its share of the step's loss."""
