@@ -52,9 +52,12 @@ def kind_of(path: StrPath) -> str:
     marks = {m.FILE_NAME: "pack", layout.CONFIG: "peft", FLEET_FILE: "fleet", BUNDLE_FILE: "bundle"}
     if found := next((kind for mark, kind in marks.items() if (folder / mark).is_file()), None):
         return "adapter" if found == "peft" and _foreign(folder) else found
-    if (folder / GENAI_FILE).is_file() and not any(folder.glob("*.safetensors")):
+    weights = any(folder.glob("*.safetensors"))
+    if (folder / GENAI_FILE).is_file() and not weights:
         return "genai_folder"
-    return "base" if (folder / "config.json").is_file() or not _foreign(folder) else "adapter"
+    # torchtune leaves its adapter beside the base's config.json.
+    whole = weights and (folder / "config.json").is_file()
+    return "base" if whole or not _foreign(folder) else "adapter"
 
 
 def _foreign(folder: Path) -> bool:
@@ -122,7 +125,7 @@ def validate(
         return validate_fleet(folder, known, allow_structural)
     if kind == "genai_folder":
         # packs do not need it
-        from .runtime.sessions.other_folders import validate_other_folder  # noqa: PLC0415
+        from .runtime.sessions.genai_checks import validate_other_folder  # noqa: PLC0415
 
         return validate_other_folder(folder, full)
     if kind == "bundle":
@@ -166,7 +169,7 @@ def _inspect(path: StrPath) -> dict[str, Any]:
         return inspect_fleet(folder)
     if kind == "genai_folder":
         # packs do not need it
-        from .runtime.sessions.other_folders import inspect_other_folder  # noqa: PLC0415
+        from .runtime.sessions.genai_checks import inspect_other_folder  # noqa: PLC0415
 
         return inspect_other_folder(folder)
     return inspect_base(folder) if kind == "base" else describe(load(folder), folder)

@@ -18,7 +18,7 @@ import adapterpack
 from adapterpack import Engine, LoRA, Session
 from adapterpack.adapter_methods import Site, method_of
 from adapterpack.cli.commands.inspect import command as inspect
-from adapterpack.engine_graph.other_folders import served_folder
+from adapterpack.engine_graph.genai_engine import served_folder
 from adapterpack.errors import AdapterpackError, Unsupported
 from adapterpack.manifest import structs as m
 from adapterpack.pack.pack import Pack, build

@@ -23,7 +23,7 @@ from adapterpack import Engine, Session, convert, export, load, merge, validate
 from adapterpack.bundle.manifest import bundle_in, read_bundle
 from adapterpack.cli.commands.run import command as run
 from adapterpack.cli.options import load_adapter
-from adapterpack.engine_graph.other_folders import served_folder
+from adapterpack.engine_graph.genai_engine import served_folder
 from adapterpack.errors import AdapterpackError, BaseMismatch, ConfigError, UnknownName, Unsupported
 from adapterpack.exporting.targets import TARGETS
 from adapterpack.exporting.targets.triton import config, model_name
@@ -271,7 +271,7 @@ def test_a_folder_of_another_tool_is_run(
     with pytest.raises(Unsupported, match="what it takes and gives"):
         Session(folder, "cpu")
     config.write_text(config.read_text().replace("model.onnx", "../model.onnx"))
-    with pytest.raises(Unsupported, match="does not tell its file"):
+    with pytest.raises(Unsupported, match="names no graph in the folder"):
         Session(folder, "cpu")
 
 

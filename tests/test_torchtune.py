@@ -99,6 +99,20 @@ def test_names_and_the_order_of_heads(
     assert inspect(folder)["format"] == "torchtune" and validate(folder).valid
 
 
+def test_an_adapter_beside_the_bases_configuration_is_no_base(bases: Path, tmp_path: Path) -> None:
+    """torchtune writes both into one folder: without weights of a base there, it is the adapter that is meant,
+    and what it lacks is said.
+    """
+    folder = write(tmp_path / "tuned", wanted(False), "adapter_0.pt")
+    (folder / "config.json").write_text((bases / "llama" / "config.json").read_text())
+    assert inspect(folder)["format"] == "torchtune"
+    (folder / "adapter_config.json").unlink()
+    with pytest.raises(FormatError, match=r"lora_alpha.*adapterpack convert FOLDER --base BASE"):
+        inspect(folder)
+    (folder / "model.safetensors").write_bytes((bases / "llama" / "model.safetensors").read_bytes())
+    assert inspect(folder)["kind"] == "base"
+
+
 def _without_config(folder: Path) -> None:
     (folder / "adapter_config.json").unlink()
 

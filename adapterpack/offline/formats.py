@@ -12,7 +12,7 @@ from ..bundle.manifest import manifest_bytes
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..pack.pack import Pack
-from ..runtime.other_folders import bundle_folder
+from ..runtime.genai_bundle import bundle_folder
 from ..runtime.providers.device import Device
 from ..runtime.sessions.run import BLOCK, row_runner
 from .job import OfflineJob

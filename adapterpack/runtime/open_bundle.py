@@ -46,6 +46,7 @@ from .adapters.modes import ADAPTER_MODES
 from .adapters.pinned import Adapters, PinnedRows
 from .adapters.prompt_cache import prompt_kv
 from .adapters.slot_values import SlotValues
+from .genai_bundle import MADE_OF, bundle_folder
 from .generation.sampling import Sampling
 from .media.image_layouts import PIXELS, ImageLayout, layout_of
 from .media.inputs import sized_image_of, sound_of
@@ -54,7 +55,6 @@ from .media.sounds import rate_of
 from .ort.contract import require_contract
 from .ort.model import OrtModel
 from .ort.values import BFLOAT16
-from .other_folders import MADE_OF, bundle_folder
 from .padding import pad
 from .providers.device import Device
 from .providers.kernels import list_unfit

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine_graph.other_folders import served_folder
+from ..engine_graph.genai_engine import served_folder
 from ..pack.pack import Pack
 from ..runtime.engine.base import Engine
 from ..runtime.providers.device import Device

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..engine_graph.other_folders import served_folder
+from ..engine_graph.genai_engine import served_folder
 from ..errors import ConfigError
 from ..extras import needed_by
 from ..http.tls import IN_THE_CLEAR, Certificate

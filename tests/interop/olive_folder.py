@@ -109,7 +109,7 @@ def main(python: str) -> int:
     """0 if the base, Olive's adapter and one of PEFT give torch's tokens, alone and in one batch."""
     from adapterpack import Engine, Session
     from adapterpack.cli.options import load_adapter
-    from adapterpack.engine_graph.other_folders import served_folder
+    from adapterpack.engine_graph.genai_engine import served_folder
 
     wrong = 0
     with tempfile.TemporaryDirectory() as scratch:

@@ -112,7 +112,8 @@ def _alpha(config: Path) -> float:
             "torchtune wrote no configuration beside this adapter, and its tensors do not tell alpha",
             where=config.parent,
             expected=config.name,
-            remedy=f'write {config.name} with the lora_alpha of the recipe: {{"lora_alpha": 16}}',
+            remedy=f'write {config.name} with the lora_alpha of the recipe, {{"lora_alpha": 16}}, and '
+            "convert the folder: adapterpack convert FOLDER --base BASE --to pack -o OUT",
         )
     return finite_number(read_config(config).get("lora_alpha"), f"{config}#/lora_alpha")
 

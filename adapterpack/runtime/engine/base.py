@@ -16,8 +16,8 @@ from ...errors import ConfigError, Unsupported
 from ...paths import StrPath
 from ...registry import Registry
 from ...tasks import Task, get_task
+from ..genai_bundle import bundle_folder
 from ..open_bundle import OpenBundle
-from ..other_folders import bundle_folder
 from ..providers.device import Device
 from .adapter_feeds import ResidentAdapter
 from .adapter_table import AdapterTable, Named

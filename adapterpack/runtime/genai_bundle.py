@@ -89,7 +89,13 @@ def read_folder(folder: Path) -> OtherFolder:
     told = decoder if isinstance(decoder, dict) else {}
     name = told.get("filename", GRAPH)
     if not isinstance(name, str) or PurePath(name).name != name or not (folder / name).is_file():
-        raise _untold("its file", folder / GENAI_FILE, name, "the name of a graph in the folder")
+        raise Unsupported(
+            "the configuration names no graph in the folder",
+            where=folder / GENAI_FILE,
+            found=name,
+            expected="the name of a graph, under model, decoder, filename",
+            remedy="write the name of the graph there, and put the graph beside it",
+        )
     return OtherFolder(GraphFile(folder / name), model, told)
 
 

@@ -14,7 +14,7 @@ from ...onnx_graph.confine import require_safe
 from ...onnx_graph.sandboxed_check import require_openable
 from ...pack.validate.checks.finding import Report
 from ...pack.validate.checks.reading import unreadable
-from ..other_folders import bundle_of, read_folder
+from ..genai_bundle import bundle_of, read_folder
 
 KIND = "genai_folder"
 _LEFT_OPEN = (

@@ -16,7 +16,7 @@ from ..errors import AdapterpackError, Unsupported
 from ..manifest import structs as m
 from ..pack.pack import Pack, build
 from ..paths import StrPath
-from ..runtime.other_folders import bundle_folder
+from ..runtime.genai_bundle import bundle_folder
 from ..tasks import NO_TASK
 from .parity import with_decoder
 
