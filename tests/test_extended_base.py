@@ -46,7 +46,7 @@ def _base(folder: Path, spare: int = 0, **fields: Any) -> Path:
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        intermediate_size=48,
+        intermediate_size=VOCABULARY + spare,  # no reason for more rows
         max_position_embeddings=64,
         pad_token_id=0,
         **fields,

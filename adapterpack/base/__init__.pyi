@@ -3,6 +3,7 @@ from .base_folder import CONFIG as CONFIG
 from .base_folder import carried_files as carried_files
 from .base_folder import copy_carried as copy_carried
 from .base_folder import read_json as read_json
+from .base_folder import write_json as write_json
 from .base_metadata import chat_template_of as chat_template_of
 from .base_metadata import pooling_of as pooling_of
 from .checkpoint import Checkpoint as Checkpoint

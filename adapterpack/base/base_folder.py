@@ -73,6 +73,11 @@ def read_json(path: Path, folder: Path | None = None) -> Any:
     return strict_json.loads(data, path, MAX_JSON, max_integer=float("inf"))
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a configuration as transformers lays it out."""
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def carried_files(folder: Path, names: Iterable[str] = ()) -> list[Path]:
     """Returns the files of a base that are copied into a merged checkpoint or a bundle: config, tokenizer,
     templates; never weights or code.
@@ -94,9 +99,7 @@ def copy_carried(source: Path, target: Path, names: Iterable[str] = ()) -> None:
     for path in carried_files(source, names):
         (target / path.name).unlink(missing_ok=True)
         if path.name == CONFIG and (plain := without_code(config := read_json(path))) != config:
-            (target / path.name).write_text(
-                json.dumps(plain, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-            )
+            write_json(target / path.name, plain)
         else:
             copy_file(path, target / path.name)
 

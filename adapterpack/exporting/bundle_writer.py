@@ -4,7 +4,6 @@ and proves the result against torch.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -16,7 +15,7 @@ import onnxruntime as ort
 
 from ..adapter_methods import get
 from ..adapter_methods.lora import LoRA
-from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json
+from ..base import CONFIG, Checkpoint, copy_carried, pooling_of, read_json, write_json
 from ..base.thresholds import said_in
 from ..bundle import (
     DECODER,
@@ -156,7 +155,7 @@ def _say_defaults(path: Path, source: ExportSource) -> None:
         said = {**{key: resolved[key] for key in _OF_IMAGES if key in resolved}, **said}
         said["vision_config"] = vision
     if said != written:
-        path.write_text(json.dumps(said, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, said)
 
 
 def _with_decoder(bundle: Bundle, folder: Path, job: ExportJob, say: Progress) -> Bundle:

@@ -25,9 +25,9 @@ from ..torch_adapters.layers.modules_to_save import saved_modules
 from ..torch_adapters.layers.wrapper import base_modules
 from .config.fields import TrainConfig
 from .data.load import token_count
-from .extended_base import ExtendedBase, extended_base
 from .loop.arguments import arguments_of
 from .loop.build_trainer import own_forward, trainer_for
+from .loop.extended_base import ExtendedBase, extended_base
 from .loop.media import Media
 from .loop.out_of_memory import in_batches_that_fit, memory_errors
 from .loop.preparing import PreparedRun, prepare, reader_of
@@ -100,7 +100,7 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
         "rows": len(lengths),
         "tokens": sum(lengths),
         "longest_row": max(lengths),
-        **({} if extended is None else {"extended_base": _described(extended)}),
+        **({} if extended is None else {"extended_base": _facts_of(extended)}),
         "steps": steps,
         "memory_estimate": {
             key: size(value) for key, value in _memory(config, ready, trained, owned, max(lengths)).items()
@@ -116,7 +116,7 @@ def _report(config: TrainConfig, rewards: Sequence[Reward]) -> dict[str, Any]:
     }
 
 
-def _described(extended: ExtendedBase) -> dict[str, Any]:
+def _facts_of(extended: ExtendedBase) -> dict[str, Any]:
     """Describes the base with more tokens that the training would write."""
     return {
         "folder": str(extended.folder),

@@ -25,10 +25,10 @@ from .config.fields import TrainConfig
 from .config.sources import sources_of
 from .data.decompress import files_of
 from .data.in_memory import Rows, rows_as_files
-from .extended_base import write_extended
 from .first_config import with_suggestions
 from .loop.arguments import arguments_of
 from .loop.continue_training import with_settings_of_the_pack
+from .loop.extended_base import on_own_base
 from .loop.preparing import training_of
 from .loop.rewards import Reward, require_rewards
 from .loop.run import Shown, TrainedAdapter, train_adapter, write_pack
@@ -121,7 +121,7 @@ def _train(configs: Sequence[TrainConfig], progress: Shown | None, rewards: Sequ
     packs: dict[str, Pack] = {}
     for run_config in configs:
         refuse_existing(run_config.output_dir, "output_dir=...", run_config.overwrite_output_dir)
-    for group in _groups(list(map(write_extended, configs))):
+    for group in _groups(list(map(on_own_base, configs))):
         written = _train_several(group, progress, rewards)
         packs |= zip((one.output_dir for one in group), written, strict=True)
     return [packs[one.output_dir] for one in configs]
@@ -177,7 +177,7 @@ def train_one(
     config: TrainConfig, progress: Shown | None = None, rewards: Sequence[Reward] = ()
 ) -> tuple[Pack, Any]:
     """Trains one adapter and writes its pack; returns the pack and the model with the adapter active."""
-    done = train_adapter(write_extended(config), progress, rewards)
+    done = train_adapter(on_own_base(config), progress, rewards)
     return write_pack(done), done.ready.model
 
 

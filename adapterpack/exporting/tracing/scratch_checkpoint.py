@@ -4,7 +4,6 @@ as floats, or some tensors of a base.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...adapter_methods import row_blocks
-from ...base import CONFIG, Checkpoint, copy_carried
+from ...base import CONFIG, Checkpoint, copy_carried, write_json
 from ...base.checkpoint import SINGLE
 from ...base.codecs.dequantized_checkpoint import DequantizedCheckpoint
 from ...errors import storage_errors
@@ -85,4 +84,4 @@ def write_checkpoint(
                 for part in read(*entry):
                     file.write(st.raw(part))
     copy_carried(source, folder)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...base import CONFIG, Checkpoint, copy_carried, read_json
+from ...base import CONFIG, Checkpoint, copy_carried, read_json, write_json
 from ...io import strict_json
 from ...pack import Pack
 from . import config, layout, plan, vocabulary
@@ -61,11 +61,7 @@ def write_side_files(
     if todo.full_modules.vocab_size is not None:
         vocabulary.copy_tokenizers(folder, packs)
     if base.config and changed != read_json(base.folder / CONFIG):
-        _write_json(folder / "config.json", changed)
-    _write_json(folder / base.index_name, layout.index(base, shards))
+        write_json(folder / CONFIG, changed)
+    if (index := layout.index(base, shards)) is not None:
+        write_json(folder / base.index_name, index)
     (folder / FILE_NAME).write_bytes(strict_json.canonical(report))
-
-
-def _write_json(path: Path, value: dict[str, Any] | None) -> None:
-    if value is not None:
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

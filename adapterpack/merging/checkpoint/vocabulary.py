@@ -113,6 +113,7 @@ TABLES = frozenset(
         "tok_embeddings",
         "output",
         "decoder",
+        "predictions",
     }
 )
 """Names of embeddings and output heads; other tensors may have as many rows as there are words by

@@ -37,9 +37,9 @@ from ..config.sources import names_of
 from ..data import load as data
 from ..data.encode import read, tables
 from ..data.pack_sequences import pack_sequences, require_apart
-from ..extended_base import add_tokens, tokenizer_folder
 from ..trainers.kind import TRAINERS, TrainerKind
 from .continue_training import load_start, put_back
+from .extended_base import add_tokens, tokenizer_folder
 from .media import Media
 from .targets import in_blocks, named_layers
 

@@ -34,6 +34,8 @@ class AdapterTrainer(transformers.Trainer):  # type: ignore[misc]
     ``steps`` watches the loss and the speed of each step.
     """
 
+    lr_scheduler: Any
+
     def __init__(self, *args: Any, steps: Steps | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.remove_callback(transformers.PrinterCallback)

@@ -13,11 +13,11 @@ from typing import Any
 from ...errors import ConfigError
 from ...tasks.data import DataReport
 from .kind import TRAINERS, TrainerKind
-from .prompt_lengths import Prompts, cut_generated
+from .prompt_lengths import PromptLength, cut_before_answers
 
 
 @dataclass(frozen=True)
-class GRPO(Prompts):
+class GRPO(PromptLength):
     """The settings of GRPO.
 
     ``num_generations``: the number of answers to each prompt. ``max_completion_length``: their most tokens.
@@ -60,6 +60,6 @@ TRAINERS.register(
         GRPO,
         {"learning_rate": 1e-5},
         rewards=True,
-        cut_prompts=cut_generated,
+        cut_prompts=cut_before_answers,
     )
 )

@@ -44,7 +44,7 @@ class TrainerKind:
         compares: whether its loss compares the rows of a batch.
         settings: whether its own settings are passed to the trainer as ``settings`` instead of to its
             arguments.
-        cut_prompts: how its prompts keep their last tokens, if it has :class:`.prompt_lengths.Prompts`.
+        cut_prompts: how its prompts keep their last tokens, if it has :class:`.prompt_lengths.PromptLength`.
     """
 
     name: str

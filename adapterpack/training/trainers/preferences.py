@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from ...tasks.preferences.form import labelled_answers, pairs_of_answers
 from .kind import TRAINERS, TrainerKind
-from .prompt_lengths import Prompts, cut_encoded, cut_joined
+from .prompt_lengths import PromptLength, cut_prompt_ids, cut_whole_rows
 
 
 @dataclass(frozen=True)
-class DPO(Prompts):
+class DPO(PromptLength):
     """The settings of direct preference optimization (Rafailov et al. 2023,
     https://arxiv.org/abs/2305.18290).
 
@@ -24,7 +24,7 @@ class DPO(Prompts):
 
 
 @dataclass(frozen=True)
-class KTO(Prompts):
+class KTO(PromptLength):
     """The settings of KTO, which learns from answers that are labelled good or bad one by one (Ethayarajh et
     al. 2024, https://arxiv.org/abs/2402.01306).
 
@@ -38,7 +38,7 @@ class KTO(Prompts):
 
 
 @dataclass(frozen=True)
-class ORPO(Prompts):
+class ORPO(PromptLength):
     """The settings of odds-ratio preference optimization, which needs no reference model (Hong et al. 2024,
     https://arxiv.org/abs/2403.07691).
 
@@ -70,7 +70,7 @@ for _kind in (
         DPO,
         {"learning_rate": 1e-5},
         reference=True,
-        cut_prompts=cut_encoded,
+        cut_prompts=cut_prompt_ids,
     ),
     TrainerKind(
         "kto",
@@ -81,7 +81,7 @@ for _kind in (
         KTO,
         {"learning_rate": 1e-5},
         reference=True,
-        cut_prompts=cut_encoded,
+        cut_prompts=cut_prompt_ids,
         least_rows=2,  # each row's divergence is told by the answer of another
         compares=True,
     ),
@@ -93,7 +93,7 @@ for _kind in (
         pairs_of_answers,
         ORPO,
         {"learning_rate": 1e-5},
-        cut_prompts=cut_joined,
+        cut_prompts=cut_whole_rows,
     ),
     TrainerKind(
         "reward",

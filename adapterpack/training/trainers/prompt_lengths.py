@@ -15,7 +15,7 @@ CutPrompts = Callable[[type[Any], int], type[Any]]
 
 
 @dataclass(frozen=True)
-class Prompts:
+class PromptLength:
     """``max_prompt_length``: the most tokens of a prompt, which keeps its last ones."""
 
     max_prompt_length: int | None = None
@@ -25,10 +25,10 @@ class Prompts:
             raise ValueError(f"max_prompt_length must be at least 1, not {self.max_prompt_length}")
 
 
-def cut_encoded(trainer: type[Any], most: int) -> type[Any]:
+def cut_prompt_ids(trainer: type[Any], most: int) -> type[Any]:
     """Of a trainer whose rows have ``prompt_ids``."""
 
-    class Cut(trainer):  # type: ignore[misc]
+    class _Cut(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, name: str) -> Any:
             whole, longest = copy.copy(args), args.max_length
             whole.max_length = None
@@ -36,24 +36,26 @@ def cut_encoded(trainer: type[Any], most: int) -> type[Any]:
             rows = rows.map(lambda row: {"prompt_ids": row["prompt_ids"][-most:]})
             return rows.filter(lambda row: longest is None or len(row["prompt_ids"]) < longest)
 
-    return Cut
+    return _Cut
 
 
-def cut_generated(trainer: type[Any], most: int) -> type[Any]:
+def cut_before_answers(trainer: type[Any], most: int) -> type[Any]:
     """Of a trainer that generates answers to its prompts."""
 
-    class Cut(trainer):  # type: ignore[misc]
+    class _Cut(trainer):  # type: ignore[misc]
         def _tokenize_prompts(self, prompts: Any) -> Any:
             ids, *rest = super()._tokenize_prompts(prompts)
             return ([prompt[-most:] for prompt in ids], *rest)
 
-    return Cut
+    return _Cut
 
 
-def cut_joined(trainer: type[Any], most: int) -> type[Any]:
+def cut_whole_rows(trainer: type[Any], most: int) -> type[Any]:
     """Of a trainer whose rows are prompts and answers in one, with -100 as the labels of the prompt."""
 
-    class Cut(trainer):  # type: ignore[misc]
+    class _Cut(trainer):  # type: ignore[misc]
+        max_length: int
+
         def tokenize_row(self, feature: Any, model: Any = None) -> Any:
             longest, self.max_length = self.max_length, sys.maxsize
             try:
@@ -67,4 +69,4 @@ def cut_joined(trainer: type[Any], most: int) -> type[Any]:
                     row[f"{answer}_{part}"] = row[f"{answer}_{part}"][start:][:longest]
             return row
 
-    return Cut
+    return _Cut

@@ -7,9 +7,7 @@ noise of 1e-9 of their covariance (https://nlp.stanford.edu/~johnhew/vocab-expan
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,35 +15,20 @@ import numpy as np
 from accelerate import PartialState
 from transformers import AddedToken
 
-from ..base import Checkpoint
-from ..base.base_folder import CONFIG
-from ..base.tensor_rows import name_rows
-from ..errors import ConfigError, Unsupported
-from ..hub.resolve import folder_of
-from ..io import (
-    DTYPES,
-    FLOATS,
-    Scratch,
-    Span,
-    copy_span,
-    open_descriptor,
-    output_folder,
-    strict_json,
-    write_all,
-)
-from ..io.blobs import link
-from ..io.safetensors import plan
-from ..merging.checkpoint.vocabulary import TABLES, has_row_per_word
-from ..runtime.text.model_files import text_part
-from ..torch_adapters.models.load import load_for_task, load_tokenizer
-from .config.fields import TrainConfig
+from ...base import CONFIG, Checkpoint, write_json
+from ...errors import ConfigError, Unsupported
+from ...hub.resolve import folder_of
+from ...io import FLOATS, output_folder, safetensors, strict_json
+from ...io.blobs import link
+from ...merging.checkpoint.vocabulary import TABLES, has_row_per_word
+from ...runtime.text.model_files import text_part
+from ...torch_adapters.models.load import load_for_task, load_tokenizer
+from ..config.fields import TrainConfig
 
 log = logging.getLogger(__name__)
 
 _OF_TOKENIZER = frozenset({"added_tokens.json", "special_tokens_map.json"})
 """Older files of a tokenizer that would contradict the new one."""
-_BLOCK = 1 << 12
-"""How many rows are read at once."""
 
 
 class ExtendedBase(NamedTuple):
@@ -64,19 +47,16 @@ class ExtendedBase(NamedTuple):
     @property
     def tables(self) -> frozenset[str]:
         """The base's tensors with a row for each token."""
-        of_words = [info for info in self.base.stored.values() if info.shape[:1] == (self.words,)]
+        stored = self.base.stored.values()
         return frozenset(
-            info.name for info in of_words if has_row_per_word(info.name) or len(info.shape) == 1
+            info.name for info in stored if info.shape[:1] == (self.words,) and has_row_per_word(info.name)
         )
 
     @property
     def new_bytes(self) -> int:
-        """The bytes of the weight files that are written; the others are linked."""
-        if not self.rows:
-            return 0
-        row = sum(self.base.stored[name].nbytes // self.words for name in self.tables)
-        shards = {self.base.shard_of[name] for name in self.tables}
-        return sum((self.base.folder / shard).stat().st_size for shard in shards) + row * self.rows
+        """The bytes of the weight files that are written again, without the new rows; others are linked."""
+        shards = {self.base.shard_of[name] for name in self.tables if self.rows}
+        return sum((self.base.folder / shard).stat().st_size for shard in shards)
 
     def load(self, *args: Any, **options: Any) -> tuple[Any, list[str]]:
         """Loads a task's model as it would be loaded from the folder, before that is written."""
@@ -114,12 +94,12 @@ def extended_base(config: TrainConfig) -> ExtendedBase | None:
             remedy="name a tokenizer that was made for this base; new tokens belong under add_tokens",
         )
     core = getattr(tokenizer, "backend_tokenizer", None)
-    rules = after if core is None else core.to_str()
+    rules = core.to_str() if core else after
     digest = strict_json.digest([base.probe, rules, tokenizer.chat_template])
     place = Path(config.output_dir).parent / f"{base.name.rpartition('/')[2]}-{digest[:8]}"
     found = ExtendedBase(base, tokenizer, tuple(new), words, max(0, max(after.values()) + 1 - words), place)
     tables = found.tables
-    if found.rows and not any(base.stored[name].dtype in FLOATS for name in tables):
+    if found.rows and not (tables and all(base.stored[name].dtype in FLOATS for name in tables)):
         raise Unsupported(
             "the base has no table of plain numbers that could get rows for the new tokens",
             where=folder,
@@ -148,7 +128,7 @@ def add_tokens(tokenizer: Any, config: TrainConfig) -> Any:
     named = [
         token
         for key, token in config.special_tokens.items()
-        if key == "pad_token" or _trained(config) & TABLES
+        if key == "pad_token" or _whole_modules(config) & TABLES
     ]
     for tokens, special in ((config.add_tokens, False), ((*config.add_special_tokens, *named), True)):
         added = [
@@ -167,12 +147,12 @@ def add_tokens(tokenizer: Any, config: TrainConfig) -> Any:
     return tokenizer
 
 
-def _trained(config: TrainConfig) -> frozenset[str]:
+def _whole_modules(config: TrainConfig) -> frozenset[str]:
     """Returns the last names of the modules that a configuration trains whole."""
     return frozenset(path.rpartition(".")[2] for path in config.method_config.modules_to_save)
 
 
-def write_extended(config: TrainConfig) -> TrainConfig:
+def on_own_base(config: TrainConfig) -> TrainConfig:
     """Writes the base that a configuration extends, unless it is there, and returns the configuration of a
     training on it.
 
@@ -191,7 +171,7 @@ def write_extended(config: TrainConfig) -> TrainConfig:
         f"{len(extended.tokens)} more tokens" if extended.tokens else "this tokenizer",
         extended.folder,
     )
-    frozen = sorted({name.split(".")[-2] for name in extended.tables} - _trained(config))
+    frozen = sorted({name.split(".")[-2] for name in extended.tables} - _whole_modules(config))
     if {*extended.tokens} - {config.special_tokens.get("pad_token")} and frozen:
         log.warning(
             "the rows of the new tokens are not learned: they stay %s; name %s under modules_to_save",
@@ -211,75 +191,40 @@ def _write(extended: ExtendedBase) -> None:
         for shard in sorted({base.shard_of[name] for name in tables}):
             _write_shard(extended, shard, folder / shard)
         if tables:
-            config = _resized(base.config, extended.words, extended.words + extended.rows)
-            _write_json(folder / CONFIG, config)
+            config = _with_words(base.config, extended.words, extended.words + extended.rows)
+            write_json(folder / CONFIG, config)
             if base.index is not None:
                 count = sum(extended.rows * base.stored[name].nbytes // extended.words for name in tables)
                 metadata = base.index.get("metadata", {})
                 total = {"total_size": metadata["total_size"] + count} if "total_size" in metadata else {}
-                _write_json(folder / base.index_name, {**base.index, "metadata": {**metadata, **total}})
+                write_json(folder / base.index_name, {**base.index, "metadata": {**metadata, **total}})
         for path in sorted(base.folder.iterdir()):
             if path.is_file() and path.name not in _OF_TOKENIZER and not (folder / path.name).exists():
                 link(path.resolve(), folder / path.name)
         base.require_unchanged()
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", "utf-8")
-
-
-def _resized(config: Any, before: int, after: int) -> Any:
+def _with_words(config: Any, before: int, after: int) -> Any:
     """Returns a configuration, and those of its parts, with another size of the vocabulary.
 
     Example:
-        >>> _resized({"text_config": {"vocab_size": 8}, "width": 8}, 8, 9)
+        >>> _with_words({"text_config": {"vocab_size": 8}, "width": 8}, 8, 9)
         {'text_config': {'vocab_size': 9}, 'width': 8}
     """
     if not isinstance(config, dict):
         return config
     return {
-        key: after if key == "vocab_size" and value == before else _resized(value, before, after)
+        key: after if key == "vocab_size" and value == before else _with_words(value, before, after)
         for key, value in config.items()
     }
 
 
 def _write_shard(extended: ExtendedBase, shard: str, target: Path) -> None:
     """Copies a shard, and writes the new rows of its tables after theirs."""
-    file, tables, scratch = extended.base.files[shard], extended.tables, Scratch()
-    infos = sorted(file.tensors.values(), key=lambda info: -DTYPES[info.dtype].itemsize)
-    header, places = plan(
-        (
-            (info.name, info.dtype, (info.shape[0] + extended.rows, *info.shape[1:]))
-            if info.name in tables
-            else (info.name, info.dtype, info.shape)
-            for info in infos
-        ),
-        file.metadata,
-    )
-    with (
-        open_descriptor(file.path, os.O_RDONLY) as source,
-        open_descriptor(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as sink,
-    ):
-        write_all(sink, np.frombuffer(header, np.uint8), 0)
-        for info in infos:
-            offset = places[info.name].offset
-            copy_span(
-                source,
-                sink,
-                Span(info.offset, offset, info.nbytes),
-                lambda count: scratch.get("piece", (count,), np.dtype(np.uint8)),
-            )
-            if info.name in tables:
-                mean = _mean_row(extended.base, info.name)
-                write_all(sink, np.repeat(mean[None], extended.rows, axis=0), offset + info.nbytes)
-
-
-def _mean_row(base: Checkpoint, table: str) -> np.ndarray:
-    """Returns the mean of a table's rows, summed in float64, in the table's dtype."""
-    shape, dtype = base.stored[table].shape, DTYPES[base.stored[table].dtype]
-    blocks = (
-        base.read(name_rows(table, start, min(start + _BLOCK, shape[0])))
-        for start in range(0, shape[0], _BLOCK)
-    )
-    total = sum((block.astype(np.float64).sum(axis=0) for block in blocks), np.zeros(shape[1:]))
-    return np.asarray(total / shape[0]).astype(dtype)
+    base = extended.base
+    tensors = {name: base.view(name) for name in base.files[shard].tensors}
+    for name in extended.tables & tensors.keys():
+        table = tensors[name]
+        mean = table.mean(axis=0, dtype=np.float64, keepdims=True).astype(table.dtype)
+        tensors[name] = np.concatenate([table, *[mean] * extended.rows])
+    safetensors.write(target, tensors, base.files[shard].metadata)
