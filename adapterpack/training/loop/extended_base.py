@@ -15,7 +15,8 @@ import numpy as np
 from accelerate import PartialState
 from transformers import AddedToken
 
-from ...base import CONFIG, Checkpoint, write_json
+from ...base import CONFIG, Checkpoint, read_json, write_json
+from ...base.base_folder import objects
 from ...errors import ConfigError, Unsupported
 from ...hub.resolve import folder_of
 from ...io import FLOATS, output_folder, safetensors, strict_json
@@ -163,14 +164,11 @@ def on_own_base(config: TrainConfig) -> TrainConfig:
     extended = extended_base(config)
     if extended is None:
         return config
+    said = f"{len(extended.tokens)} more tokens" if extended.tokens else "this tokenizer"
     with PartialState().main_process_first():
         if not extended.folder.exists():
             _write(extended)
-    log.info(
-        "the base with %s is in %s: packs of this training belong to it, so name it as their base",
-        f"{len(extended.tokens)} more tokens" if extended.tokens else "this tokenizer",
-        extended.folder,
-    )
+    log.info("the base with %s is %s: packs of this training belong to it", said, extended.folder)
     frozen = sorted({name.split(".")[-2] for name in extended.tables} - _whole_modules(config))
     if {*extended.tokens} - {config.special_tokens.get("pad_token")} and frozen:
         log.warning(
@@ -191,32 +189,19 @@ def _write(extended: ExtendedBase) -> None:
         for shard in sorted({base.shard_of[name] for name in tables}):
             _write_shard(extended, shard, folder / shard)
         if tables:
-            config = _with_words(base.config, extended.words, extended.words + extended.rows)
+            config = read_json(base.folder / CONFIG)
+            for part in objects(config):
+                if isinstance(part, dict) and part.get("vocab_size") == extended.words:
+                    part["vocab_size"] += extended.rows
             write_json(folder / CONFIG, config)
-            if base.index is not None:
-                count = sum(extended.rows * base.stored[name].nbytes // extended.words for name in tables)
-                metadata = base.index.get("metadata", {})
-                total = {"total_size": metadata["total_size"] + count} if "total_size" in metadata else {}
-                write_json(folder / base.index_name, {**base.index, "metadata": {**metadata, **total}})
+        if tables and base.index is not None:
+            more = sum(extended.rows * base.stored[name].nbytes // extended.words for name in tables)
+            whole = {"total_size": more + sum(info.nbytes for info in base.stored.values())}
+            write_json(folder / base.index_name, {**base.index, "metadata": whole})
         for path in sorted(base.folder.iterdir()):
             if path.is_file() and path.name not in _OF_TOKENIZER and not (folder / path.name).exists():
                 link(path.resolve(), folder / path.name)
         base.require_unchanged()
-
-
-def _with_words(config: Any, before: int, after: int) -> Any:
-    """Returns a configuration, and those of its parts, with another size of the vocabulary.
-
-    Example:
-        >>> _with_words({"text_config": {"vocab_size": 8}, "width": 8}, 8, 9)
-        {'text_config': {'vocab_size': 9}, 'width': 8}
-    """
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: after if key == "vocab_size" and value == before else _with_words(value, before, after)
-        for key, value in config.items()
-    }
 
 
 def _write_shard(extended: ExtendedBase, shard: str, target: Path) -> None:
