@@ -76,6 +76,18 @@ def test_untied_each_use_is_changed_by_its_own(
     require_same(QWEN.load(tmp_path / "out"), model)
 
 
+@pytest.mark.parametrize("modules", [("lm_head",), ("embed_tokens", "lm_head")])
+def test_uses_that_were_trained_whole_are_two_tables(
+    modules: tuple[str, ...], base: Path, tmp_path: Path
+) -> None:
+    """The head gets a table of its own, and the embedding is the one that was trained, or the base's."""
+    model = trained(base, LoRA(r=1, targets=("q_proj",), modules_to_save=modules))
+    pack = save(model, tmp_path / "pack", base=base)
+    adapterpack.merge(base, [pack], tmp_path / "out")
+    assert config_of(tmp_path / "out")["tie_word_embeddings"] is False
+    require_same(model, QWEN.load(tmp_path / "out"))
+
+
 def test_trained_rows_change_both_uses(base: Path, tmp_path: Path) -> None:
     """Rows of the table are the head's too: tied they change once, untied in both tensors."""
     model = trained(base, TrainableTokens(token_indices=(3, 6)), LoRA(r=2, targets=("q_proj",)))
