@@ -18,6 +18,8 @@ from msgspec import Meta
 from ..errors import FormatError
 from .pack import Pack
 
+AUTO = "auto"
+"""The name that stands for the adapter that a text fits best."""
 KEY = "x_text_profile"
 """The profile's name in a manifest's extensions."""
 LARGEST_ID = (1 << 20) - 1

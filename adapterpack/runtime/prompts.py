@@ -5,13 +5,14 @@ starts.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count, takewhile
+from itertools import count, islice, takewhile
 from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, FormatError, excerpt
+from ..pack.text_profile import LARGEST_ID
 from ..tasks.data import Picture
 from .media.image_layouts import PIXELS
 from .media.image_processing import DATA
@@ -23,6 +24,31 @@ MOST_PICTURES = 64
 """The most pictures of one prompt."""
 Prompt = str | Sequence[Mapping[str, str]] | Sequence[int]
 """A text (for a decoder: one user message), a list of messages, or a list of token ids."""
+
+
+_READ = 1024
+"""The most tokens of a text by which an adapter is chosen."""
+
+
+def first_ids(session: OpenBundle, texts: Iterable[object]) -> list[int]:
+    """Returns the first token ids of texts, by which an adapter is chosen; a text may be a row of texts, the
+    messages of a chat, of which those of users count, or token ids.
+    """
+
+    def ids(text: Any) -> Iterator[int]:
+        if isinstance(text, str):
+            yield from session.tokenizer.encode(text[: 8 * _READ], special=False) if text else ()
+        elif isinstance(text, int):
+            yield from [text] if 0 <= text <= LARGEST_ID else ()
+        elif isinstance(text, Mapping):
+            named = "content" if "role" in text else "text" if "type" in text else None
+            said = [*text.values()] if named is None else text.get(named)
+            yield from ids(said if text.get("role", "user") == "user" else ())
+        else:
+            for one in text or ():
+                yield from ids(one)
+
+    return list(islice(ids(texts), _READ))
 
 
 def prompt_ids(

@@ -21,9 +21,10 @@ from ..errors import FormatError, nearest
 from ..http.bodies import body_of, fields_of
 from ..http.http_error import HTTPError, invalid_request
 from ..io import StrictStruct, strict_json, typed_json
-from ..pack.text_profile import LARGEST_ID
+from ..pack.text_profile import AUTO
+from ..runtime.prompts import first_ids
 from .adapters.adapter_control import AdapterControl
-from .adapters.on_request import AUTO, OnRequest
+from .adapters.on_request import OnRequest
 from .catalogue import Catalogue, ServedModel
 from .observability.audit import Record
 from .observability.metrics import Metrics
@@ -38,8 +39,6 @@ from .tenants.quotas import Quotas
 
 T = TypeVar("T", bound=StrictStruct)
 _CODES = {400: "invalid_request", 408: "request_too_slow", 413: "request_too_large"}
-_READ = 1024
-"""The most tokens of a text by which an adapter is chosen."""
 _LARGEST = 1 << 64
 """The bound of integers: seeds have 64 bits."""
 
@@ -107,23 +106,13 @@ class RequestContext(NamedTuple):
         """Returns the adapter that the beginning of the texts fits best, of those that the key may use, or
         the base.
         """
-        ids = list[int]()
-        for one in texts:
-            ids += self._ids(one)[: _READ - len(ids)]
         chosen, sure = self.state.adapters.texts.choose(
-            ids, None if self.key.adapters == "*" else self.key.adapters
+            first_ids(self.state.engine.engine.bundle, texts),
+            None if self.key.adapters == "*" else self.key.adapters,
         )
         catalogue = self.state.catalogue
         name = chosen or (catalogue.base if self.key.base else AUTO)  # which is no model, then
         return catalogue.find_model(name, self.key)._replace(sure=round(sure, 3))
-
-    def _ids(self, text: Any) -> list[int]:
-        if isinstance(text, str):
-            tokenizer = self.state.engine.engine.bundle.tokenizer
-            return list(tokenizer.encode(text[: 8 * _READ], special=False))
-        if isinstance(text, Mapping):
-            return [token for value in text.values() for token in self._ids(value)]
-        return [token for token in text if 0 <= token <= LARGEST_ID]
 
     async def read_body(self, kind: type[T]) -> T:
         """Reads the body and parses it into a struct.

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from starlette.responses import Response
 
+from ..pack.text_profile import AUTO
 from ..version import VERSION
-from .adapters.on_request import AUTO
 from .catalogue import ServedModel
 from .observability.metrics import TEXT_TYPE
 from .openai.answers import ModelCard, ModelList

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import dataclasses
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +24,7 @@ from encoder_packs import packed
 from msgspec.structs import replace
 from servers import ANN, BOB, Served, entry, write_keys
 from test_lock_file import cache, hub_in, port, published
+from tiny import write_bundle
 
 import adapterpack
 from adapterpack import Engine, load
@@ -146,6 +148,40 @@ def test_the_text_chooses(chooser: Served, known: Path) -> None:
     assert (mixed.status_code, mixed.json()["error"]["code"]) == (404, "model_not_found")
     line = [one for one in chooser.audited() if one["adapter"] == "tickets"]
     assert line and line[0]["digest"] == load(known / "tickets").id
+
+
+def test_run_and_sessions_choose_as_a_server_does(
+    chooser: Served, bundle: Path, model: Path, known: Path, tmp_path: Path
+) -> None:
+    """The same adapter, as sure, in Python and on the command line, for texts and for what users say; a row
+    that names an adapter keeps it, and without profiles there is no choice.
+    """
+    with pytest.raises(ConfigError, match="measure --kind texts"):
+        adapterpack.Session(bundle).choose(ORDER)
+    own = write_bundle(tmp_path / "own", model, [known / "orders"])
+    session = adapterpack.Session(own)
+    assert session.choose("") == (None, 1.0)
+    session.load(known / "tickets")
+    said = [{"role": "system", "content": TICKET}, {"role": "user", "content": ORDER}]
+    rows = [{"prompt": ORDER}, {"prompt": TICKET}, {"prompt": NEITHER}, {"messages": said}]
+    wanted = ["orders", "tickets", None, "orders"]
+    for row, name in zip(rows, wanted, strict=True):
+        body = {"model": "auto", "messages": said} if "messages" in row else {"model": "auto", **row}
+        route = "/v1/chat/completions" if "messages" in row else "/v1/completions"
+        answer = chooser.post(route, {**body, "max_tokens": 1}).json()["adapterpack"]
+        chosen, sure = session.choose(*row.values())
+        assert (chosen, round(sure, 3)) == (name, answer["sure"]) == (answer["adapter"], answer["sure"])
+    named = [{**rows[0], "adapter": "auto"}, *rows[1:], {**rows[0], "adapter": "tickets"}]
+    adapters = [load(known / "tickets"), "auto"]
+    found = list(adapterpack.run(own, named, adapters=adapters, max_new_tokens=1))
+    assert [row["adapter"] for row in found] == [*wanted, "tickets"]
+    assert ["sure" in row for row in found] == [True] * 4 + [False]
+    args = ["run", str(own), str(known / "tickets"), "--adapter", "auto", "--max-new-tokens", "1"]
+    done = CliRunner().invoke(main, [*args, "--prompt", ORDER])
+    assert re.match(r"orders \(\d+\.\d % sure\) \| Please send", done.stdout), done.output
+    alone = CliRunner().invoke(main, ["run", str(bundle), "--adapter", "auto", "--prompt", ORDER])
+    assert alone.exit_code == 1
+    assert "measure --kind texts" in alone.output
 
 
 def test_a_key_gets_and_learns_of_no_other_adapter(chooser: Served, known: Path) -> None:

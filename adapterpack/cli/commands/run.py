@@ -16,7 +16,7 @@ from ...io.atomic import refuse_existing
 from ...offline.growing_file import OutputProgress, now
 from ...offline.job import Answered, OpenJob, answers, begin, first_of, require_all, write_file, write_stream
 from ...offline.lines import Line, lines_of
-from ...readable import things
+from ...readable import percent, things
 from ..bundle_options import (
     batch_option,
     device_of,
@@ -41,8 +41,8 @@ from ..progress import divert_stdout, show_rows
     metavar="NAME",
     help=(
         "An adapter for rows that name none, by its name, or by the path of a pack or an .onnx_adapter file, "
-        "which is loaded. If repeated, each such row is run with every one of them. "
-        "Default: the base."
+        "which is loaded; auto leaves the choice to the text of each row. If repeated, each such row is run "
+        "with every one of them. Default: the base."
     ),
 )
 @click.option(
@@ -135,6 +135,7 @@ def command(
       adapterpack run bundle --adapter tickets --prompt "Where is my parcel?"
       adapterpack run bundle --input rows.jsonl --output answers.jsonl --keep-going
       adapterpack run bundle --input batch.jsonl --output batch_output.jsonl
+      adapterpack run bundle --adapter auto --prompt "Where is my parcel?"
       adapterpack run bundle --adapter accents --audio call.wav
       adapterpack run bundle --prompt "Two mugs for Lisbon" --json-schema order.json --temperature 0.7
       adapterpack run bundle --prompt "How long does it last?" --context "The battery lasts nine hours."
@@ -251,7 +252,8 @@ def _print_answers(
         if as_json or row.keys() >= {"custom_id", "response"}:
             print_json({"command": "run", **row} if as_json else row, compact=True)
         else:
-            print_line(f"{row.get('adapter') or 'base'} | {_question(row)} | {_answer(row)}")
+            sure = f" ({percent(row['sure'])} sure)" if "sure" in row else ""
+            print_line(f"{row.get('adapter') or 'base'}{sure} | {_question(row)} | {_answer(row)}")
     if rows == 0:
         raise NothingToDo("there are no rows to run", where=where)
     return OutputProgress(now(), rows=rows, failed=failed, first=first)

@@ -18,6 +18,7 @@ from typing import Any
 
 from ...errors import AdapterpackError, ConfigError
 from ...pack.pack import Pack
+from ...pack.text_profile import AUTO
 from ...tasks.data.rows import COLUMNS, PROMPTS, Row, RowError, among, map_rows, row_errors
 from ...tasks.one_pass import OnePass
 from ...tasks.text_generation import describe
@@ -40,6 +41,10 @@ _LENGTH = 512
 """The initial length of the engine's rows, in positions."""
 _PREFIXES = 256 << 20
 """The bytes of the prefix cache, which the rows of a block share."""
+
+
+_TEXTS = (*PROMPTS, "text_pair", "question", "context")
+"""The columns whose texts choose an adapter."""
 
 
 @dataclass
@@ -94,10 +99,11 @@ def run(
     A row is a mapping with ``text``, ``prompt`` or ``messages``, with ``question`` and ``context``, with
     ``image`` (the path of a PNG, a JPEG or a ``.npy`` file, ``data:image/...``, the bytes of an encoded
     image, or an array) or ``audio`` (the path of a file, see :mod:`~adapterpack.runtime.media.inputs`), and
-    an optional ``adapter`` (null: the base). A row that names no adapter runs with each of ``adapters`` in
-    turn (names, or packs, which are loaded), or without these with the base, or with the adapter that is
-    folded into the bundle. A language model with a chat template reads a text as a user's message, or with
-    ``raw`` without the template.
+    an optional ``adapter`` (null: the base; ``auto``: the one that :meth:`.Session.choose` finds, and
+    ``sure`` in the result says how sure). A row that names no adapter runs with each of ``adapters`` in turn
+    (names, or packs, which are loaded), or without these with the base, or with the adapter that is folded
+    into the bundle. A language model with a chat template reads a text as a user's message, or with ``raw``
+    without the template.
 
     ``sampling`` are the parameters of generated answers, or the options of a task that answers in one pass,
     such as the ``threshold`` of a detector.
@@ -165,10 +171,14 @@ class RowRunner:
                 found=", ".join(sampling),
                 where=session.bundle.task,
             )
-        for name in adapters:
-            session.pack(name)
         self.provider = session.provider
         self._session, self._sampling, self._raw = session, sampling, raw
+        if any(map(self._chooses, adapters)):
+            session.choose()
+            adapters = [AUTO]
+        else:
+            for name in adapters:
+                session.pack(name)
         self._adapters = tuple(dict.fromkeys(adapters)) or (session.default,)
         self._columns: Mapping[str, Any] = {**COLUMNS, **session.task.columns}
         self._batch_size, self.block = batch_size, BLOCK * batch_size
@@ -187,7 +197,8 @@ class RowRunner:
             ConfigError: neither the base nor one of ``adapters`` has a trained head for the task.
         """
         session, task = self._session, self._session.task
-        heads = [session.head(None if name is None else session.pack(name)) for name in self._adapters]
+        names = session.adapters if self._chooses(self._adapters[0]) else self._adapters
+        heads = [session.head(None if name is None else session.pack(name)) for name in names]
         if not task.heads or any(
             head.trained and not (task.labelled and head.labels is None) for head in heads
         ):
@@ -237,10 +248,22 @@ class RowRunner:
                     found=", ".join(map(str, row)) or "an empty row",
                 ),
             )
-        elif "adapter" in row:
-            yield RowOutcome(number, row)
         else:
-            yield from (RowOutcome(number, {**row, "adapter": name}) for name in self._adapters)
+            for name in [row["adapter"]] if "adapter" in row else self._adapters:
+                yield self._begin(number, {**row, "adapter": name})
+
+    def _chooses(self, name: object) -> bool:
+        return name == AUTO and AUTO not in self._session.adapters
+
+    def _begin(self, number: int, row: Row) -> RowOutcome:
+        """Returns a row's outcome, with the adapter that its text chooses if it leaves that open."""
+        if not self._chooses(row["adapter"]):
+            return RowOutcome(number, row)
+        try:
+            name, sure = self._session.choose(*(row.get(column) for column in _TEXTS))
+        except AdapterpackError as error:
+            return RowOutcome(number, row, error=error)
+        return RowOutcome(number, {**row, "adapter": name, "sure": round(sure, 3)})
 
     def _answer_batch(self, batch: Sequence[RowOutcome]) -> Iterator[RowOutcome]:
         """Runs rows as one batch. If a row is at fault, the rows before and after it run without it."""

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import ConfigError
 from ...pack import Pack
+from ...pack.text_profile import AUTO, TextIndex, TextProfile
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from ...tasks import Arrays
@@ -23,7 +25,7 @@ from ..generation.sampling import sampling_of
 from ..media.pictures import SeenPicture, join_pictures
 from ..open_bundle import OpenBundle
 from ..pipeline import run_parts
-from ..prompts import Prompt, see
+from ..prompts import Prompt, first_ids, see
 from .generate import generate
 
 
@@ -77,6 +79,33 @@ class Session(OpenBundle):
     def images(self, seen: Sequence[SeenPicture]) -> Arrays:
         """Returns the arrays of pictures that :meth:`see` read, for ``given`` of :meth:`generate`."""
         return join_pictures(seen)
+
+    def choose(self, *texts: object) -> tuple[str | None, float]:
+        """Returns the adapter that was trained on texts like these, as far as packs tell of their texts
+        (``adapterpack measure --kind texts``), or None if the base is likelier; and how sure that is, from
+        0.5 to 1. A text may be a list of messages, or of token ids.
+
+        Raises:
+            ConfigError: no pack tells of its texts.
+
+        Example:
+            >>> session.choose("Where is my parcel?")  # doctest: +SKIP
+            ('tickets', 0.98)
+        """
+        packs = self.packs
+        known, index = self._opened.get(AUTO, (None, None))
+        if known is not packs:
+            index = TextIndex()
+            for name, pack in packs.items():
+                index.put(name, TextProfile.of(pack))
+            self._opened[AUTO] = packs, index
+        if not any(name in index for name in packs):
+            raise ConfigError(
+                "no adapter tells what texts it was trained on, so none can be chosen by a text",
+                where=self.folder,
+                remedy="measure its pack with adapterpack measure --kind texts, or name an adapter",
+            )
+        return index.choose(first_ids(self, texts))
 
     def load(self, pack: Pack | StrPath, name: str | None = None, *, allow_structural: bool = False) -> str:
         """Loads another pack into a free slot of a running bank, and returns its name. Any thread may call it

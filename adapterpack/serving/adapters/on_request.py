@@ -16,8 +16,6 @@ from ..tenants.keys import Key
 from .adapter_control import AdapterControl
 from .adapter_source import NamedSource
 
-AUTO = "auto"
-"""The model that stands for the adapter that a request's text fits best."""
 MOST = 1000
 """The most adapters that stay loaded because requests named them; the least recently named goes first."""
 _AT_ONCE = 32
