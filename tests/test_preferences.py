@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import adapterpack
 from adapterpack import LoRA, adapt, attach, load, save, train
+from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownName, Unsupported
 from adapterpack.sandbox.sandbox import OutOfLimits
 from adapterpack.tasks.task import get_task
@@ -176,6 +178,21 @@ def test_preferences_are_measured_as_trl_measures_them(
     if kind == "kto":
         good = np.array([row["label"] for row in rows_of(kind)])
         assert measures["reward_accuracy"] == np.mean((model.judgement.rows["reward"] > 0) == good)
+    if kind == "reward":
+        asked = [
+            {"prompt": row["prompt"], "completion": row[side]}
+            for row in rows_of(kind)
+            for side in ("chosen", "rejected")
+        ]
+        scores = [
+            row["scores"]["score"]
+            for row in adapterpack.run(tmp_path / "bundle", asked, adapters=[pack.name])
+        ]
+        gaps = np.array(scores[::2]) - scores[1::2]
+        assert measures["margin"] == pytest.approx(np.mean(gaps), rel=1e-4)
+        args = ["run", str(tmp_path / "bundle"), "--input", "-", "--adapter", pack.name]
+        printed = CliRunner().invoke(main, args, input=json.dumps(asked[0]))
+        assert f"| score {scores[0]:.3f}" in printed.stdout
 
 
 @pytest.mark.parametrize("kind", ["dpo", "kto", "orpo", "grpo"])

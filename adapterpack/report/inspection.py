@@ -93,7 +93,7 @@ def _spoken(key: object) -> str:
 
 
 def _text(key: object, value: Any) -> str:
-    return size(value) if str(key).endswith("bytes") else show_value(value)
+    return size(value) if "bytes" in str(key).split("_") else show_value(value)
 
 
 def _title(key: str) -> str:

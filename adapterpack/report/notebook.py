@@ -34,10 +34,18 @@ def _pack_page(pack: Pack) -> str:
     return train_report([{**facts, "training": training}], {pack.name: losses})
 
 
+def _validation_page(report: Mapping[str, Any]) -> str:
+    """Returns the page of a validation's report: what was not checked, line by line."""
+    left_open = "\n".join(report["not_checked"])
+    return inspect_report(
+        {"checked": report["kind"], **report, "kind": "validation", "not_checked": left_open}
+    )
+
+
 def _merge_page(report: Mapping[str, Any]) -> str:
     """Returns the page of a merge's report: its losses tensor by tensor in a table."""
     loss = dict(report["fold_loss"])
-    tables = {"fold_loss_by_tensor": loss.pop("tensors", []), "largest_losses": loss.pop("worst", [])}
+    tables = {"largest_losses": loss.pop("worst", []), "loss_of_each_tensor": loss.pop("tensors", [])}
     return inspect_report({**report, **tables, "kind": "merge", "path": report["out"], "fold_loss": loss})
 
 
@@ -50,7 +58,7 @@ _PAGES: Mapping[str, Callable[[Any], str]] = {
     "Inspection": inspect_report,
     "MergeReport": _merge_page,
     "Pack": _pack_page,
-    "Report": lambda report: inspect_report({"checked": report["kind"], **report, "kind": "validation"}),
+    "Report": _validation_page,
     "TrainConfig": lambda config: inspect_report({"kind": "config", **strict_json.plain(vars(config))}),
 }
 """The class of a result -> what writes its page, from its JSON if it has any."""

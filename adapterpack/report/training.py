@@ -46,7 +46,7 @@ def train_report(packs: Sequence[Mapping[str, Any]], losses: Mapping[str, Points
                     [one.get("name"), _figure(one.get("value")), count(one.get("n")), one.get("dataset")]
                     for one in pack["metrics"]
                 ],
-                "settings": list_facts(settings_of(pack["training"])),
+                "settings": [fact for fact in list_facts(settings_of(pack["training"])) if fact[1] != "none"],
             }
             for pack in packs
         ],

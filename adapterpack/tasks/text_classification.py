@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigError
-from .data import LABEL_COLUMNS, OWN_COLUMNS, Labels, Row, report_of, types_of
+from .data import LABEL_COLUMNS, OWN_COLUMNS, Labels, Row, report_of, text_of, types_of
 from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, MAIN, TASKS, TEXT, Part, Task, TaskTraining
@@ -32,7 +32,12 @@ used.
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """Prepares a text, a pair of texts, or token ids."""
+    """Prepares a text, a pair of texts, token ids, or a prompt with its ``completion``, as reward models are
+    trained on it: with the end token.
+    """
+    if isinstance(answer := row.get("completion"), str):
+        end = session.tokenizer.special_tokens.get("eos_token", "")
+        return PreparedRow(session.encode([(text_of(row) + answer).removesuffix(end) + end]))
     return PreparedRow(text_inputs(session, row))
 
 

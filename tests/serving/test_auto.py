@@ -19,11 +19,13 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from chromium import browser, chromium, require_well
 from click.testing import CliRunner
 from encoder_packs import packed
 from msgspec.structs import replace
 from servers import ANN, BOB, Served, entry, write_keys
 from test_lock_file import cache, hub_in, port, published
+from test_page import ask, sign_in
 from tiny import write_bundle
 
 import adapterpack
@@ -148,6 +150,26 @@ def test_the_text_chooses(chooser: Served, known: Path) -> None:
     assert (mixed.status_code, mixed.json()["error"]["code"]) == (404, "model_not_found")
     line = [one for one in chooser.audited() if one["adapter"] == "tickets"]
     assert line and line[0]["digest"] == load(known / "tickets").id
+
+
+@browser
+@pytest.mark.long
+def test_the_page_offers_auto(chooser: Served, tmp_path: Path) -> None:
+    """As a choice that is no adapter; the answer says which was chosen, and how sure that is, and the digest
+    is that of the chosen pack.
+    """
+    with chromium(tmp_path) as page:
+        page.show(1100, 900, "dark")
+        page.open(chooser.address)
+        sign_in(page, ANN)
+        page.wait("[...document.querySelectorAll('#model-c1 option')].some((one) => one.value === 'auto')")
+        assert page.text("#model-c1 option[value=auto]") == "auto (chosen by the text)"
+        for text, name in ((ORDER, "orders"), (NEITHER, "base")):
+            page.run("document.querySelector('#model-c1').value = 'auto'")
+            ask(page, prompt=text, max_tokens=4)
+            page.wait(f"/chose {name}, \\d/.test(document.querySelector('.pane.c1 .facts').innerText)")
+            page.wait("document.querySelectorAll('.facts .right').length === 2")
+        require_well(page, chooser.address, "auto")
 
 
 def test_run_and_sessions_choose_as_a_server_does(

@@ -2,6 +2,7 @@
 
 import { at, el, say } from "./elements.js";
 import { LABELS } from "./labels.js";
+import { percent } from "./numbers.js";
 import { Pane } from "./pane.js";
 import { TAGS } from "./tags.js";
 import { TEXT } from "./text.js";
@@ -21,7 +22,7 @@ export class Compare {
 
   /** The models to choose from, the base first. It begins with two that can answer: of `headless` ones none can. */
   offer(models, headless) {
-    const able = models.filter((model) => !headless.includes(model.id));
+    const able = models.filter((model) => !headless.includes(model.id) && !model.chooses);
     this.panes.forEach((pane, place) => able.length && pane.offer(models, able[Math.min(place, able.length - 1)].id, this.mixes, headless));
     if (!this.form) return;
     this.form.hidden = !able.length;
@@ -84,8 +85,10 @@ export class Compare {
     const { asked } = pane;
     pane.begin(this.again.checked, this.kind === TEXT ? texts[0] : "");
     try {
-      const { digest, facts } = await this.kind.answer(this.backend, asked, texts, this.chosen(), pane, this.stopping.signal);
-      pane.tell(facts, digest, await this.backend.agrees?.(digest, asked));
+      const { digest, facts, chosen } = await this.kind.answer(this.backend, asked, texts, this.chosen(), pane, this.stopping.signal);
+      const sure = chosen?.sure == null ? "" : `, ${percent(chosen.sure)} sure`;
+      const choice = chosen ? [`chose ${chosen.model}${sure}`] : [];
+      pane.tell([...choice, ...facts], digest, await this.backend.agrees?.(digest, chosen ?? asked));
     } catch (problem) {
       pane.fail(problem);
     } finally {

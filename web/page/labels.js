@@ -19,7 +19,7 @@ export const LABELS = {
     const scores = Object.entries(answer.scores).sort((one, other) => other[1] - one[1]);
     const left = scores.length > MOST ? [el("p", { class: "note" }, `and ${counted(scores.length - MOST, "label")} below these`)] : [];
     pane.show(bars(scores.slice(0, MOST)), ...left);
-    return { digest: answer.digest, facts: [`answered after ${seconds((performance.now() - began) / 1000)}`] };
+    return { digest: answer.digest, chosen: answer.chosen, facts: [`answered after ${seconds((performance.now() - began) / 1000)}`] };
   },
 };
 

@@ -41,11 +41,12 @@ export class Pane {
     const names = models.map((model) => model.id);
     if (this.offered === names.join("\n")) return; // a list that is open stays open
     this.offered = names.join("\n");
-    this.base = models.find((model) => !model.parent)?.id;
+    this.base = models.find((model) => !model.parent && !model.chooses)?.id;
     const adapters = models.filter((model) => model.parent).map((model) => model.id);
     const mixed = mixes && this.base && adapters.length > 1 ? [el("option", { value: MIXED }, "two adapters, mixed …")] : [];
     const gone = chosen && chosen !== MIXED && !names.includes(chosen) ? [el("option", { value: chosen }, `${chosen} (no longer there)`)] : [];
-    this.select.replaceChildren(...models.map(({ id, parent }) => el("option", { value: id, disabled: headless.includes(id) }, headless.includes(id) ? `${id} (no trained head)` : parent ? id : `${id} (base)`)), ...mixed, ...gone);
+    const words = ({ id, parent, chooses }) => (headless.includes(id) ? `${id} (no trained head)` : chooses ? `${id} (chosen by the text)` : parent ? id : `${id} (base)`);
+    this.select.replaceChildren(...models.map((model) => el("option", { value: model.id, disabled: headless.includes(model.id) }, words(model))), ...mixed, ...gone);
     this.select.value = chosen || names[0];
     this.mix.offer(adapters);
   }

@@ -40,7 +40,10 @@ export class ServerBackend {
     const [named, known] = await Promise.all([get("v1/models"), get("v1/status/models")]);
     const headless = known.models.filter((model) => model.headless).map((model) => model.name);
     this.listed = named.data;
-    return { ...known, choices: named.data, headless };
+    const [first, ...others] = named.data;
+    this.auto = others.find((model) => !model.parent)?.id; // what is no adapter stands for one
+    const choices = [first, ...others.map((model) => ({ ...model, chooses: model.id === this.auto }))];
+    return { ...known, choices, headless };
   }
 
   lead(adapters) {
@@ -48,6 +51,12 @@ export class ServerBackend {
     return (
       `${many}. Every answer says which pack gave it, and this page compares that with the one that is listed.`
     );
+  }
+
+  /** Which model the server chose by the text, and how sure it is; undefined where it was named. */
+  chosen({ model }, response, told) {
+    if (model !== this.auto) return undefined;
+    return { model: response.headers.get("X-Adapterpack-Adapter") || this.base, sure: told?.sure };
   }
 
   /** Whether a digest is that of what was asked; the list is read again where a pack was exchanged meanwhile. */
@@ -65,7 +74,9 @@ export class ServerBackend {
       if (writer !== digest) throw new Problem(`A part of this answer says that ${writer} wrote it.`);
       const choice = event.choices[0];
       const text = choice?.delta?.content || choice?.text;
-      yield { digest, text, usage: event.usage, reason: choice?.finish_reason };
+      const told = event.adapterpack;
+      const chosen = told && this.chosen(asked, response, told);
+      yield { digest, text, usage: event.usage, reason: choice?.finish_reason, chosen };
     }
   }
 
@@ -82,27 +93,30 @@ export class ServerBackend {
     }
   }
 
-  async classify({ model }, [text, second], signal) {
+  async classify(asked, [text, second], signal) {
     const input = second ? { text, text_pair: second } : text;
-    const { value, digest } = await answered("v1/classify", { model, input }, signal);
-    return { scores: value.data[0].scores, digest };
+    const { value, ...facts } = await this.answered("v1/classify", asked, { ...asked, input }, signal);
+    return { scores: value.data[0].scores, ...facts };
   }
 
   async embed(asked, input, signal) {
     const body = { ...asked, input, encoding_format: "float" };
-    const { value, digest } = await answered("v1/embeddings", body, signal);
-    return { vectors: value.data.map((one) => one.embedding), digest };
+    const { value, ...facts } = await this.answered("v1/embeddings", asked, body, signal);
+    return { vectors: value.data.map((one) => one.embedding), ...facts };
   }
 
   /** The tokens of a text as columns: start, end, label, score. */
-  async tag({ model }, text, signal) {
+  async tag(asked, text, signal) {
     const body = { inputs: [{ name: "text", datatype: "BYTES", shape: [1], data: [text] }] };
-    const { value, digest } = await answered(`v2/models/${encodeURIComponent(model)}/infer`, body, signal);
-    return { columns: Object.fromEntries(value.outputs.map(({ name, data }) => [name, data])), digest };
+    const path = `v2/models/${encodeURIComponent(asked.model)}/infer`;
+    const { value, ...facts } = await this.answered(path, asked, body, signal);
+    return { columns: Object.fromEntries(value.outputs.map(({ name, data }) => [name, data])), ...facts };
   }
-}
 
-async function answered(path, body, signal) {
-  const response = await request(path, { body, signal });
-  return { value: await response.json(), digest: response.headers.get("X-Adapterpack-Digest") };
+  async answered(path, asked, body, signal) {
+    const response = await request(path, { body, signal });
+    const value = await response.json();
+    const digest = response.headers.get("X-Adapterpack-Digest");
+    return { value, digest, chosen: this.chosen(asked, response, value.adapterpack ?? value.parameters) };
+  }
 }

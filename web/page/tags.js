@@ -12,11 +12,11 @@ export const TAGS = {
 
   async answer(backend, asked, [text], options, pane, signal) {
     const began = performance.now();
-    const { columns, digest } = await backend.tag(asked, text, signal);
+    const { columns, digest, chosen } = await backend.tag(asked, text, signal);
     pane.show(...tagged(text, columns));
     const labelled = columns.label.filter((label) => label !== NONE).length;
     const facts = [`${counted(labelled, "token")} with a label`, `answered after ${seconds((performance.now() - began) / 1000)}`];
-    return { digest, facts };
+    return { digest, chosen, facts };
   },
 };
 

@@ -24,10 +24,11 @@ export const TEXT = {
     const messages = [...pane.messages, { role: "user", content: prompt }];
     const before = system.trim() ? [{ role: "system", content: system }] : [];
     const written = document.createTextNode("");
-    let [digest, reason, usage, pieces] = [null, "", null, 0];
+    let [digest, reason, usage, pieces, chosen] = [null, "", null, 0];
     try {
       for await (const piece of backend.generate(asked, plain ? prompt : [...before, ...messages], options, signal)) {
         digest = piece.digest;
+        chosen = piece.chosen ?? chosen;
         reason = piece.reason ?? reason;
         usage = piece.usage ?? usage;
         if (!piece.text) continue;
@@ -44,7 +45,7 @@ export const TEXT = {
       if (pieces || !signal.aborted) pane.messages = [...messages, { role: "assistant", content: written.data }];
     }
     if (!pieces) pane.show(el("span", { class: "note" }, "The answer is empty: the first token ended it."));
-    return { digest, facts: facts(times, usage?.completion_tokens, pieces, reason) };
+    return { digest, chosen, facts: facts(times, usage?.completion_tokens, pieces, reason) };
   },
 };
 

@@ -14,7 +14,7 @@ export const VECTORS = {
 
   async answer(backend, asked, texts, options, pane, signal) {
     const began = performance.now();
-    const { vectors, digest } = await backend.embed(asked, texts, signal);
+    const { vectors, digest, chosen } = await backend.embed(asked, texts, signal);
     const near = cosine(...vectors);
     const mark = el("span", { class: "mark" });
     mark.style.left = `${50 * (1 + near)}%`;
@@ -24,7 +24,7 @@ export const VECTORS = {
       el("p", { class: "scale-words note", "aria-hidden": "true" }, el("span", {}, "−1 opposite"), el("span", {}, "0 unrelated"), el("span", {}, "1 the same")),
     );
     const facts = [`cosine of ${count(vectors[0].length)} numbers`, `after ${seconds((performance.now() - began) / 1000)}`];
-    return { digest, facts };
+    return { digest, chosen, facts };
   },
 };
 

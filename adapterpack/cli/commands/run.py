@@ -290,6 +290,8 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _answer(row: Mapping[str, Any]) -> str:
+    if row.get("label") is not None and isinstance(row.get("scores"), Mapping):
+        return f"{row['label']} {row['scores'][row['label']]:.3f}"
     if isinstance(row.get("error"), Mapping) or "completion" in row:
         return f"error: {row['error'].get('message')}" if "completion" not in row else str(row["completion"])
     if "answer" in row:
@@ -297,12 +299,8 @@ def _answer(row: Mapping[str, Any]) -> str:
     if "embedding" in row:
         first = ", ".join(f"{value:.4g}" for value in row["embedding"][:3])
         return f"{things(len(row['embedding']), 'number')}: {first}, …"
-    if "entities" in row:
-        return ", ".join(f"{one['text']} ({one['type']})" for one in row["entities"]) or "no entities"
-    if "words" in row:
-        return ", ".join(f"{word['text']} {word['score']:.3f}" for word in row["words"])
-    return (
-        f"{row['label']} {row['scores'][row['label']]:.3f}"
-        if row.get("label") is not None
-        else str(row.get("note", "no label"))
-    )
+    if "entities" in row or "words" in row:
+        found = [f"{one['text']} ({one['type']})" for one in row.get("entities", ())]
+        found += [f"{word['text']} {word['score']:.3f}" for word in row.get("words", ())]
+        return ", ".join(found) or "no entities"
+    return str(row.get("note", "no label"))

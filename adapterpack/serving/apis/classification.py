@@ -21,10 +21,13 @@ from ..route import RequestContext, RouteSpec
 
 
 class Pair(StrictStruct, frozen=True, forbid_unknown_fields=True):
-    """Two texts that form one input, such as a claim and its evidence."""
+    """Two texts that form one input, such as a claim and its evidence; or a prompt and the answer that a
+    reward model scores, its ``completion``.
+    """
 
     text: str
-    text_pair: str
+    text_pair: str | None = None
+    completion: str | None = None
 
 
 class ClassifyRequest(StrictStruct, frozen=True, kw_only=True, forbid_unknown_fields=True):
