@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from ..readable import MISSING, number, things
@@ -38,15 +38,16 @@ def evaluation_report(result: Result) -> str:
         about=f"{result['task']}, {things(result['rows'], 'row')} of {result['data']}",
         table=evaluation_table(result),
         maps=[_confusion_map(model) for model in models if model["confusion"]],
-        worst=[(model["name"], _wrong(model["worst"])) for model in models],
+        worst=[
+            (model["name"], [_row(row) for row in model["worst"] if not _is_right(row)]) for model in models
+        ],
         not_measured=list(result["not_measured"].items()),
         bad_rows=result["bad_rows"],
     )
 
 
-def _wrong(rows: Sequence[Result]) -> list[list[tuple[str, str]]]:
-    """Returns what the page shows of the rows whose answer is not the right one."""
-    return [_row(row) for row in rows if not row["expected"] or row["answer"] != row["expected"]]
+def _is_right(row: Result) -> bool:
+    return bool(row["expected"]) and row["answer"] == row["expected"]
 
 
 def _figure(one: Result | None) -> str:

@@ -17,7 +17,7 @@ from ..progress import show_steps
 
 
 @click.command("bench")
-@click.argument("bundle", metavar="BASE|BUNDLE")
+@click.argument("bundle", metavar="BUNDLE|BASE")
 @packs_argument
 @option(
     "--rows",

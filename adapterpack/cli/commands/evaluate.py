@@ -29,7 +29,7 @@ from ..progress import show_steps
 
 
 @click.command("evaluate")
-@click.argument("bundle", metavar="BASE|BUNDLE")
+@click.argument("bundle", metavar="BUNDLE|BASE")
 @packs_argument
 @option("--data", "FILE", "Rows with known answers, in any form that training reads.", required=True)
 @columns_option

@@ -34,7 +34,7 @@ from ..progress import divert_stdout, show_training
     "Print the configuration with all defaults filled in and where each value comes from, and train nothing.",
 )
 @flag(
-    "--dry-run", "Load everything, say what would be trained and how much memory it takes, and train nothing."
+    "--dry-run", "Load everything, say what would be trained, in how much memory and time, and train nothing."
 )
 @click.option(
     "--on-bad-row",

@@ -93,9 +93,10 @@ class Session(OpenBundle):
             ('tickets', 0.98)
         """
         packs = self.packs
-        known, index = self._opened.get(AUTO, (None, None))
-        if known is not packs:
-            index = TextIndex()
+        index = TextIndex()
+        if self._opened.get(AUTO, (None,))[0] is packs:
+            index = self._opened[AUTO][1]
+        else:
             for name, pack in packs.items():
                 index.put(name, TextProfile.of(pack))
             self._opened[AUTO] = packs, index

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ....base import Verdict
 from ....errors import AdapterpackError, FormatError
-from ....notebook import Shown
+from ....notebook import show
 
 
 class Finding(NamedTuple):
@@ -95,7 +95,8 @@ class Report(NamedTuple):
     incomplete: bool = False
     base: Verdict | None = None
 
-    _repr_html_ = Shown._repr_html_
+    def _repr_html_(self) -> str:
+        return show(self)
 
     def __repr__(self) -> str:
         rules = ", ".join(dict.fromkeys(finding.rule for finding in self.findings)) or "nothing found"
