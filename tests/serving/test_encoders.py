@@ -484,7 +484,7 @@ def test_what_a_server_does_not_begin_with(features: Path, monkeypatch: pytest.M
     with pytest.raises(ConfigError, match=r"no route of this bundle has such an option.*sampling"):
         serve(features, port=0, sampling="greedy", provider="cpu", ready=lambda served: None)
     engine = Engine(features, "cpu")
-    monkeypatch.setattr(engine.bundle, "task", replace(engine.bundle.task, name="question-answering"))
+    monkeypatch.setattr(engine.bundle, "task", replace(engine.bundle.task, name="fill-mask"))
     with pytest.raises(Unsupported, match="no route answers this task"):
         apis_of(engine, ServerLimits(), {})
 

@@ -79,7 +79,6 @@ def _row(given: str | Question, texts: bool) -> dict[str, str]:
 
 _TEXTS: Mapping[str, str | dict[str, str]] = {
     "token-classification": "Ada Lovelace was born in London.",
-    "fill-mask": "London is the [MASK] of England.",
     "question-answering": {"question": "Who was born?", "context": "Ada Lovelace was born in London."},
 }
 """Tasks of texts that have no route of their own, each with an input to try."""
