@@ -59,7 +59,7 @@ class DecoderEngine(Engine):
     bytes of adapters that stay in memory without a running row, and ``prefix_budget`` the most bytes of keys
     and values, in host memory, that are kept for prompts with the same beginning. A row that runs alone
     reads up to ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is
-    the same.
+    the same but for the noise between passes of one token and of several.
 
     Raises:
         Unsupported: the bundle has no graph for the engine.
