@@ -14,7 +14,7 @@ from adapterpack.chat_templates.template import ChatTemplate
 from adapterpack.errors import ConfigError, FormatError
 from adapterpack.tasks.conversations.builtin import ALPACA
 from adapterpack.tasks.conversations.form import get_form
-from adapterpack.tasks.conversations.templates import chat_template
+from adapterpack.tasks.conversations.templates import chat_template, with_defaults
 from adapterpack.training.config.config import read_config
 from adapterpack.training.config.tools import table_of
 
@@ -54,6 +54,18 @@ def test_what_a_template_has_no_place_for_is_refused() -> None:
             template.render(messages, {**TOKENS, **more})
     with pytest.raises(ConfigError, match="did you mean 'axolotl/chatml'"):
         chat_template("axolotl/chatmll")
+
+
+def test_variables_have_values_unless_a_request_sets_them() -> None:
+    """Of every type that JSON has, whatever stands in a text; what a template renders is no variable."""
+    values = {"thinks": False, "note": 'a "b" %} {{ c }}', "depth": 3, "nothing": None, "list": [1, {"a": None}]}
+    text = "{{ thinks }}|{{ note }}|{{ depth + 1 }}|{{ nothing is none }}|{{ list[1].a is none }}"
+    template = ChatTemplate(with_defaults(text, values))
+    assert template.render([], TOKENS) == 'False|a "b" %} {{ c }}|4|True|True'
+    assert template.render([], {**TOKENS, "thinks": True, "depth": 0}) == 'True|a "b" %} {{ c }}|1|True|True'
+    for name in ("messages", "a b", "x %}"):
+        with pytest.raises(ConfigError, match="no variable of a chat template"):
+            with_defaults(text, {name: 1})
 
 
 @pytest.mark.parametrize(("kind", "texts"), RECORDED["prompts"].items(), ids=RECORDED["prompts"])

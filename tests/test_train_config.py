@@ -93,6 +93,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         "train_on_inputs": True,
         "system_prompt": "Be brief.",
         "chat_template": "axolotl/chatml",
+        "chat_template_kwargs": {"enable_thinking": False},
         "special_tokens": {"pad_token": "<pad>"},
         "add_tokens": ("<ask>", "<say>"),
         "add_special_tokens": ("<turn>",),
@@ -850,13 +851,18 @@ def test_an_error_names_the_key_as_the_file_has_it() -> None:
     assert any("eot_tokens: the chat template ends a turn" in note for note in notes)
 
 
-def test_variables_of_a_chat_template_stop_a_file() -> None:
-    """They change what is trained; LLaMA-Factory's default alone changes nothing."""
-    axolotl, trl = {"base_model": "b", "adapter": "lora"}, {"model_name_or_path": "b", "use_peft": True}
+def test_variables_of_a_chat_template_are_kept() -> None:
+    """axolotl's and TRL's go to the template; LLaMA-Factory's default alone changes nothing."""
+    axolotl = {
+        "base_model": "b",
+        "adapter": "lora",
+        "datasets": [{"path": "x.jsonl", "type": "chat_template"}],
+    }
+    trl = {"model_name_or_path": "b", "use_peft": True, "dataset_name": "x.jsonl"}
     for tool, file in (("axolotl", axolotl), ("trl", trl)):
         asked = {**file, "output_dir": "o", "chat_template_kwargs": {"enable_thinking": False}}
-        with pytest.raises(ConfigError, match="chat_template_kwargs: a chat template gets no variables"):
-            read_config(asked, tool=tool)
+        [config], _ = read_config(asked, tool=tool)
+        assert config.chat_template_kwargs == {"enable_thinking": False}
     file = {"model_name_or_path": "b", "finetuning_type": "lora", "stage": "sft", "dataset": "x.jsonl"}
     assert read_config({**file, "output_dir": "o", "enable_thinking": True})
     with pytest.raises(ConfigError, match="enable_thinking: reasoning is learned"):

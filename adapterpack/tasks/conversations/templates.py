@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -13,6 +14,7 @@ from ...errors import ConfigError, excerpt, nearest
 
 OWN = "own"
 """The name of the tokenizer's own template."""
+_RENDERED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
 _TOKENS = {"{bos}": "bos_token", "{eos}": "eos_token"}
 
 
@@ -115,3 +117,27 @@ def chat_template(given: str) -> str:
             remedy=f"{nearest(given, _templates())}; or write it out in Jinja",
         )
     return _templates()[given].jinja()
+
+
+def with_defaults(template: str, values: Mapping[str, Any]) -> str:
+    """Returns a chat template whose variables have these values where a request does not set them.
+
+    Raises:
+        ConfigError: there can be no variable of that name, or it is what the template renders.
+
+    Example:
+        >>> with_defaults("{{ messages }}", {"short": True})
+        '{%- set short = short if short is defined else True %}{{ messages }}'
+    """
+    for name in values:
+        if not name.isidentifier() or name in _RENDERED:
+            raise ConfigError(
+                "no variable of a chat template has this name",
+                where="chat_template_kwargs",
+                found=excerpt(name),
+            )
+    # the literals of Python are Jinja's
+    lines = [
+        f"{{%- set {name} = {name} if {name} is defined else {value!r} %}}" for name, value in values.items()
+    ]
+    return "".join([*lines, template])

@@ -111,6 +111,7 @@ class TrainConfig(Shown):
     train_on_inputs: bool = False
     system_prompt: str | None = None
     chat_template: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     special_tokens: Mapping[str, str] = field(default_factory=dict)
     add_tokens: tuple[str, ...] = ()
     add_special_tokens: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from ...pack.pack import Pack
 from ...readable import things
 from ...runtime.text.model_files import context_length
 from ...tasks.conversations.encoding import require_end
-from ...tasks.conversations.templates import OWN, chat_template
+from ...tasks.conversations.templates import OWN, chat_template, with_defaults
 from ...tasks.data.problems import IGNORED, NUMBER, PROBLEMS, Labels
 from ...tasks.data.report import DataReport
 from ...tasks.task import TASKS, Task, TaskTraining, reads_types
@@ -67,13 +67,15 @@ class PreparedRun(NamedTuple):
     """A model with its active adapter, and its rows.
 
     ``reference`` names a frozen copy of the adapter's starting point; None if that was the base alone, or the
-    loss compares with nothing. ``started`` is the pack that the training continues from.
+    loss compares with nothing. ``started`` is the pack that the training continues from. ``chat_template`` is
+    the template of its texts, if the configuration has one or sets its variables.
     """
 
     model: Any
     rows: TrainingRows
     reference: str | None
     started: Pack | None
+    chat_template: str | None = None
 
 
 Load = Callable[..., tuple[Any, list[str]]]
@@ -125,7 +127,10 @@ def prepare(
     else:
         reference = put_back(model, started, config, kind.reference)
     _require_seen(model, kind)
-    return PreparedRun(model, _packed(model, rows, config), reference, started)
+    template = None
+    if config.chat_template not in {None, OWN} or config.chat_template_kwargs:
+        template = (reader.tokenizer if isinstance(reader, Media) else reader).chat_template
+    return PreparedRun(model, _packed(model, rows, config), reference, started, template)
 
 
 def _seen_together(model: Any, row: Mapping[str, Any]) -> dict[str, list[int]]:
@@ -214,7 +219,9 @@ def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
     add_tokens(tokenizer, config)
     for key, token in config.special_tokens.items():
         setattr(tokenizer, key, token)
-    if config.chat_template == OWN and not tokenizer.chat_template:
+    if (config.chat_template == OWN or config.chat_template_kwargs) and not (
+        tokenizer.chat_template or config.chat_template not in {None, OWN}
+    ):
         raise ConfigError(
             "the base has no chat template of its own",
             where="chat_template",
@@ -222,6 +229,8 @@ def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
         )
     if config.chat_template not in {None, OWN}:
         tokenizer.chat_template = chat_template(str(config.chat_template))
+    if config.chat_template_kwargs:
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, config.chat_template_kwargs)
     return tokenizer
 
 

@@ -18,7 +18,6 @@ from ...hub.resolve import folder_of
 from ...io import refuse_existing, sha256_of, strict_json
 from ...pack import Pack
 from ...tasks import get_task
-from ...tasks.conversations.templates import OWN, chat_template
 from ...tasks.data import NUMBER
 from ...torch_adapters.models.load import load_for_task
 from ...torch_adapters.save import save
@@ -148,9 +147,7 @@ def write_pack(done: TrainedAdapter) -> Pack:
             name=config.pack_name,
             training=done.training,
             metrics=done.metrics,
-            chat_template=None
-            if config.chat_template in {None, OWN}
-            else chat_template(config.chat_template),
+            chat_template=ready.chat_template,
             # Every process calls ``save``, because gathering sharded parameters needs them all.
             parents=() if ready.started is None else (ready.started,),
             replace=config.overwrite_output_dir,
