@@ -58,7 +58,13 @@ def test_what_a_template_has_no_place_for_is_refused() -> None:
 
 def test_variables_have_values_unless_a_request_sets_them() -> None:
     """Of every type that JSON has, whatever stands in a text; what a template renders is no variable."""
-    values = {"thinks": False, "note": 'a "b" %} {{ c }}', "depth": 3, "nothing": None, "list": [1, {"a": None}]}
+    values = {
+        "thinks": False,
+        "note": 'a "b" %} {{ c }}',
+        "depth": 3,
+        "nothing": None,
+        "list": [1, {"a": None}],
+    }
     text = "{{ thinks }}|{{ note }}|{{ depth + 1 }}|{{ nothing is none }}|{{ list[1].a is none }}"
     template = ChatTemplate(with_defaults(text, values))
     assert template.render([], TOKENS) == 'False|a "b" %} {{ c }}|4|True|True'

@@ -31,12 +31,17 @@ def _line(line: Result, floor: float) -> list[str]:
         _milliseconds(line["first_token"]),
         f"{line['prompt_speed']:,.0f}",
         MISSING if line["speed"] is None else f"{line['speed']:,.0f}",
-        *((MISSING, MISSING) if step is None else (_milliseconds(step), f"{step / floor:.3g}")),
+        *((MISSING, MISSING) if step is None else (_milliseconds(step), _figure(step / floor))),
     ]
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{1e3 * seconds:.3g} ms"
+    return f"{_figure(1e3 * seconds)} ms"
+
+
+def _figure(number: float) -> str:
+    """Returns a number with three digits, or all that stand before the point."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def bench_facts(result: Result) -> str:

@@ -60,7 +60,7 @@ def command(
         with show_steps() as say:
             found = adapterpack.bench(
                 folder,
-                [pack for pack in loaded if isinstance(pack, adapterpack.Pack)],
+                loaded,
                 rows=rows,
                 prompt=prompt,
                 tokens=tokens,

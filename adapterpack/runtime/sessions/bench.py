@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from os import cpu_count
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
+from ...bundle import DECODER, graph_file
 from ...errors import ConfigError
 from ...notebook import Shown
 from ...pack import Pack
@@ -100,8 +103,8 @@ def bench(
     """Measures how fast a bundle answers: for each number of rows the base, one adapter, and a different one
     in each row, in turn; each figure is the median of several runs after a warm-up.
 
-    ``runs`` are counted without the warm-up. ``packs`` are loaded besides the bundle's adapters, and prompts
-    are random token ids.
+    ``runs`` are counted without the warm-up. ``packs`` are loaded besides the bundle's adapters, whose names
+    may stand among them, and prompts are random token ids.
 
     Raises:
         ConfigError: a number is out of range, or the rows of the task are not texts.
@@ -130,7 +133,8 @@ def bench(
         )
     longest: dict[str, Any] = {"max_length": prompt + tokens + 1} if opened.bundle.decoder else {}
     engine = Engine(opened, max_rows=max(rows), **longest)
-    names = [*opened.adapters, *(engine.adapters.load(pack) for pack in packs)]
+    held = opened.adapters
+    names = [*held, *(engine.adapters.load(pack) for pack in packs if pack not in held)]
     loads = [(count, name, mix) for count in rows for name, mix in _mixes(names, count)]
     measured: dict[int, list[tuple[float, ...]]] = {number: [] for number in range(len(loads))}
     random = np.random.default_rng(0)
@@ -156,15 +160,22 @@ def bench(
                 step if decodes else None,
             )
         )
-    files = [*opened.folder.glob("decoder.onnx*")] or [*opened.folder.glob("*.onnx*")]
+    parts = [DECODER] if opened.bundle.decoder else opened.bundle.parts
     return Bench(
         lines,
         prompt,
         tokens,
-        sum(file.stat().st_size for file in files),
+        sum(_weights(opened.folder / graph_file(part)) for part in parts),
         _bandwidth(),
         peak_memory(),
     )
+
+
+def _weights(path: Path) -> int:
+    """Returns the bytes of a graph's constants; tensors on the same bytes of a file count once."""
+    values = (value for graph in ir.load(path).graphs() for value in graph.initializers.values())
+    tensors = (value.const_value for value in values if value.const_value is not None)
+    return sum({getattr(one, "offset", one.name): one.nbytes for one in tensors}.values())
 
 
 def _mixes(names: Sequence[str], rows: int) -> list[tuple[str, list[str | None]]]:
