@@ -284,9 +284,12 @@ class DecoderEngine(Engine):
                 self.rows.retract(request.sequences[0])
 
     def _guess(self, rows: Sequence[SequenceState]) -> list[int]:
-        """Returns the tokens that are likely to follow the next token of a row that runs alone."""
+        """Returns the tokens that are likely to follow the next token of a row that runs alone. A row with
+        images has none: the marks of its images would be among them.
+        """
         row, request = rows[0], rows[0].request
-        if len(rows) > 1 or self.rows.reading or request.answer.width > 1 or not self.lookup_tokens:
+        alone = len(rows) == 1 and not self.rows.reading and request.answer.width == 1
+        if not alone or row.features or not self.lookup_tokens:
             return []
         if request.lookup is None:
             request.lookup = PromptLookup(row.prompt, self.lookup_tokens)
