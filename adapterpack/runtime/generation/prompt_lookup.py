@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-_RUNS = 3, 2
-"""How many last tokens must occur before, in the order of trying."""
+_RUN = 3
+"""How many last tokens must have occurred before: two occur again in open text, where nothing else does."""
 _FIRST = 3
 """How many tokens the first guess has; guesses double where all are right, and halve where few are."""
 _MOST_SKIPPED = 64
@@ -25,15 +25,14 @@ class PromptLookup:
     a row that never repeats itself costs next to nothing. What it guesses depends on the tokens alone.
 
     Example:
-        >>> lookup = PromptLookup([1, 2, 3, 4, 9, 1, 2], most=8)
-        >>> lookup.guess()
-        [3, 4, 9]
+        >>> PromptLookup([1, 2, 3, 4, 9, 1, 2, 3], most=8).guess()
+        [4, 9, 1]
     """
 
     def __init__(self, tokens: Iterable[int], most: int) -> None:
         self._tokens: list[int] = []
         self._after: dict[tuple[int, ...], int] = {}
-        self._latest: dict[int, int | None] = dict.fromkeys(_RUNS)
+        self._start: int | None = None
         self._most, self._length, self._skip, self._skipped = most, min(_FIRST, most), 0, 0
         self.extend(tokens)
 
@@ -44,19 +43,17 @@ class PromptLookup:
         """Adds the row's further tokens."""
         for token in tokens:
             self._tokens.append(token)
-            for size in self._latest:
-                # looked up before it is entered: the last tokens themselves are no earlier occurrence
-                run = tuple(self._tokens[-size:])
-                self._latest[size] = self._after.get(run)
-                self._after[run] = len(self._tokens)
+            run = tuple(self._tokens[-_RUN:])
+            # looked up before it is entered: the last tokens themselves are no earlier occurrence
+            self._start = self._after.get(run)
+            self._after[run] = len(self._tokens)
 
     def guess(self) -> list[int]:
         """Returns the guessed next tokens, none where the last tokens are new or guesses have been wrong."""
         if self._skip:
             self._skip -= 1
             return []
-        start = next((start for size in _RUNS if (start := self._latest[size]) is not None), None)
-        followed = [] if start is None else self._tokens[start : start + self._length]
+        followed = [] if self._start is None else self._tokens[self._start : self._start + self._length]
         # a run that ends with the last token goes round
         return (followed * self._length)[: self._length]
 
