@@ -5,6 +5,7 @@ and bundles in this scheme.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,59 @@ def test_both_accuracies_are_the_formula(shape: Any, turned: bool, dtype: Any, t
     make_fast(path, fast=False)
     assert is_fast(path) is False
     assert np.array_equal(_run(path, x), exact)
+
+
+def _moments(second: np.ndarray | None, name: str) -> np.ndarray | None:
+    return second
+
+
+def test_large_inputs_are_smoothed(tmp_path: Path) -> None:
+    """With the means of ``x xT`` a few inputs of sixty times the size no longer make the steps of the others
+    coarse: the error of the fast product falls to a third, and the exact one stays within its codes' steps.
+    """
+    rng = np.random.default_rng(4)
+    weight = rng.standard_normal((96, 40)).astype(np.float32)
+    x = rng.standard_normal((2, 50, 96)).astype(np.float32)
+    x[..., [5, 60]] *= 60
+    rows = x.reshape(-1, 96)
+    wanted, errors = x.astype(np.float64) @ weight.astype(np.float64), []
+    moments = {"plain": None, "smoothed": rows.T @ rows / len(rows)}
+    for name in moments:
+        path = tmp_path / f"{name}.onnx"
+        _graph(path, weight, False)
+        quantize_file(
+            path, "w8a8", lambda name: GRAPH_SCHEMES["w8a8"].setting, None, partial(_moments, moments[name])
+        )
+        exact = np.abs(_run(path, x) - wanted).max()
+        assert exact < 0.03 * np.abs(wanted).max()
+        make_fast(path)
+        errors.append(np.sqrt(np.square(_run(path, x) - wanted).mean()))
+    assert errors[1] < errors[0] / 3
+
+
+def test_products_on_one_weight_share_its_codes(tmp_path: Path) -> None:
+    """As layers that are used at several places: one set of codes, and each product has nodes of its own."""
+    rng, path = np.random.default_rng(9), tmp_path / "graph.onnx"
+    weight, x = (
+        rng.standard_normal((8, 8)).astype(np.float32),
+        rng.standard_normal((1, 3, 8)).astype(np.float32),
+    )
+    _graph(path, weight, False)
+    model = ir.load(path)
+    first = model.graph.node("product")
+    again = ir.node("MatMul", [first.outputs[0], first.inputs[1]], name="again")
+    again.outputs[0].name, first.outputs[0].name = "y", "between"
+    again.outputs[0].dtype, again.outputs[0].shape = ir.DataType.FLOAT, first.outputs[0].shape
+    model.graph.append(again)
+    model.graph.outputs[0] = again.outputs[0]
+    ir.save(model, path)
+    assert quantize_file(path, "w8a8", lambda name: GRAPH_SCHEMES["w8a8"].setting) == 2
+    codes = _rounded(weight.astype(np.float64), 0)
+    assert np.allclose(_run(path, x), x @ codes @ codes, atol=1e-4)
+    make_fast(path)
+    assert sum(value.dtype == ir.DataType.INT8 for value in ir.load(path).graph.initializers.values()) == 1
+    expected = _rounded(_rounded(x.astype(np.float64), -1) @ codes, -1) @ codes
+    assert np.abs(_run(path, x) - expected).max() < 0.02 * np.abs(expected).max()
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from .editing import add_initializer, named_node, only_reader
+from .editing import add_initializer, named_node
 
 LARGEST = 127
 """The largest code."""
@@ -34,10 +34,10 @@ def exact_nodes(
     ``[out]``; the output has the type ``dtype``.
     """
     # no DequantizeLinear: ONNX Runtime makes it and the product a MatMulNBits that rounds activations
-    nodes = [named_node("Cast", f"{codes.name}/wide", codes, to=ir.DataType.FLOAT)]
-    nodes.append(named_node("Mul", f"{codes.name}/floats", *nodes[-1].outputs, scales))
+    nodes = [named_node("Cast", f"{name}/codes", codes, to=ir.DataType.FLOAT)]
+    nodes.append(named_node("Mul", f"{name}/weights", *nodes[-1].outputs, scales))
     if dtype != ir.DataType.FLOAT:
-        nodes.append(named_node("Cast", f"{codes.name}/narrow", *nodes[-1].outputs, to=dtype))
+        nodes.append(named_node("Cast", f"{name}/narrow_weights", *nodes[-1].outputs, to=dtype))
     return [*nodes, named_node("MatMul", name, x, *nodes[-1].outputs)]
 
 
@@ -91,13 +91,18 @@ def make_fast(node: ir.Node) -> None:
 
 def make_exact(node: ir.Node) -> None:
     """Replaces the fast form of a product, whose ``MatMulInteger`` is ``node``, by the exact one."""
-    graph, codes = node.graph, node.inputs[1]
-    floats = only_reader(node.outputs[0])
-    columns = only_reader(floats.outputs[0])
-    last = only_reader(columns.outputs[0])
-    x = node.inputs[0].producer().inputs[0].producer().inputs[0]
-    dtype = ir.DataType.FLOAT
-    if (narrow := only_reader(last.outputs[0])) is not None and narrow.name == f"{node.name}/narrow":
-        last, x, dtype = narrow, x.producer().inputs[0], ir.DataType(narrow.attributes.get_int("to"))
+    graph, codes, dtype = node.graph, node.inputs[1], ir.DataType.FLOAT
+    columns = _reader(_reader(node))
+    last, x = _reader(columns), node.inputs[0].producer().inputs[0].producer().inputs[0]
+    for use in last.outputs[0].uses():
+        if use.node.name == f"{node.name}/narrow":
+            last, x = use.node, x.producer().inputs[0]
+            dtype = ir.DataType(last.attributes.get_int("to"))
     nodes = exact_nodes(node.name, x, codes, columns.inputs[1], dtype)
     ir.convenience.replace_nodes_and_values(graph, last, [last], nodes, last.outputs, nodes[-1].outputs)
+
+
+def _reader(node: ir.Node) -> ir.Node:
+    """Returns the only node that reads a node's output."""
+    (use,) = node.outputs[0].uses()
+    return use.node
