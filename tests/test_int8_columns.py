@@ -109,11 +109,11 @@ def test_large_inputs_are_smoothed(tmp_path: Path) -> None:
     rows = x.reshape(-1, 96)
     wanted, errors = x.astype(np.float64) @ weight.astype(np.float64), []
     moments = {"plain": None, "smoothed": rows.T @ rows / len(rows)}
-    for name in moments:
+    for name, second in moments.items():
         path = tmp_path / f"{name}.onnx"
         _graph(path, weight, False)
         quantize_file(
-            path, "w8a8", lambda name: GRAPH_SCHEMES["w8a8"].setting, None, partial(_moments, moments[name])
+            path, "w8a8", lambda name: GRAPH_SCHEMES["w8a8"].setting, None, partial(_moments, second)
         )
         exact = np.abs(_run(path, x) - wanted).max()
         assert exact < 0.03 * np.abs(wanted).max()
