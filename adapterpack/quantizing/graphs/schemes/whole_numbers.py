@@ -1,5 +1,6 @@
 """Codes of two, four or eight bits in blocks with one scale each: the base's products become
-``MatMulNBits``.
+``MatMulNBits``. Codes of eight bits in columns with one scale each, and activations in eight bits with one
+for each row: products of whole numbers (:mod:`adapterpack.onnx_graph.int8_columns`).
 """
 
 from __future__ import annotations
@@ -31,5 +32,16 @@ GRAPH_SCHEMES.register(
         RoundingSetting("mixed", 4, 32, False),
         _TAKES,
         budgeted=True,
+    )
+)
+GRAPH_SCHEMES.register(
+    GraphScheme(
+        "w8a8",
+        "eight bits for weights and activations: the fastest for prompts and for many rows",
+        round_products,
+        RoundingSetting("w8a8", 8, 0, True),
+        frozenset({"accuracy", "head", "calibration"}),
+        tolerance=0.1,
+        accuracy="fast",
     )
 )
