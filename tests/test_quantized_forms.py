@@ -91,6 +91,12 @@ def same_values(float_folder: Path, quantized_folder: Path, out: Path) -> Path:
             value.const_value = ir.tensor(
                 (matrix if turned is not None else matrix.T).astype(np.float32), name=value.name
             )
+        elif node.op_type == "Mul" and node.name.endswith("/weights"):  # codes of columns, times their scales
+            product = nodes[node.name.removesuffix("/weights")]
+            matrix = node.inputs[0].producer().inputs[0].const_value.numpy() * np.float64(1)
+            product.inputs[1].const_value = ir.tensor(
+                (matrix * node.inputs[1].const_value.numpy()).astype(np.float32), name=product.inputs[1].name
+            )
         elif node.op_type == "Cast" and node.name.endswith("/wide"):
             stored = node.inputs[0].const_value.numpy()
             graph.initializers[node.inputs[0].name].const_value = ir.tensor(

@@ -72,11 +72,9 @@ export class ServerBackend {
     for await (const event of events(response)) {
       const writer = event.system_fingerprint;
       if (writer !== digest) throw new Problem(`A part of this answer says that ${writer} wrote it.`);
-      const choice = event.choices[0];
-      const text = choice?.delta?.content || choice?.text;
-      const told = event.adapterpack;
-      const chosen = told && this.chosen(asked, response, told);
-      yield { digest, text, usage: event.usage, reason: choice?.finish_reason, chosen };
+      const text = event.choices[0]?.delta?.content || event.choices[0]?.text;
+      const chosen = event.adapterpack && this.chosen(asked, response, event.adapterpack);
+      yield { digest, text, usage: event.usage, reason: event.choices[0]?.finish_reason, chosen };
     }
   }
 

@@ -210,8 +210,14 @@ def reader_of(
             require_end(tokenizer, folder)
         return tokenizer
     media = Media(folder, task)
-    _as_configured(media.tokenizer, config)
+    if _changes_tokenizer(config):  # models of images alone have none
+        _as_configured(media.tokenizer, config)
     return media
+
+
+def _changes_tokenizer(config: TrainConfig) -> bool:
+    words = config.special_tokens or config.add_tokens or config.add_special_tokens
+    return bool(words or config.chat_template or config.chat_template_kwargs)
 
 
 def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
