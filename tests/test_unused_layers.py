@@ -19,10 +19,8 @@ from transformers.models.idefics.modeling_idefics import IdeficsDecoupledLinear
 
 from adapterpack import LoRA, adapt, attach, detach, export, merge, merge_into, save, unmerge_from
 from adapterpack.errors import AdapterpackError, NothingToDo, SiteNotFound
-from adapterpack.tasks.task import get_task
 from adapterpack.torch_adapters.layers.layer import Adapted
 from adapterpack.torch_adapters.layers.sites import is_plain_linear
-from adapterpack.torch_adapters.models.load import load_for_task
 from adapterpack.torch_adapters.unused import unused_layers
 
 pytestmark = pytest.mark.fast
@@ -220,17 +218,6 @@ def test_samples_are_examples_of_a_model_that_has_no_others() -> None:
     assert unused_layers(Reading(), ["first", "proj"]) is None
     assert unused_layers(Reading(), ["first", "proj"], samples) == ["proj"]
     assert sites(adapt(Reading(), LoRA(r=2), data=samples)) == ["first"]
-
-
-def test_of_embeddings_only_the_hidden_states_are_read(tiny_bert: Path) -> None:
-    """The layer that pools for nobody is left out of a model for embeddings, and stays in one that is not
-    loaded for a task.
-    """
-    model, _ = load_for_task(get_task("feature-extraction"), tiny_bert)
-    found = sites(adapt(model, LoRA(r=2)))
-    assert "pooler.dense" not in found
-    assert "encoder.layer.1.output.dense" in found
-    assert "pooler.dense" in sites(adapt(hf.AutoModel.from_pretrained(tiny_bert), LoRA(r=2)))
 
 
 def test_a_decoder_alone_attends_to_no_encoder() -> None:

@@ -30,7 +30,6 @@ TASKS.register(
         "AutoModel",
         OnePass(prepare, result, EmbeddingOptions),
         ("Model",),
-        reads_first=True,
         peft_type="FEATURE_EXTRACTION",
     )
 )

@@ -170,7 +170,6 @@ class Task:
         parts: its graphs in the order in which they run; the last one computes the answer.
         heads: the names of modules that its models add to a base; they are trained in full.
         labelled: its outputs are one logit for each of a set of labels.
-        reads_first: of the outputs of its models only the first is read.
         config: settings of its models' config that replace the base's.
         columns: columns of its rows that no other task has -> the types of their values.
         prompt: returns the prompt of a row, if an answer needs nothing else of the row; otherwise None.
@@ -188,7 +187,6 @@ class Task:
     parts: tuple[Part, ...] = (Part(MAIN, "plain", TEXT),)
     heads: tuple[str, ...] = ()
     labelled: bool = False
-    reads_first: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Any] = field(default_factory=dict)
     prompt: Callable[[Row], Any] | None = None

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
 from ..errors import NothingToDo
-from ..tasks import TASKS
 from .canaries.canary import examples_of
 from .canaries.inputs import reads_text_alone
 from .layers.active import evaluating
@@ -186,13 +185,9 @@ def _with(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _outputs(model: nn.Module, example: Mapping[str, Any], hooks: Iterable[Any]) -> list[Tensor]:
-    """Runs the example and returns the tensors in the model's output that its task reads; removes the
-    hooks.
-    """
-    task = TASKS.find(getattr(model, "adapted_for", ""))
+    """Runs the example and returns the tensors in the model's output; removes the hooks."""
     try:
-        found = list(_tensors(model(**example)))
-        return found[:1] if task is not None and task.reads_first else found
+        return list(_tensors(model(**example)))
     finally:
         for hook in hooks:
             hook.remove()
