@@ -22,10 +22,8 @@ export class ServerBackend {
     this.task = Object.keys(ROUTES).find((task) => ROUTES[task] in paths);
     this.key = storedKey() && this.first.key;
     this.base = this.first.base;
-    this.footer = [
-      `adapterpack ${this.first.version}. This page loads nothing from elsewhere; ` +
-        "what you type goes to this server alone.",
-    ];
+    const here = "This page loads nothing from elsewhere; what you type goes to this server alone.";
+    this.footer = [`adapterpack ${this.first.version}. ${here}`];
   }
 
   /** Its figures: those that it was opened by, then new ones. */
