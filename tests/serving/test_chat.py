@@ -186,6 +186,7 @@ def test_a_terminal_asks_answers_and_is_interrupted(patient: Path, tmp_path: Pat
         type_in(f"/save {saved}\n")
         *_, last = json.loads(saved.read_text())["messages"]
         assert last["role"] == "assistant" and 0 < len(last["content"]) < 100000
+        time.sleep(0.5)  # until it reads keys again, which a person waits for
         type_in("\x03", "\n")
         assert process.wait(60) == 0
 
