@@ -205,7 +205,7 @@ _begun: dict[Path, int] = {}
 
 @atexit.register
 def _remove_begun() -> None:
-    """Removes the folders of which an interrupt came before whoever would clean up."""
+    """Removes the folders that an interrupt left before the code that cleans them up began."""
     for folder, process in _begun.items():
         if process == os.getpid():
             _remove(folder)

@@ -27,6 +27,16 @@ CODES, SCALES = "Q8", "scales"
 """What the names of codes and scales have after the weight's and an underscore."""
 
 
+def scales_of(codes: str) -> str:
+    """Returns the name of the scales that belong to codes, by the codes' name.
+
+    Example:
+        >>> scales_of("q_proj.weight_Q8")
+        'q_proj.weight_scales'
+    """
+    return f"{codes.removesuffix(CODES)}{SCALES}"
+
+
 def exact_nodes(
     name: str, x: ir.Value, codes: ir.Value, scales: ir.Value, dtype: ir.DataType
 ) -> list[ir.Node]:

@@ -13,9 +13,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from . import int8_columns
 from .editing import add_initializer, part_of
 
-QUANTIZED = frozenset({"MatMulNBits", "MatMulBnb4", "MatMulInteger"})
-"""Operators that multiply with codes."""
-PRODUCTS = QUANTIZED | {"MatMul", "Gemm"}
+PRODUCTS = frozenset({"MatMul", "Gemm", "MatMulNBits", "MatMulBnb4", "MatMulInteger"})
 """Operators that can implement a linear layer."""
 _LEVEL, _EXACT, _FAST = "accuracy_level", 0, 4
 """The attribute of MatMulNBits that sets the accuracy, and its values."""

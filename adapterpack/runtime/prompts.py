@@ -32,7 +32,7 @@ _READ = 1024
 
 def first_ids(session: OpenBundle, texts: Iterable[object]) -> list[int]:
     """Returns the first token ids of texts, by which an adapter is chosen; a text may be a row of texts, the
-    messages of a chat, of which those of users count, or token ids.
+    messages of a chat (only those of users count), or token ids.
     """
 
     def ids(text: Any) -> Iterator[int]:

@@ -16,14 +16,14 @@ from ...bundle import MappedSite, graph_file
 from ...errors import ParityError
 from ...graph_passes.tied import TABLE
 from ...onnx_graph.graph_file import GraphFile
-from ...onnx_graph.int8_columns import CODES, SCALES
+from ...onnx_graph.int8_columns import scales_of
 from ...onnx_graph.nbits import quantized_nodes
 from ...onnx_graph.quantized import near_rows
 from ...onnx_graph.rows import cast
 
 _KINDS = frozenset({"linear", "lookup"})
 _HALF = 0.501
-"""Steps by which a number may lie beside its code: half of one, and a few roundings of float32."""
+"""How far a number may lie from its code: half a step, and a few roundings of float32."""
 
 
 def require_places(folder: Path, sites: Mapping[str, MappedSite], base: Checkpoint) -> int:
@@ -48,7 +48,7 @@ def require_places(folder: Path, sites: Mapping[str, MappedSite], base: Checkpoi
             nbits = codes(site.part)[weight]
             fits = nbits.columns == matrix.shape[1] and site.at + len(matrix) <= nbits.rows
             right = fits and bool(near_rows(graph(site.part), nbits, matrix, site.at).all())
-        elif (scales := weight.removesuffix(f"_{CODES}") + f"_{SCALES}") in graph(site.part).stored:
+        elif (scales := scales_of(weight)) in graph(site.part).stored:
             right = _rounds(graph(site.part), weight, scales, matrix, site.at)
         else:
             right = _holds(graph(site.part), site, matrix)

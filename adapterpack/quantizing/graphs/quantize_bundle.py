@@ -32,6 +32,7 @@ from ...errors import FormatError, NothingToDo, ParityError
 from ...graph_passes.experts import unstack_experts
 from ...graph_passes.tied import share_bytes
 from ...io import copy_folder, output_folder
+from ...onnx_graph import int8_columns
 from ...onnx_graph.products import make_fast
 from ...pack import SIGNATURE
 from ...runtime import canary as replay
@@ -345,14 +346,18 @@ def _relocate(sites: Mapping[str, MappedSite], model: ir.Model) -> dict[str, Map
         )
         if node is None:
             raise ParityError("quantization lost a site of the graph", where=path, expected=site.node)
-        weight = _initializer_of(node.inputs[0 if site.kind == "lookup" else 1]).name if site.weight else ""
+        columns, place = int8_columns.codes_of(node), 0 if site.kind == "lookup" else 1
+        stored = columns[0] if columns else _initializer_of(node.inputs[place])
+        weight = stored.name if site.weight else ""
         relocated[path] = dataclasses.replace(site, node=node.name, weight=weight)
     return relocated
 
 
 def _initializer_of(value: ir.Value) -> ir.Value:
-    """Returns the initializer that a value widens or dequantizes, or the value itself."""
+    """Returns the initializer that a value widens, or the value itself."""
     node = value.producer()
-    if node is None or node.op_type not in {"Cast", "Mul"}:
-        return value
-    return _initializer_of(node.inputs[0])
+    return (
+        node.inputs[0]
+        if node is not None and node.op_type == "Cast" and node.inputs[0].is_initializer()
+        else value
+    )

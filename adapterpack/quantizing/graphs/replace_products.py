@@ -29,14 +29,13 @@ def round_products(rewriting: Rewriting) -> int:
         setting = rewriting.head if product.weight is head_weight else rewriting.choose(product.node.name)
         if setting is None:
             return None
-        if not setting.block_size:
-            if len(product.weight.shape) != 2:
-                return None
-            return replace(product, second=rewriting.second(product.node.inputs[0].name)).in_columns()
-        algorithm = ALGORITHMS[setting.algorithm if len(product.weight.shape) == 2 else "rtn"]
-        if algorithm.calibrated:
+        columns, stack = not setting.block_size, len(product.weight.shape) != 2
+        if columns and stack:
+            return None
+        algorithm = ALGORITHMS["rtn" if stack else setting.algorithm]
+        if columns or algorithm.calibrated:
             product = replace(product, second=rewriting.second(product.node.inputs[0].name))
-        return algorithm.replace(product, setting)
+        return product.in_columns() if columns else algorithm.replace(product, setting)
 
     return replace_products(rewriting, replacement)
 

@@ -21,8 +21,8 @@ _MOST_SKIPPED = 64
 class PromptLookup:
     """The tokens of one row, and where runs of them occurred last; guesses at most ``most`` at a time.
 
-    After a guess of which nothing was right it guesses nothing for a while, twice as long each time, so that
-    a row that never repeats itself costs next to nothing. What it guesses depends on the tokens alone.
+    After a guess that was all wrong it makes none for a while, twice as long each time, so that a row that
+    never repeats itself costs almost nothing. What it guesses depends on the tokens alone.
 
     Example:
         >>> PromptLookup([1, 2, 3, 4, 9, 1, 2, 3], most=8).guess()

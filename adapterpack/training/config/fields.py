@@ -167,6 +167,11 @@ class TrainConfig(Shown):
         """
         return tuple(part for part in (self.method_config, self.trainer_config) if part is not None)
 
+    @property
+    def names_tokens(self) -> bool:
+        """Whether tokens are named: special ones, or ones to add."""
+        return bool(self.special_tokens or self.add_tokens or self.add_special_tokens)
+
     def on_base(self, folder: str) -> TrainConfig:
         """Returns the same training on another base, with that base's own tokenizer."""
         return replace(self, model_name_or_path=folder, tokenizer=None)

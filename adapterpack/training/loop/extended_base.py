@@ -1,5 +1,5 @@
-"""Adds tokens to a base: writes a base of its own beside the packs, with the tokenizer that has them and a
-row for each in the tables that have one row for every token.
+"""Adds tokens to a base: writes a new base beside the packs, with the extended tokenizer and a row for each
+new token in the embedding and the output head.
 
 A new row is the mean of the others, as ``resize_token_embeddings`` of transformers makes it, without its
 noise of 1e-9 of their covariance (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
@@ -75,7 +75,7 @@ def extended_base(config: TrainConfig) -> ExtendedBase | None:
         ConfigError: the tokenizer has ids for which the base has no rows.
         Unsupported: the base's tables cannot get more rows.
     """
-    if not (config.add_tokens or config.add_special_tokens or config.special_tokens or config.tokenizer):
+    if not (config.names_tokens or config.tokenizer):
         return None
     folder = folder_of(config.model_name_or_path)
     tokenizer = load_tokenizer(source := tokenizer_folder(config, folder))
@@ -123,7 +123,7 @@ def add_tokens(tokenizer: Any, config: TrainConfig) -> Any:
     Raises:
         ConfigError: the tokenizer lacks a special token.
     """
-    if not (config.add_tokens or config.add_special_tokens or config.special_tokens):
+    if not config.names_tokens:
         return tokenizer
     known = tokenizer.get_vocab()
     named = [

@@ -210,14 +210,10 @@ def reader_of(
             require_end(tokenizer, folder)
         return tokenizer
     media = Media(folder, task)
-    if _changes_tokenizer(config):  # models of images alone have none
+    # models of images alone have no tokenizer
+    if config.names_tokens or config.chat_template or config.chat_template_kwargs:
         _as_configured(media.tokenizer, config)
     return media
-
-
-def _changes_tokenizer(config: TrainConfig) -> bool:
-    words = config.special_tokens or config.add_tokens or config.add_special_tokens
-    return bool(words or config.chat_template or config.chat_template_kwargs)
 
 
 def _as_configured(tokenizer: Any, config: TrainConfig) -> Any:
