@@ -16,7 +16,7 @@ from notebooks import page_in_notebook
 from scipy import stats
 from sklearn import metrics
 
-from adapterpack import evaluate, load, run
+from adapterpack import evaluate, load, run, train
 from adapterpack.cli.main import main
 from adapterpack.errors import AdapterpackError, ConfigError, UnknownAdapter
 from adapterpack.evaluating.evaluation import (
@@ -184,6 +184,23 @@ def test_a_base_with_packs_takes_the_place_of_a_bundle(
     assert evaluate(base_of("bert"), [pack_of("bert", "alpha")], data=data).measures["alpha"] == expected
     again = load(pack_of("bert", "alpha"), "again")
     assert evaluate(bundle_of("bert", "bank"), [again], data=data).measures == {"again": expected}
+
+
+def test_an_adapter_that_was_trained_on_the_data_is_named(
+    base_of: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ADAPTERPACK_CACHE", str(tmp_path / "cache"))
+    data, base, packs = write(tmp_path / "rows.jsonl", tickets()), base_of("bert"), tmp_path / "packs"
+    other = write(tmp_path / "other.jsonl", tickets()[:6])
+    task = {"model_name_or_path": str(base), "task": "text-classification", "max_steps": 1}
+    for name, file in (("seen", data), ("new", other)):
+        train({**task, "train_file": file, "output_dir": str(packs / name), "method": "lora"})
+    shown = CliRunner().invoke(
+        main, ["evaluate", str(base), str(packs / "seen"), str(packs / "new"), "--data", data]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "seen was trained on this data" in shown.output and "new was trained" not in shown.output
+    assert evaluate(base, [packs / "seen", packs / "new"], data=other).trained_on == ["new"]
 
 
 def test_columns_are_read_before_a_base_is_exported(

@@ -283,6 +283,12 @@ def test_words_are_labelled_from_tokens_and_tags(tiny_bert: Path, tmp_path: Path
         (one["entity_group"], one["start"], one["end"]) for one in grouped
     ]
     assert [one["text"] for one in found["entities"]] == ["w1 w2", "w3"]
+    ids = AutoTokenizer.from_pretrained(tiny_bert)(text)["input_ids"]
+    engine = adapterpack.Engine(tmp_path / "bundle")
+    engine.add(ids)
+    labels = [one["label"] for event in engine.step() for one in event.result["tokens"]]
+    assert labels == [one["label"] for one in found["tokens"]]  # this tokenizer adds no special tokens
+    assert adapterpack.bench(tmp_path / "bundle", rows=(2,), prompt=5, runs=1).lines[0].prompt_speed > 0
     with pytest.raises(ConfigError, match=r"words and as many labels.*row 1"):
         train(
             {

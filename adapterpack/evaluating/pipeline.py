@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..exporting.cached import bundle_for
 from ..hub.resolve import folder_of
+from ..manifest.structs import Dataset
 from ..pack.pack import Pack
 from ..readable import StepCounter
 from ..runtime.prompts import start_ids
@@ -26,6 +27,7 @@ from ..tasks.data.report import DataReport
 from ..tasks.data.rows import RowError
 from ..tasks.task import Task
 from ..training.config.sources import sources_of
+from ..training.data.decompress import dataset_of
 from ..training.data.load import load_rows
 from .evaluation import (
     AnsweredRows,
@@ -142,7 +144,22 @@ def evaluate(
         figures_of(judged, len(answered), draws),
         missing,
         [*report.bad.values()],
+        _trained_on(dataset_of(source), session, models),
     )
+
+
+def _trained_on(data: Dataset, session: Session, models: Mapping[str, EvaluatedModel]) -> list[str]:
+    """Returns the adapters that say that they were trained on this data."""
+    said = {
+        model.adapter: session.pack(model.adapter).manifest.training
+        for model in models.values()
+        if model.adapter
+    }
+    return [
+        name
+        for name, training in said.items()
+        if data["digest"] and any(one.get("digest") == data["digest"] for one in training.get("datasets", ()))
+    ]
 
 
 def _shared(

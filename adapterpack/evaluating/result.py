@@ -60,6 +60,8 @@ class Evaluated(Shown):
         models: the figures of each model, the base first.
         not_measured: model -> why it was not measured.
         bad_rows: what is wrong with the rows that were left out.
+        trained_on: the adapters that were trained on these files, by what their packs say: how they answer to
+            other rows is not measured.
     """
 
     data: str
@@ -69,6 +71,7 @@ class Evaluated(Shown):
     models: Sequence[ModelFigures]
     not_measured: Mapping[str, str]
     bad_rows: Sequence[str]
+    trained_on: Sequence[str]
 
     def __repr__(self) -> str:
         return f"<Evaluated {self.data}: {self.measures}>"
@@ -96,6 +99,7 @@ class Evaluated(Shown):
             "models": [self._model(model) for model in self.models],
             "not_measured": dict(self.not_measured),
             "bad_rows": list(self.bad_rows),
+            "trained_on": list(self.trained_on),
         }
 
     def _model(self, model: ModelFigures) -> dict[str, Any]:

@@ -43,7 +43,13 @@ def evaluation_report(result: Result) -> str:
         ],
         not_measured=list(result["not_measured"].items()),
         bad_rows=result["bad_rows"],
+        notes=[seen_note(name) for name in result["trained_on"]],
     )
+
+
+def seen_note(adapter: str) -> str:
+    """Says that an adapter knows the rows that it is measured on."""
+    return f"{adapter} was trained on this data: how it answers to other rows is not measured"
 
 
 def _is_right(row: Result) -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import ConfigError
 from .data.problems import IGNORED, Labels
 from .data.report import DataReport, report_of
-from .data.rows import Row, text_of, types_of, words_of
+from .data.rows import Row, types_of, words_of
 from .data.scores import no_head, score_labels
-from .one_pass import NoOptions, OnePass, PreparedRow
+from .one_pass import NoOptions, OnePass, PreparedRow, text_inputs
 from .session import Arrays, RowHead, RowInputs
 from .task import HEADS, TASKS, Task, TaskTraining
 
@@ -26,20 +26,24 @@ _MARKS = "BIESLU"
 
 
 def prepare(session: RowInputs, row: Row, options: NoOptions) -> PreparedRow:
-    """Prepares a text."""
-    text = text_of(row)
-    return PreparedRow(session.encode([text]), text)
+    """Prepares a text, or token ids (``input_ids``)."""
+    inputs = text_inputs(session, row)
+    return PreparedRow(inputs, row.get("text", row.get("prompt")))
 
 
 def result(
     session: RowInputs, row: PreparedRow, outputs: Arrays, head: RowHead, options: NoOptions
 ) -> dict[str, Any]:
     """Returns ``tokens``: the text of each, its character positions, its label and that label's probability;
-    and ``entities``: the type, text and characters of each, by the labels of the first tokens of words.
+    and ``entities``: the type, text and characters of each, by the labels of the first tokens of words. For
+    token ids it returns the ``tokens`` with label and probability alone.
     """
     if head.labels is None:
         return no_head("label")
     text, tokens, words = row.notes, [], dict[int, list[dict[str, Any]]]()
+    if text is None:
+        found = [score_labels(logits, head.labels) for logits in outputs["logits"][0, : row.tokens]]
+        return {"tokens": [{"label": one["label"], "score": one["scores"][one["label"]]} for one in found]}
     for place, (start, stop, word) in enumerate(session.tokenizer.places(text)):
         if stop > start:  # special tokens cover no characters
             best = score_labels(outputs["logits"][0, place], head.labels)

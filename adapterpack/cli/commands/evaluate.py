@@ -14,7 +14,7 @@ from ...hub.resolve import folder_of
 from ...io.atomic import output_file, refuse_existing
 from ...offline.job import encode_row
 from ...readable import things
-from ...report.evaluation import evaluation_report, evaluation_table
+from ...report.evaluation import evaluation_report, evaluation_table, seen_note
 from ..bundle_options import (
     batch_option,
     device_of,
@@ -115,6 +115,8 @@ def command(
         return
     print_line(f"{found.task}, {things(len(found.rows), 'row')} of {data}")
     print_table(*evaluation_table(result))
+    for name in found.trained_on:
+        print_line(seen_note(name))
     for name, reason in found.not_measured.items():
         print_line(f"not measured: {name}: {reason}")
     for reason in found.bad_rows:

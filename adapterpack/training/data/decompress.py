@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import re
 import zlib
@@ -15,7 +16,8 @@ from typing import Any, NamedTuple
 
 from ...errors import ConfigError, StorageError, storage_errors
 from ...hub.resolve import near_path
-from ...io import open_regular, read_at_most, resolved_inside, scratch_folder
+from ...io import open_regular, read_at_most, resolved_inside, scratch_folder, sha256_of, strict_json
+from ...manifest.structs import Dataset
 from ...tasks.data import DataReport
 from ..config.sources import Source
 from .limits import MAX_ROW, flaw_of
@@ -135,6 +137,23 @@ def files_below(folder: Path) -> list[Path]:
     for path in found:
         resolved_inside(path, folder)
     return [path for path in found if path.is_file()]
+
+
+def dataset_of(source: Source) -> Dataset:
+    """Returns what a pack says of a source: the name and digest of its files, or the name and revision of a
+    data set on the hub.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    files = files_of(source)
+    if not files and Path(source.path).is_dir():
+        files = files_below(Path(source.path))
+    if not files:
+        return {"id": source.path, "revision": source.revision, "digest": None}
+    digests = [[path.name, sha256_of(path)] for path in files]
+    digest = digests[0][1] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
+    return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
 
 
 @contextmanager

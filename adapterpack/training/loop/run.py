@@ -4,7 +4,6 @@ only when all are trained.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from transformers import TrainerCallback
 
 from ...hub.resolve import folder_of
-from ...io import refuse_existing, sha256_of, strict_json
+from ...io import refuse_existing
 from ...pack import Pack
 from ...tasks import get_task
 from ...tasks.data import NUMBER
@@ -23,8 +22,8 @@ from ...torch_adapters.models.load import load_for_task
 from ...torch_adapters.save import save
 from ..config.config import as_mapping, claim
 from ..config.fields import TrainConfig
-from ..config.sources import Source, sources_of
-from ..data.decompress import files_below, files_of
+from ..config.sources import sources_of
+from ..data.decompress import dataset_of
 from ..trainers.kind import TRAINERS
 from .arguments import arguments_of, runs_of_reporters, takes_best
 from .build_trainer import own_forward, trainer_for
@@ -68,7 +67,7 @@ def train_adapter(
     refuse_existing(config.output_dir, "output_dir=...", config.overwrite_output_dir)
     base, datasets = (
         folder_of(config.model_name_or_path),
-        list(map(_dataset, sources_of(config.train_file, "train_file"))),
+        list(map(dataset_of, sources_of(config.train_file, "train_file"))),
     )
     described = {**as_mapping(config), "datasets": datasets}
     # These change no number, so a run may resume with other values.
@@ -178,18 +177,6 @@ def _loss_of_nothing(ready: PreparedRun) -> float:
     if ready.rows.labels is None or ready.rows.labels.problem is not NUMBER or ready.rows.collator is None:
         return 0.0
     return float(np.mean([float(row["labels"]) ** 2 for row in ready.rows.train]))
-
-
-def _dataset(source: Source) -> dict[str, str | None]:
-    """Describes a source by name and digest, or a data set on the hub by name and revision."""
-    files = files_of(source)
-    if not files and Path(source.path).is_dir():
-        files = files_below(Path(source.path))
-    if not files:
-        return {"id": source.path, "revision": source.revision, "digest": None}
-    digests = [[path.name, sha256_of(path)] for path in files]
-    digest = digests[0][1] if len(files) == 1 else hashlib.sha256(strict_json.canonical(digests)).hexdigest()
-    return {"id": Path(source.path).name, "revision": None, "digest": f"sha256:{digest}"}
 
 
 def _evaluation_name(config: TrainConfig) -> str:
