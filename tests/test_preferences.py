@@ -77,6 +77,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dpo": {"rl": "dpo", "rl_beta": 0.2},  # axolotl's names
     "kto": {"stage": "kto", "pref_beta": 0.2, "kto_rejected_weight": 1.5},  # LLaMA-Factory's
     "orpo": {"trainer": "orpo", "beta": 0.5},
+    "cpo": {"rl": "simpo", "simpo_gamma": 0.3, "cpo_alpha": 0.0, "beta": 2.0},
     "reward": {"stage": "rm"},
     "grpo": {"trainer": "grpo", "num_generations": 4, "max_completion_length": 8, "learning_rate": 2e-2},
 }
@@ -124,7 +125,11 @@ def margin(model: Any, tokenizer: Any) -> float:
 
 @pytest.mark.parametrize(
     "kind",
-    ["dpo", "reward", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "grpo"))],
+    [
+        "dpo",
+        "reward",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("kto", "orpo", "cpo", "grpo")),
+    ],
 )
 def test_the_better_answers_become_likelier(
     kind: str, tiny_llama: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -195,11 +200,11 @@ def test_preferences_are_measured_as_trl_measures_them(
         assert f"| score {scores[0]:.3f}" in printed.stdout
 
 
-@pytest.mark.parametrize("kind", ["dpo", "kto", "orpo", "grpo"])
+@pytest.mark.parametrize("kind", ["dpo", "kto", "orpo", "cpo", "grpo"])
 def test_a_prompt_keeps_its_last_tokens(kind: str, tiny_llama: Path, tmp_path: Path) -> None:
     """Cut to one token it trains what the last word alone trains, however long it was."""
     found = []
-    begin = ["[BOS]"] if kind == "orpo" else []  # which TRL puts before each of its prompts
+    begin = ["[BOS]"] if kind in ("orpo", "cpo") else []  # which TRL puts before each of its prompts
     for name, most, start in (("cut", 1 + len(begin), -1), ("short", None, -1), ("whole", None, 0)):
         (tmp_path / name).mkdir()
         values = config(

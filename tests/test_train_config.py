@@ -304,6 +304,36 @@ def test_what_another_tools_file_leaves_out_is_that_tools_default(
     assert {key for key, origin in origins.items() if origin == f"{said}'s default"} >= set(wanted) - replaced
 
 
+AXOLOTL = {"base_model": "b", "adapter": "lora", "datasets": "a.jsonl"}
+FACTORY = {"model_name_or_path": "b", "stage": "dpo", "finetuning_type": "lora", "dataset": "a.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "settings"),
+    [
+        ({**AXOLOTL, "rl": "dpo"}, "dpo", {"loss_type": ("sigmoid",)}),
+        ({**AXOLOTL, "rl": "ipo", "rl_beta": 0.3}, "dpo", {"loss_type": ("ipo",), "beta": 0.3}),
+        ({**AXOLOTL, "rl": "simpo", "simpo_gamma": 1}, "cpo", {"loss_type": "simpo", "cpo_alpha": 1.0}),
+        ({**FACTORY, "pref_loss": "ipo"}, "dpo", {"loss_type": ("ipo",)}),
+        ({**FACTORY, "pref_loss": "orpo", "pref_beta": 0.2}, "orpo", {"beta": 0.2}),
+        (
+            {**FACTORY, "pref_loss": "simpo"},
+            "cpo",
+            {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": 0.5},
+        ),
+    ],
+)
+def test_ways_to_learn_preferences_are_trainers_and_losses(
+    file: dict[str, Any], kind: str, settings: dict[str, Any]
+) -> None:
+    """What other tools call ``rl: ipo`` or ``pref_loss: simpo`` is that loss, with that tool's weights."""
+    (config,), _ = read_config(
+        {**{key: value for key, value in NEEDED.items() if key == "output_dir"}, **file}
+    )
+    assert config.trainer == kind
+    assert {key: getattr(config.trainer_config, key) for key in settings} == settings
+
+
 def test_names_in_one_text_are_several() -> None:
     """Under each name of the setting, in a file and in an override; a pattern with a comma stays one."""
     for key in ("targets", "target_modules", "lora_target_modules", "lora_target"):

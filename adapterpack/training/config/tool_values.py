@@ -51,6 +51,11 @@ class File(NamedTuple):
             self.notes.append(text)
 
 
+_LOSSES: Mapping[str, Settings] = {
+    "ipo": {"trainer": "dpo", "loss_type": "ipo"},
+    "simpo": {"trainer": "cpo", "loss_type": "simpo"},
+}
+"""What other tools name as a way of training, and is a loss of a trainer."""
 FUNCTIONS: dict[str, Callable[[File], Settings]] = {}
 """The functions that a table can name."""
 
@@ -129,7 +134,11 @@ def stage(file: File) -> Settings:
     """Returns the trainer of LLaMA-Factory's ``stage`` and axolotl's ``rl``."""
     if file.value == "ppo":
         raise Stop("there is no trainer for PPO; trainer: grpo learns from rewards, too")
-    return {"trainer": {"rm": "reward", "pt": "sft", "ipo": "dpo"}.get(file.value, file.value)}
+    if file.value in _LOSSES:
+        return _LOSSES[file.value]
+    if file.value == "dpo" and file.says("pref_loss") in ("orpo", "simpo"):  # not losses of DPO but trainers
+        return preference_loss(file._replace(value=file.says("pref_loss")))
+    return {"trainer": {"rm": "reward", "pt": "sft"}.get(file.value, file.value)}
 
 
 @named
@@ -138,7 +147,7 @@ def preference_loss(file: File) -> Settings:
     if file.value == "orpo":
         return {"trainer": "orpo"}
     if file.value == "simpo":
-        raise Stop("there is no trainer for SimPO")
+        return {**_LOSSES["simpo"], "cpo_alpha": 0.0}
     return {"loss_type": file.value}
 
 

@@ -185,11 +185,11 @@ def _apply(rule: str | KeyRule | None, file: File) -> Mapping[str, Any]:
         return {file.key: file.value}
     if isinstance(rule, str):
         return {rule: file.value}
-    if rule.by:
-        return FUNCTIONS[rule.by](file if not rule.into else file._replace(into=rule.into))
     word = str(file.value).lower()
     if why := rule.stops.get(word, None if word in rule.values else rule.stops.get("*")):
         raise Stop(why)
+    if rule.by:
+        return FUNCTIONS[rule.by](file if not rule.into else file._replace(into=rule.into))
     value = rule.values.get(word, rule.values.get("*", file.value))
     return {} if value == "" or not rule.name else {rule.name: value}
 

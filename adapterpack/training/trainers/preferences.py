@@ -49,6 +49,24 @@ class ORPO(PromptLength):
 
 
 @dataclass(frozen=True)
+class CPO(PromptLength):
+    """The settings of contrastive preference optimization, which needs no reference model (Xu et al. 2024,
+    https://arxiv.org/abs/2401.08417), and of SimPO (Meng et al. 2024, https://arxiv.org/abs/2405.14734).
+
+    ``beta``: the scale of the difference between the answers. ``loss_type``: one of TRL's losses; ``simpo``
+    takes the mean over an answer's tokens, and wants a difference of ``simpo_gamma``. ``cpo_alpha``: the
+    weight of the loss of the better answer, 0 for SimPO as in its paper. ``label_smoothing``: the share of
+    pairs that may be labelled the wrong way round.
+    """
+
+    beta: float = 0.1
+    loss_type: str = "sigmoid"
+    cpo_alpha: float = 1.0
+    simpo_gamma: float = 0.5
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
 class Reward:
     """The settings of reward models: a score for each text, higher for the preferred one (Bradley and Terry
     1952).
@@ -92,6 +110,16 @@ for _kind in (
         ("text-generation",),
         pairs_of_answers,
         ORPO,
+        {"learning_rate": 1e-5},
+        cut_prompts=cut_whole_rows,
+    ),
+    TrainerKind(
+        "cpo",
+        "trl.experimental.cpo:CPOTrainer",
+        "trl.experimental.cpo:CPOConfig",
+        ("text-generation",),
+        pairs_of_answers,
+        CPO,
         {"learning_rate": 1e-5},
         cut_prompts=cut_whole_rows,
     ),
