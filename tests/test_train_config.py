@@ -882,7 +882,7 @@ def test_an_error_names_the_key_as_the_file_has_it() -> None:
 
 
 def test_variables_of_a_chat_template_are_kept() -> None:
-    """axolotl's and TRL's go to the template; LLaMA-Factory's default alone changes nothing."""
+    """axolotl's and TRL's go to the template, and so does LLaMA-Factory's, whose default changes nothing."""
     axolotl = {
         "base_model": "b",
         "adapter": "lora",
@@ -894,6 +894,6 @@ def test_variables_of_a_chat_template_are_kept() -> None:
         [config], _ = read_config(asked, tool=tool)
         assert config.chat_template_kwargs == {"enable_thinking": False}
     file = {"model_name_or_path": "b", "finetuning_type": "lora", "stage": "sft", "dataset": "x.jsonl"}
-    assert read_config({**file, "output_dir": "o", "enable_thinking": True})
-    with pytest.raises(ConfigError, match="enable_thinking: reasoning is learned"):
-        read_config({**file, "output_dir": "o", "enable_thinking": False})
+    for value, expected in ((True, {}), (False, {"enable_thinking": False})):
+        [config], _ = read_config({**file, "output_dir": "o", "enable_thinking": value})
+        assert config.chat_template_kwargs == expected
