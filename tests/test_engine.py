@@ -222,6 +222,33 @@ def test_logits_of_rows_among_others_are_those_of_rows_alone(bundle: Path) -> No
         alone.rows.remove(single.sequences[0])
 
 
+def test_a_deterministic_row_has_its_bits_whatever_runs_beside_it(bundle: Path) -> None:
+    """Tokens and log-probabilities of rows that come and go in any order, beside adapters of other ranks and
+    prompts of several pieces, are to the last bit those of a row alone.
+    """
+    engine, dice = (
+        Engine(bundle, "cpu", max_rows=5, max_length=64, prefill_budget=7, deterministic=True),
+        random.Random(3),
+    )
+    asked = [(ids(seed, 30), dice.choice(NAMES)) for seed in range(10)]
+
+    def answers(numbers: list[int]) -> dict[int, list[tuple[Any, ...]]]:
+        waiting, of, found = [*numbers], dict[int, int](), {number: list[Any]() for number in numbers}
+        while waiting or engine.busy:
+            while waiting and dice.random() < 0.6:
+                prompt, name = asked[waiting[-1]]
+                of[engine.add(prompt, name, max_new_tokens=8, ignore_eos=True, logprobs=3)] = waiting.pop()
+            for event in engine.step():
+                found[of[event.request]].append(event.choice)
+        return found
+
+    alone = {number: answers([number])[number] for number in range(10)}
+    assert all(len(one) == 8 for one in alone.values())
+    for _ in range(30):
+        together = answers(dice.sample(range(10), dice.randrange(2, 11)))
+        assert together == {number: alone[number] for number in together}
+
+
 def test_a_row_at_fault_ends_alone(engine: Engine) -> None:
     """ONNX Runtime refuses a token that the model does not have: in a prompt, and in the middle of a
     batch.

@@ -61,6 +61,7 @@ def serve(
     threads: int | None = None,
     max_rows: int | None = None,
     max_length: int | None = None,
+    deterministic: bool = False,
     limits: ServerLimits | None = None,
     watch: float | None = None,
     require_signature: Sequence[StrPath] = (),
@@ -84,8 +85,8 @@ def serve(
     machine may use the server, unless ``insecure``. ``audit`` is a file with a line for each request, ``"-"``
     standard error. ``sampling`` is the source of parameters that a request for text leaves out: ``model``
     (the default) or ``greedy``. Requests of one key share cached prompt prefixes; with ``share_prefixes``
-    those of all keys do, which can then find out from response times what others have asked. ``max_rows`` and
-    ``max_length`` are the engine's. ``ready`` is called once the server takes requests; ``port`` 0 picks a
+    those of all keys do, which can then find out from response times what others have asked. ``max_rows``,
+    ``max_length`` and ``deterministic`` are the engine's. ``ready`` is called once the server takes requests; ``port`` 0 picks a
     free one. On SIGTERM and Ctrl-C the server first finishes its answers.
 
     With ``watch`` it checks the folders and lock files every so many seconds, and loads, replaces or unloads
@@ -129,6 +130,7 @@ def serve(
             served_folder(folder_of(bundle)),
             provider,
             threads=threads,
+            deterministic=deterministic,
             **{name: value for name, value in size.items() if value is not None},
         ),
         adapters,

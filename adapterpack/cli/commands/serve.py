@@ -126,6 +126,14 @@ def _adapter(path: str) -> Any:
     ),
 )
 @click.option(
+    "--deterministic",
+    is_flag=True,
+    help=(
+        "Answer with the same bits whatever runs beside a request: a step costs as much as one of --max-rows "
+        "rows."
+    ),
+)
+@click.option(
     "--watch",
     type=click.FloatRange(min=0.05),
     metavar="SECONDS",

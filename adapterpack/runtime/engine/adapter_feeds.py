@@ -145,11 +145,11 @@ class AdapterFeeds:
 
     For mixed batches it copies values into buffers of its own, and rewrites a row only when the row's adapter
     has changed. The buffers fit the widest adapter of any mixed batch so far, until :meth:`forget`. Values
-    that all rows of a batch share are fed once.
+    that all rows of a batch share are fed once, unless they are to be ``by_row`` in every batch of several.
     """
 
-    def __init__(self, layout: SlotLayout, rows: int, memory: Memory) -> None:
-        self.layout, self.rows = layout, rows
+    def __init__(self, layout: SlotLayout, rows: int, memory: Memory, by_row: bool = False) -> None:
+        self.layout, self.rows, self._by_row = layout, rows, by_row
         # On the CPU the OrtValue borrows the memory of the array and keeps it alive.
         self._value = partial(value_of, memory=memory)
         self._buffers: dict[str, np.ndarray] = {}
@@ -167,7 +167,8 @@ class AdapterFeeds:
         # After a product the threads of the BLAS spin for a while, and would take cores from the run that
         # follows.
         with one_thread_each() if products else nullcontext():
-            if len(distinct) == 1 and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
+            alike = len(distinct) == 1 and not (self._by_row and len(adapters) > 1)
+            if alike and (self.layout.shares or len(adapters) == 1 or distinct[0] is None):
                 feeds = self._feed_shared(distinct[0])
             else:
                 feeds = self._feed_mixed(adapters, distinct)

@@ -32,7 +32,8 @@ class EncoderEngine(Engine):
     ``max_padding`` is padding; a longer row runs alone. The defaults suit CPUs, where larger passes no longer
     fit the caches; on a GPU choose larger ones. ``max_length`` is the most tokens of a row, by default the
     model's context. ``adapter_budget`` is the most bytes of adapters that stay in memory without a request.
-    ``padding`` counts the positions that passes spent on padding.
+    ``padding`` counts the positions that passes spent on padding. ``deterministic``: every row runs alone, so
+    that its outputs have the same bits whatever runs beside it.
 
     Raises:
         Unsupported: the rows of the bundle's task do not take one pass each.
@@ -56,6 +57,7 @@ class EncoderEngine(Engine):
         max_tokens: int = 1024,
         max_padding: float = 0.1,
         adapter_budget: int = 1 << 30,
+        deterministic: bool = False,
         verify: str = "cached",
     ) -> None:
         self.bundle = OpenBundle.of(bundle, provider, threads, verify)
@@ -88,7 +90,7 @@ class EncoderEngine(Engine):
         # a row takes one step, and a larger choice of waiting rows makes better batches
         self.ahead = 3 * max_rows
         self.max_rows = self.rows_a_turn = max_rows
-        self._answer, self._bounds = answer, Bounds(max_rows, max_tokens, max_padding)
+        self._answer, self._bounds = answer, Bounds(1 if deterministic else max_rows, max_tokens, max_padding)
         self._batches = BATCH_ADAPTERS[self.bundle.bundle.mode](self.bundle)
         self.adapters = AdapterTable(self.bundle, self._batches.read, self._batches.replay, adapter_budget)
         self.padding = Padding()

@@ -61,8 +61,13 @@ class DecoderEngine(Engine):
     reads up to ``lookup_tokens`` tokens ahead (:mod:`..generation.prompt_lookup`), 0 for none; its answer is
     the same but for the noise between passes of one token and of several.
 
+    ``deterministic``: a row's logits have the same bits whatever runs beside it, since every step has the
+    shape of a full batch: a step of few rows costs as much as one of ``max_rows``, and no prefix is shared
+    and no token read ahead.
+
     Raises:
-        Unsupported: the bundle has no graph for the engine.
+        Unsupported: the bundle has no graph for the engine; or it is to be deterministic, and its rows keep
+            states, or it has an encoder.
     """
 
     max_length: int
@@ -82,6 +87,7 @@ class DecoderEngine(Engine):
         adapter_budget: int = 1 << 30,
         prefix_budget: int = 256 << 20,
         lookup_tokens: int = LOOKUP_TOKENS,
+        deterministic: bool = False,
         verify: str = "cached",
     ) -> None:
         self.bundle = OpenBundle.of(bundle, provider, threads, verify)
@@ -98,8 +104,15 @@ class DecoderEngine(Engine):
         reader = AdapterReader(self.bundle)
         replay = partial(replay_resident, self.bundle, reader)
         self.adapters = AdapterTable(self.bundle, reader.read, replay, adapter_budget)
-        self.rows = ModelRunner(self.bundle, reader, max_rows, self.max_length, prefix_budget)
-        self.lookup_tokens = lookup_tokens
+        self.rows = ModelRunner(
+            self.bundle,
+            reader,
+            max_rows,
+            self.max_length,
+            0 if deterministic else prefix_budget,
+            deterministic,
+        )
+        self.lookup_tokens, self.deterministic = 0 if deterministic else lookup_tokens, deterministic
         self._start = start_ids(self.bundle) if self.bundle.task.has_encoder else None
         self._prompts_next = False
 
@@ -334,7 +347,9 @@ class DecoderEngine(Engine):
         while read < enough and self.rows.reading:
             row = self.rows.next_to_read()
             request, left = row.request, len(row.prompt) - row.num_computed_tokens
-            tokens = left if row.whole else min(self.prefill_budget - read, left)
+            # pieces that other prompts shorten have other shapes, and their products other bits
+            piece = self.prefill_budget - (0 if self.deterministic else read)
+            tokens = left if row.whole else min(piece, left)
             read += tokens + max((array.shape[-1] for array in row.source.values()), default=0)
             try:
                 logits = self.rows.prefill(tokens)

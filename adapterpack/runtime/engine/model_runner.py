@@ -24,6 +24,7 @@ from ...bundle import (
     SOURCE_LENGTHS,
 )
 from ...bundle.decoder_graph import LAST_POSITIONS, LONGEST
+from ...errors import Unsupported
 from ..generation.sampler import scored
 from ..media.image_layouts import OFFSETS, TOKEN_TYPES
 from ..open_bundle import OpenBundle
@@ -146,7 +147,11 @@ class ModelRunner:
     logits only; text and sampling are the caller's.
 
     ``prefilled`` counts the prompt tokens that were read, ``reused`` those whose keys and values were cached
-    by earlier rows, in up to ``prefix_budget`` bytes.
+    by earlier rows, in up to ``prefix_budget`` bytes. With ``deterministic`` each step runs on ``max_rows``
+    rows, those after the running ones in vain.
+
+    Raises:
+        Unsupported: the rows of a deterministic runner have states or sources.
     """
 
     def __init__(
@@ -156,13 +161,24 @@ class ModelRunner:
         max_rows: int,
         max_length: int,
         prefix_budget: int = 0,
+        deterministic: bool = False,
     ) -> None:
         self.max_rows, self.graph, self._reader = max_rows, bundle.graph(DECODER), reader
         self._pool, self._states = KVPool(self.graph, max_rows, max_length), RowStates(self.graph, max_rows)
         self._sources = Sources(bundle, self.graph, max_rows)
         self._feeds = AdapterFeeds(
-            reader.layout, max_rows, HOST if self.graph.resolved.captures else self.graph.memory
+            reader.layout,
+            max_rows,
+            HOST if self.graph.resolved.captures else self.graph.memory,
+            deterministic,
         )
+        if deterministic and (len(self._states) or bundle.task.has_encoder):
+            raise Unsupported(
+                "only decoders whose rows keep keys and values alone run deterministically",
+                where=bundle.folder,
+                found="states" if len(self._states) else "an encoder",
+            )
+        self._deterministic = deterministic
         self.prefixes = PrefixCache(prefix_budget)
         self._most_logits = max(1, LOGITS // int(self.graph.results["logits"].shape[2]))
         self.prefilled = self.reused = 0
@@ -424,27 +440,32 @@ class ModelRunner:
         for place, row in enumerate(rows, first):
             if row.kv_len == self._short:
                 self._reread(row, place)
-        one = self._pass_of(rows, first)
-        one.ids[:, 0] = [row.next_token for row in rows]
-        one.last[:] = one.positions[:, 0] = one.ends[:, 0] = [row.kv_len for row in rows]
-        one.longest[...] = self._pool.length if self.fixed else max(row.kv_len for row in rows) + 1
-        one.read[:] = [row.source_length for row in rows]
-        one.acting[:, 0] = [_acts(row) for row in rows]
+        one, count = self._pass_of(rows, first), len(rows)
+        one.ids[:count, 0] = [row.next_token for row in rows]
+        # a row beside the step is written where its next token will be
+        held = [*rows, *self.reading] if len(one.last) > count else rows
+        one.last[: len(held)] = [row.kv_len for row in held]
+        one.positions[:, 0] = one.ends[:, 0] = one.last
+        one.longest[...] = self._pool.length if self.fixed else int(one.last.max()) + 1
+        one.read[:count] = [row.source_length for row in rows]
+        one.acting[:count, 0] = [_acts(row) for row in rows]
         if OFFSETS in self.graph.inputs:
-            one.offsets[:] = [row.offsets([-1]) for row in rows]
-        logits: np.ndarray = one.run()[:, 0]
+            one.offsets[:count] = [row.offsets([-1]) for row in rows]
+        logits: np.ndarray = one.run()[:count, 0]
         return logits
 
     def _pass_of(self, rows: Sequence[SequenceState], first: int, tokens: int = 1) -> BoundStep:
         """Returns the bound pass over ``tokens`` tokens of each of the rows from the place ``first`` on; it
         is valid while the rows and their adapters stay the same.
         """
-        composition = first, [row.adapter for row in rows]
+        more = self.max_rows - len(rows) if self._deterministic and len(rows) == len(self.running) else 0
+        composition = first, [*(row.adapter for row in rows), *[None] * more]
         if composition != self._composition:
             self._passes.clear()
             self._composition = composition
         if tokens not in self._passes:
-            self._passes[tokens] = self._bound(first, len(rows), self._feeds.of(composition[1]), tokens)
+            adapters = composition[1]
+            self._passes[tokens] = self._bound(first, len(adapters), self._feeds.of(adapters), tokens)
         return self._passes[tokens]
 
     def _bound(self, first: int, rows: int, feeds: Feeds, tokens: int) -> BoundStep:
