@@ -112,7 +112,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         ):
             if answer.status == 200:
                 return
-        time.sleep(0.2)
+        time.sleep(0.05)
     raise RuntimeError(
         (f"{' '.join(map(str, process.args))[:200]} does not answer; the end of its log:\n")  # type: ignore[arg-type]
         + log.read_text(errors="replace")[-3000:]

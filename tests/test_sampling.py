@@ -149,10 +149,9 @@ def test_kept_tokens_are_those_of_transformers(
     warpers.extend([TopPLogitsWarper(top_p)] if top_p < 1 else [])
     warpers.extend([MinPLogitsWarper(min_p)] if min_p else [])
     left = warpers(torch.zeros((1, 1), dtype=torch.long), torch.from_numpy(logits)[None].double())[0]
-    places, weights = candidates(
-        logits, Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    )
-    assert places.tolist() == torch.nonzero(left > -torch.inf)[:, 0].tolist()
+    options = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    places, weights = candidates(logits, options, logits.max())
+    assert list(places) == torch.nonzero(left > -torch.inf)[:, 0].tolist()
     np.testing.assert_allclose(weights / weights.sum(), torch.softmax(left, 0).numpy()[places], rtol=2e-5)
 
 
@@ -162,7 +161,23 @@ def test_equal_tokens_are_kept_together() -> None:
     """
     logits = np.array([1.0, 3.0, 1.0, 0.0, 1.0], np.float32)
     for fields in ({"top_k": 2}, {"top_p": 0.75}, {"min_p": float(np.exp(-2)) - 1e-6}):
-        assert candidates(logits, Sampling(temperature=1.0, **fields))[0].tolist() == [0, 1, 2, 4]
+        options = Sampling(temperature=1.0, **fields)
+        assert list(candidates(logits, options, logits.max())[0]) == [0, 1, 2, 4]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 4.0, 12.0])
+@pytest.mark.parametrize("size", [40, 600, 49_152])
+def test_what_top_p_keeps_is_what_sorting_all_tokens_keeps(size: int, scale: float) -> None:
+    """However likely the likeliest tokens are: the few that are looked at first, or all."""
+    for seed in range(4):
+        logits = noise(seed, size, scale=scale)
+        weights = np.exp(logits - logits.max())
+        ascending = np.sort(weights)
+        for top_p in (0.05, 0.5, 0.9, 0.999, 1 - 1e-9):
+            spare = (1 - top_p) * float(weights.sum(dtype=np.float64))
+            least = ascending[np.searchsorted(np.cumsum(ascending[:-1], dtype=np.float64), spare, "right")]
+            places, _ = candidates(logits, Sampling(temperature=1.0, top_p=top_p), logits.max())
+            assert np.array_equal(places, np.flatnonzero(weights >= least)), (seed, top_p)
 
 
 def test_penalties_are_those_of_transformers() -> None:

@@ -16,6 +16,7 @@ from ..adapter_methods.core.token_positions import Acts
 from ..errors import FormatError
 from . import manifest as m
 from .composed_method import method_of
+from .outline import Outline
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,14 @@ class Described:
     kinds: Mapping[str, str] = dataclasses.field(default_factory=dict, kw_only=True)
 
     @property
+    def outline(self) -> m.Manifest | Outline:
+        """What is known before the whole manifest has been read."""
+        return self.manifest
+
+    @property
     def name(self) -> str:
         """The name of the pack here: its alias, or else its own name."""
-        return self.alias or self.manifest.pack.name
+        return self.alias or self.outline.pack.name
 
     @property
     def where(self) -> str:

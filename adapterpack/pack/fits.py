@@ -30,7 +30,7 @@ def require_sites(pack: Described, paths: Mapping[str, Any], where: object) -> N
 def task_of(pack: Described) -> Task | None:
     """Returns the task that a pack is for; None if it names none, or an unknown one."""
     try:
-        return get_task(pack.manifest.task.type)
+        return get_task(pack.outline.task.type)
     except UnknownName:
         return None
 
@@ -42,12 +42,12 @@ def require_task(pack: Described, task: Task, accepted: Collection[str] = ()) ->
     Raises:
         Unsupported: the pack is for another task.
     """
-    name, own = pack.manifest.task.type, task_of(pack)
+    name, own = pack.outline.task.type, task_of(pack)
     if name == NO_TASK or own is task:
         return
     # A pack that brings its own trained head cannot serve another task's head.
     heads = () if own is None else own.heads
-    whole = [group.path for group in pack.manifest.full_groups]
+    whole = [group.path for group in pack.outline.groups if group.role == "full"]
     head = next((path for path in whole if path.rpartition(".")[2] in heads), None)
     if name not in accepted or head is not None:
         raise Unsupported(

@@ -4,6 +4,7 @@ returns.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,7 +122,9 @@ class Pack(Described, Shown):
                 expected="letters, digits and . _ -, at most 128",
                 found=repr(name),
             )
-        return dataclasses.replace(self, alias=name)
+        pack = copy.copy(self)
+        pack.__dict__["alias"] = name
+        return pack
 
     def renamed(self, name: str) -> Pack:
         """Returns another pack that differs only in its own name, and therefore in its id, because the
@@ -257,11 +260,16 @@ class Pack(Described, Shown):
         Raises:
             FormatError: the folder's tensor file can no longer be read.
         """
-        if self.path is None or isinstance(self.tensors, Streamed) or not (self.path / m.FILE_NAME).is_file():
+        if self.path is None or isinstance(self.tensors, Streamed) or not self.is_on_disk:
             return self
         file = SafetensorsFile(self.path / TENSORS)
         digests = {name: entry.sha256 for name, entry in self.manifest.tensors.items()}
         return dataclasses.replace(self, tensors=Streamed(file.path, file.tensors, digests, {}))
+
+    @property
+    def is_on_disk(self) -> bool:
+        """Whether it lies in a folder in this package's format, from which tensors can be read again."""
+        return self.path is not None and (self.path / m.FILE_NAME).is_file()
 
     def kept_open(self) -> Pack:
         """Does what :meth:`unloaded` does, for a folder that may be removed or replaced while the pack is in
@@ -345,7 +353,7 @@ class Pack(Described, Shown):
         """
         return compatibility.require(
             self.where,
-            self.manifest.base,
+            self.outline.base,
             found,
             name=name,
             where=where,

@@ -82,7 +82,7 @@ class TextProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         Raises:
             FormatError: it is not valid.
         """
-        stored = pack.manifest.extensions.get(KEY)
+        stored = pack.outline.extensions.get(KEY)
         try:
             return None if stored is None else msgspec.convert(stored, cls)
         except msgspec.ValidationError as error:

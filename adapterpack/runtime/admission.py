@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from ..base import compatibility
+from ..base import Verdict, compatibility
 from ..bundle import has_other_tokenizer
 from ..errors import FormatError, Unsupported
 from ..manifest.structs import Canary
@@ -21,18 +21,17 @@ _FAILS = "the canary cannot be replayed"
 _STRUCTURAL = "its base was accepted by names, dtypes and shapes alone, whatever the weights"
 
 
-def require_runnable(
+def require_listed(
     bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
-) -> str | None:
-    """Checks the signature of a pack, its base and its task, and returns why its canary is not replayed on
-    this bundle's graphs, or None if it is to be; :func:`require_canary` goes on from there.
+) -> Verdict:
+    """Checks the signature of a pack, its base and its task, for which its outline is enough, and returns the
+    verdict on the base.
 
     Raises:
         TrustError: ``signers`` are named, and none of them signed it.
         BaseMismatch: the pack belongs to another base, by its manifest; ``allow_structural`` accepts a base
             with the same names, dtypes and shapes.
         Unsupported: the pack is for another task.
-        FormatError: the canary is malformed and cannot be replayed on any graph.
     """
     if signers is not None:
         signers.require(pack)
@@ -46,6 +45,20 @@ def require_runnable(
     )
     # A bundle that was exported for another task than its packs' takes more of their kind.
     require_task(pack, bundle.task, {other.manifest.task.type for other in bundle.packs.values()})
+    return verdict
+
+
+def require_runnable(
+    bundle: OpenBundle, pack: Pack, *, signers: Signers | None = None, allow_structural: bool = False
+) -> str | None:
+    """Makes the checks of :func:`require_listed`, and returns why the canary of a pack is not replayed on
+    this bundle's graphs, or None if it is to be; :func:`require_canary` goes on from there.
+
+    Raises:
+        AdapterpackError: see :func:`require_listed`.
+        FormatError: the canary is malformed and cannot be replayed on any graph.
+    """
+    verdict = require_listed(bundle, pack, signers=signers, allow_structural=allow_structural)
     if has_other_tokenizer(bundle.bundle, pack.manifest):
         log.warning("'%s' was trained with another tokenizer.json than the bundle has", pack.name)
     return _why_not_replayed(bundle, pack) or (_STRUCTURAL if verdict.name == "structural" else None)

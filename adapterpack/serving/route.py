@@ -96,6 +96,7 @@ class RequestContext(NamedTuple):
             await state.fetched.ensure(one, self.key)
         if name == AUTO and adapters is None and not (state.adapters.has(AUTO) and self.key.may(AUTO)):
             model = await asyncio.to_thread(self._choose, texts)
+            await state.fetched.ensure(model.name, self.key)
         else:
             model = state.catalogue.request_model(name, adapters, self.key)
         self.record.adapter, self.record.digest = model.adapter, model.digest

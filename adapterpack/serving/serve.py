@@ -86,8 +86,8 @@ def serve(
     standard error. ``sampling`` is the source of parameters that a request for text leaves out: ``model``
     (the default) or ``greedy``. Requests of one key share cached prompt prefixes; with ``share_prefixes``
     those of all keys do, which can then find out from response times what others have asked. ``max_rows``,
-    ``max_length`` and ``deterministic`` are the engine's. ``ready`` is called once the server takes requests; ``port`` 0 picks a
-    free one. On SIGTERM and Ctrl-C the server first finishes its answers.
+    ``max_length`` and ``deterministic`` are the engine's. ``ready`` is called once the server takes requests;
+    ``port`` 0 picks a free one. On SIGTERM and Ctrl-C the server first finishes its answers.
 
     With ``watch`` it checks the folders and lock files every so many seconds, and loads, replaces or unloads
     what has changed there. With ``require_signature``, a list of key files, a pack needs a signature of one

@@ -6,6 +6,7 @@ set for each row.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from ...io import one_thread_each
 from ...pack import SharedFactors
 from ...slots.values import Values
 from ..ort.values import Memory, value_of
-from .slot_layout import Axis, SlotLayout
+from .slot_layout import Axis, JoinedValue, SlotLayout
 
 Feeds = dict[str, Any]
 """Name of a graph input -> ``OrtValue``."""
@@ -73,13 +74,13 @@ class FactoredValue:
         return made
 
 
-SlotValue = np.ndarray | FactoredValue
-"""The values of a slot, as an array or as a product."""
+SlotValue = np.ndarray | FactoredValue | JoinedValue
+"""The values of a slot, as an array, as a product, or in parts."""
 
 
 def array_of(value: SlotValue) -> np.ndarray:
     """Returns the values of a slot as an array."""
-    return value.array() if isinstance(value, FactoredValue) else value
+    return value if isinstance(value, np.ndarray) else value.array()
 
 
 @dataclass(eq=False)
@@ -96,7 +97,6 @@ class ResidentAdapter:
     prompt: np.ndarray | None = None
     users: int = 0
     """The number of rows that run with it. It stays in memory while this is not 0."""
-    feeds: Feeds | None = field(default=None, repr=False)
     source: Values = field(default_factory=dict, repr=False)
     """For encoder-decoders: the bank of the encoder's graph, ``[slots, ...]`` by slot name, with this adapter
     in slot 0.
@@ -155,8 +155,8 @@ class AdapterFeeds:
         self._buffers: dict[str, np.ndarray] = {}
         self._extents: dict[Axis, int] = {}
         self._filled: dict[str, dict[int, ResidentAdapter | None]] = {}
-        self._alone: tuple[ResidentAdapter, Feeds] | None = None
-        """The last adapter of a fleet that all rows of a batch shared, with its multiplied values."""
+        self._alone: OrderedDict[ResidentAdapter, Feeds] = OrderedDict()
+        """The last adapters that all rows of a batch shared, as many as there are rows, with their feeds."""
         self._tabled: tuple[Sequence[ResidentAdapter | None], Feeds] | None = None
         """The adapters of the last batch, with the tables that hold them."""
 
@@ -185,21 +185,21 @@ class AdapterFeeds:
 
     def _feed_shared(self, adapter: ResidentAdapter | None) -> Feeds:
         one = adapter or self._base
-        if self._alone is not None and self._alone[0] is one:
-            return dict(self._alone[1])
-        if one.feeds is not None:
-            return dict(one.feeds)
+        if one in self._alone:
+            self._alone.move_to_end(one)
+            return dict(self._alone[one])
         feeds = {
             name: self._value(np.ascontiguousarray(self._slot(name, one)[None]))
             for name, slot in self.layout.slots.items()
             if not slot.table
         }
         feeds |= {name: self._value(array) for name, array in self.layout.ranks(one.extents).items()}
-        # the multiplied values take many times the memory of the cores, so only one adapter's are kept
-        if one.shared:
-            self._alone = one, feeds
-        else:
-            one.feeds = feeds
+        # the multiplied values take many times the memory of the cores, so only one such adapter's are kept
+        for other in [other for other in self._alone if one.shared and other.shared]:
+            del self._alone[other]
+        self._alone[one] = feeds
+        if len(self._alone) > self.rows:
+            self._alone.popitem(last=False)
         return dict(feeds)
 
     def _slot(self, name: str, adapter: ResidentAdapter) -> np.ndarray:
@@ -271,7 +271,8 @@ class AdapterFeeds:
 
     def forget(self) -> None:
         """Frees the buffers of mixed batches; the next mixed batch allocates them again."""
-        self._buffers, self._extents, self._filled, self._alone, self._tabled = {}, {}, {}, None, None
+        self._buffers, self._extents, self._filled, self._tabled = {}, {}, {}, None
+        self._alone.clear()
 
     def _tables(
         self, distinct: Sequence[ResidentAdapter | None]

@@ -8,6 +8,7 @@ core of each pack.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from weakref import WeakValueDictionary
 
@@ -25,8 +26,8 @@ from ..adapters.mix import Mix, parts_of
 from ..adapters.prompt_cache import layer_and_side
 from ..adapters.slot_values import require_positions
 from ..open_bundle import OpenBundle
-from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue
-from .slot_layout import SlotLayout
+from .adapter_feeds import FactoredValue, ResidentAdapter, SlotValue, array_of
+from .slot_layout import SlotLayout, own_memory
 
 
 def not_in_bank(bundle: OpenBundle, names: Sequence[str]) -> Unsupported:
@@ -78,6 +79,8 @@ class AdapterReader:
         if self.bundle.bundle.mode == "inputs":  # whose modules have the paths of the graph
             sites = self.bundle.bundle.sites
             every = in_slots(on_modules(every, sites, self.bundle.given), sites)
+        if any(pack.is_on_disk for pack in packs):  # whose file would stay in memory with a view of it
+            every = {name: own_memory(array) for name, array in every.items()}
         source = {name: array for name, array in every.items() if name.rpartition(".")[0] in self._encoder}
         seeing = {name for name in every if name.rpartition(".")[0] in self._seeing}
         banked = {pack.id for pack in self.bundle.packs.values()}
@@ -143,7 +146,7 @@ class SharedArrays:
         self._known: MutableMapping[tuple[str, ...], np.ndarray] = WeakValueDictionary()
 
     def of(
-        self, factored: Mapping[str, SharedFactors], values: Values
+        self, factored: Mapping[str, SharedFactors], values: Mapping[str, SlotValue]
     ) -> tuple[dict[str, SlotValue], frozenset[str]]:
         """Splits a pack's values at its ``factored`` sites into shared arrays and products. Returns the
         values, and the names of the slots whose arrays are shared.
@@ -153,27 +156,29 @@ class SharedArrays:
         for path, site in self._layout.sites.items():
             members = site.members or (path,)
             joined = f"{path}.up" in self._layout.slots
-            ups = [f"{path}.up"] if joined else [f"{member}.up" for member in members]
-            names = [f"{path}.down", *ups]
             cores = [factored.get(member) for member in members]
+            having = [member for member, core in zip(members, cores, strict=True) if core is not None]
+            ups = [f"{path}.up"] if joined else [f"{member}.up" for member in having]
+            names = [f"{path}.down", *ups]
             if (
                 not set(names) <= values.keys()
-                or not values[names[0]].size
+                or not values[names[0]].shape[1]
                 or all(core is None for core in cores)
             ):
                 continue  # not a low-rank site, or not one of the fleet
             arrays = self._arrays(members, cores, names)
             # The core is multiplied into the smaller factor, which then differs by pack; the larger one is
             # shared.
-            narrow = values[names[0]].size <= sum(values[name].size for name in ups)
+            down, *others = (math.prod(values[name].shape) for name in names)
+            narrow = down <= sum(others)
             for name in names:
-                down = name == names[0]
-                if down != narrow:
+                first = name == names[0]
+                if first != narrow:
                     result[name] = arrays[name]
                     shared.add(name)
                 else:
-                    own = cores if down or len(ups) == 1 else [factored.get(name.removesuffix(".up"))]
-                    result[name] = FactoredValue(arrays[name], own, columns=down)
+                    own = cores if first or joined else [factored.get(name.removesuffix(".up"))]
+                    result[name] = FactoredValue(arrays[name], own, columns=first)
         return result, frozenset(shared)
 
     def _arrays(
@@ -192,6 +197,6 @@ class SharedArrays:
                     bare[f"{member}.down"] = core.down.T.astype(dtype)
                     bare[f"{member}.up"] = core.up.T.astype(dtype)
             made = self._layout.own(bare)
-            found = {name: np.ascontiguousarray(made[name]) for name in names}
+            found = {name: np.ascontiguousarray(array_of(made[name])) for name in names}
             self._known.update({(name, *key): array for name, array in found.items()})
         return found

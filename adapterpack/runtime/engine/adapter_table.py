@@ -12,14 +12,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-from ...errors import AdapterpackError, UnknownAdapter, nearest
+from ...errors import AdapterpackError, StorageError, UnknownAdapter, nearest
 from ...pack import Pack
 from ...pack.trust.sign import Signers
+from ...pack.validate.listing import ListedPack
 from ...pack.validate.validation import as_pack
 from ...paths import StrPath
 from ..adapters.mix import Mix, combine, parts_of
-from ..admission import require_canary, require_runnable
+from ..admission import require_canary, require_listed, require_runnable
 from ..canary import Replay
 from ..open_bundle import OpenBundle
 from .adapter_feeds import ResidentAdapter
@@ -49,6 +51,11 @@ class AdapterTable:
         """Digest -> the number of its names."""
         self._admitted = set(self._names)
         """The digests of the packs that have passed admission."""
+        self._listed: dict[str, Callable[[Pack], str | None]] = {}
+        """Digests of packs that were listed -> the checks of admission, with their options."""
+        self._refused: dict[str, AdapterpackError] = {}
+        """Why packs that were only listed were refused when a row first asked for them, by digest."""
+        self._admitting = threading.Lock()
         self._lock = threading.Lock()
         self._resident: OrderedDict[str, ResidentAdapter] = OrderedDict()
         self._reading: dict[str, threading.Event] = {}
@@ -68,13 +75,16 @@ class AdapterTable:
         """
         pack = self._packs.get(name)
         if pack is None:
-            raise UnknownAdapter(
-                "the engine has no such adapter",
-                where=self._bundle.given,
-                found=repr(name),
-                remedy=nearest(name, self._packs),
-            )
+            raise self._unknown(name)
         return pack
+
+    def _unknown(self, name: str) -> UnknownAdapter:
+        return UnknownAdapter(
+            "the engine has no such adapter",
+            where=self._bundle.given,
+            found=repr(name),
+            remedy=nearest(name, self._packs),
+        )
 
     def of_row(self, adapter: Named) -> Pack | Mix | None:
         """Resolves the adapter of a row. A name gives its pack; a mapping of names to weights gives a mix; a
@@ -117,25 +127,70 @@ class AdapterTable:
         ``allow_structural`` accepts a base with the same names, dtypes and shapes. If ``signers`` are given,
         one of them must have signed the pack.
 
+        A pack that was only listed gets its name now, and the checks of its bytes when a row first asks for
+        it; in a bundle whose task has heads, whose labels any card tells, all are made now.
+
         Raises:
             AdapterpackError: the name is taken, or the pack may not run here.
         """
         loaded = as_pack(pack)
         loaded = loaded if name is None else loaded.called(name)
-        reason = require_runnable(self._bundle, loaded, signers=signers, allow_structural=allow_structural)
+        trusted: dict[str, Any] = {"signers": signers, "allow_structural": allow_structural}
         self._require_free(loaded, replace)
-        with self._hold(loaded) as held:
-            require_canary(self._bundle, loaded, reason, partial(self._replay, loaded, held))
-            loaded = loaded.kept_open()
+        if isinstance(loaded, ListedPack) and not (pin or self._bundle.task.heads):
+            require_listed(self._bundle, loaded, **trusted)
             with self._lock:
                 self._require_free(loaded, replace)
                 before = self._name(loaded.name, loaded)
+                self._listed[loaded.id] = partial(require_runnable, self._bundle, **trusted)
+                self._refused.pop(loaded.id, None)
+        else:
+            whole = loaded.read() if isinstance(loaded, ListedPack) else loaded
+            with self._check(whole, partial(require_runnable, self._bundle, **trusted)) as kept, self._lock:
+                self._require_free(loaded, replace)
+                before = self._name(loaded.name, kept)
                 self._admitted.add(loaded.id)
                 if pin:
                     self._pinned.add(loaded.id)
         if before is not None and before.id != loaded.id:
             self._drop(before.id)
         return loaded.id
+
+    @contextmanager
+    def _check(self, pack: Pack, runnable: Callable[[Pack], str | None]) -> Iterator[Pack]:
+        """Makes the checks of a pack whose bytes were read, and yields it for a name while it is in
+        memory.
+        """
+        reason = runnable(pack)
+        with self._hold(pack) as held:
+            require_canary(self._bundle, pack, reason, partial(self._replay, pack, held))
+            yield pack.kept_open()
+
+    def admit(self, pack: ListedPack) -> None:
+        """Makes all checks of a pack that was only listed, unless they were made.
+
+        Raises:
+            UnknownAdapter: the pack has no name any more.
+            AdapterpackError: the pack may not run here. It is said again at every call, until the pack is
+                loaded again.
+        """
+        with self._admitting:
+            if pack.id in self._admitted:
+                return
+            if pack.id in self._refused:
+                raise self._refused[pack.id].with_traceback(None)
+            if pack.id not in self._listed:
+                raise self._unknown(pack.name)
+            try:
+                with self._check(pack.read(), self._listed[pack.id]) as kept, self._lock:
+                    for name, other in self._packs.items():
+                        if other.id == pack.id:
+                            self._packs[name] = kept.called(name)
+                    self._admitted.add(pack.id)
+            except AdapterpackError as error:
+                if not isinstance(error, StorageError):  # which may pass
+                    self._refused[pack.id] = error
+                raise error.with_traceback(None) from error.__cause__  # whose frames hold the pack
 
     def rename(self, name: str, other: str) -> None:
         """Gives an adapter another name.
@@ -192,13 +247,21 @@ class AdapterTable:
                 return
             self._pinned.discard(digest)
             self._admitted.discard(digest)
+            self._listed.pop(digest, None)
+            self._refused.pop(digest, None)
             for adapter in [one for one in self._resident.values() if digest in one.packs and not one.users]:
                 del self._resident[adapter.digest]
 
     def acquire(self, pack: Pack | Mix) -> ResidentAdapter:
         """Returns the adapter for one more row and keeps it in memory until :meth:`release`. If several rows
         ask at once, one thread reads the pack and the others wait.
+
+        Raises:
+            AdapterpackError: the pack was only listed, and may not run here.
         """
+        for part, _ in parts_of(pack):
+            if isinstance(part, ListedPack):
+                self.admit(part)
         while True:
             with self._lock:
                 adapter = self._resident.get(pack.id)

@@ -8,7 +8,7 @@ q, k and v that share one product.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from ...bundle import Bundle, MappedSite
 from ...bundle.decoder_graph import part_ranks
 from ...errors import BaseMismatch, Unsupported
 from ...slots.fields import FIELDS, FIXED, LABELS, LEAST, RANK, is_looked_up, neutral, widths
-from ...slots.values import Values, group_slots
+from ...slots.values import Values
 from ...tasks import MAIN
 
 
@@ -70,6 +70,45 @@ class Slot(NamedTuple):
         return array.reshape(
             *array.shape[:at], self.parts, array.shape[at] // self.parts, *array.shape[at + 1 :]
         )
+
+
+class JoinedValue(NamedTuple):
+    """The values of a slot that siblings share, held as each sibling's own: an array of this ``shape``, zero
+    but for the ``parts`` at their places.
+    """
+
+    shape: tuple[int, ...]
+    parts: Sequence[tuple[tuple[slice, ...], np.ndarray]]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the parts."""
+        return sum(part.nbytes for _, part in self.parts)
+
+    def array(self) -> np.ndarray:
+        """Returns the whole array, a new one."""
+        made = np.zeros(self.shape, self.parts[0][1].dtype)
+        for place, part in self.parts:
+            made[place] = part
+        return made
+
+
+def own_memory(array: np.ndarray) -> np.ndarray:
+    """Returns an array, or a copy if it is a view that keeps more than itself in memory."""
+    root: Any = array
+    while isinstance(root, np.ndarray) and root.base is not None:
+        root = root.base
+    return array if isinstance(root, np.ndarray) and root.nbytes <= array.nbytes else array.copy("K")
+
+
+def _mismatch(where: str, expected: object, found: object) -> BaseMismatch:
+    return BaseMismatch(
+        "the adapter was made for a layer of another width",
+        where=where,
+        expected=expected,
+        found=found,
+        remedy="export a bundle of the base that the adapter was made for",
+    )
 
 
 class SlotLayout:
@@ -132,7 +171,7 @@ class SlotLayout:
             is_looked_up(field, site),
         )
 
-    def own(self, values: Values) -> Values:
+    def own(self, values: Values) -> dict[str, np.ndarray | JoinedValue]:
         """Groups one adapter's values by slot, and adds the base's heads if the adapter has none. Slots that
         it leaves neutral are missing.
 
@@ -140,32 +179,45 @@ class SlotLayout:
             Unsupported: the graph has no slot for a part of the adapter.
             BaseMismatch: the adapter was made for a layer of another width.
         """
-        result = group_slots(values, self.sites)
-        for path in self.joined:
-            if f"{path}.down" in result:
-                result[f"{path}.up"] = self._blocks(path, result)
+        result: dict[str, np.ndarray | JoinedValue] = dict(values)
+        for path, group in self.groups.items():
+            downs = {one: result.pop(f"{one}.down") for one in group.members if f"{one}.down" in result}
+            if downs:
+                wide = max(down.shape[1] for down in downs.values())
+                result[f"{path}.down"] = self._join(group, wide, downs, 1, group.in_features)
+            elif f"{path}.down" in result:  # of a bank, where they are joined already
+                wide = result[f"{path}.down"].shape[1] // len(group.members)
+            if path in self.joined and f"{path}.down" in result:
+                ups = {one: result.pop(f"{one}.up") for one in group.members if f"{one}.up" in result}
+                result[f"{path}.up"] = self._join(group, wide, ups, 0, self.joined[path])
         for name, array in result.items():
-            self._require_fit(name, array)
+            self._require_fit(name, array.shape)
         replaced = {name.rpartition(".")[0] for name in result if name.endswith(".head")}
         return {
             **{name: array for name, array in self.heads.items() if name.rpartition(".")[0] not in replaced},
             **result,
         }
 
-    def _blocks(self, path: str, values: Values) -> np.ndarray:
-        """Puts the members' ``up`` factors into one block-diagonal matrix and removes them from
-        ``values``.
+    def _join(
+        self, group: MappedSite, wide: int, own: Mapping[str, Any], axis: int, other: int
+    ) -> JoinedValue:
+        """Joins the factors of siblings, each in the ``wide`` places of its own along the ``axis`` of the
+        ranks, in an array that is ``other`` long along the other axis: the ``down`` factors beside each
+        other, the ``up`` factors as blocks of a diagonal.
         """
-        group = self.groups[path]
-        ups = [values.pop(f"{member}.up") for member in group.members]
-        rank = len(ups[0])
-        whole = np.zeros((rank * len(ups), self.joined[path]), group.dtype)
-        for number, (member, up) in enumerate(zip(group.members, ups, strict=True)):
-            at = self.sites[member].at
-            whole[number * rank : (number + 1) * rank, at : at + up.shape[1]] = up
-        return whole
+        parts = []
+        for number, member in enumerate(group.members):
+            if (part := own.get(member)) is not None:
+                site = self.sites[member]
+                length, at = (site.out_features, site.at) if axis == 0 else (other, 0)
+                if part.shape[1 - axis] != length:
+                    raise _mismatch(member, length, part.shape)
+                places = slice(number * wide, number * wide + part.shape[axis]), slice(at, at + length)
+                parts.append((places if axis == 0 else places[::-1], part))
+        whole = wide * len(group.members), other
+        return JoinedValue(whole if axis == 0 else whole[::-1], parts)
 
-    def _require_fit(self, name: str, array: np.ndarray) -> None:
+    def _require_fit(self, name: str, shape: tuple[int, ...]) -> None:
         slot = self.slots.get(name)
         if slot is None:
             raise Unsupported(
@@ -173,19 +225,12 @@ class SlotLayout:
                 found=name,
                 remedy="export the bundle again with this adapter among the packs",
             )
-        if len(array.shape) != len(slot.axes) or any(
-            isinstance(axis, int) and axis != length
-            for axis, length in zip(slot.axes, array.shape, strict=True)
+        if len(shape) != len(slot.axes) or any(
+            isinstance(axis, int) and axis != length for axis, length in zip(slot.axes, shape, strict=True)
         ):
-            raise BaseMismatch(
-                "the adapter was made for a layer of another width",
-                where=name,
-                expected=slot.axes,
-                found=array.shape,
-                remedy="export a bundle of the base that the adapter was made for",
-            )
+            raise _mismatch(name, slot.axes, shape)
 
-    def extents(self, values: Values) -> dict[Axis, int]:
+    def extents(self, values: Mapping[str, np.ndarray | JoinedValue]) -> dict[Axis, int]:
         """Returns the lengths of the free axes in an adapter's values."""
         longest: dict[Axis, int] = {}
         for name, array in values.items():

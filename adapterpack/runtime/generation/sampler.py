@@ -22,6 +22,10 @@ _NONE = np.float32(-np.inf)
 _COLDEST = 1e-30
 """The least temperature to divide by; still a normal number in float32."""
 _BLOCK = 512
+_LIKELY = (1e-3, 1e-5)
+"""Weights of which those that top_p keeps are looked for first, where smaller ones cannot be among them."""
+_PEAKED = 64.0
+"""The total, in weights of the largest, up to which few tokens are likely."""
 FEWER = f"give fewer of logit_bias, {', '.join(LOGITS_PROCESSORS)}, json_schema, regex and grammar"
 """The remedy in errors about parameters that exclude every token."""
 
@@ -90,6 +94,8 @@ class Sampler:
         self._penalized = (
             options.repetition_penalty != 1 or options.presence_penalty != 0 or options.frequency_penalty != 0
         )
+        self._changes = bool(options.logit_bias or self._penalized or self._processors)
+        """Whether :meth:`process_logits` changes the logits."""
         self._tokens = np.unique(np.array(prompt if self._penalized else (), np.intp))
         """The distinct tokens of prompt and answer; ``_counts`` has how often each occurs in the answer."""
         self._counts = np.zeros(len(self._tokens), np.float32)
@@ -112,13 +118,13 @@ class Sampler:
             NonFinite: the logits have NaN or +infinity, or are all -infinity.
             ConfigError: a parameter names a token that the model does not have, or no token is left.
         """
-        logits = logits.astype(np.float32)  # a copy
-        top = logits.max()
-        if not np.isfinite(top):  # max returns NaN if any logit is NaN
-            raise NonFinite("the model's logits are not finite", found=top)
+        logits = logits.astype(np.float32, copy=self._changes)
+        place = int(logits.argmax())
+        if not np.isfinite(logits[place]):  # argmax finds the first NaN
+            raise NonFinite("the model's logits are not finite", found=logits[place])
         count = self.options.logprobs
-        original = logits if count is None else logits.copy()
-        token = self._choose(self.process_logits(logits))
+        original = logits.copy() if count is not None and self._changes else logits
+        token = self._choose(self.process_logits(logits), None if self._changes else place)
         self.accept(token)
         if count is None:
             return SampledToken(token)
@@ -135,7 +141,8 @@ class Sampler:
         for name, named in (("logit_bias", options.logit_bias), ("stop_token_ids", options.stop_token_ids)):
             require_in_vocabulary(name, max(named, default=0), size)
         ids, bias = self._bias
-        logits[ids] += bias
+        if len(ids):
+            logits[ids] += bias
         if self._penalized:
             # a prompt may contain image tokens beyond the vocabulary, which have no logits
             known = self._tokens < size
@@ -155,14 +162,15 @@ class Sampler:
             process(logits, self._row)
         return logits
 
-    def _choose(self, logits: np.ndarray) -> int:
+    def _choose(self, logits: np.ndarray, best: int | None) -> int:
+        """Returns the next token; ``best`` is the likeliest one before the mask, if it is known."""
         ids = None if self.mask is None else np.flatnonzero(self.mask.allowed(len(logits)))
         values = logits if ids is None else logits[ids]
-        place = int(values.argmax()) if len(values) else 0
+        place = best if ids is None and best is not None else int(values.argmax()) if len(values) else 0
         if not len(values) or not np.isfinite(values[place]):
             raise ConfigError("no token is left to choose", where="the row's parameters", remedy=FEWER)
         if self.options.temperature:
-            places, weights = candidates(values, self.options)
+            places, weights = candidates(values, self.options, values[place])
             place = int(places[_index_at_share(weights, self._draws.random())])
         return place if ids is None else int(ids[place])
 
@@ -208,11 +216,13 @@ class Sampler:
             self._counts[place] += 1
 
 
-def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.ndarray]:
+def candidates(
+    logits: np.ndarray, options: Sampling, top: np.float32
+) -> tuple[Sequence[int] | np.ndarray, np.ndarray]:
     """Returns the indices of the tokens to draw from, in ascending order, and weights proportional to their
-    probabilities, from float32 logits.
+    probabilities, from float32 logits, of which ``top`` is the largest.
     """
-    places, top = np.arange(len(logits)), logits.max()
+    places: Sequence[int] | np.ndarray = range(len(logits))
     if 0 < options.top_k < len(logits):
         places = np.flatnonzero(logits >= _kth_largest(logits, options.top_k))
         logits = logits[places]
@@ -222,7 +232,7 @@ def candidates(logits: np.ndarray, options: Sampling) -> tuple[np.ndarray, np.nd
     np.exp(weights, out=weights)
     if options.top_p < 1 or options.min_p:
         kept = _nucleus(weights, options.top_p, options.min_p)
-        places, weights = places[kept], weights[kept]
+        places, weights = kept if isinstance(places, range) else places[kept], weights[kept]
     return places, weights
 
 
@@ -240,12 +250,15 @@ def _nucleus(weights: np.ndarray, top_p: float, min_p: float) -> np.ndarray:
         return np.flatnonzero(weights >= min_p)
     total = float(weights.sum(dtype=np.float64))
     spare = (1 - top_p) * total
-    # All smaller weights together are at most what top_p leaves out, so they can go first.
-    places = np.flatnonzero(weights >= spare / len(weights))
-    kept = weights[places]
-    return places[
-        kept >= max(_threshold_above(kept, spare - (total - float(kept.sum(dtype=np.float64)))), min_p)
-    ]
+    # Weights that all together are at most what top_p leaves out can go first: those below the last bound are
+    # in any case, and where few tokens are likely those below a larger one are, too.
+    for least in (*(_LIKELY if total < _PEAKED else ()), spare / len(weights)):
+        places = np.flatnonzero(weights >= least)
+        kept = weights[places]
+        left = total - float(kept.sum(dtype=np.float64))
+        if left < spare:
+            break
+    return places[kept >= max(_threshold_above(kept, spare - left), min_p)]
 
 
 def _threshold_above(values: np.ndarray, share: float) -> np.float32:
@@ -264,6 +277,9 @@ def _threshold_above(values: np.ndarray, share: float) -> np.float32:
 
 def _index_at_share(weights: np.ndarray, share: float) -> int:
     """Returns the first index at which the running sum of the weights exceeds this share of the total."""
+    if len(weights) <= _BLOCK:
+        sums = np.cumsum(weights, dtype=np.float64)
+        return int(np.searchsorted(sums[:-1], share * sums[-1], side="right"))
     blocks = np.cumsum(np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK), dtype=np.float64))
     point = share * blocks[-1]
     block = int(np.searchsorted(blocks, point, side="right"))

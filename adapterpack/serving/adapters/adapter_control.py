@@ -15,9 +15,9 @@ from msgspec import Struct
 
 from ...errors import AdapterpackError, ConfigError, HubError, UnknownAdapter
 from ...pack import Pack
-from ...pack.inspect import summary
 from ...pack.text_profile import TextIndex, TextProfile
 from ...pack.trust.sign import Signers
+from ...pack.validate.listing import ListedPack
 from ...runtime.engine.adapter_table import AdapterTable
 from .adapter_source import AdapterSource, InFolder, NamedSource, PackPlace, PlaceState
 
@@ -68,16 +68,16 @@ class ServedAdapter:
 
     @cached_property
     def facts(self) -> Facts:
-        """The summary of its pack, computed once."""
-        known = summary(self.pack)
-        ranks = [group.rank for group in self.pack.manifest.groups if group.rank is not None]
-        saved = [path.rpartition(".")[2] for path in known["modules_to_save"]]
+        """The summary of its pack, computed once, from its outline."""
+        known = self.pack.outline
+        ranks = [group.rank for group in known.groups if group.rank is not None]
+        changed = [(group.role, group.path) for group in known.groups if group.role != "shared"]
         return Facts(
-            " + ".join([known["method"], *known.get("beside", ())]),
+            " + ".join(dict.fromkeys((group.method or known.method).type for group in known.groups)),
             (min(ranks), max(ranks)) if ranks else None,
-            known["sites"],
-            list(dict.fromkeys([*known["sites_by_module"], *saved])),
-            known["bytes"],
+            sum(role == "adapter" for role, _ in changed),
+            list(dict.fromkeys(path.rpartition(".")[2] for _, path in changed)),
+            sum(entry.size for entry in known.files if entry.role == "tensors"),
         )
 
 
@@ -188,6 +188,34 @@ class AdapterControl:
         """Returns whether the base or an adapter has the name."""
         return name == self._base or name in self._adapters
 
+    def adapter_of(self, model: str) -> str:
+        """Returns the name of the adapter in the name of a model, which may begin with the base's."""
+        return model.removeprefix(f"{self._base}:")
+
+    def is_listed(self, name: str) -> bool:
+        """Whether an adapter was only listed, so that :meth:`admit` has to check it."""
+        one = self._adapters.get(name)
+        return one is not None and isinstance(one.pack, ListedPack)
+
+    def admit(self, name: str) -> None:
+        """Makes the checks of an adapter that was only listed; one that fails them is remembered as refused.
+
+        Raises:
+            AdapterpackError: the adapter may not run.
+        """
+        with self._lock:
+            one = self._adapters.get(name)
+            if one is None or not isinstance(one.pack, ListedPack):
+                return
+            try:
+                self._table.admit(one.pack)
+            except AdapterpackError as error:
+                if one.place is not None:
+                    self._refuse(one.place, error.code, error.sentence)
+                raise
+            for other in self._of(one.place):
+                self._note(self._table.pack(other.name), other.place)
+
     def follow(self, place: PackPlace, leaving: Collection[PackPlace] = ()) -> bool:
         """Loads a pack at a place that is new or has changed, under its own name and under the names that an
         operator gave it.
@@ -241,7 +269,7 @@ class AdapterControl:
 
     def _follow(self, pack: Pack, place: PackPlace, leaving: Collection[PackPlace]) -> None:
         before, faults = self._of(place), list[AdapterpackError]()
-        given = {one.name for one in before if one.name != one.pack.manifest.pack.name}
+        given = {one.name for one in before if one.name != one.pack.outline.pack.name}
         for name in (pack.name, *sorted(given - {pack.name})):
             holder = self._adapters.get(name)
             replace = holder is not None and (holder.place == place or holder.place in leaving)
@@ -266,7 +294,7 @@ class AdapterControl:
         TextProfile.of(pack)
         self._table.load(pack, replace=True, signers=self._signers)
         before = self._adapters.get(pack.name)
-        after = self._note(pack, place)
+        after = self._note(self._table.pack(pack.name), place)  # which has its tensors on disk
         if before is None or before.generation != after.generation:
             self._changed("loaded" if before is None else "replaced", "")
             if log:
@@ -296,7 +324,7 @@ class AdapterControl:
         _LOG.warning("unloaded the adapter %s, generation %d", name, adapter.generation)
         return adapter
 
-    def _of(self, place: PackPlace) -> list[ServedAdapter]:
+    def _of(self, place: PackPlace | None) -> list[ServedAdapter]:
         return [one for one in self._adapters.values() if one.place == place]
 
     def _accept(self, place: PackPlace) -> None:

@@ -17,6 +17,7 @@ from ...hub.resolve import is_remote
 from ...hub.transport import names
 from ...manifest.manifest import FILE_NAME
 from ...pack import Pack
+from ...pack.validate.listing import list_pack
 from ...pack.validate.validation import load
 from ...paths import StrPath
 from ...peft.layout import CONFIG
@@ -88,10 +89,10 @@ class PackFolder:
             return next((InFolder(pack) for pack in _packs_in(self.path) if pack.name == name), None)
 
     def at_start(self) -> Iterator[tuple[PackPlace, Pack]]:
-        """Yields the packs in the folder. At the start links are followed, because the person who starts the
-        server named the folder.
+        """Yields the packs in the folder, listed. At the start links are followed, because the person who
+        starts the server named the folder.
         """
-        return ((InFolder(pack), load(pack)) for pack in _packs_in(self.path))
+        return ((InFolder(pack), list_pack(pack)) for pack in _packs_in(self.path))
 
 
 def is_pack(folder: Path) -> bool:

@@ -39,19 +39,17 @@ class OnRequest:
 
     async def ensure(self, name: str, key: Key) -> None:
         """Loads the adapter with a name if the key may use it, no model has the name yet, and a source has
-        it.
+        it; and checks one that was only listed.
 
         Raises:
-            HTTPError: too many adapters are loading.
+            HTTPError: too many adapters are loading, or the listed one is refused.
         """
+        name = self._control.adapter_of(name)
         if name in self._fetched:
             self._fetched.move_to_end(name)
         absent = self._absent.get(name, 0.0) > time.monotonic()
-        if (
-            absent
-            or not (self._sources and NAME.fullmatch(name) and key.may(name))
-            or self._control.has(name)
-        ):
+        new = self._sources and NAME.fullmatch(name) and not absent and not self._control.has(name)
+        if not (key.may(name) and (new or self._control.is_listed(name))):
             return
         if name not in self._loading:
             if len(self._loading) >= _AT_ONCE:
@@ -61,6 +59,14 @@ class OnRequest:
         await asyncio.shield(self._loading[name])
 
     async def _load(self, name: str) -> None:
+        if self._control.is_listed(name):
+            try:
+                async with self._turns:
+                    await asyncio.to_thread(self._control.admit, name)
+            except AdapterpackError as error:
+                what = f"the adapter {name!r} was refused: {error.what}"
+                raise HTTPError(503, error.code, what, param="model") from error
+            return
         for source in self._sources:
             try:
                 async with self._turns:

@@ -11,7 +11,7 @@ from ...fleet.fleet import Fleet
 from ...fleet.manifest import FILE_NAME
 from ...hub.resolve import folder_of
 from ...pack import Pack
-from ...pack.validate.validation import as_pack
+from ...pack.validate.listing import list_pack
 from ...paths import StrPath
 from .adapter_control import AdapterControl
 from .adapter_source import AdapterSource, is_pack, listed_source
@@ -69,4 +69,4 @@ class StartupAdapters(NamedTuple):
             for place, pack in () if watched else source.at_start():
                 control.add(pack, place)
         for one in self.packs:
-            control.add(as_pack(one))
+            control.add(one if isinstance(one, Pack) else list_pack(one))

@@ -10,6 +10,7 @@ from typing import cast
 from ....errors import FormatError
 from ....io.safe_open import LARGE, TENSORS, in_hub_cache, map_file, read_file
 from ....manifest import manifest as m
+from ....manifest.outline import Outline
 from ...pack import MUTABLE
 from .context import Budget
 from .finding import CheckRule, Finding
@@ -91,7 +92,7 @@ def forbidden_files(
             yield MAGIC.at(path.name, f"the file begins like {kind}", file=path.name, offset=0)
 
 
-def closed_file_list(folder: Path, manifest: m.Manifest) -> Iterator[Finding]:
+def closed_file_list(folder: Path, manifest: m.Manifest | Outline) -> Iterator[Finding]:
     """AP102-AP104: the folder contains exactly the listed files, each with the listed size."""
     listed = {entry.path: entry for entry in manifest.files}
     present = {path.name for path in entries(folder)}
